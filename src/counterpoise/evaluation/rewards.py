@@ -1,0 +1,152 @@
+"""Rewards: (prompts, responses) in, one number per response out, higher is better."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import importlib
+import io
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+
+
+def load_reward(spec: str, *, device: str = "cpu", batch_size: int = 16) -> Reward:
+    """The reward that `spec` names.
+
+    Args:
+        spec: one of
+            `sentiment:FILE.csv`: log-odds of "positive" under a bag-of-words classifier fitted to FILE (columns text
+            and label, 0 or 1; may be gzipped);
+            `module:function`: a Python callable over (prompts, responses), importable from here;
+            anything else: a sequence-classification model, a local folder or a hub id (`id@revision` allowed).
+        device, batch_size: for a model.
+    """
+    head, _, tail = spec.partition(":")
+    if head == "sentiment" and tail:
+        return checked(sentiment(tail), spec)
+    if tail and not Path(spec).exists() and head.replace(".", "").replace("_", "").isalnum():
+        return checked(_imported(head, tail), spec)
+    return checked(classifier(spec, device=device, batch_size=batch_size), spec)
+
+
+def checked(reward: Reward, name: str) -> Reward:
+    """`reward`, refusing a wrong number of scores or one that is not finite."""
+
+    def scores(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        values = np.asarray(reward(prompts, responses), dtype=np.float64)
+        if values.shape != (len(responses),):
+            raise ValueError(
+                f"reward {name}: expected {len(responses)} numbers, one per response, "
+                f"found an array of shape {values.shape}"
+            )
+        if not np.isfinite(values).all():
+            worst = int(np.flatnonzero(~np.isfinite(values))[0])
+            raise ValueError(
+                f"reward {name}: expected finite numbers, found {values[worst]} for the response "
+                f"{responses[worst][:80]!r}; clip or repair the reward"
+            )
+        return [float(v) for v in values]
+
+    return scores
+
+
+def sentiment(path: str | Path) -> Reward:
+    """Log-odds of a positive text: TF-IDF of words and word pairs, logistic regression, fitted to `path` at each load.
+
+    Needs scikit-learn. The fit is deterministic. The prompt is not looked at.
+    """
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "the reward sentiment: needs scikit-learn; pip install 'counterpoise[eval]'"
+        ) from error
+    texts, labels = _read_labelled(Path(path))
+    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, max_features=100_000, sublinear_tf=True)
+    model = make_pipeline(words, LogisticRegression(C=10.0, max_iter=1000))
+    model.fit(texts, labels)
+
+    def log_odds(prompts: Sequence[str], responses: Sequence[str]) -> Sequence[float]:
+        return model.decision_function(list(responses)).tolist() if responses else []
+
+    return log_odds
+
+
+def _read_labelled(path: Path) -> tuple[list[str], list[int]]:
+    csv.field_size_limit(sys.maxsize)
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as raw:
+        rows = csv.DictReader(io.TextIOWrapper(raw, encoding="utf-8", newline=""))
+        if not {"text", "label"} <= set(rows.fieldnames or ()):
+            raise ValueError(f"{path}: expected columns text and label, found {rows.fieldnames}")
+        records = [(row["text"], row["label"]) for row in rows]
+    labels = {label for _, label in records}
+    if labels != {"0", "1"}:
+        raise ValueError(f"{path}: expected the labels 0 and 1, found {sorted(labels)[:5]}")
+    return [text for text, _ in records], [int(label) for _, label in records]
+
+
+def _imported(module: str, function: str) -> Reward:
+    sys.path.insert(0, "")
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"reward {module}:{function}: no module {error.name!r} can be imported from here; expected "
+            "module:function, sentiment:FILE.csv, a model folder or a hub id"
+        ) from None
+    finally:
+        sys.path.remove("")
+    reward = getattr(found, function, None)
+    if not callable(reward):
+        raise ValueError(f"reward {module}:{function}: {module} has no callable named {function!r}")
+    return reward  # type: ignore[no-any-return]
+
+
+def classifier(source: str, *, device: str = "cpu", batch_size: int = 16) -> Reward:
+    """A sequence-classification model as a reward: its one output, or the log-odds of the last of two labels.
+
+    Prompt and response go through the model's own chat template when it has one, else as a text pair.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    name, _, revision = source.partition("@")
+    settings: dict[str, Any] = {"revision": revision or None} if not Path(source).exists() else {}
+    name = name if settings else source
+    tokenizer = AutoTokenizer.from_pretrained(name, **settings)
+    model = AutoModelForSequenceClassification.from_pretrained(name, **settings).to(device).eval()
+    if model.config.num_labels not in (1, 2):
+        raise ValueError(f"reward {source}: expected a model of one or two outputs, found {model.config.num_labels}")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+
+    def encode(prompts: Sequence[str], responses: Sequence[str]) -> Any:
+        limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512))
+        options = {"padding": True, "truncation": True, "max_length": limit, "return_tensors": "pt"}
+        if getattr(tokenizer, "chat_template", None):
+            chats = [
+                [{"role": "user", "content": p}, {"role": "assistant", "content": r}]
+                for p, r in zip(prompts, responses, strict=True)
+            ]
+            return tokenizer([tokenizer.apply_chat_template(c, tokenize=False) for c in chats], **options)
+        return tokenizer(list(prompts), list(responses), **options)
+
+    @torch.no_grad()
+    def score(prompts: Sequence[str], responses: Sequence[str]) -> Sequence[float]:
+        values: list[float] = []
+        for start in range(0, len(responses), batch_size):
+            stop = start + batch_size
+            logits = model(**encode(prompts[start:stop], responses[start:stop]).to(device)).logits.double()
+            values += (logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]).tolist()
+        return values
+
+    return score
