@@ -129,7 +129,7 @@ def sample(
     eos = stop_token(model, tokenizer)
     pad = eos if eos is not None else 0
     # Said outright: what stays unset is filled from the model's own generation config (top_k 50, for instance).
-    drawing = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
+    drawing = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {"do_sample": False}
     config = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=pad, **drawing)
     _refuse_too_long(model, prompts, max_new_tokens)
     device = _device_of(model)

@@ -1,0 +1,335 @@
+"""Checkpoints on disk: read-only mappings over memory-mapped safetensors files, and an atomic way to write a new one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import mmap
+import os
+import re
+import shutil
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+COMPANIONS = (
+    "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
+    "merges.txt", "*.model", "chat_template*", "preprocessor_config.json", "processor_config.json", "LICENSE*",
+)  # fmt: skip
+
+
+class CheckpointError(ValueError):
+    """A checkpoint, or a pair of them, that cannot be used; the message says what was expected, found, and what to do."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies: its file, byte range, dtype and shape."""
+
+    file: Path
+    start: int
+    stop: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class Checkpoint(Mapping[str, Tensor]):
+    """A Hugging Face checkpoint folder as a read-only mapping from tensor name to tensor.
+
+    Tensors are views of the memory-mapped files: reading one allocates nothing. Their names are those on disk.
+
+    Attributes:
+        source: what the user typed.
+        folder: the local folder.
+        entries: where each tensor lies, in the order of the files.
+    """
+
+    def __init__(self, folder: str | Path, *, source: str | None = None) -> None:
+        self.folder = Path(folder)
+        self.source = source or str(folder)
+        self.files = _weight_files(self.folder)
+        self.entries: dict[str, Entry] = {}
+        for file in self.files:
+            for name, entry in _read_header(file).items():
+                if name in self.entries:
+                    raise CheckpointError(f"{self.source}: the tensor {name} stands in both {self.entries[name].file.name} "
+                                          f"and {file.name}; expected each once")  # fmt: skip
+                self.entries[name] = entry
+        self._check_index()
+        self._maps: dict[Path, mmap.mmap] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        entry = self.entries[name]
+        count = (entry.stop - entry.start) // entry.dtype.itemsize
+        if count == 0:
+            return torch.empty(entry.shape, dtype=entry.dtype)
+        return torch.frombuffer(self._mapped(entry.file), dtype=entry.dtype, count=count, offset=entry.start).view(
+            entry.shape
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, from the header alone."""
+        return self.entries[name].shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Dtype of a tensor, from the header alone."""
+        return self.entries[name].dtype
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The model's config.json; empty where there is none."""
+        path = self.folder / "config.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    @property
+    def layout(self) -> dict[str, list[str]]:
+        """Tensor names of each weight file, in the order they lie in it."""
+        return {file.name: [n for n, e in self.entries.items() if e.file == file] for file in self.files}
+
+    @cached_property
+    def sha256(self) -> dict[str, str]:
+        """sha256 of each weight file and of config.json, by file name."""
+        hashed = [*self.files, *filter(Path.is_file, [self.folder / "config.json"])]
+        return {file.name: _sha256(file) for file in hashed}
+
+    def _mapped(self, file: Path) -> mmap.mmap:
+        if file not in self._maps:
+            with file.open("rb") as opened:
+                # A private map: torch wants a writable buffer, and nothing written to it would reach the file.
+                self._maps[file] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+        return self._maps[file]
+
+    def _check_index(self) -> None:
+        index = self.folder / INDEX
+        if not index.is_file():
+            return
+        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if missing := sorted(set(listed) - set(self.entries)):
+            raise CheckpointError(
+                f"{self.source}: {INDEX} lists {len(missing)} tensors that its files do not hold, first {missing[0]}; "
+                "the copy is incomplete, fetch it again"
+            )
+
+
+def open_checkpoint(source: str | Path, *, base: Checkpoint | None = None) -> Checkpoint:
+    """Open a local folder or a hub id (`org/name` or `org/name@revision`).
+
+    A folder that holds a PEFT LoRA adapter is read as `base` with the adapter applied.
+
+    Raises:
+        CheckpointError: nothing there, pickled weights, incomplete shards, an adapter without its base.
+    """
+    folder = resolve(source)
+    if (folder / "adapter_config.json").is_file():
+        from counterpoise.lora import LoraCheckpoint
+
+        if base is None:
+            raise CheckpointError(f"{source}: a LoRA adapter, expected a whole checkpoint here; only POST may be an adapter")
+        return LoraCheckpoint(base, folder, source=str(source))
+    return Checkpoint(folder, source=str(source))
+
+
+def resolve(source: str | Path) -> Path:
+    """The local folder of `source`; a hub id is fetched (weights, config, tokenizer; never code)."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise CheckpointError(f"{source}: expected a checkpoint folder, found a file; give the folder that holds it")
+    found = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?", str(source))
+    if found is None:
+        raise CheckpointError(f"{source}: no such folder, and not a hub id (org/name or org/name@revision)")
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.safetensors", "*.json", *COMPANIONS]
+    try:
+        return Path(snapshot_download(found[1], revision=found[2], allow_patterns=patterns))
+    except Exception as error:
+        raise CheckpointError(
+            f"{source}: no such folder here, and the hub did not give it ({type(error).__name__}: {error})"
+        ) from None
+
+
+def match_name(wanted: str, names: Mapping[str, Any]) -> str | None:
+    """The tensor of a checkpoint that a model calls `wanted`: the same name, or the same with one prefix more or less.
+
+    Base models are saved without the prefix that their task models give them (`h.0.attn` and `transformer.h.0.attn`).
+    """
+    if wanted in names:
+        return wanted
+    shorter = wanted.partition(".")[2]
+    if shorter in names:
+        return shorter
+    longer = [name for name in names if name.partition(".")[2] == wanted]
+    return longer[0] if len(longer) == 1 else None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index, single = folder / INDEX, folder / WEIGHTS
+    if index.is_file() and single.is_file():
+        raise CheckpointError(
+            f"{folder}: both {WEIGHTS} and {INDEX} are there, so which weights are meant is not known "
+            "(transformers would load the single file); remove the stale one"
+        )
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        files = sorted({folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+        if absent := [f.name for f in files if not f.is_file()]:
+            raise CheckpointError(f"{folder}: the shard {absent[0]} is missing ({len(absent)} of {len(files)}); fetch it again")
+        return files
+    pickles = sorted(p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")))
+    if pickles:
+        raise CheckpointError(
+            f"{folder}: expected safetensors, found the pickle {pickles[0]}, which can run code when opened. Convert it once "
+            "where you trust it: AutoModel.from_pretrained(folder).save_pretrained(new_folder)"
+        )
+    raise CheckpointError(f"{folder}: expected {WEIGHTS} or {INDEX}, found neither")
+
+
+def _read_header(file: Path) -> dict[str, Entry]:
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        length = struct.unpack("<Q", opened.read(8))[0] if size >= 8 else size
+        if length + 8 > size:
+            raise CheckpointError(f"{file}: not a whole safetensors file (header of {length} bytes, file of {size})")
+        header = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
+    entries = {}
+    for name, item in sorted(header.items(), key=lambda pair: pair[1]["data_offsets"]):
+        if item["dtype"] not in DTYPES:
+            raise CheckpointError(f"{file}: the tensor {name} has the dtype {item['dtype']}, which is a quantised or unknown "
+                                  f"one; expected one of {', '.join(DTYPES)}")  # fmt: skip
+        start, stop = (8 + length + offset for offset in item["data_offsets"])
+        if stop > size:
+            raise CheckpointError(f"{file}: cut short: {name} ends at byte {stop}, the file at {size}; fetch it again")
+        entries[name] = Entry(file, start, stop, DTYPES[item["dtype"]], tuple(item["shape"]))
+    return entries
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def hash_in_background(checkpoints: Sequence[Checkpoint]) -> Future[None]:
+    """Start computing the `sha256` of the checkpoints beside other work; call `.result()` before reading them."""
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(lambda: [c.sha256 for c in checkpoints])
+    pool.shutdown(wait=False)
+    return future  # type: ignore[return-value]
+
+
+class TensorFile:
+    """A safetensors file being written: its header first, then bytes anywhere in it."""
+
+    def __init__(self, path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        self.starts: dict[str, int] = {}
+        for name, (dtype, shape) in tensors.items():
+            stop = offset + dtype.itemsize * torch.Size(shape).numel()
+            header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, stop]}
+            self.starts[name], offset = offset, stop
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        self._body = 8 + len(text)
+        self.size = offset
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        os.ftruncate(self._fd, self._body + offset)
+        _write_all(self._fd, memoryview(struct.pack("<Q", len(text)) + text), 0)
+
+    def write(self, name: str, offset: int, values: Tensor) -> None:
+        """Put contiguous `values` at byte `offset` of the tensor `name`."""
+        if values.numel():
+            data = memoryview(values.flatten().view(torch.uint8).numpy())
+            _write_all(self._fd, data, self._body + self.starts[name] + offset)
+
+    def close(self) -> None:
+        """Flush to the disk and close."""
+        os.fsync(self._fd)
+        os.close(self._fd)
+
+
+def _write_all(fd: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, offset)
+        data, offset = data[written:], offset + written
+
+
+@contextlib.contextmanager
+def staged(out: str | Path) -> Iterator[Path]:
+    """A temporary folder beside `out` that becomes `out` in one step when the block ends, and vanishes when it fails.
+
+    Raises:
+        CheckpointError: `out` exists and is not an empty folder.
+    """
+    target = Path(out).absolute()
+    refuse_occupied(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep_abandoned(target)
+    folder = target.parent / f".{target.name}.partial-{os.getpid()}"
+    folder.mkdir()
+    try:
+        yield folder
+        for path in sorted(folder.rglob("*")):
+            _fsync(path)
+        _fsync(folder)
+        refuse_occupied(target)
+        if target.is_dir():
+            target.rmdir()
+        folder.rename(target)
+        _fsync(target.parent)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def refuse_occupied(out: Path) -> None:
+    """Raise when something stands at `out` that writing there would destroy."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise CheckpointError(f"{out}: expected a new or empty folder, found a {'folder with content' if out.is_dir() else 'file'}; "
+                              "choose another name or remove it")  # fmt: skip
+
+
+def copy_companions(donor: Checkpoint, folder: Path) -> None:
+    """Copy config, tokenizer, chat template and generation config of `donor` into `folder`."""
+    for path in sorted({p for pattern in COMPANIONS for p in donor.folder.glob(pattern) if p.is_file()}):
+        shutil.copyfile(path, folder / path.name)
+
+
+def _sweep_abandoned(target: Path) -> None:
+    """Remove what a killed process left beside `target`."""
+    for path in target.parent.glob(f".{target.name}.partial-*"):
+        pid = path.name.rpartition("-")[2]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc").is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

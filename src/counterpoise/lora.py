@@ -1,0 +1,121 @@
+"""A PEFT LoRA adapter read as the checkpoint it stands for: base + scaling * B A, in float32, rounded once."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from counterpoise.checkpoint import Checkpoint, CheckpointError, _read_header, _sha256, match_name
+
+ADAPTER = "adapter_model.safetensors"
+LOW_RANK = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?$")
+REFUSED_SETTINGS = ("use_dora", "target_parameters", "layer_replication", "trainable_token_indices", "lora_bias",
+                    "use_qalora", "alora_invocation_tokens", "arrow_config")  # fmt: skip
+
+
+class LoraCheckpoint(Checkpoint):
+    """`base` with a LoRA adapter applied, tensor by tensor, as it is read; nothing is written.
+
+    rsLoRA, rank and scale patterns, Conv1D layers, adapted embeddings, trained biases and `modules_to_save` are
+    supported. DoRA, PiSSA-like initialisations (which change the base) and resized vocabularies are refused by name.
+    """
+
+    def __init__(self, base: Checkpoint, folder: Path, *, source: str) -> None:
+        self.base, self.adapter_folder, self.source = base, folder, source
+        self.folder, self.files, self.entries = base.folder, base.files, base.entries
+        if not (folder / ADAPTER).is_file():
+            raise CheckpointError(f"{source}: expected {ADAPTER} beside adapter_config.json, found none; save the adapter "
+                                  "with safe_serialization (PEFT's default)")  # fmt: skip
+        self.settings: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        self._refuse_unsupported()
+        self._adapter = _Adapter(folder / ADAPTER)
+        self._pairs: dict[str, dict[str, str]] = {}
+        self._replaced: dict[str, str] = {}
+        for key in self._adapter.entries:
+            self._place(key)
+        for name, pair in self._pairs.items():
+            self._check_pair(name, pair)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self._replaced:
+            return self._adapter[self._replaced[name]].to(self.base.dtype(name))
+        weight = self.base[name]
+        if name not in self._pairs:
+            return weight
+        pair = self._pairs[name]
+        low, high = self._adapter[pair["A"]], self._adapter[pair["B"]]
+        update = high.float() @ low.float()
+        if update.shape != weight.shape or (self.settings.get("fan_in_fan_out") and "embedding" not in pair["A"]):
+            update = update.T
+        work = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        return torch.add(weight.to(work), update.to(work), alpha=self._scaling(pair["A"], low.shape[0])).to(weight.dtype)
+
+    @cached_property
+    def sha256(self) -> dict[str, str]:
+        """sha256 of the adapter's two files."""
+        return {name: _sha256(self.adapter_folder / name) for name in (ADAPTER, "adapter_config.json")}
+
+    def _scaling(self, key: str, rank: int) -> float:
+        module = LOW_RANK.match(key)[1].removeprefix("base_model.model.")  # type: ignore[index]
+        numerator = self.settings["lora_alpha"]
+        for pattern, value in (self.settings.get("alpha_pattern") or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                numerator = value
+                break
+        return float(numerator) / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
+
+    def _refuse_unsupported(self) -> None:
+        kind = self.settings.get("peft_type")
+        if kind != "LORA":
+            raise CheckpointError(f"{self.source}: expected a LoRA adapter, found peft_type {kind!r}; merge it into its base "
+                                  "with PEFT and give the merged checkpoint")  # fmt: skip
+        start = str(self.settings.get("init_lora_weights", True)).lower()
+        named = [n for n in REFUSED_SETTINGS if self.settings.get(n)]
+        if start.startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
+            named.append(f"init_lora_weights={start}")
+        if named:
+            raise CheckpointError(f"{self.source}: {', '.join(named)} is not supported here (the update is not scaling * B A "
+                                  "on the base); merge the adapter with PEFT and give the merged checkpoint")  # fmt: skip
+
+    def _place(self, key: str) -> None:
+        """Find the base tensor that an adapter tensor belongs to."""
+        plain = key.removeprefix("base_model.model.")
+        if low_rank := LOW_RANK.match(plain):
+            wanted, slot = f"{low_rank[1]}.weight", low_rank[2]
+        else:
+            wanted, slot = re.sub(r"\.(base_layer|modules_to_save(\.default)?)(?=\.)", "", plain), ""
+        name = match_name(wanted, self.base)
+        if name is None:
+            raise CheckpointError(f"{self.source}: the adapter holds {key}, but PRE has no tensor {wanted} (a tied head trained "
+                                  "on its own, a new head, or another base model); merge it with PEFT first")  # fmt: skip
+        if slot:
+            self._pairs.setdefault(name, {})[slot] = key
+        else:
+            self._replaced[name] = key
+            if (found := self._adapter.shape(key)) != self.base.shape(name):
+                raise CheckpointError(f"{self.source}: {key} has the shape {found}, PRE's {name} {self.base.shape(name)}: a "
+                                      "resized vocabulary; give both checkpoints the same tokens first")  # fmt: skip
+
+    def _check_pair(self, name: str, pair: dict[str, str]) -> None:
+        if set(pair) != {"A", "B"}:
+            raise CheckpointError(f"{self.source}: of {name} only lora_{next(iter(pair))} is there; the adapter is incomplete")
+        low, high = (self._adapter.shape(pair[side]) for side in "AB")
+        if len(low) != 2 or len(high) != 2 or {(high[0], low[1]), (low[1], high[0])}.isdisjoint({self.base.shape(name)}):
+            raise CheckpointError(f"{self.source}: B {high} times A {low} does not fit PRE's {name} {self.base.shape(name)}: "
+                                  "another base model or a resized vocabulary")  # fmt: skip
+
+
+class _Adapter(Checkpoint):
+    """The adapter's own file as a mapping."""
+
+    def __init__(self, file: Path) -> None:
+        self.folder, self.source, self.files = file.parent, str(file), [file]
+        self.entries = _read_header(file)
+        self._maps = {}

@@ -1,0 +1,185 @@
+"""Partitions: which tensors share a ratio."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Block:
+    """Tensors that share a ratio.
+
+    Attributes:
+        weight: its share in the mean ratio: the number of its layers, or of its parameters where the partition cuts
+            across layers.
+        layers: the layers it touches, from input to output.
+    """
+
+    name: str
+    weight: float
+    tensors: tuple[str, ...]
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Every tensor in exactly one block, or in `rest`, whose tensors take the weighted mean of the blocks' ratios.
+
+    `rest` holds what stands outside the layers: embeddings, final norm, head. The paper keeps the head at the global
+    ratio and is silent on the others, and its code averages different tensors in MA and in HMA (papers/hma.md, fault 8);
+    here one policy serves both, so that MA is the partition with all ratios equal.
+
+    >>> p = equal(["embed.weight", "layers.0.w", "layers.1.w", "layers.2.w"], 2)
+    >>> [b.name for b in p.blocks], p.rest
+    (['layers 0-1', 'layer 2'], ('embed.weight',))
+    >>> p.ratios({"embed.weight"}, (0.3, 0.9))
+    {'embed.weight': 0.5}
+    """
+
+    name: str
+    blocks: tuple[Block, ...]
+    rest: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.blocks:
+            raise ValueError(f"partition {self.name}: expected at least one block, found none")
+        seen: set[str] = set()
+        for name in (*(t for b in self.blocks for t in b.tensors), *self.rest):
+            if name in seen:
+                raise ValueError(f"partition {self.name}: the tensor {name} stands in two blocks; expected exactly one")
+            seen.add(name)
+        if any(not b.weight > 0 for b in self.blocks):
+            raise ValueError(f"partition {self.name}: expected positive block weights, found {[b.weight for b in self.blocks]}")
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Block weights, float64 of shape (K,)."""
+        return np.array([b.weight for b in self.blocks], dtype=np.float64)
+
+    def mean(self, ratios: Sequence[float] | np.ndarray) -> float:
+        """Weighted mean of the ratios; exactly r when all of them are r, so that MA is one special case of HMA."""
+        if all(r == ratios[0] for r in ratios):
+            return float(ratios[0])
+        return math.fsum(b.weight * float(r) for b, r in zip(self.blocks, ratios, strict=True)) / math.fsum(
+            b.weight for b in self.blocks
+        )
+
+    def ratios(self, names: Iterable[str], ratios: Sequence[float] | np.ndarray) -> dict[str, float]:
+        """The ratio of each tensor of `names`, given one ratio per block."""
+        if len(ratios) != len(self.blocks):
+            raise ValueError(f"partition {self.name}: expected {len(self.blocks)} ratios, found {len(ratios)}")
+        of = {t: float(r) for b, r in zip(self.blocks, ratios, strict=True) for t in b.tensors}
+        of.update(dict.fromkeys(self.rest, self.mean(ratios)))
+        wanted = list(names)
+        if lost := [n for n in wanted if n not in of]:
+            raise ValueError(f"partition {self.name}: {len(lost)} tensors are in no block, first {lost[0]}; "
+                             "it was made for another model")  # fmt: skip
+        return {n: of[n] for n in wanted}
+
+    def summary(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+        """Names, weights, layers and sizes, as plain json for reports.
+
+        Args:
+            shapes: tensor name -> shape.
+        """
+
+        def size(names: Sequence[str]) -> dict[str, int]:
+            return {"tensors": len(names), "parameters": sum(math.prod(shapes[n]) for n in names)}
+
+        blocks = [{"name": b.name, "weight": b.weight, "layers": list(b.layers), **size(b.tensors)} for b in self.blocks]
+        return {"name": self.name, "blocks": blocks, "rest": {**size(self.rest), "policy": "layer-weighted mean"}}
+
+
+def partition(shapes: Mapping[str, Sequence[int]], blocks: int | str) -> Partition:
+    """The partition that `--blocks` names: a number of equal blocks, `layerwise` or `module`.
+
+    Args:
+        shapes: tensor name -> shape.
+    """
+    if blocks == "layerwise":
+        return layerwise(shapes)
+    if blocks == "module":
+        return by_module(shapes)
+    try:
+        return equal(shapes, int(blocks))
+    except ValueError as error:
+        if isinstance(blocks, str) and not blocks.isdecimal():
+            raise ValueError(f"blocks: expected a number, layerwise or module, found {blocks!r}") from None
+        raise error
+
+
+def thirds(names: Iterable[str]) -> Partition:
+    """Input, middle and output third of the layers: the paper's default, K = 3."""
+    return equal(names, 3)
+
+
+def layerwise(names: Iterable[str]) -> Partition:
+    """One block a layer."""
+    names = list(names)
+    return equal(names, len(_by_layer(names)[0]))
+
+
+def equal(names: Iterable[str], k: int) -> Partition:
+    """`k` blocks of consecutive layers, as equal as can be (26 layers in 9 blocks: eight of 3 and one of 2).
+
+    Raises:
+        ValueError: no layers to be found in the names, or fewer than `k`.
+    """
+    layers, rest = _by_layer(names)
+    if not 1 <= k <= len(layers):
+        raise ValueError(f"blocks: expected between 1 and {len(layers)} (the number of layers), found {k}")
+    bounds = [round(i * len(layers) / k) for i in range(k + 1)]
+    numbers = list(layers)
+    blocks = []
+    for first, stop in zip(bounds, bounds[1:], strict=False):
+        inside = numbers[first:stop]
+        label = f"layer {inside[0]}" if len(inside) == 1 else f"layers {inside[0]}-{inside[-1]}"
+        tensors = tuple(t for n in inside for t in layers[n])
+        blocks.append(Block(label, float(len(inside)), tensors, tuple(inside)))
+    title = {1: "one block", 3: "thirds", len(layers): "layerwise"}.get(k, f"{k} equal blocks")
+    return Partition(title, tuple(blocks), tuple(rest))
+
+
+def by_module(shapes: Mapping[str, Sequence[int]]) -> Partition:
+    """One block a kind of module (`self_attn.q_proj`, `mlp.up_proj`, ...), across all layers, weighted by parameters."""
+    layers, rest = _by_layer(shapes)
+    kinds: dict[str, list[str]] = {}
+    for tensors in layers.values():
+        for tensor in tensors:
+            kind = re.split(r"\.\d+\.", tensor, maxsplit=1)[1].rsplit(".", 1)[0]
+            kinds.setdefault(re.sub(r"\.\d+(?=\.|$)", "", kind), []).append(tensor)
+    blocks = tuple(
+        Block(kind, float(sum(math.prod(shapes[t]) for t in tensors)), tuple(tensors), tuple(layers))
+        for kind, tensors in kinds.items()
+    )
+    return Partition("by module", blocks, tuple(rest))
+
+
+def _by_layer(names: Iterable[str]) -> tuple[dict[int, list[str]], list[str]]:
+    """Tensors of each layer, and those outside; a layer is the first number between dots, as in `model.layers.11.mlp`."""
+    stacks: dict[str, dict[int, list[str]]] = {}
+    rest = []
+    for name in names:
+        found = re.match(r"(?:(.*?)\.)?(\d+)\.", name)
+        if found is None:
+            rest.append(name)
+        else:
+            stacks.setdefault(found[1] or "", {}).setdefault(int(found[2]), []).append(name)
+    if not stacks:
+        raise ValueError("partition: no layers found; expected tensor names such as model.layers.0.mlp.up_proj.weight")
+    deep = {prefix: layers for prefix, layers in stacks.items() if len(layers) > 1} or stacks
+    if len(deep) > 1:
+        raise ValueError(f"partition: expected one stack of layers, found {', '.join(sorted(deep))}; "
+                         "give a Partition of your own (Python) for models with several")  # fmt: skip
+    (prefix,) = deep
+    rest += [t for p, layers in stacks.items() if p != prefix for tensors in layers.values() for t in tensors]
+    return dict(sorted(deep[prefix].items())), rest

@@ -1,0 +1,168 @@
+"""One model in memory whose ratios are set in place, and the gradient of a loss with respect to those ratios."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from counterpoise.averaging import mix
+from counterpoise.checkpoint import CheckpointError, match_name
+from counterpoise.partition import Partition
+from counterpoise.preflight import CHUNK, Pair
+
+Objective = Callable[[nn.Module], float]
+"""Runs forward and backward of a loss over all its data and returns the loss; gradients land in the parameters."""
+
+
+class ResidentAverage:
+    """A model that can be any average of a pair without a checkpoint being written.
+
+    After any sequence of settings each of its tensors equals mix(pre, post, r) bit for bit, as it would lie on disk,
+    cast to the compute dtype. PRE and POST stay memory-mapped: beside the model itself, no copy of it is held.
+
+    Args:
+        pair: what `preflight` returned.
+        model: a causal language model to use; by default loaded from PRE's folder.
+        dtype: the compute dtype; by default POST's own.
+        device: where the model runs. The mixing is done on the CPU on every device, so that the bits are the same.
+
+    Raises:
+        CheckpointError: the model's parameters and the tensors on disk are not one to one (fused experts).
+    """
+
+    def __init__(
+        self, pair: Pair, *, model: nn.Module | None = None, dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:  # fmt: skip
+        self.pair = pair
+        self.model = (model if model is not None else _load(pair, dtype)).to(device).eval()
+        self._tensors = _match(pair, self.model)
+        self._ratios: dict[str, float] = {}
+        self._buffers: dict[torch.dtype, Tensor] = {}
+
+    def set(self, partition: Partition, ratios: Sequence[float] | np.ndarray) -> None:
+        """Move the model to the average with one ratio per block; tensors whose ratio stays are not touched."""
+        for name, ratio in partition.ratios(self._tensors, ratios).items():
+            if self._ratios.get(name) != ratio:
+                self._ratios.pop(name, None)  # an interrupted write must not pass for a finished one
+                self._write(name, ratio)
+                self._ratios[name] = ratio
+
+    def loss_and_gradient(
+        self, partition: Partition, ratios: Sequence[float] | np.ndarray, objective: Objective
+    ) -> tuple[float, np.ndarray]:
+        """The loss at these ratios and its gradient with respect to them: one forward and one backward.
+
+        d loss / d r_k = sum over the block's tensors of <d loss / d theta, post - pre>; the tensors outside the blocks
+        count towards each block by its share in the mean. A parameter's gradient is freed as soon as it is consumed,
+        tied tensors are one parameter and count once, and the sums are taken in float32 or wider.
+
+        Returns:
+            The loss and a float64 array of shape (K,).
+        """
+        self.set(partition, ratios)
+        per_tensor: dict[str, float] = dict.fromkeys(self._tensors, 0.0)
+        with self._consuming_gradients(per_tensor):
+            loss = objective(self.model)
+        rest = math.fsum(per_tensor[n] for n in partition.rest if n in per_tensor) / partition.weights.sum()
+        blocks = [math.fsum(per_tensor.get(n, 0.0) for n in b.tensors) + rest * b.weight for b in partition.blocks]
+        return loss, np.array(blocks)
+
+    def _write(self, name: str, ratio: float) -> None:
+        target = self._tensors[name].data
+        pre, post = (t.flatten() for t in self.pair.tensors(name))
+        flat = target.view(-1)
+        direct = target.dtype == post.dtype and target.device.type == "cpu"
+        for start in range(0, post.numel(), CHUNK):
+            a, b = pre[start : start + CHUNK], post[start : start + CHUNK]
+            if direct:
+                mix(a, b, ratio, out=flat[start : start + CHUNK])
+            else:
+                flat[start : start + CHUNK].copy_(mix(a, b, ratio, out=self._buffer(post.dtype)[: len(b)]))
+
+    @contextlib.contextmanager
+    def _consuming_gradients(self, sums: dict[str, float]) -> Iterator[None]:
+        parameters = {n: t for n, t in self._tensors.items() if isinstance(t, nn.Parameter)}
+        before = {n: t.requires_grad for n, t in parameters.items()}
+        hooks = []
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(True)
+            parameter.grad = None
+            hooks.append(parameter.register_post_accumulate_grad_hook(self._consumer(name, sums)))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for name, parameter in parameters.items():
+                parameter.requires_grad_(before[name])
+                parameter.grad = None
+
+    def _consumer(self, name: str, sums: dict[str, float]) -> Callable[[Tensor], None]:
+        def consume(parameter: Tensor) -> None:
+            gradient = parameter.grad
+            assert gradient is not None
+            sums[name] += self._along_update(name, gradient.reshape(-1))
+            parameter.grad = None
+
+        return consume
+
+    def _along_update(self, name: str, gradient: Tensor) -> float:
+        """<gradient, post - pre>, chunk by chunk."""
+        pre, post = (t.flatten() for t in self.pair.tensors(name))
+        wide = torch.promote_types(torch.promote_types(pre.dtype, post.dtype), torch.float32)
+        total = 0.0
+        for start in range(0, pre.numel(), CHUNK):
+            part = gradient[start : start + CHUNK]
+            gap = self._buffer(wide)[: len(part)].copy_(post[start : start + CHUNK]).sub_(pre[start : start + CHUNK])
+            total += float(torch.dot(gap, part.to(device="cpu", dtype=wide)))
+        return total
+
+    def _buffer(self, dtype: torch.dtype) -> Tensor:
+        if dtype not in self._buffers:
+            self._buffers[dtype] = torch.empty(CHUNK, dtype=dtype)
+        return self._buffers[dtype]
+
+
+def _load(pair: Pair, dtype: torch.dtype | None) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    if dtype is None:
+        dtype = pair.post.dtype(next(n for n in pair.names if pair.post.dtype(n).is_floating_point))
+    loaded: nn.Module = AutoModelForCausalLM.from_pretrained(pair.pre.folder, dtype=dtype, trust_remote_code=False)
+    return loaded
+
+
+def _match(pair: Pair, model: nn.Module) -> dict[str, Tensor]:
+    """The model's tensor for each name on disk; tied tensors once, under the name of the first."""
+    on_disk = dict.fromkeys(pair.names)
+    owners: dict[int, str] = {}
+    tensors: dict[str, Tensor] = {}
+    unmatched: list[str] = []
+    kept = {id(t) for t in model.state_dict(keep_vars=True).values()}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if id(tensor) not in kept:  # a buffer computed when the model is built
+            continue
+        found = match_name(name, on_disk)
+        if found is None:
+            unmatched.append(name)
+        else:
+            tensors[found], owners[id(tensor)] = tensor, found
+    tied = {n for n, t in model.state_dict(keep_vars=True).items() if id(t) in owners}
+    unused = [n for n in pair.names if n not in tensors and match_name(n, dict.fromkeys(tied)) is None]
+    for name, tensor in tensors.items():
+        if tensor.shape != pair.post.shape(name):
+            unmatched.append(name)
+    if unmatched or unused:
+        first: Any = (unmatched or unused)[0]
+        raise CheckpointError(
+            f"{pair.post.source}: the model in memory and the tensors on disk are not one to one, first {first}; expected a "
+            "dense model (fused experts and encoder-decoder heads can be averaged on disk, but not searched)"
+        )
+    return tensors

@@ -1,0 +1,83 @@
+"""Proxy sets: the responses on which a search computes its objective."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from counterpoise.evaluation.rewards import Reward
+from counterpoise.language import (
+    Example, Progress, Prompt, by_length, decode, encode_prompt, response_nll, response_tokens, sample,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ProxySet:
+    """A fixed set of responses: a deterministic objective, the mean negative log-likelihood per response token (nats).
+
+    Attributes:
+        batch_size: examples run at once; the value does not depend on it.
+    """
+
+    examples: tuple[Example, ...]
+    batch_size: int = 8
+
+    def backward(self, model: nn.Module) -> float:
+        """The objective at the model's weights, its gradient accumulated in the parameters: an `Objective`."""
+        return self._run(model, gradient=True)
+
+    @torch.no_grad()
+    def nll(self, model: nn.Module) -> float:
+        """The objective alone."""
+        return self._run(model, gradient=False)
+
+    def _run(self, model: nn.Module, *, gradient: bool) -> float:
+        tokens, total = response_tokens(self.examples), 0.0
+        for rows in by_length(self.examples, self.batch_size, key=lambda e: len(e.prompt) + len(e.response)):
+            nll = response_nll(model, [self.examples[i] for i in rows])
+            if gradient:
+                (nll / tokens).backward()
+            total += nll.item()
+        return total / tokens
+
+
+def draw_proxies(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    reward: Reward,
+    *,
+    size: int = 2000,
+    n: int = 2,
+    keep: float = 0.4,
+    max_new_tokens: int = 128,
+    temperature: float = 1.0,
+    chat: bool = True,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[Example]:
+    """Good responses of POST on the alignment prompts: the paper's proxy for alignment (Lin et al. 2024, section 5).
+
+    Of `n` responses per prompt, the share `keep` with the highest reward stays and `size` of those are drawn at random
+    (the paper: 2000 of the best 5000). No ability data is used.
+
+    Args:
+        model: POST.
+    """
+    encoded = [encode_prompt(tokenizer, p, chat=chat) for p in prompts]
+    drawn = sample(
+        model, tokenizer, encoded, n=n, max_new_tokens=max_new_tokens, temperature=temperature,
+        batch_size=batch_size, seed=seed, progress=progress,
+    )  # fmt: skip
+    examples = [Example(prompt, response) for prompt, group in zip(encoded, drawn, strict=True) for response in group]
+    scores = reward([p.text for p in prompts for _ in range(n)], decode(tokenizer, [e.response for e in examples]))
+    ranked = sorted(range(len(examples)), key=lambda i: (-scores[i], i))
+    pool = ranked[: max(1, round(keep * len(ranked)))]
+    chosen = pool if len(pool) <= size else random.Random(seed).sample(pool, size)
+    return [examples[i] for i in sorted(chosen)]
