@@ -1,0 +1,92 @@
+"""Dynamic weight average (Liu, Johns, Davison, CVPR 2019)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .weighting import Weighting, weighted_sum
+from .window import WindowMeans
+
+
+class DWA(Weighting):
+    """Weights a task by how slowly its loss falls: w_i = m softmax(r / T)_i with r_i = L_i(t-1) / L_i(t-2), where
+    L_i(t) is the mean loss of epoch t (Liu, Johns, Davison: End-to-End Multi-Task Learning with Attention, CVPR 2019,
+    eq. 7).
+
+    Uniform (1 each) during the first two epochs. A task that an epoch did not see has r_i = 1.
+
+    Args:
+        tasks: names, or how many.
+        steps_per_epoch: after how many `step()`s the averages roll on; the paper's epoch.
+        temperature: T; the paper uses 2.
+        micro_batches: see `Weighting`.
+
+    Example:
+        >>> weighting = DWA(2, steps_per_epoch=1)
+        >>> for losses in ([1.0, 1.0], [0.5, 1.0]):
+        ...     _ = weighting(torch.tensor(losses))
+        ...     weighting.step()
+        >>> [round(w, 3) for w in weighting.weights()]
+        [0.876, 1.124]
+    """
+
+    def __init__(
+        self, tasks: int | Iterable[str], *, steps_per_epoch: int, temperature: float = 2.0, micro_batches: int = 1
+    ) -> None:
+        super().__init__(tasks, micro_batches=micro_batches)
+        if steps_per_epoch < 1:
+            raise ValueError(f"steps_per_epoch must be at least 1, found {steps_per_epoch}.")
+        if not temperature > 0.0:
+            raise ValueError(f"temperature must be positive, found {temperature}.")
+        self.steps_per_epoch, self.temperature = steps_per_epoch, temperature
+        m = len(self.tasks)
+        self._sums, self._seen_steps, self._steps = [0.0] * m, [0] * m, 0
+        self._epochs: list[list[float]] = []
+
+    def weights(self) -> list[float]:
+        """m softmax(r / T), in task order."""
+        if len(self._epochs) < 2:
+            return [1.0] * len(self.tasks)
+        older, newer = self._epochs
+        ratios = [b / a if a != 0.0 and math.isfinite(b / a) else 1.0 for a, b in zip(older, newer, strict=True)]
+        top = max(ratios)
+        raw = [math.exp((r - top) / self.temperature) for r in ratios]
+        return [len(raw) * x / sum(raw) for x in raw]
+
+    def combine(self, values_K: Tensor, present: list[int] | None, scale_K: Tensor | None) -> Tensor:
+        """sum_i w_i scale_i l_i."""
+        weights_M = values_K.new_tensor(self.weights())
+        return weighted_sum(weights_M if present is None else weights_M[present], values_K, scale_K)
+
+    def update(self, means: WindowMeans) -> None:
+        """Add the window to the epoch; at its end, roll on."""
+        for i, (mean, count) in enumerate(zip(means.means, means.counts, strict=True)):
+            if count > 0.0:
+                self._sums[i] += mean
+                self._seen_steps[i] += 1
+        self._steps += 1
+        if self._steps == self.steps_per_epoch:
+            averages = [s / n if n else math.nan for s, n in zip(self._sums, self._seen_steps, strict=True)]
+            self._epochs = [*self._epochs, averages][-2:]
+            m = len(self.tasks)
+            self._sums, self._seen_steps, self._steps = [0.0] * m, [0] * m, 0
+
+    def state(self) -> dict[str, Any]:
+        """The running epoch and the two before it."""
+        return {
+            "sums": torch.tensor(self._sums, dtype=torch.float64),
+            "seen_steps": list(self._seen_steps),
+            "steps": self._steps,
+            "epochs": [torch.tensor(x, dtype=torch.float64) for x in self._epochs],
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back `state()`."""
+        self._sums, self._steps = state["sums"].tolist(), int(state["steps"])
+        self._seen_steps = [int(x) for x in state["seen_steps"]]
+        self._epochs = [x.tolist() for x in state["epochs"]]

@@ -1,0 +1,103 @@
+"""FAMO: fast adaptive multitask optimization (Liu, Feng, Stone, Liu, NeurIPS 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .losses import Losses, gather
+from .weighting import Weighting
+from .window import WindowMeans
+
+_EPSILON = 1e-8
+
+
+class FAMO(Weighting):
+    """Lets every task's loss fall at the same rate: c sum_i z_i log l_i with z = softmax(w), c = 1 / sum_i (z_i / l_i),
+    and w <- Adam step along the gradient of sum_i z_i (log l_i before - log l_i after the step) (Liu, Feng, Stone, Liu:
+    FAMO, NeurIPS 2023, algorithm 1).
+
+    The losses after the step are those of the same batch, computed again and given to `step(losses_after)`. Departure:
+    without them `step()` waits, and takes the next batch's losses as "after", which costs no second pass and adds the
+    noise between batches. Losses must be positive.
+
+    Args:
+        tasks: names, or how many.
+        lr: step size of w; the paper uses 0.025.
+        weight_decay: decay of w (gamma); 0.001 in the paper's algorithm.
+
+    Example:
+        >>> weighting = FAMO(2)
+        >>> _ = weighting(torch.tensor([1.0, 2.0]))
+        >>> weighting.step(torch.tensor([0.5, 1.9]))
+        >>> [round(w, 3) for w in weighting.weights()]
+        [0.488, 0.512]
+    """
+
+    whole_batch_only: ClassVar[bool] = True
+
+    def __init__(self, tasks: int | Iterable[str], *, lr: float = 0.025, weight_decay: float = 1e-3) -> None:
+        super().__init__(tasks)
+        if lr < 0.0 or weight_decay < 0.0:
+            raise ValueError(f"lr and weight_decay must be >= 0, found {lr} and {weight_decay}.")
+        # A plain tensor: neither the user's optimiser nor .to(dtype) may touch it.
+        self._logits_M = torch.zeros(len(self.tasks), dtype=torch.float64, requires_grad=True)
+        self._adam = torch.optim.Adam([self._logits_M], lr=lr, weight_decay=weight_decay)
+        self._before: list[float | None] = [None] * len(self.tasks)
+
+    def weights(self) -> list[float]:
+        """z, in task order."""
+        return [float(x) for x in torch.softmax(self._logits_M.detach(), dim=0).tolist()]
+
+    def combine(self, values_K: Tensor, present: list[int] | None, scale_K: Tensor | None) -> Tensor:
+        """c sum_i z_i log l_i over the tasks present."""
+        if values_K.dtype in (torch.bfloat16, torch.float16):
+            values_K = values_K.float()
+        z_M = torch.softmax(self._logits_M.detach(), dim=0)
+        z_K = (z_M if present is None else z_M[present]).to(values_K)
+        scaled_K = z_K / (values_K.detach() + _EPSILON)
+        return (z_K * torch.log(values_K + _EPSILON)).sum() / scaled_K.sum()
+
+    def step(self, losses_after: Losses | None = None) -> None:
+        """Close the window; with the losses of the same batch after the optimiser's step, learn from both."""
+        super().step()
+        if losses_after is not None:
+            batch = gather(self.tasks, losses_after)
+            present = batch.present or range(len(self.tasks))
+            self._learn(dict(zip(present, batch.values_K.tolist(), strict=True)))
+            self._before = [None] * len(self.tasks)
+
+    def update(self, means: WindowMeans) -> None:
+        """Learn from the change since the window before, if that one still waits for its losses after."""
+        seen = {i: x for i, (x, c) in enumerate(zip(means.means, means.counts, strict=True)) if c > 0.0}
+        self._learn(seen)
+        self._before = [seen.get(i) for i in range(len(self.tasks))]
+
+    def state(self) -> dict[str, Any]:
+        """w, Adam's moments, and the losses that wait for their successors."""
+        return {"logits": self._logits_M.detach().clone(), "adam": self._adam.state_dict(), "before": self._before}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back `state()`."""
+        with torch.no_grad():
+            self._logits_M.copy_(state["logits"])
+        self._adam.load_state_dict(state["adam"])
+        self._before = list(state["before"])
+
+    def _learn(self, after: dict[int, float]) -> None:
+        before = {i: x for i, x in enumerate(self._before) if x is not None and i in after}
+        values = [after[i] for i in before] + list(before.values())
+        if not before or not all(0.0 <= x < float("inf") for x in values):
+            return
+        fall_M = torch.zeros_like(self._logits_M, requires_grad=False)
+        for i, x in before.items():
+            pair = torch.tensor([x, after[i]], dtype=torch.float64) + _EPSILON
+            fall_M[i] = torch.log(pair[0]) - torch.log(pair[1])
+        with torch.enable_grad():
+            z_M = torch.softmax(self._logits_M, dim=0)
+            (self._logits_M.grad,) = torch.autograd.grad(z_M, self._logits_M, fall_M)
+        self._adam.step()
+        self._logits_M.grad = None

@@ -1,0 +1,119 @@
+"""GradNorm (Chen, Badrinarayanan, Lee, Rabinovich, ICML 2018)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .shared import shared_parameters
+from .weighting import Weighting, weighted_sum
+from .window import WindowMeans
+
+
+class GradNorm(Weighting):
+    """Learns weights w_i under which all tasks train at similar rates: w descends on
+    sum_i |G_i - mean(G) r_i^a|, where G_i = ||w_i grad l_i|| on the shared parameters and
+    r_i = (l_i / l_i(0)) / mean(l / l(0)) (Chen et al.: GradNorm, ICML 2018, equation 2; mean(G) r_i^a held constant).
+
+    After each step w is rescaled to add up to m. One extra backward pass per task, over the shared parameters only.
+    Departures: w takes an Adam step of its own (the paper leaves the optimiser open) and is kept above 1e-6;
+    absent tasks keep their weight.
+
+    Args:
+        tasks: names, or how many.
+        shared: parameters that all tasks share; the paper takes the last shared layer's weights.
+        asymmetry: a, the pull back to a common rate; the paper uses 1.5 and 0.12.
+        lr: step size of w; the paper uses 0.025.
+
+    Example:
+        >>> theta = torch.ones(2, requires_grad=True)
+        >>> weighting = GradNorm(2, shared=[theta])
+        >>> weighting(torch.stack([theta.square().sum(), 3 * theta.square().sum()])).backward()
+        >>> weighting.step()
+        >>> [round(w, 3) for w in weighting.weights()]
+        [1.025, 0.975]
+    """
+
+    whole_batch_only: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        tasks: int | Iterable[str],
+        *,
+        shared: Iterable[Tensor],
+        asymmetry: float = 1.5,
+        lr: float = 0.025,
+    ) -> None:
+        super().__init__(tasks)
+        self.shared = shared_parameters(shared)
+        self.asymmetry = asymmetry
+        self._weights_M = torch.ones(len(self.tasks), dtype=torch.float64, requires_grad=True)
+        self._adam = torch.optim.Adam([self._weights_M], lr=lr)
+        self._initial = [math.nan] * len(self.tasks)
+        self._norms_K: Tensor | None = None
+
+    def weights(self) -> list[float]:
+        """w, in task order."""
+        return [float(x) for x in self._weights_M.tolist()]
+
+    def combine(self, values_K: Tensor, present: list[int] | None, scale_K: Tensor | None) -> Tensor:
+        """sum_i w_i l_i; in training also measures each task's gradient on the shared parameters."""
+        weights_M = self._weights_M.detach()
+        if self.training:
+            self._norms_K = self._gradient_norms(values_K)
+        return weighted_sum(weights_M if present is None else weights_M[present], values_K, scale_K)
+
+    def update(self, means: WindowMeans) -> None:
+        """One step of w on the gradient norms that `combine` measured."""
+        if self._norms_K is None:
+            return
+        present = [i for i, c in enumerate(means.counts) if c > 0.0]
+        for i in present:
+            if math.isnan(self._initial[i]):
+                self._initial[i] = means.means[i]
+        norms_K, self._norms_K = self._norms_K.double().cpu(), None
+        if not bool(norms_K.isfinite().all()):
+            return
+        ratios_K = torch.tensor([means.means[i] / max(self._initial[i], 1e-12) for i in present], dtype=torch.float64)
+        weighted_K = self._weights_M.detach()[present] * norms_K
+        target_K = weighted_K.mean() * (ratios_K / ratios_K.mean()).clamp(min=0.0) ** self.asymmetry
+        gradient_M = torch.zeros_like(self._weights_M, requires_grad=False)
+        gradient_M[present] = torch.sign(weighted_K - target_K) * norms_K
+        self._weights_M.grad = gradient_M
+        self._adam.step()
+        self._weights_M.grad = None
+        with torch.no_grad():
+            self._weights_M.clamp_(min=1e-6)
+            self._weights_M.mul_(len(self.tasks) / self._weights_M.sum())
+
+    def abandon(self) -> None:
+        """Forget the measured norms."""
+        self._norms_K = None
+
+    def state(self) -> dict[str, Any]:
+        """w, Adam's moments, the initial losses and the open window's norms."""
+        return {
+            "weights": self._weights_M.detach().clone(),
+            "adam": self._adam.state_dict(),
+            "initial": torch.tensor(self._initial, dtype=torch.float64),
+            "norms": self._norms_K,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back `state()`."""
+        with torch.no_grad():
+            self._weights_M.copy_(state["weights"])
+        self._adam.load_state_dict(state["adam"])
+        self._initial, self._norms_K = state["initial"].tolist(), state["norms"]
+
+    def _gradient_norms(self, values_K: Tensor) -> Tensor:
+        norms = []
+        for value in values_K.unbind():
+            gradients = torch.autograd.grad(value, self.shared, retain_graph=True, allow_unused=True)
+            squares = [g.detach().double().square().sum() for g in gradients if g is not None]
+            norms.append(torch.stack(squares).sum().sqrt() if squares else values_K.new_zeros((), dtype=torch.float64))
+        return torch.stack(norms)

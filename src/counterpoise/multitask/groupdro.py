@@ -1,0 +1,67 @@
+"""Group DRO (Sagawa, Koh, Hashimoto, Liang, ICLR 2020), on tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .mirror import hold, mirror_floats
+from .weighting import Weighting, weighted_sum
+from .window import WindowMeans
+
+
+class GroupDRO(Weighting):
+    """min over theta, max over all p in the simplex of sum_i p_i l_i, with p_i <- p_i exp(eta l_i) / sum (Sagawa, Koh,
+    Hashimoto, Liang: Distributionally Robust Neural Networks for Group Shifts, ICLR 2020, algorithm 1).
+
+    `BanditMTL` without its ball: nothing keeps the weight from ending on one task. Departures: p moves after the
+    descent instead of before it, so that it stays fixed inside a window; it is floored at 1e-12; absent tasks keep
+    their share.
+
+    Args:
+        tasks: names, or how many.
+        eta: step size of the ascent; the authors' code uses 0.01.
+        micro_batches: see `Weighting`.
+
+    Example:
+        >>> weighting = GroupDRO(2, eta=1.0)
+        >>> _ = weighting(torch.tensor([1.0, 2.0]))
+        >>> weighting.step()
+        >>> [round(w, 3) for w in weighting.weights()]
+        [0.269, 0.731]
+    """
+
+    def __init__(self, tasks: int | Iterable[str], *, eta: float = 0.01, micro_batches: int = 1) -> None:
+        super().__init__(tasks, micro_batches=micro_batches)
+        if not 0.0 < eta < math.inf:
+            raise ValueError(f"eta must be positive and finite, found {eta}.")
+        self.eta = eta
+        self._log_p = [-math.log(len(self.tasks))] * len(self.tasks)
+
+    def weights(self) -> list[float]:
+        """p, in task order."""
+        return list(map(math.exp, self._log_p))
+
+    def combine(self, values_K: Tensor, present: list[int] | None, scale_K: Tensor | None) -> Tensor:
+        """sum_i p_i scale_i l_i."""
+        weights_M = torch.tensor(self.weights(), dtype=torch.float64)
+        return weighted_sum(weights_M if present is None else weights_M[present], values_K, scale_K)
+
+    def update(self, means: WindowMeans) -> None:
+        """The exponentiated ascent, with no ball."""
+        losses = means.means
+        if 0.0 in means.counts:
+            losses = hold(self._log_p, losses, [c > 0.0 for c in means.counts], self.eta)
+        self._log_p, _ = mirror_floats(self._log_p, losses, math.inf, self.eta)
+
+    def state(self) -> dict[str, Any]:
+        """log p."""
+        return {"log_p": torch.tensor(self._log_p, dtype=torch.float64)}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back `state()`."""
+        self._log_p = state["log_p"].tolist()

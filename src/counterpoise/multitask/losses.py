@@ -1,0 +1,142 @@
+"""What the weightings take: task losses by name or in order, and how many examples each stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Losses = Tensor | Mapping[str, Tensor | None] | Sequence[Tensor | None]
+"""Task losses: a tensor (m,) or a sequence in task order, or a mapping by task name. None: absent from this batch."""
+
+Counts = Tensor | Mapping[str, float] | Sequence[float]
+"""Sizes per task: in task order or by name. 0: absent from this batch."""
+
+
+class Batch(NamedTuple):
+    """The losses of one call: values of the k tasks present, their indices and sizes (None: all tasks, 1 each)."""
+
+    values_K: Tensor
+    present: list[int] | None
+    counts: list[float] | None
+
+
+def task_names(tasks: int | Iterable[str]) -> tuple[str, ...]:
+    """Task names from names or a number, refusing an empty or repeating list.
+
+    Example:
+        >>> task_names(3)
+        ('0', '1', '2')
+    """
+    if isinstance(tasks, str):
+        raise TypeError(f"tasks must be a number or a list of names, found the string {tasks!r}: write [{tasks!r}].")
+    names = tuple(str(i) for i in range(tasks)) if isinstance(tasks, int) else tuple(tasks)
+    if not names:
+        raise ValueError(f"expected at least one task, found tasks={tasks!r}.")
+    if wrong := [n for n in names if not isinstance(n, str)]:
+        raise TypeError(f"task names must be strings, found {wrong[0]!r} ({type(wrong[0]).__name__}).")
+    if repeated := sorted({n for n in names if names.count(n) > 1}):
+        raise ValueError(f"task names must differ, found more than once: {repeated}. Give each task its own name.")
+    return names
+
+
+def check_names(tasks: Sequence[str], given: Iterable[str], what: str) -> None:
+    """Raise unless `given` names exactly the tasks."""
+    found = set(given)
+    if unknown := sorted(found - set(tasks)):
+        raise KeyError(f"{what} name tasks that do not exist: {unknown}. The tasks are {list(tasks)}.")
+    if missing := [t for t in tasks if t not in found]:
+        raise KeyError(
+            f"{what} lack the tasks {missing}; found {sorted(found)}. For a task that is absent from this batch, "
+            f"say so: a loss of None, or a count of 0."
+        )
+
+
+def by_task(tasks: Sequence[str], sizes: Counts, what: str) -> list[float]:
+    """Sizes as floats in task order, refusing wrong names, lengths and negative or non-finite numbers."""
+    if isinstance(sizes, Mapping):
+        check_names(tasks, sizes, what)
+        values = [float(sizes[t]) for t in tasks]
+    else:
+        values = [float(x) for x in (sizes.tolist() if isinstance(sizes, Tensor) else sizes)]
+        if len(values) != len(tasks):
+            raise ValueError(f"{what} must hold one number per task, expected {len(tasks)}, found {len(values)}.")
+    for task, value in zip(tasks, values, strict=True):
+        if not 0.0 <= value < float("inf"):
+            raise ValueError(f"{what} must be finite and >= 0, found {value} for task {task!r}.")
+    return values
+
+
+def gather(tasks: Sequence[str], losses: Losses, counts: Counts | None = None) -> Batch:
+    """Read the losses of one call into task order.
+
+    Args:
+        tasks: all the task names.
+        losses: see `Losses`; scalars.
+        counts: see `Counts`; a count of 0 marks an absent task, whose loss is not looked at.
+
+    Raises:
+        KeyError: a mapping with unknown names, or lacking some.
+        ValueError: wrong lengths or shapes, or no task present.
+    """
+    sizes = None if counts is None else by_task(tasks, counts, "counts")
+    if isinstance(losses, Tensor):
+        if losses.shape != (len(tasks),):
+            raise ValueError(f"losses must have shape ({len(tasks)},), one per task, found {tuple(losses.shape)}.")
+        if sizes is None or 0.0 not in sizes:
+            return Batch(losses, None, sizes)
+        return _partial(tasks, list(losses.unbind()), sizes)
+    items = _in_order(tasks, losses)
+    if sizes is None or 0.0 not in sizes:
+        try:
+            return Batch(_stack(tasks, items), None, sizes)
+        except TypeError:  # some are None: looking for them first would cost every call a microsecond
+            pass
+    return _partial(tasks, items, sizes)
+
+
+def _in_order(
+    tasks: Sequence[str], losses: Mapping[str, Tensor | None] | Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    if not isinstance(losses, Mapping):
+        if len(losses) != len(tasks):
+            raise ValueError(f"losses must hold one entry per task, expected {len(tasks)}, found {len(losses)}.")
+        return list(losses)
+    try:
+        items = [losses[t] for t in tasks]
+    except KeyError:
+        items = []
+    if len(losses) != len(tasks) or not items:
+        check_names(tasks, losses, "losses")
+    return items
+
+
+def _partial(tasks: Sequence[str], items: Sequence[Tensor | None], sizes: list[float] | None) -> Batch:
+    present = [i for i, loss in enumerate(items) if loss is not None and (sizes is None or sizes[i] > 0.0)]
+    if sizes is not None and (silent := [tasks[i] for i, x in enumerate(items) if x is None and sizes[i] > 0.0]):
+        raise ValueError(f"tasks {silent} have a count above 0 but no loss: give a loss, or a count of 0.")
+    if not present:
+        raise ValueError(f"no task of {list(tasks)} is present in this call: expected at least one loss.")
+    names, kept = [tasks[i] for i in present], [items[i] for i in present]
+    if not all(isinstance(x, Tensor) for x in kept):
+        raise _not_scalars(names, kept)
+    return Batch(_stack(names, kept), present, sizes and [sizes[i] for i in present])
+
+
+def _stack(tasks: Sequence[str], items: list[Tensor | None]) -> Tensor:
+    """Stack scalars; a TypeError when some item is no tensor."""
+    try:
+        values = torch.stack(items)  # type: ignore[arg-type]
+    except RuntimeError as error:
+        raise _not_scalars(tasks, items) from error
+    if values.dim() != 1:
+        raise _not_scalars(tasks, items)
+    return values
+
+
+def _not_scalars(tasks: Sequence[str], items: Sequence[Tensor | None]) -> ValueError:
+    pairs = zip(tasks, items, strict=True)
+    found = {t: tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for t, x in pairs}
+    return ValueError(f"every loss must be a scalar tensor on one device, found {found}. Reduce each to its mean.")

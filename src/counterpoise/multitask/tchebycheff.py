@@ -1,0 +1,92 @@
+"""Tchebycheff scalarizations: the largest weighted loss, and its smooth form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .weighting import Weighting
+
+
+class Tchebycheff(Weighting):
+    """max_i c_i (l_i - z_i): only the worst task is trained (Bowman 1976; for text classification Mao, Yun, Liu, Du:
+    Tchebycheff Procedure for Multi-task Text Classification, ACL 2020).
+
+    The maximum of means is not a sum over micro-batches, so the whole batch must come in one call.
+
+    Args:
+        tasks: names, or how many.
+        preferences: c, >= 0 and adding up to 1; uniform by default.
+        ideal: z, the losses one would wish for; 0 by default.
+
+    Example:
+        >>> float(Tchebycheff(2)(torch.tensor([1.0, 3.0])))
+        1.5
+    """
+
+    whole_batch_only: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        tasks: int | Iterable[str],
+        *,
+        preferences: Sequence[float] | None = None,
+        ideal: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(tasks)
+        m = len(self.tasks)
+        self.preferences = [1.0 / m] * m if preferences is None else [float(x) for x in preferences]
+        self.ideal = [0.0] * m if ideal is None else [float(x) for x in ideal]
+        if len(self.preferences) != m or min(self.preferences) < 0.0 or abs(sum(self.preferences) - 1.0) > 1e-6:
+            raise ValueError(f"preferences must be {m} numbers >= 0 that add up to 1, found {self.preferences}.")
+        if len(self.ideal) != m or not all(map(math.isfinite, self.ideal)):
+            raise ValueError(f"ideal must be {m} finite numbers, found {self.ideal}.")
+
+    def combine(self, values_K: Tensor, present: list[int] | None, scale_K: Tensor | None) -> Tensor:
+        """The largest c_i (l_i - z_i) of the tasks present."""
+        return self._excess(values_K, present).max()
+
+    def _excess(self, values_K: Tensor, present: list[int] | None) -> Tensor:
+        if values_K.dtype in (torch.bfloat16, torch.float16):
+            values_K = values_K.float()
+        both = values_K.new_tensor([self.preferences, self.ideal])
+        preferences_K, ideal_K = both if present is None else both[:, present]
+        return preferences_K * (values_K - ideal_K)
+
+
+class SmoothTchebycheff(Tchebycheff):
+    """mu log sum_i exp(c_i (l_i - z_i) / mu), which tends to `Tchebycheff` as mu -> 0 (Lin et al.: Smooth Tchebycheff
+    Scalarization for Multi-Objective Optimization, ICML 2024).
+
+    Args:
+        tasks: names, or how many.
+        smoothing: mu, > 0; the paper tries 0.01 to 1.
+        preferences: c, see `Tchebycheff`.
+        ideal: z, see `Tchebycheff`.
+
+    Example:
+        >>> round(float(SmoothTchebycheff(2, smoothing=0.1)(torch.tensor([1.0, 3.0]))), 4)
+        1.5
+    """
+
+    def __init__(
+        self,
+        tasks: int | Iterable[str],
+        *,
+        smoothing: float = 0.1,
+        preferences: Sequence[float] | None = None,
+        ideal: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(tasks, preferences=preferences, ideal=ideal)
+        if not smoothing > 0.0:
+            raise ValueError(f"smoothing must be positive, found {smoothing}: Tchebycheff is its limit at 0.")
+        self.smoothing = smoothing
+
+    def combine(self, values_K: Tensor, present: list[int] | None, scale_K: Tensor | None) -> Tensor:
+        """The soft maximum over the tasks present."""
+        soft_maximum: Tensor = torch.logsumexp(self._excess(values_K, present) / self.smoothing, dim=0)
+        return self.smoothing * soft_maximum

@@ -1,0 +1,42 @@
+"""Uncertainty weighting (Kendall, Gal, Cipolla, CVPR 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from .weighting import Weighting, weighted_sum
+
+
+class UncertaintyWeighting(Weighting):
+    """sum_i exp(-s_i) l_i / 2 + s_i / 2 with learned log variances s_i (Kendall, Gal, Cipolla: Multi-Task Learning
+    Using Uncertainty to Weigh Losses, CVPR 2018, equation 7 with s = log sigma^2).
+
+    The s_i are the module's parameters: give them to the optimiser. They start at 0 (the paper calls the result robust
+    to it). Departures: inside a window each call adds its part (its count over the window's) of both terms, so that the
+    micro-batches add up to the big batch; without `window_counts` an absent task's s_i does not move.
+
+    Example:
+        >>> weighting = UncertaintyWeighting(2)
+        >>> optimizer = torch.optim.SGD(weighting.parameters(), lr=0.1)
+        >>> float(weighting(torch.tensor([1.0, 3.0])).detach())
+        2.0
+    """
+
+    def __init__(self, tasks: int | Iterable[str], *, micro_batches: int = 1) -> None:
+        super().__init__(tasks, micro_batches=micro_batches)
+        self.log_variance_M = nn.Parameter(torch.zeros(len(self.tasks)))
+
+    def weights(self) -> list[float]:
+        """exp(-s_i) / 2."""
+        return [float(x) for x in (0.5 * torch.exp(-self.log_variance_M.detach().double())).tolist()]
+
+    def combine(self, values_K: Tensor, present: list[int] | None, scale_K: Tensor | None) -> Tensor:
+        """Both terms, for the tasks present."""
+        log_variance_K = self.log_variance_M if present is None else self.log_variance_M[present]
+        if values_K.dtype in (torch.bfloat16, torch.float16):
+            values_K = values_K.float()
+        terms_K = 0.5 * torch.exp(-log_variance_K) * values_K + 0.5 * log_variance_K
+        return weighted_sum(torch.ones_like(terms_K, requires_grad=False), terms_K, scale_K)

@@ -1,0 +1,117 @@
+"""The losses of one optimiser step, collected over its micro-batches and ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .losses import Batch
+from .parallel import sum_over_ranks
+
+
+class WindowMeans(NamedTuple):
+    """Means and sizes per task over a whole window, on all ranks; a task that was absent has size 0 and mean 0."""
+
+    means: list[float]
+    counts: list[float]
+
+
+class Window:
+    """Sums of losses and sizes per task since the last optimiser step.
+
+    Losses on a GPU stay there as they come and cross to the host in their order when the window closes or is saved:
+    no synchronisation per call, and the same sums bit for bit whether or not it was saved half way.
+    """
+
+    def __init__(self, tasks: int) -> None:
+        self.tasks = tasks
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything collected."""
+        self.calls = 0
+        self.sums = [0.0] * self.tasks
+        self.counts = [0.0] * self.tasks
+        self.totals: list[float] | None = None
+        self._pending: list[tuple[Tensor, list[int] | None, list[float] | None]] = []
+
+    def refuse_if_complete(self, batch: Batch, totals: list[float] | None, micro_batches: int) -> None:
+        """Raise when this call would begin a second window: a forgotten `step()` would silently stop the weighting."""
+        if self.calls == 0:
+            return
+        if totals != self.totals:
+            raise RuntimeError(
+                f"window_counts changed inside a window, from {self.totals} to {totals}: every call between two "
+                f"step()s must be given the same totals. Was step() forgotten after the optimiser's step?"
+            )
+        if totals is None:
+            if self.calls >= micro_batches:
+                raise RuntimeError(
+                    f"expected at most {micro_batches} call(s) before step(), found one more: call step() after the "
+                    f"optimiser's step, or, when accumulating gradients, say micro_batches=... at construction."
+                )
+            return
+        self._fold()
+        present = range(self.tasks) if batch.present is None else batch.present
+        for k, i in enumerate(present):
+            after = self.counts[i] + (1.0 if batch.counts is None else batch.counts[k])
+            if after > totals[i] * (1.0 + 1e-9):
+                raise RuntimeError(
+                    f"the calls since the last step() hold {after:g} of task {i}, window_counts promised "
+                    f"{totals[i]:g}: call step() after the optimiser's step, or correct window_counts."
+                )
+
+    def add(self, batch: Batch, totals: list[float] | None) -> None:
+        """Record one call."""
+        self.calls += 1
+        self.totals = totals
+        self._pending.append((batch.values_K.detach(), batch.present, batch.counts))
+        if not batch.values_K.is_cuda:
+            self._fold()
+
+    def close(self) -> WindowMeans:
+        """The means over all micro-batches and ranks, the same bits on every rank; empties the window."""
+        self._fold()
+        both = sum_over_ranks(self.sums + self.counts)
+        sums, counts = both[: self.tasks], both[self.tasks :]
+        self.clear()
+        return WindowMeans([s / c if c > 0.0 else 0.0 for s, c in zip(sums, counts, strict=True)], counts)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs to go on inside this window."""
+        self._fold()
+        return {
+            "calls": self.calls,
+            "sums": torch.tensor(self.sums, dtype=torch.float64),
+            "counts": torch.tensor(self.counts, dtype=torch.float64),
+            "totals": None if self.totals is None else torch.tensor(self.totals, dtype=torch.float64),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from `state()`."""
+        self.clear()
+        self.calls = int(state["calls"])
+        self.sums = state["sums"].tolist()
+        self.counts = state["counts"].tolist()
+        self.totals = None if state["totals"] is None else state["totals"].tolist()
+
+    def _fold(self) -> None:
+        for values_K, present, counts in self._pending:
+            values = values_K.tolist()
+            if present is None and counts is None and not any(self.counts):
+                self.sums, self.counts = values, [1.0] * self.tasks
+                continue
+            where: Sequence[int] = range(self.tasks) if present is None else present
+            for i, value, count in zip(where, values, counts or [1.0] * len(values), strict=True):
+                self.sums[i] += value * count
+                self.counts[i] += count
+        self._pending.clear()
+
+
+def finite(means: WindowMeans) -> bool:
+    """Whether every mean of the window is a number one can learn from."""
+    return all(map(math.isfinite, means.means))
