@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -120,7 +120,8 @@ def average(
     donor: Donor = "post",
     drop: Sequence[str] = (),
     allow_unrelated: bool = False,
-    progress: Any = None,
+    also: Callable[[Path], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Recipe:
     """Average two checkpoints into a third, streaming: a few MiB of memory, whatever the model's size.
 
@@ -131,6 +132,7 @@ def average(
         blocks: how the model is cut when `ratios` is a sequence: a number of equal blocks, "layerwise" or "module".
         donor: whose config, tokenizer and chat template are copied.
         drop: patterns of tensors to leave out when one side alone has them.
+        also: writes further files into the folder before it appears under its name.
         progress: called with (done, total) bytes.
 
     Raises:
@@ -155,6 +157,8 @@ def average(
         write_json(folder / "recipe.json", recipe.to_json())
         shapes = {n: pair.post.shape(n) for n in pair.names}
         _write_card(folder, recipe, shapes)
+        if also is not None:
+            also(folder)
     return recipe
 
 
@@ -190,7 +194,9 @@ def _plan(pair: Pair, ratios: float | Sequence[float] | Recipe, blocks: int | st
     return Recipe(cut, tuple(float(r) for r in ratios))
 
 
-def _stream(pair: Pair, ratios: Mapping[str, float], folder: Path, progress: Any) -> Scan:
+def _stream(pair: Pair, ratios: Mapping[str, float], folder: Path,
+    progress: Callable[[int, int], None] | None,
+) -> Scan:
     """Write the averaged tensors in POST's shards; scan both inputs in the same pass."""
     scanned = Scan(pair)
     layout = {file: [n for n in names if n in ratios] for file, names in pair.post.layout.items()}

@@ -1,0 +1,302 @@
+"""The command line: parse, call, print. Everything heavy is imported inside a command, so that --help is quick."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from counterpoise.evaluation.tax import Panel
+    from counterpoise.workbench import Stages
+
+app = typer.Typer(
+    name="counterpoise",
+    help="Keep a model good at everything at once: average the weights before and after alignment.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Pre = Annotated[str, typer.Argument(help="Checkpoint before alignment: a folder, or a hub id org/name[@revision].")]
+Post = Annotated[str, typer.Argument(help="Checkpoint after alignment; may be a LoRA adapter on PRE.")]
+Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write; it appears whole or not at all.")]
+Blocks = Annotated[str, typer.Option(help="Number of equal blocks of layers, 'layerwise' or 'module'.")]
+DonorOption = Annotated[str, typer.Option(help="Whose config, tokenizer and chat template go into OUT: post or pre.")]
+Drop = Annotated[list[str] | None, typer.Option(help="Pattern of tensors to leave out when one side alone has them.")]
+Unrelated = Annotated[bool, typer.Option("--allow-unrelated", help="Go on when the two look like unrelated models.")]
+Prompts = Annotated[Path, typer.Option(help='jsonl: {"prompt": str} or {"messages": [...]} a line.')]
+RewardOption = Annotated[str, typer.Option(help="sentiment:FILE.csv, module:function, a model folder or a hub id.")]
+Abilities = Annotated[
+    list[str], typer.Option(help="choices:, continue: or generate:FILE.jsonl, or an lm-eval task; repeat for more.")
+]
+Seed = Annotated[int, typer.Option(help="Decides every random draw.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Dtype = Annotated[str, typer.Option(help="Of the computation: auto, float32, bfloat16, float16 or float64.")]
+BatchSize = Annotated[int, typer.Option(help="Sequences at once.")]
+NewTokens = Annotated[int, typer.Option("--max-new-tokens", help="Longest response.")]
+Temperature = Annotated[float, typer.Option(help="Of sampled responses; 0 is greedy.")]
+NoChat = Annotated[bool, typer.Option("--no-chat-template", help="Give prompts as plain text.")]
+Limit = Annotated[int | None, typer.Option(help="At most so many items per ability and part.")]
+PromptLimit = Annotated[int | None, typer.Option(help="At most so many validation and held-out prompts.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+
+
+@app.command()
+def restore(
+    pre: Pre, post: Post, out: Out, prompts: Prompts, reward: RewardOption, abilities: Abilities,
+    blocks: Blocks = "3",
+    mean: Annotated[float | None, typer.Option(help="Write HMA at this mean ratio instead of picking.")] = None,
+    keep_reward: Annotated[float, typer.Option(help="Share of the reward gain that the pick must keep.")] = 0.95,
+    means: Annotated[str, typer.Option(help="Mean ratios of the grid.")] = "0.2,0.4,0.6,0.8",
+    proxy_size: Annotated[int, typer.Option(help="Responses of POST that the search sees.")] = 256,
+    controls: Annotated[bool, typer.Option(help="Also measure LiNeS, a reversed ramp and random ratios.")] = True,
+    work: Annotated[Path | None, typer.Option(help="Where finished pieces are kept (default OUT.work).")] = None,
+    donor: DonorOption = "post", drop: Drop = None, allow_unrelated: Unrelated = False, limit: Limit = None,
+    prompt_limit: PromptLimit = None, seed: Seed = 0, device: Device = "cpu", dtype: Dtype = "auto",
+    batch_size: BatchSize = 16, max_new_tokens: NewTokens = 128, temperature: Temperature = 1.0,
+    no_chat_template: NoChat = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Measure the alignment tax, find the average that gives it back, write it with a report."""
+    with _plain_errors(f"finished pieces are in {work or f'{out}.work'}; the same command goes on from there"), _bars(quiet) as bars:
+        from counterpoise.restore import restore as run
+
+        panel = _panel(prompts, reward, abilities, device=device, limit=limit, prompt_limit=prompt_limit, seed=seed,
+                       batch_size=batch_size, max_new_tokens=max_new_tokens, temperature=temperature,
+                       chat=not no_chat_template)  # fmt: skip
+        result = run(
+            pre, post, out, panel, blocks=blocks, mean=mean, means=_numbers(means), keep_reward=keep_reward,
+            proxy_size=proxy_size, controls=controls, work=work, donor=_donor(donor), drop=drop or (),
+            allow_unrelated=allow_unrelated, device=device, dtype=_dtype(dtype), command=_command(), progress=bars,
+        )  # fmt: skip
+    _show_result(result, out, work)
+
+
+@app.command()
+def average(
+    pre: Pre, post: Post, out: Out,
+    ratio: Annotated[float | None, typer.Option(help="Share of the update to keep; above 1 extrapolates (ExPO).")] = None,
+    ratios: Annotated[str | None, typer.Option(help="One share per block, from input to output: 0,0.44,0.76.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="A recipe.json.")] = None,
+    blocks: Blocks = "3", donor: DonorOption = "post", drop: Drop = None, allow_unrelated: Unrelated = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Write pre + ratio * (post - pre), streaming from disk to disk."""
+    with _plain_errors("nothing was written"), _bars(quiet) as bars:
+        if sum(x is not None for x in (ratio, ratios, recipe)) != 1:
+            raise ValueError("average: expected exactly one of --ratio, --ratios and --recipe")
+        from counterpoise.averaging import Recipe
+        from counterpoise.averaging import average as run
+
+        plan: Any = Recipe.read(recipe) if recipe else _numbers(ratios) if ratios else ratio
+        made = run(
+            pre, post, out, plan, blocks=blocks, donor=_donor(donor), drop=drop or (), allow_unrelated=allow_unrelated,
+            progress=bars and (lambda done, total: bars("averaging", done, total)),
+        )  # fmt: skip
+    for warning in made.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"{out}: {len(made.ratios)} {'ratio' if len(made.ratios) == 1 else 'ratios'}, mean {made.mean:g}")
+
+
+@app.command()
+def search(
+    pre: Pre, post: Post,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The recipe to write.")],
+    prompts: Prompts, reward: RewardOption,
+    mean: Annotated[float, typer.Option(help="Mean ratio, in [0, 1].")],
+    blocks: Blocks = "3",
+    proxy_size: Annotated[int, typer.Option(help="Responses of POST that the search sees.")] = 256,
+    max_passes: Annotated[int, typer.Option(help="Most forward and backward passes over them.")] = 12,
+    work: Annotated[Path | None, typer.Option(help="Where finished pieces are kept (default OUT.work).")] = None,
+    drop: Drop = None, allow_unrelated: Unrelated = False, seed: Seed = 0, device: Device = "cpu",
+    dtype: Dtype = "auto", batch_size: BatchSize = 16, max_new_tokens: NewTokens = 128,
+    temperature: Temperature = 1.0, no_chat_template: NoChat = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Find HMA's ratios at a mean and write them as a recipe."""
+    work = work or out.with_name(out.name + ".work")
+    with _plain_errors(f"finished pieces are in {work}; the same command goes on from there"), _bars(quiet) as bars:
+        from counterpoise.restore import search_recipe
+
+        panel = _panel(prompts, reward, [], device=device, seed=seed, batch_size=batch_size,
+                       max_new_tokens=max_new_tokens, temperature=temperature, chat=not no_chat_template)  # fmt: skip
+        found, recipe = search_recipe(
+            pre, post, out, panel, mean=mean, blocks=blocks, proxy_size=proxy_size, max_passes=max_passes, work=work,
+            drop=drop or (), allow_unrelated=allow_unrelated, device=device, dtype=_dtype(dtype), progress=bars,
+        )  # fmt: skip
+    for block, value in zip(recipe.partition.blocks, found.ratios, strict=True):
+        print(f"{block.name:24} {value:.3f}")
+    print(f"{found.passes} passes, proxy loss {found.trace[0]:.4f} -> {found.value:.4f} nats/token; written to {out}")
+
+
+@app.command()
+def tax(
+    pre: Pre, post: Post, prompts: Prompts, reward: RewardOption, abilities: Abilities,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Also write the table as json.")] = None,
+    work: Annotated[Path | None, typer.Option(help="Keep finished pieces here and go on from them.")] = None,
+    drop: Drop = None, allow_unrelated: Unrelated = False, limit: Limit = None, prompt_limit: PromptLimit = None,
+    seed: Seed = 0, device: Device = "cpu", dtype: Dtype = "auto", batch_size: BatchSize = 16,
+    max_new_tokens: NewTokens = 128, temperature: Temperature = 1.0, no_chat_template: NoChat = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Reward and abilities of PRE and POST on held-out data, with intervals and paired tests."""
+    with _plain_errors("nothing was written"), _bars(quiet) as bars:
+        from counterpoise.restore import measure_tax
+
+        panel = _panel(prompts, reward, abilities, device=device, limit=limit, prompt_limit=prompt_limit, seed=seed,
+                       batch_size=batch_size, max_new_tokens=max_new_tokens, temperature=temperature,
+                       chat=not no_chat_template)  # fmt: skip
+        rows = measure_tax(pre, post, panel, work=work, drop=drop or (), allow_unrelated=allow_unrelated,
+                           device=device, dtype=_dtype(dtype), progress=bars)  # fmt: skip
+        if json_out:
+            json_out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    _show_tax({"tax": rows})
+
+
+@app.command()
+def diff(
+    pre: Pre, post: Post, blocks: Blocks = "3", drop: Drop = None, allow_unrelated: Unrelated = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """How far POST moved from PRE: relative change per block and per kind of module."""
+    with _plain_errors("nothing was written"), _bars(quiet) as bars:
+        from counterpoise.diff import diff as run
+
+        rows, warnings = run(pre, post, blocks=blocks, drop=drop or (), allow_unrelated=allow_unrelated,
+                             progress=bars and (lambda done, total: bars("reading both", done, total)))  # fmt: skip
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "part", "parameters", "|post - pre| / |pre|", "elements changed", box=None)
+    for row in rows:
+        table.add_row(row.kind, row.name, f"{row.parameters:,}", f"{row.change:.3e}", f"{row.changed:.1%}")
+    Console().print(table)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write.")] = Path("counterpoise-demo"),
+    seed: Seed = 0,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the report in a browser at the end.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """The whole story from nothing, offline, in about two minutes: train, align, measure the tax, give it back."""
+    with _plain_errors(f"remove {out} and run it again"), _bars(quiet) as bars:
+        from counterpoise.demo import run
+
+        result = run(out, seed=seed, progress=bars)
+    _show_result(result["restore"], out / "restored", None)
+    if open_page:
+        import webbrowser
+
+        webbrowser.open((out / "restored" / "report.html").absolute().as_uri())
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from importlib.metadata import version as of
+
+    print(of("counterpoise"))
+
+
+def _panel(prompts: Path, reward: str, abilities: list[str], **settings: Any) -> Panel:
+    from counterpoise.evaluation.tax import Panel
+
+    return Panel.load(prompts, reward, abilities, **settings)
+
+
+def _show_result(result: dict[str, Any], out: Path, work: Path | None) -> None:
+    _show_tax(result)
+    if result.get("already_finished"):
+        print(f"{out} holds the result of this very run already; nothing was done again.")
+    print(result["verdict"])
+    place = out if result.get("out") else work or out.with_name(out.name + ".work")
+    print(f"report: {place / 'report.html'}")
+    if result.get("out"):
+        print(f"checkpoint: {out}")
+
+
+def _show_tax(result: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from counterpoise.report.tables import tax_rich
+
+    Console().print(tax_rich(result))
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"expected numbers with commas between them, found {text!r}") from None
+
+
+def _donor(name: str) -> Any:
+    if name not in ("pre", "post"):
+        raise ValueError(f"--donor: expected pre or post, found {name!r}")
+    return name
+
+
+def _dtype(name: str) -> Any:
+    import torch
+
+    names = ("float32", "bfloat16", "float16", "float64")
+    if name not in ("auto", *names):
+        raise ValueError(f"--dtype: expected auto, {', '.join(names)}, found {name!r}")
+    return None if name == "auto" else getattr(torch, name)
+
+
+def _command() -> str:
+    return shlex.join(["counterpoise", *sys.argv[1:]])
+
+
+@contextmanager
+def _bars(quiet: bool) -> Iterator[Stages | None]:
+    """Progress bars on stderr, one a stage; finished ones stay as a line."""
+    if quiet:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        tasks: dict[str, Any] = {}
+
+        def advance(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=total)
+            progress.update(tasks[stage], completed=done, total=total)
+
+        yield advance
+
+
+@contextmanager
+def _plain_errors(kept: str) -> Iterator[None]:
+    """Errors that a user can act on become one message; anything else keeps its traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"stopped; {kept}", file=sys.stderr)
+        raise SystemExit(130) from None
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def main() -> None:
+    """Entry point of the `counterpoise` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""How far POST moved from PRE, per block and per kind of module."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from counterpoise.partition import Partition, by_module, partition
+from counterpoise.preflight import Scan, preflight, scan
+
+
+@dataclass(frozen=True)
+class Change:
+    """One part of the model: |post - pre| / |pre|, and the share of its elements that differ at all.
+
+    In bfloat16 a small share that differs says that most of the update was lost in rounding.
+    """
+
+    kind: str
+    name: str
+    parameters: int
+    change: float
+    changed: float
+
+
+def diff(
+    pre: str | Path, post: str | Path, *, blocks: int | str = 3, drop: Sequence[str] = (),
+    allow_unrelated: bool = False, progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[Change], list[str]]:  # fmt: skip
+    """Read both checkpoints once and compare them; returns the rows and the warnings of the preflight."""
+    pair = preflight(pre, post, drop=drop)
+    scanned, warnings = scan(pair, allow_unrelated=allow_unrelated, count_changed=True, progress=progress)
+    shapes = {n: pair.post.shape(n) for n in pair.names}
+    cuts = {"block": partition(shapes, blocks), "module": by_module(shapes)}
+    rows = [_row("all", "the whole model", pair.names, scanned)]
+    for kind, cut in cuts.items():
+        rows += [_row(kind, name, tensors, scanned) for name, tensors in _groups(cut)]
+    return rows, [*pair.warnings, *warnings]
+
+
+def _groups(cut: Partition) -> list[tuple[str, Sequence[str]]]:
+    rest = [("outside the layers", cut.rest)] if cut.rest and cut.name != "by module" else []
+    return [*((b.name, b.tensors) for b in cut.blocks), *rest]
+
+
+def _row(kind: str, name: str, tensors: Sequence[str], scanned: Scan) -> Change:
+    update, size = (math.fsum(sums.get(t, 0.0) for t in tensors) for sums in (scanned.update, scanned.size))
+    elements = sum(scanned.elements.get(t, 0) for t in tensors)
+    changed = sum(scanned.changed.get(t, 0) for t in tensors)
+    return Change(kind, name, elements, math.sqrt(update / size) if size else 0.0, changed / elements if elements else 0.0)

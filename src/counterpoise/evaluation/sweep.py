@@ -1,0 +1,47 @@
+"""A store of finished work, keyed by content: what was measured once is never measured again, also after a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def digest(content: Any) -> str:
+    """sha256 of a json value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class Store:
+    """A folder with one json file per finished piece of work.
+
+    A file appears whole or not at all, so a killed run leaves nothing to repair, and several processes may share one
+    folder: the worst that happens is that a piece of work is done twice, with the same result.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def once(self, key: Mapping[str, Any], work: Callable[[], T]) -> T:
+        """The json value stored for `key`, or `work()`, which is then stored."""
+        path = self.folder / f"{key.get('what', 'item')}-{digest(key)[:24]}.json"
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))["value"]  # type: ignore[no-any-return]
+        value = work()
+        _write_atomically(path, json.dumps({"key": key, "value": value}))
+        return value
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

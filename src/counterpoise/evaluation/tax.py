@@ -1,0 +1,194 @@
+"""What a model scores: its reward and its abilities, item by item, so that two models can be compared in pairs."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from counterpoise.evaluation.abilities import Ability, Measurement, load_abilities
+from counterpoise.evaluation.parts import Part, part_of
+from counterpoise.evaluation.rewards import Reward, checked, load_reward
+from counterpoise.evaluation.sweep import Store, digest
+from counterpoise.language import Progress, Prompt, decode, encode_prompt, read_prompts, sample
+from counterpoise.pareto import interval, paired_difference
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What a model is measured by: prompts with a reward, and abilities.
+
+    Attributes:
+        prompts: split by content into proxy, validation and held-out parts that never mix.
+        reward: (prompts, responses) -> numbers, higher is better.
+        reward_id: names the reward in results; stored work is keyed by it.
+        abilities: what `load_abilities` returned.
+        limit: at most so many items per ability and part.
+        prompt_limit: at most so many prompts per part (proxy prompts are not limited).
+        max_new_tokens, temperature, batch_size, chat, seed: how responses are drawn; every model sees the same random
+            numbers.
+    """
+
+    prompts: Sequence[Prompt]
+    reward: Reward
+    abilities: Sequence[Ability]
+    reward_id: str = "reward"
+    limit: int | None = None
+    prompt_limit: int | None = None
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    batch_size: int = 16
+    chat: bool = True
+    seed: int = 0
+    source: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(
+        cls, prompts: str | Path, reward: str | Reward, abilities: Sequence[str], *, device: str = "cpu", **settings: Any
+    ) -> Panel:
+        """From a prompts file, a reward (a spec of `load_reward` or a callable) and ability specs."""
+        return cls(
+            read_prompts(prompts),
+            load_reward(reward, device=device) if isinstance(reward, str) else checked(reward, _name(reward)),
+            load_abilities(abilities), reward_id=fingerprint(reward),
+            source={"prompts": str(prompts), "reward": _name(reward), "abilities": list(abilities)}, **settings,
+        )  # fmt: skip
+
+    def prompts_of(self, part: Part) -> list[Prompt]:
+        """The prompts of a part, in the order of their content hash."""
+        chosen = sorted((p for p in self.prompts if part_of(p.key) == part), key=lambda p: p.key)
+        chosen = chosen if part == "proxy" else chosen[: self.prompt_limit]
+        if not chosen:
+            raise ValueError(f"prompts: expected some in the {part} part, found none among {len(self.prompts)}; "
+                             "give at least some twenty prompts")  # fmt: skip
+        return chosen
+
+    def measure(
+        self, model: nn.Module, tokenizer: Any, part: Part, *, store: Store | None = None, model_id: Any = None,
+        progress: Progress | None = None,
+    ) -> Scores:  # fmt: skip
+        """Reward and abilities of `model` on one part.
+
+        Args:
+            store: finished pieces are read from and kept in it, keyed by `model_id` and all that decides them.
+            progress: called with (done, total) pieces: the reward and each ability.
+        """
+        total = 1 + len(self.abilities)
+
+        def kept(key: dict[str, Any], work: Callable[[], Any]) -> Any:
+            return work() if store is None else store.once({**key, "model": model_id, "part": part}, work)
+
+        drawing = {"tokens": self.max_new_tokens, "temperature": self.temperature, "chat": self.chat, "seed": self.seed}
+        chosen = self.prompts_of(part)
+        scores = kept(
+            {"what": "reward", "reward": self.reward_id, "prompts": digest([p.key for p in chosen]), **drawing,
+             "batch": self.batch_size},
+            lambda: self._rewards(model, tokenizer, chosen),
+        )  # fmt: skip
+        if progress is not None:
+            progress(1, total)
+        reward = Measurement(
+            "reward", "", np.array(scores, dtype=np.float64)[:, None], "mean", None, tuple(p.key for p in chosen)
+        )
+        abilities = {}
+        for number, ability in enumerate(self.abilities, start=2):
+            measured = kept(
+                {"what": "ability", "ability": ability.fingerprint, "limit": self.limit, **drawing},
+                lambda ability=ability: [m.to_json() for m in ability.measure(
+                    model, tokenizer, part, limit=self.limit, batch_size=self.batch_size, seed=self.seed,
+                    max_new_tokens=self.max_new_tokens, chat=self.chat,
+                )],
+            )  # fmt: skip
+            abilities[ability.name] = [Measurement.from_json(m) for m in measured]
+            if progress is not None:
+                progress(number, total)
+        return Scores(reward, abilities)
+
+    def _rewards(self, model: nn.Module, tokenizer: Any, prompts: list[Prompt]) -> list[float]:
+        drawn = sample(
+            model, tokenizer, [encode_prompt(tokenizer, p, chat=self.chat) for p in prompts],
+            max_new_tokens=self.max_new_tokens, temperature=self.temperature, batch_size=4 * self.batch_size,
+            seed=self.seed,
+        )  # fmt: skip
+        return list(self.reward([p.text for p in prompts], decode(tokenizer, [group[0] for group in drawn])))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one model scored on one part; the first measurement of an ability is its primary one."""
+
+    reward: Measurement
+    abilities: dict[str, list[Measurement]]
+
+    def summary(self) -> dict[str, Any]:
+        """Values with 95 % intervals, as plain json."""
+        return {
+            "reward": interval_of(self.reward),
+            "abilities": {name: {m.metric: interval_of(m) for m in ms} for name, ms in self.abilities.items()},
+        }
+
+
+def interval_of(m: Measurement) -> dict[str, float]:
+    """Value and 95 % bootstrap interval over the items."""
+    value, low, high, _ = interval(m.statistics, m.aggregate)
+    return {"value": value, "low": low, "high": high}
+
+
+def difference(a: Measurement, b: Measurement) -> dict[str, float]:
+    """a - b with its 95 % interval and two-sided p, the items paired.
+
+    Raises:
+        ValueError: the two were not measured on the same items.
+    """
+    if a.keys != b.keys:
+        raise ValueError(f"{a.metric}: expected two measurements of the same items, found {len(a.keys)} and {len(b.keys)}")
+    value, low, high, p = paired_difference(a.statistics, b.statistics, a.aggregate)
+    return {"value": value, "low": low, "high": high, "p": p}
+
+
+def at_floor(measurements: Sequence[Measurement]) -> bool:
+    """Whether PRE's ability is not significantly above chance: nothing is there to be lost.
+
+    It is if some metric that has a chance level does not clear it with its 95 % interval.
+    """
+    return any(m.chance is not None and interval(m.statistics, m.aggregate)[1] <= m.chance for m in measurements)
+
+
+def tax_table(pre: Scores, post: Scores, pick: Scores | None = None) -> list[dict[str, Any]]:
+    """Rows of reward and of every metric of every ability: PRE, POST, the tax (PRE minus POST), and what a pick leaves."""
+    rows = []
+    for name in ("reward", *pre.abilities):
+        floor = name != "reward" and at_floor(pre.abilities[name])
+        columns = [[s.reward] if name == "reward" else s.abilities[name] for s in (pre, post, pick or pre)]
+        for before, after, now in zip(*columns, strict=True):
+            rows.append({
+                "name": name, "metric": before.metric, "unit": before.unit, "items": len(before.keys),
+                "pre": interval_of(before), "post": interval_of(after), "pick": interval_of(now) if pick else None,
+                "tax": difference(before, after), "remaining": difference(before, now) if pick else None,
+                "at_floor": floor,
+            })  # fmt: skip
+    return rows
+
+
+def fingerprint(reward: str | Reward) -> str:
+    """What decides a reward's numbers: the spec with the content of the file or source behind it."""
+    if not isinstance(reward, str):
+        try:
+            return digest([_name(reward), inspect.getsource(reward)])
+        except (OSError, TypeError):
+            return _name(reward)
+    tail = Path(reward.partition(":")[2])
+    if tail.is_file():
+        with tail.open("rb") as file:
+            return digest([reward.partition(":")[0], hashlib.file_digest(file, "sha256").hexdigest()])
+    return reward
+
+
+def _name(reward: str | Reward) -> str:
+    return reward if isinstance(reward, str) else f"{getattr(reward, '__module__', '')}:{getattr(reward, '__qualname__', 'reward')}"
