@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from counterpoise.evaluation.abilities import Ability, Measurement, load_abilities
+from counterpoise.evaluation.abilities import Ability, load_abilities
+from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import Part, part_of
 from counterpoise.evaluation.rewards import Reward, checked, load_reward
 from counterpoise.evaluation.sweep import Store, digest

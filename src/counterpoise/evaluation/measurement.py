@@ -1,0 +1,49 @@
+"""One metric of one ability on one model, item by item."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from counterpoise.pareto import score
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Per-item statistics, oriented so that higher is better (a negative log-likelihood is negated).
+
+    Attributes:
+        statistics: float64 of shape (items, d); see `counterpoise.pareto`.
+        aggregate: "mean", "ratio" or "bleu".
+        chance: the score of guessing; None where there is none.
+        keys: sha256 of each item's content, so that two models are compared on the same items.
+    """
+
+    metric: str
+    unit: str
+    statistics: NDArray[np.float64]
+    aggregate: str
+    chance: float | None
+    keys: tuple[str, ...]
+
+    @property
+    def value(self) -> float:
+        """The score over all items."""
+        return score(self.statistics, self.aggregate)
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict; `from_json` reads it back bit for bit."""
+        return {"metric": self.metric, "unit": self.unit, "statistics": self.statistics.tolist(),
+                "aggregate": self.aggregate, "chance": self.chance, "keys": list(self.keys)}  # fmt: skip
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Measurement:
+        """Read what `to_json` wrote."""
+        return cls(
+            content["metric"], content["unit"], np.array(content["statistics"], dtype=np.float64),
+            content["aggregate"], content["chance"], tuple(content["keys"]),
+        )  # fmt: skip
