@@ -32,9 +32,9 @@ class BanditMTL(Weighting):
     """Weights the tasks by a bandit adversary that favours the large losses, inside a ball around uniform weights.
 
     min over theta, max over p of sum_i p_i l_i(theta), with KL(p || uniform) <= rho (Mao, Wang, Liu, Lin, Hu:
-    BanditMTL, ACL 2021). The maximum is mean + sqrt(2 rho Var) + ..., so it penalises the variance of the task losses. `balance(
-    losses)` descends on the p held at the start of the optimiser step; `balance.step()` moves p by one `mirror_step`
-    on that window's losses.
+    BanditMTL, ACL 2021). The maximum is mean + sqrt(2 rho Var) + ..., so it penalises the variance of the task losses.
+    `balance(losses)` descends on the p held at the start of the optimiser step; `balance.step()` moves p by one
+    `mirror_step` on that window's losses.
 
     Departures: the order (descend, then ascend) is that of the public re-implementation; the paper's own could not be
     read. Absent tasks, windows, ranks and the floor of 1e-12 under the weights are not in the paper.

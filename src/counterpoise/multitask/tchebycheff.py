@@ -48,14 +48,16 @@ class Tchebycheff(Weighting):
 
     def combine(self, values_K: Tensor, present: list[int] | None, scale_K: Tensor | None) -> Tensor:
         """The largest c_i (l_i - z_i) of the tasks present."""
-        return self._excess(values_K, present).max()
+        largest: Tensor = self._excess(values_K, present).max()
+        return largest
 
     def _excess(self, values_K: Tensor, present: list[int] | None) -> Tensor:
         if values_K.dtype in (torch.bfloat16, torch.float16):
             values_K = values_K.float()
         both = values_K.new_tensor([self.preferences, self.ideal])
         preferences_K, ideal_K = both if present is None else both[:, present]
-        return preferences_K * (values_K - ideal_K)
+        excess_K: Tensor = preferences_K * (values_K - ideal_K)
+        return excess_K
 
 
 class SmoothTchebycheff(Tchebycheff):

@@ -1,0 +1,279 @@
+"""The weightings inside the Hugging Face Trainer and TRL's SFTTrainer."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import Trainer, TrainerCallback
+
+from .parallel import sum_over_ranks, world_size
+from .weighting import Weighting
+
+STATE_FILE = "weighting.pt"
+"""The weighting's state inside each checkpoint."""
+
+ExampleLosses = Callable[[Any, Tensor], Tensor]
+"""From the model's outputs and the labels to one loss per example, (B,)."""
+
+if TYPE_CHECKING:
+    _Base = Trainer
+else:
+    _Base = object
+
+
+def with_weighting(base: type) -> type:
+    """A subclass of a trainer class whose task losses are weighted.
+
+    The data set gets a column that names each row's task. One forward pass per micro-batch gives the loss of every
+    example, split by task: means over tokens for language models (as the trainers have it with `num_items_in_batch`),
+    over examples for classifiers. The window's counts are given to the weighting before its first backward pass, so
+    accumulation steps and processes give the gradients of the one big batch. The weights are saved in every checkpoint
+    (`weighting.pt`), restored bit for bit on resume, and logged as `weighting/...`. Evaluation is unweighted.
+
+    The class takes, beside the base's arguments:
+        weighting: any weighting of this package.
+        task_column: the column with the task's name or index; "task" by default.
+        example_losses: for a model whose loss is neither causal language modeling, nor token or sequence
+            classification or regression: outputs and labels to one loss per example.
+
+    Raises:
+        ValueError: packing or padding-free batches (rows of different tasks are joined), label smoothing, a custom
+            compute_loss_func, several GPUs in one process, a task column that is missing or names unknown tasks.
+
+    Example:
+        >>> WeightedTrainer = with_weighting(Trainer)
+        >>> WeightedTrainer.__name__
+        'WeightedTrainer'
+    """
+    return type(f"Weighted{base.__name__}", (_Weighted, base), {"__doc__": f"{base.__name__} with a task weighting."})
+
+
+class TaskCollator:
+    """Takes the task column out of the rows, collates the rest, and puts it back as indices, (B,)."""
+
+    def __init__(self, inner: Callable[[list[Any]], Any], column: str, tasks: Sequence[str]) -> None:
+        self.inner, self.column, self.tasks = inner, column, tuple(tasks)
+        self._index = {task: i for i, task in enumerate(tasks)}
+
+    def __call__(self, rows: list[Mapping[str, Any]]) -> Any:
+        """One batch."""
+        indices = [self._task(row) for row in rows]
+        batch = self.inner([{k: v for k, v in row.items() if k != self.column} for row in rows])
+        batch[self.column] = torch.tensor(indices, dtype=torch.long)
+        return batch
+
+    def _task(self, row: Mapping[str, Any]) -> int:
+        if self.column not in row:
+            raise ValueError(
+                f"expected a column {self.column!r} that names each row's task, found only {sorted(row)}: add it to "
+                f"the data set, or pass task_column=..."
+            )
+        task = row[self.column]
+        if isinstance(task, str) and task in self._index:
+            return self._index[task]
+        if not isinstance(task, str) and 0 <= int(task) < len(self.tasks):
+            return int(task)
+        raise ValueError(f"column {self.column!r} holds {task!r}, expected one of {list(self.tasks)} or its index.")
+
+
+class _Weighted(_Base):
+    """The overrides; the base trainer comes after this class in the order of resolution."""
+
+    model: Any
+    _signature_columns: Any
+
+    def __init__(
+        self,
+        *args: Any,
+        weighting: Weighting,
+        task_column: str = "task",
+        example_losses: ExampleLosses | None = None,
+        **kwargs: Any,
+    ) -> None:
+        settings = kwargs.get("args", args[1] if len(args) > 1 else None)
+        _refuse(settings, kwargs, weighting)
+        if not hasattr(Trainer, "loss_is_scaled_for_ga"):
+            raise ImportError("with_weighting needs Trainer.loss_is_scaled_for_ga: upgrade transformers.")
+        self.weighting, self.task_column, self.example_losses = weighting, task_column, example_losses
+        self._micro_counts: deque[list[float]] = deque()
+        self._window_counts: list[float] = []
+        super().__init__(*args, **kwargs)
+        if self.args.n_gpu > 1:
+            raise ValueError(f"found {self.args.n_gpu} GPUs in one process: launch one process per GPU with torchrun.")
+        self.loss_is_scaled_for_ga = True
+        self.data_collator: Any = TaskCollator(self.data_collator, task_column, weighting.tasks)
+        weighting.to(self.args.device)
+        self.add_callback(_CloseWindow(weighting))
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The weighted loss in training; the base's own in evaluation."""
+        inputs = dict(inputs)
+        task_B = inputs.pop(self.task_column, None)
+        if not self.model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs.get("labels")
+        found: list[Any] = []
+        hook = self.accelerator.unwrap_model(model).register_forward_hook(lambda *call: found.append(call[2]))
+        try:
+            # The base runs the model and keeps its own metrics; its loss, the unweighted one, is dropped.
+            super().compute_loss(model, inputs, num_items_in_batch=None)
+        finally:
+            hook.remove()
+        loss = self._weighted_loss(found[0], labels, task_B)
+        return (loss, found[0]) if return_outputs else loss
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """The micro-batches of one optimiser step, with each task's share of them counted."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        m = len(self.weighting.tasks)
+        counts = [_per_task(self._valid(b["labels"]).sum(-1), b[self.task_column], m) for b in batches]
+        self._micro_counts = deque(torch.stack(counts).tolist() if counts else [])
+        self._window_counts = sum_over_ranks([sum(c) for c in zip(*self._micro_counts, strict=True)] or [0.0] * m)
+        return batches, num_items
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """The base's, without the task column."""
+        return super().prediction_step(
+            model, {k: v for k, v in inputs.items() if k != self.task_column}, *args, **kwargs
+        )
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """The base's, with the weighting's own parameters if it has any."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if own := [p for p in self.weighting.parameters() if p.requires_grad and id(p) not in known]:
+            optimizer.add_param_group({"params": own, "weight_decay": 0.0})
+        return optimizer
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """The base's; training logs carry the weighting's metrics."""
+        if "loss" in logs:
+            logs = logs | {f"weighting/{name}": value for name, value in self.weighting.metrics().items()}
+        super().log(logs, *args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The base's, and the weighting's state beside it."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            path = os.path.join(output_dir or self.args.output_dir or ".", STATE_FILE)
+            torch.save(self.weighting.state_dict(), path + ".partial")
+            os.replace(path + ".partial", path)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        path = os.path.join(checkpoint, STATE_FILE)
+        if not os.path.exists(path):
+            raise FileNotFoundError(
+                f"expected the weighting's state at {path}, found none: the checkpoint was written by a trainer "
+                f"without a weighting. Resume it with that trainer, or start from its weights."
+            )
+        self.weighting.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns = self._signature_columns
+        if columns is not None and self.task_column not in columns:
+            self._signature_columns = [*columns, self.task_column]
+
+    def _weighted_loss(self, outputs: Any, labels: Tensor, task_B: Tensor) -> Tensor:
+        losses_BT = self._losses(outputs, labels)
+        m, counts = len(self.weighting.tasks), self._micro_counts.popleft()
+        if not any(counts):  # every label of this micro-batch is masked: a differentiable zero
+            return losses_BT.sum() * 0.0
+        sums_M = _per_task(losses_BT.sum(-1), task_B, m)
+        means_M = sums_M / sums_M.new_tensor(counts).clamp(min=1.0)
+        loss: Tensor = self.weighting(means_M, counts, self._window_counts)
+        return loss
+
+    def _losses(self, outputs: Any, labels: Tensor) -> Tensor:
+        """Losses with one row per example, 0 where there is no label."""
+        if self.example_losses is not None:
+            return self.example_losses(outputs, labels).unsqueeze(-1)
+        if getattr(outputs, "log_probs", None) is not None:  # TRL's fused head: per token, 0 on ignored positions
+            losses_BT: Tensor = -outputs.log_probs
+            return losses_BT
+        logits = (outputs["logits"] if isinstance(outputs, Mapping) else outputs[1]).float()
+        if labels.is_floating_point():
+            return _float_label_losses(logits, labels, getattr(self.model.config, "problem_type", None))
+        if self._loss_shifts_labels:
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        if logits.shape[:-1] != labels.shape:
+            raise ValueError(
+                f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} are neither those of a language model "
+                f"nor of token or sequence classification: pass example_losses=... (outputs and labels to (B,) losses)."
+            )
+        losses = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), reduction="none")
+        return losses.reshape(len(labels), -1)
+
+    def _valid(self, labels: Tensor) -> Tensor:
+        """1 where a label counts, (B, T); one per example where the loss is one per example."""
+        if self.example_losses is not None or labels.is_floating_point():
+            return labels.new_ones(len(labels), 1, dtype=torch.float64)
+        labels_BT = labels.reshape(len(labels), -1)
+        return (labels_BT[:, 1:] if self._loss_shifts_labels else labels_BT).ne(-100).double()
+
+
+class _CloseWindow(TrainerCallback):
+    """Moves the weights after each optimiser step, before anything is logged or saved."""
+
+    def __init__(self, weighting: Weighting) -> None:
+        self.weighting = weighting
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Average the gradients of the weighting's own parameters, which no DDP wraps."""
+        if world_size() > 1:
+            for parameter in self.weighting.parameters():
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= world_size()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Close the window."""
+        self.weighting.step()
+
+
+def _per_task(values_B: Tensor, task_B: Tensor, m: int) -> Tensor:
+    return values_B.new_zeros(m).index_add(0, task_B.to(values_B.device), values_B)
+
+
+def _float_label_losses(logits: Tensor, labels: Tensor, problem_type: str | None) -> Tensor:
+    """Losses per example for regression and multi-label classification, as transformers computes them."""
+    labels = labels.float().reshape(len(labels), -1)
+    logits = logits.reshape(len(labels), -1)
+    if problem_type == "multi_label_classification":
+        return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1, keepdim=True)
+    return F.mse_loss(logits, labels, reduction="none").mean(-1, keepdim=True)
+
+
+def _refuse(settings: Any, kwargs: Mapping[str, Any], weighting: Weighting) -> None:
+    """Raise on what would give wrong task losses, before the base trainer spends time on the data."""
+    for name in ("packing", "padding_free"):
+        if getattr(settings, name, False):
+            raise ValueError(
+                f"{name}=True joins rows of different tasks into one sequence, whose loss then belongs to none of "
+                f"them: expected {name}=False with a task weighting. Group the rows by length if padding is the worry."
+            )
+    if getattr(settings, "label_smoothing_factor", 0.0):
+        raise ValueError("label_smoothing_factor is not supported with a task weighting: expected 0.")
+    if getattr(settings, "loss_type", "nll") != "nll":
+        raise ValueError(f"loss_type={settings.loss_type!r} is not supported with a task weighting: expected 'nll'.")
+    if kwargs.get("compute_loss_func") is not None:
+        raise ValueError("compute_loss_func gives one loss for the batch: pass example_losses=..., one per example.")
+    steps = getattr(settings, "gradient_accumulation_steps", 1)
+    if weighting.whole_batch_only and steps > 1:
+        raise ValueError(
+            f"{type(weighting).__name__} needs the whole batch in one call, found gradient_accumulation_steps={steps}: "
+            f"expected 1."
+        )
