@@ -42,16 +42,21 @@ def write_inputs(data: Path, work: Path) -> None:
             writer = csv.DictWriter(file, ["text", "label"])
             writer.writeheader()
             writer.writerows({"text": r["text"], "label": r["label"]} for r in reviews[half::2])
-    for name in ("arc_easy", "piqa", "boolq", "lambada_openai"):
-        (work / f"{name}.jsonl").write_bytes((data / "benchmarks" / f"{name}.jsonl").read_bytes())
+    for name in ("arc_easy", "piqa", "boolq"):
+        rows = map(json.loads, (data / "benchmarks" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines())
+        with (work / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+            for row in rows:
+                if len(row["query"]) <= 700:  # long passages cost more than they tell
+                    print(json.dumps({**row, "query": row["query"].rstrip() + "\nAnswer:"}), file=file)
+    (work / "lambada_openai.jsonl").write_bytes((data / "benchmarks" / "lambada_openai.jsonl").read_bytes())
     french, english = (
         gzip.open(data / "multi30k-fr-en" / f"test_2016_flickr.{lang}.gz", "rt", encoding="utf-8").read().splitlines()
         for lang in ("fr", "en")
     )
     with (work / "multi30k.jsonl").open("w", encoding="utf-8") as file:
         for source, target in zip(french, english, strict=True):
-            context = f"French: {source}\nEnglish:"
-            print(json.dumps({"context": context, "continuation": f" {target}"}, ensure_ascii=False), file=file)
+            record = {"prompt": f"French: {source}\nEnglish:", "reference": target}
+            print(json.dumps(record, ensure_ascii=False), file=file)
 
 
 def main() -> None:

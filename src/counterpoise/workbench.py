@@ -109,10 +109,13 @@ class Workbench:
         batch = max(1, self.panel.batch_size // 2)
 
         def run() -> dict[str, Any]:
+            progress = self.stage(f"searching ratios, mean {mean:g}")
             found = hma(
                 self.resident, cut, ProxySet(tuple(proxies), batch).backward, mean, max_passes=max_passes,
-                progress=self.stage(f"searching ratios, mean {mean:g}"),
+                progress=progress,
             )  # fmt: skip
+            if progress is not None:  # it may converge before max_passes
+                progress(found.passes, found.passes)
             return {"ratios": found.ratios, "value": found.value, "trace": found.trace, "converged": found.converged}
 
         key = {"what": "search", "model": self.inputs, "proxies": digest(proxies), "mean": mean, "passes": max_passes,

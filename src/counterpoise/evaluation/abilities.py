@@ -1,7 +1,7 @@
 """Abilities: things PRE could do, with items that measure them.
 
 Specs: `choices:FILE`, `continue:FILE`, `generate:FILE` (jsonl, may be gzipped; options after `?`, as in
-`generate:fr-en.jsonl?metric=bleu&name=translation`), or the name or folder of an lm-eval task.
+`generate:fr-en.jsonl?metric=bleu&name=translation&limit=200`), or the name or folder of an lm-eval task.
 """
 
 from __future__ import annotations
@@ -61,18 +61,20 @@ class FileAbility:
     Attributes:
         kind: "choices", "continue" or "generate".
         metric: of `generate`, "exact" or "bleu".
+        limit: at most so many items per part.
     """
 
     name: str
     kind: str
     items: tuple[Item, ...]
     metric: str = "exact"
+    limit: int | None = None
     source: str = ""
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over kind, metric and items."""
-        return digest([self.kind, self.metric, sorted(item.key for item in self.items)])
+        return digest([self.kind, self.metric, self.limit, sorted(item.key for item in self.items)])
 
     def items_of(self, part: Part, limit: int | None = None) -> list[Item]:
         """Items of a part in the order of their hash, so that a longer file changes few of the first `limit`."""
@@ -87,7 +89,7 @@ class FileAbility:
         seed: int = 0, max_new_tokens: int = 64, chat: bool = True,
     ) -> list[Measurement]:  # fmt: skip
         """See `Ability.measure`; plain text unless an item has messages."""
-        items = self.items_of(part, limit)
+        items = self.items_of(part, min((n for n in (limit, self.limit) if n is not None), default=None))
         keys = tuple(item.key for item in items)
         if self.kind == "choices":
             return _choices(model, tokenizer, items, keys, batch_size)
@@ -141,13 +143,17 @@ def _load(spec: str) -> Ability:
         return HarnessAbility.load(spec)
     path, _, query = rest.partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
-    if unknown := sorted(set(options) - {"name", "metric"}):
-        raise ValueError(f"{spec}: unknown option {unknown[0]!r}; expected name or metric")
+    if unknown := sorted(set(options) - {"name", "metric", "limit"}):
+        raise ValueError(f"{spec}: unknown option {unknown[0]!r}; expected name, metric or limit")
     metric = options.get("metric", "exact")
     if metric not in ("exact", "bleu"):
         raise ValueError(f"{spec}: metric: expected exact or bleu, found {metric!r}")
+    limit = options.get("limit")
+    if limit is not None and not (limit.isdecimal() and int(limit) > 0):
+        raise ValueError(f"{spec}: limit: expected a number above 0, found {limit!r}")
     name = options.get("name") or Path(path).name.removesuffix(".gz").removesuffix(".jsonl")
-    return FileAbility(name, kind, tuple(_read_items(Path(path), REQUIRED[kind])), metric, spec)
+    return FileAbility(name, kind, tuple(_read_items(Path(path), REQUIRED[kind])), metric,
+                       None if limit is None else int(limit), spec)  # fmt: skip
 
 
 def _read_items(path: Path, clean: Callable[[dict[str, Any]], dict[str, Any]]) -> list[Item]:
@@ -234,10 +240,8 @@ def _choices(
     """Log-probability of the gold choice per token, and accuracy by log-probability per character."""
     contexts, groups, lengths = [], [], []
     for item in items:
-        query = item.fields["query"].rstrip()
-        if "\nAnswer:" not in query and not query.endswith("Answer:"):
-            query += "\nAnswer:"
-        pairs = [encode_pair(tokenizer, query, f" {choice.strip()}") for choice in item.fields["choices"]]
+        query = item.fields["query"]
+        pairs = [encode_pair(tokenizer, query, _spaced(query, choice)) for choice in item.fields["choices"]]
         border = min(len(c) for c, _ in pairs)  # one shared context, also where a choice changes its last token
         contexts.append(pairs[0][0][:border])
         groups.append([(*c[border:], *r) for c, r in pairs])
