@@ -1,0 +1,122 @@
+"""The methods on gradients: what lands on shared parameters and on heads, against torchjd's own route."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from counterpoise.multitask import MGDA, CAGrad, JacobianWeighting, PCGrad, UPGrad
+from counterpoise.multitask.upgrad import project_weights
+
+from .toy import TASKS, Toy, gradients, rows
+
+aggregation = pytest.importorskip("torchjd.aggregation")
+
+
+def optional(name: str, module: str):
+    def build():
+        pytest.importorskip(module)
+        return getattr(aggregation, name)
+
+    return build
+
+
+ROUTES = {
+    "mgda": (MGDA, {}, lambda: aggregation.MGDA()),
+    "pcgrad": (PCGrad, {}, lambda: aggregation.PCGrad()),
+    "cagrad": (CAGrad, {"radius": 0.5}, lambda: optional("CAGrad", "cvxpy")()(c=0.5)),
+    "upgrad": (UPGrad, {}, lambda: aggregation.UPGrad(projector=project_weights)),
+}
+
+
+@pytest.mark.parametrize("name", ROUTES)
+def test_shared_parameters_get_the_aggregate_and_heads_their_own_gradient(name):
+    from torchjd.autojac import backward, jac_to_grad
+
+    method, settings, theirs = ROUTES[name]
+    ours, reference = Toy(), Toy()
+    aggregator = theirs()
+    losses = reference.losses(*rows(9, 0))[0]
+    torch.manual_seed(0)
+    backward(list(losses.values()), inputs=list(reference.shared.parameters()), retain_graph=True)
+    jac_to_grad(list(reference.shared.parameters()), aggregator)
+    heads = [p for head in reference.heads for p in head.parameters()]
+    for parameter, gradient in zip(heads, torch.autograd.grad(sum(losses.values()), heads), strict=True):
+        parameter.grad = gradient
+    torch.manual_seed(0)
+    weighting = method(TASKS, shared=ours.shared.parameters(), **settings)
+    scalar = weighting(ours.losses(*rows(9, 0))[0])
+    scalar.backward()
+    for a, b in zip(gradients(ours), gradients(reference), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    assert float(scalar.detach()) == pytest.approx(sum(float(x.detach()) for x in losses.values()))
+
+
+def test_mgda_and_upgrad_help_every_task_where_the_sum_does_not():
+    rows_KN = torch.tensor([[1.0, 0.0], [-3.0, 1.0]])
+    for method in (MGDA, UPGrad):
+        theta = torch.zeros(2, requires_grad=True)
+        method(2, shared=[theta])(rows_KN @ theta).backward()
+        assert (rows_KN @ theta.grad >= -1e-5).all()
+    assert (rows_KN @ rows_KN.sum(0) < 0).any()
+
+
+def test_upgrad_equals_torchjds_own_projector():
+    pytest.importorskip("quadprog")
+    from torchjd.linalg import QuadprogProjector
+
+    torch.manual_seed(0)
+    for _ in range(5):
+        rows_KN = torch.randn(4, 10, dtype=torch.float64)
+        exact = aggregation.UPGrad(projector=QuadprogProjector(norm_eps=0.0, reg_eps=1e-12))(rows_KN)
+        ours = aggregation.UPGrad(projector=project_weights)(rows_KN)
+        torch.testing.assert_close(ours, exact, rtol=1e-6, atol=1e-6)
+
+
+def test_a_non_finite_gradient_falls_back_to_the_sum():
+    theta = torch.zeros(2, requires_grad=True)
+    weighting = MGDA(2, shared=[theta])
+    weighting(torch.stack([theta[0].sqrt(), theta[1]])).backward()  # d sqrt at 0 is infinite
+    assert theta.grad.isinf().any()
+    assert theta.grad[1] == 1
+
+
+def test_accumulation_is_refused():
+    layer = nn.Linear(2, 2)
+    weighting = MGDA(2, shared=layer.parameters())
+    losses = layer(torch.ones(2))
+    with pytest.raises(RuntimeError, match="MGDA needs the whole batch"):
+        weighting(losses, [1, 1], [2, 2])
+    weighting(losses)
+    with pytest.raises(RuntimeError, match=r"step\(\)"):
+        weighting(losses)
+    with pytest.raises(TypeError):
+        MGDA(2, shared=layer.parameters(), micro_batches=2)
+
+
+@pytest.mark.parametrize(
+    ("shared", "error", "words"),
+    [
+        ([], ValueError, "at least one"),
+        (torch.ones(2, requires_grad=True), TypeError, "one tensor"),
+        ([torch.ones(2)], ValueError, "requires_grad=False"),
+        ([1.0], TypeError, "float"),
+    ],
+)
+def test_bad_shared_parameters_are_named(shared, error, words):
+    with pytest.raises(error, match=words):
+        JacobianWeighting(2, shared=shared, aggregate=lambda rows_KN: rows_KN.sum(0))
+
+
+def test_a_repeated_parameter_is_refused():
+    theta = torch.ones(2, requires_grad=True)
+    with pytest.raises(ValueError, match="more than once"):
+        MGDA(2, shared=[theta, theta])
+
+
+def test_importing_the_package_imports_neither_torchjd_nor_transformers():
+    code = "import sys, counterpoise.multitask; print([m for m in ('torchjd', 'transformers', 'scipy') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

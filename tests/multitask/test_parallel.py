@@ -1,0 +1,140 @@
+"""Two gloo ranks do what one rank does: the module in a plain loop, and inside the Trainer."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from counterpoise.multitask import MGDA, BanditMTL, UncertaintyWeighting
+from counterpoise.multitask.parallel import sum_over_ranks, world_size
+
+from .toy import TASKS, Toy, gradients, rows
+
+STEPS, MICRO = 5, 2
+# The last step has a task that one rank never sees, and one that nobody sees.
+ROWS = [rows(8, seed, tasks=[0, 1, 1, 2, 0, 2, 2, 0] if seed < 4 else [0, 2, 0, 2, 0, 0, 0, 0]) for seed in range(STEPS)]
+
+
+def loop(rank: int, world: int, *, counted: bool, method=BanditMTL) -> dict:
+    """Train the toy on this rank's rows, in micro-batches when the window is counted beforehand."""
+    toy = Toy()
+    weighting = method(TASKS, **({"rho": 0.4} if method is BanditMTL else {})).double()
+    everything = torch.nn.ModuleList([toy, weighting])
+    optimizer = torch.optim.SGD(everything.parameters(), lr=0.1)
+    history = []
+    for x, y, task in ROWS:
+        optimizer.zero_grad()
+        mine = slice(rank * 8 // world, (rank + 1) * 8 // world)
+        totals = [float((task == i).sum()) for i in range(3)] if counted else None
+        for part in torch.arange(8)[mine].chunk(MICRO if counted else 1):
+            weighting(*toy.losses(x[part], y[part], task[part]), totals).backward()
+        if world > 1:  # what DDP does
+            for parameter in everything.parameters():
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= world
+        optimizer.step()
+        weighting.step()
+        history.append(torch.tensor(weighting.weights(), dtype=torch.float64))
+    return {"weights": torch.stack(history), "gradients": gradients(toy), "metrics": weighting.metrics()}
+
+
+def refusal(rank: int) -> str:
+    theta = torch.ones(2, requires_grad=True)
+    try:
+        MGDA(2, shared=[theta])(theta.square())
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def non_finite_on_one_rank(rank: int) -> tuple[int, list[float]]:
+    weighting = BanditMTL(2, rho=0.3)
+    weighting(torch.tensor([1.0, float("nan") if rank == 1 else 2.0]))
+    weighting.step()
+    return weighting.skipped, weighting.weights()
+
+
+def worker(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {k: str(v) for k, v in place.items()}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    found = {
+        "world": world_size(),
+        "sum": sum_over_ranks([1.0 + rank, 1e-9 * rank]),
+        "counted": loop(rank, 2, counted=True),
+        "uncounted": loop(rank, 2, counted=False),
+        "uncertainty": loop(rank, 2, counted=True, method=UncertaintyWeighting),
+        "refusal": refusal(rank),
+        "skipped": non_finite_on_one_rank(rank),
+    }
+    from .hf import parameters, train
+
+    trainer = train(f"{folder}/hf", batch=2, accumulate=2, steps=3, ddp_backend="gloo")
+    found["trainer"] = {"parameters": parameters(trainer), "weights": trainer.weighting.weights()}
+    found["trainer_world"] = trainer.args.world_size
+    trainer = train(
+        f"{folder}/hf", batch=2, accumulate=2, steps=3, ddp_backend="gloo", weighting=UncertaintyWeighting(TASKS)
+    )
+    found["trainer_uncertainty"] = {"parameters": parameters(trainer), "weights": trainer.weighting.weights()}
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(worker, args=(port, str(folder)), nprocs=2)
+    return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+def test_there_were_two_ranks_and_sums_are_float64(ranks):
+    assert [r["world"] for r in ranks] == [2, 2] == [r["trainer_world"] for r in ranks]
+    assert ranks[0]["sum"] == ranks[1]["sum"] == [3.0, 1e-9]
+    assert world_size() == 1
+
+
+@pytest.mark.parametrize("way", ["counted", "uncounted", "uncertainty"])
+def test_two_ranks_are_one_rank(ranks, way):
+    method = UncertaintyWeighting if way == "uncertainty" else BanditMTL
+    one = loop(0, 1, counted=way != "uncounted", method=method)
+    for rank in ranks:
+        torch.testing.assert_close(rank[way]["weights"], one["weights"], rtol=0, atol=1e-12)
+        for a, b in zip(rank[way]["gradients"], one["gradients"], strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+        assert rank[way]["metrics"] == {k: pytest.approx(v, abs=1e-12) for k, v in one["metrics"].items()}
+    if way != "uncertainty":
+        assert torch.equal(ranks[0][way]["weights"], ranks[1][way]["weights"])
+    assert (one["weights"][0] - one["weights"][-1]).abs().max() > 1e-2
+
+
+def test_methods_on_gradients_refuse_several_ranks(ranks):
+    for rank in ranks:
+        assert "MGDA needs the whole batch" in rank["refusal"]
+        assert "2 processes" in rank["refusal"]
+
+
+def test_a_non_finite_loss_on_one_rank_is_skipped_on_all(ranks):
+    for rank in ranks:
+        assert rank["skipped"] == (1, [0.5, 0.5])
+
+
+def test_the_trainer_on_two_ranks_is_the_trainer_on_one(ranks, tmp_path):
+    from .hf import parameters, train
+
+    for way, method in (("trainer", None), ("trainer_uncertainty", UncertaintyWeighting(TASKS))):
+        one = train(str(tmp_path), batch=8, steps=3, weighting=method)
+        for rank in ranks:
+            torch.testing.assert_close(rank[way]["parameters"], parameters(one), rtol=1e-5, atol=1e-6)
+            assert rank[way]["weights"] == pytest.approx(one.weighting.weights(), rel=1e-5)
+        assert ranks[0][way]["weights"] == ranks[1][way]["weights"]
+        assert max(abs(w - one.weighting.weights()[0]) for w in one.weighting.weights()) > 1e-4
