@@ -77,8 +77,9 @@ def test_any_weighting_can_be_joined_and_its_state_is_saved():
 def test_parts_of_a_window_add_up_to_the_whole_when_the_discriminator_is_linear_in_rows():
     balance = Adversarial(BanditMTL(2, rho=0.3), features=4)
     losses, features, task = torch.tensor([1.0, 2.0]), torch.randn(4, 4), torch.tensor([0, 1, 0, 1])
+    totals = {"0": 2, "1": 2}
     parts = [
-        float(balance(losses, [1, 1], {"0": 2, "1": 2}, features_BF=features[i : i + 2], task_B=task[i : i + 2]).detach())
+        float(balance(losses, [1, 1], totals, features_BF=features[i : i + 2], task_B=task[i : i + 2]).detach())
         for i in (0, 2)
     ]
     balance.weighting.discard()

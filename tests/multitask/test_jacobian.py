@@ -117,6 +117,9 @@ def test_a_repeated_parameter_is_refused():
 
 
 def test_importing_the_package_imports_neither_torchjd_nor_transformers():
-    code = "import sys, counterpoise.multitask; print([m for m in ('torchjd', 'transformers', 'scipy') if m in sys.modules])"
+    code = (
+        "import sys, counterpoise.multitask;"
+        "print([m for m in ('torchjd', 'transformers', 'scipy') if m in sys.modules])"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -45,8 +45,11 @@ def everything(toy, weighting, optimizer):
 
 def same(a, b) -> bool:
     if isinstance(a, torch.Tensor):
-        return torch.equal(a, b) or (a.dtype.is_floating_point and torch.equal(a.isnan(), b.isnan())
-                                     and torch.equal(a.nan_to_num(), b.nan_to_num()))
+        return torch.equal(a, b) or (
+            a.dtype.is_floating_point
+            and torch.equal(a.isnan(), b.isnan())
+            and torch.equal(a.nan_to_num(), b.nan_to_num())
+        )
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     if isinstance(a, list | tuple):

@@ -240,8 +240,9 @@ class _CloseWindow(TrainerCallback):
                 parameter.grad /= world_size()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        """Close the window."""
+        """Close the window; the trainer zeroes the model's gradients only."""
         self.weighting.step()
+        self.weighting.zero_grad()
 
 
 def _per_task(values_B: Tensor, task_B: Tensor, m: int) -> Tensor:

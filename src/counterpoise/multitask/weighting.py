@@ -226,4 +226,6 @@ def weighted_sum(weights_K: Tensor, values_K: Tensor, scale_K: Tensor | None) ->
         values_K = values_K.float()
     if scale_K is not None:
         weights_K = weights_K.to(torch.float64) * scale_K
-    return torch.dot(weights_K.to(device=values_K.device, dtype=values_K.dtype), values_K)
+    if weights_K.dtype != values_K.dtype or weights_K.device != values_K.device:
+        weights_K = weights_K.to(values_K)
+    return torch.dot(weights_K, values_K)
