@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -92,12 +93,11 @@ class FAMO(Weighting):
         values = [after[i] for i in before] + list(before.values())
         if not before or not all(0.0 <= x < float("inf") for x in values):
             return
-        fall_M = torch.zeros_like(self._logits_M, requires_grad=False)
+        fall = [0.0] * len(self.tasks)
         for i, x in before.items():
-            pair = torch.tensor([x, after[i]], dtype=torch.float64) + _EPSILON
-            fall_M[i] = torch.log(pair[0]) - torch.log(pair[1])
-        with torch.enable_grad():
-            z_M = torch.softmax(self._logits_M, dim=0)
-            (self._logits_M.grad,) = torch.autograd.grad(z_M, self._logits_M, fall_M)
+            fall[i] = math.log(x + _EPSILON) - math.log(after[i] + _EPSILON)
+        fall_M = torch.tensor(fall, dtype=torch.float64)
+        z_M = torch.softmax(self._logits_M.detach(), dim=0)
+        self._logits_M.grad = z_M * (fall_M - z_M @ fall_M)  # the softmax's transposed Jacobian times the fall
         self._adam.step()
         self._logits_M.grad = None

@@ -131,7 +131,7 @@ def mirror_floats(log_p: Sequence[float], losses: Sequence[float], rho: float, e
     top = max(log_q)
     log_q = [x - top for x in log_q]
     temper = _temper(log_q, rho)
-    tempered = [temper * x for x in log_q]
+    tempered = log_q if temper == 1.0 else [temper * x for x in log_q]
     log_z = math.log(sum(map(math.exp, tempered)))
     new = [x - log_z for x in tempered]
     if min(new) < LOG_FLOOR:
@@ -200,7 +200,7 @@ def _quadratic_root(log_q: Sequence[float], rho: float) -> float:
 
 def _tempered(log_q: Sequence[float], s: float) -> tuple[float, float]:
     """KL(softmax(s log q) || uniform) and the variance of log q under it; `log_q` has its maximum at 0."""
-    weights = [math.exp(s * x) for x in log_q]
+    weights = list(map(math.exp, log_q)) if s == 1.0 else [math.exp(s * x) for x in log_q]
     total = sum(weights)
     weighted = list(map(mul, weights, log_q))
     mean = sum(weighted) / total

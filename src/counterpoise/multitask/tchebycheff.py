@@ -54,7 +54,7 @@ class Tchebycheff(Weighting):
     def _excess(self, values_K: Tensor, present: list[int] | None) -> Tensor:
         if values_K.dtype in (torch.bfloat16, torch.float16):
             values_K = values_K.float()
-        both = values_K.new_tensor([self.preferences, self.ideal])
+        both = torch.tensor([self.preferences, self.ideal], dtype=values_K.dtype, device=values_K.device)
         preferences_K, ideal_K = both if present is None else both[:, present]
         excess_K: Tensor = preferences_K * (values_K - ideal_K)
         return excess_K
