@@ -169,8 +169,6 @@ def paired_table(pairs: int, batch: int, length: int, seed: int) -> dict[str, di
     model = TextCNN()
     draw = random.Random(seed)
     plain: tuple[Scalarize, After] = (stack_and_sum, lambda: None)
-    draw = random.Random(seed)
-    plain: tuple[Scalarize, After] = (lambda losses: torch.stack(list(losses.values())).sum(), lambda: None)
     rows = {}
     for name, method in contenders(model.shared()).items():
         steps, extra = [], []

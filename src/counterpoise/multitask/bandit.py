@@ -160,7 +160,9 @@ class BanditMTL(Weighting):
         if weights_M is None:
             weights = self._in_units(self.weights())
             # frombuffer: several times faster than torch.tensor on a list.
-            weights_M = torch.frombuffer(array("d" if exact else "f", weights), dtype=key[1]).to(values_K.device)
+            weights_M = torch.frombuffer(array("d" if exact else "f", weights), dtype=key[1])
+            if values_K.device.type != "cpu":
+                weights_M = weights_M.to(values_K.device)
             self._cached[key] = weights_M
         return weighted_sum(weights_M if present is None else weights_M[present], values_K, scale_K)
 

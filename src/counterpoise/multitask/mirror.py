@@ -103,7 +103,7 @@ def divergence(log_p_M: Tensor) -> float:
     """
     log_p = log_p_M.tolist()
     top = max(log_p)
-    return _tempered([x - top for x in log_p], 1.0)[0]
+    return _tempered([x - top for x in log_p], 1.0).kl
 
 
 def hold(log_p: Sequence[float], losses: Sequence[float], seen: Sequence[bool], eta: float) -> list[float]:
@@ -130,10 +130,14 @@ def mirror_floats(log_p: Sequence[float], losses: Sequence[float], rho: float, e
     log_q = [a + eta * b for a, b in zip(log_p, losses, strict=True)]
     top = max(log_q)
     log_q = [x - top for x in log_q]
-    temper = _temper(log_q, rho)
-    tempered = log_q if temper == 1.0 else [temper * x for x in log_q]
-    log_z = math.log(sum(map(math.exp, tempered)))
-    new = [x - log_z for x in tempered]
+    untempered = _tempered(log_q, 1.0)
+    if untempered.kl <= rho:
+        temper, log_z = 1.0, math.log(untempered.total)
+    else:
+        temper = _temper(log_q, rho, 1.0, untempered)
+        log_q = [temper * x for x in log_q]
+        log_z = math.log(sum(map(math.exp, log_q)))
+    new = [x - log_z for x in log_q]
     if min(new) < LOG_FLOOR:
         new = [max(x, LOG_FLOOR) for x in new]
         excess = math.log(sum(map(math.exp, new)))
@@ -153,34 +157,42 @@ def best_response_floats(losses: Sequence[float], rho: float) -> list[float]:
         return [1.0 / ties if x == 0.0 else 0.0 for x in gaps]
     # The root exists. Past this beta every other task has underflowed and the divergence no longer grows.
     furthest = 745.0 / -max(x for x in gaps if x < 0.0)
-    beta = _temper(gaps, rho, upper=furthest)
+    beta = _temper(gaps, rho, furthest, _tempered(gaps, furthest))
     weights = [math.exp(beta * x) for x in gaps]
     total = sum(weights)
     return [w / total for w in weights]
 
 
-def _temper(log_q: Sequence[float], rho: float, upper: float = 1.0) -> float:
-    """The s in [0, upper] with KL(softmax(s log q) || uniform) = rho, or `upper` when that is inside the ball.
+class _Tempered(NamedTuple):
+    """p = softmax(s log q): its KL from uniform, the mean of log q under it, and the sums behind both."""
+
+    kl: float
+    mean: float
+    weighted: list[float]
+    total: float
+
+
+def _temper(log_q: Sequence[float], rho: float, upper: float, at: _Tempered) -> float:
+    """The s in [0, upper] with KL(softmax(s log q) || uniform) = rho, or `upper` when `at`, there, is inside the ball.
 
     g(s) = KL - rho is increasing with g' = s Var_{p_s}(log q): Newton from the root of its quadratic expansion, or
     from the upper end when that is near, inside a bracket that bisection falls back on. `log_q` has its maximum at 0.
     """
-    kl, variance = _tempered(log_q, upper)
-    if kl <= rho:
+    if at.kl <= rho:
         return upper
     if rho <= 0.0:
         return 0.0
     low, high = 0.0, upper
-    s = upper if kl < 2.0 * rho else min(upper, _quadratic_root(log_q, rho))
+    s = upper if at.kl < 2.0 * rho else min(upper, _quadratic_root(log_q, rho))
     for _ in range(_MAX_ITERATIONS):
         if s < upper:
-            kl, variance = _tempered(log_q, s)
-        if kl > rho:
+            at = _tempered(log_q, s)
+        if at.kl > rho:
             high = s
         else:
             low = s
-        slope = s * variance
-        step = (kl - rho) / slope if slope > 0.0 else math.inf
+        slope = s * (sum(map(mul, at.weighted, log_q)) / at.total - at.mean * at.mean)
+        step = (at.kl - rho) / slope if slope > 0.0 else math.inf
         guess = s - step
         if not low <= guess <= high:
             guess = 0.5 * (low + high)
@@ -198,17 +210,16 @@ def _quadratic_root(log_q: Sequence[float], rho: float) -> float:
     return math.sqrt(2.0 * rho * len(log_q) / sum([(x - mean) ** 2 for x in log_q]))
 
 
-def _tempered(log_q: Sequence[float], s: float) -> tuple[float, float]:
-    """KL(softmax(s log q) || uniform) and the variance of log q under it; `log_q` has its maximum at 0."""
+def _tempered(log_q: Sequence[float], s: float) -> _Tempered:
+    """See `_Tempered`; `log_q` has its maximum at 0."""
     weights = list(map(math.exp, log_q)) if s == 1.0 else [math.exp(s * x) for x in log_q]
     total = sum(weights)
     weighted = list(map(mul, weights, log_q))
     mean = sum(weighted) / total
-    variance = max(sum(map(mul, weighted, log_q)) / total - mean * mean, 0.0)
     kl = s * mean - math.log(total / len(log_q))
     if kl < _NEAR_UNIFORM:
         kl = _near_uniform([s * (x - mean) for x in log_q])
-    return kl, variance
+    return _Tempered(kl, mean, weighted, total)
 
 
 def _near_uniform(y: Sequence[float]) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .losses import Batch
-from .parallel import sum_over_ranks
+from .parallel import sum_over_ranks, world_size
 
 
 class WindowMeans(NamedTuple):
@@ -76,8 +76,10 @@ class Window:
     def close(self) -> WindowMeans:
         """The means over all micro-batches and ranks, the same bits on every rank; empties the window."""
         self._fold()
-        both = sum_over_ranks(self.sums + self.counts)
-        sums, counts = both[: self.tasks], both[self.tasks :]
+        sums, counts = self.sums, self.counts
+        if world_size() > 1:
+            both = sum_over_ranks(sums + counts)
+            sums, counts = both[: self.tasks], both[self.tasks :]
         self.clear()
         return WindowMeans([s / c if c > 0.0 else 0.0 for s, c in zip(sums, counts, strict=True)], counts)
 
