@@ -50,7 +50,7 @@ def write_inputs(data: Path, work: Path) -> None:
                     print(json.dumps({**row, "query": row["query"].rstrip() + "\nAnswer:"}), file=file)
     (work / "lambada_openai.jsonl").write_bytes((data / "benchmarks" / "lambada_openai.jsonl").read_bytes())
     french, english = (
-        gzip.open(data / "multi30k-fr-en" / f"test_2016_flickr.{lang}.gz", "rt", encoding="utf-8").read().splitlines()
+        gzip.decompress((data / "multi30k-fr-en" / f"test_2016_flickr.{lang}.gz").read_bytes()).decode().splitlines()
         for lang in ("fr", "en")
     )
     with (work / "multi30k.jsonl").open("w", encoding="utf-8") as file:
@@ -93,15 +93,28 @@ def main() -> None:
         print(f"{time.time() - begun:7.0f} s  sampled {done}/{total} prompts", flush=True)
 
     history = rsf(
-        model, tokenizer, prompts, reward, iterations=options.iterations, prompts_per_iteration=options.prompts,
-        n=options.n, epochs=options.epochs, learning_rate=options.learning_rate, batch_size=options.batch_size,
-        max_new_tokens=options.max_new_tokens, seed=options.seed, progress=shown, after_iteration=lambda it: print(it.summary(), flush=True),
-    )  # fmt: skip
+        model,
+        tokenizer,
+        prompts,
+        reward,
+        iterations=options.iterations,
+        prompts_per_iteration=options.prompts,
+        n=options.n,
+        epochs=options.epochs,
+        learning_rate=options.learning_rate,
+        batch_size=options.batch_size,
+        max_new_tokens=options.max_new_tokens,
+        seed=options.seed,
+        progress=shown,
+        after_iteration=lambda it: print(it.summary(), flush=True),
+    )
     result = {
-        "command": " ".join(sys.argv), "seconds": time.time() - begun, "prompts": len(prompts),
+        "command": " ".join(sys.argv),
+        "seconds": time.time() - begun,
+        "prompts": len(prompts),
         "settings": {k: v for k, v in vars(options).items() if k not in ("data", "work")},
         "iterations": [it.summary() for it in history],
-    }  # fmt: skip
+    }
     (work / "rsf.json").write_text(json.dumps(result, indent=1))
     model.save_pretrained(work / "post.partial")
     tokenizer.save_pretrained(work / "post.partial")

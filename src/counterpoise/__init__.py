@@ -1,0 +1,68 @@
+"""counterpoise: keep a model good at everything at once.
+
+>>> from counterpoise import Panel, restore
+>>> panel = Panel.load("prompts.jsonl", "sentiment:reviews.csv", ["choices:arc_easy.jsonl"])  # doctest: +SKIP
+>>> restore("pre", "post", "restored", panel)["verdict"]  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from counterpoise.averaging import Recipe, average, mix
+    from counterpoise.checkpoint import Checkpoint, CheckpointError, open_checkpoint
+    from counterpoise.evaluation.tax import Panel
+    from counterpoise.multitask import BanditMTL
+    from counterpoise.partition import Partition, by_module, equal, layerwise, thirds
+    from counterpoise.resident import ResidentAverage
+    from counterpoise.restoring import measure_tax, restore
+    from counterpoise.search.hma import hma
+
+# Names are resolved on first use, so that `counterpoise --help` does not import torch.
+_HOMES = {
+    "BanditMTL": "multitask",
+    "Checkpoint": "checkpoint",
+    "CheckpointError": "checkpoint",
+    "Panel": "evaluation.tax",
+    "Partition": "partition",
+    "Recipe": "averaging",
+    "ResidentAverage": "resident",
+    "average": "averaging",
+    "by_module": "partition",
+    "equal": "partition",
+    "hma": "search.hma",
+    "layerwise": "partition",
+    "measure_tax": "restoring",
+    "mix": "averaging",
+    "open_checkpoint": "checkpoint",
+    "restore": "restoring",
+    "thirds": "partition",
+}
+
+__all__ = [
+    "BanditMTL",
+    "Checkpoint",
+    "CheckpointError",
+    "Panel",
+    "Partition",
+    "Recipe",
+    "ResidentAverage",
+    "average",
+    "by_module",
+    "equal",
+    "hma",
+    "layerwise",
+    "measure_tax",
+    "mix",
+    "open_checkpoint",
+    "restore",
+    "thirds",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'counterpoise' has no attribute {name!r}")
+    return getattr(import_module(f"counterpoise.{_HOMES[name]}"), name)

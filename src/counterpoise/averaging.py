@@ -14,8 +14,14 @@ import torch
 from torch import Tensor
 
 from counterpoise.checkpoint import (
-    INDEX, Checkpoint, TensorFile, copy_companions, hash_in_background, refuse_occupied, staged,
-)  # fmt: skip
+    INDEX,
+    Checkpoint,
+    TensorFile,
+    copy_companions,
+    hash_in_background,
+    refuse_occupied,
+    staged,
+)
 from counterpoise.partition import Block, Partition, equal, partition
 from counterpoise.preflight import CHUNK, Pair, Scan, preflight
 
@@ -77,11 +83,17 @@ class Recipe:
             for b, r in zip(self.partition.blocks, self.ratios, strict=True)
         ]
         return {
-            "format": "counterpoise recipe 1", "formula": "pre + ratio * (post - pre)", "mean": self.mean,
-            "partition": self.partition.name, "blocks": blocks,
-            "rest": {"ratio": self.mean, "tensors": list(self.partition.rest)}, "inputs": dict(self.inputs),
-            "settings": dict(self.settings), "versions": dict(self.versions), "warnings": list(self.warnings),
-        }  # fmt: skip
+            "format": "counterpoise recipe 1",
+            "formula": "pre + ratio * (post - pre)",
+            "mean": self.mean,
+            "partition": self.partition.name,
+            "blocks": blocks,
+            "rest": {"ratio": self.mean, "tensors": list(self.partition.rest)},
+            "inputs": dict(self.inputs),
+            "settings": dict(self.settings),
+            "versions": dict(self.versions),
+            "warnings": list(self.warnings),
+        }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Recipe:
@@ -91,15 +103,20 @@ class Recipe:
             ValueError: not a recipe.
         """
         if content.get("format") != "counterpoise recipe 1":
-            raise ValueError(f"expected a recipe (format: counterpoise recipe 1), found format {content.get('format')!r}")
+            raise ValueError(
+                f"expected a recipe (format: counterpoise recipe 1), found format {content.get('format')!r}"
+            )
         blocks = tuple(
             Block(b["name"], float(b["weight"]), tuple(b["tensors"]), tuple(b["layers"])) for b in content["blocks"]
         )
         return cls(
             Partition(content["partition"], blocks, tuple(content["rest"]["tensors"])),
-            tuple(float(b["ratio"]) for b in content["blocks"]), content["inputs"], content["settings"],
-            content["versions"], tuple(content["warnings"]),
-        )  # fmt: skip
+            tuple(float(b["ratio"]) for b in content["blocks"]),
+            content["inputs"],
+            content["settings"],
+            content["versions"],
+            tuple(content["warnings"]),
+        )
 
     @classmethod
     def read(cls, path: str | Path) -> Recipe:
@@ -151,9 +168,13 @@ def average(
         giver = pair.pre if donor == "pre" else pair.post
         copy_companions(giver, folder)
         recipe = Recipe(
-            plan.partition, plan.ratios, describe_inputs(pair),
-            {**plan.settings, "donor": donor, "dropped": list(pair.dropped)}, versions(), warnings,
-        )  # fmt: skip
+            plan.partition,
+            plan.ratios,
+            describe_inputs(pair),
+            {**plan.settings, "donor": donor, "dropped": list(pair.dropped)},
+            versions(),
+            warnings,
+        )
         write_json(folder / "recipe.json", recipe.to_json())
         shapes = {n: pair.post.shape(n) for n in pair.names}
         _write_card(folder, recipe, shapes)
@@ -194,7 +215,10 @@ def _plan(pair: Pair, ratios: float | Sequence[float] | Recipe, blocks: int | st
     return Recipe(cut, tuple(float(r) for r in ratios))
 
 
-def _stream(pair: Pair, ratios: Mapping[str, float], folder: Path,
+def _stream(
+    pair: Pair,
+    ratios: Mapping[str, float],
+    folder: Path,
     progress: Callable[[int, int], None] | None,
 ) -> Scan:
     """Write the averaged tensors in POST's shards; scan both inputs in the same pass."""
@@ -229,8 +253,13 @@ def _write_card(folder: Path, recipe: Recipe, shapes: Mapping[str, Sequence[int]
     from counterpoise.report.card import model_card
 
     content = {
-        "ratios": list(recipe.ratios), "mean": recipe.mean, "partition": recipe.partition.summary(shapes),
-        "inputs": recipe.inputs, "donor": recipe.settings["donor"], "versions": recipe.versions,
-        "command": recipe.settings.get("command"), "warnings": list(recipe.warnings),
-    }  # fmt: skip
+        "ratios": list(recipe.ratios),
+        "mean": recipe.mean,
+        "partition": recipe.partition.summary(shapes),
+        "inputs": recipe.inputs,
+        "donor": recipe.settings["donor"],
+        "versions": recipe.versions,
+        "command": recipe.settings.get("command"),
+        "warnings": list(recipe.warnings),
+    }
     (folder / "README.md").write_text(model_card(content), encoding="utf-8")

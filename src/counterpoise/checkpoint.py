@@ -21,16 +21,35 @@ import torch
 from torch import Tensor
 
 DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
-    "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 COMPANIONS = (
-    "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
-    "merges.txt", "*.model", "chat_template*", "preprocessor_config.json", "processor_config.json", "LICENSE*",
-)  # fmt: skip
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "LICENSE*",
+)
 
 
 class CheckpointError(ValueError):
@@ -67,8 +86,10 @@ class Checkpoint(Mapping[str, Tensor]):
         for file in self.files:
             for name, entry in _read_header(file).items():
                 if name in self.entries:
-                    raise CheckpointError(f"{self.source}: the tensor {name} stands in both {self.entries[name].file.name} "
-                                          f"and {file.name}; expected each once")  # fmt: skip
+                    raise CheckpointError(
+                        f"{self.source}: the tensor {name} stands in both {self.entries[name].file.name} "
+                        f"and {file.name}; expected each once"
+                    )
                 self.entries[name] = entry
         self._check_index()
         self._maps: dict[Path, mmap.mmap] = {}
@@ -145,7 +166,9 @@ def open_checkpoint(source: str | Path, *, base: Checkpoint | None = None) -> Ch
         from counterpoise.lora import LoraCheckpoint
 
         if base is None:
-            raise CheckpointError(f"{source}: a LoRA adapter, expected a whole checkpoint here; only POST may be an adapter")
+            raise CheckpointError(
+                f"{source}: a LoRA adapter, expected a whole checkpoint here; only POST may be an adapter"
+            )
         return LoraCheckpoint(base, folder, source=str(source))
     return Checkpoint(folder, source=str(source))
 
@@ -197,7 +220,9 @@ def _weight_files(folder: Path) -> list[Path]:
     if index.is_file():
         files = sorted({folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
         if absent := [f.name for f in files if not f.is_file()]:
-            raise CheckpointError(f"{folder}: the shard {absent[0]} is missing ({len(absent)} of {len(files)}); fetch it again")
+            raise CheckpointError(
+                f"{folder}: the shard {absent[0]} is missing ({len(absent)} of {len(files)}); fetch it again"
+            )
         return files
     pickles = sorted(p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")))
     if pickles:
@@ -219,8 +244,10 @@ def _read_header(file: Path) -> dict[str, Entry]:
     entries = {}
     for name, item in sorted(header.items(), key=lambda pair: pair[1]["data_offsets"]):
         if item["dtype"] not in DTYPES:
-            raise CheckpointError(f"{file}: the tensor {name} has the dtype {item['dtype']}, which is a quantised or unknown "
-                                  f"one; expected one of {', '.join(DTYPES)}")  # fmt: skip
+            raise CheckpointError(
+                f"{file}: the tensor {name} has the dtype {item['dtype']}, which is a quantised or unknown "
+                f"one; expected one of {', '.join(DTYPES)}"
+            )
         start, stop = (8 + length + offset for offset in item["data_offsets"])
         if stop > size:
             raise CheckpointError(f"{file}: cut short: {name} ends at byte {stop}, the file at {size}; fetch it again")
@@ -263,7 +290,7 @@ class TensorFile:
     def write(self, name: str, offset: int, values: Tensor) -> None:
         """Put contiguous `values` at byte `offset` of the tensor `name`."""
         if values.numel():
-            data = memoryview(values.flatten().view(torch.uint8).numpy())
+            data = memoryview(values.flatten().view(torch.uint8).numpy().data)
             _write_all(self._fd, data, self._body + self.starts[name] + offset)
 
     def close(self) -> None:
@@ -309,8 +336,10 @@ def staged(out: str | Path) -> Iterator[Path]:
 def refuse_occupied(out: Path) -> None:
     """Raise when something stands at `out` that writing there would destroy."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise CheckpointError(f"{out}: expected a new or empty folder, found a {'folder with content' if out.is_dir() else 'file'}; "
-                              "choose another name or remove it")  # fmt: skip
+        raise CheckpointError(
+            f"{out}: expected a new or empty folder, found a {'folder with content' if out.is_dir() else 'file'}; "
+            "choose another name or remove it"
+        )
 
 
 def copy_companions(donor: Checkpoint, folder: Path) -> None:

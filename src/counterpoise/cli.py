@@ -51,7 +51,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 @app.command()
 def restore(
-    pre: Pre, post: Post, out: Out, prompts: Prompts, reward: RewardOption, abilities: Abilities,
+    pre: Pre,
+    post: Post,
+    out: Out,
+    prompts: Prompts,
+    reward: RewardOption,
+    abilities: Abilities,
     blocks: Blocks = "3",
     mean: Annotated[float | None, typer.Option(help="Write HMA at this mean ratio instead of picking.")] = None,
     keep_reward: Annotated[float, typer.Option(help="Share of the reward gain that the pick must keep.")] = 0.95,
@@ -59,35 +64,79 @@ def restore(
     proxy_size: Annotated[int, typer.Option(help="Responses of POST that the search sees.")] = 256,
     controls: Annotated[bool, typer.Option(help="Also measure LiNeS, a reversed ramp and random ratios.")] = True,
     work: Annotated[Path | None, typer.Option(help="Where finished pieces are kept (default OUT.work).")] = None,
-    donor: DonorOption = "post", drop: Drop = None, allow_unrelated: Unrelated = False, limit: Limit = None,
-    prompt_limit: PromptLimit = None, seed: Seed = 0, device: Device = "cpu", dtype: Dtype = "auto",
-    batch_size: BatchSize = 16, max_new_tokens: NewTokens = 128, temperature: Temperature = 1.0,
-    no_chat_template: NoChat = False, quiet: Quiet = False,
-) -> None:  # fmt: skip
+    donor: DonorOption = "post",
+    drop: Drop = None,
+    allow_unrelated: Unrelated = False,
+    limit: Limit = None,
+    prompt_limit: PromptLimit = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = 16,
+    max_new_tokens: NewTokens = 128,
+    temperature: Temperature = 1.0,
+    no_chat_template: NoChat = False,
+    quiet: Quiet = False,
+) -> None:
     """Measure the alignment tax, find the average that gives it back, write it with a report."""
-    with _plain_errors(f"finished pieces are in {work or f'{out}.work'}; the same command goes on from there"), _bars(quiet) as bars:
-        from counterpoise.restore import restore as run
+    with (
+        _plain_errors(f"finished pieces are in {work or f'{out}.work'}; the same command goes on from there"),
+        _bars(quiet) as bars,
+    ):
+        from counterpoise.restoring import restore as run
 
-        panel = _panel(prompts, reward, abilities, device=device, limit=limit, prompt_limit=prompt_limit, seed=seed,
-                       batch_size=batch_size, max_new_tokens=max_new_tokens, temperature=temperature,
-                       chat=not no_chat_template)  # fmt: skip
+        panel = _panel(
+            prompts,
+            reward,
+            abilities,
+            device=device,
+            limit=limit,
+            prompt_limit=prompt_limit,
+            seed=seed,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            chat=not no_chat_template,
+        )
         result = run(
-            pre, post, out, panel, blocks=blocks, mean=mean, means=_numbers(means), keep_reward=keep_reward,
-            proxy_size=proxy_size, controls=controls, work=work, donor=_donor(donor), drop=drop or (),
-            allow_unrelated=allow_unrelated, device=device, dtype=_dtype(dtype), command=_command(), progress=bars,
-        )  # fmt: skip
+            pre,
+            post,
+            out,
+            panel,
+            blocks=blocks,
+            mean=mean,
+            means=_numbers(means),
+            keep_reward=keep_reward,
+            proxy_size=proxy_size,
+            controls=controls,
+            work=work,
+            donor=_donor(donor),
+            drop=drop or (),
+            allow_unrelated=allow_unrelated,
+            device=device,
+            dtype=_dtype(dtype),
+            command=_command(),
+            progress=bars,
+        )
     _show_result(result, out, work)
 
 
 @app.command()
 def average(
-    pre: Pre, post: Post, out: Out,
-    ratio: Annotated[float | None, typer.Option(help="Share of the update to keep; above 1 extrapolates (ExPO).")] = None,
+    pre: Pre,
+    post: Post,
+    out: Out,
+    ratio: Annotated[
+        float | None, typer.Option(help="Share of the update to keep; above 1 extrapolates (ExPO).")
+    ] = None,
     ratios: Annotated[str | None, typer.Option(help="One share per block, from input to output: 0,0.44,0.76.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="A recipe.json.")] = None,
-    blocks: Blocks = "3", donor: DonorOption = "post", drop: Drop = None, allow_unrelated: Unrelated = False,
+    blocks: Blocks = "3",
+    donor: DonorOption = "post",
+    drop: Drop = None,
+    allow_unrelated: Unrelated = False,
     quiet: Quiet = False,
-) -> None:  # fmt: skip
+) -> None:
     """Write pre + ratio * (post - pre), streaming from disk to disk."""
     with _plain_errors("nothing was written"), _bars(quiet) as bars:
         if sum(x is not None for x in (ratio, ratios, recipe)) != 1:
@@ -97,9 +146,16 @@ def average(
 
         plan: Any = Recipe.read(recipe) if recipe else _numbers(ratios) if ratios else ratio
         made = run(
-            pre, post, out, plan, blocks=blocks, donor=_donor(donor), drop=drop or (), allow_unrelated=allow_unrelated,
+            pre,
+            post,
+            out,
+            plan,
+            blocks=blocks,
+            donor=_donor(donor),
+            drop=drop or (),
+            allow_unrelated=allow_unrelated,
             progress=bars and (lambda done, total: bars("averaging", done, total)),
-        )  # fmt: skip
+        )
     for warning in made.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{out}: {len(made.ratios)} {'ratio' if len(made.ratios) == 1 else 'ratios'}, mean {made.mean:g}")
@@ -107,29 +163,59 @@ def average(
 
 @app.command()
 def search(
-    pre: Pre, post: Post,
+    pre: Pre,
+    post: Post,
     out: Annotated[Path, typer.Option("-o", "--out", help="The recipe to write.")],
-    prompts: Prompts, reward: RewardOption,
+    prompts: Prompts,
+    reward: RewardOption,
     mean: Annotated[float, typer.Option(help="Mean ratio, in [0, 1].")],
     blocks: Blocks = "3",
     proxy_size: Annotated[int, typer.Option(help="Responses of POST that the search sees.")] = 256,
     max_passes: Annotated[int, typer.Option(help="Most forward and backward passes over them.")] = 12,
     work: Annotated[Path | None, typer.Option(help="Where finished pieces are kept (default OUT.work).")] = None,
-    drop: Drop = None, allow_unrelated: Unrelated = False, seed: Seed = 0, device: Device = "cpu",
-    dtype: Dtype = "auto", batch_size: BatchSize = 16, max_new_tokens: NewTokens = 128,
-    temperature: Temperature = 1.0, no_chat_template: NoChat = False, quiet: Quiet = False,
-) -> None:  # fmt: skip
+    drop: Drop = None,
+    allow_unrelated: Unrelated = False,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = 16,
+    max_new_tokens: NewTokens = 128,
+    temperature: Temperature = 1.0,
+    no_chat_template: NoChat = False,
+    quiet: Quiet = False,
+) -> None:
     """Find HMA's ratios at a mean and write them as a recipe."""
     work = work or out.with_name(out.name + ".work")
     with _plain_errors(f"finished pieces are in {work}; the same command goes on from there"), _bars(quiet) as bars:
-        from counterpoise.restore import search_recipe
+        from counterpoise.restoring import search_recipe
 
-        panel = _panel(prompts, reward, [], device=device, seed=seed, batch_size=batch_size,
-                       max_new_tokens=max_new_tokens, temperature=temperature, chat=not no_chat_template)  # fmt: skip
+        panel = _panel(
+            prompts,
+            reward,
+            [],
+            device=device,
+            seed=seed,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            chat=not no_chat_template,
+        )
         found, recipe = search_recipe(
-            pre, post, out, panel, mean=mean, blocks=blocks, proxy_size=proxy_size, max_passes=max_passes, work=work,
-            drop=drop or (), allow_unrelated=allow_unrelated, device=device, dtype=_dtype(dtype), progress=bars,
-        )  # fmt: skip
+            pre,
+            post,
+            out,
+            panel,
+            mean=mean,
+            blocks=blocks,
+            proxy_size=proxy_size,
+            max_passes=max_passes,
+            work=work,
+            drop=drop or (),
+            allow_unrelated=allow_unrelated,
+            device=device,
+            dtype=_dtype(dtype),
+            progress=bars,
+        )
     for block, value in zip(recipe.partition.blocks, found.ratios, strict=True):
         print(f"{block.name:24} {value:.3f}")
     print(f"{found.passes} passes, proxy loss {found.trace[0]:.4f} -> {found.value:.4f} nats/token; written to {out}")
@@ -137,23 +223,54 @@ def search(
 
 @app.command()
 def tax(
-    pre: Pre, post: Post, prompts: Prompts, reward: RewardOption, abilities: Abilities,
+    pre: Pre,
+    post: Post,
+    prompts: Prompts,
+    reward: RewardOption,
+    abilities: Abilities,
     json_out: Annotated[Path | None, typer.Option("--json", help="Also write the table as json.")] = None,
     work: Annotated[Path | None, typer.Option(help="Keep finished pieces here and go on from them.")] = None,
-    drop: Drop = None, allow_unrelated: Unrelated = False, limit: Limit = None, prompt_limit: PromptLimit = None,
-    seed: Seed = 0, device: Device = "cpu", dtype: Dtype = "auto", batch_size: BatchSize = 16,
-    max_new_tokens: NewTokens = 128, temperature: Temperature = 1.0, no_chat_template: NoChat = False,
+    drop: Drop = None,
+    allow_unrelated: Unrelated = False,
+    limit: Limit = None,
+    prompt_limit: PromptLimit = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = 16,
+    max_new_tokens: NewTokens = 128,
+    temperature: Temperature = 1.0,
+    no_chat_template: NoChat = False,
     quiet: Quiet = False,
-) -> None:  # fmt: skip
+) -> None:
     """Reward and abilities of PRE and POST on held-out data, with intervals and paired tests."""
     with _plain_errors("nothing was written"), _bars(quiet) as bars:
-        from counterpoise.restore import measure_tax
+        from counterpoise.restoring import measure_tax
 
-        panel = _panel(prompts, reward, abilities, device=device, limit=limit, prompt_limit=prompt_limit, seed=seed,
-                       batch_size=batch_size, max_new_tokens=max_new_tokens, temperature=temperature,
-                       chat=not no_chat_template)  # fmt: skip
-        rows = measure_tax(pre, post, panel, work=work, drop=drop or (), allow_unrelated=allow_unrelated,
-                           device=device, dtype=_dtype(dtype), progress=bars)  # fmt: skip
+        panel = _panel(
+            prompts,
+            reward,
+            abilities,
+            device=device,
+            limit=limit,
+            prompt_limit=prompt_limit,
+            seed=seed,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            chat=not no_chat_template,
+        )
+        rows = measure_tax(
+            pre,
+            post,
+            panel,
+            work=work,
+            drop=drop or (),
+            allow_unrelated=allow_unrelated,
+            device=device,
+            dtype=_dtype(dtype),
+            progress=bars,
+        )
         if json_out:
             json_out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     _show_tax({"tax": rows})
@@ -161,15 +278,25 @@ def tax(
 
 @app.command()
 def diff(
-    pre: Pre, post: Post, blocks: Blocks = "3", drop: Drop = None, allow_unrelated: Unrelated = False,
+    pre: Pre,
+    post: Post,
+    blocks: Blocks = "3",
+    drop: Drop = None,
+    allow_unrelated: Unrelated = False,
     quiet: Quiet = False,
-) -> None:  # fmt: skip
+) -> None:
     """How far POST moved from PRE: relative change per block and per kind of module."""
     with _plain_errors("nothing was written"), _bars(quiet) as bars:
         from counterpoise.diff import diff as run
 
-        rows, warnings = run(pre, post, blocks=blocks, drop=drop or (), allow_unrelated=allow_unrelated,
-                             progress=bars and (lambda done, total: bars("reading both", done, total)))  # fmt: skip
+        rows, warnings = run(
+            pre,
+            post,
+            blocks=blocks,
+            drop=drop or (),
+            allow_unrelated=allow_unrelated,
+            progress=bars and (lambda done, total: bars("reading both", done, total)),
+        )
     from rich.console import Console
     from rich.table import Table
 

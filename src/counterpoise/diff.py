@@ -26,9 +26,14 @@ class Change:
 
 
 def diff(
-    pre: str | Path, post: str | Path, *, blocks: int | str = 3, drop: Sequence[str] = (),
-    allow_unrelated: bool = False, progress: Callable[[int, int], None] | None = None,
-) -> tuple[list[Change], list[str]]:  # fmt: skip
+    pre: str | Path,
+    post: str | Path,
+    *,
+    blocks: int | str = 3,
+    drop: Sequence[str] = (),
+    allow_unrelated: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[Change], list[str]]:
     """Read both checkpoints once and compare them; returns the rows and the warnings of the preflight."""
     pair = preflight(pre, post, drop=drop)
     scanned, warnings = scan(pair, allow_unrelated=allow_unrelated, count_changed=True, progress=progress)
@@ -49,4 +54,6 @@ def _row(kind: str, name: str, tensors: Sequence[str], scanned: Scan) -> Change:
     update, size = (math.fsum(sums.get(t, 0.0) for t in tensors) for sums in (scanned.update, scanned.size))
     elements = sum(scanned.elements.get(t, 0) for t in tensors)
     changed = sum(scanned.changed.get(t, 0) for t in tensors)
-    return Change(kind, name, elements, math.sqrt(update / size) if size else 0.0, changed / elements if elements else 0.0)
+    return Change(
+        kind, name, elements, math.sqrt(update / size) if size else 0.0, changed / elements if elements else 0.0
+    )

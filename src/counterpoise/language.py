@@ -129,8 +129,14 @@ def sample(
     eos = stop_token(model, tokenizer)
     pad = eos if eos is not None else 0
     # Said outright: what stays unset is filled from the model's own generation config (top_k 50, for instance).
-    drawing = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {"do_sample": False}
-    config = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=pad, **drawing)
+    drawing = (
+        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        if temperature > 0
+        else {"do_sample": False}
+    )
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=pad, **drawing
+    )
     _refuse_too_long(model, prompts, max_new_tokens)
     device = _device_of(model)
     responses: list[list[tuple[int, ...]]] = [[] for _ in prompts]
@@ -142,9 +148,11 @@ def sample(
             torch.manual_seed(seed * 1_000_003 + number)
             ids_BT, mask_BT = _left_pad([prompts[i] for i in rows], pad, device)
             out = model.generate(  # type: ignore[operator]
-                input_ids=ids_BT.repeat_interleave(n, dim=0), attention_mask=mask_BT.repeat_interleave(n, dim=0),
-                past_key_values=_prefilled(model, ids_BT, mask_BT, n), generation_config=config,
-            )  # fmt: skip
+                input_ids=ids_BT.repeat_interleave(n, dim=0),
+                attention_mask=mask_BT.repeat_interleave(n, dim=0),
+                past_key_values=_prefilled(model, ids_BT, mask_BT, n),
+                generation_config=config,
+            )
             drawn = out[:, ids_BT.shape[1] :].view(len(rows), n, -1).tolist()
             for i, texts in zip(rows, drawn, strict=True):
                 responses[i] = [_cut_after(tokens, eos) for tokens in texts]
@@ -228,9 +236,12 @@ def _score_group(
     full_mask = torch.cat([mask_BT.repeat_interleave(choices, dim=0), target_mask_BC[:, :-1]], dim=1)
     positions = _positions(full_mask)[:, mask_BT.shape[1] :]
     rest = model(
-        input_ids=targets_BC[:, :-1], attention_mask=full_mask, position_ids=positions,
-        past_key_values=cache, use_cache=True,
-    )  # fmt: skip
+        input_ids=targets_BC[:, :-1],
+        attention_mask=full_mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    )
     nll_BC = F.cross_entropy(rest.logits.float().flatten(0, 1), targets_BC[:, 1:].flatten(), reduction="none")
     rest_logp_B = -(nll_BC.view_as(targets_BC[:, 1:]) * target_mask_BC[:, 1:]).double().sum(1)
     return (first_logp_B.double() + rest_logp_B).view(-1, choices)
@@ -248,9 +259,12 @@ def response_nll(model: nn.Module, examples: Sequence[Example]) -> Tensor:
     longest = max(len(e.response) for e in examples)
     # Rows end together (left padding), so only the last positions need the vocabulary-sized output.
     logits_BCV = model(
-        input_ids=ids_BT, attention_mask=mask_BT, position_ids=_positions(mask_BT),
-        use_cache=False, logits_to_keep=longest + 1,
-    ).logits[:, -(longest + 1) : -1]  # fmt: skip
+        input_ids=ids_BT,
+        attention_mask=mask_BT,
+        position_ids=_positions(mask_BT),
+        use_cache=False,
+        logits_to_keep=longest + 1,
+    ).logits[:, -(longest + 1) : -1]
     targets_BC = ids_BT[:, -longest:]
     lengths_B = torch.tensor([len(e.response) for e in examples], device=device)
     counted_BC = torch.arange(longest, device=device) >= longest - lengths_B[:, None]

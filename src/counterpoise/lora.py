@@ -16,8 +16,16 @@ from counterpoise.checkpoint import Checkpoint, CheckpointError, _read_header, _
 
 ADAPTER = "adapter_model.safetensors"
 LOW_RANK = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?$")
-REFUSED_SETTINGS = ("use_dora", "target_parameters", "layer_replication", "trainable_token_indices", "lora_bias",
-                    "use_qalora", "alora_invocation_tokens", "arrow_config")  # fmt: skip
+REFUSED_SETTINGS = (
+    "use_dora",
+    "target_parameters",
+    "layer_replication",
+    "trainable_token_indices",
+    "lora_bias",
+    "use_qalora",
+    "alora_invocation_tokens",
+    "arrow_config",
+)
 
 
 class LoraCheckpoint(Checkpoint):
@@ -31,8 +39,10 @@ class LoraCheckpoint(Checkpoint):
         self.base, self.adapter_folder, self.source = base, folder, source
         self.folder, self.files, self.entries = base.folder, base.files, base.entries
         if not (folder / ADAPTER).is_file():
-            raise CheckpointError(f"{source}: expected {ADAPTER} beside adapter_config.json, found none; save the adapter "
-                                  "with safe_serialization (PEFT's default)")  # fmt: skip
+            raise CheckpointError(
+                f"{source}: expected {ADAPTER} beside adapter_config.json, found none; save the adapter "
+                "with safe_serialization (PEFT's default)"
+            )
         self.settings: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         self._refuse_unsupported()
         self._adapter = _Adapter(folder / ADAPTER)
@@ -55,7 +65,9 @@ class LoraCheckpoint(Checkpoint):
         if update.shape != weight.shape or (self.settings.get("fan_in_fan_out") and "embedding" not in pair["A"]):
             update = update.T
         work = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        return torch.add(weight.to(work), update.to(work), alpha=self._scaling(pair["A"], low.shape[0])).to(weight.dtype)
+        return torch.add(weight.to(work), update.to(work), alpha=self._scaling(pair["A"], low.shape[0])).to(
+            weight.dtype
+        )
 
     @cached_property
     def sha256(self) -> dict[str, str]:
@@ -74,15 +86,19 @@ class LoraCheckpoint(Checkpoint):
     def _refuse_unsupported(self) -> None:
         kind = self.settings.get("peft_type")
         if kind != "LORA":
-            raise CheckpointError(f"{self.source}: expected a LoRA adapter, found peft_type {kind!r}; merge it into its base "
-                                  "with PEFT and give the merged checkpoint")  # fmt: skip
+            raise CheckpointError(
+                f"{self.source}: expected a LoRA adapter, found peft_type {kind!r}; merge it into its base "
+                "with PEFT and give the merged checkpoint"
+            )
         start = str(self.settings.get("init_lora_weights", True)).lower()
         named = [n for n in REFUSED_SETTINGS if self.settings.get(n)]
         if start.startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
             named.append(f"init_lora_weights={start}")
         if named:
-            raise CheckpointError(f"{self.source}: {', '.join(named)} is not supported here (the update is not scaling * B A "
-                                  "on the base); merge the adapter with PEFT and give the merged checkpoint")  # fmt: skip
+            raise CheckpointError(
+                f"{self.source}: {', '.join(named)} is not supported here (the update is not scaling * B A "
+                "on the base); merge the adapter with PEFT and give the merged checkpoint"
+            )
 
     def _place(self, key: str) -> None:
         """Find the base tensor that an adapter tensor belongs to."""
@@ -93,23 +109,35 @@ class LoraCheckpoint(Checkpoint):
             wanted, slot = re.sub(r"\.(base_layer|modules_to_save(\.default)?)(?=\.)", "", plain), ""
         name = match_name(wanted, self.base)
         if name is None:
-            raise CheckpointError(f"{self.source}: the adapter holds {key}, but PRE has no tensor {wanted} (a tied head trained "
-                                  "on its own, a new head, or another base model); merge it with PEFT first")  # fmt: skip
+            raise CheckpointError(
+                f"{self.source}: the adapter holds {key}, but PRE has no tensor {wanted} (a tied head trained "
+                "on its own, a new head, or another base model); merge it with PEFT first"
+            )
         if slot:
             self._pairs.setdefault(name, {})[slot] = key
         else:
             self._replaced[name] = key
             if (found := self._adapter.shape(key)) != self.base.shape(name):
-                raise CheckpointError(f"{self.source}: {key} has the shape {found}, PRE's {name} {self.base.shape(name)}: a "
-                                      "resized vocabulary; give both checkpoints the same tokens first")  # fmt: skip
+                raise CheckpointError(
+                    f"{self.source}: {key} has the shape {found}, PRE's {name} {self.base.shape(name)}: a "
+                    "resized vocabulary; give both checkpoints the same tokens first"
+                )
 
     def _check_pair(self, name: str, pair: dict[str, str]) -> None:
         if set(pair) != {"A", "B"}:
-            raise CheckpointError(f"{self.source}: of {name} only lora_{next(iter(pair))} is there; the adapter is incomplete")
+            raise CheckpointError(
+                f"{self.source}: of {name} only lora_{next(iter(pair))} is there; the adapter is incomplete"
+            )
         low, high = (self._adapter.shape(pair[side]) for side in "AB")
-        if len(low) != 2 or len(high) != 2 or {(high[0], low[1]), (low[1], high[0])}.isdisjoint({self.base.shape(name)}):
-            raise CheckpointError(f"{self.source}: B {high} times A {low} does not fit PRE's {name} {self.base.shape(name)}: "
-                                  "another base model or a resized vocabulary")  # fmt: skip
+        if (
+            len(low) != 2
+            or len(high) != 2
+            or {(high[0], low[1]), (low[1], high[0])}.isdisjoint({self.base.shape(name)})
+        ):
+            raise CheckpointError(
+                f"{self.source}: B {high} times A {low} does not fit PRE's {name} {self.base.shape(name)}: "
+                "another base model or a resized vocabulary"
+            )
 
 
 class _Adapter(Checkpoint):

@@ -153,7 +153,9 @@ def _bleu(sums: Array) -> Array:
 def _statistics(statistics: ArrayLike) -> Array:
     s = np.asarray(statistics, dtype=np.float64)
     if s.ndim != 2 or len(s) == 0 or not np.isfinite(s).all():
-        raise ValueError(f"expected finite statistics of shape (items, d) with at least one item, found shape {s.shape}")
+        raise ValueError(
+            f"expected finite statistics of shape (items, d) with at least one item, found shape {s.shape}"
+        )
     # The mean is the ratio whose second statistic is 1 for every item.
     return np.hstack([s, np.ones_like(s)]) if s.shape[1] == 1 else s
 

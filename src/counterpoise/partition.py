@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -55,7 +56,9 @@ class Partition:
                 raise ValueError(f"partition {self.name}: the tensor {name} stands in two blocks; expected exactly one")
             seen.add(name)
         if any(not b.weight > 0 for b in self.blocks):
-            raise ValueError(f"partition {self.name}: expected positive block weights, found {[b.weight for b in self.blocks]}")
+            raise ValueError(
+                f"partition {self.name}: expected positive block weights, found {[b.weight for b in self.blocks]}"
+            )
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -81,8 +84,10 @@ class Partition:
         of.update(dict.fromkeys(self.rest, self.mean(ratios)))
         wanted = list(names)
         if lost := [n for n in wanted if n not in of]:
-            raise ValueError(f"partition {self.name}: {len(lost)} tensors are in no block, first {lost[0]}; "
-                             "it was made for another model")  # fmt: skip
+            raise ValueError(
+                f"partition {self.name}: {len(lost)} tensors are in no block, first {lost[0]}; "
+                "it was made for another model"
+            )
         return {n: of[n] for n in wanted}
 
     def summary(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
@@ -95,7 +100,9 @@ class Partition:
         def size(names: Sequence[str]) -> dict[str, int]:
             return {"tensors": len(names), "parameters": sum(math.prod(shapes[n]) for n in names)}
 
-        blocks = [{"name": b.name, "weight": b.weight, "layers": list(b.layers), **size(b.tensors)} for b in self.blocks]
+        blocks = [
+            {"name": b.name, "weight": b.weight, "layers": list(b.layers), **size(b.tensors)} for b in self.blocks
+        ]
         return {"name": self.name, "blocks": blocks, "rest": {**size(self.rest), "policy": "layer-weighted mean"}}
 
 
@@ -140,7 +147,7 @@ def equal(names: Iterable[str], k: int) -> Partition:
     bounds = [round(i * len(layers) / k) for i in range(k + 1)]
     numbers = list(layers)
     blocks = []
-    for first, stop in zip(bounds, bounds[1:], strict=False):
+    for first, stop in itertools.pairwise(bounds):
         inside = numbers[first:stop]
         label = f"layer {inside[0]}" if len(inside) == 1 else f"layers {inside[0]}-{inside[-1]}"
         tensors = tuple(t for n in inside for t in layers[n])
@@ -178,8 +185,10 @@ def _by_layer(names: Iterable[str]) -> tuple[dict[int, list[str]], list[str]]:
         raise ValueError("partition: no layers found; expected tensor names such as model.layers.0.mlp.up_proj.weight")
     deep = {prefix: layers for prefix, layers in stacks.items() if len(layers) > 1} or stacks
     if len(deep) > 1:
-        raise ValueError(f"partition: expected one stack of layers, found {', '.join(sorted(deep))}; "
-                         "give a Partition of your own (Python) for models with several")  # fmt: skip
+        raise ValueError(
+            f"partition: expected one stack of layers, found {', '.join(sorted(deep))}; "
+            "give a Partition of your own (Python) for models with several"
+        )
     (prefix,) = deep
     rest += [t for p, layers in stacks.items() if p != prefix for tensors in layers.values() for t in tensors]
     return dict(sorted(deep[prefix].items())), rest

@@ -42,9 +42,7 @@ class Pair:
         return self.pre[name if name in self.pre else _tied_source(self.pre, name) or name], self.post[name]
 
 
-def preflight(
-    pre: str | Path, post: str | Path, *, drop: Sequence[str] = (), out: str | Path | None = None
-) -> Pair:
+def preflight(pre: str | Path, post: str | Path, *, drop: Sequence[str] = (), out: str | Path | None = None) -> Pair:
     """Open PRE and POST and check that they can be averaged.
 
     Args:
@@ -66,8 +64,10 @@ def preflight(
         _same_shape(first, second, name)
     if lighter := [n for n in names if n in first and first.dtype(n) != second.dtype(n)]:
         n = lighter[0]
-        warnings.append(f"PRE is stored in {_short(first.dtype(n))}, POST in {_short(second.dtype(n))}; they are averaged in "
-                        "the wider of the two and written in POST's")  # fmt: skip
+        warnings.append(
+            f"PRE is stored in {_short(first.dtype(n))}, POST in {_short(second.dtype(n))}; they are averaged in "
+            "the wider of the two and written in POST's"
+        )
     if out is not None:
         _room_for(second, names, Path(out))
     return Pair(first, second, tuple(names), tuple(dropped), tuple(warnings))
@@ -130,7 +130,9 @@ class Scan:
                 "--allow-unrelated"
             )
         if d > WARN_DISTANCE:
-            return [f"PRE and POST are far apart: |post - pre| is {d:.2f} times |pre|; are they one model's before and after?"]
+            return [
+                f"PRE and POST are far apart: |post - pre| is {d:.2f} times |pre|; are they one model's before and after?"
+            ]
         if d == 0:
             return ["PRE and POST hold the same numbers: there is nothing to average"]
         return []
@@ -144,14 +146,19 @@ class Scan:
     def _refuse_non_finite(self, name: str, pre: Tensor, post: Tensor) -> None:
         for label, values, source in (("PRE", pre, self.pair.pre.source), ("POST", post, self.pair.post.source)):
             if bad := int((~values.isfinite()).sum()):
-                raise CheckpointError(f"{label} ({source}): expected finite numbers, found NaN or Inf in {name} ({bad} in one "
-                                      "stretch); the checkpoint is damaged or training diverged, take an earlier one")  # fmt: skip
+                raise CheckpointError(
+                    f"{label} ({source}): expected finite numbers, found NaN or Inf in {name} ({bad} in one "
+                    "stretch); the checkpoint is damaged or training diverged, take an earlier one"
+                )
 
 
 def scan(
-    pair: Pair, *, allow_unrelated: bool = False, count_changed: bool = False,
+    pair: Pair,
+    *,
+    allow_unrelated: bool = False,
+    count_changed: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Scan, list[str]]:  # fmt: skip
+) -> tuple[Scan, list[str]]:
     """Read both checkpoints once: hash them, refuse NaN and Inf, measure their distance. Nothing is written."""
     hashes = hash_in_background([pair.pre, pair.post])
     result = Scan(pair, count_changed)
@@ -171,25 +178,33 @@ def _refuse_quantised(checkpoint: Checkpoint) -> None:
     tensor = tensor or next((n for n, e in checkpoint.entries.items() if "float8" in str(e.dtype)), None)
     if method or tensor:
         found = f"quantization_config {method.get('quant_method', '')!r}" if method else f"the tensor {tensor}"
-        raise CheckpointError(f"{checkpoint.source}: expected plain weights, found quantised ones ({found}); "
-                              "dequantise it, or use the checkpoint that it was made from")  # fmt: skip
+        raise CheckpointError(
+            f"{checkpoint.source}: expected plain weights, found quantised ones ({found}); "
+            "dequantise it, or use the checkpoint that it was made from"
+        )
 
 
 def _same_architecture(pre: Checkpoint, post: Checkpoint) -> None:
     kinds = [c.config.get("model_type") for c in (pre, post)]
     if kinds[0] != kinds[1]:
-        raise CheckpointError(f"PRE is a {kinds[0]} model, POST a {kinds[1]} one; expected one model before and after training")
+        raise CheckpointError(
+            f"PRE is a {kinds[0]} model, POST a {kinds[1]} one; expected one model before and after training"
+        )
     tied = [c.config.get("tie_word_embeddings") for c in (pre, post)]
     if None not in tied and tied[0] != tied[1]:
-        raise CheckpointError(f"tie_word_embeddings is {tied[0]} in PRE and {tied[1]} in POST: the heads cannot be averaged; "
-                              "save both with tied or both with untied embeddings")  # fmt: skip
+        raise CheckpointError(
+            f"tie_word_embeddings is {tied[0]} in PRE and {tied[1]} in POST: the heads cannot be averaged; "
+            "save both with tied or both with untied embeddings"
+        )
 
 
 def _same_vocabulary(pre: Checkpoint, post: Checkpoint) -> list[str]:
     sizes = [c.config.get("vocab_size") for c in (pre, post)]
     if sizes[0] != sizes[1]:
-        raise CheckpointError(f"PRE has a vocabulary of {sizes[0]}, POST of {sizes[1]}; resize one to the other's tokens "
-                              "(resize_token_embeddings) so that each row means the same token")  # fmt: skip
+        raise CheckpointError(
+            f"PRE has a vocabulary of {sizes[0]}, POST of {sizes[1]}; resize one to the other's tokens "
+            "(resize_token_embeddings) so that each row means the same token"
+        )
     words = [_vocabulary(c) for c in (pre, post)]
     if not all(words) or words[0] == words[1]:
         return []
@@ -224,7 +239,7 @@ def _same_names(pre: Checkpoint, post: Checkpoint, drop: Sequence[str]) -> tuple
                 f"{here} has {len(names)} tensors that {there} lacks, first {names[0]}. If it is a head added for training "
                 f"(a PPO value head), leave it out with --drop '{pattern}'; otherwise they are not one model's before and after"
             )
-    dropped = [n for n in (*only_post, *only_pre)]
+    dropped = [*only_post, *only_pre]
     unused = [p for p in drop if not any(fnmatchcase(n, p) for n in dropped)]
     if unused:
         raise CheckpointError(f"--drop {unused[0]!r} matches no tensor that one side alone has; it would do nothing")
@@ -234,8 +249,14 @@ def _same_names(pre: Checkpoint, post: Checkpoint, drop: Sequence[str]) -> tuple
 def _same_shape(pre: Checkpoint, post: Checkpoint, name: str) -> None:
     shapes = [c.shape(name if name in c else _tied_source(c, name) or name) for c in (pre, post)]
     if shapes[0] != shapes[1]:
-        advice = "another size of model, or a resized vocabulary" if shapes[0][1:] == shapes[1][1:] else "another size of model"
-        raise CheckpointError(f"{name} has the shape {shapes[0]} in PRE and {shapes[1]} in POST ({advice}); expected one model")
+        advice = (
+            "another size of model, or a resized vocabulary"
+            if shapes[0][1:] == shapes[1][1:]
+            else "another size of model"
+        )
+        raise CheckpointError(
+            f"{name} has the shape {shapes[0]} in PRE and {shapes[1]} in POST ({advice}); expected one model"
+        )
 
 
 def _tied_source(checkpoint: Checkpoint, name: str) -> str | None:

@@ -37,9 +37,13 @@ class ResidentAverage:
     """
 
     def __init__(
-        self, pair: Pair, *, model: nn.Module | None = None, dtype: torch.dtype | None = None,
+        self,
+        pair: Pair,
+        *,
+        model: nn.Module | None = None,
+        dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.pair = pair
         self.model = (model if model is not None else _load(pair, dtype)).to(device).eval()
         self._tensors = _match(pair, self.model)
@@ -94,7 +98,11 @@ class ResidentAverage:
         for name, parameter in parameters.items():
             parameter.requires_grad_(True)
             parameter.grad = None
-            hooks.append(parameter.register_post_accumulate_grad_hook(self._consumer(name, sums)))
+            hooks.append(
+                parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                    self._consumer(name, sums)
+                )
+            )
         try:
             yield
         finally:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from counterpoise.averaging import Donor
 from counterpoise.evaluation.parts import Part
@@ -53,9 +54,16 @@ class Workbench:
     """
 
     def __init__(
-        self, pair: Pair, panel: Panel, store: Store, *, donor: Donor = "post", device: str = "cpu",
-        dtype: torch.dtype | None = None, progress: Stages | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        pair: Pair,
+        panel: Panel,
+        store: Store,
+        *,
+        donor: Donor = "post",
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        progress: Stages | None = None,
+    ) -> None:
         self.pair, self.panel, self.store, self.donor = pair, panel, store, donor
         self.device, self.dtype = device, dtype
         self.whole = equal(pair.names, 1)
@@ -76,32 +84,62 @@ class Workbench:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
     def point(
-        self, method: str, cut: Partition, ratios: Sequence[float], part: Part, *, name: str | None = None
+        self,
+        method: str,
+        cut: Partition,
+        ratios: Sequence[float] | NDArray[np.float64],
+        part: Part,
+        *,
+        name: str | None = None,
     ) -> Point:
         """Measure the average with these ratios on a part, or read it from the store."""
         name = name or f"{method} {cut.mean(ratios):.2g}"
         self.resident.set(cut, ratios)
         scores = self.panel.measure(
-            self.resident.model, self.tokenizer, part, store=self.store, progress=self.stage(f"{name}, {part}"),
+            self.resident.model,
+            self.tokenizer,
+            part,
+            store=self.store,
+            progress=self.stage(f"{name}, {part}"),
             model_id={**self.inputs, "ratios": digest(cut.ratios(self.pair.names, ratios))},
-        )  # fmt: skip
+        )
         return Point(name, method, cut, tuple(map(float, ratios)), part, scores)
 
     def proxies(self, size: int, *, n: int = 2, keep: float = 0.4) -> list[Example]:
         """Good responses of POST to the proxy prompts; see `draw_proxies`."""
         prompts = self.panel.prompts_of("proxy")[: math.ceil(size / (n * keep))]
-        drawing = {"n": n, "keep": keep, "size": size, "max_new_tokens": self.panel.max_new_tokens,
-                   "temperature": self.panel.temperature, "chat": self.panel.chat, "seed": self.panel.seed + 1}  # fmt: skip
+        drawing: dict[str, Any] = {
+            "n": n,
+            "keep": keep,
+            "size": size,
+            "max_new_tokens": self.panel.max_new_tokens,
+            "temperature": self.panel.temperature,
+            "chat": self.panel.chat,
+            "seed": self.panel.seed + 1,
+        }
 
         def draw() -> list[Any]:
             self.resident.set(self.whole, [1.0])
-            return [list(map(list, e)) for e in draw_proxies(
-                self.resident.model, self.tokenizer, prompts, self.panel.reward,
-                batch_size=4 * self.panel.batch_size, progress=self.stage("drawing proxies from POST"), **drawing,
-            )]  # fmt: skip
+            return [
+                list(map(list, e))
+                for e in draw_proxies(
+                    self.resident.model,
+                    self.tokenizer,
+                    prompts,
+                    self.panel.reward,
+                    batch_size=4 * self.panel.batch_size,
+                    progress=self.stage("drawing proxies from POST"),
+                    **drawing,
+                )
+            ]
 
-        key = {"what": "proxies", "model": self.inputs, "prompts": [p.key for p in prompts],
-               "reward": self.panel.reward_id, **drawing}  # fmt: skip
+        key = {
+            "what": "proxies",
+            "model": self.inputs,
+            "prompts": [p.key for p in prompts],
+            "reward": self.panel.reward_id,
+            **drawing,
+        }
         return [Example(tuple(prompt), tuple(response)) for prompt, response in self.store.once(key, draw)]
 
     def search(self, cut: Partition, proxies: list[Example], mean: float, *, max_passes: int = 12) -> SearchResult:
@@ -111,15 +149,27 @@ class Workbench:
         def run() -> dict[str, Any]:
             progress = self.stage(f"searching ratios, mean {mean:g}")
             found = hma(
-                self.resident, cut, ProxySet(tuple(proxies), batch).backward, mean, max_passes=max_passes,
+                self.resident,
+                cut,
+                ProxySet(tuple(proxies), batch).backward,
+                mean,
+                max_passes=max_passes,
                 progress=progress,
-            )  # fmt: skip
+            )
             if progress is not None:  # it may converge before max_passes
                 progress(found.passes, found.passes)
             return {"ratios": found.ratios, "value": found.value, "trace": found.trace, "converged": found.converged}
 
-        key = {"what": "search", "model": self.inputs, "proxies": digest(proxies), "mean": mean, "passes": max_passes,
-               "batch": batch, "cut": [[b.weight, *b.tensors] for b in cut.blocks], "rest": cut.rest}  # fmt: skip
+        key = {
+            "what": "search",
+            "model": self.inputs,
+            "proxies": digest(proxies),
+            "mean": mean,
+            "passes": max_passes,
+            "batch": batch,
+            "cut": [[b.weight, *b.tensors] for b in cut.blocks],
+            "rest": cut.rest,
+        }
         kept = self.store.once(key, run)
         return SearchResult(tuple(kept["ratios"]), kept["value"], tuple(kept["trace"]), kept["converged"])
 
@@ -139,9 +189,7 @@ def steps_from_pre(pre: Scores, scores: Scores, counted: Sequence[str]) -> dict[
         error = interval(before.statistics, before.aggregate)[3]
         scale = error if error > 0 else 1.0
         values.append((now.value - before.value) / scale)
-        replicates.append(
-            paired_replicates(now.statistics, before.statistics, before.aggregate, seed=number) / scale
-        )
+        replicates.append(paired_replicates(now.statistics, before.statistics, before.aggregate, seed=number) / scale)
     mean = np.mean(replicates, axis=0)
     low, high = np.quantile(mean, [0.025, 0.975])
     return {"value": float(np.mean(values)), "low": float(low), "high": float(high)}

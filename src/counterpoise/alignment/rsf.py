@@ -15,8 +15,16 @@ import torch
 from torch import nn
 
 from counterpoise.language import (
-    Example, Progress, Prompt, by_length, decode, encode_prompt, response_nll, response_tokens, sample,
-)  # fmt: skip
+    Example,
+    Progress,
+    Prompt,
+    by_length,
+    decode,
+    encode_prompt,
+    response_nll,
+    response_tokens,
+    sample,
+)
 
 Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 """Prompts and responses in, one number each out; higher is better."""
@@ -79,9 +87,18 @@ def rsf(
             queue = queue or order.sample(list(prompts), len(prompts))
             chosen.append(queue.pop())
         kept, mean, best = best_of_n(
-            model, tokenizer, chosen, reward, n=n, max_new_tokens=max_new_tokens, temperature=temperature, chat=chat,
-            batch_size=8 * micro_batch_size, seed=seed * 1000 + index, progress=progress,
-        )  # fmt: skip
+            model,
+            tokenizer,
+            chosen,
+            reward,
+            n=n,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            chat=chat,
+            batch_size=8 * micro_batch_size,
+            seed=seed * 1000 + index,
+            progress=progress,
+        )
         losses = fine_tune(
             model, kept, optimizer, epochs=epochs, batch_size=batch_size, micro_batch_size=micro_batch_size, order=order
         )
@@ -108,9 +125,16 @@ def best_of_n(
     """The response of highest reward among n for each prompt, with the mean reward of all and of the kept."""
     encoded = [encode_prompt(tokenizer, prompt, chat=chat) for prompt in prompts]
     drawn = sample(
-        model, tokenizer, encoded, n=n, max_new_tokens=max_new_tokens, temperature=temperature,
-        batch_size=batch_size, seed=seed, progress=progress,
-    )  # fmt: skip
+        model,
+        tokenizer,
+        encoded,
+        n=n,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
+    )
     texts = decode(tokenizer, [ids for group in drawn for ids in group])
     scores = torch.tensor(reward([p.text for p in prompts for _ in range(n)], texts), dtype=torch.float64).view(-1, n)
     if not bool(scores.isfinite().all()):
@@ -146,7 +170,7 @@ def fine_tune(
             size = response_tokens(batch)
             for rows in by_length(batch, micro_batch_size, key=lambda e: len(e.prompt) + len(e.response)):
                 nll = response_nll(model, [batch[i] for i in rows])
-                (nll / size).backward()
+                (nll / size).backward()  # type: ignore[no-untyped-call]
                 total += nll.item()
             torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
             optimizer.step()

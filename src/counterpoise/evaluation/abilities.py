@@ -29,16 +29,26 @@ from counterpoise.language import Prompt, continuation_logprobs, decode, encode_
 class Ability(Protocol):
     """What `Panel` asks of an ability."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What results call it."""
 
     @property
     def fingerprint(self) -> str:
         """sha256 over the items and the settings that decide the score."""
 
     def measure(
-        self, model: nn.Module, tokenizer: Any, part: Part, *, limit: int | None = None, batch_size: int = 16,
-        seed: int = 0, max_new_tokens: int = 64, chat: bool = True,
-    ) -> list[Measurement]:  # fmt: skip
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        part: Part,
+        *,
+        limit: int | None = None,
+        batch_size: int = 16,
+        seed: int = 0,
+        max_new_tokens: int = 64,
+        chat: bool = True,
+    ) -> list[Measurement]:
         """Score `model` on one part; the first measurement is the primary one, used for the front and the pick."""
 
 
@@ -80,29 +90,47 @@ class FileAbility:
         """Items of a part in the order of their hash, so that a longer file changes few of the first `limit`."""
         chosen = sorted((i for i in self.items if part_of(i.key) == part), key=lambda i: i.key)[:limit]
         if not chosen:
-            raise ValueError(f"{self.source}: expected items in the {part} part, found none among {len(self.items)}; "
-                             "give at least some twenty items")  # fmt: skip
+            raise ValueError(
+                f"{self.source}: expected items in the {part} part, found none among {len(self.items)}; "
+                "give at least some twenty items"
+            )
         return chosen
 
     def measure(
-        self, model: nn.Module, tokenizer: Any, part: Part, *, limit: int | None = None, batch_size: int = 16,
-        seed: int = 0, max_new_tokens: int = 64, chat: bool = True,
-    ) -> list[Measurement]:  # fmt: skip
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        part: Part,
+        *,
+        limit: int | None = None,
+        batch_size: int = 16,
+        seed: int = 0,
+        max_new_tokens: int = 64,
+        chat: bool = True,
+    ) -> list[Measurement]:
         """See `Ability.measure`; plain text unless an item has messages."""
         items = self.items_of(part, min((n for n in (limit, self.limit) if n is not None), default=None))
         keys = tuple(item.key for item in items)
         if self.kind == "choices":
             return _choices(model, tokenizer, items, keys, batch_size)
         if self.kind == "continue":
-            pairs = [encode_pair(tokenizer, i.fields["context"], _spaced(i.fields["context"], i.fields["continuation"]))
-                     for i in items]  # fmt: skip
+            pairs = [
+                encode_pair(tokenizer, i.fields["context"], _spaced(i.fields["context"], i.fields["continuation"]))
+                for i in items
+            ]
             return [_per_token(model, pairs, keys, batch_size)]
         return self._generated(model, tokenizer, items, keys, batch_size, max_new_tokens, chat)
 
     def _generated(
-        self, model: nn.Module, tokenizer: Any, items: list[Item], keys: tuple[str, ...], batch_size: int,
-        max_new_tokens: int, chat: bool,
-    ) -> list[Measurement]:  # fmt: skip
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        items: list[Item],
+        keys: tuple[str, ...],
+        batch_size: int,
+        max_new_tokens: int,
+        chat: bool,
+    ) -> list[Measurement]:
         pairs = []
         for item in items:
             reference = item.fields["reference"]
@@ -113,11 +141,19 @@ class FileAbility:
             else:
                 pairs.append(encode_pair(tokenizer, item.fields["prompt"], _spaced(item.fields["prompt"], reference)))
         likelihood = _per_token(model, pairs, keys, batch_size)
-        drawn = sample(model, tokenizer, [c for c, _ in pairs], max_new_tokens=max_new_tokens, temperature=0.0,
-                       batch_size=batch_size)  # fmt: skip
+        drawn = sample(
+            model,
+            tokenizer,
+            [c for c, _ in pairs],
+            max_new_tokens=max_new_tokens,
+            temperature=0.0,
+            batch_size=batch_size,
+        )
         plain = ["messages" not in item.fields for item in items]
-        answers = [text.split("\n")[0].strip() if first_line else text
-                   for text, first_line in zip(decode(tokenizer, [g[0] for g in drawn]), plain, strict=True)]  # fmt: skip
+        answers = [
+            text.split("\n")[0].strip() if first_line else text
+            for text, first_line in zip(decode(tokenizer, [g[0] for g in drawn]), plain, strict=True)
+        ]
         references = [item.fields["reference"].strip() for item in items]
         return [likelihood, (_bleu if self.metric == "bleu" else _exact)(answers, references, keys)]
 
@@ -152,8 +188,9 @@ def _load(spec: str) -> Ability:
     if limit is not None and not (limit.isdecimal() and int(limit) > 0):
         raise ValueError(f"{spec}: limit: expected a number above 0, found {limit!r}")
     name = options.get("name") or Path(path).name.removesuffix(".gz").removesuffix(".jsonl")
-    return FileAbility(name, kind, tuple(_read_items(Path(path), REQUIRED[kind])), metric,
-                       None if limit is None else int(limit), spec)  # fmt: skip
+    return FileAbility(
+        name, kind, tuple(_read_items(Path(path), REQUIRED[kind])), metric, None if limit is None else int(limit), spec
+    )
 
 
 def _read_items(path: Path, clean: Callable[[dict[str, Any]], dict[str, Any]]) -> list[Item]:

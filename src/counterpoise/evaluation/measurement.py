@@ -37,13 +37,23 @@ class Measurement:
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict; `from_json` reads it back bit for bit."""
-        return {"metric": self.metric, "unit": self.unit, "statistics": self.statistics.tolist(),
-                "aggregate": self.aggregate, "chance": self.chance, "keys": list(self.keys)}  # fmt: skip
+        return {
+            "metric": self.metric,
+            "unit": self.unit,
+            "statistics": self.statistics.tolist(),
+            "aggregate": self.aggregate,
+            "chance": self.chance,
+            "keys": list(self.keys),
+        }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Measurement:
         """Read what `to_json` wrote."""
         return cls(
-            content["metric"], content["unit"], np.array(content["statistics"], dtype=np.float64),
-            content["aggregate"], content["chance"], tuple(content["keys"]),
-        )  # fmt: skip
+            content["metric"],
+            content["unit"],
+            np.array(content["statistics"], dtype=np.float64),
+            content["aggregate"],
+            content["chance"],
+            tuple(content["keys"]),
+        )

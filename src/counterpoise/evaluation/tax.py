@@ -6,6 +6,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,29 +52,45 @@ class Panel:
 
     @classmethod
     def load(
-        cls, prompts: str | Path, reward: str | Reward, abilities: Sequence[str], *, device: str = "cpu", **settings: Any
+        cls,
+        prompts: str | Path,
+        reward: str | Reward,
+        abilities: Sequence[str],
+        *,
+        device: str = "cpu",
+        **settings: Any,
     ) -> Panel:
         """From a prompts file, a reward (a spec of `load_reward` or a callable) and ability specs."""
         return cls(
             read_prompts(prompts),
             load_reward(reward, device=device) if isinstance(reward, str) else checked(reward, _name(reward)),
-            load_abilities(abilities), reward_id=fingerprint(reward),
-            source={"prompts": str(prompts), "reward": _name(reward), "abilities": list(abilities)}, **settings,
-        )  # fmt: skip
+            load_abilities(abilities),
+            reward_id=fingerprint(reward),
+            source={"prompts": str(prompts), "reward": _name(reward), "abilities": list(abilities)},
+            **settings,
+        )
 
     def prompts_of(self, part: Part) -> list[Prompt]:
         """The prompts of a part, in the order of their content hash."""
         chosen = sorted((p for p in self.prompts if part_of(p.key) == part), key=lambda p: p.key)
         chosen = chosen if part == "proxy" else chosen[: self.prompt_limit]
         if not chosen:
-            raise ValueError(f"prompts: expected some in the {part} part, found none among {len(self.prompts)}; "
-                             "give at least some twenty prompts")  # fmt: skip
+            raise ValueError(
+                f"prompts: expected some in the {part} part, found none among {len(self.prompts)}; "
+                "give at least some twenty prompts"
+            )
         return chosen
 
     def measure(
-        self, model: nn.Module, tokenizer: Any, part: Part, *, store: Store | None = None, model_id: Any = None,
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        part: Part,
+        *,
+        store: Store | None = None,
+        model_id: Any = None,
         progress: Progress | None = None,
-    ) -> Scores:  # fmt: skip
+    ) -> Scores:
         """Reward and abilities of `model` on one part.
 
         Args:
@@ -88,10 +105,15 @@ class Panel:
         drawing = {"tokens": self.max_new_tokens, "temperature": self.temperature, "chat": self.chat, "seed": self.seed}
         chosen = self.prompts_of(part)
         scores = kept(
-            {"what": "reward", "reward": self.reward_id, "prompts": digest([p.key for p in chosen]), **drawing,
-             "batch": self.batch_size},
+            {
+                "what": "reward",
+                "reward": self.reward_id,
+                "prompts": digest([p.key for p in chosen]),
+                **drawing,
+                "batch": self.batch_size,
+            },
             lambda: self._rewards(model, tokenizer, chosen),
-        )  # fmt: skip
+        )
         if progress is not None:
             progress(1, total)
         reward = Measurement(
@@ -99,13 +121,19 @@ class Panel:
         )
         abilities = {}
         for number, ability in enumerate(self.abilities, start=2):
-            measured = kept(
-                {"what": "ability", "ability": ability.fingerprint, "limit": self.limit, **drawing},
-                lambda ability=ability: [m.to_json() for m in ability.measure(
-                    model, tokenizer, part, limit=self.limit, batch_size=self.batch_size, seed=self.seed,
-                    max_new_tokens=self.max_new_tokens, chat=self.chat,
-                )],
-            )  # fmt: skip
+            run = partial(
+                ability.measure,
+                model,
+                tokenizer,
+                part,
+                limit=self.limit,
+                batch_size=self.batch_size,
+                seed=self.seed,
+                max_new_tokens=self.max_new_tokens,
+                chat=self.chat,
+            )
+            key = {"what": "ability", "ability": ability.fingerprint, "limit": self.limit, **drawing}
+            measured = kept(key, lambda run=run: [m.to_json() for m in run()])  # type: ignore[misc]
             abilities[ability.name] = [Measurement.from_json(m) for m in measured]
             if progress is not None:
                 progress(number, total)
@@ -113,10 +141,14 @@ class Panel:
 
     def _rewards(self, model: nn.Module, tokenizer: Any, prompts: list[Prompt]) -> list[float]:
         drawn = sample(
-            model, tokenizer, [encode_prompt(tokenizer, p, chat=self.chat) for p in prompts],
-            max_new_tokens=self.max_new_tokens, temperature=self.temperature, batch_size=4 * self.batch_size,
+            model,
+            tokenizer,
+            [encode_prompt(tokenizer, p, chat=self.chat) for p in prompts],
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            batch_size=4 * self.batch_size,
             seed=self.seed,
-        )  # fmt: skip
+        )
         return list(self.reward([p.text for p in prompts], decode(tokenizer, [group[0] for group in drawn])))
 
 
@@ -148,7 +180,9 @@ def difference(a: Measurement, b: Measurement) -> dict[str, float]:
         ValueError: the two were not measured on the same items.
     """
     if a.keys != b.keys:
-        raise ValueError(f"{a.metric}: expected two measurements of the same items, found {len(a.keys)} and {len(b.keys)}")
+        raise ValueError(
+            f"{a.metric}: expected two measurements of the same items, found {len(a.keys)} and {len(b.keys)}"
+        )
     value, low, high, p = paired_difference(a.statistics, b.statistics, a.aggregate)
     return {"value": value, "low": low, "high": high, "p": p}
 
@@ -168,12 +202,20 @@ def tax_table(pre: Scores, post: Scores, pick: Scores | None = None) -> list[dic
         floor = name != "reward" and at_floor(pre.abilities[name])
         columns = [[s.reward] if name == "reward" else s.abilities[name] for s in (pre, post, pick or pre)]
         for before, after, now in zip(*columns, strict=True):
-            rows.append({
-                "name": name, "metric": before.metric, "unit": before.unit, "items": len(before.keys),
-                "pre": interval_of(before), "post": interval_of(after), "pick": interval_of(now) if pick else None,
-                "tax": difference(before, after), "remaining": difference(before, now) if pick else None,
-                "at_floor": floor,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "name": name,
+                    "metric": before.metric,
+                    "unit": before.unit,
+                    "items": len(before.keys),
+                    "pre": interval_of(before),
+                    "post": interval_of(after),
+                    "pick": interval_of(now) if pick else None,
+                    "tax": difference(before, after),
+                    "remaining": difference(before, now) if pick else None,
+                    "at_floor": floor,
+                }
+            )
     return rows
 
 
@@ -192,4 +234,8 @@ def fingerprint(reward: str | Reward) -> str:
 
 
 def _name(reward: str | Reward) -> str:
-    return reward if isinstance(reward, str) else f"{getattr(reward, '__module__', '')}:{getattr(reward, '__qualname__', 'reward')}"
+    return (
+        reward
+        if isinstance(reward, str)
+        else f"{getattr(reward, '__module__', '')}:{getattr(reward, '__qualname__', 'reward')}"
+    )

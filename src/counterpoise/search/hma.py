@@ -68,9 +68,14 @@ def hma(
         return resident.loss_and_gradient(partition, ratios, objective)
 
     return spectral_descent(
-        evaluate, begin, lambda y: project(y, mean, partition.weights), partition.weights,
-        max_passes=max_passes, tolerance=tolerance, progress=progress,
-    )  # fmt: skip
+        evaluate,
+        begin,
+        lambda y: project(y, mean, partition.weights),
+        partition.weights,
+        max_passes=max_passes,
+        tolerance=tolerance,
+        progress=progress,
+    )
 
 
 def spectral_descent(

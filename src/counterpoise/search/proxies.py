@@ -12,8 +12,16 @@ from torch import nn
 
 from counterpoise.evaluation.rewards import Reward
 from counterpoise.language import (
-    Example, Progress, Prompt, by_length, decode, encode_prompt, response_nll, response_tokens, sample,
-)  # fmt: skip
+    Example,
+    Progress,
+    Prompt,
+    by_length,
+    decode,
+    encode_prompt,
+    response_nll,
+    response_tokens,
+    sample,
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class ProxySet:
         for rows in by_length(self.examples, self.batch_size, key=lambda e: len(e.prompt) + len(e.response)):
             nll = response_nll(model, [self.examples[i] for i in rows])
             if gradient:
-                (nll / tokens).backward()
+                (nll / tokens).backward()  # type: ignore[no-untyped-call]
             total += nll.item()
         return total / tokens
 
@@ -72,9 +80,16 @@ def draw_proxies(
     """
     encoded = [encode_prompt(tokenizer, p, chat=chat) for p in prompts]
     drawn = sample(
-        model, tokenizer, encoded, n=n, max_new_tokens=max_new_tokens, temperature=temperature,
-        batch_size=batch_size, seed=seed, progress=progress,
-    )  # fmt: skip
+        model,
+        tokenizer,
+        encoded,
+        n=n,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
+    )
     examples = [Example(prompt, response) for prompt, group in zip(encoded, drawn, strict=True) for response in group]
     scores = reward([p.text for p in prompts for _ in range(n)], decode(tokenizer, [e.response for e in examples]))
     ranked = sorted(range(len(examples)), key=lambda i: (-scores[i], i))

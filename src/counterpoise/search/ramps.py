@@ -10,7 +10,7 @@ from counterpoise.search.simplex import project
 
 
 def linear_ramp(partition: Partition, mean: float) -> NDArray[np.float64]:
-    """Ratios that grow linearly with depth, as steep as [0, 1] allows at this mean: LiNeS (Wang et al. 2024, 2410.17146).
+    """Ratios that grow linearly with depth, as steep as [0, 1] allows at this mean: LiNeS (arXiv 2410.17146).
 
     The deepest layers keep the whole update where the mean is 0.5 or more, as LiNeS has it; below, the first layers
     keep none of it.

@@ -73,14 +73,33 @@ def restore(
     out, begun = Path(out), time.time()
     pair = preflight(pre, post, drop=drop, out=out)
     settings = {
-        "blocks": blocks, "means": list(means), "mean": mean, "keep_reward": keep_reward, "proxy_size": proxy_size,
-        "controls": controls, "donor": donor, "device": device, "dtype": str(dtype), "limit": panel.limit,
-        "prompt_limit": panel.prompt_limit, "max_new_tokens": panel.max_new_tokens, "temperature": panel.temperature,
-        "batch_size": panel.batch_size, "chat": panel.chat, "seed": panel.seed,
-    }  # fmt: skip
+        "blocks": blocks,
+        "means": list(means),
+        "mean": mean,
+        "keep_reward": keep_reward,
+        "proxy_size": proxy_size,
+        "controls": controls,
+        "donor": donor,
+        "device": device,
+        "dtype": str(dtype),
+        "limit": panel.limit,
+        "prompt_limit": panel.prompt_limit,
+        "max_new_tokens": panel.max_new_tokens,
+        "temperature": panel.temperature,
+        "batch_size": panel.batch_size,
+        "chat": panel.chat,
+        "seed": panel.seed,
+    }
     _, warnings = scan(pair, allow_unrelated=allow_unrelated, progress=_named(progress, "reading both checkpoints"))
-    key = digest([describe_inputs(pair), settings, panel.reward_id, [a.fingerprint for a in panel.abilities],
-                  sorted(p.key for p in panel.prompts)])  # fmt: skip
+    key = digest(
+        [
+            describe_inputs(pair),
+            settings,
+            panel.reward_id,
+            [a.fingerprint for a in panel.abilities],
+            sorted(p.key for p in panel.prompts),
+        ]
+    )
     if (finished := _finished(out, key)) is not None:
         return finished
     refuse_occupied(out.absolute())
@@ -89,36 +108,57 @@ def restore(
     bench = Workbench(pair, panel, Store(work), donor=donor, device=device, dtype=dtype, progress=progress)
     cut = partition({n: pair.post.shape(n) for n in pair.names}, blocks)
     result: dict[str, Any] = {
-        "counterpoise": versions().get("counterpoise"), "key": key, "command": command or " ".join(sys.argv),
-        "seed": panel.seed, "versions": versions(), "date": time.strftime("%Y-%m-%d"),
-        "inputs": describe_inputs(pair), **panel.source, "settings": settings,
+        "counterpoise": versions().get("counterpoise"),
+        "key": key,
+        "command": command or " ".join(sys.argv),
+        "seed": panel.seed,
+        "versions": versions(),
+        "date": time.strftime("%Y-%m-%d"),
+        "inputs": describe_inputs(pair),
+        **panel.source,
+        "settings": settings,
         "warnings": [*pair.warnings, *warnings],
         "partition": cut.summary({n: pair.post.shape(n) for n in pair.names}),
-    }  # fmt: skip
-    recipe = _compare(bench, cut, result, [mean] if mean is not None else means, mean, keep_reward, proxy_size, controls)
+    }
+    recipe = _compare(
+        bench, cut, result, [mean] if mean is not None else means, mean, keep_reward, proxy_size, controls
+    )
     result["seconds"] = round(time.time() - begun, 1)
     result["out"] = None if recipe is None else str(out)
     if recipe is None:
         _write_report(Path(work), result)
         return result
     average(
-        pre, post, out, replace(recipe, settings={**settings, "command": result["command"]}), donor=donor, drop=drop,
-        allow_unrelated=allow_unrelated, also=lambda folder: _write_report(folder, result, card=True),
+        pre,
+        post,
+        out,
+        replace(recipe, settings={**settings, "command": result["command"]}),
+        donor=donor,
+        drop=drop,
+        allow_unrelated=allow_unrelated,
+        also=lambda folder: _write_report(folder, result, card=True),
         progress=_named(progress, "writing the checkpoint"),
-    )  # fmt: skip
+    )
     return result
 
 
 def _compare(
-    bench: Workbench, cut: Any, result: dict[str, Any], means: Sequence[float], fixed: float | None, keep: float,
-    proxy_size: int, controls: bool,
-) -> Recipe | None:  # fmt: skip
+    bench: Workbench,
+    cut: Any,
+    result: dict[str, Any],
+    means: Sequence[float],
+    fixed: float | None,
+    keep: float,
+    proxy_size: int,
+    controls: bool,
+) -> Recipe | None:
     """Fill `result` with points, pick, tax and verdict; return the recipe to write, or None."""
     whole = bench.whole
     pre, post = (bench.point(n, whole, [r], "validation", name=n) for n, r in (("PRE", 0.0), ("POST", 1.0)))
     counted = [name for name, ms in pre.scores.abilities.items() if not at_floor(ms)]
     gain = difference(post.scores.reward, pre.scores.reward)
-    points, searches = [pre, post], []
+    points = [pre, post]
+    searches: list[tuple[float, SearchResult]] = []
     if gain["value"] <= 0 or gain["p"] >= 0.05:
         _finish(bench, result, points, searches, counted, None)
         result["verdict"] = (
@@ -135,7 +175,9 @@ def _compare(
         if controls:
             deep = layerwise(bench.pair.names)
             points.append(bench.point("LiNeS", deep, linear_ramp(deep, mean), "validation", name=f"LiNeS {mean:g}"))
-            points.append(bench.point("reversed", deep, reversed_ramp(deep, mean), "validation", name=f"reversed {mean:g}"))
+            points.append(
+                bench.point("reversed", deep, reversed_ramp(deep, mean), "validation", name=f"reversed {mean:g}")
+            )
             ratios = random_ratios(cut, mean, seed=bench.panel.seed)
             points.append(bench.point("random", cut, ratios, "validation", name=f"random {mean:g}"))
     if fixed is not None:
@@ -165,16 +207,21 @@ def choose(points: Sequence[Point], counted: Sequence[str], keep: float) -> Poin
         return float(steps_from_pre(pre.scores, point.scores, counted)["value"])
 
     able = [
-        p for p in points
+        p
+        for p in points
         if p.method in PICKABLE and p.scores.reward.value >= needed and counted and kept(p) > kept(post)
-    ]  # fmt: skip
+    ]
     return max(able, key=kept) if able else None
 
 
 def _finish(
-    bench: Workbench, result: dict[str, Any], points: list[Point], searches: list[tuple[float, SearchResult]],
-    counted: list[str], pick: Point | None,
-) -> None:  # fmt: skip
+    bench: Workbench,
+    result: dict[str, Any],
+    points: list[Point],
+    searches: list[tuple[float, SearchResult]],
+    counted: list[str],
+    pick: Point | None,
+) -> None:
     """The points as json, their front, and the held-out numbers of PRE, POST, the pick and MA at the pick's mean."""
     result["points"] = _rows(points, counted)
     result["hypervolume"] = _hypervolumes(result["points"])
@@ -201,8 +248,19 @@ def _rows(points: list[Point], counted: list[str]) -> list[dict[str, Any]]:
     rows = []
     for p in points:
         retention = steps_from_pre(points[0].scores, p.scores, counted) if counted else None
-        rows.append({"name": p.name, "method": p.method, "part": p.part, "mean": p.mean, "blocks": p.partition.name,
-                     "ratios": list(p.ratios), **p.scores.summary(), "retention": retention, "on_front": False})  # fmt: skip
+        rows.append(
+            {
+                "name": p.name,
+                "method": p.method,
+                "part": p.part,
+                "mean": p.mean,
+                "blocks": p.partition.name,
+                "ratios": list(p.ratios),
+                **p.scores.summary(),
+                "retention": retention,
+                "on_front": False,
+            }
+        )
     if counted:
         for index in front([[r["reward"]["value"], r["retention"]["value"]] for r in rows]):
             rows[int(index)]["on_front"] = True
@@ -222,7 +280,9 @@ def _hypervolumes(rows: list[dict[str, Any]]) -> dict[str, float]:
     volumes = {}
     for method in dict.fromkeys(r["method"] for r in rows[2:]):
         of = [r for r in rows if r["method"] in (method, "PRE", "POST")]
-        scaled = [[(r["reward"]["value"] - origin[0]) / span[0], (r["retention"]["value"] - origin[1]) / span[1]] for r in of]
+        scaled = [
+            [(r["reward"]["value"] - origin[0]) / span[0], (r["retention"]["value"] - origin[1]) / span[1]] for r in of
+        ]
         volumes[method] = float(hypervolume(scaled, [0.0, 0.0]))
     return volumes
 
@@ -230,11 +290,19 @@ def _hypervolumes(rows: list[dict[str, Any]]) -> dict[str, float]:
 def _verdict(result: dict[str, Any], pick: Point | None, keep: float) -> str:
     rows = {r["name"]: r for r in result["points"] if r["part"] == "held-out"}
     pre, post = rows["PRE"], rows["POST"]
-    taxed = [r["name"] for r in result["tax"] if r["name"] != "reward" and r["tax"]["value"] > 0 and r["tax"]["p"] < 0.05]
-    cost = f"Alignment significantly lowered {', '.join(dict.fromkeys(taxed))}" if taxed else "No ability fell significantly"
+    taxed = [
+        r["name"] for r in result["tax"] if r["name"] != "reward" and r["tax"]["value"] > 0 and r["tax"]["p"] < 0.05
+    ]
+    cost = (
+        f"Alignment significantly lowered {', '.join(dict.fromkeys(taxed))}"
+        if taxed
+        else "No ability fell significantly"
+    )
     if pick is None:
-        return (f"{cost} (held-out). No average keeps {keep:.0%} of the reward gain with less tax than POST: no point beats both "
-                "ends, so no checkpoint was written.")  # fmt: skip
+        return (
+            f"{cost} (held-out). No average keeps {keep:.0%} of the reward gain with less tax than POST: no point beats both "
+            "ends, so no checkpoint was written."
+        )
     chosen = rows[pick.name]
     gain = post["reward"]["value"] - pre["reward"]["value"]
     kept = (chosen["reward"]["value"] - pre["reward"]["value"]) / gain if gain > 0 else float("nan")
@@ -269,10 +337,17 @@ def _named(progress: Stages | None, stage: str) -> Any:
 
 
 def measure_tax(
-    pre: str | Path, post: str | Path, panel: Panel, *, work: str | Path | None = None, drop: Sequence[str] = (),
-    allow_unrelated: bool = False, device: str = "cpu", dtype: torch.dtype | None = None,
+    pre: str | Path,
+    post: str | Path,
+    panel: Panel,
+    *,
+    work: str | Path | None = None,
+    drop: Sequence[str] = (),
+    allow_unrelated: bool = False,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
     progress: Stages | None = None,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """Reward and abilities of PRE and POST on the held-out part: the rows of `tax_table`."""
     pair = preflight(pre, post, drop=drop)
     scan(pair, allow_unrelated=allow_unrelated, progress=_named(progress, "reading both checkpoints"))
@@ -284,11 +359,22 @@ def measure_tax(
 
 
 def search_recipe(
-    pre: str | Path, post: str | Path, out: str | Path, panel: Panel, *, mean: float, work: str | Path,
-    blocks: int | str = 3, proxy_size: int = 256, max_passes: int = 12, drop: Sequence[str] = (),
-    allow_unrelated: bool = False, device: str = "cpu", dtype: torch.dtype | None = None,
+    pre: str | Path,
+    post: str | Path,
+    out: str | Path,
+    panel: Panel,
+    *,
+    mean: float,
+    work: str | Path,
+    blocks: int | str = 3,
+    proxy_size: int = 256,
+    max_passes: int = 12,
+    drop: Sequence[str] = (),
+    allow_unrelated: bool = False,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
     progress: Stages | None = None,
-) -> tuple[SearchResult, Recipe]:  # fmt: skip
+) -> tuple[SearchResult, Recipe]:
     """Find HMA's ratios at a mean and write them to `out` as a recipe.json, which `average` takes."""
     if Path(out).exists():
         raise CheckpointError(f"{out}: expected a new file, found one; choose another name or remove it")

@@ -1,0 +1,73 @@
+"""How numbers are written: as many digits as their interval earns, a true minus sign, p values with a floor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+MISSING = "–"
+
+
+def places(low: float | None, high: float | None) -> int:
+    """Decimals that show two digits of the interval's half width, between 0 and 4.
+
+    >>> places(58.1, 64.4), places(-2.15, -2.09), places(0.0, 0.0)
+    (1, 3, 2)
+    """
+    if low is None or high is None:
+        return 2
+    half = (high - low) / 2
+    if not math.isfinite(half) or half <= 0:
+        return 2
+    return min(4, max(0, 1 - math.floor(math.log10(half))))
+
+
+def number(value: float | None, decimals: int, *, signed: bool = False) -> str:
+    """A number with thousands separators and a minus sign; a dash when there is none.
+
+    >>> number(-0.04, 1), number(1234.5, 0), number(0.5, 2, signed=True), number(None, 2)
+    ('0.0', '1,234', '+0.50', '–')
+    """
+    if value is None or not math.isfinite(value):
+        return MISSING
+    value = round(value, decimals) + 0.0  # + 0.0 turns -0.0 into 0.0
+    text = f"{value:{'+' if signed and value else ''},.{decimals}f}"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def interval(found: Mapping[str, Any], *, signed: bool = False, decimals: int | None = None) -> tuple[str, str]:
+    """Value and "[low, high]" of a dict with these keys, in matching decimals; "" where the interval is nil or absent."""
+    low, high = found.get("low"), found.get("high")
+    digits = places(low, high) if decimals is None else decimals
+    value = number(found.get("value"), digits, signed=signed)
+    if low is None or high is None or low == high:
+        return value, ""
+    return value, f"[{number(low, digits, signed=signed)}, {number(high, digits, signed=signed)}]"
+
+
+def spoken(found: Mapping[str, Any] | None) -> str:
+    """Value and interval in one string.
+
+    >>> spoken({"value": 61.3, "low": 58.1, "high": 64.4})
+    '61.3 [58.1, 64.4]'
+    """
+    return " ".join(filter(None, interval(found))) if found else MISSING
+
+
+def p_value(p: float | None) -> str:
+    """Three decimals below 0.1, two above, and a floor: a bootstrap cannot resolve less.
+
+    >>> p_value(0.0004), p_value(0.0314), p_value(0.42)
+    ('< 0.001', '0.031', '0.42')
+    """
+    if p is None or not math.isfinite(p):
+        return MISSING
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.0995 else f"{p:.2f}"
+
+
+def ratio_list(ratios: list[float], *, longest: int = 6) -> str:
+    """Ratios as "0.00 · 0.44 · 0.76", or their number and range when there are many."""
+    if len(ratios) > longest:
+        return f"{len(ratios)} ratios, {number(min(ratios), 2)} to {number(max(ratios), 2)}"
+    return " · ".join(number(r, 2) for r in ratios)

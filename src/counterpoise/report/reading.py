@@ -1,0 +1,142 @@
+"""Reading a results dict (restore.json): its points, its abilities, which layer has which ratio. Absent keys are empty."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from counterpoise.pareto import front
+
+Results = Mapping[str, Any]
+Point = Mapping[str, Any]
+
+VALIDATION, HELD_OUT = "validation", "held-out"
+RETENTION = "retention"
+ENDS = ("PRE", "POST")
+
+
+@dataclass(frozen=True)
+class Share:
+    """One block and the share of the update it keeps.
+
+    Attributes:
+        layers: the layers it touches; () when unknown.
+        parameters: how many; None when unknown.
+    """
+
+    block: str
+    ratio: float
+    layers: tuple[int, ...] = ()
+    parameters: int | None = None
+
+
+def parts(results: Results) -> list[str]:
+    """The parts that have points, validation first."""
+    found = {p.get("part", VALIDATION) for p in results.get("points") or ()}
+    return [part for part in (VALIDATION, HELD_OUT) if part in found]
+
+
+def points(results: Results, part: str = VALIDATION) -> list[Point]:
+    """The points measured on a part, in the order of the file."""
+    return [p for p in results.get("points") or () if p.get("part", VALIDATION) == part]
+
+
+def picked(results: Results, part: str = VALIDATION) -> Point | None:
+    """The pick as measured on a part."""
+    name = results.get("pick")
+    return next((p for p in points(results, part) if name is not None and p["name"] == name), None)
+
+
+def primary(results: Results) -> dict[str, str]:
+    """Ability -> its primary metric, the first one it lists."""
+    found: dict[str, str] = {}
+    for point in results.get("points") or ():
+        for ability, metrics in (point.get("abilities") or {}).items():
+            if metrics:
+                found.setdefault(ability, next(iter(metrics)))
+    return found
+
+
+def unit(results: Results, ability: str) -> str:
+    """Unit of an ability's primary metric, from the tax rows; "" when unknown."""
+    return next((str(r.get("unit") or "") for r in results.get("tax") or () if r["name"] == ability), "")
+
+
+def floored(results: Results) -> set[str]:
+    """Abilities at floor, which the mean leaves out."""
+    return {r["name"] for r in results.get("tax") or () if r.get("at_floor")}
+
+
+def score(results: Results, point: Point, axis: str) -> Mapping[str, float] | None:
+    """Retention, or the primary metric of the ability `axis`, with its interval."""
+    if axis == RETENTION:
+        return point.get("retention")
+    return (point.get("abilities") or {}).get(axis, {}).get(primary(results).get(axis, ""))
+
+
+def axes(results: Results) -> list[str]:
+    """What the horizontal axis of the front can show: retention when it was measured, then each ability."""
+    has = any(p.get("retention") for p in results.get("points") or ())
+    return [*([RETENTION] if has else []), *primary(results)]
+
+
+def undominated(results: Results, found: Sequence[Point], axis: str) -> list[Point]:
+    """The points of `found` that no other beats in both reward and `axis`, from the least reward to the most."""
+    placed = [(p, s) for p in found if (s := score(results, p, axis)) and p.get("reward")]
+    if not placed:
+        return []
+    kept = front([[p["reward"]["value"], s["value"]] for p, s in placed])
+    return sorted((placed[i][0] for i in kept), key=lambda p: (p["reward"]["value"], -score_value(results, p, axis)))
+
+
+def score_value(results: Results, point: Point, axis: str) -> float:
+    """The bare value of `score`; NaN when it was not measured."""
+    found = score(results, point, axis)
+    return float(found["value"]) if found else float("nan")
+
+
+def needed_reward(results: Results, part: str = VALIDATION) -> float | None:
+    """The least reward the pick may have: pre + keep_reward (post - pre); None when nothing was asked for."""
+    keep = (results.get("settings") or {}).get("keep_reward")
+    ends = {p["method"]: p["reward"]["value"] for p in points(results, part) if p["method"] in ENDS}
+    if keep is None or len(ends) < 2 or (results.get("settings") or {}).get("mean") is not None:
+        return None
+    return float(ends["PRE"] + keep * (ends["POST"] - ends["PRE"]))
+
+
+def layers(partition: Mapping[str, Any]) -> list[int]:
+    """All layers of a partition, from input to output."""
+    return sorted({n for b in partition.get("blocks") or () for n in b.get("layers") or ()})
+
+
+def shares(partition: Mapping[str, Any], ratios: Sequence[float], name: str | None = None) -> list[Share]:
+    """What each block keeps, for ratios of this partition, of one block, or of one block a layer.
+
+    Args:
+        partition: the summary in a results file or recipe.
+        name: of the partition that the ratios belong to, when it is known and may be another.
+    """
+    blocks, every = partition.get("blocks") or [], layers(partition)
+    if len(ratios) == len(blocks) and name in (None, partition.get("name")):
+        return [
+            Share(b["name"], r, tuple(b.get("layers") or ()), b.get("parameters"))
+            for b, r in zip(blocks, ratios, strict=True)
+        ]
+    if len(ratios) == 1:
+        return [Share("all layers", ratios[0], tuple(every))]
+    if len(ratios) == len(every):
+        return [Share(f"layer {n}", r, (n,)) for n, r in zip(every, ratios, strict=True)]
+    return [Share(f"block {i + 1}", r) for i, r in enumerate(ratios)]
+
+
+def point_shares(results: Results, point: Point) -> list[Share]:
+    """What each block keeps at a point."""
+    return shares(results.get("partition") or {}, point.get("ratios") or [], point.get("blocks"))
+
+
+def by_layer(found: Sequence[Share]) -> dict[int, float] | None:
+    """Layer -> ratio; None where blocks share layers (by module) or have none."""
+    flat = [(n, s.ratio) for s in found for n in s.layers]
+    of = dict(flat)
+    return dict(sorted(of.items())) if flat and len(of) == len(flat) else None
