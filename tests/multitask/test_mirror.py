@@ -61,12 +61,12 @@ def test_the_value_of_two_tasks():
 
 
 @given(
-    st.lists(st.floats(0, 100), min_size=2, max_size=12),
+    st.lists(st.floats(0, 100, allow_subnormal=False), min_size=2, max_size=12),
     st.floats(1e-8, 4.0),
 )
 def test_the_maximum_is_near_the_mean(losses, rho):
     bound = (max(losses) - min(losses)) * math.sqrt(rho / 2)
-    assert maximum(losses, rho) - math.fsum(losses) / len(losses) <= bound + 1e-12 * max(losses)
+    assert maximum(losses, rho) - math.fsum(losses) / len(losses) <= bound + 1e-12 * max(losses) + 1e-300
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -135,7 +135,7 @@ def test_frozen_losses_lead_to_the_best_response(m, sharpness, seed):
     assert best_response_floats(losses, rho) == pytest.approx(target, abs=1e-6)
 
 
-@given(st.lists(st.floats(0, 10), min_size=2, max_size=20, unique=True), st.floats(0.001, 0.9))
+@given(st.lists(st.floats(0, 10, allow_subnormal=False), min_size=2, max_size=20, unique=True), st.floats(0.001, 0.9))
 def test_best_response_is_exponential_in_the_losses_with_kl_rho(losses, share):
     spread = max(losses) - min(losses)
     rho = share * math.log(len(losses))
@@ -200,14 +200,14 @@ def test_danskin_the_gradient_of_the_maximum_is_the_best_response():
             assert sixth_order == pytest.approx(p[i], abs=1e-10)
 
 
-@pytest.mark.parametrize("size", [1e-3, 1e-5, 1e-7])
+@pytest.mark.parametrize("size", [1e-1, 1e-2, 1e-3, 1e-5, 1e-7])
 def test_divergence_does_not_cancel_near_uniform(size):
     rng = random.Random(0)
     log_p = [rng.random() * size for _ in range(7)]
     mpmath.mp.dps = 60
     weights = [mpmath.exp(x) for x in map(mpmath.mpf, log_p)]
     exact = sum(w / sum(weights) * mpmath.log(7 * w / sum(weights)) for w in weights)
-    assert divergence(torch.tensor(log_p, dtype=torch.float64)) == pytest.approx(float(exact), rel=1e-8)
+    assert divergence(torch.tensor(log_p, dtype=torch.float64)) == pytest.approx(float(exact), rel=1e-12)
 
 
 def test_huge_losses_do_not_overflow():
