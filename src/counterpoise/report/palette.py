@@ -34,7 +34,7 @@ _LOOKS = {
     "PRE": ("ink", "square"),
     "POST": ("ink", "diamond"),
     "MA": ("blue", "circle"),
-    "HMA": ("vermilion", "star-triangle-up"),
+    "HMA": ("vermilion", "triangle-up"),
     "LiNeS": ("green", "cross"),
     "reversed": ("pink", "triangle-down"),
     "random": ("grey", "x"),

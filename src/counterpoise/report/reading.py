@@ -71,8 +71,10 @@ def floored(results: Results) -> set[str]:
 def score(results: Results, point: Point, axis: str) -> Mapping[str, float] | None:
     """Retention, or the primary metric of the ability `axis`, with its interval."""
     if axis == RETENTION:
-        return point.get("retention")
-    return (point.get("abilities") or {}).get(axis, {}).get(primary(results).get(axis, ""))
+        found: Mapping[str, float] | None = point.get("retention")
+    else:
+        found = ((point.get("abilities") or {}).get(axis) or {}).get(primary(results).get(axis, ""))
+    return found
 
 
 def axes(results: Results) -> list[str]:

@@ -1,0 +1,148 @@
+"""Traces as plain dicts: points with their intervals, front lines, step lines, intervals around a tax. No plotly here."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from counterpoise.report import reading
+from counterpoise.report.numbers import interval, ratio_list, spoken
+from counterpoise.report.palette import look
+from counterpoise.report.reading import ENDS, Point, Results
+
+Trace = dict[str, Any]
+SE_OF_95 = 1.96  # half widths of a 95 % interval per standard error
+
+
+def point_marks(
+    results: Results,
+    some: Sequence[Point],
+    axis: str,
+    method: str,
+    *,
+    faded: bool = False,
+    legend: bool = True,
+    group: str | None = None,
+) -> Trace:
+    """One method's points with their intervals."""
+    style = look(method)
+    xs, ys = [reading.score(results, p, axis) or {} for p in some], [p["reward"] for p in some]
+    return {
+        "type": "scatter",
+        "x": [s.get("value") for s in xs],
+        "y": [s["value"] for s in ys],
+        "error_x": bars(xs, style.colour),
+        "error_y": bars(ys, style.colour),
+        "mode": "markers",
+        "marker": {"color": style.colour, "symbol": style.symbol, "size": 11 if method in ENDS else 10},
+        "opacity": 0.32 if faded else 1.0,
+        "name": escaped(method),
+        "legendgroup": escaped(group if group is not None else method),
+        "showlegend": legend,
+        "hovertext": [hover(results, p) for p in some],
+        "hoverinfo": "text",
+    }
+
+
+def bars(scores: Sequence[Mapping[str, Any]], colour: str) -> dict[str, Any]:
+    """95 % intervals as error bars; a score without one gets none."""
+
+    def arms(key: str) -> list[float]:
+        return [abs((s.get(key) if s.get(key) is not None else s["value"]) - s["value"]) for s in scores]
+
+    bars = {"type": "data", "symmetric": False, "array": arms("high"), "arrayminus": arms("low")}
+    return {**bars, "color": colour, "thickness": 1, "width": 0}
+
+
+def front_line(
+    results: Results, best: Sequence[Point], axis: str, colour: str, *, name: str = "front", group: str = "front"
+) -> Trace:
+    """Non-dominated points joined, from the least reward to the most."""
+    return {
+        "type": "scatter",
+        "x": [reading.score_value(results, p, axis) for p in best],
+        "y": [p["reward"]["value"] for p in best],
+        "mode": "lines",
+        "line": {"color": colour, "width": 1.5},
+        "name": escaped(name),
+        "legendgroup": group,
+        "hoverinfo": "skip",
+    }
+
+
+def hover(results: Results, point: Point) -> str:
+    """What is shown of a point under the pointer."""
+    pick = " (the pick)" if point["name"] == results.get("pick") else ""
+    lines = [f"<b>{escaped(point['name'])}</b>{pick}"]
+    if point["method"] not in ENDS:
+        lines.append(f"ratios {ratio_list(point.get('ratios') or [])}")
+    lines.append(f"reward {spoken(point['reward'])}")
+    if point.get("retention"):
+        lines.append(f"retention {spoken(point['retention'])}")
+    at_floor = reading.floored(results)
+    for ability, metric in reading.primary(results).items():
+        if found := reading.score(results, point, ability):
+            floor = " (at floor)" if ability in at_floor else ""
+            lines.append(escaped(f"{ability} {metric} {spoken(found)}{floor}"))
+    return "<br>".join(lines)
+
+
+def tax_marks(some: Sequence[tuple[int, Any]], key: str, name: str, colour: str, symbol: str, offset: float) -> Trace:
+    """Taxes in standard errors at PRE with their intervals, one row an ability."""
+    scaled = [{k: r[key][k] / standard_error(r["pre"]) for k in ("value", "low", "high")} for _, r in some]
+    return {
+        "type": "scatter",
+        "x": [s["value"] for s in scaled],
+        "y": [i + offset for i, _ in some],
+        "error_x": {**bars(scaled, colour), "thickness": 2},
+        "mode": "markers",
+        "marker": {"color": colour, "symbol": symbol, "size": 10},
+        "name": escaped(name),
+        "hovertext": [
+            escaped(
+                f"{r['name']} {r['metric']}, {name}: tax {' '.join(interval(r[key], signed=True))} {r.get('unit') or ''}"
+            )
+            for _, r in some
+        ],
+        "hoverinfo": "text",
+    }
+
+
+def standard_error(score: Mapping[str, Any]) -> float:
+    """From a 95 % interval."""
+    low, high = score.get("low"), score.get("high")
+    return 0.0 if low is None or high is None else (high - low) / (2 * SE_OF_95)
+
+
+def steps(results: Results, point: Point, colour: str, width: float, opacity: float, *, suffix: str = "") -> Trace:
+    """The ratios of a point, layer by layer."""
+    return step_line(reading.point_shares(results, point), f"{point['name']}{suffix}", colour, width, opacity)
+
+
+def step_line(
+    shares: Iterable[reading.Share], name: str, colour: str, width: float, opacity: float, *, dash: str = "solid"
+) -> Trace:
+    """Ratios as steps over the layers; as bare marks where blocks share layers."""
+    shares = list(shares)
+    of = reading.by_layer(shares)
+    block_of = {n: s.block for s in shares for n in s.layers}
+    xs: list[Any] = list(of) if of else [escaped(s.block) for s in shares]
+    labels = [f"{block_of[n]}, layer {n}" if block_of[n] != f"layer {n}" else block_of[n] for n in of or ()] or xs
+    return {
+        "type": "scatter",
+        "x": xs,
+        "y": list(of.values()) if of else [s.ratio for s in shares],
+        "mode": "markers" if not of else "lines" if len(of) > 1 else "lines+markers",
+        "line": {"color": colour, "width": width, "shape": "hvh", "dash": dash},
+        "marker": {"color": colour, "size": 5 + 2 * width},
+        "opacity": opacity,
+        "name": escaped(name),
+        "hovertext": [escaped(label) for label in labels],
+        "hovertemplate": "%{hovertext}: %{y:.3f}",
+    }
+
+
+def escaped(text: str) -> str:
+    """Escaped: plotly reads some html in what it writes."""
+    return html.escape(str(text), quote=False)

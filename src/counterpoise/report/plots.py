@@ -1,0 +1,254 @@
+"""The figures: results dicts in, plotly figures out. The only file that imports plotly, and only when a figure is made."""
+
+from __future__ import annotations
+
+import os.path
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from counterpoise.report import reading
+from counterpoise.report.marks import escaped, front_line, point_marks, standard_error, step_line, steps, tax_marks
+from counterpoise.report.numbers import number
+from counterpoise.report.palette import SERIES, light, look
+from counterpoise.report.reading import ENDS, RETENTION, VALIDATION, Point, Results
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+REWARD_TITLE = "Reward"
+RETENTION_TITLE = "Retention (standard errors from PRE)"
+
+
+def plotly_script() -> str:
+    """The text of plotly.js, to be put inside a page."""
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs())
+
+
+def front(results: Results, axis: str = RETENTION, *, part: str = VALIDATION) -> Figure:
+    """Reward against retention, or against one ability: every point, the front, PRE, POST and the pick.
+
+    Args:
+        axis: "retention", or an ability, shown by its primary metric; see `reading.axes`.
+        part: "validation", where the pick was made, or "held-out".
+
+    Raises:
+        ValueError: no such axis.
+    """
+    known = reading.axes(results)
+    if axis not in known:
+        raise ValueError(f"front: expected an axis among {', '.join(known) or 'none'}, found {axis!r}")
+    found = [p for p in reading.points(results, part) if reading.score(results, p, axis)]
+    best = reading.undominated(results, found, axis)
+    figure = _figure(_axis_title(results, axis), REWARD_TITLE)
+    figure.add_trace(front_line(results, best, axis, light("muted")))
+    for method in dict.fromkeys(p["method"] for p in found if p["method"] not in ENDS):
+        for on_front in (True, False):
+            some = [p for p in found if p["method"] == method and (p in best) == on_front]
+            first = on_front or not any(p["method"] == method for p in best)
+            if some:
+                figure.add_trace(point_marks(results, some, axis, method, faded=not on_front, legend=first))
+    for end in ENDS:
+        if some := [p for p in found if p["method"] == end]:
+            figure.add_trace(point_marks(results, some, axis, end, legend=False))
+    _mark(figure, results, found, axis)
+    _threshold(figure, reading.needed_reward(results, part), results)
+    return figure
+
+
+def fronts(results: Sequence[Results], names: Sequence[str] | None = None, axis: str = RETENTION) -> Figure:
+    """Several result files on one figure, on validation data: a colour a file, a mark a method.
+
+    Args:
+        names: one per file; by default the sources of the POST checkpoints.
+        axis: as in `front`.
+
+    Raises:
+        ValueError: no files, names that do not match them, or files scored by different rewards or abilities.
+    """
+    if not results or (names is not None and len(names) != len(results)):
+        raise ValueError(f"fronts: expected one name per result file, found {len(names or ())} for {len(results)}")
+    for key in ("reward", "abilities"):
+        if len(seen := {str(r.get(key)) for r in results}) > 1:
+            raise ValueError(f"fronts: expected one {key} in all files, found {' and '.join(sorted(seen))}; draw apart")
+    figure = _figure(_axis_title(results[0], axis), REWARD_TITLE)
+    for number_, (result, name) in enumerate(zip(results, names or _sources(results), strict=True)):
+        colour = light(SERIES[number_ % len(SERIES)])
+        found = [p for p in reading.points(result) if reading.score(result, p, axis)]
+        best = reading.undominated(result, found, axis)
+        figure.add_trace(front_line(result, best, axis, colour, name=name, group=str(number_)))
+        for faded in (False, True):
+            if some := [p for p in found if (p not in best) == faded]:
+                trace = point_marks(result, some, axis, name, faded=faded, legend=False, group=str(number_))
+                trace["marker"] |= {"color": colour, "symbol": [look(p["method"]).symbol for p in some]}
+                trace["error_x"]["color"] = trace["error_y"]["color"] = colour
+                figure.add_trace(trace)
+        _mark(figure, result, found, axis)
+    return figure
+
+
+def taxes(results: Results) -> Figure:
+    """The tax of POST and what the pick leaves of it, ability by ability, in standard errors at PRE, with intervals.
+
+    Primary metrics, held-out data. Abilities at floor are left out, as they are from the mean.
+    """
+    first = {
+        r["name"]: r for r in reversed(results.get("tax") or ()) if r["name"] != "reward" and not r.get("at_floor")
+    }
+    rows = [r for r in reversed(list(first.values())) if standard_error(r["pre"]) > 0][::-1]
+    figure = _figure("Tax (standard errors at PRE): right of 0 is lost", "")
+    pick = reading.picked(results)
+    kinds = [("tax", "POST", light("ink"), look("POST").symbol)]
+    if pick is not None:
+        style = look(pick["method"])
+        kinds.append(("remaining", str(pick["name"]), style.colour, style.symbol))
+    for place, (key, name, colour, symbol) in enumerate(kinds):
+        some = [(i, r) for i, r in enumerate(rows) if r.get(key)]
+        if some:
+            offset = (0.13 if place == 0 else -0.13) if len(kinds) > 1 else 0.0
+            figure.add_trace(tax_marks(some, key, name, colour, symbol, offset))
+    figure.add_vline(x=0, line={"color": light("muted"), "width": 1})
+    figure.update_yaxes(
+        tickvals=list(range(len(rows))),
+        ticktext=[escaped(r["name"]) for r in rows],
+        showgrid=False,
+        range=[-0.6, len(rows) - 0.4],
+    )
+    return figure
+
+
+def ratios(results: Results) -> Figure:
+    """The ratio of each layer: the pick, MA at the same mean, and HMA at every mean. By block where blocks share layers."""
+    figure = _figure("Layer, from input to output", "Share of the update kept")
+    pick = reading.picked(results)
+    drawn = [p for p in reading.points(results) if p["method"] == "HMA" and p is not pick]
+    for i, point in enumerate(drawn):
+        strength = 0.3 + 0.45 * (i + 1) / len(drawn)
+        figure.add_trace(steps(results, point, look("HMA").colour, 1.5, strength))
+    if pick is not None:
+        shares = reading.point_shares(results, pick)
+        flat = [reading.Share(s.block, pick["mean"], s.layers) for s in shares]
+        name = f"MA {number(pick['mean'], 2)}"
+        if pick["method"] != "MA":
+            figure.add_trace(step_line(flat, name, look("MA").colour, 1.5, 1.0, dash="dash"))
+        figure.add_trace(steps(results, pick, look(pick["method"]).colour, 3.5, 1.0, suffix=" (the pick)"))
+    top = max([1.0, *(r for p in [*drawn, *([pick] if pick else [])] for r in p["ratios"])])
+    figure.update_yaxes(range=[-0.04, top * 1.04], zeroline=False)
+    return figure
+
+
+def searches(results: Results) -> Figure:
+    """How much each search lowered the proxy loss below that of equal ratios (MA), pass by pass."""
+    figure = _figure("Forward and backward passes", "Proxy loss minus MA's (nats/token)")
+    found = [s for s in results.get("search") or () if s.get("trace")]
+    for i, search in enumerate(found):
+        trace = search["trace"]
+        figure.add_scatter(
+            x=list(range(1, len(trace) + 1)),
+            y=[value - trace[0] for value in trace],
+            customdata=trace,
+            name=f"mean {number(search['mean'], 2)}{'' if search.get('converged', True) else ', not converged'}",
+            mode="lines+markers",
+            line={"color": light(SERIES[i % len(SERIES)]), "width": 2},
+            marker={"size": 7, "symbol": ("circle", "square", "diamond", "triangle-up", "cross", "x")[i % 6]},
+            hovertemplate="pass %{x}: %{customdata:.4f} nats/token, %{y:+.4f}",
+        )
+    longest = max((len(s["trace"]) for s in found), default=1)
+    figure.update_xaxes(dtick=1 if longest <= 12 else None, range=[0.8, longest + 0.2])
+    return figure
+
+
+def _figure(x_title: str, y_title: str) -> Figure:
+    import plotly.graph_objects as go
+
+    axis = {
+        "gridcolor": light("faint"),
+        "linecolor": light("rule"),
+        "zeroline": False,
+        "ticks": "outside",
+        "tickcolor": light("rule"),
+        "ticklen": 4,
+        "automargin": True,
+        "showline": True,
+        "title": {"standoff": 10},
+    }
+    layout = go.Layout(
+        template="none",
+        font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": light("ink")},
+        paper_bgcolor=light("surface"),
+        plot_bgcolor=light("surface"),
+        margin={"l": 12, "r": 16, "t": 12, "b": 12},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"color": light("muted")}},
+        hoverlabel={
+            "align": "left",
+            "bgcolor": light("surface"),
+            "bordercolor": light("rule"),
+            "font": {"color": light("ink"), "size": 12},
+        },
+        hovermode="closest",
+        dragmode=False,
+        xaxis=axis,
+        yaxis=axis,
+    )
+    layout.xaxis.title.text, layout.yaxis.title.text = x_title, y_title
+    return go.Figure(layout=layout)
+
+
+def _axis_title(results: Results, axis: str) -> str:
+    if axis == RETENTION:
+        return RETENTION_TITLE
+    metric, unit = reading.primary(results).get(axis, ""), reading.unit(results, axis)
+    return escaped(
+        f"{axis}: {metric}{f' ({unit})' if unit and unit.lower() != metric.lower() else ''}, higher is better"
+    )
+
+
+def _mark(figure: Figure, results: Results, found: Sequence[Point], axis: str) -> None:
+    """Name PRE, POST and the pick beside their points, and ring the pick."""
+    for point in found:
+        pick = point["name"] == results.get("pick")
+        if not pick and point["method"] not in ENDS:
+            continue
+        x, y = reading.score_value(results, point, axis), point["reward"]["value"]
+        if pick:
+            ring = {"symbol": "circle-open", "size": 22, "color": light("ink"), "line": {"width": 2}}
+            figure.add_scatter(x=[x], y=[y], mode="markers", marker=ring, showlegend=False, hoverinfo="skip")
+        right = point["method"] != "PRE"
+        figure.add_annotation(
+            x=x,
+            y=y,
+            text=f"<b>{escaped(point['name'])}</b>" + (" (the pick)" if pick else ""),
+            showarrow=False,
+            xanchor="left" if right else "right",
+            yanchor="bottom",
+            xshift=12 if right else -10,
+            yshift=8 if pick else 5,
+            font={"color": light("ink")},
+        )
+
+
+def _threshold(figure: Figure, reward: float | None, results: Results) -> None:
+    """A dotted line at the least reward that the pick may have."""
+    if reward is None:
+        return
+    figure.add_hline(
+        y=reward,
+        line={"color": light("muted"), "width": 1, "dash": "dot"},
+        annotation={
+            "text": f"{results['settings']['keep_reward']:.0%} of the reward gain",
+            "font": {"color": light("muted"), "size": 11},
+            "xanchor": "right",
+            "yanchor": "top",
+        },
+        annotation_position="bottom right",
+    )
+
+
+def _sources(results: Sequence[Results]) -> list[str]:
+    """Names of the POST checkpoints, whole where their last parts are equal."""
+    full = [
+        str(((r.get("inputs") or {}).get("post") or {}).get("source") or f"run {i + 1}") for i, r in enumerate(results)
+    ]
+    short = [os.path.basename(name.rstrip("/")) for name in full]
+    return short if len(set(short)) == len(short) else full

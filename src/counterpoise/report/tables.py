@@ -1,0 +1,183 @@
+"""The tables of a results dict; `counterpoise.report.grid` writes them for the terminal, in Markdown and in html."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from counterpoise.report.grid import Cell, Column, Table, as_rich
+from counterpoise.report.numbers import interval, number, p_value, places, ratio_list
+from counterpoise.report.reading import ENDS, Results, Share, parts, picked, point_shares, points
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+Row = Mapping[str, Any]
+
+
+def tax(results: Results) -> Table:
+    """PRE, POST and the pick on held-out data, the tax and what the pick leaves of it."""
+    rows = list(results.get("tax") or ())
+    firsts = _first_of_each(rows)
+    has_pick = any(r.get("pick") for r in rows)
+    notes = [
+        "Higher is better in every row. Tax is PRE minus POST: positive is lost, negative is gained.",
+        "Brackets: 95 % intervals. Bold: the interval of a difference leaves out 0. p is two-sided, the items paired, "
+        "not adjusted for the number of rows.",
+    ]
+    if any(r.get("at_floor") for r in rows):
+        notes.append(
+            "At floor: PRE is not significantly above chance, so there is nothing to lose; kept out of the mean."
+        )
+    columns = [
+        Column(
+            "",
+            lambda r: Cell(str(r["name"]), "at floor" if r.get("at_floor") else "") if id(r) in firsts else Cell(""),
+            False,
+        ),
+        Column("metric", lambda r: Cell(_metric(r), f"{r['items']:,} items" if r.get("items") else ""), False),
+        Column("PRE", _scores("pre")),
+        Column("POST", _scores("post")),
+        *([Column(str(results.get("pick") or "pick"), _scores("pick"))] if has_pick else []),
+        Column("tax", _difference("tax")),
+        Column("p", _p("tax")),
+    ]
+    if has_pick:
+        columns += [Column("tax left", _difference("remaining")), Column("p", _p("remaining"))]
+    return Table(tuple(columns), tuple(rows), tuple(notes), lambda r: bool(r.get("at_floor")))
+
+
+def against_ma(results: Results) -> Table:
+    """The pick minus MA at the same mean, on held-out data."""
+    rows = list(results.get("pick_against_ma") or ())
+    firsts = _first_of_each(rows)
+    columns = (
+        Column("", lambda r: Cell(str(r["name"]) if id(r) in firsts else ""), False),
+        Column("metric", lambda r: Cell(_metric(r)), False),
+        Column("pick minus MA", _difference("difference")),
+        Column("p", _p("difference")),
+    )
+    return Table(
+        columns, tuple(rows), ("Positive: the pick is better than averaging all layers alike at the same mean.",)
+    )
+
+
+def hypervolume(results: Results) -> Table:
+    """Hypervolume of each method's front, the largest first."""
+    found = results.get("hypervolume") or {}
+    rows = sorted(found.items(), key=lambda item: -(item[1] if item[1] is not None else float("-inf")))
+    columns = (
+        Column("method", lambda r: Cell(str(r[0])), False),
+        Column("hypervolume", lambda r: Cell(number(r[1], 3))),
+    )
+    note = (
+        "The area under each method's front between PRE's reward and POST's retention; the rectangle that PRE and POST "
+        "span counts as 1. From validation scores, without an interval: small differences may be noise."
+    )
+    return Table(columns, tuple(rows), (note,))
+
+
+def ratios(shares: Sequence[Share], rest: Mapping[str, Any] | None = None, mean: float | None = None) -> Table:
+    """The share of the update that each block keeps, and the tensors outside the blocks."""
+    rows = list(shares)
+    if rest and rest.get("tensors") and mean is not None:
+        rows.append(Share(f"outside the blocks ({rest.get('policy') or 'mean'})", mean, (), rest.get("parameters")))
+    columns = [
+        Column("block", lambda s: Cell(s.block), False),
+        Column("ratio", lambda s: Cell(number(s.ratio, 3))),
+    ]
+    if any(s.parameters is not None for s in rows):
+        columns.append(Column("parameters", lambda s: Cell(number(s.parameters, 0))))
+    return Table(tuple(columns), tuple(rows))
+
+
+def pick_ratios(results: Results) -> Table:
+    """The ratios of the pick."""
+    point = picked(results)
+    if point is None:
+        return ratios(())
+    return ratios(point_shares(results, point), (results.get("partition") or {}).get("rest"), point.get("mean"))
+
+
+def measured(results: Results) -> Table:
+    """Every point that was measured, part by part."""
+    rows = [p for part in parts(results) for p in points(results, part)]
+    columns = (
+        Column("point", lambda p: Cell(str(p["name"]), "the pick" if p["name"] == results.get("pick") else ""), False),
+        Column("part", lambda p: Cell(str(p.get("part") or "")), False),
+        Column("ratios", lambda p: Cell("" if p["method"] in ENDS else ratio_list(p.get("ratios") or [])), False),
+        Column("reward", lambda p: Cell(*interval(p.get("reward") or {}))),
+        Column("retention", lambda p: Cell(*interval(p.get("retention") or {}))),
+        Column("on the front", lambda p: Cell("yes" if p.get("on_front") else "")),
+    )
+    return Table(columns, tuple(rows), quiet=lambda p: not p.get("on_front"))
+
+
+def searches(results: Results) -> Table:
+    """What each search found, and how fast."""
+    columns = (
+        Column("mean", lambda s: Cell(number(s["mean"], 2))),
+        Column("ratios", lambda s: Cell(ratio_list(s.get("ratios") or [])), False),
+        Column("passes", lambda s: Cell(number(s.get("passes"), 0))),
+        Column("proxy loss", lambda s: Cell(_descent(s.get("trace") or []))),
+        Column("converged", lambda s: Cell("yes" if s.get("converged") else "no"), False),
+    )
+    note = (
+        "Proxy loss: nats per token of POST's good responses, at equal ratios and at the ratios found; lower is better."
+    )
+    return Table(columns, tuple(results.get("search") or ()), (note,))
+
+
+def files(results: Results) -> Table:
+    """sha256 of every input file."""
+    inputs = results.get("inputs") or {}
+    rows = [(s.upper(), n, h) for s, side in inputs.items() for n, h in ((side or {}).get("sha256") or {}).items()]
+    columns = (
+        Column("", lambda r: Cell(r[0]), False),
+        Column("file", lambda r: Cell(r[1], code=True), False),
+        Column("sha256", lambda r: Cell(str(r[2]), code=True), False),
+    )
+    return Table(columns, tuple(rows))
+
+
+def tax_rich(results: Results) -> RichTable:
+    """The tax table for the terminal; `results` may hold nothing but "tax"."""
+    return as_rich(tax(results))
+
+
+def _first_of_each(rows: Sequence[Row]) -> set[int]:
+    return {id(r) for i, r in enumerate(rows) if i == 0 or rows[i - 1]["name"] != r["name"]}
+
+
+def _metric(row: Row) -> str:
+    metric, unit = str(row.get("metric") or ""), str(row.get("unit") or "")
+    metric = "" if metric == row["name"] else metric
+    return unit if not metric or metric.lower() == unit.lower() else ", ".join(filter(None, (metric, unit)))
+
+
+def _decimals(row: Row) -> int | None:
+    """One number of decimals for a whole row: what its narrowest interval earns."""
+    found = [r for key in ("pre", "tax", "difference") if (r := row.get(key))]
+    return max((places(r.get("low"), r.get("high")) for r in found), default=None)
+
+
+def _scores(key: str) -> Callable[[Row], Cell]:
+    return lambda row: Cell(*interval(row.get(key) or {}, decimals=_decimals(row)))
+
+
+def _difference(key: str) -> Callable[[Row], Cell]:
+    def read(row: Row) -> Cell:
+        found = row.get(key) or {}
+        low, high = found.get("low"), found.get("high")
+        clear = low is not None and high is not None and (low > 0 or high < 0)
+        return Cell(*interval(found, signed=True, decimals=_decimals(row)), strong=clear)
+
+    return read
+
+
+def _p(key: str) -> Callable[[Row], Cell]:
+    return lambda row: Cell(p_value((row.get(key) or {}).get("p")))
+
+
+def _descent(trace: Sequence[float]) -> str:
+    return f"{number(trace[0], 4)} → {number(min(trace), 4)}" if trace else ""
