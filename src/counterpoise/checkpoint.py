@@ -36,6 +36,7 @@ DTYPES = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")  # one head: GPT-NeoX has another name for it on disk
 COMPANIONS = (
     "config.json",
     "generation_config.json",
@@ -201,6 +202,8 @@ def match_name(wanted: str, names: Mapping[str, Any]) -> str | None:
     """
     if wanted in names:
         return wanted
+    if wanted in HEADS and (head := next((name for name in HEADS if name in names), None)):
+        return head
     shorter = wanted.partition(".")[2]
     if shorter in names:
         return shorter

@@ -54,9 +54,9 @@ class LoraCheckpoint(Checkpoint):
             self._check_pair(name, pair)
 
     def __getitem__(self, name: str) -> Tensor:
-        if name in self._replaced:
-            return self._adapter[self._replaced[name]].to(self.base.dtype(name))
         weight = self.base[name]
+        if name in self._replaced:  # PEFT saves an adapted embedding whole beside its low-rank update
+            weight = self._adapter[self._replaced[name]].to(weight.dtype)
         if name not in self._pairs:
             return weight
         pair = self._pairs[name]

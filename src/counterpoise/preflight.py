@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from counterpoise.checkpoint import Checkpoint, CheckpointError, hash_in_background, open_checkpoint
+from counterpoise.checkpoint import HEADS, Checkpoint, CheckpointError, hash_in_background, open_checkpoint
 
 CHUNK = 1 << 20  # elements worked on at once: 2 to 4 MiB, which stay in the processor's cache
 WARN_DISTANCE, REFUSE_DISTANCE = 0.5, 1.2
@@ -261,8 +261,7 @@ def _same_shape(pre: Checkpoint, post: Checkpoint, name: str) -> None:
 
 def _tied_source(checkpoint: Checkpoint, name: str) -> str | None:
     """The embedding that an absent output head is tied to, for checkpoints that say so in their config."""
-    heads = ("lm_head.weight", "embed_out.weight", "output.weight")
-    if name in checkpoint or name not in heads or not checkpoint.config.get("tie_word_embeddings", True):
+    if name in checkpoint or name not in HEADS or not checkpoint.config.get("tie_word_embeddings", True):
         return None
     sources = [n for n in checkpoint if n.rpartition(".")[0].rpartition(".")[2] in ("embed_tokens", "wte", "embed_in")]
     return sources[0] if len(sources) == 1 else None

@@ -1,0 +1,48 @@
+"""RSF on a tiny model: the reward rises, and nothing depends on how a batch is cut."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+import torch
+from tiny import tiny, tokenizer
+
+from counterpoise.alignment.rsf import fine_tune, rsf
+from counterpoise.language import Example, Prompt
+
+PROMPTS = [Prompt((("user", text),)) for text in ("abc", "hello", "what?", "one two", "z", "go on")]
+
+
+def count_early_letters(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    return [float(sum(c in "abcdefgh" for c in r)) for r in responses]
+
+
+def test_the_reward_rises() -> None:
+    model = tiny("llama")
+    history = rsf(model, tokenizer(), PROMPTS, count_early_letters, iterations=6, n=8, epochs=3, learning_rate=1e-2, max_new_tokens=8)
+    assert history[-1].reward > history[0].reward + 1
+    assert all(it.best_reward >= it.reward for it in history)
+
+
+def test_the_same_seed_gives_the_same_model() -> None:
+    models = [tiny("llama"), tiny("llama")]
+    for model in models:
+        rsf(model, tokenizer(), PROMPTS, count_early_letters, iterations=1, n=4, learning_rate=1e-2, max_new_tokens=6, seed=3)
+    assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
+
+
+def test_micro_batches_do_not_change_the_step() -> None:
+    examples = [Example((1, 5 + i), tuple(range(6, 8 + i))) for i in range(8)]
+    models = [tiny("gpt2", dtype=torch.float64), tiny("gpt2", dtype=torch.float64)]
+    for model, micro in zip(models, (1, 8), strict=True):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        fine_tune(model, examples, optimizer, epochs=2, batch_size=8, micro_batch_size=micro, order=random.Random(0))
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+def test_a_reward_that_is_not_a_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected a finite reward"):
+        rsf(tiny("llama"), tokenizer(), PROMPTS, lambda p, r: [float("nan")] * len(r), iterations=1, n=2, max_new_tokens=2)

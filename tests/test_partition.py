@@ -1,0 +1,85 @@
+"""Partitions: every tensor in exactly one block, or outside the layers."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import FAMILIES, tiny
+
+from counterpoise.partition import Block, Partition, by_module, equal, layerwise, partition, thirds
+
+
+def names(layers: int) -> list[str]:
+    return ["model.embed_tokens.weight", *(f"model.layers.{i}.mlp.w" for i in range(layers)), "lm_head.weight"]
+
+
+@given(st.integers(1, 60), st.data())
+def test_equal_blocks_differ_by_one_layer_at_most(layers: int, data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, layers))
+    cut = equal(names(layers), k)
+    assert len(cut) == k
+    assert [n for b in cut.blocks for n in b.layers] == list(range(layers))
+    assert max(cut.weights) - min(cut.weights) <= 1
+    assert cut.weights.sum() == layers
+    assert cut.rest == ("model.embed_tokens.weight", "lm_head.weight")
+
+
+def test_26_layers_in_nine_blocks_are_not_eight_of_two_and_one_of_ten() -> None:
+    assert sorted(equal(names(26), 9).weights) == [2, *[3] * 8]
+    assert list(thirds(names(26)).weights) == [9, 8, 9]
+
+
+@given(st.lists(st.floats(0, 1), min_size=4, max_size=4))
+def test_the_rest_takes_the_layer_weighted_mean(ratios: list[float]) -> None:
+    cut = equal(names(10), 4)
+    of = cut.ratios(names(10), ratios)
+    layers = [r for n, r in of.items() if ".layers." in n]
+    assert of["lm_head.weight"] == pytest.approx(sum(layers) / 10, abs=1e-12)
+
+
+@given(st.floats(0, 2))
+def test_equal_ratios_are_exactly_the_plain_average(ratio: float) -> None:
+    assert set(thirds(names(26)).ratios(names(26), [ratio] * 3).values()) == {ratio}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_tensor_of_every_family_has_one_place(family: str) -> None:
+    shapes = {n: t.shape for n, t in tiny(family).state_dict().items()}
+    for cut in (thirds(shapes), layerwise(shapes), by_module(shapes)):
+        placed = [t for b in cut.blocks for t in b.tensors] + list(cut.rest)
+        assert sorted(placed) == sorted(shapes)
+        assert not any(".0." in n or ".5." in n for n in cut.rest)
+    assert len(layerwise(shapes)) == 6
+    norms = [b.name for b in thirds(shapes).blocks for t in b.tensors if "norm" in t.lower() or "ln_" in t]
+    assert len(set(norms)) == 3
+
+
+def test_by_module_cuts_across_layers_and_weighs_parameters() -> None:
+    shapes = {n: t.shape for n, t in tiny("llama").state_dict().items()}
+    cut = {b.name: b for b in by_module(shapes).blocks}
+    assert cut["self_attn.q_proj"].weight == 6 * 16 * 16
+    assert cut["mlp.up_proj"].weight == 6 * 16 * 24
+
+
+def test_experts_are_one_kind_and_belong_to_their_layer() -> None:
+    moe = {f"model.layers.{i}.block_sparse_moe.experts.{e}.w1.weight": (4, 4) for i in range(3) for e in range(8)}
+    assert [len(b.tensors) for b in thirds(moe).blocks] == [8, 8, 8]
+    assert [b.name for b in by_module(moe).blocks] == ["block_sparse_moe.experts.w1"]
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="no layers found"):
+        thirds(["weight"])
+    with pytest.raises(ValueError, match="expected between 1 and 2 .*found 3"):
+        thirds(names(2))
+    with pytest.raises(ValueError, match="one stack of layers, found decoder.block, encoder.block"):
+        thirds([f"{s}.block.{i}.w" for s in ("encoder", "decoder") for i in range(3)])
+    with pytest.raises(ValueError, match="in no block, first other.weight"):
+        thirds(names(3)).ratios(["other.weight"], [0, 0, 0])
+    with pytest.raises(ValueError, match="expected 3 ratios, found 2"):
+        thirds(names(3)).ratios(names(3), [0, 0])
+    with pytest.raises(ValueError, match="stands in two blocks"):
+        Partition("mine", (Block("a", 1, ("x",), (0,)), Block("b", 1, ("x",), (1,))))
+    with pytest.raises(ValueError, match="a number, layerwise or module, found 'quarters'"):
+        partition({n: (1,) for n in names(3)}, "quarters")

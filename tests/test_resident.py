@@ -1,0 +1,124 @@
+"""The resident average: bits after any sequence of settings, gradients against finite differences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny import CAUSAL, save_pair
+
+from counterpoise.averaging import mix
+from counterpoise.checkpoint import CheckpointError
+from counterpoise.language import Example
+from counterpoise.partition import by_module, layerwise, thirds
+from counterpoise.preflight import preflight
+from counterpoise.resident import ResidentAverage
+from counterpoise.search.proxies import ProxySet
+
+
+def proxies(batch: int = 4, seed: int = 0) -> ProxySet:
+    random = torch.Generator().manual_seed(seed)
+    rows = torch.randint(3, 60, (10, 12), generator=random).tolist()
+    return ProxySet(tuple(Example(tuple(r[: 3 + i % 3]), tuple(r[6 : 8 + i % 4])) for i, r in enumerate(rows)), batch)
+
+
+def check_bits(resident: ResidentAverage, cut, ratios) -> None:  # type: ignore[no-untyped-def]
+    of = cut.ratios(resident.pair.names, ratios)
+    state = resident.model.state_dict()
+    for name in resident.pair.names:
+        wanted = mix(*resident.pair.tensors(name), of[name])
+        found = state.get(name, state.get(f"transformer.{name}"))
+        assert torch.equal(found, wanted.to(found.dtype)), name
+
+
+@pytest.mark.parametrize(("family", "tied"), [("llama", True), ("gpt2", True), ("llama", False)])
+@pytest.mark.parametrize("compute", [None, torch.float32])
+def test_bits_after_any_sequence_of_settings(tmp_path: Path, family: str, tied: bool, compute: torch.dtype | None) -> None:
+    pair = preflight(*save_pair(tmp_path, family, dtype=torch.bfloat16, tied=tied))
+    resident = ResidentAverage(pair, dtype=compute)
+    cuts = [thirds(pair.names), layerwise(pair.names), by_module({n: pair.post.shape(n) for n in pair.names})]
+    ratio = st.sampled_from([0.0, 0.3, 0.5, 1.0, 1.2])
+    step = st.sampled_from(cuts).flatmap(lambda c: st.tuples(st.just(c), st.lists(ratio, min_size=len(c), max_size=len(c))))
+
+    @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(step, min_size=1, max_size=4))
+    def run(steps) -> None:  # type: ignore[no-untyped-def]
+        for cut, ratios in steps:
+            resident.set(cut, ratios)
+        check_bits(resident, cut, ratios)
+
+    run()
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_gradient_equals_finite_differences(tmp_path: Path, family: str) -> None:
+    pair = preflight(*save_pair(tmp_path, family, dtype=torch.float64, scale=0.05))
+    resident, cut = ResidentAverage(pair), thirds(pair.names)
+    ratios = np.array([0.2, 0.5, 0.9])
+    value, gradient = resident.loss_and_gradient(cut, ratios, proxies().backward)
+    assert value == pytest.approx(proxies().nll(resident.model), rel=1e-9)
+    # The norms of Llama-like models compute in float32 inside: the difference quotient is that much less exact.
+    exact = family in ("gpt2", "gpt_neox")
+    h = 1e-4 if exact else 3e-2
+    for k in range(3):
+        ends = []
+        for sign in (1, -1):
+            moved = ratios.copy()
+            moved[k] += sign * h
+            resident.set(cut, moved)
+            ends.append(proxies().nll(resident.model))
+        assert gradient[k] == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-6 if exact else 2e-2, abs=1e-8 if exact else 1e-4)
+
+
+def test_gradient_does_not_depend_on_batches_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    pair = preflight(*save_pair(tmp_path, "gpt2", dtype=torch.float64))
+    resident, cut = ResidentAverage(pair), layerwise(pair.names)
+    for parameter in list(resident.model.parameters())[::2]:
+        parameter.requires_grad_(False)
+    before = [p.requires_grad for p in resident.model.parameters()]
+    results = [resident.loss_and_gradient(cut, [0.5] * 6, proxies(batch).backward) for batch in (1, 4, 10)]
+    for value, gradient in results[1:]:
+        assert value == pytest.approx(results[0][0], rel=1e-12)
+        np.testing.assert_allclose(gradient, results[0][1], rtol=1e-9)
+    assert all(p.grad is None for p in resident.model.parameters())
+    assert [p.requires_grad for p in resident.model.parameters()] == before
+
+    def fails(model: torch.nn.Module) -> float:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        resident.loss_and_gradient(cut, [0.5] * 6, fails)
+    assert all(not p._post_accumulate_grad_hooks for p in resident.model.parameters())
+
+
+def test_a_splitting_of_blocks_splits_the_gradient(tmp_path: Path) -> None:
+    pair = preflight(*save_pair(tmp_path, "gpt2", dtype=torch.float64))
+    resident = ResidentAverage(pair)
+    whole = resident.loss_and_gradient(thirds(pair.names), [0.4] * 3, proxies().backward)[1]
+    parts = resident.loss_and_gradient(layerwise(pair.names), [0.4] * 6, proxies().backward)[1]
+    np.testing.assert_allclose(whole, parts.reshape(3, 2).sum(1), rtol=1e-9)
+
+
+def test_saved_from_the_base_class_without_prefix(tmp_path: Path) -> None:
+    import transformers
+
+    pre, post = save_pair(tmp_path, "gpt2")
+    for folder in (pre, post):
+        transformers.AutoModel.from_pretrained(folder).save_pretrained(folder)
+    pair = preflight(pre, post)
+    assert "h.0.attn.c_attn.weight" in pair.names
+    resident = ResidentAverage(pair)
+    resident.set(thirds(pair.names), [0.2, 0.4, 0.6])
+    check_bits(resident, thirds(pair.names), [0.2, 0.4, 0.6])
+
+
+def test_a_model_that_does_not_match_is_refused(tmp_path: Path) -> None:
+    from tiny import tiny
+
+    pair = preflight(*save_pair(tmp_path, "llama"))
+    with pytest.raises(CheckpointError, match="not one to one"):
+        ResidentAverage(pair, model=tiny("gpt2"))
