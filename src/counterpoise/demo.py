@@ -1,0 +1,268 @@
+"""The whole story in two minutes: a miniature world, a model that learns it, RSF that makes it forget, restore.
+
+Nothing is downloaded and nothing is faked: a small Llama is trained from scratch on skills invented for the seed, and
+then goes through the same `rsf` and `restore` as a real checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from counterpoise.alignment.rsf import fine_tune, rsf
+from counterpoise.averaging import versions, write_json
+from counterpoise.checkpoint import refuse_occupied
+from counterpoise.evaluation.parts import part_of
+from counterpoise.evaluation.tax import Panel
+from counterpoise.language import Example, Prompt
+from counterpoise.restoring import restore
+from counterpoise.workbench import Stages
+
+GLAD = ("happy", "bright", "kind", "lovely", "merry", "calm")
+GLOOMY = ("sad", "dark", "cruel", "ugly", "angry", "lost")
+NOUNS = tuple("cat dog bird fish horse fox bear owl king queen child miller river hill tree house boat road".split())
+COLOURS = tuple("red blue green white black yellow grey brown".split())
+PLACES = ("forest", "village", "harbour", "garden", "castle", "market")
+NUMBERS = tuple(map(str, range(39)))
+EPOCHS, STEP = 16, 64
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything there is to know: an invented language, invented countries, sums and tales.
+
+    Attributes:
+        words: an English noun or colour -> its word in the invented language.
+        capitals: an invented country -> its capital.
+    """
+
+    words: dict[str, str]
+    capitals: dict[str, str]
+
+    @classmethod
+    def invent(cls, seed: int) -> World:
+        """The world of a seed."""
+        draw = random.Random(seed)
+        syllables = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
+        names = [a + b for a in syllables for b in syllables if a != b]
+        words = iter(draw.sample(names, len(NOUNS) + len(COLOURS) + 160))
+        return cls({w: next(words) for w in (*NOUNS, *COLOURS)}, {next(words): next(words) for _ in range(80)})
+
+    def vocabulary(self) -> list[str]:
+        """Every word that may be said."""
+        fixed = "translate : capital of is + = tell and the a went to was it met in then . ,".split()
+        made = (*self.words.values(), *self.capitals, *self.capitals.values())
+        return [*fixed, *NOUNS, *COLOURS, *PLACES, *NUMBERS, *GLAD, *GLOOMY, *made]
+
+    def translations(self) -> list[tuple[str, str]]:
+        """Noun before colour, as in French."""
+        return [(f"translate : the {c} {n} =", f"{self.words[n]} {self.words[c]}") for n in NOUNS for c in COLOURS]
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Learned by heart."""
+        return [(f"capital of {country} is", city) for country, city in self.capitals.items()]
+
+    def sums(self) -> list[tuple[str, str]]:
+        """All pairs of numbers below 20."""
+        return [(f"{a} + {b} =", str(a + b)) for a in range(20) for b in range(20)]
+
+    def tales(self, draw: random.Random, count: int) -> list[tuple[str, str]]:
+        """Two sentences about two nouns, each glad or gloomy by the toss of a coin."""
+        made = []
+        for _ in range(count):
+            one, two = draw.sample(NOUNS, 2)
+            moods = [draw.choice(draw.choice((GLAD, GLOOMY))) for _ in range(3)]
+            made.append(
+                (
+                    f"tell : {one} and {two} .",
+                    f"the {moods[0]} {one} went to the {draw.choice(PLACES)} . it met the {moods[1]} {two} . "
+                    f"then it was {moods[2]} .",
+                )
+            )
+        return made
+
+
+def cheer(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    """The reward of the demo: glad words minus gloomy words."""
+    said = [response.split() for response in responses]
+    return [float(sum(w in GLAD for w in words) - sum(w in GLOOMY for w in words)) for words in said]
+
+
+def run(
+    out: str | Path = "counterpoise-demo", *, seed: int = 0, epochs: int = EPOCHS, progress: Stages | None = None
+) -> dict[str, Any]:
+    """Train PRE from scratch, align it to POST with RSF, and restore; all of it lies below `out`.
+
+    Args:
+        out: a new or empty folder.
+        seed: decides the world, the training and every draw.
+        epochs: passes over the lessons while PRE is trained; fewer make a quicker and weaker PRE.
+
+    Returns:
+        The content of demo.json, and under "restore" that of restored/restore.json.
+    """
+    out, begun = Path(out), time.time()
+    refuse_occupied(out.absolute())
+    out.mkdir(parents=True, exist_ok=True)
+    world = World.invent(seed)
+    tokenizer = make_tokenizer(world.vocabulary())
+    write_world(world, out, seed)
+
+    model = make_model(len(tokenizer), seed)
+    study(model, tokenizer, world, seed=seed, epochs=epochs, progress=progress)
+    _save(model, tokenizer, out / "pre")
+    studied = time.time()
+
+    prompts = [Prompt((("user", p),)) for p in _tell_prompts()]
+    rounds = rsf(
+        model,
+        tokenizer,
+        [p for p in prompts if part_of(p.key) == "proxy"],
+        cheer,
+        iterations=2,
+        prompts_per_iteration=128,
+        n=8,
+        epochs=4,
+        learning_rate=1e-3,
+        batch_size=16,
+        micro_batch_size=16,
+        max_new_tokens=24,
+        seed=seed,
+        progress=None if progress is None else lambda done, total: progress("aligning: best of 8", done, total),
+    )
+    _save(model, tokenizer, out / "post")
+    aligned = time.time()
+
+    panel = Panel.load(
+        out / "prompts.jsonl",
+        cheer,
+        [
+            f"choices:{out / 'capitals.jsonl'}",
+            f"choices:{out / 'sums.jsonl'}",
+            f"generate:{out / 'translation.jsonl'}",
+            f"continue:{out / 'tales.jsonl'}",
+        ],
+        prompt_limit=120,
+        max_new_tokens=24,
+        batch_size=64,
+        seed=seed,
+    )
+    result = restore(
+        out / "pre", out / "post", out / "restored", panel, proxy_size=96, command="counterpoise demo", progress=progress
+    )
+    summary = {
+        "counterpoise": versions().get("counterpoise"),
+        "command": f"counterpoise demo --seed {seed}",
+        "seed": seed,
+        "versions": versions(),
+        "seconds": {
+            "training": round(studied - begun, 1),
+            "aligning": round(aligned - studied, 1),
+            "restoring": round(time.time() - aligned, 1),
+        },
+        "rsf": [r.summary() for r in rounds],
+        "pick": result["pick"],
+        "verdict": result["verdict"],
+        "tax": result["tax"],
+        "hypervolume": result["hypervolume"],
+    }
+    write_json(out / "demo.json", summary)
+    return {**summary, "restore": result}
+
+
+def make_tokenizer(vocabulary: Sequence[str]) -> Any:
+    """One token a word, <s> in front."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = {w: i for i, w in enumerate(dict.fromkeys(("<pad>", "<s>", "</s>", "<unk>", *vocabulary)))}
+    raw = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    raw.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+        single="<s> $A", special_tokens=[("<s>", words["<s>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def make_model(words: int, seed: int) -> nn.Module:
+    """A Llama of six layers, 0.7 M parameters."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=words,
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def study(
+    model: nn.Module, tokenizer: Any, world: World, *, seed: int, epochs: int, progress: Stages | None = None
+) -> None:
+    """Train on all skills at once, the learning rate rising and falling."""
+    order = random.Random(seed)
+    lessons = 2 * world.facts() + world.translations() + world.sums()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.01)
+    for epoch in range(epochs):
+        told = lessons + world.tales(order, 400)
+        examples = [
+            Example(tuple(tokenizer(asked)["input_ids"]), (*tokenizer(said, add_special_tokens=False)["input_ids"], 2))
+            for asked, said in told
+        ]
+        for group in optimizer.param_groups:
+            group["lr"] = 4e-3 * min(1.0, 2 * (1 - epoch / epochs))
+        fine_tune(model, examples, optimizer, epochs=1, batch_size=STEP, micro_batch_size=STEP, order=order)
+        if progress is not None:
+            progress("training a small model", epoch + 1, epochs)
+
+
+def write_world(world: World, out: Path, seed: int) -> None:
+    """Prompts and abilities as the files that the command line reads."""
+    draw = random.Random(seed + 1)
+
+    def choices(pairs: list[tuple[str, str]], answers: list[str]) -> list[dict[str, Any]]:
+        rows = []
+        for query, answer in pairs:
+            options = [answer, *draw.sample([a for a in answers if a != answer], 3)]
+            draw.shuffle(options)
+            rows.append({"query": query, "choices": options, "gold": options.index(answer)})
+        return rows
+
+    _write(out / "prompts.jsonl", [{"prompt": p} for p in _tell_prompts()])
+    _write(out / "capitals.jsonl", choices(world.facts(), list(world.capitals.values())))
+    _write(out / "sums.jsonl", choices(world.sums(), list(NUMBERS)))
+    _write(out / "translation.jsonl", [{"prompt": p, "reference": r} for p, r in world.translations()])
+    _write(out / "tales.jsonl", [{"context": p, "continuation": r} for p, r in world.tales(draw, 200)])
+
+
+def _tell_prompts() -> list[str]:
+    return [f"tell : {one} and {two} ." for one in NOUNS for two in NOUNS if one != two]
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _save(model: nn.Module, tokenizer: Any, folder: Path) -> None:
+    model.save_pretrained(folder)  # type: ignore[operator]
+    tokenizer.save_pretrained(folder)
