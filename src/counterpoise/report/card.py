@@ -1,0 +1,64 @@
+"""The model card (README.md) of an averaged checkpoint: what it is, what it cost, how to make it again."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from counterpoise.report import reading, tables
+from counterpoise.report.grid import as_markdown
+from counterpoise.report.numbers import number
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
+def model_card(content: Mapping[str, Any]) -> str:
+    """Markdown with the front matter that the hub reads.
+
+    Args:
+        content: of restore.json; or for a plain average a dict of ratios, mean, partition, inputs, donor, versions,
+            command and warnings.
+    """
+    point = reading.picked(content)
+    mean = point["mean"] if point else content.get("mean")
+    ratios = (
+        tables.pick_ratios(content)
+        if point
+        else tables.ratios(
+            reading.shares(content["partition"], content["ratios"]), content["partition"].get("rest"), mean
+        )
+    )
+    measured = ("What was measured", as_markdown(tables.tax(content))) if content.get("tax") else None
+    warnings = "\n".join(f"- {w}" for w in content.get("warnings") or ())
+    command = f"```bash\n{content['command']}\n```\n\n" if content.get("command") else ""
+    sections = [
+        ("Ratios", as_markdown(ratios)),
+        measured,
+        ("Warnings", warnings) if warnings else None,
+        ("Made from", command + as_markdown(tables.files(content)) + "\n\n" + _versions(content)),
+    ]
+    return "\n\n".join(
+        [
+            _front_matter(content),
+            "# Averaged checkpoint",
+            content.get("verdict") or "Weights before and after alignment, averaged.",
+            f"Every tensor is `pre + ratio * (post - pre)`, with a mean ratio of {number(mean, 3)}; "
+            "`recipe.json` lists which tensor took which ratio.",
+            *(f"## {title}\n\n{text}" for title, text in filter(None, sections)),
+        ]
+    ).rstrip() + "\n"  # fmt: skip
+
+
+def _front_matter(content: Mapping[str, Any]) -> str:
+    """Json strings are valid YAML; a folder on somebody's disk is not a base model."""
+    sources = [str((content["inputs"].get(side) or {}).get("source") or "") for side in ("pre", "post")]
+    hub = [s.partition("@")[0] for s in sources if HUB_ID.fullmatch(s) and not Path(s.partition("@")[0]).exists()]
+    bases = ["base_model:", *(f"  - {json.dumps(name)}" for name in dict.fromkeys(hub))] if hub else []
+    return "\n".join(["---", "tags:", "  - merge", "  - counterpoise", *bases, "---"])
+
+
+def _versions(content: Mapping[str, Any]) -> str:
+    return "Versions: " + ", ".join(f"{k} {v}" for k, v in (content.get("versions") or {}).items()) + "."
