@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$1"
 exec counterpoise restore pre post -o restored --work restored.work \
     --prompts prompts.jsonl --reward sentiment:reward.csv \
-    --abilities "choices:arc_easy.jsonl?limit=100" --abilities "choices:piqa.jsonl?limit=80" \
-    --abilities "choices:boolq.jsonl?limit=40" --abilities "continue:lambada_openai.jsonl?limit=100" \
-    --abilities "generate:multi30k.jsonl?metric=bleu&limit=30" \
-    --prompt-limit 200 --means 0.4,0.6,0.8 --proxy-size 48 --max-new-tokens 32 --dtype float32 --seed 0
+    --abilities "choices:arc_easy.jsonl?limit=150" --abilities "choices:piqa.jsonl?limit=100" \
+    --abilities "choices:boolq.jsonl?limit=40" --abilities "continue:lambada_openai.jsonl?limit=150" \
+    --abilities "generate:multi30k.jsonl?metric=bleu&limit=40" \
+    --prompt-limit 240 --means 0.4,0.6,0.8 --proxy-size 64 --max-new-tokens 32 --dtype float32 --seed 0

@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 from torch import nn
 
+from counterpoise.evaluation.bleu import bleu
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import Part, part_of
 from counterpoise.evaluation.sweep import digest
@@ -313,14 +314,4 @@ def _exact(answers: list[str], references: list[str], keys: tuple[str, ...]) -> 
 
 
 def _bleu(answers: list[str], references: list[str], keys: tuple[str, ...]) -> Measurement:
-    """Sufficient statistics of corpus BLEU, sentence by sentence, from sacrebleu."""
-    try:
-        from sacrebleu.metrics.bleu import BLEU
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("metric=bleu needs sacrebleu; pip install 'counterpoise[eval]'") from error
-    metric = BLEU()
-    rows = []
-    for answer, reference in zip(answers, references, strict=True):
-        found = metric.corpus_score([answer], [[reference]])
-        rows.append([found.sys_len, found.ref_len, *found.counts, *found.totals])
-    return Measurement("bleu", "BLEU", np.array(rows, dtype=np.float64), "bleu", 0.0, keys)
+    return Measurement("bleu", "BLEU", bleu(answers, references), "bleu", 0.0, keys)

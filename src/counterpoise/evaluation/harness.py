@@ -1,0 +1,166 @@
+"""Tasks of EleutherAI's lm-evaluation-harness as abilities. The only file that imports lm_eval."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+from torch import nn
+
+from counterpoise.evaluation.bleu import bleu
+from counterpoise.evaluation.measurement import Measurement
+from counterpoise.evaluation.parts import Part, part_of
+from counterpoise.evaluation.sweep import digest
+
+PERCENT = ("acc", "acc_norm", "exact_match", "em", "f1")
+
+
+@dataclass(frozen=True)
+class HarnessAbility:
+    """One lm-eval task, scored item by item on the in-memory model.
+
+    Attributes:
+        task: lm_eval's own object; its evaluation split is cut into parts by the content of each document.
+        limit: at most so many items per part.
+    """
+
+    name: str
+    task: Any
+    limit: int | None = None
+    source: str = ""
+
+    @classmethod
+    def load(cls, spec: str) -> HarnessAbility:
+        """From the name of a task that lm-eval knows, or a folder with the yaml of a local one.
+
+        Args:
+            spec: `arc_easy`, `tasks/mine` or `tasks/mine?task=first&name=mine&limit=100`.
+
+        Raises:
+            ModuleNotFoundError: lm-eval is not installed.
+            ValueError: no such task, a group of tasks, or several tasks in one folder.
+        """
+        try:
+            from lm_eval.tasks import TaskManager
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"ability {spec!r}: expected choices:, continue: or generate:FILE.jsonl, or a task of lm-eval, which is "
+                "not installed; pip install 'counterpoise[eval]'"
+            ) from error
+        place, _, query = spec.partition("?")
+        options = dict(parse_qsl(query))
+        if unknown := sorted(set(options) - {"task", "name", "limit"}):
+            raise ValueError(f"{spec}: unknown option {unknown[0]!r}; expected task, name or limit")
+        limit = options.get("limit")
+        if limit is not None and not (limit.isdecimal() and int(limit) > 0):
+            raise ValueError(f"{spec}: limit: expected a number above 0, found {limit!r}")
+        if Path(place).is_dir():
+            manager = TaskManager(include_defaults=False, include_path=place)
+            found = sorted(manager.all_tasks)
+            name = options.get("task") or (found[0] if len(found) == 1 else "")
+        else:
+            manager = TaskManager()
+            found, name = [], place
+        if name not in manager.all_tasks:
+            expected = f"one of {', '.join(found)} as ?task=NAME" if found else "a file spec or the name of an lm-eval task"
+            raise ValueError(f"ability {spec!r}: expected {expected}; `lm-eval ls tasks` lists what lm-eval has")
+        tasks = manager.load([name])["tasks"]
+        if len(tasks) != 1:
+            raise ValueError(f"{spec}: expected one task, found a group of {len(tasks)}; give its tasks one by one")
+        task = next(iter(tasks.values()))
+        return cls(options.get("name") or name, task, None if limit is None else int(limit), spec)
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """sha256 of every document's content, in lm-eval's order."""
+        return tuple(
+            hashlib.sha256(json.dumps(doc, sort_keys=True, default=str).encode()).hexdigest()
+            for doc in self.task.eval_docs
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over the documents, the first prompt and the task's version."""
+        from importlib.metadata import version
+
+        first = self.task.doc_to_text(self.task.eval_docs[0])
+        return digest([version("lm-eval"), self.task.task_name, str(self.task.VERSION), str(first), sorted(self.keys)])
+
+    def measure(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        part: Part,
+        *,
+        limit: int | None = None,
+        batch_size: int = 16,
+        seed: int = 0,
+        max_new_tokens: int = 64,
+        chat: bool = True,
+    ) -> list[Measurement]:
+        """See `Ability.measure`; prompts, lengths and stop words are the task's own, without a chat template."""
+        from lm_eval.evaluator import evaluate
+        from lm_eval.models.huggingface import HFLM
+
+        chosen = self._chosen(part, min((n for n in (limit, self.limit) if n is not None), default=None))
+        device = str(next(model.parameters()).device)
+        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=device)
+        task = self.task.task_name
+        found = evaluate(
+            lm, {task: self.task}, samples={task: chosen}, log_samples=True, bootstrap_iters=0, verbosity="ERROR"
+        )
+        rows = found["samples"][task]
+        first = rows[0]["filter"]  # a task may post-process its answers in several ways; its first one counts
+        by_index = {row["doc_id"]: row for row in rows if row["filter"] == first}
+        return self._measurements([by_index[i] for i in chosen], tuple(self.keys[i] for i in chosen))
+
+    def _chosen(self, part: Part, limit: int | None) -> list[int]:
+        indices = {key: i for i, key in reversed(list(enumerate(self.keys))) if part_of(key) == part}
+        if not indices:
+            raise ValueError(f"{self.source}: expected items in the {part} part, found none among {len(self.keys)}")
+        return sorted(indices[key] for key in sorted(indices)[:limit])  # lm-eval wants them in its own order
+
+    def _measurements(self, rows: Sequence[Mapping[str, Any]], keys: tuple[str, ...]) -> list[Measurement]:
+        made = []
+        several = self.task.OUTPUT_TYPE == "multiple_choice"
+        if several and all(isinstance(row["target"], int) for row in rows):
+            gold = [float(row["filtered_resps"][row["target"]][0]) for row in rows]
+            made.append(Measurement("logprob", "nats", np.array(gold)[:, None], "mean", None, keys))
+        for name in rows[0]["metrics"]:
+            statistics = _statistics(name, [row[name] for row in rows])
+            if statistics is None:
+                continue
+            values, aggregate, unit = statistics
+            chance: float | None = None
+            if unit == "%":
+                chance = 100 * float(np.mean([1 / len(r["filtered_resps"]) for r in rows])) if several else 0.0
+            lower = not self.task.higher_is_better().get(name, True) and aggregate == "mean" and name != "perplexity"
+            made.append(
+                Measurement(f"-{name}" if lower else name, unit, -values if lower else values, aggregate, chance, keys)
+            )
+        if not made:
+            raise ValueError(f"{self.source}: none of its metrics is a number per item: {', '.join(rows[0]['metrics'])}")
+        return made
+
+
+def _statistics(name: str, values: list[Any]) -> tuple[np.ndarray[Any, Any], str, str] | None:
+    """Per-item statistics, aggregate and unit; None for a metric that is no sum over items."""
+    if name == "bleu":
+        answers = [str(answer) for _, answer in values]
+        references = [str(gold[0] if isinstance(gold, (list, tuple)) else gold) for gold, _ in values]
+        return bleu(answers, references), "bleu", "BLEU"
+    if name in ("word_perplexity", "byte_perplexity", "bits_per_byte"):  # (log-likelihood, words or bytes)
+        return np.array(values, dtype=np.float64), "ratio", f"nats/{'word' if name[0] == 'w' else 'byte'}"
+    if not all(isinstance(v, (bool, int, float, np.number)) for v in values):
+        return None
+    numbers = np.array(values, dtype=np.float64)[:, None]
+    if name == "perplexity":  # what lm-eval averages, before it takes the exponential
+        return numbers, "mean", "nats"
+    return (100 * numbers, "mean", "%") if name in PERCENT else (numbers, "mean", "")

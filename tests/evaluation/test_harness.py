@@ -1,0 +1,66 @@
+"""lm-eval tasks as abilities, on a local task and a tiny in-memory model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import tiny, tokenizer
+
+from counterpoise.evaluation.abilities import load_abilities
+from counterpoise.evaluation.parts import PARTS
+from counterpoise.language import continuation_logprobs
+
+pytest.importorskip("lm_eval", reason="needs the extra eval")
+
+ITEMS = [{"q": f"is {n} even", "options": ["yes", "no", "maybe so"], "gold": n % 2} for n in range(60)]
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
+    (folder / "parity.yaml").write_text(
+        "task: parity\noutput_type: multiple_choice\ntest_split: test\ndataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {folder / 'items.jsonl'}}}}}\n"
+        "doc_to_text: '{{q}}:'\ndoc_to_choice: '{{options}}'\ndoc_to_target: gold\n"
+        "metric_list:\n  - {metric: acc, aggregation: mean, higher_is_better: true}\n"
+    )
+    return folder
+
+
+def test_a_local_task_scores_as_by_hand_and_its_parts_do_not_mix(task: Path) -> None:
+    ability = load_abilities([f"{task}?name=even"])[0]
+    assert ability.name == "even"
+    model, words = tiny("llama"), tokenizer()
+    seen: dict[str, tuple[str, ...]] = {}
+    for part in PARTS:
+        logprob, accuracy = ability.measure(model, words, part, batch_size=4)
+        seen[part] = logprob.keys
+        assert accuracy.chance == pytest.approx(100 / 3)
+        chosen = [ITEMS[ability.keys.index(key)] for key in logprob.keys]  # type: ignore[attr-defined]
+        context = [tuple(words(f"{i['q']}:")["input_ids"]) for i in chosen]
+        options = [[tuple(words(f" {o}")["input_ids"]) for o in i["options"]] for i in chosen]
+        scores = continuation_logprobs(model, context, options)
+        gold = [i["gold"] for i in chosen]
+        np.testing.assert_allclose(logprob.statistics[:, 0], [s[g] for s, g in zip(scores, gold, strict=True)], rtol=1e-4)
+        right = [100.0 * (int(np.argmax(s)) == g) for s, g in zip(scores, gold, strict=True)]
+        np.testing.assert_array_equal(accuracy.statistics[:, 0], right)
+    assert sorted(key for keys in seen.values() for key in keys) == sorted(ability.keys)  # type: ignore[attr-defined]
+
+
+def test_limit_and_fingerprint(task: Path) -> None:
+    ability = load_abilities([f"{task}?limit=5"])[0]
+    assert len(ability.measure(tiny("llama"), tokenizer(), "proxy")[0].keys) == 5
+    before = ability.fingerprint
+    assert load_abilities([str(task)])[0].fingerprint == before
+    (task / "items.jsonl").write_text("".join(json.dumps({**item, "q": "other"}) + "\n" for item in ITEMS))
+    assert load_abilities([str(task)])[0].fingerprint != before
+
+
+def test_unknown_tasks_are_named(task: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected one of parity as \?task=NAME"):
+        load_abilities([f"{task}?task=none"])
