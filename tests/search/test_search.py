@@ -95,6 +95,19 @@ def test_descent_never_ends_above_its_start_nor_beyond_its_passes() -> None:
         assert found.value == pytest.approx(wavy(np.array(found.ratios))[0])
 
 
+def test_a_large_common_slope_does_not_hide_the_rest() -> None:
+    """Keeping more of everything always helps; the mean constraint takes that away, and what is left still decides."""
+    weights, best = np.ones(3), np.array([0.1, 0.5, 0.9])
+
+    def tilted(r: np.ndarray) -> tuple[float, np.ndarray]:
+        return 0.05 * float(((r - best) ** 2).sum()) - 30.0 * float(r.sum()), 0.1 * (r - best) - 30.0
+
+    found = spectral_descent(
+        tilted, np.full(3, 0.5), lambda y: project(y, 0.5, weights), weights, max_passes=12, tolerance=1e-6
+    )
+    np.testing.assert_allclose(found.ratios, best, atol=1e-3)
+
+
 def test_hma_comes_within_two_thousandths_of_the_best_grid_point(tmp_path: Path) -> None:
     pair = preflight(*save_pair(tmp_path, "gpt2", scale=0.15))
     resident, cut, data = ResidentAverage(pair), thirds(pair.names), proxies()

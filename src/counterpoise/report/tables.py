@@ -141,8 +141,26 @@ def files(results: Results) -> Table:
 
 
 def tax_rich(results: Results) -> RichTable:
-    """The tax table for the terminal; `results` may hold nothing but "tax"."""
-    return as_rich(tax(results))
+    """The tax table for a terminal of 80 columns; `results` may hold nothing but "tax"."""
+    rows = list(results.get("tax") or ())
+    firsts = _first_of_each(rows)
+    bare = {key: _scores(key) for key in ("pre", "post", "pick")}
+
+    def name(row: Row) -> Cell:
+        floor = " (at floor)" if row.get("at_floor") else ""
+        return Cell(f"{row['name']}{floor}" if id(row) in firsts else "", _metric(row))
+
+    columns = [
+        Column("", name, False),
+        Column("PRE", lambda r: Cell(bare["pre"](r).text)),
+        Column("POST", lambda r: Cell(bare["post"](r).text)),
+        Column("tax", _difference("tax")),
+    ]
+    if any(r.get("pick") for r in rows):
+        columns.insert(3, Column(str(results.get("pick") or "pick"), lambda r: Cell(bare["pick"](r).text)))
+        columns.append(Column("tax left", _difference("remaining")))
+    note = "Higher is better; tax is PRE minus POST. Brackets: 95 % intervals; bold: they leave out 0."
+    return as_rich(Table(tuple(columns), tuple(rows), (note,), lambda r: bool(r.get("at_floor"))))
 
 
 def _first_of_each(rows: Sequence[Row]) -> set[int]:

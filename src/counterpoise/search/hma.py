@@ -99,9 +99,8 @@ def spectral_descent(
     trace = [value]
     if progress is not None:
         progress(1, max_passes)
-    steepest = float(np.abs(onto(x - gradient / weights) - x).max())
-    length = first_move / max(float(np.abs(gradient / weights).max()), 1e-30)
-    if steepest == 0.0:
+    length = _length_of(first_move, x, gradient / weights, onto)
+    if length is None:
         return SearchResult(tuple(map(float, x)), value, tuple(trace), True)
     converged = False
     while len(trace) < max_passes:
@@ -128,6 +127,28 @@ def spectral_descent(
         length = metric / curvature if curvature > 1e-12 * metric else 4 * length
         x, value, gradient = trial, trial_value, trial_gradient
     return SearchResult(tuple(map(float, x)), value, tuple(trace), converged)
+
+
+def _length_of(
+    move: float,
+    x: NDArray[np.float64],
+    downhill: NDArray[np.float64],
+    onto: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+) -> float | None:
+    """The step length that moves the furthest ratio by about `move` after projection; None when nothing can move.
+
+    Most of the gradient is common to all ratios ("keep more of everything") and the mean constraint takes it away: what
+    is left may be a hundredth of it, and a length found from the whole gradient would barely move.
+    """
+    length = move / max(float(np.abs(downhill).max()), 1e-30)
+    for _ in range(4):
+        moved = float(np.abs(onto(x - length * downhill) - x).max())
+        if moved == 0.0:
+            return None
+        if moved >= move / 2:
+            break
+        length *= move / moved
+    return length
 
 
 def _cubic_share(value: float, slope: float, end_value: float, end_slope: float) -> float:

@@ -1,0 +1,225 @@
+"""`counterpoise multitask`: train, evaluate and ask a multi-task text classifier. Heavy imports inside the commands."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from .classifier import Score
+    from .data import TaskData
+    from .training import Training
+
+app = typer.Typer(
+    name="multitask",
+    help="Train one text classifier on many tasks, balance them, and ask it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Data = Annotated[Path, typer.Option(help="Folder or tar archive of task files.")]
+LayoutOption = Annotated[
+    str, typer.Option(help="folder (NAME.csv, .tsv, .jsonl: text,label), fdu-mtl, or newsgroups (20news-bydate).")
+]
+Tasks = Annotated[str | None, typer.Option(help="Names, separated by commas; all by default.")]
+Model = Annotated[Path, typer.Argument(help="Folder that train wrote.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+BatchSize = Annotated[int, typer.Option(help="Texts at once.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print json lines instead of a table.")]
+
+
+@app.command()
+def train(
+    data: Data,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write; it appears whole or not at all.")],
+    layout: LayoutOption = "folder",
+    tasks: Tasks = None,
+    model: Annotated[str, typer.Option(help="textcnn, bilstm, or a folder or hub id of an encoder.")] = "textcnn",
+    vectors: Annotated[Path | None, typer.Option(help="Word vectors in GloVe's text format, plain or .gz.")] = None,
+    weighting: Annotated[
+        str,
+        typer.Option(
+            help="uniform, bandit, uncertainty, dwa, gradnorm, tchebycheff, smooth-tchebycheff, famo, groupdro, mgda, "
+            "pcgrad, cagrad, upgrad, adversarial or tchebycheff-adversarial."
+        ),
+    ] = "bandit",
+    min_effective_tasks: Annotated[
+        float | None, typer.Option(help="bandit: at least so many tasks keep weight (default: half of them).")
+    ] = None,
+    rho: Annotated[float | None, typer.Option(help="bandit: radius of the ball, instead.")] = None,
+    eta: Annotated[
+        float | None, typer.Option(help="bandit (default 0.5), groupdro (0.01): step of the weights.")
+    ] = None,
+    normalize: Annotated[bool, typer.Option(help="bandit: losses over each task's first.")] = False,
+    epochs: Annotated[int, typer.Option(help="At most; an epoch shows the largest task once.")] = 20,
+    patience: Annotated[int, typer.Option(help="Stop after so many epochs without a better mean accuracy.")] = 3,
+    batch_size: Annotated[int, typer.Option(help="Examples of every task in a step.")] = 32,
+    lr: Annotated[float | None, typer.Option(help="Step of Adam (default 1e-3; 2e-5 for an encoder).")] = None,
+    width: Annotated[int, typer.Option(help="Filters per kernel of textcnn, units per direction of bilstm.")] = 100,
+    dimension: Annotated[int, typer.Option(help="Of word vectors when there is no --vectors.")] = 100,
+    dropout: Annotated[float, typer.Option(help="Share of the features dropped in training.")] = 0.5,
+    max_tokens: Annotated[int, typer.Option(help="Longer texts are cut.")] = 256,
+    freeze_vectors: Annotated[bool, typer.Option("--freeze-vectors", help="Leave the word vectors as read.")] = False,
+    seed: Annotated[int, typer.Option(help="Decides every random draw.")] = 0,
+    device: Device = "cpu",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Train one model on all tasks, and write it with its history."""
+    settings = {"rho": rho, "min_effective_tasks": min_effective_tasks, "eta": eta, "normalize": normalize}
+    with _plain_errors("nothing was written"), _bar(quiet) as progress:
+        from counterpoise.checkpoint import refuse_occupied
+
+        refuse_occupied(out)
+        from . import balance, classifier, models, saving, training
+
+        found = _read(data, layout, tasks, need=("train", "validation"))
+        design = models.Design(model, width, (3, 5, 7), dropout, max_tokens, freeze_vectors)
+        built = classifier.build_classifier(
+            found, design, vectors=vectors, dimension=dimension, seed=seed, device=device
+        )
+        rounds = training.rounds_per_epoch(found, batch_size)
+        weighing = balance.weighting_for(weighting, built, rounds_per_epoch=rounds, **settings)  # type: ignore[arg-type]
+        run = training.train(
+            found,
+            built,
+            weighing,
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            patience=patience,
+            seed=seed,
+            progress=progress,
+        )
+        tested = classifier.evaluate(built, [t for t in found if len(t.test)])
+        told = {"data": str(data), "layout": layout, "weighting": weighting, "seed": seed, "batch_size": batch_size}
+        saving.save(built, out, told | settings | {"lr": lr} | _record(found, run, tested))
+    _show_run(run, tested, out)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    data: Data,
+    layout: LayoutOption = "folder",
+    tasks: Tasks = None,
+    part: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
+    batch_size: BatchSize = 64,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Accuracy and loss of every task the model has, on held-out data."""
+    with _plain_errors("nothing was changed"):
+        from . import classifier, saving
+        from .data import PARTS
+
+        if part not in PARTS:
+            raise ValueError(f"--part: expected {', '.join(PARTS)}, found {part!r}")
+        loaded = saving.load(model, device=device)
+        found = _read(data, layout, tasks or ",".join(loaded.tasks), need=(part,))
+        scores = classifier.evaluate(loaded, found, part, batch_size=batch_size)
+    if as_json:
+        for name, score in scores.items():
+            print(json.dumps({"task": name, **score._asdict()}))
+    else:
+        _show_scores(scores)
+
+
+@app.command()
+def predict(
+    model: Model,
+    task: Annotated[str, typer.Option(help="Which of the model's tasks.")],
+    text: Annotated[str | None, typer.Argument(help="One text; without it, a text a line from stdin.")] = None,
+    batch_size: BatchSize = 64,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """The label of each text: task, label and probability, separated by tabs; --json gives every label's."""
+    with _plain_errors("nothing was changed"):
+        from . import saving
+
+        loaded = saving.load(model, device=device)
+        loaded.task(task)
+        texts = [text] if text is not None else [line.rstrip("\r\n") for line in sys.stdin]
+        if not texts:
+            raise ValueError("expected a text, or texts on stdin, one a line; found none")
+        for row in loaded.probabilities(task, texts, batch_size=batch_size).tolist():
+            probability, label = max(zip(row, loaded.tasks[task], strict=True), key=lambda pair: pair[0])
+            if as_json:
+                every = dict(zip(loaded.tasks[task], row, strict=True))
+                print(json.dumps({"task": task, "label": label, "probability": probability, "all": every}))
+            else:
+                print(f"{task}\t{label}\t{probability:.4f}")
+
+
+def _read(data: Path, layout: Any, tasks: str | None, *, need: Any) -> list[TaskData]:
+    from .data import read_tasks
+
+    names = None if tasks is None else [name.strip() for name in tasks.split(",") if name.strip()]
+    return read_tasks(data, layout, tasks=names, need=need)
+
+
+def _record(tasks: list[TaskData], run: Training, tested: dict[str, Score]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        "examples": {t.name: [len(t.train), len(t.validation), len(t.test)] for t in tasks},
+        "command": shlex.join(["counterpoise", *sys.argv[1:]]),
+        **asdict(run),
+        "test": {name: score._asdict() for name, score in tested.items()},
+    }
+
+
+def _show_run(run: Training, tested: dict[str, Score], out: Path) -> None:
+    best = run.epochs[run.best_epoch - 1]
+    print(f"best epoch {run.best_epoch} of {len(run.epochs)} ({run.stopped}), {run.epochs[-1].seconds:.0f} s")
+    print(f"validation accuracy {100 * best.mean_accuracy:.2f} %, task variance {best.task_variance:.4g}")
+    if tested:
+        _show_scores(tested)
+    print(f"wrote {out}")
+
+
+def _show_scores(scores: dict[str, Score]) -> None:
+    wide = max(len("worst"), *(len(name) for name in scores))
+    print(f"{'task':<{wide}}  accuracy    loss  examples")
+    for name, score in scores.items():
+        print(f"{name:<{wide}}  {100 * score.accuracy:6.2f} %  {score.loss:6.4f}  {score.examples:8d}")
+    if len(scores) > 1:
+        accuracies = [s.accuracy for s in scores.values()]
+        print(f"{'mean':<{wide}}  {100 * sum(accuracies) / len(accuracies):6.2f} %")
+        print(f"{'worst':<{wide}}  {100 * min(accuracies):6.2f} %")
+
+
+@contextmanager
+def _bar(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A progress bar on stderr."""
+    if quiet:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("reading", total=None)
+        yield lambda stage, done, total: progress.update(bar, description=stage, completed=done, total=total)
+
+
+@contextmanager
+def _plain_errors(kept: str) -> Iterator[None]:
+    """Errors that a user can act on become one message; anything else keeps its traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"stopped; {kept}", file=sys.stderr)
+        raise SystemExit(130) from None
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        raise SystemExit(1) from None

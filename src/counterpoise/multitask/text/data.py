@@ -1,0 +1,201 @@
+"""Tasks of labelled texts, read from a folder of files, the FDU-MTL layout or 20 Newsgroups by date."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal, get_args
+
+from counterpoise.multitask.losses import task_names
+
+from .files import Row, members, read_rows, tab_rows
+from .newsgroups import newsgroups
+
+PartName = Literal["train", "validation", "test"]
+Layout = Literal["folder", "fdu-mtl", "newsgroups"]
+
+PARTS: tuple[PartName, ...] = get_args(PartName)
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+TEST_SHARE = 0.2
+VALIDATION_SHARE = 0.125  # of what remains: 70, 10 and 20 %, as FDU-MTL's authors split it
+
+_ENDINGS = (".csv", ".tsv", ".jsonl")
+_ALIASES: dict[str, PartName] = {
+    "train": "train",
+    "test": "test",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+}
+Files = dict[str, dict[PartName, list[Row]]]
+"""Rows by task and part, as the files give them."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Texts and their labels, in the same order."""
+
+    texts: tuple[str, ...]
+    labels: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """One task: its classes, in the order of the head's outputs, and its three parts."""
+
+    name: str
+    labels: tuple[str, ...]
+    train: Part
+    validation: Part
+    test: Part
+
+    def part(self, name: PartName) -> Part:
+        """The part of that name."""
+        part: Part = getattr(self, name)
+        return part
+
+
+def read_tasks(
+    source: str | Path,
+    layout: Layout = "folder",
+    *,
+    tasks: Sequence[str] | None = None,
+    need: Collection[PartName] = PARTS,
+) -> list[TaskData]:
+    """The tasks of a folder or a tar archive.
+
+    A part without a file of its own is taken out of the training file by a hash of the text: a test part of 20 %, and
+    a validation part of 12.5 % of what remains. The same text always falls into the same part, in every task, whatever
+    else the file holds and however often it is read.
+
+    Args:
+        source: a folder, a tar archive, or a folder that holds one archive.
+        layout: `folder`: NAME.csv, NAME.tsv or NAME.jsonl with columns text and label, or NAME.train.csv,
+            NAME.validation.csv, NAME.test.csv; any number of classes, any sizes.
+            `fdu-mtl`: NAME.task.train and NAME.task.test, a line is LABEL<TAB>tokenised text; bytes that are not utf-8
+            are replaced (the published files hold some).
+            `newsgroups`: 20news-bydate-train/GROUP/ID and -test, latin-1, as the four tasks comp, rec, sci and talk of
+            BanditMTL, without headers, quotes and footers.
+        tasks: which, in this order; all by default, by name.
+        need: the parts that must hold something; an evaluation needs only "test".
+
+    Raises:
+        FileNotFoundError: nothing at `source`.
+        ValueError: no tasks, an unknown one, a bad line, an empty part, a single class, a label that training lacks.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     rows = "".join(f"text {i},{'good' if i % 3 else 'bad'}\\n" for i in range(100))
+        ...     _ = Path(folder, "films.csv").write_text("text,label\\n" + rows)
+        ...     [films] = read_tasks(folder)
+        >>> films.labels, len(films.train) + len(films.validation) + len(films.test)
+        (('bad', 'good'), 100)
+    """
+    readers: dict[str, Callable[[str | Path], Files]] = {"folder": _folder, "fdu-mtl": _fdu_mtl, "newsgroups": _news}
+    if layout not in readers:
+        raise ValueError(f"layout: expected {', '.join(LAYOUTS)}, found {layout!r}")
+    found = readers[layout](source)
+    if not found:
+        raise ValueError(f"{source}: expected {_expected(layout)}, found none; is the layout right?")
+    chosen = sorted(found) if tasks is None else task_names(tasks)
+    if unknown := [t for t in chosen if t not in found]:
+        raise ValueError(f"{source}: expected tasks among {sorted(found)}, found {unknown}")
+    return [_task(name, found[name], need) for name in chosen]
+
+
+def _folder(source: str | Path) -> Files:
+    found: Files = {}
+    for name, content in members(source):
+        stem, ending = PurePosixPath(name).stem, PurePosixPath(name).suffix
+        if ending not in _ENDINGS:
+            continue
+        task, dot, tail = stem.rpartition(".")
+        part = _ALIASES.get(tail) if dot else None
+        task, part = (task, part) if part else (stem, "train")
+        parts = found.setdefault(task, {})
+        if part in parts:
+            raise ValueError(f"{source}: expected one {part} file for the task {task!r}, found another, {name}")
+        parts[part] = read_rows(content, name)
+    return found
+
+
+def _fdu_mtl(source: str | Path) -> Files:
+    found: Files = {}
+    for name, content in members(source):
+        task, _, part = PurePosixPath(name).name.partition(".task.")
+        if part in _ALIASES:
+            rows = tab_rows(content.decode("utf-8", errors="replace"), name)
+            found.setdefault(task, {})[_ALIASES[part]] = rows
+    return found
+
+
+def _news(source: str | Path) -> Files:
+    found: Files = {}
+    for task, part, row in newsgroups(members(source)):
+        found.setdefault(task, {}).setdefault(part, []).append(row)
+    return found
+
+
+def _task(name: str, files: dict[PartName, list[Row]], need: Collection[PartName]) -> TaskData:
+    rows: dict[PartName, list[Row]] = {p: list(files.get(p, ())) for p in PARTS if p != "train"}
+    rows["train"] = []
+    drawn = [p for p in PARTS if p not in files]
+    for row in files.get("train", ()):
+        rows[content_part(row[0], drawn)].append(row)
+    parts = {p: Part(tuple(t for t, _ in rows[p]), tuple(x for _, x in rows[p])) for p in PARTS}
+    for part in need:
+        if not len(parts[part]):
+            raise ValueError(
+                f"task {name!r}: expected examples for {part}, found none "
+                f"({', '.join(f'{p} {len(parts[p])}' for p in PARTS)}); add rows, or a file {name}.{part} of its own"
+            )
+    known = parts["train"] if len(parts["train"]) else Part((), tuple(x for p in PARTS for x in parts[p].labels))
+    labels = _in_order(set(known.labels))
+    if "train" in need and len(labels) < 2:
+        raise ValueError(f"task {name!r}: expected at least two classes in training, found only {list(labels)}")
+    for part in PARTS:
+        if strange := sorted(set(parts[part].labels) - set(labels)):
+            raise ValueError(
+                f"task {name!r}: expected in {part} the labels of training, {list(labels)}, found {strange}; "
+                f"correct the labels, or give training an example of each"
+            )
+    return TaskData(name, labels, **parts)
+
+
+def content_part(text: str, drawn: Collection[PartName] = ("validation", "test")) -> PartName:
+    """The part that a text of the training file falls into, when those in `drawn` have no file of their own.
+
+    Example:
+        >>> [content_part(x) for x in ("a fine book", "dull", "never again, it broke")]
+        ['test', 'validation', 'train']
+        >>> content_part("a fine book", ["validation"])
+        'train'
+    """
+    digest = hashlib.sha256(text.encode()).digest()
+    if "test" in drawn and int.from_bytes(digest[:8], "big") < TEST_SHARE * 2**64:
+        return "test"
+    if "validation" in drawn and int.from_bytes(digest[8:16], "big") < VALIDATION_SHARE * 2**64:
+        return "validation"
+    return "train"
+
+
+def _in_order(labels: Collection[str]) -> tuple[str, ...]:
+    """Whole numbers by value, anything else by spelling."""
+    if all(x.removeprefix("-").isdecimal() for x in labels):
+        return tuple(sorted(labels, key=lambda x: (int(x), x)))
+    return tuple(sorted(labels))
+
+
+def _expected(layout: Layout) -> str:
+    return {
+        "folder": "files NAME.csv, NAME.tsv or NAME.jsonl, or NAME.train.csv and NAME.test.csv",
+        "fdu-mtl": "files NAME.task.train and NAME.task.test",
+        "newsgroups": "folders 20news-bydate-train/GROUP and 20news-bydate-test/GROUP",
+    }[layout]

@@ -1,0 +1,145 @@
+"""Files of labelled texts: folders and tar archives, csv, tsv and jsonl; what is wrong is said with its line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import sys
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+Row = tuple[str, str]
+"""A text and its label."""
+
+
+def members(source: str | Path) -> Iterator[tuple[str, bytes]]:
+    """(path inside, content) of every file of a folder or a tar archive (`.tar`, `.tar.gz`, `.tgz`), in name order.
+
+    A folder that holds nothing but one archive (and perhaps a readme) stands for that archive.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: a file that is no archive.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        inside = sorted(p for p in path.iterdir() if not p.name.startswith((".", "README")))
+        if len(inside) == 1 and inside[0].is_file() and tarfile.is_tarfile(inside[0]):
+            yield from members(inside[0])
+            return
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            yield file.relative_to(path).as_posix(), file.read_bytes()
+        return
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: expected a folder or a tar archive of task files, found nothing there")
+    if not tarfile.is_tarfile(path):
+        raise ValueError(f"{path}: expected a folder or a tar archive, found another file; give the folder it is in")
+    with tarfile.open(path) as archive:
+        for member in sorted((m for m in archive if m.isfile()), key=lambda m: m.name):
+            content = archive.extractfile(member)
+            if content is not None:
+                yield member.name.removeprefix("./"), content.read()
+
+
+def utf8(content: bytes, place: str) -> str:
+    """The text of utf-8 bytes, with or without a byte order mark, or a ValueError that names the line."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        found = content[error.start : error.start + 1].hex()
+        raise ValueError(
+            f"{place}, line {line}: expected utf-8, found the byte 0x{found}; save the file as utf-8 "
+            f"(for instance: iconv -f latin1 -t utf-8)"
+        ) from None
+
+
+def read_rows(content: bytes, place: str) -> list[Row]:
+    """The rows of a csv, tsv or jsonl file, told apart by the end of `place`; columns text and label.
+
+    A tsv has no quoting: a quote in it is a quote. Labels are strings; numbers and booleans become theirs.
+
+    Example:
+        >>> read_rows(b'label,text\\n1,"good, very"\\n', "books.csv")
+        [('good, very', '1')]
+    """
+    text = utf8(content, place)
+    rows = list(_json_rows(text, place) if place.endswith(".jsonl") else _table_rows(text, place))
+    if not rows:
+        raise ValueError(f"{place}: expected rows with text and label, found none; fill the file or leave it out")
+    return rows
+
+
+def tab_rows(text: str, place: str) -> list[Row]:
+    """The rows of LABEL<TAB>TEXT lines; blank lines are passed over."""
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        label, tab, rest = line.partition("\t")
+        if not tab or not label.strip():
+            raise ValueError(f"{place}, line {number}: expected LABEL<TAB>TEXT, found {line[:60]!r}")
+        rows.append((rest.strip(), label.strip()))
+    if not rows:
+        raise ValueError(f"{place}: expected LABEL<TAB>TEXT lines, found none; fill the file or leave it out")
+    return rows
+
+
+def _table_rows(text: str, place: str) -> Iterator[Row]:
+    tabs = place.endswith(".tsv")
+    with _any_field_size():
+        lines = io.StringIO(text, newline="")
+        reader = csv.reader(lines, "excel-tab", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines, strict=True)
+        try:
+            header = [name.strip() for name in next(reader, [])]
+            if "text" not in header or "label" not in header:
+                raise ValueError(f"{place}: expected the columns text and label in the first line, found {header}")
+            for values in reader:
+                if not values:
+                    continue
+                where = f"{place}, line {reader.line_num}"
+                if len(values) != len(header):
+                    raise ValueError(
+                        f"{where}: expected {len(header)} columns {header}, found {len(values)}; "
+                        f"{'remove the tabs in the text' if tabs else 'quote texts with commas or line breaks'}"
+                    )
+                row = dict(zip(header, values, strict=True))
+                yield row["text"], _label(row["label"], where)
+        except csv.Error as error:
+            raise ValueError(f"{place}, line {reader.line_num}: expected csv, found: {error}") from None
+
+
+def _json_rows(text: str, place: str) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{place}, line {number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: expected a json object a line, found {line[:60]!r} ({error})") from None
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str) or "label" not in row:
+            raise ValueError(f'{where}: expected {{"text": "...", "label": ...}}, found {line[:60]!r}')
+        if re.search("[\ud800-\udfff]", f"{row['text']}{row['label']}"):
+            raise ValueError(f"{where}: expected text, found half of a surrogate pair (\\ud800 to \\udfff); remove it")
+        yield row["text"], _label(row["label"], where)
+
+
+def _label(value: object, where: str) -> str:
+    if not isinstance(value, str | int) or not (label := str(value).strip()):
+        raise ValueError(f"{where}: expected a label, a word or a whole number, found {value!r}; label it or remove it")
+    return label
+
+
+@contextmanager
+def _any_field_size() -> Iterator[None]:
+    """csv refuses fields above 128 KiB unless told otherwise."""
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)

@@ -1,0 +1,213 @@
+"""Hard sharing for texts: one encoder for all tasks (TextCNN, BiLSTM or a Hugging Face model), one head per task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .vectors import PADDING
+
+WORD_MODELS = ("textcnn", "bilstm")
+
+
+@dataclass(frozen=True)
+class Design:
+    """What a model is built from, apart from its weights.
+
+    Attributes:
+        model: `textcnn`, `bilstm`, or where a Hugging Face encoder came from.
+        width: filters per kernel size of a TextCNN, units per direction of a BiLSTM.
+        kernels: kernel sizes of a TextCNN, odd.
+        dropout: share of the features dropped in training before the heads.
+        max_tokens: longer texts are cut.
+        freeze_vectors: word vectors stay as they start.
+    """
+
+    model: str = "textcnn"
+    width: int = 100
+    kernels: tuple[int, ...] = (3, 5, 7)
+    dropout: float = 0.5
+    max_tokens: int = 256
+    freeze_vectors: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.kernels or any(k < 1 or k % 2 == 0 for k in self.kernels):
+            raise ValueError(f"kernels: expected odd sizes, found {self.kernels}: an even one has no middle")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout: expected a share in [0, 1), found {self.dropout}")
+        if min(self.width, self.max_tokens) < 1:
+            raise ValueError(f"expected width and max_tokens of at least 1, found {self.width} and {self.max_tokens}")
+
+    @property
+    def takes_words(self) -> bool:
+        """Whether it reads word vectors; otherwise a Hugging Face tokenizer's tokens."""
+        return self.model in WORD_MODELS
+
+
+class Encoder(nn.Module):
+    """Token ids (B, T) and which of them are tokens (B, T) in, features (B, `features`) out."""
+
+    features: int
+
+    def last_shared(self) -> list[Tensor]:
+        """The weights nearest to the heads, which GradNorm looks at."""
+        raise NotImplementedError
+
+
+class TextCNN(Encoder):
+    """The largest response of each filter over a text, of several widths in parallel (Kim: Convolutional Neural
+    Networks for Sentence Classification, EMNLP 2014).
+
+    Responses centred on padding are left out, so that a text's features do not depend on the texts beside it.
+
+    Example:
+        >>> encoder = TextCNN(torch.zeros(9, 4), width=5)
+        >>> encoder(torch.tensor([[2, 3, 0]]), torch.tensor([[True, True, False]])).shape
+        torch.Size([1, 15])
+    """
+
+    def __init__(
+        self, table_VD: Tensor, *, width: int = 100, kernels: Sequence[int] = (3, 5, 7), frozen: bool = False
+    ) -> None:
+        super().__init__()
+        self.embedding = _embedding(table_VD, frozen)
+        d = table_VD.shape[1]
+        self.convolutions = nn.ModuleList(nn.Conv1d(d, width, k, padding=k // 2) for k in kernels)
+        self.features = width * len(kernels)
+
+    def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Features, (B, width * kernels)."""
+        x_BDT = self.embedding(ids_BT).transpose(1, 2)
+        padding_B1T = ~mask_BT.unsqueeze(1)
+        responses = (F.relu(c(x_BDT)).masked_fill(padding_B1T, 0.0) for c in self.convolutions)
+        return torch.cat([r_BWT.amax(dim=2) for r_BWT in responses], dim=1)
+
+    def last_shared(self) -> list[Tensor]:
+        """The convolutions' weights."""
+        return [p for p in self.convolutions.parameters() if p.requires_grad]
+
+
+class BiLSTM(Encoder):
+    """One bidirectional LSTM layer; the largest value of each unit over the text.
+
+    Example:
+        >>> encoder = BiLSTM(torch.zeros(9, 4), width=5)
+        >>> encoder(torch.tensor([[2, 3, 0]]), torch.tensor([[True, True, False]])).shape
+        torch.Size([1, 10])
+    """
+
+    def __init__(self, table_VD: Tensor, *, width: int = 100, frozen: bool = False) -> None:
+        super().__init__()
+        self.embedding = _embedding(table_VD, frozen)
+        self.lstm = nn.LSTM(table_VD.shape[1], width, batch_first=True, bidirectional=True)
+        self.features = 2 * width
+
+    def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Features, (B, 2 * width)."""
+        lengths_B = mask_BT.sum(dim=1).cpu()
+        x_BTD = self.embedding(ids_BT)
+        packed = nn.utils.rnn.pack_padded_sequence(x_BTD, lengths_B, batch_first=True, enforce_sorted=False)
+        lowest = -1.0  # below every value an LSTM puts out
+        states_BTF, _ = nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True, padding_value=lowest)
+        return states_BTF.amax(dim=1)
+
+    def last_shared(self) -> list[Tensor]:
+        """The LSTM's weights."""
+        return list(self.lstm.parameters())
+
+
+class Pretrained(Encoder):
+    """A Hugging Face model's last hidden states, averaged over the tokens of a text.
+
+    Args:
+        model: what `AutoModel` gives; of an encoder-decoder the encoder.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        config: Any = model.config
+        self.model: Any = model.get_encoder() if getattr(config, "is_encoder_decoder", False) else model  # type: ignore[operator]
+        self.features = int(config.hidden_size)
+        self.layers = int(config.num_hidden_layers)
+
+    def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Features, (B, hidden size)."""
+        states_BTF: Tensor = self.model(input_ids=ids_BT, attention_mask=mask_BT.long()).last_hidden_state
+        mask_BT1 = mask_BT.unsqueeze(2).to(states_BTF.dtype)
+        return (states_BTF * mask_BT1).sum(dim=1) / mask_BT1.sum(dim=1)
+
+    def last_shared(self) -> list[Tensor]:
+        """The last layer's weights; all, when there is no list of layers."""
+        stacks = [m for m in self.model.modules() if isinstance(m, nn.ModuleList) and len(m) == self.layers]
+        last = stacks[-1][-1] if stacks else self.model
+        return [p for p in last.parameters() if p.requires_grad]
+
+
+class HardSharing(nn.Module):
+    """An encoder that all tasks share and a linear head for each.
+
+    Args:
+        encoder: what the tasks share.
+        classes: how many classes each task has.
+        dropout: see `Design`.
+
+    Example:
+        >>> model = HardSharing(TextCNN(torch.zeros(9, 4), width=5), [2, 3]).eval()
+        >>> features_BF = model.encoder(torch.tensor([[2, 3]]), torch.tensor([[True, True]]))
+        >>> model.logits(features_BF, 1).shape
+        torch.Size([1, 3])
+    """
+
+    def __init__(self, encoder: Encoder, classes: Sequence[int], *, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.dropout = nn.Dropout(dropout)
+        self.heads = nn.ModuleList(nn.Linear(encoder.features, c) for c in classes)
+
+    def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """The shared features, (B, F), with dropout in training."""
+        features_BF: Tensor = self.dropout(self.encoder(ids_BT, mask_BT))
+        return features_BF
+
+    def logits(self, features_BF: Tensor, task: int) -> Tensor:
+        """One task's logits, (B, classes)."""
+        logits_BC: Tensor = self.heads[task](features_BF)
+        return logits_BC
+
+    def shared(self) -> list[Tensor]:
+        """The trained parameters that all tasks share."""
+        return [p for p in self.encoder.parameters() if p.requires_grad]
+
+
+def build_encoder(design: Design, table_VD: Tensor) -> Encoder:
+    """The word model of a design, over these starting vectors."""
+    if design.model == "textcnn":
+        return TextCNN(table_VD, width=design.width, kernels=design.kernels, frozen=design.freeze_vectors)
+    if design.model == "bilstm":
+        return BiLSTM(table_VD, width=design.width, frozen=design.freeze_vectors)
+    raise ValueError(f"model: expected {' or '.join(WORD_MODELS)} over word vectors, found {design.model!r}")
+
+
+def pad(rows: Sequence[Sequence[int]], padding: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Token ids as a tensor padded on the right, (B, T), and which are tokens, (B, T) bool.
+
+    Example:
+        >>> pad([[5, 6], [7]], 0)[0].tolist()
+        [[5, 6], [7, 0]]
+    """
+    longest = max(map(len, rows))
+    ids_BT = torch.tensor([[*row, *[padding] * (longest - len(row))] for row in rows], dtype=torch.long)
+    lengths_B = torch.tensor([len(row) for row in rows])
+    mask_BT = torch.arange(longest)[None, :] < lengths_B[:, None]
+    return ids_BT.to(device), mask_BT.to(device)
+
+
+def _embedding(table_VD: Tensor, frozen: bool) -> nn.Embedding:
+    v, d = table_VD.shape
+    embedding = nn.Embedding(v, d, padding_idx=PADDING, _weight=table_VD.clone())
+    return embedding.requires_grad_(not frozen)

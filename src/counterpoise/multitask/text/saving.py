@@ -1,0 +1,108 @@
+"""A trained text classifier as a folder, and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
+
+from counterpoise.averaging import versions, write_json
+from counterpoise.checkpoint import staged
+
+from .classifier import SubwordTokens, TextClassifier
+from .models import Design, Encoder, HardSharing, Pretrained, build_encoder
+from .vectors import Vocabulary
+
+FORMAT = "counterpoise-multitask-text-1"
+CONFIG, WEIGHTS, WORDS, RECORD = "config.json", "model.safetensors", "vocabulary.json", "training.json"
+TOKENIZER, ENCODER = "tokenizer", "encoder"
+
+
+def save(classifier: TextClassifier, out: str | Path, record: Mapping[str, Any] | None = None) -> Path:
+    """Write a classifier that `load` gives back with the same predictions, bit for bit.
+
+    The folder appears whole or not at all. It holds config.json (tasks, labels, settings), model.safetensors, and a
+    word model's vocabulary.json or the tokenizer and the encoder's own config; with `record`, also training.json.
+
+    Args:
+        classifier: what to save.
+        out: a new or empty folder.
+        record: how it came about, for instance settings and history; anything json takes.
+
+    Raises:
+        ValueError: something stands at `out`.
+    """
+    config = {
+        "format": FORMAT,
+        "tasks": [{"name": n, "labels": list(labels)} for n, labels in classifier.tasks.items()],
+        "design": asdict(classifier.design),
+        "versions": versions(),
+    }
+    weights = {k: v.detach().cpu().contiguous().clone() for k, v in classifier.model.state_dict().items()}
+    with staged(out) as folder:
+        (folder / WEIGHTS).write_bytes(to_bytes(weights, metadata={"format": "pt"}))
+        if isinstance(classifier.tokens, Vocabulary):
+            config["dimension"] = weights["encoder.embedding.weight"].shape[1]
+            write_json(folder / WORDS, list(classifier.tokens.words))
+        else:
+            classifier.tokens.tokenizer.save_pretrained(folder / TOKENIZER)
+            classifier.model.encoder.model.config.save_pretrained(folder / ENCODER)
+        if record is not None:
+            write_json(folder / RECORD, dict(record))
+        write_json(folder / CONFIG, config)
+    return Path(out)
+
+
+def load(folder: str | Path, *, device: str = "cpu") -> TextClassifier:
+    """The classifier that `save` wrote.
+
+    Raises:
+        FileNotFoundError: no such folder, or a file is missing from it.
+        ValueError: a folder of something else, or files that do not belong together.
+    """
+    path = Path(folder).expanduser()
+    if not (path / CONFIG).is_file():
+        raise FileNotFoundError(f"{folder}: expected a folder that `counterpoise multitask train` wrote, found none")
+    config = _read(path / CONFIG)
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        found = config.get("format") if isinstance(config, dict) else None
+        raise ValueError(f"{path / CONFIG}: expected the format {FORMAT}, found {found!r}; give another folder")
+    tasks = {t["name"]: tuple(t["labels"]) for t in config["tasks"]}
+    design = Design(**{**config["design"], "kernels": tuple(config["design"]["kernels"])})
+    tokens: Vocabulary | SubwordTokens
+    encoder: Encoder
+    with torch.random.fork_rng():  # the starting values are drawn and thrown away
+        if design.takes_words:
+            tokens = Vocabulary(_read(path / WORDS))
+            encoder = build_encoder(design, torch.zeros(len(tokens), int(config["dimension"])))
+        else:
+            tokens, encoder = _pretrained(path)
+        model = HardSharing(encoder, [len(x) for x in tasks.values()], dropout=design.dropout)
+    try:
+        model.load_state_dict(load_file(path / WEIGHTS))
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"{path / WEIGHTS}: expected the weights that {CONFIG} describes, found: {error}") from None
+    return TextClassifier(tasks, design, tokens, model.to(device).eval())
+
+
+def _pretrained(path: Path) -> tuple[SubwordTokens, Pretrained]:
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(path / ENCODER)
+    model = AutoModel.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    return SubwordTokens(AutoTokenizer.from_pretrained(path / TOKENIZER)), Pretrained(model)
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected this file beside {CONFIG}, found none; copy the whole folder")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: expected json, found: {error}; copy the folder again") from None

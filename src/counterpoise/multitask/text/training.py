@@ -1,0 +1,245 @@
+"""Training a text classifier on all its tasks at once."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from counterpoise.multitask import Adversarial
+
+from .balance import Balance, weighting_for
+from .classifier import Encoded, TextClassifier
+from .data import TaskData
+from .models import pad
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What an epoch came to.
+
+    Attributes:
+        epoch: 1 for the first.
+        seconds: since the start, validation included.
+        train_loss: by task, mean over the epoch's rounds of the cross-entropy in training, nats.
+        task_variance: of `train_loss` over the tasks, with 1/m.
+        validation_loss, validation_accuracy: by task, after the epoch.
+    """
+
+    epoch: int
+    seconds: float
+    train_loss: dict[str, float]
+    task_variance: float
+    validation_loss: dict[str, float]
+    validation_accuracy: dict[str, float]
+
+    @property
+    def mean_accuracy(self) -> float:
+        """The mean validation accuracy over the tasks, by which the best epoch is chosen."""
+        return sum(self.validation_accuracy.values()) / len(self.validation_accuracy)
+
+
+@dataclass(frozen=True)
+class Training:
+    """A finished run.
+
+    Attributes:
+        epochs: all of them.
+        rounds: the weighting's `metrics()` (task losses, weights, task variance, ...) with the number of the `round`,
+            every so many rounds.
+        best_epoch: the one whose weights the model holds.
+        stopped: why it ended.
+    """
+
+    epochs: list[Epoch]
+    rounds: list[dict[str, float]]
+    best_epoch: int
+    stopped: str
+
+
+def rounds_per_epoch(tasks: Sequence[TaskData], batch_size: int) -> int:
+    """Rounds until the largest task has been seen once; smaller tasks come round again meanwhile.
+
+    Raises:
+        ValueError: a batch size below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch size: expected at least 1, found {batch_size}")
+    return math.ceil(max(len(t.train) for t in tasks) / batch_size)
+
+
+def train(
+    tasks: Sequence[TaskData],
+    classifier: TextClassifier,
+    weighting: Balance | str = "bandit",
+    *,
+    epochs: int = 20,
+    batch_size: int = 32,
+    lr: float | None = None,
+    patience: int = 3,
+    seed: int = 0,
+    every: int = 10,
+    progress: Progress | None = None,
+) -> Training:
+    """Train in rounds: a mini-batch of every task, one weighted loss, one step of Adam.
+
+    After each epoch every task is scored on its validation part. Training ends after `patience` epochs without a better
+    mean accuracy over the tasks (an equal one is no better), and the model gets back the weights of its best epoch.
+    The same seed on the same machine gives the same numbers; torch's global generator is left as it was.
+
+    Args:
+        tasks: the classifier's tasks, in its order, with training and validation parts.
+        classifier: trained in place.
+        weighting: a fresh one over the same tasks, or a name for `weighting_for` with its defaults.
+        epochs: the most; see `rounds_per_epoch`.
+        batch_size: examples of each task in a round; all, of a task with fewer.
+        lr: step size; by default 1e-3 for word models and 2e-5 for Hugging Face encoders, as in BanditMTL's line of
+            work.
+        patience: epochs without a better one before it ends.
+        seed: of the mini-batches and dropout.
+        every: rounds between two entries of the history.
+        progress: told of every round.
+
+    Raises:
+        ValueError: other tasks than the classifier's or the weighting's, numbers out of range, an empty part, or a loss
+            that is no number before the first epoch is over (later, training stops at the best epoch).
+    """
+    if min(epochs, patience, every) < 1:
+        raise ValueError(f"epochs, patience, every: expected at least 1, found {epochs}, {patience}, {every}")
+    if [t.name for t in tasks] != list(classifier.tasks):
+        raise ValueError(f"expected the classifier's tasks {list(classifier.tasks)}, found {[t.name for t in tasks]}")
+    rounds = rounds_per_epoch(tasks, batch_size)
+    if isinstance(weighting, str):
+        weighting = weighting_for(weighting, classifier, rounds_per_epoch=rounds)
+    if list(weighting.tasks) != list(classifier.tasks):
+        raise ValueError(f"expected a weighting over {list(classifier.tasks)}, found one over {list(weighting.tasks)}")
+    lr = (1e-3 if classifier.design.takes_words else 2e-5) if lr is None else lr
+    if not 0.0 < lr < math.inf:
+        raise ValueError(f"lr: expected a positive number, found {lr}")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        run = _Run(tasks, classifier, weighting, batch_size=batch_size, lr=lr, seed=seed, every=every)
+        for epoch in range(1, epochs + 1):
+            for done in range(1, rounds + 1):
+                if unusable := run.round():
+                    return run.finish(f"in epoch {epoch} the loss of {unusable} was no number; try a smaller lr")
+                if progress is not None:
+                    progress("training", (epoch - 1) * rounds + done, epochs * rounds)
+            run.validate(epoch)
+            if epoch - run.best_epoch >= patience:
+                return run.finish(f"{patience} epochs without a better one")
+        return run.finish("all epochs done")
+
+
+class _Run:
+    """The state of a training run."""
+
+    def __init__(
+        self,
+        tasks: Sequence[TaskData],
+        classifier: TextClassifier,
+        weighting: Balance,
+        *,
+        batch_size: int,
+        lr: float,
+        seed: int,
+        every: int,
+    ) -> None:
+        self.classifier, self.weighting, self.every = classifier, weighting, every
+        train_parts = {t.name: classifier.encode(t.name, t.train, ", train") for t in tasks}
+        self.validation = {t.name: classifier.encode(t.name, t.validation, ", validation") for t in tasks}
+        for what, parts in (("train", train_parts), ("validation", self.validation)):
+            if empty := [name for name, part in parts.items() if not part.rows]:
+                raise ValueError(f"expected examples for {what}, found none for the tasks {empty}")
+        random = torch.Generator().manual_seed(seed)
+        self.batches = [_batches(part, batch_size, random) for part in train_parts.values()]
+        learned = [p for p in [*classifier.model.parameters(), *weighting.parameters()] if p.requires_grad]
+        self.optimizer = torch.optim.Adam(learned, lr=lr)
+        self.start = time.perf_counter()
+        self.epochs: list[Epoch] = []
+        self.history: list[dict[str, float]] = []
+        self.sums_M = torch.zeros(len(tasks), dtype=torch.float64)
+        self.rounds = self.rounds_before = 0
+        self.best_epoch, self.best_weights = 0, dict[str, Tensor]()
+
+    def round(self) -> list[str]:
+        """One optimiser step; the tasks whose loss was no number, in which case nothing was changed."""
+        model, device = self.classifier.model.train(), self.classifier.device
+        drawn = [next(b) for b in self.batches]
+        sizes = [len(part.rows) for part in drawn]
+        ids_BT, mask_BT = pad([row for part in drawn for row in part.rows], self.classifier.tokens.padding, device)
+        features_BF = model(ids_BT, mask_BT)
+        losses_M = torch.stack(
+            [
+                F.cross_entropy(model.logits(part_BF, i), part.labels_N.to(device))
+                for i, (part_BF, part) in enumerate(zip(features_BF.split(sizes), drawn, strict=True))
+            ]
+        )
+        values_M = losses_M.detach().double().cpu()
+        if not bool(values_M.isfinite().all()):
+            names = list(self.classifier.tasks)
+            return [names[i] for i in (~values_M.isfinite()).nonzero().flatten().tolist()]
+        self.optimizer.zero_grad(set_to_none=True)
+        self._scalar(losses_M, features_BF, sizes).backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.weighting.step()
+        self.sums_M += values_M
+        self.rounds += 1
+        if self.rounds % self.every == 0 or self.rounds == 1:
+            self.history.append({"round": float(self.rounds), **self.weighting.metrics()})
+        return []
+
+    def validate(self, epoch: int) -> None:
+        """Close an epoch: score every task, remember the weights if they are the best."""
+        names = list(self.classifier.tasks)
+        means_M = self.sums_M / (self.rounds - self.rounds_before)
+        self.sums_M, self.rounds_before = torch.zeros_like(self.sums_M), self.rounds
+        scores = {name: self.classifier.score(name, part) for name, part in self.validation.items()}
+        this = Epoch(
+            epoch=epoch,
+            seconds=time.perf_counter() - self.start,
+            train_loss=dict(zip(names, means_M.tolist(), strict=True)),
+            task_variance=float(means_M.var(correction=0)),
+            validation_loss={n: s.loss for n, s in scores.items()},
+            validation_accuracy={n: s.accuracy for n, s in scores.items()},
+        )
+        self.epochs.append(this)
+        if not self.best_epoch or this.mean_accuracy > self.epochs[self.best_epoch - 1].mean_accuracy:
+            self.best_epoch = epoch
+            state = self.classifier.model.state_dict()
+            self.best_weights = {k: v.detach().cpu().clone() for k, v in state.items()}
+
+    def finish(self, why: str) -> Training:
+        """Give the model back its best weights."""
+        if not self.best_epoch:
+            raise ValueError(f"training gave nothing: {why}")
+        self.classifier.model.load_state_dict(self.best_weights)
+        self.classifier.model.eval()
+        return Training(self.epochs, self.history, self.best_epoch, why)
+
+    def _scalar(self, losses_M: Tensor, features_BF: Tensor, sizes: list[int]) -> Tensor:
+        if not isinstance(self.weighting, Adversarial):
+            scalar: Tensor = self.weighting(losses_M)
+            return scalar
+        task_B = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(features_BF.device)
+        adversarial: Tensor = self.weighting(losses_M, features_BF=features_BF, task_B=task_B)
+        return adversarial
+
+
+def _batches(part: Encoded, size: int, random: torch.Generator) -> Iterator[Encoded]:
+    """Mini-batches without end, in a new order each time round; always `size`, or all of a smaller part."""
+    total = len(part.rows)
+    waiting: list[int] = []
+    while True:
+        while len(waiting) < min(size, total):
+            waiting += torch.randperm(total, generator=random).tolist()
+        chosen, waiting = waiting[: min(size, total)], waiting[min(size, total) :]
+        yield Encoded([part.rows[i] for i in chosen], part.labels_N[chosen])

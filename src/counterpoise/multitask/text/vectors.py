@@ -1,0 +1,159 @@
+"""Words and their vectors: tokens, the vocabulary of the training texts, and files in GloVe's format."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PADDING, UNKNOWN = 0, 1
+SPECIAL = ("<pad>", "<unk>")
+
+# As the Stanford tokeniser that GloVe's authors and FDU-MTL's used splits: do n't, it 's, `` and ''.
+_TOKEN = re.compile(r"\w+(?=n't\b)|n't\b|'(?:s|m|d|re|ve|ll)\b|``|--+|''|\.\.\.|\w+(?:[-.]\w+)*|\S")
+
+
+def tokenize(text: str) -> list[str]:
+    """Lower-case tokens; texts already split that way come out as they are.
+
+    Example:
+        >>> tokenize("It's a well-kept book, isn't it?")
+        ['it', "'s", 'a', 'well-kept', 'book', ',', 'is', "n't", 'it', '?']
+    """
+    tokens: list[str] = _TOKEN.findall(text.lower())
+    return tokens
+
+
+class Vocabulary:
+    """Words with their numbers: 0 is padding, 1 any word that is not here.
+
+    Example:
+        >>> Vocabulary(["good", "bad"]).encode("bad, good", max_tokens=8)
+        [3, 1, 2]
+    """
+
+    padding = PADDING
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = tuple(words)
+        self._number = {w: i for i, w in enumerate(self.words, start=len(SPECIAL))}
+        if len(self._number) != len(self.words):
+            twice = sorted(w for w, n in Counter(self.words).items() if n > 1)
+            raise ValueError(f"the words of a vocabulary must differ, found more than once: {twice[:5]}")
+
+    def __len__(self) -> int:
+        return len(self.words) + len(SPECIAL)
+
+    def encode(self, text: str, *, max_tokens: int) -> list[int]:
+        """The numbers of the first `max_tokens` tokens; at least one, unknown for an empty text."""
+        return [self._number.get(t, UNKNOWN) for t in tokenize(text)[:max_tokens]] or [UNKNOWN]
+
+
+class WordVectors(NamedTuple):
+    """A vocabulary, its vectors, (V, D) float32, and how many of its words the file knew."""
+
+    vocabulary: Vocabulary
+    table_VD: Tensor
+    found: int
+
+
+def word_vectors(
+    texts: Iterable[str],
+    file: str | Path | None = None,
+    *,
+    dimension: int = 100,
+    min_count: int = 2,
+    max_words: int = 100_000,
+    seed: int = 0,
+) -> WordVectors:
+    """The vocabulary of the training texts with its starting vectors.
+
+    A word is kept when it occurs `min_count` times or the file knows it. A word without a vector starts normally
+    distributed with the file's spread (0.1 without a file), unknown starts as the mean of the vectors, padding is 0
+    and stays it.
+
+    Args:
+        texts: the training texts, and no others.
+        file: in GloVe's or word2vec's text format, plain or .gz; None: no pretrained vectors.
+        dimension: of the vectors when there is no file.
+        min_count: how often a word without a vector must occur.
+        max_words: the most words kept, the most frequent first.
+        seed: of the vectors that the file does not give.
+
+    Raises:
+        ValueError: an unreadable file, or one that knows no word of the texts.
+    """
+    counts = Counter(token for text in texts for token in tokenize(text))
+    known = {} if file is None else read_vectors(file, counts)
+    if file is not None and not known:
+        raise ValueError(f"{file}: expected vectors of words in the texts, found none of their {len(counts)} words")
+    ranked = sorted(counts, key=lambda w: (-counts[w], w))
+    words = [w for w in ranked if w in known or counts[w] >= min_count][:max_words]
+    pretrained = np.stack(list(known.values())) if known else np.zeros((0, dimension), np.float32)
+    spread = float(pretrained.std()) if known else 0.1
+    random = torch.Generator().manual_seed(seed)
+    table_VD = spread * torch.randn(len(words) + len(SPECIAL), pretrained.shape[1], generator=random)
+    for row, word in enumerate(words, start=len(SPECIAL)):
+        if word in known:
+            table_VD[row] = torch.from_numpy(known[word])
+    table_VD[PADDING] = 0.0
+    if known:
+        table_VD[UNKNOWN] = torch.from_numpy(pretrained.mean(axis=0))
+    return WordVectors(Vocabulary(words), table_VD, sum(w in known for w in words))
+
+
+def read_vectors(file: str | Path, words: Collection[str] | Mapping[str, object]) -> dict[str, np.ndarray]:
+    """The vectors of those of `words` that a text file in GloVe's format holds, float32.
+
+    A line is a word and its numbers, separated by spaces; the first line of word2vec's format (how many, dimension) is
+    passed over. The file is read once, line by line.
+
+    Raises:
+        ValueError: no such file, not gzip though named .gz, a line with another number of numbers, or no numbers.
+    """
+    found: dict[str, np.ndarray] = {}
+    dimension = 0
+    for number, line in enumerate(_lines(Path(file).expanduser()), start=1):
+        fields = line.rstrip().split(" ")
+        if number == 1 and len(fields) == 2 and all(f.isdecimal() for f in fields):
+            continue
+        dimension = dimension or len(fields) - 1
+        word = " ".join(fields[:-dimension]) if dimension else ""  # GloVe 840B holds words with spaces
+        if not word:
+            raise ValueError(
+                f"{file}, line {number}: expected a word and {dimension or 'its'} numbers, found {line[:60]!r}; "
+                f"is it a file in GloVe's text format?"
+            )
+        if word in words and word not in found:
+            found[word] = _numbers(fields[-dimension:], f"{file}, line {number}")
+    if not dimension:
+        raise ValueError(f"{file}: expected lines of a word and its numbers, found an empty file")
+    return found
+
+
+def _numbers(fields: list[str], where: str) -> np.ndarray:
+    try:
+        values = np.array(fields, dtype=np.float32)
+    except ValueError:
+        raise ValueError(f"{where}: expected {len(fields)} numbers after the word, found {fields[:3]}...") from None
+    if not np.isfinite(values).all():
+        raise ValueError(f"{where}: expected finite numbers, found {values[~np.isfinite(values)][0]}")
+    return values
+
+
+def _lines(path: Path) -> Iterator[str]:
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a file of word vectors, found {'a folder' if path.is_dir() else 'nothing'}")
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8", errors="replace", newline="\n") as lines:
+            yield from lines
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise ValueError(f"{path}: expected a whole gzip file, found: {error}; fetch it again") from None

@@ -1,0 +1,174 @@
+"""Fronts, volumes and bootstrap intervals against brute force, scipy and sacrebleu."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.stats import bootstrap, kstest
+
+from counterpoise.pareto import bootstrap_weights, front, hypervolume, interval, paired_difference, paired_replicates, score
+
+# Few values, so that ties and copies are common.
+POINTS = st.tuples(st.integers(0, 9), st.integers(1, 4)).flatmap(
+    lambda shape: arrays(float, shape, elements=st.integers(-3, 3).map(float))
+)
+
+
+def dominates(a: np.ndarray, b: np.ndarray) -> bool:
+    return all(x >= y for x, y in zip(a, b, strict=True)) and any(x > y for x, y in zip(a, b, strict=True))
+
+
+@settings(max_examples=300)
+@given(POINTS)
+def test_front_is_what_nothing_dominates(points: np.ndarray) -> None:
+    wanted = [i for i, p in enumerate(points) if not any(dominates(q, p) for q in points)]
+    assert front(points).tolist() == wanted
+
+
+def test_front_by_hand() -> None:
+    assert front([[1, 3], [2, 2], [2, 1], [3, 1], [2, 2], [0, 3]]).tolist() == [0, 1, 3, 4]
+
+
+def test_hypervolume_by_hand() -> None:
+    assert hypervolume([[3, 1], [2, 2], [1, 3]], [0, 0]) == 6  # columns of height 3, 2 and 1
+    assert hypervolume([[3, 1], [2, 2], [1, 3]], [1, 0]) == 3  # columns of height 2 and 1; the third point adds nothing
+    assert hypervolume([[2, 1, 1], [1, 2, 1], [1, 1, 2]], [0, 0, 0]) == 4  # the unit cube and three cubes on it
+    assert hypervolume([[5.0], [7.0]], [4.0]) == 3
+    assert hypervolume([[1, 1]], [2, 0]) == 0
+    assert hypervolume(np.empty((0, 2)), [0, 0]) == 0
+
+
+@settings(max_examples=200)
+@given(POINTS.filter(lambda p: len(p) <= 6), st.integers(-2, 1))
+def test_hypervolume_is_inclusion_and_exclusion(points: np.ndarray, low: int) -> None:
+    above = np.maximum(points - low, 0)  # a point not above the reference gets an edge of 0, so its boxes are empty
+    wanted = sum(
+        (-1) ** (size + 1) * above[list(chosen)].min(0).prod()
+        for size in range(1, len(points) + 1)
+        for chosen in itertools.combinations(range(len(points)), size)
+    )
+    assert hypervolume(points, [low] * points.shape[1]) == pytest.approx(wanted, abs=1e-9)
+
+
+@pytest.mark.parametrize("d", [2, 3, 4])
+def test_hypervolume_is_the_share_of_random_points_below(d: int) -> None:
+    random = np.random.default_rng(d)
+    points, drawn = random.uniform(size=(12, d)), random.uniform(size=(100_000, d))
+    share = (drawn[:, None, :] <= points[None]).all(2).any(1).mean()
+    assert hypervolume(points, np.zeros(d)) == pytest.approx(share, abs=4 * 0.5 / 100_000**0.5)
+    assert hypervolume(points[front(points)], np.zeros(d)) == pytest.approx(hypervolume(points, np.zeros(d)), abs=1e-12)
+
+
+def test_interval_is_scipys() -> None:
+    values = np.random.default_rng(0).gamma(2.0, size=80)
+    ours = interval(values[:, None], "mean", resamples=20_000)
+    theirs = bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1))
+    noise = 0.06 * ours.standard_error  # about three standard errors of a 2.5 % quantile of 20,000 draws
+    assert ours.value == values.mean()
+    assert ours.low == pytest.approx(theirs.confidence_interval.low, abs=noise)
+    assert ours.high == pytest.approx(theirs.confidence_interval.high, abs=noise)
+    assert ours.standard_error == pytest.approx(theirs.standard_error, rel=0.02)
+
+
+def test_interval_of_a_ratio_is_scipys() -> None:
+    random = np.random.default_rng(1)
+    tokens = random.integers(1, 30, size=60).astype(float)
+    nll = tokens * random.gamma(3.0, size=60)
+    ours = interval(np.stack([nll, tokens], 1), "ratio", resamples=20_000)
+    theirs = bootstrap(
+        (nll, tokens), lambda a, b, axis: a.sum(axis) / b.sum(axis), paired=True, n_resamples=20_000,
+        method="percentile", rng=np.random.default_rng(2),
+    )  # fmt: skip
+    assert ours.value == pytest.approx(nll.sum() / tokens.sum(), rel=1e-12)
+    np.testing.assert_allclose(ours[1:3], theirs.confidence_interval, atol=0.06 * ours.standard_error)
+
+
+def test_a_resample_draws_as_many_items_as_there_are() -> None:
+    weights = bootstrap_weights(5, 4000, 0)
+    assert (weights.sum(1) == 5).all()
+    assert weights[:, 2].mean() == pytest.approx(1, abs=0.06)
+    assert weights[:, 2].var() == pytest.approx(0.8, abs=0.08)  # binomial: 5 * 1/5 * 4/5
+
+
+def test_the_interval_is_repeatable_and_moves_with_the_seed() -> None:
+    values = np.random.default_rng(2).normal(size=(50, 1))
+    assert interval(values, "mean") == interval(values, "mean")
+    assert interval(values, "mean", seed=1) != interval(values, "mean")
+
+
+def test_a_real_difference_has_a_small_p_because_the_items_are_paired() -> None:
+    random = np.random.default_rng(3)
+    items = 10 * random.normal(size=200)
+    a, b = items + 0.3 + 0.5 * random.normal(size=200), items
+    found = paired_difference(a[:, None], b[:, None], "mean")
+    assert found.value == pytest.approx((a - b).mean())
+    error = (a - b).std(ddof=1) / 200**0.5  # the items' own spread, 10, does not enter
+    np.testing.assert_allclose([found.low, found.high], found.value + np.array([-1.96, 1.96]) * error, atol=0.3 * error)
+    assert found.p == 2 / 2001
+    backwards = paired_difference(b[:, None], a[:, None], "mean")
+    assert (backwards.value, backwards.low, backwards.high) == pytest.approx((-found.value, -found.high, -found.low))
+    assert backwards.p == found.p
+
+
+def test_p_is_uniform_when_there_is_no_difference() -> None:
+    random = np.random.default_rng(4)
+    p = [paired_difference(*random.normal(size=(2, 60, 1)), "mean", resamples=999).p for _ in range(300)]
+    assert kstest(p, "uniform").pvalue > 0.01
+    assert 0.02 <= np.mean(np.array(p) < 0.05) <= 0.09
+
+
+def test_a_model_against_itself_has_p_one() -> None:
+    values = np.random.default_rng(5).normal(size=(20, 1))
+    assert paired_difference(values, values, "mean") == (0, 0, 0, 1)
+    assert not paired_replicates(values, values, "mean").any()
+
+
+# Sentences short enough for zero counts: BLEU's smoothing has something to do.
+WORDS = st.lists(st.sampled_from(["the", "cat", "sat", "on", "a", "mat"]), min_size=1, max_size=9).map(" ".join)
+
+
+def bleu_row(answer: str, reference: str) -> list[int]:
+    """Lengths, clipped matches and totals of n-grams, counted here."""
+    a, r = answer.split(), reference.split()
+    grams = [[Counter(zip(*(s[i:] for i in range(n)), strict=False)) for s in (a, r)] for n in range(1, 5)]
+    hits = [sum((x & y).values()) for x, y in grams]
+    return [len(a), len(r), *hits, *(x.total() for x, _ in grams)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=5))
+def test_bleu_is_sacrebleus(pairs: list[tuple[str, str]]) -> None:
+    sacrebleu = pytest.importorskip("sacrebleu")
+    answers, references = map(list, zip(*pairs, strict=True))
+    wanted = sacrebleu.corpus_bleu(answers, [references], tokenize="none").score
+    rows = np.array([bleu_row(*pair) for pair in pairs])
+    assert score(rows, "bleu") == pytest.approx(wanted, abs=1e-9)
+
+
+def test_scores_by_hand() -> None:
+    assert score([[1.0], [2.0], [6.0]], "mean") == 3
+    assert score([[-4.0, 1.0], [-2.0, 5.0]], "ratio") == -1  # six nats over six tokens, not the mean of -4 and -0.4
+
+
+@pytest.mark.parametrize(("statistics", "aggregate", "found"), [
+    ([[1.0], [float("nan")]], "mean", r"finite statistics .* found shape \(2, 1\)"),
+    ([1.0, 2.0], "mean", r"shape \(items, d\) .* found shape \(2,\)"),
+    (np.empty((0, 1)), "mean", r"at least one item, found shape \(0, 1\)"),
+    ([[1.0]], "median", "expected mean, ratio or bleu, found 'median'"),
+])  # fmt: skip
+def test_bad_statistics_are_refused(statistics, aggregate: str, found: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=found):
+        interval(statistics, aggregate)
+
+
+def test_other_items_and_infinite_points_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"the same items on both sides, found shapes \(2, 2\) and \(3, 2\)"):
+        paired_difference([[1.0]] * 2, [[1.0]] * 3, "mean")
+    with pytest.raises(ValueError, match="finite points"):
+        front([[1.0, np.inf]])
