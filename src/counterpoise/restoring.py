@@ -291,7 +291,9 @@ def _verdict(result: dict[str, Any], pick: Point | None, keep: float) -> str:
     rows = {r["name"]: r for r in result["points"] if r["part"] == "held-out"}
     pre, post = rows["PRE"], rows["POST"]
     taxed = [
-        r["name"] for r in result["tax"] if r["name"] != "reward" and r["tax"]["value"] > 0 and r["tax"]["p"] < 0.05
+        r["name"]
+        for r in result["tax"]
+        if r["name"] != "reward" and not r["at_floor"] and r["tax"]["value"] > 0 and r["tax"]["p"] < 0.05
     ]
     cost = (
         f"Alignment significantly lowered {', '.join(dict.fromkeys(taxed))}"

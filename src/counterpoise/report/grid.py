@@ -68,7 +68,7 @@ def as_rich(table: Table) -> RichTable:
         box=box.SIMPLE_HEAD, caption="\n".join(table.notes) or None, caption_justify="left", pad_edge=False
     )
     for column in table.columns:
-        made.add_column(Text(column.title), justify="right" if column.numeric else "left")
+        made.add_column(Text(column.title), justify="right" if column.numeric else "left", no_wrap=column.numeric)
     for row, cells in zip(table.rows, table.cells(), strict=True):
         texts = []
         for cell in cells:

@@ -10,7 +10,7 @@ MISSING = "–"
 
 
 def places(low: float | None, high: float | None) -> int:
-    """Decimals that show two digits of the interval's half width, between 0 and 4.
+    """Decimals that show two digits of the interval's half width, between 0 and 3.
 
     >>> places(58.1, 64.4), places(-2.15, -2.09), places(0.0, 0.0)
     (1, 3, 2)
@@ -20,7 +20,7 @@ def places(low: float | None, high: float | None) -> int:
     half = (high - low) / 2
     if not math.isfinite(half) or half <= 0:
         return 2
-    return min(4, max(0, 1 - math.floor(math.log10(half))))
+    return min(3, max(0, 1 - math.floor(math.log10(half))))
 
 
 def number(value: float | None, decimals: int, *, signed: bool = False) -> str:

@@ -148,7 +148,7 @@ def tax_rich(results: Results) -> RichTable:
 
     def name(row: Row) -> Cell:
         floor = " (at floor)" if row.get("at_floor") else ""
-        return Cell(f"{row['name']}{floor}" if id(row) in firsts else "", _metric(row))
+        return Cell(f"{row['name']}{floor}" if id(row) in firsts else "", _metric(row).partition(",")[0])
 
     columns = [
         Column("", name, False),

@@ -1,0 +1,127 @@
+"""The command line as a stranger meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny import save_pair
+from typer.testing import CliRunner, Result
+from world import make
+
+from counterpoise.averaging import Recipe
+from counterpoise.cli import app
+
+RESTORE = ["--means", "0.3,0.7", "--keep-reward", "0.5", "--proxy-size", "12", "--prompt-limit", "30", "--max-new-tokens", "6"]  # fmt: skip
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(app, list(map(str, args)))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("world"))
+
+
+def arguments(world: Path, *more: str) -> list[str]:
+    files = ["--prompts", world / "prompts.jsonl", "--reward", "world:early_letters"]
+    abilities = ["--abilities", f"continue:{world / 'text.jsonl'}", "--abilities", f"choices:{world / 'guess.jsonl'}"]
+    return list(map(str, [world / "pre", world / "post", *files, *abilities, *more]))
+
+
+def process(*args: str, **options: object) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, filter(None, [Path(__file__).parent, *sys.path])))}  # fmt: skip
+    command = [sys.executable, "-m", "counterpoise.cli", *args]
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_help_needs_neither_torch_nor_half_a_second() -> None:
+    code = (
+        "import sys, time; begun = time.process_time()\n"
+        "from typer.testing import CliRunner; from counterpoise.cli import app\n"
+        "for command in ([], ['restore'], ['average'], ['demo']):\n"
+        "    assert CliRunner().invoke(app, [*command, '--help']).exit_code == 0\n"
+        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules), 'imported'\n"
+        "print(time.process_time() - begun)"
+    )
+    spent = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) for _ in range(3)]  # fmt: skip
+    assert min(spent) < 0.5
+
+
+def test_average_and_diff(tmp_path: Path) -> None:
+    pre, post = save_pair(tmp_path)
+    made = run("average", pre, post, "-o", tmp_path / "out", "--ratios", "0,0.5,1", "--quiet")
+    assert made.exit_code == 0 and "3 ratios, mean 0.5" in made.output
+    again = run("average", pre, post, "-o", tmp_path / "again", "--recipe", tmp_path / "out" / "recipe.json", "--quiet")
+    assert again.exit_code == 0
+    first, second = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("out", "again"))
+    assert first == second
+    table = run("diff", pre, post, "--quiet")
+    assert table.exit_code == 0 and "layers 0-1" in table.output and "mlp" in table.output
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["average", "PRE", "POST", "-o", "OUT"], "expected exactly one of --ratio, --ratios and --recipe"),
+        (["average", "PRE", "POST", "-o", "OUT", "--ratios", "a,b"], "expected numbers with commas between them"),
+        (["average", "PRE", "POST", "-o", "OUT", "--ratios", "0,1"], "ratios: expected 3, one per block"),
+        (["average", "PRE", "none/at/all", "-o", "OUT", "--ratio", "1"], "none/at/all"),
+        (["average", "PRE", "POST", "-o", "OUT", "--ratio", "1", "--donor", "me"], "--donor: expected pre or post"),
+        (["average", "PRE", "POST", "-o", "PRE", "--ratio", "1"], "expected a new or empty folder"),
+        (["tax", "PRE", "POST", "--prompts", "none.jsonl", "--reward", "m:f", "--abilities", "x"], "none.jsonl"),
+    ],
+)
+def test_mistakes_get_one_clear_line(tmp_path: Path, args: list[str], message: str) -> None:
+    pre, post = save_pair(tmp_path)
+    places = {"PRE": str(pre), "POST": str(post), "OUT": str(tmp_path / "out")}
+    found = run(*(places.get(a, a) for a in args), "--quiet")
+    assert found.exit_code == 1
+    assert message in found.output and "Traceback" not in found.output
+    assert found.output.startswith("error: ") and not (tmp_path / "out").exists()
+
+
+def test_restore_tax_and_search_from_the_command_line(world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    common = arguments(world, "--prompt-limit", "30", "--max-new-tokens", "6", "--quiet")
+    made = run("restore", *arguments(world, *RESTORE, "--quiet"), "-o", out)
+    assert made.exit_code == 0, made.output
+    assert f"checkpoint: {out}" in made.output and (out / "report.html").is_file()
+    again = run("restore", *arguments(world, *RESTORE, "--quiet"), "-o", out)
+    assert again.exit_code == 0 and "nothing was done again" in again.output
+    tax = run("tax", *common, "--json", tmp_path / "tax.json")
+    assert tax.exit_code == 0, tax.output
+    rows = json.loads((tmp_path / "tax.json").read_text())
+    kept = json.loads((out / "restore.json").read_text())["tax"]
+    assert [r["tax"] for r in rows] == [r["tax"] for r in kept]  # the same held-out items, the same numbers
+    options = ["--prompts", world / "prompts.jsonl", "--reward", "world:early_letters", "--mean", 0.5, "--proxy-size", 12]
+    found = run("search", world / "pre", world / "post", "-o", tmp_path / "recipe.json", *options, "--quiet")
+    assert found.exit_code == 0 and "passes, proxy loss" in found.output
+    assert Recipe.read(tmp_path / "recipe.json").mean == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_is_stopped_goes_on_where_it_was(world: Path, tmp_path: Path, stop: signal.Signals) -> None:
+    out, work = tmp_path / "out", tmp_path / "out.work"
+    started = process("restore", *arguments(world, *RESTORE), "-o", str(out))
+    while len(list(work.glob("*.json"))) < 5:
+        assert started.poll() is None, started.communicate()
+        time.sleep(0.02)
+    started.send_signal(stop)
+    _, errors = started.communicate(timeout=60)
+    assert not out.exists()
+    if stop is signal.SIGINT:
+        assert started.returncode == 130
+        assert f"finished pieces are in {work}; the same command goes on from there" in errors
+    kept = {f.name: f.stat().st_mtime_ns for f in work.glob("*.json")}
+    made = run("restore", *arguments(world, *RESTORE, "--quiet"), "-o", out)
+    assert made.exit_code == 0, made.output
+    assert (out / "model.safetensors").is_file()
+    assert kept.items() <= {f.name: f.stat().st_mtime_ns for f in work.glob("*.json")}.items()  # nothing done twice

@@ -1,0 +1,171 @@
+"""restore from end to end on a tiny pair that RSF really aligned."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from world import early_letters, make, panel
+
+from counterpoise.averaging import Recipe, mix
+from counterpoise.checkpoint import CheckpointError
+from counterpoise.evaluation.measurement import Measurement
+from counterpoise.evaluation.parts import part_of
+from counterpoise.evaluation.tax import Scores
+from counterpoise.language import read_prompts
+from counterpoise.partition import equal
+from counterpoise.restoring import choose, measure_tax, restore, search_recipe
+from counterpoise.workbench import Point
+
+SETTINGS: dict[str, Any] = {"means": (0.3, 0.7), "keep_reward": 0.5, "proxy_size": 12}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def done(world: Path) -> tuple[Path, dict[str, Any]]:
+    out = world / "restored"
+    return out, restore(world / "pre", world / "post", out, panel(world), **SETTINGS)
+
+
+def test_out_is_a_checkpoint_with_recipe_card_and_report(done: tuple[Path, dict[str, Any]]) -> None:
+    out, result = done
+    expected = {"model.safetensors", "config.json", "tokenizer.json", "recipe.json", "restore.json", "report.html"}
+    assert expected | {"README.md"} <= {f.name for f in out.iterdir()}
+    assert json.loads((out / "restore.json").read_text()) == json.loads(json.dumps(result))
+    recipe = Recipe.read(out / "recipe.json")
+    pre, post, made = (load_file(out.parent / n / "model.safetensors") for n in ("pre", "post", "restored"))
+    ratios = recipe.partition.ratios(list(post), recipe.ratios)
+    assert all(torch.equal(made[n], mix(pre[n], post[n], ratios[n])) for n in post)
+    assert result["verdict"] in (out / "report.html").read_text()
+    assert result["pick"] in (out / "README.md").read_text()
+
+
+def test_points_front_and_pick_follow_from_the_validation_scores(done: tuple[Path, dict[str, Any]]) -> None:
+    _, result = done
+    rows = [p for p in result["points"] if p["part"] == "validation"]
+    assert [r["method"] for r in rows[:2]] == ["PRE", "POST"]
+    assert len(rows) == 2 + 5 * 2
+    for mean in SETTINGS["means"]:
+        assert all(r["mean"] == pytest.approx(mean) for r in rows[2:] if r["name"].endswith(f" {mean:g}"))
+    needed = rows[0]["reward"]["value"] + 0.5 * (rows[1]["reward"]["value"] - rows[0]["reward"]["value"])
+    able = [r for r in rows if r["method"] in ("MA", "HMA", "LiNeS") and r["reward"]["value"] >= needed]
+    assert result["pick"] == max(able, key=lambda r: r["retention"]["value"])["name"]
+    for r in rows:
+        beaten = any(
+            o["reward"]["value"] >= r["reward"]["value"] and o["retention"]["value"] >= r["retention"]["value"] and o["name"] != r["name"]
+            and (o["reward"]["value"], o["retention"]["value"]) != (r["reward"]["value"], r["retention"]["value"])
+            for o in rows
+        )  # fmt: skip
+        assert r["on_front"] == (not beaten)
+    assert {row["name"] for row in result["tax"]} == {"reward", "text", "guess"}
+
+
+def test_a_second_run_says_it_is_finished_and_other_settings_are_refused(world: Path, done: tuple[Path, dict[str, Any]]) -> None:  # fmt: skip
+    out, result = done
+    before = {f: f.stat().st_mtime_ns for f in out.iterdir()}
+    again = restore(world / "pre", world / "post", out, panel(world), **SETTINGS)
+    assert again["already_finished"] and again["pick"] == result["pick"]
+    assert before == {f: f.stat().st_mtime_ns for f in out.iterdir()}
+    with pytest.raises(CheckpointError, match="other inputs or settings"):
+        restore(world / "pre", world / "post", out, panel(world), **{**SETTINGS, "keep_reward": 0.6})
+
+
+def test_a_stopped_run_leaves_no_out_and_the_next_one_goes_on(world: Path, done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:  # fmt: skip
+    scored: list[str] = []
+
+    def counting(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        scored.extend(prompts)
+        return early_letters(prompts, responses)
+
+    def stop_at(stage: str) -> Any:
+        def progress(name: str, done: int, total: int) -> None:
+            if name.startswith(stage):
+                raise KeyboardInterrupt
+
+        return progress
+
+    base = dataclasses.replace(panel(world), reward=counting)
+    out = tmp_path / "out"
+    for stage in ("HMA 0.3, validation", "searching ratios, mean 0.7", "writing the checkpoint"):
+        with pytest.raises(KeyboardInterrupt):
+            restore(world / "pre", world / "post", out, base, **SETTINGS, progress=stop_at(stage))
+        assert not out.exists()
+    result = restore(world / "pre", world / "post", out, base, **SETTINGS)
+    assert result["points"] == done[1]["points"]  # as if never stopped
+    assert result["search"] == done[1]["search"]
+    measured = len(result["points"]) * 30 + 2 * 15  # each point's prompts once, and two responses to 15 proxy prompts
+    assert len(scored) == measured
+
+
+def test_search_and_pick_never_see_the_held_out_prompts(world: Path, tmp_path: Path) -> None:
+    asked: list[set[str]] = []
+
+    def listening(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        asked.append({part_of(by_text[p]) for p in prompts})
+        return early_letters(prompts, responses)
+
+    by_text = {p.text: p.key for p in read_prompts(world / "prompts.jsonl")}
+    restore(
+        world / "pre", world / "post", tmp_path / "out", dataclasses.replace(panel(world), reward=listening), **SETTINGS
+    )
+    assert all(len(parts) == 1 for parts in asked)
+    order = [next(iter(parts)) for parts in asked]
+    assert set(order) == {"proxy", "validation", "held-out"}
+    assert "held-out" not in order[: order.index("held-out")] and set(order[order.index("held-out") :]) == {"held-out"}
+
+
+def test_without_a_gain_nothing_is_searched_or_written(world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = restore(world / "post", world / "pre", out, panel(world), **SETTINGS)
+    assert "not significantly above" in result["verdict"]
+    assert result["out"] is None and result["search"] == [] and not out.exists()
+    assert (tmp_path / "out.work" / "report.html").is_file()
+
+
+def test_a_fixed_mean_writes_hma_there(world: Path, tmp_path: Path) -> None:
+    result = restore(world / "pre", world / "post", tmp_path / "out", panel(world), mean=0.5, proxy_size=12, controls=False, blocks="layerwise")  # fmt: skip
+    recipe = Recipe.read(tmp_path / "out" / "recipe.json")
+    assert result["pick"] == "HMA 0.5" and len(recipe.ratios) == 6
+    assert recipe.mean == pytest.approx(0.5)
+
+
+def test_choose_wants_more_reward_than_pre_and_less_tax_than_post() -> None:
+    def point(method: str, reward: float, ability: float) -> Point:
+        def measured(value: float) -> Measurement:
+            noise = np.linspace(-1, 1, 20)[:, None]
+            return Measurement("m", "", value + noise, "mean", None, tuple(map(str, range(20))))
+
+        scores = Scores(measured(reward), {"a": [measured(ability)]})
+        return Point(method, method, equal(["layers.0.w"], 1), (0.5,), "validation", scores)
+
+    ends = [point("PRE", 0.0, 10.0), point("POST", 1.0, 5.0)]
+    good, better = point("MA", 0.96, 6.0), point("HMA", 0.97, 7.0)
+    assert choose([*ends, good, better], ["a"], 0.95) is better
+    assert choose([*ends, point("reversed", 0.97, 9.0)], ["a"], 0.95) is None  # a control
+    assert choose([*ends, point("MA", 0.5, 9.0)], ["a"], 0.95) is None  # too little reward
+    assert choose([*ends, point("MA", 1.2, 4.0)], ["a"], 0.95) is None  # more tax than POST
+    assert choose([*ends, good], [], 0.95) is None  # no ability above floor
+
+
+def test_tax_and_search_stand_alone(world: Path, tmp_path: Path) -> None:
+    rows = measure_tax(world / "pre", world / "post", panel(world))
+    reward = next(r for r in rows if r["name"] == "reward")
+    assert reward["tax"]["value"] < 0 and reward["tax"]["p"] < 0.05
+    assert all(r["tax"]["value"] == pytest.approx(r["pre"]["value"] - r["post"]["value"]) for r in rows)
+    options: dict[str, Any] = {"mean": 0.5, "work": tmp_path / "work", "proxy_size": 12}
+    found, recipe = search_recipe(world / "pre", world / "post", tmp_path / "recipe.json", panel(world), **options)
+    assert found.value <= found.trace[0]
+    assert Recipe.read(tmp_path / "recipe.json").ratios == recipe.ratios == found.ratios
+    with pytest.raises(CheckpointError, match="expected a new file"):
+        search_recipe(world / "pre", world / "post", tmp_path / "recipe.json", panel(world), **options)

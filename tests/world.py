@@ -1,0 +1,51 @@
+"""A pair whose alignment is real: a tiny model before and after RSF, with prompts, a reward and abilities on disk."""
+
+from __future__ import annotations
+
+import json
+import random
+import string
+from collections.abc import Sequence
+from pathlib import Path
+
+from tiny import tiny, tokenizer
+
+from counterpoise.alignment.rsf import rsf
+from counterpoise.evaluation.parts import part_of
+from counterpoise.evaluation.tax import Panel
+from counterpoise.language import read_prompts
+
+
+def early_letters(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    """The reward: letters from a to h, plus a trace of length so that it is no small integer."""
+    return [sum(c in "abcdefgh" for c in r) + 0.01 * len(r) for r in responses]
+
+
+def make(folder: Path) -> Path:
+    """pre, post, prompts.jsonl, guess.jsonl and text.jsonl below `folder`."""
+    draw = random.Random(0)
+
+    def word(length: int, letters: str = string.ascii_lowercase) -> str:
+        return "".join(draw.choice(letters) for _ in range(length))
+
+    def write(name: str, rows: list[dict[str, object]]) -> None:
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write("prompts.jsonl", [{"prompt": word(5)} for _ in range(120)])
+    write("text.jsonl", [{"context": word(3), "continuation": word(6, string.digits)} for _ in range(60)])
+    write("guess.jsonl", [{"query": word(4), "choices": [word(2), word(2)], "gold": i % 2} for i in range(60)])
+    model, words = tiny("llama"), tokenizer()
+    for side in ("pre", "post"):
+        if side == "post":
+            prompts = [p for p in read_prompts(folder / "prompts.jsonl") if part_of(p.key) == "proxy"]
+            rsf(model, words, prompts, early_letters, iterations=2, prompts_per_iteration=24, n=8, epochs=4, learning_rate=1e-2, batch_size=8, max_new_tokens=6)  # fmt: skip
+        model.save_pretrained(folder / side)
+        words.save_pretrained(folder / side)
+    return folder
+
+
+def panel(folder: Path, **settings: object) -> Panel:
+    """Everything in `folder`, as `restore` takes it."""
+    specs = [f"continue:{folder / 'text.jsonl'}", f"choices:{folder / 'guess.jsonl'}"]
+    options = {"prompt_limit": 30, "max_new_tokens": 6, "batch_size": 32, **settings}
+    return Panel.load(folder / "prompts.jsonl", early_letters, specs, **options)  # type: ignore[arg-type]
