@@ -16,7 +16,7 @@ from pathlib import Path
 from counterpoise.report.html import write_report
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from report.browser import find, running  # noqa: E402
+from report.browser import find, running
 
 SIZES = {"front": (860, 560), "ratios": (860, 360), "taxes": (860, 420)}
 

@@ -11,14 +11,25 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import save_pair
 from typer.testing import CliRunner, Result
-from world import make
 
 from counterpoise.averaging import Recipe
 from counterpoise.cli import app
+from tiny import save_pair
+from world import make
 
-RESTORE = ["--means", "0.3,0.7", "--keep-reward", "0.5", "--proxy-size", "12", "--prompt-limit", "30", "--max-new-tokens", "6"]  # fmt: skip
+RESTORE = [
+    "--means",
+    "0.3,0.7",
+    "--keep-reward",
+    "0.5",
+    "--proxy-size",
+    "12",
+    "--prompt-limit",
+    "30",
+    "--max-new-tokens",
+    "6",
+]
 
 
 def run(*args: object) -> Result:
@@ -37,7 +48,10 @@ def arguments(world: Path, *more: str) -> list[str]:
 
 
 def process(*args: str, **options: object) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, filter(None, [Path(__file__).parent, *sys.path])))}  # fmt: skip
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, filter(None, [Path(__file__).parent, *sys.path]))),
+    }
     command = [sys.executable, "-m", "counterpoise.cli", *args]
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -51,20 +65,26 @@ def test_help_needs_neither_torch_nor_half_a_second() -> None:
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules), 'imported'\n"
         "print(time.process_time() - begun)"
     )
-    spent = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) for _ in range(3)]  # fmt: skip
+    spent = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        for _ in range(3)
+    ]
     assert min(spent) < 0.5
 
 
 def test_average_and_diff(tmp_path: Path) -> None:
     pre, post = save_pair(tmp_path)
     made = run("average", pre, post, "-o", tmp_path / "out", "--ratios", "0,0.5,1", "--quiet")
-    assert made.exit_code == 0 and "3 ratios, mean 0.5" in made.output
+    assert made.exit_code == 0
+    assert "3 ratios, mean 0.5" in made.output
     again = run("average", pre, post, "-o", tmp_path / "again", "--recipe", tmp_path / "out" / "recipe.json", "--quiet")
     assert again.exit_code == 0
     first, second = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("out", "again"))
     assert first == second
     table = run("diff", pre, post, "--quiet")
-    assert table.exit_code == 0 and "layers 0-1" in table.output and "mlp" in table.output
+    assert table.exit_code == 0
+    assert "layers 0-1" in table.output
+    assert "mlp" in table.output
 
 
 @pytest.mark.parametrize(
@@ -84,8 +104,10 @@ def test_mistakes_get_one_clear_line(tmp_path: Path, args: list[str], message: s
     places = {"PRE": str(pre), "POST": str(post), "OUT": str(tmp_path / "out")}
     found = run(*(places.get(a, a) for a in args), "--quiet")
     assert found.exit_code == 1
-    assert message in found.output and "Traceback" not in found.output
-    assert found.output.startswith("error: ") and not (tmp_path / "out").exists()
+    assert message in found.output
+    assert "Traceback" not in found.output
+    assert found.output.startswith("error: ")
+    assert not (tmp_path / "out").exists()
 
 
 def test_restore_tax_and_search_from_the_command_line(world: Path, tmp_path: Path) -> None:
@@ -93,17 +115,29 @@ def test_restore_tax_and_search_from_the_command_line(world: Path, tmp_path: Pat
     common = arguments(world, "--prompt-limit", "30", "--max-new-tokens", "6", "--quiet")
     made = run("restore", *arguments(world, *RESTORE, "--quiet"), "-o", out)
     assert made.exit_code == 0, made.output
-    assert f"checkpoint: {out}" in made.output and (out / "report.html").is_file()
+    assert f"checkpoint: {out}" in made.output
+    assert (out / "report.html").is_file()
     again = run("restore", *arguments(world, *RESTORE, "--quiet"), "-o", out)
-    assert again.exit_code == 0 and "nothing was done again" in again.output
+    assert again.exit_code == 0
+    assert "nothing was done again" in again.output
     tax = run("tax", *common, "--json", tmp_path / "tax.json")
     assert tax.exit_code == 0, tax.output
     rows = json.loads((tmp_path / "tax.json").read_text())
     kept = json.loads((out / "restore.json").read_text())["tax"]
     assert [r["tax"] for r in rows] == [r["tax"] for r in kept]  # the same held-out items, the same numbers
-    options = ["--prompts", world / "prompts.jsonl", "--reward", "world:early_letters", "--mean", 0.5, "--proxy-size", 12]
+    options = [
+        "--prompts",
+        world / "prompts.jsonl",
+        "--reward",
+        "world:early_letters",
+        "--mean",
+        0.5,
+        "--proxy-size",
+        12,
+    ]
     found = run("search", world / "pre", world / "post", "-o", tmp_path / "recipe.json", *options, "--quiet")
-    assert found.exit_code == 0 and "passes, proxy loss" in found.output
+    assert found.exit_code == 0
+    assert "passes, proxy loss" in found.output
     assert Recipe.read(tmp_path / "recipe.json").mean == pytest.approx(0.5)
 
 

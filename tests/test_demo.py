@@ -48,7 +48,8 @@ def test_the_whole_story_in_short(tmp_path: Path) -> None:
     kept = json.loads((out / "demo.json").read_text())
     assert kept["tax"] == json.loads(json.dumps(result["restore"]["tax"]))
     reward = kept["tax"][0]
-    assert reward["name"] == "reward" and reward["tax"]["high"] < 0  # POST's reward is above PRE's
+    assert reward["name"] == "reward"
+    assert reward["tax"]["high"] < 0
     assert (out / "restored").exists() == (kept["pick"] is not None)
     assert {"pre", "post", "prompts.jsonl", "demo.json"} <= {f.name for f in out.iterdir()}
     with pytest.raises(CheckpointError, match="expected a new or empty folder"):

@@ -69,8 +69,8 @@ def test_interval_is_scipys() -> None:
     values = np.random.default_rng(0).gamma(2.0, size=80)
     ours = interval(values[:, None], "mean", resamples=20_000)
     theirs = bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1))
-    noise = 0.06 * ours.standard_error  # about three standard errors of a 2.5 % quantile of 20,000 draws
-    assert ours.value == values.mean()
+    noise = 0.08 * ours.standard_error  # three standard errors of the difference of two quantiles from 20,000 draws
+    assert ours.value == pytest.approx(values.mean(), rel=1e-12)
     assert ours.low == pytest.approx(theirs.confidence_interval.low, abs=noise)
     assert ours.high == pytest.approx(theirs.confidence_interval.high, abs=noise)
     assert ours.standard_error == pytest.approx(theirs.standard_error, rel=0.02)
@@ -86,7 +86,7 @@ def test_interval_of_a_ratio_is_scipys() -> None:
         method="percentile", rng=np.random.default_rng(2),
     )  # fmt: skip
     assert ours.value == pytest.approx(nll.sum() / tokens.sum(), rel=1e-12)
-    np.testing.assert_allclose(ours[1:3], theirs.confidence_interval, atol=0.06 * ours.standard_error)
+    np.testing.assert_allclose(ours[1:3], theirs.confidence_interval, atol=0.08 * ours.standard_error)
 
 
 def test_a_resample_draws_as_many_items_as_there_are() -> None:

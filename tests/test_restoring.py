@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from world import early_letters, make, panel
 
 from counterpoise.averaging import Recipe, mix
 from counterpoise.checkpoint import CheckpointError
@@ -23,6 +22,7 @@ from counterpoise.language import read_prompts
 from counterpoise.partition import equal
 from counterpoise.restoring import choose, measure_tax, restore, search_recipe
 from counterpoise.workbench import Point
+from world import early_letters, make, panel
 
 SETTINGS: dict[str, Any] = {"means": (0.3, 0.7), "keep_reward": 0.5, "proxy_size": 12}
 
@@ -63,25 +63,32 @@ def test_points_front_and_pick_follow_from_the_validation_scores(done: tuple[Pat
     assert result["pick"] == max(able, key=lambda r: r["retention"]["value"])["name"]
     for r in rows:
         beaten = any(
-            o["reward"]["value"] >= r["reward"]["value"] and o["retention"]["value"] >= r["retention"]["value"] and o["name"] != r["name"]
+            o["reward"]["value"] >= r["reward"]["value"]
+            and o["retention"]["value"] >= r["retention"]["value"]
+            and o["name"] != r["name"]
             and (o["reward"]["value"], o["retention"]["value"]) != (r["reward"]["value"], r["retention"]["value"])
             for o in rows
-        )  # fmt: skip
+        )
         assert r["on_front"] == (not beaten)
     assert {row["name"] for row in result["tax"]} == {"reward", "text", "guess"}
 
 
-def test_a_second_run_says_it_is_finished_and_other_settings_are_refused(world: Path, done: tuple[Path, dict[str, Any]]) -> None:  # fmt: skip
+def test_a_second_run_says_it_is_finished_and_other_settings_are_refused(
+    world: Path, done: tuple[Path, dict[str, Any]]
+) -> None:
     out, result = done
     before = {f: f.stat().st_mtime_ns for f in out.iterdir()}
     again = restore(world / "pre", world / "post", out, panel(world), **SETTINGS)
-    assert again["already_finished"] and again["pick"] == result["pick"]
+    assert again["already_finished"]
+    assert again["pick"] == result["pick"]
     assert before == {f: f.stat().st_mtime_ns for f in out.iterdir()}
     with pytest.raises(CheckpointError, match="other inputs or settings"):
         restore(world / "pre", world / "post", out, panel(world), **{**SETTINGS, "keep_reward": 0.6})
 
 
-def test_a_stopped_run_leaves_no_out_and_the_next_one_goes_on(world: Path, done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:  # fmt: skip
+def test_a_stopped_run_leaves_no_out_and_the_next_one_goes_on(
+    world: Path, done: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
     scored: list[str] = []
 
     def counting(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
@@ -122,21 +129,34 @@ def test_search_and_pick_never_see_the_held_out_prompts(world: Path, tmp_path: P
     assert all(len(parts) == 1 for parts in asked)
     order = [next(iter(parts)) for parts in asked]
     assert set(order) == {"proxy", "validation", "held-out"}
-    assert "held-out" not in order[: order.index("held-out")] and set(order[order.index("held-out") :]) == {"held-out"}
+    assert "held-out" not in order[: order.index("held-out")]
+    assert set(order[order.index("held-out") :]) == {"held-out"}
 
 
 def test_without_a_gain_nothing_is_searched_or_written(world: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = restore(world / "post", world / "pre", out, panel(world), **SETTINGS)
     assert "not significantly above" in result["verdict"]
-    assert result["out"] is None and result["search"] == [] and not out.exists()
+    assert result["out"] is None
+    assert result["search"] == []
+    assert not out.exists()
     assert (tmp_path / "out.work" / "report.html").is_file()
 
 
 def test_a_fixed_mean_writes_hma_there(world: Path, tmp_path: Path) -> None:
-    result = restore(world / "pre", world / "post", tmp_path / "out", panel(world), mean=0.5, proxy_size=12, controls=False, blocks="layerwise")  # fmt: skip
+    result = restore(
+        world / "pre",
+        world / "post",
+        tmp_path / "out",
+        panel(world),
+        mean=0.5,
+        proxy_size=12,
+        controls=False,
+        blocks="layerwise",
+    )
     recipe = Recipe.read(tmp_path / "out" / "recipe.json")
-    assert result["pick"] == "HMA 0.5" and len(recipe.ratios) == 6
+    assert result["pick"] == "HMA 0.5"
+    assert len(recipe.ratios) == 6
     assert recipe.mean == pytest.approx(0.5)
 
 
@@ -161,7 +181,8 @@ def test_choose_wants_more_reward_than_pre_and_less_tax_than_post() -> None:
 def test_tax_and_search_stand_alone(world: Path, tmp_path: Path) -> None:
     rows = measure_tax(world / "pre", world / "post", panel(world))
     reward = next(r for r in rows if r["name"] == "reward")
-    assert reward["tax"]["value"] < 0 and reward["tax"]["p"] < 0.05
+    assert reward["tax"]["value"] < 0
+    assert reward["tax"]["p"] < 0.05
     assert all(r["tax"]["value"] == pytest.approx(r["pre"]["value"] - r["post"]["value"]) for r in rows)
     options: dict[str, Any] = {"mean": 0.5, "work": tmp_path / "work", "proxy_size": 12}
     found, recipe = search_recipe(world / "pre", world / "post", tmp_path / "recipe.json", panel(world), **options)

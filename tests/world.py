@@ -8,12 +8,11 @@ import string
 from collections.abc import Sequence
 from pathlib import Path
 
-from tiny import tiny, tokenizer
-
 from counterpoise.alignment.rsf import rsf
 from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.tax import Panel
 from counterpoise.language import read_prompts
+from tiny import tiny, tokenizer
 
 
 def early_letters(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
@@ -38,7 +37,19 @@ def make(folder: Path) -> Path:
     for side in ("pre", "post"):
         if side == "post":
             prompts = [p for p in read_prompts(folder / "prompts.jsonl") if part_of(p.key) == "proxy"]
-            rsf(model, words, prompts, early_letters, iterations=2, prompts_per_iteration=24, n=8, epochs=4, learning_rate=1e-2, batch_size=8, max_new_tokens=6)  # fmt: skip
+            rsf(
+                model,
+                words,
+                prompts,
+                early_letters,
+                iterations=2,
+                prompts_per_iteration=24,
+                n=8,
+                epochs=4,
+                learning_rate=1e-2,
+                batch_size=8,
+                max_new_tokens=6,
+            )
         model.save_pretrained(folder / side)
         words.save_pretrained(folder / side)
     return folder

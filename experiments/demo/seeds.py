@@ -35,7 +35,9 @@ def main() -> None:
             command = [sys.executable, "-m", "counterpoise.cli", "demo", "--seed", str(seed), "-o", f"{folder}/demo"]
             subprocess.run([*command, "--quiet"], check=True)
             found = json.loads(Path(folder, "demo", "demo.json").read_text(encoding="utf-8"))
-        kept.write_text(json.dumps({"commit": commit(), **found}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        kept.write_text(
+            json.dumps({"commit": commit(), **found}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     (HERE / "README.md").write_text(page([read(seed) for seed in seeds]), encoding="utf-8")
 
 
@@ -92,7 +94,14 @@ def page(results: list[dict[str, Any]]) -> str:
             f"| {len(r['lost'])} of {r['abilities']} | {found['pick'] or 'none'} | {' | '.join(shares)} "
             f"| {' | '.join(volumes)} | {sum(found['seconds'].values()):.0f} |"
         )
-    lines.append("| mean ± s.e. | | | | " + " | ".join([spread([r[k] for r in rows if r[k] is not None], "%") for k in ("kept", "back")] + [spread([f["hypervolume"][m] for f in results if m in f["hypervolume"]]) for m in METHODS]) + " | |")  # fmt: skip
+    lines.append(
+        "| mean ± s.e. | | | | "
+        + " | ".join(
+            [spread([r[k] for r in rows if r[k] is not None], "%") for k in ("kept", "back")]
+            + [spread([f["hypervolume"][m] for f in results if m in f["hypervolume"]]) for m in METHODS]
+        )
+        + " | |"
+    )
     paired = [f["hypervolume"]["HMA"] - f["hypervolume"]["MA"] for f in results if "HMA" in f["hypervolume"]]
     ramp = [f["hypervolume"]["LiNeS"] - f["hypervolume"]["HMA"] for f in results if "HMA" in f["hypervolume"]]
     lines += [

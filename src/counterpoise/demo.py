@@ -28,8 +28,11 @@ from counterpoise.workbench import Stages
 
 GLAD = ("happy", "bright", "kind", "lovely", "merry", "calm")
 GLOOMY = ("sad", "dark", "cruel", "ugly", "angry", "lost")
-NOUNS = tuple("cat dog bird fish horse fox bear owl king queen child miller river hill tree house boat road".split())
-COLOURS = tuple("red blue green white black yellow grey brown".split())
+NOUNS = (
+    "cat", "dog", "bird", "fish", "horse", "fox", "bear", "owl", "king", "queen", "child", "miller", "river", "hill",
+    "tree", "house", "boat", "road",
+)  # fmt: skip
+COLOURS = ("red", "blue", "green", "white", "black", "yellow", "grey", "brown")
 PLACES = ("forest", "village", "harbour", "garden", "castle", "market")
 NUMBERS = tuple(map(str, range(39)))
 EPOCHS, STEP = 10, 32
@@ -58,7 +61,8 @@ class World:
 
     def vocabulary(self) -> list[str]:
         """Every word that may be said."""
-        fixed = "translate : capital of is + = tell and the a went to was it met in then . ,".split()
+        sentences = ("translate : the", "capital of is", "+ =", "tell and .", "a went to it met then was ,")
+        fixed = [word for sentence in sentences for word in sentence.split()]
         made = (*self.words.values(), *self.capitals, *self.capitals.values())
         return [*fixed, *NOUNS, *COLOURS, *PLACES, *NUMBERS, *GLAD, *GLOOMY, *made]
 
@@ -156,7 +160,13 @@ def run(
         seed=seed,
     )
     result = restore(
-        out / "pre", out / "post", out / "restored", panel, proxy_size=96, command="counterpoise demo", progress=progress
+        out / "pre",
+        out / "post",
+        out / "restored",
+        panel,
+        proxy_size=96,
+        command="counterpoise demo",
+        progress=progress,
     )
     summary = {
         "counterpoise": versions().get("counterpoise"),
@@ -189,7 +199,7 @@ def make_tokenizer(vocabulary: Sequence[str]) -> Any:
     raw.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
         single="<s> $A", special_tokens=[("<s>", words["<s>"])]
     )
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
 

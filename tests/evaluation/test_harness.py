@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import tiny, tokenizer
 
 from counterpoise.evaluation.abilities import load_abilities
 from counterpoise.evaluation.parts import PARTS
 from counterpoise.language import continuation_logprobs
+from tiny import tiny, tokenizer
 
 pytest.importorskip("lm_eval", reason="needs the extra eval")
 
@@ -46,7 +46,9 @@ def test_a_local_task_scores_as_by_hand_and_its_parts_do_not_mix(task: Path) -> 
         options = [[tuple(words(f" {o}")["input_ids"]) for o in i["options"]] for i in chosen]
         scores = continuation_logprobs(model, context, options)
         gold = [i["gold"] for i in chosen]
-        np.testing.assert_allclose(logprob.statistics[:, 0], [s[g] for s, g in zip(scores, gold, strict=True)], rtol=1e-4)
+        np.testing.assert_allclose(
+            logprob.statistics[:, 0], [s[g] for s, g in zip(scores, gold, strict=True)], rtol=1e-4
+        )
         right = [100.0 * (int(np.argmax(s)) == g) for s, g in zip(scores, gold, strict=True)]
         np.testing.assert_array_equal(accuracy.statistics[:, 0], right)
     assert sorted(key for keys in seen.values() for key in keys) == sorted(ability.keys)  # type: ignore[attr-defined]

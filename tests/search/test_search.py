@@ -11,8 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import brentq, minimize
-from test_resident import proxies
-from tiny import save_pair
 
 from counterpoise.partition import layerwise, thirds
 from counterpoise.preflight import preflight
@@ -20,6 +18,8 @@ from counterpoise.resident import ResidentAverage
 from counterpoise.search.hma import hma, spectral_descent
 from counterpoise.search.ramps import linear_ramp, random_ratios, reversed_ramp
 from counterpoise.search.simplex import project
+from test_resident import proxies
+from tiny import save_pair
 
 SIZES = st.integers(1, 12)
 
@@ -89,7 +89,9 @@ def test_descent_never_ends_above_its_start_nor_beyond_its_passes() -> None:
             return float(np.sin(r @ a).sum()), a @ np.cos(r @ a)
 
         w = np.ones(3)
-        found = spectral_descent(wavy, np.full(3, 0.5), lambda y: project(y, 0.5, np.ones(3)), w, max_passes=7, tolerance=1e-9)
+        found = spectral_descent(
+            wavy, np.full(3, 0.5), lambda y: project(y, 0.5, np.ones(3)), w, max_passes=7, tolerance=1e-9
+        )
         assert found.value <= found.trace[0]
         assert found.passes <= 7
         assert found.value == pytest.approx(wavy(np.array(found.ratios))[0])

@@ -69,7 +69,9 @@ class HarnessAbility:
             manager = TaskManager()
             found, name = [], place
         if name not in manager.all_tasks:
-            expected = f"one of {', '.join(found)} as ?task=NAME" if found else "a file spec or the name of an lm-eval task"
+            expected = (
+                f"one of {', '.join(found)} as ?task=NAME" if found else "a file spec or the name of an lm-eval task"
+            )
             raise ValueError(f"ability {spec!r}: expected {expected}; `lm-eval ls tasks` lists what lm-eval has")
         tasks = manager.load([name])["tasks"]
         if len(tasks) != 1:
@@ -146,7 +148,9 @@ class HarnessAbility:
                 Measurement(f"-{name}" if lower else name, unit, -values if lower else values, aggregate, chance, keys)
             )
         if not made:
-            raise ValueError(f"{self.source}: none of its metrics is a number per item: {', '.join(rows[0]['metrics'])}")
+            raise ValueError(
+                f"{self.source}: none of its metrics is a number per item: {', '.join(rows[0]['metrics'])}"
+            )
         return made
 
 

@@ -137,7 +137,8 @@ def classifier(source: str, *, device: str = "cpu", batch_size: int = 16) -> Rew
                 [{"role": "user", "content": p}, {"role": "assistant", "content": r}]
                 for p, r in zip(prompts, responses, strict=True)
             ]
-            return tokenizer([tokenizer.apply_chat_template(c, tokenize=False) for c in chats], **options)
+            texts = [tokenizer.apply_chat_template(c, tokenize=False) for c in chats]
+            return tokenizer(texts, add_special_tokens=False, **options)  # the template has written them
         return tokenizer(list(prompts), list(responses), **options)
 
     @torch.no_grad()

@@ -1,0 +1,233 @@
+"""Prompts, sampling and scoring, each against one sequence at a time without padding or cache."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import CAUSAL, tiny, tokenizer
+
+from counterpoise.language import (
+    Example, Prompt, by_length, continuation_logprobs, decode, encode_prompt, read_prompts, response_nll,
+    response_tokens, sample, stop_token,
+)  # fmt: skip
+
+EOS = 2
+RAGGED = [(1, 5, 9), (1, 7), (1, 8, 8, 8, 20, 31), (1,), (1, 40, 12, 5)]
+
+
+def logprobs(model: torch.nn.Module, sequence: tuple[int, ...]) -> torch.Tensor:
+    """Log-probability of every token but the first, one sequence, no padding, no cache."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([sequence]), use_cache=False).logits[0].double()
+    return torch.log_softmax(logits, -1)[torch.arange(len(sequence) - 1), torch.tensor(sequence[1:])]
+
+
+# Prompts
+
+
+def test_prompts_are_read_once_each_and_in_order(tmp_path: Path) -> None:
+    lines = ['{"prompt": "hi"}', "", '{"messages": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "go"}]}',
+             '{"prompt": "ça va?", "id": 3}', '{"messages": [{"role": "user", "content": "hi"}]}']  # fmt: skip
+    (tmp_path / "p.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    first, second, third = read_prompts(tmp_path / "p.jsonl")
+    assert first == Prompt((("user", "hi"),))
+    assert second.messages == (("system", "be kind"), ("user", "go"))
+    assert second.text == "be kind\ngo"
+    assert third.text == "ça va?"
+    (tmp_path / "q.jsonl").write_text("\n".join(reversed(lines)), encoding="utf-8")
+    assert {p.key for p in read_prompts(tmp_path / "q.jsonl")} == {first.key, second.key, third.key}
+
+
+@pytest.mark.parametrize(("line", "found"), [
+    ("{prompt: hi}", r"line 2: expected one JSON object, found '\{prompt: hi\}"),
+    ('{"text": "hi"}', r'line 2: expected \{"prompt": "text"\} or .*, found \'\{"text": "hi"\}\''),
+    ('{"prompt": 3}', "line 2: expected"),
+    ('"hi"', "line 2: expected"),
+    ('{"messages": []}', "line 2: expected"),
+    ('{"messages": [{"role": "user"}]}', "line 2: expected"),
+    ('{"messages": [{"role": "user", "content": null}]}', "line 2: expected"),
+])  # fmt: skip
+def test_a_bad_line_is_named(tmp_path: Path, line: str, found: str) -> None:
+    (tmp_path / "bad.jsonl").write_text(f'{{"prompt": "fine"}}\n{line}\n')
+    with pytest.raises(ValueError, match=rf"bad\.jsonl, {found}"):
+        read_prompts(tmp_path / "bad.jsonl")
+
+
+def test_a_file_without_prompts_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+    with pytest.raises(ValueError, match=r"empty\.jsonl: expected at least one line"):
+        read_prompts(tmp_path / "empty.jsonl")
+
+
+def test_a_prompt_goes_through_the_chat_template_only_when_there_is_one() -> None:
+    words, prompt = tokenizer(), Prompt((("system", "ab"), ("user", "c")))
+    plain = tuple(words.convert_tokens_to_ids(list("ab\nc")))
+    assert encode_prompt(words, prompt) == plain
+    words.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}a:{% endif %}"
+    )
+    assert encode_prompt(words, prompt) == tuple(words.convert_tokens_to_ids(["<s>", *"s:ab\nu:c\na:"]))
+    assert encode_prompt(words, prompt, chat=False) == plain
+
+
+def test_decode_drops_special_tokens() -> None:
+    words = tokenizer()
+    assert decode(words, [words.convert_tokens_to_ids([*" ok go.", "</s>"]), (EOS,)]) == ["ok go.", ""]
+
+
+# Sampling
+
+
+def test_sampling_is_decided_by_the_seed_alone() -> None:
+    model, words = tiny("llama"), tokenizer()
+    torch.manual_seed(5)
+    state = torch.random.get_rng_state()
+    first = sample(model, words, RAGGED, n=3, max_new_tokens=5, seed=1)
+    assert torch.equal(torch.random.get_rng_state(), state)  # the caller's own random numbers are left alone
+    torch.manual_seed(6)
+    assert sample(model, words, RAGGED, n=3, max_new_tokens=5, seed=1) == first
+    assert sample(model, words, RAGGED, n=3, max_new_tokens=5, seed=2) != first
+    assert [len(group) for group in first] == [3] * 5
+    assert len({r for group in first for r in group}) > 10  # n responses, not n copies of one
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_greedy_is_what_generate_gives_one_prompt_at_a_time(family: str) -> None:
+    model, words = tiny(family), tokenizer()
+    found = sample(model, words, RAGGED, n=2, max_new_tokens=6, temperature=0, batch_size=6)
+    for prompt, group in zip(RAGGED, found, strict=True):
+        alone = model.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False, max_new_tokens=6,
+            eos_token_id=EOS, pad_token_id=0,
+        )  # fmt: skip
+        assert group == [tuple(alone[0, len(prompt) :].tolist())] * 2
+    assert sample(model, words, RAGGED, max_new_tokens=6, temperature=0) == [[group[0]] for group in found]
+
+
+def test_the_shared_prefix_draws_what_each_prompt_alone_would() -> None:
+    """One token from the cached path: frequencies against the model's own probabilities, by the chi-squared statistic."""
+    model, words = tiny("llama"), tokenizer()
+    model.lm_head.weight.data *= 20  # uneven probabilities, so that another prompt's would show
+    prompts, n = RAGGED[:3], 2000
+    drawn = sample(model, words, prompts, n=n, max_new_tokens=1, batch_size=3 * n)
+    assert sample(model, words, prompts, n=n, max_new_tokens=1, batch_size=3 * n, temperature=0.5) != drawn
+    for prompt, group in zip(prompts, drawn, strict=True):
+        wanted = n * model(input_ids=torch.tensor([prompt])).logits[0, -1].softmax(-1).detach()
+        seen = torch.bincount(torch.tensor(group).flatten(), minlength=64)
+        assert ((seen - wanted) ** 2 / wanted).sum() < 120  # 63 degrees of freedom: exceeded once in 20,000
+
+
+def test_temperature_sharpens_and_top_k_of_the_model_is_not_used() -> None:
+    model, words = tiny("llama"), tokenizer()
+    model.generation_config.top_k = 1
+    kinds = [{g[0] for g in sample(model, words, [(1, 5)], n=400, max_new_tokens=1, temperature=t)[0]} for t in (1.0, 1e-4)]
+    assert len(kinds[0]) > 40
+    assert len(kinds[1]) == 1
+
+
+def test_a_response_ends_with_the_first_eos() -> None:
+    model, words = tiny("llama"), tokenizer()
+    responses = [r for group in sample(model, words, RAGGED, n=40, max_new_tokens=20) for r in group]
+    ended = [r for r in responses if EOS in r]
+    assert ended
+    assert all(r.index(EOS) == len(r) - 1 for r in ended)
+    assert all(len(r) == 20 for r in responses if EOS not in r)
+    assert stop_token(model, words) == EOS
+    words.eos_token = None
+    model.generation_config.eos_token_id = [7, 8]
+    assert stop_token(model, words) == 7
+    model.generation_config.eos_token_id = None
+    assert stop_token(model, words) is None
+
+
+def test_sampling_gives_the_model_back_as_it_was() -> None:
+    model = tiny("llama").train()
+    done: list[tuple[int, int]] = []
+    sample(model, tokenizer(), RAGGED, max_new_tokens=1, batch_size=2, progress=lambda *at: done.append(at))
+    assert model.training
+    assert done == [(2, 5), (4, 5), (5, 5)]
+
+
+def test_what_does_not_fit_the_context_is_refused() -> None:
+    model, words = tiny("llama"), tokenizer()
+    assert len(sample(model, words, [(1,) * 120], max_new_tokens=8)[0][0]) >= 1
+    with pytest.raises(ValueError, match=r"at most 128 tokens .* found one of 121 with 8 more to generate"):
+        sample(model, words, [(1,), (1,) * 121], max_new_tokens=8)
+    with pytest.raises(ValueError, match=r"at most 128 tokens .* found one of 129; drop or shorten"):
+        continuation_logprobs(model, [(1,) * 127], [[(5, 6)]])
+
+
+# Scoring
+
+CHOICES = [
+    [(5,), (6,)], [(9, 4, 12), (8,), (30, 31)], [(11, 12)], [(7, 7, 7, 7), (7, 7)], [(3,), (4, 5), (6, 7, 8)],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_continuations_score_as_each_pair_alone(family: str) -> None:
+    model = tiny(family, dtype=torch.float64)
+    wanted = [
+        [float(logprobs(model, (*context, *choice))[len(context) - 1 :].sum()) for choice in group]
+        for context, group in zip(RAGGED, CHOICES, strict=True)
+    ]
+    for batch_size in (1, 2, 5):
+        found = continuation_logprobs(model, RAGGED, CHOICES, batch_size=batch_size)
+        for a, b in zip(found, wanted, strict=True):
+            assert a == pytest.approx(b, abs=2e-5)  # the log-softmax is taken in float32
+
+
+def test_choices_that_share_a_context_do_not_see_each_other() -> None:
+    model = tiny("qwen2")
+    together = continuation_logprobs(model, RAGGED, CHOICES)
+    apart = [
+        [continuation_logprobs(model, [context], [[choice]])[0][0] for choice in group]
+        for context, group in zip(RAGGED, CHOICES, strict=True)
+    ]
+    for a, b in zip(together, apart, strict=True):
+        assert a == pytest.approx(b, abs=1e-4)
+
+
+def test_an_empty_context_or_continuation_is_refused() -> None:
+    for contexts, continuations in (([()], [[(5,)]]), ([(1,)], [[(5,), ()]])):
+        with pytest.raises(ValueError, match="at least one token in every context and continuation"):
+            continuation_logprobs(tiny("llama"), contexts, continuations)
+
+
+EXAMPLES = [Example(p, c[0]) for p, c in zip(RAGGED, CHOICES, strict=True)]
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_response_nll_is_the_sum_over_response_tokens(family: str) -> None:
+    model = tiny(family, dtype=torch.float64)
+    wanted = [-float(logprobs(model, e.prompt + e.response)[len(e.prompt) - 1 :].sum()) for e in EXAMPLES]
+    assert response_nll(model, EXAMPLES).item() == pytest.approx(sum(wanted), rel=1e-10)  # padded to the longest
+    alone = [response_nll(model, [e]).item() for e in EXAMPLES]
+    assert alone == pytest.approx(wanted, rel=1e-10)
+    assert response_tokens(EXAMPLES) == 1 + 3 + 2 + 4 + 1
+
+
+def test_the_gradient_of_response_nll_does_not_depend_on_padding() -> None:
+    together, apart = tiny("llama", dtype=torch.float64), tiny("llama", dtype=torch.float64)
+    response_nll(together, EXAMPLES).backward()
+    for example in EXAMPLES:
+        response_nll(apart, [example]).backward()
+    for a, b in zip(together.parameters(), apart.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-12)
+
+
+@given(st.lists(st.integers(0, 9)), st.integers(1, 5), st.randoms())
+def test_by_length_covers_everything_once_longest_first(lengths: list[int], size: int, order: random.Random) -> None:
+    order.shuffle(lengths)
+    batches = list(by_length([(0,) * n for n in lengths], size, key=len))
+    rows = [i for batch in batches for i in batch]
+    assert sorted(rows) == list(range(len(lengths)))
+    assert [lengths[i] for i in rows] == sorted(lengths, reverse=True)
+    assert [len(batch) for batch in batches[:-1]] == [size] * (len(batches) - 1)
+    assert all(0 < len(batch) <= size for batch in batches)
