@@ -18,18 +18,7 @@ from counterpoise.cli import app
 from tiny import save_pair
 from world import make
 
-RESTORE = [
-    "--means",
-    "0.3,0.7",
-    "--keep-reward",
-    "0.5",
-    "--proxy-size",
-    "12",
-    "--prompt-limit",
-    "30",
-    "--max-new-tokens",
-    "6",
-]
+RESTORE = "--means 0.3,0.7 --keep-reward 0.5 --proxy-size 12 --prompt-limit 30 --max-new-tokens 6".split()
 
 
 def run(*args: object) -> Result:
@@ -47,13 +36,20 @@ def arguments(world: Path, *more: str) -> list[str]:
     return list(map(str, [world / "pre", world / "post", *files, *abilities, *more]))
 
 
-def process(*args: str, **options: object) -> subprocess.Popen[str]:
+def heed() -> None:
+    """A shell's background job ignores Ctrl-C; the child must not."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def process(*args: str) -> subprocess.Popen[str]:
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(map(str, filter(None, [Path(__file__).parent, *sys.path]))),
     }
     command = [sys.executable, "-m", "counterpoise.cli", *args]
-    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed
+    )
 
 
 def test_help_needs_neither_torch_nor_half_a_second() -> None:
@@ -125,18 +121,10 @@ def test_restore_tax_and_search_from_the_command_line(world: Path, tmp_path: Pat
     rows = json.loads((tmp_path / "tax.json").read_text())
     kept = json.loads((out / "restore.json").read_text())["tax"]
     assert [r["tax"] for r in rows] == [r["tax"] for r in kept]  # the same held-out items, the same numbers
-    options = [
-        "--prompts",
-        world / "prompts.jsonl",
-        "--reward",
-        "world:early_letters",
-        "--mean",
-        0.5,
-        "--proxy-size",
-        12,
-    ]
+    options = ["--prompts", world / "prompts.jsonl", "--reward", "world:early_letters", "--mean", 0.5]
+    options += ["--proxy-size", 12, "--max-new-tokens", 6]
     found = run("search", world / "pre", world / "post", "-o", tmp_path / "recipe.json", *options, "--quiet")
-    assert found.exit_code == 0
+    assert found.exit_code == 0, found.output
     assert "passes, proxy loss" in found.output
     assert Recipe.read(tmp_path / "recipe.json").mean == pytest.approx(0.5)
 

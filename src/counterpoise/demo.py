@@ -23,6 +23,7 @@ from counterpoise.checkpoint import refuse_occupied
 from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.tax import Panel
 from counterpoise.language import Example, Prompt
+from counterpoise.resident import without_bars
 from counterpoise.restoring import restore
 from counterpoise.workbench import Stages
 
@@ -275,5 +276,6 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _save(model: nn.Module, tokenizer: Any, folder: Path) -> None:
-    model.save_pretrained(folder)  # type: ignore[operator]
+    with without_bars():
+        model.save_pretrained(folder)  # type: ignore[operator]
     tokenizer.save_pretrained(folder)

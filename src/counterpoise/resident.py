@@ -143,8 +143,23 @@ def _load(pair: Pair, dtype: torch.dtype | None) -> nn.Module:
 
     if dtype is None:
         dtype = pair.post.dtype(next(n for n in pair.names if pair.post.dtype(n).is_floating_point))
-    loaded: nn.Module = AutoModelForCausalLM.from_pretrained(pair.pre.folder, dtype=dtype, trust_remote_code=False)
+    with without_bars():
+        loaded: nn.Module = AutoModelForCausalLM.from_pretrained(pair.pre.folder, dtype=dtype, trust_remote_code=False)
     return loaded
+
+
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """transformers draws no progress bars of its own inside, which would tear ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _match(pair: Pair, model: nn.Module) -> dict[str, Tensor]:
