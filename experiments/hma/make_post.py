@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=2)
     parser.add_argument("--prompts", type=int, default=160)
     parser.add_argument("--n", type=int, default=8)
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--max-new-tokens", type=int, default=32)
@@ -109,7 +109,7 @@ def main() -> None:
         after_iteration=lambda it: print(it.summary(), flush=True),
     )
     result = {
-        "command": " ".join(sys.argv),
+        "command": "python experiments/hma/make_post.py DATA WORK",
         "seconds": time.time() - begun,
         "prompts": len(prompts),
         "settings": {k: v for k, v in vars(options).items() if k not in ("data", "work")},

@@ -45,7 +45,9 @@ def main() -> None:
     results = HERE / "results"
     results.mkdir(exist_ok=True)
     about = {"commit": commit(), "versions": versions(), "seed": run["seed"]}
-    write_json(results / "real_run.json", {"commit": about["commit"], **run})
+    aligned = json.loads(Path("rsf.json").read_text(encoding="utf-8"))
+    aligned["command"] = "python experiments/hma/make_post.py DATA WORK"
+    write_json(results / "real_run.json", {"commit": about["commit"], **run, "rsf": aligned})
 
     settings = run["settings"]
     panel = Panel.load(
