@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,23 @@ def test_without_a_gain_nothing_is_searched_or_written(world: Path, tmp_path: Pa
     assert result["search"] == []
     assert not out.exists()
     assert (tmp_path / "out.work" / "report.html").is_file()
+
+
+def test_when_too_much_is_asked_the_next_best_is_named(world: Path, tmp_path: Path) -> None:
+    result = restore(world / "pre", world / "post", tmp_path / "out", panel(world), **{**SETTINGS, "keep_reward": 0.99})
+    assert result["out"] is None
+    assert "no point beats both ends" in result["verdict"]
+    name, kept = re.search(r"(\S+ 0\.\d+) comes closest: --keep-reward (0\.\d+) would", result["verdict"]).groups()  # type: ignore[union-attr]
+    work = tmp_path / "out.work"  # nothing is measured again
+    again = restore(
+        world / "pre",
+        world / "post",
+        tmp_path / "out",
+        panel(world),
+        **{**SETTINGS, "keep_reward": float(kept)},
+        work=work,
+    )
+    assert again["pick"] == name
 
 
 def test_a_fixed_mean_writes_hma_there(world: Path, tmp_path: Path) -> None:

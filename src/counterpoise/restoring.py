@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 import tempfile
 import time
@@ -303,7 +304,7 @@ def _verdict(result: dict[str, Any], pick: Point | None, keep: float) -> str:
     if pick is None:
         return (
             f"{cost} (held-out). No average keeps {keep:.0%} of the reward gain with less tax than POST: no point beats both "
-            "ends, so no checkpoint was written."
+            f"ends, so no checkpoint was written.{_next_best(result)}"
         )
     chosen = rows[pick.name]
     gain = post["reward"]["value"] - pre["reward"]["value"]
@@ -311,6 +312,19 @@ def _verdict(result: dict[str, Any], pick: Point | None, keep: float) -> str:
     lost, left = post["retention"]["value"], chosen["retention"]["value"]
     back = f"gives back {1 - left / lost:.0%} of the mean tax" if lost < 0 else "POST has no mean tax to give back"
     return f"{cost} (held-out). {pick.name} keeps {kept:.0%} of the reward gain and {back}, on held-out data."
+
+
+def _next_best(result: dict[str, Any]) -> str:
+    """What a lower demand on the reward would have picked."""
+    rows = [r for r in result["points"] if r["part"] == "validation"]
+    pre, post = rows[0], rows[1]
+    better = [r for r in rows if r["method"] in PICKABLE and r["retention"]["value"] > post["retention"]["value"]]
+    if not better:
+        return ""
+    best = max(better, key=lambda r: r["reward"]["value"])
+    gain = post["reward"]["value"] - pre["reward"]["value"]
+    kept = math.floor(100 * (best["reward"]["value"] - pre["reward"]["value"]) / gain) / 100
+    return f" {best['name']} comes closest: --keep-reward {kept:.2f} would accept it." if kept > 0 else ""
 
 
 def _finished(out: Path, key: str) -> dict[str, Any] | None:
