@@ -3,6 +3,7 @@
     python experiments/hma/partwise.py WORK
 
 WORK as real_run.sh left it. Measures on validation data, with the same panel and the same store of finished pieces:
+  HMA against MA at equal means, items paired (nothing new is run for it);
   part-wise MA (Lin et al. 2024, section 4): one third of the layers at a ratio below 1, all else at POST;
   check: PRE, POST and the pick under the classifier fitted to the other half of the reviews, held-out prompts.
 Writes results/real_run.json (restore.json with the commit) and results/partwise.json beside this file.
@@ -68,10 +69,38 @@ def main() -> None:
     found = {
         "command": f"python experiments/hma/partwise.py WORK --ratios {' '.join(map(str, options.ratios))}",
         **about,
+        "hma_minus_ma": against_ma(bench, run),
         "partwise": partwise(bench, options.ratios, [r["name"] for r in run["tax"] if r["at_floor"]]),
         "check": check(bench, run["pick"]),
     }
     write_json(results / "partwise.json", found)
+
+
+def against_ma(bench: Workbench, run: dict[str, Any]) -> list[dict[str, Any]]:
+    """HMA minus MA at each mean, from the store."""
+    cut = thirds(bench.pair.names)
+    pre = bench.point("PRE", bench.whole, [0.0], "validation")
+    counted = [a for a in pre.scores.abilities if a not in {r["name"] for r in run["tax"] if r["at_floor"]}]
+    rows = []
+    for search in run["search"]:
+        hma, ma = (
+            bench.point(m, c, r, "validation")
+            for m, c, r in (("HMA", cut, search["ratios"]), ("MA", bench.whole, [search["mean"]]))
+        )
+        kept = [steps_from_pre(pre.scores, p.scores, counted) for p in (hma, ma)]
+        rows.append(
+            {
+                "mean": search["mean"],
+                "ratios": search["ratios"],
+                "retention": {
+                    "hma": kept[0],
+                    "ma": kept[1],
+                    "difference": steps_from_pre(ma.scores, hma.scores, counted),
+                },
+                "rows": [{k: r[k] for k in ("name", "metric", "tax")} for r in tax_table(hma.scores, ma.scores)],
+            }
+        )
+    return rows
 
 
 def partwise(bench: Workbench, ratios: list[float], floored: list[str]) -> list[dict[str, Any]]:
