@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from counterpoise.multitask.text.commands import app as multitask
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -19,11 +21,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="counterpoise",
-    help="Keep a model good at everything at once: average the weights before and after alignment.",
+    help="Keep a model good at everything at once: average the weights before and after alignment, or balance many tasks.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(multitask)
 
 Pre = Annotated[str, typer.Argument(help="Checkpoint before alignment: a folder, or a hub id org/name[@revision].")]
 Post = Annotated[str, typer.Argument(help="Checkpoint after alignment; may be a LoRA adapter on PRE.")]

@@ -28,35 +28,69 @@ and when Lightning accumulates gradients, build it with `micro_batches=n` and ca
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .adversarial import (
-    Adversarial,
-    TaskDiscriminator,
-    adversarial_mtl,
-    difference_penalty,
-    reverse_gradient,
-    tchebycheff_adversarial,
-)
-from .bandit import BanditMTL
-from .cagrad import CAGrad
-from .dwa import DWA
-from .famo import FAMO
-from .gradnorm import GradNorm
-from .groupdro import GroupDRO
-from .jacobian import JacobianWeighting
-from .losses import Counts, Losses
-from .mgda import MGDA
-from .mirror import MirrorStep, ball_radius, best_response, divergence, hold, mirror_step
-from .pcgrad import PCGrad
-from .tchebycheff import SmoothTchebycheff, Tchebycheff
-from .uncertainty import UncertaintyWeighting
-from .uniform import Uniform
-from .upgrad import UPGrad
-from .weighting import Weighting
-
 if TYPE_CHECKING:
+    from .adversarial import (
+        Adversarial,
+        TaskDiscriminator,
+        adversarial_mtl,
+        difference_penalty,
+        reverse_gradient,
+        tchebycheff_adversarial,
+    )
+    from .bandit import BanditMTL
+    from .cagrad import CAGrad
+    from .dwa import DWA
+    from .famo import FAMO
+    from .gradnorm import GradNorm
+    from .groupdro import GroupDRO
+    from .jacobian import JacobianWeighting
+    from .losses import Counts, Losses
+    from .mgda import MGDA
+    from .mirror import MirrorStep, ball_radius, best_response, divergence, hold, mirror_step
+    from .pcgrad import PCGrad
+    from .tchebycheff import SmoothTchebycheff, Tchebycheff
+    from .uncertainty import UncertaintyWeighting
+    from .uniform import Uniform
+    from .upgrad import UPGrad
+    from .weighting import Weighting
     from .trainer import with_weighting
+
+# Names are resolved on first use, so that `counterpoise --help` does not import torch.
+_HOMES = {
+    "Adversarial": "adversarial",
+    "BanditMTL": "bandit",
+    "CAGrad": "cagrad",
+    "Counts": "losses",
+    "DWA": "dwa",
+    "FAMO": "famo",
+    "GradNorm": "gradnorm",
+    "GroupDRO": "groupdro",
+    "JacobianWeighting": "jacobian",
+    "Losses": "losses",
+    "MGDA": "mgda",
+    "MirrorStep": "mirror",
+    "PCGrad": "pcgrad",
+    "SmoothTchebycheff": "tchebycheff",
+    "TaskDiscriminator": "adversarial",
+    "Tchebycheff": "tchebycheff",
+    "UPGrad": "upgrad",
+    "UncertaintyWeighting": "uncertainty",
+    "Uniform": "uniform",
+    "Weighting": "weighting",
+    "adversarial_mtl": "adversarial",
+    "ball_radius": "mirror",
+    "best_response": "mirror",
+    "difference_penalty": "adversarial",
+    "divergence": "mirror",
+    "hold": "mirror",
+    "mirror_step": "mirror",
+    "reverse_gradient": "adversarial",
+    "tchebycheff_adversarial": "adversarial",
+    "with_weighting": "trainer",
+}
 
 __all__ = [
     "DWA",
@@ -93,8 +127,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "with_weighting":  # transformers is slow to import
-        from .trainer import with_weighting
-
-        return with_weighting
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -10,13 +10,49 @@ load("model/").predict("books", ["what a read"])
 ```
 """
 
-from .balance import WEIGHTINGS, weighting_for
-from .classifier import Prediction, Score, TextClassifier, build_classifier, evaluate
-from .data import LAYOUTS, Part, TaskData, read_tasks
-from .models import BiLSTM, Design, HardSharing, Pretrained, TextCNN
-from .saving import load, save
-from .training import Epoch, Training, rounds_per_epoch, train
-from .vectors import Vocabulary, read_vectors, tokenize, word_vectors
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .balance import WEIGHTINGS, weighting_for
+    from .classifier import Prediction, Score, TextClassifier, build_classifier, evaluate
+    from .data import LAYOUTS, Part, TaskData, read_tasks
+    from .models import BiLSTM, Design, HardSharing, Pretrained, TextCNN
+    from .saving import load, save
+    from .training import Epoch, Training, rounds_per_epoch, train
+    from .vectors import Vocabulary, read_vectors, tokenize, word_vectors
+
+# Names are resolved on first use, so that `counterpoise multitask --help` imports none of this.
+_HOMES = {
+    "LAYOUTS": "data",
+    "WEIGHTINGS": "balance",
+    "BiLSTM": "models",
+    "Design": "models",
+    "Epoch": "training",
+    "HardSharing": "models",
+    "Part": "data",
+    "Prediction": "classifier",
+    "Pretrained": "models",
+    "Score": "classifier",
+    "TaskData": "data",
+    "TextCNN": "models",
+    "TextClassifier": "classifier",
+    "Training": "training",
+    "Vocabulary": "vectors",
+    "build_classifier": "classifier",
+    "evaluate": "classifier",
+    "load": "saving",
+    "read_tasks": "data",
+    "read_vectors": "vectors",
+    "rounds_per_epoch": "training",
+    "save": "saving",
+    "tokenize": "vectors",
+    "train": "training",
+    "weighting_for": "balance",
+    "word_vectors": "vectors",
+}
 
 __all__ = [
     "LAYOUTS",
@@ -46,3 +82,9 @@ __all__ = [
     "weighting_for",
     "word_vectors",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

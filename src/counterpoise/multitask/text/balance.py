@@ -66,7 +66,7 @@ def weighting_for(
         name: one of `WEIGHTINGS`.
         classifier: the model it will train.
         rounds_per_epoch: rounds after which DWA's averages roll on; see `rounds_per_epoch`.
-        rho, min_effective_tasks: of bandit, at most one; half the tasks stay effective by default.
+        rho, min_effective_tasks: of bandit, at most one; by default half the tasks stay effective, 1.5 of two.
         eta: of bandit and groupdro.
         normalize: of bandit.
 
@@ -79,7 +79,7 @@ def weighting_for(
     tasks = list(classifier.tasks)
     if name == "bandit":
         if rho is None and min_effective_tasks is None:
-            min_effective_tasks = len(tasks) / 2
+            min_effective_tasks = max(len(tasks) / 2, 1.5)
         return BanditMTL(
             tasks,
             rho=rho,

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from counterpoise.checkpoint import resolve
 from counterpoise.multitask.losses import task_names
 
-from .data import Part, PartName, TaskData
-from .models import Design, HardSharing, Pretrained, build_encoder, pad
+from .data import PartName, TaskData
+from .encoding import SubwordTokens, TokenIds, seeded, token_ids
+from .models import Design, HardSharing, Pretrained, build_encoder
 from .vectors import Vocabulary, word_vectors
 
 
@@ -30,27 +33,6 @@ class Score(NamedTuple):
     accuracy: float
     loss: float
     examples: int
-
-
-class Encoded(NamedTuple):
-    """A part as numbers: token ids and classes, one entry per example."""
-
-    rows: list[list[int]]
-    labels_N: Tensor
-
-
-class SubwordTokens:
-    """A Hugging Face tokenizer with the calls of a `Vocabulary`."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        self.padding = 0 if filler is None else int(filler)
-
-    def encode(self, text: str, *, max_tokens: int) -> list[int]:
-        """The ids of the first `max_tokens` tokens, with the tokenizer's own first and last ones; at least one."""
-        ids: list[int] = self.tokenizer(text, truncation=True, max_length=max_tokens)["input_ids"]
-        return ids or [self.padding]
 
 
 class TextClassifier:
@@ -79,8 +61,8 @@ class TextClassifier:
         Raises:
             KeyError: a task that the model does not have.
         """
-        rows = [self.tokens.encode(t, max_tokens=self.design.max_tokens) for t in texts]
-        return torch.softmax(self.logits(self.index(task), rows, batch_size=batch_size).double(), dim=1)
+        place = self.index(task)
+        return torch.softmax(self.logits(place, self.encode(texts), batch_size=batch_size).double(), dim=1)
 
     def predict(self, task: str, texts: Sequence[str], *, batch_size: int = 64) -> list[Prediction]:
         """The likeliest label of each text, with its probability."""
@@ -91,35 +73,37 @@ class TextClassifier:
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [Prediction(labels[i], p) for i, p in pairs]
 
-    def encode(self, task: str, part: Part, where: str = "") -> Encoded:
-        """A part as numbers, refusing labels that the task does not have."""
-        labels = self.tasks[self.task(task)]
-        number = {label: i for i, label in enumerate(labels)}
-        if strange := sorted(set(part.labels) - set(number)):
-            raise ValueError(f"task {task!r}{where}: expected the model's labels {list(labels)}, found {strange}")
-        rows = [self.tokens.encode(t, max_tokens=self.design.max_tokens) for t in part.texts]
-        return Encoded(rows, torch.tensor([number[x] for x in part.labels], dtype=torch.long))
+    def encode(self, texts: Sequence[str]) -> TokenIds:
+        """Texts as the encoder reads them, on its device."""
+        rows = [self.tokens.encode(t, max_tokens=self.design.max_tokens) for t in texts]
+        return token_ids(rows, self.tokens.padding, self.device)
+
+    def classes(self, task: str, labels: Sequence[str]) -> Tensor:
+        """The places of labels among the task's, (N,), refusing labels that it does not have."""
+        known = self.tasks[self.task(task)]
+        number = {label: i for i, label in enumerate(known)}
+        if strange := sorted(set(labels) - set(number)):
+            raise ValueError(f"task {task!r}: expected the model's labels {list(known)}, found {strange}")
+        return torch.tensor([number[x] for x in labels], dtype=torch.long)
 
     @torch.no_grad()
-    def logits(self, task: int, rows: Sequence[list[int]], *, batch_size: int = 64) -> Tensor:
+    def logits(self, task: int, texts: TokenIds, *, batch_size: int = 64) -> Tensor:
         """One task's logits, (N, C) on the CPU, without dropout. Texts of like length share a batch."""
         was_training = self.model.training
         self.model.eval()
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        logits_NC = torch.empty(len(rows), len(self.tasks[list(self.tasks)[task]]))
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            ids_BT, mask_BT = pad([rows[i] for i in chosen], self.tokens.padding, self.device)
-            logits_NC[chosen] = self.model.logits(self.model(ids_BT, mask_BT), task).float().cpu()
+        order_N = torch.argsort(texts.lengths_N, stable=True)
+        logits_NC = torch.empty(len(order_N), len(list(self.tasks.values())[task]))
+        for chosen_B in torch.split(order_N, batch_size):
+            if len(chosen_B):
+                logits_NC[chosen_B] = self.model.logits(self.model(*texts.batch(chosen_B)), task).float().cpu()
         self.model.train(was_training)
         return logits_NC
 
-    def score(self, task: str, part: Encoded, *, batch_size: int = 64) -> Score:
-        """Accuracy and mean cross-entropy on an encoded part."""
-        logits_NC = self.logits(self.index(task), part.rows, batch_size=batch_size).double()
-        right = (logits_NC.argmax(dim=1) == part.labels_N).double().mean()
-        loss = torch.nn.functional.cross_entropy(logits_NC, part.labels_N)
-        return Score(float(right), float(loss), len(part.rows))
+    def score(self, task: str, texts: TokenIds, classes_N: Tensor, *, batch_size: int = 64) -> Score:
+        """Accuracy and mean cross-entropy on encoded texts and their classes."""
+        logits_NC = self.logits(self.index(task), texts, batch_size=batch_size).double()
+        right = (logits_NC.argmax(dim=1) == classes_N).double().mean()
+        return Score(float(right), float(cross_entropy(logits_NC, classes_N)), len(classes_N))
 
     def task(self, name: str) -> str:
         """`name`, if the model has such a task."""
@@ -158,8 +142,7 @@ def build_classifier(
     design = Design(model=design) if isinstance(design, str) else design
     names = task_names(t.name for t in tasks)
     labels = dict(zip(names, (t.labels for t in tasks), strict=True))
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         tokens: Vocabulary | SubwordTokens
         if design.takes_words:
             texts = (text for t in tasks for text in t.train.texts)
@@ -184,10 +167,11 @@ def evaluate(
     """
     scores = {}
     for task in tasks:
-        if not len(task.part(part)):
+        held = task.part(part)
+        if not len(held):
             raise ValueError(f"task {task.name!r}: expected examples for {part}, found none")
-        encoded = classifier.encode(task.name, task.part(part), f", {part}")
-        scores[task.name] = classifier.score(task.name, encoded, batch_size=batch_size)
+        classes_N = classifier.classes(task.name, held.labels)
+        scores[task.name] = classifier.score(task.name, classifier.encode(held.texts), classes_N, batch_size=batch_size)
     return scores
 
 
@@ -195,5 +179,8 @@ def _pretrained(design: Design) -> tuple[SubwordTokens, Pretrained]:
     from transformers import AutoModel, AutoTokenizer
 
     folder = resolve(design.model)
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32)
-    return SubwordTokens(AutoTokenizer.from_pretrained(folder)), Pretrained(model)
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder, dtype=torch.float32)
+    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or math.inf)
+    if design.max_tokens > longest:
+        raise ValueError(f"max_tokens: {design.model} reads at most {longest} tokens, found {design.max_tokens}")
+    return SubwordTokens(tokenizer), Pretrained(model)

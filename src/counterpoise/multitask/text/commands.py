@@ -86,7 +86,15 @@ def train(
             found, design, vectors=vectors, dimension=dimension, seed=seed, device=device
         )
         rounds = training.rounds_per_epoch(found, batch_size)
-        weighing = balance.weighting_for(weighting, built, rounds_per_epoch=rounds, **settings)  # type: ignore[arg-type]
+        weighing = balance.weighting_for(
+            weighting,
+            built,
+            rounds_per_epoch=rounds,
+            rho=rho,
+            min_effective_tasks=min_effective_tasks,
+            eta=eta,
+            normalize=normalize,
+        )
         run = training.train(
             found,
             built,
@@ -100,6 +108,7 @@ def train(
         )
         tested = classifier.evaluate(built, [t for t in found if len(t.test)])
         told = {"data": str(data), "layout": layout, "weighting": weighting, "seed": seed, "batch_size": batch_size}
+        settings["rho"] = getattr(weighing, "rho", None)
         saving.save(built, out, told | settings | {"lr": lr} | _record(found, run, tested))
     _show_run(run, tested, out)
 

@@ -130,10 +130,11 @@ class Pretrained(Encoder):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        config: Any = model.config
-        self.model: Any = model.get_encoder() if getattr(config, "is_encoder_decoder", False) else model  # type: ignore[operator]
-        self.features = int(config.hidden_size)
-        self.layers = int(config.num_hidden_layers)
+        whole: Any = model
+        self.config: Any = whole.config  # of the whole: an encoder-decoder's encoder has another
+        self.model: Any = whole.get_encoder() if getattr(self.config, "is_encoder_decoder", False) else whole
+        self.features = int(self.config.hidden_size)
+        self.layers = int(self.config.num_hidden_layers)
 
     def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Features, (B, hidden size)."""
@@ -191,20 +192,6 @@ def build_encoder(design: Design, table_VD: Tensor) -> Encoder:
     if design.model == "bilstm":
         return BiLSTM(table_VD, width=design.width, frozen=design.freeze_vectors)
     raise ValueError(f"model: expected {' or '.join(WORD_MODELS)} over word vectors, found {design.model!r}")
-
-
-def pad(rows: Sequence[Sequence[int]], padding: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Token ids as a tensor padded on the right, (B, T), and which are tokens, (B, T) bool.
-
-    Example:
-        >>> pad([[5, 6], [7]], 0)[0].tolist()
-        [[5, 6], [7, 0]]
-    """
-    longest = max(map(len, rows))
-    ids_BT = torch.tensor([[*row, *[padding] * (longest - len(row))] for row in rows], dtype=torch.long)
-    lengths_B = torch.tensor([len(row) for row in rows])
-    mask_BT = torch.arange(longest)[None, :] < lengths_B[:, None]
-    return ids_BT.to(device), mask_BT.to(device)
 
 
 def _embedding(table_VD: Tensor, frozen: bool) -> nn.Embedding:

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
 from counterpoise.averaging import versions, write_json
 from counterpoise.checkpoint import staged
 
-from .classifier import SubwordTokens, TextClassifier
+from .classifier import TextClassifier
+from .encoding import SubwordTokens, seeded
 from .models import Design, Encoder, HardSharing, Pretrained, build_encoder
 from .vectors import Vocabulary
 
@@ -47,12 +49,13 @@ def save(classifier: TextClassifier, out: str | Path, record: Mapping[str, Any] 
     weights = {k: v.detach().cpu().contiguous().clone() for k, v in classifier.model.state_dict().items()}
     with staged(out) as folder:
         (folder / WEIGHTS).write_bytes(to_bytes(weights, metadata={"format": "pt"}))
-        if isinstance(classifier.tokens, Vocabulary):
+        tokens, encoder = classifier.tokens, classifier.model.encoder
+        if isinstance(tokens, Vocabulary):
             config["dimension"] = weights["encoder.embedding.weight"].shape[1]
-            write_json(folder / WORDS, list(classifier.tokens.words))
-        else:
-            classifier.tokens.tokenizer.save_pretrained(folder / TOKENIZER)
-            classifier.model.encoder.model.config.save_pretrained(folder / ENCODER)
+            write_json(folder / WORDS, list(tokens.words))
+        elif isinstance(encoder, Pretrained):
+            tokens.tokenizer.save_pretrained(folder / TOKENIZER)
+            encoder.config.save_pretrained(folder / ENCODER)
         if record is not None:
             write_json(folder / RECORD, dict(record))
         write_json(folder / CONFIG, config)
@@ -77,7 +80,7 @@ def load(folder: str | Path, *, device: str = "cpu") -> TextClassifier:
     design = Design(**{**config["design"], "kernels": tuple(config["design"]["kernels"])})
     tokens: Vocabulary | SubwordTokens
     encoder: Encoder
-    with torch.random.fork_rng():  # the starting values are drawn and thrown away
+    with seeded(0):  # the starting values are drawn and thrown away
         if design.takes_words:
             tokens = Vocabulary(_read(path / WORDS))
             encoder = build_encoder(design, torch.zeros(len(tokens), int(config["dimension"])))
@@ -86,7 +89,7 @@ def load(folder: str | Path, *, device: str = "cpu") -> TextClassifier:
         model = HardSharing(encoder, [len(x) for x in tasks.values()], dropout=design.dropout)
     try:
         model.load_state_dict(load_file(path / WEIGHTS))
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, SafetensorError) as error:
         raise ValueError(f"{path / WEIGHTS}: expected the weights that {CONFIG} describes, found: {error}") from None
     return TextClassifier(tasks, design, tokens, model.to(device).eval())
 

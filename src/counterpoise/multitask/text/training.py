@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -14,9 +15,9 @@ from torch.nn import functional as F
 from counterpoise.multitask import Adversarial
 
 from .balance import Balance, weighting_for
-from .classifier import Encoded, TextClassifier
-from .data import TaskData
-from .models import pad
+from .classifier import TextClassifier
+from .data import PARTS, TaskData
+from .encoding import seeded
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage, how much of it is done, and how much there is."""
@@ -93,7 +94,7 @@ def train(
 
     After each epoch every task is scored on its validation part. Training ends after `patience` epochs without a better
     mean accuracy over the tasks (an equal one is no better), and the model gets back the weights of its best epoch.
-    The same seed on the same machine gives the same numbers; torch's global generator is left as it was.
+    The same seed on the same CPU gives the same numbers; torch's global generator is left as it was.
 
     Args:
         tasks: the classifier's tasks, in its order, with training and validation parts.
@@ -124,8 +125,7 @@ def train(
     lr = (1e-3 if classifier.design.takes_words else 2e-5) if lr is None else lr
     if not 0.0 < lr < math.inf:
         raise ValueError(f"lr: expected a positive number, found {lr}")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed, classifier.device):
         run = _Run(tasks, classifier, weighting, batch_size=batch_size, lr=lr, seed=seed, every=every)
         for epoch in range(1, epochs + 1):
             for done in range(1, rounds + 1):
@@ -154,13 +154,19 @@ class _Run:
         every: int,
     ) -> None:
         self.classifier, self.weighting, self.every = classifier, weighting, every
-        train_parts = {t.name: classifier.encode(t.name, t.train, ", train") for t in tasks}
-        self.validation = {t.name: classifier.encode(t.name, t.validation, ", validation") for t in tasks}
-        for what, parts in (("train", train_parts), ("validation", self.validation)):
-            if empty := [name for name, part in parts.items() if not part.rows]:
-                raise ValueError(f"expected examples for {what}, found none for the tasks {empty}")
+        for part in PARTS[:2]:
+            if empty := [t.name for t in tasks if not len(t.part(part))]:
+                raise ValueError(f"expected examples for {part}, found none for the tasks {empty}")
+        self.texts = classifier.encode([text for t in tasks for text in t.train.texts])
+        self.classes_N = torch.cat([classifier.classes(t.name, t.train.labels) for t in tasks]).to(classifier.device)
+        self.validation = {
+            t.name: (classifier.encode(t.validation.texts), classifier.classes(t.name, t.validation.labels))
+            for t in tasks
+        }
+        sizes = [len(t.train) for t in tasks]
+        ends = list(accumulate(sizes))
         random = torch.Generator().manual_seed(seed)
-        self.batches = [_batches(part, batch_size, random) for part in train_parts.values()]
+        self.batches = [_batches(end - n, end, batch_size, random) for n, end in zip(sizes, ends, strict=True)]
         learned = [p for p in [*classifier.model.parameters(), *weighting.parameters()] if p.requires_grad]
         self.optimizer = torch.optim.Adam(learned, lr=lr)
         self.start = time.perf_counter()
@@ -172,17 +178,14 @@ class _Run:
 
     def round(self) -> list[str]:
         """One optimiser step; the tasks whose loss was no number, in which case nothing was changed."""
-        model, device = self.classifier.model.train(), self.classifier.device
+        model = self.classifier.model.train()
         drawn = [next(b) for b in self.batches]
-        sizes = [len(part.rows) for part in drawn]
-        ids_BT, mask_BT = pad([row for part in drawn for row in part.rows], self.classifier.tokens.padding, device)
-        features_BF = model(ids_BT, mask_BT)
-        losses_M = torch.stack(
-            [
-                F.cross_entropy(model.logits(part_BF, i), part.labels_N.to(device))
-                for i, (part_BF, part) in enumerate(zip(features_BF.split(sizes), drawn, strict=True))
-            ]
-        )
+        sizes = [len(rows_B) for rows_B in drawn]
+        rows_B = torch.cat(drawn)
+        features_BF = model(*self.texts.batch(rows_B))
+        classes_B = self.classes_N[rows_B.to(self.classes_N.device)]
+        parts = zip(torch.split(features_BF, sizes), torch.split(classes_B, sizes), strict=True)
+        losses_M = torch.stack([F.cross_entropy(model.logits(x_BF, i), y_B) for i, (x_BF, y_B) in enumerate(parts)])
         values_M = losses_M.detach().double().cpu()
         if not bool(values_M.isfinite().all()):
             names = list(self.classifier.tasks)
@@ -202,7 +205,7 @@ class _Run:
         names = list(self.classifier.tasks)
         means_M = self.sums_M / (self.rounds - self.rounds_before)
         self.sums_M, self.rounds_before = torch.zeros_like(self.sums_M), self.rounds
-        scores = {name: self.classifier.score(name, part) for name, part in self.validation.items()}
+        scores = {name: self.classifier.score(name, *part) for name, part in self.validation.items()}
         this = Epoch(
             epoch=epoch,
             seconds=time.perf_counter() - self.start,
@@ -234,12 +237,12 @@ class _Run:
         return adversarial
 
 
-def _batches(part: Encoded, size: int, random: torch.Generator) -> Iterator[Encoded]:
-    """Mini-batches without end, in a new order each time round; always `size`, or all of a smaller part."""
-    total = len(part.rows)
-    waiting: list[int] = []
+def _batches(first: int, end: int, size: int, random: torch.Generator) -> Iterator[Tensor]:
+    """Mini-batches of the rows [first, end) without end, in a new order each time round; always `size`, or all."""
+    size = min(size, end - first)
+    waiting = torch.empty(0, dtype=torch.long)
     while True:
-        while len(waiting) < min(size, total):
-            waiting += torch.randperm(total, generator=random).tolist()
-        chosen, waiting = waiting[: min(size, total)], waiting[min(size, total) :]
-        yield Encoded([part.rows[i] for i in chosen], part.labels_N[chosen])
+        while len(waiting) < size:
+            waiting = torch.cat([waiting, first + torch.randperm(end - first, generator=random)])
+        yield waiting[:size]
+        waiting = waiting[size:]

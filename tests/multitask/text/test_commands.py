@@ -1,0 +1,98 @@
+"""The commands: train, evaluate and predict, as a user types them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from counterpoise.multitask.text.commands import app
+
+from .worlds import write_folder
+
+QUICK = ["--epochs", "6", "--width", "8", "--lr", "0.01", "--batch-size", "16", "--dimension", "16", "--quiet"]
+
+
+def call(*arguments, text=None):
+    return CliRunner().invoke(app, [str(a) for a in arguments], input=text)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A data folder, the model trained on it, and what the command printed."""
+    folder = tmp_path_factory.mktemp("run")
+    data = write_folder(folder / "data")
+    settings = ["--weighting", "bandit", "--min-effective-tasks", "1.5", "--eta", "0.5", "--seed", "3"]
+    result = call("train", "--data", data, "--tasks", "colour, animal", *settings, *QUICK, "-o", folder / "model")
+    assert result.exit_code == 0, result.output
+    return data, folder / "model", result.stdout
+
+
+def test_training_prints_its_scores_and_leaves_its_history(trained):
+    data, model, printed = trained
+    assert printed.startswith("best epoch ")
+    assert printed.rstrip().endswith(f"wrote {model}")
+    record = json.loads((model / "training.json").read_text())
+    assert record["weighting"] == "bandit"
+    assert record["min_effective_tasks"] == 1.5
+    assert record["seed"] == 3
+    assert record["data"] == str(data)
+    assert sum(map(sum, record["examples"].values())) == 400
+    assert set(record["test"]) == {"colour", "animal"}
+    assert len(record["epochs"]) >= record["best_epoch"] >= 1
+    assert record["rounds"][0]["weight/colour"] <= 1.0
+
+
+def test_evaluate_gives_the_scores_of_training(trained):
+    data, model, printed = trained
+    table = call("evaluate", model, "--data", data).stdout
+    assert table in printed
+    assert [line.split()[0] for line in table.splitlines()] == ["task", "colour", "animal", "mean", "worst"]
+    lines = call("evaluate", model, "--data", data, "--tasks", "animal", "--json").stdout.splitlines()
+    [score] = map(json.loads, lines)
+    assert score["task"] == "animal"
+    assert score["accuracy"] == json.loads((model / "training.json").read_text())["test"]["animal"]["accuracy"]
+
+
+def test_predict_a_text_and_lines_from_stdin(trained):
+    _, model, _ = trained
+    result = call("predict", model, "--task", "colour", "the sea and the sky")
+    task, label, probability = result.stdout.rstrip("\n").split("\t")
+    assert (task, label) == ("colour", "blue")
+    assert 0.5 < float(probability) <= 1.0
+    lines = call("predict", model, "--task", "animal", text="they had milk\nthis bone\n\n").stdout.splitlines()
+    assert [line.split("\t")[:2] for line in lines[:2]] == [["animal", "cow"], ["animal", "dog"]]
+    assert len(lines) == 3
+    answer = json.loads(call("predict", model, "--task", "animal", "--json", "they had milk").stdout)
+    assert answer["label"] == "cow"
+    assert answer["probability"] == max(answer["all"].values())
+    assert sum(answer["all"].values()) == pytest.approx(1.0)
+
+
+def refused(result, message):
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_errors_are_one_message(trained, tmp_path):
+    data, model, _ = trained
+    refused(call("predict", model, "--task", "colours", "x"), "error: the model's tasks are ['colour', 'animal']")
+    refused(call("predict", tmp_path, "--task", "colour", "x"), "expected a folder that `counterpoise multitask train`")
+    refused(call("predict", model, "--task", "colour", text=""), "expected a text, or texts on stdin")
+    refused(call("evaluate", model, "--data", data, "--part", "dev"), "--part: expected train, validation, test")
+    refused(call("train", "--data", data, *QUICK, "-o", model), "expected a new or empty folder")
+    refused(call("train", "--data", data, "--tasks", "film", *QUICK, "-o", tmp_path / "m"), "found ['film']")
+    wrong = ["--weighting", "uniform", "--eta", "1"]
+    refused(call("train", "--data", data, *wrong, *QUICK, "-o", tmp_path / "m"), "expected no settings, found eta")
+    assert not (tmp_path / "m").exists()
+
+
+def test_help_imports_nothing_of_the_work():
+    code = "import sys, counterpoise.multitask.text.commands; print(*sys.modules)"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code]
+    modules = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.split()
+    assert not {"transformers", "safetensors", "counterpoise.multitask.text.models"} & set(modules)

@@ -1,0 +1,266 @@
+"""Readers: what the files say is what the tasks hold, and bad files are named with their line."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from counterpoise.multitask.text import Part, read_tasks
+from counterpoise.multitask.text.data import PARTS, content_part
+from counterpoise.multitask.text.newsgroups import TASKS, strip_message
+
+from .worlds import rows, write_folder
+
+EACH = ("train", "validation", "test")
+
+
+def write(folder: Path, **files: str) -> Path:
+    """Files by name, with __ for a dot."""
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (folder / name.replace("__", ".")).write_text(content, encoding="utf-8")
+    return folder
+
+
+def test_three_formats_with_their_own_splits(tmp_path):
+    write(
+        tmp_path,
+        a__train__csv='label,id,text\n1,7,"good, really\ngood"\n0,8,bad\n',
+        a__val__tsv='text\tlabel\nso "so\t0\n',
+        a__test__jsonl='{"text": "fine", "label": 1}\n\n{"text": "poor", "label": "0"}\n',
+        README__md="not a task",
+    )
+    [task] = read_tasks(tmp_path)
+    assert task.name == "a"
+    assert task.labels == ("0", "1")
+    assert task.train == Part(("good, really\ngood", "bad"), ("1", "0"))
+    assert task.validation == Part(('so "so',), ("0",))
+    assert task.test == Part(("fine", "poor"), ("1", "0"))
+
+
+def test_tasks_of_any_size_and_number_of_classes_in_the_order_asked_for(tmp_path):
+    write_folder(tmp_path, colours=300, animals=90)
+    animal, colour = read_tasks(tmp_path)
+    assert (animal.name, animal.labels) == ("animal", ("cat", "cow", "dog"))
+    assert (colour.name, colour.labels) == ("colour", ("blue", "red"))
+    assert [t.name for t in read_tasks(tmp_path, tasks=["colour", "animal"])] == ["colour", "animal"]
+    assert [t.name for t in read_tasks(tmp_path, tasks=["animal"])] == ["animal"]
+    assert sum(len(colour.part(p)) for p in PARTS) == 300
+    assert read_tasks(tmp_path) == [animal, colour]
+
+
+def test_classes_that_are_numbers_are_ordered_by_value(tmp_path):
+    lines = "".join(f"text {i},{(10, 9, 100)[i % 3]}\n" for i in range(90))
+    [task] = read_tasks(write(tmp_path, a__csv="text,label\n" + lines))
+    assert task.labels == ("9", "10", "100")
+
+
+def test_the_split_is_a_property_of_the_text(tmp_path):
+    few = [(f"text number {i}", str(i % 2)) for i in range(300)]
+    many = few + [(f"another {i}", str(i % 2)) for i in range(700)]
+    parts = {}
+    for name, made in (("few", few), ("many", many[::-1])):
+        table = "text,label\n" + "".join(f"{t},{x}\n" for t, x in made)
+        [task] = read_tasks(write(tmp_path / name, a__csv=table))
+        parts[name] = {text: part for part in PARTS for text in task.part(part).texts}
+    assert parts["few"].items() <= parts["many"].items()
+    shares = [sum(p == part for p in parts["many"].values()) / 1000 for part in EACH]
+    assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.03)
+
+
+def test_golden_parts_of_three_texts():
+    assert [content_part(x) for x in ("a fine book", "dull", "never again, it broke")] == [
+        "test",
+        "validation",
+        "train",
+    ]
+    assert [content_part(x, ["validation"]) for x in ("a fine book", "dull")] == ["train", "validation"]
+    assert [content_part(x, []) for x in ("a fine book", "dull")] == ["train", "train"]
+
+
+def test_a_test_file_leaves_the_rest_for_training_and_validation(tmp_path):
+    table = "text,label\n" + "".join(f"{t},{x}\n" for t, x in rows("colour", 200))
+    [task] = read_tasks(write(tmp_path, a__csv=table, a__test__csv="text,label\nrose,red\n"))
+    assert task.test == Part(("rose",), ("red",))
+    assert len(task.train) + len(task.validation) == 200
+
+
+def test_fdu_mtl_as_files_and_as_an_archive(tmp_path):
+    lines = [b"1\twonderful , truly \xff great", b"0\tdull book \x97"] * 20
+    lines = [line + b" %d" % i for i, line in enumerate(lines)]
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / "books.task.train").write_bytes(b"\r\n".join(lines) + b"\r\n")
+    (folder / "books.task.test").write_bytes(b"0\tbad\n1\tgood\n")
+    with tarfile.open(tmp_path / "packed.tar.gz", "w:gz") as archive:
+        archive.add(folder, arcname=".")
+    [books] = read_tasks(folder, "fdu-mtl")
+    assert books.labels == ("0", "1")
+    assert books.test == Part(("bad", "good"), ("0", "1"))
+    assert "wonderful , truly \ufffd great 0" in books.train.texts + books.validation.texts
+    assert len(books.train) + len(books.validation) == 40
+    assert read_tasks(tmp_path / "packed.tar.gz", "fdu-mtl") == [books]
+    only = tmp_path / "only"
+    only.mkdir()
+    (tmp_path / "packed.tar.gz").rename(only / "packed.tar.gz")
+    assert read_tasks(only, "fdu-mtl") == [books]
+
+
+MESSAGE = """From: a@b (Ann)
+Subject: Re: engines
+Lines: 9
+
+In article <1@x>, Bob writes:
+> It runs.
+| Indeed.
+It does not run.
+
+Try the caf\u00e9.
+
+--
+Ann, Dept. of Engines
+"""
+
+
+def test_a_message_without_header_quotes_and_footer():
+    assert strip_message(MESSAGE) == "It does not run.\n\nTry the caf\u00e9."
+
+
+@pytest.mark.parametrize("message", ["From: a\n\n", "no blank line", "From: a\n\n> all quoted\n"])
+def test_a_message_of_which_nothing_remains(message):
+    assert strip_message(message) == ""
+
+
+def test_messages_are_stripped_as_scikit_learn_does():
+    news = pytest.importorskip("sklearn.datasets._twenty_newsgroups")
+    for message in (MESSAGE, MESSAGE.replace("--", "-----"), "a: b\n\nBody\n\n\nFoot\n\nEnd", "a: b\n\n--\nBody"):
+        body = news.strip_newsgroup_quoting(news.strip_newsgroup_header(message))
+        assert strip_message(message) == news.strip_newsgroup_footer(body).strip()
+
+
+def test_newsgroups_by_date(tmp_path):
+    for part in ("train", "test"):
+        for group in (*(g for groups in TASKS.values() for g in groups), "alt.atheism"):
+            folder = tmp_path / f"20news-bydate-{part}" / group
+            folder.mkdir(parents=True)
+            for i in range(20 if part == "train" else 1):
+                (folder / str(i)).write_bytes(f"From: x\n\nAbout {group}, {i} \u00e9\n".encode("latin-1"))
+    found = read_tasks(tmp_path, "newsgroups")
+    assert [t.name for t in found] == ["comp", "rec", "sci", "talk"]
+    assert all(len(t.labels) == 4 and len(t.test) == 4 for t in found)
+    assert all(len(t.train) + len(t.validation) == 80 for t in found)
+    assert found[1].test.texts[0] == "About rec.autos, 0 \u00e9"
+    assert found[1].test.labels[0] == "rec.autos"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"text,stars\ngood,1\n", r"a\.csv: expected the columns text and label .* found \['text', 'stars'\]"),
+        (b"", r"a\.csv: expected the columns text and label"),
+        (b"text,label\n", r"a\.csv: expected rows .* found none; fill the file"),
+        (b"text,label\ngood,1\nbad\n", r"a\.csv, line 3: expected 2 columns .* found 1"),
+        (b"text,label\ngood, nice,1\n", r"a\.csv, line 2: .* found 3; quote texts with commas"),
+        (b"text,label\ngood,1\nbad, \n", r"a\.csv, line 3: expected 2 columns|a\.csv, line 3: expected a label"),
+        (b'text,label\n"good" x,1\n', r"a\.csv, line 2: expected csv, found"),
+        (b"text,label\ngood,1\ncaf\xe9,0\n", r"a\.csv, line 3: expected utf-8, found the byte 0xe9; save the file"),
+    ],
+)
+def test_bad_csv_files(tmp_path, content, message):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_tasks(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("good\t1", r"line 2: expected a json object a line"),
+        ('{"text": "good"}', r'line 2: expected \{"text": "...", "label": ...\}'),
+        ('{"text": 3, "label": 1}', r"line 2: expected \{"),
+        ('["good", 1]', r"line 2: expected \{"),
+        ('{"text": "good", "label": 0.5}', r"line 2: expected a label, a word or a whole number, found 0.5"),
+        ('{"text": "good", "label": null}', r"line 2: expected a label"),
+        ('{"text": "go\\ud800od", "label": 1}', r"line 2: expected text, found half of a surrogate pair"),
+    ],
+)
+def test_bad_jsonl_lines(tmp_path, line, message):
+    write(tmp_path, a__jsonl='{"text": "x", "label": 1}\n' + line + "\n")
+    with pytest.raises(ValueError, match=message):
+        read_tasks(tmp_path)
+
+
+def test_bad_fdu_lines(tmp_path):
+    write(tmp_path, books__task__train="1\tgood\n0 bad\n")
+    with pytest.raises(ValueError, match=r"books\.task\.train, line 2: expected LABEL<TAB>TEXT, found '0 bad'"):
+        read_tasks(tmp_path, "fdu-mtl")
+    write(tmp_path, books__task__train="\n")
+    with pytest.raises(ValueError, match="found none; fill the file"):
+        read_tasks(tmp_path, "fdu-mtl")
+
+
+def test_bad_sources_and_tasks(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected a folder or a tar archive of task files, found nothing"):
+        read_tasks(tmp_path / "absent")
+    write(tmp_path, notes__txt="hello")
+    with pytest.raises(ValueError, match="expected a folder or a tar archive, found another file"):
+        read_tasks(tmp_path / "notes.txt")
+    with pytest.raises(ValueError, match=r"expected files NAME.csv, .*, found none; is the layout right\?"):
+        read_tasks(tmp_path)
+    with pytest.raises(ValueError, match="layout: expected folder, fdu-mtl, newsgroups, found 'csv'"):
+        read_tasks(tmp_path, "csv")
+    write_folder(tmp_path)
+    with pytest.raises(ValueError, match=r"expected tasks among \['animal', 'colour'\], found \['colours'\]"):
+        read_tasks(tmp_path, tasks=["animal", "colours"])
+    with pytest.raises(ValueError, match="found more than once: \\['animal'\\]"):
+        read_tasks(tmp_path, tasks=["animal", "animal"])
+    write(tmp_path, colour__train__tsv="text\tlabel\nx\ty\n")
+    with pytest.raises(ValueError, match="expected one train file for the task 'colour', found another"):
+        read_tasks(tmp_path)
+
+
+def test_bad_labels_and_empty_parts(tmp_path):
+    write(tmp_path, a__csv="text,label\n" + "".join(f"text {i},{i % 2}\n" for i in range(60)))
+    write(tmp_path, a__test__csv="text,label\nx,2\n")
+    with pytest.raises(ValueError, match=r"task 'a': expected in test the labels of training, .* found \['2'\]"):
+        read_tasks(tmp_path)
+    write(tmp_path, a__test__csv="text,label\nx,1\n", a__csv="text,label\ny,1\nq,0\n")
+    with pytest.raises(ValueError, match=r"task 'a': expected examples for validation, found none .*a\.validation"):
+        read_tasks(tmp_path)
+    assert len(read_tasks(tmp_path, need=["train", "test"])[0].validation) == 0
+    write(tmp_path, a__csv="text,label\n" + "".join(f"text {i},1\n" for i in range(60)))
+    with pytest.raises(ValueError, match="expected at least two classes in training, found only \\['1'\\]"):
+        read_tasks(tmp_path)
+
+
+def test_a_test_file_alone_is_enough_for_an_evaluation(tmp_path):
+    write(tmp_path, a__test__jsonl=json.dumps({"text": "x", "label": True}))
+    [task] = read_tasks(tmp_path, need=["test"])
+    assert task.test == Part(("x",), ("True",))
+    with pytest.raises(ValueError, match="expected examples for train"):
+        read_tasks(tmp_path)
+
+
+def test_long_texts_and_byte_order_marks(tmp_path):
+    table = io.StringIO()
+    table.write("\ufefftext,label\n" + "word " * 40_000 + ",1\n")
+    table.write("".join(f"text {i},{i % 2}\n" for i in range(60)))
+    [task] = read_tasks(write(tmp_path, a__csv=table.getvalue()))
+    assert max(len(t) for p in PARTS for t in task.part(p).texts) == 200_000
+
+
+def test_the_real_reviews(data):
+    found = read_tasks(data / "sentiment-reviews", "fdu-mtl")
+    assert len(found) == 14
+    assert sum(len(t.train) + len(t.validation) for t in found) == 22_180
+    assert all(len(t.test) == 400 and t.labels == ("0", "1") for t in found)
+
+
+def test_the_real_newsgroups(data):
+    found = read_tasks(data / "newsgroups", "newsgroups")
+    assert [(t.name, len(t.labels)) for t in found] == [("comp", 4), ("rec", 4), ("sci", 4), ("talk", 4)]
+    sizes = {t.name: (len(t.train) + len(t.validation), len(t.test)) for t in found}
+    assert sizes == {"comp": (2346, 1563), "rec": (2389, 1590), "sci": (2373, 1579), "talk": (1952, 1301)}
+    assert not any("Subject:" in text[:200] and "Lines:" in text[:200] for t in found for text in t.train.texts[:50])
