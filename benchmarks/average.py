@@ -146,7 +146,9 @@ def report(rounds: list[dict[str, dict[str, float]]], options: argparse.Namespac
     names = list(rounds[0])
     medians = {n: {m: statistics.median(r[n][m] for r in rounds) for m in measures} for n in names}
     ratios = {
-        f"counterpoise/{n}": {m: statistics.median(r["counterpoise"][m] / max(r[n][m], 1e-9) for r in rounds) for m in measures[:2]}
+        f"counterpoise/{n}": {
+            m: statistics.median(r["counterpoise"][m] / max(r[n][m], 1e-9) for r in rounds) for m in measures[:2]
+        }
         for n in names
         if n != "counterpoise"
     }
@@ -157,7 +159,7 @@ def report(rounds: list[dict[str, dict[str, float]]], options: argparse.Namespac
         print(f"{name:26} wall x {row['wall_s']:.2f}   CPU x {row['cpu_s']:.2f}")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result = {
-        "command": "python benchmarks/average.py WORK --mergekit PATH" if options.mergekit else "python benchmarks/average.py WORK",
+        "command": f"python benchmarks/average.py WORK{' --mergekit PATH' if options.mergekit else ''}",
         "commit": commit, "seed": 0, "versions": {n: version(n) for n in ("torch", "numpy", "counterpoise")}
         | ({"mergekit": "0.1.5"} if options.mergekit else {}), "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "rounds": rounds, "medians": medians, "ratios": ratios,

@@ -67,7 +67,7 @@ def main() -> None:
             p.grad = None
 
     def copy() -> None:
-        for p, source in zip(parameters, sources, strict=True):
+        for p, source in zip(parameters, sources, strict=True):  # noqa: F821
             p.data.copy_(source)
 
     rows = []

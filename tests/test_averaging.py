@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import CAUSAL, FAMILIES, save_pair
 
 from counterpoise.averaging import Recipe, average, mix
 from counterpoise.checkpoint import Checkpoint, CheckpointError
+from tiny import CAUSAL, FAMILIES, save_pair
 
 
 def folder_hash(folder: Path) -> str:
@@ -83,9 +83,10 @@ def test_average_keeps_posts_shards_whatever_pres_are(tmp_path: Path) -> None:
     out, source = Checkpoint(tmp_path / "out"), Checkpoint(post)
     assert len(source.files) > len(Checkpoint(pre).files) > 1
     assert out.layout == source.layout
-    assert json.loads((tmp_path / "out/model.safetensors.index.json").read_text())["weight_map"] == json.loads(
-        (post / "model.safetensors.index.json").read_text()
-    )["weight_map"]
+    assert (
+        json.loads((tmp_path / "out/model.safetensors.index.json").read_text())["weight_map"]
+        == json.loads((post / "model.safetensors.index.json").read_text())["weight_map"]
+    )
     for name in source:
         assert torch.equal(out[name], torch.lerp(Checkpoint(pre)[name], source[name], 0.6))
 
@@ -110,9 +111,10 @@ def test_the_same_bytes_on_every_run_and_from_the_recipe(tmp_path: Path) -> None
     assert recipe.ratios == (0.0, 0.44, 0.76)
     average(pre, post, tmp_path / "c", recipe)
     assert raw_weights(tmp_path / "a") == raw_weights(tmp_path / "c")
-    assert recipe.inputs["pre"]["sha256"]["model.safetensors"] == hashlib.sha256(
-        (pre / "model.safetensors").read_bytes()
-    ).hexdigest()
+    assert (
+        recipe.inputs["pre"]["sha256"]["model.safetensors"]
+        == hashlib.sha256((pre / "model.safetensors").read_bytes()).hexdigest()
+    )
 
 
 def raw_weights(folder: Path) -> bytes:

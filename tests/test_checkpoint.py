@@ -14,11 +14,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import tiny, tokenizer
 
 from counterpoise.checkpoint import (
-    Checkpoint, CheckpointError, TensorFile, copy_companions, hash_in_background, match_name, open_checkpoint, staged,
-)  # fmt: skip
+    Checkpoint,
+    CheckpointError,
+    TensorFile,
+    copy_companions,
+    hash_in_background,
+    match_name,
+    open_checkpoint,
+    staged,
+)
+from tiny import tiny, tokenizer
 
 INDEX = "model.safetensors.index.json"
 
@@ -45,7 +52,9 @@ def test_a_folder_reads_as_safetensors_reads_it(tmp_path: Path, shard: str, dtyp
         assert found.dtype(name) == tensor.dtype == dtype
         assert found.shape(name) == tuple(tensor.shape)
     assert {n: f for f, names in found.layout.items() for n in names} == (
-        json.loads((tmp_path / INDEX).read_text())["weight_map"] if shard == "8KB" else dict.fromkeys(wanted, "model.safetensors")
+        json.loads((tmp_path / INDEX).read_text())["weight_map"]
+        if shard == "8KB"
+        else dict.fromkeys(wanted, "model.safetensors")
     )
     assert found.config["num_hidden_layers"] == 6
 
@@ -53,7 +62,15 @@ def test_a_folder_reads_as_safetensors_reads_it(tmp_path: Path, shard: str, dtyp
 def test_every_dtype_scalars_and_empty_tensors(tmp_path: Path) -> None:
     wanted = {
         str(dtype): torch.arange(4).to(dtype)
-        for dtype in (torch.float64, torch.float16, torch.int64, torch.int8, torch.uint8, torch.bool, torch.float8_e4m3fn)
+        for dtype in (
+            torch.float64,
+            torch.float16,
+            torch.int64,
+            torch.int8,
+            torch.uint8,
+            torch.bool,
+            torch.float8_e4m3fn,
+        )
     }
     wanted |= {"scalar": torch.tensor(2.5), "empty": torch.empty(0, 3)}
     save_file(wanted, tmp_path / "model.safetensors")
@@ -262,7 +279,9 @@ def test_a_killed_process_leaves_no_out_and_the_next_one_sweeps_up(tmp_path: Pat
         "    (folder / 'a').write_text('a'); print('go', flush=True); time.sleep(60)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "out")], stdout=subprocess.PIPE, env=environment) as run:
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "out")], stdout=subprocess.PIPE, env=environment
+    ) as run:
         assert run.stdout is not None
         assert run.stdout.readline() == b"go\n"
         with staged(tmp_path / "out") as folder:  # another process that still lives is left alone
@@ -280,8 +299,9 @@ def test_an_empty_out_is_used_and_an_occupied_one_is_not_touched(tmp_path: Path)
     (tmp_path / "out").mkdir()
     with staged(tmp_path / "out") as folder:
         (folder / "a").write_text("first")
-    with pytest.raises(CheckpointError, match=r"out: expected a new or empty folder, found a folder with content"), staged(
-        tmp_path / "out"
+    with (
+        pytest.raises(CheckpointError, match=r"out: expected a new or empty folder, found a folder with content"),
+        staged(tmp_path / "out"),
     ):
         pytest.fail("the block ran")
     with pytest.raises(CheckpointError, match="found a file"), staged(tmp_path / "out" / "a"):
@@ -290,10 +310,14 @@ def test_an_empty_out_is_used_and_an_occupied_one_is_not_touched(tmp_path: Path)
 
 
 def test_an_out_that_fills_up_meanwhile_is_not_touched(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="found a folder with content"), staged(tmp_path / "out") as folder:
-        (folder / "a").write_text("ours")
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "a").write_text("theirs")
+    def write() -> None:
+        with staged(tmp_path / "out") as folder:
+            (folder / "a").write_text("ours")
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "a").write_text("theirs")
+
+    with pytest.raises(CheckpointError, match="found a folder with content"):
+        write()
     assert (tmp_path / "out" / "a").read_text() == "theirs"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
@@ -301,7 +325,14 @@ def test_an_out_that_fills_up_meanwhile_is_not_touched(tmp_path: Path) -> None:
 def test_companions_are_the_config_and_tokenizer_and_nothing_that_runs(tmp_path: Path) -> None:
     save(tmp_path / "pre")
     tokenizer().save_pretrained(tmp_path / "pre")
-    kept = {"chat_template.jinja", "merges.txt", "vocab.json", "spiece.model", "LICENSE.txt", "preprocessor_config.json"}
+    kept = {
+        "chat_template.jinja",
+        "merges.txt",
+        "vocab.json",
+        "spiece.model",
+        "LICENSE.txt",
+        "preprocessor_config.json",
+    }
     for name in (*kept, "modeling_x.py", "training_args.bin", "optimizer.pt", "trainer_state.json", "README.md"):
         (tmp_path / "pre" / name).write_text(name)
     (tmp_path / "pre" / "tokenizer_parts").mkdir()

@@ -9,12 +9,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import CAUSAL, tiny, tokenizer
 
 from counterpoise.language import (
-    Example, Prompt, by_length, continuation_logprobs, decode, encode_prompt, read_prompts, response_nll,
-    response_tokens, sample, stop_token,
+    Example,
+    Prompt,
+    by_length,
+    continuation_logprobs,
+    decode,
+    encode_prompt,
+    read_prompts,
+    response_nll,
+    response_tokens,
+    sample,
+    stop_token,
 )  # fmt: skip
+from tiny import CAUSAL, tiny, tokenizer
 
 EOS = 2
 RAGGED = [(1, 5, 9), (1, 7), (1, 8, 8, 8, 20, 31), (1,), (1, 40, 12, 5)]
@@ -31,8 +40,13 @@ def logprobs(model: torch.nn.Module, sequence: tuple[int, ...]) -> torch.Tensor:
 
 
 def test_prompts_are_read_once_each_and_in_order(tmp_path: Path) -> None:
-    lines = ['{"prompt": "hi"}', "", '{"messages": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "go"}]}',
-             '{"prompt": "ça va?", "id": 3}', '{"messages": [{"role": "user", "content": "hi"}]}']  # fmt: skip
+    lines = [
+        '{"prompt": "hi"}',
+        "",
+        '{"messages": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "go"}]}',
+        '{"prompt": "ça va?", "id": 3}',
+        '{"messages": [{"role": "user", "content": "hi"}]}',
+    ]
     (tmp_path / "p.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     first, second, third = read_prompts(tmp_path / "p.jsonl")
     assert first == Prompt((("user", "hi"),))
@@ -111,7 +125,7 @@ def test_greedy_is_what_generate_gives_one_prompt_at_a_time(family: str) -> None
 
 
 def test_the_shared_prefix_draws_what_each_prompt_alone_would() -> None:
-    """One token from the cached path: frequencies against the model's own probabilities, by the chi-squared statistic."""
+    """One token from the cached path: frequencies against the model's own probabilities, by chi-squared."""
     model, words = tiny("llama"), tokenizer()
     model.lm_head.weight.data *= 20  # uneven probabilities, so that another prompt's would show
     prompts, n = RAGGED[:3], 2000
@@ -126,7 +140,9 @@ def test_the_shared_prefix_draws_what_each_prompt_alone_would() -> None:
 def test_temperature_sharpens_and_top_k_of_the_model_is_not_used() -> None:
     model, words = tiny("llama"), tokenizer()
     model.generation_config.top_k = 1
-    kinds = [{g[0] for g in sample(model, words, [(1, 5)], n=400, max_new_tokens=1, temperature=t)[0]} for t in (1.0, 1e-4)]
+    kinds = [
+        {g[0] for g in sample(model, words, [(1, 5)], n=400, max_new_tokens=1, temperature=t)[0]} for t in (1.0, 1e-4)
+    ]
     assert len(kinds[0]) > 40
     assert len(kinds[1]) == 1
 

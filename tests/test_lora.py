@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny, tokenizer
 
 from counterpoise.averaging import average
 from counterpoise.checkpoint import CheckpointError, open_checkpoint
+from tiny import tiny, tokenizer
 
 peft = pytest.importorskip("peft")
 
@@ -19,7 +19,10 @@ LLAMA = ["q_proj", "v_proj", "up_proj"]
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("llama", {"target_modules": LLAMA}),
     "rslora": ("llama", {"target_modules": LLAMA, "use_rslora": True}),
-    "patterns": ("llama", {"target_modules": LLAMA, "rank_pattern": {"up_proj": 3}, "alpha_pattern": {"layers.1.mlp.up_proj": 5}}),
+    "patterns": (
+        "llama",
+        {"target_modules": LLAMA, "rank_pattern": {"up_proj": 3}, "alpha_pattern": {"layers.1.mlp.up_proj": 5}},
+    ),
     "whole head": ("llama", {"target_modules": LLAMA, "modules_to_save": ["lm_head"]}),
     "embedding": ("llama", {"target_modules": ["embed_tokens", "q_proj"]}),
     "conv1d": ("gpt2", {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),

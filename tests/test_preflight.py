@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import nudge, save_pair, tiny
 
 from counterpoise.averaging import average
 from counterpoise.checkpoint import CheckpointError, open_checkpoint
 from counterpoise.diff import diff
 from counterpoise.preflight import preflight, scan
+from tiny import nudge, save_pair, tiny
 
 
 @pytest.fixture
@@ -48,7 +48,9 @@ def test_a_good_pair_passes_without_a_word(pair: tuple[Path, Path]) -> None:
     assert warnings == []
     a, b = (load_file(p / "model.safetensors") for p in pair)
     gap = sum((b[n].double() - a[n].double()).square().sum() for n in a)
-    assert scanned.distance == pytest.approx(float((gap / sum(t.double().square().sum() for t in a.values())).sqrt()), rel=1e-6)
+    assert scanned.distance == pytest.approx(
+        float((gap / sum(t.double().square().sum() for t in a.values())).sqrt()), rel=1e-6
+    )
 
 
 def test_architecture_vocabulary_and_tied_weights(pair: tuple[Path, Path]) -> None:
@@ -70,7 +72,9 @@ def test_shapes_are_named(pair: tuple[Path, Path]) -> None:
         t["model.embed_tokens.weight"] = torch.zeros(70, 16)
 
     edit_weights(pair[1], longer)
-    refused(*pair, r"model.embed_tokens.weight has the shape \(64, 16\) in PRE and \(70, 16\) in POST .*resized vocabulary")
+    refused(
+        *pair, r"model.embed_tokens.weight has the shape \(64, 16\) in PRE and \(70, 16\) in POST .*resized vocabulary"
+    )
 
 
 def test_an_extra_head_is_refused_unless_dropped(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -92,7 +96,9 @@ def test_quantised_tensors_are_refused(pair: tuple[Path, Path]) -> None:
 @pytest.mark.parametrize("side", [0, 1])
 def test_non_finite_numbers_are_named(pair: tuple[Path, Path], bad: float, side: int) -> None:
     edit_weights(pair[side], lambda t: t["model.layers.3.mlp.up_proj.weight"].view(-1)[7:8].fill_(bad))
-    with pytest.raises(CheckpointError, match=rf"{('PRE', 'POST')[side]} .*NaN or Inf in model.layers.3.mlp.up_proj.weight"):
+    with pytest.raises(
+        CheckpointError, match=rf"{('PRE', 'POST')[side]} .*NaN or Inf in model.layers.3.mlp.up_proj.weight"
+    ):
         scan(preflight(*pair))
 
 
@@ -103,7 +109,7 @@ def test_large_finite_numbers_are_not_taken_for_inf(pair: tuple[Path, Path]) -> 
 
 
 def test_unrelated_models_warn_then_are_refused(tmp_path: Path) -> None:
-    pre, post = save_pair(tmp_path)
+    pre, _ = save_pair(tmp_path)
     nudge(tiny("llama"), scale=0.1).save_pretrained(tmp_path / "far")
     d = scan(preflight(pre, tmp_path / "far"), allow_unrelated=True)[0].distance
     assert 0.5 < d < 1.2
@@ -127,11 +133,13 @@ def test_tokenizers_that_disagree(pair: tuple[Path, Path]) -> None:
 def test_too_little_disk(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1, 1, 1000))
-    with pytest.raises(CheckpointError, match="GB will be written, 0.00 GB are free; make room"):
+    with pytest.raises(CheckpointError, match=r"GB will be written, 0\.00 GB are free; make room"):
         average(*pair, tmp_path / "out", 0.5)
 
 
-def test_local_folders_need_no_network(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_local_folders_need_no_network(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the network was used")
 

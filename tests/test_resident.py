@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import CAUSAL, save_pair
 
 from counterpoise.averaging import mix
 from counterpoise.checkpoint import CheckpointError
@@ -18,6 +17,7 @@ from counterpoise.partition import by_module, layerwise, thirds
 from counterpoise.preflight import preflight
 from counterpoise.resident import ResidentAverage
 from counterpoise.search.proxies import ProxySet
+from tiny import CAUSAL, save_pair
 
 
 def proxies(batch: int = 4, seed: int = 0) -> ProxySet:
@@ -37,12 +37,16 @@ def check_bits(resident: ResidentAverage, cut, ratios) -> None:  # type: ignore[
 
 @pytest.mark.parametrize(("family", "tied"), [("llama", True), ("gpt2", True), ("llama", False)])
 @pytest.mark.parametrize("compute", [None, torch.float32])
-def test_bits_after_any_sequence_of_settings(tmp_path: Path, family: str, tied: bool, compute: torch.dtype | None) -> None:
+def test_bits_after_any_sequence_of_settings(
+    tmp_path: Path, family: str, tied: bool, compute: torch.dtype | None
+) -> None:
     pair = preflight(*save_pair(tmp_path, family, dtype=torch.bfloat16, tied=tied))
     resident = ResidentAverage(pair, dtype=compute)
     cuts = [thirds(pair.names), layerwise(pair.names), by_module({n: pair.post.shape(n) for n in pair.names})]
     ratio = st.sampled_from([0.0, 0.3, 0.5, 1.0, 1.2])
-    step = st.sampled_from(cuts).flatmap(lambda c: st.tuples(st.just(c), st.lists(ratio, min_size=len(c), max_size=len(c))))
+    step = st.sampled_from(cuts).flatmap(
+        lambda c: st.tuples(st.just(c), st.lists(ratio, min_size=len(c), max_size=len(c)))
+    )
 
     @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(step, min_size=1, max_size=4))
@@ -71,7 +75,9 @@ def test_gradient_equals_finite_differences(tmp_path: Path, family: str) -> None
             moved[k] += sign * h
             resident.set(cut, moved)
             ends.append(proxies().nll(resident.model))
-        assert gradient[k] == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-6 if exact else 2e-2, abs=1e-8 if exact else 1e-4)
+        assert gradient[k] == pytest.approx(
+            (ends[0] - ends[1]) / (2 * h), rel=1e-6 if exact else 2e-2, abs=1e-8 if exact else 1e-4
+        )
 
 
 def test_gradient_does_not_depend_on_batches_and_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -27,7 +27,9 @@ def tiny(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, tied
         "qwen2": lambda: t.Qwen2Config(**LLAMA_LIKE, **extra),
         "mistral": lambda: t.MistralConfig(**LLAMA_LIKE, **extra),
         "gemma": lambda: t.GemmaConfig(**LLAMA_LIKE, head_dim=4, **extra),
-        "gpt2": lambda: t.GPT2Config(n_embd=16, n_layer=6, n_head=4, vocab_size=VOCABULARY, n_positions=128, **still, **extra),
+        "gpt2": lambda: t.GPT2Config(
+            n_embd=16, n_layer=6, n_head=4, vocab_size=VOCABULARY, n_positions=128, **still, **extra
+        ),
         "gpt_neox": lambda: t.GPTNeoXConfig(**SIZES, intermediate_size=24, max_position_embeddings=128, **extra),
         "bert": lambda: t.BertConfig(**SIZES, intermediate_size=24, max_position_embeddings=128, num_labels=2, **extra),
     }
@@ -68,7 +70,21 @@ def tokenizer():  # type: ignore[no-untyped-def]
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    signs = ["<pad>", "<s>", "</s>", "<unk>", *string.ascii_lowercase, *string.digits, " ", ".", ",", "?", "!", "\n", ":"]
+    signs = [
+        "<pad>",
+        "<s>",
+        "</s>",
+        "<unk>",
+        *string.ascii_lowercase,
+        *string.digits,
+        " ",
+        ".",
+        ",",
+        "?",
+        "!",
+        "\n",
+        ":",
+    ]
     raw = Tokenizer(models.WordLevel({s: i for i, s in enumerate(signs)}, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     raw.decoder = decoders.Fuse()

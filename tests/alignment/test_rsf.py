@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from tiny import tiny, tokenizer
 
 from counterpoise.alignment.rsf import fine_tune, rsf
 from counterpoise.language import Example, Prompt
+from tiny import tiny, tokenizer
 
 PROMPTS = [Prompt((("user", text),)) for text in ("abc", "hello", "what?", "one two", "z", "go on")]
 
@@ -21,7 +21,17 @@ def count_early_letters(prompts: Sequence[str], responses: Sequence[str]) -> lis
 
 def test_the_reward_rises() -> None:
     model = tiny("llama")
-    history = rsf(model, tokenizer(), PROMPTS, count_early_letters, iterations=6, n=8, epochs=3, learning_rate=1e-2, max_new_tokens=8)
+    history = rsf(
+        model,
+        tokenizer(),
+        PROMPTS,
+        count_early_letters,
+        iterations=6,
+        n=8,
+        epochs=3,
+        learning_rate=1e-2,
+        max_new_tokens=8,
+    )
     assert history[-1].reward > history[0].reward + 1
     assert all(it.best_reward >= it.reward for it in history)
 
@@ -29,7 +39,17 @@ def test_the_reward_rises() -> None:
 def test_the_same_seed_gives_the_same_model() -> None:
     models = [tiny("llama"), tiny("llama")]
     for model in models:
-        rsf(model, tokenizer(), PROMPTS, count_early_letters, iterations=1, n=4, learning_rate=1e-2, max_new_tokens=6, seed=3)
+        rsf(
+            model,
+            tokenizer(),
+            PROMPTS,
+            count_early_letters,
+            iterations=1,
+            n=4,
+            learning_rate=1e-2,
+            max_new_tokens=6,
+            seed=3,
+        )
     assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
 
 
@@ -45,4 +65,12 @@ def test_micro_batches_do_not_change_the_step() -> None:
 
 def test_a_reward_that_is_not_a_number_is_refused() -> None:
     with pytest.raises(ValueError, match="expected a finite reward"):
-        rsf(tiny("llama"), tokenizer(), PROMPTS, lambda p, r: [float("nan")] * len(r), iterations=1, n=2, max_new_tokens=2)
+        rsf(
+            tiny("llama"),
+            tokenizer(),
+            PROMPTS,
+            lambda p, r: [float("nan")] * len(r),
+            iterations=1,
+            n=2,
+            max_new_tokens=2,
+        )

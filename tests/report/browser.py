@@ -97,7 +97,7 @@ class Browser:
         urls = [e["params"]["request"]["url"] for e in self.events if e.get("method") == "Network.requestWillBeSent"]
         return [url for url in urls if not url.startswith(("data:", "blob:"))]
 
-    def _next(self, timeout: float = 30.0) -> dict[str, Any]:
+    def _next(self, timeout: float = 120.0) -> dict[str, Any]:
         end = time.monotonic() + timeout
         while b"\0" not in self._rest:
             if not select.select([self._read], [], [], max(0.0, end - time.monotonic()))[0]:

@@ -153,8 +153,8 @@ def _point(
 ) -> dict[str, Any]:
     mean = sum(ratios) / len(ratios)
     middle = 0.0 if method in ("PRE", "POST") else 1.0
-    reward = -0.42 + 1.31 * (mean**0.75) + middle * (lift + rng.normal(0, 0.015))
-    lost = mean**1.9 - middle * (0.5 * lift + rng.normal(0, 0.01))
+    reward = -0.42 + 1.31 * mean**0.2 + middle * (lift + rng.normal(0, 0.015))
+    lost = mean**1.6 - middle * (0.5 * lift + rng.normal(0, 0.01))
     abilities = {a: {m: _around(pre - t * lost, h) for m, _, pre, t, h in metrics} for a, metrics in ABILITIES.items()}
     steps = [-(ABILITIES[a][0][3] * lost) / (ABILITIES[a][0][4] / 1.96) for a in COUNTED]
     retention = sum(steps) / len(steps)

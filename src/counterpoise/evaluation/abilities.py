@@ -233,7 +233,12 @@ def _clean_continue(record: dict[str, Any]) -> dict[str, Any]:
 def _clean_generate(record: dict[str, Any]) -> dict[str, Any]:
     reference = _text(record, "reference" if "reference" in record else "answer")
     if "messages" in record:
-        return {"messages": record["messages"], "reference": reference}
+        messages = record["messages"]
+        if not (isinstance(messages, list) and messages and all(isinstance(m, dict) for m in messages)):
+            raise ValueError("messages: expected a list of {role, content}")
+        if not all(isinstance(m.get(name), str) for m in messages for name in ("role", "content")):
+            raise ValueError("messages: expected a text as role and as content of each")
+        return {"messages": messages, "reference": reference}
     return {"prompt": _text(record, "prompt" if "prompt" in record else "query"), "reference": reference}
 
 

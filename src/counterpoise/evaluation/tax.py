@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -220,17 +221,30 @@ def tax_table(pre: Scores, post: Scores, pick: Scores | None = None) -> list[dic
 
 
 def fingerprint(reward: str | Reward) -> str:
-    """What decides a reward's numbers: the spec with the content of the file or source behind it."""
+    """What decides a reward's numbers: its spec or name with the content of the file, folder or source behind it."""
     if not isinstance(reward, str):
-        try:
-            return digest([_name(reward), inspect.getsource(reward)])
-        except (OSError, TypeError):
-            return _name(reward)
-    tail = Path(reward.partition(":")[2])
-    if tail.is_file():
-        with tail.open("rb") as file:
-            return digest([reward.partition(":")[0], hashlib.file_digest(file, "sha256").hexdigest()])
-    return reward
+        return digest([_name(reward), _source(reward)])
+    head, _, tail = reward.partition(":")
+    for place in (Path(tail or "."), Path(reward)):
+        if place.is_file():
+            return digest([head, _sha256(place)])
+    if Path(reward).is_dir():
+        files = sorted(f for f in Path(reward).iterdir() if f.is_file())
+        return digest([[f.name, _sha256(f)] for f in files])
+    module = sys.modules.get(head) if tail else None
+    return reward if module is None else digest([reward, _source(module)])
+
+
+def _source(thing: Any) -> str:
+    try:
+        return inspect.getsource(thing)
+    except (OSError, TypeError):
+        return ""
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _name(reward: str | Reward) -> str:

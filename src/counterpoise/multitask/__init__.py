@@ -52,11 +52,11 @@ if TYPE_CHECKING:
     from .mirror import MirrorStep, ball_radius, best_response, divergence, hold, mirror_step
     from .pcgrad import PCGrad
     from .tchebycheff import SmoothTchebycheff, Tchebycheff
+    from .trainer import with_weighting
     from .uncertainty import UncertaintyWeighting
     from .uniform import Uniform
     from .upgrad import UPGrad
     from .weighting import Weighting
-    from .trainer import with_weighting
 
 # Names are resolved on first use, so that `counterpoise --help` does not import torch.
 _HOMES = {

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 
+LONG = 36  # characters; a longer text may be broken into lines on the page
+
+
 @dataclass(frozen=True)
 class Cell:
     """What stands in one place of a table.
@@ -91,17 +94,16 @@ def as_markdown(table: Table) -> str:
 
 def as_html(table: Table) -> str:
     """A table element in a box that scrolls sideways, its notes below."""
-    head = "".join(f"<th scope=col{_side(c)}>{html.escape(c.title)}</th>" for c in table.columns)
+    head = "".join(f"<th scope=col{_classes(c, c.title)}>{html.escape(c.title)}</th>" for c in table.columns)
     body = "".join(
         f"<tr{' class=quiet' if table.quiet(row) else ''}>"
         + "".join(_html_cell(c, cell, i == 0) for i, (c, cell) in enumerate(zip(table.columns, cells, strict=True)))
         + "</tr>"
         for row, cells in zip(table.rows, table.cells(), strict=True)
     )
+    few = " class=few" if len(table.columns) < 5 else ""
     notes = "".join(f"<p class=note>{html.escape(note)}</p>" for note in table.notes)
-    return (
-        f"<div class=scroll tabindex=0><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{notes}"
-    )
+    return f"<div class=scroll tabindex=0><table{few}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{notes}"
 
 
 def _html_cell(column: Column, cell: Cell, first: bool) -> str:
@@ -109,11 +111,12 @@ def _html_cell(column: Column, cell: Cell, first: bool) -> str:
     text = html.escape(cell.text)
     text = f"<code>{text}</code>" if cell.code else f"<strong>{text}</strong>" if cell.strong else text
     detail = f" <small>{html.escape(cell.detail)}</small>" if cell.detail else ""
-    return f"<{tag}{_side(column)}>{text}{detail}</{tag.split()[0]}>"
+    return f"<{tag}{_classes(column, cell.text)}>{text}{detail}</{tag.split()[0]}>"
 
 
-def _side(column: Column) -> str:
-    return " class=number" if column.numeric else ""
+def _classes(column: Column, text: str) -> str:
+    names = " ".join(["number"] * column.numeric + ["long"] * (len(text) > LONG))
+    return f' class="{names}"' if names else ""
 
 
 def _markdown_cell(cell: Cell) -> str:

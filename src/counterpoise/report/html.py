@@ -15,7 +15,7 @@ from string import Template
 from typing import Any
 
 from counterpoise.report import palette, plots, reading, tables
-from counterpoise.report.grid import as_html
+from counterpoise.report.grid import Table, as_html
 from counterpoise.report.numbers import number, ratio_list
 from counterpoise.report.reading import RETENTION, Results
 
@@ -29,8 +29,8 @@ CAPTION = (
 GLOSSARY = {
     "Ratio": "The share of the alignment update that is kept: pre + ratio × (post − pre). 0 is PRE, 1 is POST. A block is "
     "a set of tensors that share one.",
-    "MA and HMA": "MA averages all blocks alike. HMA gives each block its own ratio at the same mean, searched for the "
-    "reward alone. LiNeS grows with depth. Reversed and random ratios are controls: if they do as well, the search bought nothing.",
+    "MA and HMA": "MA averages all blocks alike. HMA gives each block its own ratio at the same mean, searched for the reward "
+    "alone. LiNeS grows with depth. Reversed and random ratios are controls: if they do as well, the search bought nothing.",
     "Tax": "PRE's score minus POST's. Every score is oriented so that higher is better; log-likelihoods are negated losses.",
     "Retention": "Minus the mean over abilities of the tax, each divided by its standard error at PRE. 0 is PRE; −2 means "
     "two standard errors lost on average. Abilities at floor are left out.",
@@ -144,7 +144,7 @@ def _front_section(results: Results, figures: Figures) -> str:
         return ""
     figures["front"] = _specs(shown)
     menus = [
-        _menu("across:", {a: _axis_label(results, a) for a in reading.axes(results)}),
+        _menu("horizontal axis:", {a: _axis_label(results, a) for a in reading.axes(results)}),
         _menu("measured on:", {part: f"{part} data" for part in reading.parts(results)}),
     ]
     return _section("Reward against abilities", _figure("front", "Reward against abilities kept", menus, CAPTION))
@@ -154,16 +154,19 @@ def _tax_section(results: Results, figures: Figures) -> str:
     table = tables.tax(results)
     if not table:
         return ""
-    figures["taxes"] = {"": _spec(plots.taxes(results))}
-    caption = "Each ability by its first metric, on held-out data, with 95 % intervals. One unit is the standard error of PRE's score."
+    caption = (
+        "Each ability by its first metric, on held-out data, with 95 % intervals. Right of 0 is lost. One unit is the "
+        "standard error of PRE's score."
+    )
+    scale = ""
+    if (figure := plots.taxes(results)).data:
+        figures["taxes"] = {"": _spec(figure)}
+        scale = "<h3>The same, on one scale</h3>" + _figure("taxes", "Tax by ability", [], caption, low=True)
     against = tables.against_ma(results)
     beside = f"<h3>The pick against plain averaging</h3>{as_html(against)}" if against else ""
     return _section(
         "The tax, ability by ability",
-        as_html(table)
-        + "<h3>The same, on one scale</h3>"
-        + _figure("taxes", "Tax by ability", [], caption, low=True)
-        + beside,
+        as_html(table) + scale + beside,
     )
 
 
@@ -184,7 +187,9 @@ def _search_section(results: Results, figures: Figures) -> str:
     table = tables.searches(results)
     if not table:
         return ""
-    figures["searches"] = {"": _spec(plots.searches(results))}
+    if not (figure := plots.searches(results)).data:
+        return _section("The search", as_html(table))
+    figures["searches"] = {"": _spec(figure)}
     caption = "The first pass is MA, all ratios equal. How far a line falls is what HMA gained on the proxy responses."
     return _section("The search", _figure("searches", "Search traces", [], caption, low=True) + as_html(table))
 
@@ -194,7 +199,7 @@ def _points_section(results: Results) -> str:
     return _section("Everything that was measured", as_html(table)) if table else ""
 
 
-def _table_section(title: str, table: tables.Table) -> str:
+def _table_section(title: str, table: Table) -> str:
     return _section(title, as_html(table)) if table else ""
 
 

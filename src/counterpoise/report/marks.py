@@ -22,7 +22,6 @@ def point_marks(
     method: str,
     *,
     faded: bool = False,
-    legend: bool = True,
     group: str | None = None,
 ) -> Trace:
     """One method's points with their intervals."""
@@ -36,12 +35,26 @@ def point_marks(
         "error_y": bars(ys, style.colour),
         "mode": "markers",
         "marker": {"color": style.colour, "symbol": style.symbol, "size": 11 if method in ENDS else 10},
-        "opacity": 0.32 if faded else 1.0,
-        "name": escaped(method),
+        "opacity": 0.42 if faded else 1.0,
+        "name": label(method),
         "legendgroup": escaped(group if group is not None else method),
-        "showlegend": legend,
+        "showlegend": False,
         "hovertext": [hover(results, p) for p in some],
         "hoverinfo": "text",
+    }
+
+
+def legend_mark(method: str) -> Trace:
+    """What stands for a method in the legend; a mark of its own, since its points may all be faded."""
+    style = look(method)
+    return {
+        "type": "scatter",
+        "x": [None],
+        "y": [None],
+        "mode": "markers",
+        "marker": {"color": style.colour, "symbol": style.symbol, "size": 10},
+        "name": label(method),
+        "legendgroup": escaped(method),
     }
 
 
@@ -65,7 +78,7 @@ def front_line(
         "y": [p["reward"]["value"] for p in best],
         "mode": "lines",
         "line": {"color": colour, "width": 1.5},
-        "name": escaped(name),
+        "name": label(name),
         "legendgroup": group,
         "hoverinfo": "skip",
     }
@@ -90,7 +103,7 @@ def hover(results: Results, point: Point) -> str:
 
 def tax_marks(some: Sequence[tuple[int, Any]], key: str, name: str, colour: str, symbol: str, offset: float) -> Trace:
     """Taxes in standard errors at PRE with their intervals, one row an ability."""
-    scaled = [{k: r[key][k] / standard_error(r["pre"]) for k in ("value", "low", "high")} for _, r in some]
+    scaled = [{k: v / standard_error(r["pre"]) for k, v in r[key].items() if v is not None} for _, r in some]
     return {
         "type": "scatter",
         "x": [s["value"] for s in scaled],
@@ -98,7 +111,7 @@ def tax_marks(some: Sequence[tuple[int, Any]], key: str, name: str, colour: str,
         "error_x": {**bars(scaled, colour), "thickness": 2},
         "mode": "markers",
         "marker": {"color": colour, "symbol": symbol, "size": 10},
-        "name": escaped(name),
+        "name": label(name),
         "hovertext": [
             escaped(
                 f"{r['name']} {r['metric']}, {name}: tax {' '.join(interval(r[key], signed=True))} {r.get('unit') or ''}"
@@ -137,10 +150,19 @@ def step_line(
         "line": {"color": colour, "width": width, "shape": "hvh", "dash": dash},
         "marker": {"color": colour, "size": 5 + 2 * width},
         "opacity": opacity,
-        "name": escaped(name),
+        "name": label(name),
         "hovertext": [escaped(label) for label in labels],
         "hovertemplate": "%{hovertext}: %{y:.3f}",
     }
+
+
+def label(text: str, longest: int = 32) -> str:
+    """Escaped, and cut where it would take the room of the figure.
+
+    >>> label("a < b"), label("abcdefghijklmnop", 8)
+    ('a &lt; b', 'abcdefg…')
+    """
+    return escaped(text if len(text) <= longest else f"{text[: longest - 1]}…")
 
 
 def escaped(text: str) -> str:

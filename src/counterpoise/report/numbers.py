@@ -37,11 +37,15 @@ def number(value: float | None, decimals: int, *, signed: bool = False) -> str:
 
 
 def interval(found: Mapping[str, Any], *, signed: bool = False, decimals: int | None = None) -> tuple[str, str]:
-    """Value and "[low, high]" of a dict with these keys, in matching decimals; "" where the interval is nil or absent."""
+    """Value and "[low, high]" of a dict with these keys, in matching decimals; "" where the interval is nil or absent.
+
+    >>> interval({"value": -2.12, "low": -2.15, "high": -2.09}), interval({"value": 0.5, "low": None, "high": None})
+    (('−2.120', '[−2.150, −2.090]'), ('0.50', ''))
+    """
     low, high = found.get("low"), found.get("high")
     digits = places(low, high) if decimals is None else decimals
     value = number(found.get("value"), digits, signed=signed)
-    if low is None or high is None or low == high:
+    if low is None or high is None or low == high or not math.isfinite(high - low):
         return value, ""
     return value, f"[{number(low, digits, signed=signed)}, {number(high, digits, signed=signed)}]"
 

@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from counterpoise.report import reading
-from counterpoise.report.marks import escaped, front_line, point_marks, standard_error, step_line, steps, tax_marks
+from counterpoise.report.marks import (
+    front_line,
+    label,
+    legend_mark,
+    point_marks,
+    standard_error,
+    step_line,
+    steps,
+    tax_marks,
+)
 from counterpoise.report.numbers import number
 from counterpoise.report.palette import SERIES, light, look
 from counterpoise.report.reading import ENDS, RETENTION, VALIDATION, Point, Results
@@ -39,19 +48,17 @@ def front(results: Results, axis: str = RETENTION, *, part: str = VALIDATION) ->
     known = reading.axes(results)
     if axis not in known:
         raise ValueError(f"front: expected an axis among {', '.join(known) or 'none'}, found {axis!r}")
-    found = [p for p in reading.points(results, part) if reading.score(results, p, axis)]
+    found = reading.placed(results, part, axis)
     best = reading.undominated(results, found, axis)
     figure = _figure(_axis_title(results, axis), REWARD_TITLE)
     figure.add_trace(front_line(results, best, axis, light("muted")))
-    for method in dict.fromkeys(p["method"] for p in found if p["method"] not in ENDS):
-        for on_front in (True, False):
-            some = [p for p in found if p["method"] == method and (p in best) == on_front]
-            first = on_front or not any(p["method"] == method for p in best)
+    for method in dict.fromkeys(p["method"] for p in found):
+        if method not in ENDS:  # these are named beside their points
+            figure.add_trace(legend_mark(method))
+        for faded in (False, True):
+            some = [p for p in found if p["method"] == method and (p not in best and method not in ENDS) == faded]
             if some:
-                figure.add_trace(point_marks(results, some, axis, method, faded=not on_front, legend=first))
-    for end in ENDS:
-        if some := [p for p in found if p["method"] == end]:
-            figure.add_trace(point_marks(results, some, axis, end, legend=False))
+                figure.add_trace(point_marks(results, some, axis, method, faded=faded))
     _mark(figure, results, found, axis)
     _threshold(figure, reading.needed_reward(results, part), results)
     return figure
@@ -75,12 +82,12 @@ def fronts(results: Sequence[Results], names: Sequence[str] | None = None, axis:
     figure = _figure(_axis_title(results[0], axis), REWARD_TITLE)
     for number_, (result, name) in enumerate(zip(results, names or _sources(results), strict=True)):
         colour = light(SERIES[number_ % len(SERIES)])
-        found = [p for p in reading.points(result) if reading.score(result, p, axis)]
+        found = reading.placed(result, VALIDATION, axis)
         best = reading.undominated(result, found, axis)
         figure.add_trace(front_line(result, best, axis, colour, name=name, group=str(number_)))
         for faded in (False, True):
             if some := [p for p in found if (p not in best) == faded]:
-                trace = point_marks(result, some, axis, name, faded=faded, legend=False, group=str(number_))
+                trace = point_marks(result, some, axis, name, faded=faded, group=str(number_))
                 trace["marker"] |= {"color": colour, "symbol": [look(p["method"]).symbol for p in some]}
                 trace["error_x"]["color"] = trace["error_y"]["color"] = colour
                 figure.add_trace(trace)
@@ -96,22 +103,22 @@ def taxes(results: Results) -> Figure:
     first = {
         r["name"]: r for r in reversed(results.get("tax") or ()) if r["name"] != "reward" and not r.get("at_floor")
     }
-    rows = [r for r in reversed(list(first.values())) if standard_error(r["pre"]) > 0][::-1]
-    figure = _figure("Tax (standard errors at PRE): right of 0 is lost", "")
+    rows = [r for r in first.values() if standard_error(r.get("pre") or {}) > 0]
+    figure = _figure("Tax (standard errors at PRE)", "")
     pick = reading.picked(results)
     kinds = [("tax", "POST", light("ink"), look("POST").symbol)]
     if pick is not None:
         style = look(pick["method"])
         kinds.append(("remaining", str(pick["name"]), style.colour, style.symbol))
     for place, (key, name, colour, symbol) in enumerate(kinds):
-        some = [(i, r) for i, r in enumerate(rows) if r.get(key)]
+        some = [(i, r) for i, r in enumerate(rows) if reading.known(r.get(key))]
         if some:
             offset = (0.13 if place == 0 else -0.13) if len(kinds) > 1 else 0.0
             figure.add_trace(tax_marks(some, key, name, colour, symbol, offset))
     figure.add_vline(x=0, line={"color": light("muted"), "width": 1})
     figure.update_yaxes(
         tickvals=list(range(len(rows))),
-        ticktext=[escaped(r["name"]) for r in rows],
+        ticktext=[label(r["name"], 18) for r in rows],
         showgrid=False,
         range=[-0.6, len(rows) - 0.4],
     )
@@ -171,7 +178,7 @@ def _figure(x_title: str, y_title: str) -> Figure:
         "ticklen": 4,
         "automargin": True,
         "showline": True,
-        "title": {"standoff": 10},
+        "title": {"standoff": 10, "font": {"size": 13}},
     }
     layout = go.Layout(
         template="none",
@@ -199,9 +206,7 @@ def _axis_title(results: Results, axis: str) -> str:
     if axis == RETENTION:
         return RETENTION_TITLE
     metric, unit = reading.primary(results).get(axis, ""), reading.unit(results, axis)
-    return escaped(
-        f"{axis}: {metric}{f' ({unit})' if unit and unit.lower() != metric.lower() else ''}, higher is better"
-    )
+    return label(f"{axis}: {metric}{f' ({unit})' if unit and unit.lower() != metric.lower() else ''}", 48)
 
 
 def _mark(figure: Figure, results: Results, found: Sequence[Point], axis: str) -> None:
@@ -218,12 +223,12 @@ def _mark(figure: Figure, results: Results, found: Sequence[Point], axis: str) -
         figure.add_annotation(
             x=x,
             y=y,
-            text=f"<b>{escaped(point['name'])}</b>" + (" (the pick)" if pick else ""),
+            text=f"<b>{label(point['name'], 12)}</b>" + (" (the pick)" if pick else ""),
             showarrow=False,
             xanchor="left" if right else "right",
-            yanchor="bottom",
-            xshift=12 if right else -10,
-            yshift=8 if pick else 5,
+            yanchor="bottom" if right else "top",  # where the front does not run
+            xshift=13 if right else -10,
+            yshift=10 if pick else 5 if right else -5,
             font={"color": light("ink")},
         )
 
@@ -238,10 +243,10 @@ def _threshold(figure: Figure, reward: float | None, results: Results) -> None:
         annotation={
             "text": f"{results['settings']['keep_reward']:.0%} of the reward gain",
             "font": {"color": light("muted"), "size": 11},
-            "xanchor": "right",
+            "xanchor": "left",
             "yanchor": "top",
         },
-        annotation_position="bottom right",
+        annotation_position="bottom left",
     )
 
 

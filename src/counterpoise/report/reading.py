@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,17 @@ def picked(results: Results, part: str = VALIDATION) -> Point | None:
     return next((p for p in points(results, part) if name is not None and p["name"] == name), None)
 
 
+def known(found: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """A score, or None when its value was not measured or is not a finite number."""
+    value = (found or {}).get("value")
+    return found if value is not None and math.isfinite(value) else None
+
+
+def placed(results: Results, part: str, axis: str) -> list[Point]:
+    """The points of a part that have both a reward and a score on `axis`."""
+    return [p for p in points(results, part) if known(p.get("reward")) and score(results, p, axis)]
+
+
 def primary(results: Results) -> dict[str, str]:
     """Ability -> its primary metric, the first one it lists."""
     found: dict[str, str] = {}
@@ -68,28 +80,25 @@ def floored(results: Results) -> set[str]:
     return {r["name"] for r in results.get("tax") or () if r.get("at_floor")}
 
 
-def score(results: Results, point: Point, axis: str) -> Mapping[str, float] | None:
-    """Retention, or the primary metric of the ability `axis`, with its interval."""
+def score(results: Results, point: Point, axis: str) -> Mapping[str, Any] | None:
+    """Retention, or the primary metric of the ability `axis`, with its interval; None when it is not `known`."""
     if axis == RETENTION:
-        found: Mapping[str, float] | None = point.get("retention")
-    else:
-        found = ((point.get("abilities") or {}).get(axis) or {}).get(primary(results).get(axis, ""))
-    return found
+        return known(point.get("retention"))
+    return known(((point.get("abilities") or {}).get(axis) or {}).get(primary(results).get(axis, "")))
 
 
 def axes(results: Results) -> list[str]:
     """What the horizontal axis of the front can show: retention when it was measured, then each ability."""
-    has = any(p.get("retention") for p in results.get("points") or ())
+    has = any(known(p.get("retention")) for p in results.get("points") or ())
     return [*([RETENTION] if has else []), *primary(results)]
 
 
 def undominated(results: Results, found: Sequence[Point], axis: str) -> list[Point]:
-    """The points of `found` that no other beats in both reward and `axis`, from the least reward to the most."""
-    placed = [(p, s) for p in found if (s := score(results, p, axis)) and p.get("reward")]
-    if not placed:
+    """The points of `found` (all `placed`) that no other beats in both reward and `axis`, from the least reward up."""
+    if not found:
         return []
-    kept = front([[p["reward"]["value"], s["value"]] for p, s in placed])
-    return sorted((placed[i][0] for i in kept), key=lambda p: (p["reward"]["value"], -score_value(results, p, axis)))
+    kept = front([[p["reward"]["value"], score_value(results, p, axis)] for p in found])
+    return sorted((found[i] for i in kept), key=lambda p: (p["reward"]["value"], -score_value(results, p, axis)))
 
 
 def score_value(results: Results, point: Point, axis: str) -> float:
@@ -101,7 +110,8 @@ def score_value(results: Results, point: Point, axis: str) -> float:
 def needed_reward(results: Results, part: str = VALIDATION) -> float | None:
     """The least reward the pick may have: pre + keep_reward (post - pre); None when nothing was asked for."""
     keep = (results.get("settings") or {}).get("keep_reward")
-    ends = {p["method"]: p["reward"]["value"] for p in points(results, part) if p["method"] in ENDS}
+    found = [p for p in points(results, part) if p["method"] in ENDS and known(p.get("reward"))]
+    ends = {p["method"]: p["reward"]["value"] for p in found}
     if keep is None or len(ends) < 2 or (results.get("settings") or {}).get("mean") is not None:
         return None
     return float(ends["PRE"] + keep * (ends["POST"] - ends["PRE"]))

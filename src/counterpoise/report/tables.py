@@ -49,7 +49,8 @@ def tax(results: Results) -> Table:
 
 def against_ma(results: Results) -> Table:
     """The pick minus MA at the same mean, on held-out data."""
-    rows = list(results.get("pick_against_ma") or ())
+    units = {(r["name"], r.get("metric")): r.get("unit") for r in results.get("tax") or ()}
+    rows = [{"unit": units.get((r["name"], r.get("metric"))), **r} for r in results.get("pick_against_ma") or ()]
     firsts = _first_of_each(rows)
     columns = (
         Column("", lambda r: Cell(str(r["name"]) if id(r) in firsts else ""), False),

@@ -1,0 +1,223 @@
+"""The page: self-contained, whole without some of its parts, and working in a browser."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.report import browser, made
+
+from counterpoise.report import html, plots
+
+WITHOUT = ["pick", "search", "tax", "points", "partition", "hypervolume", "inputs", "settings", "warnings", "verdict"]
+
+
+class Elements(HTMLParser):
+    """The tags of a page with their attributes, its text and its data."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.figures: dict[str, Any] = {}
+        self._within = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._within = "figures" if ("id", "figures") in attrs else tag
+
+    def handle_data(self, data: str) -> None:
+        if self._within == "figures":
+            self.figures, self._within = json.loads(data), ""
+        elif self._within not in ("script", "style"):
+            self.text += data
+
+
+@pytest.fixture(autouse=True)
+def _without_plotly(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """plotly.js has 5 MB; only a browser needs it."""
+    if "tab" not in request.fixturenames:
+        monkeypatch.setattr(plots, "plotly_script", lambda: "")
+
+
+@pytest.fixture(scope="module")
+def tab() -> Iterator[browser.Browser]:
+    binary = browser.find()
+    if binary is None:
+        pytest.skip(f"no browser found: put one of {', '.join(browser.NAMES)} on PATH, or its path into CHROMIUM")
+    with browser.running(binary) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def opened(tab: browser.Browser, tmp_path_factory: pytest.TempPathFactory) -> browser.Browser:
+    """The whole page, open at the width of a desktop."""
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    html.write_report(made.results(), path)
+    tab.open(path)
+    return tab
+
+
+def menu(which: int, option: int) -> str:
+    """JavaScript that chooses from a menu of the first figure and returns the title of its horizontal axis."""
+    return f"""(() => {{
+        const menu = document.querySelectorAll("select")[{which}];
+        menu.selectedIndex = {option};
+        menu.dispatchEvent(new Event("change"));
+        return document.querySelector(".plot").layout.xaxis.title.text;
+    }})()"""
+
+
+def marks(tab: browser.Browser) -> int:
+    """How many points the first figure draws."""
+    return int(tab.value("document.querySelector('.plot').querySelectorAll('.scatterlayer .point').length"))
+
+
+def test_nothing_in_the_page_is_fetched() -> None:
+    for tag, attributes in Elements(html.report(made.results())).tags:
+        for name in ("src", "href", "srcset", "action", "data"):
+            assert (attributes.get(name) or "data:").startswith("data:"), f"<{tag} {name}={attributes[name]}>"
+    own = html._resource("page.css") + html._resource("page.js") + html._resource("page.html")
+    assert not re.search(r"https?:|@import|url\(|fetch\(", own)
+
+
+def test_the_browser_draws_all_figures_and_complains_of_nothing(opened: browser.Browser) -> None:
+    drawn = opened.value(
+        "[...document.querySelectorAll('.plot')].map((p) => p.querySelectorAll('.main-svg').length > 0)"
+    )
+    assert drawn == [True] * 4  # front, taxes, ratios, search
+    assert opened.complaints() == []
+    assert [url.rsplit("/", 1)[-1] for url in opened.requests()] == ["report.html"]
+
+
+def test_hovering_names_the_point(opened: browser.Browser) -> None:
+    opened.value("scrollTo(0, 0)")
+    at = opened.value("""(() => {
+        const place = document.querySelector(".plot"), {xaxis, yaxis} = place._fullLayout;
+        const post = place.data.find((t) => t.name === "POST"), box = place.getBoundingClientRect();
+        return [box.left + xaxis._offset + xaxis.d2p(post.x[0]), box.top + yaxis._offset + yaxis.d2p(post.y[0])];
+    })()""")
+    for shift in (5, 0):
+        opened("Input.dispatchMouseEvent", type="mouseMoved", x=at[0] + shift, y=at[1])
+        opened.value("new Promise((done) => setTimeout(done, 400))")
+    shown = opened.value("document.querySelector('.plot .hoverlayer').textContent")
+    assert shown.startswith("POSTreward 0.89")
+
+
+def test_menus_change_the_axis_and_the_part(opened: browser.Browser) -> None:
+    before = marks(opened)
+    assert opened.value(menu(0, 1)).startswith("arc_easy: logprob")
+    opened.value(menu(1, 1))
+    assert 0 < marks(opened) < before  # only four points are measured on held-out data
+    opened.value(menu(1, 0))
+    assert opened.value(menu(0, 0)) == plots.RETENTION_TITLE
+    assert marks(opened) == before
+
+
+def test_names_from_outside_stay_text() -> None:
+    bad = made.hostile()["verdict"]
+    hostile = Elements(html.report(made.hostile()))
+    assert [tag for tag, _ in hostile.tags if tag in ("script", "img")] == ["script"] * 4
+    assert hostile.text.count(bad) >= 8
+    in_figures = json.dumps(list(hostile.figures["front"].values()))  # the keys are only looked up
+    assert "&lt;img" in in_figures
+    assert "<img" not in in_figures
+
+
+def test_names_from_outside_run_nothing(tab: browser.Browser, tmp_path: Path) -> None:
+    html.write_report(made.hostile(), tmp_path / "hostile.html")
+    tab.open(tmp_path / "hostile.html", width=400)
+    assert tab.complaints() == []
+    assert tab.value("document.querySelectorAll('img').length") == 0
+    assert tab.value("document.querySelector('h1').textContent") == made.hostile()["verdict"]
+    assert tab.value("document.documentElement.scrollWidth") == 400
+
+
+@pytest.mark.parametrize("key", WITHOUT)
+@pytest.mark.parametrize("how", ["absent", "none"])
+def test_a_part_may_be_missing(key: str, how: str) -> None:
+    found = made.results()
+    if how == "absent":
+        del found[key]
+    else:
+        found[key] = None
+    page = Elements(html.report(found))
+    expected = {"front", "taxes", "ratios", "searches"} - {"search": {"searches"}, "tax": {"taxes"}}.get(key, set())
+    expected -= {"front", "ratios"} if key == "points" else set()
+    assert set(page.figures) == expected
+    assert [a["data-figure"] for _, a in page.tags if "data-figure" in a] == sorted(
+        expected, key=["front", "taxes", "ratios", "searches"].index
+    )
+
+
+def test_a_run_that_stopped_and_one_of_nothing() -> None:
+    assert set(Elements(html.report(made.stopped())).figures) == {"front", "taxes"}
+    assert set(Elements(html.report(made.without_hma())).figures) == {"front", "taxes", "ratios"}
+    assert "No verdict was recorded." in html.report({})
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf])
+def test_values_that_are_no_numbers(value: float | None) -> None:
+    found = made.results()
+    nothing = {"value": value, "low": value, "high": value}
+    hma = next(p for p in found["points"] if p["name"] == "HMA 0.6")
+    hma["reward"] = hma["abilities"]["piqa"]["logprob"] = nothing
+    found["points"][0]["retention"] = nothing
+    found["points"][2]["abilities"] = {}
+    found["tax"][1]["pre"] = found["tax"][3]["tax"] = {**nothing, "p": value}
+    found["hypervolume"]["MA"] = value
+    page = Elements(html.report(found))
+    names = [t["name"] for t in page.figures["front"]["retention|validation"]["data"]]
+    assert {"PRE", "POST"} & set(names) == {"POST"}
+    rows = page.figures["taxes"][""]["layout"]["yaxis"]["ticktext"]
+    assert rows == ["multi30k", "lambada", "piqa"]
+
+
+def test_results_are_only_read() -> None:
+    found = made.results()
+    before = copy.deepcopy(found)
+    html.report(found)
+    assert found == before
+
+
+def test_several_runs_on_one_front(tmp_path: Path) -> None:
+    html.write_fronts([made.results(), made.without_hma()], tmp_path / "fronts.html", ["one <b>", "two"])
+    figures = Elements((tmp_path / "fronts.html").read_text(encoding="utf-8")).figures["fronts"]
+    assert set(figures) == {"retention", *made.ABILITIES}
+    assert {t["name"] for t in figures["retention"]["data"] if t["mode"] == "lines"} == {"one &lt;b&gt;", "two"}
+    with pytest.raises(ValueError, match="one name per result file, found 1 for 2"):
+        plots.fronts([made.results()] * 2, ["one"])
+    with pytest.raises(ValueError, match="one reward in all files"):
+        plots.fronts([made.results(), {**made.results(), "reward": "another"}])
+
+
+def test_the_front_refuses_an_axis_it_does_not_have() -> None:
+    with pytest.raises(ValueError, match=r"expected an axis among retention, arc_easy.*found 'mmlu'"):
+        plots.front(made.results(), "mmlu")
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.html"
+    html.write_whole(path, "old")
+
+    def broken(*_: object) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(html.os, "replace", broken)
+        with pytest.raises(OSError, match="disk full"):
+            html.write_whole(path, "new")
+    with pytest.raises(UnicodeEncodeError):
+        html.write_whole(path, "half of it \ud800")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    html.write_whole(path, "new\n")
+    assert path.read_bytes() == b"new\n"

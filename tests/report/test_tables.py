@@ -1,0 +1,112 @@
+"""Tables say the same in a terminal, in Markdown and in html; the doctests of the package hold."""
+
+from __future__ import annotations
+
+import doctest
+import io
+import re
+from html.parser import HTMLParser
+from types import ModuleType
+
+import pytest
+from rich.console import Console
+from tests.report import made
+
+from counterpoise.report import marks, numbers, tables
+from counterpoise.report.grid import Cell, Column, Table, as_html, as_markdown, as_rich
+
+TABLES = ["tax", "against_ma", "hypervolume", "pick_ratios", "measured", "searches", "files"]
+
+
+class Rows(HTMLParser):
+    """The texts of a table's cells, row by row."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self._inside = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+            self._inside = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = self._inside and tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self.rows[-1][-1] += data
+
+
+def from_markdown(text: str) -> list[list[str]]:
+    """Cells of a GitHub table, markup removed."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    found = [[c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    plain = [[re.sub(r"\*\*|(?<!\\)`|\\(?=[\\`*_|\[\]])", "", c) for c in row] for row in found]
+    return [
+        [c.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&") for c in r] for r in [plain[0], *plain[2:]]
+    ]
+
+
+def on_terminal(table: Table, width: int = 300) -> str:
+    console = Console(file=io.StringIO(), width=width, no_color=True)
+    console.print(as_rich(table))
+    return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_three_forms_agree(name: str) -> None:
+    table = getattr(tables, name)(made.results())
+    expected = [[c.title for c in table.columns]]
+    expected += [[f"{c.text} {c.detail}".strip() for c in row] for row in table.cells()]
+    assert len(expected) > 2
+    assert [[cell.strip() for cell in row] for row in Rows(as_html(table)).rows] == expected
+    assert from_markdown(as_markdown(table)) == expected
+    terminal = on_terminal(table)
+    for row in table.cells():
+        assert all(part in terminal for cell in row for part in (cell.text, cell.detail))
+
+
+def test_a_cell_cannot_break_out_of_its_table() -> None:
+    bad = made.hostile()["verdict"]
+    table = Table(
+        (Column(bad, lambda r: Cell(r), False), Column("n", lambda r: Cell("1", strong=True))), (bad, "[red]x[/red]")
+    )
+    assert Rows(as_html(table)).rows == [[bad, "n"], [bad, "1"], ["[red]x[/red]", "1"]]
+    flat = bad.replace("\n", " ")
+    assert from_markdown(as_markdown(table)) == [[flat, "n"], [flat, "1"], ["[red]x[/red]", "1"]]
+    assert "<" not in as_markdown(table)
+    assert "[red]x[/red]" in on_terminal(table)
+
+
+def test_bold_is_for_intervals_that_leave_out_zero() -> None:
+    table = tables.tax(made.results())
+    clear = {r["name"] for r in table.rows if r["tax"]["low"] > 0 or r["tax"]["high"] < 0}
+    column = [c.title for c in table.columns].index("tax")
+    bold = {r["name"] for r, cells in zip(table.rows, table.cells(), strict=True) if cells[column].strong}
+    assert bold == clear == {"reward", "arc_easy", "piqa", "lambada", "multi30k"}
+
+
+def test_the_tax_fits_a_terminal_of_80_columns() -> None:
+    console = Console(file=io.StringIO(), width=80, no_color=True)
+    console.print(tables.tax_rich(made.results()))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    for whole in ("arc_easy", "multi30k", "−1.310", "+0.084", "[+0.047, +0.121]", "HMA 0.6", "tax left"):
+        assert whole in shown
+
+
+@pytest.mark.parametrize("results", [made.stopped(), {}], ids=["stopped", "nothing"])
+def test_without_a_pick_there_are_no_columns_for_it(results: dict[str, object]) -> None:
+    assert "tax left" not in as_markdown(tables.tax(results))
+    assert not any((tables.pick_ratios(results), tables.against_ma(results), tables.searches(results)))
+
+
+@pytest.mark.parametrize("module", [numbers, marks], ids=lambda m: m.__name__)
+def test_examples_in_docstrings(module: ModuleType) -> None:
+    found = doctest.testmod(module)
+    assert found.attempted > 0
+    assert found.failed == 0
