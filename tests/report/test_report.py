@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.report import browser, made
 
 from counterpoise.report import html, plots
+from report import browser, made
 
 WITHOUT = ["pick", "search", "tax", "points", "partition", "hypervolume", "inputs", "settings", "warnings", "verdict"]
 

@@ -10,10 +10,10 @@ from types import ModuleType
 
 import pytest
 from rich.console import Console
-from tests.report import made
 
 from counterpoise.report import marks, numbers, tables
 from counterpoise.report.grid import Cell, Column, Table, as_html, as_markdown, as_rich
+from report import made
 
 TABLES = ["tax", "against_ma", "hypervolume", "pick_ratios", "measured", "searches", "files"]
 
