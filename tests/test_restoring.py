@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from safetensors.torch import load_file
 
 from counterpoise.averaging import Recipe, mix
 from counterpoise.checkpoint import CheckpointError
+from counterpoise.choosing import choose
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.tax import Scores
 from counterpoise.language import read_prompts
 from counterpoise.partition import equal
-from counterpoise.restoring import choose, measure_tax, restore, search_recipe
+from counterpoise.restoring import measure_tax, restore, search_recipe
 from counterpoise.workbench import Point
 from world import early_letters, make, panel
 
@@ -197,7 +199,8 @@ def test_choose_wants_more_reward_than_pre_and_less_tax_than_post() -> None:
 
 
 def test_tax_and_search_stand_alone(world: Path, tmp_path: Path) -> None:
-    rows = measure_tax(world / "pre", world / "post", panel(world))
+    rows, warnings = measure_tax(world / "pre", world / "post", panel(world))
+    assert warnings == []
     reward = next(r for r in rows if r["name"] == "reward")
     assert reward["tax"]["value"] < 0
     assert reward["tax"]["p"] < 0.05
@@ -208,3 +211,60 @@ def test_tax_and_search_stand_alone(world: Path, tmp_path: Path) -> None:
     assert Recipe.read(tmp_path / "recipe.json").ratios == recipe.ratios == found.ratios
     with pytest.raises(CheckpointError, match="expected a new file"):
         search_recipe(world / "pre", world / "post", tmp_path / "recipe.json", panel(world), **options)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"means": ()}, "means: expected"),
+        ({"means": (0.3, float("nan"))}, "means: expected"),
+        ({"mean": 1.2}, "mean: expected a number from 0 to 1"),
+        ({"keep_reward": 95}, "keep_reward: expected a number from 0 to 1"),
+        ({"proxy_size": 0}, "proxy_size: expected at least 1"),
+        ({"blocks": 40}, "blocks: expected between 1 and 6"),
+    ],
+)
+def test_wrong_settings_are_refused_before_any_work(
+    world: Path, tmp_path: Path, wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        restore(world / "pre", world / "post", tmp_path / "out", panel(world), **{**SETTINGS, **wrong})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_grid_may_extrapolate_with_ma_alone(world: Path, tmp_path: Path) -> None:
+    settings = {**SETTINGS, "means": (0.7, 1.2), "controls": False}
+    result = restore(world / "pre", world / "post", tmp_path / "out", panel(world), **settings)
+    names = [p["name"] for p in result["points"] if p["part"] == "validation"]
+    assert names == ["PRE", "POST", "MA 0.7", "HMA 0.7", "MA 1.2"]
+
+
+def test_when_every_ability_is_at_floor_it_says_so(world: Path, tmp_path: Path) -> None:
+    measured = panel(world)
+    guessing = dataclasses.replace(measured, abilities=[a for a in measured.abilities if a.name == "guess"])
+    result = restore(world / "pre", world / "post", tmp_path / "out", guessing, **SETTINGS)
+    assert "Every ability is at floor" in result["verdict"]
+    assert result["out"] is None
+    fixed = restore(world / "pre", world / "post", tmp_path / "fixed", guessing, **SETTINGS, mean=0.6)
+    assert "no ability above floor" in fixed["verdict"]
+    assert (tmp_path / "fixed" / "report.html").is_file()
+
+
+def test_a_run_that_wrote_no_checkpoint_is_finished_too(world: Path, tmp_path: Path) -> None:
+    for finished in (False, True):
+        result = restore(world / "post", world / "pre", tmp_path / "out", panel(world), **SETTINGS)
+        assert result.get("already_finished", False) == finished
+        assert result["out"] is None
+
+
+def test_another_tokenizer_is_another_run(world: Path, tmp_path: Path) -> None:
+    """Stored work is keyed by all that decides it: the donor's template changes what a model is asked."""
+    shutil.copytree(world / "post", tmp_path / "post")
+    asked = {**SETTINGS, "controls": False, "work": tmp_path / "work"}
+    restore(world / "pre", tmp_path / "post", tmp_path / "a", panel(world), **asked)
+    stored = len(list((tmp_path / "work").glob("reward-*")))
+    settings = json.loads((tmp_path / "post" / "tokenizer_config.json").read_text())
+    settings["chat_template"] = "{% for m in messages %}{{ m['content'] }}?{% endfor %}"
+    (tmp_path / "post" / "tokenizer_config.json").write_text(json.dumps(settings))
+    restore(world / "pre", tmp_path / "post", tmp_path / "b", panel(world), **asked)
+    assert len(list((tmp_path / "work").glob("reward-*"))) >= 2 * stored

@@ -347,8 +347,17 @@ def refuse_occupied(out: Path) -> None:
 
 def copy_companions(donor: Checkpoint, folder: Path) -> None:
     """Copy config, tokenizer, chat template and generation config of `donor` into `folder`."""
-    for path in sorted({p for pattern in COMPANIONS for p in donor.folder.glob(pattern) if p.is_file()}):
+    for path in _companions(donor):
         shutil.copyfile(path, folder / path.name)
+
+
+def companions_sha256(donor: Checkpoint) -> dict[str, str]:
+    """sha256 of what `copy_companions` copies, by file name: all but the weights that decides what a model says."""
+    return {path.name: _sha256(path) for path in _companions(donor)}
+
+
+def _companions(donor: Checkpoint) -> list[Path]:
+    return sorted({p for pattern in COMPANIONS for p in donor.folder.glob(pattern) if p.is_file()})
 
 
 def _sweep_abandoned(target: Path) -> None:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from counterpoise.merging.commands import merge
 from counterpoise.multitask.text.commands import app as multitask
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from counterpoise.evaluation.tax import Panel
     from counterpoise.workbench import Stages
@@ -27,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(multitask)
+app.command()(merge)
 
 Pre = Annotated[str, typer.Argument(help="Checkpoint before alignment: a folder, or a hub id org/name[@revision].")]
 Post = Annotated[str, typer.Argument(help="Checkpoint after alignment; may be a LoRA adapter on PRE.")]
@@ -159,8 +161,7 @@ def average(
             allow_unrelated=allow_unrelated,
             progress=bars and (lambda done, total: bars("averaging", done, total)),
         )
-    for warning in made.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    _warn(made.warnings)
     print(f"{out}: {len(made.ratios)} {'ratio' if len(made.ratios) == 1 else 'ratios'}, mean {made.mean:g}")
 
 
@@ -219,6 +220,7 @@ def search(
             dtype=_dtype(dtype),
             progress=bars,
         )
+    _warn(recipe.warnings)
     for block, value in zip(recipe.partition.blocks, found.ratios, strict=True):
         print(f"{block.name:24} {value:.3f}")
     print(f"{found.passes} passes, proxy loss {found.trace[0]:.4f} -> {found.value:.4f} nats/token; written to {out}")
@@ -263,7 +265,7 @@ def tax(
             temperature=temperature,
             chat=not no_chat_template,
         )
-        rows = measure_tax(
+        rows, warnings = measure_tax(
             pre,
             post,
             panel,
@@ -276,6 +278,7 @@ def tax(
         )
         if json_out:
             json_out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    _warn(warnings)
     _show_tax({"tax": rows})
 
 
@@ -307,8 +310,7 @@ def diff(
     for row in rows:
         table.add_row(row.kind, row.name, f"{row.parameters:,}", f"{row.change:.3e}", f"{row.changed:.1%}")
     Console().print(table)
-    for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    _warn(warnings)
 
 
 @app.command()
@@ -344,7 +346,13 @@ def _panel(prompts: Path, reward: str, abilities: list[str], **settings: Any) ->
     return Panel.load(prompts, reward, abilities, **settings)
 
 
+def _warn(warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
 def _show_result(result: dict[str, Any], out: Path, work: Path | None) -> None:
+    _warn(result["warnings"])
     _show_tax(result)
     if result.get("already_finished"):
         print(f"{out} holds the result of this very run already; nothing was done again.")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from counterpoise.averaging import mix
+from counterpoise.averaging import Donor, mix
 from counterpoise.checkpoint import CheckpointError, match_name
 from counterpoise.partition import Partition
 from counterpoise.preflight import CHUNK, Pair
@@ -28,7 +28,8 @@ class ResidentAverage:
 
     Args:
         pair: what `preflight` returned.
-        model: a causal language model to use; by default loaded from PRE's folder.
+        model: a causal language model to use; by default PRE's weights under the donor's config.
+        donor: "post" or "pre": whose config the model is built from, as the averaged checkpoint will have it.
         dtype: the compute dtype; by default POST's own.
         device: where the model runs. The mixing is done on the CPU on every device, so that the bits are the same.
 
@@ -41,11 +42,12 @@ class ResidentAverage:
         pair: Pair,
         *,
         model: nn.Module | None = None,
+        donor: Donor = "post",
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
         self.pair = pair
-        self.model = (model if model is not None else _load(pair, dtype)).to(device).eval()
+        self.model = (model if model is not None else _load(pair, donor, dtype)).to(device).eval()
         self._tensors = _match(pair, self.model)
         self._ratios: dict[str, float] = {}
         self._buffers: dict[torch.dtype, Tensor] = {}
@@ -138,13 +140,17 @@ class ResidentAverage:
         return self._buffers[dtype]
 
 
-def _load(pair: Pair, dtype: torch.dtype | None) -> nn.Module:
-    from transformers import AutoModelForCausalLM
+def _load(pair: Pair, donor: Donor, dtype: torch.dtype | None) -> nn.Module:
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     if dtype is None:
         dtype = pair.post.dtype(next(n for n in pair.names if pair.post.dtype(n).is_floating_point))
     with without_bars():
-        loaded: nn.Module = AutoModelForCausalLM.from_pretrained(pair.pre.folder, dtype=dtype, trust_remote_code=False)
+        giver = pair.pre if donor == "pre" else pair.post
+        config = AutoConfig.from_pretrained(giver.folder, trust_remote_code=False)
+        loaded: nn.Module = AutoModelForCausalLM.from_pretrained(
+            pair.pre.folder, config=config, dtype=dtype, trust_remote_code=False
+        )
     return loaded
 
 

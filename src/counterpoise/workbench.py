@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from counterpoise.averaging import Donor
+from counterpoise.checkpoint import companions_sha256
 from counterpoise.evaluation.parts import Part
 from counterpoise.evaluation.sweep import Store, digest
 from counterpoise.evaluation.tax import Panel, Scores
@@ -67,13 +68,21 @@ class Workbench:
         self.pair, self.panel, self.store, self.donor = pair, panel, store, donor
         self.device, self.dtype = device, dtype
         self.whole = equal(pair.names, 1)
-        self.inputs = {"pre": pair.pre.sha256, "post": pair.post.sha256, "dtype": str(dtype), "device": device}
+        giver = pair.pre if donor == "pre" else pair.post
+        self.inputs = {
+            "pre": pair.pre.sha256,
+            "post": pair.post.sha256,
+            "donor": companions_sha256(giver),
+            "dropped": list(pair.dropped),
+            "dtype": str(dtype),
+            "device": device,
+        }
         self._progress = progress
 
     @cached_property
     def resident(self) -> ResidentAverage:
         """The model, loaded when it is first needed."""
-        return ResidentAverage(self.pair, dtype=self.dtype, device=self.device)
+        return ResidentAverage(self.pair, donor=self.donor, dtype=self.dtype, device=self.device)
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -71,6 +71,17 @@ class Panel:
             **settings,
         )
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How responses are drawn and how much is measured, as plain json."""
+        names = ("limit", "prompt_limit", "max_new_tokens", "temperature", "batch_size", "chat", "seed")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over reward, abilities and prompts: what a result is of."""
+        return digest([self.reward_id, [a.fingerprint for a in self.abilities], sorted(p.key for p in self.prompts)])
+
     def prompts_of(self, part: Part) -> list[Prompt]:
         """The prompts of a part, in the order of their content hash."""
         chosen = sorted((p for p in self.prompts if part_of(p.key) == part), key=lambda p: p.key)
