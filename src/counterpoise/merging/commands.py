@@ -1,0 +1,63 @@
+"""`counterpoise merge`: heavy imports inside the command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from counterpoise.terminal import bars, plain_errors
+
+
+def merge(
+    pre: Annotated[str, typer.Argument(help="Checkpoint before training: a folder, or a hub id org/name[@revision].")],
+    posts: Annotated[list[str], typer.Argument(help="One or several checkpoints after; may be LoRA adapters on PRE.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write; it appears whole or not at all.")],
+    method: Annotated[str, typer.Option(help="ties, dare or dare-ties.")] = "ties",
+    density: Annotated[float, typer.Option(help="Share of each update that is kept.")] = 0.2,
+    ratio: Annotated[float, typer.Option(help="Share of the merged update that goes onto PRE.")] = 1.0,
+    weights: Annotated[str | None, typer.Option(help="One a POST, with commas: 1,0.5. Default: equal.")] = None,
+    scope: Annotated[str, typer.Option(help="ties ranks elements in the whole model or in each tensor.")] = "model",
+    seed: Annotated[int, typer.Option(help="Of dare's random draw.")] = 0,
+    recipe: Annotated[Path | None, typer.Option(help="A merge's recipe.json, instead of the options above.")] = None,
+    donor: Annotated[
+        str, typer.Option(help="Whose config and tokenizer go into OUT: post (the first) or pre.")
+    ] = "post",
+    drop: Annotated[list[str] | None, typer.Option(help="Pattern of tensors that one side alone has.")] = None,
+    allow_unrelated: Annotated[
+        bool, typer.Option("--allow-unrelated", help="Go on when the models look unrelated.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """Merge one or several POSTs into PRE by TIES or DARE, streaming from disk to disk."""
+    with plain_errors("nothing was written"), bars(quiet) as progress:
+        from counterpoise.merging.merge import Merge, MergeRecipe
+        from counterpoise.merging.merge import merge as run
+
+        if donor not in ("pre", "post"):
+            raise ValueError(f"--donor: expected pre or post, found {donor!r}")
+        chosen: Any = {"method": method, "density": density, "ratio": ratio, "scope": scope, "seed": seed}
+        plan = MergeRecipe.read(recipe).plan if recipe else Merge(**chosen, weights=_weights(weights))
+        made = run(
+            pre,
+            posts,
+            out,
+            plan,
+            donor="pre" if donor == "pre" else "post",
+            drop=drop or (),
+            allow_unrelated=allow_unrelated,
+            progress=progress,
+        )
+    for warning in made.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    count = f"{len(posts)} {'update' if len(posts) == 1 else 'updates'}"
+    print(f"{out}: {plan.method} of {count}, density {plan.density:g}, ratio {plan.ratio:g}")
+
+
+def _weights(text: str | None) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise ValueError(f"--weights: expected numbers with commas between them, found {text!r}") from None

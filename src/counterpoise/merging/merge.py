@@ -1,0 +1,304 @@
+"""Merging one or several POSTs into one PRE, from disk to disk: TIES and DARE."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from counterpoise.averaging import Donor, mix, versions, write_json
+from counterpoise.checkpoint import (
+    INDEX,
+    Checkpoint,
+    CheckpointError,
+    TensorFile,
+    copy_companions,
+    hash_in_background,
+    open_checkpoint,
+    refuse_occupied,
+    staged,
+)
+from counterpoise.merging.dare import generator_for, kept
+from counterpoise.merging.ties import elected_mean, largest
+from counterpoise.preflight import CHUNK, Pair, Scan, preflight
+
+Method = Literal["ties", "dare", "dare-ties"]
+Scope = Literal["model", "tensor"]
+Keep = Callable[[Tensor], Tensor]
+"""Takes the next stretch of an update and says which of its elements are kept."""
+Stages = Callable[[str, int, int], None]
+FORMAT = "counterpoise merge 1"
+
+
+@dataclass(frozen=True)
+class Merge:
+    """How updates are merged; all that decides the result beside the checkpoints.
+
+    Attributes:
+        method: "ties" (the largest elements, elected signs), "dare" (random elements, enlarged), or "dare-ties" (random
+            elements, enlarged, elected signs).
+        density: the share of each update that is kept, in (0, 1].
+        ratio: the share of the merged update that goes onto PRE, as in `average`.
+        weights: of the POSTs, positive; only their proportions count. () stands for equal ones.
+        scope: TIES ranks the elements of the whole model ("model", the paper) or of each tensor ("tensor", mergekit).
+        seed: of DARE.
+    """
+
+    method: Method = "ties"
+    density: float = 0.2
+    ratio: float = 1.0
+    weights: tuple[float, ...] = ()
+    scope: Scope = "model"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for label, value, choices in (("method", self.method, Method), ("scope", self.scope, Scope)):
+            if value not in get_args(choices):
+                raise ValueError(f"{label}: expected {', '.join(get_args(choices))}, found {value!r}")
+        if not 0 < self.density <= 1:
+            raise ValueError(f"density: expected a share in (0, 1], found {self.density}")
+        if not math.isfinite(self.ratio):
+            raise ValueError(f"ratio: expected a finite number, found {self.ratio}")
+        if not all(0 < w < math.inf for w in self.weights):
+            raise ValueError(f"weights: expected positive numbers, found {list(self.weights)}")
+
+    @property
+    def scale(self) -> float:
+        """What a kept element is multiplied by."""
+        return 1.0 if self.method == "ties" else 1.0 / self.density
+
+
+@dataclass(frozen=True)
+class MergeRecipe:
+    """What made a merged checkpoint; recipe.json holds it."""
+
+    plan: Merge
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict."""
+        return {"format": FORMAT, "formula": "pre + ratio * merged(post_t - pre)", **asdict(self)}
+
+    @classmethod
+    def read(cls, path: str | Path) -> MergeRecipe:
+        """Read the recipe.json of a merge."""
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            if content.get("format") != FORMAT:
+                raise ValueError(f"expected format: {FORMAT}, found {content.get('format')!r}")
+            plan = {**content["plan"], "weights": tuple(content["plan"]["weights"])}
+            rest = {k: content[k] for k in ("inputs", "settings", "versions")}
+            return cls(Merge(**plan), **rest, warnings=tuple(content["warnings"]))
+        except (json.JSONDecodeError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: not the recipe of a merge ({error})") from None
+
+
+def merge(
+    pre: str | Path,
+    posts: Sequence[str | Path],
+    out: str | Path,
+    plan: Merge,
+    *,
+    donor: Donor = "post",
+    drop: Sequence[str] = (),
+    allow_unrelated: bool = False,
+    progress: Stages | None = None,
+) -> MergeRecipe:
+    """Merge the updates of one or several POSTs into PRE and write the result, streaming: a few MiB a POST of memory.
+
+    theta = pre + ratio * merged({post_t - pre}): TIES (arXiv 2306.01708), DARE (2311.03099). With one POST, TIES is
+    trimming and DARE is dropping; an element that is not kept is then PRE's to the bit, and with ratio 1 and no
+    enlarging one that is kept is POST's. With several, DARE takes the weighted mean of the updates where the paper adds
+    them, so that `ratio` means the same in every method: ratio = number of POSTs is the paper's sum with lambda = 1.
+    Arithmetic is float32 (or the inputs' own, if wider), rounded once.
+
+    Args:
+        pre, posts: folders or hub ids; a POST may be a LoRA adapter on PRE.
+        out: a new folder; it appears whole or not at all. Same shards and tensor names as the first POST.
+        donor: whose config, tokenizer and chat template are copied: PRE, or the first POST.
+        drop: patterns of tensors to leave out when one side alone has them.
+        progress: called with (stage, done, total).
+
+    Raises:
+        CheckpointError: the checkpoints do not fit (see `preflight`), NaN or Inf, unrelated models, an occupied `out`.
+        ValueError: a number of weights that is not that of the POSTs.
+    """
+    if not posts or len(plan.weights) not in (0, len(posts)):
+        raise ValueError(f"merge: expected one weight per POST, found {len(plan.weights)} for {len(posts)}")
+    refuse_occupied(Path(out).absolute())
+    pairs = _pairs(pre, posts, drop, out)
+    hashes = hash_in_background([pairs[0].pre, *(p.post for p in pairs)])
+    with staged(out) as folder:
+        scans = _stream(pairs, plan, folder, progress)
+        verdicts = [w for s in scans for w in s.verdict(allow_unrelated=allow_unrelated)]
+        hashes.result()
+        # An adapter brings no config of its own: the donor is then PRE.
+        copy_companions(pairs[0].pre if donor == "pre" else pairs[0].post, folder)
+        names = ["post"] if len(pairs) == 1 else [f"post {i}" for i in range(1, len(pairs) + 1)]
+        checkpoints = {"pre": pairs[0].pre, **{n: p.post for n, p in zip(names, pairs, strict=True)}}
+        recipe = MergeRecipe(
+            plan,
+            {name: {"source": c.source, "sha256": c.sha256} for name, c in checkpoints.items()},
+            {"donor": donor, "dropped": sorted({n for p in pairs for n in p.dropped})},
+            versions(),
+            tuple(dict.fromkeys([*(w for p in pairs for w in p.warnings), *verdicts])),
+        )
+        write_json(folder / "recipe.json", recipe.to_json())
+        (folder / "README.md").write_text(_card(recipe), encoding="utf-8")
+    return recipe
+
+
+def _pairs(pre: str | Path, posts: Sequence[str | Path], drop: Sequence[str], out: str | Path) -> list[Pair]:
+    pairs = [preflight(pre, post, drop=patterns, out=out) for post, patterns in _drops(pre, posts, drop)]
+    for pair in pairs[1:]:
+        if lost := set(pairs[0].names) ^ set(pair.names):
+            raise CheckpointError(
+                f"{pairs[0].post.source} and {pair.post.source}: {len(lost)} tensors stand in only one of the two, first "
+                f"{min(lost)}; expected POSTs of one model, saved alike (heads tied in all or in none)"
+            )
+    return pairs
+
+
+def _drops(pre: str | Path, posts: Sequence[str | Path], drop: Sequence[str]) -> list[tuple[str | Path, list[str]]]:
+    """The patterns that mean something for each POST; one that means nothing for any goes to the first, to be refused."""
+    if not drop:
+        return [(post, []) for post in posts]
+    first = open_checkpoint(pre)
+    alone = [set(first) ^ set(open_checkpoint(post, base=first)) for post in posts]
+    used = [[d for d in drop if any(fnmatchcase(n, d) for n in names)] for names in alone]
+    used[0] += [d for d in drop if not any(d in patterns for patterns in used)]
+    return list(zip(posts, used, strict=True))
+
+
+def _stream(pairs: Sequence[Pair], plan: Merge, folder: Path, progress: Stages | None) -> list[Scan]:
+    """Write the merged tensors in the first POST's shards; scan all inputs in the same pass."""
+    first, scans = pairs[0], [Scan(p) for p in pairs]
+    keepers = _keepers(pairs, plan, progress)
+    wanted = set(first.names)
+    layout = {file: [n for n in names if n in wanted] for file, names in first.post.layout.items()}
+    layout = {file: names for file, names in layout.items() if names}
+    done = 0
+    for file, names in layout.items():
+        sink = TensorFile(folder / file, {n: (first.post.dtype(n), first.post.shape(n)) for n in names})
+        for name in names:
+            for start, pre, chunk in _stretches(pairs, name):
+                for scan, post in zip(scans, chunk, strict=True):
+                    scan.add(name, pre, post)
+                sink.write(name, start * chunk[0].element_size(), merged(pre, chunk, keepers[name], plan))
+            done += 1
+            if progress is not None:
+                progress("merging", done, len(wanted))
+        sink.close()
+    if list(layout) != ["model.safetensors"]:
+        total = sum(_size(first.post, n) for n in wanted)
+        weight_map = {n: file for file, names in layout.items() for n in names}
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+    return scans
+
+
+def merged(pre: Tensor, posts: Sequence[Tensor], keeps: Sequence[Keep], plan: Merge) -> Tensor:
+    """One stretch of the merge, in the first POST's dtype.
+
+    Args:
+        pre, posts: flat tensors of one length.
+        keeps: one per POST.
+    """
+    if not posts[0].is_floating_point():
+        return posts[0]
+    updates = [_update(pre, post) for post in posts]
+    masks = [keep(update) for keep, update in zip(keeps, updates, strict=True)]
+    if len(posts) == 1:
+        moved = mix(pre, posts[0], plan.ratio * plan.scale)
+        return torch.where(masks[0], moved, pre.to(moved.dtype))
+    sparse = [update * mask * plan.scale for update, mask in zip(updates, masks, strict=True)]
+    weights = plan.weights or (1.0,) * len(posts)
+    if plan.method == "dare":
+        update = sum((u * w for u, w in zip(sparse, weights, strict=True)), torch.zeros(())) / math.fsum(weights)
+    else:
+        update = elected_mean(sparse, weights)
+    return (pre.to(update.dtype) + plan.ratio * update).to(posts[0].dtype)
+
+
+def _keepers(pairs: Sequence[Pair], plan: Merge, progress: Stages | None) -> dict[str, list[Keep]]:
+    """For every tensor, one `Keep` per POST."""
+    first, count = pairs[0], len(pairs)
+    if plan.density == 1:
+        return {n: [lambda update: torch.ones_like(update, dtype=torch.bool)] * count for n in first.names}
+    if plan.method != "ties":
+        return {n: [_random(plan.density, generator_for(plan.seed, i, n)) for i in range(count)] for n in first.names}
+    # Ranked in the order of the first POST's files, which is the order of writing.
+    ordered = [n for names in first.post.layout.values() for n in names if n in set(first.names)]
+    groups = [[n] for n in ordered] if plan.scope == "tensor" else [ordered]
+    keepers: dict[str, list[Keep]] = {n: [] for n in ordered}
+    total, done = count * len(groups), 0
+    for pair in pairs:
+        for group in groups:
+            keeper = largest(partial(_updates, pair, group), plan.density)
+            for name in group:
+                keepers[name].append(keeper)
+            done += 1
+            if progress is not None:
+                progress("ranking the updates", done, total)
+    return keepers
+
+
+def _random(density: float, generator: torch.Generator) -> Keep:
+    return lambda update: kept(len(update), density, generator)
+
+
+def _updates(pair: Pair, names: Sequence[str]) -> Iterator[Tensor]:
+    for name in names:
+        if pair.post.dtype(name).is_floating_point:
+            for _, pre, (post,) in _stretches([pair], name):
+                yield _update(pre, post)
+
+
+def _update(pre: Tensor, post: Tensor) -> Tensor:
+    wide = torch.promote_types(torch.promote_types(pre.dtype, post.dtype), torch.float32)
+    return post.to(wide) - pre.to(wide)
+
+
+def _stretches(pairs: Sequence[Pair], name: str) -> Iterator[tuple[int, Tensor, list[Tensor]]]:
+    """(where it starts, PRE's, each POST's) stretch of at most CHUNK elements of a tensor."""
+    pre, first = (t.flatten() for t in pairs[0].tensors(name))
+    posts = [first, *(p.tensors(name)[1].flatten() for p in pairs[1:])]
+    for start in range(0, first.numel(), CHUNK):
+        yield start, pre[start : start + CHUNK], [p[start : start + CHUNK] for p in posts]
+
+
+def _size(checkpoint: Checkpoint, name: str) -> int:
+    return checkpoint.dtype(name).itemsize * torch.Size(checkpoint.shape(name)).numel()
+
+
+def _card(recipe: MergeRecipe) -> str:
+    """README.md: what it is and how to make it again."""
+    from counterpoise.report.grid import as_markdown
+    from counterpoise.report.tables import files
+
+    plan = recipe.plan
+    ways = {
+        "ties": f"the largest {plan.density:.3g} of each update, ranked by {plan.scope}, signs elected (TIES)",
+        "dare": f"a random {plan.density:.3g} of each update, enlarged by its inverse (DARE), seed {plan.seed}",
+        "dare-ties": f"a random {plan.density:.3g} of each update, enlarged, signs elected (DARE and TIES), seed {plan.seed}",
+    }
+    parts = [
+        "---\ntags:\n  - merge\n  - counterpoise\n---",
+        "# Merged checkpoint",
+        f"`pre + {plan.ratio:g} * merged(post - pre)`: {ways[plan.method]}; `recipe.json` holds the settings.",
+        *(["## Warnings\n\n" + "\n".join(f"- {w}" for w in recipe.warnings)] if recipe.warnings else []),
+        "## Made from",
+        as_markdown(files({"inputs": recipe.inputs})),
+        "Versions: " + ", ".join(f"{k} {v}" for k, v in recipe.versions.items()) + ".",
+    ]
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,46 @@
+"""What the commands share: errors as one message, progress bars on stderr. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def plain_errors(kept: str) -> Iterator[None]:
+    """Errors that a user can act on become one message; anything else keeps its traceback.
+
+    Args:
+        kept: what is left when the command is stopped, for the message.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"stopped; {kept}", file=sys.stderr)
+        raise SystemExit(130) from None
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+@contextmanager
+def bars(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
+    """Progress bars on stderr, one a stage; finished ones stay as a line."""
+    if quiet:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        tasks: dict[str, Any] = {}
+
+        def advance(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=total)
+            progress.update(tasks[stage], completed=done, total=total)
+
+        yield advance
