@@ -14,11 +14,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from counterpoise.alignment.prompts import next_prompts, queue_from, queue_state, refuse_long_prompts
+from counterpoise.alignment.run import Run
+from counterpoise.alignment.stepping import (
+    Mitigation,
+    adam,
+    finish_all,
+    refuse_several_processes,
+    start_all,
+    take_step,
+)
 from counterpoise.language import (
     Example,
     Progress,
     Prompt,
-    by_length,
     decode,
     encode_prompt,
     response_nll,
@@ -32,7 +41,10 @@ Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
 @dataclass(frozen=True)
 class Iteration:
-    """What one round of RSF did: mean reward of all samples and of the kept ones, mean loss of each epoch (nats)."""
+    """What one round of RSF did: mean reward of all samples and of the kept ones, mean loss of each epoch (nats).
+
+    The rewards are those of the model before the round's training; `losses` is empty when a budget ended the run there.
+    """
 
     index: int
     reward: float
@@ -62,6 +74,8 @@ def rsf(
     temperature: float = 1.0,
     chat: bool = True,
     seed: int = 0,
+    mitigations: Sequence[Mitigation] = (),
+    run: Run | None = None,
     after_iteration: Callable[[Iteration], None] | None = None,
     progress: Progress | None = None,
 ) -> list[Iteration]:
@@ -72,39 +86,75 @@ def rsf(
         prompts: drawn from without replacement until exhausted, then reshuffled.
         reward: scores (prompts, responses); see `counterpoise.evaluation.rewards.load_reward`.
         batch_size: kept responses per optimiser step; `micro_batch_size` of them at once, without changing the result.
-        after_iteration: called with each `Iteration`, for instance to save a checkpoint (early stopping).
+        mitigations: what holds the model back from forgetting; they act in this order.
+        run: a folder of checkpoints; a run that was stopped goes on from its last whole iteration.
+        after_iteration: called with each `Iteration` of this process.
 
     Returns:
-        One `Iteration` a round.
+        One `Iteration` a round of this process.
+
+    Raises:
+        ValueError: a prompt too long for the model's context, a reward that is not finite, several processes.
     """
+    refuse_several_processes("rsf")
+    refuse_long_prompts(model, tokenizer, prompts, max_new_tokens, chat=chat)
     order = random.Random(seed)
     queue: list[Prompt] = []
     history: list[Iteration] = []
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
-    for index in range(iterations):
-        chosen: list[Prompt] = []
-        while len(chosen) < min(prompts_per_iteration, len(prompts)):
-            queue = queue or order.sample(list(prompts), len(prompts))
-            chosen.append(queue.pop())
-        kept, mean, best = best_of_n(
-            model,
-            tokenizer,
-            chosen,
-            reward,
-            n=n,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            chat=chat,
-            batch_size=8 * micro_batch_size,
-            seed=seed * 1000 + index,
-            progress=progress,
-        )
-        losses = fine_tune(
-            model, kept, optimizer, epochs=epochs, batch_size=batch_size, micro_batch_size=micro_batch_size, order=order
+    start_all(mitigations, model, tokenizer)
+    optimizer = adam(model, learning_rate)
+    first = 0
+    if run is not None and (kept_state := run.load(model, optimizer, mitigations)) is not None:
+        first, queue = run.done, queue_from(kept_state, order, prompts)
+        iterations = first if kept_state["stopped"] else iterations
+    for index in range(first, iterations):
+        chosen = next_prompts(queue, order, prompts, prompts_per_iteration)
+        title = f"iteration {index + 1} of {iterations}"
+
+        def draw(chosen: list[Prompt] = chosen, index: int = index, title: str = title) -> list[Any]:
+            kept, mean, best = best_of_n(
+                model,
+                tokenizer,
+                chosen,
+                reward,
+                n=n,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                chat=chat,
+                batch_size=8 * micro_batch_size,
+                seed=seed * 1000 + index,
+                progress=progress or (run and run.stage(f"{title}: best of {n}")),
+            )
+            return [[list(map(list, e)) for e in kept], mean, best]
+
+        drawn, mean, best = draw() if run is None else run.once("samples", index, draw)
+        kept = [Example(tuple(prompt), tuple(response)) for prompt, response in drawn]
+        stopped = any(m.stop(mean) for m in mitigations)
+        losses = (
+            []
+            if stopped
+            else fine_tune(
+                model,
+                kept,
+                optimizer,
+                epochs=epochs,
+                batch_size=batch_size,
+                micro_batch_size=micro_batch_size,
+                order=order,
+                mitigations=mitigations,
+                progress=run and run.stage(f"{title}: training"),
+            )
         )
         history.append(Iteration(index, mean, best, tuple(losses), tuple(kept)))
+        if run is not None:
+            told = {"method": "rsf", **history[-1].summary(), "stopped": stopped}
+            loop = {**queue_state(queue, order), "stopped": stopped}
+            run.save(index + 1, model, tokenizer, optimizer, mitigations, metrics=told, loop=loop)
         if after_iteration is not None:
             after_iteration(history[-1])
+        if stopped:
+            break
+    finish_all(mitigations, model)
     return history
 
 
@@ -123,6 +173,39 @@ def best_of_n(
     progress: Progress | None = None,
 ) -> tuple[list[Example], float, float]:
     """The response of highest reward among n for each prompt, with the mean reward of all and of the kept."""
+    encoded, drawn, scores = draw_and_score(
+        model,
+        tokenizer,
+        prompts,
+        reward,
+        n=n,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        chat=chat,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
+    )
+    best = scores.max(dim=1)
+    kept = [Example(encoded[i], drawn[i][j]) for i, j in enumerate(best.indices.tolist())]
+    return kept, float(scores.mean()), float(best.values.mean())
+
+
+def draw_and_score(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    reward: Reward,
+    *,
+    n: int,
+    max_new_tokens: int,
+    temperature: float,
+    chat: bool,
+    batch_size: int,
+    seed: int,
+    progress: Progress | None = None,
+) -> tuple[list[tuple[int, ...]], list[list[tuple[int, ...]]], torch.Tensor]:
+    """The encoded prompts, n responses for each, and their rewards, (prompts, n) in float64."""
     encoded = [encode_prompt(tokenizer, prompt, chat=chat) for prompt in prompts]
     drawn = sample(
         model,
@@ -136,12 +219,25 @@ def best_of_n(
         progress=progress,
     )
     texts = decode(tokenizer, [ids for group in drawn for ids in group])
-    scores = torch.tensor(reward([p.text for p in prompts for _ in range(n)], texts), dtype=torch.float64).view(-1, n)
+    scores = scored(reward, [p.text for p in prompts for _ in range(n)], texts)
+    return encoded, drawn, scores.view(-1, n)
+
+
+def scored(reward: Reward, prompts: Sequence[str], responses: Sequence[str]) -> torch.Tensor:
+    """The rewards as float64, one per response.
+
+    Raises:
+        ValueError: a wrong number of them, or one that is not finite.
+    """
+    scores = torch.tensor(reward(prompts, responses), dtype=torch.float64)
+    if scores.shape != (len(responses),):
+        raise ValueError(
+            f"expected {len(responses)} rewards, one per response, found an array of shape {tuple(scores.shape)}; "
+            "the reward must return one number for each"
+        )
     if not bool(scores.isfinite().all()):
         raise ValueError("expected a finite reward for every response, found NaN or Inf; check the reward model")
-    best = scores.max(dim=1)
-    kept = [Example(encoded[i], drawn[i][j]) for i, j in enumerate(best.indices.tolist())]
-    return kept, float(scores.mean()), float(best.values.mean())
+    return scores
 
 
 def fine_tune(
@@ -154,28 +250,44 @@ def fine_tune(
     micro_batch_size: int,
     order: random.Random,
     clip: float = 1.0,
+    mitigations: Sequence[Mitigation] = (),
+    progress: Progress | None = None,
 ) -> list[float]:
     """Supervised epochs on the responses alone; a step's loss is the mean over its response tokens.
+
+    Args:
+        mitigations: already started.
 
     Returns:
         The mean loss per response token of each epoch, in nats.
     """
     losses = []
     model.train()
-    for _ in range(epochs):
+    for epoch in range(epochs):
         total, tokens = 0.0, 0
         shuffled = order.sample(list(examples), len(examples))
         for start in range(0, len(shuffled), batch_size):
             batch = shuffled[start : start + batch_size]
             size = response_tokens(batch)
-            for rows in by_length(batch, micro_batch_size, key=lambda e: len(e.prompt) + len(e.response)):
+
+            def backward(rows: list[int], batch: list[Example] = batch, size: int = size) -> None:
+                nonlocal total
                 nll = response_nll(model, [batch[i] for i in rows])
                 (nll / size).backward()  # type: ignore[no-untyped-call]
                 total += nll.item()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+
+            take_step(
+                model,
+                optimizer,
+                batch,
+                backward,
+                micro_batch_size=micro_batch_size,
+                mitigations=mitigations,
+                clip=clip,
+            )
             tokens += size
+            if progress is not None:
+                progress(epoch * len(examples) + start + len(batch), epochs * len(examples))
         losses.append(total / tokens)
     model.eval()
     return losses

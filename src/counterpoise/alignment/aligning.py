@@ -1,0 +1,150 @@
+"""`align`: from a checkpoint on disk, through any method, to an aligned one, resumable on the way and atomic at its end."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from counterpoise.alignment.run import Run, save_model
+from counterpoise.alignment.stepping import Mitigation
+from counterpoise.averaging import versions, write_json
+from counterpoise.checkpoint import CheckpointError, open_checkpoint, refuse_occupied, staged
+from counterpoise.evaluation.sweep import digest
+from counterpoise.language import Prompt
+from counterpoise.resident import without_bars
+from counterpoise.workbench import Stages
+
+HANDED = ("mitigations", "run", "progress", "after_iteration", "reference")
+"""Arguments of a method that decide no number, or are recorded elsewhere."""
+
+
+def align(
+    source: str | Path,
+    out: str | Path,
+    method: Callable[..., Any],
+    *,
+    mitigations: Sequence[Mitigation] = (),
+    told: Mapping[str, Any] | None = None,
+    work: str | Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    keep_checkpoints: bool = True,
+    command: str | None = None,
+    progress: Stages | None = None,
+) -> dict[str, Any]:
+    """Align the checkpoint `source` and write the result to `out`.
+
+    Args:
+        source: PRE, a folder or a hub id.
+        out: a new folder; it appears whole or not at all, with align.json (settings, versions) and metrics.jsonl.
+        method: `rsf`, `distil`, `ppo` or `dpo` with its data and settings bound by `functools.partial`.
+        mitigations: see `counterpoise.alignment.stepping.Mitigation`; given here, not to `method`.
+        told: what else decides the numbers and cannot be read off `method`, such as the reward's fingerprint; a run
+            goes on only when it is equal.
+        work: checkpoints of every iteration and the state to go on from (default OUT.work).
+        dtype: of the weights while they are trained, and in `out`; updates at learning rates of 1e-6 need float32.
+        keep_checkpoints: keep a checkpoint of every iteration in `work`.
+
+    Returns:
+        The content of align.json; with "already_finished" when `out` holds this very run.
+
+    Raises:
+        ValueError: `work` holds a run with other settings, bad data, several processes (`dpo` alone runs in several).
+        CheckpointError: no such checkpoint, or an occupied `out`.
+
+    >>> from counterpoise.alignment.rsf import rsf
+    >>> from counterpoise.language import Prompt
+    >>> method = partial(rsf, prompts=[Prompt((("user", "Hi"),))], reward=lambda p, r: [0.0] * len(r), iterations=2)
+    >>> align("pre", "post", method)  # doctest: +SKIP
+    """
+    begun = time.time()
+    checkpoint = open_checkpoint(source)
+    out = Path(out)
+    settings = {
+        "pre": checkpoint.sha256,
+        "dtype": str(dtype),
+        "device": device,
+        **describe(method),
+        "mitigations": [m.describe() for m in mitigations],
+        **(told or {}),
+    }
+    settings = json.loads(json.dumps(settings))
+    if (found := _finished(out)) is not None and found["settings"] == settings:
+        return {**found, "already_finished": True}
+    refuse_occupied(out.absolute())
+    run = Run(work or out.with_name(f"{out.name}.work"), settings, keep_checkpoints=keep_checkpoints, stages=progress)
+    model, tokenizer = load(checkpoint.folder, dtype=dtype, device=device)
+    method(model, tokenizer, mitigations=mitigations, run=run)
+    record = {
+        "source": str(source),
+        "settings": settings,
+        "versions": versions(),
+        "command": command,
+        "seconds": round(time.time() - begun, 1),
+        "iterations": run.done,
+        "metrics": (run.metrics() or [{}])[-1],
+    }
+    if is_main_process():
+        with staged(out) as folder:
+            save_model(model, tokenizer, folder)
+            write_json(folder / "align.json", record)
+            shutil.copyfile(run.folder / "metrics.jsonl", folder / "metrics.jsonl")
+    return record
+
+
+def load(folder: Path, *, dtype: torch.dtype, device: str) -> tuple[Any, Any]:
+    """The causal language model and the tokenizer of a checkpoint folder.
+
+    Raises:
+        CheckpointError: no causal language model, or no tokenizer.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        with without_bars():
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, OSError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder}: expected a causal language model with its tokenizer, found: {str(error).splitlines()[0]}"
+        ) from None
+    return model.to(device).eval(), tokenizer
+
+
+def describe(method: Callable[..., Any]) -> dict[str, Any]:
+    """The name and plain settings of a bound method; data by the digest of its content, other objects left out."""
+    bound = method if isinstance(method, partial) else partial(method)
+    parameters = inspect.signature(bound.func).parameters
+    values = {name: p.default for name, p in parameters.items() if p.default is not p.empty} | bound.keywords
+    values = {name: value for name, value in values.items() if name not in HANDED}
+    plain = {k: v for k, v in values.items() if isinstance(v, (int, float, str, type(None)))}
+    data = {k: digest([_content(x) for x in v]) for k, v in values.items() if isinstance(v, (list, tuple)) and v}
+    return {"method": bound.func.__name__, **plain, **data}
+
+
+def _content(item: Any) -> Any:
+    if isinstance(item, Prompt):
+        return item.key
+    return [_content(x) for x in item] if isinstance(item, tuple) else item
+
+
+def _finished(out: Path) -> dict[str, Any] | None:
+    path = out / "align.json"
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def is_main_process() -> bool:
+    """Whether this process writes the result: the first, where TRL runs in several."""
+    return int(os.environ.get("RANK", "0")) == 0

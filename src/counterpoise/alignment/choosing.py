@@ -1,0 +1,232 @@
+"""From what was typed to a bound method and its mitigations."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from counterpoise.alignment.aligning import load
+from counterpoise.alignment.anchors import KD, L1, L2
+from counterpoise.alignment.distilling import Sample, collect, distil, read_samples, write_samples
+from counterpoise.alignment.ema import MovingAverage
+from counterpoise.alignment.freezing import FreezeLowest
+from counterpoise.alignment.lowrank import LowRank
+from counterpoise.alignment.merging import OnlineMerging
+from counterpoise.alignment.reference import load_frozen
+from counterpoise.alignment.replay import Replay, read_corpus
+from counterpoise.alignment.rsf import rsf
+from counterpoise.alignment.stepping import Mitigation
+from counterpoise.alignment.stopping import RewardBudget
+from counterpoise.checkpoint import open_checkpoint
+from counterpoise.evaluation.rewards import load_reward
+from counterpoise.evaluation.sweep import Store, digest
+from counterpoise.evaluation.tax import fingerprint
+from counterpoise.language import Example, Progress, encode_prompt, read_prompts, sample
+from counterpoise.partition import layerwise
+
+METHODS = ("rsf", "ppo", "dpo")
+
+
+class Method(NamedTuple):
+    """A method with its data and settings bound, and what its record tells beside them."""
+
+    run: Callable[..., Any]
+    told: dict[str, Any]
+
+
+def method(
+    name: str,
+    source: str,
+    settings: Mapping[str, Any],
+    drawing: Mapping[str, Any],
+    *,
+    prompts: Path | None,
+    reward: str | None,
+    preferences: Path | None,
+    samples: Path | None,
+    dtype: torch.dtype,
+    device: str,
+) -> Method:
+    """The method `name` over the data that was given.
+
+    Args:
+        settings, drawing: of the method, and of its sampling.
+
+    Raises:
+        ValueError: an unknown method, a setting that it does not have, missing or superfluous data.
+    """
+    if name not in METHODS:
+        raise ValueError(f"--method: expected {', '.join(METHODS)}, found {name!r}")
+    given = {"--prompts": prompts, "--reward": reward, "--preferences": preferences, "--samples": samples}
+    told: dict[str, Any] = {}
+    if name == "rsf" and samples is not None:
+        _expect(given, ("--samples",), "rsf with --samples")
+        return Method(_bind(distil, settings, "rsf with --samples", samples=read_samples(samples)), told)
+    if name == "dpo":
+        from counterpoise.alignment.dpo import dpo
+        from counterpoise.alignment.preferences import read_preferences
+
+        _expect(given, ("--preferences",), name)
+        pairs = read_preferences(preferences)  # type: ignore[arg-type]
+        return Method(_bind(dpo, settings, name, preferences=pairs, reference=load_frozen(source, dtype=dtype)), told)
+    _expect(given, ("--prompts", "--reward"), name)
+    told = {"reward": fingerprint(reward)}  # type: ignore[arg-type]
+    data = {"prompts": read_prompts(prompts), "reward": load_reward(reward, device=device)}  # type: ignore[arg-type]
+    if name == "rsf":
+        return Method(_bind(rsf, {**settings, **drawing}, name, **data), told)
+    from counterpoise.alignment.ppo import ppo
+
+    data["reference"] = load_frozen(source, dtype=dtype, device=device)
+    return Method(_bind(ppo, {**settings, **drawing}, name, **data), told)
+
+
+def mitigations(
+    source: str,
+    strengths: Mapping[str, Any],
+    *,
+    replay: str | None,
+    replay_ratio: float,
+    reset_every: int | None,
+    stop_at_reward: float | None,
+    merge_keep: float,
+    merge_base: str | None,
+    prompts: Path | None,
+    drawing: Mapping[str, Any],
+    work: Path,
+    dtype: torch.dtype,
+    device: str,
+) -> list[Mitigation]:
+    """The mitigations that were asked for, in the order in which they act; PRE stays memory-mapped.
+
+    Raises:
+        ValueError: a number out of range, `reset_every` without sma, replay of PRE's samples without prompts.
+    """
+    given = {name: value for name, value in strengths.items() if value is not None}
+    pre = open_checkpoint(source)
+    held: list[Mitigation] = []
+    if "lora" in given:
+        held.append(LowRank(given["lora"]))
+    if "freeze" in given:
+        layers = len(layerwise(list(pre)))
+        if not 0 <= given["freeze"] < layers:
+            raise ValueError(f"--freeze: expected 0 to {layers - 1} of the {layers} layers, found {given['freeze']}")
+        held.append(FreezeLowest(given["freeze"]))
+    if replay is not None:
+        held.append(Replay(replay_ratio, _replayed(source, replay, prompts, drawing, work, dtype, device)))
+    if "kd" in given:
+        held.append(KD(given["kd"], load_frozen(source, dtype=dtype, device=device)))
+    if "l2" in given:
+        held.append(L2(given["l2"], pre))
+    if "merge" in given:
+        base = None if merge_base is None else open_checkpoint(merge_base)
+        held.append(OnlineMerging(given["merge"], merge_keep, base=base, pre=pre))
+    if "l1" in given:
+        held.append(L1(given["l1"], pre))
+    if "sma" in given:
+        held.append(MovingAverage(given["sma"], reset_every, pre))
+    elif reset_every is not None:
+        raise ValueError("--reset-every: expected --sma beside it: Elastic Reset resets to the moving average")
+    if stop_at_reward is not None:
+        held.append(RewardBudget(stop_at_reward))
+    return held
+
+
+def collect_to(
+    source: str,
+    out: Path,
+    prompts: Path,
+    reward: str,
+    *,
+    work: Path,
+    dtype: torch.dtype,
+    device: str,
+    n: int,
+    max_new_tokens: int,
+    temperature: float,
+    chat: bool,
+    batch_size: int,
+    seed: int,
+    progress: Progress | None,
+) -> list[Sample]:
+    """`collect` from files to a file; finished chunks are kept in `work`.
+
+    Raises:
+        ValueError: `out` exists.
+    """
+    if out.exists():
+        raise ValueError(f"{out}: expected a new file, found one with content; choose another name or remove it")
+    checkpoint = open_checkpoint(source)
+    asked, score = read_prompts(prompts), load_reward(reward, device=device)
+    loaded, tokenizer = load(checkpoint.folder, dtype=dtype, device=device)
+    found = collect(
+        loaded,
+        tokenizer,
+        asked,
+        score,
+        n=n,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        chat=chat,
+        batch_size=batch_size,
+        seed=seed,
+        store=Store(work),
+        key={"model": checkpoint.sha256, "reward": fingerprint(reward), "dtype": str(dtype), "device": device},
+        progress=progress,
+    )
+    partial_file = out.with_name(f".{out.name}.partial")
+    write_samples(partial_file, found)
+    partial_file.replace(out)
+    return found
+
+
+def _bind(run: Callable[..., Any], settings: Mapping[str, Any], title: str, **data: Any) -> partial[Any]:
+    known = inspect.signature(run).parameters
+    if unknown := [name for name in settings if name not in known]:
+        option = "--" + unknown[0].replace("_", "-")
+        raise ValueError(f"{option}: not a setting of {title}; leave it out")
+    return partial(run, **data, **settings)
+
+
+def _expect(given: Mapping[str, Any], needed: Sequence[str], title: str) -> None:
+    if missing := [option for option in needed if given[option] is None]:
+        raise ValueError(f"{title}: expected {' and '.join(needed)}, found no {missing[0]}")
+    if extra := [option for option, value in given.items() if value is not None and option not in needed]:
+        raise ValueError(f"{title}: expected {' and '.join(needed)} alone, found {extra[0]}; leave it out")
+
+
+def _replayed(
+    source: str,
+    replay: str,
+    prompts: Path | None,
+    drawing: Mapping[str, Any],
+    work: Path,
+    dtype: torch.dtype,
+    device: str,
+) -> list[Example]:
+    """The texts of a corpus, or PRE's own responses to the prompts, drawn once."""
+    checkpoint = open_checkpoint(source)
+    if replay != "self":
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
+        limit = min(512, checkpoint.config.get("max_position_embeddings", 512))
+        return read_corpus(replay, tokenizer, max_tokens=limit, chat=drawing["chat"])
+    if prompts is None:
+        raise ValueError("--replay self: expected --prompts for PRE to respond to, found none")
+    asked = read_prompts(prompts)
+
+    def draw() -> list[Any]:
+        loaded, tokenizer = load(checkpoint.folder, dtype=dtype, device=device)
+        settings = {name: value for name, value in drawing.items() if name != "chat"}
+        encoded = [encode_prompt(tokenizer, p, chat=drawing["chat"]) for p in asked]
+        drawn = sample(loaded, tokenizer, encoded, **settings)
+        return [[list(prompt), list(group[0])] for prompt, group in zip(encoded, drawn, strict=True)]
+
+    key = {"what": "replay", "model": checkpoint.sha256, "prompts": digest([p.key for p in asked]), **drawing}
+    rows = Store(work / "pieces").once({**key, "dtype": str(dtype)}, draw)
+    return [Example(tuple(prompt), tuple(response)) for prompt, response in rows]

@@ -1,0 +1,163 @@
+"""RSF in the paper's distillation style: collect the best of n once from a finished run, then fine-tune PRE on them."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from counterpoise.alignment.replay import response_ids
+from counterpoise.alignment.rsf import Reward, draw_and_score, fine_tune
+from counterpoise.alignment.run import Run
+from counterpoise.alignment.stepping import Mitigation, adam, finish_all, refuse_several_processes, start_all
+from counterpoise.evaluation.sweep import Store, digest
+from counterpoise.language import Example, Progress, Prompt, _read_prompt, decode, encode_prompt
+
+CHUNK = 128
+"""Prompts whose responses are drawn, scored and stored together."""
+
+
+class Sample(NamedTuple):
+    """A response that was the best of n for its prompt, as text."""
+
+    prompt: Prompt
+    response: str
+    reward: float
+    mean_reward: float
+
+
+def collect(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    reward: Reward,
+    *,
+    n: int = 32,
+    max_new_tokens: int = 128,
+    temperature: float = 1.0,
+    chat: bool = True,
+    batch_size: int = 64,
+    seed: int = 0,
+    store: Store | None = None,
+    key: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> list[Sample]:
+    """The best of `n` responses of a finished model to every prompt (Lin et al. 2024, section 3).
+
+    Args:
+        store, key: finished chunks are kept in `store` under `key`, which must name the model and the reward.
+        progress: called with (done, total) prompts.
+
+    Returns:
+        One `Sample` a prompt, in the order of `prompts`; `mean_reward` is the mean over its n responses.
+    """
+    found: list[Sample] = []
+    drawing: dict[str, Any] = {"n": n, "max_new_tokens": max_new_tokens, "temperature": temperature, "chat": chat}
+    drawing["batch_size"] = batch_size
+    for number, start in enumerate(range(0, len(prompts), CHUNK)):
+        chunk = prompts[start : start + CHUNK]
+
+        def work(chunk: Sequence[Prompt] = chunk, number: int = number) -> list[Any]:
+            _, drawn, scores = draw_and_score(model, tokenizer, chunk, reward, **drawing, seed=seed * 1000 + number)
+            best = scores.max(dim=1)
+            texts = decode(tokenizer, [drawn[i][j] for i, j in enumerate(best.indices.tolist())])
+            return list(map(list, zip(texts, best.values.tolist(), scores.mean(1).tolist(), strict=True)))
+
+        pieces = {"what": "collect", **(key or {}), **drawing, "seed": seed, "chunk": number}
+        rows = work() if store is None else store.once({**pieces, "prompts": digest([p.key for p in chunk])}, work)
+        found += [Sample(p, *row) for p, row in zip(chunk, rows, strict=True)]
+        if progress is not None:
+            progress(len(found), len(prompts))
+    return found
+
+
+def write_samples(path: str | Path, samples: Iterable[Sample]) -> None:
+    """Write a jsonl file: {"messages": [...], "response": str, "reward": float, "mean_reward": float} a line."""
+    with open(path, "w", encoding="utf-8") as file:
+        for sample in samples:
+            messages = [{"role": role, "content": content} for role, content in sample.prompt.messages]
+            record = {"messages": messages, **sample._asdict()}
+            del record["prompt"]
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def read_samples(path: str | Path) -> list[Sample]:
+    """Read what `write_samples` wrote; lines need {"prompt" or "messages", "response"}, rewards may be missing.
+
+    Raises:
+        ValueError: a line of another form, with its number; no line at all.
+    """
+    samples = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            place = f"{path}, line {number}"
+            prompt, record = _read_prompt(line, place), json.loads(line)
+            if not isinstance(record.get("response"), str):
+                raise ValueError(f'{place}: expected a column "response" with text, found columns {sorted(record)}')
+            best, mean = (float(record.get(name, "nan")) for name in ("reward", "mean_reward"))
+            samples.append(Sample(prompt, record["response"], best, mean))
+    if not samples:
+        raise ValueError(f'{path}: expected lines {{"messages": ..., "response": ...}}, found none')
+    return samples
+
+
+def distil(
+    model: nn.Module,
+    tokenizer: Any,
+    samples: Sequence[Sample],
+    *,
+    epochs: int = 2,
+    learning_rate: float = 1e-5,
+    batch_size: int = 32,
+    micro_batch_size: int = 8,
+    chat: bool = True,
+    seed: int = 0,
+    mitigations: Sequence[Mitigation] = (),
+    run: Run | None = None,
+) -> list[float]:
+    """Fine-tune `model`, in place, on samples that another collected: RSF in distillation style, with the paper's defaults.
+
+    Args:
+        model: PRE; with mitigations this is how the paper compares them (Lin et al. 2024, section 3).
+        run: a folder with a checkpoint an epoch; a run that was stopped goes on from its last whole epoch.
+
+    Returns:
+        The mean loss per response token (nats) of each epoch of this process.
+    """
+    refuse_several_processes("rsf, distillation style")
+    examples = [
+        Example(encode_prompt(tokenizer, s.prompt, chat=chat), response_ids(tokenizer, s.response)) for s in samples
+    ]
+    order = random.Random(seed)
+    start_all(mitigations, model, tokenizer)
+    optimizer = adam(model, learning_rate)
+    first = 0
+    if run is not None and (state := run.load(model, optimizer, mitigations)) is not None:
+        first = run.done
+        version, internal, gauss = state["order"]
+        order.setstate((version, tuple(internal), gauss))
+    losses: list[float] = []
+    for epoch in range(first, epochs):
+        losses += fine_tune(
+            model,
+            examples,
+            optimizer,
+            epochs=1,
+            batch_size=batch_size,
+            micro_batch_size=micro_batch_size,
+            order=order,
+            mitigations=mitigations,
+            progress=run and run.stage(f"epoch {epoch + 1} of {epochs}"),
+        )
+        if run is not None:
+            told = {"method": "rsf, distillation style", "loss": losses[-1]}
+            loop = {"order": order.getstate()}
+            run.save(epoch + 1, model, tokenizer, optimizer, mitigations, metrics=told, loop=loop)
+    finish_all(mitigations, model)
+    return losses

@@ -1,0 +1,102 @@
+"""SMA: the moving average of the weights in place of the weights, and Elastic Reset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from counterpoise.alignment.reference import weights_before
+from counterpoise.alignment.stepping import Mitigation, Step, trainable
+
+
+@dataclass
+class MovingAverage(Mitigation):
+    """The result is the exponential moving average of the weights, begun at those before alignment.
+
+    After each step average <- decay * average + (1 - decay) * theta. With `reset_every`, Elastic Reset (Noukhovitch et
+    al. 2023, arXiv 2312.07551, algorithm 1): each so many steps theta <- average, then average <- pre. Departs from it
+    in that the result is the average, as HMA's comparison has it (SMA), unless training ends on a reset; the optimiser's
+    moments are kept.
+
+    Args:
+        decay: in [0, 1); 0 is no averaging. Elastic Reset uses 0.995 and the like.
+        reset_every: optimiser steps between resets; None never resets.
+        pre: what the average returns to at a reset; None copies the model's weights. Takes memory for one average.
+
+    Raises:
+        ValueError: a decay or a number of steps out of range.
+
+    >>> MovingAverage(0.99).describe()
+    {'name': 'MovingAverage', 'decay': 0.99}
+    """
+
+    decay: float = 0.995
+    reset_every: int | None = None
+    pre: Mapping[str, Tensor] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"sma: expected a decay in [0, 1), found {self.decay}")
+        if self.reset_every is not None and self.reset_every < 1:
+            raise ValueError(f"sma: expected a reset every 1 or more steps, found {self.reset_every}")
+
+    def start(self, model: nn.Module, tokenizer: object) -> None:
+        """The average begins at the model's weights."""
+        self._steps = 0
+        self._average = {name: p.detach().clone() for name, p in trainable(model).items()}
+        self._pre = weights_before(model, self.pre, "sma") if self.reset_every else {}
+
+    @torch.no_grad()
+    def after_update(self, step: Step) -> None:
+        """Move the average; reset when it is time."""
+        self._steps += 1
+        parameters = trainable(step.model)
+        for name, average in self._average.items():
+            average.lerp_(parameters[name], 1 - self.decay)
+        if self.reset_every and self._steps % self.reset_every == 0:
+            for name, average in self._average.items():
+                parameters[name].copy_(average)
+                average.copy_(self._pre[name])
+
+    @property
+    def _just_reset(self) -> bool:
+        return bool(self.reset_every and self._steps and self._steps % self.reset_every == 0)
+
+    @contextmanager
+    def as_finished(self, model: nn.Module) -> Iterator[None]:
+        """Inside, the model holds the average."""
+        if self._just_reset:  # the model is the last average, and the average is PRE
+            yield
+            return
+        parameters = trainable(model)
+        own = {name: parameters[name].data for name in self._average}
+        for name, average in self._average.items():
+            parameters[name].data = average
+        try:
+            yield
+        finally:
+            for name, data in own.items():
+                parameters[name].data = data
+
+    @torch.no_grad()
+    def finish(self, model: nn.Module) -> None:
+        """The model takes the average."""
+        if not self._just_reset:
+            parameters = trainable(model)
+            for name, average in self._average.items():
+                parameters[name].copy_(average)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average and the number of steps."""
+        return {"average": self._average, "steps": self._steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._steps = state["steps"]
+        for name, average in self._average.items():
+            average.copy_(state["average"][name])

@@ -1,0 +1,85 @@
+"""LoRA: only a low-rank update is trained. The only file that imports peft."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from counterpoise.alignment.stepping import Mitigation
+
+
+@dataclass
+class LowRank(Mitigation):
+    """Train theta = pre + scale * B A on every linear layer of the blocks, A and B of rank `rank` (Hu et al. 2021).
+
+    The paper (Lin et al. 2024, section 3) compares ranks 16 to 512. The adapter lives inside the model while it trains;
+    checkpoints and the result are whole models, the update added in, so that they can be averaged like any other.
+
+    Args:
+        rank: at least 1.
+        scale: of the update.
+        seed: of A's random start; B starts at 0.
+
+    Raises:
+        ValueError: a rank below 1.
+        ModuleNotFoundError: peft is not installed.
+
+    >>> LowRank(16).describe()
+    {'name': 'LowRank', 'rank': 16, 'scale': 2.0, 'seed': 0}
+    """
+
+    rank: int
+    scale: float = 2.0
+    seed: int = 0
+    prepares = True
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"lora: expected a rank of at least 1, found {self.rank}")
+
+    def start(self, model: nn.Module, tokenizer: object) -> None:
+        """Put the adapter in and freeze all else."""
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError("lora needs peft; pip install 'counterpoise[align]'") from error
+        config = LoraConfig(r=self.rank, lora_alpha=self.scale * self.rank, target_modules="all-linear")  # type: ignore[arg-type]
+        device = next(model.parameters()).device
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            inject_adapter_in_model(config, model)
+        model.to(device)
+
+    @torch.no_grad()
+    def finish(self, model: nn.Module) -> None:
+        """Add the update to the weights and take the adapter out."""
+        from peft.tuners.lora import LoraLayer
+
+        for name, module in [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer)]:
+            base: Any = module.get_base_layer()
+            base.weight.add_(_update(module))
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, base)
+        model.requires_grad_(True)
+
+
+@torch.no_grad()
+def merged_state(model: nn.Module) -> dict[str, Tensor] | None:
+    """The state dict of `model` with its LoRA updates added in, under the plain names; None when it has none."""
+    if not any(".lora_A." in name for name, _ in model.named_parameters()):
+        return None
+    from peft.tuners.lora import LoraLayer
+
+    state = {n.replace(".base_layer.", "."): t for n, t in model.state_dict().items() if ".lora_" not in n}
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            state[f"{name}.weight"] = state[f"{name}.weight"] + _update(module)
+    return state
+
+
+def _update(module: Any) -> Tensor:
+    update: Tensor = module.get_delta_weight("default")
+    return update

@@ -1,0 +1,67 @@
+"""The model before alignment, as a mitigation sees it: its weights by parameter name, or a frozen model that runs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from counterpoise.alignment.stepping import trainable
+from counterpoise.checkpoint import match_name, open_checkpoint
+from counterpoise.resident import without_bars
+
+
+def weights_before(model: nn.Module, pre: Mapping[str, Tensor] | None, who: str) -> dict[str, Tensor]:
+    """For each trained parameter of `model` its tensor before alignment.
+
+    Args:
+        pre: a `Checkpoint`, whose tensors stay memory-mapped, or any mapping of names to tensors; None copies the
+            model's own weights, which takes as much memory again.
+        who: names the mitigation in errors.
+
+    Raises:
+        ValueError: `pre` has no such tensor, or one of another shape.
+    """
+    parameters = trainable(model)
+    if pre is None:
+        return {name: p.detach().clone() for name, p in parameters.items()}
+    found: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        match = match_name(name, pre)
+        if match is None or pre[match].shape != parameter.shape:
+            other = "none of that name" if match is None else f"one of shape {tuple(pre[match].shape)}"
+            raise ValueError(
+                f"{who}: expected the weights before alignment to hold {name} of shape {tuple(parameter.shape)}, "
+                f"found {other}; with LoRA, whose factors are no part of PRE, use kd, replay or sma"
+            )
+        found[name] = pre[match]
+    return found
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A copy of `model` that is never trained."""
+    return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+def load_frozen(source: str | Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> nn.Module:
+    """The model of a checkpoint, never trained, its weights memory-mapped where its dtype and device allow.
+
+    On the CPU and in the checkpoint's own dtype the weights are views of the file: they can be dropped from memory when
+    it is short, and several processes share them.
+    """
+    from transformers import AutoModelForCausalLM
+
+    checkpoint = open_checkpoint(source)
+    with without_bars():
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(
+            checkpoint.folder, dtype="auto" if dtype is None else dtype, trust_remote_code=False
+        )
+    if torch.device(device).type == "cpu":
+        for name, parameter in model.named_parameters():
+            match = match_name(name, checkpoint)
+            if match and checkpoint.dtype(match) == parameter.dtype and checkpoint.shape(match) == parameter.shape:
+                parameter.data = checkpoint[match]
+    return model.to(device).requires_grad_(False).eval()

@@ -1,0 +1,130 @@
+"""Experience replay: texts of before alignment, learned again beside it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from counterpoise.alignment.stepping import Mitigation, Step
+from counterpoise.evaluation.sweep import digest
+from counterpoise.language import Example, by_length, encode_prompt, response_nll, response_tokens
+from counterpoise.language import _read_prompt as read_prompt
+
+
+@dataclass
+class Replay(Mitigation):
+    """Learn `ratio` tokens of replayed text for each response token of alignment (Lin et al. 2024, section 3).
+
+    Each step adds the summed negative log-likelihood of its replayed tokens over the number N of its response tokens:
+    a replayed token weighs as much as one of RSF's. What a step draws too much or too little is settled in the next, so
+    the ratio holds in the long run. For PPO and DPO this is ratio times the mean loss of the replayed text.
+
+    Args:
+        ratio: replayed tokens per response token; the paper's grid is 0.25 to 4.
+        examples: prompts and responses; `read_corpus` reads them, and samples of PRE do as well.
+        seed: of their order.
+
+    Raises:
+        ValueError: a ratio that is not positive, no examples.
+
+    >>> Replay(0.5, [Example((1,), (5, 6))]).ratio
+    0.5
+    """
+
+    ratio: float
+    examples: Sequence[Example] = field(repr=False)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.ratio > 0:
+            raise ValueError(f"replay: expected a positive token ratio, found {self.ratio}")
+        if not self.examples:
+            raise ValueError("replay: expected examples, found none")
+
+    def start(self, model: nn.Module, tokenizer: object) -> None:
+        """Shuffle."""
+        self._order = random.Random(self.seed)
+        self._queue: list[int] = []
+        self._owed = 0.0
+
+    def add_gradients(self, step: Step) -> None:
+        """Backpropagate the loss of the tokens that are due."""
+        size = response_tokens(step.examples)
+        batch = self._draw(self.ratio * size)
+        for rows in by_length(batch, step.micro_batch_size, key=lambda e: len(e.prompt) + len(e.response)):
+            loss = response_nll(step.model, [batch[i] for i in rows]) / size
+            loss.backward()  # type: ignore[no-untyped-call]
+
+    def _draw(self, tokens: float) -> list[Example]:
+        self._owed += tokens
+        batch: list[Example] = []
+        while self._owed > 0:
+            self._queue = self._queue or self._order.sample(range(len(self.examples)), len(self.examples))
+            batch.append(self.examples[self._queue.pop()])
+            self._owed -= len(batch[-1].response)
+        return batch
+
+    def describe(self) -> dict[str, Any]:
+        """With the digest of the examples."""
+        return {**super().describe(), "examples": digest(self.examples)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it is in the shuffled examples, and what it owes."""
+        return {"order": self._order.getstate(), "queue": self._queue, "owed": self._owed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        version, internal, gauss = state["order"]
+        self._order.setstate((version, tuple(internal), gauss))
+        self._queue, self._owed = list(state["queue"]), state["owed"]
+
+
+def read_corpus(path: str | Path, tokenizer: Any, *, max_tokens: int = 512, chat: bool = True) -> list[Example]:
+    """Read a jsonl file of {"text": str}, or {"prompt" or "messages", "response": str}, for `Replay`.
+
+    A text is cut into pieces of at most `max_tokens`; all its tokens but a piece's first are learned. A response is
+    learned with its end-of-sequence token; a longer pair is cut at its end.
+
+    Raises:
+        ValueError: a line of another form, with its number; nothing to learn.
+    """
+    examples: list[Example] = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                examples += _pieces(line, f"{path}, line {number}", tokenizer, max_tokens, chat)
+    if not examples:
+        raise ValueError(f'{path}: expected lines {{"text": "..."}} of two tokens or more, found none')
+    return examples
+
+
+def _pieces(line: str, place: str, tokenizer: Any, max_tokens: int, chat: bool) -> list[Example]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place}: expected one JSON object, found {line[:60]!r} ({error})") from None
+    match record:
+        case {"text": str(text)}:
+            ids = list(tokenizer(text)["input_ids"])
+            parts = [ids[i : i + max_tokens] for i in range(0, len(ids), max_tokens)]
+            return [Example(tuple(part[:1]), tuple(part[1:])) for part in parts if len(part) > 1]
+        case {"response": str(response)}:
+            prompt = encode_prompt(tokenizer, read_prompt(line, place), chat=chat)
+            example = Example(prompt, (*response_ids(tokenizer, response),)[: max(0, max_tokens - len(prompt))])
+            return [example] if example.response else []
+    raise ValueError(
+        f'{place}: expected {{"text": ...}} or {{"prompt": ..., "response": ...}}, found {line.strip()[:80]!r}'
+    )
+
+
+def response_ids(tokenizer: Any, response: str) -> tuple[int, ...]:
+    """A response as tokens, ended by the end-of-sequence token where the tokenizer has one."""
+    ids = tokenizer(response, add_special_tokens=False)["input_ids"]
+    end = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    return (*ids, *end)

@@ -1,0 +1,215 @@
+"""A run that can be stopped at any moment and goes on: its folder of checkpoints, state, metrics and finished pieces."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from counterpoise.alignment.lowrank import merged_state
+from counterpoise.alignment.stepping import Mitigation
+from counterpoise.averaging import write_json
+from counterpoise.checkpoint import staged
+from counterpoise.evaluation.sweep import Store, digest
+from counterpoise.language import Progress
+from counterpoise.resident import without_bars
+from counterpoise.workbench import Stages
+
+T = TypeVar("T")
+EXTENDED = ("iterations",)
+"""Settings that may differ when a run goes on: more iterations continue it."""
+
+
+class Run:
+    """The working folder of one alignment.
+
+    Holds settings.json, metrics.jsonl (a line an iteration), iteration-0001/ and so on (whole checkpoints, ready for
+    `restore` and `front`), state-0001.pt (the last iteration's: weights, optimiser, mitigations, random numbers) and
+    the pieces of work of an iteration in progress. An iteration counts once its state is written; what a kill left of a
+    later one is done again, with the same numbers.
+
+    Args:
+        folder: made when missing.
+        settings: json of all that decides the numbers; a folder of other settings is refused.
+        keep_checkpoints: keep iteration-*/ of every iteration, not of the last alone.
+        stages: progress callback of (stage, done, total).
+
+    Raises:
+        ValueError: the folder belongs to a run with other settings.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        settings: Mapping[str, Any],
+        *,
+        keep_checkpoints: bool = True,
+        stages: Stages | None = None,
+    ) -> None:
+        self.folder, self.keep_checkpoints, self._stages = Path(folder), keep_checkpoints, stages
+        self.settings = json.loads(json.dumps(settings))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "settings.json"
+        if path.is_file():
+            _refuse_other(self.folder, json.loads(path.read_text(encoding="utf-8")), self.settings)
+        else:
+            _replace(path, lambda partial: write_json(partial, self.settings))
+        self._store = Store(self.folder / "pieces")
+        self._key = digest({k: v for k, v in self.settings.items() if k not in EXTENDED})
+
+    @property
+    def done(self) -> int:
+        """Iterations that are finished."""
+        return max((int(path.stem.rpartition("-")[2]) for path in self.folder.glob("state-*.pt")), default=0)
+
+    def once(self, what: str, iteration: int, work: Callable[[], T]) -> T:
+        """The json value of a piece of an iteration's work, done at most once."""
+        return self._store.once({"what": what, "iteration": iteration, "run": self._key}, work)
+
+    def stage(self, name: str) -> Progress | None:
+        """A progress callback for one stage."""
+        stages = self._stages
+        return None if stages is None else lambda done, total: stages(name, done, total)
+
+    def load(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, mitigations: Sequence[Mitigation]
+    ) -> dict[str, Any] | None:
+        """Put the last finished iteration's state back and drop what came after it; None at the very start.
+
+        Call it after every mitigation has started. Returns what the loop itself gave to `save`.
+        """
+        self._drop_after(self.done)
+        if not self.done:
+            return None
+        state = torch.load(self._state(self.done), map_location="cpu", weights_only=True)
+        with torch.no_grad():
+            parameters = dict(model.named_parameters())
+            for name, tensor in state["weights"].items():
+                parameters[name].copy_(tensor)
+        optimizer.load_state_dict(state["optimizer"])
+        for mitigation, kept in zip(mitigations, state["mitigations"], strict=True):
+            mitigation.load_state_dict(kept)
+        torch.set_rng_state(state["torch"])
+        loop: dict[str, Any] = state["loop"]
+        return loop
+
+    def save(
+        self,
+        iteration: int,
+        model: nn.Module,
+        tokenizer: Any,
+        optimizer: torch.optim.Optimizer,
+        mitigations: Sequence[Mitigation],
+        *,
+        metrics: Mapping[str, Any],
+        loop: Mapping[str, Any],
+    ) -> None:
+        """Write iteration number `iteration` (from 1): checkpoint, a line of metrics, and last the state.
+
+        Raises:
+            OSError: a full disk or the like; what was finished before stays as it was.
+        """
+        with _telling(f"iteration {iteration}: expected to write to {self.folder}"):
+            self.save_checkpoint(iteration, model, tokenizer, mitigations)
+            self.log({"iteration": iteration, **metrics})
+            state = {
+                "weights": {n: p.data for n, p in model.named_parameters() if p.requires_grad},
+                "optimizer": optimizer.state_dict(),
+                "mitigations": [m.state_dict() for m in mitigations],
+                "torch": torch.get_rng_state(),
+                "loop": dict(loop),
+            }
+            _replace(self._state(iteration), lambda partial: torch.save(state, partial))
+        for path in self.folder.glob("state-*.pt"):
+            if path != self._state(iteration):
+                path.unlink()
+
+    def save_checkpoint(
+        self, iteration: int, model: nn.Module, tokenizer: Any, mitigations: Sequence[Mitigation]
+    ) -> None:
+        """Write iteration-NNNN/, the model as it would be if training ended now."""
+        with staged(self.checkpoint(iteration)) as folder, ExitStack() as stack:
+            for mitigation in mitigations:
+                stack.enter_context(mitigation.as_finished(model))
+            save_model(model, tokenizer, folder)
+        if not self.keep_checkpoints:
+            for path in self.folder.glob("iteration-*"):
+                if path != self.checkpoint(iteration):
+                    shutil.rmtree(path)
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    def checkpoint(self, iteration: int) -> Path:
+        """Where the checkpoint of an iteration lies."""
+        return self.folder / f"iteration-{iteration:04d}"
+
+    def _state(self, iteration: int) -> Path:
+        return self.folder / f"state-{iteration:04d}.pt"
+
+    def _drop_after(self, iteration: int) -> None:
+        for path in self.folder.glob("iteration-*"):
+            if int(path.name.rpartition("-")[2]) > iteration:
+                shutil.rmtree(path)
+        kept = [line for line in self.metrics() if line.get("iteration", 0) <= iteration]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        if (self.folder / "metrics.jsonl").is_file():
+            _replace(self.folder / "metrics.jsonl", lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def save_model(model: nn.Module, tokenizer: Any, folder: Path) -> None:
+    """A whole checkpoint in safetensors, any LoRA update added in, with its tokenizer."""
+    with without_bars():
+        model.save_pretrained(folder, state_dict=merged_state(model))  # type: ignore[operator]
+    tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _telling(place: str) -> Iterator[None]:
+    """torch and safetensors report a failed write as errors of their own kinds; make them an OSError with its place."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise OSError(f"{place}, found: {error}; make room, earlier iterations are whole") from error
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file beside `path`, then put it in its place in one step."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        write(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _refuse_other(folder: Path, kept: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    names = [n for n in {**kept, **settings} if n not in EXTENDED and kept.get(n) != settings.get(n)]
+    if names:
+        first = names[0]
+        raise ValueError(
+            f"{folder}: expected the run that was begun there, with {first} = {kept.get(first)!r}, found "
+            f"{settings.get(first)!r}{f' (and {len(names) - 1} more differ)' if names[1:] else ''}; "
+            "give the same settings to go on, or another --out or --work"
+        )

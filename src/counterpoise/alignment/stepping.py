@@ -1,0 +1,150 @@
+"""One optimiser step, with the places where a mitigation of the alignment tax plugs in.
+
+RSF, PPO and the distillation style take their steps here; DPO calls the same hooks from TRL's trainer (dpo.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from counterpoise.language import Example, by_length
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimiser step learns from.
+
+    Attributes:
+        examples: the prompts and responses of the whole batch, not of one micro-batch.
+        learning_rate: of the model's weights in this step.
+        micro_batch_size: how many examples fit through the model at once.
+    """
+
+    model: nn.Module
+    examples: Sequence[Example]
+    learning_rate: float
+    micro_batch_size: int
+
+
+class Mitigation:
+    """Something that holds an alignment back from forgetting. Every method does nothing; a mitigation overrides some.
+
+    A training run calls, in this order: `start` once, on the model before alignment; in each optimiser step
+    `add_gradients` (losses of its own, before the gradients are clipped), `before_update` (penalties on weights, after
+    clipping) and `after_update` (weights); `stop` once an iteration; `finish` once. Each hook runs once per optimiser
+    step, so a batch of 1 x 8 and one of 8 x 1 give the same. Several act in the order of their list.
+    """
+
+    prepares = False
+    """Whether `start` decides which parameters are trained: those start first and finish last."""
+
+    def start(self, model: nn.Module, tokenizer: Any) -> None:
+        """Prepare: `model` holds the weights before alignment, on the device it is trained on."""
+
+    def add_gradients(self, step: Step) -> None:
+        """Add the gradients of further losses to the parameters'."""
+
+    def before_update(self, step: Step) -> None:
+        """Change the gradients before the optimiser uses them."""
+
+    def after_update(self, step: Step) -> None:
+        """Change the weights after the optimiser did."""
+
+    def stop(self, reward: float) -> bool:
+        """Whether training ends here: `reward` is the mean over samples of the model as it is now."""
+        return False
+
+    @contextmanager
+    def as_finished(self, model: nn.Module) -> Iterator[None]:
+        """Inside, the model is what it would be if training ended now: what a checkpoint on the way is made of."""
+        yield
+
+    def finish(self, model: nn.Module) -> None:
+        """Leave the result in `model`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers between steps."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`, after `start`."""
+
+    def describe(self) -> dict[str, Any]:
+        """Its name and plain settings, for records."""
+        named = [f.name for f in fields(self) if f.init] if is_dataclass(self) else []
+        plain = {name: getattr(self, name) for name in named}
+        return {"name": type(self).__name__} | {k: v for k, v in plain.items() if isinstance(v, (int, float, str))}
+
+
+def take_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    examples: Sequence[Example],
+    backward: Callable[[list[int]], None],
+    *,
+    micro_batch_size: int,
+    mitigations: Sequence[Mitigation] = (),
+    clip: float = 1.0,
+) -> None:
+    """Accumulate the gradients of `examples`, clip their norm, update once.
+
+    Args:
+        backward: given the indices of a micro-batch, adds the gradients of its share of the step's loss.
+        clip: largest norm of the gradients of all losses together; penalties on weights come after it.
+    """
+    for rows in by_length(examples, micro_batch_size, key=lambda e: len(e.prompt) + len(e.response)):
+        backward(rows)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    step = Step(model, examples, optimizer.param_groups[0]["lr"], micro_batch_size)
+    for mitigation in mitigations:
+        mitigation.add_gradients(step)
+    torch.nn.utils.clip_grad_norm_(parameters, clip)
+    for mitigation in mitigations:
+        mitigation.before_update(step)
+    optimizer.step()
+    for mitigation in mitigations:
+        mitigation.after_update(step)
+    optimizer.zero_grad(set_to_none=True)
+
+
+def start_all(mitigations: Sequence[Mitigation], model: nn.Module, tokenizer: Any) -> None:
+    """Start each, those that decide what is trained first."""
+    for mitigation in sorted(mitigations, key=lambda m: not m.prepares):
+        mitigation.start(model, tokenizer)
+
+
+def finish_all(mitigations: Sequence[Mitigation], model: nn.Module) -> None:
+    """Leave the result in `model`, those that decided what is trained last."""
+    for mitigation in sorted(mitigations, key=lambda m: m.prepares):
+        mitigation.finish(model)
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that an optimiser moves, by name; tied ones once."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def adam(model: nn.Module, learning_rate: float) -> torch.optim.AdamW:
+    """AdamW without weight decay, which would pull towards zero and not towards the model before alignment."""
+    return torch.optim.AdamW(trainable(model).values(), lr=learning_rate, weight_decay=0.0)
+
+
+def refuse_several_processes(method: str) -> None:
+    """Raise under torchrun or accelerate with more than one process: the plain loops run in one.
+
+    Raises:
+        ValueError: the world has more than one process.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1:
+        raise ValueError(
+            f"{method}: expected one process, found {world} (WORLD_SIZE): this loop is not data-parallel. Start it "
+            "without torchrun or accelerate, or use dpo, which TRL runs in parallel"
+        )
