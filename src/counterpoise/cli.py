@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from counterpoise.alignment.commands import app as align
+from counterpoise.evaluation.judge_commands import app as judge
 from counterpoise.merging.commands import merge
 from counterpoise.multitask.text.commands import app as multitask
 
@@ -27,7 +29,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(align)
 app.add_typer(multitask)
+app.add_typer(judge)
 app.command()(merge)
 
 Pre = Annotated[str, typer.Argument(help="Checkpoint before alignment: a folder, or a hub id org/name[@revision].")]
