@@ -152,7 +152,12 @@ def _length_of(
 
 
 def _cubic_share(value: float, slope: float, end_value: float, end_slope: float) -> float:
-    """Where in (0, 1) the cubic with these values and slopes at 0 and 1 is least, kept within [0.1, 0.7]."""
+    """Where in (0, 1) the cubic with these values and slopes at 0 and 1 is least, kept within [0.1, 0.7].
+
+    A half where the end is infinite: out of reach of the objective.
+    """
+    if not np.isfinite(end_value):
+        return 0.5
     a = slope + end_slope - 2 * (end_value - value)
     b = 3 * (end_value - value) - 2 * slope - end_slope
     disc = b * b - 3 * a * slope

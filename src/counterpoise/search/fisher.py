@@ -1,0 +1,158 @@
+"""The block Gauss-Newton (Fisher) model: K x K curvatures of both sides, and every lambda by a small quadratic program."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
+
+from counterpoise.checkpoint import match_name
+from counterpoise.language import Example, by_length, response_tokens
+from counterpoise.partition import Partition
+from counterpoise.resident import ResidentAverage
+from counterpoise.search.box import box_program
+from counterpoise.search.rows import Batch, batch, chosen_logits
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """A side modelled around one end: gradient . d + stretch d H d / 2, with d = r - anchor.
+
+    Attributes:
+        anchor: 0 (PRE, for retention) or 1 (POST, for alignment), for every block.
+        stretch: makes the model meet the side at the other end too; 1 when the side is quadratic on the diagonal.
+    """
+
+    anchor: float
+    gradient: Array
+    curvature: Array
+    stretch: float
+
+    @classmethod
+    def meeting_both_ends(cls, anchor: float, gradient: ArrayLike, curvature: ArrayLike, rise: float) -> Quadratic:
+        """The model that is 0 at the anchor and `rise` at the other end of the diagonal.
+
+        Curvature at one end says how the loss begins to rise; how far it rises by the other end is known from two
+        forward passes, and lambda means the same here and in the path only if the model agrees. A slope that alone
+        rises by more leaves no curvature (stretch 0).
+
+        Args:
+            gradient: of the side at the anchor, shape (K,).
+            curvature: shape (K, K), positive semidefinite.
+            rise: the side at the other end minus at the anchor, above 0.
+        """
+        g, h = np.asarray(gradient, dtype=np.float64), np.asarray(curvature, dtype=np.float64)
+        if anchor not in (0.0, 1.0):
+            raise ValueError(f"anchor: expected 0 (PRE) or 1 (POST), found {anchor}")
+        bend = float(h.sum())
+        if h.shape != (len(g), len(g)) or not bend > 0:
+            raise ValueError(
+                f"curvature: expected shape ({len(g)}, {len(g)}) and a positive sum, found {h.shape}, {bend}"
+            )
+        return cls(anchor, g, h, max(0.0, 2 * (rise - (1 - 2 * anchor) * float(g.sum())) / bend))
+
+    def value(self, ratios: ArrayLike) -> float:
+        """The model's loss above the anchor's."""
+        d = np.asarray(ratios, dtype=np.float64) - self.anchor
+        return float(self.gradient @ d + self.stretch * d @ self.curvature @ d / 2)
+
+
+def fisher_path(alignment: Quadratic, retention: Quadratic, weights: ArrayLike) -> Array:
+    """The minimum of alignment + lambda retention over the box for every lambda: shape (lambdas, K)."""
+    found = []
+    for weight in np.asarray(weights, dtype=np.float64):
+        q = alignment.stretch * alignment.curvature + weight * retention.stretch * retention.curvature
+        linear = np.zeros(len(q))
+        for side, price in ((alignment, 1.0), (retention, weight)):
+            linear += price * (side.gradient - side.anchor * side.stretch * side.curvature.sum(1))
+        found.append(box_program(q, linear))
+    return np.stack(found)
+
+
+def block_fisher(
+    resident: ResidentAverage,
+    partition: Partition,
+    ratios: Sequence[float] | Array,
+    examples: Sequence[Example],
+    *,
+    batch_size: int = 2,
+) -> Array:
+    """The Fisher information of the ratios: H_jk = mean over response tokens of Cov_p[du_j, du_k], shape (K, K).
+
+    u are the logits of a token, du_k = du / dr_k, p their softmax. It is the Gauss-Newton matrix of the NLL, and at PRE
+    the Hessian of KL(pre || theta(r)) over these contexts exactly. K Jacobian-vector products a batch, by forward-mode
+    differentiation, which needs eager attention: the model's own is put back afterwards. Memory: K x tokens of a batch x
+    vocabulary numbers, hence the small batch.
+
+    Args:
+        ratios: where to take it; zeros for PRE, ones for POST.
+
+    Returns:
+        float64, symmetric, positive semidefinite, in nats per token.
+    """
+    resident.set(partition, ratios)
+    total = np.zeros((len(partition), len(partition)))
+    with _eager(resident.model), torch.no_grad():
+        for rows in by_length(examples, batch_size, key=lambda e: len(e.prompt) + len(e.response)):
+            total += _batch_fisher(resident, partition, batch([examples[i] for i in rows], _device(resident.model)))
+    return total / response_tokens(examples)
+
+
+def _batch_fisher(resident: ResidentAverage, partition: Partition, made: Batch) -> Array:
+    """Sum over the tokens of one batch."""
+    outside, logits = _derivative(resident, partition.rest, made)
+    shares = partition.weights / partition.weights.sum()
+    p_NV = torch.softmax(logits, dim=-1)
+    rows = []
+    for block, share in zip(partition.blocks, shares, strict=True):
+        du_NV, _ = _derivative(resident, block.tensors, made)
+        if partition.rest:  # these take the mean ratio, so every block moves them by its share
+            du_NV = du_NV + share * outside
+        centred = du_NV - (p_NV * du_NV).sum(-1, keepdim=True)
+        rows.append((centred * p_NV.sqrt()).flatten())
+    jacobian = torch.stack(rows)
+    found: Array = (jacobian @ jacobian.T).double().cpu().numpy()
+    return found
+
+
+def _derivative(resident: ResidentAverage, names: Sequence[str], made: Batch) -> tuple[Tensor, Tensor]:
+    """Of the chosen logits along the update of some tensors, and the logits themselves."""
+    model, wanted, on_disk = resident.model, set(names), dict.fromkeys(resident.pair.names)
+    with forward_ad.dual_level():
+        duals: dict[str, Tensor] = {}
+        for name, parameter in model.named_parameters():
+            found = match_name(name, on_disk)
+            if found in wanted:
+                pre, post = resident.pair.tensors(found)
+                gap = (post.double() - pre.double()).to(parameter)
+                duals[name] = forward_ad.make_dual(parameter.detach(), gap)
+        options: dict[str, Any] = {**made.inputs, "use_cache": False, "logits_to_keep": made.keep}
+        out = functional_call(model, duals, (), options)  # tied tensors follow
+        primal, tangent = forward_ad.unpack_dual(chosen_logits(out.logits, made))
+    return (torch.zeros_like(primal) if tangent is None else tangent), primal
+
+
+@contextlib.contextmanager
+def _eager(model: nn.Module) -> Iterator[None]:
+    """Fused attention has no forward-mode derivative."""
+    config: Any = model.config
+    before = config._attn_implementation
+    model.set_attn_implementation("eager")  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)  # type: ignore[operator]
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

@@ -1,0 +1,237 @@
+"""The alignment side as the reward itself: its gradient from responses drawn at the ratios where it is wanted."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import nn
+
+from counterpoise.evaluation.rewards import Reward
+from counterpoise.language import Example, Progress, Prompt, by_length, decode, encode_prompt, sample
+from counterpoise.partition import Partition
+from counterpoise.resident import ResidentAverage
+from counterpoise.search.hma import Evaluate
+from counterpoise.search.rows import row_nlls
+from counterpoise.search.sides import Slopes, advantages
+
+Array = NDArray[np.float64]
+LEAST_SHARE = 0.1
+"""Importance weights whose effective sample size is a smaller share of the samples are refused."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Responses of one average, prompt by prompt: n of each in a row, with their rewards."""
+
+    examples: tuple[Example, ...]
+    rewards: Array
+    n: int
+
+    @property
+    def advantages(self) -> Array:
+        """Of each example, against the other responses to its prompt."""
+        return advantages(self.rewards.reshape(-1, self.n)).ravel()
+
+
+class Kept(NamedTuple):
+    """Which neighbours a point of the diagonal took samples from.
+
+    Attributes:
+        point, other: t of the point whose gradient is wanted and of the one that drew the samples.
+        effective: effective sample size over the number of samples, in (0, 1].
+        used: False where it is below `LEAST_SHARE`.
+    """
+
+    point: float
+    other: float
+    effective: float
+    used: bool
+
+
+def effective_share(log_weights: ArrayLike) -> float:
+    """(sum w)^2 / (n sum w^2) of importance weights given by their logarithms: 1 when all are equal, 1/n at worst.
+
+    >>> round(effective_share([0.0, 0.0, -50.0, -50.0]), 6)
+    0.5
+    """
+    w = np.asarray(log_weights, dtype=np.float64)
+    w = np.exp(w - w.max())
+    return float(w.sum() ** 2 / (len(w) * (w**2).sum()))
+
+
+class OnPolicy:
+    """Minus the mean reward, with the policy gradient: REINFORCE with a leave-one-out baseline per prompt (RLOO).
+
+    d E[R] / d r_k = E[(R - b) d log p / d r_k], the expectation over responses of the average at r. Responses are drawn
+    anew, with the same random numbers, at every point of the diagonal; a point also takes its neighbours' samples,
+    weighed by p_r / mean of the p of all it takes from (the balance heuristic: unbiased, and no weight above the number
+    of neighbours plus one), unless their effective sample size is below a tenth. Off the diagonal `near` draws at the
+    point it is given and is the importance-weighted reward around it: smooth, with an exact gradient, and +infinity
+    where the effective sample size falls below a tenth.
+
+    Standard errors come from `groups` groups of prompts, each with its own backward pass: the cost is that of one.
+
+    Args:
+        partition: of the ratios; `resident` is moved while this works.
+        prompts: alignment prompts of the proxy part.
+        n: responses a prompt and point, at least 2.
+        temperature: of the policy; above 0.
+    """
+
+    fixed = False
+
+    def __init__(
+        self,
+        resident: ResidentAverage,
+        partition: Partition,
+        tokenizer: Any,
+        prompts: Sequence[Prompt],
+        reward: Reward,
+        *,
+        n: int = 4,
+        groups: int = 8,
+        max_new_tokens: int = 64,
+        temperature: float = 1.0,
+        chat: bool = True,
+        batch_size: int = 8,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        if n < 2 or not temperature > 0:
+            raise ValueError(f"on-policy: expected n >= 2 and a temperature above 0, found {n} and {temperature}")
+        if not 2 <= groups <= len(prompts):
+            raise ValueError(f"on-policy: expected from 2 groups to one a prompt ({len(prompts)}), found {groups}")
+        self.resident, self.partition, self.tokenizer, self.reward = resident, partition, tokenizer, reward
+        self.prompts, self.n, self.groups, self.batch_size = list(prompts), n, groups, batch_size
+        self.max_new_tokens, self.temperature, self.chat, self.seed = max_new_tokens, temperature, chat, seed
+        self.kept: list[Kept] = []
+        self._progress = progress
+
+    def along(self, points: Sequence[float]) -> Slopes:
+        """See `Side.along`; `kept` then says which neighbours' samples were used."""
+        at = [np.full(len(self.partition), t) for t in points]
+        pools = [self.draw(r) for r in at]
+        self.kept = []
+        values, gradients, errors = [], [], []
+        for s, r in enumerate(at):
+            near = range(max(0, s - 1), min(len(at), s + 2))
+            logs = {j: self._log_probabilities(at[j], [pools[i] for i in near]) for j in near}
+            taken = []
+            for position, i in enumerate(near):
+                share = effective_share(logs[s][position] - logs[i][position])
+                used = i == s or share >= LEAST_SHARE
+                if i != s:
+                    self.kept.append(Kept(float(points[s]), float(points[i]), share, used))
+                if used:
+                    taken.append((position, i))
+            mixed = [
+                np.logaddexp.reduce([logs[j][position] for _, j in taken], axis=0) - np.log(len(taken))
+                for position, _ in taken
+            ]
+            value, gradient, error = self._grouped(r, [pools[i] for _, i in taken], mixed)
+            values.append(value)
+            gradients.append(gradient)
+            errors.append(error)
+        return Slopes(
+            np.asarray(points, dtype=np.float64), np.array(values), np.stack(gradients), len(at), np.stack(errors)
+        )
+
+    def near(self, ratios: Array) -> Evaluate:
+        """See `Side.near`: draws at `ratios`."""
+        pool = self.draw(ratios)
+        [drawn] = self._log_probabilities(ratios, [pool])
+
+        def evaluate(r: Array) -> tuple[float, Array]:
+            [now] = self._log_probabilities(r, [pool])
+            if effective_share(now - drawn) < LEAST_SHARE:
+                return float("inf"), np.zeros(len(self.partition))
+            surrogate = _Surrogate([pool], [drawn], slice(None), self.batch_size, self.temperature)
+            value, gradient = self.resident.loss_and_gradient(self.partition, r, surrogate.backward)
+            return value, gradient
+
+        return evaluate
+
+    def draw(self, ratios: Array) -> Pool:
+        """n responses of the average to each prompt, rewarded."""
+        self.resident.set(self.partition, ratios)
+        encoded = [encode_prompt(self.tokenizer, p, chat=self.chat) for p in self.prompts]
+        drawn = sample(
+            self.resident.model,
+            self.tokenizer,
+            encoded,
+            n=self.n,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            batch_size=8 * self.batch_size,
+            seed=self.seed,
+            progress=self._progress,
+        )
+        examples = tuple(Example(p, y) for p, group in zip(encoded, drawn, strict=True) for y in group)
+        texts = [p.text for p in self.prompts for _ in range(self.n)]
+        rewards = self.reward(texts, decode(self.tokenizer, [e.response for e in examples]))
+        return Pool(examples, np.asarray(rewards, dtype=np.float64), self.n)
+
+    @torch.no_grad()
+    def _log_probabilities(self, ratios: Array, pools: Sequence[Pool]) -> list[Array]:
+        """log p of each response of each pool under the average at `ratios`."""
+        self.resident.set(self.partition, ratios)
+        found = []
+        for pool in pools:
+            logs = np.empty(len(pool.examples))
+            for rows in by_length(pool.examples, 2 * self.batch_size, key=lambda e: len(e.prompt) + len(e.response)):
+                nlls = row_nlls(self.resident.model, [pool.examples[i] for i in rows], temperature=self.temperature)
+                logs[rows] = -nlls.double().cpu().numpy()
+            found.append(logs)
+        return found
+
+    def _grouped(self, r: Array, pools: Sequence[Pool], mixed: Sequence[Array]) -> tuple[float, Array, Array]:
+        """Value, gradient and its standard error, from one backward pass a group of prompts."""
+        bounds = np.linspace(0, len(self.prompts), self.groups + 1).round().astype(int) * self.n
+        values, gradients = [], []
+        sizes = np.diff(bounds) / (len(self.prompts) * self.n)
+        for first, stop in itertools.pairwise(bounds):
+            part = _Surrogate(pools, mixed, slice(first, stop), self.batch_size, self.temperature)
+            value, gradient = self.resident.loss_and_gradient(self.partition, r, part.backward)
+            values.append(value)
+            gradients.append(gradient)
+        g = np.stack(gradients)
+        mean = sizes @ g
+        error = np.sqrt((sizes**2) @ (g - mean) ** 2 * self.groups / (self.groups - 1))
+        return float(sizes @ values), mean, error
+
+
+class _Surrogate(NamedTuple):
+    """Minus the importance-weighted mean reward of some rows: an objective whose gradient is minus the policy gradient."""
+
+    pools: Sequence[Pool]
+    mixed: Sequence[Array]
+    rows: slice
+    batch_size: int
+    temperature: float
+
+    def backward(self, model: nn.Module) -> float:
+        """Minus (mean w A + mean b), the gradient of its first term accumulated; w = p / mixed, A = R - b."""
+        chosen = [(p, m, i) for p, m in zip(self.pools, self.mixed, strict=True) for i in _indices(p, self.rows)]
+        all_advantages = {id(p): p.advantages for p in self.pools}
+        examples = [p.examples[i] for p, _, i in chosen]
+        plus = np.array([all_advantages[id(p)][i] for p, _, i in chosen])
+        base = np.array([p.rewards[i] for p, _, i in chosen]) - plus
+        logs = np.array([m[i] for _, m, i in chosen])
+        total = -float(base.mean())
+        for rows in by_length(examples, self.batch_size, key=lambda e: len(e.prompt) + len(e.response)):
+            nlls = row_nlls(model, [examples[i] for i in rows], temperature=self.temperature)
+            weights = (-nlls - nlls.new_tensor(logs[rows])).exp()
+            loss = -(weights * nlls.new_tensor(plus[rows])).sum() / len(examples)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        return total
+
+
+def _indices(pool: Pool, rows: slice) -> range:
+    return range(len(pool.examples))[rows]
