@@ -1,0 +1,111 @@
+"""AlpacaEval's files: a model's outputs, and the annotations of a comparison."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+FIELDS = ("instruction", "output", "generator")
+
+
+class Output(NamedTuple):
+    """One response of one model."""
+
+    instruction: str
+    output: str
+    generator: str
+
+
+class Pair(NamedTuple):
+    """Two models' responses to one instruction."""
+
+    instruction: str
+    ours: Output
+    theirs: Output
+
+
+def read_outputs(path: str | Path) -> list[Output]:
+    """Read a json list (or jsonl) of {"instruction", "output", "generator"}; other fields are not looked at.
+
+    Raises:
+        ValueError: not such a file; the message names the place.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError:
+        rows = [_line(line, f"{path}, line {n}") for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if isinstance(rows, dict):  # a jsonl file of one line
+        rows = [rows]
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f"{path}: expected a json list of outputs with at least one, found {type(rows).__name__}")
+    found = []
+    for number, row in enumerate(rows):
+        for field in FIELDS:
+            value = row.get(field) if isinstance(row, dict) else None
+            if not isinstance(value, str):
+                raise ValueError(
+                    f"{path}, output {number}: expected the strings {', '.join(FIELDS)}; {field!r} is "
+                    f"{'missing' if value is None else type(value).__name__}"
+                )
+        found.append(Output(*(row[field] for field in FIELDS)))
+    if len(names := {o.generator for o in found}) > 1:
+        raise ValueError(f"{path}: expected the outputs of one generator, found {', '.join(sorted(names)[:5])}")
+    return found
+
+
+def pair_outputs(ours: Sequence[Output], theirs: Sequence[Output]) -> list[Pair]:
+    """The outputs of two models to the same instructions, in the order of `ours`; repeated instructions in turn.
+
+    Raises:
+        ValueError: an instruction that one of them lacks.
+    """
+    waiting: dict[str, list[Output]] = {}
+    for output in theirs:
+        waiting.setdefault(output.instruction, []).append(output)
+    pairs = []
+    for output in ours:
+        if not waiting.get(output.instruction):
+            raise ValueError(
+                f"{theirs[0].generator} has no output for {_short(output)}; expected the same instructions"
+            )
+        pairs.append(Pair(output.instruction, output, waiting[output.instruction].pop(0)))
+    if left := [o for rest in waiting.values() for o in rest]:
+        raise ValueError(
+            f"{ours[0].generator} has no output for {len(left)} instructions of {left[0].generator}, first "
+            f"{_short(left[0])}; expected the same instructions"
+        )
+    return pairs
+
+
+def annotations(pairs: Sequence[Pair], preferences: Iterable[float | None], annotator: str) -> list[dict[str, Any]]:
+    """AlpacaEval's annotations: output_1 is the reference (theirs), output_2 ours; 1 prefers the first, 2 the second.
+
+    Args:
+        preferences: in [1, 2], 1.5 for a tie; None where there is no verdict.
+    """
+    return [
+        {
+            "instruction": pair.instruction,
+            "output_1": pair.theirs.output,
+            "generator_1": pair.theirs.generator,
+            "output_2": pair.ours.output,
+            "generator_2": pair.ours.generator,
+            "annotator": annotator,
+            "preference": preference,
+        }
+        for pair, preference in zip(pairs, preferences, strict=True)
+    ]
+
+
+def _line(line: str, place: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place}: expected a json list of outputs, or one json object a line ({error})") from None
+
+
+def _short(output: Output) -> str:
+    return repr(output.instruction if len(output.instruction) <= 60 else output.instruction[:59] + "…")

@@ -1,0 +1,185 @@
+"""A chat endpoint that speaks OpenAI's protocol: bounded retries, a deadline per call, a key that is never kept."""
+
+from __future__ import annotations
+
+import email.utils
+import http.client
+import json
+import os
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # may well be answered the next time
+LARGEST = 8 << 20  # bytes of an answer
+
+
+class EndpointError(OSError):
+    """The endpoint gave no usable answer; the message says what it did and what to do."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where to ask, whom, and how patiently.
+
+    Attributes:
+        base_url: up to and without /chat/completions, such as http://127.0.0.1:8000/v1.
+        key_variable: the environment variable that holds the key; "" or an unset one sends none. The key is read at each
+            call and stands in no attribute, message or file.
+        timeout: seconds for one whole call, however slowly its answer drips.
+        attempts: calls in all before giving up.
+        backoff: seconds before the second attempt; doubled before each further one.
+        longest_wait: seconds; a server that asks for a longer pause (Retry-After) ends the run instead.
+        temperature, max_tokens: sent as they are; None leaves the field out, for servers that refuse it.
+    """
+
+    base_url: str
+    model: str
+    key_variable: str = "OPENAI_API_KEY"
+    timeout: float = 60.0
+    attempts: int = 6
+    backoff: float = 1.0
+    longest_wait: float = 120.0
+    temperature: float | None = 0.0
+    max_tokens: int | None = 512
+
+    def __post_init__(self) -> None:
+        if self.key_variable and not self.key_variable.isidentifier():
+            raise ValueError("key variable: expected the name of an environment variable, not the key itself")
+        url = urllib.parse.urlsplit(self.base_url)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError(f"base URL: expected http(s)://host/path, found {url.scheme or 'no scheme'}")
+        if url.username or url.password or url.query:
+            raise ValueError("base URL: expected no user, password or query in it, since it is stored with the results")
+        if url.scheme == "http" and url.hostname not in ("127.0.0.1", "localhost", "::1") and self._key():
+            raise ValueError(
+                f"base URL: {url.hostname} would get the key of {self.key_variable} unencrypted; use https, or "
+                "name no key variable (--key-variable '') when the server needs none"
+            )
+        if self.attempts < 1 or self.timeout <= 0:
+            raise ValueError(f"expected attempts >= 1 and timeout > 0, found {self.attempts} and {self.timeout}")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides an answer, for the key of a cache."""
+        keys = ("base_url", "model", "temperature", "max_tokens")
+        return {k: getattr(self, k) for k in keys} | {"base_url": self.base_url.rstrip("/")}
+
+    def ask(self, messages: Sequence[Mapping[str, str]], stop: threading.Event | None = None) -> dict[str, Any]:
+        """The answer to a chat: {"text", "finish", "refusal", "usage"}.
+
+        Args:
+            stop: once set, no further attempt is made.
+
+        Raises:
+            EndpointError: no usable answer in `attempts` calls, or one that would not change (a wrong key or model).
+        """
+        trouble, pause, stop = "", 0.0, stop or threading.Event()
+        for attempt in range(self.attempts):
+            if attempt and stop.wait(max(pause, self.backoff * 2 ** (attempt - 1))):
+                raise self._end(f"stopped after {attempt} attempts, the last: {trouble}")
+            try:
+                return _reading(self._post(messages))
+            except urllib.error.HTTPError as error:
+                trouble, pause = self._told(error)
+            except (_Rubbish, TimeoutError, http.client.HTTPException, OSError) as error:
+                reason = getattr(error, "reason", error)
+                slow = isinstance(error, TimeoutError) or isinstance(reason, TimeoutError)
+                trouble, pause = f"no answer in {self.timeout:g} s" if slow else self._clean(str(reason)), 0.0
+        raise self._end(f"{self.attempts} attempts, the last: {trouble}; is the server up, and the base URL right?")
+
+    def _post(self, messages: Sequence[Mapping[str, str]]) -> bytes:
+        body: dict[str, Any] = {"model": self.model, "messages": list(messages)}
+        body |= {k: v for k in ("temperature", "max_tokens") if (v := getattr(self, k)) is not None}
+        headers = {"Content-Type": "application/json", "User-Agent": "counterpoise"}
+        if key := self._key():
+            headers["Authorization"] = f"Bearer {key}"
+        request = urllib.request.Request(
+            f"{self.base_url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers
+        )
+        deadline = time.monotonic() + self.timeout
+        pieces, size = [], 0
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=self.timeout) as answer:
+            while piece := answer.read1(1 << 16):
+                pieces.append(piece)
+                size += len(piece)
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+                if size > LARGEST:
+                    raise _Rubbish(f"an answer of more than {LARGEST >> 20} MiB")
+        return b"".join(pieces)
+
+    def _told(self, error: urllib.error.HTTPError) -> tuple[str, float]:
+        """What an HTTP error says and how long it asks to wait; one that would not change ends the run."""
+        with error:
+            try:
+                said = error.read(2000).decode(errors="replace")
+            except (OSError, http.client.HTTPException):
+                said = ""
+        trouble = f"HTTP {error.code} {self._clean(said)[:300]}".strip()
+        if error.code in (401, 403):
+            state = "is set" if self._key() else "is not set"
+            raise self._end(f"{trouble}; the key is read from {self.key_variable or 'no variable'}, which {state}")
+        if error.code not in AGAIN:
+            raise self._end(f"{trouble}; expected an OpenAI-compatible /chat/completions for the model {self.model!r}")
+        pause = _retry_after(error.headers.get("Retry-After"))
+        if pause > self.longest_wait:
+            raise self._end(f"{trouble}; it asks to wait {pause:.0f} s, more than {self.longest_wait:g}; go on later")
+        return trouble, pause
+
+    def _end(self, why: str) -> EndpointError:
+        return EndpointError(f"{self.base_url}: {why}")
+
+    def _key(self) -> str:
+        return os.environ.get(self.key_variable, "") if self.key_variable else ""
+
+    def _clean(self, text: str) -> str:
+        """On one line, without the key should the server repeat it."""
+        key = self._key()
+        text = text.replace(key, "***") if key else text
+        return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+class _Rubbish(Exception):
+    """An answer that is not what the protocol promises."""
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect would carry the key to another host."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _reading(body: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(body)
+        choice = content["choices"][0]
+        message = choice["message"]
+        text, refusal = message.get("content"), message.get("refusal")
+        usage = content.get("usage") or {}
+        counts = {k: int(usage.get(k) or 0) for k in ("prompt_tokens", "completion_tokens")}
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        raise _Rubbish(f"an answer without choices[0].message: {body[:80]!r}") from None
+    if text is not None and not isinstance(text, str):
+        raise _Rubbish(f"a message whose content is no text but {type(text).__name__}")
+    return {"text": text or "", "finish": choice.get("finish_reason"), "refusal": bool(refusal), "usage": counts}
+
+
+def _retry_after(value: str | None) -> float:
+    """Seconds, from a number or a date; 0 when there is none that can be read."""
+    if not value:
+        return 0.0
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return 0.0

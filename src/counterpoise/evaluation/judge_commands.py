@@ -1,0 +1,232 @@
+"""`counterpoise judge`: win rates of one model's responses against another's. Heavy imports inside the commands."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from counterpoise.terminal import bars, plain_errors
+
+if TYPE_CHECKING:
+    from counterpoise.evaluation.alpaca import Pair
+    from counterpoise.evaluation.judges import EndpointJudge, Judge
+
+app = typer.Typer(
+    name="judge",
+    help="Which of two models answers better: win rate in both orders, by a preference model or a chat endpoint.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def compare(
+    ours: Annotated[Path, typer.Argument(help='AlpacaEval json: [{"instruction", "output", "generator"}, ...].')],
+    theirs: Annotated[Path, typer.Argument(help="The reference's outputs to the same instructions.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Result file (json) to write.")],
+    reward: Annotated[
+        str | None,
+        typer.Option(help="Judge by a reward: a model folder or hub id, module:function, sentiment:FILE.csv."),
+    ] = None,
+    preference: Annotated[
+        str | None, typer.Option(help="Judge by module:function(instructions, firsts, seconds) -> P(first is better).")
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="Judge by an OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The endpoint's model.")] = None,
+    key_variable: Annotated[
+        str, typer.Option(help="Environment variable with the key; '' sends none.")
+    ] = "OPENAI_API_KEY",
+    annotations: Annotated[Path | None, typer.Option(help="Also write AlpacaEval's annotations (json).")] = None,
+    work: Annotated[Path | None, typer.Option(help="Where answers are kept (default OUT.work).")] = None,
+    max_calls: Annotated[int | None, typer.Option(help="Refuse to start when more calls would be needed.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before calling the endpoint.")] = False,
+    price_in: Annotated[float | None, typer.Option(help="Price of a million prompt tokens, for the estimate.")] = None,
+    price_out: Annotated[float | None, typer.Option(help="Price of a million completion tokens.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Calls under way at once.")] = 4,
+    timeout: Annotated[float, typer.Option(help="Seconds for one call.")] = 60.0,
+    attempts: Annotated[int, typer.Option(help="Calls before giving up on one question.")] = 6,
+    longest_wait: Annotated[float, typer.Option(help="Longest pause in seconds that a server may ask for.")] = 120.0,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer; 0 leaves the field out.")] = 512,
+    temperature: Annotated[float, typer.Option(help="Of the judge; below 0 leaves the field out.")] = 0.0,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
+    device: Annotated[str, typer.Option(help="Of a reward model.")] = "cpu",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Win rate of OURS against THEIRS with a 95 % interval, each pair judged in both orders."""
+    work = work or out.with_name(out.name + ".work")
+    with plain_errors(f"answers are in {work}; the same command goes on from there"):
+        from counterpoise.evaluation.alpaca import annotations as annotate
+        from counterpoise.evaluation.alpaca import pair_outputs, read_outputs
+        from counterpoise.evaluation.endpoint import Endpoint
+        from counterpoise.evaluation.judges import EndpointJudge, preference_of
+        from counterpoise.evaluation.judges import compare as run
+        from counterpoise.evaluation.sweep import Store
+
+        if sum(x is not None for x in (reward, preference, base_url)) != 1:
+            raise ValueError("judge: expected exactly one of --reward, --preference and --base-url")
+        pairs = pair_outputs(read_outputs(ours), read_outputs(theirs))[:limit]
+        judge: Judge
+        if base_url is None:
+            judge, about = _local(reward, preference, device)
+        else:
+            if not model:
+                raise ValueError("judge: --base-url needs --model")
+            endpoint = Endpoint(
+                base_url,
+                model,
+                key_variable,
+                timeout=timeout,
+                attempts=attempts,
+                longest_wait=longest_wait,
+                temperature=temperature if temperature >= 0 else None,
+                max_tokens=max_tokens or None,
+            )
+            judge, about = EndpointJudge(endpoint, Store(work), concurrency), endpoint.identity
+            _agree(judge, pairs, max_calls, yes, price_in, price_out)
+        with bars(quiet) as progress:
+            if isinstance(judge, EndpointJudge) and progress is not None:
+                judge = replace(judge, progress=partial(progress, "judging"))
+            found = run(judge, pairs)
+        result = {"counterpoise": "judge 1", "command": _command(), "judge": about, **found}
+        _write(out, result)
+        if annotations is not None:
+            _write(annotations, annotate(pairs, preference_of(found["scores"]), _name(about)))
+    _show(result, out)
+
+
+@app.command()
+def respond(
+    model: Annotated[str, typer.Argument(help="Checkpoint: a folder or a hub id.")],
+    prompts: Annotated[Path, typer.Option(help='jsonl: {"prompt": str} or {"messages": [...]} a line.')],
+    out: Annotated[Path, typer.Option("-o", "--out", help="AlpacaEval json to write.")],
+    generator: Annotated[str | None, typer.Option(help="Its name in the file (default: MODEL's last part).")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest response.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
+    batch_size: Annotated[int, typer.Option(help="Sequences at once.")] = 16,
+    no_chat_template: Annotated[bool, typer.Option("--no-chat-template", help="Give prompts as plain text.")] = False,
+    seed: Annotated[int, typer.Option(help="Decides every random draw.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Answer prompts with a checkpoint and write AlpacaEval's outputs."""
+    with plain_errors("nothing was written"), bars(quiet) as progress:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from counterpoise.checkpoint import resolve
+        from counterpoise.language import decode, encode_prompt, read_prompts, sample
+
+        folder, wanted = resolve(model), read_prompts(prompts)[:limit]
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+        drawn = sample(
+            loaded.to(device).eval(),
+            tokenizer,
+            [encode_prompt(tokenizer, p, chat=not no_chat_template) for p in wanted],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress and (lambda done, total: progress("answering", done, total)),
+        )
+        texts = decode(tokenizer, [group[0] for group in drawn])
+        name = generator or Path(model.rstrip("/")).name
+        rows = [{"instruction": p.text, "output": t, "generator": name} for p, t in zip(wanted, texts, strict=True)]
+        _write(out, rows)
+    print(f"{out}: {len(rows)} outputs of {name}")
+
+
+def _local(reward: str | None, preference: str | None, device: str) -> tuple[Judge, dict[str, Any]]:
+    from counterpoise.evaluation.judges import by_preference, by_reward
+    from counterpoise.evaluation.rewards import load_reward
+
+    if reward is not None:
+        return by_reward(load_reward(reward, device=device)), {"reward": reward}
+    module, _, function = (preference or "").partition(":")
+    if not module or not function:
+        raise ValueError(f"--preference: expected module:function, found {preference!r}")
+    import importlib
+
+    sys.path.insert(0, "")
+    try:
+        found = getattr(importlib.import_module(module), function, None)
+    finally:
+        sys.path.remove("")
+    if not callable(found):
+        raise ValueError(f"--preference: {module} has no callable named {function!r}")
+    return by_preference(found, str(preference)), {"preference": preference}
+
+
+def _agree(
+    judge: EndpointJudge,
+    pairs: list[Pair],
+    most: int | None,
+    yes: bool,
+    price_in: float | None,
+    price_out: float | None,
+) -> None:
+    """Show what asking would take, and ask whether to."""
+    plan = judge.plan(pairs)
+    said = (
+        f"{plan.calls:,} calls to {judge.endpoint.model} at {judge.endpoint.base_url} ({plan.stored:,} answers are there "
+        f"already): about {plan.tokens_in:,} tokens in, "
+        + (f"at most {plan.tokens_out:,} out" if judge.endpoint.max_tokens else "as many out as it writes")
+    )
+    if price_in is not None and price_out is not None:
+        said += f", at most about {plan.cost(price_in, price_out):,.2f} by your prices"
+    print(said, file=sys.stderr)
+    if most is not None and plan.calls > most:
+        raise ValueError(f"{plan.calls:,} calls are needed, more than --max-calls {most:,}; nothing was asked")
+    if plan.calls and not yes:
+        if not sys.stdin.isatty():
+            raise ValueError("nothing was asked: give --yes to call the endpoint without being asked")
+        if not typer.confirm("Go on?", err=True):
+            raise ValueError("nothing was asked")
+
+
+def _show(result: dict[str, Any], out: Path) -> None:
+    from counterpoise.report.numbers import number, spoken
+
+    def percent(found: dict[str, float] | None) -> str:
+        return spoken({k: 100 * v for k, v in found.items()}) if found else "no verdict"
+
+    win, position, lengths = result["win_rate"], result["position"], result["lengths"]
+    print(f"{result['ours']} against {result['theirs']}: win rate {percent(win)} %")
+    print(
+        f"{result['won']} won, {result['tied']} tied, {result['lost']} lost, {result['left_out']} of {result['prompts']} "
+        "prompts left out (no verdict in one of the orders)"
+    )
+    for label, counts in result["verdicts"].items():
+        print(f"  {label.replace('_', ' ')}: " + ", ".join(f"{n} {v}" for v, n in counts.items() if n))
+    print(f"shown first and preferred: {percent(position['first_preferred'])} % of decided verdicts (50 is no bias)")
+    if position["same_in_both_orders"] is not None:
+        print(f"same verdict in both orders: {100 * position['same_in_both_orders']:.0f} %")
+    print(
+        f"mean length {number(lengths['ours'], 0)} and {number(lengths['theirs'], 0)} characters; win rate where ours is "
+        f"longer {percent(lengths['win_rate_where_longer'])}, shorter {percent(lengths['win_rate_where_shorter'])}"
+    )
+    print(f"wrote {out}")
+
+
+def _name(about: dict[str, Any]) -> str:
+    return str(about.get("model") or about.get("reward") or about.get("preference"))
+
+
+def _write(path: Path, content: Any) -> None:
+    from counterpoise.report.html import write_whole
+
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def _command() -> str:
+    return shlex.join(["counterpoise", *sys.argv[1:]])
