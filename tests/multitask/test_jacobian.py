@@ -6,27 +6,17 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torchjd import aggregation
 
 from counterpoise.multitask import MGDA, CAGrad, JacobianWeighting, PCGrad, UPGrad
 from counterpoise.multitask.upgrad import project_weights
 
 from .toy import TASKS, Toy, gradients, rows
 
-aggregation = pytest.importorskip("torchjd.aggregation")
-
-
-def optional(name: str, module: str):
-    def build():
-        pytest.importorskip(module)
-        return getattr(aggregation, name)
-
-    return build
-
-
 ROUTES = {
     "mgda": (MGDA, {}, lambda: aggregation.MGDA()),
     "pcgrad": (PCGrad, {}, lambda: aggregation.PCGrad()),
-    "cagrad": (CAGrad, {"radius": 0.5}, lambda: optional("CAGrad", "cvxpy")()(c=0.5)),
+    "cagrad": (CAGrad, {"radius": 0.5}, lambda: aggregation.CAGrad(c=0.5)),
     "upgrad": (UPGrad, {}, lambda: aggregation.UPGrad(projector=project_weights)),
 }
 
@@ -64,7 +54,6 @@ def test_mgda_and_upgrad_help_every_task_where_the_sum_does_not():
 
 
 def test_upgrad_equals_torchjds_own_projector():
-    pytest.importorskip("quadprog")
     from torchjd.linalg import QuadprogProjector
 
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 import copy
 
+import lightning
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -9,8 +10,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from counterpoise.multitask import BanditMTL
 
 from .toy import TASKS, Toy, rows
-
-lightning = pytest.importorskip("lightning")
 
 
 class Model(lightning.LightningModule):

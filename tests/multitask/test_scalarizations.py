@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torchjd import scalarization as torchjd
 
 from counterpoise.multitask import (
     DWA,
@@ -16,8 +17,6 @@ from counterpoise.multitask import (
     UncertaintyWeighting,
     Uniform,
 )
-
-torchjd = pytest.importorskip("torchjd.scalarization")
 
 
 def batches(count: int) -> list[torch.Tensor]:

@@ -190,7 +190,8 @@ def test_the_collator_keeps_the_task_and_names_what_is_wrong():
 
 
 def sft(tmp_path, weighting, **settings):
-    trl = pytest.importorskip("trl")
+    import trl
+
     arguments = trl.SFTConfig(
         output_dir=str(tmp_path), max_steps=1, learning_rate=0.5, lr_scheduler_type="constant", optim="sgd",
         save_strategy="no", report_to=[], use_cpu=True, bf16=False, gradient_checkpointing=False, disable_tqdm=True,

@@ -16,8 +16,6 @@ from .toy import METHODS, TASKS, Toy, gradients, rows
 
 @pytest.fixture(params=METHODS)
 def method(request):
-    if request.param == "cagrad":
-        pytest.importorskip("cvxpy")
     return request.param
 
 

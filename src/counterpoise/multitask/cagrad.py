@@ -11,8 +11,7 @@ from .jacobian import JacobianWeighting, torchjd_aggregator
 
 class CAGrad(JacobianWeighting):
     """The direction that helps the worst-off task most within a ball of radius c ||g|| around the mean gradient g
-    (Liu et al.: Conflict-Averse Gradient Descent, NeurIPS 2021, algorithm 1), by torchjd, which solves it with cvxpy:
-    pip install 'torchjd[cagrad]' clarabel.
+    (Liu et al.: Conflict-Averse Gradient Descent, NeurIPS 2021, algorithm 1), by torchjd, which solves it with cvxpy.
 
     Args:
         tasks: names, or how many.

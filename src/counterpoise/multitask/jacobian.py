@@ -57,7 +57,8 @@ def torchjd_aggregator(name: str, **settings: object) -> Callable[[Tensor], Tens
     """The aggregator of that name from torchjd, or an ImportError that says what to install."""
     try:
         import torchjd.aggregation
+
+        aggregator: Callable[[Tensor], Tensor] = getattr(torchjd.aggregation, name)(**settings)  # CAGrad imports cvxpy
     except ImportError as error:
-        raise ImportError(f"{name} needs torchjd, which is not here: pip install 'counterpoise[multitask]'.") from error
-    aggregator: Callable[[Tensor], Tensor] = getattr(torchjd.aggregation, name)(**settings)
+        raise ImportError(f"{name}: {error}. Install what it needs: pip install 'counterpoise[multitask]'.") from error
     return aggregator

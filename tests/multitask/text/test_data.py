@@ -134,7 +134,8 @@ def test_a_message_of_which_nothing_remains(message):
 
 
 def test_messages_are_stripped_as_scikit_learn_does():
-    news = pytest.importorskip("sklearn.datasets._twenty_newsgroups")
+    from sklearn.datasets import _twenty_newsgroups as news
+
     for message in (MESSAGE, MESSAGE.replace("--", "-----"), "a: b\n\nBody\n\n\nFoot\n\nEnd", "a: b\n\n--\nBody"):
         body = news.strip_newsgroup_quoting(news.strip_newsgroup_header(message))
         assert strip_message(message) == news.strip_newsgroup_footer(body).strip()

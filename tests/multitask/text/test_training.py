@@ -41,11 +41,6 @@ def mean_accuracy(classifier, found):
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_every_weighting_learns_both_tasks(found, weighting):
-    if weighting in ("mgda", "pcgrad", "cagrad", "upgrad"):
-        pytest.importorskip("torchjd")
-    if weighting == "cagrad":
-        pytest.importorskip("cvxpy")
-        pytest.importorskip("clarabel")
     classifier, run = fitted(found, weighting)
     scores = evaluate(classifier, found)
     assert scores["colour"].accuracy > 0.85  # chance is 0.5
