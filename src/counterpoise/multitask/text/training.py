@@ -89,6 +89,7 @@ def train(
     seed: int = 0,
     every: int = 10,
     progress: Progress | None = None,
+    after_epoch: Callable[[Epoch], None] | None = None,
 ) -> Training:
     """Train in rounds: a mini-batch of every task, one weighted loss, one step of Adam.
 
@@ -108,6 +109,7 @@ def train(
         seed: of the mini-batches and dropout.
         every: rounds between two entries of the history.
         progress: told of every round.
+        after_epoch: called with each epoch once it is scored, the model as it then is; it must leave it so.
 
     Raises:
         ValueError: other tasks than the classifier's or the weighting's, numbers out of range, an empty part, or a loss
@@ -134,6 +136,8 @@ def train(
                 if progress is not None:
                     progress("training", (epoch - 1) * rounds + done, epochs * rounds)
             run.validate(epoch)
+            if after_epoch is not None:
+                after_epoch(run.epochs[-1])
             if epoch - run.best_epoch >= patience:
                 return run.finish(f"{patience} epochs without a better one")
         return run.finish("all epochs done")
@@ -181,17 +185,25 @@ class _Run:
         model = self.classifier.model.train()
         drawn = [next(b) for b in self.batches]
         sizes = [len(rows_B) for rows_B in drawn]
-        rows_B = torch.cat(drawn)
-        features_BF = model(*self.texts.batch(rows_B))
-        classes_B = self.classes_N[rows_B.to(self.classes_N.device)]
-        parts = zip(torch.split(features_BF, sizes), torch.split(classes_B, sizes), strict=True)
-        losses_M = torch.stack([F.cross_entropy(model.logits(x_BF, i), y_B) for i, (x_BF, y_B) in enumerate(parts)])
+        # Methods that look at each task's gradient get a graph of its own for each task: a backward pass then costs
+        # that task's rows alone, where one graph of all rows would make it cost the whole batch, once per task.
+        alone = getattr(self.weighting, "whole_batch_only", False)
+        chosen = drawn if alone else [torch.cat(drawn)]
+        features = [model(*self.texts.batch(rows_B)) for rows_B in chosen]
+        parts = features if alone else torch.split(features[0], sizes)
+        classes = [self.classes_N[rows_B.to(self.classes_N.device)] for rows_B in drawn]
+        losses_M = torch.stack(
+            [
+                F.cross_entropy(model.logits(x_BF, i), y_B)
+                for i, (x_BF, y_B) in enumerate(zip(parts, classes, strict=True))
+            ]
+        )
         values_M = losses_M.detach().double().cpu()
         if not bool(values_M.isfinite().all()):
             names = list(self.classifier.tasks)
             return [names[i] for i in (~values_M.isfinite()).nonzero().flatten().tolist()]
         self.optimizer.zero_grad(set_to_none=True)
-        self._scalar(losses_M, features_BF, sizes).backward()  # type: ignore[no-untyped-call]
+        self._scalar(losses_M, features[0], sizes).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.weighting.step()
         self.sums_M += values_M
