@@ -1,0 +1,160 @@
+"""The forms of the alignment side: contrast and the reward itself, against finite differences and known rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from counterpoise.language import Prompt, decode
+from counterpoise.partition import thirds
+from counterpoise.search.on_policy import OnPolicy, effective_share
+from counterpoise.search.proxies import ProxySet
+from counterpoise.search.rows import row_nlls
+from counterpoise.search.sides import Likelihood, WeightedSet, advantages
+from counterpoise.search.two_sided import Found, exact, measure
+from search.pairs import resident, said
+from tiny import tokenizer
+from world import early_letters
+
+PROMPTS = [Prompt((("user", f"{a}{b}"),)) for a in "abcd" for b in "wxyz"]
+
+
+@given(arrays(float, (3, 4), elements=st.floats(-5, 5)))
+def test_advantages_sum_to_zero_and_keep_the_order(rewards: np.ndarray) -> None:
+    found = advantages(rewards)
+    np.testing.assert_allclose(found.sum(1), 0, atol=1e-12)
+    others = (rewards.sum(1, keepdims=True) - rewards) / 3
+    np.testing.assert_allclose(found, rewards - others, atol=1e-12)
+
+
+def test_a_weighted_set_is_the_weighted_sum_with_its_gradient(tmp_path: Path) -> None:
+    model, cut = resident(tmp_path)
+    examples = tuple(said(model, cut, 1.0, count=7))
+    weights = tuple(np.linspace(-1, 1.5, 7).tolist())
+    side = Likelihood(model, cut, WeightedSet(examples, weights, batch_size=3).backward)
+    # Llama's norms compute in float32, also in a float64 model: a smaller step would measure their rounding.
+    evaluate, r = side.near(np.ones(6)), np.array([0.3, 0.9, 0.1, 0.5, 0.6, 0.2])
+    value, gradient = evaluate(r)
+    single = [row_nlls(model.model, [e]).item() for e in examples]
+    assert value == pytest.approx(np.dot(weights, single) / sum(len(e.response) for e in examples), rel=1e-12)
+    h = 1e-3
+    numeric = [(evaluate(r + h * e)[0] - evaluate(r - h * e)[0]) / (2 * h) for e in np.eye(6)]
+    np.testing.assert_allclose(gradient, numeric, rtol=1e-3, atol=1e-5)
+
+
+def test_equal_weights_are_imitation(tmp_path: Path) -> None:
+    model, cut = resident(tmp_path)
+    examples = tuple(said(model, cut, 1.0, count=5))
+    at = np.full(6, 0.4)
+    plain = Likelihood(model, cut, ProxySet(examples, 2).backward).near(at)(at)
+    same = Likelihood(model, cut, WeightedSet(examples, (1.0,) * 5, 2).backward).near(at)(at)
+    assert plain[0] == pytest.approx(same[0], rel=1e-12)
+    np.testing.assert_allclose(plain[1], same[1], rtol=1e-9)
+    with pytest.raises(ValueError, match="one weight an example"):
+        WeightedSet(examples, (1.0,))
+
+
+def test_the_temperature_is_that_of_the_policy(tmp_path: Path) -> None:
+    model, cut = resident(tmp_path)
+    [example, *_] = said(model, cut, 1.0, count=1)
+    with torch.no_grad():
+        logits = model.model(torch.tensor([example.prompt + example.response])).logits[0, len(example.prompt) - 1 : -1]
+    wanted = -(logits / 0.5).log_softmax(-1).gather(1, torch.tensor(example.response)[:, None]).sum()
+    assert row_nlls(model.model, [example], temperature=0.5).item() == pytest.approx(wanted.item(), rel=1e-10)
+
+
+@given(arrays(float, 6, elements=st.floats(-30, 30)), st.floats(-500, 500))
+def test_the_effective_share_lies_between_one_sample_and_all(logs: np.ndarray, shift: float) -> None:
+    assert 1 / 6 - 1e-12 <= effective_share(logs) <= 1 + 1e-12
+    assert effective_share(logs + shift) == pytest.approx(effective_share(logs), rel=1e-9)
+
+
+def reward_side(model, cut, **settings) -> OnPolicy:  # type: ignore[no-untyped-def]
+    options = {"n": 4, "groups": 4, "max_new_tokens": 5, "batch_size": 16, **settings}
+    return OnPolicy(model, cut, tokenizer(), PROMPTS, early_letters, **options)
+
+
+def test_around_its_point_the_reward_is_smooth_and_its_gradient_exact(tmp_path: Path) -> None:
+    model, _ = resident(tmp_path, scale=0.03)
+    cut = thirds(model.pair.names)
+    side, r = reward_side(model, cut), np.array([0.5, 0.5, 0.5])
+    evaluate = side.near(r)
+    drawn = side.draw(r)
+    assert evaluate(r)[0] == pytest.approx(-drawn.rewards.mean(), rel=1e-9)  # all weights are 1
+    moved, h = np.array([0.6, 0.45, 0.5]), 1e-3
+    numeric = [(evaluate(moved + h * e)[0] - evaluate(moved - h * e)[0]) / (2 * h) for e in np.eye(3)]
+    np.testing.assert_allclose(evaluate(moved)[1], numeric, rtol=1e-3, atol=1e-5)
+
+
+def test_the_policy_gradient_is_that_of_the_expected_reward(tmp_path: Path) -> None:
+    """One-token responses: the expectation and its gradient can be summed over the vocabulary."""
+    model, _ = resident(tmp_path, scale=0.2)
+    cut = thirds(model.pair.names)
+    worth = np.random.default_rng(0).normal(size=64)
+
+    def reward(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        return [float(worth[ord(r[0]) % 64]) if r else 0.0 for r in responses]
+
+    words, prompts = tokenizer(), PROMPTS[:4]
+    table = torch.tensor(reward([""] * 64, [words.decode([i], skip_special_tokens=True).strip() for i in range(64)]))
+
+    def expected(r: np.ndarray) -> float:
+        model.set(cut, r)
+        with torch.no_grad():
+            last = [model.model(torch.tensor([words(p.text)["input_ids"]])).logits[0, -1] for p in prompts]
+        return float(np.mean([x.softmax(-1) @ table.double() for x in last]))
+
+    side = OnPolicy(model, cut, words, prompts, reward, n=2500, groups=4, max_new_tokens=1, batch_size=400)
+    slopes = side.along((0.4, 0.6))
+    h = 1e-3
+    for t, value, gradient, error in zip(slopes.points, slopes.values, slopes.gradients, slopes.errors, strict=True):
+        r = np.full(3, t)
+        numeric = [-(expected(r + h * e) - expected(r - h * e)) / (2 * h) for e in np.eye(3)]
+        assert value == pytest.approx(-expected(r), abs=0.05)
+        spread = np.abs(numeric).max()
+        np.testing.assert_allclose(gradient, numeric, atol=0.25 * spread)
+        assert (error > 0).all()
+    assert [(k.point, k.other, k.used) for k in side.kept] == [(0.4, 0.6, True), (0.6, 0.4, True)]
+    assert all(0.5 < k.effective <= 1 for k in side.kept)
+
+
+def test_far_neighbours_are_refused_and_far_points_are_out_of_reach(tmp_path: Path) -> None:
+    model, cut = resident(tmp_path, scale=0.5)
+    side = reward_side(model, cut)
+    side.along((0.0, 1.0))
+    assert [k.used for k in side.kept] == [False, False]
+    assert all(k.effective < 0.1 for k in side.kept)
+    assert side.near(np.zeros(6))(np.ones(6))[0] == float("inf")
+
+
+def test_the_search_runs_on_the_reward_and_repeats_itself(tmp_path: Path) -> None:
+    model, _ = resident(tmp_path, scale=0.15)
+    cut, words = thirds(model.pair.names), tokenizer()
+    before, after = ("".join(decode(words, [e.response for e in said(model, cut, r)])) for r in (0.0, 1.0))
+    liked = {c for c in after if after.count(c) > before.count(c)}  # what POST says more often than PRE
+    retention = {"text": Likelihood(model, cut, ProxySet(tuple(said(model, cut, 0.0)), 16).backward)}
+
+    def run() -> list[Found]:
+        side = reward_side(model, cut, n=6)
+        side.reward = lambda p, r: [float(sum(c in liked for c in x)) for x in r]
+        diagonal = measure(side, retention)
+        assert diagonal.errors is not None
+        assert diagonal.errors.shape == (5, 3)
+        return exact(diagonal, side, retention, [0.5], max_passes=4)
+
+    assert run() == run()
+
+
+def test_too_little_to_learn_from_is_refused(tmp_path: Path) -> None:
+    model, cut = resident(tmp_path)
+    with pytest.raises(ValueError, match="n >= 2 and a temperature above 0"):
+        reward_side(model, cut, n=1)
+    with pytest.raises(ValueError, match="from 2 groups to one a prompt"):
+        reward_side(model, cut, groups=99)
