@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,16 +15,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from counterpoise.checkpoint import (
-    INDEX,
-    Checkpoint,
-    TensorFile,
-    copy_companions,
-    hash_in_background,
-    refuse_occupied,
-    staged,
-)
-from counterpoise.partition import Block, Partition, equal, partition
+from counterpoise.checkpoint import Checkpoint, TensorFile, copy_companions, hash_in_background
+from counterpoise.files import INDEX, refuse_occupied, staged
+from counterpoise.partition import Block, Partition, partition, whole
 from counterpoise.preflight import CHUNK, Pair, Scan, preflight
 
 Donor = Literal["pre", "post"]
@@ -160,20 +155,21 @@ def average(
     hashes = hash_in_background([pair.pre, pair.post])
     plan = _plan(pair, ratios, blocks)
     with staged(out) as folder:
-        # One thread computes, one hashes: more threads on 2 MiB chunks cost processor time and save none.
-        scanned = _stream(pair, plan.partition.ratios(pair.names, plan.ratios), folder, progress)
+        with _one_thread():
+            scanned = _stream(pair, plan.partition.ratios(pair.names, plan.ratios), folder, progress)
         warnings = (*pair.warnings, *scanned.verdict(allow_unrelated=allow_unrelated))
         hashes.result()
+        inputs = describe_inputs(pair)
         # An adapter brings no config of its own: the donor is then PRE.
         giver = pair.pre if donor == "pre" else pair.post
         copy_companions(giver, folder)
         recipe = Recipe(
             plan.partition,
             plan.ratios,
-            describe_inputs(pair),
+            inputs,
             {**plan.settings, "donor": donor, "dropped": list(pair.dropped)},
             versions(),
-            warnings,
+            (*warnings, *_other_inputs(plan, inputs)),
         )
         write_json(folder / "recipe.json", recipe.to_json())
         shapes = {n: pair.post.shape(n) for n in pair.names}
@@ -195,8 +191,11 @@ def versions() -> dict[str, str]:
 
 
 def describe_inputs(pair: Pair) -> dict[str, Any]:
-    """Source and hashes of both checkpoints."""
-    return {side: {"source": c.source, "sha256": c.sha256} for side, c in (("pre", pair.pre), ("post", pair.post))}
+    """Source, hashes and, of what came from the hub, the commit of both checkpoints."""
+    return {
+        side: {"source": c.source, **({"revision": c.revision} if c.revision else {}), "sha256": c.sha256}
+        for side, c in (("pre", pair.pre), ("post", pair.post))
+    }
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -206,13 +205,26 @@ def write_json(path: Path, content: Any) -> None:
 
 def _plan(pair: Pair, ratios: float | Sequence[float] | Recipe, blocks: int | str) -> Recipe:
     if isinstance(ratios, Recipe):
-        return ratios
-    if isinstance(ratios, (int, float)):
-        return Recipe(equal(pair.names, 1), (float(ratios),))
-    cut = partition({n: pair.post.shape(n) for n in pair.names}, blocks)
-    if len(ratios) != len(cut):
-        raise ValueError(f"ratios: expected {len(cut)}, one per block ({cut.name}), found {len(ratios)}")
-    return Recipe(cut, tuple(float(r) for r in ratios))
+        plan = ratios
+    elif isinstance(ratios, (int, float)):
+        plan = Recipe(whole(pair.names), (float(ratios),))
+    else:
+        cut = partition({n: pair.post.shape(n) for n in pair.names}, blocks)
+        if len(ratios) != len(cut):
+            raise ValueError(f"ratios: expected {len(cut)}, one per block ({cut.name}), found {len(ratios)}")
+        plan = Recipe(cut, tuple(float(r) for r in ratios))
+    if wrong := [r for r in plan.ratios if not (math.isfinite(r) and r >= 0)]:
+        raise ValueError(f"ratios: expected numbers of at least 0 (1 keeps the whole update), found {wrong[0]}")
+    return plan
+
+
+def _other_inputs(recipe: Recipe, inputs: Mapping[str, Any]) -> list[str]:
+    """A warning for each side whose files are not those that the recipe was made from."""
+    return [
+        f"the recipe was made for another {side.upper()} ({recipe.inputs[side].get('source')}) than this one"
+        for side in inputs
+        if side in recipe.inputs and recipe.inputs[side].get("sha256") != inputs[side]["sha256"]
+    ]
 
 
 def _stream(
@@ -243,6 +255,17 @@ def _stream(
         weight_map = {n: file for file, names in layout.items() for n in names}
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
     return scanned
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread computes, one hashes: more threads on chunks of 2 MiB cost processor time and save none."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _size(checkpoint: Checkpoint, name: str) -> int:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
+import math
 import mmap
 import os
 import re
 import shutil
 import struct
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+# Those with `as` are to be found here too: who reads checkpoints needs them beside it.
+from counterpoise.files import INDEX as INDEX
+from counterpoise.files import CheckpointError as CheckpointError
+from counterpoise.files import companions, read_json, sha256, weight_files, weight_map
+from counterpoise.files import refuse_occupied as refuse_occupied
+from counterpoise.files import resolve as resolve
+from counterpoise.files import staged as staged
 
 DTYPES = {
     "F64": torch.float64,
@@ -35,26 +43,7 @@ DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")  # one head: GPT-NeoX has another name for it on disk
-COMPANIONS = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "chat_template*",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "LICENSE*",
-)
-
-
-class CheckpointError(ValueError):
-    """A checkpoint, or a pair of them, that cannot be used; the message says what was expected, found, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +71,10 @@ class Checkpoint(Mapping[str, Tensor]):
     def __init__(self, folder: str | Path, *, source: str | None = None) -> None:
         self.folder = Path(folder)
         self.source = source or str(folder)
-        self.files = _weight_files(self.folder)
+        self.files = weight_files(self.folder)
         self.entries: dict[str, Entry] = {}
         for file in self.files:
-            for name, entry in _read_header(file).items():
+            for name, entry in read_header(file).items():
                 if name in self.entries:
                     raise CheckpointError(
                         f"{self.source}: the tensor {name} stands in both {self.entries[name].file.name} "
@@ -122,7 +111,12 @@ class Checkpoint(Mapping[str, Tensor]):
     def config(self) -> dict[str, Any]:
         """The model's config.json; empty where there is none."""
         path = self.folder / "config.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return read_json(path) if path.is_file() else {}
+
+    @property
+    def revision(self) -> str | None:
+        """The commit that a hub id stood for; None for a folder of one's own."""
+        return self.folder.name if re.search(r"/snapshots/[0-9a-f]{40}$", self.folder.as_posix()) else None
 
     @property
     def layout(self) -> dict[str, list[str]]:
@@ -133,7 +127,7 @@ class Checkpoint(Mapping[str, Tensor]):
     def sha256(self) -> dict[str, str]:
         """sha256 of each weight file and of config.json, by file name."""
         hashed = [*self.files, *filter(Path.is_file, [self.folder / "config.json"])]
-        return {file.name: _sha256(file) for file in hashed}
+        return {file.name: sha256(file) for file in hashed}
 
     def _mapped(self, file: Path) -> mmap.mmap:
         if file not in self._maps:
@@ -146,7 +140,7 @@ class Checkpoint(Mapping[str, Tensor]):
         index = self.folder / INDEX
         if not index.is_file():
             return
-        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        listed = weight_map(self.folder)
         if missing := sorted(set(listed) - set(self.entries)):
             raise CheckpointError(
                 f"{self.source}: {INDEX} lists {len(missing)} tensors that its files do not hold, first {missing[0]}; "
@@ -174,27 +168,6 @@ def open_checkpoint(source: str | Path, *, base: Checkpoint | None = None) -> Ch
     return Checkpoint(folder, source=str(source))
 
 
-def resolve(source: str | Path) -> Path:
-    """The local folder of `source`; a hub id is fetched (weights, config, tokenizer; never code)."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    if path.is_file():
-        raise CheckpointError(f"{source}: expected a checkpoint folder, found a file; give the folder that holds it")
-    found = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?", str(source))
-    if found is None:
-        raise CheckpointError(f"{source}: no such folder, and not a hub id (org/name or org/name@revision)")
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.safetensors", "*.json", *COMPANIONS]
-    try:
-        return Path(snapshot_download(found[1], revision=found[2], allow_patterns=patterns))
-    except Exception as error:
-        raise CheckpointError(
-            f"{source}: no such folder here, and the hub did not give it ({type(error).__name__}: {error})"
-        ) from None
-
-
 def match_name(wanted: str, names: Mapping[str, Any]) -> str | None:
     """The tensor of a checkpoint that a model calls `wanted`: the same name, or the same with one prefix more or less.
 
@@ -211,64 +184,57 @@ def match_name(wanted: str, names: Mapping[str, Any]) -> str | None:
     return longer[0] if len(longer) == 1 else None
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    index, single = folder / INDEX, folder / WEIGHTS
-    if index.is_file() and single.is_file():
-        raise CheckpointError(
-            f"{folder}: both {WEIGHTS} and {INDEX} are there, so which weights are meant is not known "
-            "(transformers would load the single file); remove the stale one"
-        )
-    if single.is_file():
-        return [single]
-    if index.is_file():
-        files = sorted({folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
-        if absent := [f.name for f in files if not f.is_file()]:
-            raise CheckpointError(
-                f"{folder}: the shard {absent[0]} is missing ({len(absent)} of {len(files)}); fetch it again"
-            )
-        return files
-    pickles = sorted(p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")))
-    if pickles:
-        raise CheckpointError(
-            f"{folder}: expected safetensors, found the pickle {pickles[0]}, which can run code when opened. Convert it once "
-            "where you trust it: AutoModel.from_pretrained(folder).save_pretrained(new_folder)"
-        )
-    raise CheckpointError(f"{folder}: expected {WEIGHTS} or {INDEX}, found neither")
+def read_header(file: Path) -> dict[str, Entry]:
+    """Where each tensor of a safetensors file lies, in the order of their bytes.
 
-
-def _read_header(file: Path) -> dict[str, Entry]:
+    Raises:
+        CheckpointError: not a whole safetensors file, or a dtype that no plain checkpoint has.
+    """
     size = file.stat().st_size
     with file.open("rb") as opened:
         length = struct.unpack("<Q", opened.read(8))[0] if size >= 8 else size
         if length + 8 > size:
             raise CheckpointError(f"{file}: not a whole safetensors file (header of {length} bytes, file of {size})")
-        header = json.loads(opened.read(length))
-    header.pop("__metadata__", None)
+        try:
+            header = json.loads(opened.read(length))
+            header.pop("__metadata__", None)
+            lying = sorted(header.items(), key=lambda pair: pair[1]["data_offsets"])
+            found = [(n, t["dtype"], tuple(map(int, t["shape"])), *map(int, t["data_offsets"])) for n, t in lying]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{file}: not a safetensors file ({type(error).__name__}: {error})") from None
     entries = {}
-    for name, item in sorted(header.items(), key=lambda pair: pair[1]["data_offsets"]):
-        if item["dtype"] not in DTYPES:
+    for name, dtype, shape, *offsets in found:
+        if dtype not in DTYPES:
             raise CheckpointError(
-                f"{file}: the tensor {name} has the dtype {item['dtype']}, which is a quantised or unknown "
+                f"{file}: the tensor {name} has the dtype {dtype}, which is a quantised or unknown "
                 f"one; expected one of {', '.join(DTYPES)}"
             )
-        start, stop = (8 + length + offset for offset in item["data_offsets"])
+        start, stop = (8 + length + offset for offset in offsets)
         if stop > size:
             raise CheckpointError(f"{file}: cut short: {name} ends at byte {stop}, the file at {size}; fetch it again")
-        entries[name] = Entry(file, start, stop, DTYPES[item["dtype"]], tuple(item["shape"]))
+        if start < 8 + length or stop - start != (wanted := math.prod(shape) * DTYPES[dtype].itemsize):
+            raise CheckpointError(
+                f"{file}: damaged: {name} of shape {shape} in {dtype} takes {wanted} bytes, its place has {stop - start}; "
+                "fetch it again"
+            )
+        entries[name] = Entry(file, start, stop, DTYPES[dtype], shape)
     return entries
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def hash_in_background(checkpoints: Sequence[Checkpoint]) -> Future[None]:
     """Start computing the `sha256` of the checkpoints beside other work; call `.result()` before reading them."""
-    pool = ThreadPoolExecutor(1)
-    future = pool.submit(lambda: [c.sha256 for c in checkpoints])
-    pool.shutdown(wait=False)
-    return future  # type: ignore[return-value]
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            for checkpoint in checkpoints:
+                checkpoint.sha256  # noqa: B018 (computed once, kept by the checkpoint)
+            done.set_result(None)
+        except OSError as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()  # a daemon: a failed or stopped run does not wait for it
+    return done
 
 
 class TensorFile:
@@ -308,69 +274,12 @@ def _write_all(fd: int, data: memoryview, offset: int) -> None:
         data, offset = data[written:], offset + written
 
 
-@contextlib.contextmanager
-def staged(out: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that becomes `out` in one step when the block ends, and vanishes when it fails.
-
-    Raises:
-        CheckpointError: `out` exists and is not an empty folder.
-    """
-    target = Path(out).absolute()
-    refuse_occupied(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _sweep_abandoned(target)
-    folder = target.parent / f".{target.name}.partial-{os.getpid()}"
-    folder.mkdir()
-    try:
-        yield folder
-        for path in sorted(folder.rglob("*")):
-            _fsync(path)
-        _fsync(folder)
-        refuse_occupied(target)
-        if target.is_dir():
-            target.rmdir()
-        folder.rename(target)
-        _fsync(target.parent)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def refuse_occupied(out: Path) -> None:
-    """Raise when something stands at `out` that writing there would destroy."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise CheckpointError(
-            f"{out}: expected a new or empty folder, found a {'folder with content' if out.is_dir() else 'file'}; "
-            "choose another name or remove it"
-        )
-
-
 def copy_companions(donor: Checkpoint, folder: Path) -> None:
     """Copy config, tokenizer, chat template and generation config of `donor` into `folder`."""
-    for path in _companions(donor):
+    for path in companions(donor.folder):
         shutil.copyfile(path, folder / path.name)
 
 
 def companions_sha256(donor: Checkpoint) -> dict[str, str]:
-    """sha256 of what `copy_companions` copies, by file name: all but the weights that decides what a model says."""
-    return {path.name: _sha256(path) for path in _companions(donor)}
-
-
-def _companions(donor: Checkpoint) -> list[Path]:
-    return sorted({p for pattern in COMPANIONS for p in donor.folder.glob(pattern) if p.is_file()})
-
-
-def _sweep_abandoned(target: Path) -> None:
-    """Remove what a killed process left beside `target`."""
-    for path in target.parent.glob(f".{target.name}.partial-*"):
-        pid = path.name.rpartition("-")[2]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc").is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    """sha256 of what `copy_companions` copies, by file name."""
+    return {path.name: sha256(path) for path in companions(donor.folder)}

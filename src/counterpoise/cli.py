@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,12 +14,12 @@ from counterpoise.alignment.commands import app as align
 from counterpoise.evaluation.judge_commands import app as judge
 from counterpoise.merging.commands import merge
 from counterpoise.multitask.text.commands import app as multitask
+from counterpoise.terminal import bars, plain_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from counterpoise.evaluation.tax import Panel
-    from counterpoise.workbench import Stages
 
 app = typer.Typer(
     name="counterpoise",
@@ -49,12 +48,12 @@ Abilities = Annotated[
 Seed = Annotated[int, typer.Option(help="Decides every random draw.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[str, typer.Option(help="Of the computation: auto, float32, bfloat16, float16 or float64.")]
-BatchSize = Annotated[int, typer.Option(help="Sequences at once.")]
-NewTokens = Annotated[int, typer.Option("--max-new-tokens", help="Longest response.")]
-Temperature = Annotated[float, typer.Option(help="Of sampled responses; 0 is greedy.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Sequences at once.")]
+NewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest response.")]
+Temperature = Annotated[float, typer.Option(min=0, help="Of sampled responses; 0 is greedy.")]
 NoChat = Annotated[bool, typer.Option("--no-chat-template", help="Give prompts as plain text.")]
-Limit = Annotated[int | None, typer.Option(help="At most so many items per ability and part.")]
-PromptLimit = Annotated[int | None, typer.Option(help="At most so many validation and held-out prompts.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most so many items per ability and part.")]
+PromptLimit = Annotated[int | None, typer.Option(min=1, help="At most so many validation and held-out prompts.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
@@ -69,7 +68,9 @@ def restore(
     blocks: Blocks = "3",
     mean: Annotated[float | None, typer.Option(help="Write HMA at this mean ratio instead of picking.")] = None,
     keep_reward: Annotated[float, typer.Option(help="Share of the reward gain that the pick must keep.")] = 0.95,
-    means: Annotated[str, typer.Option(help="Mean ratios of the grid.")] = "0.2,0.4,0.6,0.8",
+    means: Annotated[
+        str, typer.Option(help="Mean ratios of the grid; above 1 extrapolates (ExPO), with MA alone.")
+    ] = "0.2,0.4,0.6,0.8",
     proxy_size: Annotated[int, typer.Option(help="Responses of POST that the search sees.")] = 256,
     controls: Annotated[bool, typer.Option(help="Also measure LiNeS, a reversed ramp and random ratios.")] = True,
     work: Annotated[Path | None, typer.Option(help="Where finished pieces are kept (default OUT.work).")] = None,
@@ -89,8 +90,8 @@ def restore(
 ) -> None:
     """Measure the alignment tax, find the average that gives it back, write it with a report."""
     with (
-        _plain_errors(f"finished pieces are in {work or f'{out}.work'}; the same command goes on from there"),
-        _bars(quiet) as bars,
+        plain_errors(f"finished pieces are in {work or f'{out}.work'}; the same command goes on from there"),
+        bars(quiet) as progress,
     ):
         from counterpoise.restoring import restore as run
 
@@ -98,7 +99,7 @@ def restore(
             prompts,
             reward,
             abilities,
-            device=device,
+            device=_device(device),
             limit=limit,
             prompt_limit=prompt_limit,
             seed=seed,
@@ -122,10 +123,10 @@ def restore(
             donor=_donor(donor),
             drop=drop or (),
             allow_unrelated=allow_unrelated,
-            device=device,
+            device=_device(device),
             dtype=_dtype(dtype),
             command=_command(),
-            progress=bars,
+            progress=progress,
         )
     _show_result(result, out, work)
 
@@ -147,9 +148,13 @@ def average(
     quiet: Quiet = False,
 ) -> None:
     """Write pre + ratio * (post - pre), streaming from disk to disk."""
-    with _plain_errors("nothing was written"), _bars(quiet) as bars:
+    with plain_errors("nothing was written"), bars(quiet) as progress:
         if sum(x is not None for x in (ratio, ratios, recipe)) != 1:
             raise ValueError("average: expected exactly one of --ratio, --ratios and --recipe")
+        from counterpoise.files import hash_early
+
+        hash_early(pre, post)  # torch takes longer to import than a gigabyte to hash
+
         from counterpoise.averaging import Recipe
         from counterpoise.averaging import average as run
 
@@ -163,7 +168,7 @@ def average(
             donor=_donor(donor),
             drop=drop or (),
             allow_unrelated=allow_unrelated,
-            progress=bars and (lambda done, total: bars("averaging", done, total)),
+            progress=progress and (lambda done, total: progress("averaging", done, total)),
         )
     _warn(made.warnings)
     print(f"{out}: {len(made.ratios)} {'ratio' if len(made.ratios) == 1 else 'ratios'}, mean {made.mean:g}")
@@ -179,7 +184,7 @@ def search(
     mean: Annotated[float, typer.Option(help="Mean ratio, in [0, 1].")],
     blocks: Blocks = "3",
     proxy_size: Annotated[int, typer.Option(help="Responses of POST that the search sees.")] = 256,
-    max_passes: Annotated[int, typer.Option(help="Most forward and backward passes over them.")] = 12,
+    max_passes: Annotated[int, typer.Option(min=1, help="Most forward and backward passes over them.")] = 12,
     work: Annotated[Path | None, typer.Option(help="Where finished pieces are kept (default OUT.work).")] = None,
     drop: Drop = None,
     allow_unrelated: Unrelated = False,
@@ -194,14 +199,14 @@ def search(
 ) -> None:
     """Find HMA's ratios at a mean and write them as a recipe."""
     work = work or out.with_name(out.name + ".work")
-    with _plain_errors(f"finished pieces are in {work}; the same command goes on from there"), _bars(quiet) as bars:
+    with plain_errors(f"finished pieces are in {work}; the same command goes on from there"), bars(quiet) as progress:
         from counterpoise.restoring import search_recipe
 
         panel = _panel(
             prompts,
             reward,
             [],
-            device=device,
+            device=_device(device),
             seed=seed,
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
@@ -220,9 +225,9 @@ def search(
             work=work,
             drop=drop or (),
             allow_unrelated=allow_unrelated,
-            device=device,
+            device=_device(device),
             dtype=_dtype(dtype),
-            progress=bars,
+            progress=progress,
         )
     _warn(recipe.warnings)
     for block, value in zip(recipe.partition.blocks, found.ratios, strict=True):
@@ -253,14 +258,14 @@ def tax(
     quiet: Quiet = False,
 ) -> None:
     """Reward and abilities of PRE and POST on held-out data, with intervals and paired tests."""
-    with _plain_errors("nothing was written"), _bars(quiet) as bars:
+    with plain_errors("nothing was written"), bars(quiet) as progress:
         from counterpoise.restoring import measure_tax
 
         panel = _panel(
             prompts,
             reward,
             abilities,
-            device=device,
+            device=_device(device),
             limit=limit,
             prompt_limit=prompt_limit,
             seed=seed,
@@ -276,9 +281,9 @@ def tax(
             work=work,
             drop=drop or (),
             allow_unrelated=allow_unrelated,
-            device=device,
+            device=_device(device),
             dtype=_dtype(dtype),
-            progress=bars,
+            progress=progress,
         )
         if json_out:
             json_out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
@@ -296,7 +301,7 @@ def diff(
     quiet: Quiet = False,
 ) -> None:
     """How far POST moved from PRE: relative change per block and per kind of module."""
-    with _plain_errors("nothing was written"), _bars(quiet) as bars:
+    with plain_errors("nothing was written"), bars(quiet) as progress:
         from counterpoise.diff import diff as run
 
         rows, warnings = run(
@@ -305,7 +310,7 @@ def diff(
             blocks=blocks,
             drop=drop or (),
             allow_unrelated=allow_unrelated,
-            progress=bars and (lambda done, total: bars("reading both", done, total)),
+            progress=progress and (lambda done, total: progress("reading both", done, total)),
         )
     from rich.console import Console
     from rich.table import Table
@@ -325,10 +330,10 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """The whole story from nothing, offline, in about two minutes: train, align, measure the tax, give it back."""
-    with _plain_errors(f"remove {out} and run it again"), _bars(quiet) as bars:
+    with plain_errors(f"remove {out} and run it again"), bars(quiet) as progress:
         from counterpoise.demo import run
 
-        result = run(out, seed=seed, progress=bars)
+        result = run(out, seed=seed, progress=progress)
     _show_result(result["restore"], out / "restored", None)
     if open_page:
         import webbrowser
@@ -397,42 +402,18 @@ def _dtype(name: str) -> Any:
     return None if name == "auto" else getattr(torch, name)
 
 
+def _device(name: str) -> str:
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device: {name!r} cannot be used here ({str(error).splitlines()[0]})") from None
+    return name
+
+
 def _command() -> str:
     return shlex.join(["counterpoise", *sys.argv[1:]])
-
-
-@contextmanager
-def _bars(quiet: bool) -> Iterator[Stages | None]:
-    """Progress bars on stderr, one a stage; finished ones stay as a line."""
-    if quiet:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        tasks: dict[str, Any] = {}
-
-        def advance(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=total)
-            progress.update(tasks[stage], completed=done, total=total)
-
-        yield advance
-
-
-@contextmanager
-def _plain_errors(kept: str) -> Iterator[None]:
-    """Errors that a user can act on become one message; anything else keeps its traceback."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print(f"stopped; {kept}", file=sys.stderr)
-        raise SystemExit(130) from None
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
 
 
 def main() -> None:

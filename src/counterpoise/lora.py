@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from functools import cached_property
@@ -12,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from counterpoise.checkpoint import Checkpoint, CheckpointError, _read_header, _sha256, match_name
+from counterpoise.checkpoint import Checkpoint, match_name, read_header
+from counterpoise.files import CheckpointError, read_json, sha256
 
 ADAPTER = "adapter_model.safetensors"
 LOW_RANK = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?$")
@@ -43,7 +43,7 @@ class LoraCheckpoint(Checkpoint):
                 f"{source}: expected {ADAPTER} beside adapter_config.json, found none; save the adapter "
                 "with safe_serialization (PEFT's default)"
             )
-        self.settings: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        self.settings: dict[str, Any] = read_json(folder / "adapter_config.json")
         self._refuse_unsupported()
         self._adapter = _Adapter(folder / ADAPTER)
         self._pairs: dict[str, dict[str, str]] = {}
@@ -72,7 +72,7 @@ class LoraCheckpoint(Checkpoint):
     @cached_property
     def sha256(self) -> dict[str, str]:
         """sha256 of the adapter's two files."""
-        return {name: _sha256(self.adapter_folder / name) for name in (ADAPTER, "adapter_config.json")}
+        return {name: sha256(self.adapter_folder / name) for name in (ADAPTER, "adapter_config.json")}
 
     def _scaling(self, key: str, rank: int) -> float:
         module = LOW_RANK.match(key)[1].removeprefix("base_model.model.")  # type: ignore[index]
@@ -145,5 +145,5 @@ class _Adapter(Checkpoint):
 
     def __init__(self, file: Path) -> None:
         self.folder, self.source, self.files = file.parent, str(file), [file]
-        self.entries = _read_header(file)
+        self.entries = read_header(file)
         self._maps = {}

@@ -124,6 +124,15 @@ def partition(shapes: Mapping[str, Sequence[int]], blocks: int | str) -> Partiti
         raise error
 
 
+def whole(names: Iterable[str]) -> Partition:
+    """One block: plain averaging, also for models without a single stack of layers (encoder-decoders, vision towers)."""
+    names = list(names)
+    try:
+        return equal(names, 1)
+    except ValueError:
+        return Partition("one block", (Block("all", 1.0, tuple(names), ()),))
+
+
 def thirds(names: Iterable[str]) -> Partition:
     """Input, middle and output third of the layers: the paper's default, K = 3."""
     return equal(names, 3)
@@ -162,7 +171,7 @@ def by_module(shapes: Mapping[str, Sequence[int]]) -> Partition:
     kinds: dict[str, list[str]] = {}
     for tensors in layers.values():
         for tensor in tensors:
-            kind = re.split(r"\.\d+\.", tensor, maxsplit=1)[1].rsplit(".", 1)[0]
+            kind = re.split(r"(?:^|\.)\d+\.", tensor, maxsplit=1)[1].rsplit(".", 1)[0]
             kinds.setdefault(re.sub(r"\.\d+(?=\.|$)", "", kind), []).append(tensor)
     blocks = tuple(
         Block(kind, float(sum(math.prod(shapes[t]) for t in tensors)), tuple(tensors), tuple(layers))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,10 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from counterpoise.checkpoint import HEADS, Checkpoint, CheckpointError, hash_in_background, open_checkpoint
+from counterpoise.checkpoint import HEADS, Checkpoint, hash_in_background, match_name, open_checkpoint
+from counterpoise.files import CheckpointError, read_json
 
 CHUNK = 1 << 20  # elements worked on at once: 2 to 4 MiB, which stay in the processor's cache
 WARN_DISTANCE, REFUSE_DISTANCE = 0.5, 1.2
+# Settings that make another model, and those that change what the same tensors compute.
+SIZES = ("hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads", "n_head", "num_key_value_heads",
+         "head_dim", "num_local_experts", "num_experts")  # fmt: skip
+FUNCTION = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "sliding_window", "hidden_act",
+            "activation_function", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "num_experts_per_tok")  # fmt: skip
 QUANTISED_SUFFIXES = ("qweight", "qzeros", "scales", "weight_scale", "weight_scale_inv", "absmax", "quant_state", "SCB")
 
 
@@ -29,6 +34,8 @@ class Pair:
         names: the tensors to average, in the order of POST's files.
         dropped: tensors left out on the user's word (`--drop`).
         warnings: what a user should know, in sentences.
+        elsewhere: POST's name -> PRE's, where PRE has the tensor under another one: a head tied to its embedding, or all
+            of them saved with a prefix more or less (`h.0.ln_1` and `transformer.h.0.ln_1`).
     """
 
     pre: Checkpoint
@@ -36,10 +43,11 @@ class Pair:
     names: tuple[str, ...]
     dropped: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
 
     def tensors(self, name: str) -> tuple[Tensor, Tensor]:
-        """PRE's and POST's tensor of a name; a head that PRE ties to its embedding is that embedding."""
-        return self.pre[name if name in self.pre else _tied_source(self.pre, name) or name], self.post[name]
+        """PRE's and POST's tensor of a name."""
+        return self.pre[self.elsewhere.get(name, name)], self.post[name]
 
 
 def preflight(pre: str | Path, post: str | Path, *, drop: Sequence[str] = (), out: str | Path | None = None) -> Pair:
@@ -57,11 +65,10 @@ def preflight(pre: str | Path, post: str | Path, *, drop: Sequence[str] = (), ou
     second = open_checkpoint(post, base=first)
     for checkpoint in (first, second):
         _refuse_quantised(checkpoint)
-    _same_architecture(first, second)
-    warnings = _same_vocabulary(first, second)
-    names, dropped = _same_names(first, second, drop)
+    warnings = [*_same_architecture(first, second), *_same_vocabulary(first, second)]
+    names, dropped, elsewhere = _same_names(first, second, drop)
     for name in names:
-        _same_shape(first, second, name)
+        _same_shape(first, second, name, elsewhere.get(name, name))
     if lighter := [n for n in names if n in first and first.dtype(n) != second.dtype(n)]:
         n = lighter[0]
         warnings.append(
@@ -70,7 +77,7 @@ def preflight(pre: str | Path, post: str | Path, *, drop: Sequence[str] = (), ou
         )
     if out is not None:
         _room_for(second, names, Path(out))
-    return Pair(first, second, tuple(names), tuple(dropped), tuple(warnings))
+    return Pair(first, second, tuple(names), tuple(dropped), tuple(warnings), elsewhere)
 
 
 @dataclass
@@ -184,7 +191,7 @@ def _refuse_quantised(checkpoint: Checkpoint) -> None:
         )
 
 
-def _same_architecture(pre: Checkpoint, post: Checkpoint) -> None:
+def _same_architecture(pre: Checkpoint, post: Checkpoint) -> list[str]:
     kinds = [c.config.get("model_type") for c in (pre, post)]
     if kinds[0] != kinds[1]:
         raise CheckpointError(
@@ -196,6 +203,18 @@ def _same_architecture(pre: Checkpoint, post: Checkpoint) -> None:
             f"tie_word_embeddings is {tied[0]} in PRE and {tied[1]} in POST: the heads cannot be averaged; "
             "save both with tied or both with untied embeddings"
         )
+    settings = [c.config | (c.config.get("text_config") or {}) for c in (pre, post)]
+    differing = [k for k in settings[0] if k in settings[1] and settings[0][k] != settings[1][k]]
+    if wrong := [k for k in differing if k in SIZES]:
+        k = wrong[0]
+        raise CheckpointError(
+            f"{k} is {settings[0][k]} in PRE and {settings[1][k]} in POST; expected one model before and after training"
+        )
+    return [
+        f"{k} is {settings[0][k]} in PRE and {settings[1][k]} in POST; the donor's is kept"
+        for k in differing
+        if k in FUNCTION
+    ]
 
 
 def _same_vocabulary(pre: Checkpoint, post: Checkpoint) -> list[str]:
@@ -219,35 +238,60 @@ def _vocabulary(checkpoint: Checkpoint) -> dict[str, Any]:
     path = checkpoint.folder / "tokenizer.json"
     if not path.is_file():
         return {}
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     vocab = content.get("model", {}).get("vocab", {})
     table = dict(vocab) if isinstance(vocab, dict) else {entry[0]: i for i, entry in enumerate(vocab)}
     return table | {token["content"]: token["id"] for token in content.get("added_tokens", [])}
 
 
-def _same_names(pre: Checkpoint, post: Checkpoint, drop: Sequence[str]) -> tuple[list[str], list[str]]:
+def _same_names(pre: Checkpoint, post: Checkpoint, drop: Sequence[str]) -> tuple[list[str], list[str], dict[str, str]]:
+    """The tensors that both have, those dropped, and where PRE has a tensor under another name."""
+
     def spare(names: list[str]) -> list[str]:
         return [n for n in names if not any(fnmatchcase(n, pattern) for pattern in drop)]
 
-    common = [n for n in post if n in pre or _tied_source(pre, n)]
-    only_post = [n for n in post if n not in common]
-    only_pre = [n for n in pre if n not in post and not _tied_source(post, n)]
+    elsewhere = _elsewhere(pre, post)
+    common = [n for n in post if n in pre or n in elsewhere]
+    used = {elsewhere.get(n, n) for n in common}
+    only_post = [n for n in post if n not in pre and n not in elsewhere]
+    only_pre = [n for n in pre if n not in used and not _tied_source(post, n)]
     for here, there, names in (("POST", "PRE", spare(only_post)), ("PRE", "POST", spare(only_pre))):
         if names:
-            pattern = names[0].partition(".")[0] + ".*"
             raise CheckpointError(
                 f"{here} has {len(names)} tensors that {there} lacks, first {names[0]}. If it is a head added for training "
-                f"(a PPO value head), leave it out with --drop '{pattern}'; otherwise they are not one model's before and after"
+                f"(a PPO value head) or a buffer of an older version, leave it out with --drop '{_pattern(names[0], common)}'; "
+                "otherwise they are not one model's before and after"
             )
     dropped = [*only_post, *only_pre]
     unused = [p for p in drop if not any(fnmatchcase(n, p) for n in dropped)]
     if unused:
         raise CheckpointError(f"--drop {unused[0]!r} matches no tensor that one side alone has; it would do nothing")
-    return common, dropped
+    return common, dropped, elsewhere
 
 
-def _same_shape(pre: Checkpoint, post: Checkpoint, name: str) -> None:
-    shapes = [c.shape(name if name in c else _tied_source(c, name) or name) for c in (pre, post)]
+def _elsewhere(pre: Checkpoint, post: Checkpoint) -> dict[str, str]:
+    """POST's name -> PRE's, for tensors that PRE has under another name; no tensor of PRE serves twice but a tied one."""
+    found: dict[str, str] = {}
+    for name in post:
+        if name in pre:
+            continue
+        if source := _tied_source(pre, name):
+            found[name] = source
+        elif (other := match_name(name, pre)) and other not in post and other not in found.values():
+            found[name] = other
+    return found
+
+
+def _pattern(name: str, common: Sequence[str]) -> str:
+    """What to give to --drop: a part of the model of its own (`v_head.*`), or a tensor of every layer (`*.attn.bias`)."""
+    top, _, rest = name.partition(".")
+    if rest and not any(n.startswith(top + ".") for n in common):
+        return top + ".*"
+    return "*." + ".".join(name.split(".")[-2:]) if rest else name
+
+
+def _same_shape(pre: Checkpoint, post: Checkpoint, name: str, name_in_pre: str) -> None:
+    shapes = [pre.shape(name_in_pre), post.shape(name)]
     if shapes[0] != shapes[1]:
         advice = (
             "another size of model, or a resized vocabulary"

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from counterpoise.averaging import Donor, mix
-from counterpoise.checkpoint import CheckpointError, match_name
+from counterpoise.checkpoint import match_name
+from counterpoise.files import CheckpointError
 from counterpoise.partition import Partition
 from counterpoise.preflight import CHUNK, Pair
 

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from counterpoise.averaging import Donor, Recipe, average, describe_inputs, versions, write_json
-from counterpoise.checkpoint import CheckpointError, refuse_occupied
 from counterpoise.comparing import compare
 from counterpoise.evaluation.sweep import Store, digest
 from counterpoise.evaluation.tax import Panel, tax_table
+from counterpoise.files import CheckpointError, refuse_occupied
 from counterpoise.partition import partition
 from counterpoise.preflight import preflight, scan
 from counterpoise.search.hma import SearchResult

@@ -18,7 +18,7 @@ from counterpoise.evaluation.parts import Part
 from counterpoise.evaluation.sweep import Store, digest
 from counterpoise.evaluation.tax import Panel, Scores
 from counterpoise.language import Example, Progress
-from counterpoise.partition import Partition, equal
+from counterpoise.partition import Partition, whole
 from counterpoise.preflight import Pair
 from counterpoise.resident import ResidentAverage
 from counterpoise.search.hma import SearchResult, hma
@@ -67,7 +67,7 @@ class Workbench:
     ) -> None:
         self.pair, self.panel, self.store, self.donor = pair, panel, store, donor
         self.device, self.dtype = device, dtype
-        self.whole = equal(pair.names, 1)
+        self.whole = whole(pair.names)
         giver = pair.pre if donor == "pre" else pair.post
         self.inputs = {
             "pre": pair.pre.sha256,

@@ -1,0 +1,246 @@
+"""Checkpoint folders as files: found, hashed, copied, and written in one step. Nothing here needs torch."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import mmap
+import os
+import re
+import secrets
+import shutil
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+COMPANIONS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "LICENSE*",
+)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint, or a pair of them, that cannot be used; the message says what was expected, found, and what to do."""
+
+
+# Finding
+
+
+def resolve(source: str | Path) -> Path:
+    """The local folder of `source`; a hub id is fetched (weights, config, tokenizer; never code)."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise CheckpointError(f"{source}: expected a checkpoint folder, found a file; give the folder that holds it")
+    found = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?", str(source))
+    if found is None:
+        raise CheckpointError(f"{source}: no such folder, and not a hub id (org/name or org/name@revision)")
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.safetensors", "*.json", *COMPANIONS]
+    try:  # folders inside a repository hold other formats and training checkpoints, often many times the weights
+        return Path(snapshot_download(found[1], revision=found[2], allow_patterns=patterns, ignore_patterns=["*/*"]))
+    except Exception as error:
+        raise CheckpointError(
+            f"{source}: no such folder here, and the hub did not give it ({type(error).__name__}: {error})"
+        ) from None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that hold a folder's weights.
+
+    Raises:
+        CheckpointError: none, pickles alone, a missing shard, or two answers.
+    """
+    index, single = folder / INDEX, folder / WEIGHTS
+    if index.is_file() and single.is_file():
+        raise CheckpointError(
+            f"{folder}: both {WEIGHTS} and {INDEX} are there, so which weights are meant is not known "
+            "(transformers would load the single file); remove the stale one"
+        )
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        files = sorted({folder / name for name in weight_map(folder).values()})
+        if absent := [f.name for f in files if not f.is_file()]:
+            raise CheckpointError(
+                f"{folder}: the shard {absent[0]} is missing ({len(absent)} of {len(files)}); fetch it again"
+            )
+        return files
+    pickles = sorted(p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")))
+    if pickles:
+        raise CheckpointError(
+            f"{folder}: expected safetensors, found the pickle {pickles[0]}, which can run code when opened. Convert it once "
+            "where you trust it: AutoModel.from_pretrained(folder).save_pretrained(new_folder)"
+        )
+    raise CheckpointError(f"{folder}: expected {WEIGHTS} or {INDEX}, found neither")
+
+
+def weight_map(folder: Path) -> dict[str, str]:
+    """Tensor name -> file name, from the index of a sharded checkpoint."""
+    found = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(found, dict) or not found or not all(isinstance(f, str) for f in found.values()):
+        raise CheckpointError(f"{folder / INDEX}: expected a weight_map of tensor and file names; fetch it again")
+    return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a json file.
+
+    Raises:
+        CheckpointError: the file holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: expected json, found something else ({error}); fetch it again") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a json object, found a {type(content).__name__}; fetch it again")
+    return content
+
+
+# Hashing
+
+_under_way: dict[tuple[Path, int, int], Future[str]] = {}
+
+
+def sha256(file: Path) -> str:
+    """sha256 of a file's content; waits for it where `hash_early` has begun, reads the file otherwise."""
+    begun = _under_way.pop(_state(file), None)
+    return _hash(file) if begun is None else begun.result()
+
+
+def hash_early(*sources: str | Path) -> None:
+    """Begin hashing the weights of local folders in the background, while other things are imported.
+
+    What cannot be read is left for the preflight to complain about.
+    """
+    work: list[tuple[Path, Future[str]]] = []
+    for folder in (Path(s).expanduser() for s in sources):
+        with contextlib.suppress(CheckpointError, OSError):
+            for file in weight_files(folder):
+                work.append((file, _under_way.setdefault(_state(file), Future())))
+
+    def run() -> None:
+        for file, future in dict(work).items():
+            try:
+                future.set_result(_hash(file))
+            except OSError as error:
+                future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()  # a daemon: a failed run does not wait for it
+
+
+def _state(file: Path) -> tuple[Path, int, int]:
+    found = file.stat()
+    return file.resolve(), found.st_size, found.st_mtime_ns
+
+
+def _hash(file: Path) -> str:
+    """By memory map: the pages are shared with the arithmetic, where `read` would copy each once more."""
+    total = hashlib.sha256()
+    with file.open("rb") as opened:
+        if size := os.fstat(opened.fileno()).st_size:
+            with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
+                for start in range(0, size, 1 << 22):
+                    total.update(view[start : start + (1 << 22)])
+    return total.hexdigest()
+
+
+# Copying
+
+
+def companions(folder: Path) -> list[Path]:
+    """Config, tokenizer, chat template and generation config: all but the weights that decides what a model says."""
+    return sorted({p for pattern in COMPANIONS for p in folder.glob(pattern) if p.is_file()})
+
+
+# Writing
+
+
+@contextlib.contextmanager
+def staged(out: str | Path) -> Iterator[Path]:
+    """A temporary folder beside `out` that becomes `out` in one step when the block ends, and vanishes when it fails.
+
+    Raises:
+        CheckpointError: `out` exists and is not an empty folder.
+    """
+    target = Path(out).absolute()
+    refuse_occupied(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep_abandoned(target)
+    folder, lock = _locked_folder(target)
+    try:
+        yield folder
+        for path in sorted(folder.rglob("*")):
+            _fsync(path)
+        _fsync(folder)
+        refuse_occupied(target)
+        if target.is_dir():
+            target.rmdir()
+        folder.rename(target)
+        _fsync(target.parent)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        os.close(lock)
+
+
+def refuse_occupied(out: Path) -> None:
+    """Raise when something stands at `out` that writing there would destroy."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise CheckpointError(
+            f"{out}: expected a new or empty folder, found a {'folder with content' if out.is_dir() else 'file'}; "
+            "choose another name or remove it"
+        )
+
+
+def _locked_folder(target: Path) -> tuple[Path, int]:
+    """A new folder beside `target`, locked for as long as the descriptor is open: also a killed process lets go of it."""
+    while True:
+        folder = target.parent / f".{target.name}.partial-{secrets.token_hex(4)}"
+        folder.mkdir()
+        with contextlib.suppress(FileNotFoundError):  # swept up before it was locked
+            lock = os.open(folder, os.O_RDONLY)
+            with contextlib.suppress(OSError):  # a file system without locks: then nothing is swept up there
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.exists():
+                return folder, lock
+            os.close(lock)
+
+
+def _sweep_abandoned(target: Path) -> None:
+    """Remove what killed processes left beside `target`: folders that nobody holds locked."""
+    for path in target.parent.glob(f".{target.name}.partial-*"):
+        with contextlib.suppress(OSError):
+            lock = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
