@@ -12,10 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from counterpoise.evaluation.abilities import FileAbility, Item
+from counterpoise.evaluation.parts import part_of
 from counterpoise.language import Prompt, decode
 from counterpoise.partition import thirds
+from counterpoise.search.contrast import Rated, contrast, draw_rated
 from counterpoise.search.on_policy import OnPolicy, effective_share
 from counterpoise.search.proxies import ProxySet
+from counterpoise.search.retention import calibration, draw_retention
 from counterpoise.search.rows import row_nlls
 from counterpoise.search.sides import Likelihood, WeightedSet, advantages
 from counterpoise.search.two_sided import Found, exact, measure
@@ -111,7 +115,7 @@ def test_the_policy_gradient_is_that_of_the_expected_reward(tmp_path: Path) -> N
             last = [model.model(torch.tensor([words(p.text)["input_ids"]])).logits[0, -1] for p in prompts]
         return float(np.mean([x.softmax(-1) @ table.double() for x in last]))
 
-    side = OnPolicy(model, cut, words, prompts, reward, n=2500, groups=4, max_new_tokens=1, batch_size=400)
+    side = OnPolicy(model, cut, words, prompts, reward, n=1500, groups=4, max_new_tokens=1, batch_size=400)
     slopes = side.along((0.4, 0.6))
     h = 1e-3
     for t, value, gradient, error in zip(slopes.points, slopes.values, slopes.gradients, slopes.errors, strict=True):
@@ -158,3 +162,63 @@ def test_too_little_to_learn_from_is_refused(tmp_path: Path) -> None:
         reward_side(model, cut, n=1)
     with pytest.raises(ValueError, match="from 2 groups to one a prompt"):
         reward_side(model, cut, groups=99)
+
+
+def test_the_contrast_weighs_siblings_alone(tmp_path: Path) -> None:
+    model, cut = resident(tmp_path)
+    model.set(cut, np.ones(6))
+    rated = draw_rated(model.model, tokenizer(), PROMPTS, early_letters, n=3, max_new_tokens=5)
+    assert rated.rewards.shape == (16, 3)
+    texts = decode(tokenizer(), [e.response for e in rated.examples])
+    assert rated.rewards.ravel().tolist() == early_letters([""] * 48, texts)
+    made = contrast([rated, Rated(rated.examples, rated.rewards + 100.0)])
+    assert sum(made.weights) == pytest.approx(0.0, abs=1e-9)
+    per_prompt: dict[tuple[int, ...], float] = {}
+    for example, weight in zip(made.examples, made.weights, strict=True):
+        per_prompt[example.prompt] = per_prompt.get(example.prompt, 0.0) + weight
+    assert max(map(abs, per_prompt.values())) < 1e-9
+    with pytest.raises(ValueError, match="responses of different reward"):
+        contrast([Rated(rated.examples, np.ones((16, 3)))])
+
+
+def test_the_contrast_gradient_at_post_is_the_policy_gradient(tmp_path: Path) -> None:
+    model, _ = resident(tmp_path)
+    cut = thirds(model.pair.names)
+    side = reward_side(model, cut)
+    pool = side.draw(np.ones(3))
+    made = contrast([Rated(pool.examples, pool.rewards.reshape(-1, pool.n))], batch_size=16)
+    tokens = sum(len(e.response) for e in made.examples)
+    frozen = Likelihood(model, cut, made.backward).near(np.ones(3))(np.ones(3))[1] * tokens / len(pool.examples)
+    np.testing.assert_allclose(frozen, side.near(np.ones(3))(np.ones(3))[1], rtol=1e-6, atol=1e-7)
+
+
+def test_retention_is_what_pre_says_unselected_and_shared_out(tmp_path: Path) -> None:
+    model, cut = resident(tmp_path)
+    model.set(cut, np.zeros(6))
+    words = tokenizer()
+    found = draw_retention(
+        model.model, words, size=9, openings=("ab", "cde", ""), prompts=PROMPTS[:2], max_new_tokens=4, seed=3
+    )
+    assert [(name, len(rows)) for name, rows in found.items()] == [("text", 5), ("prompts", 4)]
+    starts = [tuple(words(t)["input_ids"]) for t in ("ab", "cde")]
+    assert [e.prompt for e in found["text"]] == [*starts, (words.bos_token_id,), *starts]
+    assert found == draw_retention(
+        model.model, words, size=9, openings=("ab", "cde", ""), prompts=PROMPTS[:2], max_new_tokens=4, seed=3
+    )
+    assert list(draw_retention(model.model, words, size=3, max_new_tokens=2)) == ["text"]
+    with pytest.raises(ValueError, match="retention: expected openings or prompts"):
+        draw_retention(model.model, words, size=3, openings=())
+
+
+def test_calibration_reads_the_validation_part_alone() -> None:
+    items = tuple(Item({"query": f"q{i}", "choices": ["no", "yes"], "gold": 1}) for i in range(40))
+    ability = FileAbility("guess", "choices", items)
+    words = tokenizer()
+    found = calibration(ability, words, limit=5)
+    allowed = {tuple(words(i.fields["query"])["input_ids"]) for i in items if part_of(i.key) == "validation"}
+    assert len(found) == 5
+    assert {e.prompt for e in found} <= allowed
+    assert {words.decode(list(e.response)) for e in found} == {" yes"}
+    written = FileAbility("talk", "generate", tuple(Item({"messages": [], "reference": f"{i}"}) for i in range(40)))
+    with pytest.raises(ValueError, match="calibration takes plain prompts"):
+        calibration(written, words)
