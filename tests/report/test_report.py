@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from counterpoise.report import html, plots
+from counterpoise.report import html, page, plots
 from report import browser, made
 
 WITHOUT = ["pick", "search", "tax", "points", "partition", "hypervolume", "inputs", "settings", "warnings", "verdict"]
@@ -85,7 +85,7 @@ def test_nothing_in_the_page_is_fetched() -> None:
     for tag, attributes in Elements(html.report(made.results())).tags:
         for name in ("src", "href", "srcset", "action", "data"):
             assert (attributes.get(name) or "data:").startswith("data:"), f"<{tag} {name}={attributes[name]}>"
-    own = html._resource("page.css") + html._resource("page.js") + html._resource("page.html")
+    own = page._resource("page.css") + page._resource("page.js") + page._resource("page.html")
     assert not re.search(r"https?:|@import|url\(|fetch\(", own)
 
 
@@ -206,18 +206,18 @@ def test_the_front_refuses_an_axis_it_does_not_have() -> None:
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "report.html"
-    html.write_whole(path, "old")
+    page.write_whole(path, "old")
 
     def broken(*_: object) -> None:
         raise OSError("disk full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(html.os, "replace", broken)
+        patched.setattr(page.os, "replace", broken)
         with pytest.raises(OSError, match="disk full"):
-            html.write_whole(path, "new")
+            page.write_whole(path, "new")
     with pytest.raises(UnicodeEncodeError):
-        html.write_whole(path, "half of it \ud800")
+        page.write_whole(path, "half of it \ud800")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
-    html.write_whole(path, "new\n")
+    page.write_whole(path, "new\n")
     assert path.read_bytes() == b"new\n"

@@ -223,7 +223,7 @@ def _name(about: dict[str, Any]) -> str:
 
 
 def _write(path: Path, content: Any) -> None:
-    from counterpoise.report.html import write_whole
+    from counterpoise.report.page import write_whole
 
     write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 

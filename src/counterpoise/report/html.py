@@ -1,25 +1,17 @@
-"""report.html: one page that holds all it needs, opens from disk and asks the network for nothing."""
+"""report.html: the page of a run of restore, and of several runs on one front."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
 import json
-import os
-import tempfile
-from collections.abc import Mapping, Sequence
-from importlib.resources import files
+from collections.abc import Sequence
 from pathlib import Path
-from string import Template
-from typing import Any
 
-from counterpoise.report import palette, plots, reading, tables
+from counterpoise.report import plots, reading, tables
 from counterpoise.report.grid import Table, as_html
 from counterpoise.report.numbers import number, ratio_list
+from counterpoise.report.page import Figures, fact_list, menu, page, plot_box, section, spec, specs, write_whole
 from counterpoise.report.reading import RETENTION, Results
-
-Figures = dict[str, dict[str, Any]]
 
 CAPTION = (
     "Up is more reward, right is more ability kept. Bars are 95 % intervals of each point alone; all points were scored "
@@ -58,10 +50,10 @@ def write_fronts(results: Sequence[Results], path: str | Path, names: Sequence[s
         names: one per run; see `plots.fronts`.
     """
     shown = {axis: plots.fronts(results, names, axis) for axis in reading.axes(results[0] if results else {})}
-    axis_menu = _menu("ability kept, measured by", {a: _axis_label(results[0], a) for a in shown})
-    place = _figure("fronts", "Several fronts", [axis_menu], f"{CAPTION} A colour is a file, a mark a method.")
+    axis_menu = menu("ability kept, measured by", {a: _axis_label(results[0], a) for a in shown})
+    place = plot_box("fronts", "Several fronts", [axis_menu], f"{CAPTION} A colour is a file, a mark a method.")
     body = f"<header><p class=eyebrow>counterpoise</p><h1>{len(results)} runs on one front</h1></header>{place}"
-    write_whole(Path(path), page("counterpoise: fronts", body, {"fronts": _specs(shown)}))
+    write_whole(Path(path), page("counterpoise: fronts", body, {"fronts": specs(shown)}))
 
 
 def report(results: Results) -> str:
@@ -80,41 +72,6 @@ def report(results: Results) -> str:
     return page(f"counterpoise: {_title(results)}", _header(results) + "".join(sections), figures)
 
 
-def page(title: str, body: str, figures: Figures) -> str:
-    """A page around a body and its figures, with scripts, style and data inside."""
-    plotly, script = plots.plotly_script().replace("\r", ""), _resource("page.js")
-    hashes = " ".join(f"'sha256-{_sha256(text)}'" for text in (plotly, script))
-    return Template(_resource("page.html")).substitute(
-        title=html.escape(title),
-        # The browser itself then refuses every request and every script but these two.
-        policy=f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'",
-        light=palette.css(dark=False),
-        dark=palette.css(dark=True),
-        style=_resource("page.css"),
-        body=body,
-        figures=_json(figures),
-        swaps=_json(palette.dark_of()),
-        plotly=plotly,
-        script=script,
-    )
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def _header(results: Results) -> str:
     pick = reading.picked(results)
     facts = {
@@ -128,7 +85,7 @@ def _header(results: Results) -> str:
     warnings = "".join(f"<li>{html.escape(str(w))}</li>" for w in results.get("warnings") or ())
     return (
         "<header><p class=eyebrow>counterpoise · what alignment cost, and what averaging gives back</p>"
-        f"<h1>{html.escape(str(results.get('verdict') or 'No verdict was recorded.'))}</h1>{_facts(facts)}"
+        f"<h1>{html.escape(str(results.get('verdict') or 'No verdict was recorded.'))}</h1>{fact_list(facts)}"
         + (f"<div class=warnings><ul>{warnings}</ul></div>" if warnings else "")
         + "</header>"
     )
@@ -142,12 +99,12 @@ def _front_section(results: Results, figures: Figures) -> str:
     }
     if not shown:
         return ""
-    figures["front"] = _specs(shown)
+    figures["front"] = specs(shown)
     menus = [
-        _menu("horizontal axis:", {a: _axis_label(results, a) for a in reading.axes(results)}),
-        _menu("measured on:", {part: f"{part} data" for part in reading.parts(results)}),
+        menu("horizontal axis:", {a: _axis_label(results, a) for a in reading.axes(results)}),
+        menu("measured on:", {part: f"{part} data" for part in reading.parts(results)}),
     ]
-    return _section("Reward against abilities", _figure("front", "Reward against abilities kept", menus, CAPTION))
+    return section("Reward against abilities", plot_box("front", "Reward against abilities kept", menus, CAPTION))
 
 
 def _tax_section(results: Results, figures: Figures) -> str:
@@ -160,11 +117,11 @@ def _tax_section(results: Results, figures: Figures) -> str:
     )
     scale = ""
     if (figure := plots.taxes(results)).data:
-        figures["taxes"] = {"": _spec(figure)}
-        scale = "<h3>The same, on one scale</h3>" + _figure("taxes", "Tax by ability", [], caption, low=True)
+        figures["taxes"] = {"": spec(figure)}
+        scale = "<h3>The same, on one scale</h3>" + plot_box("taxes", "Tax by ability", [], caption, low=True)
     against = tables.against_ma(results)
     beside = f"<h3>The pick against plain averaging</h3>{as_html(against)}" if against else ""
-    return _section(
+    return section(
         "The tax, ability by ability",
         as_html(table) + scale + beside,
     )
@@ -175,11 +132,11 @@ def _ratio_section(results: Results, figures: Figures) -> str:
     drawn = [p for p in reading.points(results) if p["method"] == "HMA"]
     if not table and not drawn:
         return ""
-    figures["ratios"] = {"": _spec(plots.ratios(results))}
+    figures["ratios"] = {"": spec(plots.ratios(results))}
     caption = "1 keeps all of the alignment update in a layer, 0 gives the layer back to PRE."
-    return _section(
+    return section(
         "Ratio of each layer",
-        _figure("ratios", "Ratio of each layer", [], caption, low=True) + (as_html(table) if table else ""),
+        plot_box("ratios", "Ratio of each layer", [], caption, low=True) + (as_html(table) if table else ""),
     )
 
 
@@ -188,19 +145,19 @@ def _search_section(results: Results, figures: Figures) -> str:
     if not table:
         return ""
     if not (figure := plots.searches(results)).data:
-        return _section("The search", as_html(table))
-    figures["searches"] = {"": _spec(figure)}
+        return section("The search", as_html(table))
+    figures["searches"] = {"": spec(figure)}
     caption = "The first pass is MA, all ratios equal. How far a line falls is what HMA gained on the proxy responses."
-    return _section("The search", _figure("searches", "Search traces", [], caption, low=True) + as_html(table))
+    return section("The search", plot_box("searches", "Search traces", [], caption, low=True) + as_html(table))
 
 
 def _points_section(results: Results) -> str:
     table = tables.measured(results)
-    return _section("Everything that was measured", as_html(table)) if table else ""
+    return section("Everything that was measured", as_html(table)) if table else ""
 
 
 def _table_section(title: str, table: Table) -> str:
-    return _section(title, as_html(table)) if table else ""
+    return section(title, as_html(table)) if table else ""
 
 
 def _run_section(results: Results) -> str:
@@ -218,43 +175,18 @@ def _run_section(results: Results) -> str:
     command = results.get("command")
     settings = {str(k): json.dumps(v, ensure_ascii=False) for k, v in (results.get("settings") or {}).items()}
     hashes = tables.files(results)
-    return _section(
+    return section(
         "What was run",
         (f"<pre>{html.escape(str(command))}</pre>" if command else "")
-        + _facts(facts)
-        + (f"<details><summary>Settings</summary>{_facts(settings)}</details>" if settings else "")
+        + fact_list(facts)
+        + (f"<details><summary>Settings</summary>{fact_list(settings)}</details>" if settings else "")
         + (f"<details><summary>Input files</summary>{as_html(hashes)}</details>" if hashes else ""),
     )
 
 
 def _glossary() -> str:
     entries = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in GLOSSARY.items())
-    return _section("How to read this", f"<dl class=columns>{entries}</dl>")
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{html.escape(title)}</h2>{content}</section>\n"
-
-
-def _figure(name: str, label: str, menus: Sequence[str], caption: str, *, low: bool = False) -> str:
-    controls = f"<div class=controls>{''.join(menus)}</div>" if menus else ""
-    size = " low" if low else ""
-    return (
-        f'<figure>{controls}<div class="plot{size}" data-figure="{name}" role="img" aria-label="{html.escape(label)}"></div>'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-    )
-
-
-def _menu(label: str, options: Mapping[str, str]) -> str:
-    chosen = "".join(f'<option value="{html.escape(v)}">{html.escape(t)}</option>' for v, t in options.items())
-    return f"<label>{html.escape(label)} <select>{chosen}</select></label>"
-
-
-def _facts(facts: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f"<dt>{html.escape(k)}</dt><dd>{html.escape(str(v))}</dd>" for k, v in facts.items() if v is not None
-    )
-    return f"<dl>{rows}</dl>" if rows else ""
+    return section("How to read this", f"<dl class=columns>{entries}</dl>")
 
 
 def _axis_label(results: Results, axis: str) -> str:
@@ -271,25 +203,3 @@ def _source(results: Results, side: str) -> str | None:
 
 def _title(results: Results) -> str:
     return " and ".join(filter(None, (_source(results, "pre"), _source(results, "post")))) or "report"
-
-
-def _specs(figures: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _spec(figure) for key, figure in figures.items()}
-
-
-def _spec(figure: Any) -> Any:
-    return json.loads(figure.to_json())
-
-
-def _json(content: Any) -> str:
-    """Json that cannot end the script element around it."""
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-def _sha256(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _resource(name: str) -> str:
-    return files("counterpoise.report").joinpath(name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The figures: results dicts in, plotly figures out. The only file that imports plotly, and only when a figure is made."""
+"""The figures: results dicts in, plotly figures out. Plotly is imported here alone, when a figure is made."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def front(results: Results, axis: str = RETENTION, *, part: str = VALIDATION) ->
         raise ValueError(f"front: expected an axis among {', '.join(known) or 'none'}, found {axis!r}")
     found = reading.placed(results, part, axis)
     best = reading.undominated(results, found, axis)
-    figure = _figure(_axis_title(results, axis), REWARD_TITLE)
+    figure = empty_figure(_axis_title(results, axis), REWARD_TITLE)
     figure.add_trace(front_line(results, best, axis, light("muted")))
     for method in dict.fromkeys(p["method"] for p in found):
         if method not in ENDS:  # these are named beside their points
@@ -79,7 +79,7 @@ def fronts(results: Sequence[Results], names: Sequence[str] | None = None, axis:
     for key in ("reward", "abilities"):
         if len(seen := {str(r.get(key)) for r in results}) > 1:
             raise ValueError(f"fronts: expected one {key} in all files, found {' and '.join(sorted(seen))}; draw apart")
-    figure = _figure(_axis_title(results[0], axis), REWARD_TITLE)
+    figure = empty_figure(_axis_title(results[0], axis), REWARD_TITLE)
     for number_, (result, name) in enumerate(zip(results, names or _sources(results), strict=True)):
         colour = light(SERIES[number_ % len(SERIES)])
         found = reading.placed(result, VALIDATION, axis)
@@ -104,7 +104,7 @@ def taxes(results: Results) -> Figure:
         r["name"]: r for r in reversed(results.get("tax") or ()) if r["name"] != "reward" and not r.get("at_floor")
     }
     rows = [r for r in first.values() if standard_error(r.get("pre") or {}) > 0]
-    figure = _figure("Tax (standard errors at PRE)", "")
+    figure = empty_figure("Tax (standard errors at PRE)", "")
     pick = reading.picked(results)
     kinds = [("tax", "POST", light("ink"), look("POST").symbol)]
     if pick is not None:
@@ -127,7 +127,7 @@ def taxes(results: Results) -> Figure:
 
 def ratios(results: Results) -> Figure:
     """The ratio of each layer: the pick, MA at the same mean, and HMA at every mean. By block where blocks share layers."""
-    figure = _figure("Layer, from input to output", "Share of the update kept")
+    figure = empty_figure("Layer, from input to output", "Share of the update kept")
     pick = reading.picked(results)
     drawn = [p for p in reading.points(results) if p["method"] == "HMA" and p is not pick]
     for i, point in enumerate(drawn):
@@ -147,7 +147,7 @@ def ratios(results: Results) -> Figure:
 
 def searches(results: Results) -> Figure:
     """How much each search lowered the proxy loss below that of equal ratios (MA), pass by pass."""
-    figure = _figure("Forward and backward passes", "Proxy loss minus MA's (nats/token)")
+    figure = empty_figure("Forward and backward passes", "Proxy loss minus MA's (nats/token)")
     found = [s for s in results.get("search") or () if s.get("trace")]
     for i, search in enumerate(found):
         trace = search["trace"]
@@ -166,7 +166,8 @@ def searches(results: Results) -> Figure:
     return figure
 
 
-def _figure(x_title: str, y_title: str) -> Figure:
+def empty_figure(x_title: str, y_title: str) -> Figure:
+    """A figure in the look of all of them, with its axes named and nothing in it."""
     import plotly.graph_objects as go
 
     axis = {
