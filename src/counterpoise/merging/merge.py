@@ -15,17 +15,8 @@ import torch
 from torch import Tensor
 
 from counterpoise.averaging import Donor, mix, versions, write_json
-from counterpoise.checkpoint import (
-    INDEX,
-    Checkpoint,
-    CheckpointError,
-    TensorFile,
-    copy_companions,
-    hash_in_background,
-    open_checkpoint,
-    refuse_occupied,
-    staged,
-)
+from counterpoise.checkpoint import Checkpoint, TensorFile, copy_companions, hash_in_background, open_checkpoint
+from counterpoise.files import INDEX, CheckpointError, refuse_occupied, staged
 from counterpoise.merging.dare import generator_for, kept
 from counterpoise.merging.ties import elected_mean, largest
 from counterpoise.preflight import CHUNK, Pair, Scan, preflight
