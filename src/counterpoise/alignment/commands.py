@@ -130,10 +130,10 @@ def model(
     common = {"micro_batch_size": micro_batch_size, "chat": not no_chat_template, "seed": seed}
     drawing = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     with _plain_errors(kept), _bars(quiet) as bars:
-        from counterpoise.alignment import choosing
+        from counterpoise.alignment import assembling
         from counterpoise.alignment.aligning import align
 
-        train = choosing.method(
+        train = assembling.method(
             method,
             source,
             {**chosen, **common},
@@ -145,7 +145,7 @@ def model(
             dtype=_dtype(dtype),
             device=device,
         )
-        held = choosing.mitigations(
+        held = assembling.mitigations(
             source,
             {"l1": l1, "l2": l2, "kd": kd, "lora": lora, "sma": sma, "freeze": freeze, "merge": merge},
             replay=replay,
@@ -199,7 +199,7 @@ def collect(
     """Collect the best of n responses once, for RSF in distillation style: `align PRE --method rsf --samples OUT`."""
     work = work or out.with_name(f"{out.name}.work")
     with _plain_errors(f"finished pieces are in {work}; the same command goes on from there"), _bars(quiet) as bars:
-        from counterpoise.alignment.choosing import collect_to
+        from counterpoise.alignment.assembling import collect_to
 
         found = collect_to(
             source,
@@ -221,6 +221,52 @@ def collect(
     print(f"{count} responses, mean reward of all {sum(s.mean_reward for s in found) / count:.4f}, "
           f"of the best {sum(s.reward for s in found) / count:.4f}")  # fmt: skip
     print(f"written to {out}")
+
+
+@app.command("reward-model")
+def reward_model(
+    source: Annotated[str, typer.Argument(metavar="MODEL", help="A language model: a folder or a hub id.")],
+    out: Out,
+    preferences: Annotated[Path, typer.Option(help="jsonl or json (.gz) of prompt, chosen, rejected, or HH.")],
+    epochs: Annotated[int, typer.Option(help="Passes over the pairs.")] = 1,
+    learning_rate: Annotated[float, typer.Option(help="Falls linearly to 0.")] = 1e-5,
+    batch_size: Annotated[int, typer.Option(help="Pairs per optimiser step.")] = 32,
+    micro_batch_size: MicroBatch = 8,
+    max_length: Annotated[int, typer.Option(help="Pairs with more tokens on a side are left out.")] = 1024,
+    held_out: Annotated[float, typer.Option(help="Share of the pairs that measures the accuracy.")] = 0.1,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    quiet: Quiet = False,
+) -> None:
+    """Train a reward model on preferences: OUT serves as --reward OUT here and in restore."""
+    with _plain_errors("nothing was written"), _bars(quiet) as bars:
+        from counterpoise.alignment.preferences import read_preferences
+        from counterpoise.alignment.reward_model import train_reward_model
+
+        record = train_reward_model(
+            source,
+            out,
+            read_preferences(preferences),
+            epochs=epochs,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            micro_batch_size=micro_batch_size,
+            max_length=max_length,
+            held_out=held_out,
+            seed=seed,
+            device=device,
+            dtype=_dtype(dtype),
+            command=_command(),
+            progress=bars,
+        )
+    pairs, accuracy = record["pairs"], record["accuracy"]
+    print(
+        f"{pairs['trained']} of {pairs['given']} pairs trained on, loss {record['loss'][0]:.4f} -> {record['loss'][-1]:.4f}"
+    )
+    if accuracy["after"] is not None:
+        print(f"accuracy on {pairs['held_out']} held-out pairs: {accuracy['before']:.1%} -> {accuracy['after']:.1%}")
+    print(f"reward: --reward {out}")
 
 
 def _show(record: dict[str, Any]) -> None:

@@ -85,7 +85,7 @@ class Run:
 
         Call it after every mitigation has started. Returns what the loop itself gave to `save`.
         """
-        self._drop_after(self.done)
+        self.drop_after(self.done)
         if not self.done:
             return None
         state = torch.load(self._state(self.done), map_location="cpu", weights_only=True)
@@ -116,17 +116,20 @@ class Run:
         Raises:
             OSError: a full disk or the like; what was finished before stays as it was.
         """
-        with _telling(f"iteration {iteration}: expected to write to {self.folder}"):
+        with telling(f"iteration {iteration}: expected to write to {self.folder}"):
             self.save_checkpoint(iteration, model, tokenizer, mitigations)
             self.log({"iteration": iteration, **metrics})
-            state = {
+            self.mark(iteration, {
                 "weights": {n: p.data for n, p in model.named_parameters() if p.requires_grad},
                 "optimizer": optimizer.state_dict(),
                 "mitigations": [m.state_dict() for m in mitigations],
                 "torch": torch.get_rng_state(),
                 "loop": dict(loop),
-            }
-            _replace(self._state(iteration), lambda partial: torch.save(state, partial))
+            })  # fmt: skip
+
+    def mark(self, iteration: int, state: Mapping[str, Any]) -> None:
+        """Count the iteration as finished, with the state from which the next one goes on."""
+        _replace(self._state(iteration), lambda partial: torch.save(dict(state), partial))
         for path in self.folder.glob("state-*.pt"):
             if path != self._state(iteration):
                 path.unlink()
@@ -164,7 +167,8 @@ class Run:
     def _state(self, iteration: int) -> Path:
         return self.folder / f"state-{iteration:04d}.pt"
 
-    def _drop_after(self, iteration: int) -> None:
+    def drop_after(self, iteration: int) -> None:
+        """Remove what was written of later iterations."""
         for path in self.folder.glob("iteration-*"):
             if int(path.name.rpartition("-")[2]) > iteration:
                 shutil.rmtree(path)
@@ -182,7 +186,7 @@ def save_model(model: nn.Module, tokenizer: Any, folder: Path) -> None:
 
 
 @contextmanager
-def _telling(place: str) -> Iterator[None]:
+def telling(place: str) -> Iterator[None]:
     """torch and safetensors report a failed write as errors of their own kinds; make them an OSError with its place."""
     from safetensors import SafetensorError
 
@@ -194,7 +198,7 @@ def _telling(place: str) -> Iterator[None]:
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a file beside `path`, then put it in its place in one step."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         write(partial)
         with partial.open("rb") as file:

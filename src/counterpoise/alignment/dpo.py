@@ -1,0 +1,274 @@
+"""Direct preference optimisation (DPO) through TRL's DPOTrainer, with the same mitigations as RSF and PPO."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from counterpoise.alignment.preferences import Preference
+from counterpoise.alignment.quiet import quiet_libraries, without_printing
+from counterpoise.alignment.reference import frozen_copy
+from counterpoise.alignment.run import Run, telling
+from counterpoise.alignment.stepping import Mitigation, Step, finish_all, start_all
+from counterpoise.language import Example
+
+HELD = "mitigations.pt"
+"""The mitigations' state inside each of TRL's checkpoints."""
+TOLD = {
+    "loss": "loss",
+    "accuracy": "rewards/accuracies",
+    "margin": "rewards/margins",
+    "chosen": "rewards/chosen",
+    "rejected": "rewards/rejected",
+}
+"""Names in metrics.jsonl -> TRL's; means over the steps since the last checkpoint."""
+
+
+def dpo(
+    model: nn.Module,
+    tokenizer: Any,
+    preferences: Sequence[Preference],
+    *,
+    reference: nn.Module | None = None,
+    epochs: int = 3,
+    learning_rate: float = 1e-6,
+    batch_size: int = 32,
+    micro_batch_size: int = 8,
+    beta: float = 0.1,
+    max_length: int = 1024,
+    saves: int = 5,
+    chat: bool = True,
+    seed: int = 0,
+    mitigations: Sequence[Mitigation] = (),
+    run: Run | None = None,
+) -> list[dict[str, float]]:
+    """Align `model` in place on preferences; beta, learning rate, batch and epochs are the paper's.
+
+    loss = -log sigmoid(beta (log p(chosen)/p_ref(chosen) - log p(rejected)/p_ref(rejected))) (Rafailov et al. 2023,
+    arXiv 2305.18290, equation 7), AdamW without weight decay, learning rate falling linearly to 0 (TRL's default).
+    Runs in several processes as TRL does; there every mitigation on weights works, kd and replay do not.
+
+    Args:
+        reference: the model of the ratio, PRE; best from `load_frozen`, by default a copy.
+        batch_size: pairs per optimiser step over all processes; `micro_batch_size` of them at once.
+        max_length: longer pairs are cut at their end, at most the model's context; pairs whose prompt alone is longer
+            are left out.
+        saves: checkpoints on the way, evenly spread, the last at the end; each is an iteration of `run`.
+
+    Returns:
+        TRL's log lines, one a step.
+
+    Raises:
+        ValueError: no end-of-sequence token, no pair that fits, a batch that the processes cannot share, a reward budget
+            (there are no samples to score), kd or replay in several processes.
+        ModuleNotFoundError: trl is not installed.
+    """
+    try:
+        from trl import DPOConfig
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("dpo needs trl; pip install 'counterpoise[align]'") from error
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    _refuse(mitigations, world)
+    tokenizer = with_pad_token(tokenizer)
+    at_once = min(micro_batch_size, max(1, batch_size // world))
+    if batch_size % (at_once * world):
+        raise ValueError(
+            f"dpo: expected a batch size that {world} processes share in micro-batches of {at_once}, found {batch_size}"
+        )
+    context = getattr(model.config, "max_position_embeddings", None) or max_length
+    reference = frozen_copy(model) if reference is None else reference
+    start_all(mitigations, model, tokenizer)
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    steps = math.ceil(len(preferences) / batch_size) * epochs
+    with TemporaryDirectory() as scratch, quiet_libraries():
+        folder = Path(scratch) if run is None else run.folder / "trainer"
+        config = DPOConfig(
+            output_dir=str(folder),
+            beta=beta,
+            learning_rate=learning_rate,
+            num_train_epochs=epochs,
+            per_device_train_batch_size=at_once,
+            gradient_accumulation_steps=batch_size // (at_once * world),
+            max_length=min(max_length, context),
+            # Mitigations add losses before the norm is clipped, so the hook clips; TRL clips when there are none.
+            max_grad_norm=0.0 if mitigations else 1.0,
+            save_strategy="no" if run is None else "steps",
+            save_steps=max(1, math.ceil(steps / saves)),
+            save_total_limit=2,  # the older one counts until the newer has the mitigations' state
+            logging_steps=1,
+            bf16=False,
+            gradient_checkpointing=False,
+            disable_tqdm=True,
+            report_to="none",
+            use_cpu=on_cpu,
+            ddp_backend="gloo" if on_cpu and world > 1 else None,
+            seed=seed,
+        )
+        trainer = _trainer()(
+            model=model,
+            ref_model=reference,
+            args=config,
+            train_dataset=rows(preferences, tokenizer, chat=chat),
+            processing_class=tokenizer,
+        )
+        if not len(trainer.train_dataset):
+            raise ValueError(
+                f"preferences: expected prompts shorter than {config.max_length} tokens, found none of "
+                f"{len(preferences)}; shorten them or raise max_length"
+            )
+        without_printing(trainer).add_callback(_Held(trainer, mitigations, tokenizer, run))
+        begun = _last_whole(folder)
+        if begun is not None:
+            held = torch.load(begun / HELD, map_location="cpu", weights_only=True)
+            for mitigation, state in zip(mitigations, held, strict=True):
+                mitigation.load_state_dict(state)
+        with telling(f"dpo: expected to write to {folder}"):
+            trainer.train(resume_from_checkpoint=None if begun is None else str(begun))
+    for changed in (model, reference):
+        changed.__dict__.pop("forward", None)  # TRL's fused head, which would outlive the training
+    model.eval()
+    finish_all(mitigations, model)
+    return [line for line in trainer.state.log_history if "loss" in line]
+
+
+def rows(preferences: Sequence[Preference], tokenizer: Any, *, chat: bool) -> Any:
+    """The pairs as TRL reads them: messages where the tokenizer has a chat template, else text."""
+    from datasets import Dataset
+
+    if chat and getattr(tokenizer, "chat_template", None):
+
+        def said(text: str) -> list[dict[str, str]]:
+            return [{"role": "assistant", "content": text}]
+
+        table = [
+            {
+                "prompt": [{"role": role, "content": content} for role, content in p.prompt.messages],
+                "chosen": said(p.chosen),
+                "rejected": said(p.rejected),
+            }
+            for p in preferences
+        ]
+    else:
+        table = [{"prompt": p.prompt.text, "chosen": p.chosen, "rejected": p.rejected} for p in preferences]
+    return Dataset.from_list(table)
+
+
+def with_pad_token(tokenizer: Any) -> Any:
+    """A copy of the tokenizer that has a pad token: its own, else its end-of-sequence token.
+
+    Raises:
+        ValueError: it has no end-of-sequence token.
+    """
+    if tokenizer.eos_token is None:
+        raise ValueError(
+            "tokenizer: expected an end-of-sequence token, which ends every response, found none; set eos_token in its "
+            "tokenizer_config.json"
+        )
+    tokenizer = copy.deepcopy(tokenizer)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+class _Held(TrainerCallback):
+    """The mitigations' hooks in TRL's training step, and a checkpoint at each of its saves."""
+
+    def __init__(self, trainer: Any, mitigations: Sequence[Mitigation], tokenizer: Any, run: Run | None) -> None:
+        self.trainer, self.mitigations, self.tokenizer, self.run = trainer, mitigations, tokenizer, run
+        self.step: Step | None = None
+        self.told = 0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Forget the examples of the step before."""
+        self.trainer.seen.clear()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, *, optimizer: Any, **others: Any) -> None:
+        """Losses, clipping, penalties on weights, in the order of `take_step`; once a step, whatever the micro-batches."""
+        if not self.mitigations:
+            return
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        rate = optimizer.param_groups[0]["lr"]
+        self.step = Step(model, list(self.trainer.seen), rate, args.per_device_train_batch_size)
+        for mitigation in self.mitigations:
+            mitigation.add_gradients(self.step)
+        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
+        for mitigation in self.mitigations:
+            mitigation.before_update(self.step)
+
+    def on_optimizer_step(self, *args: Any, **others: Any) -> None:
+        """Weights."""
+        if self.step is not None:
+            for mitigation in self.mitigations:
+                mitigation.after_update(self.step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Move the bar."""
+        if self.run is not None and (stage := self.run.stage("dpo: steps")) is not None:
+            stage(state.global_step, state.max_steps)
+
+    def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """A checkpoint, a line of metrics, and last what makes TRL's own checkpoint whole."""
+        if self.run is None or not state.is_world_process_zero:
+            return
+        iteration = math.ceil(state.global_step / args.save_steps)
+        self.run.drop_after(iteration - 1)
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        self.run.save_checkpoint(iteration, model, self.tokenizer, self.mitigations)
+        first = (iteration - 1) * args.save_steps
+        lines = [line for line in state.log_history if "loss" in line and line["step"] > first]
+        told = {ours: sum(line[theirs] for line in lines) / len(lines) for ours, theirs in TOLD.items()}
+        self.run.log({"iteration": iteration, "method": "dpo", "step": state.global_step, **told})
+        self.run.mark(iteration, {"step": state.global_step})
+        whole = Path(args.output_dir) / f"checkpoint-{state.global_step}" / HELD
+        torch.save([m.state_dict() for m in self.mitigations], whole)
+
+
+def _trainer() -> Any:
+    from trl import DPOTrainer
+
+    class Trainer(DPOTrainer):  # type: ignore[misc,valid-type]
+        """Remembers the prompts and responses of the step in progress."""
+
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            self.seen: list[Example] = []
+            super().__init__(*args, **settings)
+
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **settings: Any) -> Any:
+            """TRL's."""
+            masks = (inputs["attention_mask"], inputs["completion_mask"])
+            for ids, there, said in zip(inputs["input_ids"], *masks, strict=True):
+                prompt, response = ids[(there == 1) & (said == 0)], ids[said == 1]
+                if len(response):
+                    self.seen.append(Example(tuple(prompt.tolist()), tuple(response.tolist())))
+            return super().compute_loss(model, inputs, *args, **settings)
+
+    return Trainer
+
+
+def _last_whole(folder: Path) -> Path | None:
+    """TRL's last checkpoint that was written to its end."""
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{HELD}")]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _refuse(mitigations: Sequence[Mitigation], world: int) -> None:
+    for mitigation in mitigations:
+        own = type(mitigation)
+        if own.stop is not Mitigation.stop:
+            raise ValueError(
+                "dpo: a reward budget needs samples, which dpo does not draw; use its checkpoints on the way"
+            )
+        if world > 1 and own.add_gradients is not Mitigation.add_gradients:
+            raise ValueError(
+                f"dpo: {own.__name__} adds a loss of its own, which is not shared among {world} processes; use one process, "
+                "or l1, l2, sma, merging, freezing or lora"
+            )

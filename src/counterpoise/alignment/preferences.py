@@ -1,0 +1,132 @@
+"""Preference data: prompts with a chosen and a rejected response, in the three layouts in which they are published."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from counterpoise.language import Prompt
+
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+TURN = re.compile(r"\n\n(Human|Assistant):")
+LAYOUTS = (
+    '{"prompt": text or messages, "chosen": ..., "rejected": ...}, HH transcripts {"chosen": "\\n\\nHuman: ...", '
+    '"rejected": ...}, or {"conversations": [{"from", "value"}], "chosen": {"value"}, "rejected": {"value"}}'
+)
+
+
+class Preference(NamedTuple):
+    """A prompt and two responses, of which people or a model preferred the first."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+
+
+def read_preferences(path: str | Path) -> list[Preference]:
+    """Read a jsonl file or a json list, gzipped or not.
+
+    A line is {"prompt", "chosen", "rejected"}, where the prompt is text or messages and a response is text, a message or
+    a list with one; an HH transcript pair {"chosen", "rejected"} that differs in the last Assistant turn; or
+    LLaMA-Factory's {"conversations", "chosen", "rejected"}. Pairs without a difference are left out.
+
+    Raises:
+        ValueError: a missing column or another form, with the line; no pair at all.
+    """
+    path = Path(path)
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        text = file.read()
+    pairs = []
+    for place, record in _records(text, str(path)):
+        pair = _pair(record, place)
+        if pair.chosen != pair.rejected:
+            pairs.append(pair)
+    if not pairs:
+        raise ValueError(f"{path}: expected at least one pair whose responses differ, found none; lines are {LAYOUTS}")
+    return pairs
+
+
+def _records(text: str, path: str) -> list[tuple[str, Any]]:
+    try:
+        if text.lstrip().startswith("["):
+            return [(f"{path}, item {i}", record) for i, record in enumerate(json.loads(text), start=1)]
+        lines = [(f"{path}, line {i}", line) for i, line in enumerate(text.splitlines(), start=1) if line.strip()]
+        found = []
+        for place, line in lines:
+            path = place
+            found.append((place, json.loads(line)))
+        return found
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: expected json, found {error}") from None
+
+
+def _pair(record: Any, place: str) -> Preference:
+    if not isinstance(record, Mapping):
+        raise ValueError(f"{place}: expected {LAYOUTS}, found {type(record).__name__}")
+    if missing := [name for name in ("chosen", "rejected") if name not in record]:
+        raise ValueError(
+            f"{place}: expected the columns chosen and rejected, found no {missing[0]} among {sorted(record)}; "
+            f"lines are {LAYOUTS}"
+        )
+    prompt = record.get("prompt", record.get("conversations", record.get("messages")))
+    if prompt is None:
+        return _transcripts(record, place)
+    return Preference(
+        _prompt(prompt, place), *(_response(record[side], side, place) for side in ("chosen", "rejected"))
+    )
+
+
+def _prompt(value: Any, place: str) -> Prompt:
+    if isinstance(value, str):
+        return _parsed(value) or Prompt((("user", value),))
+    try:
+        turns = [(m.get("role", m.get("from")), m.get("content", m.get("value"))) for m in value]
+        return Prompt(tuple((ROLES[role], str(content)) for role, content in turns))
+    except (AttributeError, KeyError, TypeError):
+        raise ValueError(
+            f"{place}: expected a prompt of text or messages with roles {', '.join(ROLES)}, found {str(value)[:80]!r}"
+        ) from None
+
+
+def _response(value: Any, side: str, place: str) -> str:
+    if isinstance(value, list) and value:
+        value = value[-1]
+    if isinstance(value, Mapping):
+        value = value.get("content", value.get("value"))
+    if not isinstance(value, str):
+        raise ValueError(f"{place}: expected text or a message in {side}, found {str(value)[:80]!r}")
+    return value.strip()
+
+
+def _transcripts(record: Mapping[str, Any], place: str) -> Preference:
+    sides = [record["chosen"], record["rejected"]]
+    if not all(isinstance(side, str) and TURN.search(side) for side in sides):
+        raise ValueError(
+            f'{place}: expected a column prompt, or whole transcripts ("\\n\\nHuman: ... \\n\\nAssistant: ...") in chosen and '
+            f"rejected, found columns {sorted(record)} without either"
+        )
+    heads, tails = zip(*(_last_turn(side) for side in sides), strict=True)
+    prompt = _parsed(heads[0])
+    if heads[0] != heads[1] or prompt is None:
+        raise ValueError(f"{place}: expected transcripts that differ in the last Assistant turn alone, found others")
+    return Preference(prompt, tails[0].strip(), tails[1].strip())
+
+
+def _last_turn(transcript: str) -> tuple[str, str]:
+    head, _, tail = transcript.rpartition("\n\nAssistant:")
+    return head, tail
+
+
+def _parsed(transcript: str) -> Prompt | None:
+    """The turns of a transcript, a closing empty Assistant turn dropped; None when it is not one."""
+    parts = TURN.split(transcript)
+    if len(parts) < 3 or parts[0].strip():
+        return None
+    turns = [(ROLES[who.lower()], said.strip()) for who, said in zip(parts[1::2], parts[2::2], strict=True)]
+    if turns[-1] == ("assistant", ""):
+        turns.pop()
+    return Prompt(tuple(turns))

@@ -1,0 +1,183 @@
+"""A reward model from preferences, through TRL's RewardTrainer; the folder it writes is a reward for everything here."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from counterpoise.alignment.dpo import with_pad_token
+from counterpoise.alignment.preferences import Preference
+from counterpoise.alignment.quiet import quiet_libraries, without_printing
+from counterpoise.alignment.run import telling
+from counterpoise.averaging import versions, write_json
+from counterpoise.checkpoint import CheckpointError, open_checkpoint, refuse_occupied, staged
+from counterpoise.resident import without_bars
+from counterpoise.workbench import Stages
+
+
+def train_reward_model(
+    source: str | Path,
+    out: str | Path,
+    preferences: Sequence[Preference],
+    *,
+    epochs: int = 1,
+    learning_rate: float = 1e-5,
+    batch_size: int = 32,
+    micro_batch_size: int = 8,
+    max_length: int = 1024,
+    held_out: float = 0.1,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    command: str | None = None,
+    progress: Stages | None = None,
+) -> dict[str, Any]:
+    """Train -log sigmoid(r(chosen) - r(rejected)) (Bradley and Terry; Ouyang et al. 2022, equation 1) and write the model.
+
+    Prompts and responses are tokenised as `load_reward` tokenises them, so that the reward is asked what it was taught:
+    the prompt's words as one user turn of the chat template, or prompt and response as a text pair.
+
+    Args:
+        source: a language model or classifier; its head is replaced by one new output.
+        out: a new folder, for `--reward OUT`; it appears whole or not at all, with reward_model.json.
+        held_out: share of the pairs on which the accuracy is measured and that are not trained on.
+        max_length: pairs with a longer side are left out; at most the model's context.
+
+    Returns:
+        The content of reward_model.json: accuracy before and after on held-out pairs, losses, settings.
+
+    Raises:
+        ValueError: no end-of-sequence token, no pair that fits, a share out of range.
+        CheckpointError: no model at `source`, or an occupied `out`.
+    """
+    try:
+        from trl import RewardConfig, RewardTrainer
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("align reward-model needs trl; pip install 'counterpoise[align]'") from error
+    if not 0 <= held_out < 1:
+        raise ValueError(f"held_out: expected a share in [0, 1), found {held_out}")
+    refuse_occupied(Path(out).absolute())
+    checkpoint = open_checkpoint(source)
+    model, tokenizer = _load(checkpoint.folder, dtype=dtype, device=device)
+    limit = min(max_length, getattr(model.config, "max_position_embeddings", None) or max_length)
+    pairs = [pair for pair in _encoded(preferences, tokenizer) if max(map(len, pair.values())) <= limit]
+    if not pairs:
+        raise ValueError(
+            f"preferences: expected pairs of at most {limit} tokens, found none of {len(preferences)}; shorten them or "
+            "raise max_length"
+        )
+    random.Random(seed).shuffle(pairs)
+    cut = min(math.ceil(held_out * len(pairs)), len(pairs) - 1) if held_out else 0
+    tested, learned = pairs[:cut], pairs[cut:]
+    before = _accuracy(model, tested, tokenizer.pad_token_id, micro_batch_size)
+    with TemporaryDirectory() as scratch, quiet_libraries():
+        from datasets import Dataset
+
+        at_once = min(micro_batch_size, batch_size)
+        config = RewardConfig(
+            output_dir=scratch,
+            learning_rate=learning_rate,
+            num_train_epochs=epochs,
+            per_device_train_batch_size=at_once,
+            gradient_accumulation_steps=max(1, batch_size // at_once),
+            max_length=limit,
+            save_strategy="no",
+            logging_steps=1,
+            bf16=False,
+            gradient_checkpointing=False,
+            disable_tqdm=True,
+            report_to="none",
+            use_cpu=device == "cpu",
+            seed=seed,
+        )
+        trainer = RewardTrainer(
+            model=model, args=config, train_dataset=Dataset.from_list(learned), processing_class=tokenizer
+        )
+        without_printing(trainer).add_callback(_Bar(progress))
+        with telling(f"reward model: expected to write to {scratch}"):
+            trainer.train()
+    record = {
+        "source": str(source),
+        "pre": checkpoint.sha256,
+        "pairs": {"given": len(preferences), "trained": len(learned), "held_out": len(tested)},
+        "accuracy": {"before": before, "after": _accuracy(model, tested, tokenizer.pad_token_id, micro_batch_size)},
+        "loss": [line["loss"] for line in trainer.state.log_history if "loss" in line],
+        "settings": {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed},
+        "versions": versions(),
+        "command": command,
+    }
+    with telling(f"reward model: expected to write {out}"), staged(out) as folder, without_bars():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_json(folder / "reward_model.json", record)
+    return json.loads(json.dumps(record))  # type: ignore[no-any-return]
+
+
+def _load(folder: Path, *, dtype: torch.dtype, device: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    try:
+        tokenizer = with_pad_token(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+        with quiet_libraries(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # of the new head
+            model = AutoModelForSequenceClassification.from_pretrained(
+                folder, num_labels=1, dtype=dtype, ignore_mismatched_sizes=True, trust_remote_code=False
+            )
+    except OSError as error:
+        raise CheckpointError(f"{folder}: expected a model with its tokenizer, found: {error}") from None
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model.to(device), tokenizer
+
+
+def _encoded(preferences: Sequence[Preference], tokenizer: Any) -> list[dict[str, list[int]]]:
+    """Both sides of each pair as `counterpoise.evaluation.rewards.classifier` encodes them."""
+
+    def encode(prompt: str, response: str) -> list[int]:
+        if getattr(tokenizer, "chat_template", None):
+            chat = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+            text = tokenizer.apply_chat_template(chat, tokenize=False)
+            return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(tokenizer(prompt, response)["input_ids"])
+
+    return [
+        {"chosen_ids": encode(p.prompt.text, p.chosen), "rejected_ids": encode(p.prompt.text, p.rejected)}
+        for p in preferences
+    ]
+
+
+@torch.no_grad()
+def _accuracy(model: Any, pairs: Sequence[dict[str, list[int]]], pad: int, batch_size: int) -> float | None:
+    """Share of pairs whose chosen side scores higher; None without pairs."""
+    if not pairs:
+        return None
+    model.eval()
+    right = 0
+    for start in range(0, len(pairs), batch_size):
+        batch = pairs[start : start + batch_size]
+        rows = [pair[side] for side in ("chosen_ids", "rejected_ids") for pair in batch]
+        longest = max(map(len, rows))
+        ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=model.device)
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=model.device)
+        scores = model(input_ids=ids, attention_mask=mask).logits[:, 0]
+        right += int((scores[: len(batch)] > scores[len(batch) :]).sum())
+    return right / len(pairs)
+
+
+class _Bar(TrainerCallback):
+    """Moves the progress bar."""
+
+    def __init__(self, stages: Stages | None) -> None:
+        self.stages = stages
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """One step more."""
+        if self.stages is not None:
+            self.stages("reward model: steps", state.global_step, state.max_steps)
