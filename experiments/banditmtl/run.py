@@ -42,7 +42,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sentiment": {"folder": "sentiment-reviews", "layout": "fdu-mtl", "batch": 18, "tokens": 80, "width": 32},
     "topic": {"folder": "newsgroups", "layout": "newsgroups", "batch": 64, "tokens": 80, "width": 32},
 }
-COMMON: dict[str, Any] = {"lr": 2e-3, "epochs": 12, "patience": 4, "vectors": "GloVe 50d, frozen", "dropout": 0.5}
+COMMON: dict[str, Any] = {"lr": 2e-3, "epochs": 10, "patience": 3, "vectors": "GloVe 50d, frozen", "dropout": 0.5}
 RHO, ETA = 1.2, 0.5
 """Of a public re-implementation of BanditMTL; that they are the paper's own is unverified."""
 METHODS = (
@@ -70,6 +70,7 @@ def main() -> None:
         return
     kind = "sensitivity" if options.sensitivity else "imbalanced" if options.imbalanced else "main"
     store = HERE / "results" / f"{options.what}-{kind}.jsonl"
+    store.parent.mkdir(exist_ok=True)
     tasks = read(options.data, options.what)
     done = {run_key(line) for line in read_lines(store)}
     methods = sensitivity_grid(options.what) if options.sensitivity else [(m, {}) for m in options.methods.split(",")]
