@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,6 +54,23 @@ def test_every_tensor_of_every_family_has_one_place(family: str) -> None:
     assert len(layerwise(shapes)) == 6
     norms = [b.name for b in thirds(shapes).blocks for t in b.tensors if "norm" in t.lower() or "ln_" in t]
     assert len(set(norms)) == 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_outside_the_layers_can_be_a_block(family: str) -> None:
+    shapes = {n: t.shape for n, t in tiny(family).state_dict().items()}
+    for cut in (thirds(shapes), layerwise(shapes), by_module(shapes)):
+        wider = cut.with_rest_block()
+        assert wider.blocks[:-1] == cut.blocks
+        assert wider.blocks[-1].tensors == cut.rest
+        assert wider.rest == ()
+        assert wider.with_rest_block() is wider
+        ratios = np.linspace(0, 1, len(wider))
+        of = wider.ratios(shapes, ratios)
+        assert {of[n] for n in cut.rest} == {1.0}
+        assert all(of[t] == r for b, r in zip(cut.blocks, ratios, strict=False) for t in b.tensors)
+    counted = layerwise(shapes).with_rest_block(weight=6.0)
+    assert counted.mean([*[0.0] * 6, 1.0]) == pytest.approx(0.5)
 
 
 def test_by_module_cuts_across_layers_and_weighs_parameters() -> None:

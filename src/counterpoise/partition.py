@@ -12,6 +12,10 @@ from typing import Any
 import numpy as np
 
 
+OUTSIDE = "outside the layers"
+"""The block of embeddings, final norm and head, where they have a ratio of their own."""
+
+
 @dataclass(frozen=True)
 class Block:
     """Tensors that share a ratio.
@@ -34,7 +38,8 @@ class Partition:
 
     `rest` holds what stands outside the layers: embeddings, final norm, head. The paper keeps the head at the global
     ratio and is silent on the others, and its code averages different tensors in MA and in HMA (papers/hma.md, fault 8);
-    here one policy serves both, so that MA is the partition with all ratios equal.
+    here one policy serves both, so that MA is the partition with all ratios equal. `with_rest_block` gives them a ratio
+    of their own instead.
 
     >>> p = equal(["embed.weight", "layers.0.w", "layers.1.w", "layers.2.w"], 2)
     >>> [b.name for b in p.blocks], p.rest
@@ -89,6 +94,22 @@ class Partition:
                 "it was made for another model"
             )
         return {n: of[n] for n in wanted}
+
+    def with_rest_block(self, *, weight: float = 1.0) -> Partition:
+        """The same blocks, and what stands outside the layers as one block more, with a ratio of its own.
+
+        Args:
+            weight: of that block in the mean: it counts as one layer unless told otherwise. Where blocks are weighted by
+                parameters, give its parameters.
+
+        >>> p = equal(["embed.weight", "layers.0.w", "layers.1.w"], 2).with_rest_block()
+        >>> p.name, p.ratios(["embed.weight", "layers.1.w"], (0.1, 0.2, 0.9))
+        ('layerwise + outside', {'embed.weight': 0.9, 'layers.1.w': 0.2})
+        """
+        if not self.rest:
+            return self
+        outside = Block(OUTSIDE, float(weight), self.rest, ())
+        return Partition(f"{self.name} + outside", (*self.blocks, outside))
 
     def summary(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         """Names, weights, layers and sizes, as plain json for reports.

@@ -73,23 +73,26 @@ class Diagonal:
 
 
 def measure(alignment: Side, retention: Mapping[str, Side], points: Sequence[float] = POINTS) -> Diagonal:
-    """Both sides and their gradients at points of the diagonal.
+    """Both sides and their gradients at points of the diagonal; see `diagonal_of`."""
+    return diagonal_of(alignment.along(points), {name: side.along(points) for name, side in retention.items()})
+
+
+def diagonal_of(alignment: Slopes, retention: Mapping[str, Slopes]) -> Diagonal:
+    """Both sides as scaled separable models, from their slopes at points of the diagonal.
 
     Raises:
         ValueError: a side that does not get worse towards the other end, which leaves nothing to keep.
     """
     if not retention:
         raise ValueError("retention: expected at least one set of what PRE says, found none")
-    slopes = alignment.along(points)
-    scale = Scale.between(slopes.values[-1], slopes.values[0], "alignment")
-    model = _scaled(slopes, scale)
-    models, scales, passes, misfit = {}, {}, slopes.passes, _misfit(model, slopes, scale)
-    for name, side in retention.items():
-        kept = side.along(points)
+    scale = Scale.between(alignment.values[-1], alignment.values[0], "alignment")
+    model = _scaled(alignment, scale)
+    models, scales, passes, misfit = {}, {}, alignment.passes, _misfit(model, alignment, scale)
+    for name, kept in retention.items():
         scales[name] = Scale.between(kept.values[0], kept.values[-1], f"retention {name}")
         models[name] = _scaled(kept, scales[name])
         passes, misfit = passes + kept.passes, max(misfit, _misfit(models[name], kept, scales[name]))
-    errors = None if slopes.errors is None else slopes.errors / scale.gap
+    errors = None if alignment.errors is None else alignment.errors / scale.gap
     return Diagonal(model, models, scale, scales, passes, misfit, errors)
 
 
