@@ -14,6 +14,7 @@ from counterpoise.alignment.commands import app as align
 from counterpoise.evaluation.judge_commands import app as judge
 from counterpoise.merging.commands import merge
 from counterpoise.multitask.text.commands import app as multitask
+from counterpoise.report.front_command import front
 from counterpoise.terminal import bars, plain_errors
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ app.add_typer(align)
 app.add_typer(multitask)
 app.add_typer(judge)
 app.command()(merge)
+app.command()(front)
 
 Pre = Annotated[str, typer.Argument(help="Checkpoint before alignment: a folder, or a hub id org/name[@revision].")]
 Post = Annotated[str, typer.Argument(help="Checkpoint after alignment; may be a LoRA adapter on PRE.")]
@@ -330,7 +332,7 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """The whole story from nothing, offline, in about two minutes: train, align, measure the tax, give it back."""
-    with plain_errors(f"remove {out} and run it again"), bars(quiet) as progress:
+    with plain_errors("nothing was kept"), bars(quiet) as progress:
         from counterpoise.demo import run
 
         result = run(out, seed=seed, progress=progress)

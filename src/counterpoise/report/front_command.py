@@ -1,0 +1,33 @@
+"""`counterpoise front`: heavy imports inside the command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from counterpoise.terminal import plain_errors
+
+
+def front(
+    results: Annotated[list[Path], typer.Argument(help="Result files: restore.json, or any json with points.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Page to write; one that is there is replaced.")] = Path(
+        "front.html"
+    ),
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser at the end.")] = False,
+) -> None:
+    """Draw any set of result files on one page: reward against every ability, one colour a method."""
+    with plain_errors("nothing was written"):
+        from counterpoise.report.fronts import write_front
+
+        panels = write_front(results, out)
+    for panel in panels:
+        print(f"{panel.reward or 'unnamed reward'}: {', '.join(g.name for g in panel.groups)}")
+        for note in panel.notes:
+            print(f"  {note}")
+    print(f"wrote {out}")
+    if open_page:
+        import webbrowser
+
+        webbrowser.open(out.absolute().as_uri())

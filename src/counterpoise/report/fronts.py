@@ -1,0 +1,276 @@
+"""front.html: any set of result files on one page: every method's points, who beats whom, and what is kept at equal reward."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from counterpoise.matching import Matched
+from counterpoise.pareto import hypervolume
+from counterpoise.report import plots, reading
+from counterpoise.report.grid import Cell, Column, Table, as_html
+from counterpoise.report.marks import escaped
+from counterpoise.report.matched import REFERENCE, Row, matched
+from counterpoise.report.numbers import interval, number, p_value
+from counterpoise.report.page import Figures, fact_list, menu, page, plot_box, section, specs, write_whole
+from counterpoise.report.palette import SERIES, Look, light, look
+from counterpoise.report.panels import Panel, beaten_by, pooled, read_panels
+from counterpoise.report.reading import ENDS, RETENTION, Results
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+KNOWN = ("MA", "HMA", "LiNeS", "reversed", "random")
+# Beyond the palette's six; of middle lightness, since the page swaps only the palette's own where dark is preferred.
+MORE = ("#7a63d2", "#c0485a", "#0f93a8", "#6f8f2a", "#a06a44", "#c04fae")
+SYMBOLS = (
+    "pentagon",
+    "star",
+    "hourglass",
+    "bowtie",
+    "diamond-wide",
+    "hexagram",
+    "star-square",
+    "circle-cross",
+    "square-x",
+)
+CAPTION = (
+    "Up is more reward, right is more ability kept; one colour and mark a method. Bars are 95 % intervals of each point "
+    "alone, over items. Faded points are beaten by another in both. The line is the front."
+)
+
+
+def write_front(paths: Sequence[str | Path], out: str | Path) -> list[Panel]:
+    """Read result files and write the page; it appears whole or not at all.
+
+    Raises:
+        ValueError: see `read_panels`.
+    """
+    panels = read_panels(paths)
+    write_whole(Path(out), fronts_page(panels))
+    return panels
+
+
+def fronts_page(panels: Sequence[Panel]) -> str:
+    """The page as text: a figure and three tables a panel."""
+    figures: Figures = {}
+    runs = sum(len(p.runs) for p in panels)
+    title = f"{runs} {'run' if runs == 1 else 'runs'} on {'one front' if len(panels) == 1 else f'{len(panels)} fronts'}"
+    apart = (
+        "<p class=lead>Files with another reward or other abilities cannot share an axis; each set has its own part.</p>"
+        if len(panels) > 1
+        else ""
+    )
+    header = f"<header><p class=eyebrow>counterpoise · reward against abilities, every method</p><h1>{title}</h1>{apart}</header>"
+    body = "".join(_panel(panel, f"front-{n}", figures) for n, panel in enumerate(panels, start=1))
+    return page(f"counterpoise: {title}", header + body, figures)
+
+
+def looks(methods: Sequence[str]) -> dict[str, Look]:
+    """A colour and mark for each method: its own where it has one, else a colour that none of the others has.
+
+    Past twelve or so methods colours come back, with other marks.
+    """
+    own = {m: look(m) for m in methods if m in (*KNOWN, *ENDS)}
+    taken = {style.colour for style in own.values()}
+    colours = [c for c in (*(light(role) for role in SERIES), *MORE) if c not in taken]
+    others = [m for m in methods if m not in own]
+    return own | {
+        m: Look(colours[i % len(colours)], SYMBOLS[(i + i // len(colours)) % len(SYMBOLS)])
+        for i, m in enumerate(others)
+    }
+
+
+def front_figure(results: Results, axis: str, part: str) -> Figure:
+    """`plots.front` with a colour for every method."""
+    figure = plots.front(results, axis, part=part)
+    of = looks(list(dict.fromkeys(p["method"] for p in results["points"])))
+    for method, style in of.items():
+        marker = {"marker": {"color": style.colour, "symbol": style.symbol}}
+        bars = {"error_x": {"color": style.colour}, "error_y": {"color": style.colour}}
+        for trace in figure.select_traces({"legendgroup": escaped(method)}):
+            trace.update(marker if trace.error_x.array is None else {**marker, **bars})
+    return figure
+
+
+def points_table(panel: Panel, results: Results) -> Table:
+    """Every point, pooled over runs, and what beats it."""
+    axis = (reading.axes(results) or [RETENTION])[0]
+    rows = [p for part in reading.parts(results) for p in reading.points(results, part)]
+    over = {id(p): beaten_by(results, p, axis) for p in rows}
+    several = any(p["runs"] > 1 for p in rows)
+    scores = [
+        Column(_title(results, a), lambda p, a=a: Cell(*interval(reading.score(results, p, a) or {})))
+        for a in reading.axes(results)
+    ]
+    columns = [
+        Column("point", lambda p: Cell(str(p["name"]), f"{p['runs']} runs" if p["runs"] > 1 else ""), False),
+        Column("data", lambda p: Cell(str(p.get("part") or "")), False),
+        Column("reward", lambda p: Cell(*interval(p.get("reward") or {}))),
+        *([Column("over runs", lambda p: Cell(_spread(p.get("reward"))))] if several else []),
+        *scores[:1],
+        Column("beaten by", lambda p: Cell(_few(over[id(p)])), False),
+        *scores[1:],
+    ]
+    notes = [
+        f"Beaten by: points that are at least as good in reward and {_title(results, axis)} and better in one, by value alone."
+    ]
+    if several:
+        notes.append(
+            "Pooled over runs that differ in the seed. Brackets: 95 % intervals over items for these runs; "
+            "over runs: the least and the largest run."
+        )
+    return Table(tuple(columns), tuple(rows), tuple(notes), lambda p: bool(over[id(p)]))
+
+
+def hypervolume_table(panel: Panel) -> Table:
+    """Hypervolume of each method's front in every run, the largest mean first."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for group in panel.groups:
+        for run in group.runs:
+            for method, value in hypervolumes(run.results).items():
+                found.setdefault((group.name, method), []).append(value)
+    rows = sorted(found.items(), key=lambda item: -sum(item[1]) / len(item[1]))
+    columns = [
+        Column("method", lambda r: Cell(r[0][1], r[0][0] if len(panel.groups) > 1 else ""), False),
+        Column("hypervolume", lambda r: Cell(number(sum(r[1]) / len(r[1]), 3))),
+    ]
+    if len(panel.runs) > len(panel.groups):
+        columns += [
+            Column("over runs", lambda r: Cell(f"{number(min(r[1]), 3)} to {number(max(r[1]), 3)}")),
+            Column("runs", lambda r: Cell(number(len(r[1]), 0))),
+        ]
+    note = (
+        "The area under each method's front between PRE's reward and POST's retention; the rectangle that PRE and POST span "
+        "counts as 1. PRE and POST belong to every front. More points make a larger area: compare equal grids."
+    )
+    return Table(tuple(columns), tuple(rows), (note,))
+
+
+def hypervolumes(results: Results) -> dict[str, float]:
+    """Scaled hypervolume of each method with PRE and POST, from the part with most points; else what the file recorded."""
+    parts = reading.parts(results)
+    part = max(parts, key=lambda p: len(reading.points(results, p)), default=reading.VALIDATION)
+    found = reading.placed(results, part, RETENTION)
+    ends = {p["method"]: p for p in found if p["method"] in ENDS}
+    at = {id(p): (p["reward"]["value"], reading.score_value(results, p, RETENTION)) for p in found}
+    recorded = {m: v for m, v in (results.get("hypervolume") or {}).items() if v is not None}
+    if recorded and not any(p.get("ratios") for p in found):
+        return recorded
+    if len(ends) < 2:
+        return recorded
+    pre, post = at[id(ends["PRE"])], at[id(ends["POST"])]
+    span = post[0] - pre[0], pre[1] - post[1]
+    if min(span) <= 0:
+        return recorded
+    volumes = {}
+    for method in dict.fromkeys(p["method"] for p in found if p["method"] not in ENDS):
+        some = [at[id(p)] for p in found if p["method"] in (method, *ENDS)]
+        scaled = [((r - pre[0]) / span[0], (a - post[1]) / span[1]) for r, a in some]
+        volumes[method] = hypervolume(scaled, [0.0, 0.0])
+    return volumes
+
+
+def matched_table(panel: Panel, rows: Sequence[Row]) -> Table:
+    """What each point keeps beyond MA at its own reward."""
+    results = panel.runs[0].results
+    axes = reading.axes(results)
+    unreached = [r.name for r in rows if not r.gains]
+    shown = [r for r in rows if r.gains]
+    paired = any(math.isfinite(g.p) for r in shown for g in r.gains.values())
+    first = next((a for a in axes if any(a in r.gains for r in shown)), RETENTION)
+    columns = [
+        Column("point", lambda r: Cell(r.name, _about(r, panel)), False),
+        Column("data", lambda r: Cell(r.part), False),
+        *(Column(_title(results, a), lambda r, a=a: _gain(r.gains.get(a))) for a in axes),
+        *([Column("p", lambda r: Cell(p_value(r.gains[first].p if first in r.gains else None)))] if paired else []),
+    ]
+    notes = [
+        f"Score minus that of {REFERENCE} (with PRE and POST as its ends) at the same reward, read off straight lines between "
+        "its points; positive is better than averaging."
+    ]
+    notes.append(
+        f"Brackets: 95 % intervals by paired bootstrap over prompts and items, pooled over runs; bold: they leave out 0. p is "
+        f"of {_title(results, first)}, two-sided, not adjusted for the number of rows."
+        if paired
+        else "No intervals: these files do not hold the score of every item (counterpoise.results writes files that do)."
+    )
+    if not any(p["method"] == REFERENCE for run in panel.runs for p in run.results["points"]):
+        notes = [f"These files hold no points of {REFERENCE}, so nothing is compared at equal reward."]
+    elif unreached:
+        notes.append(
+            f"{REFERENCE} does not reach the reward of: {', '.join(dict.fromkeys(unreached))}; or was not measured."
+        )
+    return Table(tuple(columns), tuple(shown), tuple(notes))
+
+
+def _panel(panel: Panel, name: str, figures: Figures) -> str:
+    results = pooled(panel)
+    parts = [p for p in reading.parts(results) if any(reading.placed(results, p, a) for a in reading.axes(results))]
+    axes = [a for a in reading.axes(results) if all(reading.placed(results, p, a) for p in parts)]
+    shown = {f"{axis}|{part}": front_figure(results, axis, part) for axis in axes for part in parts}
+    figures[name] = specs(shown)
+    menus = [
+        menu("horizontal axis:", {a: _title(results, a) for a in axes}),
+        menu("measured on:", {p: f"{p} data" for p in parts}),
+    ]
+    facts: Mapping[str, Any] = {
+        "Reward": panel.reward,
+        "Files": ", ".join(file for run in panel.runs for file in run.files),
+        "Runs": len(panel.runs) if len(panel.runs) > 1 else None,
+    }
+    notes = "".join(f"<p class=note>{html.escape(n)}</p>" for n in panel.notes)
+    box = plot_box(name, "Reward against abilities kept", menus, CAPTION)
+    content = f"{fact_list(facts)}<h3>Reward against abilities kept</h3>{box}{notes}"
+    kept = matched_table(panel, matched(panel))
+    if kept:
+        content += f"<h3>At the same reward as {REFERENCE}</h3>{as_html(kept)}"
+    elif kept.notes:
+        content += f"<p class=note>{html.escape(kept.notes[-1])}</p>"
+    if volumes := hypervolume_table(panel):
+        content += f"<h3>Hypervolume</h3>{as_html(volumes)}"
+    content += f"<h3>Every point</h3>{as_html(points_table(panel, results))}"
+    return section(_heading(panel), content)
+
+
+def _heading(panel: Panel) -> str:
+    abilities = list(reading.primary(panel.runs[0].results))
+    return f"{panel.reward or 'Reward'} against {', '.join(abilities) or 'retention'}"
+
+
+def _title(results: Results, axis: str) -> str:
+    if axis == RETENTION:
+        return "retention"
+    floor = ", at floor" if axis in reading.floored(results) else ""
+    return f"{axis} ({reading.primary(results)[axis]}{floor})"
+
+
+def _gain(found: Matched | None) -> Cell:
+    if found is None:
+        return Cell(number(None, 2))
+    if not math.isfinite(found.low):
+        return Cell(number(found.value, 3, signed=True))
+    value = {"value": found.value, "low": found.low, "high": found.high}
+    return Cell(*interval(value, signed=True), strong=found.low > 0 or found.high < 0)
+
+
+def _about(row: Row, panel: Panel) -> str:
+    runs = max(len(g.by_run) for g in row.gains.values())
+    lost = max(sum(v is None for v in g.by_run) for g in row.gains.values())
+    told = [row.group] if len(panel.groups) > 1 else []
+    told += [f"{runs} runs"] if runs > 1 else []
+    told += [f"{lost} out of {REFERENCE}'s reach"] if lost else []
+    return ", ".join(told)
+
+
+def _spread(found: Mapping[str, Any] | None) -> str:
+    if not found or "from" not in found:
+        return ""
+    return f"{number(found['from'], 2)} to {number(found['to'], 2)}"
+
+
+def _few(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,123 @@
+"""Reward-matched comparison of a panel's points with its MA curve, by paired bootstrap where the files hold every item."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from counterpoise.evaluation.measurement import Measurement
+from counterpoise.matching import Matched, Scored, Statistics, meeting, reward_matched
+from counterpoise.matching import Run as Pair
+from counterpoise.pareto import interval
+from counterpoise.report import reading
+from counterpoise.report.panels import Group, Panel, Run
+from counterpoise.report.reading import ENDS, RETENTION, Point, Results
+from counterpoise.results import measurement
+
+REFERENCE = "MA"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One point against the reference at its reward.
+
+    Attributes:
+        gains: axis -> the difference; its interval is NaN where a file does not hold every item, and the axis is absent
+            where the reference does not reach the point's reward.
+    """
+
+    name: str
+    group: str
+    part: str
+    gains: dict[str, Matched]
+
+
+def matched(panel: Panel, reference: str = REFERENCE) -> list[Row]:
+    """Every point that is neither PRE, POST nor of the reference, against the reference of its own group and run."""
+    rows = []
+    for group in panel.groups:
+        for part in reading.parts({"points": [p for r in group.runs for p in r.results["points"]]}):
+            names = dict.fromkeys(
+                p["name"]
+                for r in group.runs
+                for p in reading.points(r.results, part)
+                if p["method"] not in (*ENDS, reference)
+            )
+            for name in names:
+                gains = {
+                    a: g for a in reading.axes(group.runs[0].results) if (g := _gain(group, name, part, a, reference))
+                }
+                rows.append(Row(name, group.name, part, gains))
+    return rows
+
+
+def reference_curve(results: Results, part: str, axis: str, reference: str = REFERENCE) -> list[Point]:
+    """PRE, the reference's points and POST, in the order of their mean ratio; those with a reward and a score on `axis`."""
+    place = {"PRE": 0.0, "POST": 1.0}
+    found = [p for p in reading.placed(results, part, axis) if p["method"] in (*ENDS, reference)]
+    return sorted(found, key=lambda p: place.get(p["method"], p.get("mean") or 0.0))
+
+
+def _gain(group: Group, name: str, part: str, axis: str, reference: str) -> Matched | None:
+    pairs: list[Pair] = []
+    values: list[float | None] = []
+    complete = True
+    for run in group.runs:
+        point = next((p for p in reading.placed(run.results, part, axis) if p["name"] == name), None)
+        curve = reference_curve(run.results, part, axis, reference)
+        if point is None or not any(p["method"] == reference for p in curve):
+            continue
+        values.append(_value(run.results, point, curve, axis))
+        counted = _counted(run, part, axis)
+        scored = [_scored(run.results, p, counted) for p in (point, *curve)]
+        whole = [s for s in scored if s is not None]
+        complete = complete and len(whole) == len(scored)
+        if complete:
+            pairs.append(Pair(whole[0], whole[1:]))
+    if complete and pairs:
+        return reward_matched(pairs, _scales(group.runs, part, axis))
+    known = [v for v in values if v is not None]
+    nan = float("nan")
+    return Matched(float(np.mean(known)), nan, nan, nan, tuple(values), nan) if known else None
+
+
+def _value(results: Results, point: Point, curve: Sequence[Point], axis: str) -> float | None:
+    """The difference from the scores alone."""
+    x = [p["reward"]["value"] - point["reward"]["value"] for p in curve]
+    y = [reading.score_value(results, p, axis) - reading.score_value(results, point, axis) for p in curve]
+    value, inside = meeting([x], [y])
+    return float(-value[0]) if inside[0] else None
+
+
+def _counted(run: Run, part: str, axis: str) -> list[tuple[str, str]]:
+    """The abilities of an axis with their metrics."""
+    primary = reading.primary(run.results)
+    if axis != RETENTION:
+        return [(axis, primary[axis])]
+    floor = reading.floored(run.results)
+    return [(a, m) for a, m in primary.items() if a not in floor]
+
+
+def _scored(results: Results, point: Point, counted: Sequence[tuple[str, str]]) -> Scored | None:
+    found = [measurement(results, point, *key) for key in [("reward", "reward"), *counted]]
+    held = [_statistics(m) for m in found if m is not None]
+    return Scored(held[0], tuple(held[1:])) if len(held) == len(found) else None
+
+
+def _statistics(m: Measurement) -> Statistics:
+    return Statistics(m.statistics, m.aggregate)
+
+
+def _scales(runs: Sequence[Run], part: str, axis: str) -> list[float]:
+    """1 for one ability; the standard errors at PRE, averaged over runs, for retention."""
+    counted = _counted(runs[0], part, axis)
+    if axis != RETENTION:
+        return [1.0]
+    errors = []
+    for run in runs:
+        pre = next(p for p in reading.points(run.results, part) if p["method"] == "PRE")
+        held = [measurement(run.results, pre, *key) for key in counted]
+        errors.append([interval(m.statistics, m.aggregate).standard_error if m is not None else 1.0 for m in held])
+    return [float(e) if e > 0 else 1.0 for e in np.mean(errors, axis=0)]

@@ -1,0 +1,313 @@
+"""Result files that can share a figure, and their points pooled over runs that differ in the seed alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from counterpoise.pareto import interval
+from counterpoise.report import reading
+from counterpoise.report.marks import standard_error
+from counterpoise.report.reading import ENDS, HELD_OUT, RETENTION, Point, Results
+from counterpoise.results import measurement
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: the points of one or several files.
+
+    Attributes:
+        files: their names.
+    """
+
+    files: tuple[str, ...]
+    seed: Any
+    results: Results
+
+    @property
+    def label(self) -> str:
+        """The name of its first file."""
+        return self.files[0]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in the seed alone; their points are pooled by name."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What shares a figure: groups scored by one reward and the same abilities.
+
+    Attributes:
+        notes: what a reader should know about which files are here.
+    """
+
+    groups: tuple[Group, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs."""
+        return [run for group in self.groups for run in group.runs]
+
+    @property
+    def reward(self) -> str | None:
+        """The reward's name."""
+        return next((str(r.results["reward"]) for r in self.runs if r.results.get("reward")), None)
+
+
+@dataclass
+class _File:
+    label: str
+    content: dict[str, Any]
+    joins: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+def read_panels(paths: Sequence[str | Path]) -> list[Panel]:
+    """Read result files (restore.json, or any json with `points` or a tax table) and sort them into panels.
+
+    Files that name a `run` are joined when run and seed are equal and pooled over seeds; others are pooled when their
+    commands differ in --seed alone. A file that names no reward joins the panel with the same abilities, if there is
+    just one, and a note says so.
+
+    Raises:
+        ValueError: no files, one that is no json, or one without points.
+    """
+    if not paths:
+        raise ValueError("front: expected at least one result file")
+    files = [_File(label, _read(Path(path))) for path, label in zip(paths, _labels(paths), strict=True)]
+    by_signature: dict[tuple[Any, ...], list[_File]] = {}
+    for file in files:
+        by_signature.setdefault(_signature(file.content), []).append(file)
+    for signature in [s for s in by_signature if s[0] is None]:
+        kin = [s for s in by_signature if s[0] is not None and s[1] == signature[1]]
+        if len(kin) == 1:
+            moved = by_signature.pop(signature)
+            for file in moved:
+                file.notes.append(
+                    f"{file.label} names no reward; it is drawn here because it has the same abilities and metrics"
+                )
+                if len(by_signature[kin[0]]) == 1:  # then it is taken for more points of that run
+                    host = by_signature[kin[0]][0]
+                    file.joins = host.label
+                    file.content |= {k: host.content[k] for k in ("run", "seed") if k in host.content}
+            by_signature[kin[0]] += moved
+    return [Panel(tuple(_groups(f)), tuple(n for x in f for n in x.notes)) for f in by_signature.values()]
+
+
+def pooled(panel: Panel) -> dict[str, Any]:
+    """A panel as one results dict: every point pooled over the runs of its group, which the name tells if there are several.
+
+    The value is the mean over runs. Its interval is over items, for these runs: from the mean of each item's statistics
+    where all runs hold them for the same items, else the mean of the runs' intervals, which is too wide rather than too
+    narrow.
+    """
+    points = []
+    for group in panel.groups:
+        many = len(panel.groups) > 1
+        found: dict[tuple[str, str], list[tuple[Results, Point]]] = {}
+        for run in group.runs:
+            for point in run.results["points"]:
+                key = (point.get("part", reading.VALIDATION), point["name"])
+                found.setdefault(key, []).append((run.results, point))
+        for (part, name), some in found.items():
+            first = some[0][1]
+            label = name if not many or first["method"] == "PRE" else f"{name} ({group.name})"
+            if first["method"] == "PRE" and any(p["name"] == name and p["part"] == part for p in points):
+                continue  # one PRE for all groups
+            method = first["method"] if not many or first["method"] in ENDS else f"{first['method']} ({group.name})"
+            points.append({**_pool(some), "name": label, "method": method, "part": part, "group": group.name})
+    first = panel.runs[0].results
+    only = panel.runs[0] if len(panel.runs) == 1 else None
+    return {
+        "points": points,
+        "tax": first.get("tax"),
+        "reward": panel.reward,
+        "pick": only.results.get("pick") if only else None,
+    }
+
+
+def beaten_by(results: Results, point: Point, axis: str = RETENTION) -> list[str]:
+    """Names of the points of the same part that are at least as good in reward and on `axis`, and better in one."""
+    part = point.get("part", reading.VALIDATION)
+    here = point["reward"]["value"], reading.score_value(results, point, axis)
+    names = []
+    for other in reading.placed(results, part, axis):
+        there = other["reward"]["value"], reading.score_value(results, other, axis)
+        if there != here and there[0] >= here[0] and there[1] >= here[1]:
+            names.append(str(other["name"]))
+    return names
+
+
+def _pool(some: Sequence[tuple[Results, Point]]) -> dict[str, Any]:
+    points = [p for _, p in some]
+    metrics = {a: list(ms) for a, ms in (points[0].get("abilities") or {}).items()}
+    return {
+        "ratios": points[0].get("ratios") or [],
+        "mean": points[0].get("mean"),
+        "runs": len(points),
+        "reward": _pool_score(some, "reward", "reward", [p.get("reward") for p in points]),
+        "abilities": {
+            a: {
+                m: _pool_score(some, a, m, [((p.get("abilities") or {}).get(a) or {}).get(m) for p in points])
+                for m in ms
+            }
+            for a, ms in metrics.items()
+        },
+        "retention": _pool_score(some, "", "", [p.get("retention") for p in points]),
+    }
+
+
+def _pool_score(
+    some: Sequence[tuple[Results, Point]], name: str, metric: str, scores: Sequence[Mapping[str, Any] | None]
+) -> dict[str, Any] | None:
+    known = [dict(s) for s in scores if reading.known(s)]
+    if len(known) < len(scores) or not known:
+        return None
+    if len(known) == 1:
+        return known[0]
+    values = [float(s["value"]) for s in known]
+    value = float(np.mean(values))
+    found = [measurement(r, p, name, metric) for r, p in some]
+    held = [m for m in found if m is not None]
+    if len(held) == len(some) and len({m.keys for m in held}) == 1:
+        of = interval(np.mean([m.statistics for m in held], axis=0), held[0].aggregate)
+        low, high = value + of.low - of.value, value + of.high - of.value
+    elif all(s.get("low") is not None and s.get("high") is not None for s in known):
+        low, high = (float(np.mean([s[k] for s in known])) for k in ("low", "high"))
+    else:
+        return {"value": value, "low": None, "high": None, "from": min(values), "to": max(values)}
+    return {"value": value, "low": low, "high": high, "from": min(values), "to": max(values)}
+
+
+def _groups(files: Sequence[_File]) -> list[Group]:
+    runs: dict[Any, list[_File]] = {}
+    for file in files:
+        content = file.content
+        key = (content["run"], content.get("seed")) if content.get("run") else file.joins or file.label
+        runs.setdefault(key, []).append(file)
+    groups: dict[tuple[str, Any], list[Run]] = {}
+    for members in runs.values():
+        content = members[0].content
+        for other in members[1:]:
+            content = _joined(content, other.content, other.label)
+        run = Run(tuple(m.label for m in members), content.get("seed"), content)
+        command = re.sub(r"--seed[ =]\S+", "", str(content.get("command") or members[0].label))
+        group = ("run", content["run"]) if content.get("run") else ("command", command)
+        taken = [r.seed for r in groups.get(group, [])]
+        groups.setdefault(group if run.seed not in taken else ("file", run.label), []).append(run)
+    return [Group(_name(key, members), tuple(members)) for key, members in groups.items()]
+
+
+def _name(key: tuple[str, Any], members: Sequence[Run]) -> str:
+    if key[0] == "run":
+        return str(key[1])
+    return members[0].label if len(members) == 1 else f"{members[0].label} and {len(members) - 1} more seeds"
+
+
+def _joined(first: dict[str, Any], second: dict[str, Any], label: str) -> dict[str, Any]:
+    """Two files of one run and seed: their points together; those in both must be the same."""
+    have = {(p.get("part"), p["name"]): p for p in first["points"]}
+    new = []
+    for point in second["points"]:
+        known = have.get((point.get("part"), point["name"]))
+        if known is None:
+            new.append(point)
+        elif known["reward"] != point["reward"]:
+            raise ValueError(
+                f"{label}: {point['name']} of run {second.get('run')!r}, seed {second.get('seed')}, has another reward than "
+                "in the file before it; one of the two is stale"
+            )
+    for part, items in (second.get("items") or {}).items():
+        if new and items != (first.get("items") or {}).get(part):
+            raise ValueError(
+                f"{label}: run {second.get('run')!r} was measured on other items than in the file before it"
+            )
+    return {**first, "points": [*first["points"], *new], "pick": first.get("pick")}
+
+
+def _signature(content: Results) -> tuple[Any, ...]:
+    return content.get("reward"), tuple(sorted(reading.primary(content).items()))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: expected a json result file, found something else ({error})") from None
+    points = content.get("points") if isinstance(content, dict) else None
+    if not points and isinstance(content, dict):
+        points = _from_tax(content) or _from_partwise(content)
+    if not points:
+        raise ValueError(f"{path}: expected a result file with points or a tax table, found neither")
+    if broken := next((k for k in ("name", "method") for p in points if k not in p), None):
+        raise ValueError(f"{path}: expected every point to have a name and a method, found one without {broken}")
+    return {**content, "points": points}
+
+
+def _from_tax(content: Results) -> list[dict[str, Any]]:
+    """PRE, POST and the pick of a file that kept its held-out table alone; retention without its interval."""
+    rows = content.get("tax") or []
+    pick = content.get("pick")
+    columns = [("PRE", "PRE", "pre"), ("POST", "POST", "post")]
+    columns += [(str(pick), str(pick).partition(" ")[0], "pick")] if pick else []
+    found: list[dict[str, Any]] = []
+    for name, method, key in columns:
+        if not rows or not all(r.get(key) for r in rows):
+            continue
+        abilities: dict[str, dict[str, Any]] = {}
+        for row in rows:
+            if row["name"] != "reward":
+                abilities.setdefault(row["name"], {})[row["metric"]] = row[key]
+        firsts = {r["name"]: r for r in reversed(rows) if r["name"] != "reward" and not r.get("at_floor")}
+        steps = [
+            (r[key]["value"] - r["pre"]["value"]) / standard_error(r["pre"])
+            for r in firsts.values()
+            if standard_error(r["pre"]) > 0
+        ]
+        retention = {"value": float(np.mean(steps)), "low": None, "high": None} if steps else None
+        reward = next((r[key] for r in rows if r["name"] == "reward"), None)
+        found.append(
+            {
+                "name": name,
+                "method": method,
+                "part": HELD_OUT,
+                "reward": reward,
+                "abilities": abilities,
+                "retention": retention,
+            }
+        )
+    return found
+
+
+def _from_partwise(content: Results) -> list[dict[str, Any]]:
+    """The points of experiments/hma/partwise.py."""
+    return [
+        {
+            "name": f"{row['part']} {row['ratio']:g}",
+            "method": "part-wise",
+            "part": reading.VALIDATION,
+            **{k: row[k] for k in ("reward", "abilities", "retention")},
+        }
+        for row in content.get("partwise") or ()
+    ]
+
+
+def _labels(paths: Sequence[str | Path]) -> list[str]:
+    """File names without .json; with their folder where the names alone are equal or say nothing."""
+    stems = [Path(p).stem for p in paths]
+    return [
+        s if stems.count(s) == 1 and s not in ("restore", "results") else f"{Path(p).absolute().parent.name}/{s}"
+        for p, s in zip(paths, stems, strict=True)
+    ]

@@ -1,0 +1,148 @@
+"""A results file: points with their intervals, and the statistics of every item, so that files can be compared in pairs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from counterpoise.evaluation.measurement import Measurement
+
+if TYPE_CHECKING:
+    from counterpoise.evaluation.tax import Scores
+
+DIGITS, KEY_LENGTH = 8, 16  # of a statistic, of an item's key: enough for every score shown, a third of the bytes
+
+
+class Measured(NamedTuple):
+    """One model and what it scored.
+
+    Attributes:
+        name: unique within the file and the same in the files of other seeds ("L2 0.04").
+        method: what shares a colour ("L2"); "PRE", "POST" and "MA" are known to the page.
+        ratios, mean: of an average; empty and None otherwise.
+        settings: whatever else made it.
+    """
+
+    name: str
+    method: str
+    scores: Scores
+    ratios: tuple[float, ...] = ()
+    mean: float | None = None
+    settings: Mapping[str, Any] = {}
+
+
+def results(
+    points: Sequence[Measured],
+    *,
+    run: str,
+    seed: int,
+    reward: str,
+    part: str = "held-out",
+    about: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """One run's results as plain json, in the format of restore.json, with the statistics of every item.
+
+    Files of the same `run` are pooled over their seeds, and files of the same run and seed are joined, by
+    `counterpoise front`.
+
+    Args:
+        points: the first one PRE and the second one POST, all measured on the same items of one part.
+        run: what was aligned and how, without the seed ("rsf").
+        reward: the reward's name; only files of one reward are drawn together.
+        about: what else to record: command, commit, versions, settings.
+
+    Raises:
+        ValueError: PRE or POST missing or out of place, a name twice, other items in one of the points.
+    """
+    from counterpoise.evaluation.tax import at_floor, tax_table
+    from counterpoise.workbench import steps_from_pre
+
+    _check(points)
+    pre, post = points[0].scores, points[1].scores
+    counted = [name for name, measurements in pre.abilities.items() if not at_floor(measurements)]
+    rows = [
+        {
+            "name": p.name,
+            "method": p.method,
+            "part": part,
+            "mean": p.mean,
+            "ratios": list(p.ratios),
+            "settings": dict(p.settings),
+            **p.scores.summary(),
+            "retention": steps_from_pre(pre, p.scores, counted) if counted else None,
+            "statistics": {n: {m.metric: _rows(m) for m in ms} for n, ms in _all(p.scores).items()},
+        }
+        for p in points
+    ]
+    items = {
+        name: {
+            m.metric: {
+                "aggregate": m.aggregate,
+                "unit": m.unit,
+                "chance": m.chance,
+                "keys": [k[:KEY_LENGTH] for k in m.keys],
+            }
+            for m in measurements
+        }
+        for name, measurements in _all(pre).items()
+    }
+    return {
+        **(about or {}),
+        "run": run,
+        "seed": seed,
+        "reward": reward,
+        "points": rows,
+        "items": {part: items},
+        "tax": tax_table(pre, post),
+    }
+
+
+def write_results(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write what `results` made, whole or not at all; one line a point, so that version control shows what changed."""
+    from counterpoise.report.page import write_whole
+
+    lines = [f"{json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in content.items() if k != "points"]
+    rows = ",\n  ".join(json.dumps(p, ensure_ascii=False) for p in content["points"])
+    write_whole(Path(path), "{\n " + ",\n ".join([*lines, f'"points": [\n  {rows}\n ]']) + "\n}\n")
+
+
+def measurement(content: Mapping[str, Any], point: Mapping[str, Any], name: str, metric: str) -> Measurement | None:
+    """The item by item measurement of a point, "reward" or an ability; None when the file does not hold it."""
+    about = (((content.get("items") or {}).get(point.get("part")) or {}).get(name) or {}).get(metric)
+    values = ((point.get("statistics") or {}).get(name) or {}).get(metric)
+    if about is None or values is None:
+        return None
+    statistics = np.array(values, dtype=np.float64)
+    statistics = statistics[:, None] if statistics.ndim == 1 else statistics
+    return Measurement(metric, about["unit"], statistics, about["aggregate"], about["chance"], tuple(about["keys"]))
+
+
+def _all(scores: Scores) -> dict[str, list[Measurement]]:
+    return {"reward": [scores.reward], **scores.abilities}
+
+
+def _rows(m: Measurement) -> list[Any]:
+    rounded = [[float(f"{v:.{DIGITS}g}") for v in row] for row in m.statistics.tolist()]
+    return [row[0] for row in rounded] if m.statistics.shape[1] == 1 else rounded
+
+
+def _check(points: Sequence[Measured]) -> None:
+    if [p.method for p in points[:2]] != ["PRE", "POST"]:
+        raise ValueError(
+            f"results: expected PRE and POST as the first two points, found {[p.method for p in points[:2]]}"
+        )
+    names = [p.name for p in points]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise ValueError(f"results: expected each name once, found {twice[0]!r} twice")
+    wanted = {n: [(m.metric, m.keys) for m in ms] for n, ms in _all(points[0].scores).items()}
+    for p in points[1:]:
+        found = {n: [(m.metric, m.keys) for m in ms] for n, ms in _all(p.scores).items()}
+        if found != wanted:
+            other = next(n for n in {**wanted, **found} if found.get(n) != wanted.get(n))
+            raise ValueError(
+                f"results: expected all points measured on the same items, but {p.name}'s {other} is not PRE's"
+            )
