@@ -1,0 +1,294 @@
+"""The two-sided search on a workbench: its data drawn once, its slopes measured once, its ratios found once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from counterpoise.drawing import answers, ratings, words
+from counterpoise.evaluation.sweep import digest
+from counterpoise.language import Example
+from counterpoise.partition import Partition
+from counterpoise.search.contrast import Rated, contrast
+from counterpoise.search.fisher import Quadratic, block_fisher, fisher_path
+from counterpoise.search.on_policy import OnPolicy
+from counterpoise.search.proxies import ProxySet
+from counterpoise.search.retention import OPENINGS
+from counterpoise.search.sides import Likelihood, Scale, Side, Slopes
+from counterpoise.search.two_sided import POINTS, Diagonal, Found, diagonal_of, exact, path
+from counterpoise.workbench import Workbench
+
+FORMS = ("imitation", "contrast", "reward")
+Array = NDArray[np.float64]
+
+
+class TwoSided:
+    """Both sides of one pair on one partition, measured when first needed and kept in the workbench's store.
+
+    Args:
+        cut: usually `layerwise(names).with_rest_block()`.
+        form: of the alignment side: "imitation" of POST's good responses, "contrast" of good against bad ones, or the
+            "reward" itself, its gradient from responses drawn at each point.
+        size: sequences on each side (for "reward", drawn anew at every point).
+        n: responses a prompt where they are compared with one another ("contrast", "reward").
+        openings: what PRE continues; empty for its responses to prompts alone.
+        with_prompts: whether PRE's responses to the proxy prompts are retained too.
+        calibrated: right answers of so many validation items an ability, as retention sets of their own.
+        rho: radius of the adversary's KL ball over the retention sets; above 0 they stay apart, else they are one.
+    """
+
+    def __init__(
+        self,
+        bench: Workbench,
+        cut: Partition,
+        *,
+        form: str = "imitation",
+        size: int = 256,
+        n: int = 4,
+        openings: Sequence[str] = OPENINGS,
+        with_prompts: bool = True,
+        calibrated: int = 0,
+        rho: float = 0.0,
+    ) -> None:
+        if form not in FORMS:
+            raise ValueError(f"alignment: expected {', '.join(FORMS)}, found {form!r}")
+        if size < 2 * n:
+            raise ValueError(f"proxy_size: expected at least {2 * n} sequences, found {size}")
+        if not 0 <= rho < np.inf:
+            raise ValueError(f"rho: expected a finite number >= 0, found {rho}")
+        self.bench, self.cut, self.form, self.size, self.n, self.rho = bench, cut, form, size, n, rho
+        self.openings, self.with_prompts, self.calibrated = tuple(openings), with_prompts, calibrated
+        self._batch = max(1, bench.panel.batch_size // 2)
+
+    @cached_property
+    def diagonal(self) -> Diagonal:
+        """Both sides at five points of the diagonal."""
+        kept = {name: _slopes(s) for name, s in self.measured["retention"].items() if name not in self.left_out}
+        return diagonal_of(_slopes(self.measured["alignment"]), kept)
+
+    @cached_property
+    def left_out(self) -> tuple[str, ...]:
+        """Calibrated abilities on which POST loses nothing: there is nothing to retain."""
+        values = {name: s["values"] for name, s in self.measured["retention"].items()}
+        return tuple(t for t, v in values.items() if t in self._answers and not v[-1] > v[0])
+
+    @cached_property
+    def measured(self) -> dict[str, Any]:
+        """Slopes of both sides as plain json, with the seconds they took and what the reward form reports of itself."""
+
+        def run() -> dict[str, Any]:
+            begun = time.monotonic()
+            side = self._alignment
+            found: dict[str, Any] = {"alignment": _plain(side.along(POINTS)), "retention": {}}
+            for number, (name, kept) in enumerate(self._retention.items()):
+                self._advance("measuring both sides", number + 1, 1 + len(self._retention))
+                found["retention"][name] = _plain(kept.along(POINTS))
+            self._advance("measuring both sides", 1 + len(self._retention), 1 + len(self._retention))
+            neighbours = [k._asdict() for k in side.kept] if isinstance(side, OnPolicy) else []
+            return {**found, "neighbours": neighbours, "seconds": round(time.monotonic() - begun, 2)}
+
+        found: dict[str, Any] = self.bench.store.once({"what": "two-sided", **self._key}, run)
+        return found
+
+    def path(self, weights: Sequence[float]) -> list[Found]:
+        """The ratios for every lambda from the diagonal alone."""
+        return path(self.diagonal, weights, rho=self.rho)
+
+    def exact(self, weights: Sequence[float], *, max_passes: int = 12) -> list[Found]:
+        """The path, descended on the true sides."""
+
+        def run() -> list[Any]:
+            kept = {t: s for t, s in self._retention.items() if t not in self.left_out}
+            stage = self.bench.stage("searching exactly")
+            options: dict[str, Any] = {"rho": self.rho, "max_passes": max_passes, "progress": stage}
+            return [asdict(f) for f in exact(self.diagonal, self._alignment, kept, weights, **options)]
+
+        key = {"what": "exact", **self._key, "weights": list(weights), "rho": self.rho, "passes": max_passes}
+        return [Found(**{**f, "ratios": tuple(f["ratios"])}) for f in self.bench.store.once(key, run)]
+
+    def fisher(self, weights: Sequence[float], *, sequences: int = 32) -> list[Found]:
+        """The ratios of the block Gauss-Newton model; its values are the model's.
+
+        The slope of each side at its own end and its rise to the other come from the diagonal, its curvature from
+        `sequences` of POST's good responses and of PRE's words.
+        """
+        curvatures = self.curvatures(sequences)
+        d, ones = self.diagonal, np.ones(len(self.cut))
+        names = tuple(d.retention)
+        slope = np.mean([m.gradient(0 * ones) for m in d.retention.values()], axis=0)
+        alignment = Quadratic.meeting_both_ends(1.0, d.alignment.gradient(ones), curvatures["alignment"], 1.0)
+        retention = Quadratic.meeting_both_ends(0.0, slope, curvatures["retention"], 1.0)
+        found = []
+        for weight, ratios in zip(weights, fisher_path(alignment, retention, weights), strict=True):
+            value, shares = retention.value(ratios), dict.fromkeys(names, 1 / len(names))
+            kept = dict.fromkeys(names, value)
+            found.append(Found(float(weight), tuple(ratios.tolist()), alignment.value(ratios), kept, shares, 0, True))
+        return found
+
+    def curvatures(self, sequences: int = 32) -> dict[str, Array]:
+        """The Fisher matrices of the ratios: at POST on its good responses, at PRE on its own words."""
+
+        def run() -> dict[str, Any]:
+            begun = time.monotonic()
+            batch = max(1, self._batch // 4)
+            sides = (("alignment", 1.0, self._good), ("retention", 0.0, [e for s in self._words.values() for e in s]))
+            found: dict[str, Any] = {}
+            for name, end, examples in sides:
+                chosen = examples[:: max(1, len(examples) // sequences)][:sequences]
+                ends = [end] * len(self.cut)
+                found[name] = block_fisher(self.bench.resident, self.cut, ends, chosen, batch_size=batch).tolist()
+            return {**found, "seconds": round(time.monotonic() - begun, 2)}
+
+        data = digest([self._good, self._words])
+        key = {"what": "fisher", "model": self.bench.inputs, "cut": _cut_key(self.cut), "data": data, "of": sequences}
+        kept = self.bench.store.once(key, run)
+        return {name: np.array(kept[name]) for name in ("alignment", "retention")}
+
+    def truth(self, found: Sequence[Found]) -> list[dict[str, Any]]:
+        """Both sides as they really are at some ratios, scaled: what a model's values are to be compared with."""
+
+        def run(ratios: Array) -> dict[str, Any]:
+            value, _ = self.diagonal.alignment_scale.of(self._alignment.near(ratios))(ratios)
+            scales = self.diagonal.retention_scales
+            kept = {t: scales[t].of(s.near(ratios))(ratios)[0] for t, s in self._retention.items() if t in scales}
+            return {"alignment": value, "retention": kept}
+
+        return [
+            self.bench.store.once(
+                {"what": "truth", **self._key, "ratios": list(f.ratios)}, lambda f=f: run(np.array(f.ratios))
+            )
+            for f in found
+        ]
+
+    def scaled_on(self, found: Found, alignment: Sequence[Example], retention: Sequence[Example]) -> dict[str, float]:
+        """Imitation and retention on other examples, scaled by their own ends: what over-fitting is seen by."""
+
+        def run() -> dict[str, float]:
+            values = {}
+            for name, examples, best in (("alignment", alignment, 1.0), ("retention", retention, 0.0)):
+                objective = ProxySet(tuple(examples), self._batch)
+                at = []
+                for ratios in (np.full(len(self.cut), best), np.full(len(self.cut), 1 - best), np.array(found.ratios)):
+                    self.bench.resident.set(self.cut, ratios)
+                    at.append(objective.nll(self.bench.resident.model))
+                scale = Scale.between(at[0], at[1], name)
+                values[name] = (at[2] - scale.best) / scale.gap
+            return values
+
+        key = {"what": "elsewhere", "model": self.bench.inputs, "cut": _cut_key(self.cut), "batch": self._batch}
+        data = {"ratios": list(found.ratios), "examples": digest([list(alignment), list(retention)])}
+        return dict(self.bench.store.once({**key, **data}, run))
+
+    @cached_property
+    def _alignment(self) -> Side:
+        bench, panel = self.bench, self.bench.panel
+        if self.form == "reward":
+            return OnPolicy(
+                bench.resident,
+                self.cut,
+                bench.tokenizer,
+                panel.prompts_of("proxy")[: max(2, self.size // self.n)],
+                panel.reward,
+                n=self.n,
+                groups=min(8, max(2, self.size // self.n)),
+                max_new_tokens=panel.max_new_tokens,
+                temperature=panel.temperature,
+                chat=panel.chat,
+                batch_size=self._batch,
+                seed=panel.seed + 1,
+                progress=bench.stage("drawing along the diagonal"),
+            )
+        if self.form == "contrast":
+            objective = contrast(self._rated, batch_size=self._batch, temperature=panel.temperature).backward
+        else:
+            objective = ProxySet(tuple(self._good), self._batch).backward
+        return Likelihood(bench.resident, self.cut, objective)
+
+    @cached_property
+    def _retention(self) -> dict[str, Side]:
+        sets: dict[str, list[Example]] = {**self._words, **self._answers}
+        if self.rho == 0 and not self._answers:
+            sets = {"pre": [e for rows in sets.values() for e in rows]}
+        return {
+            t: Likelihood(self.bench.resident, self.cut, ProxySet(tuple(rows), self._batch).backward)
+            for t, rows in sets.items()
+        }
+
+    @cached_property
+    def _good(self) -> list[Example]:
+        return self.bench.proxies(self.size)
+
+    @cached_property
+    def _words(self) -> dict[str, list[Example]]:
+        return words(self.bench, self.size, openings=self.openings, with_prompts=self.with_prompts)
+
+    @cached_property
+    def _answers(self) -> dict[str, list[Example]]:
+        return answers(self.bench, self.calibrated) if self.calibrated else {}
+
+    @cached_property
+    def _rated(self) -> list[Rated]:
+        return ratings(self.bench, self.size, self.n)
+
+    @cached_property
+    def _key(self) -> dict[str, Any]:
+        """All that decides the slopes."""
+        panel = self.bench.panel
+        data: Any = self._rated if self.form == "contrast" else self._good
+        if self.form == "reward":
+            data = [panel.reward_id, [p.key for p in panel.prompts_of("proxy")[: max(2, self.size // self.n)]]]
+            data += [panel.max_new_tokens, panel.temperature, panel.chat, panel.seed, self.n]
+        elif self.form == "contrast":
+            data = [[list(r.examples), r.rewards.tolist()] for r in self._rated]
+        return {
+            "model": self.bench.inputs,
+            "form": self.form,
+            "cut": _cut_key(self.cut),
+            "alignment": digest(data),
+            "retention": digest([self._words, self._answers, self.rho > 0]),
+            "batch": self._batch,
+        }
+
+    def _advance(self, stage: str, done: int, total: int) -> None:
+        if (progress := self.bench.stage(stage)) is not None:
+            progress(done, total)
+
+
+def row(found: Found, how: str, truth: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """One lambda as plain json for restore.json.
+
+    Args:
+        how: "path", "exact" or "fisher".
+        truth: both sides as measured there; None where `found` holds measured values.
+    """
+    return {
+        "how": how,
+        "lambda": found.weight,
+        "ratios": list(found.ratios),
+        "alignment": found.alignment,
+        "retention": dict(found.retention),
+        "shares": dict(found.shares),
+        "passes": found.passes,
+        "converged": found.converged,
+        "measured": None if truth is None else dict(truth),
+    }
+
+
+def _cut_key(cut: Partition) -> str:
+    return digest([[b.weight, *b.tensors] for b in cut.blocks] + [list(cut.rest)])
+
+
+def _plain(slopes: Slopes) -> dict[str, Any]:
+    return {n: v.tolist() if isinstance(v, np.ndarray) else v for n, v in slopes._asdict().items()}
+
+
+def _slopes(stored: Mapping[str, Any]) -> Slopes:
+    errors = stored["errors"]
+    points, values, gradients = (np.array(stored[n]) for n in ("points", "values", "gradients"))
+    return Slopes(points, values, gradients, stored["passes"], None if errors is None else np.array(errors))

@@ -1,0 +1,94 @@
+"""The two-sided search on a workbench: a pair that RSF really aligned, every form, nothing done twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from counterpoise.drawing import words
+from counterpoise.evaluation.sweep import Store
+from counterpoise.partition import thirds
+from counterpoise.preflight import preflight
+from counterpoise.searching import FORMS, TwoSided, row
+from counterpoise.workbench import Workbench
+from world import make, panel
+
+LAMBDAS = (0.5, 2.0)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("world"))
+
+
+def bench(world: Path) -> Workbench:
+    return Workbench(preflight(world / "pre", world / "post"), panel(world), Store(world / "work"))
+
+
+def search(world: Path, **settings: Any) -> TwoSided:
+    on = bench(world)
+    options = {"size": 24, "openings": ("ab", "cd", "ef"), "n": 4, **settings}
+    return TwoSided(on, thirds(on.pair.names).with_rest_block(), **options)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_finds_ratios_once(world: Path, form: str) -> None:
+    first = search(world, form=form)
+    drawn, searched = first.path(LAMBDAS), first.exact(LAMBDAS, max_passes=4)
+    assert first.diagonal.passes == 10
+    assert [f.weight for f in drawn] == list(LAMBDAS)
+    for f in (*drawn, *searched):
+        assert len(f.ratios) == 4
+        assert all(0 <= r <= 1 for r in f.ratios)
+        assert set(f.retention) == {"pre"}
+    if form != "reward":  # the same loss everywhere: the descent cannot end above its start
+        for f, truth in zip(searched, first.truth(drawn), strict=True):
+            assert f.value <= truth["alignment"] + f.weight * truth["retention"]["pre"] + 1e-6
+    again = search(world, form=form)
+    assert again.path(LAMBDAS) == drawn
+    assert again.exact(LAMBDAS, max_passes=4) == searched
+    assert "resident" not in vars(again.bench)  # no model was loaded: all of it came from the store
+    assert first.measured["neighbours"] if form == "reward" else not first.measured["neighbours"]
+
+
+def test_the_fisher_model_and_other_examples(world: Path) -> None:
+    on = search(world)
+    found = on.fisher(LAMBDAS, sequences=6)
+    kept = [f.retention["pre"] for f in found]
+    assert kept[0] >= kept[1]
+    elsewhere = words(on.bench, 12, openings=("gh",), seed=9)
+    values = on.scaled_on(found[0], on._good, [e for rows in elsewhere.values() for e in rows])
+    truth = on.truth(found[:1])[0]
+    assert values["alignment"] == pytest.approx(truth["alignment"], abs=1e-5)
+    assert values["retention"] != truth["retention"]["pre"]
+    assert row(found[0], "fisher", truth)["measured"] == truth
+
+
+def test_with_an_adversary_the_sets_stay_apart(world: Path) -> None:
+    found = search(world, rho=0.3, calibrated=6)
+    assert {"text", "prompts"} <= set(found.diagonal.retention)
+    assert set(found.left_out) | set(found.diagonal.retention) == {"text", "prompts", "guess"} | (
+        set(found.measured["retention"]) - {"prompts", "guess"}
+    )
+    plain, guarded = (search(world, rho=rho, calibrated=6).path([1.0])[0] for rho in (0.0, 0.3))
+    assert max(guarded.retention.values()) <= max(plain.retention.values()) + 1e-6
+    assert sum(guarded.shares.values()) == pytest.approx(1.0)
+
+
+def test_what_cannot_be_searched_is_refused(world: Path) -> None:
+    for settings, message in (
+        ({"form": "likes"}, "expected imitation, contrast, reward, found 'likes'"),
+        ({"size": 3}, "at least 8 sequences, found 3"),
+        ({"rho": -1.0}, "rho: expected a finite number >= 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            search(world, **settings)
+
+
+def test_ratios_are_plain_numbers(world: Path) -> None:
+    found = search(world).path([1.0])[0]
+    assert all(type(r) is float for r in found.ratios)
+    assert not isinstance(found.alignment, np.floating)
