@@ -171,6 +171,12 @@ def test_other_runs_are_not_pooled_but_named(tmp_path: Path) -> None:
     points = pooled(panel)["points"]
     assert [p["name"] for p in points if p["method"] == "PRE"] == ["PRE"]
     assert {p["method"] for p in points} == {"PRE", "POST", "MA (rsf)", "L2 (rsf)", "MA (dpo)", "L2 (dpo)"}
+    figure = fronts.front_figure(pooled(panel), "piqa", "held-out")
+    marks = {
+        t.legendgroup: (t.marker.color, t.marker.symbol) for t in figure.data if t.mode == "markers" and t.legendgroup
+    }
+    assert marks["MA (rsf)"][0] == marks["MA (dpo)"][0] != marks["L2 (dpo)"][0]  # a colour a method, a mark a group
+    assert marks["MA (rsf)"][1] != marks["MA (dpo)"][1] == marks["L2 (dpo)"][1]
     # Without a name, equal commands of equal seeds may be two alignments: they stay apart too.
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

@@ -37,8 +37,9 @@ SYMBOLS = (
     "circle-cross",
     "square-x",
 )
+MARKS = ("circle", "triangle-up", "square", "star", "diamond-tall", "pentagon")
 CAPTION = (
-    "Up is more reward, right is more ability kept; one colour and mark a method. Bars are 95 % intervals of each point "
+    "Up is more reward, right is more ability kept; one colour a method. Bars are 95 % intervals of each point "
     "alone, over items. Faded points are beaten by another in both. The line is the front."
 )
 
@@ -85,12 +86,15 @@ def looks(methods: Sequence[str]) -> dict[str, Look]:
 
 
 def front_figure(results: Results, axis: str, part: str) -> Figure:
-    """`plots.front` with a colour for every method."""
+    """`plots.front` with a colour for every method; where there are several groups, a mark for each."""
     figure = plots.front(results, axis, part=part)
-    of = looks(list(dict.fromkeys(p["method"] for p in results["points"])))
-    for method, style in of.items():
-        marker = {"marker": {"color": style.colour, "symbol": style.symbol}}
-        bars = {"error_x": {"color": style.colour}, "error_y": {"color": style.colour}}
+    of = looks(list(dict.fromkeys(p["kind"] for p in results["points"])))
+    groups = list(dict.fromkeys(p["group"] for p in results["points"]))
+    for method, (kind, group) in {p["method"]: (p["kind"], p["group"]) for p in results["points"]}.items():
+        alone = len(groups) == 1 or method in ENDS
+        symbol = of[kind].symbol if alone else MARKS[groups.index(group) % len(MARKS)]
+        marker = {"marker": {"color": of[kind].colour, "symbol": symbol}}
+        bars = {"error_x": {"color": of[kind].colour}, "error_y": {"color": of[kind].colour}}
         for trace in figure.select_traces({"legendgroup": escaped(method)}):
             trace.update(marker if trace.error_x.array is None else {**marker, **bars})
     return figure
@@ -140,7 +144,10 @@ def hypervolume_table(panel: Panel) -> Table:
     ]
     if len(panel.runs) > len(panel.groups):
         columns += [
-            Column("over runs", lambda r: Cell(f"{number(min(r[1]), 3)} to {number(max(r[1]), 3)}")),
+            Column(
+                "over runs",
+                lambda r: Cell(f"{number(min(r[1]), 3)} to {number(max(r[1]), 3)}" if len(r[1]) > 1 else ""),
+            ),
             Column("runs", lambda r: Cell(number(len(r[1]), 0))),
         ]
     note = (

@@ -107,7 +107,9 @@ def read_panels(paths: Sequence[str | Path]) -> list[Panel]:
 
 
 def pooled(panel: Panel) -> dict[str, Any]:
-    """A panel as one results dict: every point pooled over the runs of its group, which the name tells if there are several.
+    """A panel as one results dict: every point pooled over the runs of its group.
+
+    Where there are several groups, name and method tell which; `kind` is the bare method and `group` the group.
 
     The value is the mean over runs. Its interval is over items, for these runs: from the mean of each item's statistics
     where all runs hold them for the same items, else the mean of the runs' intervals, which is too wide rather than too
@@ -126,8 +128,9 @@ def pooled(panel: Panel) -> dict[str, Any]:
             label = name if not many or first["method"] == "PRE" else f"{name} ({group.name})"
             if first["method"] == "PRE" and any(p["name"] == name and p["part"] == part for p in points):
                 continue  # one PRE for all groups
+            of = {"group": group.name, "kind": first["method"]}
             method = first["method"] if not many or first["method"] in ENDS else f"{first['method']} ({group.name})"
-            points.append({**_pool(some), "name": label, "method": method, "part": part, "group": group.name})
+            points.append({**_pool(some), "name": label, "method": method, "part": part, **of})
     first = panel.runs[0].results
     only = panel.runs[0] if len(panel.runs) == 1 else None
     return {
