@@ -54,3 +54,12 @@ def test_the_whole_story_in_short(tmp_path: Path) -> None:
     assert {"pre", "post", "prompts.jsonl", "demo.json"} <= {f.name for f in out.iterdir()}
     with pytest.raises(CheckpointError, match="expected a new or empty folder"):
         demo.run(out)
+
+
+def test_a_demo_that_is_stopped_leaves_nothing_behind(tmp_path: Path) -> None:
+    def stop(stage: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        demo.run(tmp_path / "demo", epochs=1, progress=stop)
+    assert list(tmp_path.iterdir()) == []

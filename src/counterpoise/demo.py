@@ -6,10 +6,12 @@ then goes through the same `rsf` and `restore` as a real checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from counterpoise.alignment.rsf import fine_tune, rsf
+from counterpoise.alignment.rsf import Iteration, fine_tune, rsf
 from counterpoise.averaging import versions, write_json
 from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.tax import Panel
@@ -115,19 +117,66 @@ def run(
         The content of demo.json, and under "restore" that of restored/restore.json.
     """
     out, begun = Path(out), time.time()
+    with _whole_or_nothing(out):
+        world = World.invent(seed)
+        tokenizer = make_tokenizer(world.vocabulary())
+        write_world(world, out, seed)
+
+        model = make_model(len(tokenizer), seed)
+        study(model, tokenizer, world, seed=seed, epochs=epochs, progress=progress)
+        _save(model, tokenizer, out / "pre")
+        studied = time.time()
+
+        rounds = _align(model, tokenizer, seed, progress)
+        _save(model, tokenizer, out / "post")
+        aligned = time.time()
+
+        command = f"counterpoise demo --seed {seed}"
+        result = restore(
+            out / "pre",
+            out / "post",
+            out / "restored",
+            _panel(out, seed),
+            proxy_size=96,
+            command=command,
+            progress=progress,
+        )
+        summary = {
+            "counterpoise": versions().get("counterpoise"),
+            "command": command,
+            "seed": seed,
+            "versions": versions(),
+            "seconds": {
+                "training": round(studied - begun, 1),
+                "aligning": round(aligned - studied, 1),
+                "restoring": round(time.time() - aligned, 1),
+            },
+            "rsf": [r.summary() for r in rounds],
+            "pick": result["pick"],
+            "verdict": result["verdict"],
+            "tax": result["tax"],
+            "hypervolume": result["hypervolume"],
+        }
+        write_json(out / "demo.json", summary)
+    return {**summary, "restore": result}
+
+
+@contextlib.contextmanager
+def _whole_or_nothing(out: Path) -> Iterator[None]:
+    """A demo that was stopped leaves no folder that the next one would stumble over."""
     refuse_occupied(out.absolute())
     out.mkdir(parents=True, exist_ok=True)
-    world = World.invent(seed)
-    tokenizer = make_tokenizer(world.vocabulary())
-    write_world(world, out, seed)
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
 
-    model = make_model(len(tokenizer), seed)
-    study(model, tokenizer, world, seed=seed, epochs=epochs, progress=progress)
-    _save(model, tokenizer, out / "pre")
-    studied = time.time()
 
+def _align(model: nn.Module, tokenizer: Any, seed: int, progress: Stages | None) -> list[Iteration]:
+    """Two rounds of best of 8 towards cheer, on the proxy part of the prompts."""
     prompts = [Prompt((("user", p),)) for p in _tell_prompts()]
-    rounds = rsf(
+    return rsf(
         model,
         tokenizer,
         [p for p in prompts if part_of(p.key) == "proxy"],
@@ -143,10 +192,10 @@ def run(
         seed=seed,
         progress=None if progress is None else lambda done, total: progress("aligning: best of 8", done, total),
     )
-    _save(model, tokenizer, out / "post")
-    aligned = time.time()
 
-    panel = Panel.load(
+
+def _panel(out: Path, seed: int) -> Panel:
+    return Panel.load(
         out / "prompts.jsonl",
         cheer,
         [
@@ -160,33 +209,6 @@ def run(
         batch_size=64,
         seed=seed,
     )
-    result = restore(
-        out / "pre",
-        out / "post",
-        out / "restored",
-        panel,
-        proxy_size=96,
-        command="counterpoise demo",
-        progress=progress,
-    )
-    summary = {
-        "counterpoise": versions().get("counterpoise"),
-        "command": f"counterpoise demo --seed {seed}",
-        "seed": seed,
-        "versions": versions(),
-        "seconds": {
-            "training": round(studied - begun, 1),
-            "aligning": round(aligned - studied, 1),
-            "restoring": round(time.time() - aligned, 1),
-        },
-        "rsf": [r.summary() for r in rounds],
-        "pick": result["pick"],
-        "verdict": result["verdict"],
-        "tax": result["tax"],
-        "hypervolume": result["hypervolume"],
-    }
-    write_json(out / "demo.json", summary)
-    return {**summary, "restore": result}
 
 
 def make_tokenizer(vocabulary: Sequence[str]) -> Any:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-
 OUTSIDE = "outside the layers"
 """The block of embeddings, final norm and head, where they have a ratio of their own."""
 

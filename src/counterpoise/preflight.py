@@ -257,9 +257,10 @@ def _same_names(pre: Checkpoint, post: Checkpoint, drop: Sequence[str]) -> tuple
     only_pre = [n for n in pre if n not in used and not _tied_source(post, n)]
     for here, there, names in (("POST", "PRE", spare(only_post)), ("PRE", "POST", spare(only_pre))):
         if names:
+            pattern = _pattern(names[0], [*common, *used])
             raise CheckpointError(
                 f"{here} has {len(names)} tensors that {there} lacks, first {names[0]}. If it is a head added for training "
-                f"(a PPO value head) or a buffer of an older version, leave it out with --drop '{_pattern(names[0], common)}'; "
+                f"(a PPO value head) or a buffer of an older version, leave it out with --drop '{pattern}'; "
                 "otherwise they are not one model's before and after"
             )
     dropped = [*only_post, *only_pre]

@@ -89,11 +89,12 @@ class HarnessAbility:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over the documents, the first prompt and the task's version."""
+        """sha256 over the documents, the first prompt, the task's settings and version."""
         from importlib.metadata import version
 
         first = self.task.doc_to_text(self.task.eval_docs[0])
-        return digest([version("lm-eval"), self.task.task_name, str(self.task.VERSION), str(first), sorted(self.keys)])
+        settings = json.dumps(self.task.dump_config(), sort_keys=True, default=_named)
+        return digest([version("lm-eval"), str(self.task.VERSION), settings, str(first), sorted(self.keys)])
 
     def measure(
         self,
@@ -152,6 +153,11 @@ class HarnessAbility:
                 f"{self.source}: none of its metrics is a number per item: {', '.join(rows[0]['metrics'])}"
             )
         return made
+
+
+def _named(thing: Any) -> str:
+    """A function of a task's settings by its name: its address differs from run to run."""
+    return str(getattr(thing, "__qualname__", type(thing).__name__))
 
 
 def _statistics(name: str, values: list[Any]) -> tuple[np.ndarray[Any, Any], str, str] | None:

@@ -121,8 +121,15 @@ def classifier(source: str, *, device: str = "cpu", batch_size: int = 16) -> Rew
     name, _, revision = source.partition("@")
     settings: dict[str, Any] = {"revision": revision or None} if not Path(source).exists() else {}
     name = name if settings else source
+    settings["trust_remote_code"] = False  # unset, transformers asks at the terminal
     tokenizer = AutoTokenizer.from_pretrained(name, **settings)
-    model = AutoModelForSequenceClassification.from_pretrained(name, **settings).to(device).eval()
+    model, found = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True, **settings)
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"reward {source}: expected a trained sequence-classification model, found no {missing[0]} in it (a language "
+            "model without a reward head?); its scores would be random"
+        )
+    model = model.to(device).eval()
     if model.config.num_labels not in (1, 2):
         raise ValueError(f"reward {source}: expected a model of one or two outputs, found {model.config.num_labels}")
     if tokenizer.pad_token is None:

@@ -64,7 +64,9 @@ class Panel:
         """From a prompts file, a reward (a spec of `load_reward` or a callable) and ability specs."""
         return cls(
             read_prompts(prompts),
-            load_reward(reward, device=device) if isinstance(reward, str) else checked(reward, _name(reward)),
+            load_reward(reward, device=device, batch_size=settings.get("batch_size", 16))
+            if isinstance(reward, str)
+            else checked(reward, _name(reward)),
             load_abilities(abilities),
             reward_id=fingerprint(reward),
             source={"prompts": str(prompts), "reward": _name(reward), "abilities": list(abilities)},
