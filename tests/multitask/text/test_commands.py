@@ -33,7 +33,7 @@ def trained(tmp_path_factory):
 def test_training_prints_its_scores_and_leaves_its_history(trained):
     data, model, printed = trained
     assert printed.startswith("best epoch ")
-    assert printed.rstrip().endswith(f"wrote {model}")
+    assert printed.rstrip().endswith(f"wrote {model}; the run as a page: {model / 'report.html'}")
     record = json.loads((model / "training.json").read_text())
     assert record["weighting"] == "bandit"
     assert record["min_effective_tasks"] == 1.5
@@ -69,6 +69,22 @@ def test_predict_a_text_and_lines_from_stdin(trained):
     assert answer["label"] == "cow"
     assert answer["probability"] == max(answer["all"].values())
     assert sum(answer["all"].values()) == pytest.approx(1.0)
+
+
+def test_the_run_is_a_page_that_can_be_drawn_again(trained, tmp_path):
+    _, model, _ = trained
+    page = (model / "report.html").read_text()
+    record = json.loads((model / "training.json").read_text())
+    for figure in ("accuracies", "curves", "weights", "variance"):
+        assert f'data-figure="{figure}"' in page
+    assert f"{100 * record['test']['colour']['accuracy']:.1f}" in page
+    assert {"python", "torch"} <= set(record["versions"])
+    assert record["model"] == "textcnn"
+    call("report", model, "-o", tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_text() == page
+    (tmp_path / "training.json").write_text("{}")
+    refused(call("report", tmp_path), "expected a record of training with its epochs")
+    refused(call("report", tmp_path / "gone"), "expected the record that `counterpoise multitask train` writes")
 
 
 def refused(result, message):

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,6 +79,10 @@ def train(
         from counterpoise.checkpoint import refuse_occupied
 
         refuse_occupied(out)
+        from dataclasses import asdict
+
+        from counterpoise.report.multitask import write_report
+
         from . import balance, classifier, models, saving, training
 
         found = _read(data, layout, tasks, need=("train", "validation"))
@@ -108,9 +113,14 @@ def train(
         )
         tested = classifier.evaluate(built, [t for t in found if len(t.test)])
         told = {"data": str(data), "layout": layout, "weighting": weighting, "seed": seed, "batch_size": batch_size}
+        told |= {"vectors": None if vectors is None else str(vectors), "lr": lr, **asdict(design)}
         settings["rho"] = getattr(weighing, "rho", None)
-        saving.save(built, out, told | settings | {"lr": lr} | _record(found, run, tested))
-    _show_run(run, tested, out)
+        record = told | settings | _record(found, run, tested)
+        saving.save(built, out, record)
+    _show_run(run, tested)
+    with _plain_errors(f"the model is in {out}; draw the page with: counterpoise multitask report {out}"):
+        write_report(record, out / saving.REPORT)
+    print(f"wrote {out}; the run as a page: {out / saving.REPORT}")
 
 
 @app.command()
@@ -168,6 +178,24 @@ def predict(
                 print(f"{task}\t{label}\t{probability:.4f}")
 
 
+@app.command()
+def report(
+    model: Model,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The page (default report.html in the folder).")
+    ] = None,
+) -> None:
+    """Draw the page of a training run again: losses, weights and accuracy by task over time."""
+    with _plain_errors("nothing was changed"):
+        from counterpoise.report.multitask import write_report
+
+        from . import saving
+
+        place = out or model / saving.REPORT
+        write_report(saving.read_record(model), place)
+    print(f"wrote {place}")
+
+
 def _read(data: Path, layout: Any, tasks: str | None, *, need: Any) -> list[TaskData]:
     from .data import read_tasks
 
@@ -178,7 +206,11 @@ def _read(data: Path, layout: Any, tasks: str | None, *, need: Any) -> list[Task
 def _record(tasks: list[TaskData], run: Training, tested: dict[str, Score]) -> dict[str, Any]:
     from dataclasses import asdict
 
+    from counterpoise.averaging import versions
+
     return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
         "examples": {t.name: [len(t.train), len(t.validation), len(t.test)] for t in tasks},
         "command": shlex.join(["counterpoise", *sys.argv[1:]]),
         **asdict(run),
@@ -186,13 +218,12 @@ def _record(tasks: list[TaskData], run: Training, tested: dict[str, Score]) -> d
     }
 
 
-def _show_run(run: Training, tested: dict[str, Score], out: Path) -> None:
+def _show_run(run: Training, tested: dict[str, Score]) -> None:
     best = run.epochs[run.best_epoch - 1]
     print(f"best epoch {run.best_epoch} of {len(run.epochs)} ({run.stopped}), {run.epochs[-1].seconds:.0f} s")
     print(f"validation accuracy {100 * best.mean_accuracy:.2f} %, task variance {best.task_variance:.4g}")
     if tested:
         _show_scores(tested)
-    print(f"wrote {out}")
 
 
 def _show_scores(scores: dict[str, Score]) -> None:

@@ -24,6 +24,8 @@ from .vectors import Vocabulary
 FORMAT = "counterpoise-multitask-text-1"
 CONFIG, WEIGHTS, WORDS, RECORD = "config.json", "model.safetensors", "vocabulary.json", "training.json"
 TOKENIZER, ENCODER = "tokenizer", "encoder"
+REPORT = "report.html"
+"""The page of the run, which `counterpoise.report.multitask` draws from training.json."""
 
 
 def save(classifier: TextClassifier, out: str | Path, record: Mapping[str, Any] | None = None) -> Path:
@@ -92,6 +94,22 @@ def load(folder: str | Path, *, device: str = "cpu") -> TextClassifier:
     except (RuntimeError, OSError, SafetensorError) as error:
         raise ValueError(f"{path / WEIGHTS}: expected the weights that {CONFIG} describes, found: {error}") from None
     return TextClassifier(tasks, design, tokens, model.to(device).eval())
+
+
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """The content of training.json: how a saved classifier came about.
+
+    Raises:
+        FileNotFoundError: no such folder, or a classifier saved without a record.
+        ValueError: something else than a record in the file.
+    """
+    path = Path(folder).expanduser() / RECORD
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected the record that `counterpoise multitask train` writes, found none")
+    record = _read(path)
+    if not isinstance(record, dict) or not isinstance(record.get("epochs"), list):
+        raise ValueError(f"{path}: expected a record of training with its epochs, found something else; train again")
+    return record
 
 
 def _pretrained(path: Path) -> tuple[SubwordTokens, Pretrained]:

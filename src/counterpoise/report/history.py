@@ -1,0 +1,114 @@
+"""Reading the record of a multi-task run (training.json): curves by task, over epochs. Absent keys are empty."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+Record = Mapping[str, Any]
+MOST_POINTS = 120
+"""Of a curve over rounds; neighbours are averaged."""
+
+
+class Curve(NamedTuple):
+    """Values over time; `epochs` holds the time in epochs."""
+
+    epochs: list[float]
+    values: list[float]
+
+
+def tasks(record: Record) -> list[str]:
+    """The tasks, in the order of training."""
+    epochs = record.get("epochs") or ()
+    return [str(t) for t in (epochs[0]["validation_accuracy"] if epochs else record.get("test") or ())]
+
+
+def by_epoch(record: Record, what: str) -> dict[str, Curve]:
+    """Per task, what each epoch came to: train_loss, validation_loss or validation_accuracy."""
+    epochs = record.get("epochs") or ()
+    return {t: _curve([(float(e["epoch"]), e[what].get(t)) for e in epochs]) for t in tasks(record)}
+
+
+def over_epochs(record: Record, what: str) -> Curve:
+    """A number that each epoch has, such as task_variance."""
+    return _curve([(float(e["epoch"]), e.get(what)) for e in record.get("epochs") or ()])
+
+
+def by_round(record: Record, what: str) -> Curve:
+    """A number of the weighting's metrics over the rounds, averaged to at most `MOST_POINTS`."""
+    length = rounds_per_epoch(record)
+    return _thinned(_curve([(r["round"] / length, r.get(what)) for r in record.get("rounds") or ()]))
+
+
+def shares(record: Record) -> dict[str, Curve]:
+    """Each task's share of the weights over the rounds; empty for a method without weights of its own."""
+    length = rounds_per_epoch(record)
+    names = tasks(record)
+    rows = []
+    for found in record.get("rounds") or ():
+        weights = [found.get(f"weight/{t}") for t in names]
+        if all(isinstance(w, float | int) and math.isfinite(w) for w in weights) and sum(weights) > 0.0:
+            rows.append((found["round"] / length, [w / sum(weights) for w in weights]))
+    return {t: _thinned(_curve([(x, row[i]) for x, row in rows])) for i, t in enumerate(names)} if rows else {}
+
+
+def rounds_per_epoch(record: Record) -> float:
+    """Rounds until the largest task was seen once, as training counts them."""
+    sizes, batch = record.get("examples"), record.get("batch_size")
+    if sizes and batch:
+        return math.ceil(max(parts[0] for parts in sizes.values()) / batch)
+    last = max((r["round"] for r in record.get("rounds") or ()), default=1.0)
+    return float(last) / max(len(record.get("epochs") or ()), 1)
+
+
+def variances(record: Record, what: str) -> Curve:
+    """The variance over the tasks, with 1/m, of what each epoch came to."""
+    found = []
+    for epoch in record.get("epochs") or ():
+        values = list(epoch[what].values())
+        mean = sum(values) / len(values)
+        found.append((float(epoch["epoch"]), sum((x - mean) ** 2 for x in values) / len(values)))
+    return _curve(found)
+
+
+def best(record: Record) -> Mapping[str, Any] | None:
+    """The epoch whose weights the model holds."""
+    epochs, number = record.get("epochs") or (), record.get("best_epoch")
+    return next((e for e in epochs if e["epoch"] == number), None)
+
+
+def accuracies(record: Record) -> dict[str, float]:
+    """Accuracy by task on test data, or on validation data where a run was not tested, least first."""
+    tested, kept = record.get("test") or {}, best(record)
+    found = {t: tested[t]["accuracy"] for t in tasks(record) if t in tested}
+    found = found or (dict(kept["validation_accuracy"]) if kept else {})
+    return dict(sorted(found.items(), key=lambda pair: pair[1]))
+
+
+def interval(share: float, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of `count` examples.
+
+    >>> [round(x, 3) for x in interval(0.9, 100)]
+    [0.826, 0.945]
+    """
+    z = 1.96
+    middle, spread = share + z * z / (2 * count), z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    return (middle - spread) / (1 + z * z / count), (middle + spread) / (1 + z * z / count)
+
+
+def _curve(points: Sequence[tuple[float, Any]]) -> Curve:
+    some = [(x, float(y)) for x, y in points if isinstance(y, float | int) and math.isfinite(y)]
+    return Curve([x for x, _ in some], [y for _, y in some])
+
+
+def _thinned(curve: Curve) -> Curve:
+    size = math.ceil(len(curve.values) / MOST_POINTS)
+    if size < 2:
+        return curve
+    starts = range(0, len(curve.values), size)
+    return Curve(*([_mean(column[i : i + size]) for i in starts] for column in curve))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

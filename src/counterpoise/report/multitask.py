@@ -1,0 +1,224 @@
+"""report.html of a multi-task run: accuracy by task, losses and weights over time, and how far the tasks are apart."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from counterpoise.report import history, task_plots
+from counterpoise.report.grid import Cell, Column, Table, as_html
+from counterpoise.report.history import Record
+from counterpoise.report.numbers import number
+from counterpoise.report.page import Figures, fact_list, menu, page, plot_box, section, spec, write_whole
+
+KINDS = {
+    "train_loss": ("loss in training", "Training loss (nats)"),
+    "validation_loss": ("loss on validation data", "Validation loss (nats)"),
+    "validation_accuracy": ("accuracy on validation data", "Validation accuracy"),
+}
+PERCENT = "\N{NO-BREAK SPACE}%"
+GLOSSARY = {
+    "Weights": "What each task's loss is multiplied with, as a share of their sum. A method without weights of its own "
+    "(MGDA, Tchebycheff and others act on gradients or on the largest loss) has none to show.",
+    "Task variance": "The mean squared distance of the task losses from their mean. BanditMTL descends on about the mean "
+    "plus the square root of twice its radius times this variance.",
+    "Effective tasks": "The exponential of the entropy of the weights: as many as there are tasks when all weigh the same, 1 "
+    "when one has everything.",
+    "Epoch": "Rounds until the largest task has been seen once; every round holds a mini-batch of every task, so smaller "
+    "tasks come round more often.",
+    "Kept": "The epoch with the best mean accuracy on validation data; the model holds its weights. Its validation scores are "
+    "therefore a little too good; test data decided nothing.",
+    "Intervals": "Wilson's, over the test examples, each task alone. They say nothing of another seed of the training.",
+}
+
+
+def write_report(record: Record, path: str | Path) -> None:
+    """Write the page of one run; the file appears whole or not at all.
+
+    Args:
+        record: the content of training.json; absent parts are left out of the page.
+        path: the file to write; one that is there is replaced.
+    """
+    write_whole(Path(path), report(record))
+
+
+def report(record: Record) -> str:
+    """The page of one run, as text."""
+    figures: Figures = {}
+    sections = [
+        _accuracy_section(record, figures),
+        _curves_section(record, figures),
+        _weights_section(record, figures),
+        _variance_section(record, figures),
+        _run_section(record),
+        section("How to read this", _glossary()),
+    ]
+    title = f"counterpoise: {len(history.tasks(record))} tasks, {record.get('weighting') or 'a multi-task run'}"
+    return page(title, _header(record) + "".join(sections), figures)
+
+
+def _header(record: Record) -> str:
+    epochs, took = record.get("epochs") or (), None
+    if epochs:
+        seconds = epochs[-1]["seconds"]
+        took = f"{number(seconds, 0)} seconds" if seconds < 100 else f"{number(seconds / 60, 1)} minutes"
+    facts = {
+        "Weighting": _weighting(record),
+        "Model": record.get("model"),
+        "Data": record.get("data"),
+        "Kept": f"epoch {record.get('best_epoch')} of {len(epochs)} ({record.get('stopped')})" if epochs else None,
+        "Took": took,
+        "Written to": record.get("out"),
+        "Date": record.get("date"),
+    }
+    return (
+        "<header><p class=eyebrow>counterpoise · one model, many tasks</p>"
+        f"<h1>{html.escape(_verdict(record))}</h1>{fact_list(facts)}</header>"
+    )
+
+
+def _verdict(record: Record) -> str:
+    """The mean and the worst task, in one sentence."""
+    found = history.accuracies(record)
+    if not found:
+        return "No accuracy was recorded."
+    part = "test" if record.get("test") else "validation"
+    mean = f"Mean {part} accuracy {number(100 * sum(found.values()) / len(found), 1)}{PERCENT}"
+    if len(found) == 1:
+        return f"{mean}."
+    (worst, low), *_, (top, high) = found.items()
+    return f"{mean}, from {number(100 * low, 1)}{PERCENT} ({worst}) to {number(100 * high, 1)}{PERCENT} ({top})."
+
+
+def _weighting(record: Record) -> str | None:
+    name = record.get("weighting")
+    if name is None:
+        return None
+    settings = []
+    if record.get("min_effective_tasks") is not None:
+        settings.append(f"at least {record['min_effective_tasks']:g} effective tasks")
+    if record.get("rho") is not None:
+        settings.append(f"rho {record['rho']:.4g}")
+    if record.get("eta") is not None:
+        settings.append(f"eta {record['eta']:g}")
+    at_end = history.by_round(record, "effective_tasks").values
+    if at_end:
+        settings.append(f"{at_end[-1]:.1f} of {len(history.tasks(record))} effective at the end")
+    return f"{name} ({', '.join(settings)})" if settings else str(name)
+
+
+def _accuracy_section(record: Record, figures: Figures) -> str:
+    found = history.accuracies(record)
+    if not found:
+        return ""
+    figures["accuracies"] = {"": spec(task_plots.accuracies(record))}
+    caption = "The weakest task is at the top. Bars are 95 % intervals over the test examples."
+    if len(found) > task_plots.MOST_ROWS:
+        caption += f" The {task_plots.MOST_ROWS} weakest of {len(found)}; all are in the table."
+    box = plot_box("accuracies", "Accuracy by task", [], caption, low=len(found) <= 10)
+    return section("Accuracy, task by task", box + as_html(_scores(record)))
+
+
+def _scores(record: Record) -> Table:
+    kept, tested, sizes = history.best(record), record.get("test") or {}, record.get("examples") or {}
+
+    def percent(row: Mapping[str, Any], key: str) -> Cell:
+        return Cell(number(None if row[key] is None else 100 * row[key], 1))
+
+    rows = []
+    for task in history.accuracies(record):
+        test = tested.get(task) or {}
+        rows.append(
+            {
+                "task": task,
+                "examples": sizes.get(task, [None])[0],
+                "validation": kept["validation_accuracy"].get(task) if kept else None,
+                "test": test.get("accuracy"),
+                "loss": test.get("loss"),
+                "tested": test.get("examples"),
+            }
+        )
+    columns = (
+        Column("task", lambda r: Cell(r["task"]), False),
+        Column("trained on", lambda r: Cell(number(r["examples"], 0))),
+        Column("validation, %", lambda r: percent(r, "validation")),
+        Column("test, %", lambda r: percent(r, "test")),
+        Column("test loss, nats", lambda r: Cell(number(r["loss"], 3))),
+        Column("tested on", lambda r: Cell(number(r["tested"], 0))),
+    )
+    return Table(columns, tuple(rows))
+
+
+def _curves_section(record: Record, figures: Figures) -> str:
+    if not record.get("epochs"):
+        return ""
+    names = history.tasks(record)
+    # Options are numbered: a task's name may hold what separates them.
+    many = len(names) > task_plots.FEW
+    options = {"": None} | ({str(i): t for i, t in enumerate(names)} if many else {})
+    figures["curves"] = {}
+    for kind, (_, title) in KINDS.items():
+        found = history.by_epoch(record, kind)
+        for option, task in options.items():
+            key = f"{kind}|{option}" if many else kind
+            figures["curves"][key] = spec(task_plots.curves(record, found, title, task))
+    menus = [menu("show", {kind: shown for kind, (shown, _) in KINDS.items()})]
+    caption = "Losses are mean cross-entropies. Those in training are with dropout, of the epoch's mini-batches."
+    if many:
+        menus.append(
+            menu("pick out", {o: "the highest and lowest at the end" if t is None else t for o, t in options.items()})
+        )
+        caption += " The tasks that are not picked out are grey."
+    return section("Over time", plot_box("curves", "Loss and accuracy by task over epochs", menus, caption))
+
+
+def _weights_section(record: Record, figures: Figures) -> str:
+    found = history.shares(record)
+    if not found or len(found) < 2:
+        return ""
+    figures["weights"] = {"": spec(task_plots.weights(record, found))}
+    caption = "Each task's share of the weights. Above an equal share, a task is pushed; below it, it is spared."
+    if len(found) > task_plots.FEW:
+        caption += " The task with the most weight at the end is at the top."
+    return section("Weights", plot_box("weights", "Weights over time", [], caption, low=len(found) <= 10))
+
+
+def _variance_section(record: Record, figures: Figures) -> str:
+    if not record.get("epochs") or len(history.tasks(record)) < 2:
+        return ""
+    figures["variance"] = {"epochs": spec(task_plots.variance(record))}
+    shown = {"epochs": "mean losses of each epoch"}
+    if record.get("rounds"):
+        figures["variance"]["batches"] = spec(task_plots.variance(record, mini_batches=True))
+        shown["batches"] = "losses of the mini-batches"
+    caption = (
+        "How far apart the task losses are. Tasks with other numbers of classes have other losses without being neglected; "
+        "the losses of mini-batches differ by chance as well, which adds to their variance."
+    )
+    box = plot_box("variance", "Variance of the task losses over time", [menu("of the", shown)], caption, low=True)
+    return section("Task variance", box)
+
+
+def _run_section(record: Record) -> str:
+    command = record.get("command")
+    facts = {
+        "Seed": record.get("seed"),
+        "Examples of each task in a round": record.get("batch_size"),
+        "Versions": ", ".join(f"{k} {v}" for k, v in (record.get("versions") or {}).items()) or None,
+    }
+    told = ("lr", "normalize", "layout", "width", "max_tokens", "dropout", "vectors")
+    settings = {k: json.dumps(record[k], ensure_ascii=False) for k in told if record.get(k) is not None}
+    return section(
+        "What was run",
+        (f"<pre>{html.escape(str(command))}</pre>" if command else "")
+        + fact_list(facts)
+        + (f"<details><summary>Settings</summary>{fact_list(settings)}</details>" if settings else ""),
+    )
+
+
+def _glossary() -> str:
+    entries = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in GLOSSARY.items())
+    return f"<dl class=columns>{entries}</dl>"

@@ -1,0 +1,203 @@
+"""The figures of a multi-task run, in the look of `counterpoise.report.plots`. Few tasks get a colour each; of many, some
+are picked out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from counterpoise.report import history
+from counterpoise.report.history import Curve, Record
+from counterpoise.report.marks import escaped, label
+from counterpoise.report.palette import SERIES, light
+from counterpoise.report.plots import empty_figure
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+FEW = 6
+"""Tasks up to this many are told apart by colour and dash."""
+MOST_ROWS = 20
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+
+
+def accuracies(record: Record) -> Figure:
+    """Accuracy by task, the least at the top: test data with 95 % intervals, and validation at the best epoch.
+
+    Of more than `MOST_ROWS` tasks, those with the least.
+    """
+    figure = empty_figure("Accuracy (%)", "")
+    order = list(history.accuracies(record))[:MOST_ROWS]
+    rows = {t: len(order) - 1 - i for i, t in enumerate(order)}
+    kept, tested = history.best(record), record.get("test") or {}
+    if kept:
+        figure.add_scatter(
+            x=[100 * kept["validation_accuracy"][t] for t in order],
+            y=list(rows.values()),
+            name="validation, at the best epoch",
+            mode="markers",
+            marker={"color": light("muted"), "symbol": "circle-open", "size": 9, "line": {"width": 2}},
+            hovertext=[escaped(t) for t in order],
+            hovertemplate="%{hovertext}: %{x:.1f} % on validation<extra></extra>",
+        )
+    if some := [t for t in order if t in tested]:
+        ends = [history.interval(tested[t]["accuracy"], tested[t]["examples"]) for t in some]
+        at = [100 * tested[t]["accuracy"] for t in some]
+        figure.add_scatter(
+            x=at,
+            y=[rows[t] for t in some],
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": [100 * high - x for (_, high), x in zip(ends, at, strict=True)],
+                "arrayminus": [x - 100 * low for (low, _), x in zip(ends, at, strict=True)],
+                "color": light("blue"),
+                "thickness": 2,
+                "width": 0,
+            },
+            name="test",
+            mode="markers",
+            marker={"color": light("blue"), "symbol": "diamond", "size": 10},
+            hovertext=[escaped(t) for t in some],
+            hovertemplate="%{hovertext}: %{x:.1f} % on test data<extra></extra>",
+        )
+    figure.update_yaxes(
+        tickvals=list(rows.values()),
+        ticktext=[label(t, 18) for t in order],
+        showgrid=False,
+        range=[-0.6, len(order) - 0.4],
+    )
+    return figure
+
+
+def curves(record: Record, found: Mapping[str, Curve], title: str, chosen: str | None = None) -> Figure:
+    """A curve per task over the epochs, and the best epoch.
+
+    Args:
+        found: the curves, by task.
+        title: of the vertical axis.
+        chosen: with more than `FEW` tasks, the one to pick out; by default those that end highest and lowest.
+    """
+    figure = empty_figure("Epoch", title)
+    ends = sorted(found, key=lambda t: found[t].values[-1] if found[t].values else 0.0)
+    picked = {chosen: "vermilion"} if chosen is not None else {ends[-1]: "vermilion", ends[0]: "blue"} if ends else {}
+    few = len(found) <= FEW
+    for i, (task, curve) in enumerate(found.items()):
+        role = SERIES[i] if few else picked.get(task, "grey")
+        strong = few or task in picked
+        figure.add_scatter(
+            x=curve.epochs,
+            y=curve.values,
+            name=label(task),
+            mode="lines+markers" if len(curve.values) == 1 else "lines",
+            line={"color": light(role), "width": 2.5 if strong else 1, "dash": DASHES[i] if few else "solid"},
+            opacity=1.0 if strong else 0.55,
+            showlegend=strong,
+            zorder=1 if strong else 0,
+            hovertemplate=f"{label(task)}<br>epoch %{{x:.4~g}}: %{{y:.4~g}}<extra></extra>",
+        )
+    _mark_best(figure, record)
+    return figure
+
+
+def weights(record: Record, found: Mapping[str, Curve]) -> Figure:
+    """Each task's share of the weights over the rounds: lines for few tasks, rows of colour for many.
+
+    Args:
+        found: `history.shares`.
+    """
+    if len(found) > FEW:
+        return _rows_of_colour(record, found)
+    shares = {t: Curve(c.epochs, [100 * v for v in c.values]) for t, c in found.items()}
+    figure = curves(record, shares, "Share of the weights (%)")
+    figure.add_hline(
+        y=100 / len(found),
+        line={"color": light("muted"), "width": 1, "dash": "dot"},
+        annotation={"text": "equal", "font": {"color": light("muted"), "size": 11}},
+        annotation_position="bottom right",
+    )
+    figure.update_yaxes(rangemode="tozero")
+    return figure
+
+
+def variance(record: Record, *, mini_batches: bool = False) -> Figure:
+    """The variance of the losses over the tasks: of each epoch, in training and on validation data.
+
+    Args:
+        mini_batches: of the mini-batches instead, whose chance differences would hide the others on one scale.
+    """
+    figure = empty_figure("Epoch", "Variance over tasks (nats²)")
+    lines = [
+        ("training", history.over_epochs(record, "task_variance"), "blue", "solid"),
+        ("validation", history.variances(record, "validation_loss"), "vermilion", "dash"),
+    ]
+    if mini_batches:
+        lines = [("mini-batches", history.by_round(record, "task_variance"), "blue", "solid")]
+    for name, curve, role, dash in lines:
+        figure.add_scatter(
+            x=curve.epochs,
+            y=curve.values,
+            name=name,
+            mode="lines" if mini_batches else "lines+markers",
+            line={"color": light(role), "width": 1.5 if mini_batches else 2.5, "dash": dash},
+            marker={"size": 6},
+            showlegend=not mini_batches,
+            hovertemplate=f"{name}<br>epoch %{{x:.4~g}}: %{{y:.4~g}}<extra></extra>",
+        )
+    figure.update_yaxes(rangemode="tozero")
+    _mark_best(figure, record)
+    return figure
+
+
+def _rows_of_colour(record: Record, found: Mapping[str, Curve]) -> Figure:
+    figure = empty_figure("Epoch", "")
+    order = sorted(found, key=lambda t: found[t].values[-1])
+    equal = 100 / len(order)
+    table = [[100 * v for v in found[t].values] for t in order]
+    reach = max(abs(v - equal) for row in table for v in row) or equal
+    figure.add_heatmap(
+        x=found[order[0]].epochs,
+        y=list(range(len(order))),
+        z=table,
+        zmin=equal - reach,
+        zmax=equal + reach,
+        colorscale=[(0.0, light("blue")), (0.5, light("surface")), (1.0, light("vermilion"))],
+        colorbar=_scale(equal, max(map(max, table))),
+        customdata=[[escaped(t)] * len(table[0]) for t in order],
+        hovertemplate="%{customdata}<br>epoch %{x:.4~g}: %{z:.2f} %<extra></extra>",
+    )
+    figure.update_yaxes(tickvals=list(range(len(order))), ticktext=[label(t, 18) for t in order], showgrid=False)
+    _mark_best(figure, record)
+    return figure
+
+
+def _scale(equal: float, high: float) -> dict[str, object]:
+    """A colour bar above the figure, so that a narrow screen keeps its width."""
+    return {
+        "orientation": "h",
+        "x": 0,
+        "xanchor": "left",
+        "y": 1.02,
+        "yanchor": "bottom",
+        "len": 0.6,
+        "thickness": 10,
+        "outlinewidth": 0,
+        "tickvals": [equal, high],
+        "ticktext": ["equal", f"{high:.3g} %"],
+        "tickangle": 0,
+        "tickfont": {"color": light("muted"), "size": 11},
+    }
+
+
+def _mark_best(figure: Figure, record: Record) -> None:
+    """A dotted line at the epoch whose weights the model holds; whole epochs on the axis."""
+    if len(record.get("epochs") or ()) <= 12:
+        figure.update_xaxes(dtick=1)
+    if history.best(record) is None:
+        return
+    figure.add_vline(
+        x=record["best_epoch"],
+        line={"color": light("muted"), "width": 1, "dash": "dot"},
+        annotation={"text": "kept", "font": {"color": light("muted"), "size": 11}, "xanchor": "right"},
+        annotation_position="bottom right",
+    )
