@@ -7,7 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterpoise.matching import Matched, Run, Scored, Statistics, meeting, reward_matched
+from counterpoise.matching import (
+    Fronts,
+    Matched,
+    Run,
+    Scored,
+    Statistics,
+    areas,
+    hypervolume_gain,
+    meeting,
+    reward_matched,
+)
+from counterpoise.pareto import hypervolume
 
 NUMBERS = st.floats(-3, 3).map(lambda v: round(v, 3))
 CURVES = st.lists(st.tuples(NUMBERS, NUMBERS), min_size=2, max_size=6)
@@ -132,3 +143,28 @@ def test_what_cannot_be_compared_is_refused() -> None:
         reward_matched([Run(point, [point, point])], (0.0,))
     with pytest.raises(ValueError, match="the same items on both sides"):
         reward_matched([Run(point, [scored([0, 0, 0], [1, 1]), scored([2, 2, 2], [1, 1])])])
+
+
+@settings(max_examples=200)
+@given(CURVES)
+def test_areas_are_hypervolumes(points: list[tuple[float, float]]) -> None:
+    x, y = (np.array([p[i] for p in points])[None] for i in (0, 1))
+    np.testing.assert_allclose(areas(x, y), [hypervolume(points, [0.0, 0.0])], atol=1e-12)
+
+
+def test_hypervolume_gain_by_hand() -> None:
+    # PRE (0, 4), POST (2, 0): the unit is 8. Ours adds (1, 3): in units (0.5, 0.75), area 0.375. Theirs adds (1, 1): 0.125.
+    pre, post = scored([0, 0], [4, 4]), scored([2, 2], [0, 0])
+    ours, theirs = [scored([1, 1], [2, 4])], [scored([1, 1], [1, 1])]
+    found = hypervolume_gain([Fronts(pre, post, ours, theirs)])
+    assert found is not None
+    assert found.value == pytest.approx(0.25)
+    # Ours resampled keeps 2, 3 or 4 of 4: areas 0.25, 0.375, 0.5.
+    assert (found.low, found.high) == pytest.approx((0.125, 0.375))
+    same = hypervolume_gain([Fronts(pre, post, ours, ours)])
+    assert same is not None
+    assert same[:3] == (0.0, 0.0, 0.0)
+    assert hypervolume_gain([Fronts(post, pre, ours, theirs)]) is None
+    both = hypervolume_gain([Fronts(pre, post, ours, theirs), Fronts(pre, post, theirs, theirs)])
+    assert both is not None
+    assert both.value == pytest.approx(0.125)

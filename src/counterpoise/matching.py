@@ -1,14 +1,14 @@
-"""How much more ability a point keeps than a reference does at the same reward: plain arrays, no model."""
+"""How much more a method keeps than a reference: at the same reward, and over a whole front. Plain arrays, no model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from counterpoise.pareto import RESAMPLES, paired_replicates, score
+from counterpoise.pareto import RESAMPLES, Difference, paired_replicates, score
 
 Array = NDArray[np.float64]
 
@@ -87,12 +87,68 @@ def reward_matched(
         outside.append(1.0 - float(within.mean()))
     if not drawn:
         return None
-    pooled = np.mean(drawn, axis=0)
-    low, high = np.quantile(pooled, [0.025, 0.975])
-    tail = min(int((pooled <= 0).sum()), int((pooled >= 0).sum()))
-    value_ = float(np.mean([v for v in by_run if v is not None]))
-    p = min(1.0, 2 * (tail + 1) / (resamples + 1))
-    return Matched(value_, float(low), float(high), p, tuple(by_run), float(np.mean(outside)))
+    found = _pooled([v for v in by_run if v is not None], drawn)
+    return Matched(*found, tuple(by_run), float(np.mean(outside)))
+
+
+class Fronts(NamedTuple):
+    """Two methods' points of one training run, and PRE and POST, which belong to both fronts."""
+
+    pre: Scored
+    post: Scored
+    ours: Sequence[Scored]
+    theirs: Sequence[Scored]
+
+
+def hypervolume_gain(
+    runs: Sequence[Fronts], scales: Sequence[float] = (1.0,), *, seed: int = 0, resamples: int = RESAMPLES
+) -> Difference | None:
+    """Area under our front minus that under theirs, by paired bootstrap, pooled over runs.
+
+    Areas lie between PRE's reward and POST's ability, in units of the rectangle that PRE and POST span, as elsewhere. In a
+    resample the corner moves with PRE and POST and the unit stays. The largest of noisy points is too large, and the more
+    so the more points there are: the difference is fair between grids of one size.
+
+    Returns:
+        None where POST is not above PRE in reward and below it in ability, in any run.
+    """
+    values: list[float] = []
+    drawn: list[Array] = []
+    for run in runs:
+        points = [run.pre, run.post, *run.ours, *run.theirs]
+        sides = [0, 1, *range(2, 2 + len(run.ours))], [0, 1, *range(2 + len(run.ours), len(points))]
+        x, y = _seen_from_point(Run(run.pre, points), scales)
+        span = float(x[1]), float(-y[1])
+        if min(span) <= 0:
+            continue
+
+        def gain(x: Array, y: Array, span: tuple[float, float] = span, sides: tuple[Any, Any] = sides) -> Array:
+            u, v = x / span[0], (y - y[:, [1]]) / span[1]
+            ours, theirs = (areas(u[:, side], v[:, side]) for side in sides)
+            return ours - theirs
+
+        values.append(float(gain(x[None], y[None])[0]))
+        drawn.append(gain(*_resampled(Run(run.pre, points), scales, seed, resamples)))
+    if not values:
+        return None
+    return _pooled(values, drawn)
+
+
+def areas(x: ArrayLike, y: ArrayLike) -> Array:
+    """Area dominated above the origin by m sets of n points at once; `pareto.hypervolume` in two dimensions.
+
+    Args:
+        x, y: shape (m, n).
+
+    >>> areas([[1.0, 0.5]], [[0.5, 1.0]])
+    array([0.75])
+    """
+    xs, ys = (np.maximum(np.asarray(v, dtype=np.float64), 0.0) for v in (x, y))
+    order = np.argsort(-xs, axis=1)
+    xs, ys = np.take_along_axis(xs, order, 1), np.take_along_axis(ys, order, 1)
+    steps = xs - np.pad(xs[:, 1:], ((0, 0), (0, 1)))
+    area: Array = (steps * np.maximum.accumulate(ys, axis=1)).sum(1)
+    return area
 
 
 def meeting(x: ArrayLike, y: ArrayLike) -> tuple[Array, NDArray[np.bool_]]:
@@ -120,6 +176,14 @@ def meeting(x: ArrayLike, y: ArrayLike) -> tuple[Array, NDArray[np.bool_]]:
     inside = crosses.any(1)
     nearest = np.take_along_axis(ys, np.abs(xs).argmin(1)[:, None], 1)[:, 0]
     return np.where(inside, best, nearest), inside
+
+
+def _pooled(values: Sequence[float], drawn: Sequence[Array]) -> Difference:
+    """Means over runs; interval and p as in `pareto.paired_difference`."""
+    mean = np.mean(drawn, axis=0)
+    low, high = np.quantile(mean, [0.025, 0.975])
+    tail = min(int((mean <= 0).sum()), int((mean >= 0).sum()))
+    return Difference(float(np.mean(values)), float(low), float(high), min(1.0, 2 * (tail + 1) / (len(mean) + 1)))
 
 
 def _seen_from_point(run: Run, scales: Sequence[float]) -> tuple[Array, Array]:

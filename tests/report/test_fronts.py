@@ -18,7 +18,7 @@ from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.tax import Scores
 from counterpoise.pareto import paired_difference
 from counterpoise.report import fronts, page, plots
-from counterpoise.report.matched import matched
+from counterpoise.report.matched import hypervolume_gains, matched
 from counterpoise.report.panels import beaten_by, pooled, read_panels
 from counterpoise.results import Measured, measurement, results, write_results
 from report import browser, made
@@ -135,6 +135,10 @@ def test_gains_at_equal_reward_are_paired(three: list[Path]) -> None:
     assert paired_difference(a.statistics, b.statistics, "mean").value > gain.value  # MA 0.7 has more reward
     # boolq is at floor: retention is piqa alone, in standard errors at PRE (about 1.02 / sqrt(80)).
     assert row.gains["retention"].value == pytest.approx(gain.value / (1.02 / math.sqrt(80)), rel=0.15)
+    (volume,) = hypervolume_gains(panel, "held-out").values()
+    volumes = [fronts.hypervolumes(r.results) for r in panel.runs]
+    assert volume.value == pytest.approx(np.mean([v["L2"] - v["MA"] for v in volumes]), rel=1e-6)
+    assert volume.low < volume.value < volume.high
     # The same without the items: the value stays, the interval goes.
     stripped = [{k: v for k, v in json.loads(p.read_text()).items() if k != "items"} for p in three[:1]]
     path = three[0].parent.parent / "stripped.json"

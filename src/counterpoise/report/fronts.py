@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from counterpoise.matching import Matched
-from counterpoise.pareto import hypervolume
+from counterpoise.pareto import Difference, hypervolume
 from counterpoise.report import plots, reading
 from counterpoise.report.grid import Cell, Column, Table, as_html
 from counterpoise.report.marks import escaped
-from counterpoise.report.matched import REFERENCE, Row, matched
+from counterpoise.report.matched import REFERENCE, Row, hypervolume_gains, matched
 from counterpoise.report.numbers import interval, number, p_value
 from counterpoise.report.page import Figures, fact_list, menu, page, plot_box, section, specs, write_whole
 from counterpoise.report.palette import SERIES, Look, light, look
@@ -138,6 +138,7 @@ def hypervolume_table(panel: Panel) -> Table:
             for method, value in hypervolumes(run.results).items():
                 found.setdefault((group.name, method), []).append(value)
     rows = sorted(found.items(), key=lambda item: -sum(item[1]) / len(item[1]))
+    gains = hypervolume_gains(panel, _fullest(panel.runs[0].results))
     columns = [
         Column("method", lambda r: Cell(r[0][1], r[0][0] if len(panel.groups) > 1 else ""), False),
         Column("hypervolume", lambda r: Cell(number(sum(r[1]) / len(r[1]), 3))),
@@ -150,17 +151,22 @@ def hypervolume_table(panel: Panel) -> Table:
             ),
             Column("runs", lambda r: Cell(number(len(r[1]), 0))),
         ]
+    if gains:
+        columns += [
+            Column(f"minus {REFERENCE}'s", lambda r: _gain(gains.get(r[0]))),
+            Column("p", lambda r: Cell(p_value(gains[r[0]].p) if r[0] in gains else "")),
+        ]
     note = (
         "The area under each method's front between PRE's reward and POST's retention; the rectangle that PRE and POST span "
         "counts as 1. PRE and POST belong to every front. More points make a larger area: compare equal grids."
+        + (" Brackets: 95 % intervals by paired bootstrap, pooled over runs." if gains else "")
     )
     return Table(tuple(columns), tuple(rows), (note,))
 
 
 def hypervolumes(results: Results) -> dict[str, float]:
     """Scaled hypervolume of each method with PRE and POST, from the part with most points; else what the file recorded."""
-    parts = reading.parts(results)
-    part = max(parts, key=lambda p: len(reading.points(results, p)), default=reading.VALIDATION)
+    part = _fullest(results)
     found = reading.placed(results, part, RETENTION)
     ends = {p["method"]: p for p in found if p["method"] in ENDS}
     at = {id(p): (p["reward"]["value"], reading.score_value(results, p, RETENTION)) for p in found}
@@ -255,7 +261,12 @@ def _title(results: Results, axis: str) -> str:
     return f"{axis} ({reading.primary(results)[axis]}{floor})"
 
 
-def _gain(found: Matched | None) -> Cell:
+def _fullest(results: Results) -> str:
+    """The part with most points."""
+    return max(reading.parts(results), key=lambda p: len(reading.points(results, p)), default=reading.VALIDATION)
+
+
+def _gain(found: Matched | Difference | None) -> Cell:
     if found is None:
         return Cell(number(None, 2))
     if not math.isfinite(found.low):

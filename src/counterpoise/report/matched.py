@@ -1,4 +1,4 @@
-"""Reward-matched comparison of a panel's points with its MA curve, by paired bootstrap where the files hold every item."""
+"""A panel's points and fronts against its MA curve, by paired bootstrap where the files hold every item."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from counterpoise.evaluation.measurement import Measurement
-from counterpoise.matching import Matched, Scored, Statistics, meeting, reward_matched
+from counterpoise.matching import Fronts, Matched, Scored, Statistics, hypervolume_gain, meeting, reward_matched
 from counterpoise.matching import Run as Pair
-from counterpoise.pareto import interval
+from counterpoise.pareto import Difference, interval
 from counterpoise.report import reading
 from counterpoise.report.panels import Group, Panel, Run
 from counterpoise.report.reading import ENDS, RETENTION, Point, Results
@@ -53,6 +53,34 @@ def matched(panel: Panel, reference: str = REFERENCE) -> list[Row]:
     return rows
 
 
+def hypervolume_gains(panel: Panel, part: str, reference: str = REFERENCE) -> dict[tuple[str, str], Difference]:
+    """(group, method) -> its hypervolume minus the reference's, where the files hold every item."""
+    found = {}
+    for group in panel.groups:
+        methods = dict.fromkeys(p["method"] for r in group.runs for p in reading.points(r.results, part))
+        for method in methods:
+            runs = [_fronts(run, part, method, reference) for run in group.runs]
+            held = [r for r in runs if r is not None]
+            if method in (*ENDS, reference) or not held:
+                continue
+            if gain := hypervolume_gain(held, _scales(group.runs, part, RETENTION)):
+                found[group.name, method] = gain
+    return found
+
+
+def _fronts(run: Run, part: str, method: str, reference: str) -> Fronts | None:
+    """None where a point lacks its items, or either method its points."""
+    counted = _counted(run, RETENTION)
+    of: dict[str, list[Scored | None]] = {}
+    for p in reading.placed(run.results, part, RETENTION):
+        of.setdefault(p["method"], []).append(_scored(run.results, p, counted))
+    wanted = ("PRE", "POST", method, reference)
+    held = {m: [s for s in of.get(m, []) if s is not None] for m in wanted}
+    if any(not held[m] or len(held[m]) < len(of[m]) for m in wanted):
+        return None
+    return Fronts(held["PRE"][0], held["POST"][0], held[method], held[reference])
+
+
 def reference_curve(results: Results, part: str, axis: str, reference: str = REFERENCE) -> list[Point]:
     """PRE, the reference's points and POST, in the order of their mean ratio; those with a reward and a score on `axis`."""
     place = {"PRE": 0.0, "POST": 1.0}
@@ -70,7 +98,7 @@ def _gain(group: Group, name: str, part: str, axis: str, reference: str) -> Matc
         if point is None or not any(p["method"] == reference for p in curve):
             continue
         values.append(_value(run.results, point, curve, axis))
-        counted = _counted(run, part, axis)
+        counted = _counted(run, axis)
         scored = [_scored(run.results, p, counted) for p in (point, *curve)]
         whole = [s for s in scored if s is not None]
         complete = complete and len(whole) == len(scored)
@@ -91,7 +119,7 @@ def _value(results: Results, point: Point, curve: Sequence[Point], axis: str) ->
     return float(-value[0]) if inside[0] else None
 
 
-def _counted(run: Run, part: str, axis: str) -> list[tuple[str, str]]:
+def _counted(run: Run, axis: str) -> list[tuple[str, str]]:
     """The abilities of an axis with their metrics."""
     primary = reading.primary(run.results)
     if axis != RETENTION:
@@ -112,7 +140,7 @@ def _statistics(m: Measurement) -> Statistics:
 
 def _scales(runs: Sequence[Run], part: str, axis: str) -> list[float]:
     """1 for one ability; the standard errors at PRE, averaged over runs, for retention."""
-    counted = _counted(runs[0], part, axis)
+    counted = _counted(runs[0], axis)
     if axis != RETENTION:
         return [1.0]
     errors = []
