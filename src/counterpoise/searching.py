@@ -93,7 +93,7 @@ class TwoSided:
             neighbours = [k._asdict() for k in side.kept] if isinstance(side, OnPolicy) else []
             return {**found, "neighbours": neighbours, "seconds": round(time.monotonic() - begun, 2)}
 
-        found: dict[str, Any] = self.bench.store.once({"what": "two-sided", **self._key}, run)
+        found: dict[str, Any] = self.bench.store.once({"what": "two-sided", **self.key}, run)
         return found
 
     def path(self, weights: Sequence[float]) -> list[Found]:
@@ -109,7 +109,7 @@ class TwoSided:
             options: dict[str, Any] = {"rho": self.rho, "max_passes": max_passes, "progress": stage}
             return [asdict(f) for f in exact(self.diagonal, self._alignment, kept, weights, **options)]
 
-        key = {"what": "exact", **self._key, "weights": list(weights), "rho": self.rho, "passes": max_passes}
+        key = {"what": "exact", **self.key, "weights": list(weights), "rho": self.rho, "passes": max_passes}
         return [Found(**{**f, "ratios": tuple(f["ratios"])}) for f in self.bench.store.once(key, run)]
 
     def fisher(self, weights: Sequence[float], *, sequences: int = 32) -> list[Found]:
@@ -161,7 +161,7 @@ class TwoSided:
 
         return [
             self.bench.store.once(
-                {"what": "truth", **self._key, "ratios": list(f.ratios)}, lambda f=f: run(np.array(f.ratios))
+                {"what": "truth", **self.key, "ratios": list(f.ratios)}, lambda f=f: run(np.array(f.ratios))
             )
             for f in found
         ]
@@ -237,7 +237,7 @@ class TwoSided:
         return ratings(self.bench, self.size, self.n)
 
     @cached_property
-    def _key(self) -> dict[str, Any]:
+    def key(self) -> dict[str, Any]:
         """All that decides the slopes."""
         panel = self.bench.panel
         data: Any = self._rated if self.form == "contrast" else self._good

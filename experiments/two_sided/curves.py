@@ -1,0 +1,178 @@
+"""The curves that are compared: each is a few averages of one pair, found in one way."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from counterpoise.evaluation.measurement import Measurement
+from counterpoise.evaluation.sweep import digest
+from counterpoise.evaluation.tax import Scores
+from counterpoise.partition import Partition, layerwise, thirds
+from counterpoise.search.ramps import linear_ramp
+from counterpoise.searching import FORMS, TwoSided
+from counterpoise.workbench import Workbench
+
+MA_SWEEP = tuple(round(0.1 * i, 1) for i in range(11))
+REQUIRED = ("MA", "HMA thirds", "HMA layerwise", "LiNeS", "path", "exact")
+FORM_CURVES = tuple(f"{how}, {form}" for form in FORMS for how in ("path", "exact", "Fisher"))
+CURVES = (
+    *REQUIRED,
+    "Fisher",
+    *(c for c in FORM_CURVES if "imitation" not in c),
+    "path, thirds",
+    "exact, thirds",
+    "path, no outside block",
+    "sum of abilities",
+    "worst ability",
+)
+"""In the order in which they are run; path, exact and Fisher without a form are imitation."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides every curve of a run.
+
+    Attributes:
+        means, weights: the points of a curve: mean ratios for MA, HMA and LiNeS, lambda for the two-sided ones.
+        size: sequences on each side of a search.
+        replies: responses a prompt that the reward is averaged over; the items are the prompts.
+    """
+
+    means: tuple[float, ...]
+    weights: tuple[float, ...]
+    size: int
+    max_passes: int
+    calibrated: int
+    replies: int
+
+
+@dataclass(frozen=True)
+class Average:
+    """One point to be measured, not yet measured."""
+
+    name: str
+    curve: str
+    cut: Partition
+    ratios: tuple[float, ...]
+    settings: dict[str, Any]
+
+
+class Curves:
+    """All curves of one pair; every search and measurement is kept in the workbench's store."""
+
+    def __init__(self, bench: Workbench, settings: Settings) -> None:
+        self.bench, self.settings = bench, settings
+        self.deep = layerwise(bench.pair.names)
+        self.wide = self.deep.with_rest_block()
+        self.costs: dict[str, dict[str, float]] = {}
+
+    def averages(self, curve: str) -> Iterator[Average]:
+        """The points of a curve."""
+        makers: dict[str, Callable[[], Iterator[Average]]] = {
+            "MA": lambda: self._fixed(curve, self.bench.whole, MA_SWEEP[1:-1], lambda m: [m]),
+            "LiNeS": lambda: self._fixed(
+                curve, self.deep, self.settings.means, lambda m: linear_ramp(self.deep, m).tolist()
+            ),
+            "HMA thirds": lambda: self._hma(curve, thirds(self.bench.pair.names)),
+            "HMA layerwise": lambda: self._hma(curve, self.deep),
+            "path, thirds": lambda: self._two_sided(curve, "path", self.search(cut=self._wide_thirds())),
+            "exact, thirds": lambda: self._two_sided(curve, "exact", self.search(cut=self._wide_thirds())),
+            "path, no outside block": lambda: self._two_sided(curve, "path", self.search(cut=self.deep)),
+            "sum of abilities": lambda: self._two_sided(curve, "path", self.guarded(0.0)),
+            "worst ability": lambda: self._two_sided(curve, "path", self.guarded(None)),
+        }
+        if curve in makers:
+            yield from makers[curve]()
+            return
+        how, _, form = curve.partition(", ")
+        yield from self._two_sided(curve, how, self.search(form=form or "imitation"))
+
+    def search(self, *, cut: Partition | None = None, **settings: Any) -> TwoSided:
+        """A two-sided search of this pair."""
+        return TwoSided(self.bench, cut or self.wide, **{"size": self.settings.size, **settings})
+
+    def guarded(self, rho: float | None) -> TwoSided:
+        """With the right answers of validation items as retention sets; rho None leaves half of the sets effective."""
+        plain = self.search(calibrated=self.settings.calibrated)
+        kept = len(plain.diagonal.retention)
+        return self.search(calibrated=self.settings.calibrated, rho=math.log(2) if rho is None and kept > 1 else 0.0)
+
+    def measured(self, average: Average) -> Scores:
+        """Reward (the mean over replies, prompt by prompt) and abilities on the held-out part."""
+        bench, panel = self.bench, self.bench.panel
+        begun = time.monotonic()
+        first = bench.point(average.curve, average.cut, average.ratios, "held-out", name=average.name).scores
+        drawn = [first.reward]
+        for reply in range(1, self.settings.replies):
+            more = replace(panel, abilities=(), seed=panel.seed + 1000 * reply)
+            model_id = {**bench.inputs, "ratios": digest(average.cut.ratios(bench.pair.names, average.ratios))}
+            model, words = bench.resident.model, bench.tokenizer
+            drawn.append(more.measure(model, words, "held-out", store=bench.store, model_id=model_id).reward)
+        statistics = np.mean([m.statistics for m in drawn], axis=0)
+        reward = Measurement("reward", first.reward.unit, statistics, "mean", None, first.reward.keys)
+        key = {"what": "seconds", "model": bench.inputs, "point": list(average.ratios), "panel": panel.fingerprint}
+        elapsed = bench.store.once({**key, "replies": self.settings.replies}, lambda: time.monotonic() - begun)
+        self.costs.setdefault(average.curve, {})[average.name] = round(float(elapsed), 2)
+        return Scores(reward, first.abilities)
+
+    def timed(self, name: str, key: Any, work: Callable[[], Any]) -> Any:
+        """`work()`, and the seconds it took the first time in `costs`."""
+        begun = time.monotonic()
+        value = work()
+        elapsed = self.bench.store.once(
+            {"what": "seconds", "model": self.bench.inputs, "search": name, "of": digest(key)},
+            lambda: time.monotonic() - begun,
+        )
+        self.costs.setdefault("search", {})[name] = round(float(elapsed), 2)
+        return value
+
+    def _wide_thirds(self) -> Partition:
+        return thirds(self.bench.pair.names).with_rest_block()
+
+    def _fixed(
+        self, curve: str, cut: Partition, means: Sequence[float], ratios: Callable[[float], Sequence[float]]
+    ) -> Iterator[Average]:
+        for mean in means:
+            yield Average(f"{curve} {mean:g}", curve, cut, tuple(ratios(mean)), {"mean": mean})
+
+    def _hma(self, curve: str, cut: Partition) -> Iterator[Average]:
+        proxies = self.bench.proxies(self.settings.size)
+        for mean in self.settings.means:
+            passes = self.settings.max_passes
+            found = self.timed(
+                f"{curve} {mean:g}",
+                [mean, self.settings.size, passes],
+                lambda mean=mean: self.bench.search(cut, proxies, mean, max_passes=self.settings.max_passes),
+            )
+            yield Average(f"{curve} {mean:g}", curve, cut, found.ratios, {"mean": mean, "passes": found.passes})
+
+    def _two_sided(self, curve: str, how: str, search: TwoSided) -> Iterator[Average]:
+        weights, passes = self.settings.weights, self.settings.max_passes
+        key = [search.key, list(weights), search.rho, passes]
+        self.timed(f"both sides, {search.form}, {search.cut.name}", search.key, lambda: search.measured)
+        if how == "exact":
+            found = self.timed(curve, key, lambda: search.exact(weights, max_passes=passes))
+        elif how == "Fisher":
+            found = self.timed(curve, key, lambda: search.fisher(weights))
+        else:
+            found = search.path(weights)
+        # The truth of a sampled side would be one more noisy draw: nothing a model could be judged by.
+        truths = search.truth(found) if how != "exact" and search.form != "reward" else [None] * len(found)
+        for f, truth in zip(found, truths, strict=True):
+            about = {
+                "lambda": f.weight,
+                "alignment": f.alignment,
+                "retention": dict(f.retention),
+                "shares": dict(f.shares),
+                "measured": truth,
+                "passes": f.passes + (search.diagonal.passes if how == "path" else 0),
+                "misfit": search.diagonal.misfit,
+                "converged": f.converged,
+            }
+            yield Average(f"{curve} {f.weight:g}", curve, search.cut, f.ratios, about)

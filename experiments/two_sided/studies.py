@@ -1,0 +1,108 @@
+"""Smaller questions: how few sequences a search needs, which openings, how noisy the reward's own gradient is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from curves import Curves
+
+from counterpoise.drawing import words
+from counterpoise.language import Example
+from counterpoise.partition import thirds
+from counterpoise.search.proxies import draw_proxies
+from counterpoise.search.retention import OPENINGS
+from counterpoise.searching import TwoSided
+
+SIZES = (8, 16, 32, 64, 128, 256)
+CONTINUED = {
+    "openings and prompts": (OPENINGS, True),
+    "openings alone": (OPENINGS, False),
+    "prompts alone": ((), True),
+    "other openings": (tuple(f"{o} " for o in ("I", "You", "They", "This", "What", "Why", "No", "Yes")), True),
+    "nothing": (("",), False),
+}
+
+
+def elsewhere(curves: Curves, size: int) -> tuple[list[Example], list[Example]]:
+    """Good responses and PRE's words that no search saw: other random draws, other prompts where there are enough."""
+    bench, panel = curves.bench, curves.bench.panel
+
+    def draw() -> list[Any]:
+        bench.resident.set(bench.whole, [1.0])
+        prompts = panel.prompts_of("proxy")[-max(1, round(size / 0.8)) :]
+        found = draw_proxies(
+            bench.resident.model,
+            bench.tokenizer,
+            prompts,
+            panel.reward,
+            size=size,
+            max_new_tokens=panel.max_new_tokens,
+            chat=panel.chat,
+            batch_size=4 * panel.batch_size,
+            seed=panel.seed + 77,
+        )
+        return [list(map(list, e)) for e in found]
+
+    key = {"what": "other-proxies", "model": bench.inputs, "panel": panel.fingerprint, "size": size}
+    good = [Example(tuple(p), tuple(r)) for p, r in bench.store.once(key, draw)]
+    return good, [e for rows in words(bench, size, seed=77).values() for e in rows]
+
+
+def sizes(curves: Curves, of: tuple[int, ...], test: int, weight: float = 1.0) -> Iterator[dict[str, Any]]:
+    """The objective of ratios found with few sequences, on the sequences they were found with and on others."""
+    good, said = elsewhere(curves, test)
+    for size in of:
+        for cut in (thirds(curves.bench.pair.names).with_rest_block(), curves.wide):
+            search = TwoSided(curves.bench, cut, size=size)
+            for how, found in (
+                ("path", search.path([weight])[0]),
+                ("exact", search.exact([weight], max_passes=curves.settings.max_passes)[0]),
+            ):
+                seen = search.truth([found])[0]
+                values = search.scaled_on(found, good, said)
+                yield {
+                    "size": size,
+                    "blocks": cut.name,
+                    "how": how,
+                    "lambda": weight,
+                    "ratios": list(found.ratios),
+                    "seen": seen["alignment"] + weight * sum(seen["retention"].values()),
+                    "elsewhere": values["alignment"] + weight * values["retention"],
+                    "sides": values,
+                }
+
+
+def openings(curves: Curves, test: int, weight: float = 1.0) -> Iterator[dict[str, Any]]:
+    """The same for other words of PRE, with the default's ratios as the measure of distance."""
+    good, said = elsewhere(curves, test)
+    base = np.array(curves.search().path([weight])[0].ratios)
+    for name, (texts, with_prompts) in CONTINUED.items():
+        search = curves.search(openings=texts, with_prompts=with_prompts)
+        found = search.path([weight])[0]
+        values = search.scaled_on(found, good, said)
+        yield {
+            "continued": name,
+            "lambda": weight,
+            "ratios": list(found.ratios),
+            "distance": float(np.abs(np.array(found.ratios) - base).mean()),
+            "elsewhere": values["alignment"] + weight * values["retention"],
+            "sides": values,
+        }
+
+
+def noise(curves: Curves) -> dict[str, Any]:
+    """Standard errors of the reward's slopes along the diagonal, and what the neighbours were worth."""
+    search = curves.search(form="reward")
+    slopes = search.measured["alignment"]
+    gap = search.diagonal.alignment_scale.gap
+    gradients, errors = np.array(slopes["gradients"]) / gap, np.array(slopes["errors"]) / gap
+    return {
+        "responses_per_point": search.size // search.n * search.n,
+        "slope": float(np.abs(gradients).mean()),
+        "standard_error": float(errors.mean()),
+        "clear": float((np.abs(gradients) > 1.96 * errors).mean()),
+        "total_slope": gradients.sum(1).tolist(),
+        "neighbours": search.measured["neighbours"],
+    }
