@@ -46,7 +46,14 @@ class LowRank(Mitigation):
             from peft import LoraConfig, inject_adapter_in_model
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError("lora needs peft; pip install 'counterpoise[align]'") from error
-        config = LoraConfig(r=self.rank, lora_alpha=self.scale * self.rank, target_modules="all-linear")  # type: ignore[arg-type]
+        from transformers.pytorch_utils import Conv1D
+
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.scale * self.rank,  # type: ignore[arg-type]
+            target_modules="all-linear",
+            fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
+        )
         device = next(model.parameters()).device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)

@@ -32,7 +32,8 @@ def read_preferences(path: str | Path) -> list[Preference]:
 
     A line is {"prompt", "chosen", "rejected"}, where the prompt is text or messages and a response is text, a message or
     a list with one; an HH transcript pair {"chosen", "rejected"} that differs in the last Assistant turn; or
-    LLaMA-Factory's {"conversations", "chosen", "rejected"}. Pairs without a difference are left out.
+    LLaMA-Factory's {"conversations", "chosen", "rejected"}. Left out are pairs without a difference, and transcripts that
+    differ before the last turn (a handful in the published HH files), which are not two responses to one prompt.
 
     Raises:
         ValueError: a missing column or another form, with the line; no pair at all.
@@ -43,7 +44,7 @@ def read_preferences(path: str | Path) -> list[Preference]:
     pairs = []
     for place, record in _records(text, str(path)):
         pair = _pair(record, place)
-        if pair.chosen != pair.rejected:
+        if pair is not None and pair.chosen != pair.rejected:
             pairs.append(pair)
     if not pairs:
         raise ValueError(f"{path}: expected at least one pair whose responses differ, found none; lines are {LAYOUTS}")
@@ -64,7 +65,7 @@ def _records(text: str, path: str) -> list[tuple[str, Any]]:
         raise ValueError(f"{path}: expected json, found {error}") from None
 
 
-def _pair(record: Any, place: str) -> Preference:
+def _pair(record: Any, place: str) -> Preference | None:
     if not isinstance(record, Mapping):
         raise ValueError(f"{place}: expected {LAYOUTS}, found {type(record).__name__}")
     if missing := [name for name in ("chosen", "rejected") if name not in record]:
@@ -102,7 +103,7 @@ def _response(value: Any, side: str, place: str) -> str:
     return value.strip()
 
 
-def _transcripts(record: Mapping[str, Any], place: str) -> Preference:
+def _transcripts(record: Mapping[str, Any], place: str) -> Preference | None:
     sides = [record["chosen"], record["rejected"]]
     if not all(isinstance(side, str) and TURN.search(side) for side in sides):
         raise ValueError(
@@ -112,7 +113,7 @@ def _transcripts(record: Mapping[str, Any], place: str) -> Preference:
     heads, tails = zip(*(_last_turn(side) for side in sides), strict=True)
     prompt = _parsed(heads[0])
     if heads[0] != heads[1] or prompt is None:
-        raise ValueError(f"{place}: expected transcripts that differ in the last Assistant turn alone, found others")
+        return None
     return Preference(prompt, tails[0].strip(), tails[1].strip())
 
 

@@ -1,0 +1,147 @@
+"""DPO through TRL: it learns the preferences, and the mitigations act in it as in the plain loops."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from counterpoise.alignment.anchors import KD, L1, L2
+from counterpoise.alignment.dpo import dpo
+from counterpoise.alignment.ema import MovingAverage
+from counterpoise.alignment.freezing import FreezeLowest
+from counterpoise.alignment.lowrank import LowRank
+from counterpoise.alignment.merging import OnlineMerging
+from counterpoise.alignment.preferences import Preference
+from counterpoise.alignment.replay import Replay
+from counterpoise.alignment.stepping import Mitigation
+from counterpoise.alignment.stopping import RewardBudget
+from counterpoise.language import Example, Prompt, continuation_logprobs
+from tiny import tiny, tokenizer
+
+
+def word(draw: random.Random, letters: str) -> str:
+    return "".join(draw.choice(letters) for _ in range(5))
+
+
+DRAW = random.Random(0)
+PAIRS = [
+    Preference(Prompt((("user", word(DRAW, "qrstuvwxyz")),)), word(DRAW, "abcdefgh"), word(DRAW, "ijklmnop"))
+    for _ in range(16)
+]
+SIZES: dict[str, Any] = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3}
+CORPUS = [Example((1,), (40, 41, 42))]
+
+
+def trained(*held: Mitigation, **settings: Any) -> torch.nn.Module:
+    model = tiny("llama")
+    dpo(model, tokenizer(), PAIRS, mitigations=held, **{**SIZES, **settings})
+    return model
+
+
+def gap(a: torch.nn.Module, b: torch.nn.Module) -> float:
+    return max(float((x - y).detach().abs().max()) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def margin(model: torch.nn.Module) -> float:
+    words = tokenizer()
+    prompts = [words(p.prompt.text)["input_ids"] for p in PAIRS]
+    pairs = [[words(p.chosen)["input_ids"], words(p.rejected)["input_ids"]] for p in PAIRS]
+    return sum(a - b for a, b in continuation_logprobs(model, prompts, pairs)) / len(PAIRS)
+
+
+@pytest.fixture(scope="module")
+def plain() -> torch.nn.Module:
+    return trained()
+
+
+def test_dpo_learns_the_preferences_of_an_in_memory_model() -> None:
+    model = tiny("llama")
+    lines = dpo(model, tokenizer(), PAIRS, epochs=4, batch_size=8, learning_rate=3e-3)
+    assert len(lines) == 8
+    assert lines[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert lines[-1]["rewards/accuracies"] > 0.9
+    assert margin(model) > margin(tiny("llama")) + 1
+    assert "forward" not in model.__dict__
+
+
+def test_a_mitigated_step_of_dpo_without_strength_is_an_unmitigated_one(plain: torch.nn.Module) -> None:
+    assert gap(plain, trained(L2(0.0), L1(0.0), KD(0.0))) < 1e-6  # our clipping is TRL's
+    assert gap(plain, tiny("llama")) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: [L1(0.5), MovingAverage(0.5), FreezeLowest(2)],
+        lambda: [KD(3.0), Replay(1.0, CORPUS)],
+        lambda: [L2(10.0), OnlineMerging(0.2)],
+    ],
+)
+def test_mitigations_do_not_depend_on_micro_batches(make: Any, plain: torch.nn.Module) -> None:
+    one, eight = trained(*make(), micro_batch_size=8), trained(*make(), micro_batch_size=1)
+    assert gap(one, eight) < 2e-5
+    assert gap(one, plain) > 1e-4
+
+
+def test_lora_leaves_a_plain_model_of_low_rank_change() -> None:
+    model, pre = trained(LowRank(1), learning_rate=1e-2), tiny("llama")
+    changed = [
+        (a - b).detach() for a, b in zip(model.parameters(), pre.parameters(), strict=True) if not torch.equal(a, b)
+    ]
+    assert changed
+    assert {int(torch.linalg.matrix_rank(c, atol=1e-5)) for c in changed} == {1}
+
+
+def test_a_tokenizer_without_pad_token_takes_its_end_and_stays_as_it_was() -> None:
+    words = tokenizer()
+    words.pad_token = None
+    model = tiny("llama")
+    dpo(model, words, PAIRS[:8], **SIZES)
+    assert words.pad_token is None
+    assert gap(model, tiny("llama")) > 0
+
+
+def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = tokenizer()
+    words.eos_token = None
+    with pytest.raises(ValueError, match="tokenizer: expected an end-of-sequence token"):
+        dpo(tiny("llama"), words, PAIRS, **SIZES)
+    with pytest.raises(ValueError, match="a reward budget needs samples"):
+        trained(RewardBudget(1.0))
+    long = [Preference(Prompt((("user", "a" * 200),)), "b", "c")]
+    with pytest.raises(ValueError, match="expected prompts shorter than 128 tokens, found none of 1"):
+        dpo(tiny("llama"), tokenizer(), long, **SIZES)
+    with pytest.raises(ValueError, match="micro-batches of 8, found 12"):
+        trained(batch_size=12)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="KD adds a loss of its own, which is not shared among 2 processes"):
+        trained(KD(1.0))
+
+
+def rank(number: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {k: str(v) for k, v in place.items()}
+    model = trained(L2(1.0), MovingAverage(0.5))
+    torch.save([p.detach() for p in model.parameters()], f"{folder}/{number}.pt")
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.start_processes(rank, args=(port, str(tmp_path)), nprocs=2, start_method="fork")
+    one = trained(L2(1.0), MovingAverage(0.5))
+    for number in range(2):
+        for a, b in zip(torch.load(tmp_path / f"{number}.pt"), one.parameters(), strict=True):
+            torch.testing.assert_close(a, b.detach(), rtol=1e-4, atol=2e-5)

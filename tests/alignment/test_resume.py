@@ -1,0 +1,201 @@
+"""A run that is killed with SIGKILL goes on, and ends with the very bits of one that was never killed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from counterpoise.alignment.aligning import align
+from counterpoise.alignment.anchors import L2
+from counterpoise.alignment.distilling import Sample, distil
+from counterpoise.alignment.dpo import dpo
+from counterpoise.alignment.ema import MovingAverage
+from counterpoise.alignment.ppo import ppo
+from counterpoise.alignment.preferences import Preference
+from counterpoise.alignment.replay import Replay
+from counterpoise.alignment.rsf import rsf
+from counterpoise.alignment.run import Run
+from counterpoise.alignment.stepping import Mitigation, Step
+from counterpoise.checkpoint import CheckpointError, open_checkpoint
+from counterpoise.language import Example, Prompt
+from tiny import save_pair, tiny, tokenizer
+
+PROMPTS = [Prompt((("user", text),)) for text in ("abc", "hello", "what?", "one two", "z", "go on")]
+CALLS = {"reward": 0}
+
+
+class Dies(Mitigation):
+    """Kills its own process at an optimiser step; until then it does nothing."""
+
+    def __init__(self, at: int | None) -> None:
+        self.at, self.steps = at, 0
+
+    def after_update(self, step: Step) -> None:
+        """Count."""
+        self.steps += 1
+        if self.steps == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def early(prompts: Sequence[str], responses: Sequence[str], *, die: int | None = None) -> list[float]:
+    CALLS["reward"] += 1
+    if CALLS["reward"] == die:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [sum(c in "abcdefgh" for c in r) + 0.01 * len(r) for r in responses]
+
+
+def job(name: str, pre: Path, out: Path, *, step: int | None = None, call: int | None = None) -> None:
+    """Three iterations of a method with mitigations that have state; killed at a step or at a call of the reward."""
+    sizes = {"epochs": 2, "batch_size": 2, "micro_batch_size": 2, "learning_rate": 1e-2}
+    rounds = {"iterations": 3, "prompts_per_iteration": 4, "max_new_tokens": 5}
+    pairs = [Preference(p, "abc", "xyz") for p in PROMPTS]
+    samples = [Sample(p, "abc", 1.0, 0.5) for p in PROMPTS]
+    methods: dict[str, Callable[..., object]] = {
+        "rsf": partial(rsf, prompts=PROMPTS, reward=partial(early, die=call), n=3, **rounds, **sizes),
+        "ppo": partial(ppo, prompts=PROMPTS, reward=partial(early, die=call), kl_target=1.0, **rounds, **sizes),
+        "distil": partial(distil, samples=samples, **{**sizes, "epochs": 3}),
+        "dpo": partial(dpo, preferences=pairs, **{**sizes, "epochs": 3}, saves=3),
+    }
+    held = [
+        Replay(1.0, [Example((1,), (5, 6)), Example((1,), (7,))]),
+        L2(0.1, open_checkpoint(pre)),
+        MovingAverage(0.5),
+    ]
+    CALLS["reward"] = 0
+    align(pre, out, methods[name], mitigations=[*held, Dies(step)])
+
+
+def killed(*args: object, **settings: object) -> int | None:
+    process = multiprocessing.get_context("fork").Process(target=job, args=args, kwargs=settings)
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+@pytest.fixture(scope="module")
+def pre(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_pair(tmp_path_factory.mktemp("pair"))[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "death", "finished"),
+    [
+        ("rsf", {"step": 6}, 1),  # 4 steps an iteration: in the training of the second
+        ("rsf", {"call": 3}, 2),  # before the third iteration has its samples
+        ("ppo", {"step": 6}, 1),
+        ("ppo", {"call": 3}, 2),
+        ("distil", {"step": 5}, 1),
+        ("dpo", {"step": 5}, 1),
+    ],
+)
+def test_killed_and_continued_is_bitwise_never_killed(
+    name: str, death: dict[str, int], finished: int, pre: Path, tmp_path: Path
+) -> None:
+    job(name, pre, tmp_path / "whole")
+    assert killed(name, pre, tmp_path / "out", **death) == -signal.SIGKILL
+    work = tmp_path / "out.work"
+    assert not (tmp_path / "out").exists()
+    assert [p.name for p in sorted(work.glob("iteration-*"))] == [f"iteration-{i + 1:04d}" for i in range(finished)]
+    job(name, pre, tmp_path / "out")
+    files = ("model.safetensors", "metrics.jsonl")
+    assert all((tmp_path / "whole" / f).read_bytes() == (tmp_path / "out" / f).read_bytes() for f in files)
+    whole, continued = (open_checkpoint(tmp_path / n / "iteration-0003") for n in ("whole.work", "out.work"))
+    assert all(torch.equal(whole[n], continued[n]) for n in whole)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [1, 2, 3]
+
+
+def test_what_a_kill_left_half_written_is_done_again(pre: Path, tmp_path: Path) -> None:
+    job("rsf", pre, tmp_path / "whole")
+    killed("rsf", pre, tmp_path / "out", call=3)
+    work = tmp_path / "out.work"
+    # As if the kill had come after the third checkpoint and its line, before its state; and in the middle of a line.
+    shutil.copytree(work / "iteration-0002", work / "iteration-0003")
+    with (work / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 3, "reward": 9.0}\n{"iteration": 3, "rew')
+    job("rsf", pre, tmp_path / "out")
+    assert (tmp_path / "whole" / "metrics.jsonl").read_bytes() == (tmp_path / "out" / "metrics.jsonl").read_bytes()
+    assert len(list(work.glob("iteration-*"))) == 3
+
+
+def test_a_finished_run_is_not_done_again_and_more_iterations_continue_it(pre: Path, tmp_path: Path) -> None:
+    settings = {"prompts": PROMPTS, "reward": early, "n": 2, "max_new_tokens": 4, "prompts_per_iteration": 4}
+    work = tmp_path / "work"
+    first = align(pre, tmp_path / "two", partial(rsf, iterations=2, **settings), work=work)
+    calls = CALLS["reward"]
+    again = align(pre, tmp_path / "two", partial(rsf, iterations=2, **settings), work=work)
+    assert again == {**first, "already_finished": True}
+    assert CALLS["reward"] == calls
+    more = align(pre, tmp_path / "four", partial(rsf, iterations=4, **settings), work=work)
+    assert CALLS["reward"] == calls + 2
+    align(pre, tmp_path / "whole", partial(rsf, iterations=4, **settings))
+    assert more["iterations"] == 4
+    files = [tmp_path / n / "model.safetensors" for n in ("four", "whole")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_another_run_in_the_same_folder_and_an_occupied_out_are_refused(pre: Path, tmp_path: Path) -> None:
+    settings = {"prompts": PROMPTS, "reward": early, "n": 2, "max_new_tokens": 4, "prompts_per_iteration": 2}
+    align(pre, tmp_path / "out", partial(rsf, iterations=1, **settings))
+    with pytest.raises(CheckpointError, match="expected a new or empty folder"):
+        align(pre, tmp_path / "out", partial(rsf, iterations=1, seed=1, **settings))
+    with pytest.raises(ValueError, match="with seed = 0, found 1; give the same settings to go on"):
+        align(pre, tmp_path / "o2", partial(rsf, iterations=1, seed=1, **settings), work=tmp_path / "out.work")
+    with pytest.raises(ValueError, match="with mitigations = "):
+        align(
+            pre,
+            tmp_path / "o2",
+            partial(rsf, iterations=1, **settings),
+            mitigations=[L2(0.1)],
+            work=tmp_path / "out.work",
+        )
+
+
+def test_one_checkpoint_may_be_kept_and_each_is_the_model_so_far(pre: Path, tmp_path: Path) -> None:
+    settings = {"prompts": PROMPTS, "reward": early, "n": 2, "max_new_tokens": 4, "prompts_per_iteration": 4}
+    method = partial(rsf, iterations=2, learning_rate=1e-2, **settings)
+    align(pre, tmp_path / "out", method, mitigations=[MovingAverage(0.5)], keep_checkpoints=False)
+    assert [p.name for p in (tmp_path / "out.work").glob("iteration-*")] == ["iteration-0002"]
+    files = [tmp_path / "out", tmp_path / "out.work" / "iteration-0002"]  # the average in both, not the weights
+    assert (files[0] / "model.safetensors").read_bytes() == (files[1] / "model.safetensors").read_bytes()
+
+
+def test_random_state_of_dropout_goes_on_too(tmp_path: Path) -> None:
+    def loop(model: torch.nn.Module, run: Run, iterations: int) -> None:
+        rsf(
+            model,
+            tokenizer(),
+            PROMPTS,
+            early,
+            run=run,
+            iterations=iterations,
+            n=2,
+            max_new_tokens=3,
+            learning_rate=1e-2,
+        )
+
+    def fresh() -> torch.nn.Module:
+        model = tiny("gpt2")
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.5
+        torch.manual_seed(11)
+        return model
+
+    whole, first, second = fresh(), fresh(), fresh()
+    torch.manual_seed(11)
+    loop(whole, Run(tmp_path / "whole", {}), 2)
+    torch.manual_seed(11)
+    loop(first, Run(tmp_path / "part", {}), 1)
+    torch.manual_seed(99)
+    loop(second, Run(tmp_path / "part", {}), 2)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))

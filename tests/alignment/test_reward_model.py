@@ -1,0 +1,81 @@
+"""A reward model trained here is a reward for everything here."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from counterpoise.alignment.preferences import Preference
+from counterpoise.alignment.reward_model import train_reward_model
+from counterpoise.alignment.rsf import rsf
+from counterpoise.checkpoint import CheckpointError
+from counterpoise.evaluation.rewards import load_reward
+from counterpoise.language import Prompt
+from tiny import save_pair, tiny, tokenizer
+
+CHAT = "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }}\n{% endfor %}"
+
+
+def pairs(count: int, seed: int = 0) -> list[Preference]:
+    draw = random.Random(seed)
+
+    def word(letters: str) -> str:
+        return "".join(draw.choice(letters) for _ in range(draw.randint(3, 6)))
+
+    return [Preference(Prompt((("user", word("qrstuv")),)), word("abcdefgh"), word("ijklmnop")) for _ in range(count)]
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+@pytest.mark.parametrize("chat", [False, True])
+def test_it_learns_and_serves_as_a_reward(family: str, chat: bool, tmp_path: Path) -> None:
+    pre, _ = save_pair(tmp_path, family)
+    words = tokenizer()
+    words.chat_template = CHAT if chat else None
+    words.save_pretrained(pre)
+    record = train_reward_model(pre, tmp_path / "rm", pairs(64), epochs=3, batch_size=8, learning_rate=3e-3)
+    assert record["accuracy"]["after"] == 1.0
+    assert record["loss"][-1] < record["loss"][0] - 0.1
+    assert record["pairs"] == {"given": 64, "trained": 57, "held_out": 7}
+    assert json.loads((tmp_path / "rm" / "reward_model.json").read_text()) == record
+    reward = load_reward(str(tmp_path / "rm"))
+    fresh = pairs(40, seed=1)
+    good, bad = (
+        reward([p.prompt.text for p in fresh], side)
+        for side in zip(*[(p.chosen, p.rejected) for p in fresh], strict=True)
+    )
+    assert sum(a > b for a, b in zip(good, bad, strict=True)) >= 38
+    assert reward(["qrs"], ["abc"]) == pytest.approx(reward(["qrs", "qrstuvqrs"], ["abc", "abcdefghabc"])[:1], abs=1e-5)
+
+
+def test_a_model_is_aligned_on_it(tmp_path: Path) -> None:
+    pre, _ = save_pair(tmp_path)
+    train_reward_model(pre, tmp_path / "rm", pairs(64), epochs=2, batch_size=8, learning_rate=3e-3, held_out=0)
+    model = tiny("llama")
+    history = rsf(
+        model,
+        tokenizer(),
+        [p.prompt for p in pairs(8)],
+        load_reward(str(tmp_path / "rm")),
+        iterations=8,
+        n=8,
+        epochs=4,
+        learning_rate=1e-2,
+        max_new_tokens=6,
+    )
+    assert history[-1].reward > history[0].reward + 0.05
+
+
+def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
+    pre, _ = save_pair(tmp_path)
+    with pytest.raises(ValueError, match="expected pairs of at most 4 tokens, found none of 8"):
+        train_reward_model(pre, tmp_path / "rm", pairs(8), max_length=4)
+    with pytest.raises(ValueError, match="held_out: expected a share"):
+        train_reward_model(pre, tmp_path / "rm", pairs(8), held_out=1.0)
+    with pytest.raises(CheckpointError, match="expected a new or empty folder"):
+        train_reward_model(pre, pre, pairs(8))
+    with pytest.raises(CheckpointError, match="no such folder"):
+        train_reward_model(tmp_path / "none", tmp_path / "rm", pairs(8))
+    assert not (tmp_path / "rm").exists()
