@@ -190,3 +190,108 @@ def test_layer_1_is_not_layer_10(tmp_path: Path) -> None:
     names = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(12)]
     ratios = layerwise(names).ratios(names, [float(i == 1) for i in range(12)])
     assert [n for n, r in ratios.items() if r == 1] == ["model.layers.1.mlp.up_proj.weight"]
+
+
+def write(folder: Path, shards: list[dict[str, torch.Tensor]], config: dict[str, object] | None = None) -> Path:
+    """A checkpoint of any tensors whatever."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **(config or {})}))
+    if len(shards) == 1:
+        save_file(shards[0], folder / "model.safetensors", {"format": "pt"})
+        return folder
+    places = {}
+    for number, tensors in enumerate(shards, start=1):
+        name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        save_file(tensors, folder / name, {"format": "pt"})
+        places |= dict.fromkeys(tensors, name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return folder
+
+
+def test_forty_shards_and_what_else_a_checkpoint_may_hold(tmp_path: Path) -> None:
+    """A tensor larger than a chunk, empty and scalar ones, integers, both half precisions, names with odd characters."""
+    torch.manual_seed(0)
+    layers = {f"model.layers.{i}.mlp.up_proj.weight": torch.randn(3, 4, dtype=torch.bfloat16) for i in range(37)}
+    odd = {
+        "model.embed tokens/ä\U0001f642.weight": torch.randn(1500, 999),
+        "model.empty": torch.empty(0, 7, dtype=torch.float16),
+        "model.scalar": torch.tensor(0.25),
+        "model.steps": torch.arange(5),
+        "model.mask": torch.tensor([True, False]),
+        "model.half": torch.randn(33, dtype=torch.float16),
+        "model.wide": torch.randn(9, dtype=torch.float64),
+    }
+    names = [*layers, *odd]
+    pre = {**layers, **odd}
+    post = {n: t + 0.01 * torch.randn(t.shape).to(t.dtype) if t.is_floating_point() else t for n, t in pre.items()}
+    post["model.steps"] = torch.arange(5) + 1
+    shards = [names[i::40] for i in range(40)]
+    write(tmp_path / "pre", [pre])
+    write(tmp_path / "post", [{n: post[n] for n in shard} for shard in shards])
+    average(tmp_path / "pre", tmp_path / "post", tmp_path / "out", 0.3)
+    made = Checkpoint(tmp_path / "out")
+    assert made.layout == Checkpoint(tmp_path / "post").layout
+    assert len(made.files) == 40
+    assert set(made) == set(names)
+    for name in names:
+        wanted = torch.lerp(pre[name], post[name], 0.3) if post[name].is_floating_point() else post[name]
+        assert torch.equal(made[name], wanted), name
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("float32", "bfloat16"), ("bfloat16", "float32"), ("float16", "bfloat16")]
+)
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0])
+def test_pre_and_post_of_two_precisions(tmp_path: Path, before: str, after: str, ratio: float) -> None:
+    torch.manual_seed(0)
+    first, second = (getattr(torch, name) for name in (before, after))
+    pre = {f"layers.{i}.w": torch.randn(5, 6).to(first) for i in range(3)}
+    post = {n: (t.float() + 0.01).to(second) for n, t in pre.items()}
+    recipe = average(write(tmp_path / "pre", [pre]), write(tmp_path / "post", [post]), tmp_path / "out", ratio)
+    assert f"PRE is stored in {before}, POST in {after}" in recipe.warnings[0]
+    made = load_file(tmp_path / "out" / "model.safetensors")
+    for name in post:
+        wide = torch.lerp(pre[name].double(), post[name].double(), ratio)
+        assert made[name].dtype == second
+        torch.testing.assert_close(made[name].double(), wide, rtol=2**-8, atol=1e-6)
+        if ratio == 1:
+            assert torch.equal(made[name], post[name])
+
+
+def test_one_ratio_needs_no_layers(tmp_path: Path) -> None:
+    stacks = [f"{side}.block.{i}.w" for side in ("encoder", "decoder") for i in range(2)]
+    pre = {n: torch.randn(4) for n in [*stacks, "shared.weight"]}
+    post = {n: t + 0.1 for n, t in pre.items()}
+    folders = [write(tmp_path / n, [t]) for n, t in (("pre", pre), ("post", post))]
+    recipe = average(*folders, tmp_path / "out", 0.5)
+    made = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(made[n], torch.lerp(pre[n], post[n], 0.5)) for n in pre)
+    assert Recipe.read(tmp_path / "out" / "recipe.json") == recipe
+    with pytest.raises(ValueError, match=r"expected one stack of layers, found decoder\.block, encoder\.block"):
+        average(*folders, tmp_path / "more", [0.1, 0.2])
+
+
+@pytest.mark.parametrize("ratios", [float("nan"), -0.1, float("inf"), [0.1, float("nan"), 0.2]])
+def test_a_ratio_that_is_none_is_refused(tmp_path: Path, ratios: float | list[float]) -> None:
+    with pytest.raises(ValueError, match="ratios: expected numbers of at least 0"):
+        average(*save_pair(tmp_path), tmp_path / "out", ratios)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_of_another_pair_is_told(tmp_path: Path) -> None:
+    pair, other = (save_pair(tmp_path / n, scale=s) for n, s in (("a", 0.02), ("b", 0.03)))
+    average(*pair, tmp_path / "out", 0.5)
+    recipe = Recipe.read(tmp_path / "out" / "recipe.json")
+    assert average(*pair, tmp_path / "again", recipe).warnings == ()
+    (warning,) = average(*other, tmp_path / "more", recipe).warnings
+    assert "the recipe was made for another POST" in warning
+
+
+def test_averaging_leaves_torchs_threads_as_they_were(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        average(*save_pair(tmp_path), tmp_path / "out", 0.5)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

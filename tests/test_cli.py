@@ -89,6 +89,7 @@ def test_average_and_diff(tmp_path: Path) -> None:
         (["average", "PRE", "POST", "-o", "OUT"], "expected exactly one of --ratio, --ratios and --recipe"),
         (["average", "PRE", "POST", "-o", "OUT", "--ratios", "a,b"], "expected numbers with commas between them"),
         (["average", "PRE", "POST", "-o", "OUT", "--ratios", "0,1"], "ratios: expected 3, one per block"),
+        (["average", "PRE", "POST", "-o", "OUT", "--ratio", "nan"], "ratios: expected numbers of at least 0"),
         (["average", "PRE", "none/at/all", "-o", "OUT", "--ratio", "1"], "none/at/all"),
         (["average", "PRE", "POST", "-o", "OUT", "--ratio", "1", "--donor", "me"], "--donor: expected pre or post"),
         (["average", "PRE", "POST", "-o", "PRE", "--ratio", "1"], "expected a new or empty folder"),
@@ -147,3 +148,17 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(world: Path, tmp_path: Path,
     assert made.exit_code == 0, made.output
     assert (out / "model.safetensors").is_file()
     assert kept.items() <= {f.name: f.stat().st_mtime_ns for f in work.glob("*.json")}.items()  # nothing done twice
+
+
+def test_warnings_reach_the_terminal(tmp_path: Path) -> None:
+    pre, post = save_pair(tmp_path, scale=0.08)  # so far apart that it should be told
+    for command in (["average", pre, post, "-o", tmp_path / "out", "--ratio", 0.5], ["diff", pre, post]):
+        made = run(*command, "--quiet")
+        assert made.exit_code == 0
+        assert "warning: PRE and POST are far apart" in made.output
+
+
+def test_a_device_that_is_not_there_is_named(world: Path) -> None:
+    made = run("tax", *arguments(world, "--device", "cuda:99", "--quiet"))
+    assert made.exit_code == 1
+    assert "error: --device: 'cuda:99' cannot be used here" in made.output

@@ -11,6 +11,8 @@ import torch
 
 from counterpoise.averaging import average
 from counterpoise.checkpoint import CheckpointError, open_checkpoint
+from counterpoise.preflight import preflight
+from counterpoise.resident import ResidentAverage
 from tiny import tiny, tokenizer
 
 peft = pytest.importorskip("peft")
@@ -98,3 +100,14 @@ def test_another_base_and_a_resized_vocabulary_are_refused(tmp_path: Path) -> No
     tiny("gpt2").save_pretrained(tmp_path / "gpt2")
     with pytest.raises(CheckpointError, match="PRE has no tensor"):
         open_checkpoint(folder, base=open_checkpoint(tmp_path / "gpt2"))
+
+
+def test_a_resident_average_of_a_base_and_its_adapter(tmp_path: Path) -> None:
+    """Searched and measured without a merged copy: the bits are those that averaging would write."""
+    pre, folder, _ = adapter(tmp_path, *CASES["rslora"])
+    recipe = average(pre, folder, tmp_path / "out", [0.2, 0.7, 1.0])
+    pair = preflight(pre, folder)
+    resident = ResidentAverage(pair)
+    resident.set(recipe.partition, recipe.ratios)
+    written, state = open_checkpoint(tmp_path / "out"), resident.model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in written.items())

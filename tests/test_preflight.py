@@ -194,3 +194,43 @@ def test_diff_tells_where_the_change_is(tmp_path: Path) -> None:
     assert by_name["layers 0-1"].change == 0.0
     assert by_name["mlp.up_proj"].changed == pytest.approx(1 / 6)
     assert by_name["layers 4-5"].change > by_name["the whole model"].change > 0
+
+
+def test_another_depth_or_number_of_heads_is_another_model(pair: tuple[Path, Path]) -> None:
+    pre, post = pair
+    edit_config(post, num_hidden_layers=5)
+    refused(pre, post, "num_hidden_layers is 6 in PRE and 5 in POST")
+    edit_config(post, num_hidden_layers=6, num_attention_heads=2)  # the same shapes, another function
+    refused(pre, post, "num_attention_heads is 4 in PRE and 2 in POST")
+
+
+def test_settings_that_change_what_the_tensors_compute_are_told(pair: tuple[Path, Path]) -> None:
+    edit_config(pair[1], rms_norm_eps=1e-3, transformers_version="0")
+    assert preflight(*pair).warnings == ("rms_norm_eps is 1e-06 in PRE and 0.001 in POST; the donor's is kept",)
+
+
+def test_what_to_drop_is_named(pair: tuple[Path, Path]) -> None:
+    pre, post = pair
+    edit_weights(pre, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}))
+    refused(pre, post, r"--drop '\*.rotary_emb.inv_freq'")
+    assert preflight(pre, post, drop=["*.rotary_emb.inv_freq"]).dropped == (
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+    )
+
+
+@pytest.mark.parametrize("bare", ["pre", "post"])
+def test_a_prefix_more_or_less_is_no_other_model(tmp_path: Path, bare: str) -> None:
+    """gpt2 on the hub has h.0.ln_1, its fine-tuned children transformer.h.0.ln_1."""
+    pre, post = save_pair(tmp_path, "gpt2")
+    wanted = average(pre, post, tmp_path / "wanted", 0.4)
+
+    def strip(tensors: dict[str, torch.Tensor]) -> None:
+        for name in list(tensors):
+            tensors[name.removeprefix("transformer.")] = tensors.pop(name)
+
+    edit_weights(tmp_path / bare, strip)
+    made = average(pre, post, tmp_path / "out", 0.4)
+    a, b = (load_file(tmp_path / n / "model.safetensors") for n in ("wanted", "out"))
+    assert list(load_file(post / "model.safetensors")) == list(b)
+    assert all(torch.equal(a[n], b[n if n in b else n.removeprefix("transformer.")]) for n in a)
+    assert made.mean == wanted.mean

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -128,3 +129,12 @@ def test_a_model_that_does_not_match_is_refused(tmp_path: Path) -> None:
     pair = preflight(*save_pair(tmp_path, "llama"))
     with pytest.raises(CheckpointError, match="not one to one"):
         ResidentAverage(pair, model=tiny("gpt2"))
+
+
+def test_the_model_is_built_as_the_donor_says(tmp_path: Path) -> None:
+    """What is measured is what the averaged checkpoint will be: PRE's weights may come with another config."""
+    pre, post = save_pair(tmp_path)
+    config = json.loads((post / "config.json").read_text())
+    (post / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    pair = preflight(pre, post)
+    assert [ResidentAverage(pair, donor=d).model.config.rms_norm_eps for d in ("pre", "post")] == [1e-6, 0.5]

@@ -212,9 +212,10 @@ def read_header(file: Path) -> dict[str, Entry]:
         start, stop = (8 + length + offset for offset in offsets)
         if stop > size:
             raise CheckpointError(f"{file}: cut short: {name} ends at byte {stop}, the file at {size}; fetch it again")
-        if start < 8 + length or stop - start != (wanted := math.prod(shape) * DTYPES[dtype].itemsize):
+        wanted = math.prod(shape) * DTYPES[dtype].itemsize
+        if start < 8 + length or stop - start != wanted:
             raise CheckpointError(
-                f"{file}: damaged: {name} of shape {shape} in {dtype} takes {wanted} bytes, its place has {stop - start}; "
+                f"{file}: damaged: {name} of shape {shape} in {dtype} takes {wanted} bytes, its place is {offsets}; "
                 "fetch it again"
             )
         entries[name] = Entry(file, start, stop, DTYPES[dtype], shape)

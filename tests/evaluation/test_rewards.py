@@ -164,3 +164,26 @@ def test_a_response_beyond_the_context_is_cut(tmp_path: Path) -> None:
     (found,) = classifier(str(folder))(["ab"], ["x" * 500])
     a, b = logits(model, "ab", "x" * 126)
     assert found == pytest.approx(b - a, abs=1e-4)
+
+
+def test_a_language_model_without_a_trained_head_is_refused(tmp_path: Path) -> None:
+    tiny("llama").save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"expected a trained sequence-classification model, found no score\.weight"):
+        load_reward(str(tmp_path))
+
+
+def test_remote_code_is_not_run(tmp_path: Path) -> None:
+    """Without being told no, transformers would ask at the terminal."""
+    tiny("bert").save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {
+        "model_type": "own",
+        "auto_map": {"AutoConfig": "own.Config", "AutoModelForSequenceClassification": "own.Model"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        load_reward(str(tmp_path))
+    assert not (tmp_path / "ran").exists()

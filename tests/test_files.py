@@ -1,0 +1,121 @@
+"""Folders as files: early hashes, damaged files, staging under a lock."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from counterpoise.checkpoint import open_checkpoint
+from counterpoise.files import CheckpointError, hash_early, resolve, sha256, staged
+from tiny import save_pair, tiny
+
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 22) - 1, (1 << 22) + 5])
+def test_hashes_are_those_of_the_content(tmp_path: Path, size: int) -> None:
+    content = os.urandom(size)
+    (tmp_path / "f").write_bytes(content)
+    assert sha256(tmp_path / "f") == hashlib.sha256(content).hexdigest()
+
+
+def test_hashing_early_gives_the_same_and_sees_a_file_that_changes(tmp_path: Path) -> None:
+    pre, post = save_pair(tmp_path)
+    files = [f / "model.safetensors" for f in (pre, post)]
+    hash_early(pre, post, pre, "org/hub-id", tmp_path / "absent")
+    assert [sha256(f) for f in files] == [hashlib.sha256(f.read_bytes()).hexdigest() for f in files]
+    hash_early(pre)
+    save_file({"a": torch.ones(3)}, files[0])
+    assert sha256(files[0]) == hashlib.sha256(files[0].read_bytes()).hexdigest()
+
+
+def test_a_failed_run_does_not_wait_for_its_hashes(tmp_path: Path) -> None:
+    """A fifo never ends: hashing it would hold up the exit, were the thread not a daemon."""
+    os.mkfifo(tmp_path / "model.safetensors")
+    code = (
+        "import sys, threading, counterpoise.files as f\n"
+        "f._hash = lambda file: open(file, 'rb').read()\n"
+        "f.weight_files = lambda folder: [folder / 'model.safetensors']\n"
+        "f.hash_early(sys.argv[1]); raise SystemExit(3)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=20, check=False).returncode == 3
+
+
+def header(folder: Path, content: object) -> None:
+    text = content if isinstance(content, bytes) else json.dumps(content).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(16))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe not json", "not a safetensors file"),
+        ([1, 2], "not a safetensors file"),
+        ({"a": {"dtype": "F32", "shape": [2]}}, "not a safetensors file"),
+        ({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, r"a of shape \(3,\) in F32 takes 12 bytes"),
+        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}, "damaged: a"),
+    ],
+)
+def test_a_damaged_header_is_named(tmp_path: Path, content: object, message: str) -> None:
+    header(tmp_path, content)
+    with pytest.raises(CheckpointError, match=message) as raised:
+        open_checkpoint(tmp_path)
+    assert str(tmp_path / "model.safetensors") in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("config.json", "{"), ("config.json", "[]"), (INDEX, "{}"), (INDEX, "not json")]
+)
+def test_damaged_json_is_named(tmp_path: Path, name: str, text: str) -> None:
+    tiny("llama").save_pretrained(tmp_path, max_shard_size="8KB")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(CheckpointError, match=name):
+        _ = open_checkpoint(tmp_path).config
+
+
+def test_a_folder_left_by_a_process_of_the_same_id_is_no_obstacle(tmp_path: Path) -> None:
+    """In a container every run may have the same process id."""
+    abandoned = tmp_path / f".out.partial-{os.getpid()}"
+    abandoned.mkdir()
+    with staged(tmp_path / "out") as folder:
+        (folder / "a").write_text("a")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_somebody_holds_is_left_alone(tmp_path: Path) -> None:
+    held = tmp_path / ".out.partial-of-another"
+    held.mkdir()
+    lock = os.open(held, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with staged(tmp_path / "out") as folder:
+        (folder / "a").write_text("a")
+    os.close(lock)
+    assert held.is_dir()
+
+
+def test_of_a_hub_repository_only_its_top_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders inside hold other formats and checkpoints of the training."""
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    def fetch(name: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        assert (name, revision) == ("org/model", "v1.0")
+        there = ["model.safetensors", "config.json", "chat_template.jinja", "modeling_own.py", "pytorch_model.bin",
+                 "original/consolidated.safetensors", "checkpoint-10/model.safetensors"]  # fmt: skip
+        fetched.extend(filter_repo_objects(there, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
+        return str(tmp_path)
+
+    fetched: list[str] = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert resolve("org/model@v1.0") == tmp_path
+    assert fetched == ["model.safetensors", "config.json", "chat_template.jinja"]
