@@ -75,8 +75,8 @@ def method(
         pairs = read_preferences(preferences)  # type: ignore[arg-type]
         return Method(_bind(dpo, settings, name, preferences=pairs, reference=load_frozen(source, dtype=dtype)), told)
     _expect(given, ("--prompts", "--reward"), name)
-    told = {"reward": fingerprint(reward)}  # type: ignore[arg-type]
-    data = {"prompts": read_prompts(prompts), "reward": load_reward(reward, device=device)}  # type: ignore[arg-type]
+    data: dict[str, Any] = {"prompts": read_prompts(prompts), "reward": load_reward(reward, device=device)}  # type: ignore[arg-type]
+    told = {"reward": fingerprint(reward)}  # type: ignore[arg-type]  # of a module, once it is imported
     if name == "rsf":
         return Method(_bind(rsf, {**settings, **drawing}, name, **data), told)
     from counterpoise.alignment.ppo import ppo

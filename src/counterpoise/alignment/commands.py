@@ -49,7 +49,9 @@ Seed = Annotated[int, typer.Option(help="Decides every random draw.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[str, typer.Option(help="Of the trained weights and of OUT: float32, bfloat16, float16 or float64.")]
 Work = Annotated[Path | None, typer.Option(help="Checkpoints on the way, state to go on from (default OUT.work).")]
-MicroBatch = Annotated[int, typer.Option(help="Sequences through the model at once in training, 8 times as many in drawing.")]
+MicroBatch = Annotated[
+    int, typer.Option(help="Sequences through the model at once in training, 8 times as many in drawing.")
+]
 NewTokens = Annotated[int, typer.Option("--max-new-tokens", help="Longest response.")]
 Temperature = Annotated[float, typer.Option(help="Of sampled responses.")]
 NoChat = Annotated[bool, typer.Option("--no-chat-template", help="Give prompts as plain text.")]

@@ -37,12 +37,12 @@ class Run:
 
     Args:
         folder: made when missing.
-        settings: json of all that decides the numbers; a folder of other settings is refused.
+        settings: json of all that decides the numbers; a folder with iterations of other settings is refused.
         keep_checkpoints: keep iteration-*/ of every iteration, not of the last alone.
         stages: progress callback of (stage, done, total).
 
     Raises:
-        ValueError: the folder belongs to a run with other settings.
+        ValueError: the folder holds iterations of a run with other settings.
     """
 
     def __init__(
@@ -57,10 +57,9 @@ class Run:
         self.settings = json.loads(json.dumps(settings))
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "settings.json"
-        if path.is_file():
+        if path.is_file() and self.done:
             _refuse_other(self.folder, json.loads(path.read_text(encoding="utf-8")), self.settings)
-        else:
-            _replace(path, lambda partial: write_json(partial, self.settings))
+        _replace(path, lambda partial: write_json(partial, self.settings))
         self._store = Store(self.folder / "pieces")
         self._key = digest({k: v for k, v in self.settings.items() if k not in EXTENDED})
 
