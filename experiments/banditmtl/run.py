@@ -5,6 +5,7 @@
     python experiments/banditmtl/run.py DATA sentiment --imbalanced
     python experiments/banditmtl/run.py DATA topic --imbalanced
     python experiments/banditmtl/run.py DATA topic --sensitivity
+    python experiments/banditmtl/run.py DATA topic --longer --methods uniform,bandit,bandit-half,single
     python experiments/banditmtl/run.py DATA cost           # what an epoch of each method costs, in turn, in one run
 
 DATA is the folder with sentiment-reviews, newsgroups and glove-50d. A run that is in results/ already is not done again,
@@ -43,6 +44,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "topic": {"folder": "newsgroups", "layout": "newsgroups", "batch": 64, "tokens": 80, "width": 32},
 }
 COMMON: dict[str, Any] = {"lr": 2e-3, "epochs": 10, "patience": 3, "vectors": "GloVe 50d, frozen", "dropout": 0.5}
+LONGER = {"epochs": 40, "patience": 8}
 RHO, ETA = 1.2, 0.5
 """Of a public re-implementation of BanditMTL; that they are the paper's own is unverified."""
 METHODS = (
@@ -61,6 +63,7 @@ def main() -> None:
     parser.add_argument("what", choices=(*SETTINGS, "cost"))
     parser.add_argument("--imbalanced", action="store_true", help=f"two tasks, in turn by seed, keep {KEPT:.0%}")
     parser.add_argument("--sensitivity", action="store_true", help="BanditMTL over effective tasks and eta")
+    parser.add_argument("--longer", action="store_true", help=f"at most {LONGER['epochs']} epochs")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--methods", default=",".join(METHODS))
     options = parser.parse_args()
@@ -68,7 +71,12 @@ def main() -> None:
     if options.what == "cost":
         measure_cost(options.data)
         return
-    kind = "sensitivity" if options.sensitivity else "imbalanced" if options.imbalanced else "main"
+    kinds = [k for k in ("sensitivity", "imbalanced", "longer") if getattr(options, k)]
+    if len(kinds) > 1:
+        parser.error(f"expected one of --sensitivity, --imbalanced and --longer, found {len(kinds)}")
+    kind = kinds[0] if kinds else "main"
+    if options.longer:
+        COMMON.update(LONGER)
     store = HERE / "results" / f"{options.what}-{kind}.jsonl"
     store.parent.mkdir(exist_ok=True)
     tasks = read(options.data, options.what)

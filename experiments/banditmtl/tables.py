@@ -56,9 +56,11 @@ def main() -> None:
     """Fill in what stands between <!-- NAME --> and <!-- end -->."""
     made: dict[str, str] = {}
     for data in LITERATURE:
-        for kind in ("main", "imbalanced"):
+        for kind in ("main", "imbalanced", "longer"):
             if runs := load(data, kind):
-                made[f"{data}-{kind}"] = comparison(runs, LITERATURE[data] if kind == "main" else None)
+                made[f"{data}-{kind}"] = comparison(
+                    runs, LITERATURE[data] if kind == "main" else None, cut=kind == "imbalanced"
+                )
         if runs := load(data, "main"):
             made[f"{data}-time"] = equal_time(runs, data)
         if runs := load(data, "sensitivity"):
@@ -142,23 +144,25 @@ def by_method(runs: list[Run]) -> dict[str, list[Run]]:
     return {m: found for m in NAMES if (found := [r for r in runs if r["method"] == m])}
 
 
-def comparison(runs: list[Run], literature: dict[str, float] | None) -> str:
+def comparison(runs: list[Run], literature: dict[str, float] | None, *, cut: bool) -> str:
     """One row a method: accuracy, worst task, variances, and the differences from uniform weighting."""
     groups = by_method(runs)
     head = ["method", "seeds", "accuracy", "worst task"]
-    head += ["two cut tasks"] if literature is None else []
+    head += ["two cut tasks"] if cut else []
     head += ["variance of test loss ×1000", "of training loss ×1000", "of accuracy, points²", "epochs"]
-    head += ["accuracy − uniform", "worst − uniform", "test-loss variance − uniform"]
+    head += ["accuracy − uniform", "worst − uniform"] + (["cut tasks − uniform"] if cut else [])
+    head += ["test-loss variance − uniform"]
     head += ["follow-up's accuracy"] if literature is not None else []
     body = []
     for method, found in groups.items():
         row = [NAMES[method], str(len(found)), *(spread([f(r) for r in found]) for f in (accuracy, worst))]
-        row += [spread([cut_accuracy(r) for r in found])] if literature is None else []
+        row += [spread([cut_accuracy(r) for r in found])] if cut else []
         row += [spread([f(r) for r in found]) for f in (loss_variance, train_variance, accuracy_variance)]
         row += ["–" if method == "single" else f"{statistics.mean(len(r['epochs']) for r in found):.1f}"]
         base = groups.get("uniform", [])
         same = method == "uniform"
-        row += ["" if same else against(found, base, f) for f in (accuracy, worst, loss_variance)]
+        compared = (accuracy, worst, *([cut_accuracy] if cut else []), loss_variance)
+        row += ["" if same else against(found, base, f) for f in compared]
         if literature is not None:
             row += [f"{literature[method]:.2f}" if method in literature else ""]
         body.append(row)
