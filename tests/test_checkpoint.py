@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from counterpoise.averaging import average
 from counterpoise.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -139,6 +140,12 @@ def test_a_hub_id_is_found_in_the_cache_without_a_connection(tmp_path: Path, mon
         assert found.folder == snapshot
         assert found.source == name
         assert set(found) == set(wanted)
+    commit = found.revision
+    assert commit == "0123456789" * 4
+    recipe = average("org/tiny", "org/tiny@main", tmp_path / "out", 0.5)
+    assert [recipe.inputs[side]["revision"] for side in ("pre", "post")] == [commit, commit]
+    assert f"POST is `org/tiny` at commit `{commit}`" in (tmp_path / "out" / "README.md").read_text()
+    assert open_checkpoint(tmp_path / "out").revision is None
     for absent in ("org/other", "org/tiny@v2"):
         with pytest.raises(CheckpointError, match=f"{absent}: no such folder here, and the hub did not give it"):
             open_checkpoint(absent)

@@ -38,7 +38,7 @@ def model_card(content: Mapping[str, Any]) -> str:
         ("Ratios", as_markdown(ratios)),
         measured,
         ("Warnings", warnings) if warnings else None,
-        ("Made from", command + as_markdown(tables.files(content)) + "\n\n" + _versions(content)),
+        ("Made from", command + _commits(content) + as_markdown(tables.files(content)) + "\n\n" + _versions(content)),
     ]
     return "\n\n".join(
         [
@@ -58,6 +58,16 @@ def _front_matter(content: Mapping[str, Any]) -> str:
     hub = [s.partition("@")[0] for s in sources if HUB_ID.fullmatch(s) and not Path(s.partition("@")[0]).exists()]
     bases = ["base_model:", *(f"  - {json.dumps(name)}" for name in dict.fromkeys(hub))] if hub else []
     return "\n".join(["---", "tags:", "  - merge", "  - counterpoise", *bases, "---"])
+
+
+def _commits(content: Mapping[str, Any]) -> str:
+    """Which commit a hub id stood for on that day: a branch moves."""
+    sides = {name: side or {} for name, side in (content.get("inputs") or {}).items()}
+    return "".join(
+        f"{name.upper()} is `{side['source'].partition('@')[0]}` at commit `{side['revision']}`.\n\n"
+        for name, side in sides.items()
+        if side.get("revision")
+    )
 
 
 def _versions(content: Mapping[str, Any]) -> str:
