@@ -117,7 +117,7 @@ def load(folder: Path, *, dtype: torch.dtype, device: str) -> tuple[Any, Any]:
         raise CheckpointError(
             f"{folder}: expected a causal language model with its tokenizer, found: {str(error).splitlines()[0]}"
         ) from None
-    return model.to(device).eval(), tokenizer
+    return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
 
 
 def describe(method: Callable[..., Any]) -> dict[str, Any]:

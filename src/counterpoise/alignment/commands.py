@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class _AlignByDefault(TyperGroup):
     """`align MODEL ...` is the command `model`; the other commands go by their names."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the default command in front of anything that names no other."""
         if args and args[0] not in self.commands and args[0] != "--help":
             args = ["model", *args]

@@ -12,7 +12,7 @@ from torch import nn
 
 from counterpoise.alignment.replay import response_ids
 from counterpoise.alignment.rsf import Reward, draw_and_score, fine_tune
-from counterpoise.alignment.run import Run
+from counterpoise.alignment.run import Run, stage_of
 from counterpoise.alignment.stepping import Mitigation, adam, finish_all, refuse_several_processes, start_all
 from counterpoise.evaluation.sweep import Store, digest
 from counterpoise.language import Example, Progress, Prompt, _read_prompt, decode, encode_prompt
@@ -153,7 +153,7 @@ def distil(
             micro_batch_size=micro_batch_size,
             order=order,
             mitigations=mitigations,
-            progress=run and run.stage(f"epoch {epoch + 1} of {epochs}"),
+            progress=stage_of(run, f"epoch {epoch + 1} of {epochs}"),
         )
         if run is not None:
             told = {"method": "rsf, distillation style", "loss": losses[-1]}

@@ -73,7 +73,7 @@ def dpo(
         ModuleNotFoundError: trl is not installed.
     """
     try:
-        from trl import DPOConfig
+        from trl import DPOConfig  # type: ignore[attr-defined]
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("dpo needs trl; pip install 'counterpoise[align]'") from error
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -149,7 +149,7 @@ def rows(preferences: Sequence[Preference], tokenizer: Any, *, chat: bool) -> An
         def said(text: str) -> list[dict[str, str]]:
             return [{"role": "assistant", "content": text}]
 
-        table = [
+        table: list[dict[str, Any]] = [
             {
                 "prompt": [{"role": role, "content": content} for role, content in p.prompt.messages],
                 "chosen": said(p.chosen),
@@ -191,12 +191,12 @@ class _Held(TrainerCallback):
         """Forget the examples of the step before."""
         self.trainer.seen.clear()
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, *, optimizer: Any, **others: Any) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Losses, clipping, penalties on weights, in the order of `take_step`; once a step, whatever the micro-batches."""
         if not self.mitigations:
             return
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        rate = optimizer.param_groups[0]["lr"]
+        rate = others["optimizer"].param_groups[0]["lr"]
         self.step = Step(model, list(self.trainer.seen), rate, args.per_device_train_batch_size)
         for mitigation in self.mitigations:
             mitigation.add_gradients(self.step)
@@ -233,7 +233,7 @@ class _Held(TrainerCallback):
 
 
 def _trainer() -> Any:
-    from trl import DPOTrainer
+    from trl import DPOTrainer  # type: ignore[attr-defined]
 
     class Trainer(DPOTrainer):  # type: ignore[misc,valid-type]
         """Remembers the prompts and responses of the step in progress."""
@@ -249,7 +249,7 @@ def _trainer() -> Any:
                 prompt, response = ids[(there == 1) & (said == 0)], ids[said == 1]
                 if len(response):
                     self.seen.append(Example(tuple(prompt.tolist()), tuple(response.tolist())))
-            return super().compute_loss(model, inputs, *args, **settings)
+            return super().compute_loss(model, inputs, *args, **settings)  # type: ignore[no-untyped-call]
 
     return Trainer
 

@@ -20,7 +20,7 @@ from counterpoise.alignment.objective import adapted, gae, policy_loss, value_lo
 from counterpoise.alignment.prompts import next_prompts, queue_from, queue_state, refuse_long_prompts
 from counterpoise.alignment.reference import frozen_copy
 from counterpoise.alignment.rsf import Reward, draw_and_score
-from counterpoise.alignment.run import Run
+from counterpoise.alignment.run import Run, stage_of
 from counterpoise.alignment.scoring import score_responses
 from counterpoise.alignment.stepping import (
     Mitigation,
@@ -147,7 +147,7 @@ def ppo(
                 chat=chat,
                 batch_size=8 * micro_batch_size,
                 seed=seed * 1000 + index,
-                progress=run and run.stage(f"{title}: drawing"),
+                progress=stage_of(run, f"{title}: drawing"),
             )
             return [[[list(p), list(r[0])] for p, r in zip(encoded, drawn, strict=True)], scores[:, 0].tolist()]
 
@@ -169,7 +169,7 @@ def ppo(
         rollout = Rollout(examples, logprobs_NC, whiten(advantages_NC, mask_NC), returns_NC, values_NC)
 
         # 3. Epochs of minibatch steps on the clipped objective.
-        losses: list[Losses] = []
+        losses: list[Losses] = [Losses(0.0, 0.0, 0.0, 0)]
         for epoch in range(0 if stopped else epochs):
             shuffled = order.sample(range(len(examples)), len(examples))
             for start in range(0, len(shuffled), batch_size):
@@ -188,15 +188,15 @@ def ppo(
                     micro_batch_size=micro_batch_size,
                     mitigations=mitigations,
                 )
-                if run is not None and (stage := run.stage(f"{title}: training")) is not None:
+                if (stage := stage_of(run, f"{title}: training")) is not None:
                     stage(epoch * len(examples) + start + len(batch), epochs * len(examples))
 
         # 4. Tell, adapt the penalty, keep.
         observed_kl = float(log_ratio_NC.sum(1).mean())
         tokens = sum(loss.tokens for loss in losses) or 1
-        means = [sum(getattr(loss, name) for loss in losses) / tokens for name in ("policy", "value", "clipped")]
+        policy, value, clipped = (sum(sums) / tokens for sums in zip(*(loss[:3] for loss in losses), strict=True))
         length = response_tokens(examples) / len(examples)
-        history.append(Round(index, mean_reward, observed_kl, kl, *means, length))
+        history.append(Round(index, mean_reward, observed_kl, kl, policy, value, clipped, length))
         if kl_target is not None:
             kl = adapted(kl, observed_kl, kl_target, len(examples))
         if run is not None:
@@ -285,7 +285,8 @@ def update(
         value = value_loss(
             head(scored.hidden_BCH)[mask], drawn(rollout.values), drawn(rollout.returns), value_clip
         ).sum()
-        ((policy + value_weight * value) / tokens).backward()
+        loss = (policy + value_weight * value) / tokens
+        loss.backward()  # type: ignore[no-untyped-call]
         outside = ((logprobs - old).exp() - 1).abs() > clip
         losses.append(Losses(policy.item(), value.item(), float(outside.sum()), int(mask.sum())))
 

@@ -18,7 +18,7 @@ def quiet_libraries() -> Iterator[None]:
 
     shown, level = datasets.is_progress_bar_enabled(), logging.get_verbosity()
     datasets.disable_progress_bars()
-    logging.set_verbosity_error()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         with without_bars(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)

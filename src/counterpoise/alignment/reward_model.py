@@ -59,7 +59,7 @@ def train_reward_model(
         CheckpointError: no model at `source`, or an occupied `out`.
     """
     try:
-        from trl import RewardConfig, RewardTrainer
+        from trl import RewardConfig, RewardTrainer  # type: ignore[attr-defined]
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("align reward-model needs trl; pip install 'counterpoise[align]'") from error
     if not 0 <= held_out < 1:

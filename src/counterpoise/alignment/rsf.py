@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from counterpoise.alignment.prompts import next_prompts, queue_from, queue_state, refuse_long_prompts
-from counterpoise.alignment.run import Run
+from counterpoise.alignment.run import Run, stage_of
 from counterpoise.alignment.stepping import (
     Mitigation,
     adam,
@@ -123,7 +123,7 @@ def rsf(
                 chat=chat,
                 batch_size=8 * micro_batch_size,
                 seed=seed * 1000 + index,
-                progress=progress or (run and run.stage(f"{title}: best of {n}")),
+                progress=progress or stage_of(run, f"{title}: best of {n}"),
             )
             return [[list(map(list, e)) for e in kept], mean, best]
 
@@ -142,7 +142,7 @@ def rsf(
                 micro_batch_size=micro_batch_size,
                 order=order,
                 mitigations=mitigations,
-                progress=run and run.stage(f"{title}: training"),
+                progress=stage_of(run, f"{title}: training"),
             )
         )
         history.append(Iteration(index, mean, best, tuple(losses), tuple(kept)))

@@ -177,6 +177,11 @@ class Run:
             _replace(self.folder / "metrics.jsonl", lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
+def stage_of(run: Run | None, name: str) -> Progress | None:
+    """The progress callback of a run's stage; None without a run."""
+    return None if run is None else run.stage(name)
+
+
 def save_model(model: nn.Module, tokenizer: Any, folder: Path) -> None:
     """A whole checkpoint in safetensors, any LoRA update added in, with its tokenizer."""
     with without_bars():

@@ -78,7 +78,7 @@ class Mitigation:
 
     def describe(self) -> dict[str, Any]:
         """Its name and plain settings, for records."""
-        named = [f.name for f in fields(self) if f.init] if is_dataclass(self) else []
+        named: list[str] = [f.name for f in fields(self) if f.init] if is_dataclass(self) else []
         plain = {name: getattr(self, name) for name in named}
         return {"name": type(self).__name__} | {k: v for k, v in plain.items() if isinstance(v, (int, float, str))}
 
