@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torchjd import aggregation
 
-from counterpoise.multitask import MGDA, CAGrad, JacobianWeighting, PCGrad, UPGrad
+from counterpoise.multitask import MGDA, CAGrad, GradNorm, JacobianWeighting, PCGrad, UPGrad
 from counterpoise.multitask.upgrad import project_weights
 
 from .toy import TASKS, Toy, gradients, rows
@@ -62,6 +62,24 @@ def test_upgrad_equals_torchjds_own_projector():
         exact = aggregation.UPGrad(projector=QuadprogProjector(norm_eps=0.0, reg_eps=1e-12))(rows_KN)
         ours = aggregation.UPGrad(projector=project_weights)(rows_KN)
         torch.testing.assert_close(ours, exact, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [MGDA, GradNorm])
+def test_a_pass_per_task_runs_through_that_tasks_graph_alone(method):
+    layer, passes = nn.Linear(4, 1), []
+
+    def run(together: bool) -> list[int]:
+        passes.clear()
+        losses = []
+        for i, x in enumerate(torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))):
+            hidden = layer(x)
+            hidden.register_hook(lambda gradient, i=i: passes.append(i))
+            losses.append(hidden.square().mean())
+        method(TASKS, shared=layer.parameters())(torch.stack(losses) if together else losses)
+        return sorted(passes)
+
+    assert run(together=False) == [0, 1, 2]
+    assert run(together=True) == [0, 0, 0, 1, 1, 1, 2, 2, 2]  # what stacking beforehand costs, as the docstring says
 
 
 def test_a_non_finite_gradient_falls_back_to_the_sum():

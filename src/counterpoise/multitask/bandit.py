@@ -152,8 +152,9 @@ class BanditMTL(Weighting):
             found["robust_value"] = sum(p * x for p, x in zip(response, self.last_losses, strict=True))
         return found
 
-    def combine(self, values_K: Tensor, present: list[int] | None, scale_K: Tensor | None) -> Tensor:
+    def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
         """sum_i p_i scale_i l_i over the tasks present."""
+        values_K, present = batch.values_K, batch.present
         exact = values_K.dtype == torch.float64 or scale_K is not None
         key = values_K.device, torch.float64 if exact else torch.float32
         weights_M = self._cached.get(key)

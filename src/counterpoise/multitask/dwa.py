@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .losses import Batch
 from .weighting import Weighting, weighted_sum
 from .window import WindowMeans
 
@@ -58,10 +59,11 @@ class DWA(Weighting):
         raw = [math.exp((r - top) / self.temperature) for r in ratios]
         return [len(raw) * x / sum(raw) for x in raw]
 
-    def combine(self, values_K: Tensor, present: list[int] | None, scale_K: Tensor | None) -> Tensor:
+    def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
         """sum_i w_i scale_i l_i."""
-        weights_M = values_K.new_tensor(self.weights())
-        return weighted_sum(weights_M if present is None else weights_M[present], values_K, scale_K)
+        weights_M = batch.values_K.new_tensor(self.weights())
+        weights_K = weights_M if batch.present is None else weights_M[batch.present]
+        return weighted_sum(weights_K, batch.values_K, scale_K)
 
     def update(self, means: WindowMeans) -> None:
         """Add the window to the epoch; at its end, roll on."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .losses import Losses, gather
+from .losses import Batch, Losses, gather
 from .weighting import Weighting
 from .window import WindowMeans
 
@@ -53,8 +53,9 @@ class FAMO(Weighting):
         """z, in task order."""
         return [float(x) for x in torch.softmax(self._logits_M.detach(), dim=0).tolist()]
 
-    def combine(self, values_K: Tensor, present: list[int] | None, scale_K: Tensor | None) -> Tensor:
+    def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
         """c sum_i z_i log l_i over the tasks present."""
+        values_K, present = batch.values_K, batch.present
         if values_K.dtype in (torch.bfloat16, torch.float16):
             values_K = values_K.float()
         z_M = torch.softmax(self._logits_M.detach(), dim=0)

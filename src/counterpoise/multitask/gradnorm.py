@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from .losses import Batch
 from .shared import shared_parameters
 from .weighting import Weighting, weighted_sum
 from .window import WindowMeans
@@ -19,7 +20,8 @@ class GradNorm(Weighting):
     sum_i |G_i - mean(G) r_i^a|, where G_i = ||w_i grad l_i|| on the shared parameters and
     r_i = (l_i / l_i(0)) / mean(l / l(0)) (Chen et al.: GradNorm, ICML 2018, equation 2; mean(G) r_i^a held constant).
 
-    After each step w is rescaled to add up to m. One extra backward pass per task, over the shared parameters only.
+    After each step w is rescaled to add up to m. One extra backward pass per task, over the shared parameters only
+    (see `JacobianWeighting` for how to keep it cheap).
     Departures: w takes an Adam step of its own (the paper leaves the optimiser open) and is kept above 1e-6;
     absent tasks keep their weight.
 
@@ -60,12 +62,12 @@ class GradNorm(Weighting):
         """w, in task order."""
         return [float(x) for x in self._weights_M.tolist()]
 
-    def combine(self, values_K: Tensor, present: list[int] | None, scale_K: Tensor | None) -> Tensor:
+    def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
         """sum_i w_i l_i; in training also measures each task's gradient on the shared parameters."""
         weights_M = self._weights_M.detach()
         if self.training:
-            self._norms_K = self._gradient_norms(values_K)
-        return weighted_sum(weights_M if present is None else weights_M[present], values_K, scale_K)
+            self._norms_K = self._gradient_norms(batch)
+        return weighted_sum(weights_M if batch.present is None else weights_M[batch.present], batch.values_K, scale_K)
 
     def update(self, means: WindowMeans) -> None:
         """One step of w on the gradient norms that `combine` measured."""
@@ -110,10 +112,10 @@ class GradNorm(Weighting):
         self._adam.load_state_dict(state["adam"])
         self._initial, self._norms_K = state["initial"].tolist(), state["norms"]
 
-    def _gradient_norms(self, values_K: Tensor) -> Tensor:
+    def _gradient_norms(self, batch: Batch) -> Tensor:
         norms = []
-        for value in values_K.unbind():
+        for value in batch.single():
             gradients = torch.autograd.grad(value, self.shared, retain_graph=True, allow_unused=True)
             squares = [g.detach().double().square().sum() for g in gradients if g is not None]
-            norms.append(torch.stack(squares).sum().sqrt() if squares else values_K.new_zeros((), dtype=torch.float64))
+            norms.append(torch.stack(squares).sum().sqrt() if squares else value.new_zeros((), dtype=torch.float64))
         return torch.stack(norms)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .losses import Batch
 from .mirror import hold, mirror_floats
 from .weighting import Weighting, weighted_sum
 from .window import WindowMeans
@@ -46,10 +47,11 @@ class GroupDRO(Weighting):
         """p, in task order."""
         return list(map(math.exp, self._log_p))
 
-    def combine(self, values_K: Tensor, present: list[int] | None, scale_K: Tensor | None) -> Tensor:
+    def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
         """sum_i p_i scale_i l_i."""
         weights_M = torch.tensor(self.weights(), dtype=torch.float64)
-        return weighted_sum(weights_M if present is None else weights_M[present], values_K, scale_K)
+        weights_K = weights_M if batch.present is None else weights_M[batch.present]
+        return weighted_sum(weights_K, batch.values_K, scale_K)
 
     def update(self, means: WindowMeans) -> None:
         """The exponentiated ascent, with no ball."""

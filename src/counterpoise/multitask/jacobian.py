@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .losses import Batch
 from .shared import jacobian, shared_parameters
 from .weighting import Weighting
 
@@ -19,6 +20,9 @@ class JacobianWeighting(Weighting):
     With J (one row per task, over the shared parameters) and its aggregation g(J), the scalar is
     sum_i l_i + <g(J) - sum_i J_i, theta - stop(theta)>: the second term is 0 and its gradient replaces the first one's
     on the shared parameters. It costs one backward pass per task over the shared part, and the usual one.
+
+    A pass per task is cheap when each task has a graph of its own: one forward pass per task, and the losses given as a
+    mapping or a sequence. From one forward pass of all rows, or losses stacked beforehand, it costs the whole batch.
 
     The rows must be the whole batch's, so gradient accumulation and several processes raise.
 
@@ -37,12 +41,12 @@ class JacobianWeighting(Weighting):
         self.shared = shared_parameters(shared)
         self.aggregate = aggregate
 
-    def combine(self, values_K: Tensor, present: list[int] | None, scale_K: Tensor | None) -> Tensor:
+    def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
         """The sum of the losses, with the shared parameters' gradient exchanged."""
-        total = values_K.sum()
-        if not torch.is_grad_enabled() or not values_K.requires_grad:
+        total = batch.values_K.sum()
+        if not torch.is_grad_enabled() or not total.requires_grad:
             return total
-        rows_KN = jacobian(values_K, self.shared)
+        rows_KN = jacobian(batch.single(), self.shared)
         if not bool(rows_KN.isfinite().all()):  # no aggregator can use it; the loss says what is wrong
             return total
         change_N = self.aggregate(rows_KN) - rows_KN.sum(dim=0)

@@ -16,11 +16,21 @@ Counts = Tensor | Mapping[str, float] | Sequence[float]
 
 
 class Batch(NamedTuple):
-    """The losses of one call: values of the k tasks present, their indices and sizes (None: all tasks, 1 each)."""
+    """The losses of one call: values of the k tasks present, their indices and sizes (None: all tasks, 1 each).
+
+    Attributes:
+        apart: the losses as they came, when they came one by one. A backward pass from one of these costs that loss's
+            own graph; from an element of `values_K` it sends zeros through the graphs of all the others as well.
+    """
 
     values_K: Tensor
     present: list[int] | None
     counts: list[float] | None
+    apart: list[Tensor] | None = None
+
+    def single(self) -> Sequence[Tensor]:
+        """The k losses as scalars to start a backward pass from."""
+        return self.values_K.unbind() if self.apart is None else self.apart
 
 
 def task_names(tasks: int | Iterable[str]) -> tuple[str, ...]:
@@ -91,7 +101,7 @@ def gather(tasks: Sequence[str], losses: Losses, counts: Counts | None = None) -
     items = _in_order(tasks, losses)
     if sizes is None or 0.0 not in sizes:
         try:
-            return Batch(_stack(tasks, items), None, sizes)
+            return Batch(_stack(tasks, items), None, sizes, items)  # type: ignore[arg-type]
         except TypeError:  # some are None: looking for them first would cost every call a microsecond
             pass
     return _partial(tasks, items, sizes)
@@ -122,7 +132,7 @@ def _partial(tasks: Sequence[str], items: Sequence[Tensor | None], sizes: list[f
     names, kept = [tasks[i] for i in present], [items[i] for i in present]
     if not all(isinstance(x, Tensor) for x in kept):
         raise _not_scalars(names, kept)
-    return Batch(_stack(names, kept), present, sizes and [sizes[i] for i in present])
+    return Batch(_stack(names, kept), present, sizes and [sizes[i] for i in present], kept)  # type: ignore[arg-type]
 
 
 def _stack(tasks: Sequence[str], items: list[Tensor | None]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,10 +29,10 @@ def shared_parameters(shared: Iterable[Tensor]) -> list[Tensor]:
     return parameters
 
 
-def jacobian(values_K: Tensor, parameters: list[Tensor]) -> Tensor:
-    """d values / d parameters, flattened and joined, (k, n): one backward pass per task; the graph is kept."""
+def jacobian(losses: Sequence[Tensor], parameters: list[Tensor]) -> Tensor:
+    """d losses / d parameters, flattened and joined, (k, n): one backward pass per loss; the graph is kept."""
     rows = []
-    for value in values_K.unbind():
+    for value in losses:
         gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
         flat = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
         rows.append(torch.cat([g.detach().reshape(-1) for g in flat]))

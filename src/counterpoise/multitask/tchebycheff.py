@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .losses import Batch
 from .weighting import Weighting
 
 
@@ -46,12 +47,13 @@ class Tchebycheff(Weighting):
         if len(self.ideal) != m or not all(map(math.isfinite, self.ideal)):
             raise ValueError(f"ideal must be {m} finite numbers, found {self.ideal}.")
 
-    def combine(self, values_K: Tensor, present: list[int] | None, scale_K: Tensor | None) -> Tensor:
+    def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
         """The largest c_i (l_i - z_i) of the tasks present."""
-        largest: Tensor = self._excess(values_K, present).max()
+        largest: Tensor = self._excess(batch).max()
         return largest
 
-    def _excess(self, values_K: Tensor, present: list[int] | None) -> Tensor:
+    def _excess(self, batch: Batch) -> Tensor:
+        values_K, present = batch.values_K, batch.present
         if values_K.dtype in (torch.bfloat16, torch.float16):
             values_K = values_K.float()
         both = torch.tensor([self.preferences, self.ideal], dtype=values_K.dtype, device=values_K.device)
@@ -88,7 +90,7 @@ class SmoothTchebycheff(Tchebycheff):
             raise ValueError(f"smoothing must be positive, found {smoothing}: Tchebycheff is its limit at 0.")
         self.smoothing = smoothing
 
-    def combine(self, values_K: Tensor, present: list[int] | None, scale_K: Tensor | None) -> Tensor:
+    def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
         """The soft maximum over the tasks present."""
-        soft_maximum: Tensor = torch.logsumexp(self._excess(values_K, present) / self.smoothing, dim=0)
+        soft_maximum: Tensor = torch.logsumexp(self._excess(batch) / self.smoothing, dim=0)
         return self.smoothing * soft_maximum

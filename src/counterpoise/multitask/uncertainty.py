@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from .losses import Batch
 from .weighting import Weighting, weighted_sum
 
 
@@ -33,8 +34,9 @@ class UncertaintyWeighting(Weighting):
         """exp(-s_i) / 2."""
         return [float(x) for x in (0.5 * torch.exp(-self.log_variance_M.detach().double())).tolist()]
 
-    def combine(self, values_K: Tensor, present: list[int] | None, scale_K: Tensor | None) -> Tensor:
+    def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
         """Both terms, for the tasks present."""
+        values_K, present = batch.values_K, batch.present
         log_variance_K = self.log_variance_M if present is None else self.log_variance_M[present]
         if values_K.dtype in (torch.bfloat16, torch.float16):
             values_K = values_K.float()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .losses import Batch
 from .weighting import Weighting, weighted_sum
 
 
@@ -22,7 +23,7 @@ class Uniform(Weighting):
         """1/m each."""
         return [1.0 / len(self.tasks)] * len(self.tasks)
 
-    def combine(self, values_K: Tensor, present: list[int] | None, scale_K: Tensor | None) -> Tensor:
+    def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
         """The sum of the scaled losses over m."""
-        share_K = torch.full_like(values_K, 1.0 / len(self.tasks), requires_grad=False)
-        return weighted_sum(share_K, values_K, scale_K)
+        share_K = torch.full_like(batch.values_K, 1.0 / len(self.tasks), requires_grad=False)
+        return weighted_sum(share_K, batch.values_K, scale_K)

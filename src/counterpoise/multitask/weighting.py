@@ -77,7 +77,7 @@ class Weighting(nn.Module, ABC):
             self._refuse_parts(batch, totals)
         if self.training:
             self._window.refuse_if_complete(batch, totals, self.micro_batches)
-        scalar = self.combine(batch.values_K, batch.present, self._scale(batch, totals))
+        scalar = self.combine(batch, self._scale(batch, totals))
         if self.training:
             self._window.add(batch, totals)
         return scalar
@@ -136,12 +136,11 @@ class Weighting(nn.Module, ABC):
         return self._seen.losses
 
     @abstractmethod
-    def combine(self, values_K: Tensor, present: list[int] | None, scale_K: Tensor | None) -> Tensor:
+    def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
         """The scalar of one call.
 
         Args:
-            values_K: the losses of the k tasks present.
-            present: their indices; None: all tasks in order.
+            batch: the losses of the k tasks present.
             scale_K: the factor that turns each mean into its part of the window's mean; None: 1.
         """
 

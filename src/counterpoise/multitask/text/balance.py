@@ -25,6 +25,7 @@ from counterpoise.multitask import (
 )
 
 from .classifier import TextClassifier
+from .encoding import seeded
 
 Balance = Weighting | Adversarial
 
@@ -56,6 +57,7 @@ def weighting_for(
     min_effective_tasks: float | None = None,
     eta: float | None = None,
     normalize: bool = False,
+    seed: int = 0,
 ) -> Balance:
     """The weighting of that name over the classifier's tasks, looking at its shared parameters where it needs them.
 
@@ -69,6 +71,7 @@ def weighting_for(
         rho, min_effective_tasks: of bandit, at most one; by default half the tasks stay effective, 1.5 of two.
         eta: of bandit and groupdro.
         normalize: of bandit.
+        seed: of a discriminator's random start.
 
     Raises:
         ValueError: an unknown name, or a setting that this weighting does not take.
@@ -91,7 +94,8 @@ def weighting_for(
         return GroupDRO(tasks) if eta is None else GroupDRO(tasks, eta=eta)
     if name == "dwa":
         return DWA(tasks, steps_per_epoch=rounds_per_epoch)
-    return _plain(tasks, classifier)[name]()
+    with seeded(seed, classifier.device):
+        return _plain(tasks, classifier)[name]()
 
 
 def _plain(tasks: list[str], classifier: TextClassifier) -> dict[str, Callable[[], Balance]]:

@@ -99,6 +99,7 @@ def train(
             min_effective_tasks=min_effective_tasks,
             eta=eta,
             normalize=normalize,
+            seed=seed,
         )
         run = training.train(
             found,

@@ -121,7 +121,7 @@ def train(
         raise ValueError(f"expected the classifier's tasks {list(classifier.tasks)}, found {[t.name for t in tasks]}")
     rounds = rounds_per_epoch(tasks, batch_size)
     if isinstance(weighting, str):
-        weighting = weighting_for(weighting, classifier, rounds_per_epoch=rounds)
+        weighting = weighting_for(weighting, classifier, rounds_per_epoch=rounds, seed=seed)
     if list(weighting.tasks) != list(classifier.tasks):
         raise ValueError(f"expected a weighting over {list(classifier.tasks)}, found one over {list(weighting.tasks)}")
     lr = (1e-3 if classifier.design.takes_words else 2e-5) if lr is None else lr
@@ -192,18 +192,17 @@ class _Run:
         features = [model(*self.texts.batch(rows_B)) for rows_B in chosen]
         parts = features if alone else torch.split(features[0], sizes)
         classes = [self.classes_N[rows_B.to(self.classes_N.device)] for rows_B in drawn]
-        losses_M = torch.stack(
-            [
-                F.cross_entropy(model.logits(x_BF, i), y_B)
-                for i, (x_BF, y_B) in enumerate(zip(parts, classes, strict=True))
-            ]
-        )
-        values_M = losses_M.detach().double().cpu()
+        # One by one: stacked, a backward pass from one of them would run through the graphs of all.
+        losses = [
+            F.cross_entropy(model.logits(x_BF, i), y_B)
+            for i, (x_BF, y_B) in enumerate(zip(parts, classes, strict=True))
+        ]
+        values_M = torch.stack([x.detach() for x in losses]).double().cpu()
         if not bool(values_M.isfinite().all()):
             names = list(self.classifier.tasks)
             return [names[i] for i in (~values_M.isfinite()).nonzero().flatten().tolist()]
         self.optimizer.zero_grad(set_to_none=True)
-        self._scalar(losses_M, features[0], sizes).backward()  # type: ignore[no-untyped-call]
+        self._scalar(losses, features[0], sizes).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.weighting.step()
         self.sums_M += values_M
@@ -240,12 +239,12 @@ class _Run:
         self.classifier.model.eval()
         return Training(self.epochs, self.history, self.best_epoch, why)
 
-    def _scalar(self, losses_M: Tensor, features_BF: Tensor, sizes: list[int]) -> Tensor:
+    def _scalar(self, losses: list[Tensor], features_BF: Tensor, sizes: list[int]) -> Tensor:
         if not isinstance(self.weighting, Adversarial):
-            scalar: Tensor = self.weighting(losses_M)
+            scalar: Tensor = self.weighting(losses)
             return scalar
         task_B = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(features_BF.device)
-        adversarial: Tensor = self.weighting(losses_M, features_BF=features_BF, task_B=task_B)
+        adversarial: Tensor = self.weighting(losses, features_BF=features_BF, task_B=task_B)
         return adversarial
 
 
