@@ -8,7 +8,13 @@ from typing import Any
 
 from counterpoise.workbench import Point, steps_from_pre
 
-PICKABLE = ("MA", "HMA", "LiNeS")  # the controls are there to be compared with, not to be chosen
+PICKABLE = (
+    "MA",
+    "HMA",
+    "LiNeS",
+    "two-sided path",
+    "two-sided exact",
+)  # the controls are there to be compared with, not to be chosen
 
 
 def choose(points: Sequence[Point], counted: Sequence[str], keep: float) -> Point | None:

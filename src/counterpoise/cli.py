@@ -39,6 +39,12 @@ Pre = Annotated[str, typer.Argument(help="Checkpoint before alignment: a folder,
 Post = Annotated[str, typer.Argument(help="Checkpoint after alignment; may be a LoRA adapter on PRE.")]
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write; it appears whole or not at all.")]
 Blocks = Annotated[str, typer.Option(help="Number of equal blocks of layers, 'layerwise' or 'module'.")]
+SearchBlocks = Annotated[
+    str | None,
+    typer.Option(help="Number of equal blocks, 'layerwise' or 'module' (default: 3 for HMA, layerwise for two-sided)."),
+]
+Alignment = Annotated[str, typer.Option(help="Two-sided: what alignment means: imitation, contrast or reward.")]
+ProxySize = Annotated[int, typer.Option(help="Responses that the search sees, on each side.")]
 DonorOption = Annotated[str, typer.Option(help="Whose config, tokenizer and chat template go into OUT: post or pre.")]
 Drop = Annotated[list[str] | None, typer.Option(help="Pattern of tensors to leave out when one side alone has them.")]
 Unrelated = Annotated[bool, typer.Option("--allow-unrelated", help="Go on when the two look like unrelated models.")]
@@ -67,13 +73,24 @@ def restore(
     prompts: Prompts,
     reward: RewardOption,
     abilities: Abilities,
-    blocks: Blocks = "3",
+    search: Annotated[str, typer.Option(help="hma, two-sided in its place, or both.")] = "hma",
+    blocks: SearchBlocks = None,
     mean: Annotated[float | None, typer.Option(help="Write HMA at this mean ratio instead of picking.")] = None,
     keep_reward: Annotated[float, typer.Option(help="Share of the reward gain that the pick must keep.")] = 0.95,
     means: Annotated[
         str, typer.Option(help="Mean ratios of the grid; above 1 extrapolates (ExPO), with MA alone.")
     ] = "0.2,0.4,0.6,0.8",
-    proxy_size: Annotated[int, typer.Option(help="Responses of POST that the search sees.")] = 256,
+    lambdas: Annotated[
+        str, typer.Option(help="Two-sided: prices of what PRE could do, in units of alignment.")
+    ] = "0.25,0.5,1,2,4",
+    alignment: Alignment = "imitation",
+    calibrate: Annotated[
+        int, typer.Option(min=0, help="Two-sided: also retain the answers of so many validation items an ability.")
+    ] = 0,
+    min_effective_sets: Annotated[
+        float | None, typer.Option(help="Two-sided: guard the worst retention set, at least so many always counting.")
+    ] = None,
+    proxy_size: ProxySize = 256,
     controls: Annotated[bool, typer.Option(help="Also measure LiNeS, a reversed ramp and random ratios.")] = True,
     work: Annotated[Path | None, typer.Option(help="Where finished pieces are kept (default OUT.work).")] = None,
     donor: DonorOption = "post",
@@ -115,9 +132,14 @@ def restore(
             post,
             out,
             panel,
+            search=_search(search),
             blocks=blocks,
             mean=mean,
             means=_numbers(means),
+            lambdas=_numbers(lambdas),
+            alignment=alignment,
+            calibrate=calibrate,
+            min_effective_sets=min_effective_sets,
             keep_reward=keep_reward,
             proxy_size=proxy_size,
             controls=controls,
@@ -183,10 +205,17 @@ def search(
     out: Annotated[Path, typer.Option("-o", "--out", help="The recipe to write.")],
     prompts: Prompts,
     reward: RewardOption,
-    mean: Annotated[float, typer.Option(help="Mean ratio, in [0, 1].")],
-    blocks: Blocks = "3",
-    proxy_size: Annotated[int, typer.Option(help="Responses of POST that the search sees.")] = 256,
-    max_passes: Annotated[int, typer.Option(min=1, help="Most forward and backward passes over them.")] = 12,
+    mean: Annotated[float | None, typer.Option(help="HMA's mean ratio, in [0, 1].")] = None,
+    method: Annotated[str, typer.Option(help="hma or two-sided.")] = "hma",
+    weight: Annotated[
+        float, typer.Option("--lambda", min=0, help="Two-sided: the price of what PRE could do, in units of alignment.")
+    ] = 1.0,
+    alignment: Alignment = "imitation",
+    blocks: SearchBlocks = None,
+    proxy_size: ProxySize = 256,
+    max_passes: Annotated[
+        int, typer.Option(min=0, help="Most points that the search evaluates; two-sided: 0 writes the path.")
+    ] = 12,
     work: Annotated[Path | None, typer.Option(help="Where finished pieces are kept (default OUT.work).")] = None,
     drop: Drop = None,
     allow_unrelated: Unrelated = False,
@@ -199,11 +228,15 @@ def search(
     no_chat_template: NoChat = False,
     quiet: Quiet = False,
 ) -> None:
-    """Find HMA's ratios at a mean and write them as a recipe."""
+    """Find HMA's ratios at a mean, or the two-sided search's at a lambda, and write them as a recipe."""
     work = work or out.with_name(out.name + ".work")
     with plain_errors(f"finished pieces are in {work}; the same command goes on from there"), bars(quiet) as progress:
-        from counterpoise.restoring import search_recipe
-
+        if method not in ("hma", "two-sided"):
+            raise ValueError(f"--method: expected hma or two-sided, found {method!r}")
+        if (mean is None) == (method == "hma"):
+            raise ValueError(
+                "search: expected --mean with --method hma, and --lambda with --method two-sided, which has no mean"
+            )
         panel = _panel(
             prompts,
             reward,
@@ -215,26 +248,32 @@ def search(
             temperature=temperature,
             chat=not no_chat_template,
         )
-        found, recipe = search_recipe(
-            pre,
-            post,
-            out,
-            panel,
-            mean=mean,
-            blocks=blocks,
-            proxy_size=proxy_size,
-            max_passes=max_passes,
-            work=work,
-            drop=drop or (),
-            allow_unrelated=allow_unrelated,
-            device=_device(device),
-            dtype=_dtype(dtype),
-            progress=progress,
-        )
+        options: dict[str, Any] = {
+            "proxy_size": proxy_size,
+            "max_passes": max_passes,
+            "work": work,
+            "drop": drop or (),
+            "allow_unrelated": allow_unrelated,
+            "device": _device(device),
+            "dtype": _dtype(dtype),
+            "progress": progress,
+        }
+        if mean is not None:
+            from counterpoise.restoring import search_recipe
+
+            found, recipe = search_recipe(pre, post, out, panel, mean=mean, blocks=blocks or 3, **options)
+            gained = f"{found.passes} passes, proxy loss {found.trace[0]:.4f} -> {found.value:.4f} nats/token"
+        else:
+            from counterpoise.recipes import two_sided_recipe
+
+            options |= {"weight": weight, "alignment": alignment, "blocks": blocks or "layerwise"}
+            end, recipe = two_sided_recipe(pre, post, out, panel, **options)
+            kept = ", ".join(f"{name} {value:.3f}" for name, value in end.retention.items())
+            gained = f"alignment lost {end.alignment:.3f} (1 at PRE), of what PRE says {kept} (1 at POST)"
     _warn(recipe.warnings)
-    for block, value in zip(recipe.partition.blocks, found.ratios, strict=True):
+    for block, value in zip(recipe.partition.blocks, recipe.ratios, strict=True):
         print(f"{block.name:24} {value:.3f}")
-    print(f"{found.passes} passes, proxy loss {found.trace[0]:.4f} -> {found.value:.4f} nats/token; written to {out}")
+    print(f"{gained}; written to {out}")
 
 
 @app.command()
@@ -387,6 +426,12 @@ def _numbers(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"expected numbers with commas between them, found {text!r}") from None
+
+
+def _search(name: str) -> Any:
+    if name not in ("hma", "two-sided", "both"):
+        raise ValueError(f"--search: expected hma, two-sided or both, found {name!r}")
+    return name
 
 
 def _donor(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from counterpoise.averaging import Recipe
@@ -12,6 +12,8 @@ from counterpoise.pareto import front, hypervolume
 from counterpoise.partition import Partition, layerwise
 from counterpoise.search.hma import SearchResult
 from counterpoise.search.ramps import linear_ramp, random_ratios, reversed_ramp
+from counterpoise.search.two_sided import Found
+from counterpoise.searching import TwoSided
 from counterpoise.workbench import Point, Workbench, steps_from_pre
 
 
@@ -25,8 +27,16 @@ def compare(
     keep: float,
     proxy_size: int,
     controls: bool,
+    hma: bool = True,
+    two_sided: TwoSided | None = None,
+    weights: Sequence[float] = (),
 ) -> Recipe | None:
-    """Fill `result` with points, pick, tax and verdict; return the recipe to write, or None."""
+    """Fill `result` with points, pick, tax and verdict; return the recipe to write, or None.
+
+    Args:
+        hma: whether HMA is searched.
+        two_sided: searched for every lambda of `weights` when given.
+    """
     whole = bench.whole
     pre, post = (bench.point(n, whole, [r], "validation", name=n) for n, r in (("PRE", 0.0), ("POST", 1.0)))
     counted = [name for name, ms in pre.scores.abilities.items() if not at_floor(ms)]
@@ -37,16 +47,19 @@ def compare(
         _finish(bench, result, points, searches, counted, None)
         result["verdict"] = no_gain(gain)
         return None
-    proxies = bench.proxies(proxy_size)
+    proxies = bench.proxies(proxy_size) if hma else []
     for mean in means:
         points.append(bench.point("MA", whole, [mean], "validation", name=f"MA {mean:g}"))
         if mean > 1:  # extrapolation (ExPO): with one ratio for all, there is nothing to search
             continue
-        found = bench.search(cut, proxies, mean)
-        searches.append((mean, found))
-        points.append(bench.point("HMA", cut, found.ratios, "validation", name=f"HMA {mean:g}"))
+        if hma:
+            found = bench.search(cut, proxies, mean)
+            searches.append((mean, found))
+            points.append(bench.point("HMA", cut, found.ratios, "validation", name=f"HMA {mean:g}"))
         if controls:
             points += _controls(bench, cut, mean)
+    if two_sided is not None:
+        points += _two_sided(two_sided, weights, result)
     if fixed is not None:
         pick: Point | None = next(p for p in points if p.method == "HMA")
     else:
@@ -65,6 +78,50 @@ def _controls(bench: Workbench, cut: Partition, mean: float) -> list[Point]:
         ("random", cut, random_ratios(cut, mean, seed=bench.panel.seed)),
     )
     return [bench.point(name, part, ratios, "validation", name=f"{name} {mean:g}") for name, part, ratios in rivals]
+
+
+def _two_sided(search: TwoSided, weights: Sequence[float], result: dict[str, Any]) -> list[Point]:
+    """Path and exact search for every lambda, measured on validation data; what they found goes into `result`."""
+    drawn, searched = search.path(weights), search.exact(weights)
+    truths: list[Any] = search.truth(drawn) if search.form != "reward" else [None] * len(drawn)
+    rows = [row(f, "path", t) for f, t in zip(drawn, truths, strict=True)] + [row(f, "exact") for f in searched]
+    shapes = {n: search.bench.pair.post.shape(n) for n in search.bench.pair.names}
+    result["two_sided"] = {
+        "alignment": search.form,
+        "rho": search.rho,
+        "sets": list(search.diagonal.retention),
+        "left_out": list(search.left_out),
+        "passes": search.diagonal.passes,
+        "misfit": search.diagonal.misfit,
+        "neighbours": search.measured["neighbours"],
+        "partition": search.cut.summary(shapes),
+        "rows": rows,
+    }
+    points = []
+    for r in rows:
+        method, name = f"two-sided {r['how']}", f"two-sided {r['how']} {r['lambda']:g}"
+        points.append(search.bench.point(method, search.cut, r["ratios"], "validation", name=name))
+    return points
+
+
+def row(found: Found, how: str, truth: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """One lambda as plain json for restore.json.
+
+    Args:
+        how: "path", "exact" or "fisher".
+        truth: both sides as measured there; None where `found` holds measured values.
+    """
+    return {
+        "how": how,
+        "lambda": found.weight,
+        "ratios": list(found.ratios),
+        "alignment": found.alignment,
+        "retention": dict(found.retention),
+        "shares": dict(found.shares),
+        "passes": found.passes,
+        "converged": found.converged,
+        "measured": None if truth is None else dict(truth),
+    }
 
 
 def _finish(

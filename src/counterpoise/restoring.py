@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -23,9 +23,12 @@ from counterpoise.files import CheckpointError, refuse_occupied
 from counterpoise.partition import partition
 from counterpoise.preflight import preflight, scan
 from counterpoise.search.hma import SearchResult
+from counterpoise.searching import TwoSided
 from counterpoise.workbench import Stages, Workbench
 
 RESULT = "restore.json"
+LAMBDAS = (0.25, 0.5, 1.0, 2.0, 4.0)
+Search = Literal["hma", "two-sided", "both"]
 
 
 def restore(
@@ -34,9 +37,14 @@ def restore(
     out: str | Path,
     panel: Panel,
     *,
-    blocks: int | str = 3,
+    search: Search = "hma",
+    blocks: int | str | None = None,
     means: Sequence[float] = (0.2, 0.4, 0.6, 0.8),
     mean: float | None = None,
+    lambdas: Sequence[float] = LAMBDAS,
+    alignment: str = "imitation",
+    calibrate: int = 0,
+    min_effective_sets: float | None = None,
     keep_reward: float = 0.95,
     proxy_size: int = 256,
     controls: bool = True,
@@ -51,17 +59,22 @@ def restore(
 ) -> dict[str, Any]:
     """Measure what alignment cost, find the average that gives it back, and write that checkpoint with its report.
 
-    Lin et al. 2024: MA and HMA over a grid of mean ratios, with LiNeS, a reversed ramp and random ratios beside them.
-    Ratios are searched on the proxy part of the prompts, the pick is made on the validation part, and what is reported
-    of the pick was measured on the held-out part.
+    Lin et al. 2024: MA and HMA over a grid of mean ratios, with LiNeS, a reversed ramp and random ratios beside them; the
+    two-sided search for every lambda, where asked for. Ratios are searched on the proxy part of the prompts, the pick is
+    made on the validation part, and what is reported of the pick was measured on the held-out part.
 
     Args:
         pre, post: checkpoints before and after alignment: folders or hub ids; POST may be a LoRA adapter on PRE.
         out: a new folder for the averaged checkpoint; it appears whole or not at all.
         panel: prompts, reward and abilities; see `Panel.load`.
-        blocks: a number of equal blocks, "layerwise" or "module".
+        search: "hma", "two-sided" in its place, or "both". The other four are of the two-sided search alone; see `TwoSided`.
+        blocks: a number of equal blocks, "layerwise" or "module"; by default 3 for HMA, layerwise for the two-sided search.
         means: the grid of mean ratios; above 1 (ExPO, extrapolation) MA alone is measured.
         mean: write HMA at this mean instead of picking.
+        lambdas: prices of what PRE could do, in units of alignment.
+        alignment: what alignment means: "imitation" of POST, "contrast" of good with bad responses, the "reward" itself.
+        calibrate: also retain the right answers of so many validation items an ability.
+        min_effective_sets: guard the worst retention set, with at least so many of them always counting.
         keep_reward: the share of the reward gain that the pick must keep.
         proxy_size: responses of POST that the search sees (the paper: 2000).
         controls: also measure LiNeS, the reversed ramp and random ratios at every mean.
@@ -73,13 +86,14 @@ def restore(
     out, begun = Path(out), time.time()
     work = Path(work) if work is not None else out.with_name(out.name + ".work")
     _refuse_settings(means, mean, keep_reward, proxy_size)
+    _refuse_search(search, mean, lambdas)
     if not (out / RESULT).is_file():
         refuse_occupied(out.absolute())
     pair = preflight(pre, post, drop=drop, out=out)
     shapes = {n: pair.post.shape(n) for n in pair.names}
-    cut = partition(shapes, blocks)
+    cut = partition(shapes, 3 if blocks is None else blocks)
     settings = {
-        "blocks": blocks,
+        "blocks": 3 if blocks is None else blocks,
         "means": list(means),
         "mean": mean,
         "keep_reward": keep_reward,
@@ -90,6 +104,9 @@ def restore(
         "dtype": str(dtype),
         **panel.settings,
     }
+    if search != "hma":
+        settings |= {"search": search, "lambdas": list(lambdas), "alignment": alignment, "calibrate": calibrate}
+        settings |= {"min_effective_sets": min_effective_sets, "two_sided_blocks": blocks or "layerwise"}
     _, warnings = scan(pair, allow_unrelated=allow_unrelated, progress=_named(progress, "reading both checkpoints"))
     bench = Workbench(pair, panel, Store(work), donor=donor, device=device, dtype=dtype, progress=progress)
     key = digest([bench.inputs, settings, panel.fingerprint])
@@ -108,8 +125,28 @@ def restore(
         "warnings": [*pair.warnings, *warnings],
         "partition": cut.summary(shapes),
     }
-    grid = means if mean is None else [mean]
-    recipe = compare(bench, cut, result, grid, fixed=mean, keep=keep_reward, proxy_size=proxy_size, controls=controls)
+    recipe = compare(
+        bench,
+        cut,
+        result,
+        means if mean is None else [mean],
+        fixed=mean,
+        keep=keep_reward,
+        proxy_size=proxy_size,
+        controls=controls,
+        hma=search != "two-sided",
+        two_sided=None
+        if search == "hma"
+        else TwoSided(
+            bench,
+            partition(shapes, blocks or "layerwise").with_rest_block(),
+            form=alignment,
+            size=proxy_size,
+            calibrated=calibrate,
+            min_effective_sets=min_effective_sets,
+        ),
+        weights=lambdas,
+    )
     result["seconds"] = round(time.time() - begun, 1)
     result["out"] = None if recipe is None else str(out)
     if recipe is None:
@@ -138,6 +175,15 @@ def _refuse_settings(means: Sequence[float], mean: float | None, keep_reward: fl
             raise ValueError(f"{name}: expected a number from 0 to 1, found {value}")
     if proxy_size < 1:
         raise ValueError(f"proxy_size: expected at least 1 response, found {proxy_size}")
+
+
+def _refuse_search(search: str, mean: float | None, lambdas: Sequence[float]) -> None:
+    if search not in get_args(Search):
+        raise ValueError(f"search: expected {', '.join(get_args(Search))}, found {search!r}")
+    if search == "two-sided" and mean is not None:
+        raise ValueError("mean: fixes HMA's mean ratio, and the two-sided search has none; use lambdas, or search both")
+    if not lambdas or not all(math.isfinite(x) and x >= 0 for x in lambdas):
+        raise ValueError(f"lambdas: expected numbers of at least 0, found {list(lambdas)}")
 
 
 def _finished(out: Path, work: Path, key: str) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from counterpoise.drawing import answers, ratings, words
 from counterpoise.evaluation.sweep import digest
 from counterpoise.language import Example
+from counterpoise.multitask.mirror import ball_radius
 from counterpoise.partition import Partition
 from counterpoise.search.contrast import Rated, contrast
 from counterpoise.search.fisher import Quadratic, block_fisher, fisher_path
@@ -41,6 +42,7 @@ class TwoSided:
         with_prompts: whether PRE's responses to the proxy prompts are retained too.
         calibrated: right answers of so many validation items an ability, as retention sets of their own.
         rho: radius of the adversary's KL ball over the retention sets; above 0 they stay apart, else they are one.
+        min_effective_sets: the same in other words: rho = log(sets / n), so that at least n sets always count.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class TwoSided:
         with_prompts: bool = True,
         calibrated: int = 0,
         rho: float = 0.0,
+        min_effective_sets: float | None = None,
     ) -> None:
         if form not in FORMS:
             raise ValueError(f"alignment: expected {', '.join(FORMS)}, found {form!r}")
@@ -62,9 +65,20 @@ class TwoSided:
             raise ValueError(f"proxy_size: expected at least {2 * n} sequences, found {size}")
         if not 0 <= rho < np.inf:
             raise ValueError(f"rho: expected a finite number >= 0, found {rho}")
-        self.bench, self.cut, self.form, self.size, self.n, self.rho = bench, cut, form, size, n, rho
+        self.bench, self.cut, self.form, self.size, self.n = bench, cut, form, size, n
+        self._rho, self._effective = rho, min_effective_sets
         self.openings, self.with_prompts, self.calibrated = tuple(openings), with_prompts, calibrated
         self._batch = max(1, bench.panel.batch_size // 2)
+
+    @cached_property
+    def rho(self) -> float:
+        """Radius of the adversary's KL ball."""
+        return self._rho if self._effective is None else ball_radius(len(self.diagonal.retention), self._effective)
+
+    @property
+    def apart(self) -> bool:
+        """Whether the retention sets stay apart for an adversary."""
+        return self._rho > 0 or self._effective is not None
 
     @cached_property
     def diagonal(self) -> Diagonal:
@@ -213,7 +227,7 @@ class TwoSided:
     @cached_property
     def _retention(self) -> dict[str, Side]:
         sets: dict[str, list[Example]] = {**self._words, **self._answers}
-        if self.rho == 0 and not self._answers:
+        if not self.apart and not self._answers:
             sets = {"pre": [e for rows in sets.values() for e in rows]}
         return {
             t: Likelihood(self.bench.resident, self.cut, ProxySet(tuple(rows), self._batch).backward)
@@ -251,33 +265,13 @@ class TwoSided:
             "form": self.form,
             "cut": _cut_key(self.cut),
             "alignment": digest(data),
-            "retention": digest([self._words, self._answers, self.rho > 0]),
+            "retention": digest([self._words, self._answers, self.apart]),
             "batch": self._batch,
         }
 
     def _advance(self, stage: str, done: int, total: int) -> None:
         if (progress := self.bench.stage(stage)) is not None:
             progress(done, total)
-
-
-def row(found: Found, how: str, truth: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """One lambda as plain json for restore.json.
-
-    Args:
-        how: "path", "exact" or "fisher".
-        truth: both sides as measured there; None where `found` holds measured values.
-    """
-    return {
-        "how": how,
-        "lambda": found.weight,
-        "ratios": list(found.ratios),
-        "alignment": found.alignment,
-        "retention": dict(found.retention),
-        "shares": dict(found.shares),
-        "passes": found.passes,
-        "converged": found.converged,
-        "measured": None if truth is None else dict(truth),
-    }
 
 
 def _cut_key(cut: Partition) -> str:

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from counterpoise.comparing import row
 from counterpoise.drawing import words
 from counterpoise.evaluation.sweep import Store
 from counterpoise.partition import thirds
 from counterpoise.preflight import preflight
-from counterpoise.searching import FORMS, TwoSided, row
+from counterpoise.searching import FORMS, TwoSided
 from counterpoise.workbench import Workbench
 from world import make, panel
 

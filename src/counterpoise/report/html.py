@@ -12,6 +12,7 @@ from counterpoise.report.grid import Table, as_html
 from counterpoise.report.numbers import number, ratio_list
 from counterpoise.report.page import Figures, fact_list, menu, page, plot_box, section, spec, specs, write_whole
 from counterpoise.report.reading import RETENTION, Results
+from counterpoise.report.two_sided import two_sided_section
 
 CAPTION = (
     "Up is more reward, right is more ability kept. Bars are 95 % intervals of each point alone; all points were scored "
@@ -23,6 +24,8 @@ GLOSSARY = {
     "a set of tensors that share one.",
     "MA and HMA": "MA averages all blocks alike. HMA gives each block its own ratio at the same mean, searched for the reward "
     "alone. LiNeS grows with depth. Reversed and random ratios are controls: if they do as well, the search bought nothing.",
+    "Two-sided": "Gives each block the ratio at which alignment lost plus lambda times what PRE says and POST forgot is least, "
+    "with no fixed mean: from a model of both sides (path), then on the sides themselves (exact).",
     "Tax": "PRE's score minus POST's. Every score is oriented so that higher is better; log-likelihoods are negated losses.",
     "Retention": "Minus the mean over abilities of the tax, each divided by its standard error at PRE. 0 is PRE; −2 means "
     "two standard errors lost on average. Abilities at floor are left out.",
@@ -64,6 +67,7 @@ def report(results: Results) -> str:
         _tax_section(results, figures),
         _ratio_section(results, figures),
         _search_section(results, figures),
+        two_sided_section(results, figures),
         _table_section("Hypervolume", tables.hypervolume(results)),
         _points_section(results),
         _run_section(results),

@@ -36,6 +36,8 @@ _LOOKS = {
     "MA": ("blue", "circle"),
     "HMA": ("vermilion", "triangle-up"),
     "LiNeS": ("green", "cross"),
+    "two-sided path": ("ochre", "star"),
+    "two-sided exact": ("ochre", "pentagon"),
     "reversed": ("pink", "triangle-down"),
     "random": ("grey", "x"),
 }

@@ -142,9 +142,15 @@ def shares(partition: Mapping[str, Any], ratios: Sequence[float], name: str | No
     return [Share(f"block {i + 1}", r) for i, r in enumerate(ratios)]
 
 
+def point_partition(results: Results, point: Point) -> Mapping[str, Any]:
+    """The summary of the partition that a point's ratios belong to: the run's own, or that of its two-sided search."""
+    other = (results.get("two_sided") or {}).get("partition") or {}
+    return other if other and other.get("name") == point.get("blocks") else results.get("partition") or {}
+
+
 def point_shares(results: Results, point: Point) -> list[Share]:
     """What each block keeps at a point."""
-    return shares(results.get("partition") or {}, point.get("ratios") or [], point.get("blocks"))
+    return shares(point_partition(results, point), point.get("ratios") or [], point.get("blocks"))
 
 
 def by_layer(found: Sequence[Share]) -> dict[int, float] | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from counterpoise.report.grid import Cell, Column, Table, as_rich
 from counterpoise.report.numbers import interval, number, p_value, places, ratio_list
-from counterpoise.report.reading import ENDS, Results, Share, parts, picked, point_shares, points
+from counterpoise.report.reading import ENDS, Results, Share, parts, picked, point_partition, point_shares, points
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -97,7 +97,7 @@ def pick_ratios(results: Results) -> Table:
     point = picked(results)
     if point is None:
         return ratios(())
-    return ratios(point_shares(results, point), (results.get("partition") or {}).get("rest"), point.get("mean"))
+    return ratios(point_shares(results, point), point_partition(results, point).get("rest"), point.get("mean"))
 
 
 def measured(results: Results) -> Table:

@@ -1,0 +1,338 @@
+"""Rewrite the tables and figures of README.md from results/*.json.
+
+    python experiments/two_sided/tables.py [RESULTS [PAGE]]              # the tables
+    python experiments/two_sided/tables.py --figures [RESULTS [PAGE]]    # and the figures, which need a Chromium
+
+Files of one --run are pooled over their training seeds; items are resampled as pairs, the same ones for every point.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+import urllib.parse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from curves import CURVES, REQUIRED
+
+from counterpoise.matching import Fronts, Run, Scored, Statistics, hypervolume_gain, reward_matched
+from counterpoise.pareto import interval
+from counterpoise.report import reading
+from counterpoise.report.numbers import number, p_value, spoken
+from counterpoise.report.panels import Group, Panel, pooled, read_panels
+from counterpoise.results import measurement
+
+HERE = Path(__file__).resolve().parent
+File = dict[str, Any]
+
+
+def main(results: Path, page: Path, figures: bool) -> None:
+    """Fill in what stands between <!-- NAME --> and <!-- end -->; a table without numbers says so."""
+    paths = sorted(results.glob("*.json"))
+    files = [json.loads(p.read_text(encoding="utf-8")) for p in paths]
+    panels = read_panels(paths) if paths else []
+    groups = [g for panel in panels for g in panel.groups]
+    made = {
+        "curves": stacked(groups, curves_table),
+        "matched": stacked(groups, matched_table),
+        "worst": stacked(groups, worst_table),
+        "points": stacked(groups, points_table),
+        "models": models_table(files),
+        "sizes": sizes_table(files),
+        "openings": openings_table(files),
+        "noise": noise_table(files),
+        "cost": cost_table(files),
+        "runs": runs_table(files),
+    }
+    text = page.read_text(encoding="utf-8")
+    for name, table in made.items():
+        filled = table or "Not measured yet."
+        text = re.sub(
+            rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, t=filled: f"{m[1]}{t}\n{m[2]}", text, flags=re.S
+        )
+    page.write_text(text, encoding="utf-8")
+    if figures and panels:
+        draw(panels, files, page.parent / "figures")
+
+
+def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, or nothing when it has no rows."""
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) if body else ""
+
+
+def stacked(groups: Sequence[Group], table: Any) -> str:
+    """One table a group of runs, under its name."""
+    made = [(g, table(g)) for g in groups]
+    return "\n\n".join(f"**{g.name}**, {len(g.runs)} training seed(s)\n\n{t}" for g, t in made if t)
+
+
+def scored(results: File, point: File) -> Scored | None:
+    """A point's items: its reward and the primary metric of every ability that is not at floor."""
+    floor = reading.floored(results)
+    wanted = [(a, m) for a, m in reading.primary(results).items() if a not in floor]
+    found = [measurement(results, point, *key) for key in [("reward", "reward"), *wanted]]
+    held = [Statistics(m.statistics, m.aggregate) for m in found if m is not None]
+    return Scored(held[0], tuple(held[1:])) if len(held) == len(found) else None
+
+
+def of_method(results: File, *methods: str) -> list[File]:
+    """The points of some methods, in the order of their mean ratio."""
+    found = [p for p in results["points"] if p["method"] in methods]
+    return sorted(found, key=lambda p: {"PRE": 0.0, "POST": 1.0}.get(p["method"], p.get("mean") or 0.0))
+
+
+def scales(group: Group) -> list[float]:
+    """Standard errors at PRE, averaged over seeds: the unit of retention."""
+    errors = []
+    for run in group.runs:
+        pre = scored(run.results, of_method(run.results, "PRE")[0])
+        assert pre is not None
+        errors.append([interval(s.items, s.aggregate).standard_error for s in pre.abilities])
+    return [float(e) if e > 0 else 1.0 for e in np.mean(errors, axis=0)]
+
+
+def gain_at_equal_reward(group: Group, method: str, *, ability: int | None = None) -> Any:
+    """Retention beyond MA's at equal reward, over all points of a curve and all seeds; or that of one ability, in nats."""
+    pairs = []
+    for run in group.runs:
+        curve = [s for p in of_method(run.results, "PRE", "MA", "POST") if (s := scored(run.results, p))]
+        pairs += [Run(s, curve) for p in of_method(run.results, method) if (s := scored(run.results, p))]
+    if ability is not None:
+        pairs = [Run(one(r.point, ability), [one(c, ability) for c in r.curve]) for r in pairs]
+    return reward_matched(pairs, [1.0] if ability is not None else scales(group)) if pairs else None
+
+
+def one(point: Scored, ability: int) -> Scored:
+    """A point with one ability."""
+    return Scored(point.reward, (point.abilities[ability],))
+
+
+def difference(found: Any, digits: int = 2) -> str:
+    """Value, interval and p; bold when the interval leaves out 0."""
+    if found is None:
+        return "–"
+    value, low, high = (number(v, digits, signed=True) for v in (found.value, found.low, found.high))
+    text = f"{value} [{low}, {high}]"
+    return (f"**{text}**" if found.low > 0 or found.high < 0 else text) + f", p {p_value(found.p)}"
+
+
+def curves_table(group: Group) -> str:
+    """Hypervolume minus MA's on grids of one size, and retention at equal reward, curve by curve."""
+    means = set(group.runs[0].results["settings"]["means"])
+    body = []
+    for method in [m for m in CURVES if m != "MA"]:
+        runs = []
+        for run in group.runs:
+            ends = [scored(run.results, p) for p in of_method(run.results, "PRE", "POST")]
+            ours = [s for p in of_method(run.results, method) if (s := scored(run.results, p))]
+            grid = [p for p in of_method(run.results, "MA") if p["mean"] in means]
+            theirs = [s for p in grid if (s := scored(run.results, p))]
+            if ends[0] and ends[1] and ours and theirs:
+                runs.append(Fronts(ends[0], ends[1], ours, theirs))
+        if not runs:
+            continue
+        matched = gain_at_equal_reward(group, method)
+        seen = [v for v in matched.by_run if v is not None] if matched else []
+        all_points = len(matched.by_run) if matched else sum(len(r.ours) for r in runs)
+        above = f"{sum(v > 0 for v in seen)} of {len(seen)}"
+        row = [method + ("" if method in REQUIRED else " †"), str(len(runs))]
+        row += [difference(hypervolume_gain(runs, scales(group)), 3), difference(matched), above]
+        body.append([*row, f"{all_points - len(seen)} of {all_points}"])
+    head = ["curve", "seeds", "hypervolume minus MA's", "retention minus MA's at equal reward"]
+    return markdown([*head, "points above MA", "points beyond MA's reward"], body)
+
+
+def matched_table(group: Group) -> str:
+    """The same ability by ability, in the metric's own unit."""
+    results = group.runs[0].results
+    names = [a for a in reading.primary(results) if a not in reading.floored(results)]
+    body = []
+    for method in [m for m in CURVES if m != "MA" and of_method(results, m)]:
+        body.append(
+            [method, *(difference(gain_at_equal_reward(group, method, ability=i), 3) for i in range(len(names)))]
+        )
+    return markdown(["curve", *names], body)
+
+
+def worst_table(group: Group) -> str:
+    """The largest tax over abilities, in standard errors at PRE, of the sum and of the worst-ability search."""
+    body = []
+    for run in group.runs:
+        pre = scored(run.results, of_method(run.results, "PRE")[0])
+        assert pre is not None
+        for method in ("sum of abilities", "worst ability"):
+            for point in of_method(run.results, method):
+                now = scored(run.results, point)
+                assert now is not None
+                taxes = [
+                    (value(b) - value(n)) / s
+                    for b, n, s in zip(pre.abilities, now.abilities, scales(group), strict=True)
+                ]
+                weights = point["settings"]["shares"]
+                shown = ", ".join(f"{t} {w:.2f}" for t, w in weights.items())
+                row = [
+                    str(run.seed),
+                    point["name"],
+                    spoken(point["reward"]),
+                    f"{max(taxes):.2f}",
+                    f"{np.mean(taxes):.2f}",
+                ]
+                body.append([*row, shown])
+    return markdown(["seed", "point", "reward", "worst tax", "mean tax", "weights of the sets"], body)
+
+
+def value(s: Statistics) -> float:
+    """A score."""
+    return interval(s.items, s.aggregate, resamples=2).value
+
+
+def points_table(group: Group) -> str:
+    """Every point, pooled over seeds."""
+    content = pooled(Panel((group,)))
+    body = []
+    for p in content["points"]:
+        ratios = p["ratios"]
+        text = " ".join(f"{r:.2f}" for r in ratios) if len(ratios) < 5 else f"{min(ratios):.2f} to {max(ratios):.2f}"
+        mean = "" if p.get("mean") is None else f"{p['mean']:.2f}"
+        body.append([p["name"], str(p["runs"]), mean, text, spoken(p["reward"]), spoken(p["retention"])])
+    return markdown(["point", "seeds", "mean ratio", "ratios (first seed)", "reward", "retention"], body)
+
+
+def models_table(files: Sequence[File]) -> str:
+    """What the models of path and Fisher said of their own ratios, against what was measured there."""
+    body = []
+    for f in files:
+        for p in f["points"]:
+            true = p["settings"].get("measured")
+            if not true:
+                continue
+            s = p["settings"]
+            said, kept = np.mean(list(s["retention"].values())), np.mean(list(true["retention"].values()))
+            numbers = [f"{v:.3f}" for v in (s["alignment"], true["alignment"], said, kept, s["misfit"])]
+            body.append([f["run"], str(f["seed"]), p["name"], *numbers])
+    head = ["run", "seed", "point", "alignment lost: model", "measured", "retention lost: model", "measured"]
+    return markdown([*head, "misfit on the diagonal"], body)
+
+
+def sizes_table(files: Sequence[File]) -> str:
+    """The objective on the search's own sequences and on others, by size; mean over files."""
+    rows: dict[tuple[str, str, int], list[tuple[float, float]]] = {}
+    for f in files:
+        for r in f["studies"].get("sizes", []):
+            rows.setdefault((r["blocks"], r["how"], r["size"]), []).append((r["seen"], r["elsewhere"]))
+    body = []
+    for (blocks, how, size), values in rows.items():
+        seen, other = np.mean(values, axis=0)
+        body.append([blocks, how, str(size), f"{seen:.3f}", f"{other:.3f}", f"{other - seen:+.3f}", str(len(values))])
+    return markdown(["blocks", "search", "sequences a side", "objective, own", "others", "gap", "seeds"], body)
+
+
+def openings_table(files: Sequence[File]) -> str:
+    """Other words of PRE: the objective on the default's kind of sequences, and how far the ratios move."""
+    rows: dict[str, list[tuple[float, float]]] = {}
+    for f in files:
+        for r in f["studies"].get("openings", []):
+            rows.setdefault(r["continued"], []).append((r["elsewhere"], r["distance"]))
+    body = []
+    for name, values in rows.items():
+        other, distance = np.mean(values, axis=0)
+        body.append([name, f"{other:.3f}", f"{distance:.3f}", str(len(values))])
+    return markdown(["what PRE continues", "objective, other sequences", "mean change of a ratio", "seeds"], body)
+
+
+def noise_table(files: Sequence[File]) -> str:
+    """How well the reward's own slopes are known."""
+    body = []
+    for f in files:
+        if n := f["studies"].get("noise"):
+            shares = [k["effective"] for k in n["neighbours"]]
+            used = f"{sum(k['used'] for k in n['neighbours'])} of {len(shares)}"
+            numbers = [f"{n['slope']:.3f}", f"{n['standard_error']:.3f}", f"{n['clear']:.0%}"]
+            row = [f["run"], str(f["seed"]), str(n["responses_per_point"]), *numbers]
+            body.append([*row, f"{min(shares):.2f} to {max(shares):.2f}", used])
+    head = ["run", "seed", "responses a point", "mean slope", "standard error", "slopes clear of 0", "effective share"]
+    return markdown([*head, "neighbours used"], body)
+
+
+def cost_table(files: Sequence[File]) -> str:
+    """Seconds to a front, against measuring MA's sweep."""
+    body = []
+    for f in files:
+        seconds = f["seconds"]
+        sweep = sum(sum(seconds.get(m, {}).values()) for m in ("PRE", "MA", "POST"))
+        for name, spent in seconds.get("search", {}).items():
+            body.append([f["run"], str(f["seed"]), name, f"{spent:.0f}", f"{spent / sweep:.2f}" if sweep else "–"])
+    return markdown(["run", "seed", "search", "seconds", "of the 11-point MA sweep"], body)
+
+
+def runs_table(files: Sequence[File]) -> str:
+    """What made each file, and what it lacks."""
+    body = []
+    for f in files:
+        missing = ", ".join(f["not_run"]) or "nothing"
+        refused = "; ".join(f"{k}: {v}" for k, v in f["failed"].items()) or "none"
+        size = f"{f['settings']['size']} sequences a side, {f['settings']['replies']} replies a prompt"
+        made = [f["commit"], f["date"], f["device"], f["settings"]["dtype"], size, missing, refused]
+        body.append([f["run"], str(f["seed"]), *made, f"`{f['command']}`"])
+    head = ["run", "seed", "commit", "date", "device", "dtype", "settings", "not run", "refused", "command"]
+    return markdown(head, body)
+
+
+def draw(panels: Sequence[Panel], files: Sequence[File], folder: Path) -> None:
+    """The front of each panel and the ratios of its paths, as svg."""
+    from plotly.offline import get_plotlyjs
+
+    from counterpoise.report.fronts import front_figure
+
+    sys.path.insert(0, str(HERE.parent.parent / "tests"))
+    from report.browser import find, running
+
+    binary = find()
+    if binary is None:
+        raise SystemExit("expected a Chromium on the PATH or named by CHROMIUM, found none")
+    figures = {}
+    for panel in panels:
+        content = pooled(panel)
+        shown = {**content, "points": [p for p in content["points"] if p["kind"] in (*REQUIRED, "PRE", "POST")]}
+        figures[f"front-{panel.groups[0].name}"] = front_figure(shown, reading.RETENTION, "held-out")
+    for f in files:
+        figures[f"ratios-{f['run']}-{f['seed']}"] = ratios_figure(f)
+    folder.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as place, running(binary) as browser:
+        page = Path(place) / "page.html"
+        page.write_text(f"<!doctype html><meta charset=utf-8><script>{get_plotlyjs()}</script>", encoding="utf-8")
+        browser.open(page)
+        for name, figure in figures.items():
+            url = browser.value(f"Plotly.toImage({figure.to_json()}, {{format: 'svg', width: 860, height: 480}})")
+            (folder / f"{name}.svg").write_text(urllib.parse.unquote(url.split(",", 1)[1]) + "\n", encoding="utf-8")
+
+
+def ratios_figure(content: File) -> Any:
+    """Ratios layer by layer of path and exact search."""
+    from counterpoise.report.palette import light
+    from counterpoise.report.plots import empty_figure
+
+    figure = empty_figure("Layer, from input to output", "Share of the update kept")
+    for method, colour in (("path", "blue"), ("exact", "vermilion")):
+        found = [p for p in content["points"] if p["method"] == method]
+        for i, p in enumerate(found):
+            ratios = p["ratios"][:-1]  # the last one is that of what stands outside the layers
+            line = {"color": light(colour), "shape": "hvh", "width": 1 + 2 * (i + 1) / len(found)}
+            figure.add_scatter(y=ratios, name=p["name"], mode="lines", line=line, opacity=0.4 + 0.6 * i / len(found))
+    figure.update_yaxes(range=[-0.04, 1.04])
+    return figure
+
+
+if __name__ == "__main__":
+    places = [Path(a) for a in sys.argv[1:] if not a.startswith("--")]
+    main(
+        places[0] if places else HERE / "results",
+        places[1] if len(places) > 1 else HERE / "README.md",
+        "--figures" in sys.argv,
+    )
