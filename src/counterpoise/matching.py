@@ -173,7 +173,7 @@ def meeting(x: ArrayLike, y: ArrayLike) -> tuple[Array, NDArray[np.bool_]]:
     between = (1 - share) * y0 + share * y1
     at = np.where(run != 0, between, np.maximum(y0, y1))  # a line along x = 0 is met at its better end
     best = np.where(crosses, at, -np.inf).max(1)
-    inside = crosses.any(1)
+    inside = np.asarray(crosses.any(axis=1), dtype=np.bool_)
     nearest = np.take_along_axis(ys, np.abs(xs).argmin(1)[:, None], 1)[:, 0]
     return np.where(inside, best, nearest), inside
 

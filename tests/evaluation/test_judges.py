@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from server import Chat, failed, said, serving
 
 from counterpoise.cli import app
-from counterpoise.evaluation.alpaca import Output, Pair, annotations, pair_outputs, read_outputs
+from counterpoise.evaluation.alpaca import Output, Pair, annotated, pair_outputs, read_outputs
 from counterpoise.evaluation.endpoint import Endpoint, EndpointError
 from counterpoise.evaluation.judges import (
     EndpointJudge,
@@ -264,6 +264,11 @@ def test_urls_and_names_that_would_give_the_key_away_are_refused(monkeypatch: py
     with pytest.raises(ValueError, match="not the key itself") as caught:
         Endpoint("https://example.org/v1", "m", "sk-" + KEY)
     assert KEY not in str(caught.value)
+    for bad in ("two\nlines", "schlüssel"):
+        monkeypatch.setenv("OPENAI_API_KEY", bad)
+        with pytest.raises(ValueError, match="OPENAI_API_KEY: expected a key of printable ASCII") as caught:
+            quick("http://127.0.0.1:9/v1").ask(ASK)
+        assert bad not in str(caught.value)
     monkeypatch.delenv("OPENAI_API_KEY")
     chat = Chat(lambda question: said("A"))
     with serving(chat) as url:
@@ -369,7 +374,7 @@ def test_outputs_are_matched_by_instruction_and_repeats_in_turn() -> None:
     theirs = [Output("a", "x", "h"), Output("a", "y", "h"), Output("b", "z", "h")]
     matched = pair_outputs(ours, theirs)
     assert [(p.ours.output, p.theirs.output) for p in matched] == [("1", "x"), ("2", "z"), ("3", "y")]
-    assert annotations(matched, [2.0, None, 1.0], "j")[1]["preference"] is None
+    assert annotated(matched, [2.0, None, 1.0], "j")[1]["preference"] is None
     with pytest.raises(ValueError, match="h has no output for 'c'"):
         pair_outputs([*ours, Output("c", "", "g")], theirs)
     with pytest.raises(ValueError, match="g has no output for 1 instructions of h, first 'b'"):

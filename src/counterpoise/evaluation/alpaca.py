@@ -80,7 +80,7 @@ def pair_outputs(ours: Sequence[Output], theirs: Sequence[Output]) -> list[Pair]
     return pairs
 
 
-def annotations(pairs: Sequence[Pair], preferences: Iterable[float | None], annotator: str) -> list[dict[str, Any]]:
+def annotated(pairs: Sequence[Pair], preferences: Iterable[float | None], annotator: str) -> list[dict[str, Any]]:
     """AlpacaEval's annotations: output_1 is the reference (theirs), output_2 ours; 1 prefers the first, 2 the second.
 
     Args:

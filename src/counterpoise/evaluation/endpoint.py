@@ -118,8 +118,8 @@ class Endpoint:
         """What an HTTP error says and how long it asks to wait; one that would not change ends the run."""
         with error:
             try:
-                said = error.read(2000).decode(errors="replace")
-            except (OSError, http.client.HTTPException):
+                said = error.fp.read1(2000).decode(errors="replace")
+            except (OSError, AttributeError, http.client.HTTPException):
                 said = ""
         trouble = f"HTTP {error.code} {self._clean(said)[:300]}".strip()
         if error.code in (401, 403):
@@ -136,7 +136,11 @@ class Endpoint:
         return EndpointError(f"{self.base_url}: {why}")
 
     def _key(self) -> str:
-        return os.environ.get(self.key_variable, "") if self.key_variable else ""
+        key = os.environ.get(self.key_variable, "").strip() if self.key_variable else ""
+        if key and not (key.isascii() and key.isprintable()):
+            # Said here, since the http library would show the value it cannot send.
+            raise ValueError(f"{self.key_variable}: expected a key of printable ASCII characters on one line")
+        return key
 
     def _clean(self, text: str) -> str:
         """On one line, without the key should the server repeat it."""

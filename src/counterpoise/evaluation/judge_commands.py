@@ -65,8 +65,7 @@ def compare(
     """Win rate of OURS against THEIRS with a 95 % interval, each pair judged in both orders."""
     work = work or out.with_name(out.name + ".work")
     with plain_errors(f"answers are in {work}; the same command goes on from there"):
-        from counterpoise.evaluation.alpaca import annotations as annotate
-        from counterpoise.evaluation.alpaca import pair_outputs, read_outputs
+        from counterpoise.evaluation.alpaca import annotated, pair_outputs, read_outputs
         from counterpoise.evaluation.endpoint import Endpoint
         from counterpoise.evaluation.judges import EndpointJudge, preference_of
         from counterpoise.evaluation.judges import compare as run
@@ -100,7 +99,7 @@ def compare(
         result = {"counterpoise": "judge 1", "command": _command(), "judge": about, **found}
         _write(out, result)
         if annotations is not None:
-            _write(annotations, annotate(pairs, preference_of(found["scores"]), _name(about)))
+            _write(annotations, annotated(pairs, preference_of(found["scores"]), _name(about)))
     _show(result, out)
 
 

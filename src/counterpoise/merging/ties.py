@@ -26,8 +26,9 @@ def trim(update: Tensor, density: float) -> Tensor:
     tensor([ 0., -3.,  2., -0.])
     """
     flat = update.flatten()
-    keeper = largest(lambda: flat.split(CHUNK), density)
-    return (flat * torch.cat([keeper(chunk) for chunk in flat.split(CHUNK)])).view(update.shape)
+    stretches = torch.split(flat, CHUNK)
+    keeper = largest(lambda: stretches, density)
+    return (flat * torch.cat([keeper(stretch) for stretch in stretches])).view(update.shape)
 
 
 def elected_mean(updates: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,10 +106,7 @@ def points_table(panel: Panel, results: Results) -> Table:
     rows = [p for part in reading.parts(results) for p in reading.points(results, part)]
     over = {id(p): beaten_by(results, p, axis) for p in rows}
     several = any(p["runs"] > 1 for p in rows)
-    scores = [
-        Column(_title(results, a), lambda p, a=a: Cell(*interval(reading.score(results, p, a) or {})))
-        for a in reading.axes(results)
-    ]
+    scores = [Column(_title(results, a), _score_on(results, a)) for a in reading.axes(results)]
     columns = [
         Column("point", lambda p: Cell(str(p["name"]), f"{p['runs']} runs" if p["runs"] > 1 else ""), False),
         Column("data", lambda p: Cell(str(p.get("part") or "")), False),
@@ -193,13 +190,15 @@ def matched_table(panel: Panel, rows: Sequence[Row]) -> Table:
     axes = reading.axes(results)
     unreached = [r.name for r in rows if not r.gains]
     shown = [r for r in rows if r.gains]
+    several = any(len(g.by_run) > 1 for r in shown for g in r.gains.values())
     paired = any(math.isfinite(g.p) for r in shown for g in r.gains.values())
     first = next((a for a in axes if any(a in r.gains for r in shown)), RETENTION)
     columns = [
         Column("point", lambda r: Cell(r.name, _about(r, panel)), False),
         Column("data", lambda r: Cell(r.part), False),
-        *(Column(_title(results, a), lambda r, a=a: _gain(r.gains.get(a))) for a in axes),
+        *(Column(_title(results, a), _gain_on(a)) for a in axes),
         *([Column("p", lambda r: Cell(p_value(r.gains[first].p if first in r.gains else None)))] if paired else []),
+        *([Column("over runs", lambda r: Cell(_over_runs(r.gains.get(first))))] if several else []),
     ]
     notes = [
         f"Score minus that of {REFERENCE} (with PRE and POST as its ends) at the same reward, read off straight lines between "
@@ -211,6 +210,8 @@ def matched_table(panel: Panel, rows: Sequence[Row]) -> Table:
         if paired
         else "No intervals: these files do not hold the score of every item (counterpoise.results writes files that do)."
     )
+    if several:
+        notes.append(f"Over runs: the least and the largest run's difference in {_title(results, first)}.")
     if not any(p["method"] == REFERENCE for run in panel.runs for p in run.results["points"]):
         notes = [f"These files hold no points of {REFERENCE}, so nothing is compared at equal reward."]
     elif unreached:
@@ -275,6 +276,14 @@ def _gain(found: Matched | Difference | None) -> Cell:
     return Cell(*interval(value, signed=True), strong=found.low > 0 or found.high < 0)
 
 
+def _score_on(results: Results, axis: str) -> Callable[[Any], Cell]:
+    return lambda point: Cell(*interval(reading.score(results, point, axis) or {}))
+
+
+def _gain_on(axis: str) -> Callable[[Any], Cell]:
+    return lambda row: _gain(row.gains.get(axis))
+
+
 def _about(row: Row, panel: Panel) -> str:
     runs = max(len(g.by_run) for g in row.gains.values())
     lost = max(sum(v is None for v in g.by_run) for g in row.gains.values())
@@ -288,6 +297,11 @@ def _spread(found: Mapping[str, Any] | None) -> str:
     if not found or "from" not in found:
         return ""
     return f"{number(found['from'], 2)} to {number(found['to'], 2)}"
+
+
+def _over_runs(found: Matched | None) -> str:
+    values = [v for v in found.by_run if v is not None] if found else []
+    return f"{number(min(values), 2, signed=True)} to {number(max(values), 2, signed=True)}" if len(values) > 1 else ""
 
 
 def _few(names: Sequence[str], most: int = 3) -> str:

@@ -115,7 +115,7 @@ def pooled(panel: Panel) -> dict[str, Any]:
     where all runs hold them for the same items, else the mean of the runs' intervals, which is too wide rather than too
     narrow.
     """
-    points = []
+    points: list[dict[str, Any]] = []
     for group in panel.groups:
         many = len(panel.groups) > 1
         found: dict[tuple[str, str], list[tuple[Results, Point]]] = {}
@@ -175,7 +175,7 @@ def _pool(some: Sequence[tuple[Results, Point]]) -> dict[str, Any]:
 def _pool_score(
     some: Sequence[tuple[Results, Point]], name: str, metric: str, scores: Sequence[Mapping[str, Any] | None]
 ) -> dict[str, Any] | None:
-    known = [dict(s) for s in scores if reading.known(s)]
+    known = [dict(s) for s in scores if s is not None and reading.known(s)]
     if len(known) < len(scores) or not known:
         return None
     if len(known) == 1:

@@ -96,4 +96,5 @@ def token_entropy(model: nn.Module, examples: Sequence[Example]) -> Tensor:
     stop = torch.tensor([len(row) - 1 for row in rows], device=device)[:, None]
     chosen_NV = logits_BTV[(place_T >= first) & (place_T < stop)]
     logp_NV = (chosen_NV if chosen_NV.dtype == torch.float64 else chosen_NV.float()).log_softmax(-1)
-    return -(logp_NV.exp() * logp_NV).sum()
+    entropy: Tensor = -(logp_NV.exp() * logp_NV).sum()
+    return entropy
