@@ -268,8 +268,12 @@ def rounded(values: Any) -> list[float]:
 
 def provenance() -> dict[str, Any]:
     """Commit, versions, settings and command, without machine paths."""
-    git = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/src", ":/experiments/banditmtl/*.py")
+    commit = git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
     command = shlex.join(["python", "experiments/banditmtl/run.py", "DATA", *sys.argv[2:]])
     return {
         "commit": commit,
