@@ -118,8 +118,8 @@ class Endpoint:
         """What an HTTP error says and how long it asks to wait; one that would not change ends the run."""
         with error:
             try:
-                said = error.fp.read1(2000).decode(errors="replace")
-            except (OSError, AttributeError, http.client.HTTPException):
+                said = getattr(error.fp, "read1", error.read)(2000).decode(errors="replace")
+            except (OSError, http.client.HTTPException):
                 said = ""
         trouble = f"HTTP {error.code} {self._clean(said)[:300]}".strip()
         if error.code in (401, 403):
