@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,8 +66,8 @@ def test_a_comparison_by_hand() -> None:
     assert (found["won"], found["tied"], found["lost"], found["left_out"], found["prompts"]) == (1, 2, 1, 2, 6)
     assert found["verdicts"]["ours_first"] == {"first": 3, "second": 1, "tie": 1, "refused": 1, "unreadable": 0}
     assert found["verdicts"]["theirs_first"]["unreadable"] == 1
-    # Decided verdicts: 2 + 2 + 0 + 2 + 1 + 1 = 8, of which for the response shown first: 1 + 2 + 0 + 1 + 0 + 1 = 5.
-    assert found["position"]["first_preferred"]["value"] == 5 / 8
+    # Decided verdicts of the four: 2 + 2 + 0 + 2 = 6, of which for the response shown first: 1 + 2 + 0 + 1 = 4.
+    assert found["position"]["first_preferred"]["value"] == 4 / 6
     assert found["position"]["same_in_both_orders"] == 3 / 4  # the second prompt is decided by position alone
     assert found["lengths"]["ours"] == 13 / 6
     assert found["lengths"]["win_rate_where_longer"]["value"] == 1.0
@@ -89,6 +90,20 @@ def test_swapping_the_models_mirrors_the_win_rate(lengths: list[tuple[int, int]]
     assert found["win_rate"]["value"] == pytest.approx(1 - mirrored["win_rate"]["value"])
     assert found["position"]["same_in_both_orders"] == 1.0
     assert found["win_rate"]["low"] <= found["win_rate"]["value"] <= found["win_rate"]["high"]
+
+
+@given(st.lists(st.booleans(), min_size=2, max_size=40), st.integers(0, 99))
+def test_refusals_do_not_pass_for_a_bias(better: list[bool], seed: int) -> None:
+    """A judge that sees quality alone, and refuses at random, has no position bias, whatever was refused."""
+    draw = np.random.default_rng(seed)
+    verdicts: list[Verdict] = ["first" if b else "second" for b in better] + [
+        "second" if b else "first" for b in better
+    ]
+    asked = [v if draw.random() < 0.7 else "refused" for v in verdicts]
+    found = compare(lambda matches: asked, pairs([(1, 2)] * len(better)))  # type: ignore[arg-type,return-value]
+    if found["win_rate"]:
+        assert found["position"]["first_preferred"]["value"] == 0.5
+        assert found["position"]["same_in_both_orders"] == 1.0
 
 
 def test_a_judge_that_looks_at_the_position_alone_wins_nothing_for_anyone() -> None:

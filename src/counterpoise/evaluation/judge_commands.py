@@ -65,6 +65,7 @@ def compare(
     """Win rate of OURS against THEIRS with a 95 % interval, each pair judged in both orders."""
     work = work or out.with_name(out.name + ".work")
     with plain_errors(f"answers are in {work}; the same command goes on from there"):
+        from counterpoise.averaging import versions
         from counterpoise.evaluation.alpaca import annotated, pair_outputs, read_outputs
         from counterpoise.evaluation.endpoint import Endpoint
         from counterpoise.evaluation.judges import EndpointJudge, preference_of
@@ -96,7 +97,13 @@ def compare(
             if isinstance(judge, EndpointJudge) and progress is not None:
                 judge = replace(judge, progress=partial(progress, "judging"))
             found = run(judge, pairs)
-        result = {"counterpoise": "judge 1", "command": _command(), "judge": about, **found}
+        result = {
+            "format": "counterpoise judge 1",
+            "command": _command(),
+            "versions": versions(),
+            "judge": about,
+            **found,
+        }
         _write(out, result)
         if annotations is not None:
             _write(annotations, annotated(pairs, preference_of(found["scores"]), _name(about)))
@@ -197,7 +204,7 @@ def _show(result: dict[str, Any], out: Path) -> None:
     from counterpoise.report.numbers import number, spoken
 
     def percent(found: dict[str, float] | None) -> str:
-        return spoken({k: 100 * v for k, v in found.items()}) if found else "no verdict"
+        return spoken({k: 100 * v for k, v in found.items()}) if found else "–"
 
     win, position, lengths = result["win_rate"], result["position"], result["lengths"]
     print(f"{result['ours']} against {result['theirs']}: win rate {percent(win)} %")
@@ -212,7 +219,7 @@ def _show(result: dict[str, Any], out: Path) -> None:
         print(f"same verdict in both orders: {100 * position['same_in_both_orders']:.0f} %")
     print(
         f"mean length {number(lengths['ours'], 0)} and {number(lengths['theirs'], 0)} characters; win rate where ours is "
-        f"longer {percent(lengths['win_rate_where_longer'])}, shorter {percent(lengths['win_rate_where_shorter'])}"
+        f"longer {percent(lengths['win_rate_where_longer'])} %, shorter {percent(lengths['win_rate_where_shorter'])} %"
     )
     print(f"wrote {out}")
 

@@ -55,7 +55,7 @@ def compare(judge: Judge, pairs: Sequence[Pair]) -> dict[str, Any]:
     Returns:
         Plain json: `win_rate` with its 95 % bootstrap interval over prompts (None when no prompt has both verdicts),
         `scores` (one a prompt, None where left out), `verdicts` by order, `position` (the share of decided verdicts that
-        went to the response shown first: 0.5 is no bias) and `lengths`.
+        went to the response shown first, over prompts not left out: 0.5 is no bias) and `lengths`.
     """
     if not pairs:
         raise ValueError("compare: expected at least one pair of responses, found none")
@@ -65,12 +65,11 @@ def compare(judge: Judge, pairs: Sequence[Pair]) -> dict[str, Any]:
     orders = verdicts[: len(pairs)], verdicts[len(pairs) :]
     scores = [_score(a, b) for a, b in zip(*orders, strict=True)]
     counted = [s for s in scores if s is not None]
-    decided = [
-        [(a == "first") + (b == "first"), (a in ("first", "second")) + (b in ("first", "second"))]
-        for a, b in zip(*orders, strict=True)
-    ]
+    # Of complete prompts alone: there, a judge without bias gives as many verdicts to the first place as to the second.
+    complete = [(a, b) for a, b in zip(*orders, strict=True) if a in _WON and b in _WON]
+    decided = [[both.count("first"), len(both) - both.count("tie")] for both in complete]
     decided = [d for d in decided if d[1]]
-    agreeing = [_WON[a] + _WON[b] == 1.0 for a, b in zip(*orders, strict=True) if a in _WON and b in _WON]
+    agreeing = [_WON[a] + _WON[b] == 1.0 for a, b in complete]
     return {
         "ours": pairs[0].ours.generator,
         "theirs": pairs[0].theirs.generator,

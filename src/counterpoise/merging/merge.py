@@ -278,10 +278,11 @@ def _card(recipe: MergeRecipe) -> str:
     from counterpoise.report.tables import files
 
     plan = recipe.plan
+    drawn = f"of each update a random {plan.density:.3g}, enlarged by its inverse"
     ways = {
-        "ties": f"the largest {plan.density:.3g} of each update, ranked by {plan.scope}, signs elected (TIES)",
-        "dare": f"a random {plan.density:.3g} of each update, enlarged by its inverse (DARE), seed {plan.seed}",
-        "dare-ties": f"a random {plan.density:.3g} of each update, enlarged, signs elected (DARE and TIES), seed {plan.seed}",
+        "ties": f"of each update the largest {plan.density:.3g}, ranked in the whole {plan.scope}; signs elected (TIES)",
+        "dare": f"{drawn} (DARE, seed {plan.seed})",
+        "dare-ties": f"{drawn}; signs elected (DARE and TIES, seed {plan.seed})",
     }
     parts = [
         "---\ntags:\n  - merge\n  - counterpoise\n---",
