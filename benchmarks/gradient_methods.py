@@ -65,13 +65,14 @@ def torchjds(model: Any, aggregator: Any) -> Step:
 
 def libmtls(model: Any, name: str, **settings: object) -> Step | None:
     """A weighting of LibMTL on the model's shared parameters, or None without LibMTL."""
-    spec = importlib.util.find_spec("LibMTL")
-    if spec is None or spec.submodule_search_locations is None:
-        return None
-    # Its __init__ imports image models and with them torchvision; the weightings need neither.
-    package = types.ModuleType("LibMTL")
-    package.__path__ = list(spec.submodule_search_locations)
-    sys.modules["LibMTL"] = package
+    if "LibMTL" not in sys.modules:
+        spec = importlib.util.find_spec("LibMTL")
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        # Its __init__ imports image models and with them torchvision; the weightings need neither.
+        package = types.ModuleType("LibMTL")
+        package.__path__ = list(spec.submodule_search_locations)
+        sys.modules["LibMTL"] = package
     from LibMTL import weighting as methods
 
     tasks = len(model.heads)

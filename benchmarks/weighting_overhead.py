@@ -169,7 +169,7 @@ def paired_table(pairs: int, batch: int, length: int, seed: int) -> dict[str, di
     rows = {}
     for name, method in contenders().items():
         taken: dict[str, list[tuple[float, float]]] = {"sum": [], "method": []}
-        for k in range((pairs if name == "banditmtl" else max(pairs // 5, 2)) + 1):
+        for k in range((pairs if name == "banditmtl" else max(pairs // 8, 2)) + 1):
             tokens, labels = batches_of(batch, length)
             for key in draw.sample(["sum", "method"], 2):
                 seconds = train_step(model, plain if key == "sum" else method, tokens, labels)
@@ -283,7 +283,7 @@ def main() -> None:
     """Run both measurements, print them, write the json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=3000, help="timed calls per method in the first table")
-    parser.add_argument("--pairs", type=int, default=30, help="timed pairs of steps of BanditMTL; others a fifth")
+    parser.add_argument("--pairs", type=int, default=30, help="timed pairs of steps of BanditMTL; others an eighth")
     parser.add_argument("--batch", type=int, default=18, help="rows per task and step; 14 x 18 is near 256")
     parser.add_argument("--length", type=int, default=24, help="tokens per row; longer rows hide the weighting more")
     parser.add_argument("--rounds", type=int, default=2, help="timed steps per method in the last table")
