@@ -127,7 +127,7 @@ def main() -> None:
     }  # fmt: skip
     if options.mergekit:
         commands["mergekit"] = [options.mergekit, str(recipe), str(out), "--allow-crimes", "--quiet"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    env = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")} | {"HF_HUB_OFFLINE": "1"}  # as users run it
     rounds: list[dict[str, dict[str, float]]] = []
     for number in range(-1, options.rounds):
         row = {}

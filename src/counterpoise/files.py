@@ -58,8 +58,12 @@ def resolve(source: str | Path) -> Path:
         return Path(snapshot_download(found[1], revision=found[2], allow_patterns=patterns, ignore_patterns=["*/*"]))
     except Exception as error:
         raise CheckpointError(
-            f"{source}: no such folder here, and the hub did not give it ({type(error).__name__}: {error})"
+            f"{source}: no such folder here, and the hub did not give it ({type(error).__name__}: {_first_line(error)})"
         ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
 
 
 def weight_files(folder: Path) -> list[Path]:

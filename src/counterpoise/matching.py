@@ -1,222 +1,140 @@
-"""How much more a method keeps than a reference: at the same reward, and over a whole front. Plain arrays, no model."""
+"""Which tensor of PRE is which of POST, and do the two mean the same: architecture, vocabulary, names, shapes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from fnmatch import fnmatchcase
+from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from counterpoise.checkpoint import HEADS, Checkpoint, match_name
+from counterpoise.files import CheckpointError, read_json
 
-from counterpoise.pareto import RESAMPLES, Difference, paired_replicates, score
-
-Array = NDArray[np.float64]
-
-
-class Statistics(NamedTuple):
-    """Per-item statistics of one measurement, shape (items, d), and how they become a score; see `counterpoise.pareto`."""
-
-    items: ArrayLike
-    aggregate: str = "mean"
+# Settings that make another model, and those that change what the same tensors compute.
+SIZES = ("hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads", "n_head", "num_key_value_heads",
+         "head_dim", "num_local_experts", "num_experts")  # fmt: skip
+FUNCTION = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "sliding_window", "hidden_act",
+            "activation_function", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "num_experts_per_tok")  # fmt: skip
 
 
-class Scored(NamedTuple):
-    """One model: its reward, and the abilities whose mean is compared; the same items in all that are compared."""
-
-    reward: Statistics
-    abilities: tuple[Statistics, ...]
-
-
-class Run(NamedTuple):
-    """A point and the reference curve of the same training run, in the order of its ratio (PRE, MA 0.2, ..., POST)."""
-
-    point: Scored
-    curve: Sequence[Scored]
-
-
-class Matched(NamedTuple):
-    """What a point keeps beyond the reference at equal reward, averaged over runs.
-
-    Attributes:
-        value, low, high, p: the difference, its 95 % interval over items for these runs, and its two-sided p.
-        by_run: the difference in each run; None where the reference does not reach the point's reward.
-        outside: share of resamples (of the runs counted) in which the reference did not reach it and its nearest end
-            was taken.
-    """
-
-    value: float
-    low: float
-    high: float
-    p: float
-    by_run: tuple[float | None, ...]
-    outside: float
+def same_architecture(pre: Checkpoint, post: Checkpoint) -> list[str]:
+    """Refuse another model; warn of settings that differ without changing a shape."""
+    kinds = [c.config.get("model_type") for c in (pre, post)]
+    if kinds[0] != kinds[1]:
+        raise CheckpointError(
+            f"PRE is a {kinds[0]} model, POST a {kinds[1]} one; expected one model before and after training"
+        )
+    tied = [c.config.get("tie_word_embeddings") for c in (pre, post)]
+    if None not in tied and tied[0] != tied[1]:
+        raise CheckpointError(
+            f"tie_word_embeddings is {tied[0]} in PRE and {tied[1]} in POST: the heads cannot be averaged; "
+            "save both with tied or both with untied embeddings"
+        )
+    settings = [c.config | (c.config.get("text_config") or {}) for c in (pre, post)]
+    differing = [k for k in settings[0] if k in settings[1] and settings[0][k] != settings[1][k]]
+    if wrong := [k for k in differing if k in SIZES]:
+        k = wrong[0]
+        raise CheckpointError(
+            f"{k} is {settings[0][k]} in PRE and {settings[1][k]} in POST; expected one model before and after training"
+        )
+    return [
+        f"{k} is {settings[0][k]} in PRE and {settings[1][k]} in POST; the donor's is kept"
+        for k in differing
+        if k in FUNCTION
+    ]
 
 
-def reward_matched(
-    runs: Sequence[Run], scales: Sequence[float] = (1.0,), *, seed: int = 0, resamples: int = RESAMPLES
-) -> Matched | None:
-    """Ability of a point minus that of the reference curve at the point's reward, by paired bootstrap, pooled over runs.
+def same_vocabulary(pre: Checkpoint, post: Checkpoint) -> list[str]:
+    """Refuse two vocabularies; warn of a few tokens that differ."""
+    sizes = [c.config.get("vocab_size") for c in (pre, post)]
+    if sizes[0] != sizes[1]:
+        raise CheckpointError(
+            f"PRE has a vocabulary of {sizes[0]}, POST of {sizes[1]}; resize one to the other's tokens "
+            "(resize_token_embeddings) so that each row means the same token"
+        )
+    words = [_vocabulary(c) for c in (pre, post)]
+    if not all(words) or words[0] == words[1]:
+        return []
+    differing = sorted(k for k in words[0].keys() | words[1].keys() if words[0].get(k) != words[1].get(k))
+    message = f"the tokenizers give {len(differing)} tokens another id, first {differing[0]!r}"
+    if len(differing) > max(64, len(words[0]) // 100):
+        raise CheckpointError(f"{message}: expected one vocabulary; rows of the embedding would mix different tokens")
+    return [f"{message}; the donor's tokenizer is kept"]
 
-    The curve is drawn as straight lines between its points, and read where it has the point's reward; if more than once,
-    where it keeps most. Ability is the mean over abilities of score / scale: with the standard errors at PRE as scales it
-    is retention up to a constant that cancels. Prompts and items are resampled as pairs: the same ones for the point and
-    for every point of the curve, in every run, so that what all share cancels. The runs themselves are not resampled: the
-    interval speaks of these, and `by_run` shows how far they differ.
 
-    Args:
-        runs: one per training seed.
-        scales: one per ability, positive.
+def _vocabulary(checkpoint: Checkpoint) -> dict[str, Any]:
+    path = checkpoint.folder / "tokenizer.json"
+    if not path.is_file():
+        return {}
+    content = read_json(path)
+    vocab = content.get("model", {}).get("vocab", {})
+    table = dict(vocab) if isinstance(vocab, dict) else {entry[0]: i for i, entry in enumerate(vocab)}
+    return table | {token["content"]: token["id"] for token in content.get("added_tokens", [])}
 
-    Returns:
-        None when no run's reference reaches the point's reward.
 
-    Raises:
-        ValueError: a curve of fewer than two points, other items on one side, other numbers of abilities.
-    """
-    by_run: list[float | None] = []
-    drawn, outside = [], []
-    for run in runs:
-        _check(run, scales)
-        x, y = _seen_from_point(run, scales)
-        value, inside = meeting(x[None], y[None])
-        by_run.append(float(-value[0]) if inside[0] else None)
-        if not inside[0]:
+def same_names(pre: Checkpoint, post: Checkpoint, drop: Sequence[str]) -> tuple[list[str], list[str], dict[str, str]]:
+    """The tensors that both have, those dropped, and where PRE has a tensor under another name."""
+
+    def spare(names: list[str]) -> list[str]:
+        return [n for n in names if not any(fnmatchcase(n, pattern) for pattern in drop)]
+
+    elsewhere = _elsewhere(pre, post)
+    common = [n for n in post if n in pre or n in elsewhere]
+    used = {elsewhere.get(n, n) for n in common}
+    only_post = [n for n in post if n not in pre and n not in elsewhere]
+    only_pre = [n for n in pre if n not in used and not _tied_source(post, n)]
+    for here, there, names in (("POST", "PRE", spare(only_post)), ("PRE", "POST", spare(only_pre))):
+        if names:
+            pattern = _pattern(names[0], [*common, *used])
+            raise CheckpointError(
+                f"{here} has {len(names)} tensors that {there} lacks, first {names[0]}. If it is a head added for training "
+                f"(a PPO value head) or a buffer of an older version, leave it out with --drop '{pattern}'; "
+                "otherwise they are not one model's before and after"
+            )
+    dropped = [*only_post, *only_pre]
+    unused = [p for p in drop if not any(fnmatchcase(n, p) for n in dropped)]
+    if unused:
+        raise CheckpointError(f"--drop {unused[0]!r} matches no tensor that one side alone has; it would do nothing")
+    return common, dropped, elsewhere
+
+
+def _elsewhere(pre: Checkpoint, post: Checkpoint) -> dict[str, str]:
+    """POST's name -> PRE's, for tensors that PRE has under another name; no tensor of PRE serves twice but a tied one."""
+    found: dict[str, str] = {}
+    for name in post:
+        if name in pre:
             continue
-        values, within = meeting(*_resampled(run, scales, seed, resamples))
-        drawn.append(-values)
-        outside.append(1.0 - float(within.mean()))
-    if not drawn:
+        if source := _tied_source(pre, name):
+            found[name] = source
+        elif (other := match_name(name, pre)) and other not in post and other not in found.values():
+            found[name] = other
+    return found
+
+
+def _pattern(name: str, common: Sequence[str]) -> str:
+    """What to give to --drop: a part of the model of its own (`v_head.*`), or a tensor of every layer (`*.attn.bias`)."""
+    top, _, rest = name.partition(".")
+    if rest and not any(n.startswith(top + ".") for n in common):
+        return top + ".*"
+    return "*." + ".".join(name.split(".")[-2:]) if rest else name
+
+
+def same_shape(pre: Checkpoint, post: Checkpoint, name: str, name_in_pre: str) -> None:
+    """Refuse a tensor of two shapes."""
+    shapes = [pre.shape(name_in_pre), post.shape(name)]
+    if shapes[0] != shapes[1]:
+        advice = (
+            "another size of model, or a resized vocabulary"
+            if shapes[0][1:] == shapes[1][1:]
+            else "another size of model"
+        )
+        raise CheckpointError(
+            f"{name} has the shape {shapes[0]} in PRE and {shapes[1]} in POST ({advice}); expected one model"
+        )
+
+
+def _tied_source(checkpoint: Checkpoint, name: str) -> str | None:
+    """The embedding that an absent output head is tied to, for checkpoints that say so in their config."""
+    if name in checkpoint or name not in HEADS or not checkpoint.config.get("tie_word_embeddings", True):
         return None
-    found = _pooled([v for v in by_run if v is not None], drawn)
-    return Matched(*found, tuple(by_run), float(np.mean(outside)))
-
-
-class Fronts(NamedTuple):
-    """Two methods' points of one training run, and PRE and POST, which belong to both fronts."""
-
-    pre: Scored
-    post: Scored
-    ours: Sequence[Scored]
-    theirs: Sequence[Scored]
-
-
-def hypervolume_gain(
-    runs: Sequence[Fronts], scales: Sequence[float] = (1.0,), *, seed: int = 0, resamples: int = RESAMPLES
-) -> Difference | None:
-    """Area under our front minus that under theirs, by paired bootstrap, pooled over runs.
-
-    Areas lie between PRE's reward and POST's ability, in units of the rectangle that PRE and POST span, as elsewhere. In a
-    resample the corner moves with PRE and POST and the unit stays. The largest of noisy points is too large, and the more
-    so the more points there are: the difference is fair between grids of one size.
-
-    Returns:
-        None where POST is not above PRE in reward and below it in ability, in any run.
-    """
-    values: list[float] = []
-    drawn: list[Array] = []
-    for run in runs:
-        points = [run.pre, run.post, *run.ours, *run.theirs]
-        sides = [0, 1, *range(2, 2 + len(run.ours))], [0, 1, *range(2 + len(run.ours), len(points))]
-        x, y = _seen_from_point(Run(run.pre, points), scales)
-        span = float(x[1]), float(-y[1])
-        if min(span) <= 0:
-            continue
-
-        def gain(x: Array, y: Array, span: tuple[float, float] = span, sides: tuple[Any, Any] = sides) -> Array:
-            u, v = x / span[0], (y - y[:, [1]]) / span[1]
-            ours, theirs = (areas(u[:, side], v[:, side]) for side in sides)
-            return ours - theirs
-
-        values.append(float(gain(x[None], y[None])[0]))
-        drawn.append(gain(*_resampled(Run(run.pre, points), scales, seed, resamples)))
-    if not values:
-        return None
-    return _pooled(values, drawn)
-
-
-def areas(x: ArrayLike, y: ArrayLike) -> Array:
-    """Area dominated above the origin by m sets of n points at once; `pareto.hypervolume` in two dimensions.
-
-    Args:
-        x, y: shape (m, n).
-
-    >>> areas([[1.0, 0.5]], [[0.5, 1.0]])
-    array([0.75])
-    """
-    xs, ys = (np.maximum(np.asarray(v, dtype=np.float64), 0.0) for v in (x, y))
-    order = np.argsort(-xs, axis=1)
-    xs, ys = np.take_along_axis(xs, order, 1), np.take_along_axis(ys, order, 1)
-    steps = xs - np.pad(xs[:, 1:], ((0, 0), (0, 1)))
-    area: Array = (steps * np.maximum.accumulate(ys, axis=1)).sum(1)
-    return area
-
-
-def meeting(x: ArrayLike, y: ArrayLike) -> tuple[Array, NDArray[np.bool_]]:
-    """Where lines through (x_1, y_1), ..., (x_n, y_n) cross x = 0: the largest y there, and whether they do.
-
-    Where they do not, the y of the point nearest to x = 0.
-
-    Args:
-        x, y: shape (m, n), n >= 2: m curves at once.
-
-    Returns:
-        y and inside, shape (m,).
-
-    >>> meeting([[-1.0, 1.0, 3.0]], [[4.0, 2.0, 0.0]])
-    (array([3.]), array([ True]))
-    """
-    xs, ys = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    x0, x1, y0, y1 = xs[:, :-1], xs[:, 1:], ys[:, :-1], ys[:, 1:]
-    crosses = (np.minimum(x0, x1) <= 0) & (np.maximum(x0, x1) >= 0)
-    run = x1 - x0
-    share = np.where(run != 0, -x0 / np.where(run != 0, run, 1.0), 0.0)
-    between = (1 - share) * y0 + share * y1
-    at = np.where(run != 0, between, np.maximum(y0, y1))  # a line along x = 0 is met at its better end
-    best = np.where(crosses, at, -np.inf).max(1)
-    inside = np.asarray(crosses.any(axis=1), dtype=np.bool_)
-    nearest = np.take_along_axis(ys, np.abs(xs).argmin(1)[:, None], 1)[:, 0]
-    return np.where(inside, best, nearest), inside
-
-
-def _pooled(values: Sequence[float], drawn: Sequence[Array]) -> Difference:
-    """Means over runs; interval and p as in `pareto.paired_difference`."""
-    mean = np.mean(drawn, axis=0)
-    low, high = np.quantile(mean, [0.025, 0.975])
-    tail = min(int((mean <= 0).sum()), int((mean >= 0).sum()))
-    return Difference(float(np.mean(values)), float(low), float(high), min(1.0, 2 * (tail + 1) / (len(mean) + 1)))
-
-
-def _seen_from_point(run: Run, scales: Sequence[float]) -> tuple[Array, Array]:
-    """The curve's points minus the point: rewards and scaled abilities, shape (n,)."""
-
-    def of(scored: Scored) -> tuple[float, float]:
-        abilities = [score(a.items, a.aggregate) / s for a, s in zip(scored.abilities, scales, strict=True)]
-        return score(scored.reward.items, scored.reward.aggregate), float(np.mean(abilities))
-
-    here = of(run.point)
-    gaps = np.array([of(c) for c in run.curve]) - here
-    return gaps[:, 0], gaps[:, 1]
-
-
-def _resampled(run: Run, scales: Sequence[float], seed: int, resamples: int) -> tuple[Array, Array]:
-    """The same, resampled; shape (resamples, n)."""
-
-    def gap(a: Statistics, b: Statistics, number: int) -> Array:
-        return paired_replicates(a.items, b.items, a.aggregate, seed=seed + number, resamples=resamples)
-
-    x, y = [], []
-    for other in run.curve:
-        x.append(gap(other.reward, run.point.reward, 0))
-        pairs = zip(other.abilities, run.point.abilities, scales, strict=True)
-        y.append(np.mean([gap(a, b, n) / s for n, (a, b, s) in enumerate(pairs, start=1)], axis=0))
-    return np.stack(x, 1), np.stack(y, 1)
-
-
-def _check(run: Run, scales: Sequence[float]) -> None:
-    if len(run.curve) < 2:
-        raise ValueError(f"reward_matched: expected a curve of at least two points, found {len(run.curve)}")
-    if not all(s > 0 for s in scales):
-        raise ValueError(f"reward_matched: expected positive scales, found {list(scales)}")
-    for scored in (run.point, *run.curve):
-        if len(scored.abilities) != len(scales):
-            raise ValueError(f"reward_matched: expected {len(scales)} abilities, found {len(scored.abilities)}")
+    sources = [n for n in checkpoint if n.rpartition(".")[0].rpartition(".")[2] in ("embed_tokens", "wte", "embed_in")]
+    return sources[0] if len(sources) == 1 else None
