@@ -84,8 +84,9 @@ def libmtls(model: Any, name: str, **settings: object) -> Step | None:
             return model.shared()
 
         def zero_grad_share_params(self) -> None:
+            # To zeros, as the torch of its time did; with torch 2's None its next line fails.
             for parameter in model.shared():
-                parameter.grad = None
+                parameter.grad = torch.zeros_like(parameter)
 
     method = Theirs()
     method.task_num, method.rep_grad, method.device = tasks, False, torch.device("cpu")
