@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from counterpoise.matching import Matched
+from counterpoise.equal_reward import Matched
 from counterpoise.pareto import Difference, hypervolume
 from counterpoise.report import plots, reading
 from counterpoise.report.grid import Cell, Column, Table, as_html

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from counterpoise.equal_reward import Fronts, Matched, Scored, Statistics, hypervolume_gain, meeting, reward_matched
+from counterpoise.equal_reward import Run as Pair
 from counterpoise.evaluation.measurement import Measurement
-from counterpoise.matching import Fronts, Matched, Scored, Statistics, hypervolume_gain, meeting, reward_matched
-from counterpoise.matching import Run as Pair
 from counterpoise.pareto import Difference, interval
 from counterpoise.report import reading
 from counterpoise.report.panels import Group, Panel, Run

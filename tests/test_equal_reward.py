@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterpoise.matching import (
+from counterpoise.equal_reward import (
     Fronts,
     Matched,
     Run,

@@ -1,0 +1,222 @@
+"""How much more a method keeps than a reference: at the same reward, and over a whole front. Plain arrays, no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from counterpoise.pareto import RESAMPLES, Difference, paired_replicates, score
+
+Array = NDArray[np.float64]
+
+
+class Statistics(NamedTuple):
+    """Per-item statistics of one measurement, shape (items, d), and how they become a score; see `counterpoise.pareto`."""
+
+    items: ArrayLike
+    aggregate: str = "mean"
+
+
+class Scored(NamedTuple):
+    """One model: its reward, and the abilities whose mean is compared; the same items in all that are compared."""
+
+    reward: Statistics
+    abilities: tuple[Statistics, ...]
+
+
+class Run(NamedTuple):
+    """A point and the reference curve of the same training run, in the order of its ratio (PRE, MA 0.2, ..., POST)."""
+
+    point: Scored
+    curve: Sequence[Scored]
+
+
+class Matched(NamedTuple):
+    """What a point keeps beyond the reference at equal reward, averaged over runs.
+
+    Attributes:
+        value, low, high, p: the difference, its 95 % interval over items for these runs, and its two-sided p.
+        by_run: the difference in each run; None where the reference does not reach the point's reward.
+        outside: share of resamples (of the runs counted) in which the reference did not reach it and its nearest end
+            was taken.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+    by_run: tuple[float | None, ...]
+    outside: float
+
+
+def reward_matched(
+    runs: Sequence[Run], scales: Sequence[float] = (1.0,), *, seed: int = 0, resamples: int = RESAMPLES
+) -> Matched | None:
+    """Ability of a point minus that of the reference curve at the point's reward, by paired bootstrap, pooled over runs.
+
+    The curve is drawn as straight lines between its points, and read where it has the point's reward; if more than once,
+    where it keeps most. Ability is the mean over abilities of score / scale: with the standard errors at PRE as scales it
+    is retention up to a constant that cancels. Prompts and items are resampled as pairs: the same ones for the point and
+    for every point of the curve, in every run, so that what all share cancels. The runs themselves are not resampled: the
+    interval speaks of these, and `by_run` shows how far they differ.
+
+    Args:
+        runs: one per training seed.
+        scales: one per ability, positive.
+
+    Returns:
+        None when no run's reference reaches the point's reward.
+
+    Raises:
+        ValueError: a curve of fewer than two points, other items on one side, other numbers of abilities.
+    """
+    by_run: list[float | None] = []
+    drawn, outside = [], []
+    for run in runs:
+        _check(run, scales)
+        x, y = _seen_from_point(run, scales)
+        value, inside = meeting(x[None], y[None])
+        by_run.append(float(-value[0]) if inside[0] else None)
+        if not inside[0]:
+            continue
+        values, within = meeting(*_resampled(run, scales, seed, resamples))
+        drawn.append(-values)
+        outside.append(1.0 - float(within.mean()))
+    if not drawn:
+        return None
+    found = _pooled([v for v in by_run if v is not None], drawn)
+    return Matched(*found, tuple(by_run), float(np.mean(outside)))
+
+
+class Fronts(NamedTuple):
+    """Two methods' points of one training run, and PRE and POST, which belong to both fronts."""
+
+    pre: Scored
+    post: Scored
+    ours: Sequence[Scored]
+    theirs: Sequence[Scored]
+
+
+def hypervolume_gain(
+    runs: Sequence[Fronts], scales: Sequence[float] = (1.0,), *, seed: int = 0, resamples: int = RESAMPLES
+) -> Difference | None:
+    """Area under our front minus that under theirs, by paired bootstrap, pooled over runs.
+
+    Areas lie between PRE's reward and POST's ability, in units of the rectangle that PRE and POST span, as elsewhere. In a
+    resample the corner moves with PRE and POST and the unit stays. The largest of noisy points is too large, and the more
+    so the more points there are: the difference is fair between grids of one size.
+
+    Returns:
+        None where POST is not above PRE in reward and below it in ability, in any run.
+    """
+    values: list[float] = []
+    drawn: list[Array] = []
+    for run in runs:
+        points = [run.pre, run.post, *run.ours, *run.theirs]
+        sides = [0, 1, *range(2, 2 + len(run.ours))], [0, 1, *range(2 + len(run.ours), len(points))]
+        x, y = _seen_from_point(Run(run.pre, points), scales)
+        span = float(x[1]), float(-y[1])
+        if min(span) <= 0:
+            continue
+
+        def gain(x: Array, y: Array, span: tuple[float, float] = span, sides: tuple[Any, Any] = sides) -> Array:
+            u, v = x / span[0], (y - y[:, [1]]) / span[1]
+            ours, theirs = (areas(u[:, side], v[:, side]) for side in sides)
+            return ours - theirs
+
+        values.append(float(gain(x[None], y[None])[0]))
+        drawn.append(gain(*_resampled(Run(run.pre, points), scales, seed, resamples)))
+    if not values:
+        return None
+    return _pooled(values, drawn)
+
+
+def areas(x: ArrayLike, y: ArrayLike) -> Array:
+    """Area dominated above the origin by m sets of n points at once; `pareto.hypervolume` in two dimensions.
+
+    Args:
+        x, y: shape (m, n).
+
+    >>> areas([[1.0, 0.5]], [[0.5, 1.0]])
+    array([0.75])
+    """
+    xs, ys = (np.maximum(np.asarray(v, dtype=np.float64), 0.0) for v in (x, y))
+    order = np.argsort(-xs, axis=1)
+    xs, ys = np.take_along_axis(xs, order, 1), np.take_along_axis(ys, order, 1)
+    steps = xs - np.pad(xs[:, 1:], ((0, 0), (0, 1)))
+    area: Array = (steps * np.maximum.accumulate(ys, axis=1)).sum(1)
+    return area
+
+
+def meeting(x: ArrayLike, y: ArrayLike) -> tuple[Array, NDArray[np.bool_]]:
+    """Where lines through (x_1, y_1), ..., (x_n, y_n) cross x = 0: the largest y there, and whether they do.
+
+    Where they do not, the y of the point nearest to x = 0.
+
+    Args:
+        x, y: shape (m, n), n >= 2: m curves at once.
+
+    Returns:
+        y and inside, shape (m,).
+
+    >>> meeting([[-1.0, 1.0, 3.0]], [[4.0, 2.0, 0.0]])
+    (array([3.]), array([ True]))
+    """
+    xs, ys = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    x0, x1, y0, y1 = xs[:, :-1], xs[:, 1:], ys[:, :-1], ys[:, 1:]
+    crosses = (np.minimum(x0, x1) <= 0) & (np.maximum(x0, x1) >= 0)
+    run = x1 - x0
+    share = np.where(run != 0, -x0 / np.where(run != 0, run, 1.0), 0.0)
+    between = (1 - share) * y0 + share * y1
+    at = np.where(run != 0, between, np.maximum(y0, y1))  # a line along x = 0 is met at its better end
+    best = np.where(crosses, at, -np.inf).max(1)
+    inside = np.asarray(crosses.any(axis=1), dtype=np.bool_)
+    nearest = np.take_along_axis(ys, np.abs(xs).argmin(1)[:, None], 1)[:, 0]
+    return np.where(inside, best, nearest), inside
+
+
+def _pooled(values: Sequence[float], drawn: Sequence[Array]) -> Difference:
+    """Means over runs; interval and p as in `pareto.paired_difference`."""
+    mean = np.mean(drawn, axis=0)
+    low, high = np.quantile(mean, [0.025, 0.975])
+    tail = min(int((mean <= 0).sum()), int((mean >= 0).sum()))
+    return Difference(float(np.mean(values)), float(low), float(high), min(1.0, 2 * (tail + 1) / (len(mean) + 1)))
+
+
+def _seen_from_point(run: Run, scales: Sequence[float]) -> tuple[Array, Array]:
+    """The curve's points minus the point: rewards and scaled abilities, shape (n,)."""
+
+    def of(scored: Scored) -> tuple[float, float]:
+        abilities = [score(a.items, a.aggregate) / s for a, s in zip(scored.abilities, scales, strict=True)]
+        return score(scored.reward.items, scored.reward.aggregate), float(np.mean(abilities))
+
+    here = of(run.point)
+    gaps = np.array([of(c) for c in run.curve]) - here
+    return gaps[:, 0], gaps[:, 1]
+
+
+def _resampled(run: Run, scales: Sequence[float], seed: int, resamples: int) -> tuple[Array, Array]:
+    """The same, resampled; shape (resamples, n)."""
+
+    def gap(a: Statistics, b: Statistics, number: int) -> Array:
+        return paired_replicates(a.items, b.items, a.aggregate, seed=seed + number, resamples=resamples)
+
+    x, y = [], []
+    for other in run.curve:
+        x.append(gap(other.reward, run.point.reward, 0))
+        pairs = zip(other.abilities, run.point.abilities, scales, strict=True)
+        y.append(np.mean([gap(a, b, n) / s for n, (a, b, s) in enumerate(pairs, start=1)], axis=0))
+    return np.stack(x, 1), np.stack(y, 1)
+
+
+def _check(run: Run, scales: Sequence[float]) -> None:
+    if len(run.curve) < 2:
+        raise ValueError(f"reward_matched: expected a curve of at least two points, found {len(run.curve)}")
+    if not all(s > 0 for s in scales):
+        raise ValueError(f"reward_matched: expected positive scales, found {list(scales)}")
+    for scored in (run.point, *run.curve):
+        if len(scored.abilities) != len(scales):
+            raise ValueError(f"reward_matched: expected {len(scales)} abilities, found {len(scored.abilities)}")
