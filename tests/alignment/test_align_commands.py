@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 import rewards_for_tests
+from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner, Result
 
 from counterpoise.alignment.commands import app
 from counterpoise.alignment.distilling import read_samples
 from counterpoise.checkpoint import open_checkpoint
 from counterpoise.language import read_prompts
-from tiny import save_pair
+from tiny import save_pair, tokenizer
 
 QUICK = (
     "--iterations 2 --prompts-per-iteration 6 --batch-size 4 --max-new-tokens 5 --learning-rate 1e-2 --quiet".split()
@@ -133,7 +134,20 @@ def test_reward_model_and_dpo_and_the_reward_model_as_a_reward(world: Path, tmp_
         world / "pre", "-o", tmp_path / "rl", "--method", "rsf", *asked(world, tmp_path / "rm"), "--n", 2, *QUICK
     )
     assert made.exit_code == 0, made.output
-    settings = ["--epochs", 2, "--batch-size", 8, "--learning-rate", "1e-3", "--l2", "0.1"]
+    settings = [
+        "--epochs",
+        2,
+        "--batch-size",
+        8,
+        "--learning-rate",
+        "1e-3",
+        "--l2",
+        "0.1",
+        "--replay",
+        "self",
+        "--max-new-tokens",
+        5,
+    ]
     made = call(world / "pre", "-o", tmp_path / "dpo", "--method", "dpo", *pairs, *settings)
     assert made.exit_code == 0, made.output
     lines = [json.loads(line) for line in (tmp_path / "dpo" / "metrics.jsonl").read_text().splitlines()]
@@ -162,7 +176,7 @@ def test_reward_model_and_dpo_and_the_reward_model_as_a_reward(world: Path, tmp_
             "with LoRA, whose factors are no part of PRE",
         ),
         (["--method", "dpo", "PAIRS", "--stop-at-reward", "1"], "a reward budget needs samples"),
-        (["--method", "dpo", "PAIRS", "--replay", "self"], "--replay self: expected --prompts"),
+        (["--method", "dpo", "PAIRS", "--replay", "none.jsonl"], "none.jsonl"),
     ],
 )
 def test_mistakes_get_one_clear_line(args: list[str], message: str, world: Path, tmp_path: Path) -> None:
@@ -174,6 +188,14 @@ def test_mistakes_get_one_clear_line(args: list[str], message: str, world: Path,
     typed = [x for a in args for x in groups.get(a, [a])]
     refused(call(world / "pre", "-o", tmp_path / "out", "--quiet", *typed), message)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_a_language_head_is_told(world: Path, tmp_path: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(world / "pre", num_labels=1)
+    model.save_pretrained(tmp_path / "judge")
+    tokenizer().save_pretrained(tmp_path / "judge")
+    made = call(tmp_path / "judge", "-o", tmp_path / "out", "--method", "rsf", *asked(world), *QUICK)
+    refused(made, "expected a causal language model, found a checkpoint without lm_head.weight")
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,10 @@ def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         dpo(tiny("llama"), tokenizer(), long, **SIZES)
     with pytest.raises(ValueError, match="micro-batches of 8, found 12"):
         trained(batch_size=12)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="expected whole weights in every process, found FSDP"):
+        trained()
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="KD adds a loss of its own, which is not shared among 2 processes"):
         trained(KD(1.0))

@@ -105,18 +105,25 @@ def load(folder: Path, *, dtype: torch.dtype, device: str) -> tuple[Any, Any]:
     """The causal language model and the tokenizer of a checkpoint folder.
 
     Raises:
-        CheckpointError: no causal language model, or no tokenizer.
+        CheckpointError: no causal language model, one whose head is missing, or no tokenizer.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
         with without_bars():
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, trust_remote_code=False, output_loading_info=True
+            )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
         raise CheckpointError(
             f"{folder}: expected a causal language model with its tokenizer, found: {str(error).splitlines()[0]}"
         ) from None
+    if missing := sorted(info["missing_keys"]):
+        raise CheckpointError(
+            f"{folder}: expected a causal language model, found a checkpoint without {missing[0]} (a classifier, or "
+            "another head); give the model that writes text"
+        )
     return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
 
 

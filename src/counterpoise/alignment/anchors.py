@@ -31,7 +31,7 @@ class L1(Mitigation):
         ValueError: a negative strength; at start, a parameter that `pre` does not hold.
 
     >>> soft_threshold(torch.tensor([-3.0, 0.5, 2.0]), 1.0)
-    tensor([-2., 0.,  1.])
+    tensor([-2.,  0.,  1.])
     """
 
     strength: float

@@ -26,7 +26,7 @@ from counterpoise.checkpoint import open_checkpoint
 from counterpoise.evaluation.rewards import load_reward
 from counterpoise.evaluation.sweep import Store, digest
 from counterpoise.evaluation.tax import fingerprint
-from counterpoise.language import Example, Progress, encode_prompt, read_prompts, sample
+from counterpoise.language import Example, Progress, Prompt, encode_prompt, read_prompts, sample
 from counterpoise.partition import layerwise
 
 METHODS = ("rsf", "ppo", "dpo")
@@ -95,7 +95,7 @@ def mitigations(
     stop_at_reward: float | None,
     merge_keep: float,
     merge_base: str | None,
-    prompts: Path | None,
+    files: Mapping[str, Path | None],
     drawing: Mapping[str, Any],
     work: Path,
     dtype: torch.dtype,
@@ -103,8 +103,11 @@ def mitigations(
 ) -> list[Mitigation]:
     """The mitigations that were asked for, in the order in which they act; PRE stays memory-mapped.
 
+    Args:
+        files: prompts, preferences or samples, to whose prompts PRE responds when it replays itself.
+
     Raises:
-        ValueError: a number out of range, `reset_every` without sma, replay of PRE's samples without prompts.
+        ValueError: a number out of range, `reset_every` without sma.
     """
     given = {name: value for name, value in strengths.items() if value is not None}
     pre = open_checkpoint(source)
@@ -117,7 +120,7 @@ def mitigations(
             raise ValueError(f"--freeze: expected 0 to {layers - 1} of the {layers} layers, found {given['freeze']}")
         held.append(FreezeLowest(given["freeze"]))
     if replay is not None:
-        held.append(Replay(replay_ratio, _replayed(source, replay, prompts, drawing, work, dtype, device)))
+        held.append(Replay(replay_ratio, _replayed(source, replay, files, drawing, work, dtype, device)))
     if "kd" in given:
         held.append(KD(given["kd"], load_frozen(source, dtype=dtype, device=device)))
     if "l2" in given:
@@ -202,7 +205,7 @@ def _expect(given: Mapping[str, Any], needed: Sequence[str], title: str) -> None
 def _replayed(
     source: str,
     replay: str,
-    prompts: Path | None,
+    files: Mapping[str, Path | None],
     drawing: Mapping[str, Any],
     work: Path,
     dtype: torch.dtype,
@@ -216,9 +219,7 @@ def _replayed(
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
         limit = min(512, checkpoint.config.get("max_position_embeddings", 512))
         return read_corpus(replay, tokenizer, max_tokens=limit, chat=drawing["chat"])
-    if prompts is None:
-        raise ValueError("--replay self: expected --prompts for PRE to respond to, found none")
-    asked = read_prompts(prompts)
+    asked = _prompts_of(files)
 
     def draw() -> list[Any]:
         loaded, tokenizer = load(checkpoint.folder, dtype=dtype, device=device)
@@ -230,3 +231,16 @@ def _replayed(
     key = {"what": "replay", "model": checkpoint.sha256, "prompts": digest([p.key for p in asked]), **drawing}
     rows = Store(work / "pieces").once({**key, "dtype": str(dtype)}, draw)
     return [Example(tuple(prompt), tuple(response)) for prompt, response in rows]
+
+
+def _prompts_of(files: Mapping[str, Path | None]) -> list[Prompt]:
+    """The prompts that the method learns on, each once."""
+    if (prompts := files["prompts"]) is not None:
+        return read_prompts(prompts)
+    if (samples := files["samples"]) is not None:
+        asked = [s.prompt for s in read_samples(samples)]
+    else:
+        from counterpoise.alignment.preferences import read_preferences
+
+        asked = [p.prompt for p in read_preferences(files["preferences"])]  # type: ignore[arg-type]
+    return list({p.key: p for p in asked}.values())

@@ -91,9 +91,7 @@ def model(
     l2: Annotated[float | None, _held("Strength of L2 towards PRE (paper: 0.01 to 0.1).")] = None,
     kd: Annotated[float | None, _held("Strength of distillation from PRE (paper: 1e-5 to 1e-1).")] = None,
     lora: Annotated[int | None, _held("Rank of a LoRA update (paper: 16 to 512).")] = None,
-    replay: Annotated[
-        str | None, _held("jsonl of texts to learn again, or 'self': PRE's responses to --prompts.")
-    ] = None,
+    replay: Annotated[str | None, _held("jsonl of texts to learn again, or 'self': PRE's own responses.")] = None,
     replay_ratio: Annotated[float, _held("Replayed tokens per response token (paper: 0.25 to 4).")] = 1.0,
     sma: Annotated[float | None, _held("Decay of a moving average of the weights, which is the result.")] = None,
     reset_every: Annotated[int | None, _held("With --sma: Elastic Reset each so many steps.")] = None,
@@ -156,7 +154,7 @@ def model(
             stop_at_reward=stop_at_reward,
             merge_keep=merge_keep,
             merge_base=merge_base,
-            prompts=prompts,
+            files={"prompts": prompts, "preferences": preferences, "samples": samples},
             drawing={**drawing, "chat": not no_chat_template, "seed": seed},
             work=work or out.with_name(f"{out.name}.work"),
             dtype=_dtype(dtype),

@@ -55,7 +55,9 @@ def dpo(
 
     loss = -log sigmoid(beta (log p(chosen)/p_ref(chosen) - log p(rejected)/p_ref(rejected))) (Rafailov et al. 2023,
     arXiv 2305.18290, equation 7), AdamW without weight decay, learning rate falling linearly to 0 (TRL's default).
-    Runs in several processes as TRL does; there every mitigation on weights works, kd and replay do not.
+    Runs data-parallel under torchrun or accelerate as TRL does; there every mitigation on weights works, kd and replay do
+    not. FSDP and DeepSpeed, which cut the weights up, are refused: neither mitigations nor the writing of the result were
+    tried there.
 
     Args:
         reference: the model of the ratio, PRE; best from `load_frozen`, by default a copy.
@@ -261,6 +263,11 @@ def _last_whole(folder: Path) -> Path | None:
 
 
 def _refuse(mitigations: Sequence[Mitigation], world: int) -> None:
+    for sharded in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{sharded}", "false").lower() in ("true", "1"):
+            raise ValueError(
+                f"dpo: expected whole weights in every process, found {sharded}; use plain data parallelism"
+            )
     for mitigation in mitigations:
         own = type(mitigation)
         if own.stop is not Mitigation.stop:
