@@ -16,7 +16,7 @@ from counterpoise.language import by_length, response_tokens
 
 @dataclass
 class L1(Mitigation):
-    """Pull the weights towards those before alignment by strength * |theta - pre|_1 (Lin et al. 2024, section 3).
+    """Pull the weights towards those before alignment by strength * |theta - pre|_1 (Lin et al. 2024).
 
     Departs from a term in the loss: the proximal form. After the optimiser's update, theta moves to
     pre + sign(d) max(|d| - learning_rate * strength, 0) with d = theta - pre, so that weights return to PRE exactly,
@@ -54,7 +54,7 @@ class L1(Mitigation):
 
 @dataclass
 class L2(Mitigation):
-    """Pull the weights towards those before alignment by strength * |theta - pre|_2^2 (Lin et al. 2024, section 3).
+    """Pull the weights towards those before alignment by strength * |theta - pre|_2^2 (Lin et al. 2024).
 
     The gradient form: 2 strength (theta - pre) is added to the gradient once per optimiser step, after clipping. The
     penalty is smooth, so this is the paper's loss as written, and its grid 0.01 .. 0.1 keeps its meaning; a decoupled
@@ -94,7 +94,7 @@ class L2(Mitigation):
 class KD(Mitigation):
     """Distil the model before alignment: strength * mean over response tokens of KL(pre || theta), in nats.
 
-    The paper (Lin et al. 2024, section 3) keeps the outputs close to PRE's on the training data; here on the prompts and
+    The paper (Lin et al. 2024) keeps the outputs close to PRE's on the training data; here on the prompts and
     responses of the same step, the prompts' own tokens left out. Costs one pass of PRE and one more of the model.
 
     Args:

@@ -46,7 +46,7 @@ def collect(
     key: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> list[Sample]:
-    """The best of `n` responses of a finished model to every prompt (Lin et al. 2024, section 3).
+    """The best of `n` responses of a finished model to every prompt (Lin et al. 2024).
 
     Args:
         store, key: finished chunks are kept in `store` under `key`, which must name the model and the reward.
@@ -124,7 +124,7 @@ def distil(
     """Fine-tune `model`, in place, on samples that another collected: RSF in distillation style, with the paper's defaults.
 
     Args:
-        model: PRE; with mitigations this is how the paper compares them (Lin et al. 2024, section 3).
+        model: PRE; with mitigations this is how the paper compares them (Lin et al. 2024).
         run: a folder with a checkpoint an epoch; a run that was stopped goes on from its last whole epoch.
 
     Returns:

@@ -24,7 +24,7 @@ class MovingAverage(Mitigation):
     moments are kept.
 
     Args:
-        decay: in [0, 1); 0 is no averaging. Elastic Reset uses 0.995 and the like.
+        decay: in [0, 1); 0 is no averaging.
         reset_every: optimiser steps between resets; None never resets.
         pre: what the average returns to at a reset; None copies the model's weights. Takes memory for one average.
 

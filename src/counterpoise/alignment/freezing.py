@@ -14,7 +14,7 @@ from counterpoise.partition import layerwise
 class FreezeLowest(Mitigation):
     """The first `layers` layers and the input embeddings keep their weights.
 
-    No equation in the paper: its finding that averaging the input third costs no reward (Lin et al. 2024, section 4)
+    No equation in the paper: its finding that averaging the input third costs no reward (Lin et al. 2024)
     suggests it. Where the head is tied to the embeddings it is frozen with them.
 
     Args:

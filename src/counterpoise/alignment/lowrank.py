@@ -15,7 +15,7 @@ from counterpoise.alignment.stepping import Mitigation
 class LowRank(Mitigation):
     """Train theta = pre + scale * B A on every linear layer of the blocks, A and B of rank `rank` (Hu et al. 2021).
 
-    The paper (Lin et al. 2024, section 3) compares ranks 16 to 512. The adapter lives inside the model while it trains;
+    The paper (Lin et al. 2024) compares ranks 16 to 512. The adapter lives inside the model while it trains;
     checkpoints and the result are whole models, the update added in, so that they can be averaged like any other.
 
     Args:

@@ -24,7 +24,7 @@ class OnlineMerging(Mitigation):
     merging every k-th step are not here.
 
     Args:
-        weight: of tau, in [0, 1]; 0 is no merging. The paper uses 1e-4 and less with a base.
+        weight: of tau, in [0, 1]; 0 is no merging. It acts at every step: with a base think of 1e-4, not of 0.1.
         keep: share of elements kept, in (0, 1].
         base, pre: weights before instruction tuning, and before alignment; best a `Checkpoint`. One more copy of the
             weights is held for the length of a step.

@@ -50,7 +50,9 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float 
 
 
 def adapted(weight: float, observed: float, target: float, responses: int, horizon: int = 10_000) -> float:
-    """The KL weight for the next round: times 1 + e n / horizon, e the relative error within 0.2 (Ziegler et al., 2.2).
+    """The KL weight for the next round: times 1 + K e, e the relative error within 0.2 (Ziegler et al. 2019, section 2.2).
+
+    K = n / horizon grows with the n responses of a round, as in their code; the paper prints K = 0.1.
 
     >>> adapted(0.1, 12.0, 6.0, 1000)
     0.10200000000000001

@@ -2,7 +2,7 @@
 
 A token is an action, a response an episode; the reward arrives with its last token, the KL penalty with every token.
 Sources: Schulman et al. 2017 (arXiv 1707.06347), equation 7; Schulman et al. 2016 (GAE, arXiv 1506.02438), equation 16;
-Ziegler et al. 2019 (arXiv 1909.08593), equation 2 and section 2.2; Lin et al. 2024 (arXiv 2309.06256), appendix on PPO.
+Ziegler et al. 2019 (arXiv 1909.08593), equation 2 and section 2.2; the settings of Lin et al. 2024 (arXiv 2309.06256).
 Shape suffixes: N responses of a round, B of a micro-batch, C response tokens (rows end together), H hidden.
 """
 

@@ -19,7 +19,7 @@ from counterpoise.language import _read_prompt as read_prompt
 
 @dataclass
 class Replay(Mitigation):
-    """Learn `ratio` tokens of replayed text for each response token of alignment (Lin et al. 2024, section 3).
+    """Learn `ratio` tokens of replayed text for each response token of alignment (Lin et al. 2024).
 
     Each step adds the summed negative log-likelihood of its replayed tokens over the number N of its response tokens:
     a replayed token weighs as much as one of RSF's. What a step draws too much or too little is settled in the next, so

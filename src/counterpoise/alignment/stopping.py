@@ -11,7 +11,7 @@ from counterpoise.alignment.stepping import Mitigation
 class RewardBudget(Mitigation):
     """End training as soon as the mean reward of the model's own samples reaches `budget`.
 
-    The paper (Lin et al. 2024, section 3) stops RSF after 2, 4, 6 or 8 of 10 iterations, which the checkpoints of every
+    The paper (Lin et al. 2024) stops RSF after 2, 4, 6 or 8 of 10 iterations, which the checkpoints of every
     iteration give without this. A budget is asked of the samples that an iteration draws anyway, before it learns from
     them: the model that is kept is the one that reached it.
 
