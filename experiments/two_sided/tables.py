@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from curves import CURVES, REQUIRED
 
-from counterpoise.matching import Fronts, Run, Scored, Statistics, hypervolume_gain, reward_matched
+from counterpoise.equal_reward import Fronts, Run, Scored, Statistics, hypervolume_gain, reward_matched
 from counterpoise.pareto import interval
 from counterpoise.report import reading
 from counterpoise.report.numbers import number, p_value, spoken

@@ -47,7 +47,7 @@ def table(results: Results) -> Table:
         Column("search", lambda r: Cell(str(r["how"])), False),
         Column("lambda", lambda r: Cell(number(r["lambda"], 2))),
         Column("alignment lost", lambda r: Cell(*_values(r, None))),
-        *(Column(_title(t, sets), lambda r, t=t: Cell(*_values(r, t))) for t in sets),
+        *(_set_column(t, sets) for t in sets),
         *([Column("weighs most", lambda r: Cell(_heaviest(r)), False)] if found.get("rho") else []),
         Column("ratios", lambda r: Cell(_spread(found, r)), False),
         Column("passes", lambda r: Cell(number(r.get("passes"), 0))),
@@ -84,6 +84,10 @@ def _values(row: Row, name: str | None) -> tuple[str, str]:
         return number(model, 3), ""
     true = measured["alignment"] if name is None else measured["retention"].get(name)
     return number(true, 3), f"model {number(model, 3)}"
+
+
+def _set_column(name: str, sets: list[str]) -> Column:
+    return Column(_title(name, sets), lambda r: Cell(*_values(r, name)))
 
 
 def _title(name: str, sets: list[str]) -> str:
