@@ -14,6 +14,36 @@ from counterpoise.alignment.commands import app as align
 from counterpoise.evaluation.judge_commands import app as judge
 from counterpoise.merging.commands import merge
 from counterpoise.multitask.text.commands import app as multitask
+from counterpoise.options import (
+    Abilities,
+    Alignment,
+    BatchSize,
+    Blocks,
+    Device,
+    DonorOption,
+    Drop,
+    Dtype,
+    Limit,
+    NewTokens,
+    NoChat,
+    Out,
+    Post,
+    Pre,
+    PromptLimit,
+    Prompts,
+    ProxySize,
+    Quiet,
+    RewardOption,
+    SearchBlocks,
+    Seed,
+    Temperature,
+    Unrelated,
+    donor_side,
+    dtype_of,
+    numbers,
+    search_kind,
+    usable_device,
+)
 from counterpoise.report.front_command import front
 from counterpoise.terminal import bars, plain_errors
 
@@ -34,35 +64,6 @@ app.add_typer(multitask)
 app.add_typer(judge)
 app.command()(merge)
 app.command()(front)
-
-Pre = Annotated[str, typer.Argument(help="Checkpoint before alignment: a folder, or a hub id org/name[@revision].")]
-Post = Annotated[str, typer.Argument(help="Checkpoint after alignment; may be a LoRA adapter on PRE.")]
-Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write; it appears whole or not at all.")]
-Blocks = Annotated[str, typer.Option(help="Number of equal blocks of layers, 'layerwise' or 'module'.")]
-SearchBlocks = Annotated[
-    str | None,
-    typer.Option(help="Number of equal blocks, 'layerwise' or 'module' (default: 3 for HMA, layerwise for two-sided)."),
-]
-Alignment = Annotated[str, typer.Option(help="Two-sided: what alignment means: imitation, contrast or reward.")]
-ProxySize = Annotated[int, typer.Option(help="Responses that the search sees, on each side.")]
-DonorOption = Annotated[str, typer.Option(help="Whose config, tokenizer and chat template go into OUT: post or pre.")]
-Drop = Annotated[list[str] | None, typer.Option(help="Pattern of tensors to leave out when one side alone has them.")]
-Unrelated = Annotated[bool, typer.Option("--allow-unrelated", help="Go on when the two look like unrelated models.")]
-Prompts = Annotated[Path, typer.Option(help='jsonl: {"prompt": str} or {"messages": [...]} a line.')]
-RewardOption = Annotated[str, typer.Option(help="sentiment:FILE.csv, module:function, a model folder or a hub id.")]
-Abilities = Annotated[
-    list[str], typer.Option(help="choices:, continue: or generate:FILE.jsonl, or an lm-eval task; repeat for more.")
-]
-Seed = Annotated[int, typer.Option(help="Decides every random draw.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
-Dtype = Annotated[str, typer.Option(help="Of the computation: auto, float32, bfloat16, float16 or float64.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Sequences at once.")]
-NewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest response.")]
-Temperature = Annotated[float, typer.Option(min=0, help="Of sampled responses; 0 is greedy.")]
-NoChat = Annotated[bool, typer.Option("--no-chat-template", help="Give prompts as plain text.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="At most so many items per ability and part.")]
-PromptLimit = Annotated[int | None, typer.Option(min=1, help="At most so many validation and held-out prompts.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
 @app.command()
@@ -118,7 +119,7 @@ def restore(
             prompts,
             reward,
             abilities,
-            device=_device(device),
+            device=usable_device(device),
             limit=limit,
             prompt_limit=prompt_limit,
             seed=seed,
@@ -132,11 +133,11 @@ def restore(
             post,
             out,
             panel,
-            search=_search(search),
+            search=search_kind(search),
             blocks=blocks,
             mean=mean,
-            means=_numbers(means),
-            lambdas=_numbers(lambdas),
+            means=numbers(means),
+            lambdas=numbers(lambdas),
             alignment=alignment,
             calibrate=calibrate,
             min_effective_sets=min_effective_sets,
@@ -144,11 +145,11 @@ def restore(
             proxy_size=proxy_size,
             controls=controls,
             work=work,
-            donor=_donor(donor),
+            donor=donor_side(donor),
             drop=drop or (),
             allow_unrelated=allow_unrelated,
-            device=_device(device),
-            dtype=_dtype(dtype),
+            device=usable_device(device),
+            dtype=dtype_of(dtype),
             command=_command(),
             progress=progress,
         )
@@ -182,14 +183,14 @@ def average(
         from counterpoise.averaging import Recipe
         from counterpoise.averaging import average as run
 
-        plan: Any = Recipe.read(recipe) if recipe else _numbers(ratios) if ratios else ratio
+        plan: Any = Recipe.read(recipe) if recipe else numbers(ratios) if ratios else ratio
         made = run(
             pre,
             post,
             out,
             plan,
             blocks=blocks,
-            donor=_donor(donor),
+            donor=donor_side(donor),
             drop=drop or (),
             allow_unrelated=allow_unrelated,
             progress=progress and (lambda done, total: progress("averaging", done, total)),
@@ -241,7 +242,7 @@ def search(
             prompts,
             reward,
             [],
-            device=_device(device),
+            device=usable_device(device),
             seed=seed,
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
@@ -254,8 +255,8 @@ def search(
             "work": work,
             "drop": drop or (),
             "allow_unrelated": allow_unrelated,
-            "device": _device(device),
-            "dtype": _dtype(dtype),
+            "device": usable_device(device),
+            "dtype": dtype_of(dtype),
             "progress": progress,
         }
         if mean is not None:
@@ -306,7 +307,7 @@ def tax(
             prompts,
             reward,
             abilities,
-            device=_device(device),
+            device=usable_device(device),
             limit=limit,
             prompt_limit=prompt_limit,
             seed=seed,
@@ -322,8 +323,8 @@ def tax(
             work=work,
             drop=drop or (),
             allow_unrelated=allow_unrelated,
-            device=_device(device),
-            dtype=_dtype(dtype),
+            device=usable_device(device),
+            dtype=dtype_of(dtype),
             progress=progress,
         )
         if json_out:
@@ -419,44 +420,6 @@ def _show_tax(result: dict[str, Any]) -> None:
     from counterpoise.report.tables import tax_rich
 
     Console().print(tax_rich(result))
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"expected numbers with commas between them, found {text!r}") from None
-
-
-def _search(name: str) -> Any:
-    if name not in ("hma", "two-sided", "both"):
-        raise ValueError(f"--search: expected hma, two-sided or both, found {name!r}")
-    return name
-
-
-def _donor(name: str) -> Any:
-    if name not in ("pre", "post"):
-        raise ValueError(f"--donor: expected pre or post, found {name!r}")
-    return name
-
-
-def _dtype(name: str) -> Any:
-    import torch
-
-    names = ("float32", "bfloat16", "float16", "float64")
-    if name not in ("auto", *names):
-        raise ValueError(f"--dtype: expected auto, {', '.join(names)}, found {name!r}")
-    return None if name == "auto" else getattr(torch, name)
-
-
-def _device(name: str) -> str:
-    import torch
-
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device: {name!r} cannot be used here ({str(error).splitlines()[0]})") from None
-    return name
 
 
 def _command() -> str:

@@ -1,0 +1,82 @@
+"""Options that several commands have, each said once, and what their texts mean. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Pre = Annotated[
+    str, typer.Argument(help="Checkpoint before alignment: a folder, or a hub id (org/name, org/name@revision).")
+]
+Post = Annotated[str, typer.Argument(help="Checkpoint after alignment; may be a LoRA adapter on PRE.")]
+Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write; it appears whole or not at all.")]
+Blocks = Annotated[str, typer.Option(help="Number of equal blocks of layers, 'layerwise' or 'module'.")]
+SearchBlocks = Annotated[
+    str | None,
+    typer.Option(help="Number of equal blocks, 'layerwise' or 'module' (default: 3 for HMA, layerwise for two-sided)."),
+]
+Alignment = Annotated[str, typer.Option(help="Two-sided: what alignment means: imitation, contrast or reward.")]
+ProxySize = Annotated[int, typer.Option(help="Responses that the search sees, on each side.")]
+DonorOption = Annotated[str, typer.Option(help="Whose config, tokenizer and chat template go into OUT: post or pre.")]
+Drop = Annotated[list[str] | None, typer.Option(help="Pattern of tensors to leave out when one side alone has them.")]
+Unrelated = Annotated[bool, typer.Option("--allow-unrelated", help="Go on when the two look like unrelated models.")]
+Prompts = Annotated[Path, typer.Option(help='jsonl: {"prompt": str} or {"messages": [...]} a line.')]
+RewardOption = Annotated[str, typer.Option(help="sentiment:FILE.csv, module:function, a model folder or a hub id.")]
+Abilities = Annotated[
+    list[str], typer.Option(help="choices:, continue: or generate:FILE.jsonl, or an lm-eval task; repeat for more.")
+]
+Seed = Annotated[int, typer.Option(help="Decides every random draw.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Dtype = Annotated[str, typer.Option(help="Of the computation: auto, float32, bfloat16, float16 or float64.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Sequences at once.")]
+NewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest response.")]
+Temperature = Annotated[float, typer.Option(min=0, help="Of sampled responses; 0 is greedy.")]
+NoChat = Annotated[bool, typer.Option("--no-chat-template", help="Give prompts as plain text.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most so many items per ability and part.")]
+PromptLimit = Annotated[int | None, typer.Option(min=1, help="At most so many validation and held-out prompts.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+
+
+def numbers(text: str) -> list[float]:
+    """The numbers of `0,0.44,0.76`."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"expected numbers with commas between them, found {text!r}") from None
+
+
+def search_kind(name: str) -> Any:
+    """One of the searches."""
+    if name not in ("hma", "two-sided", "both"):
+        raise ValueError(f"--search: expected hma, two-sided or both, found {name!r}")
+    return name
+
+
+def donor_side(name: str) -> Any:
+    """One of the two sides."""
+    if name not in ("pre", "post"):
+        raise ValueError(f"--donor: expected pre or post, found {name!r}")
+    return name
+
+
+def dtype_of(name: str) -> Any:
+    """The torch dtype; None for auto."""
+    import torch
+
+    names = ("float32", "bfloat16", "float16", "float64")
+    if name not in ("auto", *names):
+        raise ValueError(f"--dtype: expected auto, {', '.join(names)}, found {name!r}")
+    return None if name == "auto" else getattr(torch, name)
+
+
+def usable_device(name: str) -> str:
+    """The device, refused here when it cannot be used."""
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device: {name!r} cannot be used here ({str(error).splitlines()[0]})") from None
+    return name
