@@ -301,6 +301,10 @@ def tax(
 ) -> None:
     """Reward and abilities of PRE and POST on held-out data, with intervals and paired tests."""
     with plain_errors("nothing was written"), bars(quiet) as progress:
+        if json_out and not json_out.absolute().parent.is_dir():
+            raise ValueError(
+                f"--json {json_out}: expected a folder {json_out.absolute().parent}, found none; make it first"
+            )
         from counterpoise.restoring import measure_tax
 
         panel = _panel(
