@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import nn
 
 from counterpoise.multitask import MGDA, BanditMTL, UncertaintyWeighting
 from counterpoise.multitask.parallel import sum_over_ranks, world_size
@@ -44,6 +45,39 @@ def loop(rank: int, world: int, *, counted: bool, method=BanditMTL) -> dict:
     return {"weights": torch.stack(history), "gradients": gradients(toy), "metrics": weighting.metrics()}
 
 
+class Through(nn.Module):
+    """The toy as DDP wants it: losses from its forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.toy = Toy()
+
+    def forward(self, x, y, task):
+        return self.toy.losses(x, y, task)
+
+
+def accelerated(rank: int, world: int) -> dict:
+    """A plain accelerate loop with DDP on this rank's rows, every task on every rank; without accelerate on one rank."""
+    model, balance = Through(), BanditMTL(TASKS, rho=0.4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    backward, wrapped = torch.Tensor.backward, model
+    if world > 1:
+        from accelerate import Accelerator
+
+        accelerator = Accelerator(cpu=True)
+        wrapped, optimizer = accelerator.prepare(model, optimizer)
+        backward = accelerator.backward
+        assert isinstance(wrapped, nn.parallel.DistributedDataParallel)
+    mine = slice(rank * 8 // world, (rank + 1) * 8 // world)
+    for seed in range(4):
+        x, y, task = rows(8, seed, tasks=[0, 1, 2, 0, 1, 2, 0, 1])
+        optimizer.zero_grad()
+        backward(balance(*wrapped(x[mine], y[mine], task[mine])))
+        optimizer.step()
+        balance.step()
+    return {"weights": balance.weights(), "parameters": [p.detach().clone() for p in model.parameters()]}
+
+
 def refusal(rank: int) -> str:
     theta = torch.ones(2, requires_grad=True)
     try:
@@ -71,6 +105,7 @@ def worker(rank: int, port: int, folder: str) -> None:
         "counted": loop(rank, 2, counted=True),
         "uncounted": loop(rank, 2, counted=False),
         "uncertainty": loop(rank, 2, counted=True, method=UncertaintyWeighting),
+        "accelerate": accelerated(rank, 2),
         "refusal": refusal(rank),
         "skipped": non_finite_on_one_rank(rank),
     }
@@ -116,6 +151,15 @@ def test_two_ranks_are_one_rank(ranks, way):
     if way != "uncertainty":
         assert torch.equal(ranks[0][way]["weights"], ranks[1][way]["weights"])
     assert (one["weights"][0] - one["weights"][-1]).abs().max() > 1e-2
+
+
+def test_accelerate_on_two_ranks_is_one_rank(ranks):
+    one = accelerated(0, 1)
+    for rank in ranks:
+        assert rank["accelerate"]["weights"] == pytest.approx(one["weights"], abs=1e-12)
+        for a, b in zip(rank["accelerate"]["parameters"], one["parameters"], strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    assert max(abs(w - 1 / 3) for w in one["weights"]) > 1e-2
 
 
 def test_methods_on_gradients_refuse_several_ranks(ranks):

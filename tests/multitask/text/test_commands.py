@@ -103,6 +103,13 @@ def test_errors_are_one_message(trained, tmp_path):
     refused(call("train", "--data", data, "--tasks", "film", *QUICK, "-o", tmp_path / "m"), "found ['film']")
     wrong = ["--weighting", "uniform", "--eta", "1"]
     refused(call("train", "--data", data, *wrong, *QUICK, "-o", tmp_path / "m"), "expected no settings, found eta")
+    nowhere = ["--device", "mtia:3"]
+    refused(call("train", "--data", data, *nowhere, *QUICK, "-o", tmp_path / "m"), "device: expected cpu or a device")
+    refused(call("evaluate", model, "--data", data, *nowhere), "found 'mtia:3'")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "film.csv").write_bytes(b"\n")
+    empty = call("train", "--data", tmp_path / "empty", *QUICK, "-o", tmp_path / "m")
+    refused(empty, "film.csv: expected rows with text and label, found an empty file; fill it or leave it out")
     assert not (tmp_path / "m").exists()
 
 

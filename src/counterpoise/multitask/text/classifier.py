@@ -15,7 +15,7 @@ from counterpoise.checkpoint import resolve
 from counterpoise.multitask.losses import task_names
 
 from .data import PartName, TaskData
-from .encoding import SubwordTokens, TokenIds, seeded, token_ids
+from .encoding import SubwordTokens, TokenIds, seeded, token_ids, usable_device
 from .models import Design, HardSharing, Pretrained, build_encoder
 from .vectors import Vocabulary, word_vectors
 
@@ -137,8 +137,9 @@ def build_classifier(
         device: where the model goes.
 
     Raises:
-        ValueError: repeated tasks, word vectors for a Hugging Face encoder, an unreadable vector file.
+        ValueError: repeated tasks, word vectors for a Hugging Face encoder, an unreadable vector file, no such device.
     """
+    place = usable_device(device)
     design = Design(model=design) if isinstance(design, str) else design
     names = task_names(t.name for t in tasks)
     labels = dict(zip(names, (t.labels for t in tasks), strict=True))
@@ -153,7 +154,7 @@ def build_classifier(
                 raise ValueError(f"vectors: {design.model} brings its own embedding; leave out {vectors}")
             tokens, encoder = _pretrained(design)
         model = HardSharing(encoder, [len(x) for x in labels.values()], dropout=design.dropout)
-    return TextClassifier(labels, design, tokens, model.to(device))
+    return TextClassifier(labels, design, tokens, model.to(place))
 
 
 def evaluate(

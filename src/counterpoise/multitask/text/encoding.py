@@ -19,6 +19,19 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
         yield
 
 
+def usable_device(name: str) -> torch.device:
+    """The device of that name, if tensors can be put there.
+
+    Raises:
+        ValueError: no such kind of device, or none of it here.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA
+        why = str(error).splitlines()[0]
+        raise ValueError(f"device: expected cpu or a device that torch finds here, found {name!r} ({why})") from None
+
+
 class SubwordTokens:
     """A Hugging Face tokenizer with the calls of a `Vocabulary`."""
 

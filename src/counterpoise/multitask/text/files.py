@@ -68,6 +68,8 @@ def read_rows(content: bytes, place: str) -> list[Row]:
         [('good, very', '1')]
     """
     text = utf8(content, place)
+    if not text.strip():
+        raise ValueError(f"{place}: expected rows with text and label, found an empty file; fill it or leave it out")
     rows = list(_json_rows(text, place) if place.endswith(".jsonl") else _table_rows(text, place))
     if not rows:
         raise ValueError(f"{place}: expected rows with text and label, found none; fill the file or leave it out")

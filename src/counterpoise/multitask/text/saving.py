@@ -17,7 +17,7 @@ from counterpoise.averaging import versions, write_json
 from counterpoise.checkpoint import staged
 
 from .classifier import TextClassifier
-from .encoding import SubwordTokens, seeded
+from .encoding import SubwordTokens, seeded, usable_device
 from .models import Design, Encoder, HardSharing, Pretrained, build_encoder
 from .vectors import Vocabulary
 
@@ -69,9 +69,9 @@ def load(folder: str | Path, *, device: str = "cpu") -> TextClassifier:
 
     Raises:
         FileNotFoundError: no such folder, or a file is missing from it.
-        ValueError: a folder of something else, or files that do not belong together.
+        ValueError: a folder of something else, files that do not belong together, or no such device.
     """
-    path = Path(folder).expanduser()
+    path, place = Path(folder).expanduser(), usable_device(device)
     if not (path / CONFIG).is_file():
         raise FileNotFoundError(f"{folder}: expected a folder that `counterpoise multitask train` wrote, found none")
     config = _read(path / CONFIG)
@@ -93,7 +93,7 @@ def load(folder: str | Path, *, device: str = "cpu") -> TextClassifier:
         model.load_state_dict(load_file(path / WEIGHTS))
     except (RuntimeError, OSError, SafetensorError) as error:
         raise ValueError(f"{path / WEIGHTS}: expected the weights that {CONFIG} describes, found: {error}") from None
-    return TextClassifier(tasks, design, tokens, model.to(device).eval())
+    return TextClassifier(tasks, design, tokens, model.to(place).eval())
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
