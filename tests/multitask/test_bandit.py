@@ -82,6 +82,43 @@ def test_micro_batches_without_window_counts_move_p_as_the_big_batch_does():
     assert not torch.allclose(whole.probabilities(), torch.full((3,), 1 / 3, dtype=torch.float64), atol=1e-2)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="counts the synchronisations of a GPU")
+@pytest.mark.parametrize("calls", [1, 4])
+def test_a_gpu_waits_for_the_host_at_most_once_a_step(calls):
+    balance = BanditMTL(3, rho=0.3)
+    losses = [torch.rand(3, device="cuda", requires_grad=True) for _ in range(3 * calls)]
+    torch.cuda.synchronize()
+    with warnings.catch_warnings(record=True) as waits:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        for i, x in enumerate(losses, start=1):
+            balance(x, [1, 1, 1], [calls] * 3).backward()
+            if i % calls == 0:
+                balance.step()
+        torch.cuda.set_sync_debug_mode("default")
+    assert len([w for w in waits if "synchroniz" in str(w.message)]) <= 3
+
+
+def test_losses_that_wait_give_the_sums_of_those_that_do_not():
+    """On a GPU the window keeps the losses until it closes; here the same, without one."""
+    from counterpoise.multitask.losses import gather
+    from counterpoise.multitask.window import Window
+
+    calls = [
+        ([1.1, None, 0.3], [2, 0, 1]),
+        ([0.7, 0.2, None], [1, 3, 0]),
+        ([0.1, 0.9, 0.4], [1, 1, 1]),
+    ]
+    direct, waiting = Window(3), Window(3)
+    for values, counts in calls:
+        batch = gather(TASKS, [None if x is None else torch.tensor(x) for x in values], counts)
+        direct.add(batch, None)
+        waiting.calls += 1
+        waiting._count(batch)
+        waiting._pending.append((batch.values_K, batch.present, batch.counts))
+    assert waiting.close() == direct.close()
+
+
 def test_one_call_too_many_for_the_promised_window():
     balance = BanditMTL(2, rho=0.3)
     balance(loss_tensor(1.0, 2.0), [1, 2], [2, 4])

@@ -163,7 +163,7 @@ class BanditMTL(Weighting):
             # frombuffer: several times faster than torch.tensor on a list.
             weights_M = torch.frombuffer(array("d" if exact else "f", weights), dtype=key[1])
             if values_K.device.type != "cpu":
-                weights_M = weights_M.to(values_K.device)
+                weights_M = weights_M.to(values_K.device, non_blocking=True)
             self._cached[key] = weights_M
         return weighted_sum(weights_M if present is None else weights_M[present], values_K, scale_K)
 
@@ -217,7 +217,7 @@ class BanditMTL(Weighting):
         present, counts = self._present(batch)
         everything = sum(self._totals(batch, totals) or counts)
         parts = [world_size() * c / (everything * drawn_by[i]) for i, c in zip(present, counts, strict=True)]
-        return torch.tensor(parts, dtype=torch.float64, device=batch.values_K.device)
+        return torch.tensor(parts, dtype=torch.float64).to(batch.values_K.device, non_blocking=True)
 
 
 def _radius(m: int, rho: float | None, min_effective_tasks: float | None) -> float:

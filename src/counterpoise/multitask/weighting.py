@@ -195,7 +195,7 @@ class Weighting(nn.Module, ABC):
         if short := [self.tasks[i] for i in present if totals[i] <= 0.0]:
             raise ValueError(f"window_counts are 0 for tasks that are present: {short}. Count every micro-batch.")
         parts = [world_size() * c / totals[i] for i, c in zip(present, counts, strict=True)]
-        return torch.tensor(parts, dtype=torch.float64, device=batch.values_K.device)
+        return torch.tensor(parts, dtype=torch.float64).to(batch.values_K.device, non_blocking=True)
 
     def _totals(self, batch: Batch, totals: list[float] | None) -> list[float] | None:
         """The window's sizes: as given, or this call's over all ranks (one collective); None: this call is all."""
@@ -226,5 +226,5 @@ def weighted_sum(weights_K: Tensor, values_K: Tensor, scale_K: Tensor | None) ->
     if scale_K is not None:
         weights_K = weights_K.to(torch.float64) * scale_K
     if weights_K.dtype != values_K.dtype or weights_K.device != values_K.device:
-        weights_K = weights_K.to(values_K)
+        weights_K = weights_K.to(values_K.device, values_K.dtype, non_blocking=True)
     return torch.dot(weights_K, values_K)

@@ -23,8 +23,8 @@ class WindowMeans(NamedTuple):
 class Window:
     """Sums of losses and sizes per task since the last optimiser step.
 
-    Losses on a GPU stay there as they come and cross to the host in their order when the window closes or is saved:
-    no synchronisation per call, and the same sums bit for bit whether or not it was saved half way.
+    Losses on a GPU stay there as they come and cross to the host together, in their order, when the window closes or is
+    saved: one synchronisation per window, and the same sums bit for bit whether or not it was saved half way.
     """
 
     def __init__(self, tasks: int) -> None:
@@ -55,7 +55,6 @@ class Window:
                     f"optimiser's step, or, when accumulating gradients, say micro_batches=... at construction."
                 )
             return
-        self._fold()
         present = range(self.tasks) if batch.present is None else batch.present
         for k, i in enumerate(present):
             after = self.counts[i] + (1.0 if batch.counts is None else batch.counts[k])
@@ -69,6 +68,7 @@ class Window:
         """Record one call."""
         self.calls += 1
         self.totals = totals
+        self._count(batch)
         self._pending.append((batch.values_K.detach(), batch.present, batch.counts))
         if not batch.values_K.is_cuda:
             self._fold()
@@ -101,17 +101,31 @@ class Window:
         self.counts = state["counts"].tolist()
         self.totals = None if state["totals"] is None else state["totals"].tolist()
 
+    def _count(self, batch: Batch) -> None:
+        if batch.present is None and batch.counts is None and self.calls == 1:
+            self.counts = [1.0] * self.tasks
+            return
+        where: Sequence[int] = range(self.tasks) if batch.present is None else batch.present
+        for i, count in zip(where, batch.counts or [1.0] * len(where), strict=True):
+            self.counts[i] += count
+
     def _fold(self) -> None:
-        for values_K, present, counts in self._pending:
-            values = values_K.tolist()
-            if present is None and counts is None and not any(self.counts):
-                self.sums, self.counts = values, [1.0] * self.tasks
+        for (_, present, counts), values in zip(self._pending, self._on_the_host(), strict=True):
+            if present is None and counts is None and not any(self.sums):
+                self.sums = values
                 continue
             where: Sequence[int] = range(self.tasks) if present is None else present
             for i, value, count in zip(where, values, counts or [1.0] * len(values), strict=True):
                 self.sums[i] += value * count
-                self.counts[i] += count
         self._pending.clear()
+
+    def _on_the_host(self) -> list[list[float]]:
+        """The values of each pending call, by one transfer."""
+        waiting = [values_K for values_K, _, _ in self._pending]
+        if len(waiting) < 2:
+            return [values_K.tolist() for values_K in waiting]
+        together = torch.cat([values_K.double() for values_K in waiting]).cpu()
+        return [part.tolist() for part in torch.split(together, [len(values_K) for values_K in waiting])]
 
 
 def finite(means: WindowMeans) -> bool:

@@ -57,7 +57,7 @@ def rounds_per_epoch(record: Record) -> float:
     """Rounds until the largest task was seen once, as training counts them."""
     sizes, batch = record.get("examples"), record.get("batch_size")
     if sizes and batch:
-        return math.ceil(max(parts[0] for parts in sizes.values()) / batch)
+        return float(math.ceil(max(parts[0] for parts in sizes.values()) / batch))
     last = max((r["round"] for r in record.get("rounds") or ()), default=1.0)
     return float(last) / max(len(record.get("epochs") or ()), 1)
 
