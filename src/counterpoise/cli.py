@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shlex
 import sys
@@ -179,10 +180,11 @@ def average(
         from counterpoise.files import hash_early
 
         hash_early(pre, post)  # torch takes longer to import than a gigabyte to hash
-
+        gc.disable()  # the collector would look through all that is imported, again and again: a tenth of the time
         from counterpoise.averaging import Recipe
         from counterpoise.averaging import average as run
 
+        gc.enable()
         plan: Any = Recipe.read(recipe) if recipe else numbers(ratios) if ratios else ratio
         made = run(
             pre,
