@@ -64,10 +64,15 @@ class Average:
 
 
 class Curves:
-    """All curves of one pair; every search and measurement is kept in the workbench's store."""
+    """All curves of one pair; every search and measurement is kept in the workbenches' store.
 
-    def __init__(self, bench: Workbench, settings: Settings) -> None:
-        self.bench, self.settings = bench, settings
+    Args:
+        bench: searches on it.
+        judge: measures on it; it may compute in another precision.
+    """
+
+    def __init__(self, bench: Workbench, judge: Workbench, settings: Settings) -> None:
+        self.bench, self.judge, self.settings = bench, judge, settings
         self.deep = layerwise(bench.pair.names)
         self.wide = self.deep.with_rest_block()
         self.costs: dict[str, dict[str, float]] = {}
@@ -105,7 +110,7 @@ class Curves:
 
     def measured(self, average: Average) -> Scores:
         """Reward (the mean over replies, prompt by prompt) and abilities on the held-out part."""
-        bench, panel = self.bench, self.bench.panel
+        bench, panel = self.judge, self.judge.panel
         begun = time.monotonic()
         first = bench.point(average.curve, average.cut, average.ratios, "held-out", name=average.name).scores
         drawn = [first.reward]

@@ -76,7 +76,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--dtype", default="float32", help="of the computation")
+    parser.add_argument("--dtype", default="float32", help="of the searches")
+    parser.add_argument("--measure-dtype", help="of the measurements (default: that of the searches)")
     parser.add_argument("--no-chat-template", action="store_true")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--minutes", type=float, help="start nothing new after so long")
@@ -105,8 +106,18 @@ def run_pair(options: argparse.Namespace, folder: Path, deadline: float | None) 
     )
     pair = preflight("pre", "post")
     scan(pair)
-    dtype = getattr(torch, options.dtype)
-    bench = Workbench(pair, panel, Store("two_sided.store"), dtype=dtype, device=options.device, progress=shown)
+    measure_dtype = options.measure_dtype or options.dtype
+    bench, judge = (
+        Workbench(
+            pair,
+            panel,
+            Store("two_sided.store"),
+            dtype=getattr(torch, name),
+            device=options.device,
+            progress=shown,
+        )
+        for name in (options.dtype, measure_dtype)
+    )
     settings = Settings(
         tuple(options.means),
         tuple(options.lambdas),
@@ -115,7 +126,7 @@ def run_pair(options: argparse.Namespace, folder: Path, deadline: float | None) 
         options.calibrated,
         options.replies,
     )
-    curves = Curves(bench, settings)
+    curves = Curves(bench, judge if measure_dtype != options.dtype else bench, settings)
     points = [ends(bench, curves, name, ratio) for name, ratio in (("PRE", 0.0), ("POST", 1.0))]
     about: dict[str, Any] = {
         "command": command(options),
@@ -123,7 +134,7 @@ def run_pair(options: argparse.Namespace, folder: Path, deadline: float | None) 
         "versions": versions(),
         "date": time.strftime("%Y-%m-%d"),
         "device": device_name(options.device),
-        "settings": {**panel.settings, **vars(settings), "dtype": options.dtype},
+        "settings": {**panel.settings, **vars(settings), "dtype": options.dtype, "measure_dtype": measure_dtype},
         "alignment": json.loads(Path("rsf.json").read_text(encoding="utf-8")) if Path("rsf.json").is_file() else None,
     }
     left = [*options.curves, *options.studies]

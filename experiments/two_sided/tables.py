@@ -254,10 +254,11 @@ def noise_table(files: Sequence[File]) -> str:
             shares = [k["effective"] for k in n["neighbours"]]
             used = f"{sum(k['used'] for k in n['neighbours'])} of {len(shares)}"
             numbers = [f"{n['slope']:.3f}", f"{n['standard_error']:.3f}", f"{n['clear']:.0%}"]
-            row = [f["run"], str(f["seed"]), str(n["responses_per_point"]), *numbers]
+            enough = n["responses_per_point"] * (2 * n["standard_error"] / n["slope"]) ** 2
+            row = [f["run"], str(f["seed"]), str(n["responses_per_point"]), *numbers, f"{enough:.0f}"]
             body.append([*row, f"{min(shares):.2f} to {max(shares):.2f}", used])
-    head = ["run", "seed", "responses a point", "mean slope", "standard error", "slopes clear of 0", "effective share"]
-    return markdown([*head, "neighbours used"], body)
+    head = ["run", "seed", "responses a point", "mean slope", "standard error", "slopes clear of 0"]
+    return markdown([*head, "responses for half a slope's error", "effective share", "neighbours used"], body)
 
 
 def cost_table(files: Sequence[File]) -> str:
@@ -275,10 +276,18 @@ def runs_table(files: Sequence[File]) -> str:
     """What made each file, and what it lacks."""
     body = []
     for f in files:
-        missing = ", ".join(f["not_run"]) or "nothing"
+        missing = "; ".join(f["not_run"]) or "nothing"
         refused = "; ".join(f"{k}: {v}" for k, v in f["failed"].items()) or "none"
         size = f"{f['settings']['size']} sequences a side, {f['settings']['replies']} replies a prompt"
-        made = [f["commit"], f["date"], f["device"], f["settings"]["dtype"], size, missing, refused]
+        made = [
+            f["commit"],
+            f["date"],
+            f["device"],
+            f"{f['settings']['dtype']}, measured in {f['settings'].get('measure_dtype', 'the same')}",
+            size,
+            missing,
+            refused,
+        ]
         body.append([f["run"], str(f["seed"]), *made, f"`{f['command']}`"])
     head = ["run", "seed", "commit", "date", "device", "dtype", "settings", "not run", "refused", "command"]
     return markdown(head, body)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -73,7 +73,15 @@ class TwoSided:
     @cached_property
     def rho(self) -> float:
         """Radius of the adversary's KL ball."""
-        return self._rho if self._effective is None else ball_radius(len(self.diagonal.retention), self._effective)
+        if self._effective is None:
+            return self._rho
+        names = list(self.diagonal.retention)
+        if not 1 <= self._effective <= len(names):
+            raise ValueError(
+                f"min_effective_sets: expected a number from 1 to {len(names)} (the retention sets are "
+                f"{', '.join(names)}), found {self._effective:g}"
+            )
+        return ball_radius(len(names), self._effective)
 
     @property
     def apart(self) -> bool:
@@ -173,11 +181,9 @@ class TwoSided:
             kept = {t: scales[t].of(s.near(ratios))(ratios)[0] for t, s in self._retention.items() if t in scales}
             return {"alignment": value, "retention": kept}
 
+        key = {"what": "truth", **self.key}
         return [
-            self.bench.store.once(
-                {"what": "truth", **self.key, "ratios": list(f.ratios)}, lambda f=f: run(np.array(f.ratios))
-            )
-            for f in found
+            self.bench.store.once({**key, "ratios": list(f.ratios)}, partial(run, np.array(f.ratios))) for f in found
         ]
 
     def scaled_on(self, found: Found, alignment: Sequence[Example], retention: Sequence[Example]) -> dict[str, float]:
@@ -259,7 +265,7 @@ class TwoSided:
             data = [panel.reward_id, [p.key for p in panel.prompts_of("proxy")[: max(2, self.size // self.n)]]]
             data += [panel.max_new_tokens, panel.temperature, panel.chat, panel.seed, self.n]
         elif self.form == "contrast":
-            data = [[list(r.examples), r.rewards.tolist()] for r in self._rated]
+            data = [panel.temperature, [[list(r.examples), r.rewards.tolist()] for r in self._rated]]
         return {
             "model": self.bench.inputs,
             "form": self.form,

@@ -74,6 +74,8 @@ def test_with_an_adversary_the_sets_stay_apart(world: Path) -> None:
     assert set(found.left_out) | set(found.diagonal.retention) == {"text", "prompts", "guess"} | (
         set(found.measured["retention"]) - {"prompts", "guess"}
     )
+    with pytest.raises(ValueError, match="min_effective_sets: expected a number from 1 to"):
+        assert search(world, calibrated=6, min_effective_sets=9.0).rho
     plain, guarded = (search(world, rho=rho, calibrated=6).path([1.0])[0] for rho in (0.0, 0.3))
     assert max(guarded.retention.values()) <= max(plain.retention.values()) + 1e-6
     assert sum(guarded.shares.values()) == pytest.approx(1.0)

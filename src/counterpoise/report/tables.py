@@ -158,7 +158,9 @@ def tax_rich(results: Results) -> RichTable:
         Column("tax", _difference("tax")),
     ]
     if any(r.get("pick") for r in rows):
-        columns.insert(3, Column(str(results.get("pick") or "pick"), lambda r: Cell(bare["pick"](r).text)))
+        pick = str(results.get("pick") or "pick")
+        title = pick if len(pick) <= 10 else pick.replace(" ", "\n", 1)  # a long name in one line would starve the others
+        columns.insert(3, Column(title, lambda r: Cell(bare["pick"](r).text)))
         columns.append(Column("tax left", _difference("remaining")))
     note = "Higher is better; tax is PRE minus POST. Brackets: 95 % intervals; bold: they leave out 0."
     return as_rich(Table(tuple(columns), tuple(rows), (note,), lambda r: bool(r.get("at_floor"))))
