@@ -64,5 +64,5 @@ def torchjd_aggregator(name: str, **settings: object) -> Callable[[Tensor], Tens
 
         aggregator: Callable[[Tensor], Tensor] = getattr(torchjd.aggregation, name)(**settings)  # CAGrad imports cvxpy
     except ImportError as error:
-        raise ImportError(f"{name}: {error}. Install what it needs: pip install 'counterpoise[multitask]'.") from error
+        raise ImportError(f"{name} needs what is not here: pip install 'counterpoise[multitask]' ({error}).") from error
     return aggregator
