@@ -1,0 +1,211 @@
+"""Every mitigation of the alignment tax at its grid, in the paper's distillation style, on one front with MA.
+
+    python experiments/hma/mitigations.py WORK [--only l2,kd]
+
+WORK as make_post.py left it. The best of 8 responses of POST are collected once; PRE is then fine-tuned on them as it is
+("distilled", the POST of this front) and with each mitigation (Lin et al. 2024, section 3), all with `counterpoise align`.
+Every model is measured on the held-out part with the same prompts, items and random numbers, and MA between PRE and
+"distilled" beside them. Finished models and scores are kept in WORK/mitigations.work, so a killed run goes on; after every
+model results/mitigations-rsf-SEED.json is written anew, with what was not run. `counterpoise front` draws the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from counterpoise.alignment.aligning import load
+from counterpoise.averaging import versions
+from counterpoise.checkpoint import open_checkpoint
+from counterpoise.evaluation.parts import part_of
+from counterpoise.evaluation.sweep import Store
+from counterpoise.evaluation.tax import Panel, Scores
+from counterpoise.language import read_prompts
+from counterpoise.preflight import preflight, scan
+from counterpoise.results import Measured, results, write_results
+from counterpoise.workbench import Workbench
+
+HERE = Path(__file__).resolve().parent
+PLAIN = "distilled"
+
+
+class Plan(NamedTuple):
+    """One model to train: its name, what it shares a colour with, and what `counterpoise align` is given for it."""
+
+    name: str
+    method: str
+    options: str
+
+
+GRID = (
+    Plan("L1 0.04", "L1", "--l1 0.04"),
+    Plan("L1 1", "L1", "--l1 1"),
+    Plan("L2 0.01", "L2", "--l2 0.01"),
+    Plan("L2 0.1", "L2", "--l2 0.1"),
+    Plan("KD 0.1", "KD", "--kd 0.1"),
+    Plan("KD 1", "KD", "--kd 1"),
+    Plan("LoRA 16", "LoRA", "--lora 16"),
+    Plan("LoRA 64", "LoRA", "--lora 64"),
+    Plan("replay 0.25", "replay", "--replay self --replay-ratio 0.25 --prompts replay.jsonl"),
+    Plan("replay 1", "replay", "--replay self --replay-ratio 1 --prompts replay.jsonl"),
+    Plan("SMA 0.97", "SMA", "--sma 0.97"),
+    Plan("SMA 0.99", "SMA", "--sma 0.99"),
+    Plan("freeze 10", "freezing", "--freeze 10"),
+    Plan("freeze 20", "freezing", "--freeze 20"),
+    Plan("online merging 0.01", "online merging", "--merge 0.01 --merge-keep 0.5"),
+)
+
+
+def main() -> None:
+    """Collect, train what is missing, measure, write."""
+    options = parse()
+    os.chdir(options.work)
+    trained = json.loads(Path("rsf.json").read_text(encoding="utf-8"))["settings"]
+    seed = int(trained["seed"])
+    work = Path("mitigations.work")
+    work.mkdir(exist_ok=True)
+    used = write_prompts(trained["prompts"])
+    drawing = ["--max-new-tokens", trained["max_new_tokens"], "--seed", seed, "--quiet"]
+    samples = work / "samples.jsonl"
+    if not samples.exists():
+        call("align", "collect", "post", "-o", samples, "--prompts", used, "--reward", options.reward, *drawing,
+             "--n", trained["n"], "--work", work / "collect")  # fmt: skip
+    chosen = [p for p in GRID if not options.only or p.method.split()[0].lower() in options.only]
+    judge = Judge(options, work)
+    points = [Measured("PRE", "PRE", judge.measure("pre"))]
+    training = ["--samples", samples, "--epochs", trained["epochs"], "--batch-size", trained["batch_size"]]
+    training += ["--learning-rate", trained["learning_rate"], *drawing]
+    plain = judge.aligned(Plan(PLAIN, "POST", ""), training, keep=True)
+    points.append(Measured("POST", "POST", plain, settings={"what": "PRE fine-tuned on POST's best responses"}))
+    points.append(Measured("RSF, online", "RSF, online", judge.measure("post")))
+    for epoch in range(1, int(trained["epochs"])):
+        stopped = judge.measure(str(work / f"{PLAIN}.work" / f"iteration-{epoch:04d}"))
+        points.append(Measured(f"early stopping {epoch}", "early stopping", stopped))
+    points += judge.averages(work / PLAIN, options.means)
+    for number, plan in enumerate(chosen):
+        scores = judge.aligned(plan, training)
+        points.append(Measured(plan.name, plan.method, scores, settings={"options": plan.options}))
+        about = {
+            "command": shlex.join(["python", "experiments/hma/mitigations.py", "WORK", *sys.argv[2:]]),
+            "commit": commit(),
+            "versions": versions(),
+            "dtype": "trained in float32, measured in bfloat16",
+            "rsf": trained,
+            "not_run": [p.name for p in GRID if p not in chosen[: number + 1]],
+        }
+        found = results(points, run="rsf-mitigations", seed=seed, reward=options.reward, about=about)
+        folder = options.results or HERE / "results"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_results(folder / f"mitigations-rsf-{seed}.json", found)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--only", type=lambda text: text.lower().split(","), help="methods: l1,l2,kd,lora,replay,...")
+    parser.add_argument("--reward", default="sentiment:reward.csv")
+    parser.add_argument("--means", type=float, nargs="+", default=[0.2, 0.4, 0.6, 0.8])
+    parser.add_argument(
+        "--abilities",
+        nargs="+",
+        default=[
+            "choices:arc_easy.jsonl?limit=150",
+            "choices:piqa.jsonl?limit=150",
+            "continue:lambada_openai.jsonl?limit=150",
+            "generate:multi30k.jsonl?metric=bleu&limit=40",
+        ],
+    )
+    parser.add_argument("--prompt-limit", type=int, default=240)
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--results", type=lambda text: Path(text).resolve(), help="folder of the results file")
+    return parser.parse_args()
+
+
+class Judge:
+    """Trains and measures, each model once."""
+
+    def __init__(self, options: argparse.Namespace, work: Path) -> None:
+        self.work, self.store = work, Store(work / "scores")
+        self.panel = Panel.load(
+            "prompts.jsonl",
+            options.reward,
+            options.abilities,
+            prompt_limit=options.prompt_limit,
+            max_new_tokens=options.max_new_tokens,
+        )
+
+    def aligned(self, plan: Plan, training: list[Any], *, keep: bool = False) -> Scores:
+        """The scores of PRE fine-tuned with a mitigation; the model is removed once it is measured."""
+        name = plan.name.replace(" ", "-")
+        record = self.work / f"{name}.json"
+        folder = self.work / name
+        if record.exists() and not keep:
+            sha256 = json.loads(record.read_text(encoding="utf-8"))
+        else:
+            begun = time.time()
+            call("align", "pre", "-o", folder, "--method", "rsf", *training, *plan.options.split(),
+                 *([] if keep else ["--last-checkpoint-only"]))  # fmt: skip
+            sha256 = open_checkpoint(folder).sha256
+            print(f"{plan.name}: trained in {time.time() - begun:.0f} s", flush=True)
+        scores = self.measure(str(folder), sha256)
+        record.write_text(json.dumps(sha256), encoding="utf-8")
+        if not keep:
+            for left in (folder, folder.with_name(f"{name}.work")):
+                shutil.rmtree(left, ignore_errors=True)
+        return scores
+
+    def measure(self, folder: str, sha256: Any = None) -> Scores:
+        """The scores of one checkpoint on the held-out part, in bfloat16."""
+        model_id = {"sha256": sha256 or open_checkpoint(folder).sha256, "dtype": "bfloat16"}
+        model = tokenizer = None
+        if Path(folder).exists():
+            model, tokenizer = load(Path(folder), dtype=torch.bfloat16, device="cpu")
+        begun = time.time()
+        scores = self.panel.measure(model, tokenizer, "held-out", store=self.store, model_id=model_id)
+        print(f"{folder}: reward {scores.reward.value:.4f}, measured in {time.time() - begun:.0f} s", flush=True)
+        return scores
+
+    def averages(self, post: Path, means: list[float]) -> list[Measured]:
+        """MA between PRE and `post`."""
+        pair = preflight("pre", post)
+        scan(pair)
+        bench = Workbench(pair, self.panel, self.store, dtype=torch.bfloat16)
+        found = [bench.point("MA", bench.whole, [r], "held-out", name=f"MA {r:g}") for r in means]
+        return [Measured(p.name, p.method, p.scores, p.ratios, p.mean) for p in found]
+
+
+def write_prompts(count: int) -> Path:
+    """The prompts that responses are collected for, of the proxy part; and a few for PRE to replay itself on."""
+    proxy = [p for p in read_prompts("prompts.jsonl") if part_of(p.key) == "proxy" and len(p.text) < 400]
+    proxy.sort(key=lambda p: p.key)
+    for name, chosen in (("collect.jsonl", proxy[:count]), ("replay.jsonl", proxy[count:] or proxy)):
+        with Path(name).open("w", encoding="utf-8") as file:
+            for p in chosen:
+                print(json.dumps({"messages": [{"role": r, "content": c} for r, c in p.messages]}), file=file)
+    return Path("collect.jsonl")
+
+
+def call(*words: Any) -> None:
+    """`counterpoise ...` in a process of its own."""
+    subprocess.run([sys.executable, "-m", "counterpoise.cli", *map(str, words)], check=True)
+
+
+def commit() -> str:
+    """The commit that runs."""
+    told = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(told, cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    main()
