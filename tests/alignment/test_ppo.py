@@ -153,11 +153,15 @@ def test_ppo_with_a_kl_penalty_reaches_the_known_optimum_of_reward_less_kl() -> 
         max_new_tokens=1,
     )
     ids = torch.tensor([words("abc")["input_ids"]])
-    q, p = (m(ids).logits[0, -1].softmax(-1)[letter].item() for m in (pre, model))
-    best = q * math.exp(1 / weight) / (1 + q * (math.exp(1 / weight) - 1))  # argmax E[r] - weight KL, in closed form
+    before, after = (m(ids).logits[0, -1].detach().log_softmax(-1) for m in (pre, model))
+    q, p = before[letter].exp().item(), after[letter].exp().item()
+    lifted = 1 + q * (math.exp(1 / weight) - 1)
+    best = q * math.exp(1 / weight) / lifted  # argmax E[r] - weight KL in closed form; its value is weight log(lifted)
     assert 0.3 < best < 0.7
     assert q < 0.05
     assert p == pytest.approx(best, abs=0.12)
+    objective = p - weight * (after.exp() * (after - before)).sum().item()
+    assert 0.93 < objective / (weight * math.log(lifted)) <= 1.0
 
 
 def test_the_same_seed_gives_the_same_model_and_micro_batches_do_not_change_it() -> None:
