@@ -56,8 +56,8 @@ GRID = (
     Plan("KD 1", "KD", "--kd 1"),
     Plan("LoRA 16", "LoRA", "--lora 16"),
     Plan("LoRA 64", "LoRA", "--lora 64"),
-    Plan("replay 0.25", "replay", "--replay self --replay-ratio 0.25 --prompts replay.jsonl"),
-    Plan("replay 1", "replay", "--replay self --replay-ratio 1 --prompts replay.jsonl"),
+    Plan("replay 0.25", "replay", "--replay self --replay-ratio 0.25"),
+    Plan("replay 1", "replay", "--replay self --replay-ratio 1"),
     Plan("SMA 0.97", "SMA", "--sma 0.97"),
     Plan("SMA 0.99", "SMA", "--sma 0.99"),
     Plan("freeze 10", "freezing", "--freeze 10"),
@@ -186,13 +186,11 @@ class Judge:
 
 
 def write_prompts(count: int) -> Path:
-    """The prompts that responses are collected for, of the proxy part; and a few for PRE to replay itself on."""
+    """The prompts that responses are collected for: the first of the proxy part, by content hash."""
     proxy = [p for p in read_prompts("prompts.jsonl") if part_of(p.key) == "proxy" and len(p.text) < 400]
-    proxy.sort(key=lambda p: p.key)
-    for name, chosen in (("collect.jsonl", proxy[:count]), ("replay.jsonl", proxy[count:] or proxy)):
-        with Path(name).open("w", encoding="utf-8") as file:
-            for p in chosen:
-                print(json.dumps({"messages": [{"role": r, "content": c} for r, c in p.messages]}), file=file)
+    with Path("collect.jsonl").open("w", encoding="utf-8") as file:
+        for p in sorted(proxy, key=lambda p: p.key)[:count]:
+            print(json.dumps({"messages": [{"role": r, "content": c} for r, c in p.messages]}), file=file)
     return Path("collect.jsonl")
 
 
