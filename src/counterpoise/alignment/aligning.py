@@ -111,7 +111,7 @@ def load(folder: Path, *, dtype: torch.dtype, device: str) -> tuple[Any, Any]:
 
     try:
         with without_bars():
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, trust_remote_code=False, output_loading_info=True
             )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -119,12 +119,13 @@ def load(folder: Path, *, dtype: torch.dtype, device: str) -> tuple[Any, Any]:
         raise CheckpointError(
             f"{folder}: expected a causal language model with its tokenizer, found: {str(error).splitlines()[0]}"
         ) from None
+    model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(
             f"{folder}: expected a causal language model, found a checkpoint without {missing[0]} (a classifier, or "
             "another head); give the model that writes text"
         )
-    return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
+    return model.to(device).eval(), tokenizer
 
 
 def describe(method: Callable[..., Any]) -> dict[str, Any]:
