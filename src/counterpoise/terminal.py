@@ -9,19 +9,20 @@ from typing import Any
 
 
 @contextmanager
-def plain_errors(kept: str) -> Iterator[None]:
+def plain_errors(kept: str, *more: type[Exception]) -> Iterator[None]:
     """Errors that a user can act on become one message; anything else keeps its traceback.
 
     Args:
         kept: what is left when the command is stopped, for the message.
+        more: further kinds of error that this command's users can act on.
     """
     try:
         yield
     except KeyboardInterrupt:
         print(f"stopped; {kept}", file=sys.stderr)
         raise SystemExit(130) from None
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError, ModuleNotFoundError, *more) as error:
+        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         raise SystemExit(1) from None
 
 

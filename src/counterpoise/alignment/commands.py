@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-if TYPE_CHECKING:
-    from counterpoise.workbench import Stages
+from counterpoise.terminal import bars, plain_errors
 
 
 class _AlignByDefault(TyperGroup):
@@ -36,7 +33,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Model = Annotated[str, typer.Argument(help="Checkpoint to start from: a folder, or a hub id org/name[@revision].")]
+Model = Annotated[
+    str, typer.Argument(help="Checkpoint to start from: a folder, or a hub id (org/name, org/name@revision).")
+]
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write; it appears whole or not at all.")]
 Prompts = Annotated[Path | None, typer.Option(help='rsf, ppo: jsonl of {"prompt": str} or {"messages": [...]}.')]
 RewardOption = Annotated[
@@ -69,7 +68,9 @@ def _held(text: str) -> Any:
 
 @app.command()
 def model(
-    source: Annotated[str, typer.Argument(metavar="MODEL", help="PRE: a folder, or a hub id org/name[@revision].")],
+    source: Annotated[
+        str, typer.Argument(metavar="MODEL", help="PRE: a folder, or a hub id (org/name, org/name@revision).")
+    ],
     out: Out,
     method: Annotated[str, typer.Option(help="rsf, ppo or dpo.")],
     prompts: Prompts = None,
@@ -129,7 +130,7 @@ def model(
     chosen = {name: value for name, value in chosen.items() if value is not None}
     common = {"micro_batch_size": micro_batch_size, "chat": not no_chat_template, "seed": seed}
     drawing = {"max_new_tokens": max_new_tokens, "temperature": temperature}
-    with _plain_errors(kept), _bars(quiet) as bars:
+    with plain_errors(kept), bars(quiet) as progress:
         from counterpoise.alignment import assembling
         from counterpoise.alignment.aligning import align
 
@@ -171,7 +172,7 @@ def model(
             device=device,
             keep_checkpoints=not last_checkpoint_only,
             command=_command(),
-            progress=bars,
+            progress=progress,
         )
     if record.get("already_finished"):
         print(f"{out} holds the result of this very run already; nothing was done again.")
@@ -198,7 +199,7 @@ def collect(
 ) -> None:
     """Collect the best of n responses once, for RSF in distillation style: `align PRE --method rsf --samples OUT`."""
     work = work or out.with_name(f"{out.name}.work")
-    with _plain_errors(f"finished pieces are in {work}; the same command goes on from there"), _bars(quiet) as bars:
+    with plain_errors(f"finished pieces are in {work}; the same command goes on from there"), bars(quiet) as progress:
         from counterpoise.alignment.assembling import collect_to
 
         found = collect_to(
@@ -215,7 +216,7 @@ def collect(
             chat=not no_chat_template,
             batch_size=micro_batch_size,
             seed=seed,
-            progress=bars and (lambda done, total: bars(f"best of {n}", done, total)),
+            progress=progress and (lambda done, total: progress(f"best of {n}", done, total)),
         )
     count = len(found)
     print(f"{count} responses, mean reward of all {sum(s.mean_reward for s in found) / count:.4f}, "
@@ -240,7 +241,7 @@ def reward_model(
     quiet: Quiet = False,
 ) -> None:
     """Train a reward model on preferences: OUT serves as --reward OUT here and in restore."""
-    with _plain_errors("nothing was written"), _bars(quiet) as bars:
+    with plain_errors("nothing was written"), bars(quiet) as progress:
         from counterpoise.alignment.preferences import read_preferences
         from counterpoise.alignment.reward_model import train_reward_model
 
@@ -258,7 +259,7 @@ def reward_model(
             device=device,
             dtype=_dtype(dtype),
             command=_command(),
-            progress=bars,
+            progress=progress,
         )
     pairs, accuracy = record["pairs"], record["accuracy"]
     print(
@@ -288,37 +289,3 @@ def _dtype(name: str) -> Any:
 
 def _command() -> str:
     return shlex.join(["counterpoise", *sys.argv[1:]])
-
-
-@contextmanager
-def _bars(quiet: bool) -> Iterator[Stages | None]:
-    """Progress bars on stderr, one a stage; finished ones stay as a line."""
-    if quiet:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        tasks: dict[str, Any] = {}
-
-        def advance(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=total)
-            progress.update(tasks[stage], completed=done, total=total)
-
-        yield advance
-
-
-@contextmanager
-def _plain_errors(kept: str) -> Iterator[None]:
-    """Errors that a user can act on become one message; anything else keeps its traceback."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print(f"stopped; {kept}", file=sys.stderr)
-        raise SystemExit(130) from None
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None

@@ -12,7 +12,9 @@ from counterpoise.terminal import bars, plain_errors
 
 
 def merge(
-    pre: Annotated[str, typer.Argument(help="Checkpoint before training: a folder, or a hub id org/name[@revision].")],
+    pre: Annotated[
+        str, typer.Argument(help="Checkpoint before training: a folder, or a hub id (org/name, org/name@revision).")
+    ],
     posts: Annotated[list[str], typer.Argument(help="One or several checkpoints after; may be LoRA adapters on PRE.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write; it appears whole or not at all.")],
     method: Annotated[str, typer.Option(help="ties, dare or dare-ties.")] = "ties",

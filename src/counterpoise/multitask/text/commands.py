@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from counterpoise.terminal import plain_errors
+
 if TYPE_CHECKING:
     from .classifier import Score
     from .data import TaskData
@@ -75,7 +77,7 @@ def train(
 ) -> None:
     """Train one model on all tasks, and write it with its history."""
     settings = {"rho": rho, "min_effective_tasks": min_effective_tasks, "eta": eta, "normalize": normalize}
-    with _plain_errors("nothing was written"), _bar(quiet) as progress:
+    with plain_errors("nothing was written", KeyError, ImportError), _bar(quiet) as progress:
         from counterpoise.checkpoint import refuse_occupied
 
         refuse_occupied(out)
@@ -119,7 +121,9 @@ def train(
         record = told | settings | _record(found, run, tested)
         saving.save(built, out, record)
     _show_run(run, tested)
-    with _plain_errors(f"the model is in {out}; draw the page with: counterpoise multitask report {out}"):
+    with plain_errors(
+        f"the model is in {out}; draw the page with: counterpoise multitask report {out}", KeyError, ImportError
+    ):
         write_report(record, out / saving.REPORT)
     print(f"wrote {out}; the run as a page: {out / saving.REPORT}")
 
@@ -136,7 +140,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Accuracy and loss of every task the model has, on held-out data."""
-    with _plain_errors("nothing was changed"):
+    with plain_errors("nothing was changed", KeyError, ImportError):
         from . import classifier, saving
         from .data import PARTS
 
@@ -162,7 +166,7 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """The label of each text: task, label and probability, separated by tabs; --json gives every label's."""
-    with _plain_errors("nothing was changed"):
+    with plain_errors("nothing was changed", KeyError, ImportError):
         from . import saving
 
         loaded = saving.load(model, device=device)
@@ -187,7 +191,7 @@ def report(
     ] = None,
 ) -> None:
     """Draw the page of a training run again: losses, weights and accuracy by task over time."""
-    with _plain_errors("nothing was changed"):
+    with plain_errors("nothing was changed", KeyError, ImportError):
         from counterpoise.report.multitask import write_report
 
         from . import saving
@@ -251,16 +255,3 @@ def _bar(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("reading", total=None)
         yield lambda stage, done, total: progress.update(bar, description=stage, completed=done, total=total)
-
-
-@contextmanager
-def _plain_errors(kept: str) -> Iterator[None]:
-    """Errors that a user can act on become one message; anything else keeps its traceback."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print(f"stopped; {kept}", file=sys.stderr)
-        raise SystemExit(130) from None
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
-        raise SystemExit(1) from None
