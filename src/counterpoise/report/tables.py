@@ -159,7 +159,8 @@ def tax_rich(results: Results) -> RichTable:
     ]
     if any(r.get("pick") for r in rows):
         pick = str(results.get("pick") or "pick")
-        title = pick if len(pick) <= 10 else pick.replace(" ", "\n", 1)  # a long name in one line would starve the others
+        # A long name in one line would starve the other columns.
+        title = pick if len(pick) <= 10 else pick.replace(" ", "\n", 1)
         columns.insert(3, Column(title, lambda r: Cell(bare["pick"](r).text)))
         columns.append(Column("tax left", _difference("remaining")))
     note = "Higher is better; tax is PRE minus POST. Brackets: 95 % intervals; bold: they leave out 0."
