@@ -23,7 +23,8 @@ from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.tax import Scores
 from counterpoise.language import read_prompts
 from counterpoise.partition import equal
-from counterpoise.restoring import measure_tax, restore, search_recipe
+from counterpoise.recipes import hma_recipe
+from counterpoise.restoring import measure_tax, restore
 from counterpoise.workbench import Point
 from world import early_letters, make, panel
 
@@ -206,11 +207,16 @@ def test_tax_and_search_stand_alone(world: Path, tmp_path: Path) -> None:
     assert reward["tax"]["p"] < 0.05
     assert all(r["tax"]["value"] == pytest.approx(r["pre"]["value"] - r["post"]["value"]) for r in rows)
     options: dict[str, Any] = {"mean": 0.5, "work": tmp_path / "work", "proxy_size": 12}
-    found, recipe = search_recipe(world / "pre", world / "post", tmp_path / "recipe.json", panel(world), **options)
+    found, recipe = hma_recipe(world / "pre", world / "post", tmp_path / "recipe.json", panel(world), **options)
     assert found.value <= found.trace[0]
     assert Recipe.read(tmp_path / "recipe.json").ratios == recipe.ratios == found.ratios
-    with pytest.raises(CheckpointError, match="expected a new file"):
-        search_recipe(world / "pre", world / "post", tmp_path / "recipe.json", panel(world), **options)
+    written = (tmp_path / "recipe.json").read_bytes()
+    again, _ = hma_recipe(world / "pre", world / "post", tmp_path / "recipe.json", panel(world), **options)
+    assert again.ratios == found.ratios
+    assert (tmp_path / "recipe.json").read_bytes() == written
+    with pytest.raises(CheckpointError, match="found another's"):
+        hma_recipe(world / "pre", world / "post", tmp_path / "recipe.json", panel(world), **{**options, "mean": 0.6})
+    assert (tmp_path / "recipe.json").read_bytes() == written
 
 
 @pytest.mark.parametrize(

@@ -60,11 +60,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(align)
-app.add_typer(multitask)
-app.add_typer(judge)
-app.command()(merge)
-app.command()(front)
 
 
 @app.command()
@@ -262,9 +257,9 @@ def search(
             "progress": progress,
         }
         if mean is not None:
-            from counterpoise.restoring import search_recipe
+            from counterpoise.recipes import hma_recipe
 
-            found, recipe = search_recipe(pre, post, out, panel, mean=mean, blocks=blocks or 3, **options)
+            found, recipe = hma_recipe(pre, post, out, panel, mean=mean, blocks=blocks or 3, **options)
             gained = f"{found.passes} passes, proxy loss {found.trace[0]:.4f} -> {found.value:.4f} nats/token"
         else:
             from counterpoise.recipes import two_sided_recipe
@@ -395,6 +390,13 @@ def version() -> None:
     from importlib.metadata import version as of
 
     print(of("counterpoise"))
+
+
+app.add_typer(align)
+app.add_typer(multitask)
+app.add_typer(judge)
+app.command()(merge)
+app.command()(front)
 
 
 def _panel(prompts: Path, reward: str, abilities: list[str], **settings: Any) -> Panel:

@@ -15,14 +15,13 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from counterpoise.averaging import Donor, Recipe, average, describe_inputs, versions, write_json
+from counterpoise.averaging import Donor, average, describe_inputs, versions, write_json
 from counterpoise.comparing import compare
 from counterpoise.evaluation.sweep import Store, digest
 from counterpoise.evaluation.tax import Panel, tax_table
 from counterpoise.files import CheckpointError, refuse_occupied
 from counterpoise.partition import partition
 from counterpoise.preflight import preflight, scan
-from counterpoise.search.hma import SearchResult
 from counterpoise.searching import TwoSided
 from counterpoise.workbench import Stages, Workbench
 
@@ -85,7 +84,7 @@ def restore(
     """
     out, begun = Path(out), time.time()
     work = Path(work) if work is not None else out.with_name(out.name + ".work")
-    _refuse_settings(means, mean, keep_reward, proxy_size)
+    refuse_settings(means, mean, keep_reward, proxy_size)
     _refuse_search(search, mean, lambdas)
     if not (out / RESULT).is_file():
         refuse_occupied(out.absolute())
@@ -166,7 +165,7 @@ def restore(
     return result
 
 
-def _refuse_settings(means: Sequence[float], mean: float | None, keep_reward: float, proxy_size: int) -> None:
+def refuse_settings(means: Sequence[float], mean: float | None, keep_reward: float, proxy_size: int) -> None:
     """Said before the first hour of work, not after it."""
     if not means or not all(math.isfinite(m) and m >= 0 for m in means):
         raise ValueError(f"means: expected numbers of at least 0, found {list(means)}")
@@ -235,35 +234,3 @@ def measure_tax(
         bench = Workbench(pair, panel, Store(folder), device=device, dtype=dtype, progress=progress)
         before, after = (bench.point(n, bench.whole, [r], "held-out", name=n) for n, r in (("PRE", 0.0), ("POST", 1.0)))
     return tax_table(before.scores, after.scores), [*pair.warnings, *warnings]
-
-
-def search_recipe(
-    pre: str | Path,
-    post: str | Path,
-    out: str | Path,
-    panel: Panel,
-    *,
-    mean: float,
-    work: str | Path,
-    blocks: int | str = 3,
-    proxy_size: int = 256,
-    max_passes: int = 12,
-    drop: Sequence[str] = (),
-    allow_unrelated: bool = False,
-    device: str = "cpu",
-    dtype: torch.dtype | None = None,
-    progress: Stages | None = None,
-) -> tuple[SearchResult, Recipe]:
-    """Find HMA's ratios at a mean and write them to `out` as a recipe.json, which `average` takes."""
-    if Path(out).exists():
-        raise CheckpointError(f"{out}: expected a new file, found one; choose another name or remove it")
-    _refuse_settings([mean], mean, 1.0, proxy_size)
-    pair = preflight(pre, post, drop=drop)
-    _, warnings = scan(pair, allow_unrelated=allow_unrelated, progress=_named(progress, "reading both checkpoints"))
-    bench = Workbench(pair, panel, Store(work), device=device, dtype=dtype, progress=progress)
-    cut = partition({n: pair.post.shape(n) for n in pair.names}, blocks)
-    found = bench.search(cut, bench.proxies(proxy_size), mean, max_passes=max_passes)
-    settings = {**panel.source, "mean": mean, "proxy_size": proxy_size, "trace": list(found.trace), "seed": panel.seed}
-    recipe = Recipe(cut, found.ratios, describe_inputs(pair), settings, versions(), (*pair.warnings, *warnings))
-    write_json(Path(out), recipe.to_json())
-    return found, recipe

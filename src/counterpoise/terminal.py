@@ -16,12 +16,13 @@ def plain_errors(kept: str, *more: type[Exception]) -> Iterator[None]:
         kept: what is left when the command is stopped, for the message.
         more: further kinds of error that this command's users can act on.
     """
+    told: tuple[type[Exception], ...] = (ValueError, OSError, ModuleNotFoundError, *more)
     try:
         yield
     except KeyboardInterrupt:
         print(f"stopped; {kept}", file=sys.stderr)
         raise SystemExit(130) from None
-    except (ValueError, OSError, ModuleNotFoundError, *more) as error:
+    except told as error:
         print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         raise SystemExit(1) from None
 

@@ -135,10 +135,10 @@ def _derivative(resident: ResidentAverage, names: Sequence[str], made: Batch) ->
             if found in wanted:
                 pre, post = resident.pair.tensors(found)
                 gap = (post.double() - pre.double()).to(parameter)
-                duals[name] = forward_ad.make_dual(parameter.detach(), gap)
+                duals[name] = forward_ad.make_dual(parameter.detach(), gap)  # type: ignore[no-untyped-call]
         options: dict[str, Any] = {**made.inputs, "use_cache": False, "logits_to_keep": made.keep}
         out = functional_call(model, duals, (), options)  # tied tensors follow
-        primal, tangent = forward_ad.unpack_dual(chosen_logits(out.logits, made))
+        primal, tangent = forward_ad.unpack_dual(chosen_logits(out.logits, made))  # type: ignore[no-untyped-call]
     return (torch.zeros_like(primal) if tangent is None else tangent), primal
 
 

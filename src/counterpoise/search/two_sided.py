@@ -233,7 +233,8 @@ def _least(diagonal: Diagonal, weight: float, rho: float) -> Array:
     models = list(diagonal.retention.values())
     even = np.full(len(models), 1 / len(models))
     if len(models) == 1 or rho == 0:
-        return separable_path(diagonal.alignment, _mean(models, even), [weight])[0]
+        only: Array = separable_path(diagonal.alignment, _mean(models, even), [weight])[0]
+        return only
 
     def at(ratios: Array) -> Sides:
         kept = np.stack([m.gradient(ratios) for m in models])
@@ -241,7 +242,8 @@ def _least(diagonal: Diagonal, weight: float, rho: float) -> Array:
         return diagonal.alignment.value(ratios), diagonal.alignment.gradient(ratios), values, kept
 
     def minimum(shares: Array) -> Array:
-        return separable_path(diagonal.alignment, _mean(models, shares), [weight])[0]
+        least: Array = separable_path(diagonal.alignment, _mean(models, shares), [weight])[0]
+        return least
 
     starts = [minimum(p) for p in (even, *np.eye(len(models)))]
     starts += [minimum(worst(at(r)[2], at(r)[3], rho).weights) for r in starts]
