@@ -160,7 +160,7 @@ def test_newsgroups_by_date(tmp_path):
     ("content", "message"),
     [
         (b"text,stars\ngood,1\n", r"a\.csv: expected the columns text and label .* found \['text', 'stars'\]"),
-        (b"", r"a\.csv: expected the columns text and label"),
+        (b"", r"a\.csv: expected rows with text and label, found an empty file; fill it or leave it out"),
         (b"text,label\n", r"a\.csv: expected rows .* found none; fill the file"),
         (b"text,label\ngood,1\nbad\n", r"a\.csv, line 3: expected 2 columns .* found 1"),
         (b"text,label\ngood, nice,1\n", r"a\.csv, line 2: .* found 3; quote texts with commas"),
