@@ -162,3 +162,10 @@ def test_a_device_that_is_not_there_is_named(world: Path) -> None:
     made = run("tax", *arguments(world, "--device", "cuda:99", "--quiet"))
     assert made.exit_code == 1
     assert "error: --device: 'cuda:99' cannot be used here" in made.output
+
+
+def test_a_lost_file_is_named_with_what_to_do(tmp_path: Path) -> None:
+    lost = str(tmp_path / "prompts.jsonl")
+    found = run("tax", "a", "b", "--prompts", lost, "--reward", "sentiment:r.csv", "--abilities", "choices:a.jsonl")
+    assert found.exit_code == 1
+    assert f"{lost}: expected a file or folder, found nothing of that name; check the path" in found.output

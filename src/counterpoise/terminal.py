@@ -23,8 +23,15 @@ def plain_errors(kept: str, *more: type[Exception]) -> Iterator[None]:
         print(f"stopped; {kept}", file=sys.stderr)
         raise SystemExit(130) from None
     except told as error:
-        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        print(f"error: {_said(error)}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _said(error: Exception) -> str:
+    """The message alone: what Python itself says of a lost file or key tells no stranger what to do."""
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        return f"{error.filename}: expected a file or folder, found nothing of that name; check the path"
+    return str(error.args[0] if isinstance(error, KeyError) else error)
 
 
 @contextmanager
