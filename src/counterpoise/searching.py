@@ -16,10 +16,10 @@ from counterpoise.evaluation.sweep import digest
 from counterpoise.language import Example
 from counterpoise.multitask.mirror import ball_radius
 from counterpoise.partition import Partition
-from counterpoise.search.contrast import Rated, contrast
+from counterpoise.search.contrast import contrast
 from counterpoise.search.fisher import Quadratic, block_fisher, fisher_path
 from counterpoise.search.on_policy import OnPolicy
-from counterpoise.search.proxies import ProxySet
+from counterpoise.search.proxies import ProxySet, Rated
 from counterpoise.search.retention import OPENINGS
 from counterpoise.search.sides import Likelihood, Scale, Side, Slopes
 from counterpoise.search.two_sided import POINTS, Diagonal, Found, diagonal_of, exact, path

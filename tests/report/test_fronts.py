@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from counterpoise.cli import app
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.tax import Scores
 from counterpoise.pareto import paired_difference
-from counterpoise.report import fronts, page, plots
+from counterpoise.report import fronts, page
 from counterpoise.report.matched import hypervolume_gains, matched
 from counterpoise.report.panels import beaten_by, pooled, read_panels
 from counterpoise.results import Measured, measurement, results, write_results
@@ -27,22 +26,6 @@ from report.test_report import Elements
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 DEMO, HMA = (EXPERIMENTS / name / "results" for name in ("demo", "hma"))
 COMMITTED = [HMA / "real_run.json", HMA / "partwise.json", *(DEMO / f"seed-{n}.json" for n in range(10))]
-
-
-@pytest.fixture(autouse=True)
-def _without_plotly(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """plotly.js has 5 MB; only a browser needs it."""
-    if "tab" not in request.fixturenames:
-        monkeypatch.setattr(plots, "plotly_script", lambda: "")
-
-
-@pytest.fixture(scope="module")
-def tab() -> Iterator[browser.Browser]:
-    binary = browser.find()
-    if binary is None:
-        pytest.skip(f"no browser found: put one of {', '.join(browser.NAMES)} on PATH, or its path into CHROMIUM")
-    with browser.running(binary) as found:
-        yield found
 
 
 def scores(reward: float, ability: float, seed: int) -> Scores:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from counterpoise.report import history, multitask, plots
-from report import browser
+from counterpoise.report import history, multitask
 from report.test_report import Elements
 
 HOSTILE = "<img src=x onerror=alert(1)>|\"'&"
@@ -46,21 +44,6 @@ def record(m: int = 14, epochs: int = 6, *, weights: bool = True, first: str = "
         "command": "counterpoise multitask train", "date": "2026-01-01", "versions": {"torch": "2"}, "epochs": done,
         "rounds": rounds, "best_epoch": epochs - 1, "stopped": "all epochs done", "test": tested,
     }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _without_plotly(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "tab" not in request.fixturenames:
-        monkeypatch.setattr(plots, "plotly_script", lambda: "")
-
-
-@pytest.fixture(scope="module")
-def tab() -> Iterator[browser.Browser]:
-    binary = browser.find()
-    if binary is None:
-        pytest.skip(f"no browser found: put one of {', '.join(browser.NAMES)} on PATH, or its path into CHROMIUM")
-    with browser.running(binary) as found:
-        yield found
 
 
 @pytest.mark.parametrize(("m", "width"), [(1, 1280), (2, 1280), (2, 390), (14, 390), (30, 390)])

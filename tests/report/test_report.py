@@ -6,7 +6,6 @@ import copy
 import json
 import math
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -39,22 +38,6 @@ class Elements(HTMLParser):
             self.figures, self._within = json.loads(data), ""
         elif self._within not in ("script", "style"):
             self.text += data
-
-
-@pytest.fixture(autouse=True)
-def _without_plotly(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """plotly.js has 5 MB; only a browser needs it."""
-    if "tab" not in request.fixturenames:
-        monkeypatch.setattr(plots, "plotly_script", lambda: "")
-
-
-@pytest.fixture(scope="module")
-def tab() -> Iterator[browser.Browser]:
-    binary = browser.find()
-    if binary is None:
-        pytest.skip(f"no browser found: put one of {', '.join(browser.NAMES)} on PATH, or its path into CHROMIUM")
-    with browser.running(binary) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from counterpoise.evaluation.abilities import FileAbility, Item
 from counterpoise.evaluation.parts import part_of
 from counterpoise.language import Prompt, decode
 from counterpoise.partition import thirds
-from counterpoise.search.contrast import Rated, contrast, draw_rated
+from counterpoise.search.contrast import contrast
 from counterpoise.search.on_policy import OnPolicy, effective_share
-from counterpoise.search.proxies import ProxySet
+from counterpoise.search.proxies import ProxySet, Rated, draw_rated
 from counterpoise.search.retention import calibration, draw_retention
 from counterpoise.search.rows import row_nlls
 from counterpoise.search.sides import Likelihood, WeightedSet, advantages

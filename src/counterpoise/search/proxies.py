@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from counterpoise.evaluation.rewards import Reward
@@ -54,6 +56,50 @@ class ProxySet:
         return total / tokens
 
 
+@dataclass(frozen=True)
+class Rated:
+    """Responses with rewards, n of each prompt in a row.
+
+    Attributes:
+        rewards: shape (prompts, n).
+    """
+
+    examples: tuple[Example, ...]
+    rewards: NDArray[np.float64]
+
+
+def draw_rated(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    reward: Reward,
+    *,
+    n: int = 4,
+    max_new_tokens: int = 128,
+    temperature: float = 1.0,
+    chat: bool = True,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Rated:
+    """n responses to each prompt, none selected, with their rewards."""
+    encoded = [encode_prompt(tokenizer, p, chat=chat) for p in prompts]
+    drawn = sample(
+        model,
+        tokenizer,
+        encoded,
+        n=n,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
+    )
+    examples = tuple(Example(p, y) for p, group in zip(encoded, drawn, strict=True) for y in group)
+    scores = reward([p.text for p in prompts for _ in range(n)], decode(tokenizer, [e.response for e in examples]))
+    return Rated(examples, np.asarray(scores, dtype=np.float64).reshape(len(prompts), n))
+
+
 def draw_proxies(
     model: nn.Module,
     tokenizer: Any,
@@ -78,20 +124,20 @@ def draw_proxies(
     Args:
         model: POST.
     """
-    encoded = [encode_prompt(tokenizer, p, chat=chat) for p in prompts]
-    drawn = sample(
+    rated = draw_rated(
         model,
         tokenizer,
-        encoded,
+        prompts,
+        reward,
         n=n,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
+        chat=chat,
         batch_size=batch_size,
         seed=seed,
         progress=progress,
     )
-    examples = [Example(prompt, response) for prompt, group in zip(encoded, drawn, strict=True) for response in group]
-    scores = reward([p.text for p in prompts for _ in range(n)], decode(tokenizer, [e.response for e in examples]))
+    examples, scores = rated.examples, rated.rewards.ravel()
     ranked = sorted(range(len(examples)), key=lambda i: (-scores[i], i))
     pool = ranked[: max(1, round(keep * len(ranked)))]
     chosen = pool if len(pool) <= size else random.Random(seed).sample(pool, size)
