@@ -13,12 +13,12 @@ import numpy as np
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.sweep import digest
 from counterpoise.evaluation.tax import Scores
-from counterpoise.partition import Partition, layerwise, thirds
-from counterpoise.search.ramps import linear_ramp
+from counterpoise.partition import Partition, equal, layerwise, thirds
+from counterpoise.search.ramps import linear_ramp, random_ratios, reversed_ramp
 from counterpoise.searching import FORMS, TwoSided
 from counterpoise.workbench import Workbench
 
-MA_SWEEP = tuple(round(0.1 * i, 1) for i in range(11))
+MA_SWEEP = tuple(round(0.1 * i, 1) for i in range(1, 10))
 REQUIRED = ("MA", "HMA thirds", "HMA layerwise", "LiNeS", "path", "exact")
 FORM_CURVES = tuple(f"{how}, {form}" for form in FORMS for how in ("path", "exact", "Fisher"))
 CURVES = (
@@ -30,6 +30,12 @@ CURVES = (
     "path, no outside block",
     "sum of abilities",
     "worst ability",
+    "HMA 6",
+    "HMA 9",
+    "reversed",
+    "random thirds",
+    "HMA thirds, borrowed",
+    "path, borrowed",
 )
 """In the order in which they are run; path, exact and Fisher without a form are imitation."""
 
@@ -39,13 +45,15 @@ class Settings:
     """What decides every curve of a run.
 
     Attributes:
-        means, weights: the points of a curve: mean ratios for MA, HMA and LiNeS, lambda for the two-sided ones.
+        means, weights: the points of a curve: mean ratios for HMA, LiNeS and the controls, lambda for the two-sided ones.
+        sweep: the ratios of MA, the reference curve.
         size: sequences on each side of a search.
         replies: responses a prompt that the reward is averaged over; the items are the prompts.
     """
 
     means: tuple[float, ...]
     weights: tuple[float, ...]
+    sweep: tuple[float, ...]
     size: int
     max_passes: int
     calibrated: int
@@ -69,10 +77,13 @@ class Curves:
     Args:
         bench: searches on it.
         judge: measures on it; it may compute in another precision.
+        lender: the results file of another pair, whose ratios the borrowed curves try here.
     """
 
-    def __init__(self, bench: Workbench, judge: Workbench, settings: Settings) -> None:
-        self.bench, self.judge, self.settings = bench, judge, settings
+    def __init__(
+        self, bench: Workbench, judge: Workbench, settings: Settings, lender: dict[str, Any] | None = None
+    ) -> None:
+        self.bench, self.judge, self.settings, self.lender = bench, judge, settings, lender
         self.deep = layerwise(bench.pair.names)
         self.wide = self.deep.with_rest_block()
         self.costs: dict[str, dict[str, float]] = {}
@@ -80,12 +91,25 @@ class Curves:
     def averages(self, curve: str) -> Iterator[Average]:
         """The points of a curve."""
         makers: dict[str, Callable[[], Iterator[Average]]] = {
-            "MA": lambda: self._fixed(curve, self.bench.whole, MA_SWEEP[1:-1], lambda m: [m]),
+            "MA": lambda: self._fixed(curve, self.bench.whole, self.settings.sweep, lambda m: [m]),
             "LiNeS": lambda: self._fixed(
                 curve, self.deep, self.settings.means, lambda m: linear_ramp(self.deep, m).tolist()
             ),
-            "HMA thirds": lambda: self._hma(curve, thirds(self.bench.pair.names)),
+            "HMA thirds": lambda: self._hma(curve, self._thirds()),
+            "HMA 6": lambda: self._hma(curve, equal(self.bench.pair.names, 6)),
+            "HMA 9": lambda: self._hma(curve, equal(self.bench.pair.names, 9)),
             "HMA layerwise": lambda: self._hma(curve, self.deep),
+            "reversed": lambda: self._fixed(
+                curve, self.deep, self.settings.means, lambda m: reversed_ramp(self.deep, m).tolist()
+            ),
+            "random thirds": lambda: self._fixed(
+                curve,
+                self._thirds(),
+                self.settings.means,
+                lambda m: random_ratios(self._thirds(), m, seed=round(100 * m)),
+            ),
+            "HMA thirds, borrowed": lambda: self._borrowed(curve, self._thirds()),
+            "path, borrowed": lambda: self._borrowed(curve, self.wide),
             "path, thirds": lambda: self._two_sided(curve, "path", self.search(cut=self._wide_thirds())),
             "exact, thirds": lambda: self._two_sided(curve, "exact", self.search(cut=self._wide_thirds())),
             "path, no outside block": lambda: self._two_sided(curve, "path", self.search(cut=self.deep)),
@@ -137,14 +161,25 @@ class Curves:
         self.costs.setdefault("search", {})[name] = round(float(elapsed), 2)
         return value
 
+    def _thirds(self) -> Partition:
+        return thirds(self.bench.pair.names)
+
     def _wide_thirds(self) -> Partition:
-        return thirds(self.bench.pair.names).with_rest_block()
+        return self._thirds().with_rest_block()
 
     def _fixed(
         self, curve: str, cut: Partition, means: Sequence[float], ratios: Callable[[float], Sequence[float]]
     ) -> Iterator[Average]:
         for mean in means:
             yield Average(f"{curve} {mean:g}", curve, cut, tuple(ratios(mean)), {"mean": mean})
+
+    def _borrowed(self, curve: str, cut: Partition) -> Iterator[Average]:
+        if self.lender is None:
+            raise ValueError("no --borrow FILE: expected another pair's results")
+        source = curve.partition(",")[0]
+        for p in (p for p in self.lender["points"] if p["method"] == source):
+            about = {"of": f"{self.lender['run']}-{self.lender['seed']}", **p["settings"]}
+            yield Average(p["name"].replace(source, curve, 1), curve, cut, tuple(p["ratios"]), about)
 
     def _hma(self, curve: str, cut: Partition) -> Iterator[Average]:
         proxies = self.bench.proxies(self.settings.size)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from curves import CURVES, REQUIRED, Curves, Settings
+from curves import CURVES, MA_SWEEP, REQUIRED, Curves, Settings
 from studies import SIZES, noise, openings, sizes
 
 from counterpoise.averaging import versions
@@ -48,6 +48,7 @@ def main() -> None:
     options = parse()
     deadline = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     here = Path.cwd()
+    options.borrow = options.borrow and (here / options.borrow).resolve()
     results_folder = (here / options.results).resolve() if options.results else HERE / "results"
     for work in options.work:
         os.chdir(here / work)
@@ -66,6 +67,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--abilities", nargs="+", default=list(ABILITIES))
     parser.add_argument("--reward", default="sentiment:reward.csv")
     parser.add_argument("--means", type=float, nargs="+", default=[0.2, 0.4, 0.6, 0.8])
+    parser.add_argument("--sweep", type=float, nargs="+", default=list(MA_SWEEP), help="ratios of MA")
+    parser.add_argument("--borrow", type=Path, help="another pair's results file, for the borrowed curves")
     parser.add_argument("--lambdas", type=float, nargs="+", default=[0.5, 1.0, 2.0, 4.0])
     parser.add_argument("--proxy-size", type=int, default=64)
     parser.add_argument("--max-passes", type=int, default=8)
@@ -121,12 +124,14 @@ def run_pair(options: argparse.Namespace, folder: Path, deadline: float | None) 
     settings = Settings(
         tuple(options.means),
         tuple(options.lambdas),
+        tuple(options.sweep),
         options.proxy_size,
         options.max_passes,
         options.calibrated,
         options.replies,
     )
-    curves = Curves(bench, judge if measure_dtype != options.dtype else bench, settings)
+    lender = json.loads(options.borrow.read_text(encoding="utf-8")) if options.borrow else None
+    curves = Curves(bench, judge if measure_dtype != options.dtype else bench, settings, lender)
     points = [ends(bench, curves, name, ratio) for name, ratio in (("PRE", 0.0), ("POST", 1.0))]
     about: dict[str, Any] = {
         "command": command(options),
