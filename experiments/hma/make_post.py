@@ -1,12 +1,15 @@
-"""Make the PRE and POST of the real run: SmolLM2-135M-Instruct before and after RSF towards positive sentiment.
+"""Make PRE and POST: SmolLM2-135M-Instruct before and after RSF, DPO or PPO towards positive sentiment.
 
-    python experiments/hma/make_post.py DATA WORK
+    python experiments/hma/make_post.py DATA WORK [--method rsf]
 
 DATA is the folder of real models and data (its sibling ../tools/smollm2_to_hf.py makes PRE); WORK receives
 pre/, post/, prompts.jsonl, the ability files, reward.csv and check.csv (two halves of the reviews: one rewards, the
-other checks), and rsf.json.
+other checks), and what was done as METHOD.json.
 
-RSF sees the proxy part of the prompts only; validation and held-out prompts stay unseen.
+All three methods see the same reward and the proxy part of the prompts only; validation and held-out prompts stay unseen.
+RSF keeps the best of n responses and starts over from the model it made; DPO takes the best and the worst of n responses
+of PRE as its pairs; PPO draws one response a prompt, round after round. Learning rates are ten times the paper's, or more:
+the runs are that much shorter.
 """
 
 from __future__ import annotations
@@ -15,18 +18,26 @@ import argparse
 import csv
 import gzip
 import json
+import random
+import shlex
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from counterpoise.alignment.rsf import rsf
+from counterpoise.alignment.dpo import dpo
+from counterpoise.alignment.ppo import ppo
+from counterpoise.alignment.preferences import Preference
+from counterpoise.alignment.prompts import next_prompts
+from counterpoise.alignment.rsf import draw_and_score, rsf
 from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.rewards import load_reward
-from counterpoise.language import read_prompts
+from counterpoise.language import Prompt, decode, read_prompts
 
 
 def write_inputs(data: Path, work: Path) -> None:
@@ -60,19 +71,8 @@ def write_inputs(data: Path, work: Path) -> None:
 
 
 def main() -> None:
-    """Parse, make PRE, run RSF."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("work", type=Path)
-    parser.add_argument("--iterations", type=int, default=2)
-    parser.add_argument("--prompts", type=int, default=160)
-    parser.add_argument("--n", type=int, default=8)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
-    parser.add_argument("--max-new-tokens", type=int, default=32)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    """Parse, make PRE, align."""
+    options = parse()
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "pre").exists():
@@ -86,12 +86,49 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(work / "pre")
     model = AutoModelForCausalLM.from_pretrained(work / "pre", dtype=torch.float32)
     prompts = [p for p in read_prompts(work / "prompts.jsonl") if part_of(p.key) == "proxy" and len(p.text) < 400]
-    reward = load_reward(f"sentiment:{work / 'reward.csv'}")
     begun = time.time()
+    iterations = METHODS[options.method](
+        model, tokenizer, prompts, load_reward(f"sentiment:{work / 'reward.csv'}"), options
+    )
+    settings = {k: v for k, v in vars(options).items() if k not in ("data", "work")}
+    result = {
+        "command": shlex.join(["python", "experiments/hma/make_post.py", "DATA", "WORK", *sys.argv[3:]]),
+        "seconds": time.time() - begun,
+        "prompts": len(prompts),
+        "settings": settings,
+        "iterations": iterations,
+    }
+    (work / f"{options.method}.json").write_text(json.dumps(result, indent=1))
+    model.save_pretrained(work / "post.partial")
+    tokenizer.save_pretrained(work / "post.partial")
+    (work / "post.partial").rename(work / "post")
 
-    def shown(done: int, total: int) -> None:
-        print(f"{time.time() - begun:7.0f} s  sampled {done}/{total} prompts", flush=True)
 
+def parse() -> argparse.Namespace:
+    """The command line; what is not given takes the method's own value."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--method", choices=DEFAULTS, default="rsf")
+    parser.add_argument("--iterations", type=int)
+    parser.add_argument("--prompts", type=int, help="of an iteration; of all pairs for dpo")
+    parser.add_argument("--n", type=int, default=8)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    for name, value in DEFAULTS[options.method].items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    return options
+
+
+def align_rsf(
+    model: Any, tokenizer: Any, prompts: list[Prompt], reward: Any, options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Best of n, fine-tune, again."""
     history = rsf(
         model,
         tokenizer,
@@ -105,20 +142,85 @@ def main() -> None:
         batch_size=options.batch_size,
         max_new_tokens=options.max_new_tokens,
         seed=options.seed,
-        progress=shown,
+        progress=progress("sampled"),
         after_iteration=lambda it: print(it.summary(), flush=True),
     )
-    result = {
-        "command": "python experiments/hma/make_post.py DATA WORK",
-        "seconds": time.time() - begun,
-        "prompts": len(prompts),
-        "settings": {k: v for k, v in vars(options).items() if k not in ("data", "work")},
-        "iterations": [it.summary() for it in history],
-    }
-    (work / "rsf.json").write_text(json.dumps(result, indent=1))
-    model.save_pretrained(work / "post.partial")
-    tokenizer.save_pretrained(work / "post.partial")
-    (work / "post.partial").rename(work / "post")
+    return [it.summary() for it in history]
+
+
+def align_dpo(
+    model: Any, tokenizer: Any, prompts: list[Prompt], reward: Any, options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Pairs of PRE's own responses: the best and the worst of n."""
+    chosen = next_prompts([], random.Random(options.seed), prompts, options.prompts)
+    _, drawn, scores = draw_and_score(
+        model,
+        tokenizer,
+        chosen,
+        reward,
+        n=options.n,
+        max_new_tokens=options.max_new_tokens,
+        temperature=1.0,
+        chat=True,
+        batch_size=64,
+        seed=options.seed * 1000,
+        progress=progress("sampled"),
+    )
+    ends = zip(scores.argmax(1).tolist(), scores.argmin(1).tolist(), strict=True)
+    said = [decode(tokenizer, [group[best], group[worst]]) for group, (best, worst) in zip(drawn, ends, strict=True)]
+    pairs = [Preference(p, *two) for p, two in zip(chosen, said, strict=True) if two[0] != two[1]]
+    log = dpo(
+        model,
+        tokenizer,
+        pairs,
+        epochs=options.epochs,
+        learning_rate=options.learning_rate,
+        batch_size=options.batch_size,
+        seed=options.seed,
+    )
+    return [
+        {"pairs": len(pairs), "reward": float(scores.mean()), "best_reward": float(scores.max(1).values.mean())},
+        *log,
+    ]
+
+
+def align_ppo(
+    model: Any, tokenizer: Any, prompts: list[Prompt], reward: Any, options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """One response a prompt, round after round."""
+    history = ppo(
+        model,
+        tokenizer,
+        prompts,
+        reward,
+        iterations=options.iterations,
+        prompts_per_iteration=options.prompts,
+        epochs=options.epochs,
+        learning_rate=options.learning_rate,
+        batch_size=options.batch_size,
+        kl=0.05,
+        max_new_tokens=options.max_new_tokens,
+        seed=options.seed,
+    )
+    return [asdict(r) for r in history]
+
+
+METHODS = {"rsf": align_rsf, "dpo": align_dpo, "ppo": align_ppo}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "rsf": {"iterations": 2, "prompts": 160, "epochs": 3, "batch_size": 8, "learning_rate": 1e-4},
+    "dpo": {"iterations": 1, "prompts": 320, "epochs": 3, "batch_size": 8, "learning_rate": 2e-5},
+    "ppo": {"iterations": 16, "prompts": 64, "epochs": 2, "batch_size": 16, "learning_rate": 2e-5},
+}
+
+
+def progress(what: str) -> Any:
+    """Prints a line a batch."""
+    begun = time.time()
+
+    def shown(done: int, total: int) -> None:
+        print(f"{time.time() - begun:7.0f} s  {what} {done}/{total} prompts", flush=True)
+
+    return shown
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python experiments/two_sided/run.py WORK [WORK ...] --run rsf
 
-WORK as experiments/hma/make_post.py left it (pre/, post/, prompts.jsonl, reward.csv, the ability files, rsf.json), one
-for each training seed. Finished pieces are kept in WORK/two_sided.store: the same command goes on after a kill, or with
+WORK as experiments/hma/make_post.py left it (pre/, post/, prompts.jsonl, reward.csv, the ability files, METHOD.json),
+one for each training seed. Finished pieces are kept in WORK/two_sided.store: the same command goes on after a kill, or with
 more curves. After every curve results/RUN-SEED.json is written anew, with every item's statistics and a list of what was
 not run; `python experiments/two_sided/tables.py` renders the page from those files.
 
@@ -41,6 +41,7 @@ ABILITIES = (
     "generate:multi30k.jsonl?metric=bleu&limit=40",
 )
 STUDIES = ("sizes", "openings", "noise")
+MADE = ("rsf.json", "dpo.json", "ppo.json")
 
 
 def main() -> None:
@@ -61,7 +62,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, nargs="+")
     parser.add_argument("--run", default="rsf", help="what was aligned and how, without the seed; names the file")
-    parser.add_argument("--seed", type=int, help="the training seed (default: that of rsf.json)")
+    parser.add_argument("--seed", type=int, help="the training seed (default: that of make_post.py)")
     parser.add_argument("--curves", nargs="+", default=list(CURVES), help=f"of {', '.join(CURVES)}; or 'required'")
     parser.add_argument("--studies", nargs="*", default=list(STUDIES), choices=STUDIES)
     parser.add_argument("--abilities", nargs="+", default=list(ABILITIES))
@@ -95,7 +96,10 @@ def parse() -> argparse.Namespace:
 
 def run_pair(options: argparse.Namespace, folder: Path, deadline: float | None) -> None:
     """Every curve and study of the pair in the current folder."""
-    seed = options.seed if options.seed is not None else trained_seed()
+    trained = made()
+    if options.seed is None and trained is None:
+        raise SystemExit(f"{Path.cwd()}: no {', '.join(MADE)}; give the training seed with --seed")
+    seed = options.seed if options.seed is not None else int((trained or {})["settings"]["seed"])
     panel = Panel.load(
         "prompts.jsonl",
         options.reward,
@@ -140,7 +144,7 @@ def run_pair(options: argparse.Namespace, folder: Path, deadline: float | None) 
         "date": time.strftime("%Y-%m-%d"),
         "device": device_name(options.device),
         "settings": {**panel.settings, **vars(settings), "dtype": options.dtype, "measure_dtype": measure_dtype},
-        "alignment": json.loads(Path("rsf.json").read_text(encoding="utf-8")) if Path("rsf.json").is_file() else None,
+        "made": trained,
     }
     left = [*options.curves, *options.studies]
     failed: dict[str, str] = {}
@@ -205,12 +209,10 @@ def ends(bench: Workbench, curves: Curves, name: str, ratio: float) -> Measured:
     return Measured(name, name, curves.measured(Average(name, name, bench.whole, (ratio,), {})), (ratio,), ratio)
 
 
-def trained_seed() -> int:
-    """The seed that make_post.py wrote down."""
-    path = Path("rsf.json")
-    if not path.is_file():
-        raise SystemExit(f"{Path.cwd()}: no rsf.json; give the training seed with --seed")
-    return int(json.loads(path.read_text(encoding="utf-8"))["settings"]["seed"])
+def made() -> dict[str, Any] | None:
+    """What make_post.py wrote down of the training."""
+    paths = [Path(name) for name in MADE if Path(name).is_file()]
+    return json.loads(paths[0].read_text(encoding="utf-8")) if paths else None
 
 
 def command(options: argparse.Namespace) -> str:
