@@ -5,12 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.sweep import digest
 from counterpoise.evaluation.tax import Scores
 from counterpoise.partition import Partition, equal, layerwise, thirds
@@ -19,6 +16,8 @@ from counterpoise.searching import FORMS, TwoSided
 from counterpoise.workbench import Workbench
 
 MA_SWEEP = tuple(round(0.1 * i, 1) for i in range(1, 10))
+PART = 0.4
+"""The ratio of the third that part-wise averaging gives back."""
 REQUIRED = ("MA", "HMA thirds", "HMA layerwise", "LiNeS", "path", "exact")
 FORM_CURVES = tuple(f"{how}, {form}" for form in FORMS for how in ("path", "exact", "Fisher"))
 CURVES = (
@@ -34,6 +33,7 @@ CURVES = (
     "HMA 9",
     "reversed",
     "random thirds",
+    "part-wise",
     "HMA thirds, borrowed",
     "path, borrowed",
 )
@@ -48,7 +48,6 @@ class Settings:
         means, weights: the points of a curve: mean ratios for HMA, LiNeS and the controls, lambda for the two-sided ones.
         sweep: the ratios of MA, the reference curve.
         size: sequences on each side of a search.
-        replies: responses a prompt that the reward is averaged over; the items are the prompts.
     """
 
     means: tuple[float, ...]
@@ -57,7 +56,6 @@ class Settings:
     size: int
     max_passes: int
     calibrated: int
-    replies: int
 
 
 @dataclass(frozen=True)
@@ -108,6 +106,7 @@ class Curves:
                 self.settings.means,
                 lambda m: random_ratios(self._thirds(), m, seed=round(100 * m)),
             ),
+            "part-wise": lambda: self._part_wise(curve),
             "HMA thirds, borrowed": lambda: self._borrowed(curve, self._thirds()),
             "path, borrowed": lambda: self._borrowed(curve, self.wide),
             "path, thirds": lambda: self._two_sided(curve, "path", self.search(cut=self._wide_thirds())),
@@ -133,22 +132,16 @@ class Curves:
         return self.search(calibrated=self.settings.calibrated, rho=math.log(2) if rho is None and kept > 1 else 0.0)
 
     def measured(self, average: Average) -> Scores:
-        """Reward (the mean over replies, prompt by prompt) and abilities on the held-out part."""
+        """Reward and abilities on the held-out part."""
         bench, panel = self.judge, self.judge.panel
         begun = time.monotonic()
-        first = bench.point(average.curve, average.cut, average.ratios, "held-out", name=average.name).scores
-        drawn = [first.reward]
-        for reply in range(1, self.settings.replies):
-            more = replace(panel, abilities=(), seed=panel.seed + 1000 * reply)
-            model_id = {**bench.inputs, "ratios": digest(average.cut.ratios(bench.pair.names, average.ratios))}
-            model, words = bench.resident.model, bench.tokenizer
-            drawn.append(more.measure(model, words, "held-out", store=bench.store, model_id=model_id).reward)
-        statistics = np.mean([m.statistics for m in drawn], axis=0)
-        reward = Measurement("reward", first.reward.unit, statistics, "mean", None, first.reward.keys)
-        key = {"what": "seconds", "model": bench.inputs, "point": list(average.ratios), "panel": panel.fingerprint}
-        elapsed = bench.store.once({**key, "replies": self.settings.replies}, lambda: time.monotonic() - begun)
+        point = bench.point(average.curve, average.cut, average.ratios, "held-out", name=average.name)
+        ratios = digest(average.cut.ratios(bench.pair.names, average.ratios))
+        key = {"what": "seconds", "model": bench.inputs, "ratios": ratios, "panel": panel.fingerprint}
+        key |= {"settings": panel.settings}
+        elapsed = bench.store.once(key, lambda: time.monotonic() - begun)
         self.costs.setdefault(average.curve, {})[average.name] = round(float(elapsed), 2)
-        return Scores(reward, first.abilities)
+        return point.scores
 
     def timed(self, name: str, key: Any, work: Callable[[], Any]) -> Any:
         """`work()`, and the seconds it took the first time in `costs`."""
@@ -172,6 +165,11 @@ class Curves:
     ) -> Iterator[Average]:
         for mean in means:
             yield Average(f"{curve} {mean:g}", curve, cut, tuple(ratios(mean)), {"mean": mean})
+
+    def _part_wise(self, curve: str) -> Iterator[Average]:
+        for index, name in enumerate(("input", "middle", "output")):
+            ratios = tuple(PART if i == index else 1.0 for i in range(3))
+            yield Average(f"{name} third {PART:g}", curve, self._thirds(), ratios, {"third": name})
 
     def _borrowed(self, curve: str, cut: Partition) -> Iterator[Average]:
         if self.lender is None:

@@ -106,6 +106,7 @@ def run_pair(options: argparse.Namespace, folder: Path, deadline: float | None) 
         options.abilities,
         limit=options.limit,
         prompt_limit=options.prompt_limit,
+        replies=options.replies,
         max_new_tokens=options.max_new_tokens,
         batch_size=options.batch_size,
         chat=not options.no_chat_template,
@@ -132,7 +133,6 @@ def run_pair(options: argparse.Namespace, folder: Path, deadline: float | None) 
         options.proxy_size,
         options.max_passes,
         options.calibrated,
-        options.replies,
     )
     lender = json.loads(options.borrow.read_text(encoding="utf-8")) if options.borrow else None
     curves = Curves(bench, judge if measure_dtype != options.dtype else bench, settings, lender)

@@ -34,6 +34,8 @@ class Panel:
         abilities: what `load_abilities` returned.
         limit: at most so many items per ability and part.
         prompt_limit: at most so many prompts per part (proxy prompts are not limited).
+        replies: responses drawn for a prompt; its reward is their mean. More of them steady the reward, and the prompt is
+            read once for all.
         max_new_tokens, temperature, batch_size, chat, seed: how responses are drawn; every model sees the same random
             numbers.
     """
@@ -44,6 +46,7 @@ class Panel:
     reward_id: str = "reward"
     limit: int | None = None
     prompt_limit: int | None = None
+    replies: int = 1
     max_new_tokens: int = 128
     temperature: float = 1.0
     batch_size: int = 16
@@ -76,7 +79,7 @@ class Panel:
     @property
     def settings(self) -> dict[str, Any]:
         """How responses are drawn and how much is measured, as plain json."""
-        names = ("limit", "prompt_limit", "max_new_tokens", "temperature", "batch_size", "chat", "seed")
+        names = ("limit", "prompt_limit", "replies", "max_new_tokens", "temperature", "batch_size", "chat", "seed")
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -123,6 +126,7 @@ class Panel:
                 "what": "reward",
                 "reward": self.reward_id,
                 "prompts": digest([p.key for p in chosen]),
+                **({"replies": self.replies} if self.replies > 1 else {}),
                 **drawing,
                 "batch": self.batch_size,
             },
@@ -158,12 +162,16 @@ class Panel:
             model,
             tokenizer,
             [encode_prompt(tokenizer, p, chat=self.chat) for p in prompts],
+            n=self.replies,
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
             batch_size=4 * self.batch_size,
             seed=self.seed,
         )
-        return list(self.reward([p.text for p in prompts], decode(tokenizer, [group[0] for group in drawn])))
+        asked = [p.text for p in prompts for _ in range(self.replies)]
+        scores = self.reward(asked, decode(tokenizer, [ids for group in drawn for ids in group]))
+        means: list[float] = np.reshape(scores, (len(prompts), self.replies)).mean(1).tolist()
+        return means
 
 
 @dataclass(frozen=True)
