@@ -152,6 +152,19 @@ def test_a_panel_measures_the_reward_of_sampled_responses_and_every_ability(file
     assert found.summary()["abilities"]["items"]["-nll"]["value"] == alone.value
 
 
+def test_the_reward_of_a_prompt_is_the_mean_over_its_replies(files: tuple[Path, str]) -> None:
+    model, words, mine = tiny("llama"), tokenizer(), panel(files, seed=3, replies=3)
+    found = mine.measure(model, words, "validation").reward
+    prompts = mine.prompts_of("validation")
+    encoded = [encode_prompt(words, p) for p in prompts]
+    drawn = sample(model, words, encoded, n=3, max_new_tokens=6, batch_size=8, seed=3)
+    wanted = [np.mean(vowels([p.text] * 3, decode(words, group))) for p, group in zip(prompts, drawn, strict=True)]
+    assert found.statistics[:, 0].tolist() == pytest.approx(wanted)
+    assert found.keys == tuple(p.key for p in prompts)
+    once = panel(files, seed=3).measure(model, words, "validation").reward
+    assert np.var(found.statistics) < np.var(once.statistics)
+
+
 def test_prompts_are_split_by_content_and_only_measured_parts_are_limited(files: tuple[Path, str]) -> None:
     whole, cut = panel(files), panel(files, prompt_limit=3)
     keys = {part: [p.key for p in whole.prompts_of(part)] for part in PARTS}
@@ -193,7 +206,7 @@ def test_finished_pieces_are_read_back_and_others_computed(files: tuple[Path, st
     assert other.abilities["items"][0].value != first.abilities["items"][0].value
     measure(pre, "pre", "held-out")
     assert (len(asked), stored()) == (3, 6)
-    for settings in ({"seed": 1}, {"temperature": 0.5}, {"chat": False}, {"prompt_limit": 2}):
+    for settings in ({"seed": 1}, {"temperature": 0.5}, {"chat": False}, {"prompt_limit": 2}, {"replies": 2}):
         before = len(asked)
         measure(pre, "pre", "held-out", **settings)
         assert len(asked) == before + 1, settings

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from counterpoise.alignment import processes
 from counterpoise.alignment.run import Run, save_model
 from counterpoise.alignment.stepping import Mitigation
 from counterpoise.averaging import versions, write_json
@@ -27,6 +27,7 @@ HANDED = ("mitigations", "run", "progress", "after_iteration", "reference")
 """Arguments of a method that decide no number, or are recorded elsewhere."""
 
 
+@processes.one_message()
 def align(
     source: str | Path,
     out: str | Path,
@@ -43,6 +44,9 @@ def align(
 ) -> dict[str, Any]:
     """Align the checkpoint `source` and write the result to `out`.
 
+    Under torchrun or accelerate every process calls this with the same arguments and the first one writes. It alone tells
+    of an error that all meet; the others end with SystemExit(1).
+
     Args:
         source: PRE, a folder or a hub id.
         out: a new folder; it appears whole or not at all, with align.json (settings, versions) and metrics.jsonl.
@@ -58,7 +62,7 @@ def align(
         The content of align.json; with "already_finished" when `out` holds this very run.
 
     Raises:
-        ValueError: `work` holds a run with other settings, bad data, several processes (`dpo` alone runs in several).
+        ValueError: `work` holds a run with other settings, bad data, FSDP or DeepSpeed.
         CheckpointError: no such checkpoint, or an occupied `out`.
 
     >>> from counterpoise.alignment.rsf import rsf
@@ -67,6 +71,7 @@ def align(
     >>> align("pre", "post", method)  # doctest: +SKIP
     """
     begun = time.time()
+    processes.join(device)
     checkpoint = open_checkpoint(source)
     out = Path(out)
     settings = {
@@ -82,7 +87,7 @@ def align(
         return {**found, "already_finished": True}
     refuse_occupied(out.absolute())
     run = Run(work or out.with_name(f"{out.name}.work"), settings, keep_checkpoints=keep_checkpoints, stages=progress)
-    model, tokenizer = load(checkpoint.folder, dtype=dtype, device=device)
+    model, tokenizer = load(checkpoint.folder, dtype=dtype, device=str(processes.own_device(device)))
     method(model, tokenizer, mitigations=mitigations, run=run)
     record = {
         "source": str(source),
@@ -93,11 +98,14 @@ def align(
         "iterations": run.done,
         "metrics": (run.metrics() or [{}])[-1],
     }
-    if is_main_process():
+
+    def write() -> None:
         with staged(out) as folder:
             save_model(model, tokenizer, folder)
             write_json(folder / "align.json", record)
             shutil.copyfile(run.folder / "metrics.jsonl", folder / "metrics.jsonl")
+
+    processes.on_first(write)
     return record
 
 
@@ -151,8 +159,3 @@ def _finished(out: Path) -> dict[str, Any] | None:
         return None
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
-
-
-def is_main_process() -> bool:
-    """Whether this process writes the result: the first, where TRL runs in several."""
-    return int(os.environ.get("RANK", "0")) == 0

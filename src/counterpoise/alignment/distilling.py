@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from counterpoise.alignment import processes
 from counterpoise.alignment.replay import response_ids
 from counterpoise.alignment.rsf import Reward, draw_and_score, fine_tune
 from counterpoise.alignment.run import Run, stage_of
-from counterpoise.alignment.stepping import Mitigation, adam, finish_all, refuse_several_processes, start_all
+from counterpoise.alignment.stepping import Mitigation, adam, finish_all, start_all
 from counterpoise.evaluation.sweep import Store, digest
 from counterpoise.language import Example, Progress, Prompt, _read_prompt, decode, encode_prompt
 
@@ -123,14 +124,20 @@ def distil(
 ) -> list[float]:
     """Fine-tune `model`, in place, on samples that another collected: RSF in distillation style, with the paper's defaults.
 
+    Several processes share the rows of every step, as in `rsf`.
+
     Args:
         model: PRE; with mitigations this is how the paper compares them (Lin et al. 2024).
         run: a folder with a checkpoint an epoch; a run that was stopped goes on from its last whole epoch.
 
     Returns:
         The mean loss per response token (nats) of each epoch of this process.
+
+    Raises:
+        ValueError: FSDP or DeepSpeed.
     """
-    refuse_several_processes("rsf, distillation style")
+    processes.refuse_sharded("rsf, distillation style")
+    processes.join(next(model.parameters()).device)
     examples = [
         Example(encode_prompt(tokenizer, s.prompt, chat=chat), response_ids(tokenizer, s.response)) for s in samples
     ]

@@ -14,11 +14,12 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
+from counterpoise.alignment import processes
 from counterpoise.alignment.preferences import Preference
 from counterpoise.alignment.quiet import quiet_libraries, without_printing
 from counterpoise.alignment.reference import frozen_copy
 from counterpoise.alignment.run import Run, telling
-from counterpoise.alignment.stepping import Mitigation, Step, finish_all, start_all
+from counterpoise.alignment.stepping import Mitigation, Step, finish_all, has_own_loss, start_all
 from counterpoise.language import Example
 
 HELD = "mitigations.pt"
@@ -263,18 +264,14 @@ def _last_whole(folder: Path) -> Path | None:
 
 
 def _refuse(mitigations: Sequence[Mitigation], world: int) -> None:
-    for sharded in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{sharded}", "false").lower() in ("true", "1"):
-            raise ValueError(
-                f"dpo: expected whole weights in every process, found {sharded}; use plain data parallelism"
-            )
+    processes.refuse_sharded("dpo")
     for mitigation in mitigations:
         own = type(mitigation)
         if own.stop is not Mitigation.stop:
             raise ValueError(
                 "dpo: a reward budget needs samples, which dpo does not draw; use its checkpoints on the way"
             )
-        if world > 1 and own.add_gradients is not Mitigation.add_gradients:
+        if world > 1 and has_own_loss(mitigation):
             raise ValueError(
                 f"dpo: {own.__name__} adds a loss of its own, which is not shared among {world} processes; use one process, "
                 "or l1, l2, sma, merging, freezing or lora"

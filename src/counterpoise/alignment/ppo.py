@@ -16,22 +16,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from counterpoise.alignment import processes
 from counterpoise.alignment.objective import adapted, gae, policy_loss, value_loss, whiten
 from counterpoise.alignment.prompts import next_prompts, queue_from, queue_state, refuse_long_prompts
 from counterpoise.alignment.reference import frozen_copy
 from counterpoise.alignment.rsf import Reward, draw_and_score
 from counterpoise.alignment.run import Run, stage_of
 from counterpoise.alignment.scoring import score_responses
-from counterpoise.alignment.stepping import (
-    Mitigation,
-    adam,
-    finish_all,
-    refuse_several_processes,
-    start_all,
-    take_step,
-    trainable,
-)
-from counterpoise.language import Example, Prompt, by_length, response_tokens
+from counterpoise.alignment.stepping import Mitigation, adam, finish_all, start_all, take_step, trainable
+from counterpoise.language import Example, Prompt, response_tokens
 
 
 @dataclass(frozen=True)
@@ -99,7 +92,7 @@ def ppo(
 
     The value head is one linear map of the policy's last hidden states, begun at zero, so that one model is trained and
     held. The model stays in evaluation mode (no dropout): the ratio to the sampling policy would not start at 1.
-    A response cut at `max_new_tokens` is an episode that ends there.
+    A response cut at `max_new_tokens` is an episode that ends there. Several processes share the work as in `rsf`.
 
     Args:
         reference: the model of the KL penalty, PRE; best from `load_frozen` (memory-mapped), by default a copy.
@@ -113,9 +106,10 @@ def ppo(
         One `Round` for each of this process.
 
     Raises:
-        ValueError: a prompt too long for the model's context, a reward that is not finite, several processes.
+        ValueError: a prompt too long for the model's context, a reward that is not finite, FSDP or DeepSpeed.
     """
-    refuse_several_processes("ppo")
+    processes.refuse_sharded("ppo")
+    processes.join(next(model.parameters()).device)
     refuse_long_prompts(model, tokenizer, prompts, max_new_tokens, chat=chat)
     order = random.Random(seed)
     queue: list[Prompt] = []
@@ -193,8 +187,8 @@ def ppo(
 
         # 4. Tell, adapt the penalty, keep.
         observed_kl = float(log_ratio_NC.sum(1).mean())
-        tokens = sum(loss.tokens for loss in losses) or 1
-        policy, value, clipped = (sum(sums) / tokens for sums in zip(*(loss[:3] for loss in losses), strict=True))
+        *sums, tokens = processes.total([sum(column) for column in zip(*losses, strict=True)])
+        policy, value, clipped = (each / (tokens or 1) for each in sums)
         length = response_tokens(examples) / len(examples)
         history.append(Round(index, mean_reward, observed_kl, kl, policy, value, clipped, length))
         if kl_target is not None:
@@ -232,15 +226,16 @@ def look(
     """Log-probabilities and values of every response token, and the mask, each (N, C); values are 0 without a head."""
     longest = max(len(e.response) for e in examples)
     like = torch.zeros(len(examples), longest, device=next(model.parameters()).device)
-    logprobs_NC, values_NC, mask_NC = like.clone(), like.clone(), like.bool()
-    for rows in by_length(examples, batch_size, key=lambda e: len(e.prompt) + len(e.response)):
+    logprobs_NC, values_NC = like.clone(), like.clone()
+    lengths_N = torch.tensor([len(e.response) for e in examples], device=like.device)
+    mask_NC = torch.arange(longest, device=like.device) >= longest - lengths_N[:, None]
+    for rows in processes.shared_by_length(examples, batch_size, key=lambda e: len(e.prompt) + len(e.response)):
         scored = score_responses(model, [examples[i] for i in rows], hidden=head is not None)
         width = scored.mask_BC.shape[1]
         logprobs_NC[rows, -width:] = scored.logprobs(temperature).to(like)
-        mask_NC[rows, -width:] = scored.mask_BC
         if head is not None and scored.hidden_BCH is not None:
             values_NC[rows, -width:] = (head(scored.hidden_BCH) * scored.mask_BC).to(like)
-    return logprobs_NC, values_NC, mask_NC
+    return processes.add_up(logprobs_NC), processes.add_up(values_NC), mask_NC
 
 
 class Losses(NamedTuple):

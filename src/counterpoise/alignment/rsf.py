@@ -14,16 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from counterpoise.alignment import processes
 from counterpoise.alignment.prompts import next_prompts, queue_from, queue_state, refuse_long_prompts
 from counterpoise.alignment.run import Run, stage_of
-from counterpoise.alignment.stepping import (
-    Mitigation,
-    adam,
-    finish_all,
-    refuse_several_processes,
-    start_all,
-    take_step,
-)
+from counterpoise.alignment.stepping import Mitigation, adam, finish_all, start_all, take_step
 from counterpoise.language import (
     Example,
     Progress,
@@ -81,6 +75,9 @@ def rsf(
 ) -> list[Iteration]:
     """Align `model` in place with best-of-n fine-tuning; the defaults are the paper's.
 
+    Under torchrun or accelerate the processes share the drawing, the rewards and the rows of every step, and end with
+    what one process gives, up to the order of sums (and up to dropout). Each calls `reward` with what it drew.
+
     Args:
         model: a causal language model; train it in float32, or in bfloat16 on hardware made for it.
         prompts: drawn from without replacement until exhausted, then reshuffled.
@@ -94,9 +91,10 @@ def rsf(
         One `Iteration` a round of this process.
 
     Raises:
-        ValueError: a prompt too long for the model's context, a reward that is not finite, several processes.
+        ValueError: a prompt too long for the model's context, a reward that is not finite, FSDP or DeepSpeed.
     """
-    refuse_several_processes("rsf")
+    processes.refuse_sharded("rsf")
+    processes.join(next(model.parameters()).device)
     refuse_long_prompts(model, tokenizer, prompts, max_new_tokens, chat=chat)
     order = random.Random(seed)
     queue: list[Prompt] = []
@@ -207,20 +205,29 @@ def draw_and_score(
 ) -> tuple[list[tuple[int, ...]], list[list[tuple[int, ...]]], torch.Tensor]:
     """The encoded prompts, n responses for each, and their rewards, (prompts, n) in float64."""
     encoded = [encode_prompt(tokenizer, prompt, chat=chat) for prompt in prompts]
-    drawn = sample(
-        model,
-        tokenizer,
-        encoded,
-        n=n,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        batch_size=batch_size,
-        seed=seed,
-        progress=progress,
-    )
-    texts = decode(tokenizer, [ids for group in drawn for ids in group])
-    scores = scored(reward, [p.text for p in prompts for _ in range(n)], texts)
-    return encoded, drawn, scores.view(-1, n)
+
+    def own() -> dict[int, tuple[list[tuple[int, ...]], list[float]]]:
+        drawn = sample(
+            processes.sharing(model),
+            tokenizer,
+            encoded,
+            n=n,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress,
+        )
+        rows = [i for i, group in enumerate(drawn) if processes.ELSEWHERE not in group[0]]
+        if not rows:
+            return {}
+        texts = decode(tokenizer, [ids for i in rows for ids in drawn[i]])
+        scores = scored(reward, [prompts[i].text for i in rows for _ in range(n)], texts).view(-1, n)
+        return {i: (drawn[i], row) for i, row in zip(rows, scores.tolist(), strict=True)}
+
+    found = {i: row for part in processes.gathered(own) for i, row in part.items()}
+    drawn, scores = zip(*(found[i] for i in range(len(prompts))), strict=True)
+    return encoded, list(drawn), torch.tensor(scores, dtype=torch.float64)
 
 
 def scored(reward: Reward, prompts: Sequence[str], responses: Sequence[str]) -> torch.Tensor:
@@ -288,6 +295,6 @@ def fine_tune(
             tokens += size
             if progress is not None:
                 progress(epoch * len(examples) + start + len(batch), epochs * len(examples))
-        losses.append(total / tokens)
+        losses.append(processes.total([total])[0] / tokens)
     model.eval()
     return losses

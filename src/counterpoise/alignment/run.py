@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from counterpoise.alignment import processes
 from counterpoise.alignment.lowrank import merged_state
 from counterpoise.alignment.stepping import Mitigation
 from counterpoise.averaging import write_json
@@ -59,7 +60,8 @@ class Run:
         path = self.folder / "settings.json"
         if path.is_file() and self.done:
             _refuse_other(self.folder, json.loads(path.read_text(encoding="utf-8")), self.settings)
-        _replace(path, lambda partial: write_json(partial, self.settings))
+        if processes.is_first():
+            _replace(path, lambda partial: write_json(partial, self.settings))
         self._store = Store(self.folder / "pieces")
         self._key = digest({k: v for k, v in self.settings.items() if k not in EXTENDED})
 
@@ -73,8 +75,8 @@ class Run:
         return self._store.once({"what": what, "iteration": iteration, "run": self._key}, work)
 
     def stage(self, name: str) -> Progress | None:
-        """A progress callback for one stage."""
-        stages = self._stages
+        """A progress callback for one stage, in the first process."""
+        stages = self._stages if processes.is_first() else None
         return None if stages is None else lambda done, total: stages(name, done, total)
 
     def load(
@@ -84,7 +86,7 @@ class Run:
 
         Call it after every mitigation has started. Returns what the loop itself gave to `save`.
         """
-        self.drop_after(self.done)
+        processes.on_first(lambda: self.drop_after(self.done))
         if not self.done:
             return None
         state = torch.load(self._state(self.done), map_location="cpu", weights_only=True)
@@ -112,19 +114,25 @@ class Run:
     ) -> None:
         """Write iteration number `iteration` (from 1): checkpoint, a line of metrics, and last the state.
 
+        Of several processes the first writes, and the others wait.
+
         Raises:
             OSError: a full disk or the like; what was finished before stays as it was.
         """
-        with telling(f"iteration {iteration}: expected to write to {self.folder}"):
-            self.save_checkpoint(iteration, model, tokenizer, mitigations)
-            self.log({"iteration": iteration, **metrics})
-            self.mark(iteration, {
-                "weights": {n: p.data for n, p in model.named_parameters() if p.requires_grad},
-                "optimizer": optimizer.state_dict(),
-                "mitigations": [m.state_dict() for m in mitigations],
-                "torch": torch.get_rng_state(),
-                "loop": dict(loop),
-            })  # fmt: skip
+
+        def write() -> None:
+            with telling(f"iteration {iteration}: expected to write to {self.folder}"):
+                self.save_checkpoint(iteration, model, tokenizer, mitigations)
+                self.log({"iteration": iteration, **metrics})
+                self.mark(iteration, {
+                    "weights": {n: p.data for n, p in model.named_parameters() if p.requires_grad},
+                    "optimizer": optimizer.state_dict(),
+                    "mitigations": [m.state_dict() for m in mitigations],
+                    "torch": torch.get_rng_state(),
+                    "loop": dict(loop),
+                })  # fmt: skip
+
+        processes.on_first(write)
 
     def mark(self, iteration: int, state: Mapping[str, Any]) -> None:
         """Count the iteration as finished, with the state from which the next one goes on."""

@@ -5,7 +5,6 @@ RSF, PPO and the distillation style take their steps here; DPO calls the same ho
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
@@ -14,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from counterpoise.language import Example, by_length
+from counterpoise.alignment import processes
+from counterpoise.language import Example
 
 
 @dataclass(frozen=True)
@@ -95,16 +95,22 @@ def take_step(
 ) -> None:
     """Accumulate the gradients of `examples`, clip their norm, update once.
 
+    Several processes share the examples and add their gradients up; from there on each does the same with the same
+    numbers, the losses of mitigations included, so that weights stay equal bit for bit.
+
     Args:
         backward: given the indices of a micro-batch, adds the gradients of its share of the step's loss.
         clip: largest norm of the gradients of all losses together; penalties on weights come after it.
     """
-    for rows in by_length(examples, micro_batch_size, key=lambda e: len(e.prompt) + len(e.response)):
+    for rows in processes.shared_by_length(examples, micro_batch_size, key=lambda e: len(e.prompt) + len(e.response)):
         backward(rows)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    processes.add_up_gradients(parameters)
     step = Step(model, examples, optimizer.param_groups[0]["lr"], micro_batch_size)
     for mitigation in mitigations:
         mitigation.add_gradients(step)
+    if any(has_own_loss(m) for m in mitigations):
+        processes.take_gradients_of_first(parameters)
     torch.nn.utils.clip_grad_norm_(parameters, clip)
     for mitigation in mitigations:
         mitigation.before_update(step)
@@ -136,15 +142,6 @@ def adam(model: nn.Module, learning_rate: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(trainable(model).values(), lr=learning_rate, weight_decay=0.0)
 
 
-def refuse_several_processes(method: str) -> None:
-    """Raise under torchrun or accelerate with more than one process: the plain loops run in one.
-
-    Raises:
-        ValueError: the world has more than one process.
-    """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1:
-        raise ValueError(
-            f"{method}: expected one process, found {world} (WORLD_SIZE): this loop is not data-parallel. Start it "
-            "without torchrun or accelerate, or use dpo, which TRL runs in parallel"
-        )
+def has_own_loss(mitigation: Mitigation) -> bool:
+    """Whether it adds gradients of a loss of its own."""
+    return type(mitigation).add_gradients is not Mitigation.add_gradients
