@@ -263,16 +263,6 @@ def test_a_full_disk_is_told_and_earlier_iterations_are_kept(world: Path, tmp_pa
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
 
 
-def test_several_processes_are_refused_by_the_plain_loops(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for method in ("rsf", "ppo"):
-        made = call(world / "pre", "-o", tmp_path / "out", "--method", method, *asked(world), *QUICK)
-        refused(made, f"{method}: expected one process, found 2 (WORLD_SIZE): this loop is not data-parallel")
-    assert not list((tmp_path / "out.work").glob("iteration-*"))
-
-
 def test_help_needs_neither_torch_nor_half_a_second() -> None:
     code = (
         "import sys, time; begun = time.process_time()\n"

@@ -1,0 +1,202 @@
+"""Data parallelism of the plain loops: every process holds the whole model and takes its share of the rows.
+
+torchrun or accelerate starts the processes. Prompts, kept responses and decisions are the same in all of them, in the
+same order; shared are the batches that are drawn, the rewards of what was drawn, and the rows of an optimiser step, whose
+gradients are added up. In one process nothing here costs or changes anything.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from counterpoise.language import by_length
+from counterpoise.multitask.parallel import sum_over_ranks, world_size
+
+T = TypeVar("T")
+PATIENCE = timedelta(hours=12)
+"""How long a process waits for the others: one may draw and score long responses meanwhile."""
+ELSEWHERE = -1
+"""Stands for a response that another process draws; no token has this number."""
+TOLD = (ValueError, OSError, ModuleNotFoundError)
+"""Errors that a user can act on: their message alone is passed on, of any other its traceback."""
+
+
+def join(device: torch.device | str) -> None:
+    """Meet the other processes that torchrun or accelerate started; nothing in one process, or when it was done before.
+
+    Raises:
+        ValueError: WORLD_SIZE says several, but the rest of what torchrun sets is missing.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        return
+    on_gpu = torch.device(device).type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(own_device(device))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
+    atexit.register(dist.destroy_process_group)
+
+
+def refuse_sharded(method: str) -> None:
+    """Raise under FSDP or DeepSpeed, which cut the weights up.
+
+    Raises:
+        ValueError: accelerate was started with one of them.
+    """
+    for sharded in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{sharded}", "false").lower() in ("true", "1"):
+            raise ValueError(
+                f"{method}: expected whole weights in every process, found {sharded}; use torchrun, or accelerate's plain "
+                "data parallelism"
+            )
+
+
+def own_device(device: torch.device | str) -> torch.device:
+    """Of this process: cuda becomes cuda:LOCAL_RANK where there are several and this process sees several GPUs."""
+    found, local = torch.device(device), int(os.environ.get("LOCAL_RANK", "0"))
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and found.type == "cuda" and found.index is None and torch.cuda.device_count() > 1:
+        return torch.device("cuda", local)
+    return found
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+
+
+def is_first() -> bool:
+    """Whether this process writes files and shows progress."""
+    return rank() == 0
+
+
+def shared_by_length(items: Sequence[Any], batch_size: int, *, key: Callable[[Any], Any]) -> Iterator[list[int]]:
+    """`by_length` over this process's share: each world-th of the items, counted from the longest."""
+    longest_first = [i for rows in by_length(items, max(1, len(items)), key=key) for i in rows]
+    own = longest_first[rank() :: world_size()] if world_size() > 1 else longest_first
+    for start in range(0, len(own), batch_size):
+        yield own[start : start + batch_size]
+
+
+class SharedSampling:
+    """A model as `language.sample` sees it, which responds to this process's share of the batches.
+
+    `sample` seeds a batch by its number, so batches stay whole and keep their numbers, whatever the number of processes:
+    a batch of another process is counted and answered with ELSEWHERE, without a step of the model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.batches = model, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def __call__(self, *inputs: Any, **settings: Any) -> Any:
+        """The model's."""
+        return self.model(*inputs, **settings)
+
+    def generate(self, *, input_ids: Tensor, **settings: Any) -> Any:
+        """The model's, in the process whose turn it is."""
+        own = self.batches % world_size() == rank()
+        self.batches += 1
+        if own:
+            return self.model.generate(input_ids=input_ids, **settings)  # type: ignore[operator]
+        return nn.functional.pad(input_ids, (0, 1), value=ELSEWHERE)
+
+
+def sharing(model: nn.Module) -> Any:
+    """What to sample from: the model itself in one process."""
+    return model if world_size() == 1 else SharedSampling(model)
+
+
+def gathered(work: Callable[[], T]) -> list[T]:
+    """What `work` returns in each process, in their order, known to all.
+
+    Raises:
+        Exception: `work` failed in one process; then it is raised in all, and none waits for another.
+    """
+    if world_size() == 1:
+        return [work()]
+    value, own = None, None
+    try:
+        value = work()
+    except Exception as error:
+        own = error
+    failure = None if own is None else _told(own)
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, (value, failure))
+    if own is not None:
+        raise own
+    for _, other in found:
+        if other is not None:
+            kind, message = other
+            raise kind(message)
+    return [value for value, _ in found]
+
+
+def on_first(work: Callable[[], T]) -> T:
+    """What `work` returns in the first process, which alone does it; the others wait for it.
+
+    Raises:
+        Exception: it failed; raised in all.
+    """
+    found: list[Any] = gathered(lambda: work() if is_first() else None)
+    return found[0]  # type: ignore[no-any-return]
+
+
+def total(values: Sequence[float]) -> list[float]:
+    """The values of all processes, added elementwise."""
+    return sum_over_ranks(values)
+
+
+def add_up(tensor: Tensor) -> Tensor:
+    """The tensors of all processes, added; in place."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def add_up_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Add the gradients of all processes, in float32 or wider; the same bits in all. A missing one counts as zero."""
+    if world_size() == 1:
+        return
+    for parameter in parameters:
+        own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        parameter.grad = add_up(own.to(torch.promote_types(own.dtype, torch.float32))).to(own.dtype)
+
+
+def take_gradients_of_first(parameters: Iterable[nn.Parameter]) -> None:
+    """Give all processes the first one's gradients: what all computed alike may differ in its last bits on GPUs."""
+    if world_size() == 1:
+        return
+    for parameter in parameters:
+        dist.broadcast(parameter.grad, 0)
+
+
+@contextmanager
+def one_message() -> Iterator[None]:
+    """Errors that all processes meet are told by the first; the others end without a word, with exit status 1."""
+    try:
+        yield
+    except TOLD:
+        if is_first() or world_size() == 1:
+            raise
+        time.sleep(1)  # torchrun ends all when one has ended: the first one speaks before
+        raise SystemExit(1) from None
+
+
+def _told(error: Exception) -> tuple[type[Exception], str]:
+    kind = next((kind for kind in TOLD if isinstance(error, kind)), None)
+    if kind is not None:
+        return kind, str(error)
+    return RuntimeError, f"process {rank()} failed:\n{''.join(traceback.format_exception(error))}"

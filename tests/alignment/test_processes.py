@@ -1,0 +1,223 @@
+"""Two gloo processes give what one gives, hold the same bits, go on after a kill, and end together when one fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from counterpoise.alignment.aligning import align
+from counterpoise.alignment.anchors import KD, L1, L2
+from counterpoise.alignment.distilling import Sample, distil
+from counterpoise.alignment.ema import MovingAverage
+from counterpoise.alignment.lowrank import LowRank
+from counterpoise.alignment.merging import OnlineMerging
+from counterpoise.alignment.ppo import ppo
+from counterpoise.alignment.processes import gathered, shared_by_length
+from counterpoise.alignment.replay import Replay
+from counterpoise.alignment.rsf import rsf
+from counterpoise.alignment.stepping import Mitigation, Step
+from counterpoise.checkpoint import open_checkpoint
+from counterpoise.language import Example, Prompt, by_length
+from tiny import save_pair, tiny, tokenizer
+
+WORDS = ("abc", "hello", "what?", "one two", "z", "go on", "so", "why not", "yes", "and then", "left", "q")
+PROMPTS = [Prompt((("user", text),)) for text in WORDS]
+CORPUS = [Example((1,), (5, 6)), Example((1,), (7,)), Example((1,), (8, 9, 10))]
+NAMES = ("rsf", "ppo", "distil", "lora")
+SCORED: list[int] = []
+
+
+class Watched(Mitigation):
+    """Keeps the result of every process, and kills its process at a step when it is told to."""
+
+    def __init__(self, result: Path | None, at: int | None) -> None:
+        self.result, self.at, self.steps = result, at, 0
+
+    def describe(self) -> dict[str, Any]:
+        """The same in every run."""
+        return {"name": "Watched"}
+
+    def after_update(self, step: Step) -> None:
+        """Count."""
+        self.steps += 1
+        if self.steps == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def finish(self, model: torch.nn.Module) -> None:
+        """Save what this process holds."""
+        if self.result is not None:
+            torch.save([p.detach() for p in model.parameters()], self.result)
+
+
+def letters(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    SCORED.append(len(responses))
+    return [sum(c in "abcdefgh" for c in r) + 0.01 * len(r) for r in responses]
+
+
+def job(
+    name: str,
+    pre: Path,
+    out: Path,
+    *,
+    reward: Callable[..., list[float]] = letters,
+    result: Path | None = None,
+    die: int | None = None,
+) -> None:
+    """Two iterations in float64: there a sum in another order cannot change which token is drawn."""
+    sizes = {"batch_size": 3, "micro_batch_size": 1, "learning_rate": 1e-2}
+    rounds: dict[str, Any] = {"iterations": 2, "prompts_per_iteration": 10, "max_new_tokens": 5, "prompts": PROMPTS}
+    samples = [Sample(p, "abc"[: 1 + i % 3], 1.0, 0.5) for i, p in enumerate(PROMPTS)]
+    before = open_checkpoint(pre)
+    ways: dict[str, tuple[Callable[..., Any], list[Mitigation]]] = {
+        "rsf": (
+            partial(rsf, reward=reward, n=3, epochs=1, **rounds, **sizes),
+            [Replay(1.0, CORPUS), KD(0.5), L2(0.1, before), MovingAverage(0.5)],
+        ),
+        "ppo": (
+            partial(ppo, reward=reward, kl_target=1.0, **rounds, **sizes),
+            [OnlineMerging(0.1, 0.5, pre=before), L1(0.5, before)],
+        ),
+        "distil": (partial(distil, samples=samples, epochs=2, **sizes), []),
+        "lora": (partial(distil, samples=samples, epochs=1, **sizes), [LowRank(2)]),
+    }
+    method, held = ways[name]
+    align(pre, out, method, mitigations=[*held, Watched(result, die)], dtype=torch.float64)
+
+
+def entry(number: int, port: int, work: Callable[..., None], *inputs: Any) -> None:
+    torch.set_num_threads(1)
+    place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {k: str(v) for k, v in place.items()}
+    work(number, *inputs)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def in_two(work: Callable[..., None], *inputs: Any) -> None:
+    """`work(rank, *inputs)` in two processes that find each other as under torchrun."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.start_processes(entry, args=(port, work, *inputs), nprocs=2, start_method="fork")
+
+
+def fails_in_second(prompts: Sequence[str], responses: Sequence[str], *, kind: type[Exception]) -> list[float]:
+    if dist.get_rank() == 1:
+        raise kind("the reward is ill")
+    return letters(prompts, responses)
+
+
+def everything(number: int, pre: Path, folder: Path) -> None:
+    """All methods, then two failures, in one group of processes."""
+    found: dict[str, Any] = {}
+    for name in NAMES:
+        SCORED.clear()
+        job(name, pre, folder / name, result=folder / f"{name}-{number}.pt")
+        found[name] = sum(SCORED)
+    for kind in (ValueError, ZeroDivisionError):
+        try:
+            job("rsf", pre, folder / "ill", reward=partial(fails_in_second, kind=kind))
+        except BaseException as error:
+            found[kind.__name__] = (type(error).__name__, str(error))
+    items = [Example((1,), (5,) * length) for length in (3, 1, 2, 5, 4)]
+    found["shares"] = gathered(lambda: [*shared_by_length(items, 2, key=lambda e: len(e.response))])
+    (folder / f"{number}.json").write_text(json.dumps(found))
+
+
+@pytest.fixture(scope="module")
+def pre(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_pair(tmp_path_factory.mktemp("pair"), dtype=torch.float64)[0]
+
+
+@pytest.fixture(scope="module")
+def two(pre: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what two processes did."""
+    folder = tmp_path_factory.mktemp("two")
+    in_two(everything, pre, folder)
+    return folder
+
+
+def told(two: Path) -> list[dict[str, Any]]:
+    return [json.loads((two / f"{number}.json").read_text()) for number in range(2)]
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_give_what_one_gives_and_hold_the_same_bits(
+    name: str, pre: Path, two: Path, tmp_path: Path
+) -> None:
+    SCORED.clear()
+    job(name, pre, tmp_path / "one")
+    results = [torch.load(two / f"{name}-{number}.pt") for number in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    one, both, before = (open_checkpoint(p) for p in (tmp_path / "one", two / name, pre))
+    for tensor in one:
+        torch.testing.assert_close(both[tensor], one[tensor], rtol=1e-9, atol=1e-9)
+    assert max(float((one[n] - before[n]).abs().max()) for n in one) > 1e-3
+    for a, b in zip(lines(tmp_path / "one"), lines(two / name), strict=True):
+        assert a.keys() == b.keys()
+        for key, value in a.items():
+            assert b[key] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-6, abs=1e-7))
+    shares = [each[name] for each in told(two)]
+    assert sum(shares) == sum(SCORED)
+    assert all(shares) or not SCORED  # each drew and scored a part
+
+
+def test_rows_are_shared_from_the_longest_and_none_is_left_out(two: Path) -> None:
+    for each in told(two):
+        assert each["shares"] == [[[3, 0], [1]], [[4, 2]]]
+    items = [Example((1,), (5,) * length) for length in (3, 1, 2, 5, 4)]
+    alone = [list(way(items, 2, key=lambda e: len(e.response))) for way in (by_length, shared_by_length)]
+    assert alone[0] == alone[1]
+
+
+def test_a_failure_in_one_process_ends_all_with_one_message(two: Path) -> None:
+    first, second = told(two)
+    assert first["ValueError"] == ["ValueError", "the reward is ill"]
+    assert second["ValueError"] == ["SystemExit", "1"]
+    kind, message = first["ZeroDivisionError"]
+    assert kind == "RuntimeError"
+    assert message.startswith("process 1 failed:\nTraceback")
+    assert "in fails_in_second" in message
+    assert second["ZeroDivisionError"] == ["ZeroDivisionError", "the reward is ill"]
+    assert not (two / "ill").exists()
+
+
+def one_job(number: int, name: str, pre: Path, out: Path, die: int | None) -> None:
+    job(name, pre, out, die=die)
+
+
+@pytest.mark.parametrize("name", ["rsf", "ppo"])
+def test_two_killed_processes_go_on_with_the_bits_of_two_never_killed(
+    name: str, pre: Path, two: Path, tmp_path: Path
+) -> None:
+    steps = {"rsf": 4, "ppo": 8}[name]
+    with pytest.raises(mp.ProcessExitedException):
+        in_two(one_job, name, pre, tmp_path / "out", steps + 2)
+    assert [p.name for p in (tmp_path / "out.work").glob("state-*")] == ["state-0001.pt"]
+    in_two(one_job, name, pre, tmp_path / "out", None)
+    for file in ("model.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "out" / file).read_bytes() == (two / name / file).read_bytes()
+
+
+@pytest.mark.parametrize("sharded", ["FSDP", "DEEPSPEED"])
+def test_weights_that_are_cut_up_are_refused(sharded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{sharded}", "true")
+    model, words = tiny("llama"), tokenizer()
+    for method, run in {"rsf": rsf, "ppo": ppo}.items():
+        with pytest.raises(ValueError, match=f"{method}: expected whole weights in every process, found {sharded}"):
+            run(model, words, PROMPTS, letters)
