@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 from curves import CURVES, REQUIRED
 
-from counterpoise.equal_reward import Fronts, Run, Scored, Statistics, hypervolume_gain, reward_matched
+from counterpoise.equal_reward import Fronts, Scored, Statistics, hypervolume_gain
 from counterpoise.pareto import interval
 from counterpoise.report import reading
+from counterpoise.report.matched import method_gains
 from counterpoise.report.numbers import number, p_value, spoken
 from counterpoise.report.panels import Group, Panel, pooled, read_panels
+from counterpoise.report.reading import HELD_OUT
 from counterpoise.results import measurement
 
 HERE = Path(__file__).resolve().parent
@@ -97,22 +99,6 @@ def scales(group: Group) -> list[float]:
     return [float(e) if e > 0 else 1.0 for e in np.mean(errors, axis=0)]
 
 
-def gain_at_equal_reward(group: Group, method: str, *, ability: int | None = None) -> Any:
-    """Retention beyond MA's at equal reward, over all points of a curve and all seeds; or that of one ability, in nats."""
-    pairs = []
-    for run in group.runs:
-        curve = [s for p in of_method(run.results, "PRE", "MA", "POST") if (s := scored(run.results, p))]
-        pairs += [Run(s, curve) for p in of_method(run.results, method) if (s := scored(run.results, p))]
-    if ability is not None:
-        pairs = [Run(one(r.point, ability), [one(c, ability) for c in r.curve]) for r in pairs]
-    return reward_matched(pairs, [1.0] if ability is not None else scales(group)) if pairs else None
-
-
-def one(point: Scored, ability: int) -> Scored:
-    """A point with one ability."""
-    return Scored(point.reward, (point.abilities[ability],))
-
-
 def difference(found: Any, digits: int = 2) -> str:
     """Value, interval and p; bold when the interval leaves out 0."""
     if found is None:
@@ -137,7 +123,7 @@ def curves_table(group: Group) -> str:
                 runs.append(Fronts(ends[0], ends[1], ours, theirs))
         if not runs:
             continue
-        matched = gain_at_equal_reward(group, method)
+        matched = method_gains(group, method, HELD_OUT)
         seen = [v for v in matched.by_run if v is not None] if matched else []
         all_points = len(matched.by_run) if matched else sum(len(r.ours) for r in runs)
         above = f"{sum(v > 0 for v in seen)} of {len(seen)}"
@@ -154,9 +140,7 @@ def matched_table(group: Group) -> str:
     names = [a for a in reading.primary(results) if a not in reading.floored(results)]
     body = []
     for method in [m for m in CURVES if m != "MA" and of_method(results, m)]:
-        body.append(
-            [method, *(difference(gain_at_equal_reward(group, method, ability=i), 3) for i in range(len(names)))]
-        )
+        body.append([method, *(difference(method_gains(group, method, HELD_OUT, name), 3) for name in names)])
     return markdown(["curve", *names], body)
 
 

@@ -13,7 +13,7 @@ from counterpoise.pareto import Difference, hypervolume
 from counterpoise.report import plots, reading
 from counterpoise.report.grid import Cell, Column, Table, as_html
 from counterpoise.report.marks import escaped
-from counterpoise.report.matched import REFERENCE, Row, hypervolume_gains, matched
+from counterpoise.report.matched import REFERENCE, Row, hypervolume_gains, matched, method_gains
 from counterpoise.report.numbers import interval, number, p_value
 from counterpoise.report.page import Figures, fact_list, menu, page, plot_box, section, specs, write_whole
 from counterpoise.report.palette import SERIES, Look, light, look
@@ -135,7 +135,10 @@ def hypervolume_table(panel: Panel) -> Table:
             for method, value in hypervolumes(run.results).items():
                 found.setdefault((group.name, method), []).append(value)
     rows = sorted(found.items(), key=lambda item: -sum(item[1]) / len(item[1]))
-    gains = hypervolume_gains(panel, _fullest(panel.runs[0].results))
+    part = _fullest(panel.runs[0].results)
+    gains = hypervolume_gains(panel, part)
+    groups = {g.name: g for g in panel.groups}
+    kept = {key: method_gains(groups[key[0]], key[1], part) for key, _ in rows if key[1] != REFERENCE}
     columns = [
         Column("method", lambda r: Cell(r[0][1], r[0][0] if len(panel.groups) > 1 else ""), False),
         Column("hypervolume", lambda r: Cell(number(sum(r[1]) / len(r[1]), 3))),
@@ -153,12 +156,21 @@ def hypervolume_table(panel: Panel) -> Table:
             Column(f"minus {REFERENCE}'s", lambda r: _gain(gains.get(r[0]))),
             Column("p", lambda r: Cell(p_value(gains[r[0]].p) if r[0] in gains else "")),
         ]
+    if any(kept.values()):
+        columns += [
+            Column("retention at equal reward", lambda r: _gain(kept.get(r[0])) if r[0] in kept else Cell("")),
+            Column("p", lambda r: Cell(p_value(g.p) if (g := kept.get(r[0])) else "")),
+            Column("points above", lambda r: Cell(_points_above(kept.get(r[0]))), False),
+        ]
     note = (
         "The area under each method's front between PRE's reward and POST's retention; the rectangle that PRE and POST span "
         "counts as 1. PRE and POST belong to every front. More points make a larger area: compare equal grids."
         + (" Brackets: 95 % intervals by paired bootstrap, pooled over runs." if gains else "")
     )
-    return Table(tuple(columns), tuple(rows), (note,))
+    more = (
+        f"Retention at equal reward: minus {REFERENCE}'s at each point's own reward, the mean over a method's points."
+    )
+    return Table(tuple(columns), tuple(rows), (note, more) if any(kept.values()) else (note,))
 
 
 def hypervolumes(results: Results) -> dict[str, float]:
@@ -302,6 +314,14 @@ def _spread(found: Mapping[str, Any] | None) -> str:
 def _over_runs(found: Matched | None) -> str:
     values = [v for v in found.by_run if v is not None] if found else []
     return f"{number(min(values), 2, signed=True)} to {number(max(values), 2, signed=True)}" if len(values) > 1 else ""
+
+
+def _points_above(found: Matched | None) -> str:
+    if found is None:
+        return ""
+    seen = [v for v in found.by_run if v is not None]
+    beyond = len(found.by_run) - len(seen)
+    return f"{sum(v > 0 for v in seen)} of {len(seen)}" + (f", {beyond} out of reach" if beyond else "")
 
 
 def _few(names: Sequence[str], most: int = 3) -> str:

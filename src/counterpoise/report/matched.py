@@ -53,6 +53,27 @@ def matched(panel: Panel, reference: str = REFERENCE) -> list[Row]:
     return rows
 
 
+def method_gains(
+    group: Group, method: str, part: str, axis: str = RETENTION, reference: str = REFERENCE
+) -> Matched | None:
+    """All points of a method, in all runs of a group, against the reference at each one's reward: their mean.
+
+    Returns:
+        None where a file lacks the items, the method has no points or the reference reaches none of their rewards.
+    """
+    pairs: list[Pair] = []
+    for run in group.runs:
+        counted = _counted(run, axis)
+        curve = [_scored(run.results, p, counted) for p in reference_curve(run.results, part, axis, reference)]
+        points = [p for p in reading.placed(run.results, part, axis) if p["method"] == method]
+        scored = [_scored(run.results, p, counted) for p in points]
+        whole, held = [c for c in curve if c is not None], [s for s in scored if s is not None]
+        if len(whole) < len(curve) or len(held) < len(scored) or len(whole) < 3:
+            return None
+        pairs += [Pair(s, whole) for s in held]
+    return reward_matched(pairs, _scales(group.runs, part, axis)) if pairs else None
+
+
 def hypervolume_gains(panel: Panel, part: str, reference: str = REFERENCE) -> dict[tuple[str, str], Difference]:
     """(group, method) -> its hypervolume minus the reference's, where the files hold every item."""
     found = {}

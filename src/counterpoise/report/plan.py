@@ -1,0 +1,71 @@
+"""A dry run's plan on the terminal: stages, memory, time, and what was taken for granted."""
+
+from __future__ import annotations
+
+import math
+
+from counterpoise.planning import Plan, Speed
+
+
+def show_plan(plan: Plan, speed: Speed, how: str, device: str) -> None:
+    """Print a plan.
+
+    Args:
+        how: where the speed comes from, in words.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    for line in plan.told:
+        print(line)
+    stages = Table("stage", "what", "operations", "memory beside the weights", "time", box=None, pad_edge=False)
+    for stage in plan.stages:
+        work = stage.work
+        stages.add_row(
+            stage.name,
+            stage.what,
+            f"{work.flops:.2g}" if work.flops else "",
+            size(stage.memory) if stage.memory else "",
+            duration(work.seconds(speed)) if work.flops else "not estimated",
+        )
+    console = Console()
+    console.print(stages)
+    console.print(f"on {device}: " + ", ".join(f"{name} {size(count)}" for name, count in plan.resident.items()))
+    console.print(
+        f"peak memory there: about {size(plan.peak)}; mapped from disk, not counted in it: {size(plan.mapped)}"
+    )
+    console.print(f"to be written: {size(plan.disk)}")
+    console.print(
+        f"time: about {duration(plan.seconds(speed))} at {speed.flops:.2g} FLOP/s and {speed.bytes:.2g} bytes/s ({how}); "
+        "an estimate, not a measurement"
+    )
+    for line in plan.assumed:
+        console.print(f"assumed: {line}")
+    print("dry run: nothing was drawn, trained or written")
+
+
+def size(count: float) -> str:
+    """Bytes in the largest decimal unit.
+
+    >>> size(14.48e9), size(512)
+    ('14.5 GB', '512 B')
+    """
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count:.0f} B"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words.
+
+    >>> duration(4321), duration(95), duration(0.2), duration(3 * 86400 + 7200)
+    ('1 h 12 min', '1 min 35 s', 'under 1 s', '3 d 2 h')
+    """
+    if seconds < 1:
+        return "under 1 s"
+    whole = math.ceil(seconds)
+    for long, short, unit in ((86400, 3600, ("d", "h")), (3600, 60, ("h", "min")), (60, 1, ("min", "s"))):
+        if whole >= long:
+            return f"{whole // long} {unit[0]} {whole % long // short} {unit[1]}"
+    return f"{whole} s"
