@@ -72,9 +72,10 @@ def main() -> None:
     os.chdir(options.work)
     trained = json.loads(Path("rsf.json").read_text(encoding="utf-8"))["settings"]
     seed = int(trained["seed"])
+    begun = time.time()
     work = Path("mitigations.work")
     work.mkdir(exist_ok=True)
-    used = write_prompts(trained["prompts"])
+    used = write_prompts(options.prompts or trained["prompts"])
     drawing = ["--max-new-tokens", trained["max_new_tokens"], "--seed", seed, "--quiet"]
     samples = work / "samples.jsonl"
     if not samples.exists():
@@ -83,12 +84,13 @@ def main() -> None:
     chosen = [p for p in GRID if not options.only or p.method.split()[0].lower() in options.only]
     judge = Judge(options, work)
     points = [Measured("PRE", "PRE", judge.measure("pre"))]
-    training = ["--samples", samples, "--epochs", trained["epochs"], "--batch-size", trained["batch_size"]]
+    epochs = int(options.epochs or trained["epochs"])
+    training = ["--samples", samples, "--epochs", epochs, "--batch-size", trained["batch_size"]]
     training += ["--learning-rate", trained["learning_rate"], *drawing]
     plain = judge.aligned(Plan(PLAIN, "POST", ""), training, keep=True)
     points.append(Measured("POST", "POST", plain, settings={"what": "PRE fine-tuned on POST's best responses"}))
     points.append(Measured("RSF, online", "RSF, online", judge.measure("post")))
-    for epoch in range(1, int(trained["epochs"])):
+    for epoch in range(1, epochs):
         stopped = judge.measure(str(work / f"{PLAIN}.work" / f"iteration-{epoch:04d}"))
         points.append(Measured(f"early stopping {epoch}", "early stopping", stopped))
     points += judge.averages(work / PLAIN, options.means)
@@ -101,6 +103,7 @@ def main() -> None:
             "versions": versions(),
             "dtype": "trained in float32, measured in bfloat16",
             "rsf": trained,
+            "seconds": round(time.time() - begun),
             "not_run": [p.name for p in GRID if p not in chosen[: number + 1]],
         }
         found = results(points, run="rsf-mitigations", seed=seed, reward=options.reward, about=about)
@@ -114,6 +117,10 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--only", type=lambda text: text.lower().split(","), help="methods: l1,l2,kd,lora,replay,...")
+    parser.add_argument(
+        "--prompts", type=int, help="so many responses are collected (default: as many as an RSF round's)"
+    )
+    parser.add_argument("--epochs", type=int, help="on them (default: those of the RSF run)")
     parser.add_argument("--reward", default="sentiment:reward.csv")
     parser.add_argument("--means", type=float, nargs="+", default=[0.2, 0.4, 0.6, 0.8])
     parser.add_argument(
@@ -127,6 +134,7 @@ def parse() -> argparse.Namespace:
         ],
     )
     parser.add_argument("--prompt-limit", type=int, default=240)
+    parser.add_argument("--replies", type=int, default=1, help="responses a prompt that its reward is averaged over")
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--results", type=lambda text: Path(text).resolve(), help="folder of the results file")
     return parser.parse_args()
@@ -142,6 +150,7 @@ class Judge:
             options.reward,
             options.abilities,
             prompt_limit=options.prompt_limit,
+            replies=options.replies,
             max_new_tokens=options.max_new_tokens,
         )
 
