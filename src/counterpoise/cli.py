@@ -23,6 +23,7 @@ from counterpoise.options import (
     Device,
     DonorOption,
     Drop,
+    DryRun,
     Dtype,
     Limit,
     NewTokens,
@@ -37,15 +38,18 @@ from counterpoise.options import (
     RewardOption,
     SearchBlocks,
     Seed,
+    SpeedOption,
     Temperature,
     Unrelated,
     donor_side,
     dtype_of,
     numbers,
     search_kind,
+    speed_of,
     usable_device,
 )
 from counterpoise.report.front_command import front
+from counterpoise.search.search_command import search
 from counterpoise.terminal import bars, plain_errors
 
 if TYPE_CHECKING:
@@ -89,6 +93,8 @@ def restore(
     ] = None,
     proxy_size: ProxySize = 256,
     controls: Annotated[bool, typer.Option(help="Also measure LiNeS, a reversed ramp and random ratios.")] = True,
+    dry_run: DryRun = False,
+    speed: SpeedOption = None,
     work: Annotated[Path | None, typer.Option(help="Where finished pieces are kept (default OUT.work).")] = None,
     donor: DonorOption = "post",
     drop: Drop = None,
@@ -109,37 +115,44 @@ def restore(
         plain_errors(f"finished pieces are in {work or f'{out}.work'}; the same command goes on from there"),
         bars(quiet) as progress,
     ):
+        settings: dict[str, Any] = {
+            "search": search_kind(search),
+            "blocks": blocks,
+            "mean": mean,
+            "means": numbers(means),
+            "lambdas": numbers(lambdas),
+            "alignment": alignment,
+            "calibrate": calibrate,
+            "min_effective_sets": min_effective_sets,
+            "keep_reward": keep_reward,
+            "proxy_size": proxy_size,
+            "controls": controls,
+        }
+        drawing: dict[str, Any] = {
+            "limit": limit,
+            "prompt_limit": prompt_limit,
+            "seed": seed,
+            "batch_size": batch_size,
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "chat": not no_chat_template,
+        }
+        if dry_run:
+            donor_side(donor)
+            from counterpoise.dry_run import plan_restore, tell
+
+            data = (pre, post, out, prompts, reward, abilities)
+            plan = plan_restore(*data, settings, drawing, drop=drop or (), dtype=dtype_of(dtype))
+            tell(plan, speed_of(speed), device)
+            return
         from counterpoise.restoring import restore as run
 
-        panel = _panel(
-            prompts,
-            reward,
-            abilities,
-            device=usable_device(device),
-            limit=limit,
-            prompt_limit=prompt_limit,
-            seed=seed,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            chat=not no_chat_template,
-        )
         result = run(
             pre,
             post,
             out,
-            panel,
-            search=search_kind(search),
-            blocks=blocks,
-            mean=mean,
-            means=numbers(means),
-            lambdas=numbers(lambdas),
-            alignment=alignment,
-            calibrate=calibrate,
-            min_effective_sets=min_effective_sets,
-            keep_reward=keep_reward,
-            proxy_size=proxy_size,
-            controls=controls,
+            _panel(prompts, reward, abilities, device=usable_device(device), **drawing),
+            **settings,
             work=work,
             donor=donor_side(donor),
             drop=drop or (),
@@ -194,84 +207,6 @@ def average(
         )
     _warn(made.warnings)
     print(f"{out}: {len(made.ratios)} {'ratio' if len(made.ratios) == 1 else 'ratios'}, mean {made.mean:g}")
-
-
-@app.command()
-def search(
-    pre: Pre,
-    post: Post,
-    out: Annotated[Path, typer.Option("-o", "--out", help="The recipe to write.")],
-    prompts: Prompts,
-    reward: RewardOption,
-    mean: Annotated[float | None, typer.Option(help="HMA's mean ratio, in [0, 1].")] = None,
-    method: Annotated[str, typer.Option(help="hma or two-sided.")] = "hma",
-    weight: Annotated[
-        float, typer.Option("--lambda", min=0, help="Two-sided: the price of what PRE could do, in units of alignment.")
-    ] = 1.0,
-    alignment: Alignment = "imitation",
-    blocks: SearchBlocks = None,
-    proxy_size: ProxySize = 256,
-    max_passes: Annotated[
-        int, typer.Option(min=0, help="Most points that the search evaluates; two-sided: 0 writes the path.")
-    ] = 12,
-    work: Annotated[Path | None, typer.Option(help="Where finished pieces are kept (default OUT.work).")] = None,
-    drop: Drop = None,
-    allow_unrelated: Unrelated = False,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    dtype: Dtype = "auto",
-    batch_size: BatchSize = 16,
-    max_new_tokens: NewTokens = 128,
-    temperature: Temperature = 1.0,
-    no_chat_template: NoChat = False,
-    quiet: Quiet = False,
-) -> None:
-    """Find HMA's ratios at a mean, or the two-sided search's at a lambda, and write them as a recipe."""
-    work = work or out.with_name(out.name + ".work")
-    with plain_errors(f"finished pieces are in {work}; the same command goes on from there"), bars(quiet) as progress:
-        if method not in ("hma", "two-sided"):
-            raise ValueError(f"--method: expected hma or two-sided, found {method!r}")
-        if (mean is None) == (method == "hma"):
-            raise ValueError(
-                "search: expected --mean with --method hma, and --lambda with --method two-sided, which has no mean"
-            )
-        panel = _panel(
-            prompts,
-            reward,
-            [],
-            device=usable_device(device),
-            seed=seed,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            chat=not no_chat_template,
-        )
-        options: dict[str, Any] = {
-            "proxy_size": proxy_size,
-            "max_passes": max_passes,
-            "work": work,
-            "drop": drop or (),
-            "allow_unrelated": allow_unrelated,
-            "device": usable_device(device),
-            "dtype": dtype_of(dtype),
-            "progress": progress,
-        }
-        if mean is not None:
-            from counterpoise.recipes import hma_recipe
-
-            found, recipe = hma_recipe(pre, post, out, panel, mean=mean, blocks=blocks or 3, **options)
-            gained = f"{found.passes} passes, proxy loss {found.trace[0]:.4f} -> {found.value:.4f} nats/token"
-        else:
-            from counterpoise.recipes import two_sided_recipe
-
-            options |= {"weight": weight, "alignment": alignment, "blocks": blocks or "layerwise"}
-            end, recipe = two_sided_recipe(pre, post, out, panel, **options)
-            kept = ", ".join(f"{name} {value:.3f}" for name, value in end.retention.items())
-            gained = f"alignment lost {end.alignment:.3f} (1 at PRE), of what PRE says {kept} (1 at POST)"
-    _warn(recipe.warnings)
-    for block, value in zip(recipe.partition.blocks, recipe.ratios, strict=True):
-        print(f"{block.name:24} {value:.3f}")
-    print(f"{gained}; written to {out}")
 
 
 @app.command()
@@ -395,6 +330,7 @@ def version() -> None:
 app.add_typer(align)
 app.add_typer(multitask)
 app.add_typer(judge)
+app.command()(search)
 app.command()(merge)
 app.command()(front)
 

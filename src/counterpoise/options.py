@@ -36,6 +36,19 @@ Temperature = Annotated[float, typer.Option(min=0, help="Of sampled responses; 0
 NoChat = Annotated[bool, typer.Option("--no-chat-template", help="Give prompts as plain text.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many items per ability and part.")]
 PromptLimit = Annotated[int | None, typer.Option(min=1, help="At most so many validation and held-out prompts.")]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Check everything, tell stages, memory and time, and stop: nothing is drawn, trained or written.",
+    ),
+]
+SpeedOption = Annotated[
+    str | None,
+    typer.Option(
+        "--speed", help="Dry run: FLOP/s and bytes/s of the device, as 4e14,2e12 (default: a short probe of it)."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
@@ -69,6 +82,20 @@ def dtype_of(name: str) -> Any:
     if name not in ("auto", *names):
         raise ValueError(f"--dtype: expected auto, {', '.join(names)}, found {name!r}")
     return None if name == "auto" else getattr(torch, name)
+
+
+def speed_of(text: str | None) -> tuple[float, float] | None:
+    """Operations and bytes a second; None to probe.
+
+    >>> speed_of("4e14,2e12")
+    (400000000000000.0, 2000000000000.0)
+    """
+    if text is None:
+        return None
+    found = numbers(text)
+    if len(found) != 2 or not all(0 < x < float("inf") for x in found):
+        raise ValueError(f"--speed: expected FLOP/s and bytes/s, as 4e14,2e12, found {text!r}")
+    return found[0], found[1]
 
 
 def usable_device(name: str) -> str:

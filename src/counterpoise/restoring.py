@@ -85,7 +85,7 @@ def restore(
     out, begun = Path(out), time.time()
     work = Path(work) if work is not None else out.with_name(out.name + ".work")
     refuse_settings(means, mean, keep_reward, proxy_size)
-    _refuse_search(search, mean, lambdas)
+    refuse_search(search, mean, lambdas)
     if not (out / RESULT).is_file():
         refuse_occupied(out.absolute())
     pair = preflight(pre, post, drop=drop, out=out)
@@ -176,7 +176,8 @@ def refuse_settings(means: Sequence[float], mean: float | None, keep_reward: flo
         raise ValueError(f"proxy_size: expected at least 1 response, found {proxy_size}")
 
 
-def _refuse_search(search: str, mean: float | None, lambdas: Sequence[float]) -> None:
+def refuse_search(search: str, mean: float | None, lambdas: Sequence[float]) -> None:
+    """Likewise, of the kind of search and what it takes."""
     if search not in get_args(Search):
         raise ValueError(f"search: expected {', '.join(get_args(Search))}, found {search!r}")
     if search == "two-sided" and mean is not None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from counterpoise.options import DryRun, SpeedOption, speed_of
 from counterpoise.terminal import bars, plain_errors
 
 
@@ -101,6 +102,8 @@ def model(
     merge: Annotated[float | None, _held("Online merging: weight of PRE in each step's update.")] = None,
     merge_keep: Annotated[float, _held("Online merging: share of elements kept (OnDARE).")] = 1.0,
     merge_base: Annotated[str | None, _held("Online merging: the checkpoint before instruction tuning.")] = None,
+    dry_run: DryRun = False,
+    speed: SpeedOption = None,
     work: Work = None,
     last_checkpoint_only: Annotated[
         bool, typer.Option("--last-checkpoint-only", help="Keep one checkpoint on the way, not every iteration's.")
@@ -130,7 +133,36 @@ def model(
     chosen = {name: value for name, value in chosen.items() if value is not None}
     common = {"micro_batch_size": micro_batch_size, "chat": not no_chat_template, "seed": seed}
     drawing = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    files = {"prompts": prompts, "preferences": preferences, "samples": samples}
+    strengths = {"l1": l1, "l2": l2, "kd": kd, "lora": lora, "sma": sma, "freeze": freeze, "merge": merge}
+    others: dict[str, Any] = {
+        "replay": replay,
+        "replay_ratio": replay_ratio,
+        "reset_every": reset_every,
+        "stop_at_reward": stop_at_reward,
+        "merge_keep": merge_keep,
+        "merge_base": merge_base,
+    }
     with plain_errors(kept), bars(quiet) as progress:
+        if dry_run:
+            from counterpoise.alignment.dry_run import plan_align
+            from counterpoise.dry_run import tell
+
+            plan = plan_align(
+                source,
+                out,
+                method,
+                chosen,
+                common,
+                drawing,
+                {**strengths, **others},
+                **files,
+                reward=reward,
+                dtype=_dtype(dtype),
+                keep_checkpoints=not last_checkpoint_only,
+            )
+            tell(plan, speed_of(speed), device)
+            return
         from counterpoise.alignment import assembling
         from counterpoise.alignment.aligning import align
 
@@ -139,23 +171,16 @@ def model(
             source,
             {**chosen, **common},
             drawing,
-            prompts=prompts,
+            **files,
             reward=reward,
-            preferences=preferences,
-            samples=samples,
             dtype=_dtype(dtype),
             device=device,
         )
         held = assembling.mitigations(
             source,
-            {"l1": l1, "l2": l2, "kd": kd, "lora": lora, "sma": sma, "freeze": freeze, "merge": merge},
-            replay=replay,
-            replay_ratio=replay_ratio,
-            reset_every=reset_every,
-            stop_at_reward=stop_at_reward,
-            merge_keep=merge_keep,
-            merge_base=merge_base,
-            files={"prompts": prompts, "preferences": preferences, "samples": samples},
+            strengths,
+            **others,
+            files=files,
             drawing={**drawing, "chat": not no_chat_template, "seed": seed},
             work=work or out.with_name(f"{out.name}.work"),
             dtype=_dtype(dtype),

@@ -6,9 +6,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -47,37 +47,11 @@ class HarnessAbility:
             ModuleNotFoundError: lm-eval is not installed.
             ValueError: no such task, a group of tasks, or several tasks in one folder.
         """
-        try:
-            from lm_eval.tasks import TaskManager
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                f"ability {spec!r}: expected choices:, continue: or generate:FILE.jsonl, or a task of lm-eval, which is "
-                "not installed; pip install 'counterpoise[eval]'"
-            ) from error
-        place, _, query = spec.partition("?")
-        options = dict(parse_qsl(query))
-        if unknown := sorted(set(options) - {"task", "name", "limit"}):
-            raise ValueError(f"{spec}: unknown option {unknown[0]!r}; expected task, name or limit")
-        limit = options.get("limit")
-        if limit is not None and not (limit.isdecimal() and int(limit) > 0):
-            raise ValueError(f"{spec}: limit: expected a number above 0, found {limit!r}")
-        if Path(place).is_dir():
-            manager = TaskManager(include_defaults=False, include_path=place)
-            found = sorted(manager.all_tasks)
-            name = options.get("task") or (found[0] if len(found) == 1 else "")
-        else:
-            manager = TaskManager()
-            found, name = [], place
-        if name not in manager.all_tasks:
-            expected = (
-                f"one of {', '.join(found)} as ?task=NAME" if found else "a file spec or the name of an lm-eval task"
-            )
-            raise ValueError(f"ability {spec!r}: expected {expected}; `lm-eval ls tasks` lists what lm-eval has")
-        tasks = manager.load([name])["tasks"]
+        found = find_task(spec)
+        tasks = found.manager.load([found.task])["tasks"]
         if len(tasks) != 1:
             raise ValueError(f"{spec}: expected one task, found a group of {len(tasks)}; give its tasks one by one")
-        task = next(iter(tasks.values()))
-        return cls(options.get("name") or name, task, None if limit is None else int(limit), spec)
+        return cls(found.name, next(iter(tasks.values())), found.limit, spec)
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
@@ -153,6 +127,62 @@ class HarnessAbility:
                 f"{self.source}: none of its metrics is a number per item: {', '.join(rows[0]['metrics'])}"
             )
         return made
+
+
+class TaskFound(NamedTuple):
+    """A task that lm-eval knows, before its data set is loaded.
+
+    Attributes:
+        name: what results call it.
+        task: what lm-eval calls it.
+        output_type: "multiple_choice", "generate_until", ...; "" for one that is written in Python.
+    """
+
+    name: str
+    task: str
+    limit: int | None
+    output_type: str
+    manager: Any
+
+
+def find_task(spec: str) -> TaskFound:
+    """Look up the task that a spec names; see `HarnessAbility.load`. Its data set is not touched."""
+    try:
+        from lm_eval.tasks import TaskManager
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"ability {spec!r}: expected choices:, continue: or generate:FILE.jsonl, or a task of lm-eval, which is "
+            "not installed; pip install 'counterpoise[eval]'"
+        ) from error
+    place, _, query = spec.partition("?")
+    options = dict(parse_qsl(query))
+    if unknown := sorted(set(options) - {"task", "name", "limit"}):
+        raise ValueError(f"{spec}: unknown option {unknown[0]!r}; expected task, name or limit")
+    limit = options.get("limit")
+    if limit is not None and not (limit.isdecimal() and int(limit) > 0):
+        raise ValueError(f"{spec}: limit: expected a number above 0, found {limit!r}")
+    if Path(place).is_dir():
+        manager = TaskManager(include_defaults=False, include_path=place)
+        local = sorted(manager.all_tasks)
+        name = options.get("task") or (local[0] if len(local) == 1 else "")
+    else:
+        manager, local, name = _all_tasks(), [], place
+    if name not in manager.all_tasks:
+        expected = f"one of {', '.join(local)} as ?task=NAME" if local else "a file spec or the name of an lm-eval task"
+        raise ValueError(f"ability {spec!r}: expected {expected}; `lm-eval ls tasks` lists what lm-eval has")
+    if name not in manager.all_subtasks:
+        raise ValueError(f"{spec}: expected one task, found a group of them; give its tasks one by one")
+    settings = manager.task_index[name].cfg or {}
+    kind = "" if "class" in settings else str(settings.get("output_type", ""))
+    return TaskFound(options.get("name") or name, name, None if limit is None else int(limit), kind, manager)
+
+
+@cache
+def _all_tasks() -> Any:
+    """lm-eval's own tasks; reading them all takes some ten seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
 def _named(thing: Any) -> str:

@@ -18,7 +18,7 @@ def show_plan(plan: Plan, speed: Speed, how: str, device: str) -> None:
 
     for line in plan.told:
         print(line)
-    stages = Table("stage", "what", "operations", "memory beside the weights", "time", box=None, pad_edge=False)
+    stages = Table("stage", "what", "operations", "memory", "time", box=None, pad_edge=False)
     for stage in plan.stages:
         work = stage.work
         stages.add_row(
@@ -28,19 +28,16 @@ def show_plan(plan: Plan, speed: Speed, how: str, device: str) -> None:
             size(stage.memory) if stage.memory else "",
             duration(work.seconds(speed)) if work.flops else "not estimated",
         )
-    console = Console()
-    console.print(stages)
-    console.print(f"on {device}: " + ", ".join(f"{name} {size(count)}" for name, count in plan.resident.items()))
-    console.print(
-        f"peak memory there: about {size(plan.peak)}; mapped from disk, not counted in it: {size(plan.mapped)}"
-    )
-    console.print(f"to be written: {size(plan.disk)}")
-    console.print(
-        f"time: about {duration(plan.seconds(speed))} at {speed.flops:.2g} FLOP/s and {speed.bytes:.2g} bytes/s ({how}); "
-        "an estimate, not a measurement"
+    Console().print(stages)
+    print(f"on {device}: " + ", ".join(f"{name} {size(count)}" for name, count in plan.resident.items()))
+    print(f"peak memory there: about {size(plan.peak)}; mapped from disk, not counted in it: {size(plan.mapped)}")
+    print(f"to be written: {size(plan.disk)}")
+    print(
+        f"time, an estimate: {duration(plan.seconds(speed))} at {speed.flops:.2g} FLOP/s and {speed.bytes:.2g} bytes/s "
+        f"({how}); nothing was measured"
     )
     for line in plan.assumed:
-        console.print(f"assumed: {line}")
+        print(f"assumed: {line}")
     print("dry run: nothing was drawn, trained or written")
 
 

@@ -1,0 +1,184 @@
+"""A dry run of `align`: its data, settings and mitigations checked, what it would take told."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from counterpoise.alignment.anchors import KD, L1, L2
+from counterpoise.alignment.assembling import METHODS, _bind, _expect
+from counterpoise.alignment.distilling import distil, read_samples
+from counterpoise.alignment.ema import MovingAverage
+from counterpoise.alignment.lowrank import LowRank
+from counterpoise.alignment.merging import OnlineMerging
+from counterpoise.alignment.ppo import ppo
+from counterpoise.alignment.preferences import read_preferences
+from counterpoise.alignment.replay import Replay
+from counterpoise.alignment.rsf import rsf
+from counterpoise.dry_run import ASSUMED, BOUNDS, judged, lengths, said_of, short
+from counterpoise.files import refuse_occupied
+from counterpoise.language import Example, Prompt, read_prompts
+from counterpoise.planning import Plan, Shape, optimiser_bytes, trained, weight_bytes
+from counterpoise.rehearsing import Source, Words, look, look_at_reward, room_for
+from counterpoise.stages import Loop, align_stages
+
+
+def plan_align(
+    source: str,
+    out: Path,
+    method: str,
+    chosen: Mapping[str, Any],
+    common: Mapping[str, Any],
+    drawing: Mapping[str, Any],
+    held: Mapping[str, Any],
+    *,
+    prompts: Path | None,
+    reward: str | None,
+    preferences: Path | None,
+    samples: Path | None,
+    dtype: torch.dtype,
+    keep_checkpoints: bool = True,
+) -> Plan:
+    """What `align` with these arguments would do.
+
+    Args:
+        chosen, common, drawing: settings of the method, of its loop and of its sampling.
+        held: the options of the mitigations, None where not given.
+
+    Raises:
+        ValueError, CheckpointError: whatever `align` would refuse before it loads a model.
+    """
+    if not (out / "align.json").is_file():
+        refuse_occupied(out.absolute())
+    model = look(source)
+    shape, itemsize = model.shape, dtype.itemsize
+    given = {"--prompts": prompts, "--reward": reward, "--preferences": preferences, "--samples": samples}
+    loop, settings, texts = _loop(method, {**chosen, **common}, drawing, given, held)
+    told = [_said_of_weights(model), *_mitigations(held, shape), f"{method}: " + _spoken(settings)]
+    judge = look_at_reward(reward) if reward is not None else None
+    if reward is not None:
+        told.append(said_of(reward, judge))
+    asked, responses = texts
+    words = Words.of(model.folder)
+    if responses:  # of a file, not drawn: memory is that of the longest, time that of the mean
+        sizes = words.lengths(responses)
+        mean = sum(sizes) / len(sizes)
+        drawing = {"max_new_tokens": mean, "over": max(sizes) - mean}
+        bounds = f"responses of {mean:.0f} tokens in the mean, the longest {max(sizes)}; nothing cut or left out"
+    else:
+        drawing, bounds = {**drawing, "over": 0}, BOUNDS
+    at, assumed = lengths(
+        model,
+        asked,
+        {**drawing, "chat": common["chat"]},
+        itemsize,
+        int(common["micro_batch_size"]),
+        longest_refused=not responses,
+    )
+    at = replace(at, longest=at.longest + math.ceil(drawing["over"]))
+    count = trained(shape, held["lora"])
+    resident = {"weights": weight_bytes(shape, itemsize), **optimiser_bytes(count, itemsize), **judged(judge)}
+    references = (method in ("ppo", "dpo")) + (held["kd"] is not None)
+    if references:
+        resident["PRE, frozen"] = references * weight_bytes(shape, itemsize)
+    if held["sma"] is not None:
+        resident["moving average"] = count * itemsize
+    kept = _checkpoints(loop) if keep_checkpoints else 1
+    written = (1 + kept) * weight_bytes(shape, itemsize) + 2 * 3 * count * itemsize
+    room_for(out, written)
+    told.append(f"on the way: {kept} checkpoints, and the state (weights and Adam's moments) up to twice")
+    stages = align_stages(shape, judge.shape if judge else None, at, loop)
+    mapped = 0 if model.weights is None else sum(f.stat().st_size for f in model.weights.files)
+    return Plan(stages, resident, short(dtype), mapped, written, tuple(told), (*assumed, bounds, *ASSUMED))
+
+
+def _loop(
+    name: str,
+    settings: Mapping[str, Any],
+    drawing: Mapping[str, Any],
+    given: Mapping[str, Any],
+    held: Mapping[str, Any],
+) -> tuple[Loop, dict[str, Any], tuple[list[Prompt], list[str]]]:
+    """How much the method does, its settings with their defaults, and the prompts and responses that were given."""
+    if name not in METHODS:
+        raise ValueError(f"--method: expected {', '.join(METHODS)}, found {name!r}")
+    run: Any = rsf
+    asked: list[Prompt] = []
+    responses: list[str] = []
+    if name == "dpo":
+        from counterpoise.alignment.dpo import dpo as run
+
+        _expect(given, ("--preferences",), name)
+        pairs = read_preferences(given["--preferences"])
+        asked = [p.prompt for p in pairs]
+        responses = [text for p in pairs for text in (p.chosen, p.rejected)]
+    elif name == "rsf" and given["--samples"] is not None:
+        _expect(given, ("--samples",), "rsf with --samples")
+        run, found = distil, read_samples(given["--samples"])
+        asked, responses = [s.prompt for s in found], [s.response for s in found]
+    else:
+        if name == "ppo":
+            run = ppo
+        _expect(given, ("--prompts", "--reward"), name)
+        settings, asked = {**settings, **drawing}, read_prompts(given["--prompts"])
+    bound = _bind(run, settings, name)
+    plain = {n: p.default for n, p in inspect.signature(run).parameters.items() if p.default is not p.empty}
+    full = {n: v for n, v in {**plain, **bound.keywords}.items() if isinstance(v, (int, float, type(None)))}
+    count = min(full.get("prompts_per_iteration") or len(asked), len(asked))
+    replayed = float(held["replay_ratio"]) if held["replay"] is not None else 0.0
+    kind = "distil" if run is distil else name
+    times = int(full.get("iterations") or 1)
+    loop = Loop(kind, times, count, int(full.get("n") or 1), int(full["epochs"] or 1), held["kd"] is not None, replayed)
+    return loop, full, (asked, responses)
+
+
+def _mitigations(held: Mapping[str, Any], shape: Shape) -> list[str]:
+    """The mitigations in words, their numbers checked by building each without its data."""
+    makers: dict[str, Any] = {
+        "l1": L1,
+        "l2": L2,
+        "kd": KD,
+        "lora": LowRank,
+        "sma": lambda decay: MovingAverage(decay, held["reset_every"]),
+        "merge": lambda weight: OnlineMerging(weight, held["merge_keep"]),
+        "replay": lambda _: Replay(held["replay_ratio"], [Example((1,), (1,))]),
+    }
+    for name, make in makers.items():
+        if held[name] is not None:
+            make(held[name])
+    if held["reset_every"] is not None and held["sma"] is None:
+        raise ValueError("--reset-every: expected --sma beside it: Elastic Reset resets to the moving average")
+    if held["freeze"] is not None and not 0 <= held["freeze"] < shape.layers:
+        raise ValueError(
+            f"--freeze: expected 0 to {shape.layers - 1} of the {shape.layers} layers, found {held['freeze']}"
+        )
+    if held["replay"] not in (None, "self") and not Path(held["replay"]).is_file():
+        raise ValueError(f"{held['replay']}: expected a file or folder, found nothing of that name; check the path")
+    if held["merge_base"] is not None:
+        look(held["merge_base"])
+    named = (*makers, "freeze", "stop_at_reward")
+    given = [f"{name} {held[name]}" for name in named if held[name] is not None]
+    return ["mitigations: " + ", ".join(given)] if given else []
+
+
+def _checkpoints(loop: Loop) -> int:
+    """Checkpoints on the way: one an iteration, one an epoch of distil, five of dpo."""
+    return {"dpo": 5, "distil": loop.epochs}.get(loop.method, loop.rounds)
+
+
+def _said_of_weights(model: Source) -> str:
+    if model.weights is None:
+        return f"no weights: preflight on shapes only ({model.name})"
+    return f"{model.name}: {len(model.weights)} tensors in {short(model.dtype)}"
+
+
+def _spoken(settings: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{n} {v:g}" for n, v in settings.items() if isinstance(v, (int, float)) and not isinstance(v, bool)
+    )

@@ -1,0 +1,201 @@
+"""A dry run of `restore` and of `align`: everything that can be checked is checked, what it would take is told."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from counterpoise.evaluation.parts import Part
+from counterpoise.evaluation.tax import Panel
+from counterpoise.files import refuse_occupied
+from counterpoise.language import Prompt, read_prompts
+from counterpoise.partition import partition
+from counterpoise.planning import Plan, Speed, Stage, weight_bytes
+from counterpoise.preflight import preflight
+from counterpoise.rehearsing import (
+    CHARACTERS,
+    Source,
+    Words,
+    look,
+    look_at_abilities,
+    look_at_reward,
+    nothing_is_drawn,
+    refuse_longer_than_context,
+    room_for,
+    same_shapes,
+)
+from counterpoise.restoring import RESULT, refuse_search, refuse_settings
+from counterpoise.searching import FORMS
+from counterpoise.stages import Lengths, restore_stages
+
+BOUNDS = "every response as long as --max-new-tokens, no early end of a search or of training: upper bounds"
+ASSUMED = (
+    "a stage's memory comes on top of the weights and of all else that is resident",
+    "time is operations / speed, or bytes read / bandwidth where that is longer; nothing for kernel launches, Python, "
+    "loading or the disk: small models and small batches take several times as long",
+)
+
+
+def plan_restore(
+    pre: str,
+    post: str,
+    out: Path,
+    prompts: Path,
+    reward: str,
+    abilities: Sequence[str],
+    settings: Mapping[str, Any],
+    drawing: Mapping[str, Any],
+    *,
+    drop: Sequence[str] = (),
+    dtype: torch.dtype | None = None,
+) -> Plan:
+    """What `restore` with these arguments would do.
+
+    Args:
+        settings: search, blocks, mean, means, lambdas, alignment, calibrate, min_effective_sets, keep_reward,
+            proxy_size, controls of `restore`.
+        drawing: limit, prompt_limit, max_new_tokens, batch_size, chat of `Panel`.
+
+    Raises:
+        ValueError, CheckpointError: whatever `restore` would refuse before it loads a model.
+    """
+    means = settings["means"] if settings["mean"] is None else [settings["mean"]]
+    _refuse(settings)
+    if not (out / RESULT).is_file():
+        refuse_occupied(out.absolute())
+    first = look(pre)
+    second = look(post, base=first)
+    told, mapped = _fit(first, second, pre, post, drop, out)
+    names = {n: tuple(p.shape) for n, p in second.model.named_parameters()}
+    cut = partition(names, settings["blocks"] or 3)
+    told.append(f"HMA: {len(cut)} blocks" if settings["search"] != "two-sided" else "two-sided search alone")
+    panel = Panel(read_prompts(prompts), nothing_is_drawn, (), prompt_limit=drawing["prompt_limit"])
+    parts: dict[Part, list[Prompt]] = {p: panel.prompts_of(p) for p in get_args(Part)}
+    told.append("prompts: " + ", ".join(f"{len(chosen):,} {part}" for part, chosen in parts.items()))
+    judge = look_at_reward(reward)
+    told.append(said_of(reward, judge))
+    shape, itemsize = second.shape, (dtype or second.dtype).itemsize
+    at, assumed = lengths(second, parts["validation"] + parts["proxy"], drawing, itemsize, drawing["batch_size"] // 2)
+    words = Words.of(second.folder)
+    items, unseen = look_at_abilities(abilities, words, limit=drawing["limit"], new=drawing["max_new_tokens"])
+    told += [f"{i.name}: {i.count:,} validation items" for i in items["validation"]]
+    two_sided = settings["alignment"] if settings["search"] != "hma" else None
+    stages = restore_stages(
+        shape,
+        judge.shape if judge else None,
+        at,
+        {part: len(chosen) for part, chosen in parts.items()},
+        items,
+        means=means,
+        hma=settings["search"] != "two-sided",
+        controls=settings["controls"],
+        size=settings["proxy_size"],
+        two_sided=two_sided,
+        lambdas=len(settings["lambdas"]) if two_sided else 0,
+    )
+    resident = {"weights": weight_bytes(shape, itemsize), **judged(judge)}
+    written = weight_bytes(shape, second.dtype.itemsize)
+    ends = (
+        Stage("reading both, hashing", f"{(mapped or 2 * written) / 1e9:.2f} GB"),
+        Stage("writing OUT", f"{written / 1e9:.2f} GB"),
+    )
+    if settings["calibrate"] and two_sided:
+        unseen.append("the right answers of --calibrate are not counted")
+    kind = short(dtype or second.dtype)
+    return Plan(
+        (ends[0], *stages, ends[1]), resident, kind, mapped, written, tuple(told), (*unseen, *assumed, BOUNDS, *ASSUMED)
+    )
+
+
+def tell(plan: Plan, speed: tuple[float, float] | None, device: str) -> None:
+    """Print a plan; without a speed the device is probed, when it is here."""
+    from counterpoise.options import usable_device
+    from counterpoise.report.plan import show_plan
+
+    if speed is not None:
+        show_plan(plan, Speed(*speed), "as given", device)
+    else:
+        found = probe(usable_device(device), getattr(torch, plan.dtype))
+        show_plan(plan, found, f"a probe in {plan.dtype} just now", device)
+
+
+def probe(device: str, dtype: torch.dtype, *, seconds: float = 0.2) -> Speed:
+    """How fast the device multiplies two square matrices and reads memory: the best of a few tries each."""
+    size = 512 if torch.device(device).type == "cpu" else 8192
+    a = torch.randn(size, size, device=device).to(dtype)
+    b = torch.ones(size * size * 16 // dtype.itemsize, device=device, dtype=dtype)
+    return Speed(2 * size**3 / _best(lambda: a @ a, device, seconds), 2 * b.nbytes / _best(b.clone, device, seconds))
+
+
+def _best(work: Any, device: str, seconds: float) -> float:
+    best, until = math.inf, time.perf_counter() + seconds
+    while best == math.inf or time.perf_counter() < until:
+        begun = time.perf_counter()
+        work()
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - begun)
+    return best
+
+
+def _refuse(settings: Mapping[str, Any]) -> None:
+    refuse_settings(settings["means"], settings["mean"], settings["keep_reward"], settings["proxy_size"])
+    refuse_search(settings["search"], settings["mean"], settings["lambdas"])
+    if settings["search"] == "hma":
+        return
+    if settings["alignment"] not in FORMS:
+        raise ValueError(f"alignment: expected {', '.join(FORMS)}, found {settings['alignment']!r}")
+    if settings["proxy_size"] < 8:  # two of each of four
+        raise ValueError(f"proxy_size: expected at least 8 sequences, found {settings['proxy_size']}")
+
+
+def _fit(first: Source, second: Source, pre: str, post: str, drop: Sequence[str], out: Path) -> tuple[list[str], int]:
+    """Whether PRE and POST fit, and the bytes that are mapped."""
+    if first.weights is None or second.weights is None:
+        same_shapes(first, second)
+        room_for(out, weight_bytes(second.shape, second.dtype.itemsize))
+        lacking = ", ".join(s.name for s in (first, second) if s.weights is None)
+        return [f"no weights: preflight on shapes only ({lacking})"], 0
+    pair = preflight(pre, post, drop=drop, out=out)
+    mapped = sum(f.stat().st_size for c in (pair.pre, pair.post) for f in c.files)
+    return [f"preflight: {len(pair.names)} tensors fit", *(f"warning: {w}" for w in pair.warnings)], mapped
+
+
+def lengths(
+    source: Source,
+    prompts: Sequence[Prompt],
+    drawing: Mapping[str, Any],
+    itemsize: int,
+    batch: int,
+    *,
+    longest_refused: bool = True,
+) -> tuple[Lengths, list[str]]:
+    words, new = Words.of(source.folder), drawing["max_new_tokens"]
+    found = words.prompts(prompts, chat=drawing["chat"])
+    if longest_refused:
+        refuse_longer_than_context(source, found, new)
+    assumed = [] if words.tokenizer else [f"no tokenizer: {CHARACTERS} characters a token, no chat template"]
+    mean = sum(found) / len(found)
+    return Lengths(mean, max(found), new, max(1, batch), itemsize), [
+        f"prompts of {mean:.0f} tokens in the mean, the longest {max(found)}",
+        *assumed,
+    ]
+
+
+def judged(judge: Source | None) -> dict[str, int]:
+    return {} if judge is None else {"reward model": weight_bytes(judge.shape, judge.dtype.itemsize)}
+
+
+def said_of(reward: str, judge: Source | None) -> str:
+    if judge is None:
+        return f"reward {reward}: found; its time is not counted"
+    return f"reward {reward}: {judge.shape.parameters / 1e9:.3g} billion parameters in {short(judge.dtype)}"
+
+
+def short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

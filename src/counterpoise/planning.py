@@ -1,0 +1,290 @@
+"""What a run would take: operations, memory and time, computed from shapes before anything is drawn or trained.
+
+Pure functions: shapes and counts in, numbers out. `counterpoise.dry_run` reads the files and prints what is found here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import nn
+
+HMA_PASSES = 12
+"""Most passes of a search for one mean, and most points of an exact search for one lambda."""
+SAVED = (8, 2, 2, 4)
+"""Elements kept for the backward pass per token and layer, of sizes hidden, queries, keys and intermediate."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What decides the cost of a decoder.
+
+    Attributes:
+        queries, keys: width of all query heads together, and of all key heads.
+        parameters: elements in all; tied tensors count once.
+        body: elements of the matrices that every token is multiplied with: neither embeddings nor the head.
+        head: elements of the matrix that gives the vocabulary's logits; 0 without one.
+        largest: elements of the largest parameter.
+        edges: inputs plus outputs of the body's matrices together; LoRA of rank r trains r times as many.
+    """
+
+    layers: int
+    hidden: int
+    intermediate: int
+    queries: int
+    keys: int
+    vocabulary: int
+    parameters: int
+    body: int
+    head: int
+    largest: int
+    edges: int
+
+
+class Speed(NamedTuple):
+    """What a device does in a second: floating-point operations, and bytes of its memory read."""
+
+    flops: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """Operations, and bytes that must be read one step after another: while a response is drawn, all weights per token."""
+
+    flops: float = 0.0
+    traffic: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.flops + other.flops, self.traffic + other.traffic)
+
+    def __mul__(self, times: float) -> Work:
+        return Work(self.flops * times, self.traffic * times)
+
+    def seconds(self, speed: Speed) -> float:
+        """The larger of operations / speed and traffic / speed: each hides behind the other at best.
+
+        >>> Work(8e14, 1e12).seconds(Speed(4e14, 2e12))
+        2.0
+        """
+        return max(self.flops / speed.flops, self.traffic / speed.bytes)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run.
+
+    Attributes:
+        what: counts in words: passes, responses, items.
+        memory: bytes at its peak beside what is resident all the time.
+    """
+
+    name: str
+    what: str
+    work: Work = Work()
+    memory: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, stage by stage.
+
+    Attributes:
+        resident: what lies in the device's memory all the time -> bytes.
+        dtype: of the computation.
+        mapped: bytes of files that are read through the page cache of the host; the system can drop them.
+        disk: bytes that will be written.
+        told: what was resolved, in sentences.
+        assumed: what the numbers take for granted, in sentences.
+    """
+
+    stages: tuple[Stage, ...]
+    resident: Mapping[str, int]
+    dtype: str
+    mapped: int = 0
+    disk: int = 0
+    told: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the worst moment: all that is resident, and the largest need of a stage."""
+        return sum(self.resident.values()) + max((s.memory for s in self.stages), default=0)
+
+    def seconds(self, speed: Speed) -> float:
+        """All stages, one after the other."""
+        return sum(s.work.seconds(speed) for s in self.stages)
+
+
+@dataclass(frozen=True)
+class Items:
+    """The items of an ability on one part.
+
+    Attributes:
+        prompt, choices, continuation: tokens of a context, continuations a context, tokens of each.
+        generated: tokens drawn for an item; 0 for one that is only scored.
+        shared: whether an item's context is run once for all its continuations (lm-eval runs it for each).
+    """
+
+    name: str
+    count: int
+    prompt: float
+    choices: float = 1.0
+    continuation: float = 0.0
+    generated: int = 0
+    shared: bool = True
+
+
+def shape_of(model: nn.Module) -> Shape:
+    """The shape of a transformers model, which may lie on the meta device."""
+    config: Any = model.config.get_text_config()  # type: ignore[operator,union-attr]
+    width, heads = config.hidden_size, config.num_attention_heads
+    head_width = getattr(config, "head_dim", None) or width // heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    out = model.get_output_embeddings()  # type: ignore[operator]
+    head = None if out is None else out.weight
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)} | {id(head)}
+    parameters = list(model.parameters())
+    matrices = [p for p in parameters if p.dim() > 1 and id(p) not in tables]
+    return Shape(
+        layers=config.num_hidden_layers,
+        hidden=width,
+        intermediate=getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * width,
+        queries=heads * head_width,
+        keys=key_heads * head_width,
+        vocabulary=config.vocab_size,
+        parameters=sum(p.numel() for p in parameters),
+        body=sum(p.numel() for p in matrices),
+        head=0 if head is None else head.numel(),
+        largest=max(p.numel() for p in parameters),
+        edges=sum(sum(p.shape) for p in matrices),
+    )
+
+
+def forward(shape: Shape, tokens: float, *, sequences: float = 1, logits: float = 0, start: float = 0) -> Work:
+    """A pass over sequences of `tokens` tokens: 2 operations per weight and token, and the attention.
+
+    flops = sequences * (2 body tokens + 2 head logits + 4 layers queries (tokens start + tokens (tokens + 1) / 2))
+
+    Kaplan et al. 2020 (arXiv 2001.08361), table 1, with the sum over the positions that causal attention sees in the place
+    of the whole square. Norms, activations and the softmax are left out: some per cent.
+
+    Args:
+        logits: positions of a sequence whose logits are computed.
+        start: tokens before these, already in the cache.
+    """
+    seen = tokens * start + tokens * (tokens + 1) / 2
+    one = 2 * shape.body * tokens + 2 * shape.head * logits + 4 * shape.layers * shape.queries * seen
+    return Work(one * sequences)
+
+
+def training(shape: Shape, prompt: float, response: float, *, sequences: float) -> Work:
+    """Forward and backward over prompt and response: three times the forward pass, logits of the response alone."""
+    return forward(shape, prompt + response, sequences=sequences, logits=response) * 3
+
+
+def drawing(
+    shape: Shape, prompt: float, response: float, *, prompts: float, n: int = 1, batch: int, itemsize: int
+) -> Work:
+    """n responses to each prompt, `batch` at once, every one as long as `response`: an upper bound.
+
+    Each step reads all weights once and the cache of every response; the prompt is run once for its n responses.
+    """
+    first = forward(shape, prompt, sequences=prompts, logits=1)
+    rest = forward(shape, response, sequences=prompts * n, logits=response, start=prompt)
+    steps = math.ceil(prompts / max(1, batch // n)) * response
+    read = 2 * shape.layers * shape.keys * (response * prompt + response * (response + 1) / 2) * prompts * n
+    return first + rest + Work(0.0, itemsize * (steps * (shape.body + shape.head) + read))
+
+
+def measuring(shape: Shape, items: Items, *, batch: int, itemsize: int) -> Work:
+    """Scoring, and drawing where there is something to draw, of an ability's items on one part."""
+    found = Work()
+    if items.continuation and items.shared:
+        found += forward(shape, items.prompt, sequences=items.count, logits=1)
+        each = items.count * items.choices
+        found += forward(shape, items.continuation, sequences=each, logits=items.continuation, start=items.prompt)
+    elif items.continuation:
+        whole = items.prompt + items.continuation
+        found += forward(shape, whole, sequences=items.count * items.choices, logits=whole)
+    if items.generated:
+        found += drawing(shape, items.prompt, items.generated, prompts=items.count, batch=batch, itemsize=itemsize)
+    return found
+
+
+def weight_bytes(shape: Shape, itemsize: int) -> int:
+    """parameters * itemsize."""
+    return shape.parameters * itemsize
+
+
+def trained(shape: Shape, lora: int | None = None) -> int:
+    """Parameters that the optimiser moves: all, or rank * (inputs + outputs) of every matrix of the body."""
+    return shape.parameters if lora is None else lora * shape.edges
+
+
+def optimiser_bytes(count: int, itemsize: int) -> dict[str, int]:
+    """Gradients (one number a trained parameter) and Adam's two moments (two), in the dtype of the weights."""
+    return {"gradients": count * itemsize, "Adam's moments": 2 * count * itemsize}
+
+
+def cache_bytes(shape: Shape, sequences: float, tokens: float, itemsize: int) -> int:
+    """Keys and values: 2 * layers * keys * sequences * tokens * itemsize."""
+    return math.ceil(2 * shape.layers * shape.keys * sequences * tokens * itemsize)
+
+
+def drawing_bytes(shape: Shape, sequences: float, tokens: float, itemsize: int) -> int:
+    """While responses are drawn: the cache, twice while it grows by one token in one layer, and float32 logits of a step."""
+    grown = 1 + 1 / max(1, shape.layers)
+    return math.ceil(cache_bytes(shape, sequences, tokens, itemsize) * grown + 3 * sequences * shape.vocabulary * 4)
+
+
+def scoring_bytes(shape: Shape, items: Items, *, batch: int, itemsize: int) -> int:
+    """While items are scored: logits of a batch, in the model's dtype, in float32 and as log-softmax; and its cache."""
+    whole = items.prompt + items.continuation
+    rows = batch * (items.choices if items.shared else 1)
+    positions = rows * (items.continuation if items.shared else whole)
+    return math.ceil(positions * shape.vocabulary * (itemsize + 8)) + cache_bytes(shape, rows, whole, itemsize)
+
+
+def training_bytes(shape: Shape, sequences: float, prompt: float, response: float, itemsize: int) -> int:
+    """While a gradient is computed: what the backward pass needs again, and the logits of the responses.
+
+    layers * tokens * (8 hidden + 2 queries + 2 keys + 4 intermediate) * itemsize + logits * (itemsize + 4 * 4)
+
+    Per layer the inputs of both norms, of the projections and of the gated activation, their float32 copies counted in
+    (`SAVED`; counted on Llama with sdpa attention, without gradient checkpointing, which is not used here); of the logits
+    the model's own, a float32 copy, the counted rows, their log-softmax and its gradient.
+    """
+    widths = (shape.hidden, shape.queries, shape.keys, shape.intermediate)
+    kept = sum(count * width for count, width in zip(SAVED, widths, strict=True))
+    tokens = sequences * (prompt + response)
+    logits = sequences * (response + 1) * shape.vocabulary * (itemsize + 16) if shape.head else 0
+    return math.ceil(shape.layers * tokens * kept * itemsize + logits)
+
+
+def points(means: Sequence[float], *, hma: bool, controls: bool, lambdas: int = 0) -> int:
+    """Averages that are measured on validation data: PRE, POST, MA, HMA and three controls a mean, two a lambda.
+
+    >>> points([0.2, 0.6, 1.2], hma=True, controls=True)
+    13
+    """
+    inside = sum(mean <= 1 for mean in means)
+    return 2 + len(means) + inside * (hma + 3 * controls) + 2 * lambdas
+
+
+def two_sided_passes(form: str, lambdas: int) -> tuple[int, int]:
+    """Most passes with and without a gradient of a two-sided search, each over one side's sequences.
+
+    The diagonal takes five points of each side, for the reward 13 pools with a gradient and 35 without; the exact search
+    up to `HMA_PASSES` points and two starts a lambda of each side; the check of the path one.
+
+    >>> two_sided_passes("imitation", 5)
+    (160, 0)
+    """
+    if form == "reward":
+        exact = lambdas * (HMA_PASSES + 1)
+        return 13 + 5 + 2 * exact, 35 + exact + lambdas
+    return 10 + 2 * lambdas * (HMA_PASSES + 2 + 1), 0

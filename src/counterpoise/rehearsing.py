@@ -1,0 +1,299 @@
+"""What a dry run looks at: checkpoints, prompts, reward and abilities, read as a run would read them, with no model run."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+from counterpoise.checkpoint import Checkpoint, open_checkpoint, weight_files
+from counterpoise.evaluation.abilities import REQUIRED, FileAbility, load_abilities
+from counterpoise.evaluation.parts import Part
+from counterpoise.evaluation.rewards import _imported, _read_labelled
+from counterpoise.files import CheckpointError, resolve
+from counterpoise.language import Prompt, encode_prompt
+from counterpoise.planning import Items, Shape, shape_of
+from counterpoise.resident import without_bars
+
+CHARACTERS = 4
+"""Characters a token, where there is no tokenizer to ask."""
+UNSEEN = {"items": 1000, "prompt": 300, "choices": 4, "continuation": 10, "generated": 256}
+"""Of an lm-eval task, whose data set is not loaded: items a part where no limit is given, and tokens an item."""
+SMALL_FILES = ["config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "*.model"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint as far as it is at hand.
+
+    Attributes:
+        weights: None where there is a config.json alone, and of a reward model.
+        model: its architecture on the meta device: shapes without numbers.
+        dtype: in which it is stored, or its config says it is.
+    """
+
+    name: str
+    folder: Path
+    weights: Checkpoint | None
+    model: nn.Module
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> Shape:
+        """What decides its cost."""
+        return shape_of(self.model)
+
+
+def look(source: str, *, base: Source | None = None, classifier: bool = False) -> Source:
+    """A checkpoint's shapes from its files' headers, or from config.json where that is all there is.
+
+    Of a hub id that is not in the local cache only the small files are fetched.
+
+    Raises:
+        CheckpointError: nothing there, pickled weights, a missing shard, a config that gives no language model.
+    """
+    folder, ours = _folder(source)
+    weights: Checkpoint | None = None
+    adapter = (folder / "adapter_config.json").is_file()
+    if adapter and base is not None and base.weights is None:  # its shapes are the base's
+        return base
+    if not classifier and (adapter or _has_weights(folder, ours)):
+        weights = open_checkpoint(folder, base=None if base is None else base.weights)
+    if adapter and base is not None:
+        folder = base.folder
+    model, config = _on_meta(folder, source, classifier)
+    stored = getattr(config, "dtype", None)
+    if weights is not None:
+        stored = next((weights.dtype(n) for n in weights if weights.dtype(n).is_floating_point), stored)
+    return Source(source, folder, weights, model, stored if isinstance(stored, torch.dtype) else torch.float32)
+
+
+def _folder(source: str) -> tuple[Path, bool]:
+    """The folder, and whether it is the user's own: all that should be in it is."""
+    from huggingface_hub import snapshot_download
+
+    path = Path(source).expanduser()
+    if path.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
+        return resolve(source), True
+    name, _, revision = source.partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None, local_files_only=True)), False
+    except Exception:
+        pass
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=SMALL_FILES)), False
+    except Exception as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise CheckpointError(
+            f"{source}: no such folder here, and the hub did not give its config ({type(error).__name__}: {said})"
+        ) from None
+
+
+def _has_weights(folder: Path, ours: bool) -> bool:
+    pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
+    try:
+        weight_files(folder)
+    except CheckpointError:
+        if not (folder / "config.json").is_file() or (ours and (pickles or [*folder.glob("*.safetensors*")])):
+            raise
+        return False
+    return True
+
+
+def _on_meta(folder: Path, source: str, classifier: bool) -> tuple[nn.Module, Any]:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    kind: Any = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
+    try:
+        with without_bars(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            made: nn.Module = kind.from_config(config)
+    except (ValueError, KeyError, OSError) as error:
+        wanted = "sequence-classification" if classifier else "causal language"
+        said = str(error).splitlines()[0]
+        raise CheckpointError(f"{source}: expected the config of a {wanted} model, found: {said}") from None
+    return made, config
+
+
+def same_shapes(pre: Source, post: Source) -> None:
+    """What `preflight` asks of two checkpoints, as far as configs can tell.
+
+    Raises:
+        CheckpointError: two architectures, or a parameter of two shapes.
+    """
+    kinds = [s.model.config.model_type for s in (pre, post)]  # type: ignore[union-attr]
+    shapes = [{n: tuple(p.shape) for n, p in s.model.named_parameters()} for s in (pre, post)]
+    if kinds[0] != kinds[1] or shapes[0].keys() != shapes[1].keys():
+        raise CheckpointError(
+            f"PRE is a {kinds[0]} model of {len(shapes[0])} tensors, POST a {kinds[1]} one of {len(shapes[1])}; expected "
+            "one model before and after training"
+        )
+    for name, shape in shapes[0].items():
+        if shape != shapes[1][name]:
+            raise CheckpointError(
+                f"{name} has the shape {shape} in PRE and {shapes[1][name]} in POST; expected one model"
+            )
+
+
+@dataclass(frozen=True)
+class Words:
+    """Counts tokens: with a checkpoint's tokenizer, or by characters where it has none."""
+
+    tokenizer: Any
+
+    @classmethod
+    def of(cls, folder: Path) -> Words:
+        """The tokenizer of a folder, if it holds one."""
+        if not any(folder.glob("tokenizer*")) and not any(folder.glob("*.model")):
+            return cls(None)
+        from transformers import AutoTokenizer
+
+        try:
+            return cls(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+        except (ValueError, OSError, KeyError) as error:
+            said = str(error).splitlines()[0]
+            raise CheckpointError(f"{folder}: expected a tokenizer that can be read, found: {said}") from None
+
+    def prompts(self, prompts: Sequence[Prompt], *, chat: bool) -> list[int]:
+        """Tokens of each prompt, through the chat template if there is one."""
+        if self.tokenizer is None:
+            return [math.ceil(len(p.text) / CHARACTERS) for p in prompts]
+        return [len(encode_prompt(self.tokenizer, p, chat=chat)) for p in prompts]
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text."""
+        if self.tokenizer is None:
+            return [math.ceil(len(t) / CHARACTERS) for t in texts]
+        return [len(self.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts]
+
+    def mean(self, texts: Sequence[str], most: int = 200) -> float:
+        """Mean tokens of the first texts."""
+        found = self.lengths(texts[:most])
+        return sum(found) / max(1, len(found))
+
+
+def refuse_longer_than_context(source: Source, lengths: Sequence[int], new: int) -> None:
+    """What a run says once it has loaded the model.
+
+    Raises:
+        ValueError: a prompt that does not fit with its response.
+    """
+    limit = getattr(source.model.config, "max_position_embeddings", None)
+    longest = max(lengths, default=0)
+    if limit is not None and longest + new > limit:
+        raise ValueError(
+            f"prompts: expected at most {limit - new} tokens (a context of {limit} less {new} to generate), found "
+            f"{longest} in the longest ({sum(n + new > limit for n in lengths)} of {len(lengths)} are too long); drop or "
+            "shorten them, or lower max_new_tokens"
+        )
+
+
+def nothing_is_drawn(prompts: Sequence[str], responses: Sequence[str]) -> NoReturn:
+    """The reward of a dry run."""
+    raise AssertionError("a dry run draws nothing")
+
+
+def look_at_reward(spec: str) -> Source | None:
+    """Check a reward without loading it; its architecture when it is a model.
+
+    Raises:
+        ValueError: an unreadable file, nothing to import, a model that is no sequence classifier of one or two labels.
+        CheckpointError: no such model.
+    """
+    head, _, tail = spec.partition(":")
+    if head == "sentiment" and tail:
+        _read_labelled(Path(tail))
+        return None
+    if tail and not Path(spec).exists() and head.replace(".", "").replace("_", "").isalnum():
+        _imported(head, tail)
+        return None
+    found = look(spec, classifier=True)
+    config: Any = found.model.config
+    kinds = config.architectures or []
+    if kinds and not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        raise ValueError(
+            f"reward {spec}: expected a sequence-classification model, found {kinds[0]}, whose head transformers does not "
+            "know; wrap it in a Python function (module:function)"
+        )
+    if config.num_labels not in (1, 2):
+        raise ValueError(f"reward {spec}: expected a model of one or two outputs, found {config.num_labels}")
+    return found
+
+
+def look_at_abilities(
+    specs: Sequence[str], words: Words, *, limit: int | None, new: int
+) -> tuple[dict[Part, list[Items]], list[str]]:
+    """The items of every ability on validation and held-out data, and what had to be taken for granted.
+
+    Raises:
+        ValueError: an unreadable file, no such task of lm-eval, two abilities of one name.
+    """
+    files = [s for s in specs if s.partition(":")[0] in REQUIRED and s.partition(":")[2]]
+    found: dict[Part, list[Items]] = {"validation": [], "held-out": []}
+    for part, kept in found.items():
+        kept += [_of_file(a, part, words, limit, new) for a in load_abilities(files) if isinstance(a, FileAbility)]
+    told: list[str] = []
+    names = [i.name for i in found["validation"]]
+    for spec in specs:
+        if spec in files:
+            continue
+        items, told_of_it = _of_harness(spec, limit)
+        told += told_of_it
+        names.append(items.name)
+        for kept in found.values():
+            kept.append(items)
+    if repeated := sorted({n for n in names if names.count(n) > 1}):
+        raise ValueError(f"abilities: expected different names, found {repeated[0]!r} twice; name one with ?name=...")
+    return found, told
+
+
+def _of_file(ability: FileAbility, part: Part, words: Words, limit: int | None, new: int) -> Items:
+    items = ability.items_of(part, min((n for n in (limit, ability.limit) if n is not None), default=None))
+    fields = [i.fields for i in items]
+    if ability.kind == "choices":
+        choices = [c for f in fields for c in f["choices"]]
+        context = words.mean([f["query"] for f in fields])
+        return Items(ability.name, len(items), context, len(choices) / len(fields), words.mean(choices))
+    if ability.kind == "continue":
+        context = words.mean([f["context"] for f in fields])
+        return Items(ability.name, len(items), context, 1, words.mean([f["continuation"] for f in fields]))
+    asked = [f["prompt"] if "prompt" in f else "\n".join(m["content"] for m in f["messages"]) for f in fields]
+    answer = words.mean([f["reference"] for f in fields])
+    return Items(ability.name, len(items), words.mean(asked), 1, answer, generated=new)
+
+
+def _of_harness(spec: str, limit: int | None) -> tuple[Items, list[str]]:
+    from counterpoise.evaluation.harness import find_task
+
+    task = find_task(spec)
+    most = min((n for n in (limit, task.limit) if n is not None), default=None)
+    count, told = most or UNSEEN["items"], []
+    if most is None:
+        told.append(f"{task.name}: {count:,} items a part (data sets of lm-eval are not loaded; --limit bounds them)")
+    if not task.output_type:
+        told.append(f"{task.name}: written in Python, so taken to draw one answer an item; whether its metrics are numbers "
+                    "per item, as they must be, shows when it is run")  # fmt: skip
+    sizes = {name: UNSEEN[name] for name in ("prompt", "choices", "continuation")}
+    if task.output_type in ("multiple_choice", "loglikelihood", "loglikelihood_rolling"):
+        return Items(task.name, count, **sizes, shared=False), told
+    return Items(task.name, count, UNSEEN["prompt"], generated=UNSEEN["generated"], shared=False), told
+
+
+def room_for(out: Path, needed: int) -> None:
+    """Refuse a disk that cannot hold what will be written.
+
+    Raises:
+        CheckpointError: too little free space.
+    """
+    folder = out.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise CheckpointError(f"{out}: {needed / 1e9:.2f} GB will be written, {free / 1e9:.2f} GB are free; make room")

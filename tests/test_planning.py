@@ -1,0 +1,341 @@
+"""Dry runs: numbers by hand for a tiny decoder, memory against what autograd keeps, and the commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from typer.testing import CliRunner, Result
+
+from counterpoise.cli import app
+from counterpoise.language import Example, response_nll
+from counterpoise.planning import (
+    Items,
+    Plan,
+    Shape,
+    Speed,
+    Stage,
+    Work,
+    cache_bytes,
+    drawing,
+    forward,
+    measuring,
+    optimiser_bytes,
+    points,
+    shape_of,
+    trained,
+    training,
+    training_bytes,
+    two_sided_passes,
+    weight_bytes,
+)
+from counterpoise.stages import Lengths, Loop, align_stages, restore_stages
+from tiny import tiny, tokenizer
+from world import make
+
+LLAMA = Shape(
+    layers=6,
+    hidden=16,
+    intermediate=24,
+    queries=16,
+    keys=8,
+    vocabulary=64,
+    parameters=13_776,
+    body=11_520,
+    head=1_024,
+    largest=1_024,
+    edges=1_392,
+)
+"""tests/tiny.py's Llama by hand. A layer: q and o 16 x 16, k and v 8 x 16, three of 24 x 16: 512 + 256 + 1152 = 1920;
+two norms of 16. Six layers, a norm of 16, two tables of 64 x 16: 11520 + 192 + 16 + 2048. Edges of a layer:
+2 (16 + 16) + 2 (16 + 8) + 3 (16 + 24) = 232, times six."""
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(app, list(map(str, args)), env={"COLUMNS": "250"})
+
+
+def test_the_shape_of_a_llama_by_hand() -> None:
+    with torch.device("meta"):
+        assert shape_of(tiny("llama")) == LLAMA
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma", "gpt2", "gpt_neox", "qwen2"])
+def test_parameters_are_the_models_and_a_tied_head_counts_once_but_multiplies(family: str) -> None:
+    model = tiny(family)
+    shape = shape_of(model)
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+    assert shape.head == 64 * 16
+    flat = sum(p.numel() for p in model.parameters() if p.dim() == 1)
+    tables = {id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding)}
+    tables[id(model.get_output_embeddings().weight)] = 64 * 16  # type: ignore[operator]
+    assert shape.body == shape.parameters - flat - sum(tables.values())
+
+
+def test_operations_by_hand_and_by_torchs_own_counter() -> None:
+    # 10 tokens: 2 x 11520 x 10; logits of 4: 2 x 1024 x 4; attention: 4 x 6 layers x 16 x (10 x 11 / 2).
+    assert forward(LLAMA, 10, logits=4) == Work(230_400 + 8_192 + 21_120)
+    # 3 tokens after 10 in the cache see 11 + 12 + 13 = 36 positions.
+    assert forward(LLAMA, 3, start=10) == Work(69_120 + 4 * 6 * 16 * 36)
+    assert training(LLAMA, 6, 4, sequences=2).flops == 6 * (230_400 + 8_192 + 21_120)
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = tiny("llama")
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=torch.ones(2, 10, dtype=torch.long))
+    ours = forward(LLAMA, 10, sequences=2, logits=10).flops
+    assert ours == pytest.approx(counter.get_total_flops(), rel=0.15)  # it may count attention's whole square
+
+
+def test_drawing_runs_a_prompt_once_and_reads_the_weights_at_every_step() -> None:
+    # 4 prompts x 8 responses, 16 at once: 2 batches of 3 steps.
+    work = drawing(LLAMA, 10, 3, prompts=4, n=8, batch=16, itemsize=2)
+    prompts = 4 * (230_400 + 2_048 + 21_120)
+    responses = 32 * (69_120 + 3 * 2_048 + 4 * 6 * 16 * 36)
+    assert work.flops == prompts + responses
+    cache = 32 * 2 * 6 * 8 * (11 + 12 + 13)
+    assert work.traffic == 2 * (2 * 3 * (11_520 + 1_024) + cache)
+    assert work.seconds(Speed(1e9, 1e3)) == work.traffic / 1e3
+    assert work.seconds(Speed(1e3, 1e9)) == work.flops / 1e3
+
+
+def test_items_share_a_context_except_in_lm_eval() -> None:
+    shared = measuring(LLAMA, Items("a", 5, 10, 4, 2), batch=4, itemsize=4)
+    assert shared == forward(LLAMA, 10, sequences=5, logits=1) + forward(LLAMA, 2, sequences=20, logits=2, start=10)
+    apart = measuring(LLAMA, Items("a", 5, 10, 4, 2, shared=False), batch=4, itemsize=4)
+    assert apart == forward(LLAMA, 12, sequences=20, logits=12)
+    drawn = measuring(LLAMA, Items("a", 5, 10, generated=7), batch=4, itemsize=4)
+    assert drawn == drawing(LLAMA, 10, 7, prompts=5, batch=4, itemsize=4)
+
+
+def test_bytes_by_hand() -> None:
+    assert weight_bytes(LLAMA, 2) == 27_552
+    assert trained(LLAMA) == 13_776
+    assert trained(LLAMA, lora=2) == 2_784
+    assert optimiser_bytes(100, 4) == {"gradients": 400, "Adam's moments": 800}
+    assert cache_bytes(LLAMA, 3, 10, 2) == 2 * 6 * 8 * 3 * 10 * 2
+    plan = Plan((Stage("a", "", memory=7), Stage("b", "", Work(4.0), 5)), {"weights": 10, "moments": 20}, "float32")
+    assert plan.peak == 37
+    assert plan.seconds(Speed(2.0, 1.0)) == 2.0
+
+
+def test_lora_trains_as_many_as_peft_does() -> None:
+    peft = pytest.importorskip("peft", reason="needs the extra align")
+    model = tiny("llama")
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules="all-linear"), model)
+    assert trained(shape_of(tiny("llama")), lora=2) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+WIDE: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 96}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.LlamaConfig(**WIDE, intermediate_size=192, num_key_value_heads=2),
+        transformers.MistralConfig(**WIDE, intermediate_size=224, num_key_value_heads=1),
+        transformers.GemmaConfig(**WIDE, intermediate_size=256, num_key_value_heads=4, head_dim=32),
+    ],
+    ids=lambda c: str(c.model_type),
+)
+def test_memory_of_a_gradient_is_what_autograd_keeps(config: Any, dtype: torch.dtype) -> None:
+    """The very call of search and training, its saved tensors counted by storage, the model's own left out."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).to(dtype)
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if (place := tensor.untyped_storage().data_ptr()) not in own:
+            kept[place] = tensor.untyped_storage()  # held, so that its place is not given to another
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        response_nll(model, [Example(tuple(range(3, 33)), tuple(range(3, 18)))] * 4)
+    measured = sum(storage.nbytes() for storage in kept.values())
+    estimate = training_bytes(shape_of(model), 4, 30, 15, dtype.itemsize)
+    assert measured / 1.25 < estimate < measured * 1.25
+
+
+def test_points_and_passes_are_those_of_a_run() -> None:
+    assert points([0.3, 0.7], hma=True, controls=True) == 2 + 2 * 5
+    assert points([0.3], hma=False, controls=False, lambdas=4) == 2 + 1 + 8
+    assert two_sided_passes("contrast", 1) == (10 + 2 * 15, 0)
+
+
+def test_stages_scale_as_what_they_count() -> None:
+    at = Lengths(10, 10, 3, 2, 4)
+    parts = {"validation": 5, "held-out": 4, "proxy": 100}
+    items = {"validation": [Items("a", 5, 10, 4, 2)], "held-out": [Items("a", 5, 10, 4, 2)]}
+    options: dict[str, Any] = {"means": [0.5], "hma": True, "controls": False, "size": 8}
+    stages = {s.name: s for s in restore_stages(LLAMA, None, at, parts, items, **options)}  # type: ignore[arg-type]
+    assert stages["search: HMA"].work == training(LLAMA, 10, 3, sequences=8) * 12
+    assert stages["proxies of POST"].work == drawing(LLAMA, 10, 3, prompts=10, n=2, batch=16, itemsize=4)
+    assert stages["validation data"].what == "4 averages x (5 responses, 5 items)"
+    loop = Loop("rsf", 3, 20, 4, 2)
+    drawn, learned = align_stages(LLAMA, None, at, loop)
+    assert drawn.work == drawing(LLAMA, 10, 3, prompts=20, n=4, batch=16, itemsize=4) * 3
+    assert learned.work == training(LLAMA, 10, 3, sequences=20) * 6
+    [pairs] = align_stages(LLAMA, None, at, Loop("dpo", 1, 20, 1, 3))
+    assert pairs.work == (training(LLAMA, 10, 3, sequences=40) + forward(LLAMA, 13, sequences=40, logits=3)) * 3
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make(tmp_path_factory.mktemp("planned"))
+    pairs = [{"prompt": f"ab {n}", "chosen": "yes", "rejected": "no no"} for n in range(20)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs))
+    for side in ("pre", "post"):
+        (folder / f"{side}-config").mkdir()
+        (folder / f"{side}-config" / "config.json").write_text((folder / side / "config.json").read_text())
+    return folder
+
+
+def restore(world: Path, *more: object, pre: str = "pre", post: str = "post") -> Result:
+    files = ["--prompts", world / "prompts.jsonl", "--reward", "world:early_letters"]
+    abilities = ["--abilities", f"continue:{world / 'text.jsonl'}", "--abilities", f"choices:{world / 'guess.jsonl'}"]
+    out = ["-o", world / "out", "--max-new-tokens", 6, "--dry-run", "--speed", "1e9,1e9"]
+    return run("restore", world / pre, world / post, *files, *abilities, *out, *more)
+
+
+def align(world: Path, method: str, *more: object, source: str = "pre") -> Result:
+    out = ["-o", world / "aligned", "--method", method, "--dry-run", "--speed", "1e9,1e9"]
+    return run("align", world / source, *out, *more)
+
+
+def listing(folder: Path) -> dict[str, int]:
+    return {str(f.relative_to(folder)): f.stat().st_mtime_ns for f in folder.rglob("*")}
+
+
+def test_a_dry_run_of_restore_tells_and_writes_nothing(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = listing(world)
+    monkeypatch.chdir(world)
+    found = restore(world, "--search", "both", "--lambdas", "1,2", "--means", "0.5,1.2")
+    assert found.exit_code == 0, found.output
+    assert "57 tensors fit" in found.output
+    words = " ".join(found.output.split())
+    for told in (
+        "search: HMA",
+        "search: both",
+        "peak memory",
+        "as given",
+        "an estimate",
+        "words of PRE",
+        "an estimate",
+    ):
+        assert told in words
+    assert "text: " in words
+    assert "guess: " in words
+    assert listing(world) == before
+
+
+@pytest.mark.parametrize(("pre", "post"), [("pre-config", "post-config"), ("pre", "post-config")])
+def test_a_dry_run_needs_no_weights(world: Path, pre: str, post: str) -> None:
+    found = restore(world, pre=pre, post=post)
+    assert found.exit_code == 0, found.output
+    assert "no weights: preflight on shapes only" in found.output
+    assert "no tokenizer: 4 characters a token" in found.output
+
+
+def test_a_dry_run_without_a_speed_probes_the_device(world: Path) -> None:
+    found = align(world, "dpo", "--preferences", world / "pairs.jsonl", "--lora", "2", "--dtype", "bfloat16")
+    assert found.exit_code == 0, found.output
+    assert "mitigations: lora 2" in found.output
+    probed = run("align", world / "pre", "-o", world / "aligned", "--method", "dpo", "--dry-run", "--preferences",
+                 world / "pairs.jsonl")  # fmt: skip
+    assert "a probe in float32 just now" in " ".join(probed.output.split())
+
+
+@pytest.mark.parametrize("method", ["rsf", "ppo"])
+def test_a_dry_run_of_align_resolves_its_settings_and_writes_nothing(world: Path, method: str) -> None:
+    before = listing(world)
+    data = ["--prompts", world / "prompts.jsonl", "--reward", "world:early_letters", "--max-new-tokens", 6]
+    found = align(world, method, *data, "--iterations", 3, "--kd", 0.1, "--sma", 0.9)
+    assert found.exit_code == 0, found.output
+    words = " ".join(found.output.split())
+    assert "iterations 3" in words
+    assert {"rsf": "learning_rate 1e-05", "ppo": "learning_rate 1e-06"}[method] in words
+    assert f"3 iterations x 120 prompts x {32 if method == 'rsf' else 1} responses" in words
+    assert "PRE, frozen" in words
+    assert "moving average" in words
+    assert listing(world) == before
+
+
+def test_what_a_dry_run_refuses_is_named(world: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    config = json.loads((world / "post" / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "hidden_size": 32}))
+    ranker = tmp_path / "ranker"
+    ranker.mkdir()
+    (ranker / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaPairRanker"]}))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("")
+    lost = tmp_path / "lost.jsonl"
+    cases = [
+        (restore(world, "--prompts", lost), f"{lost}: expected a file or folder, found nothing of that name"),
+        (restore(world, "--abilities", f"choices:{lost}"), f"{lost}: expected a file or folder"),
+        (restore(world, post=str(other)), "has the shape"),
+        (restore(world, post="nowhere"), "nowhere"),
+        (restore(world, "--reward", "world:nothing"), "world has no callable named 'nothing'"),
+        (restore(world, "--reward", ranker), "expected a sequence-classification model, found LlamaPairRanker"),
+        (restore(world, "--means", "-1"), "means: expected numbers of at least 0"),
+        (restore(world, "--search", "both", "--alignment", "x"), "alignment: expected imitation, contrast, reward"),
+        (restore(world, "--max-new-tokens", 500), "prompts: expected at most"),
+        (restore(world, "--speed", "1"), "--speed: expected FLOP/s and bytes/s"),
+        (restore(world, "-o", tmp_path / "full"), "expected a new or empty folder"),
+        (align(world, "rsf"), "rsf: expected --prompts and --reward, found no --prompts"),
+        (align(world, "dpo", "--preferences", lost), f"{lost}: expected a file or folder"),
+        (align(world, "dpo", "--preferences", world / "pairs.jsonl", "--kl", 1), "--kl: not a setting of dpo"),
+        (align(world, "dpo", "--preferences", world / "pairs.jsonl", "--freeze", 6), "--freeze: expected 0 to 5"),
+        (align(world, "dpo", "--preferences", world / "pairs.jsonl", "--l2", -1), "l2: expected a strength"),
+    ]
+    for found, message in cases:
+        assert found.exit_code == 1, found.output
+        assert message in " ".join(found.output.split()), found.output
+        assert "Traceback" not in found.output
+    assert not (world / "out").exists()
+
+
+def test_pickled_weights_do_not_pass_for_a_config_alone(world: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    folder.mkdir()
+    (folder / "config.json").write_text((world / "post" / "config.json").read_text())
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    found = restore(world, post=str(folder))
+    assert found.exit_code == 1
+    assert "expected safetensors, found the pickle pytorch_model.bin" in found.output
+
+
+def test_a_reward_model_is_sized_without_being_loaded(world: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "judge"
+    tiny("bert").save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    found = restore(world, "--reward", folder)
+    assert found.exit_code == 0, found.output
+    assert "billion parameters in float32" in found.output
+    assert "reward model" in found.output
+
+
+def test_a_task_of_lm_eval_is_looked_up_without_its_data(world: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="needs the extra eval")
+    (tmp_path / "parity.yaml").write_text(
+        "task: parity\noutput_type: multiple_choice\ntest_split: test\ndataset_path: not/there\n"
+        "doc_to_text: '{{q}}:'\ndoc_to_choice: '{{options}}'\ndoc_to_target: gold\n"
+        "metric_list:\n  - {metric: acc, aggregation: mean, higher_is_better: true}\n"
+    )
+    bounded = restore(world, "--abilities", f"{tmp_path}?limit=40")
+    assert bounded.exit_code == 0, bounded.output
+    assert "parity: 40 validation items" in bounded.output
+    free = restore(world, "--abilities", tmp_path)
+    assert "parity: 1,000 items a part (data sets of lm-eval are not loaded" in free.output
+    wrong = restore(world, "--abilities", f"{tmp_path}?task=odd")
+    assert wrong.exit_code == 1
+    assert "expected one of parity as ?task=NAME" in wrong.output
