@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ import torch.multiprocessing as mp
 
 from counterpoise.alignment.aligning import align
 from counterpoise.alignment.anchors import KD, L1, L2
-from counterpoise.alignment.distilling import Sample, distil
+from counterpoise.alignment.distilling import Sample, collect, distil
 from counterpoise.alignment.ema import MovingAverage
 from counterpoise.alignment.lowrank import LowRank
 from counterpoise.alignment.merging import OnlineMerging
@@ -209,9 +210,14 @@ def test_two_killed_processes_go_on_with_the_bits_of_two_never_killed(
     with pytest.raises(mp.ProcessExitedException):
         in_two(one_job, name, pre, tmp_path / "out", steps + 2)
     assert [p.name for p in (tmp_path / "out.work").glob("state-*")] == ["state-0001.pt"]
+    shutil.copytree(tmp_path / "out.work", tmp_path / "alone.work")
     in_two(one_job, name, pre, tmp_path / "out", None)
     for file in ("model.safetensors", "metrics.jsonl"):
         assert (tmp_path / "out" / file).read_bytes() == (two / name / file).read_bytes()
+    job(name, pre, tmp_path / "alone")  # one process goes on where two stood
+    alone, both = open_checkpoint(tmp_path / "alone"), open_checkpoint(two / name)
+    for tensor in both:
+        torch.testing.assert_close(alone[tensor], both[tensor], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("sharded", ["FSDP", "DEEPSPEED"])
@@ -221,3 +227,9 @@ def test_weights_that_are_cut_up_are_refused(sharded: str, monkeypatch: pytest.M
     for method, run in {"rsf": rsf, "ppo": ppo}.items():
         with pytest.raises(ValueError, match=f"{method}: expected whole weights in every process, found {sharded}"):
             run(model, words, PROMPTS, letters)
+
+
+def test_collect_stays_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="collect: expected one process, found 2"):
+        collect(tiny("llama"), tokenizer(), PROMPTS, letters)

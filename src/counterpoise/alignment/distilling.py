@@ -55,7 +55,11 @@ def collect(
 
     Returns:
         One `Sample` a prompt, in the order of `prompts`; `mean_reward` is the mean over its n responses.
+
+    Raises:
+        ValueError: several processes, whose output files would be one.
     """
+    processes.refuse_several("collect")
     found: list[Sample] = []
     drawing: dict[str, Any] = {"n": n, "max_new_tokens": max_new_tokens, "temperature": temperature, "chat": chat}
     drawing["batch_size"] = batch_size

@@ -36,7 +36,7 @@ def join(device: torch.device | str) -> None:
     """Meet the other processes that torchrun or accelerate started; nothing in one process, or when it was done before.
 
     Raises:
-        ValueError: WORLD_SIZE says several, but the rest of what torchrun sets is missing.
+        ValueError: WORLD_SIZE says several, but something else that torchrun sets is missing.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return
@@ -61,6 +61,16 @@ def refuse_sharded(method: str) -> None:
             )
 
 
+def refuse_several(what: str) -> None:
+    """Raise where torchrun or accelerate started several processes.
+
+    Raises:
+        ValueError: WORLD_SIZE is more than 1.
+    """
+    if (started := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ValueError(f"{what}: expected one process, found {started} (WORLD_SIZE); start it without torchrun")
+
+
 def own_device(device: torch.device | str) -> torch.device:
     """Of this process: cuda becomes cuda:LOCAL_RANK where there are several and this process sees several GPUs."""
     found, local = torch.device(device), int(os.environ.get("LOCAL_RANK", "0"))
@@ -72,7 +82,7 @@ def own_device(device: torch.device | str) -> torch.device:
 
 def rank() -> int:
     """The number of this process, from 0."""
-    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+    return dist.get_rank() if world_size() > 1 else int(os.environ.get("RANK", "0"))
 
 
 def is_first() -> bool:
@@ -172,15 +182,16 @@ def add_up_gradients(parameters: Iterable[nn.Parameter]) -> None:
         return
     for parameter in parameters:
         own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        parameter.grad = add_up(own.to(torch.promote_types(own.dtype, torch.float32))).to(own.dtype)
+        wide = own.to(torch.promote_types(own.dtype, torch.float32)).contiguous()
+        parameter.grad = add_up(wide).to(own.dtype)
 
 
 def take_gradients_of_first(parameters: Iterable[nn.Parameter]) -> None:
     """Give all processes the first one's gradients: what all computed alike may differ in its last bits on GPUs."""
     if world_size() == 1:
         return
-    for parameter in parameters:
-        dist.broadcast(parameter.grad, 0)
+    for gradient in [p.grad for p in parameters if p.grad is not None]:
+        dist.broadcast(gradient, 0)
 
 
 @contextmanager
