@@ -11,8 +11,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-import tempfile
-import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from counterpoise.report.reading import HELD_OUT
 from counterpoise.results import measurement
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))
 File = dict[str, Any]
 
 
@@ -279,16 +278,10 @@ def runs_table(files: Sequence[File]) -> str:
 
 def draw(panels: Sequence[Panel], files: Sequence[File], folder: Path) -> None:
     """The front of each panel and the ratios of its paths, as svg."""
-    from plotly.offline import get_plotlyjs
+    from drawing import save
 
     from counterpoise.report.fronts import front_figure
 
-    sys.path.insert(0, str(HERE.parent.parent / "tests"))
-    from report.browser import find, running
-
-    binary = find()
-    if binary is None:
-        raise SystemExit("expected a Chromium on the PATH or named by CHROMIUM, found none")
     figures = {}
     for panel in panels:
         content = pooled(panel)
@@ -296,14 +289,7 @@ def draw(panels: Sequence[Panel], files: Sequence[File], folder: Path) -> None:
         figures[f"front-{panel.groups[0].name}"] = front_figure(shown, reading.RETENTION, "held-out")
     for f in files:
         figures[f"ratios-{f['run']}-{f['seed']}"] = ratios_figure(f)
-    folder.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as place, running(binary) as browser:
-        page = Path(place) / "page.html"
-        page.write_text(f"<!doctype html><meta charset=utf-8><script>{get_plotlyjs()}</script>", encoding="utf-8")
-        browser.open(page)
-        for name, figure in figures.items():
-            url = browser.value(f"Plotly.toImage({figure.to_json()}, {{format: 'svg', width: 860, height: 480}})")
-            (folder / f"{name}.svg").write_text(urllib.parse.unquote(url.split(",", 1)[1]) + "\n", encoding="utf-8")
+    save(figures, folder)
 
 
 def ratios_figure(content: File) -> Any:

@@ -1,0 +1,71 @@
+"""Points of several training seeds against one another, items paired."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from counterpoise.pareto import Difference, interval, paired_difference, paired_replicates
+from counterpoise.report import reading
+from counterpoise.report.numbers import number
+from counterpoise.report.panels import Group, Run
+from counterpoise.results import measurement
+
+Point = dict[str, Any]
+
+
+def of(run: Run, name: str) -> Point | None:
+    """A point by its name."""
+    return next((p for p in run.results["points"] if p["name"] == name), None)
+
+
+def shared(group: Group, names: Sequence[str]) -> list[Run]:
+    """The runs that have all of these points."""
+    return [r for r in group.runs if all(of(r, n) is not None for n in names)]
+
+
+def statistics(runs: Sequence[Run], name: str, ability: str, metric: str) -> tuple[Any, str]:
+    """Every item's statistics, the mean over runs, and how they become a score."""
+    found = [measurement(r.results, p, ability, metric) for r in runs if (p := of(r, name))]
+    held = [m for m in found if m is not None]
+    if len(held) < len(runs) or len({m.keys for m in held}) > 1:
+        raise ValueError(f"{name}, {ability}: expected the same items in {len(runs)} runs; were they measured alike?")
+    return np.mean([m.statistics for m in held], axis=0), held[0].aggregate
+
+
+def minus(runs: Sequence[Run], name: str, other: str, ability: str, metric: str) -> Difference:
+    """Score of one point minus another's, pooled over runs, items paired."""
+    (a, aggregate), (b, _) = (statistics(runs, n, ability, metric) for n in (name, other))
+    return paired_difference(a, b, aggregate)
+
+
+def retention_minus(runs: Sequence[Run], name: str, other: str) -> Difference:
+    """The same in the mean over abilities, in standard errors at PRE."""
+    results = runs[0].results
+    floor = reading.floored(results)
+    drawn, values = [], []
+    for key in [(a, m) for a, m in reading.primary(results).items() if a not in floor]:
+        (a, aggregate), (b, _) = (statistics(runs, n, *key) for n in (name, other))
+        errors = [interval(*statistics([r], "PRE", *key)).standard_error for r in runs]
+        drawn.append(paired_replicates(a, b, aggregate) / np.mean(errors))
+        values.append(minus(runs, name, other, *key).value / np.mean(errors))
+    mean = np.mean(drawn, axis=0)
+    low, high = np.quantile(mean, [0.025, 0.975])
+    tail = min(int((mean <= 0).sum()), int((mean >= 0).sum()))
+    return Difference(float(np.mean(values)), float(low), float(high), min(1.0, 2 * (tail + 1) / (len(mean) + 1)))
+
+
+def told(found: Any, digits: int = 2) -> str:
+    """Value and interval; bold when it leaves out 0."""
+    if found is None:
+        return "–"
+    value, low, high = (number(v, digits, signed=True) for v in (found.value, found.low, found.high))
+    text = f"{value} [{low}, {high}]"
+    return f"**{text}**" if found.low > 0 or found.high < 0 else text
+
+
+def rank_correlation(a: Any, b: Any) -> float:
+    """Spearman's, ties by their order."""
+    return float(np.corrcoef(np.argsort(np.argsort(a)), np.argsort(np.argsort(b)))[0, 1])
