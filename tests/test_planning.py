@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from counterpoise.cli import app
@@ -28,6 +31,7 @@ from counterpoise.planning import (
     optimiser_bytes,
     points,
     shape_of,
+    step_bytes,
     trained,
     training,
     training_bytes,
@@ -118,6 +122,9 @@ def test_bytes_by_hand() -> None:
     assert trained(LLAMA) == 13_776
     assert trained(LLAMA, lora=2) == 2_784
     assert optimiser_bytes(100, 4) == {"gradients": 400, "Adam's moments": 800}
+    assert step_bytes(LLAMA, 100, 4, fused=False, cuda=True) == 400
+    assert step_bytes(LLAMA, 100, 4, fused=False, cuda=False) == 8_192
+    assert step_bytes(LLAMA, 100, 4, fused=True, cuda=True) == 0
     assert cache_bytes(LLAMA, 3, 10, 2) == 2 * 6 * 8 * 3 * 10 * 2
     plan = Plan((Stage("a", "", memory=7), Stage("b", "", Work(4.0), 5)), {"weights": 10, "moments": 20}, "float32")
     assert plan.peak == 37
@@ -339,3 +346,18 @@ def test_a_task_of_lm_eval_is_looked_up_without_its_data(world: Path, tmp_path: 
     wrong = restore(world, "--abilities", f"{tmp_path}?task=odd")
     assert wrong.exit_code == 1
     assert "expected one of parity as ?task=NAME" in wrong.output
+
+
+def test_the_commands_for_the_papers_models_are_ones_that_the_command_line_knows() -> None:
+    path = Path(__file__).parents[1] / "experiments" / "hma" / "paper_models.py"
+    spec = importlib.util.spec_from_file_location("paper_models", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["paper_models"] = module
+    spec.loader.exec_module(module)
+    found = module.commands()
+    assert {c.words[0] for c in found} == {"align", "restore", "judge"}
+    for command in found:
+        words = ["align", "model", *command.words[1:]] if command.words[0] == "align" else command.words
+        assert module.options_of(get_command(app), words)["device" if "--device" in words else "out"]

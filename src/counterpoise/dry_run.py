@@ -158,9 +158,9 @@ def _fit(first: Source, second: Source, pre: str, post: str, drop: Sequence[str]
     """Whether PRE and POST fit, and the bytes that are mapped."""
     if first.weights is None or second.weights is None:
         same_shapes(first, second)
-        room_for(out, weight_bytes(second.shape, second.dtype.itemsize))
+        warnings = room_for(out, weight_bytes(second.shape, second.dtype.itemsize))
         lacking = ", ".join(s.name for s in (first, second) if s.weights is None)
-        return [f"no weights: preflight on shapes only ({lacking})"], 0
+        return [f"no weights: preflight on shapes only ({lacking})", *warnings], 0
     pair = preflight(pre, post, drop=drop, out=out)
     mapped = sum(f.stat().st_size for c in (pair.pre, pair.post) for f in c.files)
     return [f"preflight: {len(pair.names)} tensors fit", *(f"warning: {w}" for w in pair.warnings)], mapped

@@ -230,6 +230,11 @@ def optimiser_bytes(count: int, itemsize: int) -> dict[str, int]:
     return {"gradients": count * itemsize, "Adam's moments": 2 * count * itemsize}
 
 
+def step_bytes(shape: Shape, count: int, itemsize: int, *, fused: bool, cuda: bool) -> int:
+    """What Adam needs for a moment: on a GPU torch works on all parameters at once unless it is fused, else on one."""
+    return 0 if fused else count * itemsize if cuda else 2 * shape.largest * itemsize
+
+
 def cache_bytes(shape: Shape, sequences: float, tokens: float, itemsize: int) -> int:
     """Keys and values: 2 * layers * keys * sequences * tokens * itemsize."""
     return math.ceil(2 * shape.layers * shape.keys * sequences * tokens * itemsize)

@@ -157,10 +157,14 @@ class Loop:
     replay: float = 0.0
 
 
-def align_stages(shape: Shape, reward: Shape | None, at: Lengths, loop: Loop) -> tuple[Stage, ...]:
-    """What `align` runs, in its order; an early end makes it less."""
+def align_stages(shape: Shape, reward: Shape | None, at: Lengths, loop: Loop, *, step: int = 0) -> tuple[Stage, ...]:
+    """What `align` runs, in its order; an early end makes it less.
+
+    Args:
+        step: bytes that a step of the optimiser takes for a moment, when the activations are gone.
+    """
     times, sides = loop.rounds, 2 if loop.method == "dpo" else 1
-    trains = training_bytes(shape, sides * at.batch, at.longest, at.response, at.itemsize)
+    trains = max(step, training_bytes(shape, sides * at.batch, at.longest, at.response, at.itemsize))
     stages: list[Stage] = []
     if loop.method in ("rsf", "ppo"):
         work = drawn(shape, reward, at, prompts=loop.prompts, n=loop.n) * times

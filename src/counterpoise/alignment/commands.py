@@ -159,6 +159,7 @@ def model(
                 **files,
                 reward=reward,
                 dtype=_dtype(dtype),
+                device=device,
                 keep_checkpoints=not last_checkpoint_only,
             )
             tell(plan, speed_of(speed), device)

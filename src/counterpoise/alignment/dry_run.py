@@ -24,7 +24,7 @@ from counterpoise.alignment.rsf import rsf
 from counterpoise.dry_run import ASSUMED, BOUNDS, judged, lengths, said_of, short
 from counterpoise.files import refuse_occupied
 from counterpoise.language import Example, Prompt, read_prompts
-from counterpoise.planning import Plan, Shape, optimiser_bytes, trained, weight_bytes
+from counterpoise.planning import Plan, Shape, optimiser_bytes, step_bytes, trained, weight_bytes
 from counterpoise.rehearsing import Source, Words, look, look_at_reward, room_for
 from counterpoise.stages import Loop, align_stages
 
@@ -43,6 +43,7 @@ def plan_align(
     preferences: Path | None,
     samples: Path | None,
     dtype: torch.dtype,
+    device: str = "cpu",
     keep_checkpoints: bool = True,
 ) -> Plan:
     """What `align` with these arguments would do.
@@ -91,9 +92,12 @@ def plan_align(
         resident["moving average"] = count * itemsize
     kept = _checkpoints(loop) if keep_checkpoints else 1
     written = (1 + kept) * weight_bytes(shape, itemsize) + 2 * 3 * count * itemsize
-    room_for(out, written)
+    told += room_for(out, written)
     told.append(f"on the way: {kept} checkpoints, and the state (weights and Adam's moments) up to twice")
-    stages = align_stages(shape, judge.shape if judge else None, at, loop)
+    moment = step_bytes(
+        shape, count, itemsize, fused=method == "dpo", cuda=not device.startswith("cpu")
+    )  # TRL's is fused
+    stages = align_stages(shape, judge.shape if judge else None, at, loop, step=moment)
     mapped = 0 if model.weights is None else sum(f.stat().st_size for f in model.weights.files)
     return Plan(stages, resident, short(dtype), mapped, written, tuple(told), (*assumed, bounds, *ASSUMED))
 
@@ -130,7 +134,7 @@ def _loop(
     bound = _bind(run, settings, name)
     plain = {n: p.default for n, p in inspect.signature(run).parameters.items() if p.default is not p.empty}
     full = {n: v for n, v in {**plain, **bound.keywords}.items() if isinstance(v, (int, float, type(None)))}
-    count = min(full.get("prompts_per_iteration") or len(asked), len(asked))
+    count = min(int(full.get("prompts_per_iteration") or len(asked)), len(asked))
     replayed = float(held["replay_ratio"]) if held["replay"] is not None else 0.0
     kind = "distil" if run is distil else name
     times = int(full.get("iterations") or 1)
