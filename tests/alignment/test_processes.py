@@ -27,6 +27,7 @@ from counterpoise.alignment.ppo import ppo
 from counterpoise.alignment.processes import gathered, shared_by_length
 from counterpoise.alignment.replay import Replay
 from counterpoise.alignment.rsf import rsf
+from counterpoise.alignment.run import Run
 from counterpoise.alignment.stepping import Mitigation, Step
 from counterpoise.checkpoint import open_checkpoint
 from counterpoise.language import Example, Prompt, by_length
@@ -119,6 +120,27 @@ def fails_in_second(prompts: Sequence[str], responses: Sequence[str], *, kind: t
     return letters(prompts, responses)
 
 
+def with_dropout(number: int, folder: Path) -> list[bool]:
+    """Two epochs at once, and one and one more in a fresh model: whether this process ends with the same bits."""
+    results = []
+    for name, stops in {"at once": (2,), "continued": (1, 2)}.items():
+        for epochs in stops:
+            model = tiny_with_dropout()
+            torch.manual_seed(11 + number if epochs == stops[0] else 99)
+            samples = [Sample(p, "abc", 1.0, 0.5) for p in PROMPTS]
+            distil(model, tokenizer(), samples, epochs=epochs, learning_rate=1e-2, run=Run(folder / name, {}))
+        results.append([*model.parameters()])
+    return [torch.equal(a, b) for a, b in zip(*results, strict=True)]
+
+
+def tiny_with_dropout() -> torch.nn.Module:
+    model = tiny("gpt2")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    return model
+
+
 def everything(number: int, pre: Path, folder: Path) -> None:
     """All methods, then two failures, in one group of processes."""
     found: dict[str, Any] = {}
@@ -133,6 +155,7 @@ def everything(number: int, pre: Path, folder: Path) -> None:
             found[kind.__name__] = (type(error).__name__, str(error))
     items = [Example((1,), (5,) * length) for length in (3, 1, 2, 5, 4)]
     found["shares"] = gathered(lambda: [*shared_by_length(items, 2, key=lambda e: len(e.response))])
+    found["dropout"] = with_dropout(number, folder)
     (folder / f"{number}.json").write_text(json.dumps(found))
 
 
@@ -196,6 +219,10 @@ def test_a_failure_in_one_process_ends_all_with_one_message(two: Path) -> None:
     assert "in fails_in_second" in message
     assert second["ZeroDivisionError"] == ["ZeroDivisionError", "the reward is ill"]
     assert not (two / "ill").exists()
+
+
+def test_every_process_goes_on_with_its_own_random_state_of_dropout(two: Path) -> None:
+    assert all(equal for each in told(two) for equal in each["dropout"])
 
 
 def one_job(number: int, name: str, pre: Path, out: Path, die: int | None) -> None:

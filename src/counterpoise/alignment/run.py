@@ -97,7 +97,8 @@ class Run:
         optimizer.load_state_dict(state["optimizer"])
         for mitigation, kept in zip(mitigations, state["mitigations"], strict=True):
             mitigation.load_state_dict(kept)
-        torch.set_rng_state(state["torch"])
+        random = [state["torch"], *state.get("torch of others", [])]
+        torch.set_rng_state(random[processes.rank()] if processes.rank() < len(random) else random[0])
         loop: dict[str, Any] = state["loop"]
         return loop
 
@@ -120,6 +121,8 @@ class Run:
             OSError: a full disk or the like; what was finished before stays as it was.
         """
 
+        random, *others = processes.gathered(torch.get_rng_state)
+
         def write() -> None:
             with telling(f"iteration {iteration}: expected to write to {self.folder}"):
                 self.save_checkpoint(iteration, model, tokenizer, mitigations)
@@ -128,7 +131,8 @@ class Run:
                     "weights": {n: p.data for n, p in model.named_parameters() if p.requires_grad},
                     "optimizer": optimizer.state_dict(),
                     "mitigations": [m.state_dict() for m in mitigations],
-                    "torch": torch.get_rng_state(),
+                    "torch": random,
+                    "torch of others": others,
                     "loop": dict(loop),
                 })  # fmt: skip
 
