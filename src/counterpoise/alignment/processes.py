@@ -72,11 +72,11 @@ def refuse_several(what: str) -> None:
 
 
 def own_device(device: torch.device | str) -> torch.device:
-    """Of this process: cuda becomes cuda:LOCAL_RANK where there are several and this process sees several GPUs."""
+    """Of this process: where there are several, cuda is the GPU number LOCAL_RANK of those that it sees."""
     found, local = torch.device(device), int(os.environ.get("LOCAL_RANK", "0"))
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if several and found.type == "cuda" and found.index is None and torch.cuda.device_count() > 1:
-        return torch.device("cuda", local)
+    if several and found.type == "cuda" and found.index is None:
+        return torch.device("cuda", local % max(1, torch.cuda.device_count()))
     return found
 
 
