@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 from counterpoise.cli import app
 from counterpoise.language import Example, response_nll
 from counterpoise.planning import (
+    HMA_PASSES,
     Items,
     Plan,
     Shape,
@@ -285,7 +286,9 @@ def test_what_a_dry_run_refuses_is_named(world: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
     lost = tmp_path / "lost.jsonl"
+    probing = ["-o", world / "aligned", "--method", "dpo", "--preferences", world / "pairs.jsonl", "--dry-run"]
     cases = [
+        (run("align", world / "pre", *probing, "--device", "cuda:99"), "for a device elsewhere give its --speed"),
         (restore(world, "--prompts", lost), f"{lost}: expected a file or folder, found nothing of that name"),
         (restore(world, "--abilities", f"choices:{lost}"), f"{lost}: expected a file or folder"),
         (restore(world, post=str(other)), "has the shape"),
@@ -308,6 +311,32 @@ def test_what_a_dry_run_refuses_is_named(world: Path, tmp_path: Path) -> None:
         assert message in " ".join(found.output.split()), found.output
         assert "Traceback" not in found.output
     assert not (world / "out").exists()
+
+
+def test_a_real_restore_takes_the_operations_of_its_dry_run(world: Path, tmp_path: Path) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from counterpoise.dry_run import plan_restore
+    from counterpoise.restoring import restore as really
+    from world import panel
+
+    settings: dict[str, Any] = {"search": "hma", "blocks": None, "mean": 0.5, "means": [0.5], "lambdas": [1.0],
+                                "alignment": "imitation", "calibrate": 0, "min_effective_sets": None, "keep_reward": 0.5,
+                                "proxy_size": 12, "controls": False}  # fmt: skip
+    drawing = {"limit": 8, "prompt_limit": 20, "max_new_tokens": 6, "batch_size": 32, "chat": True}
+    specs = [f"continue:{world / 'text.jsonl'}", f"choices:{world / 'guess.jsonl'}"]
+    ends = (str(world / "pre"), str(world / "post"))
+    plan = plan_restore(
+        *ends, tmp_path / "out", world / "prompts.jsonl", "world:early_letters", specs, settings, drawing
+    )
+    with FlopCounterMode(display=False) as counter:
+        result = really(*ends, tmp_path / "out", panel(world, limit=8, prompt_limit=20), **settings)
+    assert result["out"]
+    did, said = counter.get_total_flops(), sum(s.work.flops for s in plan.stages)
+    assert did < said
+    [search] = (s.work.flops for s in plan.stages if s.name == "search: HMA")
+    [found] = result["search"]  # it converges before its last pass, and responses end before their last token
+    assert said - search + search * found["passes"] / HMA_PASSES == pytest.approx(did, rel=0.25)
 
 
 def test_pickled_weights_do_not_pass_for_a_config_alone(world: Path, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def restore(
     """Measure the alignment tax, find the average that gives it back, write it with a report."""
     with (
         plain_errors(f"finished pieces are in {work or f'{out}.work'}; the same command goes on from there"),
-        bars(quiet) as progress,
+        bars(quiet or dry_run) as progress,
     ):
         settings: dict[str, Any] = {
             "search": search_kind(search),

@@ -119,9 +119,13 @@ def tell(plan: Plan, speed: tuple[float, float] | None, device: str) -> None:
 
     if speed is not None:
         show_plan(plan, Speed(*speed), "as given", device)
-    else:
-        found = probe(usable_device(device), getattr(torch, plan.dtype))
-        show_plan(plan, found, f"a probe in {plan.dtype} just now", device)
+        return
+    try:
+        usable_device(device)
+    except ValueError as error:
+        raise ValueError(f"{error}; for a device elsewhere give its --speed") from None
+    found = probe(device, getattr(torch, plan.dtype))
+    show_plan(plan, found, f"a probe in {plan.dtype} just now", device)
 
 
 def probe(device: str, dtype: torch.dtype, *, seconds: float = 0.2) -> Speed:

@@ -143,7 +143,7 @@ def model(
         "merge_keep": merge_keep,
         "merge_base": merge_base,
     }
-    with plain_errors(kept), bars(quiet) as progress:
+    with plain_errors(kept), bars(quiet or dry_run) as progress:
         if dry_run:
             from counterpoise.alignment.dry_run import plan_align
             from counterpoise.dry_run import tell
