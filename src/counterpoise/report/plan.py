@@ -34,7 +34,7 @@ def show_plan(plan: Plan, speed: Speed, how: str, device: str) -> None:
     print(f"to be written: {size(plan.disk)}")
     print(
         f"time, an estimate: {duration(plan.seconds(speed))} at {speed.flops:.2g} FLOP/s and {speed.bytes:.2g} bytes/s "
-        f"({how}); nothing was measured"
+        f"({how})"
     )
     for line in plan.assumed:
         print(f"assumed: {line}")
