@@ -17,7 +17,8 @@ from typer.testing import CliRunner, Result
 
 from counterpoise.cli import app
 from counterpoise.language import Example, response_nll
-from counterpoise.planning import (
+from counterpoise.planning.stages import Lengths, Loop, align_stages, restore_stages
+from counterpoise.planning.work import (
     HMA_PASSES,
     Items,
     Plan,
@@ -39,7 +40,6 @@ from counterpoise.planning import (
     two_sided_passes,
     weight_bytes,
 )
-from counterpoise.stages import Lengths, Loop, align_stages, restore_stages
 from tiny import tiny, tokenizer
 from world import make
 
@@ -316,14 +316,14 @@ def test_what_a_dry_run_refuses_is_named(world: Path, tmp_path: Path) -> None:
 def test_a_real_restore_takes_the_operations_of_its_dry_run(world: Path, tmp_path: Path) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    from counterpoise.dry_run import plan_restore
+    from counterpoise.planning.dry_run import plan_restore
     from counterpoise.restoring import restore as really
     from world import panel
 
     settings: dict[str, Any] = {"search": "hma", "blocks": None, "mean": 0.5, "means": [0.5], "lambdas": [1.0],
                                 "alignment": "imitation", "calibrate": 0, "min_effective_sets": None, "keep_reward": 0.5,
                                 "proxy_size": 12, "controls": False}  # fmt: skip
-    drawing = {"limit": 8, "prompt_limit": 20, "max_new_tokens": 6, "batch_size": 32, "chat": True}
+    drawing = {"limit": 8, "prompt_limit": 20, "replies": 1, "max_new_tokens": 6, "batch_size": 32, "chat": True}
     specs = [f"continue:{world / 'text.jsonl'}", f"choices:{world / 'guess.jsonl'}"]
     ends = (str(world / "pre"), str(world / "post"))
     plan = plan_restore(

@@ -160,7 +160,7 @@ def stand_ins(folder: Path) -> dict[str, str]:
 @contextmanager
 def kept_plans() -> Iterator[list[Any]]:
     """Inside, what a dry run would print is kept."""
-    from counterpoise import dry_run
+    from counterpoise.planning import dry_run
 
     printed, plans = dry_run.tell, []
     dry_run.tell = lambda plan, speed, device: plans.append((plan, speed))
@@ -197,7 +197,7 @@ def options_of(group: Any, words: Sequence[str]) -> dict[str, Any]:
 
 def architectures(places: Mapping[str, str]) -> list[str]:
     """What the dry runs took the models for, with their parameters counted on the meta device."""
-    from counterpoise.rehearsing import look
+    from counterpoise.planning.rehearsing import look
 
     lines = []
     for path in sorted((HERE / "paper_models").glob("*.json")):
@@ -275,7 +275,7 @@ def pairrm_refused(folder: Path) -> str:
 
 def check() -> str:
     """Dry-run every command; the page."""
-    from counterpoise.planning import Speed
+    from counterpoise.planning.work import Speed
     from counterpoise.report.plan import duration, size
 
     rows, peaks, assumed = [], [], {}
@@ -345,8 +345,8 @@ One H100 (80 GB), 40 % of the data sheet's 989 TFLOP/s in bfloat16 (`restore`) o
 | --- | --- | ---: | --- | ---: | ---: |
 {chr(10).join(peaks)}
 
-PPO on all weights needs more than 80 GB (an H200 has 141 GB); RSF and PPO run in one process, so that a second GPU is of no
-use to them. "Barely" is within a tenth of 80 GB, less than these estimates can tell.
+PPO on all weights needs more than 80 GB (an H200 has 141 GB); torchrun shares RSF's and PPO's work over GPUs,
+which saves time and no memory. "Barely" is within a tenth of 80 GB, less than these estimates can tell.
 
 | model | stage | passes, responses, items | peak memory | time, estimated |
 | --- | --- | --- | ---: | ---: |

@@ -35,6 +35,7 @@ from counterpoise.options import (
     Prompts,
     ProxySize,
     Quiet,
+    Replies,
     RewardOption,
     SearchBlocks,
     Seed,
@@ -101,6 +102,7 @@ def restore(
     allow_unrelated: Unrelated = False,
     limit: Limit = None,
     prompt_limit: PromptLimit = None,
+    replies: Replies = 1,
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = "auto",
@@ -131,6 +133,7 @@ def restore(
         drawing: dict[str, Any] = {
             "limit": limit,
             "prompt_limit": prompt_limit,
+            "replies": replies,
             "seed": seed,
             "batch_size": batch_size,
             "max_new_tokens": max_new_tokens,
@@ -139,7 +142,7 @@ def restore(
         }
         if dry_run:
             donor_side(donor)
-            from counterpoise.dry_run import plan_restore, tell
+            from counterpoise.planning.dry_run import plan_restore, tell
 
             data = (pre, post, out, prompts, reward, abilities)
             plan = plan_restore(*data, settings, drawing, drop=drop or (), dtype=dtype_of(dtype))
@@ -222,6 +225,7 @@ def tax(
     allow_unrelated: Unrelated = False,
     limit: Limit = None,
     prompt_limit: PromptLimit = None,
+    replies: Replies = 1,
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = "auto",
@@ -246,6 +250,7 @@ def tax(
             device=usable_device(device),
             limit=limit,
             prompt_limit=prompt_limit,
+            replies=replies,
             seed=seed,
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,

@@ -36,6 +36,9 @@ Temperature = Annotated[float, typer.Option(min=0, help="Of sampled responses; 0
 NoChat = Annotated[bool, typer.Option("--no-chat-template", help="Give prompts as plain text.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many items per ability and part.")]
 PromptLimit = Annotated[int | None, typer.Option(min=1, help="At most so many validation and held-out prompts.")]
+Replies = Annotated[
+    int, typer.Option(min=1, help="Responses a prompt whose mean is its reward, where reward is measured.")
+]
 DryRun = Annotated[
     bool,
     typer.Option(

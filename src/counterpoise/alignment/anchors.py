@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from counterpoise.alignment.reference import frozen_copy, weights_before
 from counterpoise.alignment.scoring import score_responses
 from counterpoise.alignment.stepping import Mitigation, Step, trainable
-from counterpoise.language import by_length, response_tokens
+from counterpoise.language import response_tokens
 
 
 @dataclass
@@ -121,7 +121,7 @@ class KD(Mitigation):
     def add_gradients(self, step: Step) -> None:
         """Backpropagate the divergence over the step's examples."""
         tokens = response_tokens(step.examples)
-        for rows in by_length(step.examples, step.micro_batch_size, key=lambda e: len(e.prompt) + len(e.response)):
+        for rows in step.batches(step.examples):
             batch = [step.examples[i] for i in rows]
             scored = score_responses(step.model, batch)
             with torch.no_grad():

@@ -146,7 +146,7 @@ def model(
     with plain_errors(kept), bars(quiet or dry_run) as progress:
         if dry_run:
             from counterpoise.alignment.dry_run import plan_align
-            from counterpoise.dry_run import tell
+            from counterpoise.planning.dry_run import tell
 
             plan = plan_align(
                 source,
@@ -164,9 +164,10 @@ def model(
             )
             tell(plan, speed_of(speed), device)
             return
-        from counterpoise.alignment import assembling
+        from counterpoise.alignment import assembling, processes
         from counterpoise.alignment.aligning import align
 
+        processes.join(device)
         train = assembling.method(
             method,
             source,
@@ -200,6 +201,8 @@ def model(
             command=_command(),
             progress=progress,
         )
+    if not processes.is_first():
+        return
     if record.get("already_finished"):
         print(f"{out} holds the result of this very run already; nothing was done again.")
     _show(record)

@@ -21,12 +21,12 @@ from counterpoise.alignment.ppo import ppo
 from counterpoise.alignment.preferences import read_preferences
 from counterpoise.alignment.replay import Replay
 from counterpoise.alignment.rsf import rsf
-from counterpoise.dry_run import ASSUMED, BOUNDS, judged, lengths, said_of, short
 from counterpoise.files import refuse_occupied
 from counterpoise.language import Example, Prompt, read_prompts
-from counterpoise.planning import Plan, Shape, optimiser_bytes, step_bytes, trained, weight_bytes
-from counterpoise.rehearsing import Source, Words, look, look_at_reward, room_for
-from counterpoise.stages import Loop, align_stages
+from counterpoise.planning.dry_run import ASSUMED, BOUNDS, judged, lengths, said_of, short
+from counterpoise.planning.rehearsing import Source, Words, look, look_at_reward, room_for
+from counterpoise.planning.stages import Loop, align_stages
+from counterpoise.planning.work import Plan, Shape, optimiser_bytes, step_bytes, trained, weight_bytes
 
 
 def plan_align(

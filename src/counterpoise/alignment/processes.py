@@ -186,14 +186,6 @@ def add_up_gradients(parameters: Iterable[nn.Parameter]) -> None:
         parameter.grad = add_up(wide).to(own.dtype)
 
 
-def take_gradients_of_first(parameters: Iterable[nn.Parameter]) -> None:
-    """Give all processes the first one's gradients: what all computed alike may differ in its last bits on GPUs."""
-    if world_size() == 1:
-        return
-    for gradient in [p.grad for p in parameters if p.grad is not None]:
-        dist.broadcast(gradient, 0)
-
-
 @contextmanager
 def one_message() -> Iterator[None]:
     """Errors that all processes meet are told by the first; the others end without a word, with exit status 1."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from counterpoise.alignment.stepping import Mitigation, Step
 from counterpoise.evaluation.sweep import digest
-from counterpoise.language import Example, by_length, encode_prompt, response_nll, response_tokens
+from counterpoise.language import Example, encode_prompt, response_nll, response_tokens
 from counterpoise.language import _read_prompt as read_prompt
 
 
@@ -57,7 +57,7 @@ class Replay(Mitigation):
         """Backpropagate the loss of the tokens that are due."""
         size = response_tokens(step.examples)
         batch = self._draw(self.ratio * size)
-        for rows in by_length(batch, step.micro_batch_size, key=lambda e: len(e.prompt) + len(e.response)):
+        for rows in step.batches(batch):
             loss = response_nll(step.model, [batch[i] for i in rows]) / size
             loss.backward()  # type: ignore[no-untyped-call]
 

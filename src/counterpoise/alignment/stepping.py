@@ -32,6 +32,12 @@ class Step:
     learning_rate: float
     micro_batch_size: int
 
+    def batches(self, examples: Sequence[Example]) -> Iterator[list[int]]:
+        """Indices of `examples` in micro-batches of like length: of several processes, this one's share."""
+        return processes.shared_by_length(
+            examples, self.micro_batch_size, key=lambda e: len(e.prompt) + len(e.response)
+        )
+
 
 class Mitigation:
     """Something that holds an alignment back from forgetting. Every method does nothing; a mitigation overrides some.
@@ -49,7 +55,7 @@ class Mitigation:
         """Prepare: `model` holds the weights before alignment, on the device it is trained on."""
 
     def add_gradients(self, step: Step) -> None:
-        """Add the gradients of further losses to the parameters'."""
+        """Add the gradients of further losses to the parameters', over `step.batches(...)` of their examples."""
 
     def before_update(self, step: Step) -> None:
         """Change the gradients before the optimiser uses them."""
@@ -96,21 +102,19 @@ def take_step(
     """Accumulate the gradients of `examples`, clip their norm, update once.
 
     Several processes share the examples and add their gradients up; from there on each does the same with the same
-    numbers, the losses of mitigations included, so that weights stay equal bit for bit.
+    numbers, so that weights stay equal bit for bit.
 
     Args:
         backward: given the indices of a micro-batch, adds the gradients of its share of the step's loss.
         clip: largest norm of the gradients of all losses together; penalties on weights come after it.
     """
-    for rows in processes.shared_by_length(examples, micro_batch_size, key=lambda e: len(e.prompt) + len(e.response)):
-        backward(rows)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    processes.add_up_gradients(parameters)
     step = Step(model, examples, optimizer.param_groups[0]["lr"], micro_batch_size)
+    for rows in step.batches(examples):
+        backward(rows)
     for mitigation in mitigations:
         mitigation.add_gradients(step)
-    if any(has_own_loss(m) for m in mitigations):
-        processes.take_gradients_of_first(parameters)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    processes.add_up_gradients(parameters)
     torch.nn.utils.clip_grad_norm_(parameters, clip)
     for mitigation in mitigations:
         mitigation.before_update(step)

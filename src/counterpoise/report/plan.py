@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from counterpoise.planning import Plan, Speed
+from counterpoise.planning.work import Plan, Speed
 
 
 def show_plan(plan: Plan, speed: Speed, how: str, device: str) -> None:

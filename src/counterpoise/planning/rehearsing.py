@@ -18,7 +18,7 @@ from counterpoise.evaluation.parts import Part
 from counterpoise.evaluation.rewards import _imported, _read_labelled
 from counterpoise.files import CheckpointError, resolve, weight_files
 from counterpoise.language import Prompt, encode_prompt
-from counterpoise.planning import Items, Shape, shape_of
+from counterpoise.planning.work import Items, Shape, shape_of
 from counterpoise.resident import without_bars
 
 CHARACTERS = 4

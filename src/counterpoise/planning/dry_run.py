@@ -15,9 +15,7 @@ from counterpoise.evaluation.tax import Panel
 from counterpoise.files import refuse_occupied
 from counterpoise.language import Prompt, read_prompts
 from counterpoise.partition import partition
-from counterpoise.planning import Plan, Speed, Stage, weight_bytes
-from counterpoise.preflight import preflight
-from counterpoise.rehearsing import (
+from counterpoise.planning.rehearsing import (
     CHARACTERS,
     Source,
     Words,
@@ -29,9 +27,11 @@ from counterpoise.rehearsing import (
     room_for,
     same_shapes,
 )
+from counterpoise.planning.stages import Lengths, restore_stages
+from counterpoise.planning.work import Plan, Speed, Stage, weight_bytes
+from counterpoise.preflight import preflight
 from counterpoise.restoring import RESULT, refuse_search, refuse_settings
 from counterpoise.searching import FORMS
-from counterpoise.stages import Lengths, restore_stages
 
 BOUNDS = "every response as long as --max-new-tokens, no early end of a search or of training: upper bounds"
 ASSUMED = (
@@ -95,6 +95,7 @@ def plan_restore(
         hma=settings["search"] != "two-sided",
         controls=settings["controls"],
         size=settings["proxy_size"],
+        replies=drawing["replies"],
         two_sided=two_sided,
         lambdas=len(settings["lambdas"]) if two_sided else 0,
     )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from counterpoise.evaluation.parts import Part
-from counterpoise.planning import (
+from counterpoise.planning.work import (
     HMA_PASSES,
     Items,
     Shape,
@@ -62,6 +62,7 @@ def restore_stages(
     hma: bool,
     controls: bool,
     size: int,
+    replies: int = 1,
     two_sided: str | None = None,
     lambdas: int = 0,
 ) -> tuple[Stage, ...]:
@@ -70,6 +71,7 @@ def restore_stages(
     Args:
         parts: prompts of each part.
         size: responses that a search sees, on each side.
+        replies: responses a prompt where reward is measured.
         two_sided: its form of alignment, if it is searched, for so many `lambdas`.
     """
     measured = points(means, hma=hma, controls=controls, lambdas=lambdas)
@@ -77,7 +79,7 @@ def restore_stages(
     draws = drawing_bytes(shape, 8 * at.batch, at.longest + at.response, at.itemsize)
     trains = training_bytes(shape, at.batch, at.longest, at.response, at.itemsize) + shape.largest * at.itemsize
     judged = drawing_bytes(reward, 2 * at.batch, 0, at.itemsize) if reward is not None else 0
-    stages = [_measured("validation", measured, "averages", shape, reward, at, parts, items)]
+    stages = [_measured("validation", measured, "averages", shape, reward, at, parts, items, replies)]
     if hma or two_sided == "imitation":
         asked = min(math.ceil(size / 0.8), parts["proxy"])
         work = drawn(shape, reward, at, prompts=asked, n=2)
@@ -88,7 +90,7 @@ def restore_stages(
         stages.append(Stage("search: HMA", what, one * (HMA_PASSES * inside), trains))
     if two_sided is not None:
         stages += _two_sided(shape, reward, at, two_sided, size, lambdas, draws + judged, trains)
-    stages.append(_measured("held-out", 4, "averages at most", shape, reward, at, parts, items))
+    stages.append(_measured("held-out", 4, "averages at most", shape, reward, at, parts, items, replies))
     return tuple(stages)
 
 
@@ -101,14 +103,15 @@ def _measured(
     at: Lengths,
     parts: Mapping[Part, int],
     items: Mapping[Part, Sequence[Items]],
+    replies: int,
 ) -> Stage:
-    work = drawn(shape, reward, at, prompts=parts[part])
+    work = drawn(shape, reward, at, prompts=parts[part], n=replies)
     memory = drawing_bytes(shape, 8 * at.batch, at.longest + at.response, at.itemsize)
     for ability in items[part]:
         work += measuring(shape, ability, batch=2 * at.batch, itemsize=at.itemsize)
         memory = max(memory, scoring_bytes(shape, ability, batch=2 * at.batch, itemsize=at.itemsize))
     total = sum(i.count for i in items[part])
-    what = f"{count} {noun} x ({parts[part]:,} responses, {total:,} items)"
+    what = f"{count} {noun} x ({parts[part] * replies:,} responses, {total:,} items)"
     return Stage(f"{part} data", what, work * count, memory)
 
 
