@@ -24,7 +24,10 @@ from counterpoise.evaluation.tax import Scores
 from counterpoise.language import read_prompts
 from counterpoise.partition import equal
 from counterpoise.recipes import hma_recipe
+from counterpoise.report.matched import matched
+from counterpoise.report.panels import read_panels
 from counterpoise.restoring import measure_tax, restore
+from counterpoise.results import measurement
 from counterpoise.workbench import Point
 from world import early_letters, make, panel
 
@@ -75,6 +78,27 @@ def test_points_front_and_pick_follow_from_the_validation_scores(done: tuple[Pat
         )
         assert r["on_front"] == (not beaten)
     assert {row["name"] for row in result["tax"]} == {"reward", "text", "guess"}
+
+
+def test_every_item_is_kept_so_that_fronts_have_intervals(done: tuple[Path, dict[str, Any]]) -> None:
+    out, _ = done
+    content = json.loads((out / "restore.json").read_text())
+    for p in content["points"]:
+        for name, metric, score in [
+            ("reward", "reward", p["reward"]),
+            *((n, "-nll", p["abilities"][n]["-nll"]) for n in ["text"]),
+        ]:
+            found = measurement(content, p, name, metric)
+            assert found is not None
+            assert found.value == pytest.approx(score["value"], rel=1e-6)
+    (panel,) = read_panels([out / "restore.json"])
+    rows = matched(panel)
+    assert {r.part for r in rows} == {"validation", "held-out"} - (
+        {"held-out"} if content["pick"].startswith("MA") else set()
+    )
+    gains = [g for r in rows for g in r.gains.values()]
+    assert gains
+    assert all(g.low <= g.value <= g.high for g in gains)
 
 
 def test_a_second_run_says_it_is_finished_and_other_settings_are_refused(

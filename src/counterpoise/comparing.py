@@ -10,6 +10,7 @@ from counterpoise.choosing import choose, no_gain, verdict
 from counterpoise.evaluation.tax import at_floor, difference, tax_table
 from counterpoise.pareto import front, hypervolume
 from counterpoise.partition import Partition, layerwise
+from counterpoise.results import items_of, statistics_of
 from counterpoise.search.hma import SearchResult
 from counterpoise.search.ramps import linear_ramp, random_ratios, reversed_ramp
 from counterpoise.search.two_sided import Found
@@ -146,6 +147,7 @@ def _finish(
         if pick.method != "MA":
             final.append(bench.point("MA", bench.whole, [pick.mean], "held-out", name=f"MA {pick.mean:.2g}"))
     result["tax"] = tax_table(final[0].scores, final[1].scores, final[2].scores if pick else None)
+    result["items"] = {p.part: items_of(p.scores) for p in (points[0], final[0])}
     result["points"] += _rows(final, [n for n in counted if n in final[0].scores.abilities])
     if len(final) > 3:
         result["pick_against_ma"] = [
@@ -169,6 +171,7 @@ def _rows(points: list[Point], counted: list[str]) -> list[dict[str, Any]]:
                 **p.scores.summary(),
                 "retention": retention,
                 "on_front": False,
+                "statistics": statistics_of(p.scores),
             }
         )
     if counted:

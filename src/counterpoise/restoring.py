@@ -15,13 +15,14 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from counterpoise.averaging import Donor, average, describe_inputs, versions, write_json
+from counterpoise.averaging import Donor, average, describe_inputs, versions
 from counterpoise.comparing import compare
 from counterpoise.evaluation.sweep import Store, digest
 from counterpoise.evaluation.tax import Panel, tax_table
 from counterpoise.files import CheckpointError, refuse_occupied
 from counterpoise.partition import partition
 from counterpoise.preflight import preflight, scan
+from counterpoise.results import write_results
 from counterpoise.searching import TwoSided
 from counterpoise.workbench import Stages, Workbench
 
@@ -205,7 +206,7 @@ def _write_report(folder: Path, result: dict[str, Any], *, card: bool = False) -
     from counterpoise.report.card import model_card
     from counterpoise.report.html import write_report
 
-    write_json(folder / RESULT, result)
+    write_results(folder / RESULT, result)
     write_report(result, folder / "report.html")
     if card:
         (folder / "README.md").write_text(model_card(result), encoding="utf-8")

@@ -74,11 +74,29 @@ def results(
             "settings": dict(p.settings),
             **p.scores.summary(),
             "retention": steps_from_pre(pre, p.scores, counted) if counted else None,
-            "statistics": {n: {m.metric: _rows(m) for m in ms} for n, ms in _all(p.scores).items()},
+            "statistics": statistics_of(p.scores),
         }
         for p in points
     ]
-    items = {
+    return {
+        **(about or {}),
+        "run": run,
+        "seed": seed,
+        "reward": reward,
+        "points": rows,
+        "items": {part: items_of(pre)},
+        "tax": tax_table(pre, post),
+    }
+
+
+def statistics_of(scores: Scores) -> dict[str, Any]:
+    """Every item's statistics, for a point of a results file: reward or ability -> metric -> one entry an item."""
+    return {n: {m.metric: _rows(m) for m in ms} for n, ms in _all(scores).items()}
+
+
+def items_of(scores: Scores) -> dict[str, Any]:
+    """What these items are, once for all points of a part: reward or ability -> metric -> keys, aggregate, unit, chance."""
+    return {
         name: {
             m.metric: {
                 "aggregate": m.aggregate,
@@ -88,16 +106,7 @@ def results(
             }
             for m in measurements
         }
-        for name, measurements in _all(pre).items()
-    }
-    return {
-        **(about or {}),
-        "run": run,
-        "seed": seed,
-        "reward": reward,
-        "points": rows,
-        "items": {part: items},
-        "tax": tax_table(pre, post),
+        for name, measurements in _all(scores).items()
     }
 
 
