@@ -17,18 +17,18 @@ from safetensors.torch import load_file
 
 from counterpoise.averaging import Recipe, mix
 from counterpoise.checkpoint import CheckpointError
-from counterpoise.choosing import choose
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.tax import Scores
 from counterpoise.language import read_prompts
 from counterpoise.partition import equal
-from counterpoise.recipes import hma_recipe
 from counterpoise.report.matched import matched
 from counterpoise.report.panels import read_panels
-from counterpoise.restoring import measure_tax, restore
+from counterpoise.restoring.choosing import choose
+from counterpoise.restoring.recipes import hma_recipe
+from counterpoise.restoring.restore import measure_tax, restore
+from counterpoise.restoring.workbench import Point
 from counterpoise.results import measurement
-from counterpoise.workbench import Point
 from world import early_letters, make, panel
 
 SETTINGS: dict[str, Any] = {"means": (0.3, 0.7), "keep_reward": 0.5, "proxy_size": 12}

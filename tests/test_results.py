@@ -13,8 +13,8 @@ from counterpoise.pareto import interval
 from counterpoise.preflight import preflight
 from counterpoise.report.matched import hypervolume_gains, matched
 from counterpoise.report.panels import pooled, read_panels
+from counterpoise.restoring.workbench import Workbench
 from counterpoise.results import Measured, measurement, results, write_results
-from counterpoise.workbench import Workbench
 from world import make, panel
 
 

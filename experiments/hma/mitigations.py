@@ -32,8 +32,8 @@ from counterpoise.evaluation.sweep import Store
 from counterpoise.evaluation.tax import Panel, Scores
 from counterpoise.language import read_prompts
 from counterpoise.preflight import preflight, scan
+from counterpoise.restoring.workbench import Workbench
 from counterpoise.results import Measured, results, write_results
-from counterpoise.workbench import Workbench
 
 HERE = Path(__file__).resolve().parent
 PLAIN = "distilled"

@@ -28,7 +28,7 @@ from counterpoise.evaluation.sweep import Store
 from counterpoise.evaluation.tax import Panel, difference, fingerprint, interval_of, tax_table
 from counterpoise.partition import thirds
 from counterpoise.preflight import preflight, scan
-from counterpoise.workbench import Workbench, steps_from_pre
+from counterpoise.restoring.workbench import Workbench, steps_from_pre
 
 HERE = Path(__file__).resolve().parent
 PARTS = {"input": 0, "middle": 1, "output": 2}

@@ -11,9 +11,9 @@ from typing import Any
 from counterpoise.evaluation.sweep import digest
 from counterpoise.evaluation.tax import Scores
 from counterpoise.partition import Partition, equal, layerwise, thirds
+from counterpoise.restoring.searching import FORMS, TwoSided
+from counterpoise.restoring.workbench import Workbench
 from counterpoise.search.ramps import linear_ramp, random_ratios, reversed_ramp
-from counterpoise.searching import FORMS, TwoSided
-from counterpoise.workbench import Workbench
 
 MA_SWEEP = tuple(round(0.1 * i, 1) for i in range(1, 10))
 PART = 0.4

@@ -30,8 +30,8 @@ from counterpoise.averaging import versions
 from counterpoise.evaluation.sweep import Store
 from counterpoise.evaluation.tax import Panel
 from counterpoise.preflight import preflight, scan
+from counterpoise.restoring.workbench import Workbench
 from counterpoise.results import Measured, results, write_results
-from counterpoise.workbench import Workbench
 
 HERE = Path(__file__).resolve().parent
 ABILITIES = (

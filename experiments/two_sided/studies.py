@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from curves import Curves
 
-from counterpoise.drawing import words
 from counterpoise.language import Example
 from counterpoise.partition import thirds
+from counterpoise.restoring.drawing import words
+from counterpoise.restoring.searching import TwoSided
 from counterpoise.search.proxies import draw_proxies
 from counterpoise.search.retention import OPENINGS
-from counterpoise.searching import TwoSided
 
 SIZES = (8, 16, 32, 64, 128, 256)
 CONTINUED = {

@@ -11,13 +11,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from counterpoise.alignment.aligning import align
     from counterpoise.averaging import Recipe, average, mix
     from counterpoise.checkpoint import Checkpoint, CheckpointError, open_checkpoint
     from counterpoise.evaluation.tax import Panel
     from counterpoise.multitask import BanditMTL
     from counterpoise.partition import Partition, by_module, equal, layerwise, thirds
     from counterpoise.resident import ResidentAverage
-    from counterpoise.restoring import measure_tax, restore
+    from counterpoise.restoring.restore import measure_tax, restore
     from counterpoise.search.hma import hma
 
 # Names are resolved on first use, so that `counterpoise --help` does not import torch.
@@ -29,15 +30,16 @@ _HOMES = {
     "Partition": "partition",
     "Recipe": "averaging",
     "ResidentAverage": "resident",
+    "align": "alignment.aligning",
     "average": "averaging",
     "by_module": "partition",
     "equal": "partition",
     "hma": "search.hma",
     "layerwise": "partition",
-    "measure_tax": "restoring",
+    "measure_tax": "restoring.restore",
     "mix": "averaging",
     "open_checkpoint": "checkpoint",
-    "restore": "restoring",
+    "restore": "restoring.restore",
     "thirds": "partition",
 }
 
@@ -49,6 +51,7 @@ __all__ = [
     "Partition",
     "Recipe",
     "ResidentAverage",
+    "align",
     "average",
     "by_module",
     "equal",

@@ -148,7 +148,7 @@ def restore(
             plan = plan_restore(*data, settings, drawing, drop=drop or (), dtype=dtype_of(dtype))
             tell(plan, speed_of(speed), device)
             return
-        from counterpoise.restoring import restore as run
+        from counterpoise.restoring.restore import restore as run
 
         result = run(
             pre,
@@ -241,7 +241,7 @@ def tax(
             raise ValueError(
                 f"--json {json_out}: expected a folder {json_out.absolute().parent}, found none; make it first"
             )
-        from counterpoise.restoring import measure_tax
+        from counterpoise.restoring.restore import measure_tax
 
         panel = _panel(
             prompts,

@@ -26,8 +26,8 @@ from counterpoise.evaluation.tax import Panel
 from counterpoise.files import refuse_occupied
 from counterpoise.language import Example, Prompt
 from counterpoise.resident import without_bars
-from counterpoise.restoring import restore
-from counterpoise.workbench import Stages
+from counterpoise.restoring.restore import restore
+from counterpoise.restoring.workbench import Stages
 
 GLAD = ("happy", "bright", "kind", "lovely", "merry", "calm")
 GLOOMY = ("sad", "dark", "cruel", "ugly", "angry", "lost")

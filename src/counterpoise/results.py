@@ -59,7 +59,7 @@ def results(
         ValueError: PRE or POST missing or out of place, a name twice, other items in one of the points.
     """
     from counterpoise.evaluation.tax import at_floor, tax_table
-    from counterpoise.workbench import steps_from_pre
+    from counterpoise.restoring.workbench import steps_from_pre
 
     _check(points)
     pre, post = points[0].scores, points[1].scores

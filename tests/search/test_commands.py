@@ -17,7 +17,7 @@ from counterpoise.evaluation.sweep import Store
 from counterpoise.preflight import preflight
 from counterpoise.report import reading
 from counterpoise.report.two_sided import ratios, table
-from counterpoise.restoring import restore
+from counterpoise.restoring.restore import restore
 from world import make, panel
 
 SETTINGS: dict[str, Any] = {"lambdas": (0.5, 2.0), "means": (0.5,), "keep_reward": 0.3, "proxy_size": 16}

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from counterpoise.comparing import row
-from counterpoise.drawing import words
 from counterpoise.evaluation.sweep import Store
 from counterpoise.partition import thirds
 from counterpoise.preflight import preflight
-from counterpoise.searching import FORMS, TwoSided
-from counterpoise.workbench import Workbench
+from counterpoise.restoring.comparing import row
+from counterpoise.restoring.drawing import words
+from counterpoise.restoring.searching import FORMS, TwoSided
+from counterpoise.restoring.workbench import Workbench
 from world import make, panel
 
 LAMBDAS = (0.5, 2.0)

@@ -21,7 +21,7 @@ from counterpoise.checkpoint import CheckpointError, open_checkpoint, refuse_occ
 from counterpoise.evaluation.sweep import digest
 from counterpoise.language import Prompt
 from counterpoise.resident import without_bars
-from counterpoise.workbench import Stages
+from counterpoise.restoring.workbench import Stages
 
 HANDED = ("mitigations", "run", "progress", "after_iteration", "reference")
 """Arguments of a method that decide no number, or are recorded elsewhere."""

@@ -20,7 +20,7 @@ from counterpoise.alignment.run import telling
 from counterpoise.averaging import versions, write_json
 from counterpoise.checkpoint import CheckpointError, open_checkpoint, refuse_occupied, staged
 from counterpoise.resident import without_bars
-from counterpoise.workbench import Stages
+from counterpoise.restoring.workbench import Stages
 
 
 def train_reward_model(

@@ -21,7 +21,7 @@ from counterpoise.checkpoint import staged
 from counterpoise.evaluation.sweep import Store, digest
 from counterpoise.language import Progress
 from counterpoise.resident import without_bars
-from counterpoise.workbench import Stages
+from counterpoise.restoring.workbench import Stages
 
 T = TypeVar("T")
 EXTENDED = ("iterations",)

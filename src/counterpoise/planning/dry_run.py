@@ -30,8 +30,8 @@ from counterpoise.planning.rehearsing import (
 from counterpoise.planning.stages import Lengths, restore_stages
 from counterpoise.planning.work import Plan, Speed, Stage, weight_bytes
 from counterpoise.preflight import preflight
-from counterpoise.restoring import RESULT, refuse_search, refuse_settings
-from counterpoise.searching import FORMS
+from counterpoise.restoring.restore import RESULT, refuse_search, refuse_settings
+from counterpoise.restoring.searching import FORMS
 
 BOUNDS = "every response as long as --max-new-tokens, no early end of a search or of training: upper bounds"
 ASSUMED = (

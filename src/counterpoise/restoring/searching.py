@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from counterpoise.drawing import answers, ratings, words
 from counterpoise.evaluation.sweep import digest
 from counterpoise.language import Example
 from counterpoise.multitask.mirror import ball_radius
 from counterpoise.partition import Partition
+from counterpoise.restoring.drawing import answers, ratings, words
+from counterpoise.restoring.workbench import Workbench
 from counterpoise.search.contrast import contrast
 from counterpoise.search.fisher import Quadratic, block_fisher, fisher_path
 from counterpoise.search.on_policy import OnPolicy
@@ -23,7 +24,6 @@ from counterpoise.search.proxies import ProxySet, Rated
 from counterpoise.search.retention import OPENINGS
 from counterpoise.search.sides import Likelihood, Scale, Side, Slopes
 from counterpoise.search.two_sided import POINTS, Diagonal, Found, diagonal_of, exact, path
-from counterpoise.workbench import Workbench
 
 FORMS = ("imitation", "contrast", "reward")
 Array = NDArray[np.float64]

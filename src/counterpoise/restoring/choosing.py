@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from counterpoise.workbench import Point, steps_from_pre
+from counterpoise.restoring.workbench import Point, steps_from_pre
 
 PICKABLE = (
     "MA",

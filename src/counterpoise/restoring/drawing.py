@@ -9,9 +9,9 @@ import numpy as np
 
 from counterpoise.evaluation.abilities import FileAbility
 from counterpoise.language import Example
+from counterpoise.restoring.workbench import Workbench
 from counterpoise.search.proxies import Rated, draw_rated
 from counterpoise.search.retention import OPENINGS, calibration, draw_retention
-from counterpoise.workbench import Workbench
 
 
 def words(

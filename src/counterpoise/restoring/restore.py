@@ -16,15 +16,15 @@ from typing import Any, Literal, get_args
 import torch
 
 from counterpoise.averaging import Donor, average, describe_inputs, versions
-from counterpoise.comparing import compare
 from counterpoise.evaluation.sweep import Store, digest
 from counterpoise.evaluation.tax import Panel, tax_table
 from counterpoise.files import CheckpointError, refuse_occupied
 from counterpoise.partition import partition
 from counterpoise.preflight import preflight, scan
+from counterpoise.restoring.comparing import compare
+from counterpoise.restoring.searching import TwoSided
+from counterpoise.restoring.workbench import Stages, Workbench
 from counterpoise.results import write_results
-from counterpoise.searching import TwoSided
-from counterpoise.workbench import Stages, Workbench
 
 RESULT = "restore.json"
 LAMBDAS = (0.25, 0.5, 1.0, 2.0, 4.0)

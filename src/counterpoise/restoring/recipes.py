@@ -15,11 +15,11 @@ from counterpoise.evaluation.tax import Panel
 from counterpoise.files import CheckpointError
 from counterpoise.partition import Partition, partition
 from counterpoise.preflight import preflight, scan
-from counterpoise.restoring import refuse_settings
+from counterpoise.restoring.restore import refuse_settings
+from counterpoise.restoring.searching import TwoSided
+from counterpoise.restoring.workbench import Stages, Workbench
 from counterpoise.search.hma import SearchResult
 from counterpoise.search.two_sided import Found
-from counterpoise.searching import TwoSided
-from counterpoise.workbench import Stages, Workbench
 
 
 def hma_recipe(

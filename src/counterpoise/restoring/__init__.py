@@ -1,0 +1,1 @@
+"""From two checkpoints to the averaged one: measured, searched, compared, picked, written."""
