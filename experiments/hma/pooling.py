@@ -44,7 +44,7 @@ def minus(runs: Sequence[Run], name: str, other: str, ability: str, metric: str)
 def retention_minus(runs: Sequence[Run], name: str, other: str) -> Difference:
     """The same in the mean over abilities, in standard errors at PRE."""
     results = runs[0].results
-    floor = reading.floored(results)
+    floor = set().union(*(reading.floored(r.results) for r in runs))
     drawn, values = [], []
     for key in [(a, m) for a, m in reading.primary(results).items() if a not in floor]:
         (a, aggregate), (b, _) = (statistics(runs, n, *key) for n in (name, other))

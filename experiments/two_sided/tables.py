@@ -73,10 +73,9 @@ def stacked(groups: Sequence[Group], table: Any) -> str:
     return "\n\n".join(f"**{g.name}**, {len(g.runs)} training seed(s)\n\n{t}" for g, t in made if t)
 
 
-def scored(results: File, point: File) -> Scored | None:
+def scored(group: Group, results: File, point: File) -> Scored | None:
     """A point's items: its reward and the primary metric of every ability that is not at floor."""
-    floor = reading.floored(results)
-    wanted = [(a, m) for a, m in reading.primary(results).items() if a not in floor]
+    wanted = [(a, m) for a, m in reading.primary(results).items() if a not in group.floored]
     found = [measurement(results, point, *key) for key in [("reward", "reward"), *wanted]]
     held = [Statistics(m.statistics, m.aggregate) for m in found if m is not None]
     return Scored(held[0], tuple(held[1:])) if len(held) == len(found) else None
@@ -92,7 +91,7 @@ def scales(group: Group) -> list[float]:
     """Standard errors at PRE, averaged over seeds: the unit of retention."""
     errors = []
     for run in group.runs:
-        pre = scored(run.results, of_method(run.results, "PRE")[0])
+        pre = scored(group, run.results, of_method(run.results, "PRE")[0])
         assert pre is not None
         errors.append([interval(s.items, s.aggregate).standard_error for s in pre.abilities])
     return [float(e) if e > 0 else 1.0 for e in np.mean(errors, axis=0)]
@@ -114,10 +113,10 @@ def curves_table(group: Group) -> str:
     for method in [m for m in CURVES if m != "MA"]:
         runs = []
         for run in group.runs:
-            ends = [scored(run.results, p) for p in of_method(run.results, "PRE", "POST")]
-            ours = [s for p in of_method(run.results, method) if (s := scored(run.results, p))]
+            ends = [scored(group, run.results, p) for p in of_method(run.results, "PRE", "POST")]
+            ours = [s for p in of_method(run.results, method) if (s := scored(group, run.results, p))]
             grid = [p for p in of_method(run.results, "MA") if p["mean"] in means]
-            theirs = [s for p in grid if (s := scored(run.results, p))]
+            theirs = [s for p in grid if (s := scored(group, run.results, p))]
             if ends[0] and ends[1] and ours and theirs:
                 runs.append(Fronts(ends[0], ends[1], ours, theirs))
         if not runs:
@@ -136,7 +135,7 @@ def curves_table(group: Group) -> str:
 def matched_table(group: Group) -> str:
     """The same ability by ability, in the metric's own unit."""
     results = group.runs[0].results
-    names = [a for a in reading.primary(results) if a not in reading.floored(results)]
+    names = [a for a in reading.primary(results) if a not in group.floored]
     body = []
     for method in [m for m in CURVES if m != "MA" and of_method(results, m)]:
         body.append([method, *(difference(method_gains(group, method, HELD_OUT, name), 3) for name in names)])
@@ -147,11 +146,11 @@ def worst_table(group: Group) -> str:
     """The largest tax over abilities, in standard errors at PRE, of the sum and of the worst-ability search."""
     body = []
     for run in group.runs:
-        pre = scored(run.results, of_method(run.results, "PRE")[0])
+        pre = scored(group, run.results, of_method(run.results, "PRE")[0])
         assert pre is not None
         for method in ("sum of abilities", "worst ability"):
             for point in of_method(run.results, method):
-                now = scored(run.results, point)
+                now = scored(group, run.results, point)
                 assert now is not None
                 taxes = [
                     (value(b) - value(n)) / s

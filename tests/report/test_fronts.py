@@ -17,7 +17,7 @@ from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.tax import Scores
 from counterpoise.pareto import paired_difference
 from counterpoise.report import fronts, page
-from counterpoise.report.matched import hypervolume_gains, matched
+from counterpoise.report.matched import hypervolume_gains, matched, method_gains
 from counterpoise.report.panels import beaten_by, pooled, read_panels
 from counterpoise.results import Measured, measurement, results, write_results
 from report import browser, made
@@ -130,6 +130,24 @@ def test_gains_at_equal_reward_are_paired(three: list[Path]) -> None:
     (whole,) = matched(read_panels(three[:1])[0])
     assert bare.gains["piqa"].value == pytest.approx(whole.gains["piqa"].value)
     assert math.isnan(bare.gains["piqa"].low)
+
+
+def test_an_ability_at_floor_in_one_run_is_left_out_in_all(three: list[Path], tmp_path: Path) -> None:
+    paths = []
+    for seed, path in enumerate(three):
+        content = json.loads(path.read_text())
+        for row in content["tax"]:
+            row["at_floor"] = row["at_floor"] and seed == 0  # boolq is at floor in the first run alone
+        paths.append(tmp_path / path.name)
+        paths[-1].write_text(json.dumps(content))
+    (panel,) = read_panels(paths)
+    assert panel.groups[0].floored == {"boolq"}
+    (mixed,), (alike,) = matched(panel), matched(read_panels(three)[0])
+    assert mixed.gains["retention"] == alike.gains["retention"]
+    gain = method_gains(panel.groups[0], "L2", "held-out")
+    assert gain is not None
+    assert gain == mixed.gains["retention"]  # L2 has one point
+    assert method_gains(panel.groups[0], "KD", "held-out") is None
 
 
 def test_files_of_one_run_and_seed_are_joined(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def method_gains(
     """
     pairs: list[Pair] = []
     for run in group.runs:
-        counted = _counted(run, axis)
+        counted = _counted(group, axis)
         curve = [_scored(run.results, p, counted) for p in reference_curve(run.results, part, axis, reference)]
         points = [p for p in reading.placed(run.results, part, axis) if p["method"] == method]
         scored = [_scored(run.results, p, counted) for p in points]
@@ -71,7 +71,7 @@ def method_gains(
         if len(whole) < len(curve) or len(held) < len(scored) or len(whole) < 3:
             return None
         pairs += [Pair(s, whole) for s in held]
-    return reward_matched(pairs, _scales(group.runs, part, axis)) if pairs else None
+    return reward_matched(pairs, _scales(group, part, axis)) if pairs else None
 
 
 def hypervolume_gains(panel: Panel, part: str, reference: str = REFERENCE) -> dict[tuple[str, str], Difference]:
@@ -80,18 +80,18 @@ def hypervolume_gains(panel: Panel, part: str, reference: str = REFERENCE) -> di
     for group in panel.groups:
         methods = dict.fromkeys(p["method"] for r in group.runs for p in reading.points(r.results, part))
         for method in methods:
-            runs = [_fronts(run, part, method, reference) for run in group.runs]
+            counted = _counted(group, RETENTION)
+            runs = [_fronts(run, part, method, reference, counted) for run in group.runs]
             held = [r for r in runs if r is not None]
             if method in (*ENDS, reference) or not held:
                 continue
-            if gain := hypervolume_gain(held, _scales(group.runs, part, RETENTION)):
+            if gain := hypervolume_gain(held, _scales(group, part, RETENTION)):
                 found[group.name, method] = gain
     return found
 
 
-def _fronts(run: Run, part: str, method: str, reference: str) -> Fronts | None:
+def _fronts(run: Run, part: str, method: str, reference: str, counted: Sequence[tuple[str, str]]) -> Fronts | None:
     """None where a point lacks its items, or either method its points."""
-    counted = _counted(run, RETENTION)
     of: dict[str, list[Scored | None]] = {}
     for p in reading.placed(run.results, part, RETENTION):
         of.setdefault(p["method"], []).append(_scored(run.results, p, counted))
@@ -119,14 +119,14 @@ def _gain(group: Group, name: str, part: str, axis: str, reference: str) -> Matc
         if point is None or not any(p["method"] == reference for p in curve):
             continue
         values.append(_value(run.results, point, curve, axis))
-        counted = _counted(run, axis)
+        counted = _counted(group, axis)
         scored = [_scored(run.results, p, counted) for p in (point, *curve)]
         whole = [s for s in scored if s is not None]
         complete = complete and len(whole) == len(scored)
         if complete:
             pairs.append(Pair(whole[0], whole[1:]))
     if complete and pairs:
-        return reward_matched(pairs, _scales(group.runs, part, axis))
+        return reward_matched(pairs, _scales(group, part, axis))
     known = [v for v in values if v is not None]
     nan = float("nan")
     return Matched(float(np.mean(known)), nan, nan, nan, tuple(values), nan) if known else None
@@ -140,13 +140,12 @@ def _value(results: Results, point: Point, curve: Sequence[Point], axis: str) ->
     return float(-value[0]) if inside[0] else None
 
 
-def _counted(run: Run, axis: str) -> list[tuple[str, str]]:
+def _counted(group: Group, axis: str) -> list[tuple[str, str]]:
     """The abilities of an axis with their metrics."""
-    primary = reading.primary(run.results)
+    primary = reading.primary(group.runs[0].results)
     if axis != RETENTION:
         return [(axis, primary[axis])]
-    floor = reading.floored(run.results)
-    return [(a, m) for a, m in primary.items() if a not in floor]
+    return [(a, m) for a, m in primary.items() if a not in group.floored]
 
 
 def _scored(results: Results, point: Point, counted: Sequence[tuple[str, str]]) -> Scored | None:
@@ -159,13 +158,13 @@ def _statistics(m: Measurement) -> Statistics:
     return Statistics(m.statistics, m.aggregate)
 
 
-def _scales(runs: Sequence[Run], part: str, axis: str) -> list[float]:
+def _scales(group: Group, part: str, axis: str) -> list[float]:
     """1 for one ability; the standard errors at PRE, averaged over runs, for retention."""
-    counted = _counted(runs[0], axis)
+    counted = _counted(group, axis)
     if axis != RETENTION:
         return [1.0]
     errors = []
-    for run in runs:
+    for run in group.runs:
         pre = next(p for p in reading.points(run.results, part) if p["method"] == "PRE")
         held = [measurement(run.results, pre, *key) for key in counted]
         errors.append([interval(m.statistics, m.aggregate).standard_error if m is not None else 1.0 for m in held])

@@ -43,6 +43,11 @@ class Group:
     name: str
     runs: tuple[Run, ...]
 
+    @property
+    def floored(self) -> set[str]:
+        """Abilities at floor in any of the runs: left out in all, so that retention is of the same abilities."""
+        return set().union(*(reading.floored(run.results) for run in self.runs))
+
 
 @dataclass(frozen=True)
 class Panel:
