@@ -4,9 +4,10 @@
 
 WORK as make_post.py left it. The best of 8 responses of POST are collected once; PRE is then fine-tuned on them as it is
 ("distilled", the POST of this front) and with each mitigation (Lin et al. 2024, section 3), all with `counterpoise align`.
-Every model is measured on the held-out part with the same prompts, items and random numbers, and MA between PRE and
-"distilled" beside them. Finished models and scores are kept in WORK/mitigations.work, so a killed run goes on; after every
-model results/mitigations-rsf-SEED.json is written anew, with what was not run. `counterpoise front` draws the files.
+Beside them stands what can be done afterwards with PRE and "distilled" alone: MA, ExPO, HMA, LiNeS, part-wise MA,
+AdaMerging, TIES and DARE. Every model is measured on the held-out part with the same prompts, items and random numbers.
+Finished models and scores are kept in WORK/mitigations.work, so a killed run goes on; after every model
+results/mitigations-rsf-SEED.json is written anew, with what was not run. `counterpoise front` draws the files.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from averages import AFTER, averages
 
 from counterpoise.alignment.aligning import load
 from counterpoise.averaging import versions
@@ -64,6 +66,11 @@ GRID = (
     Plan("freeze 20", "freezing", "--freeze 20"),
     Plan("online merging 0.01", "online merging", "--merge 0.01 --merge-keep 0.5"),
 )
+MERGES = (
+    Plan("TIES 0.2", "TIES", "--density 0.2"),
+    Plan("TIES 0.6", "TIES", "--density 0.6"),
+    Plan("DARE 0.2", "DARE", "--density 0.2 --ratio 0.6"),
+)
 
 
 def main() -> None:
@@ -93,9 +100,10 @@ def main() -> None:
     for epoch in range(1, epochs):
         stopped = judge.measure(str(work / f"{PLAIN}.work" / f"iteration-{epoch:04d}"))
         points.append(Measured(f"early stopping {epoch}", "early stopping", stopped))
-    points += judge.averages(work / PLAIN, options.means)
-    for number, plan in enumerate(chosen):
-        scores = judge.aligned(plan, training)
+    points += judge.averages(work / PLAIN, options)
+    merged = [m for m in MERGES if not options.after or m.method.lower() in options.after]
+    for number, plan in enumerate([*merged, *chosen]):
+        scores = judge.merged(plan, work / PLAIN) if plan in merged else judge.aligned(plan, training)
         points.append(Measured(plan.name, plan.method, scores, settings={"options": plan.options}))
         about = {
             "command": shlex.join(["python", "experiments/hma/mitigations.py", "WORK", *sys.argv[2:]]),
@@ -104,7 +112,7 @@ def main() -> None:
             "dtype": "trained in float32, measured in bfloat16",
             "rsf": trained,
             "seconds": round(time.time() - begun),
-            "not_run": [p.name for p in GRID if p not in chosen[: number + 1]],
+            "not_run": [p.name for p in (*MERGES, *GRID) if p not in [*merged, *chosen][: number + 1]],
         }
         found = results(points, run="rsf-mitigations", seed=seed, reward=options.reward, about=about)
         folder = options.results or HERE / "results"
@@ -117,6 +125,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--only", type=lambda text: text.lower().split(","), help="methods: l1,l2,kd,lora,replay,...")
+    parser.add_argument("--after", type=lambda text: text.lower().split(","), help="likewise: ma,hma,lines,ties,...")
+    parser.add_argument("--proxy-size", type=int, default=64, help="of HMA and AdaMerging")
     parser.add_argument(
         "--prompts", type=int, help="so many responses are collected (default: as many as an RSF round's)"
     )
@@ -185,13 +195,32 @@ class Judge:
         print(f"{folder}: reward {scores.reward.value:.4f}, measured in {time.time() - begun:.0f} s", flush=True)
         return scores
 
-    def averages(self, post: Path, means: list[float]) -> list[Measured]:
-        """MA between PRE and `post`."""
+    def averages(self, post: Path, options: argparse.Namespace) -> list[Measured]:
+        """What PRE and `post` give without training, in place on one model."""
         pair = preflight("pre", post)
         scan(pair)
         bench = Workbench(pair, self.panel, self.store, dtype=torch.bfloat16)
-        found = [bench.point("MA", bench.whole, [r], "held-out", name=f"MA {r:g}") for r in means]
-        return [Measured(p.name, p.method, p.scores, p.ratios, p.mean) for p in found]
+        methods = [m for m in AFTER if not options.after or m.lower() in options.after or m == "MA"]
+        points = []
+        for a in averages(bench, methods, options.means, size=options.proxy_size):
+            scores = bench.point(a.method, a.cut, a.ratios, "held-out", name=a.name).scores
+            print(f"{a.name}: reward {scores.reward.value:.4f}", flush=True)
+            points.append(Measured(a.name, a.method, scores, a.ratios, a.cut.mean(a.ratios), a.settings))
+        return points
+
+    def merged(self, plan: Plan, post: Path) -> Scores:
+        """The scores of a merge, which is removed once it is measured."""
+        name = plan.name.replace(" ", "-")
+        record, folder = self.work / f"{name}.json", self.work / name
+        if record.exists():
+            sha256 = json.loads(record.read_text(encoding="utf-8"))
+        else:
+            call("merge", "pre", post, "-o", folder, "--method", plan.method.lower(), *plan.options.split(), "--quiet")
+            sha256 = open_checkpoint(folder).sha256
+        scores = self.measure(str(folder), sha256)
+        record.write_text(json.dumps(sha256), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        return scores
 
 
 def write_prompts(count: int) -> Path:

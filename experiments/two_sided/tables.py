@@ -40,6 +40,7 @@ def main(results: Path, page: Path, figures: bool) -> None:
     groups = [g for panel in panels for g in panel.groups]
     made = {
         "curves": stacked(groups, curves_table),
+        "precision": "\n\n".join(filter(None, map(precision, groups))),
         "matched": stacked(groups, matched_table),
         "worst": stacked(groups, worst_table),
         "points": stacked(groups, points_table),
@@ -130,6 +131,27 @@ def curves_table(group: Group) -> str:
         body.append([*row, f"{all_points - len(seen)} of {all_points}"])
     head = ["curve", "seeds", "hypervolume minus MA's", "retention minus MA's at equal reward"]
     return markdown([*head, "points above MA", "points beyond MA's reward"], body)
+
+
+def precision(group: Group) -> str:
+    """How well a reward difference is known: the paired standard error between the averages, pooled over seeds."""
+    rewards: dict[str, list[Any]] = {}
+    for run in group.runs:
+        for p in run.results["points"]:
+            if (found := measurement(run.results, p, "reward", "reward")) is not None:
+                rewards.setdefault(p["name"], []).append(found.statistics[:, 0])
+    held = {n: np.mean(r, axis=0) for n, r in rewards.items() if len(r) == len(group.runs)}
+    averages = [n for n in held if n not in ("PRE", "POST")]
+    pairs = [held[a] - held[b] for i, a in enumerate(averages) for b in averages[:i]]
+    if not pairs or not {"PRE", "POST"} <= set(held):
+        return ""
+    error = float(np.median([p.std(ddof=1) / len(p) ** 0.5 for p in pairs]))
+    gap = float((held["POST"] - held["PRE"]).mean())
+    drawn = len(pairs[0]) * group.runs[0].results["settings"]["replies"] * len(group.runs)
+    return (
+        f"{group.name}: paired standard error of the reward difference of two averages {error:.3f} (median), "
+        f"{error / gap:.1%} of the {gap:.2f} between PRE and POST; {drawn:,} responses a point."
+    )
 
 
 def matched_table(group: Group) -> str:
