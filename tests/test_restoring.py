@@ -22,6 +22,7 @@ from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.tax import Scores
 from counterpoise.language import read_prompts
 from counterpoise.partition import equal
+from counterpoise.report import reading
 from counterpoise.report.matched import matched
 from counterpoise.report.panels import read_panels
 from counterpoise.restoring.choosing import choose
@@ -91,6 +92,7 @@ def test_every_item_is_kept_so_that_fronts_have_intervals(done: tuple[Path, dict
             found = measurement(content, p, name, metric)
             assert found is not None
             assert found.value == pytest.approx(score["value"], rel=1e-6)
+    assert reading.floored(content) == set(content["floored"])
     (panel,) = read_panels([out / "restore.json"])
     rows = matched(panel)
     assert {r.part for r in rows} == {"validation", "held-out"} - (

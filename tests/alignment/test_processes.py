@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from counterpoise.alignment import processes
 from counterpoise.alignment.aligning import align
 from counterpoise.alignment.anchors import KD, L1, L2
 from counterpoise.alignment.distilling import Sample, collect, distil
@@ -24,13 +25,13 @@ from counterpoise.alignment.ema import MovingAverage
 from counterpoise.alignment.lowrank import LowRank
 from counterpoise.alignment.merging import OnlineMerging
 from counterpoise.alignment.ppo import ppo
-from counterpoise.alignment.processes import gathered, shared_by_length
+from counterpoise.alignment.processes import gathered, shared_by_length, sharing
 from counterpoise.alignment.replay import Replay
 from counterpoise.alignment.rsf import rsf
 from counterpoise.alignment.run import Run
 from counterpoise.alignment.stepping import Mitigation, Step
 from counterpoise.checkpoint import open_checkpoint
-from counterpoise.language import Example, Prompt, by_length
+from counterpoise.language import Example, Prompt, by_length, sample
 from tiny import save_pair, tiny, tokenizer
 
 WORDS = ("abc", "hello", "what?", "one two", "z", "go on", "so", "why not", "yes", "and then", "left", "q")
@@ -141,6 +142,25 @@ def tiny_with_dropout() -> torch.nn.Module:
     return model
 
 
+def forwards() -> int:
+    """How often this process runs the model to draw three responses of one token to each of twelve prompts."""
+    model, calls = tiny("llama"), []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    prompts = [(1, *range(5, 8 + i)) for i in range(12)]
+    sample(sharing(model), tokenizer(), prompts, n=3, max_new_tokens=1, batch_size=3)
+    return len(calls)
+
+
+def fails_alone() -> list[str]:
+    """An error that the other processes need not meet."""
+    processes.SILENCE = {True: 0, False: 0}
+    try:
+        with processes.one_message():
+            raise OSError("this disk is full")
+    except BaseException as error:
+        return [type(error).__name__, str(error)]
+
+
 def everything(number: int, pre: Path, folder: Path) -> None:
     """All methods, then two failures, in one group of processes."""
     found: dict[str, Any] = {}
@@ -156,6 +176,8 @@ def everything(number: int, pre: Path, folder: Path) -> None:
     items = [Example((1,), (5,) * length) for length in (3, 1, 2, 5, 4)]
     found["shares"] = gathered(lambda: [*shared_by_length(items, 2, key=lambda e: len(e.response))])
     found["dropout"] = with_dropout(number, folder)
+    found["forwards"] = forwards()
+    found["alone"] = fails_alone()
     (folder / f"{number}.json").write_text(json.dumps(found))
 
 
@@ -219,6 +241,21 @@ def test_a_failure_in_one_process_ends_all_with_one_message(two: Path) -> None:
     assert "in fails_in_second" in message
     assert second["ZeroDivisionError"] == ["ZeroDivisionError", "the reward is ill"]
     assert not (two / "ill").exists()
+
+
+def test_an_error_outside_what_is_shared_is_told_by_whoever_meets_it(two: Path) -> None:
+    assert [each["alone"] for each in told(two)] == [["OSError", "this disk is full"]] * 2
+
+
+def test_a_process_runs_the_model_for_its_own_batches_alone(two: Path) -> None:
+    assert forwards() == 12 * 2  # a prompt is read, a token drawn
+    assert [each["forwards"] for each in told(two)] == [6 * 2, 6 * 2]
+
+
+def test_a_rank_without_a_world_is_the_only_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert processes.is_first()
 
 
 def test_every_process_goes_on_with_its_own_random_state_of_dropout(two: Path) -> None:

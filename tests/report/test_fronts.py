@@ -148,6 +148,13 @@ def test_an_ability_at_floor_in_one_run_is_left_out_in_all(three: list[Path], tm
     assert gain is not None
     assert gain == mixed.gains["retention"]  # L2 has one point
     assert method_gains(panel.groups[0], "KD", "held-out") is None
+    content = json.loads(paths[1].read_text())
+    content["floored"] = ["piqa"]  # then no ability is left that counts in all runs
+    paths[1].write_text(json.dumps(content))
+    (nothing,) = read_panels(paths)
+    assert method_gains(nothing.groups[0], "L2", "held-out") is None
+    assert hypervolume_gains(nothing, "held-out") == {}
+    assert "retention" not in matched(nothing)[0].gains
 
 
 def test_files_of_one_run_and_seed_are_joined(tmp_path: Path) -> None:

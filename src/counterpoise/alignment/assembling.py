@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from counterpoise.alignment import processes
 from counterpoise.alignment.aligning import load
 from counterpoise.alignment.anchors import KD, L1, L2
 from counterpoise.alignment.distilling import Sample, collect, distil, read_samples, write_samples
@@ -229,7 +230,7 @@ def _replayed(
         return [[list(prompt), list(group[0])] for prompt, group in zip(encoded, drawn, strict=True)]
 
     key = {"what": "replay", "model": checkpoint.sha256, "prompts": digest([p.key for p in asked]), **drawing}
-    rows = Store(work / "pieces").once({**key, "dtype": str(dtype)}, draw)
+    rows = processes.on_first(lambda: Store(work / "pieces").once({**key, "dtype": str(dtype)}, draw))
     return [Example(tuple(prompt), tuple(response)) for prompt, response in rows]
 
 

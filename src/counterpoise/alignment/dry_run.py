@@ -90,6 +90,8 @@ def plan_align(
         resident["PRE, frozen"] = references * weight_bytes(shape, itemsize)
     if held["sma"] is not None:
         resident["moving average"] = count * itemsize
+    if held["lora"] is not None:
+        resident["LoRA"] = count * itemsize
     kept = _checkpoints(loop) if keep_checkpoints else 1
     written = (1 + kept) * weight_bytes(shape, itemsize) + 2 * 3 * count * itemsize
     told += room_for(out, written)
@@ -97,6 +99,8 @@ def plan_align(
     moment = step_bytes(
         shape, count, itemsize, fused=method == "dpo", cuda=not device.startswith("cpu")
     )  # TRL's is fused
+    if held["merge"] is not None:
+        moment += count * itemsize  # the weights before the step
     stages = align_stages(shape, judge.shape if judge else None, at, loop, step=moment)
     mapped = 0 if model.weights is None else sum(f.stat().st_size for f in model.weights.files)
     return Plan(stages, resident, short(dtype), mapped, written, tuple(told), (*assumed, bounds, *ASSUMED))

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
@@ -30,6 +31,8 @@ ELSEWHERE = -1
 """Stands for a response that another process draws; no token has this number."""
 TOLD = (ValueError, OSError, ModuleNotFoundError)
 """Errors that a user can act on: their message alone is passed on, of any other its traceback."""
+SILENCE = {True: 1, False: 60}
+"""Seconds in which the first process may tell an error and end the others, by whether it is sure to have met it too."""
 
 
 def join(device: torch.device | str) -> None:
@@ -44,7 +47,7 @@ def join(device: torch.device | str) -> None:
     if on_gpu:
         torch.cuda.set_device(own_device(device))
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
-    atexit.register(dist.destroy_process_group)
+    atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
 
 
 def refuse_sharded(method: str) -> None:
@@ -82,7 +85,9 @@ def own_device(device: torch.device | str) -> torch.device:
 
 def rank() -> int:
     """The number of this process, from 0."""
-    return dist.get_rank() if world_size() > 1 else int(os.environ.get("RANK", "0"))
+    if world_size() > 1:
+        return dist.get_rank()
+    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
 
 
 def is_first() -> bool:
@@ -112,16 +117,23 @@ class SharedSampling:
         return getattr(self.model, name)
 
     def __call__(self, *inputs: Any, **settings: Any) -> Any:
-        """The model's."""
+        """The model's, in the process whose turn it is; elsewhere a cache that nothing was read into."""
+        if not self._is_own():
+            from transformers import DynamicCache
+
+            return SimpleNamespace(past_key_values=DynamicCache())
         return self.model(*inputs, **settings)
 
     def generate(self, *, input_ids: Tensor, **settings: Any) -> Any:
         """The model's, in the process whose turn it is."""
-        own = self.batches % world_size() == rank()
+        own = self._is_own()
         self.batches += 1
         if own:
             return self.model.generate(input_ids=input_ids, **settings)  # type: ignore[operator]
         return nn.functional.pad(input_ids, (0, 1), value=ELSEWHERE)
+
+    def _is_own(self) -> bool:
+        return self.batches % world_size() == rank()
 
 
 def sharing(model: nn.Module) -> Any:
@@ -146,11 +158,11 @@ def gathered(work: Callable[[], T]) -> list[T]:
     found: list[Any] = [None] * world_size()
     dist.all_gather_object(found, (value, failure))
     if own is not None:
-        raise own
+        raise _known(own)
     for _, other in found:
         if other is not None:
             kind, message = other
-            raise kind(message)
+            raise _known(kind(message))
     return [value for value, _ in found]
 
 
@@ -188,14 +200,22 @@ def add_up_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 @contextmanager
 def one_message() -> Iterator[None]:
-    """Errors that all processes meet are told by the first; the others end without a word, with exit status 1."""
+    """Errors that all processes meet are told by the first, of one alone by it; the others end with exit status 1."""
     try:
         yield
-    except TOLD:
+    except TOLD as error:
         if is_first() or world_size() == 1:
             raise
-        time.sleep(1)  # torchrun ends all when one has ended: the first one speaks before
-        raise SystemExit(1) from None
+        known = getattr(error, "known_to_all", False)
+        time.sleep(SILENCE[known])  # torchrun ends all when one has ended: the first one speaks before
+        if known:
+            raise SystemExit(1) from None
+        raise
+
+
+def _known(error: Exception) -> Exception:
+    error.known_to_all = True  # type: ignore[attr-defined]
+    return error
 
 
 def _told(error: Exception) -> tuple[type[Exception], str]:

@@ -173,7 +173,7 @@ def find_task(spec: str) -> TaskFound:
     if name not in manager.all_subtasks:
         raise ValueError(f"{spec}: expected one task, found a group of them; give its tasks one by one")
     settings = manager.task_index[name].cfg or {}
-    kind = "" if "class" in settings else str(settings.get("output_type", ""))
+    kind = "" if "class" in settings else str(settings.get("output_type", "generate_until"))
     return TaskFound(options.get("name") or name, name, None if limit is None else int(limit), kind, manager)
 
 

@@ -19,6 +19,7 @@ from counterpoise.planning.rehearsing import (
     CHARACTERS,
     Source,
     Words,
+    folder_of,
     look,
     look_at_abilities,
     look_at_reward,
@@ -80,9 +81,13 @@ def plan_restore(
     judge = look_at_reward(reward)
     told.append(said_of(reward, judge))
     shape, itemsize = second.shape, (dtype or second.dtype).itemsize
-    at, assumed = lengths(second, parts["validation"] + parts["proxy"], drawing, itemsize, drawing["batch_size"] // 2)
     words = Words.of(second.folder)
-    items, unseen = look_at_abilities(abilities, words, limit=drawing["limit"], new=drawing["max_new_tokens"])
+    needed = settings["proxy_size"] if settings["search"] != "hma" else math.ceil(settings["proxy_size"] / 0.8)
+    asked = parts["validation"] + parts["held-out"] + parts["proxy"][:needed]
+    new = drawing["max_new_tokens"]
+    refuse_longer_than_context(second, words.prompts(asked, chat=drawing["chat"]), new)
+    at, assumed = lengths(second, asked, drawing, itemsize, drawing["batch_size"] // 2, longest_refused=False)
+    items, unseen = look_at_abilities(abilities, words, limit=drawing["limit"], new=new)
     told += [f"{i.name}: {i.count:,} validation items" for i in items["validation"]]
     two_sided = settings["alignment"] if settings["search"] != "hma" else None
     stages = restore_stages(
@@ -131,10 +136,12 @@ def tell(plan: Plan, speed: tuple[float, float] | None, device: str) -> None:
 
 def probe(device: str, dtype: torch.dtype, *, seconds: float = 0.2) -> Speed:
     """How fast the device multiplies two square matrices and reads memory: the best of a few tries each."""
-    size = 512 if torch.device(device).type == "cpu" else 8192
+    size, mib = (512, 256) if torch.device(device).type == "cpu" else (8192, 1024)  # no cache holds so much
     a = torch.randn(size, size, device=device).to(dtype)
-    b = torch.ones(size * size * 16 // dtype.itemsize, device=device, dtype=dtype)
-    return Speed(2 * size**3 / _best(lambda: a @ a, device, seconds), 2 * b.nbytes / _best(b.clone, device, seconds))
+    b = torch.ones((mib << 20) // dtype.itemsize, device=device, dtype=dtype)
+    into = torch.empty_like(b)
+    multiplied, copied = _best(lambda: a @ a, device, seconds), _best(lambda: into.copy_(b), device, seconds)
+    return Speed(2 * size**3 / multiplied, 2 * b.nbytes / copied)
 
 
 def _best(work: Any, device: str, seconds: float) -> float:
@@ -166,7 +173,7 @@ def _fit(first: Source, second: Source, pre: str, post: str, drop: Sequence[str]
         warnings = room_for(out, weight_bytes(second.shape, second.dtype.itemsize))
         lacking = ", ".join(s.name for s in (first, second) if s.weights is None)
         return [f"no weights: preflight on shapes only ({lacking})", *warnings], 0
-    pair = preflight(pre, post, drop=drop, out=out)
+    pair = preflight(folder_of(pre)[0], folder_of(post)[0], drop=drop, out=out)  # a hub id is not fetched again
     mapped = sum(f.stat().st_size for c in (pair.pre, pair.post) for f in c.files)
     return [f"preflight: {len(pair.names)} tensors fit", *(f"warning: {w}" for w in pair.warnings)], mapped
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +16,7 @@ from counterpoise.checkpoint import Checkpoint, open_checkpoint
 from counterpoise.evaluation.abilities import REQUIRED, FileAbility, load_abilities
 from counterpoise.evaluation.parts import Part
 from counterpoise.evaluation.rewards import _imported, _read_labelled
-from counterpoise.files import CheckpointError, resolve, weight_files
+from counterpoise.files import COMPANIONS, CheckpointError, resolve, weight_files
 from counterpoise.language import Prompt, encode_prompt
 from counterpoise.planning.work import Items, Shape, shape_of
 from counterpoise.resident import without_bars
@@ -25,7 +25,7 @@ CHARACTERS = 4
 """Characters a token, where there is no tokenizer to ask."""
 UNSEEN = {"items": 1000, "prompt": 300, "choices": 4, "continuation": 10, "generated": 256}
 """Of an lm-eval task, whose data set is not loaded: items a part where no limit is given, and tokens an item."""
-SMALL_FILES = ["config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "*.model"]
+SMALL_FILES = [*COMPANIONS, "adapter_config.json"]
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,12 @@ def look(source: str, *, base: Source | None = None, classifier: bool = False) -
     Raises:
         CheckpointError: nothing there, pickled weights, a missing shard, a config that gives no language model.
     """
-    folder, ours = _folder(source)
+    folder, ours = folder_of(source)
     weights: Checkpoint | None = None
     adapter = (folder / "adapter_config.json").is_file()
-    if adapter and base is not None and base.weights is None:  # its shapes are the base's
-        return base
+    lacking = adapter and not [*folder.glob("adapter_model*")]
+    if adapter and base is not None and (base.weights is None or lacking):  # its shapes are the base's
+        return replace(base, name=source, weights=None)
     if not classifier and (adapter or _has_weights(folder, ours)):
         weights = open_checkpoint(folder, base=None if base is None else base.weights)
     if adapter and base is not None:
@@ -74,7 +75,7 @@ def look(source: str, *, base: Source | None = None, classifier: bool = False) -
     return Source(source, folder, weights, model, stored if isinstance(stored, torch.dtype) else torch.float32)
 
 
-def _folder(source: str) -> tuple[Path, bool]:
+def folder_of(source: str) -> tuple[Path, bool]:
     """The folder, and whether it is the user's own: all that should be in it is."""
     from huggingface_hub import snapshot_download
 
@@ -279,7 +280,10 @@ def _of_harness(spec: str, limit: int | None) -> tuple[Items, list[str]]:
     if not task.output_type:
         told.append(f"{task.name}: written in Python, so taken to draw one answer an item; whether its metrics are numbers "
                     "per item, as they must be, shows when it is run")  # fmt: skip
+    told.append(f"{task.name}: {UNSEEN['prompt']} tokens a prompt, {UNSEEN['generated']} of a drawn answer")
     sizes = {name: UNSEEN[name] for name in ("prompt", "choices", "continuation")}
+    if task.output_type != "multiple_choice":
+        sizes["choices"] = 1
     if task.output_type in ("multiple_choice", "loglikelihood", "loglikelihood_rolling"):
         return Items(task.name, count, **sizes, shared=False), told
     return Items(task.name, count, UNSEEN["prompt"], generated=UNSEEN["generated"], shared=False), told

@@ -62,8 +62,9 @@ def method_gains(
         None where a file lacks the items, the method has no points or the reference reaches none of their rewards.
     """
     pairs: list[Pair] = []
+    if not (counted := _counted(group, axis)):
+        return None
     for run in group.runs:
-        counted = _counted(group, axis)
         curve = [_scored(run.results, p, counted) for p in reference_curve(run.results, part, axis, reference)]
         points = [p for p in reading.placed(run.results, part, axis) if p["method"] == method]
         scored = [_scored(run.results, p, counted) for p in points]
@@ -78,9 +79,10 @@ def hypervolume_gains(panel: Panel, part: str, reference: str = REFERENCE) -> di
     """(group, method) -> its hypervolume minus the reference's, where the files hold every item."""
     found = {}
     for group in panel.groups:
+        if not (counted := _counted(group, RETENTION)):
+            continue
         methods = dict.fromkeys(p["method"] for r in group.runs for p in reading.points(r.results, part))
         for method in methods:
-            counted = _counted(group, RETENTION)
             runs = [_fronts(run, part, method, reference, counted) for run in group.runs]
             held = [r for r in runs if r is not None]
             if method in (*ENDS, reference) or not held:
@@ -113,13 +115,14 @@ def _gain(group: Group, name: str, part: str, axis: str, reference: str) -> Matc
     pairs: list[Pair] = []
     values: list[float | None] = []
     complete = True
+    if not (counted := _counted(group, axis)):
+        return None
     for run in group.runs:
         point = next((p for p in reading.placed(run.results, part, axis) if p["name"] == name), None)
         curve = reference_curve(run.results, part, axis, reference)
         if point is None or not any(p["method"] == reference for p in curve):
             continue
         values.append(_value(run.results, point, curve, axis))
-        counted = _counted(group, axis)
         scored = [_scored(run.results, p, counted) for p in (point, *curve)]
         whole = [s for s in scored if s is not None]
         complete = complete and len(whole) == len(scored)
@@ -167,5 +170,6 @@ def _scales(group: Group, part: str, axis: str) -> list[float]:
     for run in group.runs:
         pre = next(p for p in reading.points(run.results, part) if p["method"] == "PRE")
         held = [measurement(run.results, pre, *key) for key in counted]
-        errors.append([interval(m.statistics, m.aggregate).standard_error if m is not None else 1.0 for m in held])
-    return [float(e) if e > 0 else 1.0 for e in np.mean(errors, axis=0)]
+        if all(m is not None for m in held):  # a file without items has no say
+            errors.append([interval(m.statistics, m.aggregate).standard_error for m in held if m is not None])
+    return [float(e) if e > 0 else 1.0 for e in np.mean(errors, axis=0)] if errors else [1.0] * len(counted)

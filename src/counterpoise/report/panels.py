@@ -45,7 +45,7 @@ class Group:
 
     @property
     def floored(self) -> set[str]:
-        """Abilities at floor in any of the runs: left out in all, so that retention is of the same abilities."""
+        """Abilities at floor in any of the runs: left out in all where methods are compared."""
         return set().union(*(reading.floored(run.results) for run in self.runs))
 
 

@@ -48,7 +48,7 @@ def size(count: float) -> str:
     ('14.5 GB', '512 B')
     """
     for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= unit:
+        if count >= 0.9995 * unit:  # 999.7 MB would be rounded to 1000 MB
             return f"{count / unit:.3g} {name}"
     return f"{count:.0f} B"
 

@@ -76,7 +76,9 @@ def unit(results: Results, ability: str) -> str:
 
 
 def floored(results: Results) -> set[str]:
-    """Abilities at floor, which the mean leaves out."""
+    """Abilities at floor, which the mean leaves out: on validation data where that is recorded, else by the tax table."""
+    if (found := results.get("floored")) is not None:
+        return set(found)
     return {r["name"] for r in results.get("tax") or () if r.get("at_floor")}
 
 

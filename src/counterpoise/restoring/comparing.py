@@ -147,6 +147,7 @@ def _finish(
         if pick.method != "MA":
             final.append(bench.point("MA", bench.whole, [pick.mean], "held-out", name=f"MA {pick.mean:.2g}"))
     result["tax"] = tax_table(final[0].scores, final[1].scores, final[2].scores if pick else None)
+    result["floored"] = [name for name in points[0].scores.abilities if name not in counted]
     result["items"] = {p.part: items_of(p.scores) for p in (points[0], final[0])}
     result["points"] += _rows(final, [n for n in counted if n in final[0].scores.abilities])
     if len(final) > 3:
