@@ -1,7 +1,7 @@
-"""Rewrite the tables and figures of README.md from results/*.json.
+"""Rewrite the tables and figures of README.md and docs/two-sided-findings.md from results/*.json.
 
-    python experiments/two_sided/tables.py [RESULTS [PAGE]]              # the tables
-    python experiments/two_sided/tables.py --figures [RESULTS [PAGE]]    # and the figures, which need a Chromium
+    python experiments/two_sided/tables.py [RESULTS [PAGE ...]]              # the tables
+    python experiments/two_sided/tables.py --figures [RESULTS [PAGE ...]]    # and the figures, which need a Chromium
 
 Files of one --run are pooled over their training seeds; items are resampled as pairs, the same ones for every point.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ sys.path.append(str(HERE.parent))
 File = dict[str, Any]
 
 
-def main(results: Path, page: Path, figures: bool) -> None:
+def main(results: Path, pages: Sequence[Path], figures: bool) -> None:
     """Fill in what stands between <!-- NAME --> and <!-- end -->; a table without numbers says so."""
     paths = sorted(results.glob("*.json"))
     files = [json.loads(p.read_text(encoding="utf-8")) for p in paths]
@@ -51,6 +51,14 @@ def main(results: Path, page: Path, figures: bool) -> None:
         "cost": cost_table(files),
         "runs": runs_table(files),
     }
+    for page in pages:
+        fill(page, made)
+    if figures and panels:
+        draw(panels, files, HERE.parent.parent / "docs" / "figures")
+
+
+def fill(page: Path, made: Mapping[str, str]) -> None:
+    """Put the tables where a page has room for them."""
     text = page.read_text(encoding="utf-8")
     for name, table in made.items():
         filled = table or "Not measured yet."
@@ -58,8 +66,6 @@ def main(results: Path, page: Path, figures: bool) -> None:
             rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, t=filled: f"{m[1]}{t}\n{m[2]}", text, flags=re.S
         )
     page.write_text(text, encoding="utf-8")
-    if figures and panels:
-        draw(panels, files, page.parent / "figures")
 
 
 def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -333,6 +339,6 @@ if __name__ == "__main__":
     places = [Path(a) for a in sys.argv[1:] if not a.startswith("--")]
     main(
         places[0] if places else HERE / "results",
-        places[1] if len(places) > 1 else HERE / "README.md",
+        places[1:] or (HERE / "README.md", HERE.parent.parent / "docs" / "two-sided-findings.md"),
         "--figures" in sys.argv,
     )
