@@ -134,9 +134,11 @@ def curves_table(group: Group) -> str:
         above = f"{sum(v > 0 for v in seen)} of {len(seen)}"
         row = [method + ("" if method in REQUIRED else " †"), str(len(runs))]
         row += [difference(hypervolume_gain(runs, scales(group)), 3), difference(matched), above]
-        body.append([*row, f"{all_points - len(seen)} of {all_points}"])
-    head = ["curve", "seeds", "hypervolume minus MA's", "retention minus MA's at equal reward"]
-    return markdown([*head, "points above MA", "points beyond MA's reward"], body)
+        row.append(f"{all_points - len(seen)} of {all_points}")
+        ramp = None if method == "LiNeS" else method_gains(group, method, HELD_OUT, reference="LiNeS")
+        body.append([*row, difference(ramp)])
+    head = ["curve", "seeds", "hypervolume minus MA's", "retention minus MA's at equal reward", "points above MA"]
+    return markdown([*head, "points beyond MA's reward", "retention minus LiNeS's at equal reward"], body)
 
 
 def precision(group: Group) -> str:
