@@ -30,6 +30,8 @@ from counterpoise.results import measurement
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))
 File = dict[str, Any]
+LAYERS = 30
+"""Of the model; a further ratio is that of what stands outside them."""
 
 
 def main(results: Path, pages: Sequence[Path], figures: bool) -> None:
@@ -44,6 +46,8 @@ def main(results: Path, pages: Sequence[Path], figures: bool) -> None:
         "matched": stacked(groups, matched_table),
         "worst": stacked(groups, worst_table),
         "points": stacked(groups, points_table),
+        "descent": stacked(groups, descent_table),
+        "agreement": stacked(groups, agreement_table),
         "models": models_table(files),
         "sizes": sizes_table(files),
         "openings": openings_table(files),
@@ -135,10 +139,16 @@ def curves_table(group: Group) -> str:
         row = [method + ("" if method in REQUIRED else " †"), str(len(runs))]
         row += [difference(hypervolume_gain(runs, scales(group)), 3), difference(matched), above]
         row.append(f"{all_points - len(seen)} of {all_points}")
+        row.append(" ".join(number(g.value, 2, signed=True) if g else "–" for g in by_seed(group, method)))
         ramp = None if method == "LiNeS" else method_gains(group, method, HELD_OUT, reference="LiNeS")
         body.append([*row, difference(ramp)])
     head = ["curve", "seeds", "hypervolume minus MA's", "retention minus MA's at equal reward", "points above MA"]
-    return markdown([*head, "points beyond MA's reward", "retention minus LiNeS's at equal reward"], body)
+    return markdown([*head, "points beyond MA's reward", "by seed", "retention minus LiNeS's at equal reward"], body)
+
+
+def by_seed(group: Group, method: str) -> list[Any]:
+    """A method's retention beyond MA at equal reward in each run on its own."""
+    return [method_gains(Group(group.name, (run,)), method, HELD_OUT) for run in group.runs]
 
 
 def precision(group: Group) -> str:
@@ -212,8 +222,51 @@ def points_table(group: Group) -> str:
         ratios = p["ratios"]
         text = " ".join(f"{r:.2f}" for r in ratios) if len(ratios) < 5 else f"{min(ratios):.2f} to {max(ratios):.2f}"
         mean = "" if p.get("mean") is None else f"{p['mean']:.2f}"
-        body.append([p["name"], str(p["runs"]), mean, text, spoken(p["reward"]), spoken(p["retention"])])
-    return markdown(["point", "seeds", "mean ratio", "ratios (first seed)", "reward", "retention"], body)
+        row = [p["name"], str(p["runs"]), mean, text, spoken(p["reward"]), spoken(p["retention"])]
+        body.append([*row, *(f"{share:.0%}" for share in shares(group, p["name"]))])
+    head = ["point", "seeds", "mean ratio", "ratios (first seed)", "reward", "retention"]
+    return markdown([*head, "of the reward gain", "of the tax"], body)
+
+
+def shares(group: Group, name: str) -> tuple[float, float]:
+    """Of POST's gain in reward and of its tax, what a point has: means over the runs that have it."""
+    found = []
+    for run in group.runs:
+        at = {p["name"]: (p["reward"]["value"], p["retention"]["value"]) for p in run.results["points"]}
+        if name in at:
+            found.append([at[n] for n in ("PRE", "POST", name)])
+    pre, post, here = np.mean(found, axis=0)
+    gain, tax = (here - pre) / (post - pre)
+    return float(gain), float(tax)
+
+
+def descent_table(group: Group) -> str:
+    """What the exact search gained on the path in its own objective, alignment lost + lambda x retention lost."""
+    body = []
+    for run in group.runs:
+        at = {p["name"]: p["settings"] for p in run.results["points"]}
+        for name in [n for n in at if n.startswith("exact ") and n.replace("exact", "path") in at]:
+            path, exact = at[name.replace("exact", "path")]["measured"], at[name]
+            if path is None:
+                continue
+            before, after = (
+                s["alignment"] + exact["lambda"] * float(np.mean(list(s["retention"].values()))) for s in (path, exact)
+            )
+            ended = "minimum" if exact["converged"] else "limit of passes"
+            numbers = [f"{before:.3f}", f"{after:.3f}", f"{before - after:.3f}"]
+            body.append([str(run.seed), name.removeprefix("exact "), *numbers, ended])
+    return markdown(["seed", "lambda", "path", "exact", "gained", "stopped at its"], body)
+
+
+def agreement_table(group: Group) -> str:
+    """Correlation between seeds of the ratios of the layers, for every pair of seeds."""
+    body = []
+    for name in ("HMA layerwise 0.6", "path 1", "exact 1"):
+        found = [p["ratios"][:LAYERS] for run in group.runs for p in run.results["points"] if p["name"] == name]
+        if len(found) > 1:
+            links = np.corrcoef(found)[np.triu_indices(len(found), 1)]
+            body.append([name, " ".join(number(v, 2, signed=True) for v in links)])
+    return markdown(["point", "correlation of its layers' ratios between seeds"], body)
 
 
 def models_table(files: Sequence[File]) -> str:
