@@ -171,7 +171,7 @@ def test_memory_of_a_gradient_is_what_autograd_keeps(config: Any, dtype: torch.d
     assert measured / 1.25 < estimate < measured * 1.25
 
 
-def test_points_and_passes_are_those_of_a_run() -> None:
+def test_points_and_passes_by_hand() -> None:
     assert points([0.3, 0.7], hma=True, controls=True) == 2 + 2 * 5
     assert points([0.3], hma=False, controls=False, lambdas=4) == 2 + 1 + 8
     assert two_sided_passes("contrast", 1) == (10 + 2 * 15, 0)
@@ -235,7 +235,6 @@ def test_a_dry_run_of_restore_tells_and_writes_nothing(world: Path, monkeypatch:
         "as given",
         "an estimate",
         "words of PRE",
-        "an estimate",
     ):
         assert told in words
     assert "text: " in words
@@ -332,6 +331,8 @@ def test_a_real_restore_takes_the_operations_of_its_dry_run(world: Path, tmp_pat
     with FlopCounterMode(display=False) as counter:
         result = really(*ends, tmp_path / "out", panel(world, limit=8, prompt_limit=20), **settings)
     assert result["out"]
+    measured = [p for p in result["points"] if p["part"] == "validation"]
+    assert len(measured) == points([0.5], hma=True, controls=False)
     did, said = counter.get_total_flops(), sum(s.work.flops for s in plan.stages)
     assert did < said
     [search] = (s.work.flops for s in plan.stages if s.name == "search: HMA")
