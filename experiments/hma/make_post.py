@@ -32,6 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from counterpoise.alignment.dpo import dpo
 from counterpoise.alignment.ppo import ppo
+from counterpoise.alignment.precision import compute_in_bfloat16
 from counterpoise.alignment.preferences import Preference
 from counterpoise.alignment.prompts import next_prompts
 from counterpoise.alignment.rsf import draw_and_score, rsf
@@ -86,6 +87,8 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(work / "pre")
     model = AutoModelForCausalLM.from_pretrained(work / "pre", dtype=torch.float32)
     prompts = [p for p in read_prompts(work / "prompts.jsonl") if part_of(p.key) == "proxy" and len(p.text) < 400]
+    if options.bf16:
+        compute_in_bfloat16(model)
     begun = time.time()
     iterations = METHODS[options.method](
         model, tokenizer, prompts, load_reward(f"sentiment:{work / 'reward.csv'}"), options
@@ -118,6 +121,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bf16", action="store_true", help="mixed precision")
     options = parser.parse_args()
     for name, value in DEFAULTS[options.method].items():
         if getattr(options, name) is None:

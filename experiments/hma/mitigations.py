@@ -93,7 +93,7 @@ def main() -> None:
     points = [Measured("PRE", "PRE", judge.measure("pre"))]
     epochs = int(options.epochs or trained["epochs"])
     training = ["--samples", samples, "--epochs", epochs, "--batch-size", trained["batch_size"]]
-    training += ["--learning-rate", trained["learning_rate"], *drawing]
+    training += ["--learning-rate", trained["learning_rate"], *drawing, *(["--bf16"] if options.bf16 else [])]
     plain = judge.aligned(Plan(PLAIN, "POST", ""), training, keep=True)
     points.append(Measured("POST", "POST", plain, settings={"what": "PRE fine-tuned on POST's best responses"}))
     points.append(Measured("RSF, online", "RSF, online", judge.measure("post")))
@@ -109,7 +109,7 @@ def main() -> None:
             "command": shlex.join(["python", "experiments/hma/mitigations.py", "WORK", *sys.argv[2:]]),
             "commit": commit(),
             "versions": versions(),
-            "dtype": "trained in float32, measured in bfloat16",
+            "dtype": f"trained in float32{', computed in bfloat16' * options.bf16}, measured in bfloat16",
             "rsf": trained,
             "seconds": round(time.time() - begun),
             "not_run": [p.name for p in (*MERGES, *GRID) if p not in [*merged, *chosen][: number + 1]],
@@ -131,6 +131,7 @@ def parse() -> argparse.Namespace:
         "--prompts", type=int, help="so many responses are collected (default: as many as an RSF round's)"
     )
     parser.add_argument("--epochs", type=int, help="on them (default: those of the RSF run)")
+    parser.add_argument("--bf16", action="store_true", help="train in mixed precision")
     parser.add_argument("--reward", default="sentiment:reward.csv")
     parser.add_argument("--means", type=float, nargs="+", default=[0.2, 0.4, 0.6, 0.8])
     parser.add_argument(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from counterpoise.alignment import processes
+from counterpoise.alignment.precision import compute_in_bfloat16
 from counterpoise.alignment.run import Run, save_model
 from counterpoise.alignment.stepping import Mitigation
 from counterpoise.averaging import versions, write_json
@@ -37,6 +38,7 @@ def align(
     told: Mapping[str, Any] | None = None,
     work: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
+    bf16: bool = False,
     device: str = "cpu",
     keep_checkpoints: bool = True,
     command: str | None = None,
@@ -56,6 +58,7 @@ def align(
             goes on only when it is equal.
         work: checkpoints of every iteration and the state to go on from (default OUT.work).
         dtype: of the weights while they are trained, and in `out`; updates at learning rates of 1e-6 need float32.
+        bf16: mixed precision, see `compute_in_bfloat16`; give `method` and the mitigations references made alike.
         keep_checkpoints: keep a checkpoint of every iteration in `work`.
 
     Returns:
@@ -81,13 +84,14 @@ def align(
         **describe(method),
         "mitigations": [m.describe() for m in mitigations],
         **(told or {}),
+        **({"bf16": True} if bf16 else {}),
     }
     settings = json.loads(json.dumps(settings))
     if (found := _finished(out)) is not None and found["settings"] == settings:
         return {**found, "already_finished": True}
     refuse_occupied(out.absolute())
     run = Run(work or out.with_name(f"{out.name}.work"), settings, keep_checkpoints=keep_checkpoints, stages=progress)
-    model, tokenizer = load(checkpoint.folder, dtype=dtype, device=str(processes.own_device(device)))
+    model, tokenizer = load(checkpoint.folder, dtype=dtype, bf16=bf16, device=str(processes.own_device(device)))
     method(model, tokenizer, mitigations=mitigations, run=run)
     record = {
         "source": str(source),
@@ -109,8 +113,8 @@ def align(
     return record
 
 
-def load(folder: Path, *, dtype: torch.dtype, device: str) -> tuple[Any, Any]:
-    """The causal language model and the tokenizer of a checkpoint folder.
+def load(folder: Path, *, dtype: torch.dtype, bf16: bool = False, device: str) -> tuple[Any, Any]:
+    """The causal language model, in mixed precision with `bf16`, and the tokenizer of a checkpoint folder.
 
     Raises:
         CheckpointError: no causal language model, one whose head is missing, or no tokenizer.
@@ -133,7 +137,8 @@ def load(folder: Path, *, dtype: torch.dtype, device: str) -> tuple[Any, Any]:
             f"{folder}: expected a causal language model, found a checkpoint without {missing[0]} (a classifier, or "
             "another head); give the model that writes text"
         )
-    return model.to(device).eval(), tokenizer
+    model = model.to(device).eval()
+    return compute_in_bfloat16(model) if bf16 else model, tokenizer
 
 
 def describe(method: Callable[..., Any]) -> dict[str, Any]:

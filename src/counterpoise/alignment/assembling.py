@@ -18,6 +18,7 @@ from counterpoise.alignment.ema import MovingAverage
 from counterpoise.alignment.freezing import FreezeLowest
 from counterpoise.alignment.lowrank import LowRank
 from counterpoise.alignment.merging import OnlineMerging
+from counterpoise.alignment.precision import weights_cast_once
 from counterpoise.alignment.reference import load_frozen
 from counterpoise.alignment.replay import Replay, read_corpus
 from counterpoise.alignment.rsf import rsf
@@ -51,6 +52,7 @@ def method(
     preferences: Path | None,
     samples: Path | None,
     dtype: torch.dtype,
+    bf16: bool,
     device: str,
 ) -> Method:
     """The method `name` over the data that was given.
@@ -74,7 +76,8 @@ def method(
 
         _expect(given, ("--preferences",), name)
         pairs = read_preferences(preferences)  # type: ignore[arg-type]
-        return Method(_bind(dpo, settings, name, preferences=pairs, reference=load_frozen(source, dtype=dtype)), told)
+        reference = load_frozen(source, dtype=dtype, bf16=bf16)
+        return Method(_bind(dpo, settings, name, preferences=pairs, reference=reference), told)
     _expect(given, ("--prompts", "--reward"), name)
     data: dict[str, Any] = {"prompts": read_prompts(prompts), "reward": load_reward(reward, device=device)}  # type: ignore[arg-type]
     told = {"reward": fingerprint(reward)}  # type: ignore[arg-type]  # of a module, once it is imported
@@ -82,7 +85,7 @@ def method(
         return Method(_bind(rsf, {**settings, **drawing}, name, **data), told)
     from counterpoise.alignment.ppo import ppo
 
-    data["reference"] = load_frozen(source, dtype=dtype, device=device)
+    data["reference"] = load_frozen(source, dtype=dtype, bf16=bf16, device=device)
     return Method(_bind(ppo, {**settings, **drawing}, name, **data), told)
 
 
@@ -100,6 +103,7 @@ def mitigations(
     drawing: Mapping[str, Any],
     work: Path,
     dtype: torch.dtype,
+    bf16: bool,
     device: str,
 ) -> list[Mitigation]:
     """The mitigations that were asked for, in the order in which they act; PRE stays memory-mapped.
@@ -121,9 +125,9 @@ def mitigations(
             raise ValueError(f"--freeze: expected 0 to {layers - 1} of the {layers} layers, found {given['freeze']}")
         held.append(FreezeLowest(given["freeze"]))
     if replay is not None:
-        held.append(Replay(replay_ratio, _replayed(source, replay, files, drawing, work, dtype, device)))
+        held.append(Replay(replay_ratio, _replayed(source, replay, files, drawing, work, dtype, bf16, device)))
     if "kd" in given:
-        held.append(KD(given["kd"], load_frozen(source, dtype=dtype, device=device)))
+        held.append(KD(given["kd"], load_frozen(source, dtype=dtype, bf16=bf16, device=device)))
     if "l2" in given:
         held.append(L2(given["l2"], pre))
     if "merge" in given:
@@ -210,6 +214,7 @@ def _replayed(
     drawing: Mapping[str, Any],
     work: Path,
     dtype: torch.dtype,
+    bf16: bool,
     device: str,
 ) -> list[Example]:
     """The texts of a corpus, or PRE's own responses to the prompts, drawn once."""
@@ -223,14 +228,15 @@ def _replayed(
     asked = _prompts_of(files)
 
     def draw() -> list[Any]:
-        loaded, tokenizer = load(checkpoint.folder, dtype=dtype, device=device)
+        loaded, tokenizer = load(checkpoint.folder, dtype=dtype, bf16=bf16, device=device)
         settings = {name: value for name, value in drawing.items() if name != "chat"}
         encoded = [encode_prompt(tokenizer, p, chat=drawing["chat"]) for p in asked]
-        drawn = sample(loaded, tokenizer, encoded, **settings)
+        with weights_cast_once(loaded):
+            drawn = sample(loaded, tokenizer, encoded, **settings)
         return [[list(prompt), list(group[0])] for prompt, group in zip(encoded, drawn, strict=True)]
 
     key = {"what": "replay", "model": checkpoint.sha256, "prompts": digest([p.key for p in asked]), **drawing}
-    rows = processes.on_first(lambda: Store(work / "pieces").once({**key, "dtype": str(dtype)}, draw))
+    rows = processes.on_first(lambda: Store(work / "pieces").once({**key, "dtype": f"{dtype}{', bf16' * bf16}"}, draw))
     return [Example(tuple(prompt), tuple(response)) for prompt, response in rows]
 
 

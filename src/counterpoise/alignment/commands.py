@@ -111,6 +111,9 @@ def model(
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Mixed precision: compute in bfloat16, train in --dtype.")
+    ] = False,
     micro_batch_size: MicroBatch = 8,
     max_new_tokens: NewTokens = 128,
     temperature: Temperature = 1.0,
@@ -159,6 +162,7 @@ def model(
                 **files,
                 reward=reward,
                 dtype=_dtype(dtype),
+                bf16=bf16,
                 device=device,
                 keep_checkpoints=not last_checkpoint_only,
             )
@@ -176,6 +180,7 @@ def model(
             **files,
             reward=reward,
             dtype=_dtype(dtype),
+            bf16=bf16,
             device=device,
         )
         held = assembling.mitigations(
@@ -186,6 +191,7 @@ def model(
             drawing={**drawing, "chat": not no_chat_template, "seed": seed},
             work=work or out.with_name(f"{out.name}.work"),
             dtype=_dtype(dtype),
+            bf16=bf16,
             device=device,
         )
         record = align(
@@ -196,6 +202,7 @@ def model(
             told=train.told,
             work=work,
             dtype=_dtype(dtype),
+            bf16=bf16,
             device=device,
             keep_checkpoints=not last_checkpoint_only,
             command=_command(),

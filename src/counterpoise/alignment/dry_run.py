@@ -43,6 +43,7 @@ def plan_align(
     preferences: Path | None,
     samples: Path | None,
     dtype: torch.dtype,
+    bf16: bool = False,
     device: str = "cpu",
     keep_checkpoints: bool = True,
 ) -> Plan:
@@ -99,11 +100,21 @@ def plan_align(
     moment = step_bytes(
         shape, count, itemsize, fused=method == "dpo", cuda=not device.startswith("cpu")
     )  # TRL's is fused
+    if bf16:
+        moment += 2 * (shape.body + shape.head)  # the matrices as autocast casts them
     if held["merge"] is not None:
         moment += count * itemsize  # the weights before the step
     stages = align_stages(shape, judge.shape if judge else None, at, loop, step=moment)
     mapped = 0 if model.weights is None else sum(f.stat().st_size for f in model.weights.files)
-    return Plan(stages, resident, short(dtype), mapped, written, tuple(told), (*assumed, bounds, *ASSUMED))
+    return Plan(
+        stages,
+        resident,
+        "bfloat16" if bf16 else short(dtype),
+        mapped,
+        written,
+        tuple(told),
+        (*assumed, bounds, *ASSUMED),
+    )
 
 
 def _loop(

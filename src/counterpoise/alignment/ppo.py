@@ -216,7 +216,7 @@ class ValueHead(nn.Module):
 
     def forward(self, hidden_BCH: Tensor) -> Tensor:
         """Values, (B, C)."""
-        values_BC: Tensor = self.linear(hidden_BCH)[..., 0]
+        values_BC: Tensor = self.linear(hidden_BCH.to(self.linear.weight.dtype))[..., 0]
         return values_BC.float() if values_BC.dtype != torch.float64 else values_BC
 
 

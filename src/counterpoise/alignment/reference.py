@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from counterpoise.alignment.precision import compute_in_bfloat16
 from counterpoise.alignment.stepping import trainable
 from counterpoise.checkpoint import match_name, open_checkpoint
 from counterpoise.resident import without_bars
@@ -46,11 +47,13 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).requires_grad_(False).eval()
 
 
-def load_frozen(source: str | Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> nn.Module:
+def load_frozen(
+    source: str | Path, *, dtype: torch.dtype | None = None, bf16: bool = False, device: str = "cpu"
+) -> nn.Module:
     """The model of a checkpoint, never trained, its weights memory-mapped where its dtype and device allow.
 
     On the CPU and in the checkpoint's own dtype the weights are views of the file: they can be dropped from memory when
-    it is short, and several processes share them.
+    it is short, and several processes share them. `bf16` is mixed precision, as that of the trained model.
     """
     from transformers import AutoModelForCausalLM
 
@@ -64,4 +67,5 @@ def load_frozen(source: str | Path, *, dtype: torch.dtype | None = None, device:
             match = match_name(name, checkpoint)
             if match and checkpoint.dtype(match) == parameter.dtype and checkpoint.shape(match) == parameter.shape:
                 parameter.data = checkpoint[match]
-    return model.to(device).requires_grad_(False).eval()
+    model = model.to(device).requires_grad_(False).eval()
+    return compute_in_bfloat16(model) if bf16 else model

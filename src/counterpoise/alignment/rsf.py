@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from counterpoise.alignment import processes
+from counterpoise.alignment.precision import weights_cast_once
 from counterpoise.alignment.prompts import next_prompts, queue_from, queue_state, refuse_long_prompts
 from counterpoise.alignment.run import Run, stage_of
 from counterpoise.alignment.stepping import Mitigation, adam, finish_all, start_all, take_step
@@ -207,17 +208,18 @@ def draw_and_score(
     encoded = [encode_prompt(tokenizer, prompt, chat=chat) for prompt in prompts]
 
     def own() -> dict[int, tuple[list[tuple[int, ...]], list[float]]]:
-        drawn = sample(
-            processes.sharing(model),
-            tokenizer,
-            encoded,
-            n=n,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            batch_size=batch_size,
-            seed=seed,
-            progress=progress,
-        )
+        with weights_cast_once(model):
+            drawn = sample(
+                processes.sharing(model),
+                tokenizer,
+                encoded,
+                n=n,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                batch_size=batch_size,
+                seed=seed,
+                progress=progress,
+            )
         rows = [i for i, group in enumerate(drawn) if processes.ELSEWHERE not in group[0]]
         if not rows:
             return {}

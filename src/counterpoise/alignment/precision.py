@@ -1,0 +1,52 @@
+"""Mixed precision: float32 weights, computed with in bfloat16. What TRL and accelerate call bf16."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
+_inside: list[AbstractContextManager[Any]] = []
+
+
+def compute_in_bfloat16(model: M) -> M:
+    """Make every forward pass of `model` run under `torch.autocast` in bfloat16, copies of it included; returns it.
+
+    Weights, gradients and the optimiser's state keep their dtype, so updates of any size add up; matrix products are
+    done in bfloat16, whose logits are rounded to about three digits. Softmax and losses stay in float32.
+
+    >>> _ = torch.manual_seed(0)
+    >>> layer = compute_in_bfloat16(nn.Linear(4, 2))
+    >>> layer(torch.ones(1, 4)).dtype, layer.weight.dtype
+    (torch.bfloat16, torch.float32)
+    """
+    model.register_forward_pre_hook(_enter)
+    model.register_forward_hook(_leave, always_call=True)
+    return model
+
+
+@contextmanager
+def weights_cast_once(model: nn.Module) -> Iterator[None]:
+    """Inside, a model that computes in bfloat16 casts its weights once, not in every pass: they must not change."""
+    with ExitStack() as stack:
+        if _enter in model._forward_pre_hooks.values():
+            stack.enter_context(_autocast(model))
+        yield
+
+
+def _autocast(model: nn.Module) -> AbstractContextManager[Any]:
+    return torch.autocast(next(model.parameters()).device.type, torch.bfloat16)
+
+
+def _enter(model: nn.Module, _: Any) -> None:
+    context = _autocast(model)
+    context.__enter__()
+    _inside.append(context)
+
+
+def _leave(model: nn.Module, *_: Any) -> None:
+    _inside.pop().__exit__(None, None, None)
