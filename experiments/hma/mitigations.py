@@ -163,6 +163,7 @@ class Judge:
             prompt_limit=options.prompt_limit,
             replies=options.replies,
             max_new_tokens=options.max_new_tokens,
+            batch_size=16,
         )
 
     def aligned(self, plan: Plan, training: list[Any], *, keep: bool = False) -> Scores:
