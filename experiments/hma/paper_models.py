@@ -345,8 +345,7 @@ One H100 (80 GB), 40 % of the data sheet's 989 TFLOP/s in bfloat16 (`restore`) o
 | --- | --- | ---: | --- | ---: | ---: |
 {chr(10).join(peaks)}
 
-PPO on all weights needs more than 80 GB (an H200 has 141 GB); torchrun shares RSF's and PPO's work over GPUs,
-which saves time and no memory. "Barely" is within a tenth of 80 GB, less than these estimates can tell.
+PPO on all weights needs more than 80 GB (an H200 has 141 GB), or two GPUs and `--shard` under torchrun. "Barely" is within a tenth of 80 GB, less than these estimates can tell.
 
 | model | stage | passes, responses, items | peak memory | time, estimated |
 | --- | --- | --- | ---: | ---: |

@@ -152,6 +152,7 @@ def sample(
                 attention_mask=mask_BT.repeat_interleave(n, dim=0),
                 past_key_values=_prefilled(model, ids_BT, mask_BT, n),
                 generation_config=config,
+                synced_gpus=False,  # each process draws on its own, where weights are cut up among several
             )
             drawn = out[:, ids_BT.shape[1] :].view(len(rows), n, -1).tolist()
             for i, texts in zip(rows, drawn, strict=True):

@@ -26,6 +26,7 @@ from counterpoise.alignment.lowrank import LowRank
 from counterpoise.alignment.merging import OnlineMerging
 from counterpoise.alignment.ppo import ppo
 from counterpoise.alignment.processes import gathered, shared_by_length, sharing
+from counterpoise.alignment.reference import load_frozen
 from counterpoise.alignment.replay import Replay
 from counterpoise.alignment.rsf import rsf
 from counterpoise.alignment.run import Run
@@ -76,26 +77,28 @@ def job(
     reward: Callable[..., list[float]] = letters,
     result: Path | None = None,
     die: int | None = None,
+    shard: bool = False,
 ) -> None:
     """Two iterations in float64: there a sum in another order cannot change which token is drawn."""
     sizes = {"batch_size": 3, "micro_batch_size": 1, "learning_rate": 1e-2}
     rounds: dict[str, Any] = {"iterations": 2, "prompts_per_iteration": 10, "max_new_tokens": 5, "prompts": PROMPTS}
     samples = [Sample(p, "abc"[: 1 + i % 3], 1.0, 0.5) for i, p in enumerate(PROMPTS)]
     before = open_checkpoint(pre)
+    reference = load_frozen(pre, dtype=torch.float64, shard=True) if shard else None
     ways: dict[str, tuple[Callable[..., Any], list[Mitigation]]] = {
         "rsf": (
             partial(rsf, reward=reward, n=3, epochs=1, **rounds, **sizes),
-            [Replay(1.0, CORPUS), KD(0.5), L2(0.1, before), MovingAverage(0.5)],
+            [Replay(1.0, CORPUS), KD(0.5, reference), L2(0.1, before), MovingAverage(0.5)],
         ),
         "ppo": (
-            partial(ppo, reward=reward, kl_target=1.0, **rounds, **sizes),
+            partial(ppo, reward=reward, reference=reference, kl_target=1.0, **rounds, **sizes),
             [OnlineMerging(0.1, 0.5, pre=before), L1(0.5, before)],
         ),
         "distil": (partial(distil, samples=samples, epochs=2, **sizes), []),
         "lora": (partial(distil, samples=samples, epochs=1, **sizes), [LowRank(2)]),
     }
     method, held = ways[name]
-    align(pre, out, method, mitigations=[*held, Watched(result, die)], dtype=torch.float64)
+    align(pre, out, method, mitigations=[*held, Watched(result, die)], dtype=torch.float64, shard=shard)
 
 
 def entry(number: int, port: int, work: Callable[..., None], *inputs: Any) -> None:

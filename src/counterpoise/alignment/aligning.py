@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from counterpoise.alignment import processes
-from counterpoise.alignment.precision import compute_in_bfloat16
-from counterpoise.alignment.run import Run, save_model
+from counterpoise.alignment.reference import placed
+from counterpoise.alignment.run import Run, finished_state, save_model
 from counterpoise.alignment.stepping import Mitigation
 from counterpoise.averaging import versions, write_json
 from counterpoise.checkpoint import CheckpointError, open_checkpoint, refuse_occupied, staged
@@ -39,6 +39,7 @@ def align(
     work: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
     bf16: bool = False,
+    shard: bool = False,
     device: str = "cpu",
     keep_checkpoints: bool = True,
     command: str | None = None,
@@ -59,13 +60,14 @@ def align(
         work: checkpoints of every iteration and the state to go on from (default OUT.work).
         dtype: of the weights while they are trained, and in `out`; updates at learning rates of 1e-6 need float32.
         bf16: mixed precision, see `compute_in_bfloat16`; give `method` and the mitigations references made alike.
+        shard: cut weights, gradients and moments up among the processes (FSDP2); references and mitigations alike.
         keep_checkpoints: keep a checkpoint of every iteration in `work`.
 
     Returns:
         The content of align.json; with "already_finished" when `out` holds this very run.
 
     Raises:
-        ValueError: `work` holds a run with other settings, bad data, FSDP or DeepSpeed.
+        ValueError: `work` holds a run with other settings, bad data, DeepSpeed, `shard` in one process or with dpo.
         CheckpointError: no such checkpoint, or an occupied `out`.
 
     >>> from counterpoise.alignment.rsf import rsf
@@ -91,7 +93,7 @@ def align(
         return {**found, "already_finished": True}
     refuse_occupied(out.absolute())
     run = Run(work or out.with_name(f"{out.name}.work"), settings, keep_checkpoints=keep_checkpoints, stages=progress)
-    model, tokenizer = load(checkpoint.folder, dtype=dtype, bf16=bf16, device=str(processes.own_device(device)))
+    model, tokenizer = load(checkpoint.folder, dtype=dtype, bf16=bf16, device=device, shard=shard)
     method(model, tokenizer, mitigations=mitigations, run=run)
     record = {
         "source": str(source),
@@ -103,9 +105,11 @@ def align(
         "metrics": (run.metrics() or [{}])[-1],
     }
 
+    state = finished_state(model)
+
     def write() -> None:
         with staged(out) as folder:
-            save_model(model, tokenizer, folder)
+            save_model(model, state, tokenizer, folder)
             write_json(folder / "align.json", record)
             shutil.copyfile(run.folder / "metrics.jsonl", folder / "metrics.jsonl")
 
@@ -113,8 +117,8 @@ def align(
     return record
 
 
-def load(folder: Path, *, dtype: torch.dtype, bf16: bool = False, device: str) -> tuple[Any, Any]:
-    """The causal language model, in mixed precision with `bf16`, and the tokenizer of a checkpoint folder.
+def load(folder: Path, *, dtype: torch.dtype, bf16: bool = False, device: str, shard: bool = False) -> tuple[Any, Any]:
+    """The causal language model, as `placed` puts it, and the tokenizer of a checkpoint folder.
 
     Raises:
         CheckpointError: no causal language model, one whose head is missing, or no tokenizer.
@@ -137,8 +141,7 @@ def load(folder: Path, *, dtype: torch.dtype, bf16: bool = False, device: str) -
             f"{folder}: expected a causal language model, found a checkpoint without {missing[0]} (a classifier, or "
             "another head); give the model that writes text"
         )
-    model = model.to(device).eval()
-    return compute_in_bfloat16(model) if bf16 else model, tokenizer
+    return placed(model, device, bf16=bf16, shard=shard).eval(), tokenizer
 
 
 def describe(method: Callable[..., Any]) -> dict[str, Any]:

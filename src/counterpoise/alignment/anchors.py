@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from counterpoise.alignment.reference import frozen_copy, weights_before
 from counterpoise.alignment.scoring import score_responses
+from counterpoise.alignment.sharding import own_part
 from counterpoise.alignment.stepping import Mitigation, Step, trainable
 from counterpoise.language import response_tokens
 
@@ -48,8 +49,9 @@ class L1(Mitigation):
     def after_update(self, step: Step) -> None:
         """Soft-threshold the distance to PRE."""
         for name, parameter in trainable(step.model).items():
-            pre = self._pre[name].to(parameter)
-            parameter.copy_(pre + soft_threshold(parameter - pre, step.learning_rate * self.strength))
+            own = own_part(parameter)
+            pre = self._pre[name].to(own)
+            own.copy_(pre + soft_threshold(own - pre, step.learning_rate * self.strength))
 
 
 @dataclass
@@ -87,7 +89,8 @@ class L2(Mitigation):
         """Add the penalty's gradient."""
         for name, parameter in trainable(step.model).items():
             if parameter.grad is not None:
-                parameter.grad.add_(parameter - self._pre[name].to(parameter), alpha=2 * self.strength)
+                own = own_part(parameter)
+                own_part(parameter.grad).add_(own - self._pre[name].to(own), alpha=2 * self.strength)
 
 
 @dataclass
@@ -127,7 +130,7 @@ class KD(Mitigation):
             with torch.no_grad():
                 target_BCV = score_responses(self._reference, batch).logits_BCV.log_softmax(-1)
             kl_BC = (target_BCV.exp() * (target_BCV - scored.logits_BCV.log_softmax(-1))).sum(-1)
-            loss = self.strength / tokens * (kl_BC * scored.mask_BC).sum()
+            loss = rows.weight * self.strength / tokens * (kl_BC * scored.mask_BC).sum()
             loss.backward()  # type: ignore[no-untyped-call]
 
 

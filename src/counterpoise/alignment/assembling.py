@@ -51,17 +51,16 @@ def method(
     reward: str | None,
     preferences: Path | None,
     samples: Path | None,
-    dtype: torch.dtype,
-    bf16: bool,
-    device: str,
+    how: Mapping[str, Any],
 ) -> Method:
     """The method `name` over the data that was given.
 
     Args:
         settings, drawing: of the method, and of its sampling.
+        how: dtype, bf16, shard and device, as `load_frozen` takes them.
 
     Raises:
-        ValueError: an unknown method, a setting that it does not have, missing or superfluous data.
+        ValueError: an unknown method, a setting that it does not have, missing or superfluous data, shard with dpo.
     """
     if name not in METHODS:
         raise ValueError(f"--method: expected {', '.join(METHODS)}, found {name!r}")
@@ -75,17 +74,19 @@ def method(
         from counterpoise.alignment.preferences import read_preferences
 
         _expect(given, ("--preferences",), name)
+        if how["shard"]:
+            raise ValueError("--shard: not for dpo, whose loop is TRL's; leave it out, or train with --lora")
         pairs = read_preferences(preferences)  # type: ignore[arg-type]
-        reference = load_frozen(source, dtype=dtype, bf16=bf16)
+        reference = load_frozen(source, dtype=how["dtype"], bf16=how["bf16"])
         return Method(_bind(dpo, settings, name, preferences=pairs, reference=reference), told)
     _expect(given, ("--prompts", "--reward"), name)
-    data: dict[str, Any] = {"prompts": read_prompts(prompts), "reward": load_reward(reward, device=device)}  # type: ignore[arg-type]
+    data: dict[str, Any] = {"prompts": read_prompts(prompts), "reward": load_reward(reward, device=how["device"])}  # type: ignore[arg-type]
     told = {"reward": fingerprint(reward)}  # type: ignore[arg-type]  # of a module, once it is imported
     if name == "rsf":
         return Method(_bind(rsf, {**settings, **drawing}, name, **data), told)
     from counterpoise.alignment.ppo import ppo
 
-    data["reference"] = load_frozen(source, dtype=dtype, bf16=bf16, device=device)
+    data["reference"] = load_frozen(source, **how)
     return Method(_bind(ppo, {**settings, **drawing}, name, **data), told)
 
 
@@ -102,14 +103,13 @@ def mitigations(
     files: Mapping[str, Path | None],
     drawing: Mapping[str, Any],
     work: Path,
-    dtype: torch.dtype,
-    bf16: bool,
-    device: str,
+    how: Mapping[str, Any],
 ) -> list[Mitigation]:
     """The mitigations that were asked for, in the order in which they act; PRE stays memory-mapped.
 
     Args:
         files: prompts, preferences or samples, to whose prompts PRE responds when it replays itself.
+        how: as for `method`.
 
     Raises:
         ValueError: a number out of range, `reset_every` without sma.
@@ -125,9 +125,9 @@ def mitigations(
             raise ValueError(f"--freeze: expected 0 to {layers - 1} of the {layers} layers, found {given['freeze']}")
         held.append(FreezeLowest(given["freeze"]))
     if replay is not None:
-        held.append(Replay(replay_ratio, _replayed(source, replay, files, drawing, work, dtype, bf16, device)))
+        held.append(Replay(replay_ratio, _replayed(source, replay, files, drawing, work, how)))
     if "kd" in given:
-        held.append(KD(given["kd"], load_frozen(source, dtype=dtype, bf16=bf16, device=device)))
+        held.append(KD(given["kd"], load_frozen(source, **how)))
     if "l2" in given:
         held.append(L2(given["l2"], pre))
     if "merge" in given:
@@ -213,9 +213,7 @@ def _replayed(
     files: Mapping[str, Path | None],
     drawing: Mapping[str, Any],
     work: Path,
-    dtype: torch.dtype,
-    bf16: bool,
-    device: str,
+    how: Mapping[str, Any],
 ) -> list[Example]:
     """The texts of a corpus, or PRE's own responses to the prompts, drawn once."""
     checkpoint = open_checkpoint(source)
@@ -228,15 +226,16 @@ def _replayed(
     asked = _prompts_of(files)
 
     def draw() -> list[Any]:
-        loaded, tokenizer = load(checkpoint.folder, dtype=dtype, bf16=bf16, device=device)
+        loaded, tokenizer = load(checkpoint.folder, **{**how, "shard": False})
         settings = {name: value for name, value in drawing.items() if name != "chat"}
         encoded = [encode_prompt(tokenizer, p, chat=drawing["chat"]) for p in asked]
         with weights_cast_once(loaded):
             drawn = sample(loaded, tokenizer, encoded, **settings)
         return [[list(prompt), list(group[0])] for prompt, group in zip(encoded, drawn, strict=True)]
 
+    kind = f"{how['dtype']}{', bf16' * how['bf16']}"
     key = {"what": "replay", "model": checkpoint.sha256, "prompts": digest([p.key for p in asked]), **drawing}
-    rows = processes.on_first(lambda: Store(work / "pieces").once({**key, "dtype": f"{dtype}{', bf16' * bf16}"}, draw))
+    rows = processes.on_first(lambda: Store(work / "pieces").once({**key, "dtype": kind}, draw))
     return [Example(tuple(prompt), tuple(response)) for prompt, response in rows]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -114,6 +115,12 @@ def model(
     bf16: Annotated[
         bool, typer.Option("--bf16", help="Mixed precision: compute in bfloat16, train in --dtype.")
     ] = False,
+    shard: Annotated[
+        bool,
+        typer.Option(
+            "--shard", help="rsf, ppo: cut weights, gradients and moments up among torchrun's processes (FSDP)."
+        ),
+    ] = False,
     micro_batch_size: MicroBatch = 8,
     max_new_tokens: NewTokens = 128,
     temperature: Temperature = 1.0,
@@ -163,6 +170,7 @@ def model(
                 reward=reward,
                 dtype=_dtype(dtype),
                 bf16=bf16,
+                shared_by=int(os.environ.get("WORLD_SIZE", "8")) if shard else 1,
                 device=device,
                 keep_checkpoints=not last_checkpoint_only,
             )
@@ -172,6 +180,12 @@ def model(
         from counterpoise.alignment.aligning import align
 
         processes.join(device)
+        how = {
+            "dtype": _dtype(dtype),
+            "bf16": bf16,
+            "shard": shard or processes.asked_for("FSDP"),
+            "device": device,
+        }
         train = assembling.method(
             method,
             source,
@@ -179,9 +193,7 @@ def model(
             drawing,
             **files,
             reward=reward,
-            dtype=_dtype(dtype),
-            bf16=bf16,
-            device=device,
+            how=how,
         )
         held = assembling.mitigations(
             source,
@@ -190,9 +202,7 @@ def model(
             files=files,
             drawing={**drawing, "chat": not no_chat_template, "seed": seed},
             work=work or out.with_name(f"{out.name}.work"),
-            dtype=_dtype(dtype),
-            bf16=bf16,
-            device=device,
+            how=how,
         )
         record = align(
             source,
@@ -201,9 +211,7 @@ def model(
             mitigations=held,
             told=train.told,
             work=work,
-            dtype=_dtype(dtype),
-            bf16=bf16,
-            device=device,
+            **how,
             keep_checkpoints=not last_checkpoint_only,
             command=_command(),
             progress=progress,

@@ -138,9 +138,9 @@ def distil(
         The mean loss per response token (nats) of each epoch of this process.
 
     Raises:
-        ValueError: FSDP or DeepSpeed.
+        ValueError: DeepSpeed.
     """
-    processes.refuse_sharded("rsf, distillation style")
+    processes.refuse_sharded("rsf, distillation style", model=model)
     processes.join(next(model.parameters()).device)
     examples = [
         Example(encode_prompt(tokenizer, s.prompt, chat=chat), response_ids(tokenizer, s.response)) for s in samples

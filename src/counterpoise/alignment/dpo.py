@@ -220,17 +220,19 @@ class _Held(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """A checkpoint, a line of metrics, and last what makes TRL's own checkpoint whole."""
-        if self.run is None or not state.is_world_process_zero:
+        if (run := self.run) is None:
             return
         iteration = math.ceil(state.global_step / args.save_steps)
-        self.run.drop_after(iteration - 1)
+        processes.on_first(lambda: run.drop_after(iteration - 1))
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        self.run.save_checkpoint(iteration, model, self.tokenizer, self.mitigations)
+        run.save_checkpoint(iteration, model, self.tokenizer, self.mitigations)
+        if not state.is_world_process_zero:
+            return
         first = (iteration - 1) * args.save_steps
         lines = [line for line in state.log_history if "loss" in line and line["step"] > first]
         told = {ours: sum(line[theirs] for line in lines) / len(lines) for ours, theirs in TOLD.items()}
-        self.run.log({"iteration": iteration, "method": "dpo", "step": state.global_step, **told})
-        self.run.mark(iteration, {"step": state.global_step})
+        run.log({"iteration": iteration, "method": "dpo", "step": state.global_step, **told})
+        run.mark(iteration, {"step": state.global_step})
         whole = Path(args.output_dir) / f"checkpoint-{state.global_step}" / HELD
         torch.save([m.state_dict() for m in self.mitigations], whole)
 

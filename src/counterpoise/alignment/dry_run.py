@@ -25,8 +25,11 @@ from counterpoise.files import refuse_occupied
 from counterpoise.language import Example, Prompt, read_prompts
 from counterpoise.planning.dry_run import ASSUMED, BOUNDS, judged, lengths, said_of, short
 from counterpoise.planning.rehearsing import Source, Words, look, look_at_reward, room_for
-from counterpoise.planning.stages import Loop, align_stages
+from counterpoise.planning.stages import DRAWING, Loop, align_stages
 from counterpoise.planning.work import Plan, Shape, optimiser_bytes, step_bytes, trained, weight_bytes
+
+WHOLE = ("reward model", "LoRA")
+"""What every process holds for itself where weights are cut up."""
 
 
 def plan_align(
@@ -44,6 +47,7 @@ def plan_align(
     samples: Path | None,
     dtype: torch.dtype,
     bf16: bool = False,
+    shared_by: int = 1,
     device: str = "cpu",
     keep_checkpoints: bool = True,
 ) -> Plan:
@@ -52,6 +56,7 @@ def plan_align(
     Args:
         chosen, common, drawing: settings of the method, of its loop and of its sampling.
         held: the options of the mitigations, None where not given.
+        shared_by: processes that the weights are cut up among; memory is that of one of them.
 
     Raises:
         ValueError, CheckpointError: whatever `align` would refuse before it loads a model.
@@ -100,11 +105,17 @@ def plan_align(
     moment = step_bytes(
         shape, count, itemsize, fused=method == "dpo", cuda=not device.startswith("cpu")
     )  # TRL's is fused
-    if bf16:
-        moment += 2 * (shape.body + shape.head)  # the matrices as autocast casts them
     if held["merge"] is not None:
         moment += count * itemsize  # the weights before the step
-    stages = align_stages(shape, judge.shape if judge else None, at, loop, step=moment)
+    stages = align_stages(shape, judge.shape if judge else None, at, loop, step=moment // shared_by)
+    copies = 2 * (shape.body + shape.head) if bf16 else 0  # of the matrices, as autocast casts them
+    if shared_by == 1:
+        stages = tuple(replace(s, memory=s.memory + copies) for s in stages)
+    else:
+        resident = {what: size // (1 if what in WHOLE else shared_by) for what, size in resident.items()}
+        gathered = copies or weight_bytes(shape, itemsize)
+        stages = tuple(replace(s, memory=s.memory + gathered) if s.name == DRAWING else s for s in stages)
+        told.append(f"--shard: memory is that of one of {shared_by} processes, which holds all weights while it draws")
     mapped = 0 if model.weights is None else sum(f.stat().st_size for f in model.weights.files)
     return Plan(
         stages,

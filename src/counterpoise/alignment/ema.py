@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from counterpoise.alignment.reference import weights_before
+from counterpoise.alignment.sharding import own_part, part_like
 from counterpoise.alignment.stepping import Mitigation, Step, trainable
 
 
@@ -61,7 +62,8 @@ class MovingAverage(Mitigation):
         if self.reset_every and self._steps % self.reset_every == 0:
             for name, average in self._average.items():
                 parameters[name].copy_(average)
-                average.copy_(self._pre[name])
+                own = own_part(average)
+                own.copy_(self._pre[name])
 
     @property
     def _just_reset(self) -> bool:
@@ -73,15 +75,20 @@ class MovingAverage(Mitigation):
         if self._just_reset:  # the model is the last average, and the average is PRE
             yield
             return
-        parameters = trainable(model)
-        own = {name: parameters[name].data for name in self._average}
-        for name, average in self._average.items():
-            parameters[name].data = average
+        self._swap(model)
         try:
             yield
         finally:
-            for name, data in own.items():
-                parameters[name].data = data
+            self._swap(model)
+
+    @torch.no_grad()
+    def _swap(self, model: nn.Module) -> None:
+        """Exchange the weights and their average, one tensor at a time."""
+        parameters = trainable(model)
+        for name, average in self._average.items():
+            weights = parameters[name].detach().clone()
+            parameters[name].copy_(average)
+            average.copy_(weights)
 
     @torch.no_grad()
     def finish(self, model: nn.Module) -> None:
@@ -99,4 +106,4 @@ class MovingAverage(Mitigation):
         """Go on from there."""
         self._steps = state["steps"]
         for name, average in self._average.items():
-            average.copy_(state["average"][name])
+            own_part(average).copy_(part_like(state["average"][name], average))

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from counterpoise.alignment import processes
+from counterpoise.alignment.sharding import own_part, part_like, whole
 from counterpoise.alignment.stepping import Mitigation
 
 
@@ -67,7 +69,7 @@ class LowRank(Mitigation):
 
         for name, module in [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer)]:
             base: Any = module.get_base_layer()
-            base.weight.add_(_update(module))
+            own_part(base.weight).add_(part_like(_update(module), base.weight))
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, base)
         model.requires_grad_(True)
@@ -83,7 +85,9 @@ def merged_state(model: nn.Module) -> dict[str, Tensor] | None:
     state = {n.replace(".base_layer.", "."): t for n, t in model.state_dict().items() if ".lora_" not in n}
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
-            state[f"{name}.weight"] = state[f"{name}.weight"] + _update(module)
+            state[f"{name}.weight"] = whole(state[f"{name}.weight"])
+            if processes.is_first():
+                state[f"{name}.weight"] = state[f"{name}.weight"] + _update(module).to(state[f"{name}.weight"].device)
     return state
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from counterpoise.alignment.reference import weights_before
+from counterpoise.alignment.sharding import own_part, part_like
 from counterpoise.alignment.stepping import Mitigation, Step, trainable
 
 
@@ -56,26 +57,25 @@ class OnlineMerging(Mitigation):
 
     def before_update(self, step: Step) -> None:
         """Remember the weights."""
-        self._before = {name: p.detach().clone() for name, p in trainable(step.model).items()}
+        self._before = {name: own_part(p).detach().clone() for name, p in trainable(step.model).items()}
 
     @torch.no_grad()
     def after_update(self, step: Step) -> None:
         """Replace the update by the merged one."""
         random = torch.Generator().manual_seed(self.seed * 1_000_003 + self._steps)
         for name, parameter in trainable(step.model).items():
-            before = self._before[name]
-            pre = self._pre[name].to(parameter)
-            tau = pre - (before if self._base is None else self._base[name].to(parameter))
-            update = parameter - before
-            merged = (1 - self.weight) * self._thinned(update, random) + self.weight * self._thinned(tau, random)
-            parameter.copy_(before + merged)
+            before, own = self._before[name], own_part(parameter)
+            tau = self._pre[name].to(own) - (before if self._base is None else self._base[name].to(own))
+            kept = [self._thinned(values, parameter, random) for values in (own - before, tau)]
+            own.copy_(before + (1 - self.weight) * kept[0] + self.weight * kept[1])
         del self._before
         self._steps += 1
 
-    def _thinned(self, values: Tensor, random: torch.Generator) -> Tensor:
+    def _thinned(self, values: Tensor, parameter: Tensor, random: torch.Generator) -> Tensor:
         if self.keep == 1:
             return values
-        return values * (torch.rand(values.shape, generator=random) < self.keep).to(values.device)
+        mask = torch.rand(parameter.shape, generator=random) < self.keep
+        return values * part_like(mask, parameter).to(values.device)
 
     def state_dict(self) -> dict[str, Any]:
         """The number of steps, which decides the masks."""

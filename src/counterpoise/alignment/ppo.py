@@ -23,7 +23,7 @@ from counterpoise.alignment.reference import frozen_copy
 from counterpoise.alignment.rsf import Reward, draw_and_score
 from counterpoise.alignment.run import Run, stage_of
 from counterpoise.alignment.scoring import score_responses
-from counterpoise.alignment.stepping import Mitigation, adam, finish_all, start_all, take_step, trainable
+from counterpoise.alignment.stepping import Mitigation, adam, finish_all, rows_of, start_all, take_step, trainable
 from counterpoise.language import Example, Prompt, response_tokens
 
 
@@ -106,9 +106,9 @@ def ppo(
         One `Round` for each of this process.
 
     Raises:
-        ValueError: a prompt too long for the model's context, a reward that is not finite, FSDP or DeepSpeed.
+        ValueError: a prompt too long for the model's context, a reward that is not finite, DeepSpeed.
     """
-    processes.refuse_sharded("ppo")
+    processes.refuse_sharded("ppo", model=model)
     processes.join(next(model.parameters()).device)
     refuse_long_prompts(model, tokenizer, prompts, max_new_tokens, chat=chat)
     order = random.Random(seed)
@@ -229,8 +229,10 @@ def look(
     logprobs_NC, values_NC = like.clone(), like.clone()
     lengths_N = torch.tensor([len(e.response) for e in examples], device=like.device)
     mask_NC = torch.arange(longest, device=like.device) >= longest - lengths_N[:, None]
-    for rows in processes.shared_by_length(examples, batch_size, key=lambda e: len(e.prompt) + len(e.response)):
+    for rows in rows_of(model, examples, batch_size):
         scored = score_responses(model, [examples[i] for i in rows], hidden=head is not None)
+        if not rows.weight:
+            continue
         width = scored.mask_BC.shape[1]
         logprobs_NC[rows, -width:] = scored.logprobs(temperature).to(like)
         if head is not None and scored.hidden_BCH is not None:
@@ -266,7 +268,7 @@ def update(
     examples = [rollout.examples[i] for i in batch]
     tokens = response_tokens(examples)
 
-    def backward(rows: list[int]) -> None:
+    def backward(rows: processes.Rows) -> None:
         scored = score_responses(model, [examples[i] for i in rows], hidden=True)
         assert scored.hidden_BCH is not None
         mask = scored.mask_BC
@@ -280,9 +282,10 @@ def update(
         value = value_loss(
             head(scored.hidden_BCH)[mask], drawn(rollout.values), drawn(rollout.returns), value_clip
         ).sum()
-        loss = (policy + value_weight * value) / tokens
+        loss = rows.weight * (policy + value_weight * value) / tokens
         loss.backward()  # type: ignore[no-untyped-call]
         outside = ((logprobs - old).exp() - 1).abs() > clip
-        losses.append(Losses(policy.item(), value.item(), float(outside.sum()), int(mask.sum())))
+        if rows.weight:
+            losses.append(Losses(policy.item(), value.item(), float(outside.sum()), int(mask.sum())))
 
     take_step(model, optimizer, examples, backward, micro_batch_size=micro_batch_size, mitigations=mitigations)

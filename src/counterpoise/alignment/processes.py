@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from counterpoise.language import by_length
 from counterpoise.multitask.parallel import sum_over_ranks, world_size
@@ -50,17 +52,22 @@ def join(device: torch.device | str) -> None:
     atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
 
 
-def refuse_sharded(method: str) -> None:
-    """Raise under FSDP or DeepSpeed, which cut the weights up.
+def asked_for(sharded: str) -> bool:
+    """Whether accelerate was started with FSDP or DEEPSPEED."""
+    return os.environ.get(f"ACCELERATE_USE_{sharded}", "false").lower() in ("true", "1")
+
+
+def refuse_sharded(method: str, *, model: nn.Module | None = None) -> None:
+    """Raise under DeepSpeed, and under FSDP where `shard` did not cut the model up.
 
     Raises:
         ValueError: accelerate was started with one of them.
     """
     for sharded in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{sharded}", "false").lower() in ("true", "1"):
+        if asked_for(sharded) and not (sharded == "FSDP" and isinstance(model, FSDPModule)):
             raise ValueError(
                 f"{method}: expected whole weights in every process, found {sharded}; use torchrun, or accelerate's plain "
-                "data parallelism"
+                "data parallelism; rsf and ppo are cut up by align --shard"
             )
 
 
@@ -95,12 +102,35 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def shared_by_length(items: Sequence[Any], batch_size: int, *, key: Callable[[Any], Any]) -> Iterator[list[int]]:
-    """`by_length` over this process's share: each world-th of the items, counted from the longest."""
+class Rows(list[int]):
+    """Indices of one micro-batch.
+
+    Attributes:
+        weight: 1, or 0 where the rows are another process's: whatever they give is not counted.
+    """
+
+    weight = 1
+
+
+def shared_by_length(
+    items: Sequence[Any], batch_size: int, *, key: Callable[[Any], Any], together: bool = False
+) -> Iterator[Rows]:
+    """`by_length` over this process's share: each world-th of the items, counted from the longest.
+
+    Args:
+        together: every process yields equally often, as weights that are cut up need it: one that has no rows left gets
+            the last row with weight 0.
+    """
     longest_first = [i for rows in by_length(items, max(1, len(items)), key=key) for i in rows]
     own = longest_first[rank() :: world_size()] if world_size() > 1 else longest_first
     for start in range(0, len(own), batch_size):
-        yield own[start : start + batch_size]
+        yield Rows(own[start : start + batch_size])
+    if together:
+        most = -(-len(items) // world_size())  # the first process's
+        for _ in range(-(-most // batch_size) - -(-len(own) // batch_size)):
+            idle = Rows(longest_first[-1:])
+            idle.weight = 0
+            yield idle
 
 
 class SharedSampling:
@@ -189,10 +219,15 @@ def add_up(tensor: Tensor) -> Tensor:
 
 
 def add_up_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Add the gradients of all processes, in float32 or wider; the same bits in all. A missing one counts as zero."""
+    """Add the gradients of all processes, in float32 or wider; the same bits in all. A missing one counts as zero.
+
+    Gradients of weights that are cut up are left alone: FSDP adds them up itself.
+    """
     if world_size() == 1:
         return
     for parameter in parameters:
+        if isinstance(parameter, DTensor):
+            continue
         own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         wide = own.to(torch.promote_types(own.dtype, torch.float32)).contiguous()
         parameter.grad = add_up(wide).to(own.dtype)

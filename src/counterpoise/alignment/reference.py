@@ -5,18 +5,24 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from counterpoise.alignment import processes
 from counterpoise.alignment.precision import compute_in_bfloat16
+from counterpoise.alignment.sharding import is_sharded, own_part, part_like
+from counterpoise.alignment.sharding import shard as cut_up
 from counterpoise.alignment.stepping import trainable
 from counterpoise.checkpoint import match_name, open_checkpoint
 from counterpoise.resident import without_bars
 
+M = TypeVar("M", bound=nn.Module)
+
 
 def weights_before(model: nn.Module, pre: Mapping[str, Tensor] | None, who: str) -> dict[str, Tensor]:
-    """For each trained parameter of `model` its tensor before alignment.
+    """For each trained parameter of `model` its tensor before alignment; of one that is cut up, this process's rows.
 
     Args:
         pre: a `Checkpoint`, whose tensors stay memory-mapped, or any mapping of names to tensors; None copies the
@@ -28,7 +34,7 @@ def weights_before(model: nn.Module, pre: Mapping[str, Tensor] | None, who: str)
     """
     parameters = trainable(model)
     if pre is None:
-        return {name: p.detach().clone() for name, p in parameters.items()}
+        return {name: own_part(p).detach().clone() for name, p in parameters.items()}
     found: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         match = match_name(name, pre)
@@ -38,22 +44,34 @@ def weights_before(model: nn.Module, pre: Mapping[str, Tensor] | None, who: str)
                 f"{who}: expected the weights before alignment to hold {name} of shape {tuple(parameter.shape)}, "
                 f"found {other}; with LoRA, whose factors are no part of PRE, use kd, replay or sma"
             )
-        found[name] = pre[match]
+        found[name] = part_like(pre[match], parameter)
     return found
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    """A copy of `model` that is never trained."""
+    """A copy of `model` that is never trained.
+
+    Raises:
+        ValueError: the model is cut up among processes.
+    """
+    if is_sharded(model):
+        raise ValueError("expected a reference beside a model that is cut up; give load_frozen(..., shard=True)")
     return copy.deepcopy(model).requires_grad_(False).eval()
 
 
 def load_frozen(
-    source: str | Path, *, dtype: torch.dtype | None = None, bf16: bool = False, device: str = "cpu"
+    source: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    bf16: bool = False,
+    device: str = "cpu",
+    shard: bool = False,
 ) -> nn.Module:
     """The model of a checkpoint, never trained, its weights memory-mapped where its dtype and device allow.
 
     On the CPU and in the checkpoint's own dtype the weights are views of the file: they can be dropped from memory when
-    it is short, and several processes share them. `bf16` is mixed precision, as that of the trained model.
+    it is short, and several processes share them. `bf16` is mixed precision and `shard` cuts the weights up among
+    the processes, each as for the trained model.
     """
     from transformers import AutoModelForCausalLM
 
@@ -67,5 +85,11 @@ def load_frozen(
             match = match_name(name, checkpoint)
             if match and checkpoint.dtype(match) == parameter.dtype and checkpoint.shape(match) == parameter.shape:
                 parameter.data = checkpoint[match]
-    model = model.to(device).requires_grad_(False).eval()
+    return placed(model, device, bf16=bf16, shard=shard).requires_grad_(False).eval()
+
+
+def placed(model: M, device: torch.device | str, *, bf16: bool, shard: bool) -> M:
+    """The model on this process's device, in mixed precision with `bf16`, its weights cut up with `shard`."""
+    own = processes.own_device(device)
+    model = cut_up(model, own, bf16=bf16) if shard else model.to(own)
     return compute_in_bfloat16(model) if bf16 else model

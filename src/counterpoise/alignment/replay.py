@@ -58,7 +58,7 @@ class Replay(Mitigation):
         size = response_tokens(step.examples)
         batch = self._draw(self.ratio * size)
         for rows in step.batches(batch):
-            loss = response_nll(step.model, [batch[i] for i in rows]) / size
+            loss = rows.weight * response_nll(step.model, [batch[i] for i in rows]) / size
             loss.backward()  # type: ignore[no-untyped-call]
 
     def _draw(self, tokens: float) -> list[Example]:

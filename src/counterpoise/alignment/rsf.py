@@ -18,6 +18,7 @@ from counterpoise.alignment import processes
 from counterpoise.alignment.precision import weights_cast_once
 from counterpoise.alignment.prompts import next_prompts, queue_from, queue_state, refuse_long_prompts
 from counterpoise.alignment.run import Run, stage_of
+from counterpoise.alignment.sharding import whole_weights
 from counterpoise.alignment.stepping import Mitigation, adam, finish_all, start_all, take_step
 from counterpoise.language import (
     Example,
@@ -92,9 +93,9 @@ def rsf(
         One `Iteration` a round of this process.
 
     Raises:
-        ValueError: a prompt too long for the model's context, a reward that is not finite, FSDP or DeepSpeed.
+        ValueError: a prompt too long for the model's context, a reward that is not finite, DeepSpeed.
     """
-    processes.refuse_sharded("rsf")
+    processes.refuse_sharded("rsf", model=model)
     processes.join(next(model.parameters()).device)
     refuse_long_prompts(model, tokenizer, prompts, max_new_tokens, chat=chat)
     order = random.Random(seed)
@@ -208,7 +209,7 @@ def draw_and_score(
     encoded = [encode_prompt(tokenizer, prompt, chat=chat) for prompt in prompts]
 
     def own() -> dict[int, tuple[list[tuple[int, ...]], list[float]]]:
-        with weights_cast_once(model):
+        with whole_weights(model), weights_cast_once(model):
             drawn = sample(
                 processes.sharing(model),
                 tokenizer,
@@ -279,9 +280,9 @@ def fine_tune(
             batch = shuffled[start : start + batch_size]
             size = response_tokens(batch)
 
-            def backward(rows: list[int], batch: list[Example] = batch, size: int = size) -> None:
+            def backward(rows: processes.Rows, batch: list[Example] = batch, size: int = size) -> None:
                 nonlocal total
-                nll = response_nll(model, [batch[i] for i in rows])
+                nll = rows.weight * response_nll(model, [batch[i] for i in rows])
                 (nll / size).backward()  # type: ignore[no-untyped-call]
                 total += nll.item()
 

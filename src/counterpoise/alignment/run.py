@@ -15,6 +15,7 @@ from torch import nn
 
 from counterpoise.alignment import processes
 from counterpoise.alignment.lowrank import merged_state
+from counterpoise.alignment.sharding import is_sharded, moments_like, own_part, part_like, whole
 from counterpoise.alignment.stepping import Mitigation
 from counterpoise.averaging import write_json
 from counterpoise.checkpoint import staged
@@ -93,8 +94,9 @@ class Run:
         with torch.no_grad():
             parameters = dict(model.named_parameters())
             for name, tensor in state["weights"].items():
-                parameters[name].copy_(tensor)
-        optimizer.load_state_dict(state["optimizer"])
+                own_part(parameters[name]).copy_(part_like(tensor, parameters[name]))
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        optimizer.load_state_dict(moments_like(state["optimizer"], trained))
         for mitigation, kept in zip(mitigations, state["mitigations"], strict=True):
             mitigation.load_state_dict(kept)
         random = [state["torch"], *state.get("torch of others", [])]
@@ -122,19 +124,21 @@ class Run:
         """
 
         random, *others = processes.gathered(torch.get_rng_state)
+        state = whole({
+            "weights": {n: p.data for n, p in model.named_parameters() if p.requires_grad},
+            "optimizer": optimizer.state_dict(),
+            "mitigations": [m.state_dict() for m in mitigations],
+            "torch": random,
+            "torch of others": others,
+            "loop": dict(loop),
+        })  # fmt: skip
 
         def write() -> None:
             with telling(f"iteration {iteration}: expected to write to {self.folder}"):
-                self.save_checkpoint(iteration, model, tokenizer, mitigations)
                 self.log({"iteration": iteration, **metrics})
-                self.mark(iteration, {
-                    "weights": {n: p.data for n, p in model.named_parameters() if p.requires_grad},
-                    "optimizer": optimizer.state_dict(),
-                    "mitigations": [m.state_dict() for m in mitigations],
-                    "torch": random,
-                    "torch of others": others,
-                    "loop": dict(loop),
-                })  # fmt: skip
+                self.mark(iteration, state)
+
+        self.save_checkpoint(iteration, model, tokenizer, mitigations)
 
         processes.on_first(write)
 
@@ -148,15 +152,26 @@ class Run:
     def save_checkpoint(
         self, iteration: int, model: nn.Module, tokenizer: Any, mitigations: Sequence[Mitigation]
     ) -> None:
-        """Write iteration-NNNN/, the model as it would be if training ended now."""
-        with staged(self.checkpoint(iteration)) as folder, ExitStack() as stack:
+        """Write iteration-NNNN/, the model as it would be if training ended now; all processes call it.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+
+        def write() -> None:
+            with telling(f"iteration {iteration}: expected to write to {self.folder}"):
+                with staged(self.checkpoint(iteration)) as folder:
+                    save_model(model, state, tokenizer, folder)
+                if not self.keep_checkpoints:
+                    for path in self.folder.glob("iteration-*"):
+                        if path != self.checkpoint(iteration):
+                            shutil.rmtree(path)
+
+        with ExitStack() as stack:
             for mitigation in mitigations:
                 stack.enter_context(mitigation.as_finished(model))
-            save_model(model, tokenizer, folder)
-        if not self.keep_checkpoints:
-            for path in self.folder.glob("iteration-*"):
-                if path != self.checkpoint(iteration):
-                    shutil.rmtree(path)
+            state = finished_state(model)
+            processes.on_first(write)
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
@@ -194,10 +209,18 @@ def stage_of(run: Run | None, name: str) -> Progress | None:
     return None if run is None else run.stage(name)
 
 
-def save_model(model: nn.Module, tokenizer: Any, folder: Path) -> None:
-    """A whole checkpoint in safetensors, any LoRA update added in, with its tokenizer."""
+def finished_state(model: nn.Module) -> dict[str, Any] | None:
+    """What `save_model` writes: any LoRA update added in, tensors whole. None says: the model's own; all processes call it."""
+    state = merged_state(model)
+    if state is None and is_sharded(model):
+        state = model.state_dict()
+    return None if state is None else whole(state)
+
+
+def save_model(model: nn.Module, state: Mapping[str, Any] | None, tokenizer: Any, folder: Path) -> None:
+    """A checkpoint in safetensors of `finished_state(model)`, with its tokenizer."""
     with without_bars():
-        model.save_pretrained(folder, state_dict=merged_state(model))  # type: ignore[operator]
+        model.save_pretrained(folder, state_dict=state)  # type: ignore[operator]
     tokenizer.save_pretrained(folder)
 
 

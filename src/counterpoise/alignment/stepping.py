@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from counterpoise.alignment import processes
+from counterpoise.alignment.sharding import clip_norm, is_sharded
 from counterpoise.language import Example
 
 
@@ -32,11 +33,12 @@ class Step:
     learning_rate: float
     micro_batch_size: int
 
-    def batches(self, examples: Sequence[Example]) -> Iterator[list[int]]:
-        """Indices of `examples` in micro-batches of like length: of several processes, this one's share."""
-        return processes.shared_by_length(
-            examples, self.micro_batch_size, key=lambda e: len(e.prompt) + len(e.response)
-        )
+    def batches(self, examples: Sequence[Example]) -> Iterator[processes.Rows]:
+        """Indices of `examples` in micro-batches of like length: of several processes, this one's share.
+
+        A loss over them is multiplied by their `weight`, which is 0 where they only keep the other processes company.
+        """
+        return rows_of(self.model, examples, self.micro_batch_size)
 
 
 class Mitigation:
@@ -93,7 +95,7 @@ def take_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     examples: Sequence[Example],
-    backward: Callable[[list[int]], None],
+    backward: Callable[[processes.Rows], None],
     *,
     micro_batch_size: int,
     mitigations: Sequence[Mitigation] = (),
@@ -105,7 +107,7 @@ def take_step(
     numbers, so that weights stay equal bit for bit.
 
     Args:
-        backward: given the indices of a micro-batch, adds the gradients of its share of the step's loss.
+        backward: given the indices of a micro-batch, adds the gradients of its share of the step's loss, times their weight.
         clip: largest norm of the gradients of all losses together; penalties on weights come after it.
     """
     step = Step(model, examples, optimizer.param_groups[0]["lr"], micro_batch_size)
@@ -115,13 +117,19 @@ def take_step(
         mitigation.add_gradients(step)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     processes.add_up_gradients(parameters)
-    torch.nn.utils.clip_grad_norm_(parameters, clip)
+    clip_norm(parameters, clip)
     for mitigation in mitigations:
         mitigation.before_update(step)
     optimizer.step()
     for mitigation in mitigations:
         mitigation.after_update(step)
     optimizer.zero_grad(set_to_none=True)
+
+
+def rows_of(model: nn.Module, examples: Sequence[Example], batch_size: int) -> Iterator[processes.Rows]:
+    """This process's share of `examples` in micro-batches of like length, for passes through `model`."""
+    lengths = [len(e.prompt) + len(e.response) for e in examples]
+    return processes.shared_by_length(lengths, batch_size, key=lambda n: n, together=is_sharded(model))
 
 
 def start_all(mitigations: Sequence[Mitigation], model: nn.Module, tokenizer: Any) -> None:

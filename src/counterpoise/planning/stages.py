@@ -24,6 +24,9 @@ from counterpoise.planning.work import (
     two_sided_passes,
 )
 
+DRAWING = "drawing and rewards"
+"""The stage of `align` in which responses are drawn."""
+
 
 @dataclass(frozen=True)
 class Lengths:
@@ -173,7 +176,7 @@ def align_stages(shape: Shape, reward: Shape | None, at: Lengths, loop: Loop, *,
         work = drawn(shape, reward, at, prompts=loop.prompts, n=loop.n) * times
         memory = drawing_bytes(shape, 8 * at.batch, at.longest + at.response, at.itemsize)
         what = f"{times} iterations x {loop.prompts:,} prompts x {loop.n} responses"
-        stages.append(Stage("drawing and rewards", what, work, memory))
+        stages.append(Stage(DRAWING, what, work, memory))
     passed = forward(shape, at.prompt + at.response, sequences=sides * loop.prompts, logits=at.response)
     if loop.method == "ppo":
         logits = scoring_bytes(shape, Items("", 1, 0, 1, at.response), batch=at.batch, itemsize=at.itemsize)

@@ -1,0 +1,135 @@
+"""Weights cut up among the processes (FSDP2), and what the plain loops and the mitigations need to know of it.
+
+Every process holds its rows of each parameter, of its gradient and of its moments; a block's weights are whole only while
+the block is computed. On a model that is not cut up everything here does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from counterpoise.alignment import processes
+from counterpoise.multitask.parallel import sum_over_ranks, world_size
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def shard(model: M, device: torch.device | str, *, bf16: bool = False) -> M:
+    """Cut `model` up in place, onto `device`: its blocks one by one, then what is left; returns it.
+
+    Gradients are added up over the processes, as `processes.add_up_gradients` does for whole weights.
+
+    Args:
+        device: this process's; the model may still lie in the host's memory, no more than a block is moved at once.
+        bf16: send and compute with bfloat16 copies.
+
+    Raises:
+        ValueError: a single process.
+    """
+    processes.join(device)
+    if world_size() == 1:
+        raise ValueError("shard: expected several processes, found one; start it with torchrun --nproc-per-node N")
+    mesh = init_device_mesh(torch.device(device).type, (world_size(),))
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
+    for module in (*max(lists, key=len, default=()), model):
+        fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+    for module in _cut(model):
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+    return model
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `shard` cut it up."""
+    return isinstance(model, FSDPModule)
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """This process's rows of a tensor that is cut up, sharing memory with it; any other tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def part_like(full: Tensor, like: Tensor) -> Tensor:
+    """The rows of `full` that this process holds of `like`, a view; all of it where `like` is whole."""
+    if not isinstance(like, DTensor):
+        return full
+    parts = full.chunk(like.device_mesh.size())
+    return parts[processes.rank()] if processes.rank() < len(parts) else full[:0]
+
+
+def whole(value: Any) -> Any:
+    """`value` with every tensor in it whole: in the first process, on the host; None stands for it in the others.
+
+    All processes call it together. Values that hold no tensor that is cut up are returned as they are.
+    """
+    if isinstance(value, DTensor):
+        full = value.full_tensor()
+        return full.cpu() if processes.is_first() else None
+    if isinstance(value, Mapping):
+        return {name: whole(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(whole(item) for item in value)
+    return value
+
+
+def moments_like(state: dict[str, Any], parameters: Sequence[nn.Parameter]) -> dict[str, Any]:
+    """An optimiser's state dict of whole tensors, cut up as its parameters are."""
+
+    def like(value: Any, parameter: nn.Parameter) -> Any:
+        if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or value.shape != parameter.shape:
+            return value
+        own = part_like(value, parameter).to(own_part(parameter).device).contiguous()
+        mesh, placements = parameter.device_mesh, parameter.placements
+        return DTensor.from_local(own, mesh, placements, shape=parameter.shape, stride=parameter.stride())
+
+    moved = {
+        i: {name: like(value, parameters[i]) for name, value in moments.items()}
+        for i, moments in state["state"].items()
+    }
+    return {**state, "state": moved}
+
+
+@contextmanager
+def whole_weights(model: nn.Module) -> Iterator[None]:
+    """Inside, every process holds all weights, so that each may run the model as often as it needs; they must not change."""
+    modules = _cut(model)
+    for module in modules:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.reshard()
+            module.set_reshard_after_forward(True, recurse=False)
+
+
+def clip_norm(parameters: Sequence[nn.Parameter], limit: float) -> None:
+    """Scale the gradients down where their norm, over all processes, is above `limit`."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    cut = [g for g in gradients if isinstance(g, DTensor)]
+    if not cut:
+        torch.nn.utils.clip_grad_norm_(parameters, limit)
+        return
+    whole_ones = [g for g in gradients if not isinstance(g, DTensor)]
+    square = sum_over_ranks([_square(cut)])[0] + _square(whole_ones)
+    scale = min(1.0, limit / (square**0.5 + 1e-6))  # torch's own
+    for gradient in gradients:
+        own_part(gradient).mul_(scale)
+
+
+def _square(tensors: Sequence[Tensor]) -> float:
+    return float(sum(torch.linalg.vector_norm(own_part(t)).double() ** 2 for t in tensors))
+
+
+def _cut(model: nn.Module) -> list[FSDPModule]:
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]

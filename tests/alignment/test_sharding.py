@@ -1,0 +1,144 @@
+"""Weights cut up among two gloo processes: the numbers of one process, half of the memory, the same after a kill."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from test_processes import NAMES, PROMPTS, in_two, job, letters, lines, pre  # noqa: F401  # pre is a fixture
+from torch.distributed.tensor import DTensor
+
+from counterpoise.alignment.aligning import load
+from counterpoise.alignment.processes import shared_by_length
+from counterpoise.alignment.reference import frozen_copy
+from counterpoise.alignment.rsf import rsf
+from counterpoise.alignment.sharding import own_part, part_like, shard, whole, whole_weights
+from counterpoise.alignment.stepping import Step
+from counterpoise.checkpoint import open_checkpoint
+from counterpoise.language import Example, sample
+from tiny import tiny
+
+
+def everything(number: int, before: Path, folder: Path) -> None:
+    """All methods, and what one process sees of a model that is cut up."""
+    for name in NAMES:
+        job(name, before, folder / name, shard=True)
+    found: dict[str, Any] = {}
+    model, words = load(before, dtype=torch.float64, device="cpu", shard=True)
+    plain, _ = load(before, dtype=torch.float64, device="cpu")
+    pairs = list(zip(model.parameters(), plain.parameters(), strict=True))
+    found["share"] = sum(own_part(p).numel() for p, _ in pairs) / sum(p.numel() for _, p in pairs)
+    found["cut"] = [isinstance(p, DTensor) for p, _ in pairs]
+    found["parts"] = [torch.equal(own_part(p), part_like(q, p)) for p, q in pairs]
+    wholes = [whole(p) for p, _ in pairs]
+    found["whole"] = [None if w is None else torch.equal(w, q) for w, (_, q) in zip(wholes, pairs, strict=True)]
+    prompts = [(1, 5), (1, 6, 7), (1, 8)][: 1 + 2 * number]  # one draws more often than the other
+    with whole_weights(model):
+        drawn = sample(model, words, prompts, n=2, max_new_tokens=4, batch_size=2)
+    found["drawn"] = drawn == sample(plain, words, prompts, n=2, max_new_tokens=4, batch_size=2)
+    found["cut again"] = [isinstance(p, DTensor) for p in model.parameters()]
+    step = Step(model, [Example((1,), (5,) * length) for length in (3, 1, 2)], 0.1, 1)
+    found["rows"] = [(list(rows), rows.weight) for rows in step.batches(step.examples)]
+    for name, wrong in {"copy": lambda: frozen_copy(model), "dpo": lambda: in_dpo(before)}.items():
+        with pytest.raises(ValueError, match="shard") as refused:
+            wrong()
+        found[name] = str(refused.value)
+    mixed, words = load(before, dtype=torch.float32, bf16=True, device="cpu", shard=True)
+    told = rsf(mixed, words, PROMPTS, letters, iterations=2, prompts_per_iteration=8, n=3, learning_rate=1e-2,
+               batch_size=3, micro_batch_size=1, max_new_tokens=5)  # fmt: skip
+    found["mixed"] = [it.losses[0] for it in told] + [str(own_part(p).dtype) for p in mixed.parameters()]
+    (folder / f"{number}.json").write_text(json.dumps(found))
+
+
+def in_dpo(before: Path) -> None:
+    from counterpoise.alignment.assembling import method
+
+    how = {"dtype": torch.float32, "bf16": False, "shard": True, "device": "cpu"}
+    given = {"prompts": None, "reward": None, "samples": None, "preferences": before}
+    method("dpo", str(before), {}, {}, **given, how=how)
+
+
+@pytest.fixture(scope="module")
+def two(pre: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    folder = tmp_path_factory.mktemp("two")
+    in_two(everything, pre, folder)
+    return folder
+
+
+def told(two: Path) -> list[dict[str, Any]]:
+    return [json.loads((two / f"{number}.json").read_text()) for number in range(2)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cut_up_it_trains_as_one_process_does(name: str, pre: Path, two: Path, tmp_path: Path) -> None:  # noqa: F811
+    job(name, pre, tmp_path / "one")
+    one, both, before = (open_checkpoint(p) for p in (tmp_path / "one", two / name, pre))
+    assert set(one) == set(both)
+    for tensor in one:
+        torch.testing.assert_close(both[tensor], one[tensor], rtol=1e-9, atol=1e-9)
+    assert max(float((one[n] - before[n]).abs().max()) for n in one) > 1e-3
+    for a, b in zip(lines(tmp_path / "one"), lines(two / name), strict=True):
+        for key, value in a.items():
+            assert b[key] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-6, abs=1e-7))
+    assert json.loads((two / name / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_each_process_holds_half_and_no_row_twice(two: Path) -> None:
+    shares = [each["share"] for each in told(two)]
+    assert sum(shares) == pytest.approx(1)
+    assert max(shares) < 0.55
+    for each in told(two):
+        assert all(each["cut"])
+        assert all(each["parts"])
+        assert all(each["cut again"])
+    assert all(told(two)[0]["whole"])
+    assert set(told(two)[1]["whole"]) == {None}  # the host's memory holds a whole tensor once
+
+
+def test_processes_draw_on_their_own(two: Path) -> None:
+    assert [each["drawn"] for each in told(two)] == [True, True]
+
+
+def test_a_process_without_rows_keeps_the_others_company_at_weight_0(two: Path) -> None:
+    assert [each["rows"] for each in told(two)] == [[[[0], 1], [[1], 1]], [[[2], 1], [[1], 0]]]
+    assert [list(r) for r in shared_by_length([3, 1, 2], 2, key=lambda n: n, together=True)] == [[0, 2], [1]]
+
+
+def test_mixed_precision_keeps_float32_rows_and_both_see_one_loss(two: Path) -> None:
+    first, second = (each["mixed"] for each in told(two))
+    assert first == second
+    assert first[1] < first[0]
+    assert set(first[2:]) == {"torch.float32"}
+
+
+def test_what_cannot_be_is_refused(two: Path) -> None:
+    for each in told(two):
+        assert "give load_frozen(..., shard=True)" in each["copy"]
+        assert each["dpo"].startswith("--shard: not for dpo")
+    with pytest.raises(ValueError, match="shard: expected several processes, found one; start it with torchrun"):
+        shard(tiny("llama"), "cpu")
+
+
+def one_job(number: int, name: str, before: Path, out: Path, die: int | None) -> None:
+    job(name, before, out, die=die, shard=True)
+
+
+@pytest.mark.parametrize("name", ["rsf", "ppo"])
+def test_killed_it_goes_on_with_the_same_bits_cut_up_or_whole(name: str, pre: Path, two: Path, tmp_path: Path) -> None:  # noqa: F811
+    steps = {"rsf": 4, "ppo": 8}[name]
+    with pytest.raises(mp.ProcessExitedException):
+        in_two(one_job, name, pre, tmp_path / "out", steps + 2)
+    assert [p.name for p in (tmp_path / "out.work").glob("state-*")] == ["state-0001.pt"]
+    shutil.copytree(tmp_path / "out.work", tmp_path / "alone.work")
+    in_two(one_job, name, pre, tmp_path / "out", None)
+    for file in ("model.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "out" / file).read_bytes() == (two / name / file).read_bytes()
+    job(name, pre, tmp_path / "alone")  # one process goes on where two stood
+    alone, both = open_checkpoint(tmp_path / "alone"), open_checkpoint(two / name)
+    for tensor in both:
+        torch.testing.assert_close(alone[tensor], both[tensor], rtol=1e-9, atol=1e-9)
