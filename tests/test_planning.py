@@ -300,8 +300,8 @@ def test_cut_up_weights_and_bfloat16_copies_are_counted(world: Path) -> None:
         more = [b.memory - a.memory for a, b in zip(whole.stages, plan.stages, strict=True)]
         assert (more[0], more[-1]) == (first, last)
     assert (whole.dtype, mixed.dtype) == ("float32", "bfloat16")
-    words = run("align", world / "pre", "-o", world / "aligned", "--method", "ppo", "--prompts", world / "prompts.jsonl",
-                "--reward", "world:early_letters", "--speed", "1e12,1e11", "--dry-run", "--shard", "--max-new-tokens", 6)  # fmt: skip
+    asked = ["--prompts", how["prompts"], "--reward", how["reward"], "--max-new-tokens", 6]
+    words = align(world, "ppo", *asked, "--shard")
     assert "--shard: memory is that of one of 8 processes" in " ".join(words.output.split())
 
 

@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,11 +106,11 @@ def zephyr(which: str) -> list[Command]:
     ours, theirs = answers[out], answers[post]
     by = {
         "reward": ("--reward", JUDGE, "--device", "cuda"),
-        "pairrm": ("--preference", "pairrm:better"),
+        "pairrm": ("--preference", "llm-blender/PairRM-hf", "--device", "cuda"),
     }
     for name, options in by.items():
         words = ("judge", "compare", ours, theirs, "-o", f"win-{which}-{name}.json", *options)
-        found.append(Command(pair, words, None, {"reward": "a judge that loads", "pairrm": "PairRM: see below"}[name]))
+        found.append(Command(pair, words, None, {"reward": "a reward model", "pairrm": "PairRM"}[name]))
     for file in answers.values():
         gpt = ("--base-url", "https://api.openai.com/v1", "--model", "gpt-4-1106-preview", "--max-calls", "1610")
         words = ("judge", "compare", file, "gpt4_turbo.json", "-o", f"gpt4-{file}", *gpt)
@@ -243,36 +241,6 @@ def squad_metrics() -> dict[str, list[str]]:
     return {task: [n for n, v in found.items() if _statistics(n, [v]) is not None] for task, found in told.items()}
 
 
-def pairrm_refused(folder: Path) -> str:
-    """What `judge` says of a checkpoint with PairRM's architecture: a small one, with its tensors' names."""
-    import torch
-    from safetensors.torch import save_file
-    from transformers import DebertaV2Config, DebertaV2Model
-
-    config = json.loads((HERE / "paper_models" / "pairrm.json").read_text(encoding="utf-8"))["config"]
-    small = {**config, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-             "vocab_size": 100, "source_prefix_id": 96, "cand1_prefix_id": 97, "cand2_prefix_id": 98}  # fmt: skip
-    place = folder / "small-pairrm"
-    place.mkdir()
-    (place / "config.json").write_text(json.dumps(small))
-    body = DebertaV2Model(DebertaV2Config(**{k: v for k, v in small.items() if k != "architectures"})).state_dict()
-    head = {"head_layer.1.weight": torch.zeros(1, 64), "head_layer.1.bias": torch.zeros(1)}
-    save_file(
-        {**{f"pretrained_model.{n}": t.contiguous() for n, t in body.items()}, **head}, place / "model.safetensors"
-    )
-    sys.path.insert(0, str(HERE.parents[1] / "tests"))
-    from tiny import tokenizer
-
-    tokenizer().save_pretrained(place)
-    outputs = [{"instruction": "a", "output": "b", "generator": "c"}]
-    (folder / "a.json").write_text(json.dumps(outputs))
-    words = ["judge", "compare", "a.json", "a.json", "-o", "win.json", "--reward", "small-pairrm", "--quiet"]
-    run = subprocess.run([sys.executable, "-m", "counterpoise.cli", *words], cwd=folder, capture_output=True, text=True)
-    if run.returncode != 1:
-        raise RuntimeError(f"expected judge to refuse a PairRM checkpoint, found {run.returncode}: {run.stdout}")
-    return run.stderr.strip().splitlines()[-1]
-
-
 def check() -> str:
     """Dry-run every command; the page."""
     from counterpoise.planning.work import Speed
@@ -298,13 +266,13 @@ def check() -> str:
             fits = "yes" if plan.peak < 0.9 * MEMORY else "barely" if plan.peak < MEMORY else "**no**"
             peaks.append(f"| {name} | {parts} | {size(plan.peak)} | {fits} | {size(plan.disk)} | {whole} |")
             assumed |= dict.fromkeys(plan.assumed)
-        refusal, built = pairrm_refused(folder), architectures(places)
+        built = architectures(places)
         names, metrics = names_of(), squad_metrics()
     if metrics["squadv2"] or not metrics["squad_completion"]:
         raise RuntimeError(
             f"expected numbers per item of squad_completion alone, found {metrics}; rewrite the commands"
         )
-    return page(rows, peaks, built, list(assumed), refusal, names, metrics)
+    return page(rows, peaks, built, list(assumed), names, metrics)
 
 
 def page(
@@ -312,7 +280,6 @@ def page(
     peaks: Sequence[str],
     built: Sequence[str],
     assumed: Sequence[str],
-    refusal: str,
     names: Sequence[str],
     metrics: Mapping[str, Sequence[str]],
 ) -> str:
@@ -345,7 +312,8 @@ One H100 (80 GB), 40 % of the data sheet's 989 TFLOP/s in bfloat16 (`restore`) o
 | --- | --- | ---: | --- | ---: | ---: |
 {chr(10).join(peaks)}
 
-PPO on all weights needs more than 80 GB (an H200 has 141 GB), or two GPUs and `--shard` under torchrun. "Barely" is within a tenth of 80 GB, less than these estimates can tell.
+PPO on all weights needs more than 80 GB (an H200 has 141 GB), or two GPUs and `--shard` under torchrun.
+"Barely" is within a tenth of 80 GB, less than these estimates can tell.
 
 | model | stage | passes, responses, items | peak memory | time, estimated |
 | --- | --- | --- | ---: | ---: |
@@ -379,37 +347,12 @@ A limit of `?limit=N` counts items per part: proxy, validation and held-out part
 
 ## PairRM
 
-`judge` and `restore` load rewards with `AutoModelForSequenceClassification` and run no code of a repository.
-`llm-blender/PairRM-hf` is a `DebertaV2PairRM`: its class is in the package llm-blender, not in transformers, and it
-compares two responses instead of scoring one. A small checkpoint of this architecture, given as `--reward`, ends with
-
-    {refusal}
-
-What can be given instead:
-
-- `--preference pairrm:better`, a file `pairrm.py` of yours (not tested here: neither the weights nor llm-blender are at
-  hand). llm-blender 0.0.2 does not import under transformers 5, where `TRANSFORMERS_CACHE` is gone
-  ([LLM-Blender issue 33](https://github.com/yuchenlin/LLM-Blender/issues/33)); setting the name first is TRL's way round
-  ([TRL 4781](https://github.com/huggingface/trl/pull/4781); TRL 1.16 no longer has the judge).
-
-  ```python
-  import numpy as np
-  import transformers.utils.hub
-
-  transformers.utils.hub.TRANSFORMERS_CACHE = ""
-  import llm_blender
-
-  blender = llm_blender.Blender()
-  blender.loadranker("llm-blender/PairRM")
-
-
-  def better(instructions, firsts, seconds):
-      logits = blender.compare(list(instructions), list(firsts), list(seconds), return_logits=True)
-      return (1 / (1 + np.exp(-np.asarray(logits)))).tolist()
-  ```
-
-- `--reward {JUDGE}`: the same DeBERTa-v3-large with a head that transformers knows. As
-  the reward of `restore`, which needs one number a response, it takes PairRM's place too.
+`llm-blender/PairRM-hf` is a `DebertaV2PairRM`: it compares two responses instead of scoring one, and its class is in a
+package, llm-blender, that does not import under transformers 5 ([LLM-Blender issue
+33](https://github.com/yuchenlin/LLM-Blender/issues/33)). `--preference llm-blender/PairRM-hf` needs neither:
+`counterpoise.evaluation.pairrm` reads the checkpoint by the names of its tensors and settings. Tested on a small checkpoint
+of that form (tests/evaluation/test_pairrm.py); the published weights are out of reach here: not measured. As the reward of
+`restore`, which needs one number a response, `{JUDGE}` takes its place.
 """
 
 

@@ -37,7 +37,11 @@ def compare(
         typer.Option(help="Judge by a reward: a model folder or hub id, module:function, sentiment:FILE.csv."),
     ] = None,
     preference: Annotated[
-        str | None, typer.Option(help="Judge by module:function(instructions, firsts, seconds) -> P(first is better).")
+        str | None,
+        typer.Option(
+            help="Judge by a pairwise model: PairRM (llm-blender/PairRM-hf, or its folder), or "
+            "module:function(instructions, firsts, seconds) -> P(first is better)."
+        ),
     ] = None,
     base_url: Annotated[
         str | None, typer.Option(help="Judge by an OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1.")
@@ -59,7 +63,7 @@ def compare(
     max_tokens: Annotated[int, typer.Option(help="Longest answer; 0 leaves the field out.")] = 512,
     temperature: Annotated[float, typer.Option(help="Of the judge; below 0 leaves the field out.")] = 0.0,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
-    device: Annotated[str, typer.Option(help="Of a reward model.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Of a reward or preference model.")] = "cpu",
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Win rate of OURS against THEIRS with a 95 % interval, each pair judged in both orders."""
@@ -158,9 +162,13 @@ def _local(reward: str | None, preference: str | None, device: str) -> tuple[Jud
 
     if reward is not None:
         return by_reward(load_reward(reward, device=device)), {"reward": reward}
+    if preference is not None and (Path(preference).is_dir() or ":" not in preference):
+        from counterpoise.evaluation.pairrm import pairrm
+
+        return by_preference(pairrm(preference, device=device), preference), {"preference": preference}
     module, _, function = (preference or "").partition(":")
     if not module or not function:
-        raise ValueError(f"--preference: expected module:function, found {preference!r}")
+        raise ValueError(f"--preference: expected a PairRM checkpoint or module:function, found {preference!r}")
     import importlib
 
     sys.path.insert(0, "")
