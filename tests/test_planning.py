@@ -421,4 +421,9 @@ def test_the_commands_for_the_papers_models_are_ones_that_the_command_line_knows
     assert {c.words[0] for c in found} == {"align", "restore", "judge"}
     for command in found:
         words = ["align", "model", *command.words[1:]] if command.words[0] == "align" else command.words
-        assert module.options_of(get_command(app), words)["device" if "--device" in words else "out"]
+        group, rest = get_command(app), list(words)
+        while hasattr(group, "commands"):
+            group = group.commands[rest.pop(0)]
+        options = group.make_context(words[0], [*rest, "--dry-run"]).params
+        assert options["dry_run"]
+        assert options["device" if "--device" in words else "out"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,12 +37,12 @@ class Command:
     """One line, and the pair it belongs to.
 
     Attributes:
-        speed: of one H100 for the dry run; None for `judge`, which has none: its options are parsed alone.
+        speed: of one H100 for the dry run.
     """
 
     pair: str
     words: tuple[str, ...]
-    speed: str | None = None
+    speed: str = BF16
     why: str = ""
 
     @property
@@ -102,7 +103,7 @@ def zephyr(which: str) -> list[Command]:
     answers = {post: f"zephyr-{which}.json", out: f"{out}.json"}
     for model, file in answers.items():
         words = ("judge", "respond", model, "--prompts", "alpaca_eval.jsonl", "-o", file, "--temperature", "0.7")
-        found.append(Command(pair, (*words, "--max-new-tokens", "2048", "--device", "cuda"), None, "805 answers"))
+        found.append(Command(pair, (*words, "--max-new-tokens", "2048", "--device", "cuda"), BF16, "805 answers"))
     ours, theirs = answers[out], answers[post]
     by = {
         "reward": ("--reward", JUDGE, "--device", "cuda"),
@@ -110,11 +111,11 @@ def zephyr(which: str) -> list[Command]:
     }
     for name, options in by.items():
         words = ("judge", "compare", ours, theirs, "-o", f"win-{which}-{name}.json", *options)
-        found.append(Command(pair, words, None, {"reward": "a reward model", "pairrm": "PairRM"}[name]))
+        found.append(Command(pair, words, FP32, {"reward": "a reward model", "pairrm": "PairRM"}[name]))
     for file in answers.values():
         gpt = ("--base-url", "https://api.openai.com/v1", "--model", "gpt-4-1106-preview", "--max-calls", "1610")
         words = ("judge", "compare", file, "gpt4_turbo.json", "-o", f"gpt4-{file}", *gpt)
-        found.append(Command(pair, words, None, "win rate against GPT-4, both orders"))
+        found.append(Command(pair, words, BF16, "win rate against GPT-4, both orders"))
     return found
 
 
@@ -130,6 +131,9 @@ def _measured(new: int, temperature: str, batch: str) -> tuple[str, ...]:
 
 STAND_INS = {"hh_prompts.jsonl": (10_000, 400), "dpo_prompts.jsonl": (10_000, 800), "alpaca_eval.jsonl": (805, 160)}
 """File -> prompts and characters of each; 4 characters a token. hh_pairs.jsonl: 40,000 pairs of the first."""
+ANSWERS = ("zephyr-beta", "zephyr-beta-hma", "zephyr-gemma", "zephyr-gemma-hma", "gpt4_turbo")
+ANSWERED = 2000
+"""Characters of an answer to AlpacaEval's instructions."""
 
 
 def stand_ins(folder: Path) -> dict[str, str]:
@@ -146,6 +150,16 @@ def stand_ins(folder: Path) -> dict[str, str]:
     config = json.loads((Path(places["openllama-sft"]) / "config.json").read_text(encoding="utf-8"))
     (aligned / "config.json").write_text(json.dumps({**config, "dtype": "float32"}))
     places |= {f"openllama-{name}": str(aligned) for name in ("rsf", "ppo", "dpo")}
+    for which in ("beta", "gemma"):
+        places[f"zephyr-{which}-hma"] = next(
+            p for n, p in places.items() if n.startswith(f"HuggingFaceH4/zephyr-7b-{which}")
+        )
+    count, characters = STAND_INS["alpaca_eval.jsonl"]
+    for name in ANSWERS:
+        asked = [f"{number:06} ".ljust(characters, "a") for number in range(count)]
+        rows = [{"instruction": text, "output": name.ljust(ANSWERED, "b"), "generator": name} for text in asked]
+        (folder / f"{name}.json").write_text(json.dumps(rows))
+        places[f"{name}.json"] = str(folder / f"{name}.json")
     for file, (count, characters) in STAND_INS.items():
         lines = (json.dumps({"prompt": f"{number:06} ".ljust(characters, "a")}) + "\n" for number in range(count))
         (folder / file).write_text("".join(lines))
@@ -169,7 +183,7 @@ def kept_plans() -> Iterator[list[Any]]:
 
 
 def dry_run_of(command: Command, places: Mapping[str, str], folder: Path) -> Any:
-    """The plan of one command, by the command line itself."""
+    """The plan of one command, by the command line itself; None where an endpoint would be asked."""
     from typer.main import get_command
 
     from counterpoise.cli import app
@@ -177,20 +191,10 @@ def dry_run_of(command: Command, places: Mapping[str, str], folder: Path) -> Any
     words = list(command.words)
     at = words.index("-o") + 1
     given = [places.get(w, w) if i != at else str(folder / w) for i, w in enumerate(words)]
-    if command.speed is None:
-        options_of(get_command(app), given)
-        return None
+    os.environ.setdefault("OPENAI_API_KEY", "not asked")
     with kept_plans() as plans:
         get_command(app).main([*given, "--dry-run", "--speed", command.speed, "--quiet"], standalone_mode=False)
-    return plans[0]
-
-
-def options_of(group: Any, words: Sequence[str]) -> dict[str, Any]:
-    """What the command line makes of the words, without running them; an unknown or missing option raises."""
-    command, rest = group, list(words)
-    while hasattr(command, "commands"):
-        command = command.commands[rest.pop(0)]
-    return dict(command.make_context(words[0], rest).params)
+    return plans[0] if plans else None
 
 
 def architectures(places: Mapping[str, str]) -> list[str]:
@@ -255,7 +259,8 @@ def check() -> str:
             if found is None:
                 continue
             plan, speed = found
-            name = f"{command.pair}: {command.words[0]} {command.words[command.words.index('-o') + 1]}"
+            kind = " ".join(command.words[: 2 if command.words[0] == "judge" else 1])
+            name = f"{command.pair}: {kind} {command.words[command.words.index('-o') + 1]}"
             resident = sum(plan.resident.values())
             for stage in plan.stages:
                 if stage.work.flops:
@@ -290,11 +295,12 @@ def page(
         blocks.append(f"### {pair}\n\n```sh\n{lines}\n```")
     counted = ", ".join(metrics["squad_completion"])
     data = ", ".join(f"`{file}` {count:,} prompts of {size} characters" for file, (count, size) in STAND_INS.items())
+    data += f", answers to AlpacaEval of {ANSWERED:,} characters"
     return f"""# The paper's own models: commands, not runs
 
-Written by `python experiments/hma/paper_models.py --check`. **Nothing below was run on these models**: each `align` and
-`restore` went through its own `--dry-run` with the architecture alone (`paper_models/*.json`) and stand-in data, so that
-every option is resolved and every number is an estimate. Of each `judge` command the options were parsed.
+Written by `python experiments/hma/paper_models.py --check`. **Nothing below was run on these models**: each command went
+through its own `--dry-run` with the architecture alone (`paper_models/*.json`) and stand-in data, so that every option is
+resolved and every number is an estimate. What GPT-4 would be asked is counted, not priced.
 
 What must be there first: `openllama-sft`, OpenLLaMA-3B fine-tuned on ShareGPT (1e-5, 1 epoch, batch 128, 2048 tokens;
 the paper's is not published, TRL's SFT trains one); `hh_prompts.jsonl` and `hh_pairs.jsonl` from HH-RLHF;

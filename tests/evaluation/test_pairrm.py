@@ -15,8 +15,13 @@ from transformers import DebertaV2Config, DebertaV2Model
 from typer.testing import CliRunner
 
 from counterpoise.cli import app
+from counterpoise.evaluation.alpaca import Output, Pair
 from counterpoise.evaluation.pairrm import MARKS, pairrm
-from tiny import tokenizer
+from counterpoise.language import Prompt
+from counterpoise.planning.judging import plan_compare, plan_respond
+from counterpoise.planning.rehearsing import look
+from counterpoise.planning.work import forward
+from tiny import save_pair, tokenizer
 
 CONFIG = Path(__file__).parents[2] / "experiments" / "hma" / "paper_models" / "pairrm.json"
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -115,6 +120,46 @@ def test_the_command_judges_with_it(ranker: Path, tmp_path: Path) -> None:
     there, back = prefer(ASKED, FIRST, SECOND), prefer(ASKED, SECOND, FIRST)
     scores = [((a > 0.5) + (b < 0.5)) / 2 for a, b in zip(there, back, strict=True)]
     assert result["scores"] == scores
+
+
+def test_a_dry_run_tells_and_writes_nothing(ranker: Path, tmp_path: Path) -> None:
+    save_pair(tmp_path)
+    rows = [{"instruction": i, "output": o, "generator": "m"} for i, o in zip(ASKED, FIRST, strict=True)]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps({"prompt": i}) + "\n" for i in ASKED))
+    before = sorted(tmp_path.rglob("*"))
+
+    def dry(*words: object) -> str:
+        told = ["judge", *words, "-o", tmp_path / "out.json", "--dry-run", "--speed", "1e12,1e11"]
+        ran = CliRunner().invoke(app, [str(w) for w in told])
+        assert ran.exit_code == 0, ran.output
+        assert sorted(tmp_path.rglob("*")) == before
+        return " ".join(ran.output.split())
+
+    file = tmp_path / "a.json"
+    assert "3 pairs in both orders" in dry("compare", file, file, "--preference", ranker)
+    assert "its time is not counted" in dry("compare", file, file, "--preference", "json:dumps")
+    assert "its time is not counted" in dry("compare", file, file, "--reward", "json:dumps")
+    assert "3 responses" in dry(
+        "respond", tmp_path / "post", "--prompts", tmp_path / "asked.jsonl", "--max-new-tokens", 6
+    )
+    asking = dry("compare", file, file, "--base-url", "http://127.0.0.1:1/v1", "--model", "m", "--key-variable", "")
+    assert "3 calls to m" in asking  # both orders show the same
+    assert "nothing was asked or written" in asking
+    prompts = [Prompt((("user", i),)) for i in ASKED]
+    plan = plan_respond(str(tmp_path / "post"), prompts, chat=False, max_new_tokens=6, batch_size=2)
+    shape = look(str(tmp_path / "post")).shape
+    mean = sum(map(len, ASKED)) / 3
+    by_hand = forward(shape, mean, sequences=3, logits=1) + forward(shape, 6, sequences=3, logits=6, start=mean)
+    assert plan.stages[0].work.flops == pytest.approx(by_hand.flops)
+    both = plan_compare(
+        [Pair(i, Output(i, a, "x"), Output(i, b, "y")) for i, a, b in zip(ASKED, FIRST, SECOND, strict=True)],
+        reward=None,
+        preference=str(ranker),
+    )
+    tokens = sum(map(len, (*ASKED, *FIRST, *SECOND))) / 3
+    shape = look(str(ranker), classifier=True).shape
+    assert both.stages[0].work.flops == pytest.approx(forward(shape, tokens, sequences=6).flops)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from counterpoise.options import DryRun, SpeedOption, speed_of
 from counterpoise.terminal import bars, plain_errors
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ def compare(
     max_tokens: Annotated[int, typer.Option(help="Longest answer; 0 leaves the field out.")] = 512,
     temperature: Annotated[float, typer.Option(help="Of the judge; below 0 leaves the field out.")] = 0.0,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
+    dry_run: DryRun = False,
+    speed: SpeedOption = None,
     device: Annotated[str, typer.Option(help="Of a reward or preference model.")] = "cpu",
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
@@ -80,6 +83,15 @@ def compare(
             raise ValueError("judge: expected exactly one of --reward, --preference and --base-url")
         pairs = pair_outputs(read_outputs(ours), read_outputs(theirs))[:limit]
         judge: Judge
+        if base_url is None and dry_run:
+            from counterpoise.planning.dry_run import tell
+            from counterpoise.planning.judging import plan_compare
+
+            if _is_function(preference):
+                _local(reward, preference, device)
+                preference = None
+            tell(plan_compare(pairs, reward=reward, preference=preference), speed_of(speed), device)
+            return
         if base_url is None:
             judge, about = _local(reward, preference, device)
         else:
@@ -96,7 +108,8 @@ def compare(
                 max_tokens=max_tokens or None,
             )
             judge, about = EndpointJudge(endpoint, Store(work), concurrency), endpoint.identity
-            _agree(judge, pairs, max_calls, yes, price_in, price_out)
+            if not _agreed(judge, pairs, max_calls, yes, price_in, price_out, dry_run):
+                return
         with bars(quiet) as progress:
             if isinstance(judge, EndpointJudge) and progress is not None:
                 judge = replace(judge, progress=partial(progress, "judging"))
@@ -126,17 +139,29 @@ def respond(
     batch_size: Annotated[int, typer.Option(help="Sequences at once.")] = 16,
     no_chat_template: Annotated[bool, typer.Option("--no-chat-template", help="Give prompts as plain text.")] = False,
     seed: Annotated[int, typer.Option(help="Decides every random draw.")] = 0,
+    dry_run: DryRun = False,
+    speed: SpeedOption = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Answer prompts with a checkpoint and write AlpacaEval's outputs."""
-    with plain_errors("nothing was written"), bars(quiet) as progress:
+    with plain_errors("nothing was written"), bars(quiet or dry_run) as progress:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from counterpoise.checkpoint import resolve
         from counterpoise.language import decode, encode_prompt, read_prompts, sample
 
-        folder, wanted = resolve(model), read_prompts(prompts)[:limit]
+        wanted = read_prompts(prompts)[:limit]
+        if dry_run:
+            from counterpoise.planning.dry_run import tell
+            from counterpoise.planning.judging import plan_respond
+
+            plan = plan_respond(
+                model, wanted, chat=not no_chat_template, max_new_tokens=max_new_tokens, batch_size=batch_size
+            )
+            tell(plan, speed_of(speed), device)
+            return
+        folder = resolve(model)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
         drawn = sample(
@@ -162,7 +187,7 @@ def _local(reward: str | None, preference: str | None, device: str) -> tuple[Jud
 
     if reward is not None:
         return by_reward(load_reward(reward, device=device)), {"reward": reward}
-    if preference is not None and (Path(preference).is_dir() or ":" not in preference):
+    if preference is not None and not _is_function(preference):
         from counterpoise.evaluation.pairrm import pairrm
 
         return by_preference(pairrm(preference, device=device), preference), {"preference": preference}
@@ -181,14 +206,19 @@ def _local(reward: str | None, preference: str | None, device: str) -> tuple[Jud
     return by_preference(found, str(preference)), {"preference": preference}
 
 
-def _agree(
+def _is_function(preference: str | None) -> bool:
+    return preference is not None and ":" in preference and not Path(preference).is_dir()
+
+
+def _agreed(
     judge: EndpointJudge,
     pairs: list[Pair],
     most: int | None,
     yes: bool,
     price_in: float | None,
     price_out: float | None,
-) -> None:
+    dry_run: bool,
+) -> bool:
     """Show what asking would take, and ask whether to."""
     plan = judge.plan(pairs)
     said = (
@@ -201,11 +231,15 @@ def _agree(
     print(said, file=sys.stderr)
     if most is not None and plan.calls > most:
         raise ValueError(f"{plan.calls:,} calls are needed, more than --max-calls {most:,}; nothing was asked")
+    if dry_run:
+        print("dry run: nothing was asked or written")
+        return False
     if plan.calls and not yes:
         if not sys.stdin.isatty():
             raise ValueError("nothing was asked: give --yes to call the endpoint without being asked")
         if not typer.confirm("Go on?", err=True):
             raise ValueError("nothing was asked")
+    return True
 
 
 def _show(result: dict[str, Any], out: Path) -> None:

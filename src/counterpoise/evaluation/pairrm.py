@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,19 @@ class PairRM(nn.Module):
         return better
 
 
+def refuse_other(source: str | Path, config: Mapping[str, Any]) -> None:
+    """Raise for the config of anything but PairRM.
+
+    Raises:
+        ValueError: it lacks one of PairRM's settings.
+    """
+    if lost := [name for name in (*MARKS, "n_tasks", "drop_out") if name not in config]:
+        raise ValueError(
+            f"--preference {source}: expected PairRM (DebertaV2PairRM), found {config.get('architectures')} without "
+            f"{lost[0]} in its config; give a classifier as --reward, anything else as module:function"
+        )
+
+
 def pairrm(source: str | Path, *, device: str = "cpu", batch_size: int = 16) -> Preference:
     """A PairRM checkpoint as a preference: (instructions, firsts, seconds) -> P(first is better).
 
@@ -65,11 +78,7 @@ def pairrm(source: str | Path, *, device: str = "cpu", batch_size: int = 16) -> 
     from transformers import AutoTokenizer, DebertaV2Config
 
     checkpoint = open_checkpoint(source)
-    if lost := [name for name in (*MARKS, "n_tasks", "drop_out") if name not in checkpoint.config]:
-        raise ValueError(
-            f"--preference {source}: expected PairRM (DebertaV2PairRM), found {checkpoint.config.get('architectures')} without "
-            f"{lost[0]} in its config; give a classifier as --reward, anything else as module:function"
-        )
+    refuse_other(source, checkpoint.config)
     model = PairRM(DebertaV2Config(**checkpoint.config))
     missing = model.load_state_dict(dict(checkpoint), strict=False).missing_keys
     if missing:

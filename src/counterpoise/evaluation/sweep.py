@@ -18,7 +18,7 @@ def digest(content: Any) -> str:
 
 
 class Store:
-    """A folder with one json file per finished piece of work.
+    """A folder with one json file per finished piece of work, made for the first of them.
 
     A file appears whole or not at all, so a killed run leaves nothing to repair, and several processes may share one
     folder: the worst that happens is that a piece of work is done twice, with the same result.
@@ -26,7 +26,6 @@ class Store:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
 
     def once(self, key: Mapping[str, Any], work: Callable[[], T]) -> T:
         """The json value stored for `key`, or `work()`, which is then stored."""
@@ -34,6 +33,7 @@ class Store:
         if path.is_file():
             return json.loads(path.read_text(encoding="utf-8"))["value"]  # type: ignore[no-any-return]
         value = work()
+        self.folder.mkdir(parents=True, exist_ok=True)
         _write_atomically(path, json.dumps({"key": key, "value": value}))
         return value
 

@@ -1,0 +1,75 @@
+"""Dry runs of `judge`: outputs and models read as a run would read them, what it would take told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from counterpoise.evaluation.alpaca import Pair
+from counterpoise.evaluation.pairrm import refuse_other
+from counterpoise.language import Prompt
+from counterpoise.planning.dry_run import ASSUMED, judged, lengths, said_of, short
+from counterpoise.planning.rehearsing import Source, Words, look, look_at_reward
+from counterpoise.planning.work import Plan, Stage, cache_bytes, drawing, drawing_bytes, forward, weight_bytes
+
+BATCH = 16
+"""Pairs or responses that a reward or preference model sees at once."""
+
+
+def plan_respond(source: str, prompts: Sequence[Prompt], *, chat: bool, max_new_tokens: int, batch_size: int) -> Plan:
+    """What `judge respond` with these arguments would do.
+
+    Raises:
+        ValueError: a prompt that does not fit the context with its response.
+        CheckpointError: no such checkpoint.
+    """
+    model = look(source)
+    itemsize = model.dtype.itemsize
+    at, assumed = lengths(model, prompts, {"chat": chat, "max_new_tokens": max_new_tokens}, itemsize, batch_size)
+    work = drawing(model.shape, at.prompt, at.response, prompts=len(prompts), batch=batch_size, itemsize=itemsize)
+    memory = drawing_bytes(model.shape, batch_size, at.longest + at.response, itemsize)
+    stage = Stage("answering", f"{len(prompts):,} responses", work, memory)
+    return Plan((stage,), {"weights": weight_bytes(model.shape, itemsize)}, short(model.dtype), assumed=(
+        *assumed, "every response as long as --max-new-tokens: an upper bound", *ASSUMED
+    ))  # fmt: skip
+
+
+def plan_compare(pairs: Sequence[Pair], *, reward: str | None, preference: str | None) -> Plan:
+    """What `judge compare` by a model would do.
+
+    Args:
+        reward, preference: neither stands for a function, whose time is not counted.
+
+    Raises:
+        ValueError: a reward or preference that is none.
+        CheckpointError: no such checkpoint.
+    """
+    judge = _ranker(preference) if preference is not None else look_at_reward(reward) if reward is not None else None
+    told = (f"{len(pairs):,} prompts that both have answered", said_of(preference or reward or "a function", judge))
+    if judge is None:
+        return Plan((), {}, "float32", told=told)
+    words, itemsize = Words.of(judge.folder), judge.dtype.itemsize
+    texts = ([p.instruction for p in pairs], [p.ours.output for p in pairs], [p.theirs.output for p in pairs])
+    sizes = [words.lengths(column) for column in texts]
+    if preference is None:
+        rows = [p + r for of in sizes[1:] for p, r in zip(sizes[0], of, strict=True)]
+        what = f"{len(rows):,} responses"
+    else:
+        rows = [sum(row) for row in zip(*sizes, strict=True)] * 2
+        what = f"{len(pairs):,} pairs in both orders"
+    config: Any = judge.model.config
+    limit = getattr(config, "max_position_embeddings", None)
+    if preference is None and limit is not None:
+        rows = [min(row, limit) for row in rows]
+    work = forward(judge.shape, sum(rows) / len(rows), sequences=len(rows))
+    maps = 3 * BATCH * config.num_attention_heads * max(rows) ** 2 * itemsize  # DeBERTa adds three up
+    memory = cache_bytes(judge.shape, BATCH, max(rows), itemsize) + maps
+    assumed = [] if words.tokenizer else ["no tokenizer: 4 characters a token"]
+    stage = Stage("judging", what, work, memory)
+    return Plan((stage,), judged(judge), short(judge.dtype), told=told, assumed=(*assumed, *ASSUMED))
+
+
+def _ranker(preference: str) -> Source:
+    found = look(preference, classifier=True)
+    refuse_other(preference, found.model.config.to_dict())  # type: ignore[operator,union-attr]
+    return found
