@@ -25,10 +25,10 @@ import torch
 from counterpoise.averaging import Recipe, versions, write_json
 from counterpoise.evaluation.rewards import load_reward
 from counterpoise.evaluation.sweep import Store
-from counterpoise.evaluation.tax import Panel, difference, fingerprint, interval_of, tax_table
+from counterpoise.evaluation.tax import Panel, difference, fingerprint, interval_of, steps_from_pre, tax_table
 from counterpoise.partition import thirds
 from counterpoise.preflight import preflight, scan
-from counterpoise.restoring.workbench import Workbench, steps_from_pre
+from counterpoise.restoring.workbench import Workbench
 
 HERE = Path(__file__).resolve().parent
 PARTS = {"input": 0, "middle": 1, "output": 2}

@@ -58,8 +58,7 @@ def results(
     Raises:
         ValueError: PRE or POST missing or out of place, a name twice, other items in one of the points.
     """
-    from counterpoise.evaluation.tax import at_floor, tax_table
-    from counterpoise.restoring.workbench import steps_from_pre
+    from counterpoise.evaluation.tax import at_floor, steps_from_pre, tax_table
 
     _check(points)
     pre, post = points[0].scores, points[1].scores

@@ -20,7 +20,7 @@ from counterpoise.evaluation.parts import Part, part_of
 from counterpoise.evaluation.rewards import Reward, checked, load_reward
 from counterpoise.evaluation.sweep import Store, digest
 from counterpoise.language import Progress, Prompt, decode, encode_prompt, read_prompts, sample
-from counterpoise.pareto import interval, paired_difference
+from counterpoise.pareto import interval, paired_difference, paired_replicates
 
 
 @dataclass(frozen=True)
@@ -239,6 +239,20 @@ def tax_table(pre: Scores, post: Scores, pick: Scores | None = None) -> list[dic
                 }
             )
     return rows
+
+
+def steps_from_pre(pre: Scores, scores: Scores, counted: Sequence[str]) -> dict[str, Any]:
+    """Retention: minus the mean over `counted` abilities of tax / standard error at PRE; 0 is PRE, lower is worse."""
+    values, replicates = [], []
+    for number, name in enumerate(counted):
+        before, now = pre.abilities[name][0], scores.abilities[name][0]
+        error = interval(before.statistics, before.aggregate)[3]
+        scale = error if error > 0 else 1.0
+        values.append((now.value - before.value) / scale)
+        replicates.append(paired_replicates(now.statistics, before.statistics, before.aggregate, seed=number) / scale)
+    mean = np.mean(replicates, axis=0)
+    low, high = np.quantile(mean, [0.025, 0.975])
+    return {"value": float(np.mean(values)), "low": float(low), "high": float(high)}
 
 
 def fingerprint(reward: str | Reward) -> str:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from counterpoise.restoring.workbench import Point, steps_from_pre
+from counterpoise.evaluation.tax import steps_from_pre
+from counterpoise.restoring.workbench import Point
 
 PICKABLE = (
     "MA",

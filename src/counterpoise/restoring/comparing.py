@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from counterpoise.averaging import Recipe
-from counterpoise.evaluation.tax import at_floor, difference, tax_table
+from counterpoise.evaluation.tax import at_floor, difference, steps_from_pre, tax_table
 from counterpoise.pareto import front, hypervolume
 from counterpoise.partition import Partition, layerwise
 from counterpoise.restoring.choosing import choose, no_gain, verdict
 from counterpoise.restoring.searching import TwoSided
-from counterpoise.restoring.workbench import Point, Workbench, steps_from_pre
+from counterpoise.restoring.workbench import Point, Workbench
 from counterpoise.results import items_of, statistics_of
 from counterpoise.search.hma import SearchResult
 from counterpoise.search.ramps import linear_ramp, random_ratios, reversed_ramp

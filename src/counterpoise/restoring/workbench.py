@@ -186,19 +186,3 @@ class Workbench:
         """A progress callback for one stage."""
         progress = self._progress
         return None if progress is None else lambda done, total: progress(name, done, total)
-
-
-def steps_from_pre(pre: Scores, scores: Scores, counted: Sequence[str]) -> dict[str, Any]:
-    """Retention: minus the mean over `counted` abilities of tax / standard error at PRE; 0 is PRE, lower is worse."""
-    from counterpoise.pareto import interval, paired_replicates
-
-    values, replicates = [], []
-    for number, name in enumerate(counted):
-        before, now = pre.abilities[name][0], scores.abilities[name][0]
-        error = interval(before.statistics, before.aggregate)[3]
-        scale = error if error > 0 else 1.0
-        values.append((now.value - before.value) / scale)
-        replicates.append(paired_replicates(now.statistics, before.statistics, before.aggregate, seed=number) / scale)
-    mean = np.mean(replicates, axis=0)
-    low, high = np.quantile(mean, [0.025, 0.975])
-    return {"value": float(np.mean(values)), "low": float(low), "high": float(high)}
