@@ -61,6 +61,8 @@ def main() -> None:
                 made[f"{data}-{kind}"] = comparison(
                     runs, LITERATURE[data] if kind == "main" else None, cut=kind == "imbalanced"
                 )
+        if runs := load(data, "imbalanced"):
+            made[f"{data}-cut"] = cut_tasks(runs)
         if runs := load(data, "main"):
             made[f"{data}-time"] = equal_time(runs, data)
         if runs := load(data, "sensitivity"):
@@ -167,6 +169,27 @@ def comparison(runs: list[Run], literature: dict[str, float] | None, *, cut: boo
             row += [f"{literature[method]:.2f}" if method in literature else ""]
         body.append(row)
     return table(head, body)
+
+
+def cut_tasks(runs: list[Run]) -> str:
+    """The cut tasks against the others over training: losses of uniform weighting, and BanditMTL's weight on them."""
+    groups = by_method(runs)
+    body = []
+    for epoch in range(max(len(r["epochs"]) for r in groups["uniform"])):
+        row = [str(epoch + 1)]
+        for name in ("train_loss", "test_loss"):
+            for first, last in ((0, 2), (2, None)):
+                row.append(spread([statistics.mean(v[first:last]) for v in by_size(groups["uniform"], epoch, name)]))
+        shares = [100 * sum(v[:2]) / sum(v) for v in by_size(groups.get("bandit", []), epoch, "weights")]
+        body.append([*row, spread(shares, 1), str(len(shares))])
+    head = ["epoch", "training loss, cut tasks", "the others", "test loss, cut tasks", "the others"]
+    return table([*head, "BanditMTL's weight on the cut tasks, %", "runs"], body)
+
+
+def by_size(runs: list[Run], epoch: int, name: str) -> list[list[float]]:
+    """A number of each task, the smallest tasks first, of the runs that reached an epoch."""
+    found = [(r["examples"], r["epochs"][epoch][name]) for r in runs if epoch < len(r["epochs"])]
+    return [[values[i] for i in sorted(range(len(sizes)), key=sizes.__getitem__)] for sizes, values in found]
 
 
 def equal_time(runs: list[Run], data: str) -> str:
