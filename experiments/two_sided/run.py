@@ -78,6 +78,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompt-limit", type=int, default=300)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
+    parser.add_argument("--size-searches", nargs="+", default=["path", "exact"], choices=["path", "exact"])
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--dtype", default="float32", help="of the searches")
@@ -184,7 +185,7 @@ def study(name: str, curves: Curves, options: argparse.Namespace) -> Any:
     """One of the smaller questions."""
     test = max(options.sizes)
     if name == "sizes":
-        return list(sizes(curves, tuple(options.sizes), test))
+        return list(sizes(curves, tuple(options.sizes), test, tuple(options.size_searches)))
     return list(openings(curves, test)) if name == "openings" else noise(curves)
 
 

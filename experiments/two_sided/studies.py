@@ -50,16 +50,20 @@ def elsewhere(curves: Curves, size: int) -> tuple[list[Example], list[Example]]:
     return good, [e for rows in words(bench, size, seed=77).values() for e in rows]
 
 
-def sizes(curves: Curves, of: tuple[int, ...], test: int, weight: float = 1.0) -> Iterator[dict[str, Any]]:
+def sizes(
+    curves: Curves, of: tuple[int, ...], test: int, searches: tuple[str, ...] = ("path", "exact"), weight: float = 1.0
+) -> Iterator[dict[str, Any]]:
     """The objective of ratios found with few sequences, on the sequences they were found with and on others."""
     good, said = elsewhere(curves, test)
     for size in of:
         for cut in (thirds(curves.bench.pair.names).with_rest_block(), curves.wide):
             search = TwoSided(curves.bench, cut, size=size)
-            for how, found in (
-                ("path", search.path([weight])[0]),
-                ("exact", search.exact([weight], max_passes=curves.settings.max_passes)[0]),
-            ):
+            for how in searches:
+                found = (
+                    search.path([weight])
+                    if how == "path"
+                    else search.exact([weight], max_passes=curves.settings.max_passes)
+                )[0]
                 seen = search.truth([found])[0]
                 values = search.scaled_on(found, good, said)
                 yield {
