@@ -15,10 +15,8 @@ from torch import nn
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
-from counterpoise.alignment.dry_run import plan_align
 from counterpoise.cli import app
 from counterpoise.language import Example, response_nll
-from counterpoise.planning.rehearsing import look
 from counterpoise.planning.stages import Lengths, Loop, align_stages, restore_stages
 from counterpoise.planning.work import (
     HMA_PASSES,
@@ -274,35 +272,6 @@ def test_a_dry_run_of_align_resolves_its_settings_and_writes_nothing(world: Path
     assert "PRE, frozen" in words
     assert "moving average" in words
     assert listing(world) == before
-
-
-def test_cut_up_weights_and_bfloat16_copies_are_counted(world: Path) -> None:
-    how = {"prompts": world / "prompts.jsonl", "reward": "world:early_letters", "preferences": None, "samples": None}
-    common = {"micro_batch_size": 8, "chat": True, "seed": 0}
-    held = dict.fromkeys("l1 l2 kd lora sma freeze merge replay reset_every stop_at_reward merge_base".split())
-    held |= {"replay_ratio": 1.0, "merge_keep": 1.0}
-
-    def planned(**more: Any) -> Plan:
-        new = {"max_new_tokens": 6, "temperature": 1.0}
-        places = (str(world / "pre"), world / "aligned")
-        return plan_align(*places, "ppo", {}, common, new, held, **how, dtype=torch.float32, **more)
-
-    whole, mixed, cut, both = planned(), planned(bf16=True), planned(shared_by=4), planned(bf16=True, shared_by=4)
-    shape = look(str(world / "pre")).shape
-    for name, size in whole.resident.items():
-        assert cut.resident[name] == both.resident[name] == size // 4
-        assert mixed.resident[name] == size
-    for plan, first, last in (
-        (mixed, 2 * (shape.body + shape.head), 2 * (shape.body + shape.head)),
-        (cut, 4 * shape.parameters, 0),
-        (both, 2 * (shape.body + shape.head), 0),
-    ):
-        more = [b.memory - a.memory for a, b in zip(whole.stages, plan.stages, strict=True)]
-        assert (more[0], more[-1]) == (first, last)
-    assert (whole.dtype, mixed.dtype) == ("float32", "bfloat16")
-    asked = ["--prompts", how["prompts"], "--reward", how["reward"], "--max-new-tokens", 6]
-    words = align(world, "ppo", *asked, "--shard")
-    assert "--shard: memory is that of one of 8 processes" in " ".join(words.output.split())
 
 
 def test_what_a_dry_run_refuses_is_named(world: Path, tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ from torch import nn
 from counterpoise.alignment.anchors import KD, L1, L2, soft_threshold
 from counterpoise.alignment.ema import MovingAverage
 from counterpoise.alignment.freezing import FreezeLowest
-from counterpoise.alignment.lowrank import LowRank, merged_state
+from counterpoise.alignment.lowrank import LowRank
 from counterpoise.alignment.merging import OnlineMerging
 from counterpoise.alignment.reference import load_frozen
 from counterpoise.alignment.replay import Replay, read_corpus
 from counterpoise.alignment.rsf import fine_tune
+from counterpoise.alignment.run import finished_state
 from counterpoise.alignment.scoring import score_responses
 from counterpoise.alignment.stepping import Mitigation, Step, adam, finish_all, start_all, trainable
 from counterpoise.checkpoint import open_checkpoint
@@ -277,11 +278,11 @@ def test_lora_changes_linear_layers_by_low_rank_and_comes_out_as_a_plain_model(f
     model, pre = tiny(family), tiny(family)
     held = LowRank(2)
     start_all([held], model, None)
-    assert merged_state(pre) is None
+    assert finished_state(pre) is None
     optimizer = adam(model, 1e-2)
     sizes = {"epochs": 2, "batch_size": 8, "micro_batch_size": 8}
     fine_tune(model, EXAMPLES, optimizer, **sizes, order=random.Random(0), mitigations=[held])
-    on_the_way = merged_state(model)
+    on_the_way = finished_state(model)
     logits = model(torch.tensor([[1, 5, 6]])).logits
     held.finish(model)
     assert [n for n, _ in model.named_parameters()] == [n for n, _ in pre.named_parameters()]

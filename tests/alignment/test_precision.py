@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from test_align_commands import QUICK, asked, call, world  # noqa: F401  # a fixture
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from counterpoise.alignment.precision import compute_in_bfloat16, weights_cast_once
 from counterpoise.alignment.rsf import fine_tune
@@ -55,6 +57,41 @@ def test_casts_are_kept_while_drawing_and_dropped_afterwards() -> None:
     before = response_nll(model, EXAMPLES).item()
     fine_tune(model, EXAMPLES, adam(model, 1e-2), epochs=2, batch_size=3, micro_batch_size=3, order=random.Random(0))
     assert response_nll(model, EXAMPLES).item() < 0.9 * before, "an update was not seen: stale copies of the weights"
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often a tensor of one shape is cast."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count, and do it."""
+        self.count += function is torch.ops.aten._to_copy.default and args[0].shape == self.shape
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_weight_is_cast_once_for_all_passes_frozen_or_not(frozen: bool) -> None:
+    model = compute_in_bfloat16(nn.Linear(3, 5))
+    model.weight.requires_grad_(not frozen)
+
+    def casts() -> int:
+        with torch.no_grad(), Casts(model.weight.shape) as seen:
+            for _ in range(4):
+                model(torch.ones(1, 3))
+        return seen.count
+
+    assert casts() == 4
+    with weights_cast_once(model):
+        assert casts() == 1
+    assert model.weight.requires_grad is not frozen
+
+
+def test_other_weights_than_float32_are_refused() -> None:
+    with pytest.raises(ValueError, match="bf16: expected float32 weights, found float64; give one of the two"):
+        compute_in_bfloat16(nn.Linear(2, 2).double())
 
 
 def test_a_pass_that_fails_leaves_no_autocast_behind() -> None:

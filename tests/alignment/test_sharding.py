@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,12 @@ import torch.multiprocessing as mp
 from test_processes import NAMES, PROMPTS, in_two, job, letters, lines, pre  # noqa: F401  # pre is a fixture
 from torch.distributed.tensor import DTensor
 
-from counterpoise.alignment.aligning import load
+from counterpoise.alignment.aligning import align, load
+from counterpoise.alignment.distilling import Sample, distil
+from counterpoise.alignment.dpo import dpo
+from counterpoise.alignment.ema import MovingAverage
+from counterpoise.alignment.freezing import FreezeLowest
+from counterpoise.alignment.lowrank import LowRank
 from counterpoise.alignment.processes import shared_by_length
 from counterpoise.alignment.reference import frozen_copy
 from counterpoise.alignment.rsf import rsf
@@ -21,13 +27,27 @@ from counterpoise.alignment.sharding import own_part, part_like, shard, whole, w
 from counterpoise.alignment.stepping import Step
 from counterpoise.checkpoint import open_checkpoint
 from counterpoise.language import Example, sample
-from tiny import tiny
+from tiny import save_pair, tiny
 
 
-def everything(number: int, before: Path, folder: Path) -> None:
+def tied_job(before: Path, out: Path, *, shard: bool = False) -> None:
+    """A head tied to the embeddings, the mitigations that the other jobs leave out, and LoRA in rounds of drawing."""
+    samples = [Sample(p, "abc"[: 1 + i % 3], 1.0, 0.5) for i, p in enumerate(PROMPTS)]
+    sizes: dict[str, Any] = {"batch_size": 3, "micro_batch_size": 1, "learning_rate": 1e-2}
+    held = [FreezeLowest(2), MovingAverage(0.5, 3, open_checkpoint(before))]
+    how: dict[str, Any] = {"dtype": torch.float64, "shard": shard}
+    align(before, out / "distil", partial(distil, samples=samples, epochs=2, **sizes), mitigations=held, **how)
+    rounds = partial(
+        rsf, prompts=PROMPTS, reward=letters, iterations=1, prompts_per_iteration=10, n=2, max_new_tokens=5
+    )
+    align(before, out / "rsf", partial(rounds, epochs=1, **sizes), mitigations=[LowRank(2)], **how)
+
+
+def everything(number: int, before: Path, tied: Path, folder: Path) -> None:
     """All methods, and what one process sees of a model that is cut up."""
     for name in NAMES:
         job(name, before, folder / name, shard=True)
+    tied_job(tied, folder / "tied", shard=True)
     found: dict[str, Any] = {}
     model, words = load(before, dtype=torch.float64, device="cpu", shard=True)
     plain, _ = load(before, dtype=torch.float64, device="cpu")
@@ -44,14 +64,20 @@ def everything(number: int, before: Path, folder: Path) -> None:
     found["cut again"] = [isinstance(p, DTensor) for p in model.parameters()]
     step = Step(model, [Example((1,), (5,) * length) for length in (3, 1, 2)], 0.1, 1)
     found["rows"] = [(list(rows), rows.weight) for rows in step.batches(step.examples)]
-    for name, wrong in {"copy": lambda: frozen_copy(model), "dpo": lambda: in_dpo(before)}.items():
+    wrongs = {
+        "copy": lambda: frozen_copy(model),
+        "dpo": lambda: in_dpo(before),
+        "trl": lambda: dpo(model, words, [], reference=plain),
+    }
+    for name, wrong in wrongs.items():
         with pytest.raises(ValueError, match="shard") as refused:
             wrong()
         found[name] = str(refused.value)
-    mixed, words = load(before, dtype=torch.float32, bf16=True, device="cpu", shard=True)
-    told = rsf(mixed, words, PROMPTS, letters, iterations=2, prompts_per_iteration=8, n=3, learning_rate=1e-2,
-               batch_size=3, micro_batch_size=1, max_new_tokens=5)  # fmt: skip
-    found["mixed"] = [it.losses[0] for it in told] + [str(own_part(p).dtype) for p in mixed.parameters()]
+    for kind, how in {"mixed": {"bf16": True}, "full": {}}.items():
+        model, words = load(before, dtype=torch.float32, device="cpu", shard=True, **how)
+        samples = [Sample(p, "abc", 1.0, 0.5) for p in PROMPTS]
+        losses = distil(model, words, samples, epochs=2, learning_rate=1e-2, batch_size=3, micro_batch_size=1)
+        found[kind] = [losses, [str(own_part(p).dtype) for p in model.parameters()]]
     (folder / f"{number}.json").write_text(json.dumps(found))
 
 
@@ -64,9 +90,14 @@ def in_dpo(before: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def two(pre: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_pair(tmp_path_factory.mktemp("tied"), "qwen2", tied=True, dtype=torch.float64)[0]
+
+
+@pytest.fixture(scope="module")
+def two(pre: Path, tied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
     folder = tmp_path_factory.mktemp("two")
-    in_two(everything, pre, folder)
+    in_two(everything, pre, tied, folder)
     return folder
 
 
@@ -109,17 +140,34 @@ def test_a_process_without_rows_keeps_the_others_company_at_weight_0(two: Path) 
     assert [list(r) for r in shared_by_length([3, 1, 2], 2, key=lambda n: n, together=True)] == [[0, 2], [1]]
 
 
-def test_mixed_precision_keeps_float32_rows_and_both_see_one_loss(two: Path) -> None:
-    first, second = (each["mixed"] for each in told(two))
-    assert first == second
-    assert first[1] < first[0]
-    assert set(first[2:]) == {"torch.float32"}
+def test_mixed_precision_keeps_float32_rows_and_both_see_one_loss(two: Path, pre: Path) -> None:  # noqa: F811
+    whole_model, words = load(pre, dtype=torch.float32, bf16=True, device="cpu")
+    samples = [Sample(p, "abc", 1.0, 0.5) for p in PROMPTS]
+    alone = distil(whole_model, words, samples, epochs=2, learning_rate=1e-2, batch_size=3, micro_batch_size=1)
+    first, second = told(two)
+    assert first["mixed"] == second["mixed"]
+    assert first["mixed"][0] != first["full"][0]
+    assert first["mixed"][0] == pytest.approx(alone, rel=0.05)
+    assert first["mixed"][0][1] < first["mixed"][0][0]
+    assert set(first["mixed"][1]) == {"torch.float32"}
+
+
+@pytest.mark.parametrize("method", ["distil", "rsf"])
+def test_tied_weights_are_written_once(method: str, two: Path, tied: Path, tmp_path: Path) -> None:
+    tied_job(tied, tmp_path)
+    one, both = open_checkpoint(tmp_path / method), open_checkpoint(two / "tied" / method)
+    assert set(both) == set(one) == set(open_checkpoint(tied))
+    for tensor in one:
+        torch.testing.assert_close(both[tensor], one[tensor], rtol=1e-9, atol=1e-9)
+    files = [sum(f.stat().st_size for f in c.files) for c in (one, both)]
+    assert files[0] == files[1]
 
 
 def test_what_cannot_be_is_refused(two: Path) -> None:
     for each in told(two):
         assert "give load_frozen(..., shard=True)" in each["copy"]
-        assert each["dpo"].startswith("--shard: not for dpo")
+        assert each["dpo"].startswith("dpo: expected whole weights, for TRL's loop, found --shard")
+        assert each["trl"].startswith("dpo: expected whole weights, for TRL's loop, found ones that `shard` cut up")
     with pytest.raises(ValueError, match="shard: expected several processes, found one; start it with torchrun"):
         shard(tiny("llama"), "cpu")
 

@@ -95,6 +95,13 @@ def test_long_texts_are_cut_and_both_responses_stay_in_sight(ranker: Path) -> No
     assert same == other  # the prompt ends at 1224 tokens
     (one,), (two,) = prefer(["a"], [long], [long]), prefer(["a"], [long], ["c" + long])
     assert one != two
+    # Each response gets half of what the prompt leaves, however short the other: 2048 - 4 of "a" with its marks.
+    half = (2048 - 4) // 2 - 3
+    kept, cut = "b" * half, "b" * half + "c"
+    for responses in (([kept], ["d"]), ([cut], ["d"])):
+        assert prefer(["a"], *responses) == prefer(["a"], [kept], ["d"])
+        assert prefer(["a"], *reversed(responses)) == prefer(["a"], ["d"], [kept])
+    assert prefer(["a"], [kept[1:] + "c"], ["d"]) != prefer(["a"], [kept], ["d"])
 
 
 def test_marks_inside_a_text_are_dropped(ranker: Path) -> None:

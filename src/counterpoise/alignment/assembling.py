@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 
@@ -34,6 +34,15 @@ from counterpoise.partition import layerwise
 METHODS = ("rsf", "ppo", "dpo")
 
 
+class How(TypedDict):
+    """How models are loaded, as `load` and `load_frozen` take it."""
+
+    dtype: torch.dtype
+    bf16: bool
+    shard: bool
+    device: str
+
+
 class Method(NamedTuple):
     """A method with its data and settings bound, and what its record tells beside them."""
 
@@ -51,13 +60,12 @@ def method(
     reward: str | None,
     preferences: Path | None,
     samples: Path | None,
-    how: Mapping[str, Any],
+    how: How,
 ) -> Method:
     """The method `name` over the data that was given.
 
     Args:
         settings, drawing: of the method, and of its sampling.
-        how: dtype, bf16, shard and device, as `load_frozen` takes them.
 
     Raises:
         ValueError: an unknown method, a setting that it does not have, missing or superfluous data, shard with dpo.
@@ -74,8 +82,7 @@ def method(
         from counterpoise.alignment.preferences import read_preferences
 
         _expect(given, ("--preferences",), name)
-        if how["shard"]:
-            raise ValueError("--shard: not for dpo, whose loop is TRL's; leave it out, or train with --lora")
+        refuse_shard(name, how["shard"])
         pairs = read_preferences(preferences)  # type: ignore[arg-type]
         reference = load_frozen(source, dtype=how["dtype"], bf16=how["bf16"])
         return Method(_bind(dpo, settings, name, preferences=pairs, reference=reference), told)
@@ -88,6 +95,18 @@ def method(
 
     data["reference"] = load_frozen(source, **how)
     return Method(_bind(ppo, {**settings, **drawing}, name, **data), told)
+
+
+def refuse_shard(name: str, shard: bool) -> None:
+    """Raise for dpo.
+
+    Raises:
+        ValueError: its weights are to be cut up.
+    """
+    if shard and name == "dpo":
+        raise ValueError(
+            "dpo: expected whole weights, for TRL's loop, found --shard or accelerate's FSDP; leave it out, or train with --lora"
+        )
 
 
 def mitigations(
@@ -103,13 +122,12 @@ def mitigations(
     files: Mapping[str, Path | None],
     drawing: Mapping[str, Any],
     work: Path,
-    how: Mapping[str, Any],
+    how: How,
 ) -> list[Mitigation]:
     """The mitigations that were asked for, in the order in which they act; PRE stays memory-mapped.
 
     Args:
         files: prompts, preferences or samples, to whose prompts PRE responds when it replays itself.
-        how: as for `method`.
 
     Raises:
         ValueError: a number out of range, `reset_every` without sma.
@@ -213,7 +231,7 @@ def _replayed(
     files: Mapping[str, Path | None],
     drawing: Mapping[str, Any],
     work: Path,
-    how: Mapping[str, Any],
+    how: How,
 ) -> list[Example]:
     """The texts of a corpus, or PRE's own responses to the prompts, drawn once."""
     checkpoint = open_checkpoint(source)
@@ -226,7 +244,7 @@ def _replayed(
     asked = _prompts_of(files)
 
     def draw() -> list[Any]:
-        loaded, tokenizer = load(checkpoint.folder, **{**how, "shard": False})
+        loaded, tokenizer = load(checkpoint.folder, dtype=how["dtype"], bf16=how["bf16"], device=how["device"])
         settings = {name: value for name, value in drawing.items() if name != "chat"}
         encoded = [encode_prompt(tokenizer, p, chat=drawing["chat"]) for p in asked]
         with weights_cast_once(loaded):

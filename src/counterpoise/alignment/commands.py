@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -154,6 +153,9 @@ def model(
         "merge_base": merge_base,
     }
     with plain_errors(kept), bars(quiet or dry_run) as progress:
+        from counterpoise.alignment import processes
+
+        shard = shard or processes.asked_for("FSDP")
         if dry_run:
             from counterpoise.alignment.dry_run import plan_align
             from counterpoise.planning.dry_run import tell
@@ -170,22 +172,17 @@ def model(
                 reward=reward,
                 dtype=_dtype(dtype),
                 bf16=bf16,
-                shared_by=int(os.environ.get("WORLD_SIZE", "8")) if shard else 1,
+                shared_by=processes.expected(shard),
                 device=device,
                 keep_checkpoints=not last_checkpoint_only,
             )
             tell(plan, speed_of(speed), device)
             return
-        from counterpoise.alignment import assembling, processes
+        from counterpoise.alignment import assembling
         from counterpoise.alignment.aligning import align
 
         processes.join(device)
-        how = {
-            "dtype": _dtype(dtype),
-            "bf16": bf16,
-            "shard": shard or processes.asked_for("FSDP"),
-            "device": device,
-        }
+        how: assembling.How = {"dtype": _dtype(dtype), "bf16": bf16, "shard": shard, "device": device}
         train = assembling.method(
             method,
             source,

@@ -14,6 +14,7 @@ from counterpoise.alignment import processes
 from counterpoise.alignment.replay import response_ids
 from counterpoise.alignment.rsf import Reward, draw_and_score, fine_tune
 from counterpoise.alignment.run import Run, stage_of
+from counterpoise.alignment.sharding import is_sharded
 from counterpoise.alignment.stepping import Mitigation, adam, finish_all, start_all
 from counterpoise.evaluation.sweep import Store, digest
 from counterpoise.language import Example, Progress, Prompt, _read_prompt, decode, encode_prompt
@@ -140,7 +141,7 @@ def distil(
     Raises:
         ValueError: DeepSpeed.
     """
-    processes.refuse_sharded("rsf, distillation style", model=model)
+    processes.refuse_sharded("rsf, distillation style", cut_up=is_sharded(model))
     processes.join(next(model.parameters()).device)
     examples = [
         Example(encode_prompt(tokenizer, s.prompt, chat=chat), response_ids(tokenizer, s.response)) for s in samples

@@ -19,6 +19,7 @@ from counterpoise.alignment.preferences import Preference
 from counterpoise.alignment.quiet import quiet_libraries, without_printing
 from counterpoise.alignment.reference import frozen_copy
 from counterpoise.alignment.run import Run, telling
+from counterpoise.alignment.sharding import is_sharded
 from counterpoise.alignment.stepping import Mitigation, Step, finish_all, has_own_loss, start_all
 from counterpoise.language import Example
 
@@ -80,7 +81,7 @@ def dpo(
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("dpo needs trl; pip install 'counterpoise[align]'") from error
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    _refuse(mitigations, world)
+    _refuse(model, mitigations, world)
     tokenizer = with_pad_token(tokenizer)
     at_once = min(micro_batch_size, max(1, batch_size // world))
     if batch_size % (at_once * world):
@@ -265,8 +266,10 @@ def _last_whole(folder: Path) -> Path | None:
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def _refuse(mitigations: Sequence[Mitigation], world: int) -> None:
-    processes.refuse_sharded("dpo")
+def _refuse(model: nn.Module, mitigations: Sequence[Mitigation], world: int) -> None:
+    processes.refuse_sharded("dpo", cut_up=False)
+    if is_sharded(model):
+        raise ValueError("dpo: expected whole weights, for TRL's loop, found ones that `shard` cut up; leave it out")
     for mitigation in mitigations:
         own = type(mitigation)
         if own.stop is not Mitigation.stop:

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 from counterpoise.alignment.anchors import KD, L1, L2
-from counterpoise.alignment.assembling import METHODS, _bind, _expect
+from counterpoise.alignment.assembling import METHODS, _bind, _expect, refuse_shard
 from counterpoise.alignment.distilling import distil, read_samples
 from counterpoise.alignment.ema import MovingAverage
 from counterpoise.alignment.lowrank import LowRank
 from counterpoise.alignment.merging import OnlineMerging
 from counterpoise.alignment.ppo import ppo
+from counterpoise.alignment.precision import refuse_other
 from counterpoise.alignment.preferences import read_preferences
 from counterpoise.alignment.replay import Replay
 from counterpoise.alignment.rsf import rsf
@@ -25,11 +26,13 @@ from counterpoise.files import refuse_occupied
 from counterpoise.language import Example, Prompt, read_prompts
 from counterpoise.planning.dry_run import ASSUMED, BOUNDS, judged, lengths, said_of, short
 from counterpoise.planning.rehearsing import Source, Words, look, look_at_reward, room_for
-from counterpoise.planning.stages import DRAWING, Loop, align_stages
+from counterpoise.planning.stages import DRAWING, TRAINING, Loop, align_stages
 from counterpoise.planning.work import Plan, Shape, optimiser_bytes, step_bytes, trained, weight_bytes
 
-WHOLE = ("reward model", "LoRA")
-"""What every process holds for itself where weights are cut up."""
+ASSUMED_SHARES = 8
+"""Processes among which weights are cut up, where torchrun has not said."""
+CUT_UP = ("weights", "PRE, frozen")
+"""What is cut up in any case; with LoRA the rest is of the adapter, which is not."""
 
 
 def plan_align(
@@ -47,7 +50,7 @@ def plan_align(
     samples: Path | None,
     dtype: torch.dtype,
     bf16: bool = False,
-    shared_by: int = 1,
+    shared_by: int | None = 1,
     device: str = "cpu",
     keep_checkpoints: bool = True,
 ) -> Plan:
@@ -56,11 +59,14 @@ def plan_align(
     Args:
         chosen, common, drawing: settings of the method, of its loop and of its sampling.
         held: the options of the mitigations, None where not given.
-        shared_by: processes that the weights are cut up among; memory is that of one of them.
+        shared_by: processes that the weights are cut up among; memory is that of one of them. None takes ASSUMED_SHARES.
 
     Raises:
         ValueError, CheckpointError: whatever `align` would refuse before it loads a model.
     """
+    refuse_shard(method, shared_by != 1)
+    if bf16:
+        refuse_other(dtype)
     if not (out / "align.json").is_file():
         refuse_occupied(out.absolute())
     model = look(source)
@@ -107,15 +113,21 @@ def plan_align(
     )  # TRL's is fused
     if held["merge"] is not None:
         moment += count * itemsize  # the weights before the step
-    stages = align_stages(shape, judge.shape if judge else None, at, loop, step=moment // shared_by)
-    copies = 2 * (shape.body + shape.head) if bf16 else 0  # of the matrices, as autocast casts them
-    if shared_by == 1:
+    shares = shared_by or ASSUMED_SHARES
+    alike = held["lora"] is None and shares > 1  # what is trained is cut up as the weights are
+    stages = align_stages(shape, judge.shape if judge else None, at, loop, step=moment // shares if alike else moment)
+    if shares == 1:
+        copies = 2 * (shape.body + shape.head) if bf16 else 0  # of the matrices, as autocast casts them
         stages = tuple(replace(s, memory=s.memory + copies) for s in stages)
     else:
-        resident = {what: size // (1 if what in WHOLE else shared_by) for what, size in resident.items()}
-        gathered = copies or weight_bytes(shape, itemsize)
-        stages = tuple(replace(s, memory=s.memory + gathered) if s.name == DRAWING else s for s in stages)
-        told.append(f"--shard: memory is that of one of {shared_by} processes, which holds all weights while it draws")
+        told.append(f"--shard: memory is that of one of {shares} processes, which holds all weights while it draws")
+        if shared_by is None:
+            assumed = [*assumed, f"{shares} processes, as torchrun has not said how many"]
+        resident = {
+            what: size // shares if what in CUT_UP or (alike and what != "reward model") else size
+            for what, size in resident.items()
+        }
+        stages = tuple(replace(s, memory=s.memory + _gathered(shape, 2 if bf16 else itemsize, s.name)) for s in stages)
     mapped = 0 if model.weights is None else sum(f.stat().st_size for f in model.weights.files)
     return Plan(
         stages,
@@ -126,6 +138,18 @@ def plan_align(
         tuple(told),
         (*assumed, bounds, *ASSUMED),
     )
+
+
+def _gathered(shape: Shape, itemsize: int, stage: str) -> int:
+    """Whole weights beside those that a process holds: all while drawing, else a block, the next, and what is in no block.
+
+    In training their gradients are whole as well until they are shared out.
+    """
+    if stage == DRAWING:
+        return shape.parameters * itemsize
+    outside = shape.parameters - shape.body
+    block = shape.body // shape.layers
+    return (outside + 2 * block + (outside + block if stage == TRAINING else 0)) * itemsize
 
 
 def _loop(

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from counterpoise.alignment import processes
-from counterpoise.alignment.sharding import own_part, part_like, whole
+from counterpoise.alignment.sharding import own_part, part_like
 from counterpoise.alignment.stepping import Mitigation
 
 
@@ -75,20 +74,22 @@ class LowRank(Mitigation):
         model.requires_grad_(True)
 
 
+def is_low_rank(model: nn.Module) -> bool:
+    """Whether an adapter is inside."""
+    return any(".lora_A." in name for name, _ in model.named_parameters())
+
+
 @torch.no_grad()
-def merged_state(model: nn.Module) -> dict[str, Tensor] | None:
-    """The state dict of `model` with its LoRA updates added in, under the plain names; None when it has none."""
-    if not any(".lora_A." in name for name, _ in model.named_parameters()):
-        return None
+def merged(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of `model` with its LoRA updates added in, under the plain names; its tensors are whole."""
     from peft.tuners.lora import LoraLayer
 
-    state = {n.replace(".base_layer.", "."): t for n, t in model.state_dict().items() if ".lora_" not in n}
+    plain = {n.replace(".base_layer.", "."): t for n, t in state.items() if ".lora_" not in n}
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
-            state[f"{name}.weight"] = whole(state[f"{name}.weight"])
-            if processes.is_first():
-                state[f"{name}.weight"] = state[f"{name}.weight"] + _update(module).to(state[f"{name}.weight"].device)
-    return state
+            weight = plain[f"{name}.weight"]
+            plain[f"{name}.weight"] = weight + _update(module).to(weight.device)
+    return plain
 
 
 def _update(module: Any) -> Tensor:

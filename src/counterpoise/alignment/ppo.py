@@ -23,6 +23,7 @@ from counterpoise.alignment.reference import frozen_copy
 from counterpoise.alignment.rsf import Reward, draw_and_score
 from counterpoise.alignment.run import Run, stage_of
 from counterpoise.alignment.scoring import score_responses
+from counterpoise.alignment.sharding import is_sharded
 from counterpoise.alignment.stepping import Mitigation, adam, finish_all, rows_of, start_all, take_step, trainable
 from counterpoise.language import Example, Prompt, response_tokens
 
@@ -108,7 +109,7 @@ def ppo(
     Raises:
         ValueError: a prompt too long for the model's context, a reward that is not finite, DeepSpeed.
     """
-    processes.refuse_sharded("ppo", model=model)
+    processes.refuse_sharded("ppo", cut_up=is_sharded(model))
     processes.join(next(model.parameters()).device)
     refuse_long_prompts(model, tokenizer, prompts, max_new_tokens, chat=chat)
     order = random.Random(seed)

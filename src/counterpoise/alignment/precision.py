@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -19,23 +19,50 @@ def compute_in_bfloat16(model: M) -> M:
     Weights, gradients and the optimiser's state keep their dtype, so updates of any size add up; matrix products are
     done in bfloat16, whose logits are rounded to about three digits. Softmax and losses stay in float32.
 
+    Raises:
+        ValueError: weights of another dtype than float32.
+
     >>> _ = torch.manual_seed(0)
     >>> layer = compute_in_bfloat16(nn.Linear(4, 2))
     >>> layer(torch.ones(1, 4)).dtype, layer.weight.dtype
     (torch.bfloat16, torch.float32)
     """
+    refuse_other(next(model.parameters()).dtype)
     model.register_forward_pre_hook(_enter)
     model.register_forward_hook(_leave, always_call=True)
     return model
 
 
+def refuse_other(dtype: torch.dtype) -> None:
+    """Raise for weights that mixed precision is not for.
+
+    Raises:
+        ValueError: they are not float32.
+    """
+    if dtype != torch.float32:
+        raise ValueError(
+            f"bf16: expected float32 weights, found {str(dtype).removeprefix('torch.')}; give one of the two"
+        )
+
+
 @contextmanager
 def weights_cast_once(model: nn.Module) -> Iterator[None]:
-    """Inside, a model that computes in bfloat16 casts its weights once, not in every pass: they must not change."""
-    with ExitStack() as stack:
-        if _enter in model._forward_pre_hooks.values():
-            stack.enter_context(_autocast(model))
+    """Inside, a model that computes in bfloat16 casts its weights once, not in every pass: they must not change.
+
+    For passes without gradients. Autocast keeps what it cast of weights that take gradients, so frozen ones do meanwhile.
+    """
+    if _enter not in model._forward_pre_hooks.values():
         yield
+        return
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    for p in frozen:
+        p.requires_grad_(True)
+    try:
+        with _autocast(model):
+            yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
 
 
 def _autocast(model: nn.Module) -> AbstractContextManager[Any]:

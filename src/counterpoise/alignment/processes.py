@@ -1,4 +1,4 @@
-"""Data parallelism of the plain loops: every process holds the whole model and takes its share of the rows.
+"""Data parallelism of the plain loops: every process takes its share of the rows. Who holds which weights: sharding.py.
 
 torchrun or accelerate starts the processes. Prompts, kept responses and decisions are the same in all of them, in the
 same order; shared are the batches that are drawn, the rewards of what was drawn, and the rows of an optimiser step, whose
@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from counterpoise.language import by_length
@@ -57,14 +56,28 @@ def asked_for(sharded: str) -> bool:
     return os.environ.get(f"ACCELERATE_USE_{sharded}", "false").lower() in ("true", "1")
 
 
-def refuse_sharded(method: str, *, model: nn.Module | None = None) -> None:
-    """Raise under DeepSpeed, and under FSDP where `shard` did not cut the model up.
+def expected(shard: bool) -> int | None:
+    """How many processes `shard` will find: as torchrun says, None before it has said so; 1 without `shard`.
+
+    Raises:
+        ValueError: torchrun started one alone.
+    """
+    if not shard:
+        return 1
+    started = os.environ.get("WORLD_SIZE")
+    if started == "1":
+        raise ValueError("shard: expected several processes, found one; start it with torchrun --nproc-per-node N")
+    return None if started is None else int(started)
+
+
+def refuse_sharded(method: str, *, cut_up: bool) -> None:
+    """Raise under DeepSpeed, and under accelerate's FSDP where `shard` did not cut the model up.
 
     Raises:
         ValueError: accelerate was started with one of them.
     """
     for sharded in ("FSDP", "DEEPSPEED"):
-        if asked_for(sharded) and not (sharded == "FSDP" and isinstance(model, FSDPModule)):
+        if asked_for(sharded) and not (sharded == "FSDP" and cut_up):
             raise ValueError(
                 f"{method}: expected whole weights in every process, found {sharded}; use torchrun, or accelerate's plain "
                 "data parallelism; rsf and ppo are cut up by align --shard"

@@ -55,7 +55,9 @@ def frozen_copy(model: nn.Module) -> nn.Module:
         ValueError: the model is cut up among processes.
     """
     if is_sharded(model):
-        raise ValueError("expected a reference beside a model that is cut up; give load_frozen(..., shard=True)")
+        raise ValueError(
+            "reference: expected one beside a model that `shard` cut up, found none; give load_frozen(..., shard=True)"
+        )
     return copy.deepcopy(model).requires_grad_(False).eval()
 
 

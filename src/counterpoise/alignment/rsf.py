@@ -18,7 +18,7 @@ from counterpoise.alignment import processes
 from counterpoise.alignment.precision import weights_cast_once
 from counterpoise.alignment.prompts import next_prompts, queue_from, queue_state, refuse_long_prompts
 from counterpoise.alignment.run import Run, stage_of
-from counterpoise.alignment.sharding import whole_weights
+from counterpoise.alignment.sharding import is_sharded, whole_weights
 from counterpoise.alignment.stepping import Mitigation, adam, finish_all, start_all, take_step
 from counterpoise.language import (
     Example,
@@ -95,7 +95,7 @@ def rsf(
     Raises:
         ValueError: a prompt too long for the model's context, a reward that is not finite, DeepSpeed.
     """
-    processes.refuse_sharded("rsf", model=model)
+    processes.refuse_sharded("rsf", cut_up=is_sharded(model))
     processes.join(next(model.parameters()).device)
     refuse_long_prompts(model, tokenizer, prompts, max_new_tokens, chat=chat)
     order = random.Random(seed)
@@ -209,7 +209,7 @@ def draw_and_score(
     encoded = [encode_prompt(tokenizer, prompt, chat=chat) for prompt in prompts]
 
     def own() -> dict[int, tuple[list[tuple[int, ...]], list[float]]]:
-        with whole_weights(model), weights_cast_once(model):
+        with weights_cast_once(model):
             drawn = sample(
                 processes.sharing(model),
                 tokenizer,
@@ -228,7 +228,8 @@ def draw_and_score(
         scores = scored(reward, [prompts[i].text for i in rows for _ in range(n)], texts).view(-1, n)
         return {i: (drawn[i], row) for i, row in zip(rows, scores.tolist(), strict=True)}
 
-    found = {i: row for part in processes.gathered(own) for i, row in part.items()}
+    with whole_weights(model):  # out here: a process that has no room for them ends, and with it all
+        found = {i: row for part in processes.gathered(own) for i, row in part.items()}
     drawn, scores = zip(*(found[i] for i in range(len(prompts))), strict=True)
     return encoded, list(drawn), torch.tensor(scores, dtype=torch.float64)
 

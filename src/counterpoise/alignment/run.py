@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from counterpoise.alignment import processes
-from counterpoise.alignment.lowrank import merged_state
+from counterpoise.alignment.lowrank import is_low_rank, merged
 from counterpoise.alignment.sharding import is_sharded, moments_like, own_part, part_like, whole
 from counterpoise.alignment.stepping import Mitigation
 from counterpoise.averaging import write_json
@@ -90,7 +90,7 @@ class Run:
         processes.on_first(lambda: self.drop_after(self.done))
         if not self.done:
             return None
-        state = torch.load(self._state(self.done), map_location="cpu", weights_only=True)
+        state = torch.load(self._state(self.done), map_location="cpu", weights_only=True, mmap=True)
         with torch.no_grad():
             parameters = dict(model.named_parameters())
             for name, tensor in state["weights"].items():
@@ -124,6 +124,7 @@ class Run:
         """
 
         random, *others = processes.gathered(torch.get_rng_state)
+        self.save_checkpoint(iteration, model, tokenizer, mitigations)
         state = whole({
             "weights": {n: p.data for n, p in model.named_parameters() if p.requires_grad},
             "optimizer": optimizer.state_dict(),
@@ -137,8 +138,6 @@ class Run:
             with telling(f"iteration {iteration}: expected to write to {self.folder}"):
                 self.log({"iteration": iteration, **metrics})
                 self.mark(iteration, state)
-
-        self.save_checkpoint(iteration, model, tokenizer, mitigations)
 
         processes.on_first(write)
 
@@ -210,11 +209,13 @@ def stage_of(run: Run | None, name: str) -> Progress | None:
 
 
 def finished_state(model: nn.Module) -> dict[str, Any] | None:
-    """What `save_model` writes: any LoRA update added in, tensors whole. None says: the model's own; all processes call it."""
-    state = merged_state(model)
-    if state is None and is_sharded(model):
-        state = model.state_dict()
-    return None if state is None else whole(state)
+    """What `save_model` writes: tensors whole, any LoRA update added in. None says: the model's own; all processes call it."""
+    adapted = is_low_rank(model)
+    if not adapted and not is_sharded(model):
+        return None
+    # Tied weights stay one tensor under two names, so that they are written once.
+    state = whole(model.state_dict(keep_vars=True))
+    return merged(model, state) if adapted and processes.is_first() else state
 
 
 def save_model(model: nn.Module, state: Mapping[str, Any] | None, tokenizer: Any, folder: Path) -> None:

@@ -29,17 +29,21 @@ def shard(model: M, device: torch.device | str, *, bf16: bool = False) -> M:
 
     Args:
         device: this process's; the model may still lie in the host's memory, no more than a block is moved at once.
-        bf16: send and compute with bfloat16 copies.
+        bf16: send and compute with bfloat16 copies. Coarser than `compute_in_bfloat16` alone: what passes from block to
+            block and the norms are bfloat16 too.
 
     Raises:
-        ValueError: a single process.
+        ValueError: a single process, a torch that cannot add gradients up.
     """
     processes.join(device)
     if world_size() == 1:
         raise ValueError("shard: expected several processes, found one; start it with torchrun --nproc-per-node N")
+    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+        raise ValueError(f"shard: expected a newer torch (tested with 2.13), found {torch.__version__}; upgrade it")
     mesh = init_device_mesh(torch.device(device).type, (world_size(),))
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
-    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
+    added_in = torch.promote_types(next(model.parameters()).dtype, torch.float32)
+    policy = MixedPrecisionPolicy(torch.bfloat16 if bf16 else None, added_in)
     for module in (*max(lists, key=len, default=()), model):
         fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
     for module in _cut(model):
@@ -66,18 +70,22 @@ def part_like(full: Tensor, like: Tensor) -> Tensor:
     return parts[processes.rank()] if processes.rank() < len(parts) else full[:0]
 
 
-def whole(value: Any) -> Any:
+def whole(value: Any, seen: dict[int, Any] | None = None) -> Any:
     """`value` with every tensor in it whole: in the first process, on the host; None stands for it in the others.
 
-    All processes call it together. Values that hold no tensor that is cut up are returned as they are.
+    All processes call it together. A tensor that stands in two places is one afterwards too. Values that hold no tensor
+    that is cut up are returned as they are.
     """
+    seen = {} if seen is None else seen
     if isinstance(value, DTensor):
-        full = value.full_tensor()
-        return full.cpu() if processes.is_first() else None
+        if id(value) not in seen:
+            full = value.full_tensor().detach()
+            seen[id(value)] = full.cpu() if processes.is_first() else None
+        return seen[id(value)]
     if isinstance(value, Mapping):
-        return {name: whole(item) for name, item in value.items()}
+        return {name: whole(item, seen) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(whole(item) for item in value)
+        return type(value)(whole(item, seen) for item in value)
     return value
 
 
@@ -87,7 +95,7 @@ def moments_like(state: dict[str, Any], parameters: Sequence[nn.Parameter]) -> d
     def like(value: Any, parameter: nn.Parameter) -> Any:
         if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or value.shape != parameter.shape:
             return value
-        own = part_like(value, parameter).to(own_part(parameter).device).contiguous()
+        own = part_like(value, parameter).to(own_part(parameter).device, copy=True).contiguous()
         mesh, placements = parameter.device_mesh, parameter.placements
         return DTensor.from_local(own, mesh, placements, shape=parameter.shape, stride=parameter.stride())
 
@@ -122,9 +130,10 @@ def clip_norm(parameters: Sequence[nn.Parameter], limit: float) -> None:
         return
     whole_ones = [g for g in gradients if not isinstance(g, DTensor)]
     square = sum_over_ranks([_square(cut)])[0] + _square(whole_ones)
-    scale = min(1.0, limit / (square**0.5 + 1e-6))  # torch's own
-    for gradient in gradients:
-        own_part(gradient).mul_(scale)
+    scale = limit / (square**0.5 + 1e-6)
+    if not scale > 1:  # a norm that is not a number makes all gradients so, as torch does
+        for gradient in gradients:
+            own_part(gradient).mul_(scale)
 
 
 def _square(tensors: Sequence[Tensor]) -> float:

@@ -52,6 +52,21 @@ class PairRM(nn.Module):
         return better
 
 
+def read(prompt: int, first: int, second: int) -> int:
+    """Tokens that are read of a prompt and two responses of so many.
+
+    >>> read(10, 20, 30), read(2000, 20, 3000)
+    (60, 1656)
+    """
+    seen = min(prompt, LONGEST["prompt"])
+    return seen + sum(min(n, _room(seen)) for n in (first, second))
+
+
+def _room(prompt: int) -> int:
+    """Tokens that are left for each response."""
+    return (LONGEST["all"] - prompt) // 2
+
+
 def refuse_other(source: str | Path, config: Mapping[str, Any]) -> None:
     """Raise for the config of anything but PairRM.
 
@@ -91,12 +106,11 @@ def pairrm(source: str | Path, *, device: str = "cpu", batch_size: int = 16) -> 
                              f"{tokenizer.convert_ids_to_tokens(checkpoint.config[name])!r}")  # fmt: skip
 
     def encode(instruction: str, first: str, second: str) -> list[int]:
-        ids: list[int] = []
-        for room, (mark, text) in enumerate(zip(MARKS.values(), (instruction, first, second), strict=True)):
-            limit = LONGEST["prompt"] if room == 0 else (LONGEST["all"] - len(ids)) // (3 - room)
-            plain = MARK.sub("", text)  # a mark inside a text would be taken for its beginning
-            ids += tokenizer.encode(mark + plain, max_length=limit, truncation=True)
-        return ids
+        # A mark inside a text would be taken for the text's beginning.
+        texts = [m + MARK.sub("", t) for m, t in zip(MARKS.values(), (instruction, first, second), strict=True)]
+        prompt: list[int] = tokenizer.encode(texts[0], max_length=LONGEST["prompt"], truncation=True)
+        room = _room(len(prompt))
+        return prompt + [i for t in texts[1:] for i in tokenizer.encode(t, max_length=room, truncation=True)]
 
     @torch.no_grad()
     def prefer(instructions: Sequence[str], firsts: Sequence[str], seconds: Sequence[str]) -> Sequence[float]:

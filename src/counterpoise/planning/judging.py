@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from counterpoise.evaluation.alpaca import Pair
-from counterpoise.evaluation.pairrm import refuse_other
+from counterpoise.evaluation.pairrm import read, refuse_other
 from counterpoise.language import Prompt
 from counterpoise.planning.dry_run import ASSUMED, judged, lengths, said_of, short
 from counterpoise.planning.rehearsing import Source, Words, look, look_at_reward
@@ -55,7 +55,7 @@ def plan_compare(pairs: Sequence[Pair], *, reward: str | None, preference: str |
         rows = [p + r for of in sizes[1:] for p, r in zip(sizes[0], of, strict=True)]
         what = f"{len(rows):,} responses"
     else:
-        rows = [sum(row) for row in zip(*sizes, strict=True)] * 2
+        rows = [read(*row) for row in zip(*sizes, strict=True)] * 2
         what = f"{len(pairs):,} pairs in both orders"
     config: Any = judge.model.config
     limit = getattr(config, "max_position_embeddings", None)

@@ -25,7 +25,8 @@ from counterpoise.planning.work import (
 )
 
 DRAWING = "drawing and rewards"
-"""The stage of `align` in which responses are drawn."""
+TRAINING = "training"
+"""Stages of `align`."""
 
 
 @dataclass(frozen=True)
@@ -193,5 +194,5 @@ def align_stages(shape: Shape, reward: Shape | None, at: Lengths, loop: Loop, *,
     what = f"{times} iterations x {loop.epochs} epochs x {loop.prompts:,} {noun}"
     if loop.method in ("dpo", "distil"):
         what = f"{loop.epochs} epochs x {loop.prompts:,} {noun}"
-    stages.append(Stage("training", what, one * (times * loop.epochs), trains))
+    stages.append(Stage(TRAINING, what, one * (times * loop.epochs), trains))
     return tuple(stages)
