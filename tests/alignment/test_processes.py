@@ -265,26 +265,31 @@ def test_every_process_goes_on_with_its_own_random_state_of_dropout(two: Path) -
     assert all(equal for each in told(two) for equal in each["dropout"])
 
 
-def one_job(number: int, name: str, pre: Path, out: Path, die: int | None) -> None:
-    job(name, pre, out, die=die)
+def one_job(number: int, name: str, pre: Path, out: Path, die: int | None, shard: bool) -> None:
+    job(name, pre, out, die=die, shard=shard)
+
+
+def goes_on_after_a_kill(name: str, pre: Path, two: Path, place: Path, *, shard: bool = False) -> None:
+    """Two processes killed in the second iteration end with the bits of `two`, and one alone goes on where they stood."""
+    steps = {"rsf": 4, "ppo": 8}[name]
+    with pytest.raises(mp.ProcessExitedException):
+        in_two(one_job, name, pre, place / "out", steps + 2, shard)
+    assert [p.name for p in (place / "out.work").glob("state-*")] == ["state-0001.pt"]
+    shutil.copytree(place / "out.work", place / "alone.work")
+    in_two(one_job, name, pre, place / "out", None, shard)
+    for file in ("model.safetensors", "metrics.jsonl"):
+        assert (place / "out" / file).read_bytes() == (two / name / file).read_bytes()
+    job(name, pre, place / "alone")
+    alone, both = open_checkpoint(place / "alone"), open_checkpoint(two / name)
+    for tensor in both:
+        torch.testing.assert_close(alone[tensor], both[tensor], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["rsf", "ppo"])
 def test_two_killed_processes_go_on_with_the_bits_of_two_never_killed(
     name: str, pre: Path, two: Path, tmp_path: Path
 ) -> None:
-    steps = {"rsf": 4, "ppo": 8}[name]
-    with pytest.raises(mp.ProcessExitedException):
-        in_two(one_job, name, pre, tmp_path / "out", steps + 2)
-    assert [p.name for p in (tmp_path / "out.work").glob("state-*")] == ["state-0001.pt"]
-    shutil.copytree(tmp_path / "out.work", tmp_path / "alone.work")
-    in_two(one_job, name, pre, tmp_path / "out", None)
-    for file in ("model.safetensors", "metrics.jsonl"):
-        assert (tmp_path / "out" / file).read_bytes() == (two / name / file).read_bytes()
-    job(name, pre, tmp_path / "alone")  # one process goes on where two stood
-    alone, both = open_checkpoint(tmp_path / "alone"), open_checkpoint(two / name)
-    for tensor in both:
-        torch.testing.assert_close(alone[tensor], both[tensor], rtol=1e-9, atol=1e-9)
+    goes_on_after_a_kill(name, pre, two, tmp_path)
 
 
 @pytest.mark.parametrize("sharded", ["FSDP", "DEEPSPEED"])

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from test_processes import NAMES, PROMPTS, in_two, job, letters, lines, pre  # noqa: F401  # pre is a fixture
+from test_processes import NAMES, PROMPTS, goes_on_after_a_kill, in_two, job, letters, lines, pre  # noqa: F401  # pre is a fixture
 from torch.distributed.tensor import DTensor
 
 from counterpoise.alignment.aligning import align, load
@@ -172,21 +170,6 @@ def test_what_cannot_be_is_refused(two: Path) -> None:
         shard(tiny("llama"), "cpu")
 
 
-def one_job(number: int, name: str, before: Path, out: Path, die: int | None) -> None:
-    job(name, before, out, die=die, shard=True)
-
-
 @pytest.mark.parametrize("name", ["rsf", "ppo"])
 def test_killed_it_goes_on_with_the_same_bits_cut_up_or_whole(name: str, pre: Path, two: Path, tmp_path: Path) -> None:  # noqa: F811
-    steps = {"rsf": 4, "ppo": 8}[name]
-    with pytest.raises(mp.ProcessExitedException):
-        in_two(one_job, name, pre, tmp_path / "out", steps + 2)
-    assert [p.name for p in (tmp_path / "out.work").glob("state-*")] == ["state-0001.pt"]
-    shutil.copytree(tmp_path / "out.work", tmp_path / "alone.work")
-    in_two(one_job, name, pre, tmp_path / "out", None)
-    for file in ("model.safetensors", "metrics.jsonl"):
-        assert (tmp_path / "out" / file).read_bytes() == (two / name / file).read_bytes()
-    job(name, pre, tmp_path / "alone")  # one process goes on where two stood
-    alone, both = open_checkpoint(tmp_path / "alone"), open_checkpoint(two / name)
-    for tensor in both:
-        torch.testing.assert_close(alone[tensor], both[tensor], rtol=1e-9, atol=1e-9)
+    goes_on_after_a_kill(name, pre, two, tmp_path, shard=True)
