@@ -13,16 +13,16 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from counterpoise.alignment.anchors import KD, L1, L2
 from counterpoise.alignment.dpo import dpo
-from counterpoise.alignment.ema import MovingAverage
-from counterpoise.alignment.freezing import FreezeLowest
-from counterpoise.alignment.lowrank import LowRank
-from counterpoise.alignment.merging import OnlineMerging
+from counterpoise.alignment.mitigations.anchors import KD, L1, L2
+from counterpoise.alignment.mitigations.ema import MovingAverage
+from counterpoise.alignment.mitigations.freezing import FreezeLowest
+from counterpoise.alignment.mitigations.lowrank import LowRank
+from counterpoise.alignment.mitigations.merging import OnlineMerging
+from counterpoise.alignment.mitigations.replay import Replay
+from counterpoise.alignment.mitigations.stopping import RewardBudget
 from counterpoise.alignment.preferences import Preference
-from counterpoise.alignment.replay import Replay
 from counterpoise.alignment.stepping import Mitigation
-from counterpoise.alignment.stopping import RewardBudget
 from counterpoise.language import Example, Prompt, continuation_logprobs
 from tiny import tiny, tokenizer
 

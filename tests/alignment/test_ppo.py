@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from counterpoise.alignment.mitigations.stopping import RewardBudget
 from counterpoise.alignment.objective import adapted, gae, policy_loss, value_loss, whiten
 from counterpoise.alignment.ppo import ValueHead, look, ppo
 from counterpoise.alignment.scoring import score_responses
-from counterpoise.alignment.stopping import RewardBudget
 from counterpoise.language import Example, Prompt, continuation_logprobs
 from tiny import tiny, tokenizer
 

@@ -19,15 +19,15 @@ import torch.multiprocessing as mp
 
 from counterpoise.alignment import processes
 from counterpoise.alignment.aligning import align
-from counterpoise.alignment.anchors import KD, L1, L2
 from counterpoise.alignment.distilling import Sample, collect, distil
-from counterpoise.alignment.ema import MovingAverage
-from counterpoise.alignment.lowrank import LowRank
-from counterpoise.alignment.merging import OnlineMerging
+from counterpoise.alignment.mitigations.anchors import KD, L1, L2
+from counterpoise.alignment.mitigations.ema import MovingAverage
+from counterpoise.alignment.mitigations.lowrank import LowRank
+from counterpoise.alignment.mitigations.merging import OnlineMerging
+from counterpoise.alignment.mitigations.replay import Replay
 from counterpoise.alignment.ppo import ppo
 from counterpoise.alignment.processes import gathered, shared_by_length, sharing
 from counterpoise.alignment.reference import load_frozen
-from counterpoise.alignment.replay import Replay
 from counterpoise.alignment.rsf import rsf
 from counterpoise.alignment.run import Run
 from counterpoise.alignment.stepping import Mitigation, Step

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from counterpoise.alignment.aligning import align
-from counterpoise.alignment.anchors import L2
 from counterpoise.alignment.distilling import Sample, distil
 from counterpoise.alignment.dpo import dpo
-from counterpoise.alignment.ema import MovingAverage
+from counterpoise.alignment.mitigations.anchors import L2
+from counterpoise.alignment.mitigations.ema import MovingAverage
+from counterpoise.alignment.mitigations.replay import Replay
 from counterpoise.alignment.ppo import ppo
 from counterpoise.alignment.preferences import Preference
-from counterpoise.alignment.replay import Replay
 from counterpoise.alignment.rsf import rsf
 from counterpoise.alignment.run import Run
 from counterpoise.alignment.stepping import Mitigation, Step

@@ -15,9 +15,9 @@ from torch.distributed.tensor import DTensor
 from counterpoise.alignment.aligning import align, load
 from counterpoise.alignment.distilling import Sample, distil
 from counterpoise.alignment.dpo import dpo
-from counterpoise.alignment.ema import MovingAverage
-from counterpoise.alignment.freezing import FreezeLowest
-from counterpoise.alignment.lowrank import LowRank
+from counterpoise.alignment.mitigations.ema import MovingAverage
+from counterpoise.alignment.mitigations.freezing import FreezeLowest
+from counterpoise.alignment.mitigations.lowrank import LowRank
 from counterpoise.alignment.processes import shared_by_length
 from counterpoise.alignment.reference import frozen_copy
 from counterpoise.alignment.rsf import rsf

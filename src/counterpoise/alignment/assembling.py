@@ -12,18 +12,18 @@ import torch
 
 from counterpoise.alignment import processes
 from counterpoise.alignment.aligning import load
-from counterpoise.alignment.anchors import KD, L1, L2
 from counterpoise.alignment.distilling import Sample, collect, distil, read_samples, write_samples
-from counterpoise.alignment.ema import MovingAverage
-from counterpoise.alignment.freezing import FreezeLowest
-from counterpoise.alignment.lowrank import LowRank
-from counterpoise.alignment.merging import OnlineMerging
+from counterpoise.alignment.mitigations.anchors import KD, L1, L2
+from counterpoise.alignment.mitigations.ema import MovingAverage
+from counterpoise.alignment.mitigations.freezing import FreezeLowest
+from counterpoise.alignment.mitigations.lowrank import LowRank
+from counterpoise.alignment.mitigations.merging import OnlineMerging
+from counterpoise.alignment.mitigations.replay import Replay, read_corpus
+from counterpoise.alignment.mitigations.stopping import RewardBudget
 from counterpoise.alignment.precision import weights_cast_once
 from counterpoise.alignment.reference import load_frozen
-from counterpoise.alignment.replay import Replay, read_corpus
 from counterpoise.alignment.rsf import rsf
 from counterpoise.alignment.stepping import Mitigation
-from counterpoise.alignment.stopping import RewardBudget
 from counterpoise.checkpoint import open_checkpoint
 from counterpoise.evaluation.rewards import load_reward
 from counterpoise.evaluation.sweep import Store, digest

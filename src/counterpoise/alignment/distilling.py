@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from counterpoise.alignment import processes
-from counterpoise.alignment.replay import response_ids
+from counterpoise.alignment.mitigations.replay import response_ids
 from counterpoise.alignment.rsf import Reward, draw_and_score, fine_tune
 from counterpoise.alignment.run import Run, stage_of
 from counterpoise.alignment.sharding import is_sharded

@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from counterpoise.alignment.anchors import KD, L1, L2
 from counterpoise.alignment.assembling import METHODS, _bind, _expect, refuse_shard
 from counterpoise.alignment.distilling import distil, read_samples
-from counterpoise.alignment.ema import MovingAverage
-from counterpoise.alignment.lowrank import LowRank
-from counterpoise.alignment.merging import OnlineMerging
+from counterpoise.alignment.mitigations.anchors import KD, L1, L2
+from counterpoise.alignment.mitigations.ema import MovingAverage
+from counterpoise.alignment.mitigations.lowrank import LowRank
+from counterpoise.alignment.mitigations.merging import OnlineMerging
+from counterpoise.alignment.mitigations.replay import Replay
 from counterpoise.alignment.ppo import ppo
 from counterpoise.alignment.precision import refuse_other
 from counterpoise.alignment.preferences import read_preferences
-from counterpoise.alignment.replay import Replay
 from counterpoise.alignment.rsf import rsf
 from counterpoise.files import refuse_occupied
 from counterpoise.language import Example, Prompt, read_prompts

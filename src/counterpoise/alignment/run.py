@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from counterpoise.alignment import processes
-from counterpoise.alignment.lowrank import is_low_rank, merged
+from counterpoise.alignment.mitigations.lowrank import is_low_rank, merged
 from counterpoise.alignment.sharding import is_sharded, moments_like, own_part, part_like, whole
 from counterpoise.alignment.stepping import Mitigation
 from counterpoise.averaging import write_json
