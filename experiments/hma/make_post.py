@@ -212,8 +212,8 @@ def align_ppo(
 METHODS = {"rsf": align_rsf, "dpo": align_dpo, "ppo": align_ppo}
 DEFAULTS: dict[str, dict[str, Any]] = {
     "rsf": {"iterations": 2, "prompts": 160, "epochs": 3, "batch_size": 8, "learning_rate": 1e-4},
-    "dpo": {"iterations": 1, "prompts": 320, "epochs": 3, "batch_size": 8, "learning_rate": 2e-5},
-    "ppo": {"iterations": 16, "prompts": 64, "epochs": 2, "batch_size": 16, "learning_rate": 2e-5},
+    "dpo": {"iterations": 1, "prompts": 160, "epochs": 2, "batch_size": 8, "learning_rate": 5e-5},
+    "ppo": {"iterations": 16, "prompts": 48, "epochs": 2, "batch_size": 16, "learning_rate": 4e-5},
 }
 
 
