@@ -1,6 +1,6 @@
 """How far the features of PRE and POST have parted, layer by layer (Lin et al. 2024, section 5, reads MA's gain from it).
 
-    python experiments/hma/features.py WORK [WORK ...] --run rsf
+    python experiments/hma/features.py WORK [WORK ...]
 
 WORK as make_post.py left it. Both models read the same texts: LAMBADA contexts and the held-out prompts. Per layer
   stream   linear CKA (Kornblith et al. 2019, equation 3) of the two residual streams behind it: all change so far,
@@ -32,22 +32,22 @@ def main() -> None:
     """Every pair."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, nargs="+")
-    parser.add_argument("--run", default="rsf")
+    parser.add_argument("--run", help="names the file (default: the method that made POST)")
     parser.add_argument("--texts", type=int, default=64, help="of each of the two kinds")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     options = parser.parse_args()
     for work in options.work:
-        made = json.loads(next(p for m in ("rsf", "dpo", "ppo") if (p := work / f"{m}.json").is_file()).read_text())
-        seed = made["settings"]["seed"]
+        path = next(p for m in ("rsf", "dpo", "ppo") if (p := work / f"{m}.json").is_file())
+        seed, run = json.loads(path.read_text())["settings"]["seed"], options.run or path.stem
         found = {
-            "command": f"python experiments/hma/features.py WORK --run {options.run} --texts {options.texts}",
+            "command": f"python experiments/hma/features.py WORK --run {run} --texts {options.texts}",
             "versions": versions(),
-            "run": options.run,
+            "run": run,
             "seed": seed,
             "layers": compare(work, texts(work, options.texts)),
         }
         options.results.mkdir(parents=True, exist_ok=True)
-        write_json(options.results / f"features-{options.run}-{seed}.json", found)
+        write_json(options.results / f"features-{run}-{seed}.json", found)
 
 
 def texts(work: Path, count: int) -> list[str]:

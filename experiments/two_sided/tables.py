@@ -217,13 +217,16 @@ def value(s: Statistics) -> float:
 def points_table(group: Group) -> str:
     """Every point, pooled over seeds."""
     content = pooled(Panel((group,)))
+    post = next(p for p in content["points"] if p["name"] == "POST")
+    taxed = post["retention"]["high"] < 0
     body = []
     for p in content["points"]:
         ratios = p["ratios"]
         text = " ".join(f"{r:.2f}" for r in ratios) if len(ratios) < 5 else f"{min(ratios):.2f} to {max(ratios):.2f}"
         mean = "" if p.get("mean") is None else f"{p['mean']:.2f}"
         row = [p["name"], str(p["runs"]), mean, text, spoken(p["reward"]), spoken(p["retention"])]
-        body.append([*row, *(f"{share:.0%}" for share in shares(group, p["name"]))])
+        gain, tax = shares(group, p["name"])
+        body.append([*row, f"{gain:.0%}", f"{tax:.0%}" if taxed else "–"])
     head = ["point", "seeds", "mean ratio", "ratios (first seed)", "reward", "retention"]
     return markdown([*head, "of the reward gain", "of the tax"], body)
 
