@@ -1,6 +1,6 @@
 """Every mitigation of the alignment tax at its grid, in the paper's distillation style, on one front with MA.
 
-    python experiments/hma/mitigations.py WORK [--only l2,kd]
+    python experiments/hma/mitigations.py WORK [--only "l2,kd 0.1"]
 
 WORK as make_post.py left it. The best of 8 responses of POST are collected once; PRE is then fine-tuned on them as it is
 ("distilled", the POST of this front) and with each mitigation (Lin et al. 2024, section 3), all with `counterpoise align`.
@@ -88,7 +88,7 @@ def main() -> None:
     if not samples.exists():
         call("align", "collect", "post", "-o", samples, "--prompts", used, "--reward", options.reward, *drawing,
              "--n", trained["n"], "--work", work / "collect")  # fmt: skip
-    chosen = [p for p in GRID if not options.only or p.method.split()[0].lower() in options.only]
+    chosen = [p for p in GRID if not options.only or {p.method.split()[0].lower(), p.name.lower()} & set(options.only)]
     judge = Judge(options, work)
     points = [Measured("PRE", "PRE", judge.measure("pre"))]
     epochs = int(options.epochs or trained["epochs"])
@@ -124,7 +124,7 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--only", type=lambda text: text.lower().split(","), help="methods: l1,l2,kd,lora,replay,...")
+    parser.add_argument("--only", type=lambda text: text.lower().split(","), help="methods or points: l1,l2,kd,lora 16,replay 1,...")
     parser.add_argument("--after", type=lambda text: text.lower().split(","), help="likewise: ma,hma,lines,ties,...")
     parser.add_argument("--proxy-size", type=int, default=64, help="of HMA and AdaMerging")
     parser.add_argument(
