@@ -124,7 +124,9 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--only", type=lambda text: text.lower().split(","), help="methods or points: l1,l2,kd,lora 16,replay 1,...")
+    parser.add_argument(
+        "--only", type=lambda text: text.lower().split(","), help="methods or points: l1,kd,lora 16,..."
+    )
     parser.add_argument("--after", type=lambda text: text.lower().split(","), help="likewise: ma,hma,lines,ties,...")
     parser.add_argument("--proxy-size", type=int, default=64, help="of HMA and AdaMerging")
     parser.add_argument(
