@@ -369,11 +369,15 @@ def draw(panels: Sequence[Panel], files: Sequence[File], folder: Path) -> None:
 
     figures = {}
     for panel in panels:
-        content = pooled(panel)
-        shown = {**content, "points": [p for p in content["points"] if p["kind"] in (*REQUIRED, "PRE", "POST")]}
-        figures[f"front-{panel.groups[0].name}"] = front_figure(shown, reading.RETENTION, "held-out")
+        names = "-".join(g.name for g in panel.groups)
+        drawn = {names: (panel, ("MA",)), **{g.name: (Panel((g,)), REQUIRED) for g in panel.groups}}
+        for name, (part, methods) in drawn.items():
+            content = pooled(part)
+            shown = {**content, "points": [p for p in content["points"] if p["kind"] in (*methods, "PRE", "POST")]}
+            figures[f"front-{name}"] = front_figure(shown, reading.RETENTION, "held-out")
     for f in files:
-        figures[f"ratios-{f['run']}-{f['seed']}"] = ratios_figure(f)
+        if any(p["method"] == "path" for p in f["points"]):
+            figures[f"ratios-{f['run']}-{f['seed']}"] = ratios_figure(f)
     save(figures, folder)
 
 
