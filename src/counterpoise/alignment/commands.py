@@ -112,7 +112,7 @@ def model(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     bf16: Annotated[
-        bool, typer.Option("--bf16", help="Mixed precision: compute in bfloat16, train in --dtype.")
+        bool, typer.Option("--bf16", help="Mixed precision: float32 weights, computed with in bfloat16.")
     ] = False,
     shard: Annotated[
         bool,

@@ -28,6 +28,7 @@ from counterpoise.multitask.parallel import sum_over_ranks, world_size
 T = TypeVar("T")
 PATIENCE = timedelta(hours=12)
 """How long a process waits for the others: one may draw and score long responses meanwhile."""
+ALONE = "shard: expected several processes, found one; start it with torchrun --nproc-per-node N"
 ELSEWHERE = -1
 """Stands for a response that another process draws; no token has this number."""
 TOLD = (ValueError, OSError, ModuleNotFoundError)
@@ -66,7 +67,7 @@ def expected(shard: bool) -> int | None:
         return 1
     started = os.environ.get("WORLD_SIZE")
     if started == "1":
-        raise ValueError("shard: expected several processes, found one; start it with torchrun --nproc-per-node N")
+        raise ValueError(ALONE)
     return None if started is None else int(started)
 
 

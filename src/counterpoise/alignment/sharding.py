@@ -37,7 +37,7 @@ def shard(model: M, device: torch.device | str, *, bf16: bool = False) -> M:
     """
     processes.join(device)
     if world_size() == 1:
-        raise ValueError("shard: expected several processes, found one; start it with torchrun --nproc-per-node N")
+        raise ValueError(processes.ALONE)
     if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
         raise ValueError(f"shard: expected a newer torch (tested with 2.13), found {torch.__version__}; upgrade it")
     mesh = init_device_mesh(torch.device(device).type, (world_size(),))
