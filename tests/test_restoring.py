@@ -54,7 +54,7 @@ def test_out_is_a_checkpoint_with_recipe_card_and_report(done: tuple[Path, dict[
     recipe = Recipe.read(out / "recipe.json")
     pre, post, made = (load_file(out.parent / n / "model.safetensors") for n in ("pre", "post", "restored"))
     ratios = recipe.partition.ratios(list(post), recipe.ratios)
-    assert all(torch.equal(made[n], mix(pre[n], post[n], ratios[n])) for n in post)
+    assert all(torch.equal(made[n], mix(pre[n], post[n], ratios[n], name=n)) for n in post)
     assert result["verdict"] in (out / "report.html").read_text()
     assert result["pick"] in (out / "README.md").read_text()
 

@@ -19,20 +19,25 @@ from counterpoise.checkpoint import Checkpoint, TensorFile, copy_companions, has
 from counterpoise.files import INDEX, refuse_occupied, staged
 from counterpoise.partition import Block, Partition, partition, whole
 from counterpoise.preflight import CHUNK, Pair, Scan, preflight
+from counterpoise.rounding import narrow
 
 Donor = Literal["pre", "post"]
 
 
-def mix(pre: Tensor, post: Tensor, ratio: float, *, out: Tensor | None = None) -> Tensor:
+def mix(
+    pre: Tensor, post: Tensor, ratio: float, *, name: str = "", start: int = 0, out: Tensor | None = None
+) -> Tensor:
     """theta(r) = pre + r (post - pre), in POST's dtype: Lin et al. 2024, section 5 (their weight is 1 - r).
 
-    Computed in at least float32 and rounded once (`torch.lerp`); the naive sum `r * post + (1 - r) * pre` rounds three
-    times and is off on about a fifth of bfloat16 elements. A ratio of 0 or 1 gives that side's very bytes; above 1 it
-    extrapolates (ExPO). Integer tensors, which carry no update, are POST's.
+    Computed in at least float32 and rounded once, to bfloat16 and float16 stochastically: rounding to the nearest would
+    turn an update of one unit in the last place into none or all of it (`rounding.narrow`). A ratio of 0 or 1 gives that
+    side's very bytes, and so do elements that are equal in both; above 1 it extrapolates (ExPO). Integer tensors, which
+    carry no update, are POST's.
 
     Args:
-        pre, post: tensors of one shape.
-        out: written to and returned when given; its dtype is POST's.
+        pre, post: contiguous tensors of one shape.
+        name, start: of the tensor that they are a stretch of, and where in it (flattened) the stretch begins.
+        out: written to and returned when given; contiguous, its dtype is POST's.
 
     >>> mix(torch.zeros(2), torch.ones(2), 0.25)
     tensor([0.2500, 0.2500])
@@ -41,11 +46,11 @@ def mix(pre: Tensor, post: Tensor, ratio: float, *, out: Tensor | None = None) -
         result = post
     elif ratio == 0:
         result = pre.to(post.dtype)
-    elif pre.dtype == post.dtype:
-        return torch.lerp(pre, post, ratio) if out is None else torch.lerp(pre, post, ratio, out=out)
     else:
-        wide = torch.promote_types(pre.dtype, post.dtype)
-        result = torch.lerp(pre.to(wide), post.to(wide), ratio).to(post.dtype)
+        wide = torch.promote_types(torch.promote_types(pre.dtype, post.dtype), torch.float32)
+        if wide == pre.dtype == post.dtype:
+            return torch.lerp(pre, post, ratio) if out is None else torch.lerp(pre, post, ratio, out=out)
+        return narrow(torch.lerp(pre.to(wide), post.to(wide), ratio), post.dtype, name=name, start=start, out=out)
     return result if out is None else out.copy_(result)
 
 
@@ -246,7 +251,8 @@ def _stream(
             for start in range(0, post.numel(), CHUNK):
                 a, b = pre[start : start + CHUNK], post[start : start + CHUNK]
                 scanned.add(name, a, b)
-                sink.write(name, start * post.element_size(), mix(a, b, ratios[name], out=buffer[: len(b)]))
+                mixed = mix(a, b, ratios[name], name=name, start=start, out=buffer[: len(b)])
+                sink.write(name, start * post.element_size(), mixed)
             done += _size(pair.post, name)
             if progress is not None:
                 progress(done, total)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from counterpoise.checkpoint import Checkpoint, match_name, read_header
 from counterpoise.files import CheckpointError, read_json, sha256
+from counterpoise.rounding import narrow
 
 ADAPTER = "adapter_model.safetensors"
 LOW_RANK = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?$")
@@ -65,9 +66,8 @@ class LoraCheckpoint(Checkpoint):
         if update.shape != weight.shape or (self.settings.get("fan_in_fan_out") and "embedding" not in pair["A"]):
             update = update.T
         work = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        return torch.add(weight.to(work), update.to(work), alpha=self._scaling(pair["A"], low.shape[0])).to(
-            weight.dtype
-        )
+        adapted = torch.add(weight.to(work), update.to(work), alpha=self._scaling(pair["A"], low.shape[0]))
+        return narrow(adapted, weight.dtype, name=f"{name}, adapted")  # an average rounds again, with other numbers
 
     @cached_property
     def sha256(self) -> dict[str, str]:

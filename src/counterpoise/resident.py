@@ -89,9 +89,10 @@ class ResidentAverage:
         for start in range(0, post.numel(), CHUNK):
             a, b = pre[start : start + CHUNK], post[start : start + CHUNK]
             if direct:
-                mix(a, b, ratio, out=flat[start : start + CHUNK])
+                mix(a, b, ratio, name=name, start=start, out=flat[start : start + CHUNK])
             else:
-                flat[start : start + CHUNK].copy_(mix(a, b, ratio, out=self._buffer(post.dtype)[: len(b)]))
+                buffer = self._buffer(post.dtype)[: len(b)]
+                flat[start : start + CHUNK].copy_(mix(a, b, ratio, name=name, start=start, out=buffer))
 
     @contextlib.contextmanager
     def _consuming_gradients(self, sums: dict[str, float]) -> Iterator[None]:

@@ -20,6 +20,7 @@ from counterpoise.files import INDEX, CheckpointError, refuse_occupied, staged
 from counterpoise.merging.dare import generator_for, kept
 from counterpoise.merging.ties import elected_mean, largest
 from counterpoise.preflight import CHUNK, Pair, Scan, preflight
+from counterpoise.rounding import narrow
 
 Method = Literal["ties", "dare", "dare-ties"]
 Scope = Literal["model", "tensor"]
@@ -112,7 +113,7 @@ def merge(
     trimming and DARE is dropping; an element that is not kept is then PRE's to the bit, and with ratio 1 and no
     enlarging one that is kept is POST's. With several, DARE takes the weighted mean of the updates where the paper adds
     them, so that `ratio` means the same in every method: ratio = number of POSTs is the paper's sum with lambda = 1.
-    Arithmetic is float32 (or the inputs' own, if wider), rounded once.
+    Arithmetic is float32 (or the inputs' own, if wider), rounded once, as in `average`.
 
     Args:
         pre, posts: folders or hub ids; a POST may be a LoRA adapter on PRE.
@@ -186,7 +187,8 @@ def _stream(pairs: Sequence[Pair], plan: Merge, folder: Path, progress: Stages |
             for start, pre, chunk in _stretches(pairs, name):
                 for scan, post in zip(scans, chunk, strict=True):
                     scan.add(name, pre, post)
-                sink.write(name, start * chunk[0].element_size(), merged(pre, chunk, keepers[name], plan))
+                result = merged(pre, chunk, keepers[name], plan, name=name, start=start)
+                sink.write(name, start * chunk[0].element_size(), result)
             done += 1
             if progress is not None:
                 progress("merging", done, len(wanted))
@@ -198,19 +200,22 @@ def _stream(pairs: Sequence[Pair], plan: Merge, folder: Path, progress: Stages |
     return scans
 
 
-def merged(pre: Tensor, posts: Sequence[Tensor], keeps: Sequence[Keep], plan: Merge) -> Tensor:
+def merged(
+    pre: Tensor, posts: Sequence[Tensor], keeps: Sequence[Keep], plan: Merge, *, name: str, start: int
+) -> Tensor:
     """One stretch of the merge, in the first POST's dtype.
 
     Args:
         pre, posts: flat tensors of one length.
         keeps: one per POST.
+        name, start: of the tensor, and where in it the stretch begins.
     """
     if not posts[0].is_floating_point():
         return posts[0]
     updates = [_update(pre, post) for post in posts]
     masks = [keep(update) for keep, update in zip(keeps, updates, strict=True)]
     if len(posts) == 1:
-        moved = mix(pre, posts[0], plan.ratio * plan.scale)
+        moved = mix(pre, posts[0], plan.ratio * plan.scale, name=name, start=start)
         return torch.where(masks[0], moved, pre.to(moved.dtype))
     sparse = [update * mask * plan.scale for update, mask in zip(updates, masks, strict=True)]
     weights = plan.weights or (1.0,) * len(posts)
@@ -218,7 +223,7 @@ def merged(pre: Tensor, posts: Sequence[Tensor], keeps: Sequence[Keep], plan: Me
         update = sum((u * w for u, w in zip(sparse, weights, strict=True)), torch.zeros(())) / math.fsum(weights)
     else:
         update = elected_mean(sparse, weights)
-    return (pre.to(update.dtype) + plan.ratio * update).to(posts[0].dtype)
+    return narrow(pre.to(update.dtype) + plan.ratio * update, posts[0].dtype, name=name, start=start)
 
 
 def _keepers(pairs: Sequence[Pair], plan: Merge, progress: Stages | None) -> dict[str, list[Keep]]:

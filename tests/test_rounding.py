@@ -1,0 +1,78 @@
+"""narrow: one of the two neighbours, right in the mean, the same however it is cut up."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from counterpoise.rounding import NARROW, PERIOD, PIECE, narrow
+
+HALVES = sorted(NARROW, key=str)
+
+
+def neighbours(wide: torch.Tensor, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of `dtype` next below and above, found among all 65536 of them."""
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype).double()
+    every = every[every.isfinite()].unique()
+    x = wide.double()
+    above = torch.searchsorted(every, x)
+    below = torch.searchsorted(every, x, right=True) - 1
+    return every[below].numpy(), every[above].numpy()
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@given(st.lists(st.floats(-60000, 60000, width=32), min_size=1, max_size=50), st.text(max_size=5))
+@settings(max_examples=200, deadline=None)
+def test_each_element_becomes_one_of_its_two_neighbours(dtype: torch.dtype, numbers: list[float], name: str) -> None:
+    wide = torch.tensor(numbers)
+    below, above = neighbours(wide, dtype)
+    found = narrow(wide, dtype, name=name)
+    assert found.dtype == dtype
+    value = found.double().numpy()
+    assert ((value == below) | (value == above)).all()  # of what the type holds, both are the number itself
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("scale", [1e-7, 1e-5, 0.02, 3.0])  # the first two reach float16's subnormals
+def test_the_chance_of_the_upper_neighbour_is_the_part_cut_off(dtype: torch.dtype, scale: float) -> None:
+    wide = scale * torch.randn(400_000, generator=torch.Generator().manual_seed(0))
+    below, above = neighbours(wide, dtype)
+    between = above > below
+    chance = ((wide.double().numpy() - below)[between]) / (above - below)[between]
+    rose = narrow(wide, dtype, name="w").double().numpy()[between] == above[between]
+    for low in np.arange(0, 1, 0.1):
+        inside = (chance >= low) & (chance < low + 0.1)
+        spread = np.sqrt((chance[inside] * (1 - chance[inside])).sum()) / inside.sum()
+        assert abs(rose[inside].mean() - chance[inside].mean()) < 5 * spread
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@given(st.lists(st.integers(1, 3 * PIECE), min_size=1, max_size=3), st.integers(0, 3 * PERIOD))
+@settings(max_examples=20, deadline=None)
+def test_cut_up_in_any_way_the_bits_are_the_same(dtype: torch.dtype, lengths: list[int], start: int) -> None:
+    wide = torch.randn(sum(lengths), generator=torch.Generator().manual_seed(1))
+    whole = narrow(wide, dtype, name="w", start=start)
+    out, at = torch.empty_like(whole), 0
+    for length in lengths:
+        part = slice(at, at + length)
+        assert narrow(wide[part], dtype, name="w", start=start + at, out=out[part]).data_ptr() == out[part].data_ptr()
+        at += length
+    assert torch.equal(out, whole)
+
+
+def test_names_shapes_and_what_is_not_narrower() -> None:
+    wide = torch.randn(300, 7).T
+    first, second = (narrow(wide, torch.bfloat16, name=n) for n in ("a", "b"))
+    assert first.shape == wide.shape
+    assert torch.equal(first, narrow(wide.contiguous(), torch.bfloat16, name="a"))
+    assert 0.2 < (first != second).double().mean() < 0.5  # of two independent draws a third differs
+    assert torch.equal(narrow(wide.double(), torch.float32), wide)
+    strange = torch.tensor([0.0, -0.0, float("inf"), -float("inf"), float("nan")])
+    for dtype in HALVES:
+        found = narrow(strange, dtype)
+        assert torch.equal(found[:4].float(), strange[:4])
+        assert found[1].signbit()
+        assert found[4].isnan()
