@@ -40,7 +40,7 @@ def main() -> None:
     options = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(options.pre)
     rows = [encode_prompt(tokenizer, p) for p in read_prompts(options.texts)[: options.count]]
-    model = AutoModelForCausalLM.from_pretrained(options.pre, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(options.pre, dtype=torch.float32).eval()  # type: ignore[no-untyped-call]
     ends = [
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).state_dict()
         for folder in (options.pre, options.post)
@@ -80,7 +80,7 @@ def share(pre: Weights, post: Weights, written: Weights) -> float:
     """Of the update, along itself."""
     gaps = {n: post[n].double() - pre[n].double() for n in pre}
     along = sum(float(((written[n].double() - pre[n].double()) * g).sum()) for n, g in gaps.items())
-    return along / sum(float(g.square().sum()) for g in gaps.values())
+    return along / float(sum(g.square().sum() for g in gaps.values()))
 
 
 def distance(pre: Weights, post: Weights) -> float:
