@@ -7,7 +7,8 @@ and, a third time, densely in float64 (tests/merging/dense.py), and writes bench
   ties         every element; those that differ are counted by cause: on the border of the trimming, where equal
                magnitudes leave the choice open (mergekit sorts unstably, we keep the first); where the kept updates
                cancel exactly (mergekit elects plus, we elect no sign); the rest, with the largest distance there;
-  bfloat16     twice: as mergekit does it by default (updates in bfloat16), and with its dtype: float32;
+  bfloat16     twice: as mergekit does it by default (updates in bfloat16), and with its dtype: float32, written in float32
+               and then rounded as counterpoise rounds (stochastically, see counterpoise.rounding);
   dare         two random draws cannot be equal: the share kept, the factor of kept elements, the bias over seeds, and
                whether a seed repeats; with density 1 nothing is random, and every element is compared.
 """
@@ -29,6 +30,7 @@ import yaml
 from counterpoise.averaging import versions
 from counterpoise.checkpoint import Checkpoint
 from counterpoise.merging.merge import Merge, merge
+from counterpoise.rounding import narrow
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests"))
@@ -100,13 +102,13 @@ def mergekit(
     program: str, work: Path, method: str, pre: Path, posts: list[Path], density: float, dtype: str, out_dtype: str,
     *, seed: int = 0, normalize: bool = True,
 ) -> dict[str, torch.Tensor]:  # fmt: skip
-    """What mergekit makes of them."""
+    """What mergekit makes of them in `dtype`, rounded to `out_dtype` as counterpoise rounds."""
     sources = [
         {"model": str(post), "parameters": {"density": density, "weight": weight}}
         for post, weight in zip(posts, WEIGHTS, strict=False)
     ]
     config = {
-        "merge_method": method, "base_model": str(pre), "models": sources, "dtype": dtype, "out_dtype": out_dtype,
+        "merge_method": method, "base_model": str(pre), "models": sources, "dtype": dtype, "out_dtype": dtype,
         "parameters": {"normalize": normalize, "lambda": RATIO},
     }  # fmt: skip
     (work / "merge.yaml").write_text(yaml.safe_dump(config))
@@ -115,7 +117,7 @@ def mergekit(
     done = subprocess.run(command, cwd=work, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"mergekit failed: {done.stderr[-2000:]}")
-    return {n: t.clone() for n, t in Checkpoint(work / "theirs").items()}
+    return {n: narrow(t.clone(), getattr(torch, out_dtype), name=n) for n, t in Checkpoint(work / "theirs").items()}
 
 
 def ours(work: Path, pre: Path, posts: list[Path], plan: Merge) -> dict[str, torch.Tensor]:

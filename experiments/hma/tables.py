@@ -223,17 +223,24 @@ def borrowed_table(groups: Sequence[Group]) -> str:
     """Ratios found on another pair, against those found on this one."""
     body = []
     for g in groups:
-        for run in g.runs:
-            for p in [p for p in run.results["points"] if p["method"].endswith(", borrowed")]:
-                own = p["name"].replace(", borrowed", "")
-                if of(run, own) is None:
-                    continue
-                reward = minus([run], p["name"], own, "reward", "reward")
-                kept = retention_minus([run], p["name"], own)
-                body.append([f"{g.name}, seed {run.seed}", p["settings"]["of"], own, told(reward), told(kept)])
-    return filled(
-        ["pair", "ratios of", "point", "reward minus its own ratios'", "retention minus its own ratios'"], body
-    )
+        names = [p["name"] for run in g.runs for p in run.results["points"] if p["method"].endswith(", borrowed")]
+        for name in dict.fromkeys(names):
+            own = name.replace(", borrowed", "")
+            runs = shared(g, [name, own])
+            if not runs:
+                continue
+            lent = ", ".join(f"{p['settings']['of']} to {r.seed}" for r in runs if (p := of(r, name)))
+            differences = (minus(runs, name, own, "reward", "reward"), retention_minus(runs, name, own))
+            body.append([g.name, str(len(runs)), lent, own, *map(told, differences)])
+    head = [
+        "aligned by",
+        "seeds",
+        "ratios of",
+        "point",
+        "reward minus its own ratios'",
+        "retention minus its own ratios'",
+    ]
+    return filled(head, body)
 
 
 def features_table(groups: Sequence[Group]) -> str:
