@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AddedToken
 
 from counterpoise.language import (
     Example,
@@ -21,11 +24,14 @@ from counterpoise.language import (
     response_nll,
     response_tokens,
     sample,
-    stop_token,
+    stop_tokens,
+    turn_end,
 )  # fmt: skip
 from tiny import CAUSAL, tiny, tokenizer
 
 EOS = 2
+CHAT = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}<end>\n{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+HH = "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Go\n\non\n\nAssistant:"
 RAGGED = [(1, 5, 9), (1, 7), (1, 8, 8, 8, 20, 31), (1,), (1, 40, 12, 5)]
 
 
@@ -55,6 +61,14 @@ def test_prompts_are_read_once_each_and_in_order(tmp_path: Path) -> None:
     assert third.text == "ça va?"
     (tmp_path / "q.jsonl").write_text("\n".join(reversed(lines)), encoding="utf-8")
     assert {p.key for p in read_prompts(tmp_path / "q.jsonl")} == {first.key, second.key, third.key}
+
+
+def test_a_transcript_is_read_as_its_turns_and_nothing_else_is(tmp_path: Path) -> None:
+    plain = ["Say Human: twice", "Quote:\n\nHuman: hi\n\nAssistant: ho", "\n\nAssistant:", "Human: hi", "\n\nHuman\n"]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in (HH, *plain)))
+    first, *others = read_prompts(tmp_path / "p.jsonl")
+    assert first.messages == (("user", "Hi"), ("assistant", "Yes?"), ("user", "Go\n\non"))
+    assert [p.messages for p in others] == [(("user", text),) for text in plain]
 
 
 @pytest.mark.parametrize(("line", "found"), [
@@ -118,7 +132,7 @@ def test_greedy_is_what_generate_gives_one_prompt_at_a_time(family: str) -> None
     for prompt, group in zip(RAGGED, found, strict=True):
         alone = model.generate(
             torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False, max_new_tokens=6,
-            eos_token_id=EOS, pad_token_id=0,
+            eos_token_id=list(stop_tokens(model, words)), pad_token_id=0,
         )  # fmt: skip
         assert group == [tuple(alone[0, len(prompt) :].tolist())] * 2
     assert sample(model, words, RAGGED, max_new_tokens=6, temperature=0) == [[group[0]] for group in found]
@@ -154,12 +168,72 @@ def test_a_response_ends_with_the_first_eos() -> None:
     assert ended
     assert all(r.index(EOS) == len(r) - 1 for r in ended)
     assert all(len(r) == 20 for r in responses if EOS not in r)
-    assert stop_token(model, words) == EOS
+    assert stop_tokens(model, words) == (EOS,)
     words.eos_token = None
-    model.generation_config.eos_token_id = [7, 8]
-    assert stop_token(model, words) == 7
+    model.generation_config.eos_token_id = 7
+    assert stop_tokens(model, words) == (7,)
     model.generation_config.eos_token_id = None
-    assert stop_token(model, words) is None
+    assert stop_tokens(model, words) == ()
+    assert {len(r) for group in sample(model, words, RAGGED, n=40, max_new_tokens=20) for r in group} == {20}
+
+
+def chatting() -> Any:
+    """A tokenizer whose template ends a turn with a token of its own."""
+    words = tokenizer()
+    words.add_tokens([AddedToken("<end>", special=True)], special_tokens=True)
+    words.chat_template = CHAT
+    return words
+
+
+def test_a_response_ends_with_the_first_of_all_tokens_that_end_one() -> None:
+    model, words = tiny("llama"), chatting()
+    end = words.convert_tokens_to_ids("<end>")
+    model.generation_config.eos_token_id = [EOS, 7, 8]
+    stops = stop_tokens(model, words)
+    assert stops == (EOS, 7, 8, end)
+    responses = [r for group in sample(model, words, RAGGED, n=40, max_new_tokens=20) for r in group]
+    assert {r[-1] for r in responses if len(r) < 20} == set(stops)
+    assert not any(token in stops for r in responses for token in r[:-1])
+    model.generation_config.eos_token_id = EOS
+    words.chat_template = None
+    same = [r for group in sample(model, words, RAGGED, n=40, max_new_tokens=20) for r in group]
+    assert any(7 in r[:-1] for r in same)
+
+
+def test_the_end_of_a_turn_is_read_off_the_chat_template() -> None:
+    words = chatting()
+    assert turn_end(words) == words.convert_tokens_to_ids("<end>")
+    for template, end in {
+        CHAT.replace("<end>", "</s>"): EOS, CHAT.replace("<end>", " !"): None, "<s>{{ messages[0].content }}": None,
+    }.items():  # fmt: skip
+        words.chat_template = template
+        assert turn_end(words) == end
+    assert turn_end(tokenizer()) is None
+
+
+POISON = {
+    "repetition_penalty": 5.0, "min_p": 0.9, "typical_p": 0.2, "epsilon_cutoff": 0.1, "no_repeat_ngram_size": 1,
+    "suppress_tokens": list(range(4, 30)), "begin_suppress_tokens": [40], "bad_words_ids": [[41]], "min_new_tokens": 12,
+    "sequence_bias": [[[42], 9.0]], "num_beams": 2, "return_dict_in_generate": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0])
+def test_the_generation_config_of_the_model_does_not_shape_the_draws_and_is_given_back(temperature: float) -> None:
+    clean, poisoned, words = tiny("llama"), tiny("llama"), tokenizer()
+    for name, value in POISON.items():
+        setattr(poisoned.generation_config, name, value)
+    before = poisoned.generation_config.to_dict()
+    draws = [sample(m, words, RAGGED, n=2, max_new_tokens=12, temperature=temperature) for m in (clean, poisoned)]
+    assert draws[0] == draws[1]
+    assert poisoned.generation_config.to_dict() == before
+    with pytest.raises(ValueError, match="stop here"):
+        sample(poisoned, words, RAGGED, max_new_tokens=1, progress=stops_here)
+    assert poisoned.generation_config.to_dict() == before
+
+
+def stops_here(done: int, total: int) -> None:
+    raise ValueError("stop here")
 
 
 def test_sampling_gives_the_model_back_as_it_was() -> None:

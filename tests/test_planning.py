@@ -52,6 +52,7 @@ LLAMA = Shape(
     vocabulary=64,
     parameters=13_776,
     body=11_520,
+    active=11_520,
     head=1_024,
     largest=1_024,
     edges=1_392,
@@ -171,6 +172,34 @@ def test_memory_of_a_gradient_is_what_autograd_keeps(config: Any, dtype: torch.d
     assert measured / 1.25 < estimate < measured * 1.25
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.Qwen3MoeConfig(
+            **WIDE, head_dim=16, moe_intermediate_size=24, num_experts=8, num_experts_per_tok=2
+        ),
+        transformers.MixtralConfig(**WIDE, intermediate_size=24, num_local_experts=4, num_experts_per_tok=1),
+        transformers.Qwen2MoeConfig(
+            **WIDE,
+            moe_intermediate_size=24,
+            shared_expert_intermediate_size=40,
+            num_experts=8,
+            num_experts_per_tok=3,
+        ),
+    ],
+    ids=lambda c: str(c.model_type),
+)
+def test_a_token_meets_its_own_experts_alone(config: Any) -> None:
+    with torch.device("meta"):
+        shape = shape_of(transformers.AutoModelForCausalLM.from_config(config))
+    held = config.num_local_experts if config.model_type == "mixtral" else config.num_experts
+    of_one = 3 * 64 * 24
+    assert shape.body - shape.active == 3 * (held - config.num_experts_per_tok) * of_one
+    assert forward(shape, 1).flops == 2 * shape.active + 4 * shape.layers * shape.queries
+    read = drawing(shape, 10, 3, prompts=4, batch=4, itemsize=2).traffic
+    assert read > 2 * 3 * shape.body  # several sequences meet all of them
+
+
 def test_points_and_passes_by_hand() -> None:
     assert points([0.3, 0.7], hma=True, controls=True) == 2 + 2 * 5
     assert points([0.3], hma=False, controls=False, lambdas=4) == 2 + 1 + 8
@@ -186,7 +215,7 @@ def test_stages_scale_as_what_they_count() -> None:
     assert stages["search: HMA"].work == training(LLAMA, 10, 3, sequences=8) * 12
     assert stages["proxies of POST"].work == drawing(LLAMA, 10, 3, prompts=10, n=2, batch=16, itemsize=4)
     assert stages["validation data"].what == "4 averages x (5 responses, 5 items)"
-    loop = Loop("rsf", 3, 20, 4, 2)
+    loop = Loop("rsf", 3, 20, 4, 2, draw=16)
     drawn, learned = align_stages(LLAMA, None, at, loop)
     assert drawn.work == drawing(LLAMA, 10, 3, prompts=20, n=4, batch=16, itemsize=4) * 3
     assert learned.work == training(LLAMA, 10, 3, sequences=20) * 6

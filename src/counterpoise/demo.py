@@ -188,6 +188,7 @@ def _align(model: nn.Module, tokenizer: Any, seed: int, progress: Stages | None)
         learning_rate=1e-3,
         batch_size=16,
         micro_batch_size=16,
+        draw_batch_size=128,
         max_new_tokens=24,
         seed=seed,
         progress=None if progress is None else lambda done, total: progress("aligning: best of 8", done, total),

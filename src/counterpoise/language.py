@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +24,8 @@ from torch import Tensor, nn
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
 """Called with (done, total) as long work advances."""
+TURN = re.compile(r"\n\n(Human|Assistant):")
+"""What stands before each turn of an HH transcript."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,11 @@ class Example(NamedTuple):
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
-    """Read a jsonl file whose lines are {"prompt": str} or {"messages": [{"role", "content"}, ...]}; drops repeats."""
+    """Read a jsonl file whose lines are {"prompt": str} or {"messages": [{"role", "content"}, ...]}; drops repeats.
+
+    A prompt that is a whole HH transcript, "\\n\\nHuman: ...\\n\\nAssistant:", is read as its turns, any other as one turn of
+    the user.
+    """
     prompts: dict[str, Prompt] = {}
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
@@ -69,7 +77,7 @@ def _read_prompt(line: str, place: str) -> Prompt:
         raise ValueError(f"{place}: expected one JSON object, found {line[:60]!r} ({error})") from None
     match record:
         case {"prompt": str(text)}:
-            return Prompt((("user", text),))
+            return transcript(text) or Prompt((("user", text),))
         case {"messages": [*messages]} if messages and all(
             isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
             for m in messages
@@ -79,6 +87,22 @@ def _read_prompt(line: str, place: str) -> Prompt:
         f'{place}: expected {{"prompt": "text"}} or {{"messages": [{{"role": ..., "content": ...}}]}}, '
         f"found {line.strip()[:80]!r}"
     )
+
+
+def transcript(text: str) -> Prompt | None:
+    """The turns of an HH transcript, a closing empty Assistant turn dropped; None when `text` does not begin as one.
+
+    >>> transcript("\\n\\nHuman: Hi\\n\\nAssistant:").messages
+    (('user', 'Hi'),)
+    """
+    before, *parts = TURN.split(text)
+    if before.strip() or parts[:1] != ["Human"]:
+        return None
+    roles = {"Human": "user", "Assistant": "assistant"}
+    turns = [(roles[who], said.strip()) for who, said in zip(parts[::2], parts[1::2], strict=True)]
+    if turns[-1] == ("assistant", ""):
+        turns.pop()
+    return Prompt(tuple(turns))
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt, *, chat: bool = True) -> tuple[int, ...]:
@@ -91,12 +115,24 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, *, chat: bool = True) -> tuple
     return tuple(ids)
 
 
-def stop_token(model: nn.Module, tokenizer: Any) -> int | None:
-    """The id that ends a response: the tokenizer's, else the first one of the model's generation config."""
-    if getattr(tokenizer, "eos_token_id", None) is not None:
-        return int(tokenizer.eos_token_id)
+def stop_tokens(model: nn.Module, tokenizer: Any) -> tuple[int, ...]:
+    """The ids that end a response: the tokenizer's, those of the model's generation config, the chat template's."""
     eos = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    return int(eos[0] if isinstance(eos, list) else eos) if eos is not None else None
+    several = eos if isinstance(eos, (list, tuple)) else [eos]
+    ids = [getattr(tokenizer, "eos_token_id", None), *several, turn_end(tokenizer)]
+    return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
+
+
+def turn_end(tokenizer: Any) -> int | None:
+    """The special token that the chat template puts after what the assistant said; None without template or token."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    said = "counterpoise"
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
+    _, found, after = str(tokenizer.apply_chat_template(messages, tokenize=False)).rpartition(said)
+    ids = tokenizer(after if found else "", add_special_tokens=False)["input_ids"]
+    added = tokenizer.added_tokens_decoder
+    return next((int(i) for i in ids if i in added and added[i].special), None)
 
 
 @torch.no_grad()
@@ -114,6 +150,8 @@ def sample(
 ) -> list[list[tuple[int, ...]]]:
     """Draw `n` responses for each prompt, by ancestral sampling (greedy when `temperature` is 0).
 
+    Nothing else shapes the draws: of the model's own generation config only the ids that end a response count.
+
     Args:
         prompts: token ids, one tuple a prompt.
         batch_size: responses generated at once; prompts of like length share a batch.
@@ -121,21 +159,21 @@ def sample(
             compared in pairs.
 
     Returns:
-        For each prompt its n responses as token ids; a finished response ends with the end-of-sequence token, a
+        For each prompt its n responses as token ids; a finished response ends with the first of `stop_tokens`, a
         response cut at `max_new_tokens` does not.
     """
     from transformers import GenerationConfig
 
-    eos = stop_token(model, tokenizer)
-    pad = eos if eos is not None else 0
-    # Said outright: what stays unset is filled from the model's own generation config (top_k 50, for instance).
+    stops = stop_tokens(model, tokenizer)
+    pad = stops[0] if stops else 0
+    # Said outright: transformers has defaults of its own (top_k 50, for instance).
     drawing = (
         {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         if temperature > 0
         else {"do_sample": False}
     )
     config = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=pad, **drawing
+        max_new_tokens=max_new_tokens, eos_token_id=list(stops) or None, pad_token_id=pad, **drawing
     )
     _refuse_too_long(model, prompts, max_new_tokens)
     device = _device_of(model)
@@ -143,7 +181,8 @@ def sample(
     done = 0
     was_training = model.training
     model.eval()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    fork = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with fork, _blank_generation_config(model):
         for number, rows in enumerate(by_length(prompts, max(1, batch_size // n), key=len)):
             torch.manual_seed(seed * 1_000_003 + number)
             ids_BT, mask_BT = _left_pad([prompts[i] for i in rows], pad, device)
@@ -156,12 +195,31 @@ def sample(
             )
             drawn = out[:, ids_BT.shape[1] :].view(len(rows), n, -1).tolist()
             for i, texts in zip(rows, drawn, strict=True):
-                responses[i] = [_cut_after(tokens, eos) for tokens in texts]
+                responses[i] = [_cut_after(tokens, stops) for tokens in texts]
             done += len(rows)
             if progress is not None:
                 progress(done, len(prompts))
     model.train(was_training)
     return responses
+
+
+@contextmanager
+def _blank_generation_config(model: nn.Module) -> Iterator[None]:
+    """Inside, the model's generation config is blank: `generate` fills from it whatever it was not told.
+
+    The object is emptied, not replaced, so that it works through whatever wraps the model.
+    """
+    from transformers import GenerationConfig
+
+    config = vars(model.generation_config)
+    own = dict(config)
+    config.clear()
+    config.update(vars(GenerationConfig()))  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        config.clear()
+        config.update(own)
 
 
 def _prefilled(model: nn.Module, ids_BT: Tensor, mask_BT: Tensor, n: int) -> Any:
@@ -310,10 +368,8 @@ def _positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(1) - 1).clamp(min=0)
 
 
-def _cut_after(tokens: list[int], eos: int | None) -> tuple[int, ...]:
-    if eos is not None and eos in tokens:
-        return tuple(tokens[: tokens.index(eos) + 1])
-    return tuple(tokens)
+def _cut_after(tokens: list[int], stops: Sequence[int]) -> tuple[int, ...]:
+    return tuple(tokens[: next((i + 1 for i, token in enumerate(tokens) if token in stops), None)])
 
 
 def _device_of(model: nn.Module) -> torch.device:

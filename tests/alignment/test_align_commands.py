@@ -82,19 +82,35 @@ def test_rsf_writes_a_checkpoint_with_its_record(world: Path, tmp_path: Path) ->
 
 def test_every_mitigation_is_an_option_and_is_recorded(world: Path, tmp_path: Path) -> None:
     options = "--l1 0.1 --l2 0.05 --kd 0.1 --sma 0.5 --reset-every 3 --freeze 1 --merge 0.1 --merge-keep 0.5".split()
-    options += ["--replay", str(world / "corpus.jsonl"), "--replay-ratio", "0.5", "--stop-at-reward", "99"]
+    options += [
+        "--replay",
+        str(world / "corpus.jsonl"),
+        "--replay-ratio",
+        "0.5",
+        "--stop-at-reward",
+        "99",
+        "--seed",
+        "3",
+    ]
     made = call(world / "pre", "-o", tmp_path / "post", "--method", "ppo", *asked(world), *options, *QUICK)
     assert made.exit_code == 0, made.output
     held = json.loads((tmp_path / "post" / "align.json").read_text())["settings"]["mitigations"]
     names = ["FreezeLowest", "Replay", "KD", "L2", "OnlineMerging", "L1", "MovingAverage", "RewardBudget"]
     assert [m["name"] for m in held] == names
     assert held[1]["ratio"] == 0.5
-    assert held[4] == {"name": "OnlineMerging", "weight": 0.1, "keep": 0.5, "seed": 0}
-    lora = ["--lora", 2, "--replay", "self", "--last-checkpoint-only"]
+    assert held[4] == {"name": "OnlineMerging", "weight": 0.1, "keep": 0.5, "seed": 3}
+    assert [m["seed"] for m in held if "seed" in m] == [3, 3]
+    lora = ["--lora", 2, "--replay", "self", "--last-checkpoint-only", "--draw-batch-size", 4, "--seed", 3]
+    lora += ["--sma", 0.5, "--reset-every", 2]
     made = call(world / "pre", "-o", tmp_path / "low", "--method", "rsf", *asked(world), "--n", 2, *lora, *QUICK)
     assert made.exit_code == 0, made.output
     assert set(open_checkpoint(tmp_path / "low")) == set(open_checkpoint(world / "pre"))
     assert [p.name for p in (tmp_path / "low.work").glob("iteration-*")] == ["iteration-0002"]
+    settings = json.loads((tmp_path / "low" / "align.json").read_text())["settings"]
+    assert settings["draw_batch_size"] == 4
+    assert [m["seed"] for m in settings["mitigations"] if "seed" in m] == [3, 3]
+    [drawn] = [json.loads(p.read_text())["key"] for p in (tmp_path / "low.work" / "pieces").glob("replay-*")]
+    assert drawn["draw_batch_size"] == 4
 
 
 def test_a_reward_budget_stops_early(world: Path, tmp_path: Path) -> None:
@@ -173,7 +189,7 @@ def test_reward_model_and_dpo_and_the_reward_model_as_a_reward(world: Path, tmp_
         ),
         (
             ["--method", "rsf", "ASKED", "--lora", "2", "--l1", "1", "--max-new-tokens", "5"],
-            "with LoRA, whose factors are no part of PRE",
+            "--l1: expected no --lora beside it, found one; with LoRA, whose factors are no part of PRE",
         ),
         (["--method", "dpo", "PAIRS", "--stop-at-reward", "1"], "a reward budget needs samples"),
         (["--method", "dpo", "PAIRS", "--replay", "none.jsonl"], "none.jsonl"),

@@ -1,18 +1,28 @@
-"""Memory of `align --shard` and `--bf16` before anything is loaded."""
+"""Dry runs of `align`: its memory, also of `--shard`, `--bf16` and mitigations, and what it refuses."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from typer.testing import CliRunner
 
 from counterpoise.alignment.dry_run import plan_align
+from counterpoise.alignment.mitigations.anchors import KD
+from counterpoise.alignment.mitigations.replay import Replay
+from counterpoise.alignment.stepping import Step
 from counterpoise.cli import app
+from counterpoise.language import Example, response_nll
 from counterpoise.planning.rehearsing import look
-from counterpoise.planning.work import Plan
+from counterpoise.planning.work import Plan, Stage, drawing, drawing_bytes, shape_of, training_bytes
 from world import make
 
 MITIGATIONS = "l1 l2 kd lora freeze sma merge replay reset_every stop_at_reward merge_base"
@@ -20,16 +30,35 @@ MITIGATIONS = "l1 l2 kd lora freeze sma merge replay reset_every stop_at_reward 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(tmp_path_factory.mktemp("world"))
+    folder = make(tmp_path_factory.mktemp("world"))
+    pairs = [{"prompt": f"ab {n}", "chosen": "yes", "rejected": "no no"} for n in range(20)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs))
+    return folder
 
 
-def planned(world: Path, *, lora: int | None = None, method: str = "ppo", **more: Any) -> Plan:
-    how = {"prompts": world / "prompts.jsonl", "reward": "world:early_letters", "preferences": None, "samples": None}
-    held = {**dict.fromkeys(MITIGATIONS.split()), "replay_ratio": 1.0, "merge_keep": 1.0, "lora": lora}
-    common = {"micro_batch_size": 8, "chat": True, "seed": 0}
-    new = {"max_new_tokens": 6, "temperature": 1.0}
+def planned(
+    world: Path,
+    *,
+    method: str = "ppo",
+    held: dict[str, Any] | None = None,
+    chosen: dict[str, Any] | None = None,
+    drawing: dict[str, Any] | None = None,
+    micro: int = 8,
+    **more: Any,
+) -> Plan:
+    online = method != "dpo"
+    how: dict[str, Any] = {"prompts": world / "prompts.jsonl", "reward": "world:early_letters"} if online else {}
+    how = {
+        "prompts": None,
+        "reward": None,
+        "preferences": None if online else world / "pairs.jsonl",
+        "samples": None,
+    } | how
+    held = {**dict.fromkeys(MITIGATIONS.split()), "replay_ratio": 1.0, "merge_keep": 1.0, **(held or {})}
+    common = {"micro_batch_size": micro, "chat": True, "seed": 0}
+    new = {"max_new_tokens": 6, "temperature": 1.0, **(drawing or {})}
     places = (str(world / "pre"), world / "aligned", method)
-    return plan_align(*places, {}, common, new, held, **how, **{"dtype": torch.float32, **more})
+    return plan_align(*places, chosen or {}, common, new, held, **how, **{"dtype": torch.float32, **more})
 
 
 def added(plan: Plan, more: Plan) -> list[int]:
@@ -50,7 +79,7 @@ def test_of_n_processes_each_holds_its_share_and_what_is_gathered(world: Path) -
 
 
 def test_with_lora_only_the_frozen_weights_are_shared_out(world: Path) -> None:
-    whole, cut = planned(world, lora=2), planned(world, lora=2, shared_by=4)
+    whole, cut = planned(world, held={"lora": 2}), planned(world, held={"lora": 2}, shared_by=4)
     shared = {"weights", "PRE, frozen"}
     assert {n: s // (4 if n in shared else 1) for n, s in whole.resident.items()} == dict(cut.resident)
 
@@ -89,3 +118,107 @@ def test_what_the_run_would_refuse_is_refused(world: Path) -> None:
         planned(world, method="dpo", shared_by=None)
     with pytest.raises(ValueError, match="bf16: expected float32 weights, found bfloat16"):
         planned(world, bf16=True, dtype=torch.bfloat16)
+    for anchor in ("l1", "l2", "merge"):
+        with pytest.raises(ValueError, match=f"--{anchor}: .* with LoRA, whose factors are no part of PRE, use kd"):
+            planned(world, held={"lora": 2, anchor: 0.1})
+    with pytest.raises(ValueError, match="dpo: a reward budget needs samples, which dpo does not draw"):
+        planned(world, method="dpo", held={"stop_at_reward": 1.0})
+    with pytest.raises(ValueError, match=r"dpo: expected a batch size .* in micro-batches of 8, found 12"):
+        planned(world, method="dpo", chosen={"batch_size": 12})
+    with pytest.raises(ValueError, match="prompts: expected at most 2 tokens"):  # PRE would respond
+        planned(world, method="dpo", held={"replay": "self"}, drawing={"max_new_tokens": 126})
+
+
+def stage(plan: Plan, name: str) -> Stage:
+    return next(s for s in plan.stages if s.name == name)
+
+
+def test_replays_of_pre_are_a_stage_of_their_own_before_all_others(world: Path) -> None:
+    shape = look(str(world / "pre")).shape
+    for method, count, prompt in (("rsf", 120, 5), ("dpo", 20, 4.5)):
+        plan, plain = planned(world, method=method, held={"replay": "self"}), planned(world, method=method)
+        first, *others = plan.stages
+        assert (first.name, first.what) == ("replay: PRE's responses", f"{count} responses")
+        assert first.work == drawing(shape, prompt, 6, prompts=count, batch=64, itemsize=4)
+        assert [s.name for s in others] == [s.name for s in plain.stages]
+        assert plan.peak == plain.peak  # gradients and moments are not there yet
+
+
+def test_memory_of_training_is_that_of_the_longest_replayed_text(world: Path, tmp_path: Path) -> None:
+    shape, plain = look(str(world / "pre")).shape, planned(world, method="rsf")
+    corpus = tmp_path / "corpus.jsonl"
+    for length, told in ((4, stage(plain, "training").memory), (200, training_bytes(shape, 8, 1, 127, 4))):
+        corpus.write_text(json.dumps({"text": "a" * length}) + "\n")
+        assert stage(planned(world, method="rsf", held={"replay": str(corpus)}), "training").memory == told
+    corpus.write_text('{"txt": "a"}\n')
+    with pytest.raises(ValueError, match=r'expected \{"text": ...\}'):
+        planned(world, held={"replay": str(corpus)})
+
+
+def test_drawing_takes_n_responses_at_least_and_does_not_depend_on_micro_batches(world: Path) -> None:
+    shape = look(str(world / "pre")).shape
+
+    def drawn(**more: Any) -> int:
+        return stage(planned(world, method="rsf", **more), "drawing and rewards").memory
+
+    assert drawn() == drawn(micro=1) == drawing_bytes(shape, 64, 5 + 6, 4)
+    assert drawn(chosen={"n": 24}) == drawing_bytes(shape, 48, 5 + 6, 4)
+    assert drawn(chosen={"n": 100}) == drawing_bytes(shape, 100, 5 + 6, 4)
+    assert drawn(drawing={"draw_batch_size": 16}) == drawing_bytes(shape, 32, 5 + 6, 4)
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes of tensors alive at once among those that are made inside; `own` are not counted."""
+
+    def __init__(self, own: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self.own, self.bytes = {t.untyped_storage().data_ptr() for t in own}, 0
+        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage()).data_ptr() not in self.own:
+                reference = StorageWeakRef(storage)
+                self.alive[reference.cdata] = reference, storage.nbytes()
+        self.alive = {place: kept for place, kept in self.alive.items() if not kept[0].expired()}
+        self.bytes = max(self.bytes, sum(size for _, size in self.alive.values()))
+        return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("words", [96, 2000])
+def test_a_step_takes_no_more_than_a_quarter_above_what_is_told_with_kd_and_replay_too(
+    dtype: torch.dtype, words: int
+) -> None:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=192,
+        vocab_size=words,
+        max_position_embeddings=256,
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config).to(dtype)
+    examples = [Example(tuple(range(3, 19)), (5, 6, 7, 8) * 16)] * 4
+    texts = [Example((3,), (5, 6, 7) * 85)] * 4
+    kd, replay = KD(0.1), Replay(4.0, texts)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for held in (kd, replay):
+        held.start(model, None)
+    own = [t for p in model.parameters() for t in (p, p.grad)] + list(kd._reference.parameters())
+    sizes = {KD: (16, 64), Replay: (1, 255), type(None): (16, 64)}
+    peaks = {}
+    for held in (None, kd, replay):
+        with Peak(own) as peak:
+            if held is None:
+                response_nll(model, examples).backward()
+            else:
+                held.add_gradients(Step(model, examples, 1e-5, 4))
+        told = training_bytes(shape_of(model), 4, *sizes[type(held)], dtype.itemsize)
+        assert told / 2 < peak.bytes < 1.25 * told, (held, peak.bytes / told)
+        peaks[held and type(held)] = peak.bytes
+    assert peaks[KD] < 1.15 * peaks[None]

@@ -297,12 +297,46 @@ def test_lora_changes_linear_layers_by_low_rank_and_comes_out_as_a_plain_model(f
     assert ranks
 
 
-@pytest.mark.parametrize("held", [L1(0.1), L2(0.1), OnlineMerging(0.1)])
-def test_anchors_on_weights_refuse_lora_when_pre_is_a_checkpoint(held: Mitigation, tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [L1, L2, OnlineMerging])
+@pytest.mark.parametrize("given", [True, False])
+def test_anchors_on_weights_refuse_lora(make: type[L1 | L2 | OnlineMerging], given: bool, tmp_path: Path) -> None:
     pre, _ = save_pair(tmp_path)
-    held.pre = open_checkpoint(pre)
+    held = make(0.1, pre=open_checkpoint(pre) if given else None)
     with pytest.raises(ValueError, match="with LoRA, whose factors are no part of PRE, use kd, replay or sma"):
         start_all([held, LowRank(2)], tiny("llama"), None)
+
+
+def test_elastic_reset_with_lora_returns_to_the_factors_start_at_which_the_model_is_pre(tmp_path: Path) -> None:
+    pre, _ = save_pair(tmp_path)
+    held, model = MovingAverage(0.5, 3, open_checkpoint(pre)), tiny("llama")
+    start_all([LowRank(2), held], model, tokenizer())
+    optimizer = adam(model, 1e-2)
+    fine_tune(
+        model,
+        EXAMPLES,
+        optimizer,
+        epochs=3,
+        batch_size=8,
+        micro_batch_size=8,
+        order=random.Random(0),
+        mitigations=[held],
+    )
+    factors = {n: p.detach().clone() for n, p in trainable(model).items()}
+    assert any(bool(p.any()) for n, p in factors.items() if ".lora_B." in n)  # the model is the average that was
+    held._swap(model)
+    ids, before = torch.tensor([[1, 5, 6]]), tiny("llama")
+    assert torch.equal(model(ids).logits, before(ids).logits)
+    plain, given = ([MovingAverage(0.5, 2, mapping), LowRank(2)] for mapping in (None, open_checkpoint(pre)))
+    a, b = (train(tiny("llama"), held) for held in (plain, given))
+    assert gap(a, b) == 0 < gap(a, before)
+
+
+def test_a_record_tells_weights_from_others(tmp_path: Path) -> None:
+    pre, post = map(open_checkpoint, save_pair(tmp_path))
+    named = [OnlineMerging(0.1, base=base).describe().get("base") for base in (None, pre, post, dict(pre), dict(post))]
+    assert named[:3] == [None, pre.sha256, post.sha256]
+    assert named[3] != named[4]
+    assert named[3] == OnlineMerging(0.1, base={n: pre[n].clone() for n in reversed(list(pre))}).describe()["base"]
 
 
 def test_mitigations_compose(tmp_path: Path) -> None:

@@ -26,6 +26,10 @@ def share_of_a(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
     return [r.count("a") / 4 for r in responses]
 
 
+def lengths(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    return [10.0 * len(r) for r in responses]
+
+
 def test_gae_by_hand() -> None:
     rewards, values = torch.tensor([[0.0, -1.0, 2.0]]), torch.tensor([[0.5, 1.0, -0.5]])
     # gamma 0.9, lambda 0.5, from the end: d3 = 2 + 0.5; d2 = -1 - 0.45 - 1; d1 = 0.9 - 0.5
@@ -164,11 +168,51 @@ def test_ppo_with_a_kl_penalty_reaches_the_known_optimum_of_reward_less_kl() -> 
     assert 0.93 < objective / (weight * math.log(lifted)) <= 1.0
 
 
+@pytest.mark.parametrize(("constant", "dtype"), [(5.0, torch.float32), (-5.3, torch.float32), (5.3, torch.bfloat16)])
+def test_a_constant_reward_leaves_the_policy_where_it_was(constant: float, dtype: torch.dtype) -> None:
+    model = tiny("llama", dtype=dtype)
+    settings = {"iterations": 3, "prompts_per_iteration": 16, "batch_size": 8, "max_new_tokens": 6, "kl": 0.0}
+    history = ppo(model, tokenizer(), PROMPTS * 2, lambda p, r: [constant] * len(r), learning_rate=1e-2, **settings)
+    for a, b in zip(model.parameters(), tiny("llama", dtype=dtype).parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4)  # 12 steps of 1e-2
+    assert history[-1].value_loss < 1e-6
+
+
+def test_the_gradients_of_the_value_head_do_not_scale_those_of_the_policy_down() -> None:
+    def aligned(weight: float) -> list[torch.Tensor]:
+        model = tiny("llama")
+        settings = {"iterations": 2, "prompts_per_iteration": 8, "batch_size": 4, "max_new_tokens": 4}
+        # A head that stays zero sends no gradient into the policy: only clipping could tie them.
+        still = {"value_weight": weight, "value_learning_rate": 0.0, "learning_rate": 1e-2}
+        ppo(model, tokenizer(), PROMPTS, lengths, **settings, **still)
+        return list(model.parameters())
+
+    for a, b in zip(aligned(0.0), aligned(10.0), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
+def test_a_temperature_that_is_not_positive_is_refused(temperature: float) -> None:
+    model = tiny("llama")
+    with pytest.raises(
+        ValueError, match=f"temperature: expected a positive number, found {temperature}; .* leave it at 1"
+    ):
+        ppo(model, tokenizer(), PROMPTS, share_of_a, iterations=1, max_new_tokens=2, temperature=temperature)
+
+
+def test_a_loss_that_is_not_finite_stops_training() -> None:
+    settings = {"iterations": 1, "prompts_per_iteration": 8, "batch_size": 4, "max_new_tokens": 4}
+    with pytest.raises(
+        ValueError, match=r"ppo: expected a finite loss, found nan of the policy .*; lower the learning"
+    ):
+        ppo(tiny("llama"), tokenizer(), PROMPTS, lengths, learning_rate=1e30, **settings)
+
+
 def test_the_same_seed_gives_the_same_model_and_micro_batches_do_not_change_it() -> None:
     def aligned(micro: int) -> list[torch.Tensor]:
         model = tiny("llama", dtype=torch.float64)
-        sizes = {"prompts_per_iteration": 8, "batch_size": 4, "micro_batch_size": micro, "learning_rate": 1e-3}
-        ppo(model, tokenizer(), PROMPTS, share_of_a, iterations=1, epochs=1, max_new_tokens=4, **sizes)
+        sizes = {"prompts_per_iteration": 16, "batch_size": 4, "micro_batch_size": micro, "learning_rate": 1e-3}
+        ppo(model, tokenizer(), PROMPTS * 2, lengths, iterations=1, epochs=1, max_new_tokens=4, **sizes)
         return list(model.parameters())
 
     first, again, small = aligned(8), aligned(8), aligned(1)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from counterpoise.alignment.preferences import Preference, read_preferences
-from counterpoise.language import Prompt
+from counterpoise.language import Prompt, read_prompts
 
 ASKED = Prompt((("user", "Hi there"),))
 TWO = Prompt((("user", "Hi"), ("assistant", "Yes?"), ("user", "Go\n\non")))
@@ -79,6 +79,16 @@ def test_transcripts_that_differ_earlier_are_no_pair(tmp_path: Path) -> None:
     rows = [{"chosen": HH + " good", "rejected": other + " bad"}, {"chosen": HH + " good", "rejected": HH + " bad"}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert read_preferences(path) == [Preference(TWO, "good", "bad")]
+
+
+def test_prompts_and_preferences_read_the_same_turns(tmp_path: Path) -> None:
+    texts = [HH, "What does Human: mean?", "Quote:\n\nHuman: hi\n\nAssistant: ho", "\n\nAssistant: ho", "Human: hi"]
+    prompts, pairs = tmp_path / "prompts.jsonl", tmp_path / "pairs.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": t}) + "\n" for t in texts))
+    pairs.write_text("".join(json.dumps({"prompt": t, "chosen": "a", "rejected": "b"}) + "\n" for t in texts))
+    found = read_prompts(prompts)
+    assert found == [p.prompt for p in read_preferences(pairs)]
+    assert [len(p.messages) for p in found] == [3, 1, 1, 1, 1]
 
 
 def test_the_real_files(data: Path) -> None:

@@ -82,6 +82,7 @@ def job(
     """Two iterations in float64: there a sum in another order cannot change which token is drawn."""
     sizes = {"batch_size": 3, "micro_batch_size": 1, "learning_rate": 1e-2}
     rounds: dict[str, Any] = {"iterations": 2, "prompts_per_iteration": 10, "max_new_tokens": 5, "prompts": PROMPTS}
+    rounds["draw_batch_size"] = 8
     samples = [Sample(p, "abc"[: 1 + i % 3], 1.0, 0.5) for i, p in enumerate(PROMPTS)]
     before = open_checkpoint(pre)
     reference = load_frozen(pre, dtype=torch.float64, shard=True) if shard else None

@@ -19,6 +19,7 @@ from counterpoise.alignment.distilling import Sample, distil
 from counterpoise.alignment.dpo import dpo
 from counterpoise.alignment.mitigations.anchors import L2
 from counterpoise.alignment.mitigations.ema import MovingAverage
+from counterpoise.alignment.mitigations.merging import OnlineMerging
 from counterpoise.alignment.mitigations.replay import Replay
 from counterpoise.alignment.ppo import ppo
 from counterpoise.alignment.preferences import Preference
@@ -44,6 +45,19 @@ class Dies(Mitigation):
         self.steps += 1
         if self.steps == self.at:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Stops(Mitigation):
+    """Ends its run at an optimiser step, as Ctrl-C does."""
+
+    def __init__(self, at: int | None) -> None:
+        self.at, self.steps = at, 0
+
+    def after_update(self, step: Step) -> None:
+        """Count."""
+        self.steps += 1
+        if self.steps == self.at:
+            raise KeyboardInterrupt
 
 
 def early(prompts: Sequence[str], responses: Sequence[str], *, die: int | None = None) -> list[float]:
@@ -141,6 +155,71 @@ def test_a_finished_run_is_not_done_again_and_more_iterations_continue_it(pre: P
     assert more["iterations"] == 4
     files = [tmp_path / n / "model.safetensors" for n in ("four", "whole")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_fewer_iterations_than_are_done_are_refused_with_where_they_lie(pre: Path, tmp_path: Path) -> None:
+    settings = {"prompts": PROMPTS, "reward": early, "n": 2, "max_new_tokens": 4, "prompts_per_iteration": 2}
+    work = tmp_path / "work"
+    align(pre, tmp_path / "three", partial(rsf, iterations=3, **settings), work=work)
+    with pytest.raises(ValueError, match=r"at least 3 iterations, .*found 2; .*/iteration-0002 is the model after 2"):
+        align(pre, tmp_path / "two", partial(rsf, iterations=2, **settings), work=work)
+    align(pre, tmp_path / "alone", partial(rsf, iterations=2, **settings))
+    files = [f / "model.safetensors" for f in (work / "iteration-0002", tmp_path / "alone")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    shutil.rmtree(work / "iteration-0002")
+    with pytest.raises(ValueError, match="found 2; no checkpoint of iteration 2 was kept"):
+        align(pre, tmp_path / "two", partial(rsf, iterations=2, **settings), work=work)
+
+
+@pytest.mark.parametrize("name", ["rsf", "ppo", "distil", "dpo"])
+def test_a_run_goes_on_with_smaller_micro_batches(name: str, pre: Path, tmp_path: Path) -> None:
+    def go(out: str, micro: int, die: int | None = None) -> None:
+        sizes = {"batch_size": 4, "micro_batch_size": micro, "learning_rate": 1e-3}
+        methods: dict[str, Callable[..., object]] = {
+            "rsf": partial(rsf, prompts=PROMPTS, reward=early, n=3, max_new_tokens=5, iterations=2, **sizes),
+            "ppo": partial(ppo, prompts=PROMPTS, reward=early, max_new_tokens=5, iterations=2, **sizes),
+            "distil": partial(distil, samples=[Sample(p, "abc", 1.0, 0.5) for p in PROMPTS], **sizes),
+            "dpo": partial(dpo, preferences=[Preference(p, "ab", "xyz") for p in PROMPTS], epochs=2, saves=2, **sizes),
+        }
+        align(pre, tmp_path / out, methods[name], mitigations=[Stops(die)], dtype=torch.float64)
+
+    go("whole", 4)
+    with pytest.raises(KeyboardInterrupt):
+        go("out", 4, {"rsf": 5, "ppo": 5, "distil": 3, "dpo": 3}[name])
+    go("out", 2)
+    whole, out = (open_checkpoint(tmp_path / n) for n in ("whole", "out"))
+    assert all(torch.allclose(out[n], whole[n], rtol=0, atol=1e-9) for n in whole)
+    assert json.loads((tmp_path / "out" / "align.json").read_text())["settings"]["micro_batch_size"] == 2
+    go("out", 1)  # finished already
+
+
+def test_what_is_drawn_does_not_depend_on_micro_batches(pre: Path, tmp_path: Path) -> None:
+    settings = {"prompts": PROMPTS, "reward": early, "n": 2, "max_new_tokens": 4, "iterations": 1}
+
+    def drawn(micro: int, **more: int) -> list[Example]:
+        return list(rsf(tiny("llama"), tokenizer(), **settings, **more, micro_batch_size=micro)[0].kept)
+
+    assert drawn(8) == drawn(1) == drawn(8, draw_batch_size=64)
+    assert drawn(8) != drawn(8, draw_batch_size=2)
+
+
+@pytest.mark.parametrize("name", ["base", "pre"])
+def test_other_weights_of_a_mitigation_make_another_run(name: str, pre: Path, tmp_path: Path) -> None:
+    method = partial(rsf, prompts=PROMPTS, reward=early, n=2, max_new_tokens=4, prompts_per_iteration=2, iterations=1)
+    other = save_pair(tmp_path)[1]
+
+    def go(out: str, weights: Path) -> dict[str, object]:
+        held = [OnlineMerging(0.1, **{name: open_checkpoint(weights)})]
+        return align(pre, tmp_path / out, method, mitigations=held, work=tmp_path / "work")
+
+    go("out", pre)
+    assert go("out", pre)["already_finished"]
+    with pytest.raises(CheckpointError, match="expected a new or empty folder"):
+        go("out", other)
+    with pytest.raises(ValueError, match="with mitigations = "):
+        go("more", other)
+    plain = align(pre, tmp_path / "plain", method, mitigations=[OnlineMerging(0.1)])
+    assert name not in plain["settings"]["mitigations"][0]
 
 
 def test_another_run_in_the_same_folder_and_an_occupied_out_are_refused(pre: Path, tmp_path: Path) -> None:

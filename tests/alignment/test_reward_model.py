@@ -74,6 +74,8 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         train_reward_model(pre, tmp_path / "rm", pairs(8), max_length=4)
     with pytest.raises(ValueError, match="held_out: expected a share"):
         train_reward_model(pre, tmp_path / "rm", pairs(8), held_out=1.0)
+    with pytest.raises(ValueError, match=r"reward model: expected a batch size .* micro-batches of 8, found 12"):
+        train_reward_model(pre, tmp_path / "rm", pairs(8), batch_size=12)
     with pytest.raises(CheckpointError, match="expected a new or empty folder"):
         train_reward_model(pre, pre, pairs(8))
     with pytest.raises(CheckpointError, match="no such folder"):

@@ -229,6 +229,35 @@ def test_a_head_that_one_post_alone_has_is_dropped(models, tmp_path: Path) -> No
     assert files[0] == files[1]
 
 
+def test_a_recipe_gives_donor_and_drop_and_warns_of_other_inputs(models, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    pre, posts = models[torch.float32]
+    headed = tmp_path / "headed"
+    headed.mkdir()
+    tensors = load_file(posts[2] / "model.safetensors") | {"v_head[0].weight": torch.ones(3)}
+    save_file(tensors, headed / "model.safetensors", {"format": "pt"})
+    (headed / "config.json").write_bytes((posts[2] / "config.json").read_bytes())
+    made = merge(pre, [headed], tmp_path / "a", Merge(method="dare", seed=2), donor="pre", drop=["v_head*"])
+    assert made.settings == {"donor": "pre", "dropped": ["v_head[0].weight"]}
+
+    def again(out: str, *given: Path, of: str = "a", more: tuple[str, ...] = ()) -> str:
+        recipe = ["--recipe", str(tmp_path / of / "recipe.json"), "-o", str(tmp_path / out), "--quiet"]
+        found = CliRunner().invoke(app, ["merge", *map(str, given), *recipe, *more])
+        assert found.exit_code == 0, found.output
+        return found.stderr
+
+    assert again("b", pre, headed) == ""
+    for path in sorted((tmp_path / "a").iterdir()):
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+    assert (tmp_path / "b" / "tokenizer.json").is_file()  # PRE's: the POST has none
+    again("c", pre, headed, more=("--donor", "post"))
+    assert MergeRecipe.read(tmp_path / "c" / "recipe.json").settings["donor"] == "post"
+    merge(pre, [posts[1]], tmp_path / "d", Merge())
+    assert again("e", pre, posts[1], of="d") == ""
+    other = again("f", pre, posts[2], of="d")
+    assert other == f"warning: the recipe was made for another POST ({posts[1]}) than this one\n"
+    assert again("g", pre, *posts[:2], of="d") == "warning: the recipe was made for 1 POSTs, not for 2\n"
+
+
 def test_the_command(models, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     pre, posts = models[torch.bfloat16]
 
@@ -242,6 +271,10 @@ def test_the_command(models, tmp_path: Path) -> None:  # type: ignore[no-untyped
     assert run("-o", tmp_path / "b", "--recipe", tmp_path / "a" / "recipe.json").exit_code == 0
     for name in Checkpoint(tmp_path / "a").layout:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    for option, value in (("--density", 0.5), ("--weights", "1,1"), ("--seed", 0)):
+        failed = run("-o", tmp_path / "c", "--recipe", tmp_path / "a" / "recipe.json", option, value)
+        assert failed.exit_code == 1
+        assert f"error: {option}: expected none of a merge's settings beside --recipe" in failed.output
     failed = run("-o", tmp_path / "c", "--weights", "1,x")
     assert failed.exit_code == 1
     assert "error: --weights: expected numbers with commas between them, found '1,x'" in failed.output

@@ -15,10 +15,10 @@ import torch
 
 from counterpoise.alignment import processes
 from counterpoise.alignment.reference import placed
-from counterpoise.alignment.run import Run, finished_state, save_model
-from counterpoise.alignment.stepping import Mitigation
+from counterpoise.alignment.run import FREE, Run, differing, finished_state, save_model
+from counterpoise.alignment.stepping import Mitigation, weights_sha256
 from counterpoise.averaging import versions, write_json
-from counterpoise.checkpoint import CheckpointError, open_checkpoint, refuse_occupied, staged
+from counterpoise.checkpoint import Checkpoint, CheckpointError, open_checkpoint, refuse_occupied, staged
 from counterpoise.evaluation.sweep import digest
 from counterpoise.language import Prompt
 from counterpoise.resident import without_bars
@@ -56,7 +56,8 @@ def align(
         method: `rsf`, `distil`, `ppo` or `dpo` with its data and settings bound by `functools.partial`.
         mitigations: see `counterpoise.alignment.stepping.Mitigation`; given here, not to `method`.
         told: what else decides the numbers and cannot be read off `method`, such as the reward's fingerprint; a run
-            goes on only when it is equal.
+            goes on only when it is equal. A `reference` that is not PRE is such a thing: a model in memory, perhaps on
+            another device or cut up among processes, is not hashed.
         work: checkpoints of every iteration and the state to go on from (default OUT.work).
         dtype: of the weights while they are trained, and in `out`; updates at learning rates of 1e-6 need float32.
         bf16: mixed precision, see `compute_in_bfloat16`; give `method` and the mitigations references made alike.
@@ -84,12 +85,12 @@ def align(
         "dtype": str(dtype),
         "device": device,
         **describe(method),
-        "mitigations": [m.describe() for m in mitigations],
+        "mitigations": [_described(m, checkpoint) for m in mitigations],
         **(told or {}),
         **({"bf16": True} if bf16 else {}),
     }
     settings = json.loads(json.dumps(settings))
-    if (found := _finished(out)) is not None and found["settings"] == settings:
+    if (found := _finished(out)) is not None and not differing(found["settings"], settings, except_for=FREE):
         return {**found, "already_finished": True}
     refuse_occupied(out.absolute())
     run = Run(work or out.with_name(f"{out.name}.work"), settings, keep_checkpoints=keep_checkpoints, stages=progress)
@@ -153,6 +154,14 @@ def describe(method: Callable[..., Any]) -> dict[str, Any]:
     plain = {k: v for k, v in values.items() if isinstance(v, (int, float, str, type(None)))}
     data = {k: digest([_content(x) for x in v]) for k, v in values.items() if isinstance(v, (list, tuple)) and v}
     return {"method": bound.func.__name__, **plain, **data}
+
+
+def _described(mitigation: Mitigation, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Its settings, with the fingerprint of a `pre` that is not the run's own PRE."""
+    pre = getattr(mitigation, "pre", None)
+    if pre is None or (isinstance(pre, Checkpoint) and pre.folder == checkpoint.folder):
+        return mitigation.describe()
+    return mitigation.describe() | {"pre": weights_sha256(pre)}
 
 
 def _content(item: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
@@ -21,7 +21,7 @@ from counterpoise.alignment.mitigations.merging import OnlineMerging
 from counterpoise.alignment.mitigations.replay import Replay, read_corpus
 from counterpoise.alignment.mitigations.stopping import RewardBudget
 from counterpoise.alignment.precision import weights_cast_once
-from counterpoise.alignment.reference import load_frozen
+from counterpoise.alignment.reference import WITH_LORA, load_frozen
 from counterpoise.alignment.rsf import rsf
 from counterpoise.alignment.stepping import Mitigation
 from counterpoise.checkpoint import open_checkpoint
@@ -32,6 +32,8 @@ from counterpoise.language import Example, Progress, Prompt, encode_prompt, read
 from counterpoise.partition import layerwise
 
 METHODS = ("rsf", "ppo", "dpo")
+LONGEST_TEXT = 512
+"""Tokens of a piece of a replayed text, or the model's context where that is shorter."""
 
 
 class How(TypedDict):
@@ -130,27 +132,29 @@ def mitigations(
         files: prompts, preferences or samples, to whose prompts PRE responds when it replays itself.
 
     Raises:
-        ValueError: a number out of range, `reset_every` without sma.
+        ValueError: a number out of range, `reset_every` without sma, an anchor on weights beside LoRA.
     """
     given = {name: value for name, value in strengths.items() if value is not None}
+    refuse_beside_lora(given)
+    seed = drawing["seed"]
     pre = open_checkpoint(source)
     held: list[Mitigation] = []
     if "lora" in given:
-        held.append(LowRank(given["lora"]))
+        held.append(LowRank(given["lora"], seed=seed))
     if "freeze" in given:
         layers = len(layerwise(list(pre)))
         if not 0 <= given["freeze"] < layers:
             raise ValueError(f"--freeze: expected 0 to {layers - 1} of the {layers} layers, found {given['freeze']}")
         held.append(FreezeLowest(given["freeze"]))
     if replay is not None:
-        held.append(Replay(replay_ratio, _replayed(source, replay, files, drawing, work, how)))
+        held.append(Replay(replay_ratio, _replayed(source, replay, files, drawing, work, how), seed))
     if "kd" in given:
         held.append(KD(given["kd"], load_frozen(source, **how)))
     if "l2" in given:
         held.append(L2(given["l2"], pre))
     if "merge" in given:
         base = None if merge_base is None else open_checkpoint(merge_base)
-        held.append(OnlineMerging(given["merge"], merge_keep, base=base, pre=pre))
+        held.append(OnlineMerging(given["merge"], merge_keep, seed, base=base, pre=pre))
     if "l1" in given:
         held.append(L1(given["l1"], pre))
     if "sma" in given:
@@ -160,6 +164,16 @@ def mitigations(
     if stop_at_reward is not None:
         held.append(RewardBudget(stop_at_reward))
     return held
+
+
+def refuse_beside_lora(given: Collection[str]) -> None:
+    """Raise where `--lora` is given beside an anchor on weights.
+
+    Raises:
+        ValueError: l1, l2 or merge among the mitigations that are given.
+    """
+    if "lora" in given and (anchors := [name for name in ("l1", "l2", "merge") if name in given]):
+        raise ValueError(f"--{anchors[0]}: expected no --lora beside it, found one; {WITH_LORA}")
 
 
 def collect_to(
@@ -239,13 +253,14 @@ def _replayed(
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
-        limit = min(512, checkpoint.config.get("max_position_embeddings", 512))
+        limit = min(LONGEST_TEXT, checkpoint.config.get("max_position_embeddings", LONGEST_TEXT))
         return read_corpus(replay, tokenizer, max_tokens=limit, chat=drawing["chat"])
-    asked = _prompts_of(files)
+    asked = prompts_of(files)
 
     def draw() -> list[Any]:
         loaded, tokenizer = load(checkpoint.folder, dtype=how["dtype"], bf16=how["bf16"], device=how["device"])
-        settings = {name: value for name, value in drawing.items() if name != "chat"}
+        settings = {name: drawing[name] for name in ("max_new_tokens", "temperature", "seed")}
+        settings["batch_size"] = drawing.get("draw_batch_size", 64)
         encoded = [encode_prompt(tokenizer, p, chat=drawing["chat"]) for p in asked]
         with weights_cast_once(loaded):
             drawn = sample(loaded, tokenizer, encoded, **settings)
@@ -257,7 +272,7 @@ def _replayed(
     return [Example(tuple(prompt), tuple(response)) for prompt, response in rows]
 
 
-def _prompts_of(files: Mapping[str, Path | None]) -> list[Prompt]:
+def prompts_of(files: Mapping[str, Path | None]) -> list[Prompt]:
     """The prompts that the method learns on, each once."""
     if (prompts := files["prompts"]) is not None:
         return read_prompts(prompts)

@@ -50,7 +50,7 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[str, typer.Option(help="Of the trained weights and of OUT: float32, bfloat16, float16 or float64.")]
 Work = Annotated[Path | None, typer.Option(help="Checkpoints on the way, state to go on from (default OUT.work).")]
 MicroBatch = Annotated[
-    int, typer.Option(help="Sequences through the model at once in training, 8 times as many in drawing.")
+    int, typer.Option(help="Sequences through the model at once in training: memory and speed, up to rounding.")
 ]
 NewTokens = Annotated[int, typer.Option("--max-new-tokens", help="Longest response.")]
 Temperature = Annotated[float, typer.Option(help="Of sampled responses.")]
@@ -86,6 +86,9 @@ def model(
     epochs: Annotated[int | None, _setting("rsf (2), ppo (2): passes over a round; dpo (3).")] = None,
     learning_rate: Annotated[float | None, _setting("rsf (1e-5), ppo (1e-6), dpo (1e-6).")] = None,
     batch_size: Annotated[int | None, _setting("Responses or pairs per optimiser step (32).")] = None,
+    draw_batch_size: Annotated[
+        int | None, _setting("Responses drawn at once (64), at least n; decides the random draws.")
+    ] = None,
     beta: Annotated[float | None, _setting("dpo (0.1): inverse temperature.")] = None,
     kl: Annotated[float | None, _setting("ppo (0.1): weight of the KL penalty to PRE in the reward.")] = None,
     kl_target: Annotated[float | None, _setting("ppo: adapt the weight towards this KL per response, nats.")] = None,
@@ -141,7 +144,9 @@ def model(
     }
     chosen = {name: value for name, value in chosen.items() if value is not None}
     common = {"micro_batch_size": micro_batch_size, "chat": not no_chat_template, "seed": seed}
-    drawing = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    drawing: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    if draw_batch_size is not None:
+        drawing["draw_batch_size"] = draw_batch_size
     files = {"prompts": prompts, "preferences": preferences, "samples": samples}
     strengths = {"l1": l1, "l2": l2, "kd": kd, "lora": lora, "sma": sma, "freeze": freeze, "merge": merge}
     others: dict[str, Any] = {

@@ -17,19 +17,20 @@ from counterpoise.alignment.run import Run, stage_of
 from counterpoise.alignment.sharding import is_sharded
 from counterpoise.alignment.stepping import Mitigation, adam, finish_all, start_all
 from counterpoise.evaluation.sweep import Store, digest
-from counterpoise.language import Example, Progress, Prompt, _read_prompt, decode, encode_prompt
+from counterpoise.language import Example, Progress, Prompt, _read_prompt, decode, encode_prompt, stop_tokens
 
 CHUNK = 128
 """Prompts whose responses are drawn, scored and stored together."""
 
 
 class Sample(NamedTuple):
-    """A response that was the best of n for its prompt, as text."""
+    """A response that was the best of n for its prompt, as text; not `finished` when it was cut at its longest length."""
 
     prompt: Prompt
     response: str
     reward: float
     mean_reward: float
+    finished: bool = True
 
 
 def collect(
@@ -58,9 +59,10 @@ def collect(
         One `Sample` a prompt, in the order of `prompts`; `mean_reward` is the mean over its n responses.
 
     Raises:
-        ValueError: several processes, whose output files would be one.
+        ValueError: several processes, whose output files would be one; n equal responses (temperature 0).
     """
     processes.refuse_several("collect")
+    stops = stop_tokens(model, tokenizer)
     found: list[Sample] = []
     drawing: dict[str, Any] = {"n": n, "max_new_tokens": max_new_tokens, "temperature": temperature, "chat": chat}
     drawing["batch_size"] = batch_size
@@ -70,10 +72,12 @@ def collect(
         def work(chunk: Sequence[Prompt] = chunk, number: int = number) -> list[Any]:
             _, drawn, scores = draw_and_score(model, tokenizer, chunk, reward, **drawing, seed=seed * 1000 + number)
             best = scores.max(dim=1)
-            texts = decode(tokenizer, [drawn[i][j] for i, j in enumerate(best.indices.tolist())])
-            return list(map(list, zip(texts, best.values.tolist(), scores.mean(1).tolist(), strict=True)))
+            kept = [drawn[i][j] for i, j in enumerate(best.indices.tolist())]
+            finished = [ids[-1] in stops for ids in kept]
+            columns = (decode(tokenizer, kept), best.values.tolist(), scores.mean(1).tolist(), finished)
+            return list(map(list, zip(*columns, strict=True)))
 
-        pieces = {"what": "collect", **(key or {}), **drawing, "seed": seed, "chunk": number}
+        pieces = {"what": "collect, finished", **(key or {}), **drawing, "seed": seed, "chunk": number}
         rows = work() if store is None else store.once({**pieces, "prompts": digest([p.key for p in chunk])}, work)
         found += [Sample(p, *row) for p, row in zip(chunk, rows, strict=True)]
         if progress is not None:
@@ -82,7 +86,7 @@ def collect(
 
 
 def write_samples(path: str | Path, samples: Iterable[Sample]) -> None:
-    """Write a jsonl file: {"messages": [...], "response": str, "reward": float, "mean_reward": float} a line."""
+    """Write a jsonl file: {"messages", "response", "reward", "mean_reward", "finished"} a line, the fields of a `Sample`."""
     with open(path, "w", encoding="utf-8") as file:
         for sample in samples:
             messages = [{"role": role, "content": content} for role, content in sample.prompt.messages]
@@ -92,7 +96,9 @@ def write_samples(path: str | Path, samples: Iterable[Sample]) -> None:
 
 
 def read_samples(path: str | Path) -> list[Sample]:
-    """Read what `write_samples` wrote; lines need {"prompt" or "messages", "response"}, rewards may be missing.
+    """Read what `write_samples` wrote; lines need {"prompt" or "messages", "response"}, the rest may be missing.
+
+    A response is taken for finished where its line does not say "finished": false.
 
     Raises:
         ValueError: a line of another form, with its number; no line at all.
@@ -107,7 +113,10 @@ def read_samples(path: str | Path) -> list[Sample]:
             if not isinstance(record.get("response"), str):
                 raise ValueError(f'{place}: expected a column "response" with text, found columns {sorted(record)}')
             best, mean = (float(record.get(name, "nan")) for name in ("reward", "mean_reward"))
-            samples.append(Sample(prompt, record["response"], best, mean))
+            finished = record.get("finished", True)
+            if not isinstance(finished, bool):
+                raise ValueError(f'{place}: expected "finished" to be true or false, found {finished!r}')
+            samples.append(Sample(prompt, record["response"], best, mean, finished))
     if not samples:
         raise ValueError(f'{path}: expected lines {{"messages": ..., "response": ...}}, found none')
     return samples
@@ -129,7 +138,8 @@ def distil(
 ) -> list[float]:
     """Fine-tune `model`, in place, on samples that another collected: RSF in distillation style, with the paper's defaults.
 
-    Several processes share the rows of every step, as in `rsf`.
+    A response that is not finished is learned without an end, as in `rsf`. Several processes share the rows of every
+    step.
 
     Args:
         model: PRE; with mitigations this is how the paper compares them (Lin et al. 2024).
@@ -139,13 +149,15 @@ def distil(
         The mean loss per response token (nats) of each epoch of this process.
 
     Raises:
-        ValueError: DeepSpeed.
+        ValueError: DeepSpeed, no sample with a token to learn.
     """
     processes.refuse_sharded("rsf, distillation style", cut_up=is_sharded(model))
     processes.join(next(model.parameters()).device)
-    examples = [
-        Example(encode_prompt(tokenizer, s.prompt, chat=chat), response_ids(tokenizer, s.response)) for s in samples
-    ]
+    learned = [response_ids(tokenizer, s.response, chat=chat, finished=s.finished) for s in samples]
+    prompts = [encode_prompt(tokenizer, s.prompt, chat=chat) for s in samples]
+    examples = [Example(prompt, ids) for prompt, ids in zip(prompts, learned, strict=True) if ids]
+    if not examples:
+        raise ValueError(f"samples: expected responses with a token to learn, found none in {len(samples)}")
     order = random.Random(seed)
     start_all(mitigations, model, tokenizer)
     optimizer = adam(model, learning_rate)

@@ -20,7 +20,7 @@ from counterpoise.alignment.quiet import quiet_libraries, without_printing
 from counterpoise.alignment.reference import frozen_copy
 from counterpoise.alignment.run import Run, telling
 from counterpoise.alignment.sharding import is_sharded
-from counterpoise.alignment.stepping import Mitigation, Step, finish_all, has_own_loss, start_all
+from counterpoise.alignment.stepping import Mitigation, Step, finish_all, has_own_loss, rows_at_once, start_all
 from counterpoise.language import Example
 
 HELD = "mitigations.pt"
@@ -83,11 +83,7 @@ def dpo(
     world = int(os.environ.get("WORLD_SIZE", "1"))
     _refuse(model, mitigations, world)
     tokenizer = with_pad_token(tokenizer)
-    at_once = min(micro_batch_size, max(1, batch_size // world))
-    if batch_size % (at_once * world):
-        raise ValueError(
-            f"dpo: expected a batch size that {world} processes share in micro-batches of {at_once}, found {batch_size}"
-        )
+    at_once = rows_at_once("dpo", batch_size, micro_batch_size, world)
     context = getattr(model.config, "max_position_embeddings", None) or max_length
     reference = frozen_copy(model) if reference is None else reference
     start_all(mitigations, model, tokenizer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,23 +12,33 @@ from typing import Any
 
 import torch
 
-from counterpoise.alignment.assembling import METHODS, _bind, _expect, refuse_shard
+from counterpoise.alignment.assembling import (
+    LONGEST_TEXT,
+    METHODS,
+    _bind,
+    _expect,
+    prompts_of,
+    refuse_beside_lora,
+    refuse_shard,
+)
 from counterpoise.alignment.distilling import distil, read_samples
 from counterpoise.alignment.mitigations.anchors import KD, L1, L2
 from counterpoise.alignment.mitigations.ema import MovingAverage
 from counterpoise.alignment.mitigations.lowrank import LowRank
 from counterpoise.alignment.mitigations.merging import OnlineMerging
-from counterpoise.alignment.mitigations.replay import Replay
+from counterpoise.alignment.mitigations.replay import Replay, read_corpus
+from counterpoise.alignment.mitigations.stopping import RewardBudget
 from counterpoise.alignment.ppo import ppo
 from counterpoise.alignment.precision import refuse_other
 from counterpoise.alignment.preferences import read_preferences
 from counterpoise.alignment.rsf import rsf
+from counterpoise.alignment.stepping import Mitigation, rows_at_once
 from counterpoise.files import refuse_occupied
 from counterpoise.language import Example, Prompt, read_prompts
 from counterpoise.planning.dry_run import ASSUMED, BOUNDS, judged, lengths, said_of, short
 from counterpoise.planning.rehearsing import Source, Words, look, look_at_reward, room_for
-from counterpoise.planning.stages import DRAWING, TRAINING, Loop, align_stages
-from counterpoise.planning.work import Plan, Shape, optimiser_bytes, step_bytes, trained, weight_bytes
+from counterpoise.planning.stages import DRAWING, REPLAYED, TRAINING, Loop, align_stages, replayed_stage
+from counterpoise.planning.work import Plan, Shape, Stage, optimiser_bytes, step_bytes, trained, weight_bytes
 
 ASSUMED_SHARES = 8
 """Processes among which weights are cut up, where torchrun has not said."""
@@ -73,28 +84,27 @@ def plan_align(
     shape, itemsize = model.shape, dtype.itemsize
     given = {"--prompts": prompts, "--reward": reward, "--preferences": preferences, "--samples": samples}
     loop, settings, texts = _loop(method, {**chosen, **common}, drawing, given, held)
-    told = [_said_of_weights(model), *_mitigations(held, shape), f"{method}: " + _spoken(settings)]
+    built = _mitigations(held, shape)
+    if method == "dpo":
+        _refuse_in_dpo(model, built, settings)
+    told = [_said_of_weights(model), *_said_of_mitigations(held), f"{method}: " + _spoken(settings)]
     judge = look_at_reward(reward) if reward is not None else None
     if reward is not None:
         told.append(said_of(reward, judge))
     asked, responses = texts
     words = Words.of(model.folder)
+    asks = {**drawing, "chat": common["chat"]}
     if responses:  # of a file, not drawn: memory is that of the longest, time that of the mean
         sizes = words.lengths(responses)
         mean = sum(sizes) / len(sizes)
-        drawing = {"max_new_tokens": mean, "over": max(sizes) - mean}
+        over = max(sizes) - mean
+        asks["max_new_tokens"] = mean
         bounds = f"responses of {mean:.0f} tokens in the mean, the longest {max(sizes)}; nothing cut or left out"
     else:
-        drawing, bounds = {**drawing, "over": 0}, BOUNDS
-    at, assumed = lengths(
-        model,
-        asked,
-        {**drawing, "chat": common["chat"]},
-        itemsize,
-        int(common["micro_batch_size"]),
-        longest_refused=not responses,
-    )
-    at = replace(at, longest=at.longest + math.ceil(drawing["over"]))
+        over, bounds = 0, BOUNDS
+    micro = int(common["micro_batch_size"])
+    at, assumed = lengths(model, asked, asks, itemsize, micro, longest_refused=not responses)
+    at = replace(at, longest=at.longest + math.ceil(over))
     count = trained(shape, held["lora"])
     resident = {"weights": weight_bytes(shape, itemsize), **optimiser_bytes(count, itemsize), **judged(judge)}
     references = (method in ("ppo", "dpo")) + (held["kd"] is not None)
@@ -115,7 +125,19 @@ def plan_align(
         moment += count * itemsize  # the weights before the step
     shares = shared_by or ASSUMED_SHARES
     alike = held["lora"] is None and shares > 1  # what is trained is cut up as the weights are
-    stages = align_stages(shape, judge.shape if judge else None, at, loop, step=moment // shares if alike else moment)
+    first: list[Stage] = []
+    if held["replay"] == "self":
+        own = prompts_of({"prompts": prompts, "preferences": preferences, "samples": samples})
+        there, _ = lengths(model, own, {**drawing, "chat": common["chat"]}, itemsize, micro)
+        loop = replace(loop, replayed=(there.longest, int(there.response)))
+        later = 3 * count * itemsize // (shares if alike else 1)  # gradients and moments
+        first = [
+            replayed_stage(shape, there, prompts=len(own), draw=int(drawing.get("draw_batch_size", 64)), free=later)
+        ]
+    elif held["replay"] is not None:
+        loop = replace(loop, replayed=_longest_replayed(held["replay"], model, words, chat=common["chat"]))
+    ours = align_stages(shape, judge.shape if judge else None, at, loop, step=moment // shares if alike else moment)
+    stages = (*first, *ours)
     if shares == 1:
         copies = 2 * (shape.body + shape.head) if bf16 else 0  # of the matrices, as autocast casts them
         stages = tuple(replace(s, memory=s.memory + copies) for s in stages)
@@ -145,7 +167,7 @@ def _gathered(shape: Shape, itemsize: int, stage: str) -> int:
 
     In training their gradients are whole as well until they are shared out.
     """
-    if stage == DRAWING:
+    if stage in (DRAWING, REPLAYED):
         return shape.parameters * itemsize
     outside = shape.parameters - shape.body
     block = shape.body // shape.layers
@@ -187,13 +209,41 @@ def _loop(
     count = min(int(full.get("prompts_per_iteration") or len(asked)), len(asked))
     replayed = float(held["replay_ratio"]) if held["replay"] is not None else 0.0
     kind = "distil" if run is distil else name
-    times = int(full.get("iterations") or 1)
-    loop = Loop(kind, times, count, int(full.get("n") or 1), int(full["epochs"] or 1), held["kd"] is not None, replayed)
+    loop = Loop(
+        kind,
+        int(full.get("iterations") or 1),
+        count,
+        int(full.get("n") or 1),
+        int(full["epochs"] or 1),
+        int(full.get("draw_batch_size") or 64),
+        held["kd"] is not None,
+        replayed,
+    )
     return loop, full, (asked, responses)
 
 
-def _mitigations(held: Mapping[str, Any], shape: Shape) -> list[str]:
-    """The mitigations in words, their numbers checked by building each without its data."""
+def _longest_replayed(corpus: str, model: Source, words: Words, *, chat: bool) -> tuple[int, int]:
+    """Tokens of the longest prompt and response of a corpus."""
+    limit = min(LONGEST_TEXT, getattr(model.model.config, "max_position_embeddings", LONGEST_TEXT))
+    if words.tokenizer is None:
+        return 1, limit - 1
+    examples = read_corpus(corpus, words.tokenizer, max_tokens=limit, chat=chat)
+    response = max(len(e.response) for e in examples)
+    return max(len(e.prompt) + len(e.response) for e in examples) - response, response
+
+
+def _refuse_in_dpo(model: Source, built: list[Mitigation], settings: Mapping[str, Any]) -> None:
+    """Raise what `dpo` raises before it trains."""
+    from counterpoise.alignment.dpo import _refuse
+
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    _refuse(model.model, built, world)
+    rows_at_once("dpo", int(settings["batch_size"]), int(settings["micro_batch_size"]), world)
+
+
+def _mitigations(held: Mapping[str, Any], shape: Shape) -> list[Mitigation]:
+    """Each built without its data, which checks its numbers."""
+    refuse_beside_lora([name for name, value in held.items() if value is not None])
     makers: dict[str, Any] = {
         "l1": L1,
         "l2": L2,
@@ -202,10 +252,9 @@ def _mitigations(held: Mapping[str, Any], shape: Shape) -> list[str]:
         "sma": lambda decay: MovingAverage(decay, held["reset_every"]),
         "merge": lambda weight: OnlineMerging(weight, held["merge_keep"]),
         "replay": lambda _: Replay(held["replay_ratio"], [Example((1,), (1,))]),
+        "stop_at_reward": RewardBudget,
     }
-    for name, make in makers.items():
-        if held[name] is not None:
-            make(held[name])
+    built: list[Mitigation] = [make(held[name]) for name, make in makers.items() if held[name] is not None]
     if held["reset_every"] is not None and held["sma"] is None:
         raise ValueError("--reset-every: expected --sma beside it: Elastic Reset resets to the moving average")
     if held["freeze"] is not None and not 0 <= held["freeze"] < shape.layers:
@@ -216,7 +265,11 @@ def _mitigations(held: Mapping[str, Any], shape: Shape) -> list[str]:
         raise ValueError(f"{held['replay']}: expected a file or folder, found nothing of that name; check the path")
     if held["merge_base"] is not None:
         look(held["merge_base"])
-    named = (*makers, "freeze", "stop_at_reward")
+    return built
+
+
+def _said_of_mitigations(held: Mapping[str, Any]) -> list[str]:
+    named = ("l1", "l2", "kd", "lora", "sma", "merge", "replay", "freeze", "stop_at_reward")
     given = [f"{name} {held[name]}" for name in named if held[name] is not None]
     return ["mitigations: " + ", ".join(given)] if given else []
 

@@ -8,6 +8,7 @@ Shape suffixes: N responses of a round, B of a micro-batch, C response tokens (r
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ from counterpoise.alignment.reference import frozen_copy
 from counterpoise.alignment.rsf import Reward, draw_and_score
 from counterpoise.alignment.run import Run, stage_of
 from counterpoise.alignment.scoring import score_responses
-from counterpoise.alignment.sharding import is_sharded
+from counterpoise.alignment.sharding import clip_norm, is_sharded
 from counterpoise.alignment.stepping import Mitigation, adam, finish_all, rows_of, start_all, take_step, trainable
 from counterpoise.language import Example, Prompt, response_tokens
 
@@ -75,6 +76,7 @@ def ppo(
     value_learning_rate: float = 1e-4,
     batch_size: int = 32,
     micro_batch_size: int = 8,
+    draw_batch_size: int = 64,
     kl: float = 0.1,
     kl_target: float | None = None,
     discount: float = 1.0,
@@ -91,13 +93,16 @@ def ppo(
 ) -> list[Round]:
     """Align `model` in place with PPO; learning rate, prompts, epochs and KL weight are the paper's, the rest is usual.
 
-    The value head is one linear map of the policy's last hidden states, begun at zero, so that one model is trained and
-    held. The model stays in evaluation mode (no dropout): the ratio to the sampling policy would not start at 1.
-    A response cut at `max_new_tokens` is an episode that ends there. Several processes share the work as in `rsf`.
+    The value head is one linear map of the policy's last hidden states, so that one model is trained and held. It begins
+    at the mean reward of the first round: a constant added to every reward changes nothing. Its gradients are clipped
+    apart from the policy's. The model stays in evaluation mode (no dropout): the ratio to the sampling policy would not
+    start at 1. A response cut at `max_new_tokens` is an episode that ends there. Several processes share the work as in
+    `rsf`.
 
     Args:
         reference: the model of the KL penalty, PRE; best from `load_frozen` (memory-mapped), by default a copy.
         iterations: rounds of drawing `prompts_per_iteration` responses, one a prompt, and learning from them.
+        draw_batch_size: responses drawn at once; decides the random draws, as `micro_batch_size` does not.
         kl: weight of the KL penalty; with `kl_target` its start, adapted towards so many nats per response.
         discount, trace: gamma and lambda of GAE.
         clip, value_clip: how far ratio and value may move within a round; None does not clip the value.
@@ -107,8 +112,14 @@ def ppo(
         One `Round` for each of this process.
 
     Raises:
-        ValueError: a prompt too long for the model's context, a reward that is not finite, DeepSpeed.
+        ValueError: a prompt too long for the model's context, a reward or a loss that is not finite, a temperature that
+            is not positive, DeepSpeed.
     """
+    if not temperature > 0:
+        raise ValueError(
+            f"temperature: expected a positive number, found {temperature}; PPO learns from the probabilities of what it "
+            "draws, so leave it at 1"
+        )
     processes.refuse_sharded("ppo", cut_up=is_sharded(model))
     processes.join(next(model.parameters()).device)
     refuse_long_prompts(model, tokenizer, prompts, max_new_tokens, chat=chat)
@@ -118,12 +129,12 @@ def ppo(
     reference = frozen_copy(model) if reference is None else reference
     start_all(mitigations, model, tokenizer)
     head = ValueHead(model)
-    optimizer = adam(model, learning_rate)
-    optimizer.add_param_group({"params": list(head.parameters()), "lr": value_learning_rate})
+    optimizer, head_optimizer = adam(model, learning_rate), adam(head, value_learning_rate)
     first = 0
     if run is not None and (state := run.load(model, optimizer, mitigations)) is not None:
         first, queue, kl = run.done, queue_from(state, order, prompts), state["kl"]
         head.load_state_dict(state["head"])
+        head_optimizer.load_state_dict(state["head_optimizer"])
         iterations = first if state["stopped"] else iterations
     for index in range(first, iterations):
         # 1. One response a prompt from the model as it is, and its reward.
@@ -140,7 +151,7 @@ def ppo(
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 chat=chat,
-                batch_size=8 * micro_batch_size,
+                batch_size=draw_batch_size,
                 seed=seed * 1000 + index,
                 progress=stage_of(run, f"{title}: drawing"),
             )
@@ -150,6 +161,8 @@ def ppo(
         examples = [Example(tuple(prompt), tuple(response)) for prompt, response in rows]
         mean_reward = sum(scores) / len(scores)
         stopped = any(m.stop(mean_reward) for m in mitigations)
+        if index == 0:
+            nn.init.constant_(head.linear.bias, mean_reward)
 
         # 2. What the policy, the reference and the value head say of every token, and the advantages.
         model.eval()
@@ -173,6 +186,7 @@ def ppo(
                     model,
                     head,
                     optimizer,
+                    head_optimizer,
                     rollout,
                     batch,
                     losses,
@@ -196,7 +210,8 @@ def ppo(
             kl = adapted(kl, observed_kl, kl_target, len(examples))
         if run is not None:
             told = {"method": "ppo", **asdict(history[-1]), "stopped": stopped}
-            loop = {**queue_state(queue, order), "stopped": stopped, "kl": kl, "head": head.state_dict()}
+            loop = {**queue_state(queue, order), "stopped": stopped, "kl": kl}
+            loop |= {"head": head.state_dict(), "head_optimizer": head_optimizer.state_dict()}
             run.save(index + 1, model, tokenizer, optimizer, mitigations, metrics=told, loop=loop)
         if stopped:
             break
@@ -205,20 +220,23 @@ def ppo(
 
 
 class ValueHead(nn.Module):
-    """The expected return before each token: a linear map of the policy's last hidden state, zero at first."""
+    """The expected return before each token: a linear map of the policy's last hidden state, zero at first.
+
+    Its weights are float32 or wider: in bfloat16 no step of the usual size would move a bias of the size of a reward.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         like = next(iter(trainable(model).values()))
         width: int = model.config.get_text_config().hidden_size  # type: ignore[operator,union-attr]
-        self.linear = nn.Linear(width, 1, device=like.device, dtype=like.dtype)
+        self.linear = nn.Linear(width, 1, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden_BCH: Tensor) -> Tensor:
         """Values, (B, C)."""
         values_BC: Tensor = self.linear(hidden_BCH.to(self.linear.weight.dtype))[..., 0]
-        return values_BC.float() if values_BC.dtype != torch.float64 else values_BC
+        return values_BC
 
 
 def look(
@@ -254,6 +272,7 @@ def update(
     model: nn.Module,
     head: ValueHead,
     optimizer: torch.optim.Optimizer,
+    head_optimizer: torch.optim.Optimizer,
     rollout: Rollout,
     batch: list[int],
     losses: list[Losses],
@@ -265,7 +284,11 @@ def update(
     micro_batch_size: int,
     mitigations: Sequence[Mitigation],
 ) -> None:
-    """One optimiser step on the responses `batch`: the mean over their tokens of both losses."""
+    """One step of both optimisers on the responses `batch`: the mean over their tokens of both losses.
+
+    Raises:
+        ValueError: a loss that is not finite.
+    """
     examples = [rollout.examples[i] for i in batch]
     tokens = response_tokens(examples)
 
@@ -284,9 +307,18 @@ def update(
             head(scored.hidden_BCH)[mask], drawn(rollout.values), drawn(rollout.returns), value_clip
         ).sum()
         loss = rows.weight * (policy + value_weight * value) / tokens
+        if rows.weight and not math.isfinite(loss.item()):
+            raise ValueError(
+                f"ppo: expected a finite loss, found {policy.item()} of the policy and {value.item()} of the value head; "
+                "lower the learning rates, or check the model's weights"
+            )
         loss.backward()  # type: ignore[no-untyped-call]
         outside = ((logprobs - old).exp() - 1).abs() > clip
         if rows.weight:
             losses.append(Losses(policy.item(), value.item(), float(outside.sum()), int(mask.sum())))
 
     take_step(model, optimizer, examples, backward, micro_batch_size=micro_batch_size, mitigations=mitigations)
+    processes.add_up_gradients(head.parameters())
+    clip_norm(list(head.parameters()), 1.0)
+    head_optimizer.step()
+    head_optimizer.zero_grad(set_to_none=True)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from counterpoise.language import Prompt
+from counterpoise.language import TURN, Prompt, transcript
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-TURN = re.compile(r"\n\n(Human|Assistant):")
 LAYOUTS = (
     '{"prompt": text or messages, "chosen": ..., "rejected": ...}, HH transcripts {"chosen": "\\n\\nHuman: ...", '
     '"rejected": ...}, or {"conversations": [{"from", "value"}], "chosen": {"value"}, "rejected": {"value"}}'
@@ -83,7 +81,7 @@ def _pair(record: Any, place: str) -> Preference | None:
 
 def _prompt(value: Any, place: str) -> Prompt:
     if isinstance(value, str):
-        return _parsed(value) or Prompt((("user", value),))
+        return transcript(value) or Prompt((("user", value),))
     try:
         turns = [(m.get("role", m.get("from")), m.get("content", m.get("value"))) for m in value]
         return Prompt(tuple((ROLES[role], str(content)) for role, content in turns))
@@ -111,23 +109,12 @@ def _transcripts(record: Mapping[str, Any], place: str) -> Preference | None:
             f"rejected, found columns {sorted(record)} without either"
         )
     heads, tails = zip(*(_last_turn(side) for side in sides), strict=True)
-    prompt = _parsed(heads[0])
+    prompt = transcript(heads[0])
     if heads[0] != heads[1] or prompt is None:
         return None
     return Preference(prompt, tails[0].strip(), tails[1].strip())
 
 
-def _last_turn(transcript: str) -> tuple[str, str]:
-    head, _, tail = transcript.rpartition("\n\nAssistant:")
+def _last_turn(text: str) -> tuple[str, str]:
+    head, _, tail = text.rpartition("\n\nAssistant:")
     return head, tail
-
-
-def _parsed(transcript: str) -> Prompt | None:
-    """The turns of a transcript, a closing empty Assistant turn dropped; None when it is not one."""
-    parts = TURN.split(transcript)
-    if len(parts) < 3 or parts[0].strip():
-        return None
-    turns = [(ROLES[who.lower()], said.strip()) for who, said in zip(parts[1::2], parts[2::2], strict=True)]
-    if turns[-1] == ("assistant", ""):
-        turns.pop()
-    return Prompt(tuple(turns))

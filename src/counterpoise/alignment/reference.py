@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from counterpoise.alignment import processes
+from counterpoise.alignment.mitigations.lowrank import is_low_rank
 from counterpoise.alignment.precision import compute_in_bfloat16
 from counterpoise.alignment.sharding import is_sharded, own_part, part_like
 from counterpoise.alignment.sharding import shard as cut_up
@@ -19,6 +20,7 @@ from counterpoise.checkpoint import match_name, open_checkpoint
 from counterpoise.resident import without_bars
 
 M = TypeVar("M", bound=nn.Module)
+WITH_LORA = "with LoRA, whose factors are no part of PRE, use kd, replay or sma"
 
 
 def weights_before(model: nn.Module, pre: Mapping[str, Tensor] | None, who: str) -> dict[str, Tensor]:
@@ -30,21 +32,22 @@ def weights_before(model: nn.Module, pre: Mapping[str, Tensor] | None, who: str)
         who: names the mitigation in errors.
 
     Raises:
-        ValueError: `pre` has no such tensor, or one of another shape.
+        ValueError: `pre` has no such tensor, or one of another shape; a factor of LoRA, which is no part of PRE.
     """
     parameters = trainable(model)
-    if pre is None:
+    if pre is None and not is_low_rank(model):
         return {name: own_part(p).detach().clone() for name, p in parameters.items()}
+    held = {} if pre is None else pre
     found: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
-        match = match_name(name, pre)
-        if match is None or pre[match].shape != parameter.shape:
-            other = "none of that name" if match is None else f"one of shape {tuple(pre[match].shape)}"
+        match = match_name(name, held)
+        if match is None or held[match].shape != parameter.shape:
+            other = "none of that name" if match is None else f"one of shape {tuple(held[match].shape)}"
             raise ValueError(
                 f"{who}: expected the weights before alignment to hold {name} of shape {tuple(parameter.shape)}, "
-                f"found {other}; with LoRA, whose factors are no part of PRE, use kd, replay or sma"
+                f"found {other}; {WITH_LORA}"
             )
-        found[name] = part_like(pre[match], parameter)
+        found[name] = part_like(held[match], parameter)
     return found
 
 

@@ -17,6 +17,7 @@ from counterpoise.alignment.dpo import with_pad_token
 from counterpoise.alignment.preferences import Preference
 from counterpoise.alignment.quiet import quiet_libraries, without_printing
 from counterpoise.alignment.run import telling
+from counterpoise.alignment.stepping import rows_at_once
 from counterpoise.averaging import versions, write_json
 from counterpoise.checkpoint import CheckpointError, open_checkpoint, refuse_occupied, staged
 from counterpoise.resident import without_bars
@@ -55,7 +56,8 @@ def train_reward_model(
         The content of reward_model.json: accuracy before and after on held-out pairs, losses, settings.
 
     Raises:
-        ValueError: no end-of-sequence token, no pair that fits, a share out of range.
+        ValueError: no end-of-sequence token, no pair that fits, a share out of range, a batch that is no whole number of
+            micro-batches.
         CheckpointError: no model at `source`, or an occupied `out`.
     """
     try:
@@ -64,6 +66,7 @@ def train_reward_model(
         raise ModuleNotFoundError("align reward-model needs trl; pip install 'counterpoise[align]'") from error
     if not 0 <= held_out < 1:
         raise ValueError(f"held_out: expected a share in [0, 1), found {held_out}")
+    at_once = rows_at_once("reward model", batch_size, micro_batch_size)
     refuse_occupied(Path(out).absolute())
     checkpoint = open_checkpoint(source)
     model, tokenizer = _load(checkpoint.folder, dtype=dtype, device=device)
@@ -81,13 +84,12 @@ def train_reward_model(
     with TemporaryDirectory() as scratch, quiet_libraries():
         from datasets import Dataset
 
-        at_once = min(micro_batch_size, batch_size)
         config = RewardConfig(
             output_dir=scratch,
             learning_rate=learning_rate,
             num_train_epochs=epochs,
             per_device_train_batch_size=at_once,
-            gradient_accumulation_steps=max(1, batch_size // at_once),
+            gradient_accumulation_steps=batch_size // at_once,
             max_length=limit,
             save_strategy="no",
             logging_steps=1,

@@ -66,6 +66,7 @@ def rsf(
     learning_rate: float = 1e-5,
     batch_size: int = 32,
     micro_batch_size: int = 8,
+    draw_batch_size: int = 64,
     max_new_tokens: int = 128,
     temperature: float = 1.0,
     chat: bool = True,
@@ -85,6 +86,7 @@ def rsf(
         prompts: drawn from without replacement until exhausted, then reshuffled.
         reward: scores (prompts, responses); see `counterpoise.evaluation.rewards.load_reward`.
         batch_size: kept responses per optimiser step; `micro_batch_size` of them at once, without changing the result.
+        draw_batch_size: responses drawn at once, or `n` where that is more; decides the random draws.
         mitigations: what holds the model back from forgetting; they act in this order.
         run: a folder of checkpoints; a run that was stopped goes on from its last whole iteration.
         after_iteration: called with each `Iteration` of this process.
@@ -93,7 +95,8 @@ def rsf(
         One `Iteration` a round of this process.
 
     Raises:
-        ValueError: a prompt too long for the model's context, a reward that is not finite, DeepSpeed.
+        ValueError: a prompt too long for the model's context, a reward that is not finite, n equal responses
+            (temperature 0), DeepSpeed.
     """
     processes.refuse_sharded("rsf", cut_up=is_sharded(model))
     processes.join(next(model.parameters()).device)
@@ -121,7 +124,7 @@ def rsf(
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 chat=chat,
-                batch_size=8 * micro_batch_size,
+                batch_size=draw_batch_size,
                 seed=seed * 1000 + index,
                 progress=progress or stage_of(run, f"{title}: best of {n}"),
             )
@@ -205,7 +208,16 @@ def draw_and_score(
     seed: int,
     progress: Progress | None = None,
 ) -> tuple[list[tuple[int, ...]], list[list[tuple[int, ...]]], torch.Tensor]:
-    """The encoded prompts, n responses for each, and their rewards, (prompts, n) in float64."""
+    """The encoded prompts, n responses for each, and their rewards, (prompts, n) in float64.
+
+    Raises:
+        ValueError: n equal responses (temperature 0).
+    """
+    if n > 1 and not temperature > 0:
+        raise ValueError(
+            f"temperature: expected a positive number, found {temperature}, at which all {n} responses are the same; "
+            "raise it, or draw one (n = 1)"
+        )
     encoded = [encode_prompt(tokenizer, prompt, chat=chat) for prompt in prompts]
 
     def own() -> dict[int, tuple[list[tuple[int, ...]], list[float]]]:

@@ -25,7 +25,10 @@ from counterpoise.resident import without_bars
 from counterpoise.restoring.workbench import Stages
 
 T = TypeVar("T")
-EXTENDED = ("iterations",)
+FREE = ("micro_batch_size",)
+"""Settings that change the rounding of sums alone (in DPO also how the pairs of an epoch's smaller last step are
+weighed); a run may go on with others, after a lack of memory say."""
+EXTENDED = ("iterations", *FREE)
 """Settings that may differ when a run goes on: more iterations continue it."""
 
 
@@ -44,7 +47,7 @@ class Run:
         stages: progress callback of (stage, done, total).
 
     Raises:
-        ValueError: the folder holds iterations of a run with other settings.
+        ValueError: the folder holds iterations of a run with other settings, or more iterations than are asked for.
     """
 
     def __init__(
@@ -61,10 +64,22 @@ class Run:
         path = self.folder / "settings.json"
         if path.is_file() and self.done:
             _refuse_other(self.folder, json.loads(path.read_text(encoding="utf-8")), self.settings)
+            self._refuse_fewer()
         if processes.is_first():
             _replace(path, lambda partial: write_json(partial, self.settings))
         self._store = Store(self.folder / "pieces")
         self._key = digest({k: v for k, v in self.settings.items() if k not in EXTENDED})
+
+    def _refuse_fewer(self) -> None:
+        asked = self.settings.get("iterations", self.done)
+        if asked < self.done:
+            earlier = self.checkpoint(asked)
+            kept = f"{earlier} is the model after {asked}, a whole checkpoint to be copied or given to restore and front as it is"
+            lost = f"no checkpoint of iteration {asked} was kept, so it takes another --work to train it again"
+            raise ValueError(
+                f"{self.folder}: expected at least {self.done} iterations, which are done there, found {asked}; "
+                f"{kept if earlier.is_dir() else lost}"
+            )
 
     @property
     def done(self) -> int:
@@ -248,9 +263,13 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
         partial.unlink(missing_ok=True)
 
 
+def differing(kept: Mapping[str, Any], settings: Mapping[str, Any], *, except_for: Sequence[str]) -> list[str]:
+    """Names of the settings in which two runs differ; one that is missing is None."""
+    return [n for n in {**kept, **settings} if n not in except_for and kept.get(n) != settings.get(n)]
+
+
 def _refuse_other(folder: Path, kept: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    names = [n for n in {**kept, **settings} if n not in EXTENDED and kept.get(n) != settings.get(n)]
-    if names:
+    if names := differing(kept, settings, except_for=EXTENDED):
         first = names[0]
         raise ValueError(
             f"{folder}: expected the run that was begun there, with {first} = {kept.get(first)!r}, found "

@@ -5,16 +5,18 @@ RSF, PPO and the distillation style take their steps here; DPO calls the same ho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from counterpoise.alignment import processes
 from counterpoise.alignment.sharding import clip_norm, is_sharded
+from counterpoise.checkpoint import Checkpoint
 from counterpoise.language import Example
 
 
@@ -152,6 +154,32 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 def adam(model: nn.Module, learning_rate: float) -> torch.optim.AdamW:
     """AdamW without weight decay, which would pull towards zero and not towards the model before alignment."""
     return torch.optim.AdamW(trainable(model).values(), lr=learning_rate, weight_decay=0.0)
+
+
+def weights_sha256(weights: Mapping[str, Tensor]) -> Any:
+    """What tells weights from others in a record: sha256 of a checkpoint's files, or of all names and tensors."""
+    if isinstance(weights, Checkpoint):
+        return weights.sha256
+    found = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        found.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def rows_at_once(who: str, batch_size: int, micro_batch_size: int, world: int = 1) -> int:
+    """How many rows of a step each process runs at once, for a trainer that accumulates micro-batches of one size.
+
+    Raises:
+        ValueError: `world` processes cannot share the batch in such micro-batches.
+    """
+    at_once = min(micro_batch_size, max(1, batch_size // world))
+    if batch_size % (at_once * world):
+        raise ValueError(
+            f"{who}: expected a batch size that {world} processes share in micro-batches of {at_once}, found {batch_size}"
+        )
+    return at_once
 
 
 def has_own_loss(mitigation: Mitigation) -> bool:

@@ -17,16 +17,19 @@ def merge(
     ],
     posts: Annotated[list[str], typer.Argument(help="One or several checkpoints after; may be LoRA adapters on PRE.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write; it appears whole or not at all.")],
-    method: Annotated[str, typer.Option(help="ties, dare or dare-ties.")] = "ties",
-    density: Annotated[float, typer.Option(help="Share of each update that is kept.")] = 0.2,
-    ratio: Annotated[float, typer.Option(help="Share of the merged update that goes onto PRE.")] = 1.0,
+    method: Annotated[str | None, typer.Option(help="ties (the default), dare or dare-ties.")] = None,
+    density: Annotated[float | None, typer.Option(help="Share of each update that is kept (0.2).")] = None,
+    ratio: Annotated[float | None, typer.Option(help="Share of the merged update that goes onto PRE (1).")] = None,
     weights: Annotated[str | None, typer.Option(help="One a POST, with commas: 1,0.5. Default: equal.")] = None,
-    scope: Annotated[str, typer.Option(help="ties ranks elements in the whole model or in each tensor.")] = "model",
-    seed: Annotated[int, typer.Option(help="Of dare's random draw.")] = 0,
+    scope: Annotated[
+        str | None, typer.Option(help="ties ranks elements in the whole model (the default) or in each tensor.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of dare's random draw (0).")] = None,
     recipe: Annotated[Path | None, typer.Option(help="A merge's recipe.json, instead of the options above.")] = None,
     donor: Annotated[
-        str, typer.Option(help="Whose config and tokenizer go into OUT: post (the first) or pre.")
-    ] = "post",
+        str | None,
+        typer.Option(help="Whose config and tokenizer go into OUT: post (the first) or pre (post, or the recipe's)."),
+    ] = None,
     drop: Annotated[list[str] | None, typer.Option(help="Pattern of tensors that one side alone has.")] = None,
     allow_unrelated: Annotated[
         bool, typer.Option("--allow-unrelated", help="Go on when the models look unrelated.")
@@ -38,28 +41,34 @@ def merge(
         from counterpoise.merging.merge import Merge, MergeRecipe
         from counterpoise.merging.merge import merge as run
 
-        if donor not in ("pre", "post"):
+        if donor not in (None, "pre", "post"):
             raise ValueError(f"--donor: expected pre or post, found {donor!r}")
-        chosen: Any = {"method": method, "density": density, "ratio": ratio, "scope": scope, "seed": seed}
-        plan = MergeRecipe.read(recipe).plan if recipe else Merge(**chosen, weights=_weights(weights))
+        given: Any = {"method": method, "density": density, "ratio": ratio, "scope": scope, "seed": seed}
+        given = {name: value for name, value in {**given, "weights": _weights(weights)}.items() if value is not None}
+        if recipe and given:
+            raise ValueError(
+                f"--{next(iter(given))}: expected none of a merge's settings beside --recipe; leave it out"
+            )
+        again = MergeRecipe.read(recipe) if recipe else MergeRecipe(Merge(**given))
         made = run(
             pre,
             posts,
             out,
-            plan,
-            donor="pre" if donor == "pre" else "post",
-            drop=drop or (),
+            again,
+            donor=donor,  # type: ignore[arg-type]
+            drop=drop,
             allow_unrelated=allow_unrelated,
             progress=progress,
         )
     for warning in made.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    plan = made.plan
     count = f"{len(posts)} {'update' if len(posts) == 1 else 'updates'}"
     print(f"{out}: {plan.method} of {count}, density {plan.density:g}, ratio {plan.ratio:g}")
 
 
-def _weights(text: str | None) -> tuple[float, ...]:
+def _weights(text: str | None) -> tuple[float, ...] | None:
     try:
-        return tuple(float(part) for part in text.split(",")) if text else ()
+        return tuple(float(part) for part in text.split(",")) if text else None
     except ValueError:
         raise ValueError(f"--weights: expected numbers with commas between them, found {text!r}") from None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
+from glob import escape
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -100,10 +101,10 @@ def merge(
     pre: str | Path,
     posts: Sequence[str | Path],
     out: str | Path,
-    plan: Merge,
+    plan: Merge | MergeRecipe,
     *,
-    donor: Donor = "post",
-    drop: Sequence[str] = (),
+    donor: Donor | None = None,
+    drop: Sequence[str] | None = None,
     allow_unrelated: bool = False,
     progress: Stages | None = None,
 ) -> MergeRecipe:
@@ -118,37 +119,56 @@ def merge(
     Args:
         pre, posts: folders or hub ids; a POST may be a LoRA adapter on PRE.
         out: a new folder; it appears whole or not at all. Same shards and tensor names as the first POST.
-        donor: whose config, tokenizer and chat template are copied: PRE, or the first POST.
-        drop: patterns of tensors to leave out when one side alone has them.
+        plan: the settings, or the recipe of a merge to be done again; files other than its own are warned of.
+        donor: whose config, tokenizer and chat template are copied: PRE, or the first POST. None takes the recipe's, else
+            POST.
+        drop: patterns of tensors to leave out when one side alone has them. None drops what the recipe dropped.
         progress: called with (stage, done, total).
 
     Raises:
         CheckpointError: the checkpoints do not fit (see `preflight`), NaN or Inf, unrelated models, an occupied `out`.
         ValueError: a number of weights that is not that of the POSTs.
     """
+    again = plan if isinstance(plan, MergeRecipe) else MergeRecipe(plan)
+    plan = again.plan
+    giver = donor or again.settings.get("donor", "post")
+    patterns = drop or [escape(name) for name in again.settings.get("dropped", ())]
     if not posts or len(plan.weights) not in (0, len(posts)):
         raise ValueError(f"merge: expected one weight per POST, found {len(plan.weights)} for {len(posts)}")
     refuse_occupied(Path(out).absolute())
-    pairs = _pairs(pre, posts, drop, out)
+    pairs = _pairs(pre, posts, patterns, out)
     hashes = hash_in_background([pairs[0].pre, *(p.post for p in pairs)])
     with staged(out) as folder:
         scans = _stream(pairs, plan, folder, progress)
         verdicts = [w for s in scans for w in s.verdict(allow_unrelated=allow_unrelated)]
         hashes.result()
         # An adapter brings no config of its own: the donor is then PRE.
-        copy_companions(pairs[0].pre if donor == "pre" else pairs[0].post, folder)
+        copy_companions(pairs[0].pre if giver == "pre" else pairs[0].post, folder)
         names = ["post"] if len(pairs) == 1 else [f"post {i}" for i in range(1, len(pairs) + 1)]
         checkpoints = {"pre": pairs[0].pre, **{n: p.post for n, p in zip(names, pairs, strict=True)}}
+        inputs = {name: {"source": c.source, "sha256": c.sha256} for name, c in checkpoints.items()}
+        told = (*(w for p in pairs for w in p.warnings), *verdicts, *_other_inputs(again, inputs))
         recipe = MergeRecipe(
             plan,
-            {name: {"source": c.source, "sha256": c.sha256} for name, c in checkpoints.items()},
-            {"donor": donor, "dropped": sorted({n for p in pairs for n in p.dropped})},
+            inputs,
+            {"donor": giver, "dropped": sorted({n for p in pairs for n in p.dropped})},
             versions(),
-            tuple(dict.fromkeys([*(w for p in pairs for w in p.warnings), *verdicts])),
+            tuple(dict.fromkeys(told)),
         )
         write_json(folder / "recipe.json", recipe.to_json())
         (folder / "README.md").write_text(_card(recipe), encoding="utf-8")
     return recipe
+
+
+def _other_inputs(recipe: MergeRecipe, inputs: Mapping[str, Any]) -> list[str]:
+    """A warning for each checkpoint that is not the one of that place in the recipe, as `average` gives it."""
+    if recipe.inputs and len(recipe.inputs) != len(inputs):
+        return [f"the recipe was made for {len(recipe.inputs) - 1} POSTs, not for {len(inputs) - 1}"]
+    return [
+        f"the recipe was made for another {name.upper()} ({found.get('source')}) than this one"
+        for name, found in recipe.inputs.items()
+        if found.get("sha256") != inputs[name]["sha256"]
+    ]
 
 
 def _pairs(pre: str | Path, posts: Sequence[str | Path], drop: Sequence[str], out: str | Path) -> list[Pair]:

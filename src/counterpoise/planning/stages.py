@@ -24,6 +24,7 @@ from counterpoise.planning.work import (
     two_sided_passes,
 )
 
+REPLAYED = "replay: PRE's responses"
 DRAWING = "drawing and rewards"
 TRAINING = "training"
 """Stages of `align`."""
@@ -36,7 +37,7 @@ class Lengths:
     Attributes:
         prompt, longest: mean and longest prompt, tokens.
         response: taken for every response: the longest that is allowed.
-        batch: sequences at once in training; `restore` draws 8 times as many, and so does `align`.
+        batch: sequences at once in training; `restore` draws 8 times as many.
         itemsize: bytes of a weight.
     """
 
@@ -47,9 +48,12 @@ class Lengths:
     itemsize: int
 
 
-def drawn(shape: Shape, reward: Shape | None, at: Lengths, *, prompts: int, n: int = 1) -> Work:
-    """Drawing n responses to each of some prompts and asking the reward for them."""
-    work = drawing(shape, at.prompt, at.response, prompts=prompts, n=n, batch=8 * at.batch, itemsize=at.itemsize)
+def drawn(
+    shape: Shape, reward: Shape | None, at: Lengths, *, prompts: int, n: int = 1, batch: int | None = None
+) -> Work:
+    """Drawing n responses to each of some prompts, `batch` at once, and asking the reward for them."""
+    batch = batch or 8 * at.batch
+    work = drawing(shape, at.prompt, at.response, prompts=prompts, n=n, batch=batch, itemsize=at.itemsize)
     if reward is not None:
         work += forward(reward, at.prompt + at.response, sequences=prompts * n)
     return work
@@ -151,8 +155,10 @@ class Loop:
         rounds: iterations of rsf and ppo; 1 for what reads its data from a file.
         prompts: of a round; pairs of dpo, samples of distil.
         n: responses a prompt.
+        draw: responses drawn at once, or n where that is more.
         kd: whether PRE is distilled: a pass of PRE and one more of the model in training.
         replay: replayed tokens per response token.
+        replayed: tokens of the longest prompt and response that are replayed.
     """
 
     method: str
@@ -160,8 +166,30 @@ class Loop:
     prompts: int
     n: int
     epochs: int
+    draw: int = 64
     kd: bool = False
     replay: float = 0.0
+    replayed: tuple[int, int] = (0, 0)
+
+
+def at_once(draw: int, n: int) -> int:
+    """Responses that are drawn together: n to each of as many prompts as `draw` has room for, at least to one.
+
+    >>> at_once(64, 24), at_once(8, 32)
+    (48, 32)
+    """
+    return n * max(1, draw // n)
+
+
+def replayed_stage(shape: Shape, at: Lengths, *, prompts: int, draw: int, free: int) -> Stage:
+    """PRE's own responses, one to each prompt, before any training.
+
+    Args:
+        free: bytes of what is resident later and not yet.
+    """
+    work = drawn(shape, None, at, prompts=prompts, batch=draw)
+    memory = drawing_bytes(shape, draw, at.longest + at.response, at.itemsize)
+    return Stage(REPLAYED, f"{prompts:,} responses", work, max(0, memory - free))
 
 
 def align_stages(shape: Shape, reward: Shape | None, at: Lengths, loop: Loop, *, step: int = 0) -> tuple[Stage, ...]:
@@ -171,11 +199,16 @@ def align_stages(shape: Shape, reward: Shape | None, at: Lengths, loop: Loop, *,
         step: bytes that a step of the optimiser takes for a moment, when the activations are gone.
     """
     times, sides = loop.rounds, 2 if loop.method == "dpo" else 1
-    trains = max(step, training_bytes(shape, sides * at.batch, at.longest, at.response, at.itemsize))
+    # KD keeps no more than the method's own loss does, and comes after it.
+    trains = max(
+        step,
+        training_bytes(shape, sides * at.batch, at.longest, at.response, at.itemsize),
+        training_bytes(shape, at.batch, *loop.replayed, at.itemsize) if loop.replay else 0,
+    )
     stages: list[Stage] = []
     if loop.method in ("rsf", "ppo"):
-        work = drawn(shape, reward, at, prompts=loop.prompts, n=loop.n) * times
-        memory = drawing_bytes(shape, 8 * at.batch, at.longest + at.response, at.itemsize)
+        work = drawn(shape, reward, at, prompts=loop.prompts, n=loop.n, batch=loop.draw) * times
+        memory = drawing_bytes(shape, at_once(loop.draw, loop.n), at.longest + at.response, at.itemsize)
         what = f"{times} iterations x {loop.prompts:,} prompts x {loop.n} responses"
         stages.append(Stage(DRAWING, what, work, memory))
     passed = forward(shape, at.prompt + at.response, sequences=sides * loop.prompts, logits=at.response)

@@ -16,6 +16,11 @@ HMA_PASSES = 12
 """Most passes of a search for one mean, and most points of an exact search for one lambda."""
 SAVED = (8, 2, 2, 4)
 """Elements kept for the backward pass per token and layer, of sizes hidden, queries, keys and intermediate."""
+EXPERTS = (
+    ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k"),
+    ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
+)
+"""Names in configs of how many experts a token is sent to, and of how many there are."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +30,11 @@ class Shape:
     Attributes:
         queries, keys: width of all query heads together, and of all key heads.
         parameters: elements in all; tied tensors count once.
-        body: elements of the matrices that every token is multiplied with: neither embeddings nor the head.
+        body: elements of the matrices that tokens are multiplied with: neither embeddings nor the head.
+        active: of the body what one token is multiplied with: of a mixture's experts those that it is sent to.
         head: elements of the matrix that gives the vocabulary's logits; 0 without one.
         largest: elements of the largest parameter.
-        edges: inputs plus outputs of the body's matrices together; LoRA of rank r trains r times as many.
+        edges: inputs plus outputs of the body's matrices together, of each expert's; LoRA of rank r trains r times as many.
     """
 
     layers: int
@@ -39,6 +45,7 @@ class Shape:
     vocabulary: int
     parameters: int
     body: int
+    active: int
     head: int
     largest: int
     edges: int
@@ -148,7 +155,10 @@ def shape_of(model: nn.Module) -> Shape:
     head = None if out is None else out.weight
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)} | {id(head)}
     parameters = list(model.parameters())
-    matrices = [p for p in parameters if p.dim() > 1 and id(p) not in tables]
+    matrices = {n: p for n, p in model.named_parameters() if p.dim() > 1 and id(p) not in tables}
+    body = sum(p.numel() for p in matrices.values())
+    experts = sum(p.numel() for n, p in matrices.items() if "experts" in n.split("."))
+    asked, held = (next((getattr(config, n) for n in names if getattr(config, n, None)), 1) for names in EXPERTS)
     return Shape(
         layers=config.num_hidden_layers,
         hidden=width,
@@ -157,17 +167,18 @@ def shape_of(model: nn.Module) -> Shape:
         keys=key_heads * head_width,
         vocabulary=config.vocab_size,
         parameters=sum(p.numel() for p in parameters),
-        body=sum(p.numel() for p in matrices),
+        body=body,
+        active=body - experts + experts * asked // held,
         head=0 if head is None else head.numel(),
         largest=max(p.numel() for p in parameters),
-        edges=sum(sum(p.shape) for p in matrices),
+        edges=sum(math.prod(p.shape[:-2]) * sum(p.shape[-2:]) for p in matrices.values()),
     )
 
 
 def forward(shape: Shape, tokens: float, *, sequences: float = 1, logits: float = 0, start: float = 0) -> Work:
     """A pass over sequences of `tokens` tokens: 2 operations per weight and token, and the attention.
 
-    flops = sequences * (2 body tokens + 2 head logits + 4 layers queries (tokens start + tokens (tokens + 1) / 2))
+    flops = sequences * (2 active tokens + 2 head logits + 4 layers queries (tokens start + tokens (tokens + 1) / 2))
 
     Kaplan et al. 2020 (arXiv 2001.08361), table 1, with the sum over the positions that causal attention sees in the place
     of the whole square. Norms, activations and the softmax are left out: some per cent.
@@ -177,7 +188,7 @@ def forward(shape: Shape, tokens: float, *, sequences: float = 1, logits: float 
         start: tokens before these, already in the cache.
     """
     seen = tokens * start + tokens * (tokens + 1) / 2
-    one = 2 * shape.body * tokens + 2 * shape.head * logits + 4 * shape.layers * shape.queries * seen
+    one = 2 * shape.active * tokens + 2 * shape.head * logits + 4 * shape.layers * shape.queries * seen
     return Work(one * sequences)
 
 
@@ -191,7 +202,8 @@ def drawing(
 ) -> Work:
     """n responses to each prompt, `batch` at once, every one as long as `response`: an upper bound.
 
-    Each step reads all weights once and the cache of every response; the prompt is run once for its n responses.
+    Each step reads all weights once, of a mixture all experts, and the cache of every response; the prompt is run once
+    for its n responses.
     """
     first = forward(shape, prompt, sequences=prompts, logits=1)
     rest = forward(shape, response, sequences=prompts * n, logits=response, start=prompt)

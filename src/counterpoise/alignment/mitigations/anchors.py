@@ -99,6 +99,8 @@ class KD(Mitigation):
 
     The paper (Lin et al. 2024) keeps the outputs close to PRE's on the training data; here on the prompts and
     responses of the same step, the prompts' own tokens left out. Costs one pass of PRE and one more of the model.
+    The gradient by the logits is written down, softmax(theta's) - softmax(PRE's), in the place of PRE's: no further
+    numbers of the vocabulary's size are kept.
 
     Args:
         strength: at least 0; the paper's grid is 1e-5, 1e-3, 1e-1.
@@ -126,12 +128,15 @@ class KD(Mitigation):
         tokens = response_tokens(step.examples)
         for rows in step.batches(step.examples):
             batch = [step.examples[i] for i in rows]
+            with torch.no_grad():  # first, while nothing of the trained model's pass is kept
+                pre_BCV = score_responses(self._reference, batch).logits_BCV
             scored = score_responses(step.model, batch)
             with torch.no_grad():
-                target_BCV = score_responses(self._reference, batch).logits_BCV.log_softmax(-1)
-            kl_BC = (target_BCV.exp() * (target_BCV - scored.logits_BCV.log_softmax(-1))).sum(-1)
-            loss = rows.weight * self.strength / tokens * (kl_BC * scored.mask_BC).sum()
-            loss.backward()  # type: ignore[no-untyped-call]
+                gradient_BCV = pre_BCV.to(scored.logits_BCV)
+                for own_CV, pre_CV, mask_C in zip(scored.logits_BCV, gradient_BCV, scored.mask_BC, strict=True):
+                    pre_CV.copy_((own_CV.softmax(-1) - pre_CV.softmax(-1)) * mask_C[:, None])
+                gradient_BCV *= rows.weight * self.strength / tokens
+            scored.logits_BCV.backward(gradient_BCV)  # type: ignore[no-untyped-call]
 
 
 def soft_threshold(values: Tensor, threshold: float) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from counterpoise.alignment.mitigations.lowrank import is_low_rank
 from counterpoise.alignment.reference import weights_before
 from counterpoise.alignment.sharding import own_part, part_like
 from counterpoise.alignment.stepping import Mitigation, Step, trainable
@@ -28,6 +29,7 @@ class MovingAverage(Mitigation):
         decay: in [0, 1); 0 is no averaging.
         reset_every: optimiser steps between resets; None never resets.
         pre: what the average returns to at a reset; None copies the model's weights. Takes memory for one average.
+            With LoRA it is the factors that are averaged, and they return to their own start, at which the model is PRE.
 
     Raises:
         ValueError: a decay or a number of steps out of range.
@@ -50,7 +52,10 @@ class MovingAverage(Mitigation):
         """The average begins at the model's weights."""
         self._steps = 0
         self._average = {name: p.detach().clone() for name, p in trainable(model).items()}
-        self._pre = weights_before(model, self.pre, "sma") if self.reset_every else {}
+        if self.reset_every and is_low_rank(model):
+            self._pre = {name: own_part(average).clone() for name, average in self._average.items()}
+        else:
+            self._pre = weights_before(model, self.pre, "sma") if self.reset_every else {}
 
     @torch.no_grad()
     def after_update(self, step: Step) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from counterpoise.alignment.reference import weights_before
 from counterpoise.alignment.sharding import own_part, part_like
-from counterpoise.alignment.stepping import Mitigation, Step, trainable
+from counterpoise.alignment.stepping import Mitigation, Step, trainable, weights_sha256
 
 
 @dataclass
@@ -76,6 +76,10 @@ class OnlineMerging(Mitigation):
             return values
         mask = torch.rand(parameter.shape, generator=random) < self.keep
         return values * part_like(mask, parameter).to(values.device)
+
+    def describe(self) -> dict[str, Any]:
+        """With the fingerprint of a base."""
+        return super().describe() | ({} if self.base is None else {"base": weights_sha256(self.base)})
 
     def state_dict(self) -> dict[str, Any]:
         """The number of steps, which decides the masks."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from counterpoise.alignment.stepping import Mitigation, Step
 from counterpoise.evaluation.sweep import digest
-from counterpoise.language import Example, encode_prompt, response_nll, response_tokens
+from counterpoise.language import Example, encode_prompt, response_nll, response_tokens, turn_end
 from counterpoise.language import _read_prompt as read_prompt
 
 
@@ -89,7 +89,7 @@ def read_corpus(path: str | Path, tokenizer: Any, *, max_tokens: int = 512, chat
     """Read a jsonl file of {"text": str}, or {"prompt" or "messages", "response": str}, for `Replay`.
 
     A text is cut into pieces of at most `max_tokens`; all its tokens but a piece's first are learned. A response is
-    learned with its end-of-sequence token; a longer pair is cut at its end.
+    learned with the token that ends it (`response_ids`); a longer pair is cut at its end.
 
     Raises:
         ValueError: a line of another form, with its number; nothing to learn.
@@ -116,15 +116,17 @@ def _pieces(line: str, place: str, tokenizer: Any, max_tokens: int, chat: bool) 
             return [Example(tuple(part[:1]), tuple(part[1:])) for part in parts if len(part) > 1]
         case {"response": str(response)}:
             prompt = encode_prompt(tokenizer, read_prompt(line, place), chat=chat)
-            example = Example(prompt, (*response_ids(tokenizer, response),)[: max(0, max_tokens - len(prompt))])
+            learned = response_ids(tokenizer, response, chat=chat)
+            example = Example(prompt, learned[: max(0, max_tokens - len(prompt))])
             return [example] if example.response else []
     raise ValueError(
         f'{place}: expected {{"text": ...}} or {{"prompt": ..., "response": ...}}, found {line.strip()[:80]!r}'
     )
 
 
-def response_ids(tokenizer: Any, response: str) -> tuple[int, ...]:
-    """A response as tokens, ended by the end-of-sequence token where the tokenizer has one."""
+def response_ids(tokenizer: Any, response: str, *, chat: bool = True, finished: bool = True) -> tuple[int, ...]:
+    """A response as tokens, a `finished` one with its end: of an assistant's turn in the chat template, else of a sequence."""
     ids = tokenizer(response, add_special_tokens=False)["input_ids"]
-    end = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
-    return (*ids, *end)
+    end = turn_end(tokenizer) if chat else None
+    end = tokenizer.eos_token_id if end is None else end
+    return (*ids, end) if finished and end is not None else tuple(ids)
