@@ -63,7 +63,8 @@ def open_llama() -> list[Command]:
     rsf = "--iterations 10 --prompts-per-iteration 2048 --n 32 --epochs 2 --learning-rate 1e-5 --batch-size 32"
     ppo = "--prompts-per-iteration 512 --epochs 2 --learning-rate 1e-6 --kl 0.1"
     dpo = "--epochs 3 --learning-rate 1e-6 --batch-size 32 --beta 0.1"
-    small = ("--temperature", "1.0", "--micro-batch-size", "2", "--device", "cuda")
+    small = ("--micro-batch-size", "2", "--device", "cuda")
+    drawing = ("--temperature", "1.0", "--draw-batch-size", "16")
     found = []
     for name, method, settings, data, why in (
         ("rsf", "rsf", rsf, hh, "best of 32, 10 iterations"),
@@ -71,7 +72,7 @@ def open_llama() -> list[Command]:
         ("ppo-lora", "ppo", f"{ppo} --lora 16", hh, "the paper's LoRA variant"),
         ("dpo", "dpo", dpo, ("--preferences", "hh_pairs.jsonl"), "up to 3 epochs"),
     ):
-        drawn = small if method != "dpo" else small[2:]
+        drawn = small if method == "dpo" else (*drawing, *small)
         words = (
             "align",
             "openllama-sft",
