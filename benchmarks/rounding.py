@@ -4,8 +4,9 @@
 
 PRE and POST are rounded to bfloat16 as they would lie on a hub. For every ratio: the share of the update that the written
 weights have, <written - pre, post - pre> / |post - pre|^2, and the KL divergence per token of the written model from the
-average that was never rounded, all computed in float32 on the prompts of TEXTS. One row of benchmarks/results/rounding.json
-for each POST: the file keeps those of other folders.
+average that was never rounded, all computed in float32 on the prompts of TEXTS. And `share_loaded`: the share that is kept
+of a float32 POST's update when the average, in float32 on disk, is rounded to the nearest as it is loaded in bfloat16, as
+the experiments measured it. One entry of benchmarks/results/rounding.json a pair; the file keeps those of other names.
 """
 
 from __future__ import annotations
@@ -46,6 +47,10 @@ def main() -> None:
         for folder in (options.pre, options.post)
     ]
     pre, post = ({n: t.clone() for n, t in end.items()} for end in ends)
+    full = [
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+        for folder in (options.pre, options.post)
+    ]
     before = logprobs(model, pre, rows)
     found = []
     for ratio in RATIOS:
@@ -56,6 +61,8 @@ def main() -> None:
         }
         true = logprobs(model, wide, rows)
         row = {"ratio": ratio, "kl_from_pre": divergence(true, before)}
+        loaded = {n: torch.lerp(full[0][n], full[1][n], ratio).bfloat16() for n in pre}
+        row["share_loaded"] = share(full[0], full[1], loaded)
         for how, weights in written.items():
             row[f"share_{how}"] = share(pre, post, weights)
             row[f"kl_{how}"] = divergence(true, logprobs(model, weights, rows))
@@ -80,7 +87,7 @@ def share(pre: Weights, post: Weights, written: Weights) -> float:
     """Of the update, along itself."""
     gaps = {n: post[n].double() - pre[n].double() for n in pre}
     along = sum(float(((written[n].double() - pre[n].double()) * g).sum()) for n, g in gaps.items())
-    return along / float(sum(g.square().sum() for g in gaps.values()))
+    return float(along / sum(g.square().sum() for g in gaps.values()))
 
 
 def distance(pre: Weights, post: Weights) -> float:
