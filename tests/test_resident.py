@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from counterpoise.averaging import mix
 from counterpoise.checkpoint import CheckpointError
@@ -138,3 +139,14 @@ def test_the_model_is_built_as_the_donor_says(tmp_path: Path) -> None:
     (post / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
     pair = preflight(pre, post)
     assert [ResidentAverage(pair, donor=d).model.config.rms_norm_eps for d in ("pre", "post")] == [1e-6, 0.5]
+
+
+def test_the_dtype_is_that_of_most_elements_and_wide_enough_for_gradients(tmp_path: Path) -> None:
+    pre, post = save_pair(tmp_path, "llama", dtype=torch.bfloat16)
+    tensors = load_file(post / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].float()  # safetensors puts it first in the file
+    save_file(tensors, post / "model.safetensors", {"format": "pt"})
+    model = ResidentAverage(preflight(pre, post)).model
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    halves = ResidentAverage(preflight(*save_pair(tmp_path / "half", "llama", dtype=torch.float16)))
+    assert {p.dtype for p in halves.model.parameters()} == {torch.float32}

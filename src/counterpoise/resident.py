@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ class ResidentAverage:
         pair: what `preflight` returned.
         model: a causal language model to use; by default PRE's weights under the donor's config.
         donor: "post" or "pre": whose config the model is built from, as the averaged checkpoint will have it.
-        dtype: the compute dtype; by default POST's own.
+        dtype: the compute dtype; by default POST's own, float32 for float16.
         device: where the model runs. The mixing is done on the CPU on every device, so that the bits are the same.
 
     Raises:
@@ -145,8 +146,7 @@ class ResidentAverage:
 def _load(pair: Pair, donor: Donor, dtype: torch.dtype | None) -> nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if dtype is None:
-        dtype = pair.post.dtype(next(n for n in pair.names if pair.post.dtype(n).is_floating_point))
+    dtype = _computed(pair) if dtype is None else dtype
     with without_bars():
         giver = pair.pre if donor == "pre" else pair.post
         config = AutoConfig.from_pretrained(giver.folder, trust_remote_code=False)
@@ -154,6 +154,15 @@ def _load(pair: Pair, donor: Donor, dtype: torch.dtype | None) -> nn.Module:
             pair.pre.folder, config=config, dtype=dtype, trust_remote_code=False
         )
     return loaded
+
+
+def _computed(pair: Pair) -> torch.dtype:
+    """POST's dtype, by most elements; float32 for float16, in which the gradient of a mean over many tokens underflows."""
+    elements: Counter[torch.dtype] = Counter()
+    for name in pair.names:
+        elements[pair.post.dtype(name)] += math.prod(pair.post.shape(name))
+    dtype = max((d for d in elements if d.is_floating_point), key=elements.__getitem__)
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
 @contextlib.contextmanager

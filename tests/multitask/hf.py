@@ -21,14 +21,15 @@ def tiny_llama() -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(vocab_size=32, max_position_embeddings=16, **size, **heads))
 
 
-def token_rows(count: int = 32) -> Dataset:
-    """Random tokens; the tasks differ in how many labels are masked, and in size."""
+def token_rows(count: int = 32, labelled: int = 32) -> Dataset:
+    """Random tokens; the tasks differ in how many labels are masked, and in size. Later rows have no label at all."""
     generator = torch.Generator().manual_seed(1)
     rows = []
     for i in range(count):
         tokens = torch.randint(0, 32, (8,), generator=generator).tolist()
         task = (i * i) % 3 if i % 4 else 2
-        labels = [-100] * (2 * task) + tokens[2 * task :]
+        masked = 2 * task if i < labelled else 8
+        labels = [-100] * masked + tokens[masked:]
         rows.append({"input_ids": tokens, "labels": labels, "attention_mask": [1] * 8, "task": TASKS[task]})
     return Dataset.from_list(rows)
 
@@ -36,7 +37,8 @@ def token_rows(count: int = 32) -> Dataset:
 def train(
     out: str, *, batch: int, accumulate: int = 1, steps: int = 4, weighting: Weighting | None = None, **kwargs: Any
 ) -> Any:
-    """The trainer after training; extra arguments go to TrainingArguments, but for resume and base."""
+    """The trainer after training; extra arguments go to TrainingArguments, but for resume, base, model and dataset."""
+    dataset = kwargs.pop("dataset", None) or token_rows()
     resume, base, model = kwargs.pop("resume", None), kwargs.pop("base", Trainer), kwargs.pop("model", None)
     arguments = TrainingArguments(
         output_dir=out,
@@ -55,7 +57,7 @@ def train(
     trainer = with_weighting(base)(
         model=model or tiny_llama(),
         args=arguments,
-        train_dataset=token_rows(),
+        train_dataset=dataset,
         weighting=weighting or BanditMTL(TASKS, min_effective_tasks=1.5),
     )
     trainer.train(resume_from_checkpoint=resume)

@@ -158,7 +158,7 @@ def test_hold_is_not_zero_filling():
 
 def test_importance_is_unbiased_for_the_loss_and_the_ascent():
     drawn_by, losses = [0.6, 0.3, 0.1], [0.5, 1.0, 2.0]
-    balance = BanditMTL(3, rho=0.5, drawn_by=drawn_by, exploration=0.0)
+    balance = BanditMTL(3, rho=0.5, drawn_by=drawn_by)
     scalars, seen = [], []
     for i, chance in enumerate(drawn_by):
         one = [torch.tensor(losses[k], dtype=torch.float64) if k == i else None for k in range(3)]
@@ -169,16 +169,10 @@ def test_importance_is_unbiased_for_the_loss_and_the_ascent():
         fed = [losses[i] / chance if k == i else 0.0 for k in range(3)]
         step = mirror_step(torch.zeros(3), torch.tensor(fed, dtype=torch.float64), rho=0.5, eta=0.5)
         seen.append((balance.probabilities(), step.log_p_M.exp()))
-        balance = BanditMTL(3, rho=0.5, drawn_by=drawn_by, exploration=0.0)
+        balance = BanditMTL(3, rho=0.5, drawn_by=drawn_by)
     assert sum(scalars) == pytest.approx(sum(losses) / 3)  # at the start p is uniform
     for ours, fed in seen:
         torch.testing.assert_close(ours, fed, rtol=1e-12, atol=0)
-
-
-def test_importance_mixes_with_uniform():
-    balance = BanditMTL(2, rho=0.5, drawn_by=[1.0, 0.0], exploration=0.2)
-    scalar = balance([None, torch.tensor(1.0)])  # impossible but for the mix: 0.1 of the draws
-    assert float(scalar) == pytest.approx(0.5 / 0.1)
 
 
 def test_drawing_by_p_and_weighting_by_p_exclude_each_other():
@@ -272,6 +266,7 @@ def test_metrics_watch_the_ball():
         ({"rho": 0.1, "eta": 0.0}, "eta"),
         ({"rho": 0.1, "exploration": 2.0}, "exploration"),
         ({"rho": 0.1, "drawn_by": [0.5, 0.6, 0.1]}, "add up to 1"),
+        ({"rho": 0.1, "drawn_by": [0.5, 0.0, 0.5]}, "drawn_by is 0 for task 1"),
         ({"rho": 0.1, "drawn_by": "q"}, "'q'"),
     ],
 )

@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from counterpoise.multitask import MGDA, BanditMTL, UncertaintyWeighting
+from counterpoise.multitask.adversarial import Adversarial
 from counterpoise.multitask.parallel import sum_over_ranks, world_size
 
 from .toy import TASKS, Toy, gradients, rows
@@ -78,6 +79,25 @@ def accelerated(rank: int, world: int) -> dict:
     return {"weights": balance.weights(), "parameters": [p.detach().clone() for p in model.parameters()]}
 
 
+def own_parameters(rank: int, world: int) -> dict:
+    """A user's own DDP loop that only hands the optimiser the weighting's and the discriminator's parameters."""
+    model = Through()
+    torch.manual_seed(1)
+    balance = Adversarial(UncertaintyWeighting(TASKS), features=5).double()
+    wrapped = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True) if world > 1 else model
+    optimizer = torch.optim.Adam([*model.parameters(), *balance.parameters()], lr=0.05)
+    for x, y, task in ROWS:
+        optimizer.zero_grad()
+        totals = [float((task == i).sum()) for i in range(3)]
+        for part in torch.arange(8)[rank * 8 // world : (rank + 1) * 8 // world].chunk(MICRO):
+            losses, counts = wrapped(x[part], y[part], task[part])
+            features = torch.tanh(model.toy.shared(x[part])).detach()
+            balance(losses, counts, totals, features_BF=features, task_B=task[part]).backward()
+        optimizer.step()
+        balance.step()
+    return {"model": list(model.state_dict().values()), "balance": [p.detach() for p in balance.parameters()]}
+
+
 def refusal(rank: int) -> str:
     theta = torch.ones(2, requires_grad=True)
     try:
@@ -106,10 +126,11 @@ def worker(rank: int, port: int, folder: str) -> None:
         "uncounted": loop(rank, 2, counted=False),
         "uncertainty": loop(rank, 2, counted=True, method=UncertaintyWeighting),
         "accelerate": accelerated(rank, 2),
+        "own_parameters": own_parameters(rank, 2),
         "refusal": refusal(rank),
         "skipped": non_finite_on_one_rank(rank),
     }
-    from .hf import parameters, train
+    from .hf import parameters, token_rows, train
 
     trainer = train(f"{folder}/hf", batch=2, accumulate=2, steps=3, ddp_backend="gloo")
     found["trainer"] = {"parameters": parameters(trainer), "weights": trainer.weighting.weights()}
@@ -118,6 +139,12 @@ def worker(rank: int, port: int, folder: str) -> None:
         f"{folder}/hf", batch=2, accumulate=2, steps=3, ddp_backend="gloo", weighting=UncertaintyWeighting(TASKS)
     )
     found["trainer_uncertainty"] = {"parameters": parameters(trainer), "weights": trainer.weighting.weights()}
+    # 9 of 32 rows have labels: micro-batches without any on one rank only, so unequal backward passes.
+    trainer = train(
+        f"{folder}/hf", batch=2, accumulate=2, steps=3, ddp_backend="gloo", weighting=UncertaintyWeighting(TASKS),
+        dataset=token_rows(labelled=9),
+    )  # fmt: skip
+    found["trainer_masked"] = {"parameters": parameters(trainer), "weights": trainer.weighting.weights()}
     torch.save(found, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -162,6 +189,15 @@ def test_accelerate_on_two_ranks_is_one_rank(ranks):
     assert max(abs(w - 1 / 3) for w in one["weights"]) > 1e-2
 
 
+def test_own_parameters_on_two_ranks_are_those_on_one(ranks):
+    one = own_parameters(0, 1)
+    for rank in ranks:
+        for what in ("model", "balance"):
+            torch.testing.assert_close(rank["own_parameters"][what], one[what], rtol=0, atol=1e-9)
+    assert all(map(torch.equal, ranks[0]["own_parameters"]["balance"], ranks[1]["own_parameters"]["balance"]))
+    assert one["balance"][0].abs().min() > 0.01
+
+
 def test_methods_on_gradients_refuse_several_ranks(ranks):
     for rank in ranks:
         assert "MGDA needs the whole batch" in rank["refusal"]
@@ -174,10 +210,14 @@ def test_a_non_finite_loss_on_one_rank_is_skipped_on_all(ranks):
 
 
 def test_the_trainer_on_two_ranks_is_the_trainer_on_one(ranks, tmp_path):
-    from .hf import parameters, train
+    from .hf import parameters, token_rows, train
 
-    for way, method in (("trainer", None), ("trainer_uncertainty", UncertaintyWeighting(TASKS))):
-        one = train(str(tmp_path), batch=8, steps=3, weighting=method)
+    for way, method, labelled in (
+        ("trainer", None, 32),
+        ("trainer_uncertainty", UncertaintyWeighting(TASKS), 32),
+        ("trainer_masked", UncertaintyWeighting(TASKS), 9),
+    ):
+        one = train(str(tmp_path), batch=8, steps=3, weighting=method, dataset=token_rows(labelled=labelled))
         for rank in ranks:
             torch.testing.assert_close(rank[way]["parameters"], parameters(one), rtol=1e-5, atol=1e-6)
             assert rank[way]["weights"] == pytest.approx(one.weighting.weights(), rel=1e-5)

@@ -142,6 +142,33 @@ def test_famo_favours_the_task_that_falls_least():
     assert weighting.weights()[1] > 0.6
 
 
+def famo_after(*windows: list[float | None]) -> list[float]:
+    weighting = FAMO(len(windows[0]), weight_decay=0.0)
+    for window in windows:
+        weighting([None if x is None else torch.tensor(x) for x in window])
+        weighting.step()
+    return weighting.weights()
+
+
+def test_famo_holds_the_share_of_absent_tasks():
+    falling = [[0.98**k, 0.98**k, None] for k in range(1, 100)]
+    assert famo_after([1.0, 1.0, 1.0], *falling) == pytest.approx([1 / 3] * 3)
+    uneven = famo_after([1.0, 1.0, 1.0], [0.5, 0.99, None])
+    assert uneven[2] == pytest.approx(1 / 3, abs=1e-3)
+    assert uneven[1] > 0.34
+
+
+def test_famo_compares_a_task_with_when_it_was_last_seen():
+    assert famo_after([1.0, 1.0], [0.9, None]) == [0.5, 0.5]  # one task: nothing to compare
+    assert famo_after([1.0, 1.0], [0.9, None], [0.8, 0.1])[0] > 0.51
+    told = FAMO(2)
+    told(torch.tensor([1.0, 1.0]))
+    told.step([torch.tensor(0.9), None])
+    told([None, torch.tensor(0.5)])
+    told.step()
+    assert told.get_extra_state()["before"] == [None, 0.5]
+
+
 def test_group_dro_is_its_update():
     weighting, log_p = GroupDRO(4, eta=0.3), torch.zeros(4, dtype=torch.float64)
     for losses in batches(5):

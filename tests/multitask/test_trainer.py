@@ -9,7 +9,7 @@ from datasets import Dataset
 from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
-from counterpoise.multitask import MGDA, BanditMTL, UncertaintyWeighting, Uniform, with_weighting
+from counterpoise.multitask import MGDA, BanditMTL, UncertaintyWeighting, Uniform, adversarial_mtl, with_weighting
 from counterpoise.multitask.trainer import STATE_FILE, TaskCollator
 
 from .hf import parameters, tiny_llama, token_rows, train
@@ -87,6 +87,29 @@ def test_evaluation_is_the_bases_own(tmp_path):
     plain = Trainer(model=trainer.model, args=trainer.args).evaluate(token_rows(8).remove_columns("task"))["eval_loss"]
     assert found == pytest.approx(plain)
     assert trainer.weighting.get_extra_state()["window"]["calls"] == before == 0
+
+
+def test_evaluation_needs_no_task_column_and_training_does(tmp_path):
+    trainer = train(str(tmp_path), batch=8, steps=1)
+    rows = token_rows(8)
+    assert trainer.evaluate(rows.remove_columns("task"))["eval_loss"] == trainer.evaluate(rows)["eval_loss"]
+    with pytest.raises(ValueError, match="expected a column 'task' that names each row's task, found only"):
+        train(str(tmp_path), batch=8, dataset=rows.remove_columns("task"))
+
+
+def test_windows_without_a_label_leave_the_weights_and_go_on(tmp_path):
+    for weighting in (BanditMTL(TASKS, rho=0.3), UncertaintyWeighting(TASKS)):
+        trainer = train(str(tmp_path), batch=2, accumulate=2, weighting=weighting, dataset=token_rows(16, labelled=0))
+        assert trainer.state.global_step == 4
+        assert weighting.updates == 0
+        assert all(map(torch.equal, parameters(trainer), tiny_llama().parameters()))
+    some = train(str(tmp_path), batch=2, dataset=token_rows(8, labelled=2), weighting=Uniform(TASKS))
+    assert 1 <= some.weighting.updates <= 2
+
+
+def test_an_adversarial_weighting_is_sent_to_a_loop_of_ones_own(tmp_path):
+    with pytest.raises(TypeError, match=r"Weighting, found Adversarial.*features"):
+        train(str(tmp_path), batch=2, weighting=adversarial_mtl(TASKS, features=16))
 
 
 def test_methods_on_gradients_work_without_accumulation_only(tmp_path):
@@ -183,7 +206,8 @@ def test_the_collator_keeps_the_task_and_names_what_is_wrong():
     assert batch["task"].tolist() == [1, 2]
     assert batch["keys"] == ["x"]
     with pytest.raises(ValueError, match="expected a column 'task'"):
-        collate([{"x": 1}])
+        collate([{"x": 1}, {"task": "dvd", "x": 1}])
+    assert "task" not in collate([{"x": 1}])
     for bad in ("toys", 3, -1):
         with pytest.raises(ValueError, match=r"expected one of \['books', 'dvd', 'kitchen'\]"):
             collate([{"task": bad}])

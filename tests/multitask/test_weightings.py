@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from counterpoise.multitask import Uniform, Weighting
+from counterpoise.multitask.weighting import weighted_sum
 
 from .toy import METHODS, TASKS, Toy, gradients, rows
 
@@ -154,6 +155,33 @@ def test_evaluation_mode_records_nothing(method):
     assert same(before, weighting.get_extra_state())
 
 
+@pytest.mark.parametrize("sizes", [None, [2.0, 2.0, 2.0]])
+def test_training_goes_on_after_an_evaluation_in_inference_mode(method, sizes):
+    (toy, weighting, _), (toy_too, undisturbed, _) = build(method), build(method)
+    losses, _ = toy.losses(*rows(6, 0))
+    weighting.eval()
+    with torch.inference_mode():
+        weighting(torch.tensor([0.3, 2.0, 0.9], dtype=torch.float64), sizes, sizes)
+    torch.manual_seed(0)
+    weighting.train()(losses, sizes, sizes).backward()
+    torch.manual_seed(0)
+    undisturbed(toy_too.losses(*rows(6, 0))[0], sizes, sizes).backward()
+    assert same(gradients(toy), gradients(toy_too))
+
+
+def test_a_state_is_a_snapshot(method):
+    toy, weighting, optimizer = build(method)
+    train(toy, weighting, optimizer, range(3))
+    state = weighting.get_extra_state()
+    before = copy.deepcopy(state)
+    train(toy, weighting, optimizer, range(3, 6))
+    assert same(state, before)
+    toy, fresh, optimizer = build(method)
+    fresh.set_extra_state(state)
+    train(toy, fresh, optimizer, range(3, 6))
+    assert same(state, before)
+
+
 def test_an_absent_task_gets_no_gradient(method):
     toy, weighting, optimizer = build(method)
     train(toy, weighting, optimizer, range(2))
@@ -231,6 +259,12 @@ def test_no_graph_is_kept(method):
     del values
     gc.collect()
     assert watched() is None
+
+
+def test_weights_go_to_the_losses_device_also_with_window_counts():
+    """Weights are built on the host; "meta" stands for a GPU, which refuses to multiply with the host as well."""
+    values, scale = torch.ones(3, device="meta"), torch.ones(3, device="meta", dtype=torch.float64)
+    assert weighted_sum(torch.ones(3, dtype=torch.float64), values, scale).device.type == "meta"
 
 
 def test_micro_batches_must_be_positive():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .losses import Counts, Losses
-from .parallel import world_size
+from .parallel import average_gradients, world_size
 from .tchebycheff import Tchebycheff
 from .uniform import Uniform
 from .weighting import Weighting
@@ -77,7 +77,8 @@ class TaskDiscriminator(nn.Module):
 
     def forward(self, features_BF: Tensor, task_B: Tensor) -> Tensor:
         """Mean cross-entropy of the task (indices in [0, tasks)), with the features' gradient reversed."""
-        logits_BM = self.classifier(reverse_gradient(features_BF, self.strength))
+        weight_MF, bias_M = average_gradients(self.classifier.weight, self.classifier.bias)
+        logits_BM = F.linear(reverse_gradient(features_BF, self.strength), weight_MF, bias_M)
         return F.cross_entropy(logits_BM, task_B)
 
 

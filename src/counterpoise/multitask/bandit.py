@@ -15,7 +15,7 @@ from torch import Tensor
 from .losses import Batch, Counts, Losses, gather
 from .mirror import ball_radius, best_response_floats, divergence, hold, mirror_floats
 from .parallel import world_size
-from .weighting import Weighting, weighted_sum
+from .weighting import Weighting, on_device, weighted_sum
 from .window import WindowMeans
 
 
@@ -50,10 +50,10 @@ class BanditMTL(Weighting):
         eta: step size of the ascent, in 1 / units of loss.
         micro_batches: calls per optimiser step when `window_counts` are not given (see `Weighting`).
         drawn_by: how tasks come to be in a batch. None: an absent task keeps its share of the weight (see `hold`).
-            A sequence: each example's task is drawn with these known probabilities; losses and gradients are weighted
-            by their inverse, so both are unbiased. "p": the batches are drawn by p itself (`draw`), fed with `observe`
-            instead of weighted; calling the module is then an error.
-        exploration: with `drawn_by`, the share of the uniform distribution mixed into the probabilities.
+            A sequence: each example's task is drawn with these known probabilities, all above 0; losses and gradients
+            are weighted by their inverse, so both are unbiased. "p": the batches are drawn by p itself (`draw`), fed
+            with `observe` instead of weighted; calling the module is then an error.
+        exploration: with `drawn_by="p"`, the share of the uniform distribution mixed into p.
         normalize: divide each task's loss by its mean in the first window it was seen in (that window runs undivided).
 
     Raises:
@@ -155,7 +155,7 @@ class BanditMTL(Weighting):
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
         """sum_i p_i scale_i l_i over the tasks present."""
         values_K, present = batch.values_K, batch.present
-        exact = values_K.dtype == torch.float64 or scale_K is not None
+        exact = values_K.dtype == torch.float64 or (scale_K is not None and scale_K.dtype == torch.float64)
         key = values_K.device, torch.float64 if exact else torch.float32
         weights_M = self._cached.get(key)
         if weights_M is None:
@@ -164,7 +164,8 @@ class BanditMTL(Weighting):
             weights_M = torch.frombuffer(array("d" if exact else "f", weights), dtype=key[1])
             if values_K.device.type != "cpu":
                 weights_M = weights_M.to(values_K.device, non_blocking=True)
-            self._cached[key] = weights_M
+            if not weights_M.is_inference():  # autograd would refuse it in the next training call
+                self._cached[key] = weights_M
         return weighted_sum(weights_M if present is None else weights_M[present], values_K, scale_K)
 
     def update(self, means: WindowMeans) -> None:
@@ -205,9 +206,7 @@ class BanditMTL(Weighting):
     def _draw_probabilities(self) -> list[float] | None:
         if self.samples:
             return [float(x) for x in self.probabilities().tolist()]
-        if self._drawn_by is None:
-            return None
-        return [(1.0 - self.exploration) * x + self.exploration / len(self.tasks) for x in self._drawn_by]
+        return self._drawn_by
 
     def _scale(self, batch: Batch, totals: list[float] | None) -> Tensor | None:
         drawn_by = self._draw_probabilities()
@@ -217,7 +216,7 @@ class BanditMTL(Weighting):
         present, counts = self._present(batch)
         everything = sum(self._totals(batch, totals) or counts)
         parts = [world_size() * c / (everything * drawn_by[i]) for i, c in zip(present, counts, strict=True)]
-        return torch.tensor(parts, dtype=torch.float64).to(batch.values_K.device, non_blocking=True)
+        return on_device(parts, batch.values_K.device)
 
 
 def _radius(m: int, rho: float | None, min_effective_tasks: float | None) -> float:
@@ -243,4 +242,9 @@ def _simplex(m: int, probabilities: Sequence[float]) -> list[float]:
     values = [float(x) for x in probabilities]
     if len(values) != m or min(values) < 0.0 or abs(sum(values) - 1.0) > 1e-6:
         raise ValueError(f"drawn_by must hold {m} probabilities that add up to 1, one per task, found {values}.")
+    if 0.0 in values:
+        raise ValueError(
+            f"drawn_by is 0 for task {values.index(0.0)}, found {values}: expected every probability above 0, since "
+            f"losses are divided by it. Leave out a task that is never drawn."
+        )
     return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -23,7 +24,9 @@ class FAMO(Weighting):
 
     The losses after the step are those of the same batch, computed again and given to `step(losses_after)`. Departure:
     without them `step()` waits, and takes the next batch's losses as "after", which costs no second pass and adds the
-    noise between batches. Losses must be positive.
+    noise between batches. Losses must be positive. Absent tasks, not in the paper, are no part of the comparison: they
+    keep their share but for Adam's momentum, and are compared with the loss they were last seen with. A step with one
+    task has nothing to compare and leaves w as it is.
 
     Args:
         tasks: names, or how many.
@@ -70,35 +73,37 @@ class FAMO(Weighting):
             batch = gather(self.tasks, losses_after)
             present = batch.present or range(len(self.tasks))
             self._learn(dict(zip(present, batch.values_K.tolist(), strict=True)))
-            self._before = [None] * len(self.tasks)
+            self._before = [None if i in present else x for i, x in enumerate(self._before)]
 
     def update(self, means: WindowMeans) -> None:
         """Learn from the change since the window before, if that one still waits for its losses after."""
         seen = {i: x for i, (x, c) in enumerate(zip(means.means, means.counts, strict=True)) if c > 0.0}
         self._learn(seen)
-        self._before = [seen.get(i) for i in range(len(self.tasks))]
+        self._before = [seen.get(i, x) for i, x in enumerate(self._before)]
 
     def state(self) -> dict[str, Any]:
         """w, Adam's moments, and the losses that wait for their successors."""
-        return {"logits": self._logits_M.detach().clone(), "adam": self._adam.state_dict(), "before": self._before}
+        adam = copy.deepcopy(self._adam.state_dict())
+        return {"logits": self._logits_M.detach().clone(), "adam": adam, "before": list(self._before)}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back `state()`."""
         with torch.no_grad():
             self._logits_M.copy_(state["logits"])
-        self._adam.load_state_dict(state["adam"])
+        self._adam.load_state_dict(copy.deepcopy(state["adam"]))
         self._before = list(state["before"])
 
     def _learn(self, after: dict[int, float]) -> None:
         before = {i: x for i, x in enumerate(self._before) if x is not None and i in after}
         values = [after[i] for i in before] + list(before.values())
-        if not before or not all(0.0 <= x < float("inf") for x in values):
+        if len(before) < 2 or not all(0.0 <= x < float("inf") for x in values):
             return
-        fall = [0.0] * len(self.tasks)
-        for i, x in before.items():
-            fall[i] = math.log(x + _EPSILON) - math.log(after[i] + _EPSILON)
-        fall_M = torch.tensor(fall, dtype=torch.float64)
+        fall = [math.log(x + _EPSILON) - math.log(after[i] + _EPSILON) for i, x in before.items()]
+        fall_K, present = torch.tensor(fall, dtype=torch.float64), list(before)
         z_M = torch.softmax(self._logits_M.detach(), dim=0)
+        z_K = z_M[present]
+        fall_M = ((z_K @ fall_K) / z_K.sum()).repeat(len(z_M))  # absent tasks fall as the others do on average
+        fall_M[present] = fall_K
         self._logits_M.grad = z_M * (fall_M - z_M @ fall_M)  # the softmax's transposed Jacobian times the fall
         self._adam.step()
         self._logits_M.grad = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -100,7 +101,7 @@ class GradNorm(Weighting):
         """w, Adam's moments, the initial losses and the open window's norms."""
         return {
             "weights": self._weights_M.detach().clone(),
-            "adam": self._adam.state_dict(),
+            "adam": copy.deepcopy(self._adam.state_dict()),
             "initial": torch.tensor(self._initial, dtype=torch.float64),
             "norms": self._norms_K,
         }
@@ -109,7 +110,7 @@ class GradNorm(Weighting):
         """Take back `state()`."""
         with torch.no_grad():
             self._weights_M.copy_(state["weights"])
-        self._adam.load_state_dict(state["adam"])
+        self._adam.load_state_dict(copy.deepcopy(state["adam"]))
         self._initial, self._norms_K = state["initial"].tolist(), state["norms"]
 
     def _gradient_norms(self, batch: Batch) -> Tensor:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 _AVAILABLE = dist.is_available()
 
@@ -24,3 +26,28 @@ def sum_over_ranks(values: Sequence[float]) -> list[float]:
     total = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(total)
     return [float(x) for x in total.tolist()]
+
+
+class _Average(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *parameters: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x.view_as(x) for x in parameters)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        means = tuple(g.clone(memory_format=torch.contiguous_format) for g in gradients)
+        for mean in means:
+            dist.all_reduce(mean)
+            mean /= world_size()
+        return means
+
+
+def average_gradients(*parameters: Tensor) -> tuple[Tensor, ...]:
+    """The parameters unchanged; their gradients averaged over the ranks, as DDP does for a model's own.
+
+    Every rank must run the same backward passes. Averaging once more (by DDP, or by hand) changes nothing.
+    """
+    if world_size() == 1:
+        return parameters
+    averaged: tuple[Tensor, ...] = _Average.apply(*parameters)  # type: ignore[no-untyped-call]
+    return averaged

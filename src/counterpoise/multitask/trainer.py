@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,7 +45,9 @@ def with_weighting(base: type) -> type:
 
     Raises:
         ValueError: packing or padding-free batches (rows of different tasks are joined), label smoothing, a custom
-            compute_loss_func, several GPUs in one process, a task column that is missing or names unknown tasks.
+            compute_loss_func, several GPUs in one process, a training set without the task column, a task
+            column that names unknown tasks.
+        TypeError: no `Weighting`, which an adversarial one is not: it needs features that the trainer does not pass on.
 
     Example:
         >>> WeightedTrainer = with_weighting(Trainer)
@@ -64,17 +66,16 @@ class TaskCollator:
 
     def __call__(self, rows: list[Mapping[str, Any]]) -> Any:
         """One batch."""
-        indices = [self._task(row) for row in rows]
         batch = self.inner([{k: v for k, v in row.items() if k != self.column} for row in rows])
+        if not any(self.column in row for row in rows):  # enough for evaluation
+            return batch
+        indices = [self._task(row) for row in rows]
         batch[self.column] = torch.tensor(indices, dtype=torch.long)
         return batch
 
     def _task(self, row: Mapping[str, Any]) -> int:
         if self.column not in row:
-            raise ValueError(
-                f"expected a column {self.column!r} that names each row's task, found only {sorted(row)}: add it to "
-                f"the data set, or pass task_column=..."
-            )
+            raise _no_column(self.column, row)
         task = row[self.column]
         if isinstance(task, str) and task in self._index:
             return self._index[task]
@@ -110,7 +111,8 @@ class _Weighted(_Base):
         self.loss_is_scaled_for_ga = True
         self.data_collator: Any = TaskCollator(self.data_collator, task_column, weighting.tasks)
         weighting.to(self.args.device)
-        self.add_callback(_CloseWindow(weighting))
+        weighting.averages_gradients = False
+        self.add_callback(_CloseWindow(weighting, lambda: any(self._window_counts)))
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -134,6 +136,8 @@ class _Weighted(_Base):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """The micro-batches of one optimiser step, with each task's share of them counted."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if lacking := next((b for b in batches if self.task_column not in b), None):
+            raise _no_column(self.task_column, lacking)
         m = len(self.weighting.tasks)
         counts = [_per_task(self._valid(b["labels"]).sum(-1), b[self.task_column], m) for b in batches]
         self._micro_counts = deque(torch.stack(counts).tolist() if counts else [])
@@ -219,16 +223,16 @@ class _Weighted(_Base):
     def _valid(self, labels: Tensor) -> Tensor:
         """1 where a label counts, (B, T); one per example where the loss is one per example."""
         if self.example_losses is not None or labels.is_floating_point():
-            return labels.new_ones(len(labels), 1, dtype=torch.float64)
+            return labels.new_ones(len(labels), 1, dtype=torch.float32)
         labels_BT = labels.reshape(len(labels), -1)
-        return (labels_BT[:, 1:] if self._loss_shifts_labels else labels_BT).ne(-100).double()
+        return (labels_BT[:, 1:] if self._loss_shifts_labels else labels_BT).ne(-100).float()
 
 
 class _CloseWindow(TrainerCallback):
     """Moves the weights after each optimiser step, before anything is logged or saved."""
 
-    def __init__(self, weighting: Weighting) -> None:
-        self.weighting = weighting
+    def __init__(self, weighting: Weighting, opened: Callable[[], bool]) -> None:
+        self.weighting, self.opened = weighting, opened
 
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Average the gradients of the weighting's own parameters, which no DDP wraps."""
@@ -240,9 +244,17 @@ class _CloseWindow(TrainerCallback):
                 parameter.grad /= world_size()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        """Close the window; the trainer zeroes the model's gradients only."""
-        self.weighting.step()
+        """Close the window, unless no rank had a label in it; the trainer zeroes the model's gradients only."""
+        if self.opened():
+            self.weighting.step()
         self.weighting.zero_grad()
+
+
+def _no_column(column: str, found: Iterable[str]) -> ValueError:
+    return ValueError(
+        f"expected a column {column!r} that names each row's task, found only {sorted(found)}: add it to the data set, "
+        f"or pass task_column=..."
+    )
 
 
 def _per_task(values_B: Tensor, task_B: Tensor, m: int) -> Tensor:
@@ -260,6 +272,12 @@ def _float_label_losses(logits: Tensor, labels: Tensor, problem_type: str | None
 
 def _refuse(settings: Any, kwargs: Mapping[str, Any], weighting: Weighting) -> None:
     """Raise on what would give wrong task losses, before the base trainer spends time on the data."""
+    if not isinstance(weighting, Weighting):
+        raise TypeError(
+            f"weighting must be a counterpoise.multitask.Weighting, found {type(weighting).__name__}. An adversarial "
+            f"weighting needs each example's shared features, which the trainer does not pass on: train it in a loop of "
+            f"your own."
+        )
     for name in ("packing", "padding_free"):
         if getattr(settings, name, False):
             raise ValueError(

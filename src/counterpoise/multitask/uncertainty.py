@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .losses import Batch
+from .parallel import average_gradients
 from .weighting import Weighting, weighted_sum
 
 
@@ -37,7 +38,10 @@ class UncertaintyWeighting(Weighting):
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
         """Both terms, for the tasks present."""
         values_K, present = batch.values_K, batch.present
-        log_variance_K = self.log_variance_M if present is None else self.log_variance_M[present]
+        log_variance_M: Tensor = self.log_variance_M
+        if self.averages_gradients:
+            (log_variance_M,) = average_gradients(log_variance_M)
+        log_variance_K = log_variance_M if present is None else log_variance_M[present]
         if values_K.dtype in (torch.bfloat16, torch.float16):
             values_K = values_K.float()
         terms_K = 0.5 * torch.exp(-log_variance_K) * values_K + 0.5 * log_variance_K

@@ -58,6 +58,9 @@ class Weighting(nn.Module, ABC):
             raise ValueError(f"{self._one_call_needed()} Found micro_batches={micro_batches}: leave it at 1.")
         self.tasks = task_names(tasks)
         self.micro_batches = micro_batches
+        self.averages_gradients = True
+        """Whether each backward pass averages the gradients of the method's own parameters over the ranks, which must
+        then run equally many. `with_weighting` turns it off and averages once per optimiser step."""
         self._window = Window(len(self.tasks))
         self._seen = _Seen([math.nan] * len(self.tasks))
 
@@ -195,7 +198,7 @@ class Weighting(nn.Module, ABC):
         if short := [self.tasks[i] for i in present if totals[i] <= 0.0]:
             raise ValueError(f"window_counts are 0 for tasks that are present: {short}. Count every micro-batch.")
         parts = [world_size() * c / totals[i] for i, c in zip(present, counts, strict=True)]
-        return torch.tensor(parts, dtype=torch.float64).to(batch.values_K.device, non_blocking=True)
+        return on_device(parts, batch.values_K.device)
 
     def _totals(self, batch: Batch, totals: list[float] | None) -> list[float] | None:
         """The window's sizes: as given, or this call's over all ranks (one collective); None: this call is all."""
@@ -219,12 +222,18 @@ class Weighting(nn.Module, ABC):
         return f"{type(self).__name__} needs the whole batch in one call: no gradient accumulation, one process."
 
 
+def on_device(values: Sequence[float], device: torch.device) -> Tensor:
+    """The values in float64, or float32 on Apple's GPUs, which have nothing wider."""
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+
+
 def weighted_sum(weights_K: Tensor, values_K: Tensor, scale_K: Tensor | None) -> Tensor:
     """sum_i w_i scale_i l_i, in float32 at least: weights near 1e-3 lose a digit in bfloat16."""
     if values_K.dtype in (torch.bfloat16, torch.float16):
         values_K = values_K.float()
     if scale_K is not None:
-        weights_K = weights_K.to(torch.float64) * scale_K
+        weights_K = weights_K.to(scale_K) * scale_K
     if weights_K.dtype != values_K.dtype or weights_K.device != values_K.device:
         weights_K = weights_K.to(values_K.device, values_K.dtype, non_blocking=True)
     return torch.dot(weights_K, values_K)
