@@ -7,7 +7,16 @@ import pytest
 import torch
 from datasets import Dataset
 from torch.nn import functional as F
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 
 from counterpoise.multitask import MGDA, BanditMTL, UncertaintyWeighting, Uniform, adversarial_mtl, with_weighting
 from counterpoise.multitask.trainer import STATE_FILE, TaskCollator
@@ -58,6 +67,52 @@ def test_resume_is_bitwise_no_stop(tmp_path):
     (checkpoint / STATE_FILE).unlink()
     with pytest.raises(FileNotFoundError, match="without a weighting"):
         train(str(tmp_path / "c"), batch=4, accumulate=2, resume=str(checkpoint))
+
+
+def gpt2():
+    small = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 32, "n_positions": 16}
+    return GPT2LMHeadModel(GPT2Config(**small, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0))
+
+
+def mixtral():
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 32}
+    return MixtralForCausalLM(
+        MixtralConfig(**sizes, **heads, output_router_logits=True, router_aux_loss_coef=1.0, max_position_embeddings=16)
+    )
+
+
+@pytest.mark.parametrize("build", [gpt2, mixtral])
+def test_equal_tasks_with_equal_weights_have_the_loss_of_the_model(tmp_path, build):
+    """GPT2LMHeadModel has no loss type, so that transformers counts its labels as if they were not shifted; Mixtral
+    adds a loss that balances its experts."""
+    rows = [row | {"labels": row["input_ids"], "task": TASKS[i % 2]} for i, row in enumerate(token_rows(8))]
+    torch.manual_seed(0)
+    model = build()
+    columns = {name: torch.tensor([r[name] for r in rows]) for name in ("input_ids", "attention_mask", "labels")}
+    model(**columns).loss.backward()
+    expected = [p.detach() - 0.5 * p.grad for p in model.parameters()]
+    torch.manual_seed(0)
+    dataset = Dataset.from_list(rows)
+    weighting = Uniform(TASKS[:2])
+    trainer = train(
+        str(tmp_path), batch=8, steps=1, model=build(), dataset=dataset, weighting=weighting, max_grad_norm=0.0
+    )
+    for one, other in zip(parameters(trainer), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_window_left_open_by_an_error_is_forgotten(tmp_path):
+    weighting = Uniform(TASKS)
+    weighting([torch.tensor(1.0)] * 3, [1.0] * 3, [2.0] * 3)  # a step that ran out of memory here
+    train(str(tmp_path), batch=8, steps=1, weighting=weighting)
+    assert weighting.updates == 1
+
+
+def test_what_is_logged_is_json(tmp_path):
+    train(str(tmp_path), batch=8, steps=1, save_strategy="steps", save_steps=1, weighting=BanditMTL(TASKS, rho=0.0))
+    text = (Path(tmp_path) / "checkpoint-1" / "trainer_state.json").read_text()
+    json.loads(text, parse_constant=pytest.fail)  # Infinity and NaN are none
 
 
 def test_metrics_are_logged(tmp_path):

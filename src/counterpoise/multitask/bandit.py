@@ -140,7 +140,7 @@ class BanditMTL(Weighting):
         return list(map(math.exp, self._arms.log_p))
 
     def metrics(self) -> dict[str, float]:
-        """`Weighting.metrics` and effective_tasks, kl, lambda, and robust_value: the maximum over the ball."""
+        """`Weighting.metrics` and effective_tasks, kl, lambda (where finite), and robust_value: the maximum over the ball."""
         kl = divergence(torch.tensor(self._arms.log_p, dtype=torch.float64))
         found = super().metrics() | {
             "kl": kl,
@@ -150,7 +150,7 @@ class BanditMTL(Weighting):
         if all(map(math.isfinite, self.last_losses)):
             response = best_response_floats(self.last_losses, self.rho)
             found["robust_value"] = sum(p * x for p, x in zip(response, self.last_losses, strict=True))
-        return found
+        return {name: number for name, number in found.items() if math.isfinite(number)}  # JSON has no infinite lambda
 
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
         """sum_i p_i scale_i l_i over the tasks present."""

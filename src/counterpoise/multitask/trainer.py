@@ -109,6 +109,9 @@ class _Weighted(_Base):
         if self.args.n_gpu > 1:
             raise ValueError(f"found {self.args.n_gpu} GPUs in one process: launch one process per GPU with torchrun.")
         self.loss_is_scaled_for_ga = True
+        self._loss_shifts_labels: bool = self._loss_shifts_labels or _falls_back_to_shifting(
+            self.accelerator, self.model
+        )
         self.data_collator: Any = TaskCollator(self.data_collator, task_column, weighting.tasks)
         weighting.to(self.args.device)
         weighting.averages_gradients = False
@@ -131,6 +134,11 @@ class _Weighted(_Base):
         finally:
             hook.remove()
         loss = self._weighted_loss(found[0], labels, task_B)
+        if (
+            balance := getattr(found[0], "aux_loss", None)
+        ) is not None:  # of a mixture of experts, as the model weighs it
+            coefficient = getattr(self.accelerator.unwrap_model(model), "router_aux_loss_coef", 0.0)
+            loss = loss + coefficient * balance.to(loss.device) / self.current_gradient_accumulation_steps
         return (loss, found[0]) if return_outputs else loss
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
@@ -234,6 +242,10 @@ class _CloseWindow(TrainerCallback):
     def __init__(self, weighting: Weighting, opened: Callable[[], bool]) -> None:
         self.weighting, self.opened = weighting, opened
 
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Forget a window that an error left open: `auto_find_batch_size` begins again."""
+        self.weighting.discard()
+
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Average the gradients of the weighting's own parameters, which no DDP wraps."""
         if world_size() > 1:
@@ -248,6 +260,15 @@ class _CloseWindow(TrainerCallback):
         if self.opened():
             self.weighting.step()
         self.weighting.zero_grad()
+
+
+def _falls_back_to_shifting(accelerator: Any, model: Any) -> bool:
+    """Whether a model without a loss type of its own (GPT2LMHeadModel) computes the shifted loss, by transformers' default."""
+    inner = accelerator.unwrap_model(model)
+    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    if not type(inner).__name__.endswith("LMHeadModel") or getattr(inner.config, "is_encoder_decoder", False):
+        return False
+    return getattr(inner.loss_function, "__name__", "") == "ForCausalLMLoss"
 
 
 def _no_column(column: str, found: Iterable[str]) -> ValueError:
