@@ -30,7 +30,7 @@ import yaml
 from counterpoise.averaging import versions
 from counterpoise.checkpoint import Checkpoint
 from counterpoise.merging.merge import Merge, merge
-from counterpoise.rounding import narrow
+from counterpoise.rounding import key_of, narrow
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests"))
@@ -117,7 +117,9 @@ def mergekit(
     done = subprocess.run(command, cwd=work, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"mergekit failed: {done.stderr[-2000:]}")
-    return {n: narrow(t.clone(), getattr(torch, out_dtype), name=n) for n, t in Checkpoint(work / "theirs").items()}
+    sources = [Checkpoint(p) for p in (pre, *posts)]
+    made = Checkpoint(work / "theirs").items()
+    return {n: narrow(t.clone(), getattr(torch, out_dtype), key=key_of(*(s[n] for s in sources))) for n, t in made}
 
 
 def ours(work: Path, pre: Path, posts: list[Path], plan: Merge) -> dict[str, torch.Tensor]:

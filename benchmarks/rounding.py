@@ -57,7 +57,7 @@ def main() -> None:
         wide = {n: torch.lerp(pre[n].float(), post[n].float(), ratio) for n in pre}
         written = {
             "nearest": {n: t.bfloat16() for n, t in wide.items()},
-            "stochastic": {n: mix(pre[n], post[n], ratio, name=n) for n in pre},
+            "stochastic": {n: mix(pre[n], post[n], ratio) for n in pre},
         }
         true = logprobs(model, wide, rows)
         row = {"ratio": ratio, "kl_from_pre": divergence(true, before)}

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from counterpoise.averaging import Recipe, average, mix
 from counterpoise.checkpoint import Checkpoint, CheckpointError
-from counterpoise.rounding import narrow
+from counterpoise.rounding import key_of, narrow
 from tiny import CAUSAL, FAMILIES, save_pair
 
 
@@ -57,7 +57,7 @@ def test_mix_keeps_the_sign_of_zero_and_integers() -> None:
 def test_mix_of_two_dtypes_is_computed_in_the_wider() -> None:
     pre, post = torch.randn(1000), torch.randn(1000).bfloat16()
     assert torch.equal(
-        mix(pre, post, 0.3, name="w"), narrow(torch.lerp(pre, post.float(), 0.3), torch.bfloat16, name="w")
+        mix(pre, post, 0.3), narrow(torch.lerp(pre, post.float(), 0.3), torch.bfloat16, key=key_of(pre, post))
     )
 
 
@@ -93,12 +93,32 @@ def test_average_equals_lerp_and_loads(tmp_path: Path, family: str, dtype: torch
     assert len(set(ratios.values())) == 3  # 0.1, 0.9, and 0.5 of both the middle and the rest
     for name, tensor in made.items():
         wide = torch.lerp(a[name].float(), b[name].float(), ratios[name])
-        assert torch.equal(tensor, narrow(wide, dtype, name=name)), name
+        assert torch.equal(tensor, narrow(wide, dtype, key=key_of(a[name], b[name]))), name
     if family in CAUSAL:
         import transformers
 
         model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
         assert model.generate(torch.tensor([[1, 5, 9]]), max_new_tokens=2).shape == (1, 5)
+
+
+def test_a_tied_head_that_is_stored_stays_tied(tmp_path: Path) -> None:
+    pre, post = save_pair(tmp_path, dtype=torch.bfloat16, tied=True)
+    for folder in (pre, post):
+        tensors = load_file(folder / "model.safetensors")
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    average(pre, post, tmp_path / "out", 0.4)
+    made = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(made["lm_head.weight"], made["model.embed_tokens.weight"])
+
+
+def test_an_average_of_an_average_is_rounded_anew(tmp_path: Path) -> None:
+    pre = torch.rand(200_000).add(1).bfloat16()
+    post = (pre.view(torch.int16) + 1).view(torch.bfloat16)
+    half = mix(pre, post, 0.5)
+    quarter, more = mix(pre, half, 0.5), mix(half, post, 0.5)
+    shares = [float((t != pre).double().mean()) for t in (half, quarter, more)]
+    assert shares == pytest.approx([0.5, 0.25, 0.75], abs=0.01)
 
 
 def test_average_keeps_posts_shards_whatever_pres_are(tmp_path: Path) -> None:
@@ -258,7 +278,7 @@ def test_forty_shards_and_what_else_a_checkpoint_may_hold(tmp_path: Path) -> Non
     assert len(made.files) == 40
     assert set(made) == set(names)
     for name in names:
-        wanted = mix(pre[name], post[name], 0.3, name=name)
+        wanted = mix(pre[name], post[name], 0.3)
         assert torch.equal(made[name], wanted), name
 
 

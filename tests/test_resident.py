@@ -32,7 +32,7 @@ def check_bits(resident: ResidentAverage, cut, ratios) -> None:  # type: ignore[
     of = cut.ratios(resident.pair.names, ratios)
     state = resident.model.state_dict()
     for name in resident.pair.names:
-        wanted = mix(*resident.pair.tensors(name), of[name], name=name)
+        wanted = mix(*resident.pair.tensors(name), of[name])
         found = state.get(name, state.get(f"transformer.{name}"))
         assert torch.equal(found, wanted.to(found.dtype)), name
 

@@ -54,7 +54,7 @@ def test_out_is_a_checkpoint_with_recipe_card_and_report(done: tuple[Path, dict[
     recipe = Recipe.read(out / "recipe.json")
     pre, post, made = (load_file(out.parent / n / "model.safetensors") for n in ("pre", "post", "restored"))
     ratios = recipe.partition.ratios(list(post), recipe.ratios)
-    assert all(torch.equal(made[n], mix(pre[n], post[n], ratios[n], name=n)) for n in post)
+    assert all(torch.equal(made[n], mix(pre[n], post[n], ratios[n])) for n in post)
     assert result["verdict"] in (out / "report.html").read_text()
     assert result["pick"] in (out / "README.md").read_text()
 
@@ -287,6 +287,29 @@ def test_a_run_that_wrote_no_checkpoint_is_finished_too(world: Path, tmp_path: P
         result = restore(world / "post", world / "pre", tmp_path / "out", panel(world), **SETTINGS)
         assert result.get("already_finished", False) == finished
         assert result["out"] is None
+
+
+def test_the_report_stands_before_the_mark_that_a_run_is_finished(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(results: Any, path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("counterpoise.report.html.write_report", stop)
+        with pytest.raises(KeyboardInterrupt):
+            restore(world / "post", world / "pre", tmp_path / "out", panel(world), **SETTINGS)
+    result = restore(world / "post", world / "pre", tmp_path / "out", panel(world), **SETTINGS)
+    assert "already_finished" not in result
+    assert (tmp_path / "out.work" / "report.html").is_file()
+
+
+def test_work_of_other_numerics_is_not_mixed_in(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for pieces in (6, 6, 12):  # reward and two abilities, of PRE and of POST
+        if pieces == 12:
+            monkeypatch.setattr("counterpoise.restoring.workbench.NUMERICS", 3)
+        measure_tax(world / "pre", world / "post", panel(world), work=tmp_path)
+        assert len(list(tmp_path.iterdir())) == pieces
 
 
 def test_another_tokenizer_is_another_run(world: Path, tmp_path: Path) -> None:

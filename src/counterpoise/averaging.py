@@ -19,13 +19,13 @@ from counterpoise.checkpoint import Checkpoint, TensorFile, copy_companions, has
 from counterpoise.files import INDEX, refuse_occupied, staged
 from counterpoise.partition import Block, Partition, partition, whole
 from counterpoise.preflight import CHUNK, Pair, Scan, preflight
-from counterpoise.rounding import narrow
+from counterpoise.rounding import key_of, narrow
 
 Donor = Literal["pre", "post"]
 
 
 def mix(
-    pre: Tensor, post: Tensor, ratio: float, *, name: str = "", start: int = 0, out: Tensor | None = None
+    pre: Tensor, post: Tensor, ratio: float, *, key: int | None = None, start: int = 0, out: Tensor | None = None
 ) -> Tensor:
     """theta(r) = pre + r (post - pre), in POST's dtype: Lin et al. 2024, section 5 (their weight is 1 - r).
 
@@ -36,7 +36,7 @@ def mix(
 
     Args:
         pre, post: contiguous tensors of one shape.
-        name, start: of the tensor that they are a stretch of, and where in it (flattened) the stretch begins.
+        key, start: for stretches, `key_of` the whole tensors and where in them (flattened) the stretch begins.
         out: written to and returned when given; contiguous, its dtype is POST's.
 
     >>> mix(torch.zeros(2), torch.ones(2), 0.25)
@@ -50,7 +50,8 @@ def mix(
         wide = torch.promote_types(torch.promote_types(pre.dtype, post.dtype), torch.float32)
         if wide == pre.dtype == post.dtype:
             return torch.lerp(pre, post, ratio) if out is None else torch.lerp(pre, post, ratio, out=out)
-        return narrow(torch.lerp(pre.to(wide), post.to(wide), ratio), post.dtype, name=name, start=start, out=out)
+        key = key_of(pre, post) if key is None else key
+        return narrow(torch.lerp(pre.to(wide), post.to(wide), ratio), post.dtype, key=key, start=start, out=out)
     return result if out is None else out.copy_(result)
 
 
@@ -247,11 +248,11 @@ def _stream(
         sink = TensorFile(folder / file, {n: (pair.post.dtype(n), pair.post.shape(n)) for n in names})
         for name in names:
             pre, post = (t.flatten() for t in pair.tensors(name))
-            buffer = torch.empty(min(CHUNK, post.numel()), dtype=post.dtype)
+            buffer, key = torch.empty(min(CHUNK, post.numel()), dtype=post.dtype), key_of(pre, post)
             for start in range(0, post.numel(), CHUNK):
                 a, b = pre[start : start + CHUNK], post[start : start + CHUNK]
                 scanned.add(name, a, b)
-                mixed = mix(a, b, ratios[name], name=name, start=start, out=buffer[: len(b)])
+                mixed = mix(a, b, ratios[name], key=key, start=start, out=buffer[: len(b)])
                 sink.write(name, start * post.element_size(), mixed)
             done += _size(pair.post, name)
             if progress is not None:

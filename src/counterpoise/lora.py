@@ -13,7 +13,7 @@ from torch import Tensor
 
 from counterpoise.checkpoint import Checkpoint, match_name, read_header
 from counterpoise.files import CheckpointError, read_json, sha256
-from counterpoise.rounding import narrow
+from counterpoise.rounding import key_of, narrow
 
 ADAPTER = "adapter_model.safetensors"
 LOW_RANK = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?$")
@@ -67,7 +67,7 @@ class LoraCheckpoint(Checkpoint):
             update = update.T
         work = torch.float64 if weight.dtype == torch.float64 else torch.float32
         adapted = torch.add(weight.to(work), update.to(work), alpha=self._scaling(pair["A"], low.shape[0]))
-        return narrow(adapted, weight.dtype, name=f"{name}, adapted")  # an average rounds again, with other numbers
+        return narrow(adapted, weight.dtype, key=key_of(weight, adapted))
 
     @cached_property
     def sha256(self) -> dict[str, str]:

@@ -17,6 +17,7 @@ from counterpoise.checkpoint import match_name
 from counterpoise.files import CheckpointError
 from counterpoise.partition import Partition
 from counterpoise.preflight import CHUNK, Pair
+from counterpoise.rounding import key_of
 
 Objective = Callable[[nn.Module], float]
 """Runs forward and backward of a loss over all its data and returns the loss; gradients land in the parameters."""
@@ -85,15 +86,15 @@ class ResidentAverage:
     def _write(self, name: str, ratio: float) -> None:
         target = self._tensors[name].data
         pre, post = (t.flatten() for t in self.pair.tensors(name))
-        flat = target.view(-1)
+        flat, key = target.view(-1), key_of(pre, post)
         direct = target.dtype == post.dtype and target.device.type == "cpu"
         for start in range(0, post.numel(), CHUNK):
             a, b = pre[start : start + CHUNK], post[start : start + CHUNK]
             if direct:
-                mix(a, b, ratio, name=name, start=start, out=flat[start : start + CHUNK])
+                mix(a, b, ratio, key=key, start=start, out=flat[start : start + CHUNK])
             else:
                 buffer = self._buffer(post.dtype)[: len(b)]
-                flat[start : start + CHUNK].copy_(mix(a, b, ratio, name=name, start=start, out=buffer))
+                flat[start : start + CHUNK].copy_(mix(a, b, ratio, key=key, start=start, out=buffer))
 
     @contextlib.contextmanager
     def _consuming_gradients(self, sums: dict[str, float]) -> Iterator[None]:

@@ -10,26 +10,28 @@ import torch
 from torch import Tensor
 
 PERIOD = 1048573  # a prime just below 2^20: no row of a matrix meets the same numbers as the row below it
+SAMPLE = 1024  # elements of a tensor that its key is made from
 PIECE = 1 << 16  # elements worked on at once: temporaries of 256 KiB stay in the processor's cache
 NARROW = {torch.bfloat16: (16, 1.0), torch.float16: (13, 2.0**-112)}
 """Of a float32's bits, how many the type lacks, and the power of two that maps its subnormals onto float32's."""
 
 
-def narrow(wide: Tensor, dtype: torch.dtype, *, name: str = "", start: int = 0, out: Tensor | None = None) -> Tensor:
+def narrow(wide: Tensor, dtype: torch.dtype, *, key: int, start: int = 0, out: Tensor | None = None) -> Tensor:
     """`wide` in `dtype`; to bfloat16 and float16 each element is rounded up or down so that its expectation is kept.
 
     Rounding to the nearest loses what lies below half a unit in the last place, for every weight in the same direction:
     of two bfloat16 models that differ by one unit in most weights, an average at ratio 0.4 is the first and one at 0.6
     the second. Rounded up with the probability of the part that is cut off (Gupta et al. 2015, section 3), the errors
     cancel over the weights. Numbers that `dtype` holds stay as they are, and so do Inf and NaN. The pseudo-random numbers
-    hang on `name` and on the element's place alone: cut into any stretches, on any machine, the bits are the same.
+    hang on `key` and on the element's place alone: cut into any stretches, on any machine, the bits are the same.
 
     Args:
         wide: float32 or wider, on the CPU.
-        name, start: of the tensor that `wide` is a stretch of, and where in it (flattened) the stretch begins.
+        key: of the whole tensors that `wide` was made from, see `key_of`.
+        start: where in the whole tensor (flattened) `wide` begins.
         out: written to and returned when given; contiguous, of `dtype`.
 
-    >>> narrow(torch.full((4,), 1 + 1 / 256), torch.bfloat16)
+    >>> narrow(torch.full((4,), 1 + 1 / 256), torch.bfloat16, key=0)
     tensor([1.0078, 1.0000, 1.0078, 1.0000], dtype=torch.bfloat16)
     """
     if dtype not in NARROW:
@@ -37,7 +39,7 @@ def narrow(wide: Tensor, dtype: torch.dtype, *, name: str = "", start: int = 0, 
     result = torch.empty(wide.shape, dtype=dtype) if out is None else out
     lacking, scale = NARROW[dtype]
     source, target, noise = wide.reshape(-1), result.view(-1), _noise(lacking)
-    offset = zlib.crc32(name.encode()) + start
+    offset = key + start
     for begin in range(0, source.numel(), PIECE):
         piece = source[begin : begin + PIECE].to(torch.float32)
         first = (offset + begin) % PERIOD
@@ -46,6 +48,17 @@ def narrow(wide: Tensor, dtype: torch.dtype, *, name: str = "", start: int = 0, 
         rounded = bits.view(torch.float32)
         target[begin : begin + PIECE].copy_(rounded if scale == 1 else rounded.div_(scale))
     return result
+
+
+def key_of(*tensors: Tensor) -> int:
+    """A number for whole tensors by a sample of their contents: a head stored beside the embedding that it is tied to is
+    rounded as that is, and an average of an average does not meet the random numbers of the first again."""
+    found = 0
+    for tensor in tensors:
+        flat = tensor.reshape(-1)
+        sample = flat[:: max(1, flat.numel() // SAMPLE)].contiguous()
+        found = zlib.crc32(sample.view(torch.uint8).numpy(), found)
+    return found
 
 
 @functools.cache

@@ -48,7 +48,7 @@ def test_restore_compares_both_searches_with_ma(done: tuple[Path, dict[str, Any]
     recipe = Recipe.read(out / "recipe.json")
     pre, post, made = (load_file(out.parent / n / "model.safetensors") for n in ("pre", "post", "restored"))
     of = recipe.partition.ratios(list(post), recipe.ratios)
-    assert all(torch.equal(made[n], mix(pre[n], post[n], of[n], name=n)) for n in post)
+    assert all(torch.equal(made[n], mix(pre[n], post[n], of[n])) for n in post)
 
 
 def test_the_page_shows_lambda_both_sides_and_ratios(done: tuple[Path, dict[str, Any]]) -> None:

@@ -31,7 +31,7 @@ def test_a_recipe_with_it_makes_the_same_checkpoint_again(tmp_path: Path) -> Non
     ratios = cut.ratios(list(one), recipe.ratios)
     assert {ratios[n] for n in cut.blocks[-1].tensors} == {0.3}
     for name, tensor in one.items():
-        assert torch.equal(tensor, mix(*pair.tensors(name), ratios[name], name=name))
+        assert torch.equal(tensor, mix(*pair.tensors(name), ratios[name]))
         assert torch.equal(tensor, two[name])
     assert OUTSIDE in (tmp_path / "a" / "README.md").read_text()
 

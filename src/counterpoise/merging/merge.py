@@ -21,7 +21,7 @@ from counterpoise.files import INDEX, CheckpointError, refuse_occupied, staged
 from counterpoise.merging.dare import generator_for, kept
 from counterpoise.merging.ties import elected_mean, largest
 from counterpoise.preflight import CHUNK, Pair, Scan, preflight
-from counterpoise.rounding import narrow
+from counterpoise.rounding import key_of, narrow
 
 Method = Literal["ties", "dare", "dare-ties"]
 Scope = Literal["model", "tensor"]
@@ -204,10 +204,11 @@ def _stream(pairs: Sequence[Pair], plan: Merge, folder: Path, progress: Stages |
     for file, names in layout.items():
         sink = TensorFile(folder / file, {n: (first.post.dtype(n), first.post.shape(n)) for n in names})
         for name in names:
+            key = key_of(pairs[0].tensors(name)[0], *(p.tensors(name)[1] for p in pairs))
             for start, pre, chunk in _stretches(pairs, name):
                 for scan, post in zip(scans, chunk, strict=True):
                     scan.add(name, pre, post)
-                result = merged(pre, chunk, keepers[name], plan, name=name, start=start)
+                result = merged(pre, chunk, keepers[name], plan, key=key, start=start)
                 sink.write(name, start * chunk[0].element_size(), result)
             done += 1
             if progress is not None:
@@ -220,22 +221,20 @@ def _stream(pairs: Sequence[Pair], plan: Merge, folder: Path, progress: Stages |
     return scans
 
 
-def merged(
-    pre: Tensor, posts: Sequence[Tensor], keeps: Sequence[Keep], plan: Merge, *, name: str, start: int
-) -> Tensor:
+def merged(pre: Tensor, posts: Sequence[Tensor], keeps: Sequence[Keep], plan: Merge, *, key: int, start: int) -> Tensor:
     """One stretch of the merge, in the first POST's dtype.
 
     Args:
         pre, posts: flat tensors of one length.
         keeps: one per POST.
-        name, start: of the tensor, and where in it the stretch begins.
+        key, start: of the whole tensors, and where in them the stretch begins.
     """
     if not posts[0].is_floating_point():
         return posts[0]
     updates = [_update(pre, post) for post in posts]
     masks = [keep(update) for keep, update in zip(keeps, updates, strict=True)]
     if len(posts) == 1:
-        moved = mix(pre, posts[0], plan.ratio * plan.scale, name=name, start=start)
+        moved = mix(pre, posts[0], plan.ratio * plan.scale, key=key, start=start)
         return torch.where(masks[0], moved, pre.to(moved.dtype))
     sparse = [update * mask * plan.scale for update, mask in zip(updates, masks, strict=True)]
     weights = plan.weights or (1.0,) * len(posts)
@@ -243,7 +242,7 @@ def merged(
         update = sum((u * w for u, w in zip(sparse, weights, strict=True)), torch.zeros(())) / math.fsum(weights)
     else:
         update = elected_mean(sparse, weights)
-    return narrow(pre.to(update.dtype) + plan.ratio * update, posts[0].dtype, name=name, start=start)
+    return narrow(pre.to(update.dtype) + plan.ratio * update, posts[0].dtype, key=key, start=start)
 
 
 def _keepers(pairs: Sequence[Pair], plan: Merge, progress: Stages | None) -> dict[str, list[Keep]]:
