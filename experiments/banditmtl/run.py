@@ -118,10 +118,11 @@ class Start:
 
 
 def run(start: Start, method: str, **extra: float) -> dict[str, Any]:
-    """One method from start to finish; `single` trains each task on its own."""
+    """One method from start to finish; `single` trains each task on its own, with as many rounds as together."""
     if method != "single":
         return run_jointly(start, start.tasks, method, **extra)
-    alone = [run_jointly(start, [task], "uniform") for task in start.tasks]
+    rounds = rounds_per_epoch(start.tasks, start.settings["batch"])
+    alone = [run_jointly(start, [task], "uniform", rounds=rounds) for task in start.tasks]
     best = [one["epochs"][one["best_epoch"] - 1] for one in alone]
     joined = {name: [one[name][0] for one in best] for name in best[0] if isinstance(best[0][name], list)}
     return {
@@ -134,7 +135,9 @@ def run(start: Start, method: str, **extra: float) -> dict[str, Any]:
     }
 
 
-def run_jointly(start: Start, tasks: Sequence[TaskData], method: str, **extra: float) -> dict[str, Any]:
+def run_jointly(
+    start: Start, tasks: Sequence[TaskData], method: str, *, rounds: int | None = None, **extra: float
+) -> dict[str, Any]:
     """One training of one model, scored on test data after every epoch (not timed)."""
     classifier = start.classifier(tasks)
     batch = start.settings["batch"]
@@ -142,7 +145,8 @@ def run_jointly(start: Start, tasks: Sequence[TaskData], method: str, **extra: f
     given: dict[str, Any] = dict(extra)
     if method == "bandit" and not extra:
         given = {"rho": RHO, "eta": ETA}
-    weighting = weighting_for(name, classifier, rounds_per_epoch=rounds_per_epoch(tasks, batch), **given)
+    rounds = rounds or rounds_per_epoch(tasks, batch)
+    weighting = weighting_for(name, classifier, rounds_per_epoch=rounds, seed=start.seed, **given)
     tests = [(t.name, classifier.encode(t.test.texts), classifier.classes(t.name, t.test.labels)) for t in tasks]
     epochs: list[dict[str, Any]] = []
     spent = 0.0
@@ -171,6 +175,7 @@ def run_jointly(start: Start, tasks: Sequence[TaskData], method: str, **extra: f
         classifier,
         weighting,
         epochs=COMMON["epochs"],
+        rounds=rounds,
         patience=COMMON["patience"],
         batch_size=batch,
         lr=COMMON["lr"],

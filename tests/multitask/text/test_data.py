@@ -87,6 +87,29 @@ def test_a_test_file_leaves_the_rest_for_training_and_validation(tmp_path):
     assert len(task.train) + len(task.validation) == 200
 
 
+def test_texts_of_any_tasks_test_part_leave_training_and_validation_when_asked(tmp_path):
+    made = rows("colour", 200)
+    leaked, own = [text for text, _ in made[:6]], made[6:]
+    table = "text,label\n" + "".join(f"{t},{x}\n" for t, x in made)
+    for name, texts in (("a", leaked[:3]), ("b", leaked[3:])):
+        write(
+            tmp_path,
+            **{f"{name}__csv": table, f"{name}__test__csv": "text,label\n" + "".join(f"{t},red\n" for t in texts)},
+        )
+    write(tmp_path, c__csv=table)
+    kept = read_tasks(tmp_path)
+    dropped = read_tasks(tmp_path, drop_leaked=True)
+    c_test = set(kept[2].test.texts)
+    for before, after in zip(kept, dropped, strict=True):
+        assert after.test == before.test
+        for part in ("train", "validation"):
+            held = before.part(part)
+            pairs = [p for p in zip(held.texts, held.labels, strict=True) if p in own and p[0] not in c_test]
+            assert list(zip(after.part(part).texts, after.part(part).labels, strict=True)) == pairs
+        assert set(before.train.texts + before.validation.texts) & (set(leaked) | c_test)
+    assert read_tasks(tmp_path, tasks=["a"], drop_leaked=True) == dropped[:1]
+
+
 def test_fdu_mtl_as_files_and_as_an_archive(tmp_path):
     lines = [b"1\twonderful , truly \xff great", b"0\tdull book \x97"] * 20
     lines = [line + b" %d" % i for i, line in enumerate(lines)]
@@ -257,6 +280,11 @@ def test_the_real_reviews(data):
     assert len(found) == 14
     assert sum(len(t.train) + len(t.validation) for t in found) == 22_180
     assert all(len(t.test) == 400 and t.labels == ("0", "1") for t in found)
+    assert sum(x in set(t.train.texts) for t in found for x in t.test.texts) == 483
+    clean = read_tasks(data / "sentiment-reviews", "fdu-mtl", drop_leaked=True)
+    tested = {x for t in found for x in t.test.texts}
+    assert [t.test for t in clean] == [t.test for t in found]
+    assert not any(tested & {*t.train.texts, *t.validation.texts} for t in clean)
 
 
 def test_the_real_newsgroups(data):

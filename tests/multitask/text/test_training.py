@@ -66,6 +66,15 @@ def test_one_task_alone(found):
     assert evaluate(classifier, found[:1])["colour"].accuracy > 0.85
 
 
+def test_a_task_alone_can_take_as_many_steps_as_together(found):
+    rare, rounds = found[1:], rounds_per_epoch(found, 16)
+    assert rounds > rounds_per_epoch(rare, 16)
+    _, run = fitted(rare, "dwa", epochs=2, rounds=rounds, every=1)
+    assert [r["round"] for r in run.rounds] == list(range(1, 2 * rounds + 1))
+    _, same = fitted(rare, "dwa", epochs=2, rounds=rounds_per_epoch(rare, 16), every=1)
+    assert same.rounds == fitted(rare, "dwa", epochs=2, every=1)[1].rounds
+
+
 def test_the_same_seed_gives_the_same_run_and_leaves_the_callers_generator_alone(found):
     torch.manual_seed(5)
     first, run = fitted(found, epochs=2)
@@ -181,7 +190,8 @@ def test_parameters_of_a_weighting_are_trained(found):
     [
         ({"epochs": 0}, "expected at least 1"),
         ({"patience": 0}, "expected at least 1"),
-        ({"batch_size": 0}, "batch size: expected at least 1, found 0"),
+        ({"rounds": 0}, "rounds: expected at least 1, found 0"),
+        ({"batch_size": 0, "rounds": 3}, "batch size: expected at least 1, found 0"),
         ({"lr": -1.0}, "lr: expected a positive number, found -1"),
         ({"weighting": Uniform(["colour", "other"])}, r"expected a weighting over \['colour', 'animal'\], found"),
     ],

@@ -83,6 +83,7 @@ def train(
     weighting: Balance | str = "bandit",
     *,
     epochs: int = 20,
+    rounds: int | None = None,
     batch_size: int = 32,
     lr: float | None = None,
     patience: int = 3,
@@ -101,7 +102,9 @@ def train(
         tasks: the classifier's tasks, in its order, with training and validation parts.
         classifier: trained in place.
         weighting: a fresh one over the same tasks, or a name for `weighting_for` with its defaults.
-        epochs: the most; see `rounds_per_epoch`.
+        epochs: the most.
+        rounds: in an epoch; by default `rounds_per_epoch`. Tasks trained alone that are to take as many steps as together
+            get the number of all tasks.
         batch_size: examples of each task in a round; all, of a task with fewer.
         lr: step size; by default 1e-3 for word models and 2e-5 for Hugging Face encoders, as in BanditMTL's line of
             work.
@@ -119,7 +122,10 @@ def train(
         raise ValueError(f"epochs, patience, every: expected at least 1, found {epochs}, {patience}, {every}")
     if [t.name for t in tasks] != list(classifier.tasks):
         raise ValueError(f"expected the classifier's tasks {list(classifier.tasks)}, found {[t.name for t in tasks]}")
-    rounds = rounds_per_epoch(tasks, batch_size)
+    usual = rounds_per_epoch(tasks, batch_size)
+    rounds = usual if rounds is None else rounds
+    if rounds < 1:
+        raise ValueError(f"rounds: expected at least 1, found {rounds}")
     if isinstance(weighting, str):
         weighting = weighting_for(weighting, classifier, rounds_per_epoch=rounds, seed=seed)
     if list(weighting.tasks) != list(classifier.tasks):
