@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -339,3 +340,14 @@ def test_averaging_leaves_torchs_threads_as_they_were(tmp_path: Path) -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_recipe_with_other_tensors_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    pair = save_pair(tmp_path)
+    recipe = average(*pair, tmp_path / "out", 0.5)
+    (block,) = recipe.partition.blocks
+    more = replace(block, tensors=(*block.tensors, "lm_head.other"))
+    wrong = replace(recipe, partition=replace(recipe.partition, blocks=(more,)))
+    with pytest.raises(ValueError, match=r"names 1 tensors that PRE and POST lack, first lm_head\.other"):
+        average(*pair, tmp_path / "more", wrong)
+    assert not (tmp_path / "more").exists()

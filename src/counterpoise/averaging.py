@@ -212,6 +212,12 @@ def write_json(path: Path, content: Any) -> None:
 def _plan(pair: Pair, ratios: float | Sequence[float] | Recipe, blocks: int | str) -> Recipe:
     if isinstance(ratios, Recipe):
         plan = ratios
+        named = [*(n for b in plan.partition.blocks for n in b.tensors), *plan.partition.rest]
+        if absent := set(named) - set(pair.names):
+            raise ValueError(
+                f"recipe: it names {len(absent)} tensors that PRE and POST lack, first {min(absent)}; expected the recipe of a "
+                "pair that is saved alike (heads tied in both or in neither)"
+            )
     elif isinstance(ratios, (int, float)):
         plan = Recipe(whole(pair.names), (float(ratios),))
     else:

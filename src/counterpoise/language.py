@@ -112,6 +112,8 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, *, chat: bool = True) -> tuple
         ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
     else:
         ids = tokenizer(prompt.text)["input_ids"]
+        if ids and ids[-1] == tokenizer.eos_token_id and not prompt.text.endswith(tokenizer.eos_token):
+            ids = ids[:-1]  # some tokenizers end every text; a response is to follow
     return tuple(ids)
 
 

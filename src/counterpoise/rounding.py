@@ -57,7 +57,7 @@ def key_of(*tensors: Tensor) -> int:
     for tensor in tensors:
         flat = tensor.reshape(-1)
         sample = flat[:: max(1, flat.numel() // SAMPLE)].contiguous()
-        found = zlib.crc32(sample.view(torch.uint8).numpy(), found)
+        found = zlib.crc32(sample.view(torch.uint8).numpy().tobytes(), found)
     return found
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from counterpoise.evaluation.abilities import FileAbility, encode_pair, load_abilities
 from counterpoise.evaluation.parts import PARTS, part_of
@@ -163,9 +165,12 @@ def test_generate_from_messages_goes_through_the_template(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("answer", "reference", "right"), [
     ("The cat.", "cat", True), ("a  cat!", "Cat", True), ("cats", "cat", False), ("", "cat", False),
-    ("theatre", "atre", False), ("2, 3", "2 3", True),
+    ("theatre", "atre", False), ("2, 3", "2 3", False), ("", "A", False), ("A", "a", True), ("a", "the", False),
+    ("5", "-5", False), ("35", "3.5", False), ("3.5.", "3.5", True), ("“An apple!”", "apple", True),
+    ("'Oui !'.", "oui", True), ("5'", '5"', False), ("５", "5", False), ("Straße", "STRASSE", True), ("?", "?", True),
+    ("?", "!", False), ('""', "", False), ("...", "a", False), ("cat the", "cat", False),
 ])  # fmt: skip
-def test_exact_does_not_see_case_articles_and_marks(answer: str, reference: str, right: bool) -> None:
+def test_exact_does_not_see_case_a_leading_article_and_final_marks(answer: str, reference: str, right: bool) -> None:
     from counterpoise.evaluation.abilities import _exact
 
     assert _exact([answer], [reference], ("k",)).value == 100 * right
@@ -205,6 +210,19 @@ def test_a_pair_is_split_where_the_whole_text_is() -> None:
     assert encode_pair(words, "a ", "d") == ((a, space), (d,))
 
 
+def test_a_space_that_ends_a_context_may_begin_the_continuation() -> None:
+    text = "Answer: Paris in the north. Answer: London in the south. "
+    byte_pairs = Tokenizer(models.BPE())
+    byte_pairs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    byte_pairs.train_from_iterator([text] * 50, trainers.BpeTrainer(vocab_size=200, show_progress=False))
+    words = PreTrainedTokenizerFast(tokenizer_object=byte_pairs, eos_token="!")
+    for answer in ("Paris in the north", "London in the south"):
+        pair = encode_pair(words, "Answer: ", answer)
+        assert pair == encode_pair(words, "Answer:", " " + answer)
+        context, continuation = ("".join(words.convert_ids_to_tokens(list(part))) for part in pair)
+        assert (context, continuation) == ("Answer:", "Ġ" + answer.replace(" ", "Ġ"))
+
+
 def test_choices_that_change_the_last_token_share_what_comes_before_it(tmp_path: Path) -> None:
     words, model = merging([("b", "c"), (" ", "c")]), tiny("llama")
     records = [
@@ -232,7 +250,10 @@ def test_a_tokenizer_that_opens_and_closes_every_text() -> None:
 def test_an_answer_is_a_reference_and_a_query_a_prompt(tmp_path: Path) -> None:
     one = write(tmp_path / "one.jsonl", [{"query": "a", "answer": "b"}])
     two = write(tmp_path / "two.jsonl", [{"prompt": "a", "reference": "b"}])
-    assert len({a.fingerprint for a in load_abilities([f"generate:{one}", f"generate:{two}"])}) == 1
+    found = load_abilities([f"generate:{one}", f"generate:{two}"])
+    assert len({a.fingerprint for a in found}) == 1
+    (item,) = found[0].items  # type: ignore[attr-defined]
+    assert found[0].fingerprint == digest(["generate", "exact 2", None, [item.key]])  # SQuAD's rules were the first
 
 
 def test_repeats_count_once_and_archives_and_blank_lines_are_read(tmp_path: Path) -> None:

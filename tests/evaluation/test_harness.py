@@ -63,6 +63,19 @@ def test_limit_and_fingerprint(task: Path) -> None:
     assert load_abilities([str(task)])[0].fingerprint != before
 
 
+def test_few_shot_examples_are_the_same_at_every_measurement(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    yaml = task / "parity.yaml"
+    yaml.write_text(yaml.read_text() + "num_fewshot: 3\nfewshot_split: test\n")
+    ability, model = load_abilities([str(task)])[0], tiny("llama")
+    model.config.max_position_embeddings = 512
+    first, second = (ability.measure(model, tokenizer(), "held-out")[0].statistics for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    before = ability.fingerprint
+    monkeypatch.setattr("counterpoise.evaluation.harness.FEWSHOT_SEED", 5)
+    assert load_abilities([str(task)])[0].fingerprint != before
+    assert not np.array_equal(ability.measure(model, tokenizer(), "held-out")[0].statistics, first)
+
+
 def test_unknown_tasks_are_named(task: Path) -> None:
     with pytest.raises(ValueError, match=r"expected one of parity as \?task=NAME"):
         load_abilities([f"{task}?task=none"])

@@ -68,6 +68,33 @@ def test_work_that_fails_is_not_stored(tmp_path: Path) -> None:
     assert Store(tmp_path).once(KEY, Counter(3)) == 3
 
 
+@pytest.mark.parametrize("torn", [b"", b'{"key": {"wh', b"\0" * 40, b"\xff"])
+def test_a_torn_piece_is_done_again(tmp_path: Path, torn: bytes) -> None:
+    Store(tmp_path).once(KEY, Counter(1))
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(torn)
+    work = Counter(2)
+    assert [Store(tmp_path).once(KEY, work) for _ in range(2)] == [2, 2]
+    assert work.calls == 1
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_two_containers_with_one_process_id_may_write_one_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = os.fsync
+
+    def meanwhile(file: int) -> None:  # the first has written and not yet renamed
+        monkeypatch.setattr(os, "fsync", sync)
+        assert Store(tmp_path).once(KEY, Counter(7)) == 7
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    assert Store(tmp_path).once(KEY, Counter(7)) == 7
+    (file,) = tmp_path.iterdir()
+    assert json.loads(file.read_text())["value"] == 7
+
+
 WAIT = "(print('go', flush=True), time.sleep(60))"
 
 

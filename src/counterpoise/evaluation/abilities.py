@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import string
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -85,7 +85,8 @@ class FileAbility:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over kind, metric and items."""
-        return digest([self.kind, self.metric, self.limit, sorted(item.key for item in self.items)])
+        metric = EXACT if (self.kind, self.metric) == ("generate", "exact") else self.metric
+        return digest([self.kind, metric, self.limit, sorted(item.key for item in self.items)])
 
     def items_of(self, part: Part, limit: int | None = None) -> list[Item]:
         """Items of a part in the order of their hash, so that a longer file changes few of the first `limit`."""
@@ -249,6 +250,9 @@ def _text(record: dict[str, Any], name: str, *, empty: bool = False) -> str:
     return value
 
 
+EXACT = "exact 2"
+"""What exact match means, by version: part of the fingerprint of `generate`."""
+QUOTES = ('""', "''", "“”", "‘’", "„“", "«»")
 REQUIRED = {"choices": _clean_choices, "continue": _clean_continue, "generate": _clean_generate}
 
 
@@ -256,7 +260,8 @@ def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[tuple[
     """Token ids of a context and of what follows it, split where tokenising them together splits them.
 
     Context and continuation are tokenised as one text, as the model saw text in training; the border is where the
-    context's own tokens end. An empty context is the tokenizer's BOS, or EOS.
+    context's own tokens end, or where the two part: a space at the context's end may begin the continuation's first word.
+    An empty context is the tokenizer's BOS, or EOS.
     """
     whole = tokenizer(context + continuation)["input_ids"]
     start = tokenizer(context)["input_ids"] if context else []
@@ -266,7 +271,8 @@ def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[tuple[
     ends = {tokenizer.eos_token_id, getattr(tokenizer, "sep_token_id", None)} - {None}
     if start and len(start) > 1 and start[-1] in ends and whole[-1] == start[-1]:  # a tokenizer that closes every text
         start, whole = start[:-1], whole[:-1]
-    border = min(len(start), len(whole) - 1)
+    common = next((i for i, (a, b) in enumerate(zip(start, whole, strict=False)) if a != b), len(start))
+    border = min(common, len(whole) - 1)
     return tuple(whole[:border]), tuple(whole[border:])
 
 
@@ -310,12 +316,25 @@ def _per_token(
 
 
 def _exact(answers: list[str], references: list[str], keys: tuple[str, ...]) -> Measurement:
-    def normal(text: str) -> str:
-        bare = text.lower().translate(str.maketrans("", "", string.punctuation))
-        return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
-
-    hits = [100.0 * (normal(a) == normal(r)) for a, r in zip(answers, references, strict=True)]
+    """An empty answer is never right: no reference is empty, and `_bare` leaves something of every text."""
+    hits = [100.0 * (_bare(a) == _bare(r)) for a, r in zip(answers, references, strict=True)]
     return Measurement("exact", "%", np.array(hits)[:, None], "mean", 0.0, keys)
+
+
+def _bare(text: str) -> str:
+    """NFC without case, repeated white space, quotes around, .,!? at the end and a leading article.
+
+    SQuAD's normalisation drops all marks and articles, by which 3.5 is 35, -5 is 5 and the answer A is empty.
+
+    >>> [_bare(text) for text in ("“The  Cat.”", "A", "-3.5", "?")]
+    ['cat', 'a', '-3.5', '?']
+    """
+    bare, before = " ".join(unicodedata.normalize("NFC", text).casefold().split()), ""
+    while bare != before:
+        before, bare = bare, bare.rstrip(" .,!?") or bare
+        if bare[:1] + bare[-1:] in QUOTES:
+            bare = bare[1:-1].strip() or bare
+    return re.sub(r"^(a|an|the) ", "", bare)
 
 
 def _bleu(answers: list[str], references: list[str], keys: tuple[str, ...]) -> Measurement:

@@ -19,6 +19,8 @@ from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import Part, part_of
 from counterpoise.evaluation.sweep import digest
 
+FEWSHOT_SEED = 1234
+"""Of the random examples in few-shot prompts, the same at every measurement; lm-eval's own default."""
 PERCENT = ("acc", "acc_norm", "exact_match", "em", "f1")
 
 
@@ -63,12 +65,13 @@ class HarnessAbility:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over the documents, the first prompt, the task's settings and version."""
+        """sha256 over the documents, the first prompt, the task's settings and version, the seed of its examples."""
         from importlib.metadata import version
 
         first = self.task.doc_to_text(self.task.eval_docs[0])
         settings = json.dumps(self.task.dump_config(), sort_keys=True, default=_named)
-        return digest([version("lm-eval"), str(self.task.VERSION), settings, str(first), sorted(self.keys)])
+        about = [version("lm-eval"), str(self.task.VERSION), settings, str(first), FEWSHOT_SEED]
+        return digest([*about, sorted(self.keys)])
 
     def measure(
         self,
@@ -90,6 +93,7 @@ class HarnessAbility:
         device = str(next(model.parameters()).device)
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=device)
         task = self.task.task_name
+        self.task.set_fewshot_seed(FEWSHOT_SEED)
         found = evaluate(
             lm, {task: self.task}, samples={task: chosen}, log_samples=True, bootstrap_iters=0, verbosity="ERROR"
         )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+NUMERICS = 2
+"""Part of the keys of what a pair of checkpoints scores; raised with every change of counterpoise that changes numbers."""
 
 
 def digest(content: Any) -> str:
@@ -20,8 +25,9 @@ def digest(content: Any) -> str:
 class Store:
     """A folder with one json file per finished piece of work, made for the first of them.
 
-    A file appears whole or not at all, so a killed run leaves nothing to repair, and several processes may share one
-    folder: the worst that happens is that a piece of work is done twice, with the same result.
+    A file appears whole or not at all, so a killed run leaves nothing to repair, and several processes, also of several
+    machines, may share one folder: the worst that happens is that a piece of work is done twice, with the same result.
+    A file that was torn all the same (a lost disk, a broken copy) is no piece: the work is done again and replaces it.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -31,7 +37,8 @@ class Store:
         """The json value stored for `key`, or `work()`, which is then stored."""
         path = self.folder / f"{key.get('what', 'item')}-{digest(key)[:24]}.json"
         if path.is_file():
-            return json.loads(path.read_text(encoding="utf-8"))["value"]  # type: ignore[no-any-return]
+            with contextlib.suppress(ValueError):  # torn
+                return json.loads(path.read_text(encoding="utf-8"))["value"]  # type: ignore[no-any-return]
         value = work()
         self.folder.mkdir(parents=True, exist_ok=True)
         _write_atomically(path, json.dumps({"key": key, "value": value}))
@@ -39,7 +46,7 @@ class Store:
 
 
 def _write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}")
     try:
         with partial.open("w", encoding="utf-8") as file:
             file.write(text)

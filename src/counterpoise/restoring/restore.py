@@ -198,7 +198,8 @@ def _finished(out: Path, work: Path, key: str) -> dict[str, Any] | None:
             return {**earlier, "already_finished": True}
         if folder == out:
             raise CheckpointError(
-                f"{out}: holds the result of other inputs or settings; choose another name or remove it"
+                f"{out}: holds the result of other inputs or settings, or of another version of counterpoise; choose another "
+                "name or remove it"
             )
     return None
 
@@ -207,10 +208,10 @@ def _write_report(folder: Path, result: dict[str, Any], *, card: bool = False) -
     from counterpoise.report.card import model_card
     from counterpoise.report.html import write_report
 
-    write_results(folder / RESULT, result)
     write_report(result, folder / "report.html")
     if card:
         (folder / "README.md").write_text(model_card(result), encoding="utf-8")
+    write_results(folder / RESULT, result)  # last: it marks the run as finished
 
 
 def _named(progress: Stages | None, stage: str) -> Any:

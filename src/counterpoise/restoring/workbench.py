@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from counterpoise.averaging import Donor
 from counterpoise.checkpoint import companions_sha256
 from counterpoise.evaluation.parts import Part
-from counterpoise.evaluation.sweep import Store, digest
+from counterpoise.evaluation.sweep import NUMERICS, Store, digest
 from counterpoise.evaluation.tax import Panel, Scores
 from counterpoise.language import Example, Progress
 from counterpoise.partition import Partition, whole
@@ -70,6 +70,7 @@ class Workbench:
         self.whole = whole(pair.names)
         giver = pair.pre if donor == "pre" else pair.post
         self.inputs = {
+            "numerics": NUMERICS,
             "pre": pair.pre.sha256,
             "post": pair.post.sha256,
             "donor": companions_sha256(giver),

@@ -119,7 +119,7 @@ def spectral_descent(
             if trial_value <= value + 1e-4 * share * slope or len(trace) >= max_passes:
                 break
             share *= _cubic_share(value, share * slope, trial_value, share * float(trial_gradient @ direction))
-        if trial_value >= value:
+        if not trial_value < value:  # NaN is no progress
             break
         moved, bent = trial - x, trial_gradient - gradient
         curvature = float(moved @ bent)
