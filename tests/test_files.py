@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from counterpoise.checkpoint import open_checkpoint
+from counterpoise.checkpoint import hash_in_background, open_checkpoint
 from counterpoise.files import CheckpointError, hash_early, resolve, sha256, staged
 from tiny import save_pair, tiny
 
@@ -37,6 +37,41 @@ def test_hashing_early_gives_the_same_and_sees_a_file_that_changes(tmp_path: Pat
     hash_early(pre)
     save_file({"a": torch.ones(3)}, files[0])
     assert sha256(files[0]) == hashlib.sha256(files[0].read_bytes()).hexdigest()
+
+
+def test_a_file_under_two_names_is_hashed_early_once(tmp_path: Path) -> None:
+    """A shard that training left alone may be a link to that of PRE, as in the hub's cache."""
+    pre, post = save_pair(tmp_path, shard=("20KB", "20KB"))
+    shards = sorted(f.name for f in pre.glob("*.safetensors"))
+    (post / shards[0]).unlink()
+    (post / shards[0]).symlink_to(pre / shards[0])
+    code = (
+        "import sys, pathlib, counterpoise.files as f\n"
+        "f.hash_early(*sys.argv[1:])\n"
+        "for folder in sys.argv[1:]:\n"
+        "    for file in f.weight_files(pathlib.Path(folder)): print(f.sha256(file))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(pre), str(post)], timeout=20, check=True, text=True, stdout=subprocess.PIPE
+    )
+    files = [folder / name for folder in (pre, post) for name in shards]
+    assert done.stdout.split() == [hashlib.sha256(f.read_bytes()).hexdigest() for f in files]
+
+
+def test_whatever_goes_wrong_in_hashing_reaches_who_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not OSError alone: `result` would wait for ever."""
+    from counterpoise import files
+
+    def fail(file: Path) -> str:
+        raise MemoryError(str(file))
+
+    pre, post = save_pair(tmp_path)
+    monkeypatch.setattr(files, "_hash", fail)
+    hash_early(pre)
+    with pytest.raises(MemoryError):
+        files._under_way[files._state(pre / "model.safetensors")].result(timeout=10)
+    with pytest.raises(MemoryError):
+        hash_in_background([open_checkpoint(post)]).result(timeout=10)
 
 
 def test_a_failed_run_does_not_wait_for_its_hashes(tmp_path: Path) -> None:

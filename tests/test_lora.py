@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from counterpoise.averaging import average
-from counterpoise.checkpoint import CheckpointError, open_checkpoint
+from counterpoise.checkpoint import CheckpointError, companions_sha256, open_checkpoint
+from counterpoise.files import sha256
 from counterpoise.preflight import preflight
 from counterpoise.resident import ResidentAverage
 from tiny import tiny, tokenizer
@@ -32,8 +34,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def adapter(tmp_path: Path, family: str, settings: dict[str, Any]) -> tuple[Path, Path, dict[str, torch.Tensor]]:
-    model = tiny(family)
+def adapter(
+    tmp_path: Path, family: str, settings: dict[str, Any], tied: bool | None = None
+) -> tuple[Path, Path, dict[str, torch.Tensor]]:
+    model = tiny(family, tied=tied)
     model.save_pretrained(tmp_path / "pre")
     tokenizer().save_pretrained(tmp_path / "pre")
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=8, **settings))
@@ -59,6 +63,83 @@ def test_reading_an_adapter_equals_pefts_merge(tmp_path: Path, case: str) -> Non
         torch.testing.assert_close(tensor, merged[name], rtol=1e-5, atol=1e-6)
         changed += not torch.equal(tensor, base[name])
     assert changed >= 6
+
+
+def test_conv1d_and_linear_layers_in_one_adapter_equal_pefts_merge(tmp_path: Path) -> None:
+    """PEFT saves one flag for both kinds, that of the layer it met last; c_proj of the attention is square."""
+    settings = {"target_modules": ["c_attn", "c_proj", "lm_head"]}
+    pre, folder, merged = adapter(tmp_path, "gpt2", settings, tied=False)
+    assert json.loads((folder / "adapter_config.json").read_text())["fan_in_fan_out"] is False
+    for name, tensor in open_checkpoint(folder, base=open_checkpoint(pre)).items():
+        torch.testing.assert_close(tensor, merged[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_square_embedding_equals_pefts_merge(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=64, n_positions=16)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "pre")
+    model = GPT2LMHeadModel.from_pretrained(tmp_path / "pre")
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["wpe"]))
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            parameter += 0.1 * torch.randn_like(parameter) * parameter.requires_grad
+    adapted.save_pretrained(tmp_path / "adapter")
+    read = open_checkpoint(tmp_path / "adapter", base=open_checkpoint(tmp_path / "pre"))
+    wanted = adapted.merge_and_unload().transformer.wpe.weight
+    torch.testing.assert_close(read["transformer.wpe.weight"], wanted.data, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("ensure", [False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+        {"target_modules": ["q_proj", "lm_head"]},
+    ],
+)
+def test_with_a_tied_head_what_peft_computes_is_read_or_refused(
+    tmp_path: Path, settings: dict[str, Any], ensure: bool
+) -> None:
+    """PEFT trains one of the two and leaves the other as it was, unless told to keep them tied."""
+    model = tiny("llama", tied=True)
+    model.save_pretrained(tmp_path / "pre")
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, ensure_weight_tying=ensure, **settings)).eval()
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            parameter += 0.1 * torch.randn_like(parameter) * parameter.requires_grad
+    adapted.save_pretrained(tmp_path / "adapter")
+    base = open_checkpoint(tmp_path / "pre")
+    if not ensure:
+        with pytest.raises(CheckpointError, match="tied"):
+            open_checkpoint(tmp_path / "adapter", base=base)
+        return
+    tokens = torch.arange(4, 30)[None]
+    ours = tiny("llama", tied=True)
+    ours.load_state_dict(dict(open_checkpoint(tmp_path / "adapter", base=base)), strict=False)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tokens).logits, adapted(tokens).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_the_tokenizer_is_the_adapters_where_it_has_one(tmp_path: Path) -> None:
+    pre, folder, _ = adapter(tmp_path, *CASES["plain"])
+    (pre / "chat_template.jinja").write_text("of the base")
+    post = open_checkpoint(folder, base=open_checkpoint(pre))
+    assert post.tokenizer_folder == pre
+    own = tokenizer()
+    own.chat_template = "{{ messages }}"
+    own.save_pretrained(folder)
+    assert post.tokenizer_folder == folder
+    average(pre, folder, tmp_path / "out", 0.5, donor="post")
+    written = [p.name for p in (tmp_path / "out").iterdir()]
+    assert {"config.json", "generation_config.json", "tokenizer.json"} <= set(written)
+    assert "adapter_config.json" not in written
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == "{{ messages }}"
+    sums = companions_sha256(post)
+    assert {name: sums[name] for name in sums if name != "config.json"} == {
+        name: sha256(tmp_path / "out" / name) for name in sums if name != "config.json"
+    }
 
 
 def test_averaging_with_an_adapter_needs_no_merged_copy(tmp_path: Path) -> None:

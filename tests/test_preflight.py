@@ -67,6 +67,17 @@ def test_architecture_vocabulary_and_tied_weights(pair: tuple[Path, Path]) -> No
         (post / "config.json").write_text(before)
 
 
+def test_a_size_left_out_in_one_config_is_no_other_model(tmp_path: Path) -> None:
+    """`head_dim: null` is what the shapes say."""
+    pre, post = save_pair(tmp_path, "mistral")
+    edit_config(pre, head_dim=None)
+    edit_config(post, head_dim=4)
+    preflight(pre, post)
+    preflight(post, pre)
+    edit_config(pre, head_dim=8)
+    refused(pre, post, "head_dim is 8 in PRE and 4 in POST")
+
+
 def test_shapes_are_named(pair: tuple[Path, Path]) -> None:
     def longer(t: dict[str, torch.Tensor]) -> None:
         t["model.embed_tokens.weight"] = torch.zeros(70, 16)

@@ -166,7 +166,7 @@ def average(
         warnings = (*pair.warnings, *scanned.verdict(allow_unrelated=allow_unrelated))
         hashes.result()
         inputs = describe_inputs(pair)
-        # An adapter brings no config of its own: the donor is then PRE.
+        # An adapter brings no config of its own, but may bring a tokenizer.
         giver = pair.pre if donor == "pre" else pair.post
         copy_companions(giver, folder)
         recipe = Recipe(

@@ -44,6 +44,7 @@ DTYPES = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")  # one head: GPT-NeoX has another name for it on disk
+EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tokens_embed")
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,11 @@ class Checkpoint(Mapping[str, Tensor]):
         """The model's config.json; empty where there is none."""
         path = self.folder / "config.json"
         return read_json(path) if path.is_file() else {}
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer and its chat template lie."""
+        return self.folder
 
     @property
     def revision(self) -> str | None:
@@ -231,7 +237,7 @@ def hash_in_background(checkpoints: Sequence[Checkpoint]) -> Future[None]:
             for checkpoint in checkpoints:
                 checkpoint.sha256  # noqa: B018 (computed once, kept by the checkpoint)
             done.set_result(None)
-        except OSError as error:
+        except BaseException as error:  # whatever it is: somebody waits
             done.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()  # a daemon: a failed or stopped run does not wait for it
@@ -277,10 +283,10 @@ def _write_all(fd: int, data: memoryview, offset: int) -> None:
 
 def copy_companions(donor: Checkpoint, folder: Path) -> None:
     """Copy config, tokenizer, chat template and generation config of `donor` into `folder`."""
-    for path in companions(donor.folder):
+    for path in companions(donor.folder, donor.tokenizer_folder):
         shutil.copyfile(path, folder / path.name)
 
 
 def companions_sha256(donor: Checkpoint) -> dict[str, str]:
     """sha256 of what `copy_companions` copies, by file name."""
-    return {path.name: sha256(path) for path in companions(donor.folder)}
+    return {path.name: sha256(path) for path in companions(donor.folder, donor.tokenizer_folder)}

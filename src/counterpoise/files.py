@@ -18,9 +18,14 @@ from pathlib import Path
 from typing import Any
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-COMPANIONS = (
+OF_THE_MODEL = (
     "config.json",
     "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "LICENSE*",
+)
+OF_THE_TOKENIZER = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -28,10 +33,8 @@ COMPANIONS = (
     "merges.txt",
     "*.model",
     "chat_template*",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "LICENSE*",
 )
+COMPANIONS = (*OF_THE_MODEL, *OF_THE_TOKENIZER)
 
 
 class CheckpointError(ValueError):
@@ -139,13 +142,14 @@ def hash_early(*sources: str | Path) -> None:
     for folder in (Path(s).expanduser() for s in sources):
         with contextlib.suppress(CheckpointError, OSError):
             for file in weight_files(folder):
-                work.append((file, _under_way.setdefault(_state(file), Future())))
+                if (state := _state(file)) not in _under_way:  # two names may lead to one file
+                    work.append((file, _under_way.setdefault(state, Future())))
 
     def run() -> None:
-        for file, future in dict(work).items():
+        for file, future in work:
             try:
                 future.set_result(_hash(file))
-            except OSError as error:
+            except BaseException as error:  # whatever it is: somebody waits
                 future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()  # a daemon: a failed run does not wait for it
@@ -170,9 +174,11 @@ def _hash(file: Path) -> str:
 # Copying
 
 
-def companions(folder: Path) -> list[Path]:
+def companions(folder: Path, tokenizer_folder: Path) -> list[Path]:
     """Config, tokenizer, chat template and generation config: all but the weights that decides what a model says."""
-    return sorted({p for pattern in COMPANIONS for p in folder.glob(pattern) if p.is_file()})
+    wanted = [(folder, pattern) for pattern in OF_THE_MODEL]
+    wanted += [(tokenizer_folder, pattern) for pattern in OF_THE_TOKENIZER]
+    return sorted({p for place, pattern in wanted for p in place.glob(pattern) if p.is_file()})
 
 
 # Writing

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from counterpoise.checkpoint import Checkpoint, match_name, read_header
+from counterpoise.checkpoint import EMBEDDINGS, HEADS, Checkpoint, match_name, read_header
 from counterpoise.files import CheckpointError, read_json, sha256
 from counterpoise.rounding import key_of, narrow
 
 ADAPTER = "adapter_model.safetensors"
 LOW_RANK = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?$")
+CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+CONV1D = ("c_attn", "q_attn", "c_proj", "c_fc")  # their layers that hold weights as (in, out); a head is (out, in)
 REFUSED_SETTINGS = (
     "use_dora",
     "target_parameters",
@@ -33,7 +35,8 @@ class LoraCheckpoint(Checkpoint):
     """`base` with a LoRA adapter applied, tensor by tensor, as it is read; nothing is written.
 
     rsLoRA, rank and scale patterns, Conv1D layers, adapted embeddings, trained biases and `modules_to_save` are
-    supported. DoRA, PiSSA-like initialisations (which change the base) and resized vocabularies are refused by name.
+    supported. DoRA, PiSSA-like initialisations (which change the base), resized vocabularies, and an embedding trained
+    without the head that is tied to it are refused by name. The tokenizer is the adapter's where it has one.
     """
 
     def __init__(self, base: Checkpoint, folder: Path, *, source: str) -> None:
@@ -63,16 +66,30 @@ class LoraCheckpoint(Checkpoint):
         pair = self._pairs[name]
         low, high = self._adapter[pair["A"]], self._adapter[pair["B"]]
         update = high.float() @ low.float()
-        if update.shape != weight.shape or (self.settings.get("fan_in_fan_out") and "embedding" not in pair["A"]):
+        if update.shape != weight.shape or self._transposed(name, pair["A"]):
             update = update.T
         work = torch.float64 if weight.dtype == torch.float64 else torch.float32
         adapted = torch.add(weight.to(work), update.to(work), alpha=self._scaling(pair["A"], low.shape[0]))
         return narrow(adapted, weight.dtype, key=key_of(weight, adapted))
 
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The adapter's folder where a tokenizer was saved with it, else the base's."""
+        own = (self.adapter_folder / "tokenizer_config.json").is_file()
+        return self.adapter_folder if own else self.base.tokenizer_folder
+
     @cached_property
     def sha256(self) -> dict[str, str]:
         """sha256 of the adapter's two files."""
         return {name: sha256(self.adapter_folder / name) for name in (ADAPTER, "adapter_config.json")}
+
+    def _transposed(self, name: str, key: str) -> bool:
+        """Is a square weight held as (in, out)? PEFT's flag is that of the layer it met last, where kinds are mixed."""
+        if ".lora_embedding_" in key:
+            return True
+        if self.base.config.get("model_type") in CONV1D_MODELS:
+            return _module(name) in CONV1D
+        return bool(self.settings.get("fan_in_fan_out"))
 
     def _scaling(self, key: str, rank: int) -> float:
         module = LOW_RANK.match(key)[1].removeprefix("base_model.model.")  # type: ignore[index]
@@ -109,9 +126,16 @@ class LoraCheckpoint(Checkpoint):
             wanted, slot = re.sub(r"\.(base_layer|modules_to_save(\.default)?)(?=\.)", "", plain), ""
         name = match_name(wanted, self.base)
         if name is None:
+            if wanted in HEADS and self.settings.get("ensure_weight_tying") and self._trains_embedding():
+                return  # the same numbers once more
             raise CheckpointError(
                 f"{self.source}: the adapter holds {key}, but PRE has no tensor {wanted} (a tied head trained "
                 "on its own, a new head, or another base model); merge it with PEFT first"
+            )
+        if _module(name) in EMBEDDINGS and self._head_follows():
+            raise CheckpointError(
+                f"{self.source}: the adapter trains {name}, to which PRE's head is tied, and not the head (PEFT leaves it "
+                "as it was), so no tied checkpoint stands for it; untie the head of PRE, or train with ensure_weight_tying"
             )
         if slot:
             self._pairs.setdefault(name, {})[slot] = key
@@ -122,6 +146,19 @@ class LoraCheckpoint(Checkpoint):
                     f"{self.source}: {key} has the shape {found}, PRE's {name} {self.base.shape(name)}: a "
                     "resized vocabulary; give both checkpoints the same tokens first"
                 )
+
+    def _trains_embedding(self) -> bool:
+        return any(part in EMBEDDINGS for key in self._adapter.entries for part in key.split("."))
+
+    def _head_follows(self) -> bool:
+        """Would a change of the embedding change the head, against PEFT's way?"""
+        config = self.base.config
+        return (
+            not any(head in self.base for head in HEADS)
+            and bool(config.get("tie_word_embeddings", True))
+            and "Classification" not in str(config.get("architectures"))
+            and not self.settings.get("ensure_weight_tying")
+        )
 
     def _check_pair(self, name: str, pair: dict[str, str]) -> None:
         if set(pair) != {"A", "B"}:
@@ -138,6 +175,10 @@ class LoraCheckpoint(Checkpoint):
                 f"{self.source}: B {high} times A {low} does not fit PRE's {name} {self.base.shape(name)}: "
                 "another base model or a resized vocabulary"
             )
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0].rpartition(".")[2]
 
 
 class _Adapter(Checkpoint):

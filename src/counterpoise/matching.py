@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from counterpoise.checkpoint import HEADS, Checkpoint, match_name
+from counterpoise.checkpoint import EMBEDDINGS, HEADS, Checkpoint, match_name
 from counterpoise.files import CheckpointError, read_json
 
 # Settings that make another model, and those that change what the same tensors compute.
@@ -31,7 +31,7 @@ def same_architecture(pre: Checkpoint, post: Checkpoint) -> list[str]:
         )
     settings = [c.config | (c.config.get("text_config") or {}) for c in (pre, post)]
     differing = [k for k in settings[0] if k in settings[1] and settings[0][k] != settings[1][k]]
-    if wrong := [k for k in differing if k in SIZES]:
+    if wrong := [k for k in differing if k in SIZES and None not in (settings[0][k], settings[1][k])]:
         k = wrong[0]
         raise CheckpointError(
             f"{k} is {settings[0][k]} in PRE and {settings[1][k]} in POST; expected one model before and after training"
@@ -62,7 +62,7 @@ def same_vocabulary(pre: Checkpoint, post: Checkpoint) -> list[str]:
 
 
 def _vocabulary(checkpoint: Checkpoint) -> dict[str, Any]:
-    path = checkpoint.folder / "tokenizer.json"
+    path = checkpoint.tokenizer_folder / "tokenizer.json"
     if not path.is_file():
         return {}
     content = read_json(path)
@@ -136,5 +136,5 @@ def _tied_source(checkpoint: Checkpoint, name: str) -> str | None:
     """The embedding that an absent output head is tied to, for checkpoints that say so in their config."""
     if name in checkpoint or name not in HEADS or not checkpoint.config.get("tie_word_embeddings", True):
         return None
-    sources = [n for n in checkpoint if n.rpartition(".")[0].rpartition(".")[2] in ("embed_tokens", "wte", "embed_in")]
+    sources = [n for n in checkpoint if n.rpartition(".")[0].rpartition(".")[2] in EMBEDDINGS]
     return sources[0] if len(sources) == 1 else None

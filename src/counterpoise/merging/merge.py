@@ -142,7 +142,7 @@ def merge(
         scans = _stream(pairs, plan, folder, progress)
         verdicts = [w for s in scans for w in s.verdict(allow_unrelated=allow_unrelated)]
         hashes.result()
-        # An adapter brings no config of its own: the donor is then PRE.
+        # An adapter brings no config of its own, but may bring a tokenizer.
         copy_companions(pairs[0].pre if giver == "pre" else pairs[0].post, folder)
         names = ["post"] if len(pairs) == 1 else [f"post {i}" for i in range(1, len(pairs) + 1)]
         checkpoints = {"pre": pairs[0].pre, **{n: p.post for n, p in zip(names, pairs, strict=True)}}

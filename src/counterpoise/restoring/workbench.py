@@ -90,8 +90,8 @@ class Workbench:
         """The donor's."""
         from transformers import AutoTokenizer
 
-        folder = (self.pair.pre if self.donor == "pre" else self.pair.post).folder
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        giver = self.pair.pre if self.donor == "pre" else self.pair.post
+        return AutoTokenizer.from_pretrained(giver.tokenizer_folder, trust_remote_code=False)
 
     def point(
         self,
