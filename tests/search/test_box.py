@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from counterpoise.search.box import box_program
@@ -15,6 +15,7 @@ from counterpoise.search.worst import worst
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 8))
+@example(17723, 6, 6)
 def test_the_box_program_meets_its_conditions(seed: int, k: int, rank: int) -> None:
     draw = np.random.default_rng(seed)
     factor, c = draw.normal(size=(rank, k)), draw.normal(size=k)

@@ -31,7 +31,9 @@ def box_program(curvature: ArrayLike, slope: ArrayLike) -> Array:
     ridge = 1e-10 * max(float(values.clip(0).mean()), 1e-10)
     roots = np.sqrt(values.clip(0) + ridge)
     # With B = sqrt(Q) the program is |B r - d|^2 / 2 with B d = -c.
-    solved = lsq_linear(
-        roots[:, None] * vectors.T, -(vectors.T @ c) / (size * roots), (0.0, 1.0), method="bvls", tol=1e-14
-    )
+    target = -(vectors.T @ c) / (size * roots)
+    most = 100 + 20 * len(c)  # SciPy's default, one iteration a variable, ends some programs early
+    solved = lsq_linear(roots[:, None] * vectors.T, target, (0.0, 1.0), method="bvls", tol=1e-14, max_iter=most)
+    if not solved.success:
+        raise ValueError(f"box_program: expected to converge, stopped after {most} iterations")
     return np.clip(solved.x, 0.0, 1.0)
