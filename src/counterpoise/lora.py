@@ -69,7 +69,7 @@ class LoraCheckpoint(Checkpoint):
         if update.shape != weight.shape or self._transposed(name, pair["A"]):
             update = update.T
         work = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        adapted = torch.add(weight.to(work), update.to(work), alpha=self._scaling(pair["A"], low.shape[0]))
+        adapted = weight.to(work) + self._scaling(pair["A"], low.shape[0]) * update.to(work)
         return narrow(adapted, weight.dtype, key=key_of(weight, adapted))
 
     @property
