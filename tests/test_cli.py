@@ -52,20 +52,21 @@ def process(*args: str) -> subprocess.Popen[str]:
     )
 
 
-def test_help_needs_neither_torch_nor_half_a_second() -> None:
-    code = (
-        "import sys, time; begun = time.process_time()\n"
+def test_help_imports_nothing_heavy_and_costs_less_than_importing_torch() -> None:
+    helped = (
         "from typer.testing import CliRunner; from counterpoise.cli import app\n"
         "for command in ([], ['restore'], ['average'], ['demo']):\n"
         "    assert CliRunner().invoke(app, [*command, '--help']).exit_code == 0\n"
-        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules), 'imported'\n"
-        "print(time.process_time() - begun)"
+        "heavy = {'torch', 'transformers', 'numpy', 'scipy', 'datasets', 'trl', 'peft'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
     )
-    spent = [
-        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-        for _ in range(3)
-    ]
-    assert min(spent) < 0.5
+
+    def seconds(code: str) -> float:
+        timed = f"import sys, time; begun = time.process_time()\n{code}\nprint(time.process_time() - begun)"
+        command = [sys.executable, "-c", timed]
+        return min(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(3))
+
+    assert seconds(helped) < seconds("import torch")  # on the same machine, not in seconds
 
 
 def test_average_and_diff(tmp_path: Path) -> None:
