@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from counterpoise import dtypes
 from counterpoise.averaging import mix
 from counterpoise.checkpoint import CheckpointError
 from counterpoise.language import Example
@@ -141,7 +142,10 @@ def test_the_model_is_built_as_the_donor_says(tmp_path: Path) -> None:
     assert [ResidentAverage(pair, donor=d).model.config.rms_norm_eps for d in ("pre", "post")] == [1e-6, 0.5]
 
 
-def test_the_dtype_is_that_of_most_elements_and_wide_enough_for_gradients(tmp_path: Path) -> None:
+def test_the_dtype_is_that_of_most_elements_and_wide_enough_for_gradients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dtypes, "slowdown", lambda dtype: 1.0)  # a device with bfloat16 arithmetic
     pre, post = save_pair(tmp_path, "llama", dtype=torch.bfloat16)
     tensors = load_file(post / "model.safetensors")
     tensors["model.norm.weight"] = tensors["model.norm.weight"].float()  # safetensors puts it first in the file

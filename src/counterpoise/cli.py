@@ -145,7 +145,8 @@ def restore(
             from counterpoise.planning.dry_run import plan_restore, tell
 
             data = (pre, post, out, prompts, reward, abilities)
-            plan = plan_restore(*data, settings, drawing, drop=drop or (), dtype=dtype_of(dtype))
+            here = device if speed is None else None
+            plan = plan_restore(*data, settings, drawing, drop=drop or (), dtype=dtype_of(dtype), device=here)
             tell(plan, speed_of(speed), device)
             return
         from counterpoise.restoring.restore import restore as run

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from counterpoise.averaging import Donor, mix
 from counterpoise.checkpoint import match_name
+from counterpoise.dtypes import computed_in
 from counterpoise.files import CheckpointError
 from counterpoise.partition import Partition
 from counterpoise.preflight import CHUNK, Pair
@@ -33,7 +34,7 @@ class ResidentAverage:
         pair: what `preflight` returned.
         model: a causal language model to use; by default PRE's weights under the donor's config.
         donor: "post" or "pre": whose config the model is built from, as the averaged checkpoint will have it.
-        dtype: the compute dtype; by default POST's own, float32 for float16.
+        dtype: the compute dtype; by default POST's own, float32 for float16 and where the device would imitate it.
         device: where the model runs. The mixing is done on the CPU on every device, so that the bits are the same.
 
     Raises:
@@ -50,7 +51,9 @@ class ResidentAverage:
         device: str | torch.device = "cpu",
     ) -> None:
         self.pair = pair
-        self.model = (model if model is not None else _load(pair, donor, dtype)).to(device).eval()
+        self.model = (
+            (model if model is not None else _load(pair, donor, dtype or compute_dtype(pair, device))).to(device).eval()
+        )
         self._tensors = _match(pair, self.model)
         self._ratios: dict[str, float] = {}
         self._buffers: dict[torch.dtype, Tensor] = {}
@@ -144,10 +147,9 @@ class ResidentAverage:
         return self._buffers[dtype]
 
 
-def _load(pair: Pair, donor: Donor, dtype: torch.dtype | None) -> nn.Module:
+def _load(pair: Pair, donor: Donor, dtype: torch.dtype) -> nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    dtype = _computed(pair) if dtype is None else dtype
     with without_bars():
         giver = pair.pre if donor == "pre" else pair.post
         config = AutoConfig.from_pretrained(giver.folder, trust_remote_code=False)
@@ -157,13 +159,18 @@ def _load(pair: Pair, donor: Donor, dtype: torch.dtype | None) -> nn.Module:
     return loaded
 
 
-def _computed(pair: Pair) -> torch.dtype:
-    """POST's dtype, by most elements; float32 for float16, in which the gradient of a mean over many tokens underflows."""
+def compute_dtype(pair: Pair, device: str | torch.device) -> torch.dtype:
+    """The dtype to compute in: `main_dtype`; float32 for float16, whose gradients underflow, and for what is imitated."""
+    dtype = main_dtype(pair)
+    return torch.float32 if dtype == torch.float16 else computed_in(dtype, device)
+
+
+def main_dtype(pair: Pair) -> torch.dtype:
+    """POST's dtype, by most elements."""
     elements: Counter[torch.dtype] = Counter()
     for name in pair.names:
         elements[pair.post.dtype(name)] += math.prod(pair.post.shape(name))
-    dtype = max((d for d in elements if d.is_floating_point), key=elements.__getitem__)
-    return torch.float32 if dtype == torch.float16 else dtype
+    return max((d for d in elements if d.is_floating_point), key=elements.__getitem__)
 
 
 @contextlib.contextmanager

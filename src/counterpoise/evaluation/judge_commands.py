@@ -149,6 +149,7 @@ def respond(
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from counterpoise.checkpoint import resolve
+        from counterpoise.dtypes import placed
         from counterpoise.language import decode, encode_prompt, read_prompts, sample
 
         wanted = read_prompts(prompts)[:limit]
@@ -157,7 +158,12 @@ def respond(
             from counterpoise.planning.judging import plan_respond
 
             plan = plan_respond(
-                model, wanted, chat=not no_chat_template, max_new_tokens=max_new_tokens, batch_size=batch_size
+                model,
+                wanted,
+                chat=not no_chat_template,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                device=device if speed is None else None,
             )
             tell(plan, speed_of(speed), device)
             return
@@ -165,7 +171,7 @@ def respond(
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
         drawn = sample(
-            loaded.to(device).eval(),
+            placed(loaded, device),
             tokenizer,
             [encode_prompt(tokenizer, p, chat=not no_chat_template) for p in wanted],
             max_new_tokens=max_new_tokens,

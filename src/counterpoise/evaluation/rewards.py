@@ -118,6 +118,8 @@ def classifier(source: str, *, device: str = "cpu", batch_size: int = 16) -> Rew
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    from counterpoise.dtypes import placed
+
     name, _, revision = source.partition("@")
     settings: dict[str, Any] = {"revision": revision or None} if not Path(source).exists() else {}
     name = name if settings else source
@@ -129,7 +131,7 @@ def classifier(source: str, *, device: str = "cpu", batch_size: int = 16) -> Rew
             f"reward {source}: expected a trained sequence-classification model, found no {missing[0]} in it (a language "
             "model without a reward head?); its scores would be random"
         )
-    model = model.to(device).eval()
+    model = placed(model, device)
     if model.config.num_labels not in (1, 2):
         raise ValueError(f"reward {source}: expected a model of one or two outputs, found {model.config.num_labels}")
     if tokenizer.pad_token is None:

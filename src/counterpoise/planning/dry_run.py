@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import torch
 
+from counterpoise.dtypes import computed_in
 from counterpoise.evaluation.parts import Part
 from counterpoise.evaluation.tax import Panel
 from counterpoise.files import refuse_occupied
@@ -54,6 +55,7 @@ def plan_restore(
     *,
     drop: Sequence[str] = (),
     dtype: torch.dtype | None = None,
+    device: str | None = "cpu",
 ) -> Plan:
     """What `restore` with these arguments would do.
 
@@ -61,6 +63,7 @@ def plan_restore(
         settings: search, blocks, mean, means, lambdas, alignment, calibrate, min_effective_sets, keep_reward,
             proxy_size, controls of `restore`.
         drawing: limit, prompt_limit, max_new_tokens, batch_size, chat of `Panel`.
+        device: None for one that is not here.
 
     Raises:
         ValueError, CheckpointError: whatever `restore` would refuse before it loads a model.
@@ -80,7 +83,9 @@ def plan_restore(
     told.append("prompts: " + ", ".join(f"{len(chosen):,} {part}" for part, chosen in parts.items()))
     judge = look_at_reward(reward)
     told.append(said_of(reward, judge))
-    shape, itemsize = second.shape, (dtype or second.dtype).itemsize
+    if dtype is None:
+        dtype = torch.float32 if second.dtype == torch.float16 else computed_in(second.dtype, device)
+    shape, itemsize = second.shape, dtype.itemsize
     words = Words.of(second.folder)
     needed = settings["proxy_size"] if settings["search"] != "hma" else math.ceil(settings["proxy_size"] / 0.8)
     asked = parts["validation"] + parts["held-out"] + parts["proxy"][:needed]
@@ -112,7 +117,7 @@ def plan_restore(
     )
     if settings["calibrate"] and two_sided:
         unseen.append("the right answers of --calibrate are not counted")
-    kind = short(dtype or second.dtype)
+    kind = short(dtype)
     return Plan(
         (ends[0], *stages, ends[1]), resident, kind, mapped, written, tuple(told), (*unseen, *assumed, BOUNDS, *ASSUMED)
     )

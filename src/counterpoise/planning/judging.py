@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from counterpoise.dtypes import computed_in
 from counterpoise.evaluation.alpaca import Pair
 from counterpoise.evaluation.pairrm import read, refuse_other
 from counterpoise.language import Prompt
@@ -16,20 +17,29 @@ BATCH = 16
 """Pairs or responses that a reward or preference model sees at once."""
 
 
-def plan_respond(source: str, prompts: Sequence[Prompt], *, chat: bool, max_new_tokens: int, batch_size: int) -> Plan:
-    """What `judge respond` with these arguments would do.
+def plan_respond(
+    source: str,
+    prompts: Sequence[Prompt],
+    *,
+    chat: bool,
+    max_new_tokens: int,
+    batch_size: int,
+    device: str | None = "cpu",
+) -> Plan:
+    """What `judge respond` with these arguments would do; `device` is None for one that is not here.
 
     Raises:
         ValueError: a prompt that does not fit the context with its response.
         CheckpointError: no such checkpoint.
     """
     model = look(source)
-    itemsize = model.dtype.itemsize
+    dtype = computed_in(model.dtype, device)
+    itemsize = dtype.itemsize
     at, assumed = lengths(model, prompts, {"chat": chat, "max_new_tokens": max_new_tokens}, itemsize, batch_size)
     work = drawing(model.shape, at.prompt, at.response, prompts=len(prompts), batch=batch_size, itemsize=itemsize)
     memory = drawing_bytes(model.shape, batch_size, at.longest + at.response, itemsize)
     stage = Stage("answering", f"{len(prompts):,} responses", work, memory)
-    return Plan((stage,), {"weights": weight_bytes(model.shape, itemsize)}, short(model.dtype), assumed=(
+    return Plan((stage,), {"weights": weight_bytes(model.shape, itemsize)}, short(dtype), assumed=(
         *assumed, "every response as long as --max-new-tokens: an upper bound", *ASSUMED
     ))  # fmt: skip
 

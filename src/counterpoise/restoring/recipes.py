@@ -55,7 +55,8 @@ def hma_recipe(
     bench = Workbench(pair, panel, Store(work), device=device, dtype=dtype, progress=progress)
     found = bench.search(cut, bench.proxies(proxy_size), mean, max_passes=max_passes)
     settings["trace"] = list(found.trace)
-    recipe = Recipe(cut, found.ratios, describe_inputs(pair), settings, versions(), (*pair.warnings, *warnings))
+    told = (*pair.warnings, *warnings, *bench.warnings)
+    recipe = Recipe(cut, found.ratios, describe_inputs(pair), settings, versions(), told)
     write_json(Path(out), recipe.to_json())
     return found, recipe
 
@@ -93,7 +94,8 @@ def two_sided_recipe(
     _refuse_another(Path(out), cut, describe_inputs(pair), settings)
     search = TwoSided(bench, cut, form=alignment, size=proxy_size)
     [found] = search.exact([weight], max_passes=max_passes) if max_passes else search.path([weight])
-    recipe = Recipe(cut, found.ratios, describe_inputs(pair), settings, versions(), (*pair.warnings, *warnings))
+    told = (*pair.warnings, *warnings, *bench.warnings)
+    recipe = Recipe(cut, found.ratios, describe_inputs(pair), settings, versions(), told)
     write_json(Path(out), recipe.to_json())
     return found, recipe
 

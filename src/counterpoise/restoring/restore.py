@@ -101,7 +101,6 @@ def restore(
         "controls": controls,
         "donor": donor,
         "device": device,
-        "dtype": str(dtype),
         **panel.settings,
     }
     if search != "hma":
@@ -109,6 +108,7 @@ def restore(
         settings |= {"min_effective_sets": min_effective_sets, "two_sided_blocks": blocks or "layerwise"}
     _, warnings = scan(pair, allow_unrelated=allow_unrelated, progress=_named(progress, "reading both checkpoints"))
     bench = Workbench(pair, panel, Store(work), donor=donor, device=device, dtype=dtype, progress=progress)
+    settings["dtype"] = str(bench.dtype)
     decided = {k: v for k, v in settings.items() if (k, v) != ("replies", 1)}  # as before there were replies
     key = digest([bench.inputs, decided, panel.fingerprint])
     if (finished := _finished(out, work, key)) is not None:
@@ -123,7 +123,7 @@ def restore(
         "inputs": describe_inputs(pair),
         **panel.source,
         "settings": settings,
-        "warnings": [*pair.warnings, *warnings],
+        "warnings": [*pair.warnings, *warnings, *bench.warnings],
         "partition": cut.summary(shapes),
     }
     recipe = compare(
@@ -237,4 +237,4 @@ def measure_tax(
         folder = work if work is not None else stack.enter_context(tempfile.TemporaryDirectory())
         bench = Workbench(pair, panel, Store(folder), device=device, dtype=dtype, progress=progress)
         before, after = (bench.point(n, bench.whole, [r], "held-out", name=n) for n, r in (("PRE", 0.0), ("POST", 1.0)))
-    return tax_table(before.scores, after.scores), [*pair.warnings, *warnings]
+    return tax_table(before.scores, after.scores), [*pair.warnings, *warnings, *bench.warnings]

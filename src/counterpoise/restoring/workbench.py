@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from counterpoise import dtypes
 from counterpoise.averaging import Donor
 from counterpoise.checkpoint import companions_sha256
 from counterpoise.evaluation.parts import Part
@@ -20,7 +21,7 @@ from counterpoise.evaluation.tax import Panel, Scores
 from counterpoise.language import Example, Progress
 from counterpoise.partition import Partition, whole
 from counterpoise.preflight import Pair
-from counterpoise.resident import ResidentAverage
+from counterpoise.resident import ResidentAverage, compute_dtype, main_dtype
 from counterpoise.search.hma import SearchResult, hma
 from counterpoise.search.proxies import ProxySet, draw_proxies
 
@@ -51,7 +52,7 @@ class Workbench:
     Args:
         pair: checked by `preflight`.
         store: pieces of work are kept in it, keyed by the hashes of the inputs and all that decides the piece.
-        dtype: of the computation; by default POST's own.
+        dtype: of the computation; by default `resident.compute_dtype`. `warnings` tells where that is not POST's own.
     """
 
     def __init__(
@@ -66,7 +67,9 @@ class Workbench:
         progress: Stages | None = None,
     ) -> None:
         self.pair, self.panel, self.store, self.donor = pair, panel, store, donor
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype = device, dtype or compute_dtype(pair, device)
+        told = dtypes.warning(main_dtype(pair), dtype, device)
+        self.warnings = () if told is None else (told,)
         self.whole = whole(pair.names)
         giver = pair.pre if donor == "pre" else pair.post
         self.inputs = {
@@ -75,7 +78,7 @@ class Workbench:
             "post": pair.post.sha256,
             "donor": companions_sha256(giver),
             "dropped": list(pair.dropped),
-            "dtype": str(dtype),
+            "dtype": str(self.dtype),
             "device": device,
         }
         self._progress = progress
