@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from counterpoise.averaging import average
 from counterpoise.checkpoint import CheckpointError, open_checkpoint
 from counterpoise.diff import diff
+from counterpoise.partition import whole
 from counterpoise.preflight import preflight, scan
+from counterpoise.resident import ResidentAverage
 from tiny import nudge, save_pair, tiny
 
 
@@ -222,11 +225,34 @@ def test_settings_that_change_what_the_tensors_compute_are_told(pair: tuple[Path
 
 def test_what_to_drop_is_named(pair: tuple[Path, Path]) -> None:
     pre, post = pair
-    edit_weights(pre, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}))
-    refused(pre, post, r"--drop '\*.rotary_emb.inv_freq'")
-    assert preflight(pre, post, drop=["*.rotary_emb.inv_freq"]).dropped == (
-        "model.layers.0.self_attn.rotary_emb.inv_freq",
-    )
+    edit_weights(pre, lambda t: t.update({"model.layers.0.self_attn.gate.scale": torch.ones(2)}))
+    refused(pre, post, r"--drop '\*.gate.scale'")
+    assert preflight(pre, post, drop=["*.gate.scale"]).dropped == ("model.layers.0.self_attn.gate.scale",)
+
+
+@pytest.mark.parametrize("sides", ["pre", "post", "both"])
+def test_what_older_versions_stored_of_a_built_model_is_left_out(tmp_path: Path, sides: str) -> None:
+    """The hub's gpt2 and pythia hold masks and frequencies that today's transformers neither writes nor reads."""
+    pair = save_pair(tmp_path, "gpt_neox")
+    before = scan(preflight(*pair))[0].distance
+    stored = {
+        "gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 8, 8),
+        "gpt_neox.layers.0.attention.masked_bias": torch.tensor(-1e9),
+        "gpt_neox.layers.0.attention.rotary_emb.inv_freq": torch.ones(2),
+    }
+    for folder in pair if sides == "both" else [pair[sides == "post"]]:
+        edit_weights(folder, lambda t: t.update({n: v.clone() for n, v in stored.items()}))
+    found = preflight(*pair)
+    assert found.dropped == tuple(sorted(stored))
+    assert scan(found)[0].distance == before
+    assert preflight(*pair, drop=["*.masked_bias"]).dropped == found.dropped  # said by hand, as it once had to be
+    resident = ResidentAverage(found)
+    resident.set(whole(found.names), [0.5])
+    average(*pair, tmp_path / "out", 0.5)
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert not stored.keys() & written.keys()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.equal(loaded[n], t) for n, t in resident.model.state_dict().items())
 
 
 @pytest.mark.parametrize("bare", ["pre", "post"])

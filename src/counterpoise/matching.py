@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -78,23 +79,38 @@ def same_names(pre: Checkpoint, post: Checkpoint, drop: Sequence[str]) -> tuple[
         return [n for n in names if not any(fnmatchcase(n, pattern) for pattern in drop)]
 
     elsewhere = _elsewhere(pre, post)
-    common = [n for n in post if n in pre or n in elsewhere]
-    used = {elsewhere.get(n, n) for n in common}
-    only_post = [n for n in post if n not in pre and n not in elsewhere]
+    computed = {n for checkpoint in (pre, post) for n in checkpoint if is_computed(n, checkpoint.shape(n))}
+    common = [n for n in post if (n in pre or n in elsewhere) and n not in computed]
+    used = {elsewhere.get(n, n) for n in common} | computed
+    only_post = [n for n in post if n not in pre and n not in elsewhere and n not in computed]
     only_pre = [n for n in pre if n not in used and not _tied_source(post, n)]
     for here, there, names in (("POST", "PRE", spare(only_post)), ("PRE", "POST", spare(only_pre))):
         if names:
             pattern = _pattern(names[0], [*common, *used])
             raise CheckpointError(
                 f"{here} has {len(names)} tensors that {there} lacks, first {names[0]}. If it is a head added for training "
-                f"(a PPO value head) or a buffer of an older version, leave it out with --drop '{pattern}'; "
+                f"(a PPO value head), leave it out with --drop '{pattern}'; "
                 "otherwise they are not one model's before and after"
             )
-    dropped = [*only_post, *only_pre]
+    dropped = [*only_post, *only_pre, *sorted(computed)]
     unused = [p for p in drop if not any(fnmatchcase(n, p) for n in dropped)]
     if unused:
         raise CheckpointError(f"--drop {unused[0]!r} matches no tensor that one side alone has; it would do nothing")
     return common, dropped, elsewhere
+
+
+def is_computed(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether older versions of transformers stored what a model computes when it is built: masks and frequencies.
+
+    Today's neither writes nor reads them. They are the same before and after training, and their -1e9 would drown every
+    distance between weights.
+
+    >>> is_computed("h.0.attn.bias", (1, 1, 1024, 1024)), is_computed("h.0.attn.bias", (768,))
+    (True, False)
+    """
+    module, _, last = name.rpartition(".")
+    mask = last == "bias" and len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]
+    return mask or (last == "masked_bias" and math.prod(shape) == 1) or (last == "inv_freq" and "rotary" in module)
 
 
 def _elsewhere(pre: Checkpoint, post: Checkpoint) -> dict[str, str]:
@@ -111,7 +127,7 @@ def _elsewhere(pre: Checkpoint, post: Checkpoint) -> dict[str, str]:
 
 
 def _pattern(name: str, common: Sequence[str]) -> str:
-    """What to give to --drop: a part of the model of its own (`v_head.*`), or a tensor of every layer (`*.attn.bias`)."""
+    """What to give to --drop: a part of the model of its own (`v_head.*`), or a tensor of every layer (`*.mlp.gate`)."""
     top, _, rest = name.partition(".")
     if rest and not any(n.startswith(top + ".") for n in common):
         return top + ".*"

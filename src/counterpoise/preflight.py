@@ -26,7 +26,7 @@ class Pair:
 
     Attributes:
         names: the tensors to average, in the order of POST's files.
-        dropped: tensors left out on the user's word (`--drop`).
+        dropped: tensors left out: on the user's word (`--drop`), and what a model computes when it is built.
         warnings: what a user should know, in sentences.
         elsewhere: POST's name -> PRE's, where PRE has the tensor under another one: a head tied to its embedding, or all
             of them saved with a prefix more or less (`h.0.ln_1` and `transformer.h.0.ln_1`).
