@@ -11,7 +11,9 @@ from torch import Tensor
 
 PERIOD = 1048573  # a prime just below 2^20: no row of a matrix meets the same numbers as the row below it
 SAMPLE = 1024  # elements of a tensor that its key is made from
-PIECE = 1 << 16  # elements worked on at once: temporaries of 256 KiB stay in the processor's cache
+PIECE = (
+    1 << 15
+)  # elements worked on at once: 128 KiB stay in the cache, and one thread takes them without waking others
 NARROW = {torch.bfloat16: (16, 1.0), torch.float16: (13, 2.0**-112)}
 """Of a float32's bits, how many the type lacks, and the power of two that maps its subnormals onto float32's."""
 
@@ -37,17 +39,24 @@ def narrow(wide: Tensor, dtype: torch.dtype, *, key: int, start: int = 0, out: T
     if dtype not in NARROW:
         return wide.to(dtype) if out is None else out.copy_(wide)
     result = torch.empty(wide.shape, dtype=dtype) if out is None else out
-    lacking, scale = NARROW[dtype]
-    source, target, noise = wide.reshape(-1), result.view(-1), _noise(lacking)
-    offset = key + start
+    source, target = wide.reshape(-1), result.view(-1)
+    buffer = torch.empty(min(PIECE, source.numel()))
     for begin in range(0, source.numel(), PIECE):
-        piece = source[begin : begin + PIECE].to(torch.float32)
-        first = (offset + begin) % PERIOD
-        scaled = piece if scale == 1 else piece * scale
-        bits = (scaled.view(torch.int32) + noise[first : first + len(piece)]).bitwise_and_(-1 << lacking)
-        rounded = bits.view(torch.float32)
-        target[begin : begin + PIECE].copy_(rounded if scale == 1 else rounded.div_(scale))
+        part = target[begin : begin + PIECE]
+        narrow_piece(buffer[: len(part)].copy_(source[begin : begin + PIECE]), part, key=key, start=start + begin)
     return result
+
+
+def narrow_piece(wide: Tensor, out: Tensor, *, key: int, start: int) -> None:
+    """`narrow` for a float32 piece of at most PIECE elements, which is spoiled: nothing is allocated."""
+    lacking, scale = NARROW[out.dtype]
+    first = (key + start) % PERIOD
+    if scale != 1:
+        wide.mul_(scale)
+    wide.view(torch.int32).add_(_noise(lacking)[first : first + len(wide)]).bitwise_and_(-1 << lacking)
+    if scale != 1:
+        wide.div_(scale)
+    out.copy_(wide)
 
 
 def key_of(*tensors: Tensor) -> int:
