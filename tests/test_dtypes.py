@@ -68,6 +68,6 @@ def test_the_bench_records_what_it_computes_in_and_tells_why(tmp_path: Path, imi
 def test_a_warning_names_the_option_that_changes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dtypes, "slowdown", lambda dtype: 90.0)
     assert "--dtype bfloat16 insists" in str(warning(torch.bfloat16, None, "cpu"))
-    assert "(--dtype float32)" in str(warning(torch.float32, torch.bfloat16, "cpu"))
+    assert "many times slower than float32: choose that" in str(warning(torch.float32, torch.bfloat16, "cpu"))
     assert warning(torch.bfloat16, torch.float32, "cpu") is None
     assert warning(torch.bfloat16, None, "cuda") is None

@@ -54,7 +54,7 @@ def warning(stored: torch.dtype, asked: torch.dtype | None, device: str | torch.
     name = str(dtype).removeprefix("torch.")
     if asked is None:
         return f"this CPU has no {name} arithmetic: computed in float32, which is many times faster (--dtype {name} insists)"
-    return f"this CPU has no {name} arithmetic and imitates it, many times slower than float32 (--dtype float32)"
+    return f"this CPU has no {name} arithmetic and imitates it, many times slower than float32: choose that here"
 
 
 def placed(model: Any, device: str | torch.device) -> Any:

@@ -185,8 +185,12 @@ def model(
             return
         from counterpoise.alignment import assembling
         from counterpoise.alignment.aligning import align
+        from counterpoise.dtypes import warning
 
         processes.join(device)
+        told = warning(_dtype(dtype), _dtype("bfloat16" if bf16 else dtype), device)
+        if told and processes.is_first():
+            print(f"warning: {told}", file=sys.stderr)
         how: assembling.How = {"dtype": _dtype(dtype), "bf16": bf16, "shard": shard, "device": device}
         train = assembling.method(
             method,
