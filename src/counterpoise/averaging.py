@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from counterpoise.checkpoint import Checkpoint, TensorFile, copy_companions, hash_in_background
-from counterpoise.files import INDEX, refuse_occupied, staged
+from counterpoise.files import INDEX, refuse_occupied, replacing, staged
 from counterpoise.partition import Block, Partition, partition, whole
 from counterpoise.preflight import CHUNK, Pair, Scan, preflight
 from counterpoise.rounding import NARROW, PIECE, key_of, narrow_piece
@@ -218,8 +218,9 @@ def describe_inputs(pair: Pair) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write readable json with a stable order of keys."""
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write readable json with a stable order of keys, whole or not at all."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _plan(pair: Pair, ratios: float | Sequence[float] | Recipe, blocks: int | str) -> Recipe:

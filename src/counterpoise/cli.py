@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -242,6 +241,7 @@ def tax(
             raise ValueError(
                 f"--json {json_out}: expected a folder {json_out.absolute().parent}, found none; make it first"
             )
+        from counterpoise.averaging import write_json
         from counterpoise.restoring.restore import measure_tax
 
         panel = _panel(
@@ -270,7 +270,7 @@ def tax(
             progress=progress,
         )
         if json_out:
-            json_out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            write_json(json_out, rows)
     _warn(warnings)
     _show_tax({"tax": rows})
 

@@ -7,10 +7,17 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from counterpoise.evaluation.rewards import checked, classifier, load_reward
 from tiny import tiny, tokenizer
@@ -161,9 +168,23 @@ def test_the_template_alone_decides_the_special_tokens(tmp_path: Path) -> None:
 
 def test_a_response_beyond_the_context_is_cut(tmp_path: Path) -> None:
     model, folder = bert(tmp_path, 2)
-    (found,) = classifier(str(folder))(["ab"], ["x" * 500])
+    with pytest.warns(UserWarning, match="fill its 128 tokens, what goes beyond is cut off"):
+        (found,) = classifier(str(folder))(["ab"], ["x" * 500])
     a, b = logits(model, "ab", "x" * 126)
     assert found == pytest.approx(b - a, abs=1e-4)
+
+
+def test_roberta_has_fewer_positions_than_its_config_says(tmp_path: Path) -> None:
+    words = tokenizer()
+    words.pad_token = words.eos_token
+    config = RobertaConfig(
+        vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=20, type_vocab_size=1, num_labels=1, pad_token_id=words.pad_token_id,
+    )  # fmt: skip
+    RobertaForSequenceClassification(config).save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=f"fill its {19 - words.pad_token_id} tokens"):
+        assert np.isfinite(classifier(str(tmp_path))(["ab"], ["x" * 500])).all()
 
 
 def test_a_language_model_without_a_trained_head_is_refused(tmp_path: Path) -> None:

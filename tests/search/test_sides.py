@@ -129,6 +129,36 @@ def test_the_policy_gradient_is_that_of_the_expected_reward(tmp_path: Path) -> N
     assert all(0.5 < k.effective <= 1 for k in side.kept)
 
 
+def test_neighbours_of_another_mean_reward_leave_no_bias(tmp_path: Path) -> None:
+    """What POST says more often than PRE is worth 1: the points' means differ, and so would baselines of their own."""
+    model, _ = resident(tmp_path, scale=0.25)
+    cut, words, prompts = thirds(model.pair.names), tokenizer(), PROMPTS[:1]
+    texts = [words.decode([i], skip_special_tokens=True).strip() for i in range(64)]
+
+    def next_token(r: np.ndarray) -> torch.Tensor:
+        model.set(cut, r)
+        with torch.no_grad():
+            return model.model(torch.tensor([words(prompts[0].text)["input_ids"]])).logits[0, -1].softmax(-1)
+
+    liked = {texts[i] for i in (next_token(np.ones(3)) / next_token(np.zeros(3))).topk(20).indices}
+
+    def expected(r: np.ndarray) -> float:
+        return float(sum(p for p, text in zip(next_token(r), texts, strict=True) if text in liked))
+
+    side = OnPolicy(
+        model, cut, words, prompts * 4000, lambda p, r: [float(x in liked) for x in r],
+        n=2, groups=40, max_new_tokens=1, batch_size=2000, seed=1,
+    )  # fmt: skip
+    slopes = side.along((0.0, 1.0))
+    assert [k.used for k in side.kept] == [True, True]
+    means = [expected(np.full(3, t)) for t in (0.0, 1.0)]
+    assert means[1] - means[0] > 0.15
+    h = 1e-3
+    for t, gradient, error in zip(slopes.points, slopes.gradients, slopes.errors, strict=True):
+        numeric = [-(expected(np.full(3, t) + h * e) - expected(np.full(3, t) - h * e)) / (2 * h) for e in np.eye(3)]
+        assert (np.abs(gradient - numeric) < 3 * error).all()
+
+
 def test_far_neighbours_are_refused_and_far_points_are_out_of_reach(tmp_path: Path) -> None:
     model, cut = resident(tmp_path, scale=0.5)
     side = reward_side(model, cut)

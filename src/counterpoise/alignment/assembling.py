@@ -28,6 +28,7 @@ from counterpoise.checkpoint import open_checkpoint
 from counterpoise.evaluation.rewards import load_reward
 from counterpoise.evaluation.sweep import Store, digest
 from counterpoise.evaluation.tax import fingerprint
+from counterpoise.files import replacing
 from counterpoise.language import Example, Progress, Prompt, encode_prompt, read_prompts, sample
 from counterpoise.partition import layerwise
 
@@ -218,9 +219,8 @@ def collect_to(
         key={"model": checkpoint.sha256, "reward": fingerprint(reward), "dtype": str(dtype), "device": device},
         progress=progress,
     )
-    partial_file = out.with_name(f".{out.name}.partial")
-    write_samples(partial_file, found)
-    partial_file.replace(out)
+    with replacing(out) as partial_file:
+        write_samples(partial_file, found)
     return found
 
 

@@ -20,6 +20,7 @@ from counterpoise.alignment.stepping import Mitigation
 from counterpoise.averaging import write_json
 from counterpoise.checkpoint import staged
 from counterpoise.evaluation.sweep import Store, digest
+from counterpoise.files import replacing
 from counterpoise.language import Progress
 from counterpoise.resident import without_bars
 from counterpoise.restoring.workbench import Stages
@@ -66,7 +67,7 @@ class Run:
             _refuse_other(self.folder, json.loads(path.read_text(encoding="utf-8")), self.settings)
             self._refuse_fewer()
         if processes.is_first():
-            _replace(path, lambda partial: write_json(partial, self.settings))
+            write_json(path, self.settings)
         self._store = Store(self.folder / "pieces")
         self._key = digest({k: v for k, v in self.settings.items() if k not in EXTENDED})
 
@@ -158,7 +159,8 @@ class Run:
 
     def mark(self, iteration: int, state: Mapping[str, Any]) -> None:
         """Count the iteration as finished, with the state from which the next one goes on."""
-        _replace(self._state(iteration), lambda partial: torch.save(dict(state), partial))
+        with replacing(self._state(iteration)) as partial:
+            torch.save(dict(state), partial)
         for path in self.folder.glob("state-*.pt"):
             if path != self._state(iteration):
                 path.unlink()
@@ -215,7 +217,8 @@ class Run:
         kept = [line for line in self.metrics() if line.get("iteration", 0) <= iteration]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         if (self.folder / "metrics.jsonl").is_file():
-            _replace(self.folder / "metrics.jsonl", lambda partial: partial.write_text(text, encoding="utf-8"))
+            with replacing(self.folder / "metrics.jsonl") as partial:
+                partial.write_text(text, encoding="utf-8")
 
 
 def stage_of(run: Run | None, name: str) -> Progress | None:
@@ -249,18 +252,6 @@ def telling(place: str) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         raise OSError(f"{place}, found: {error}; make room, earlier iterations are whole") from error
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file beside `path`, then put it in its place in one step."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        write(partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def differing(kept: Mapping[str, Any], settings: Mapping[str, Any], *, except_for: Sequence[str]) -> list[str]:

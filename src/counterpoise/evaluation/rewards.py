@@ -7,6 +7,7 @@ import gzip
 import importlib
 import io
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,13 @@ def _imported(module: str, function: str) -> Reward:
     return reward  # type: ignore[no-any-return]
 
 
+def _positions(config: Any) -> int:
+    """How many tokens a model has positions for; RoBERTa's begin after the padding's."""
+    positions = int(getattr(config, "max_position_embeddings", 512))
+    offset = config.model_type in ("camembert", "longformer", "roberta", "xlm-roberta")
+    return positions - offset * (int(config.pad_token_id) + 1)
+
+
 def classifier(source: str, *, device: str = "cpu", batch_size: int = 16) -> Reward:
     """A sequence-classification model as a reward: its one output, or the log-odds of the last of two labels.
 
@@ -138,8 +146,9 @@ def classifier(source: str, *, device: str = "cpu", batch_size: int = 16) -> Rew
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
 
+    limit = min(tokenizer.model_max_length, _positions(model.config))
+
     def encode(prompts: Sequence[str], responses: Sequence[str]) -> Any:
-        limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512))
         options = {"padding": True, "truncation": True, "max_length": limit, "return_tensors": "pt"}
         if getattr(tokenizer, "chat_template", None):
             chats = [
@@ -155,7 +164,14 @@ def classifier(source: str, *, device: str = "cpu", batch_size: int = 16) -> Rew
         values: list[float] = []
         for start in range(0, len(responses), batch_size):
             stop = start + batch_size
-            logits = model(**encode(prompts[start:stop], responses[start:stop]).to(device)).logits.double()
+            batch = encode(prompts[start:stop], responses[start:stop]).to(device)
+            if batch["input_ids"].shape[1] >= limit:
+                warnings.warn(
+                    f"reward {source}: some prompts with their responses fill its {limit} tokens, what goes beyond is cut "
+                    "off and not rated; shorten them or take a model of a longer context",
+                    stacklevel=2,
+                )
+            logits = model(**batch).logits.double()
             values += (logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]).tolist()
         return values
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
+
+from counterpoise.files import replacing
 
 T = TypeVar("T")
 
@@ -41,17 +41,6 @@ class Store:
                 return json.loads(path.read_text(encoding="utf-8"))["value"]  # type: ignore[no-any-return]
         value = work()
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write_atomically(path, json.dumps({"key": key, "value": value}))
+        with replacing(path) as partial:
+            partial.write_text(json.dumps({"key": key, "value": value}), encoding="utf-8")
         return value
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -34,9 +34,9 @@ class Pool:
     n: int
 
     @property
-    def advantages(self) -> Array:
-        """Of each example, against the other responses to its prompt."""
-        return advantages(self.rewards.reshape(-1, self.n)).ravel()
+    def baselines(self) -> Array:
+        """For each example the mean reward of the other responses to its prompt."""
+        return self.rewards - advantages(self.rewards.reshape(-1, self.n)).ravel()
 
 
 class Kept(NamedTuple):
@@ -216,13 +216,15 @@ class _Surrogate(NamedTuple):
     temperature: float
 
     def backward(self, model: nn.Module) -> float:
-        """Minus (mean w A + mean b), the gradient of its first term accumulated; w = p / mixed, A = R - b."""
-        chosen = [(p, m, i) for p, m in zip(self.pools, self.mixed, strict=True) for i in _indices(p, self.rows)]
-        all_advantages = {id(p): p.advantages for p in self.pools}
-        examples = [p.examples[i] for p, _, i in chosen]
-        plus = np.array([all_advantages[id(p)][i] for p, _, i in chosen])
-        base = np.array([p.rewards[i] for p, _, i in chosen]) - plus
-        logs = np.array([m[i] for _, m, i in chosen])
+        """Minus (mean w A + mean b), the gradient of its first term accumulated; w = p / mixed, A = R - b.
+
+        b leaves the row's own draw out of every pool and is one for all of them: baselines of their own, where the pools'
+        means differ, would not cancel in the mixture.
+        """
+        examples = [e for p in self.pools for e in p.examples[self.rows]]
+        base = np.mean([p.baselines[self.rows] for p in self.pools], axis=0)
+        plus = np.concatenate([p.rewards[self.rows] - base for p in self.pools])
+        logs = np.concatenate([m[self.rows] for m in self.mixed])
         total = -float(base.mean())
         for rows in by_length(examples, self.batch_size, key=lambda e: len(e.prompt) + len(e.response)):
             nlls = row_nlls(model, [examples[i] for i in rows], temperature=self.temperature)
@@ -231,7 +233,3 @@ class _Surrogate(NamedTuple):
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         return total
-
-
-def _indices(pool: Pool, rows: slice) -> range:
-    return range(len(pool.examples))[rows]
