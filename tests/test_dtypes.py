@@ -9,7 +9,7 @@ import torch
 
 from counterpoise import dtypes
 from counterpoise.averaging import mix
-from counterpoise.dtypes import computed_in, is_imitated, slowdown, warning
+from counterpoise.dtypes import computed_in, is_imitated, placed, slowdown, warning
 from counterpoise.evaluation.sweep import Store
 from counterpoise.evaluation.tax import Panel
 from counterpoise.language import Prompt
@@ -17,7 +17,7 @@ from counterpoise.partition import thirds
 from counterpoise.preflight import preflight
 from counterpoise.resident import ResidentAverage
 from counterpoise.restoring.workbench import Workbench
-from tiny import save_pair
+from tiny import save_pair, tiny
 
 
 @pytest.fixture(params=[1.2, 90.0], ids=["computes", "imitates"])
@@ -63,6 +63,15 @@ def test_the_bench_records_what_it_computes_in_and_tells_why(tmp_path: Path, imi
     assert insisting.resident.model.dtype == torch.bfloat16
     assert insisting.inputs["dtype"] == "torch.bfloat16"
     assert len(insisting.warnings) == imitates
+
+
+def test_a_model_is_widened_only_where_it_must_be(imitates: bool) -> None:
+    model = tiny("llama").to(torch.bfloat16)
+    model.model.norm.float()  # as transformers keeps some modules
+    found = placed(model, "cpu")
+    wanted = {torch.float32} if imitates else {torch.float32, torch.bfloat16}
+    assert {p.dtype for p in found.parameters()} == wanted
+    assert not found.training
 
 
 def test_a_warning_names_the_option_that_changes_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,5 +58,6 @@ def warning(stored: torch.dtype, asked: torch.dtype | None, device: str | torch.
 
 
 def placed(model: Any, device: str | torch.device) -> Any:
-    """A loaded model on its device, in the dtype that `computed_in` finds for it, ready to be asked."""
-    return model.to(device=device, dtype=computed_in(model.dtype, device)).eval()
+    """A loaded model on its device, ready to be asked; in float32 where its dtype would be imitated, else untouched."""
+    model = model.to(device).eval()
+    return model.float() if is_imitated(model.dtype, device) else model
