@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -195,7 +196,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
         raise OSError("disk full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(page.os, "replace", broken)
+        patched.setattr(os, "fsync", broken)
         with pytest.raises(OSError, match="disk full"):
             page.write_whole(path, "new")
     with pytest.raises(UnicodeEncodeError):
