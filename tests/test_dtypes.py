@@ -31,6 +31,15 @@ def test_this_machines_choice_is_never_many_times_slower_than_float32() -> None:
         assert slowdown(computed_in(stored, "cpu")) <= dtypes.SLOW
 
 
+def test_the_speed_is_the_cpus_whatever_surrounds_the_call() -> None:
+    true = slowdown(torch.bfloat16)
+    slowdown.cache_clear()
+    with torch.device("meta"), torch.autocast("cpu", torch.bfloat16):
+        found = slowdown(torch.bfloat16)
+    slowdown.cache_clear()
+    assert (found > dtypes.SLOW) == (true > dtypes.SLOW)
+
+
 def test_only_narrow_dtypes_on_a_cpu_that_is_here(imitates: bool) -> None:
     assert is_imitated(torch.bfloat16, "cpu") == is_imitated(torch.float16, "cpu") == imitates
     for dtype, device in (

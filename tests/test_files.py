@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from counterpoise.checkpoint import hash_in_background, open_checkpoint
-from counterpoise.files import CheckpointError, hash_early, resolve, sha256, staged
+from counterpoise.files import CheckpointError, hash_early, replacing, resolve, sha256, staged
 from tiny import save_pair, tiny
 
 INDEX = "model.safetensors.index.json"
@@ -154,3 +154,34 @@ def test_of_a_hub_repository_only_its_top_is_fetched(tmp_path: Path, monkeypatch
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     assert resolve("org/model@v1.0") == tmp_path
     assert fetched == ["model.safetensors", "config.json", "chat_template.jinja"]
+
+
+def test_a_link_keeps_pointing_and_its_target_its_mode(tmp_path: Path) -> None:
+    target, link = tmp_path / "real.json", tmp_path / "link.json"
+    target.write_text("old")
+    target.chmod(0o600)
+    link.symlink_to(target)
+    with replacing(link) as partial:
+        partial.write_text("new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    assert target.stat().st_mode & 0o777 == 0o600
+    assert sorted(tmp_path.iterdir()) == [link, target]
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with replacing(pipe) as partial:
+        assert partial == pipe
+        partial.write_text("told")
+    assert os.read(reader, 10) == b"told"
+    os.close(reader)
+    assert pipe.is_fifo()
+
+
+def test_a_name_as_long_as_names_may_be(tmp_path: Path) -> None:
+    with replacing(tmp_path / ("a" * 250)) as partial:
+        partial.write_text("x")
+    assert [p.name for p in tmp_path.iterdir()] == ["a" * 250]

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterpoise.rounding import NARROW, PERIOD, PIECE, narrow
+from counterpoise.averaging import mix
+from counterpoise.rounding import NARROW, PERIOD, PIECE, key_of, narrow
 
 HALVES = sorted(NARROW, key=str)
 
@@ -76,3 +77,15 @@ def test_keys_shapes_and_what_is_not_narrower() -> None:
         assert torch.equal(found[:4].float(), strange[:4])
         assert found[1].signbit()
         assert found[4].isnan()
+
+
+def test_another_default_dtype_and_other_strides_change_nothing() -> None:
+    a, b = (torch.randn(3, 4, generator=torch.Generator().manual_seed(s)).bfloat16() for s in (0, 1))
+    wanted = mix(a, b, 0.4)
+    assert torch.equal(mix(a.T.contiguous().T, b.T.contiguous().T, 0.4, key=key_of(a, b)), wanted)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(narrow(wanted.float(), torch.bfloat16, key=0), wanted)
+        assert torch.equal(mix(a, b, 0.4), wanted)
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -50,7 +50,7 @@ def mix(
         wide = torch.promote_types(torch.promote_types(pre.dtype, post.dtype), torch.float32)
         if wide == pre.dtype == post.dtype:
             return torch.lerp(pre, post, ratio) if out is None else torch.lerp(pre, post, ratio, out=out)
-        result = torch.empty_like(post) if out is None else out
+        result = torch.empty(post.shape, dtype=post.dtype) if out is None else out
         if post.dtype not in NARROW:
             return result.copy_(torch.lerp(pre.to(wide), post.to(wide), ratio))
         key = key_of(pre, post) if key is None else key

@@ -216,12 +216,21 @@ def staged(out: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write a file to, which takes its place in one step when the block ends, or vanishes."""
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "no such folder, make it first", str(path.absolute().parent))
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}")
+    """A path beside `path` to write a file to, which takes its place in one step when the block ends, or vanishes.
+
+    A link stays and its target is replaced, with the mode that it had; to a device or a pipe (/dev/stdout) is written directly.
+    """
+    if path.exists() and (not path.is_file() or path.absolute().is_relative_to("/dev")):
+        yield path
+        return
+    path = path.resolve()
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such folder, make it first", str(path.parent))
+    partial = path.with_name(f".{path.name[:50]}.{os.getpid()}.{secrets.token_hex(8)}")
     try:
         yield partial
+        if path.exists():
+            shutil.copymode(path, partial)
         _fsync(partial)
         partial.replace(path)
     finally:

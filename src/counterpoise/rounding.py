@@ -40,7 +40,7 @@ def narrow(wide: Tensor, dtype: torch.dtype, *, key: int, start: int = 0, out: T
         return wide.to(dtype) if out is None else out.copy_(wide)
     result = torch.empty(wide.shape, dtype=dtype) if out is None else out
     source, target = wide.reshape(-1), result.view(-1)
-    buffer = torch.empty(min(PIECE, source.numel()))
+    buffer = torch.empty(min(PIECE, source.numel()), dtype=torch.float32)
     for begin in range(0, source.numel(), PIECE):
         part = target[begin : begin + PIECE]
         narrow_piece(buffer[: len(part)].copy_(source[begin : begin + PIECE]), part, key=key, start=start + begin)

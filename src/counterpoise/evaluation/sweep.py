@@ -13,7 +13,7 @@ from counterpoise.files import replacing
 
 T = TypeVar("T")
 
-NUMERICS = 2
+NUMERICS = 3
 """Part of the keys of what a pair of checkpoints scores; raised with every change of counterpoise that changes numbers."""
 
 
