@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterpoise.equal_reward import (
+from counterpoise.statistics.equal_reward import (
     Fronts,
     Matched,
     Run,
@@ -18,7 +18,7 @@ from counterpoise.equal_reward import (
     meeting,
     reward_matched,
 )
-from counterpoise.pareto import hypervolume
+from counterpoise.statistics.front import hypervolume
 
 NUMBERS = st.floats(-3, 3).map(lambda v: round(v, 3))
 CURVES = st.lists(st.tuples(NUMBERS, NUMBERS), min_size=2, max_size=6)

@@ -12,15 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import bootstrap, kstest
 
-from counterpoise.pareto import (
-    bootstrap_weights,
-    front,
-    hypervolume,
-    interval,
-    paired_difference,
-    paired_replicates,
-    score,
-)
+from counterpoise.statistics.bootstrap import bootstrap_weights, interval, paired_difference, paired_replicates, score
+from counterpoise.statistics.front import front, hypervolume
 
 # Few values, so that ties and copies are common.
 POINTS = st.tuples(st.integers(0, 9), st.integers(1, 4)).flatmap(

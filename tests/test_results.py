@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from counterpoise.evaluation.sweep import Store
-from counterpoise.pareto import interval
 from counterpoise.preflight import preflight
 from counterpoise.report.matched import hypervolume_gains, matched
 from counterpoise.report.panels import pooled, read_panels
 from counterpoise.restoring.workbench import Workbench
 from counterpoise.results import Measured, measurement, results, write_results
+from counterpoise.statistics.bootstrap import interval
 from world import make, panel
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from counterpoise.pareto import front
+from counterpoise.statistics.front import front
 
 # ability -> (metric, unit, score of PRE, tax of POST, half width of the interval), primary metric first
 ABILITIES: dict[str, list[tuple[str, str, float, float, float]]] = {

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def bleu(answers: Sequence[str], references: Sequence[str]) -> NDArray[np.float64]:
-    """Sufficient statistics of corpus BLEU from sacrebleu, shape (sentences, 10); see `counterpoise.pareto`."""
+    """Sufficient statistics of corpus BLEU from sacrebleu, shape (sentences, 10); see `counterpoise.statistics.bootstrap`."""
     try:
         from sacrebleu.metrics.bleu import BLEU
     except ModuleNotFoundError as error:

@@ -17,7 +17,7 @@ from counterpoise.evaluation.alpaca import Pair
 from counterpoise.evaluation.endpoint import Endpoint
 from counterpoise.evaluation.rewards import Reward
 from counterpoise.evaluation.sweep import Store, digest
-from counterpoise.pareto import interval
+from counterpoise.statistics.bootstrap import interval
 
 Verdict = Literal["first", "second", "tie", "refused", "unreadable"]
 Preference = Callable[[Sequence[str], Sequence[str], Sequence[str]], Sequence[float]]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from counterpoise.pareto import score
+from counterpoise.statistics.bootstrap import score
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Measurement:
     """Per-item statistics, oriented so that higher is better (a negative log-likelihood is negated).
 
     Attributes:
-        statistics: float64 of shape (items, d); see `counterpoise.pareto`.
+        statistics: float64 of shape (items, d); see `counterpoise.statistics.bootstrap`.
         aggregate: "mean", "ratio" or "bleu".
         chance: the score of guessing; None where there is none.
         keys: sha256 of each item's content, so that two models are compared on the same items.

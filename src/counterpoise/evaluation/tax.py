@@ -20,7 +20,7 @@ from counterpoise.evaluation.parts import Part, part_of
 from counterpoise.evaluation.rewards import Reward, checked, load_reward
 from counterpoise.evaluation.sweep import Store, digest
 from counterpoise.language import Progress, Prompt, decode, encode_prompt, read_prompts, sample
-from counterpoise.pareto import interval, paired_difference, paired_replicates
+from counterpoise.statistics.bootstrap import interval, paired_difference, paired_replicates
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from counterpoise.equal_reward import Matched
-from counterpoise.pareto import Difference, hypervolume
 from counterpoise.report import plots, reading
 from counterpoise.report.grid import Cell, Column, Table, as_html
 from counterpoise.report.marks import escaped
@@ -19,6 +17,9 @@ from counterpoise.report.page import Figures, fact_list, menu, page, plot_box, s
 from counterpoise.report.palette import SERIES, Look, light, look
 from counterpoise.report.panels import Panel, beaten_by, pooled, read_panels
 from counterpoise.report.reading import ENDS, RETENTION, Results
+from counterpoise.statistics.bootstrap import Difference
+from counterpoise.statistics.equal_reward import Matched
+from counterpoise.statistics.front import hypervolume
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

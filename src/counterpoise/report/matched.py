@@ -7,14 +7,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from counterpoise.equal_reward import Fronts, Matched, Scored, Statistics, hypervolume_gain, meeting, reward_matched
-from counterpoise.equal_reward import Run as Pair
 from counterpoise.evaluation.measurement import Measurement
-from counterpoise.pareto import Difference, interval
 from counterpoise.report import reading
 from counterpoise.report.panels import Group, Panel, Run
 from counterpoise.report.reading import ENDS, RETENTION, Point, Results
 from counterpoise.results import measurement
+from counterpoise.statistics.bootstrap import Difference, interval
+from counterpoise.statistics.equal_reward import (
+    Fronts,
+    Matched,
+    Scored,
+    Statistics,
+    hypervolume_gain,
+    meeting,
+    reward_matched,
+)
+from counterpoise.statistics.equal_reward import Run as Pair
 
 REFERENCE = "MA"
 

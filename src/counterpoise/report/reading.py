@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from counterpoise.pareto import front
+from counterpoise.statistics.front import front
 
 Results = Mapping[str, Any]
 Point = Mapping[str, Any]

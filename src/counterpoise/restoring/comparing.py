@@ -7,7 +7,6 @@ from typing import Any
 
 from counterpoise.averaging import Recipe
 from counterpoise.evaluation.tax import at_floor, difference, steps_from_pre, tax_table
-from counterpoise.pareto import front, hypervolume
 from counterpoise.partition import Partition, layerwise
 from counterpoise.restoring.choosing import choose, no_gain, verdict
 from counterpoise.restoring.searching import TwoSided
@@ -16,6 +15,7 @@ from counterpoise.results import items_of, statistics_of
 from counterpoise.search.hma import SearchResult
 from counterpoise.search.ramps import linear_ramp, random_ratios, reversed_ramp
 from counterpoise.search.two_sided import Found
+from counterpoise.statistics.front import front, hypervolume
 
 
 def compare(

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from counterpoise.pareto import RESAMPLES, Difference, paired_replicates, score
+from counterpoise.statistics.bootstrap import RESAMPLES, Difference, paired_replicates, score
 
 Array = NDArray[np.float64]
 
 
 class Statistics(NamedTuple):
-    """Per-item statistics of one measurement, shape (items, d), and how they become a score; see `counterpoise.pareto`."""
+    """Per-item statistics of one measurement, shape (items, d), and how they become a score, as `bootstrap` takes them."""
 
     items: ArrayLike
     aggregate: str = "mean"
@@ -135,7 +135,7 @@ def hypervolume_gain(
 
 
 def areas(x: ArrayLike, y: ArrayLike) -> Array:
-    """Area dominated above the origin by m sets of n points at once; `pareto.hypervolume` in two dimensions.
+    """Area dominated above the origin by m sets of n points at once; `front.hypervolume` in two dimensions.
 
     Args:
         x, y: shape (m, n).
@@ -179,7 +179,7 @@ def meeting(x: ArrayLike, y: ArrayLike) -> tuple[Array, NDArray[np.bool_]]:
 
 
 def _pooled(values: Sequence[float], drawn: Sequence[Array]) -> Difference:
-    """Means over runs; interval and p as in `pareto.paired_difference`."""
+    """Means over runs; interval and p as in `bootstrap.paired_difference`."""
     mean = np.mean(drawn, axis=0)
     low, high = np.quantile(mean, [0.025, 0.975])
     tail = min(int((mean <= 0).sum()), int((mean >= 0).sum()))

@@ -1,0 +1,1 @@
+"""Fronts, intervals and comparisons: plain arrays in, no model."""

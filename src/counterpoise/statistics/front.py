@@ -1,0 +1,53 @@
+"""Non-dominated points and the volume they dominate."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from counterpoise.statistics.bootstrap import Array
+
+
+def front(points: ArrayLike) -> NDArray[np.intp]:
+    """Indices of the points that no other dominates, in order; every coordinate is to be maximised.
+
+    A point dominates another when it is at least as good everywhere and better somewhere; equal points do not dominate
+    one another, so all copies of a non-dominated point are on the front.
+
+    Args:
+        points: shape (n, d), finite.
+    """
+    p = _points(points)
+    at_least = (p[:, None, :] >= p[None, :, :]).all(-1)
+    better = (p[:, None, :] > p[None, :, :]).any(-1)
+    return np.flatnonzero(~(at_least & better).any(0))
+
+
+def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
+    """Volume dominated by the points above `reference`, exact in any dimension (by slicing; meant for d up to 4).
+
+    Args:
+        points: shape (n, d); those not above the reference in every coordinate add nothing.
+        reference: shape (d,).
+    """
+    ref = np.asarray(reference, dtype=np.float64)
+    p = _points(points)
+    return _volume(p[(p > ref).all(1)] - ref)
+
+
+def _volume(p: Array) -> float:
+    """Dominated volume over the origin: sweep the last coordinate downwards, slice by slice."""
+    if len(p) == 0:
+        return 0.0
+    if p.shape[1] == 1:
+        return float(p.max())
+    p = p[np.argsort(-p[:, -1], kind="stable")]
+    floors = np.append(p[1:, -1], 0.0)
+    return float(sum((p[i, -1] - floors[i]) * _volume(p[: i + 1, :-1]) for i in range(len(p)) if p[i, -1] > floors[i]))
+
+
+def _points(points: ArrayLike) -> Array:
+    p = np.asarray(points, dtype=np.float64)
+    if p.ndim != 2 or not np.isfinite(p).all():
+        raise ValueError(f"expected finite points of shape (n, d), found shape {p.shape}")
+    return p
