@@ -8,7 +8,7 @@ and, a third time, densely in float64 (tests/merging/dense.py), and writes bench
                magnitudes leave the choice open (mergekit sorts unstably, we keep the first); where the kept updates
                cancel exactly (mergekit elects plus, we elect no sign); the rest, with the largest distance there;
   bfloat16     twice: as mergekit does it by default (updates in bfloat16), and with its dtype: float32, written in float32
-               and then rounded as counterpoise rounds (stochastically, see counterpoise.rounding);
+               and then rounded as counterpoise rounds (stochastically, see counterpoise.checkpoints.rounding);
   dare         two random draws cannot be equal: the share kept, the factor of kept elements, the bias over seeds, and
                whether a seed repeats; with density 1 nothing is random, and every element is compared.
 """
@@ -28,9 +28,9 @@ import torch
 import yaml
 
 from counterpoise.averaging import versions
-from counterpoise.checkpoint import Checkpoint
+from counterpoise.checkpoints.checkpoint import Checkpoint
+from counterpoise.checkpoints.rounding import key_of, narrow
 from counterpoise.merging.merge import Merge, merge
-from counterpoise.rounding import key_of, narrow
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests"))

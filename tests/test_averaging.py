@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from counterpoise.averaging import Recipe, average, mix
-from counterpoise.checkpoint import Checkpoint, CheckpointError
-from counterpoise.rounding import key_of, narrow
+from counterpoise.checkpoints.checkpoint import Checkpoint, CheckpointError
+from counterpoise.checkpoints.rounding import key_of, narrow
 from tiny import CAUSAL, FAMILIES, save_pair
 
 

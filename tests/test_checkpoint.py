@@ -16,16 +16,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from counterpoise.averaging import average
-from counterpoise.checkpoint import (
+from counterpoise.checkpoints.checkpoint import (
     Checkpoint,
     CheckpointError,
     TensorFile,
     copy_companions,
     hash_in_background,
     match_name,
-    open_checkpoint,
     staged,
 )
+from counterpoise.checkpoints.opening import open_checkpoint
 from tiny import tiny, tokenizer
 
 INDEX = "model.safetensors.index.json"
@@ -281,7 +281,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, error: type[BaseException]) ->
 
 def test_a_killed_process_leaves_no_out_and_the_next_one_sweeps_up(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from counterpoise.checkpoint import staged\n"
+        "import sys, time; from counterpoise.checkpoints.checkpoint import staged\n"
         "with staged(sys.argv[1]) as folder:\n"
         "    (folder / 'a').write_text('a'); print('go', flush=True); time.sleep(60)"
     )

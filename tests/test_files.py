@@ -15,8 +15,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from counterpoise.checkpoint import hash_in_background, open_checkpoint
-from counterpoise.files import CheckpointError, hash_early, replacing, resolve, sha256, staged
+from counterpoise.checkpoints.checkpoint import hash_in_background
+from counterpoise.checkpoints.files import CheckpointError, hash_early, replacing, resolve, sha256, staged
+from counterpoise.checkpoints.opening import open_checkpoint
 from tiny import save_pair, tiny
 
 INDEX = "model.safetensors.index.json"
@@ -46,7 +47,7 @@ def test_a_file_under_two_names_is_hashed_early_once(tmp_path: Path) -> None:
     (post / shards[0]).unlink()
     (post / shards[0]).symlink_to(pre / shards[0])
     code = (
-        "import sys, pathlib, counterpoise.files as f\n"
+        "import sys, pathlib, counterpoise.checkpoints.files as f\n"
         "f.hash_early(*sys.argv[1:])\n"
         "for folder in sys.argv[1:]:\n"
         "    for file in f.weight_files(pathlib.Path(folder)): print(f.sha256(file))"
@@ -60,7 +61,7 @@ def test_a_file_under_two_names_is_hashed_early_once(tmp_path: Path) -> None:
 
 def test_whatever_goes_wrong_in_hashing_reaches_who_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not OSError alone: `result` would wait for ever."""
-    from counterpoise import files
+    from counterpoise.checkpoints import files
 
     def fail(file: Path) -> str:
         raise MemoryError(str(file))
@@ -78,7 +79,7 @@ def test_a_failed_run_does_not_wait_for_its_hashes(tmp_path: Path) -> None:
     """A fifo never ends: hashing it would hold up the exit, were the thread not a daemon."""
     os.mkfifo(tmp_path / "model.safetensors")
     code = (
-        "import sys, threading, counterpoise.files as f\n"
+        "import sys, threading, counterpoise.checkpoints.files as f\n"
         "f._hash = lambda file: open(file, 'rb').read()\n"
         "f.weight_files = lambda folder: [folder / 'model.safetensors']\n"
         "f.hash_early(sys.argv[1]); raise SystemExit(3)"

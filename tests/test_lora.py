@@ -11,9 +11,10 @@ import torch
 from transformers import AutoTokenizer
 
 from counterpoise.averaging import average
-from counterpoise.checkpoint import CheckpointError, companions_sha256, open_checkpoint
-from counterpoise.files import sha256
-from counterpoise.preflight import preflight
+from counterpoise.checkpoints.checkpoint import CheckpointError, companions_sha256
+from counterpoise.checkpoints.files import sha256
+from counterpoise.checkpoints.opening import open_checkpoint
+from counterpoise.checkpoints.preflight import preflight
 from counterpoise.resident import ResidentAverage
 from tiny import tiny, tokenizer
 

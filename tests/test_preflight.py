@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from counterpoise.averaging import average
-from counterpoise.checkpoint import CheckpointError, open_checkpoint
+from counterpoise.checkpoints.checkpoint import CheckpointError
+from counterpoise.checkpoints.opening import open_checkpoint
+from counterpoise.checkpoints.preflight import preflight, scan
 from counterpoise.diff import diff
 from counterpoise.partition import whole
-from counterpoise.preflight import preflight, scan
 from counterpoise.resident import ResidentAverage
 from tiny import nudge, save_pair, tiny
 

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from counterpoise import dtypes
 from counterpoise.averaging import mix
-from counterpoise.checkpoint import CheckpointError
+from counterpoise.checkpoints.checkpoint import CheckpointError
+from counterpoise.checkpoints.preflight import preflight
 from counterpoise.language import Example
 from counterpoise.partition import by_module, layerwise, thirds
-from counterpoise.preflight import preflight
 from counterpoise.resident import ResidentAverage
 from counterpoise.search.proxies import ProxySet
 from tiny import CAUSAL, save_pair

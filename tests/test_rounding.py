@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counterpoise.averaging import mix
-from counterpoise.rounding import NARROW, PERIOD, PIECE, key_of, narrow
+from counterpoise.checkpoints.rounding import NARROW, PERIOD, PIECE, key_of, narrow
 
 HALVES = sorted(NARROW, key=str)
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from counterpoise.alignment.aligning import align
     from counterpoise.averaging import Recipe, average, mix
-    from counterpoise.checkpoint import Checkpoint, CheckpointError, open_checkpoint
+    from counterpoise.checkpoints.checkpoint import Checkpoint, CheckpointError
+    from counterpoise.checkpoints.opening import open_checkpoint
     from counterpoise.evaluation.tax import Panel
     from counterpoise.multitask import BanditMTL
     from counterpoise.partition import Partition, by_module, equal, layerwise, thirds
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 # Names are resolved on first use, so that `counterpoise --help` does not import torch.
 _HOMES = {
     "BanditMTL": "multitask",
-    "Checkpoint": "checkpoint",
-    "CheckpointError": "checkpoint",
+    "Checkpoint": "checkpoints.checkpoint",
+    "CheckpointError": "checkpoints.checkpoint",
     "Panel": "evaluation.tax",
     "Partition": "partition",
     "Recipe": "averaging",
@@ -38,7 +39,7 @@ _HOMES = {
     "layerwise": "partition",
     "measure_tax": "restoring.restore",
     "mix": "averaging",
-    "open_checkpoint": "checkpoint",
+    "open_checkpoint": "checkpoints.opening",
     "restore": "restoring.restore",
     "thirds": "partition",
 }

@@ -15,11 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from counterpoise.checkpoint import Checkpoint, TensorFile, copy_companions, hash_in_background
-from counterpoise.files import INDEX, refuse_occupied, replacing, staged
+from counterpoise.checkpoints.checkpoint import Checkpoint, TensorFile, copy_companions, hash_in_background
+from counterpoise.checkpoints.files import INDEX, refuse_occupied, replacing, staged
+from counterpoise.checkpoints.preflight import CHUNK, Pair, Scan, preflight
+from counterpoise.checkpoints.rounding import NARROW, PIECE, key_of, narrow_piece
 from counterpoise.partition import Block, Partition, partition, whole
-from counterpoise.preflight import CHUNK, Pair, Scan, preflight
-from counterpoise.rounding import NARROW, PIECE, key_of, narrow_piece
 
 Donor = Literal["pre", "post"]
 

@@ -188,7 +188,7 @@ def average(
     with plain_errors("nothing was written"), bars(quiet) as progress:
         if sum(x is not None for x in (ratio, ratios, recipe)) != 1:
             raise ValueError("average: expected exactly one of --ratio, --ratios and --recipe")
-        from counterpoise.files import hash_early
+        from counterpoise.checkpoints.files import hash_early
 
         hash_early(pre, post)  # torch takes longer to import than a gigabyte to hash
         gc.disable()  # the collector would look through all that is imported, again and again: a tenth of the time

@@ -21,9 +21,9 @@ from torch import nn
 
 from counterpoise.alignment.rsf import Iteration, fine_tune, rsf
 from counterpoise.averaging import versions, write_json
+from counterpoise.checkpoints.files import refuse_occupied
 from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.tax import Panel
-from counterpoise.files import refuse_occupied
 from counterpoise.language import Example, Prompt
 from counterpoise.resident import without_bars
 from counterpoise.restoring.restore import restore

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from counterpoise.checkpoints.preflight import Scan, preflight, scan
 from counterpoise.partition import Partition, by_module, partition
-from counterpoise.preflight import Scan, preflight, scan
 
 
 @dataclass(frozen=True)

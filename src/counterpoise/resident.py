@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from counterpoise.averaging import Donor, mix
-from counterpoise.checkpoint import match_name
+from counterpoise.checkpoints.checkpoint import match_name
+from counterpoise.checkpoints.files import CheckpointError
+from counterpoise.checkpoints.preflight import CHUNK, Pair
+from counterpoise.checkpoints.rounding import key_of
 from counterpoise.dtypes import computed_in
-from counterpoise.files import CheckpointError
 from counterpoise.partition import Partition
-from counterpoise.preflight import CHUNK, Pair
-from counterpoise.rounding import key_of
 
 Objective = Callable[[nn.Module], float]
 """Runs forward and backward of a loss over all its data and returns the loss; gradients land in the parameters."""

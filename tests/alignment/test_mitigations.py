@@ -20,7 +20,7 @@ from counterpoise.alignment.rsf import fine_tune
 from counterpoise.alignment.run import finished_state
 from counterpoise.alignment.scoring import score_responses
 from counterpoise.alignment.stepping import Mitigation, Step, adam, finish_all, start_all, trainable
-from counterpoise.checkpoint import open_checkpoint
+from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language import Example, response_nll, response_tokens
 from tiny import nudge, save_pair, tiny, tokenizer
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from counterpoise.alignment.precision import compute_in_bfloat16, weights_cast_once
 from counterpoise.alignment.rsf import fine_tune
 from counterpoise.alignment.stepping import adam
-from counterpoise.checkpoint import open_checkpoint
+from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language import Example, response_nll, sample
 from tiny import tiny, tokenizer
 

@@ -31,7 +31,7 @@ from counterpoise.alignment.reference import load_frozen
 from counterpoise.alignment.rsf import rsf
 from counterpoise.alignment.run import Run
 from counterpoise.alignment.stepping import Mitigation, Step
-from counterpoise.checkpoint import open_checkpoint
+from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language import Example, Prompt, by_length, sample
 from tiny import save_pair, tiny, tokenizer
 

@@ -26,7 +26,8 @@ from counterpoise.alignment.preferences import Preference
 from counterpoise.alignment.rsf import rsf
 from counterpoise.alignment.run import Run
 from counterpoise.alignment.stepping import Mitigation, Step
-from counterpoise.checkpoint import CheckpointError, open_checkpoint
+from counterpoise.checkpoints.checkpoint import CheckpointError
+from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language import Example, Prompt
 from tiny import save_pair, tiny, tokenizer
 

@@ -23,7 +23,7 @@ from counterpoise.alignment.reference import frozen_copy
 from counterpoise.alignment.rsf import rsf
 from counterpoise.alignment.sharding import own_part, part_like, shard, whole, whole_weights
 from counterpoise.alignment.stepping import Step
-from counterpoise.checkpoint import open_checkpoint
+from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language import Example, sample
 from tiny import save_pair, tiny
 

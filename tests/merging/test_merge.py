@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from counterpoise.averaging import Recipe
-from counterpoise.checkpoint import Checkpoint, CheckpointError
+from counterpoise.checkpoints.checkpoint import Checkpoint, CheckpointError
+from counterpoise.checkpoints.rounding import key_of, narrow
 from counterpoise.cli import app
 from counterpoise.merging import merge as module
 from counterpoise.merging.dare import drop, generator_for
 from counterpoise.merging.merge import Merge, MergeRecipe, merge
 from counterpoise.merging.ties import elected_mean, largest, trim
-from counterpoise.rounding import key_of, narrow
 from merging import dense
 from tiny import nudge, save_pair, tiny, tokenizer
 

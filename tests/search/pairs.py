@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+from counterpoise.checkpoints.preflight import preflight
 from counterpoise.language import Example, sample
 from counterpoise.partition import Partition, layerwise
-from counterpoise.preflight import preflight
 from counterpoise.resident import ResidentAverage
 from tiny import save_pair, tokenizer
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from counterpoise.checkpoints.preflight import preflight
 from counterpoise.language import Example
 from counterpoise.partition import layerwise, thirds
-from counterpoise.preflight import preflight
 from counterpoise.resident import ResidentAverage
 from counterpoise.search.adamerging import EntropySet, adamerging, token_entropy
 from test_resident import proxies

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from counterpoise.averaging import Recipe, average, mix
+from counterpoise.checkpoints.preflight import preflight
 from counterpoise.partition import OUTSIDE, layerwise, thirds
-from counterpoise.preflight import preflight
 from counterpoise.resident import ResidentAverage
 from test_resident import proxies
 from tiny import save_pair

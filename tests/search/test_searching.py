@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from counterpoise.checkpoints.preflight import preflight
 from counterpoise.evaluation.sweep import Store
 from counterpoise.partition import thirds
-from counterpoise.preflight import preflight
 from counterpoise.restoring.comparing import row
 from counterpoise.restoring.drawing import words
 from counterpoise.restoring.searching import FORMS, TwoSided

@@ -24,11 +24,11 @@ from counterpoise.alignment.precision import weights_cast_once
 from counterpoise.alignment.reference import WITH_LORA, load_frozen
 from counterpoise.alignment.rsf import rsf
 from counterpoise.alignment.stepping import Mitigation
-from counterpoise.checkpoint import open_checkpoint
+from counterpoise.checkpoints.files import replacing
+from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.evaluation.rewards import load_reward
 from counterpoise.evaluation.sweep import Store, digest
 from counterpoise.evaluation.tax import fingerprint
-from counterpoise.files import replacing
 from counterpoise.language import Example, Progress, Prompt, encode_prompt, read_prompts, sample
 from counterpoise.partition import layerwise
 

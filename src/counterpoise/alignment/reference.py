@@ -16,7 +16,8 @@ from counterpoise.alignment.precision import compute_in_bfloat16
 from counterpoise.alignment.sharding import is_sharded, own_part, part_like
 from counterpoise.alignment.sharding import shard as cut_up
 from counterpoise.alignment.stepping import trainable
-from counterpoise.checkpoint import match_name, open_checkpoint
+from counterpoise.checkpoints.checkpoint import match_name
+from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.resident import without_bars
 
 M = TypeVar("M", bound=nn.Module)

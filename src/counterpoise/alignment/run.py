@@ -18,9 +18,9 @@ from counterpoise.alignment.mitigations.lowrank import is_low_rank, merged
 from counterpoise.alignment.sharding import is_sharded, moments_like, own_part, part_like, whole
 from counterpoise.alignment.stepping import Mitigation
 from counterpoise.averaging import write_json
-from counterpoise.checkpoint import staged
+from counterpoise.checkpoints.checkpoint import staged
+from counterpoise.checkpoints.files import replacing
 from counterpoise.evaluation.sweep import Store, digest
-from counterpoise.files import replacing
 from counterpoise.language import Progress
 from counterpoise.resident import without_bars
 from counterpoise.restoring.workbench import Stages

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from counterpoise.checkpoint import open_checkpoint
+from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.evaluation.judges import Preference
 from counterpoise.language import by_length
 

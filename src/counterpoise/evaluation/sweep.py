@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from counterpoise.files import replacing
+from counterpoise.checkpoints.files import replacing
 
 T = TypeVar("T")
 

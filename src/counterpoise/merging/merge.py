@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from counterpoise.averaging import Donor, mix, versions, write_json
-from counterpoise.checkpoint import Checkpoint, TensorFile, copy_companions, hash_in_background, open_checkpoint
-from counterpoise.files import INDEX, CheckpointError, refuse_occupied, staged
+from counterpoise.checkpoints.checkpoint import Checkpoint, TensorFile, copy_companions, hash_in_background
+from counterpoise.checkpoints.files import INDEX, CheckpointError, refuse_occupied, staged
+from counterpoise.checkpoints.opening import open_checkpoint
+from counterpoise.checkpoints.preflight import CHUNK, Pair, Scan, preflight
+from counterpoise.checkpoints.rounding import key_of, narrow
 from counterpoise.merging.dare import generator_for, kept
 from counterpoise.merging.ties import elected_mean, largest
-from counterpoise.preflight import CHUNK, Pair, Scan, preflight
-from counterpoise.rounding import key_of, narrow
 
 Method = Literal["ties", "dare", "dare-ties"]
 Scope = Literal["model", "tensor"]

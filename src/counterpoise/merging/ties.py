@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from counterpoise.preflight import CHUNK
+from counterpoise.checkpoints.preflight import CHUNK
 
 LOW_BITS = 15  # of the 31 bits of a float32 magnitude; the other 16 are counted first
 

@@ -10,10 +10,11 @@ from typing import Any, get_args
 
 import torch
 
+from counterpoise.checkpoints.files import refuse_occupied
+from counterpoise.checkpoints.preflight import preflight
 from counterpoise.dtypes import computed_in
 from counterpoise.evaluation.parts import Part
 from counterpoise.evaluation.tax import Panel
-from counterpoise.files import refuse_occupied
 from counterpoise.language import Prompt, read_prompts
 from counterpoise.partition import partition
 from counterpoise.planning.rehearsing import (
@@ -31,7 +32,6 @@ from counterpoise.planning.rehearsing import (
 )
 from counterpoise.planning.stages import Lengths, restore_stages
 from counterpoise.planning.work import Plan, Speed, Stage, weight_bytes
-from counterpoise.preflight import preflight
 from counterpoise.restoring.restore import RESULT, refuse_search, refuse_settings
 from counterpoise.restoring.searching import FORMS
 

@@ -12,11 +12,12 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from counterpoise.checkpoint import Checkpoint, open_checkpoint
+from counterpoise.checkpoints.checkpoint import Checkpoint
+from counterpoise.checkpoints.files import COMPANIONS, CheckpointError, resolve, weight_files
+from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.evaluation.abilities import REQUIRED, FileAbility, load_abilities
 from counterpoise.evaluation.parts import Part
 from counterpoise.evaluation.rewards import _imported, _read_labelled
-from counterpoise.files import COMPANIONS, CheckpointError, resolve, weight_files
 from counterpoise.language import Prompt, encode_prompt
 from counterpoise.planning.work import Items, Shape, shape_of
 from counterpoise.resident import without_bars

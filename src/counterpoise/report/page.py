@@ -12,7 +12,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from counterpoise.files import replacing
+from counterpoise.checkpoints.files import replacing
 from counterpoise.report import palette, plots
 
 Figures = dict[str, dict[str, Any]]

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from counterpoise.averaging import Recipe, describe_inputs, versions, write_json
+from counterpoise.checkpoints.files import CheckpointError
+from counterpoise.checkpoints.preflight import preflight, scan
 from counterpoise.evaluation.sweep import Store
 from counterpoise.evaluation.tax import Panel
-from counterpoise.files import CheckpointError
 from counterpoise.partition import Partition, partition
-from counterpoise.preflight import preflight, scan
 from counterpoise.restoring.restore import refuse_settings
 from counterpoise.restoring.searching import TwoSided
 from counterpoise.restoring.workbench import Stages, Workbench

@@ -16,11 +16,11 @@ from typing import Any, Literal, get_args
 import torch
 
 from counterpoise.averaging import Donor, average, describe_inputs, versions
+from counterpoise.checkpoints.files import CheckpointError, refuse_occupied
+from counterpoise.checkpoints.preflight import preflight, scan
 from counterpoise.evaluation.sweep import Store, digest
 from counterpoise.evaluation.tax import Panel, tax_table
-from counterpoise.files import CheckpointError, refuse_occupied
 from counterpoise.partition import partition
-from counterpoise.preflight import preflight, scan
 from counterpoise.restoring.comparing import compare
 from counterpoise.restoring.searching import TwoSided
 from counterpoise.restoring.workbench import Stages, Workbench

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from counterpoise import dtypes
 from counterpoise.averaging import Donor
-from counterpoise.checkpoint import companions_sha256
+from counterpoise.checkpoints.checkpoint import companions_sha256
+from counterpoise.checkpoints.preflight import Pair
 from counterpoise.evaluation.parts import Part
 from counterpoise.evaluation.sweep import NUMERICS, Store, digest
 from counterpoise.evaluation.tax import Panel, Scores
 from counterpoise.language import Example, Progress
 from counterpoise.partition import Partition, whole
-from counterpoise.preflight import Pair
 from counterpoise.resident import ResidentAverage, compute_dtype, main_dtype
 from counterpoise.search.hma import SearchResult, hma
 from counterpoise.search.proxies import ProxySet, draw_proxies

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
-from counterpoise.checkpoint import match_name
+from counterpoise.checkpoints.checkpoint import match_name
 from counterpoise.language import Example, by_length, response_tokens
 from counterpoise.partition import Partition
 from counterpoise.resident import ResidentAverage

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 # Those with `as` are to be found here too: who reads checkpoints needs them beside it.
-from counterpoise.files import INDEX as INDEX
-from counterpoise.files import CheckpointError as CheckpointError
-from counterpoise.files import companions, read_json, sha256, weight_files, weight_map
-from counterpoise.files import refuse_occupied as refuse_occupied
-from counterpoise.files import resolve as resolve
-from counterpoise.files import staged as staged
+from counterpoise.checkpoints.files import INDEX as INDEX
+from counterpoise.checkpoints.files import CheckpointError as CheckpointError
+from counterpoise.checkpoints.files import companions, read_json, sha256, weight_files, weight_map
+from counterpoise.checkpoints.files import refuse_occupied as refuse_occupied
+from counterpoise.checkpoints.files import resolve as resolve
+from counterpoise.checkpoints.files import staged as staged
 
 DTYPES = {
     "F64": torch.float64,
@@ -152,26 +152,6 @@ class Checkpoint(Mapping[str, Tensor]):
                 f"{self.source}: {INDEX} lists {len(missing)} tensors that its files do not hold, first {missing[0]}; "
                 "the copy is incomplete, fetch it again"
             )
-
-
-def open_checkpoint(source: str | Path, *, base: Checkpoint | None = None) -> Checkpoint:
-    """Open a local folder or a hub id (`org/name` or `org/name@revision`).
-
-    A folder that holds a PEFT LoRA adapter is read as `base` with the adapter applied.
-
-    Raises:
-        CheckpointError: nothing there, pickled weights, incomplete shards, an adapter without its base.
-    """
-    folder = resolve(source)
-    if (folder / "adapter_config.json").is_file():
-        from counterpoise.lora import LoraCheckpoint
-
-        if base is None:
-            raise CheckpointError(
-                f"{source}: a LoRA adapter, expected a whole checkpoint here; only POST may be an adapter"
-            )
-        return LoraCheckpoint(base, folder, source=str(source))
-    return Checkpoint(folder, source=str(source))
 
 
 def match_name(wanted: str, names: Mapping[str, Any]) -> str | None:

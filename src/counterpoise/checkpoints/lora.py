@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from counterpoise.checkpoint import EMBEDDINGS, HEADS, Checkpoint, match_name, read_header
-from counterpoise.files import CheckpointError, read_json, sha256
-from counterpoise.rounding import key_of, narrow
+from counterpoise.checkpoints.checkpoint import EMBEDDINGS, HEADS, Checkpoint, match_name, read_header
+from counterpoise.checkpoints.files import CheckpointError, read_json, sha256
+from counterpoise.checkpoints.rounding import key_of, narrow
 
 ADAPTER = "adapter_model.safetensors"
 LOW_RANK = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?$")

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from counterpoise.checkpoint import Checkpoint, hash_in_background, open_checkpoint
-from counterpoise.files import CheckpointError
-from counterpoise.matching import same_architecture, same_names, same_shape, same_vocabulary
+from counterpoise.checkpoints.checkpoint import Checkpoint, hash_in_background
+from counterpoise.checkpoints.files import CheckpointError
+from counterpoise.checkpoints.matching import same_architecture, same_names, same_shape, same_vocabulary
+from counterpoise.checkpoints.opening import open_checkpoint
 
 CHUNK = 1 << 20  # elements worked on at once: 2 to 4 MiB, which stay in the processor's cache
 WARN_DISTANCE, REFUSE_DISTANCE = 0.5, 1.2

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from counterpoise.checkpoint import EMBEDDINGS, HEADS, Checkpoint, match_name
-from counterpoise.files import CheckpointError, read_json
+from counterpoise.checkpoints.checkpoint import EMBEDDINGS, HEADS, Checkpoint, match_name
+from counterpoise.checkpoints.files import CheckpointError, read_json
 
 # Settings that make another model, and those that change what the same tensors compute.
 SIZES = ("hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads", "n_head", "num_key_value_heads",

@@ -1,0 +1,1 @@
+"""Weights on disk: read, compared, written whole or not at all."""
