@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from counterpoise.averaging import Recipe, average, mix
-from counterpoise.checkpoints.checkpoint import Checkpoint, CheckpointError
+from counterpoise.checkpoints.checkpoint import Checkpoint
+from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.rounding import key_of, narrow
 from tiny import CAUSAL, FAMILIES, save_pair
 

@@ -16,15 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from counterpoise.averaging import average
-from counterpoise.checkpoints.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    TensorFile,
-    copy_companions,
-    hash_in_background,
-    match_name,
-    staged,
-)
+from counterpoise.checkpoints.checkpoint import Checkpoint, TensorFile, copy_companions, hash_in_background, match_name
+from counterpoise.checkpoints.files import CheckpointError, staged
 from counterpoise.checkpoints.opening import open_checkpoint
 from tiny import tiny, tokenizer
 
@@ -281,7 +274,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, error: type[BaseException]) ->
 
 def test_a_killed_process_leaves_no_out_and_the_next_one_sweeps_up(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from counterpoise.checkpoints.checkpoint import staged\n"
+        "import sys, time; from counterpoise.checkpoints.files import staged\n"
         "with staged(sys.argv[1]) as folder:\n"
         "    (folder / 'a').write_text('a'); print('go', flush=True); time.sleep(60)"
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from counterpoise import demo
-from counterpoise.checkpoints.checkpoint import CheckpointError
+from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.evaluation.abilities import load_abilities
 
 

@@ -11,8 +11,8 @@ import torch
 from transformers import AutoTokenizer
 
 from counterpoise.averaging import average
-from counterpoise.checkpoints.checkpoint import CheckpointError, companions_sha256
-from counterpoise.checkpoints.files import sha256
+from counterpoise.checkpoints.checkpoint import companions_sha256
+from counterpoise.checkpoints.files import CheckpointError, sha256
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.resident import ResidentAverage

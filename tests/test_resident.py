@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from counterpoise import dtypes
 from counterpoise.averaging import mix
-from counterpoise.checkpoints.checkpoint import CheckpointError
+from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.language import Example
 from counterpoise.partition import by_module, layerwise, thirds

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from counterpoise.averaging import Recipe, mix
-from counterpoise.checkpoints.checkpoint import CheckpointError
+from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.tax import Scores

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from counterpoise.alignment.aligning import align
     from counterpoise.averaging import Recipe, average, mix
-    from counterpoise.checkpoints.checkpoint import Checkpoint, CheckpointError
+    from counterpoise.checkpoints.checkpoint import Checkpoint
+    from counterpoise.checkpoints.files import CheckpointError
     from counterpoise.checkpoints.opening import open_checkpoint
     from counterpoise.evaluation.tax import Panel
     from counterpoise.multitask import BanditMTL
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BanditMTL": "multitask",
     "Checkpoint": "checkpoints.checkpoint",
-    "CheckpointError": "checkpoints.checkpoint",
+    "CheckpointError": "checkpoints.files",
     "Panel": "evaluation.tax",
     "Partition": "partition",
     "Recipe": "averaging",

@@ -26,7 +26,7 @@ from counterpoise.alignment.preferences import Preference
 from counterpoise.alignment.rsf import rsf
 from counterpoise.alignment.run import Run
 from counterpoise.alignment.stepping import Mitigation, Step
-from counterpoise.checkpoints.checkpoint import CheckpointError
+from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language import Example, Prompt
 from tiny import save_pair, tiny, tokenizer

@@ -11,7 +11,7 @@ import pytest
 from counterpoise.alignment.preferences import Preference
 from counterpoise.alignment.reward_model import train_reward_model
 from counterpoise.alignment.rsf import rsf
-from counterpoise.checkpoints.checkpoint import CheckpointError
+from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.evaluation.rewards import load_reward
 from counterpoise.language import Prompt
 from tiny import save_pair, tiny, tokenizer

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from counterpoise.averaging import Recipe
-from counterpoise.checkpoints.checkpoint import Checkpoint, CheckpointError
+from counterpoise.checkpoints.checkpoint import Checkpoint
+from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.rounding import key_of, narrow
 from counterpoise.cli import app
 from counterpoise.merging import merge as module

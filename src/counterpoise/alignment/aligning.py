@@ -18,7 +18,8 @@ from counterpoise.alignment.reference import placed
 from counterpoise.alignment.run import FREE, Run, differing, finished_state, save_model
 from counterpoise.alignment.stepping import Mitigation, weights_sha256
 from counterpoise.averaging import versions, write_json
-from counterpoise.checkpoints.checkpoint import Checkpoint, CheckpointError, refuse_occupied, staged
+from counterpoise.checkpoints.checkpoint import Checkpoint
+from counterpoise.checkpoints.files import CheckpointError, refuse_occupied, staged
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.evaluation.sweep import digest
 from counterpoise.language import Prompt

@@ -18,8 +18,7 @@ from counterpoise.alignment.mitigations.lowrank import is_low_rank, merged
 from counterpoise.alignment.sharding import is_sharded, moments_like, own_part, part_like, whole
 from counterpoise.alignment.stepping import Mitigation
 from counterpoise.averaging import write_json
-from counterpoise.checkpoints.checkpoint import staged
-from counterpoise.checkpoints.files import replacing
+from counterpoise.checkpoints.files import replacing, staged
 from counterpoise.evaluation.sweep import Store, digest
 from counterpoise.language import Progress
 from counterpoise.resident import without_bars

@@ -20,13 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Those with `as` are to be found here too: who reads checkpoints needs them beside it.
-from counterpoise.checkpoints.files import INDEX as INDEX
-from counterpoise.checkpoints.files import CheckpointError as CheckpointError
-from counterpoise.checkpoints.files import companions, read_json, sha256, weight_files, weight_map
-from counterpoise.checkpoints.files import refuse_occupied as refuse_occupied
-from counterpoise.checkpoints.files import resolve as resolve
-from counterpoise.checkpoints.files import staged as staged
+from counterpoise.checkpoints.files import (
+    INDEX,
+    CheckpointError,
+    companions,
+    read_json,
+    sha256,
+    weight_files,
+    weight_map,
+)
 
 DTYPES = {
     "F64": torch.float64,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from counterpoise.checkpoints.checkpoint import Checkpoint
-from counterpoise.checkpoints.files import CheckpointError as CheckpointError
-from counterpoise.checkpoints.files import resolve as resolve
+from counterpoise.checkpoints.files import CheckpointError, resolve
+from counterpoise.checkpoints.lora import LoraCheckpoint
 
 
 def open_checkpoint(source: str | Path, *, base: Checkpoint | None = None) -> Checkpoint:
@@ -19,8 +19,6 @@ def open_checkpoint(source: str | Path, *, base: Checkpoint | None = None) -> Ch
     """
     folder = resolve(source)
     if (folder / "adapter_config.json").is_file():
-        from counterpoise.checkpoints.lora import LoraCheckpoint
-
         if base is None:
             raise CheckpointError(
                 f"{source}: a LoRA adapter, expected a whole checkpoint here; only POST may be an adapter"

@@ -148,7 +148,7 @@ def respond(
     with plain_errors("nothing was written"), bars(quiet or dry_run) as progress:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from counterpoise.checkpoints.checkpoint import resolve
+        from counterpoise.checkpoints.files import resolve
         from counterpoise.dtypes import placed
         from counterpoise.language import decode, encode_prompt, read_prompts, sample
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from counterpoise.checkpoints.checkpoint import resolve
+from counterpoise.checkpoints.files import resolve
 from counterpoise.multitask.losses import task_names
 
 from .data import PartName, TaskData

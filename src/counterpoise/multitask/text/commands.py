@@ -78,7 +78,7 @@ def train(
     """Train one model on all tasks, and write it with its history."""
     settings = {"rho": rho, "min_effective_tasks": min_effective_tasks, "eta": eta, "normalize": normalize}
     with plain_errors("nothing was written", KeyError, ImportError), _bar(quiet) as progress:
-        from counterpoise.checkpoints.checkpoint import refuse_occupied
+        from counterpoise.checkpoints.files import refuse_occupied
 
         refuse_occupied(out)
         from dataclasses import asdict

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
 from counterpoise.averaging import versions, write_json
-from counterpoise.checkpoints.checkpoint import staged
+from counterpoise.checkpoints.files import staged
 
 from .classifier import TextClassifier
 from .encoding import SubwordTokens, seeded, usable_device
