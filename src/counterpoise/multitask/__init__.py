@@ -32,7 +32,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .adversarial import (
+    from counterpoise.multitask.adversarial import (
         Adversarial,
         TaskDiscriminator,
         adversarial_mtl,
@@ -40,23 +40,23 @@ if TYPE_CHECKING:
         reverse_gradient,
         tchebycheff_adversarial,
     )
-    from .bandit import BanditMTL
-    from .cagrad import CAGrad
-    from .dwa import DWA
-    from .famo import FAMO
-    from .gradnorm import GradNorm
-    from .groupdro import GroupDRO
-    from .jacobian import JacobianWeighting
-    from .losses import Counts, Losses
-    from .mgda import MGDA
-    from .mirror import MirrorStep, ball_radius, best_response, divergence, hold, mirror_step
-    from .pcgrad import PCGrad
-    from .tchebycheff import SmoothTchebycheff, Tchebycheff
-    from .trainer import with_weighting
-    from .uncertainty import UncertaintyWeighting
-    from .uniform import Uniform
-    from .upgrad import UPGrad
-    from .weighting import Weighting
+    from counterpoise.multitask.bandit import BanditMTL
+    from counterpoise.multitask.cagrad import CAGrad
+    from counterpoise.multitask.dwa import DWA
+    from counterpoise.multitask.famo import FAMO
+    from counterpoise.multitask.gradnorm import GradNorm
+    from counterpoise.multitask.groupdro import GroupDRO
+    from counterpoise.multitask.jacobian import JacobianWeighting
+    from counterpoise.multitask.losses import Counts, Losses
+    from counterpoise.multitask.mgda import MGDA
+    from counterpoise.multitask.mirror import MirrorStep, ball_radius, best_response, divergence, hold, mirror_step
+    from counterpoise.multitask.pcgrad import PCGrad
+    from counterpoise.multitask.tchebycheff import SmoothTchebycheff, Tchebycheff
+    from counterpoise.multitask.trainer import with_weighting
+    from counterpoise.multitask.uncertainty import UncertaintyWeighting
+    from counterpoise.multitask.uniform import Uniform
+    from counterpoise.multitask.upgrad import UPGrad
+    from counterpoise.multitask.weighting import Weighting
 
 # Names are resolved on first use, so that `counterpoise --help` does not import torch.
 _HOMES = {

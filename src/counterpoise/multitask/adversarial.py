@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .losses import Counts, Losses
-from .parallel import average_gradients, world_size
-from .tchebycheff import Tchebycheff
-from .uniform import Uniform
-from .weighting import Weighting
+from counterpoise.multitask.losses import Counts, Losses
+from counterpoise.multitask.parallel import average_gradients, world_size
+from counterpoise.multitask.tchebycheff import Tchebycheff
+from counterpoise.multitask.uniform import Uniform
+from counterpoise.multitask.weighting import Weighting
 
 
 class _Reverse(torch.autograd.Function):

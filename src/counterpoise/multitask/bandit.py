@@ -12,11 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .losses import Batch, Counts, Losses, gather
-from .mirror import ball_radius, best_response_floats, divergence, hold, mirror_floats
-from .parallel import world_size
-from .weighting import Weighting, on_device, weighted_sum
-from .window import WindowMeans
+from counterpoise.multitask.losses import Batch, Counts, Losses, gather
+from counterpoise.multitask.mirror import ball_radius, best_response_floats, divergence, hold, mirror_floats
+from counterpoise.multitask.parallel import world_size
+from counterpoise.multitask.weighting import Weighting, on_device, weighted_sum
+from counterpoise.multitask.window import WindowMeans
 
 
 @dataclass

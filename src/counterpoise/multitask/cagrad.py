@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from .jacobian import JacobianWeighting, torchjd_aggregator
+from counterpoise.multitask.jacobian import JacobianWeighting, torchjd_aggregator
 
 
 class CAGrad(JacobianWeighting):

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .losses import Batch
-from .weighting import Weighting, weighted_sum
-from .window import WindowMeans
+from counterpoise.multitask.losses import Batch
+from counterpoise.multitask.weighting import Weighting, weighted_sum
+from counterpoise.multitask.window import WindowMeans
 
 
 class DWA(Weighting):

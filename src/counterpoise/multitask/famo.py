@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .losses import Batch, Losses, gather
-from .weighting import Weighting
-from .window import WindowMeans
+from counterpoise.multitask.losses import Batch, Losses, gather
+from counterpoise.multitask.weighting import Weighting
+from counterpoise.multitask.window import WindowMeans
 
 _EPSILON = 1e-8
 

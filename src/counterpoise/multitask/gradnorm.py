@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .losses import Batch
-from .shared import shared_parameters
-from .weighting import Weighting, weighted_sum
-from .window import WindowMeans
+from counterpoise.multitask.losses import Batch
+from counterpoise.multitask.shared import shared_parameters
+from counterpoise.multitask.weighting import Weighting, weighted_sum
+from counterpoise.multitask.window import WindowMeans
 
 
 class GradNorm(Weighting):

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .losses import Batch
-from .mirror import hold, mirror_floats
-from .weighting import Weighting, weighted_sum
-from .window import WindowMeans
+from counterpoise.multitask.losses import Batch
+from counterpoise.multitask.mirror import hold, mirror_floats
+from counterpoise.multitask.weighting import Weighting, weighted_sum
+from counterpoise.multitask.window import WindowMeans
 
 
 class GroupDRO(Weighting):

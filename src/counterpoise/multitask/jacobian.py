@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .losses import Batch
-from .shared import jacobian, shared_parameters
-from .weighting import Weighting
+from counterpoise.multitask.losses import Batch
+from counterpoise.multitask.shared import jacobian, shared_parameters
+from counterpoise.multitask.weighting import Weighting
 
 
 class JacobianWeighting(Weighting):

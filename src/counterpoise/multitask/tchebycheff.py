@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .losses import Batch
-from .weighting import Weighting
+from counterpoise.multitask.losses import Batch
+from counterpoise.multitask.weighting import Weighting
 
 
 class Tchebycheff(Weighting):

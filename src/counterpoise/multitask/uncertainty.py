@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from .losses import Batch
-from .parallel import average_gradients
-from .weighting import Weighting, weighted_sum
+from counterpoise.multitask.losses import Batch
+from counterpoise.multitask.parallel import average_gradients
+from counterpoise.multitask.weighting import Weighting, weighted_sum
 
 
 class UncertaintyWeighting(Weighting):

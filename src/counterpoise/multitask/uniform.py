@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .losses import Batch
-from .weighting import Weighting, weighted_sum
+from counterpoise.multitask.losses import Batch
+from counterpoise.multitask.weighting import Weighting, weighted_sum
 
 
 class Uniform(Weighting):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .jacobian import JacobianWeighting, torchjd_aggregator
+from counterpoise.multitask.jacobian import JacobianWeighting, torchjd_aggregator
 
 
 class UPGrad(JacobianWeighting):

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .losses import Batch, Counts, Losses, by_task, gather, task_names
-from .parallel import sum_over_ranks, world_size
-from .window import Window, WindowMeans, finite
+from counterpoise.multitask.losses import Batch, Counts, Losses, by_task, gather, task_names
+from counterpoise.multitask.parallel import sum_over_ranks, world_size
+from counterpoise.multitask.window import Window, WindowMeans, finite
 
 
 @dataclass

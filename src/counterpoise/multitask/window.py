@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .losses import Batch
-from .parallel import sum_over_ranks, world_size
+from counterpoise.multitask.losses import Batch
+from counterpoise.multitask.parallel import sum_over_ranks, world_size
 
 
 class WindowMeans(NamedTuple):

@@ -23,9 +23,8 @@ from counterpoise.multitask import (
     adversarial_mtl,
     tchebycheff_adversarial,
 )
-
-from .classifier import TextClassifier
-from .encoding import seeded
+from counterpoise.multitask.text.classifier import TextClassifier
+from counterpoise.multitask.text.encoding import seeded
 
 Balance = Weighting | Adversarial
 

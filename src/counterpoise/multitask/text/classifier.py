@@ -13,11 +13,10 @@ from torch.nn.functional import cross_entropy
 
 from counterpoise.checkpoints.files import resolve
 from counterpoise.multitask.losses import task_names
-
-from .data import PartName, TaskData
-from .encoding import SubwordTokens, TokenIds, seeded, token_ids, usable_device
-from .models import Design, HardSharing, Pretrained, build_encoder
-from .vectors import Vocabulary, word_vectors
+from counterpoise.multitask.text.data import PartName, TaskData
+from counterpoise.multitask.text.encoding import SubwordTokens, TokenIds, seeded, token_ids, usable_device
+from counterpoise.multitask.text.models import Design, HardSharing, Pretrained, build_encoder
+from counterpoise.multitask.text.vectors import Vocabulary, word_vectors
 
 
 class Prediction(NamedTuple):

@@ -16,9 +16,9 @@ import typer
 from counterpoise.terminal import plain_errors
 
 if TYPE_CHECKING:
-    from .classifier import Score
-    from .data import TaskData
-    from .training import Training
+    from counterpoise.multitask.text.classifier import Score
+    from counterpoise.multitask.text.data import TaskData
+    from counterpoise.multitask.text.training import Training
 
 app = typer.Typer(
     name="multitask",
@@ -83,9 +83,8 @@ def train(
         refuse_occupied(out)
         from dataclasses import asdict
 
+        from counterpoise.multitask.text import balance, classifier, models, saving, training
         from counterpoise.report.multitask import write_report
-
-        from . import balance, classifier, models, saving, training
 
         found = _read(data, layout, tasks, need=("train", "validation"))
         design = models.Design(model, width, (3, 5, 7), dropout, max_tokens, freeze_vectors)
@@ -141,8 +140,8 @@ def evaluate(
 ) -> None:
     """Accuracy and loss of every task the model has, on held-out data."""
     with plain_errors("nothing was changed", KeyError, ImportError):
-        from . import classifier, saving
-        from .data import PARTS
+        from counterpoise.multitask.text import classifier, saving
+        from counterpoise.multitask.text.data import PARTS
 
         if part not in PARTS:
             raise ValueError(f"--part: expected {', '.join(PARTS)}, found {part!r}")
@@ -167,7 +166,7 @@ def predict(
 ) -> None:
     """The label of each text: task, label and probability, separated by tabs; --json gives every label's."""
     with plain_errors("nothing was changed", KeyError, ImportError):
-        from . import saving
+        from counterpoise.multitask.text import saving
 
         loaded = saving.load(model, device=device)
         loaded.task(task)
@@ -192,9 +191,8 @@ def report(
 ) -> None:
     """Draw the page of a training run again: losses, weights and accuracy by task over time."""
     with plain_errors("nothing was changed", KeyError, ImportError):
+        from counterpoise.multitask.text import saving
         from counterpoise.report.multitask import write_report
-
-        from . import saving
 
         place = out or model / saving.REPORT
         write_report(saving.read_record(model), place)
@@ -202,7 +200,7 @@ def report(
 
 
 def _read(data: Path, layout: Any, tasks: str | None, *, need: Any) -> list[TaskData]:
-    from .data import read_tasks
+    from counterpoise.multitask.text.data import read_tasks
 
     names = None if tasks is None else [name.strip() for name in tasks.split(",") if name.strip()]
     return read_tasks(data, layout, tasks=names, need=need)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .vectors import PADDING
+from counterpoise.multitask.text.vectors import PADDING
 
 WORD_MODELS = ("textcnn", "bilstm")
 

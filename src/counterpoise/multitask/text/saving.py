@@ -15,11 +15,10 @@ from safetensors.torch import save as to_bytes
 
 from counterpoise.averaging import versions, write_json
 from counterpoise.checkpoints.files import staged
-
-from .classifier import TextClassifier
-from .encoding import SubwordTokens, seeded, usable_device
-from .models import Design, Encoder, HardSharing, Pretrained, build_encoder
-from .vectors import Vocabulary
+from counterpoise.multitask.text.classifier import TextClassifier
+from counterpoise.multitask.text.encoding import SubwordTokens, seeded, usable_device
+from counterpoise.multitask.text.models import Design, Encoder, HardSharing, Pretrained, build_encoder
+from counterpoise.multitask.text.vectors import Vocabulary
 
 FORMAT = "counterpoise-multitask-text-1"
 CONFIG, WEIGHTS, WORDS, RECORD = "config.json", "model.safetensors", "vocabulary.json", "training.json"

@@ -13,11 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from counterpoise.multitask import Adversarial
-
-from .balance import Balance, weighting_for
-from .classifier import TextClassifier
-from .data import PARTS, TaskData
-from .encoding import seeded
+from counterpoise.multitask.text.balance import Balance, weighting_for
+from counterpoise.multitask.text.classifier import TextClassifier
+from counterpoise.multitask.text.data import PARTS, TaskData
+from counterpoise.multitask.text.encoding import seeded
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage, how much of it is done, and how much there is."""
