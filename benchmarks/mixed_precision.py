@@ -25,8 +25,8 @@ import torch
 
 from counterpoise.alignment.aligning import load
 from counterpoise.alignment.precision import compute_in_bfloat16, weights_cast_once
-from counterpoise.averaging import versions
 from counterpoise.language import Example, response_nll, sample
+from counterpoise.records import versions
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -28,9 +28,9 @@ from trl import RLOOConfig, RLOOTrainer
 
 from counterpoise.alignment.ppo import ppo
 from counterpoise.alignment.quiet import quiet_libraries, without_printing
-from counterpoise.averaging import versions
 from counterpoise.demo import NOUNS, make_model, make_tokenizer
 from counterpoise.language import Prompt
+from counterpoise.records import versions
 
 RESPONSES, BATCH, EPOCHS, LENGTH, KL = 64, 32, 2, 8, 0.02
 RATES = (1e-3, 3e-3)

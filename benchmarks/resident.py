@@ -22,10 +22,10 @@ from pathlib import Path
 
 import torch
 
-from counterpoise.averaging import versions
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.language import Example
 from counterpoise.partition import thirds
+from counterpoise.records import versions
 from counterpoise.resident import ResidentAverage
 from counterpoise.search.proxies import ProxySet
 

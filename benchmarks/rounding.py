@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from counterpoise.averaging import mix, versions
+from counterpoise.averaging import mix
 from counterpoise.language import encode_prompt, read_prompts
+from counterpoise.records import versions
 
 RATIOS = (0.2, 0.4, 0.6, 0.8)
 RESULTS = Path(__file__).parent / "results" / "rounding.json"

@@ -11,10 +11,10 @@ from counterpoise import dtypes
 from counterpoise.averaging import mix
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.dtypes import computed_in, is_imitated, placed, slowdown, warning
-from counterpoise.evaluation.sweep import Store
 from counterpoise.evaluation.tax import Panel
 from counterpoise.language import Prompt
 from counterpoise.partition import thirds
+from counterpoise.records import Store
 from counterpoise.resident import ResidentAverage
 from counterpoise.restoring.workbench import Workbench
 from tiny import save_pair, tiny

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from counterpoise.checkpoints.preflight import preflight
-from counterpoise.evaluation.sweep import Store
+from counterpoise.records import Store
 from counterpoise.report.matched import hypervolume_gains, matched
 from counterpoise.report.panels import pooled, read_panels
 from counterpoise.restoring.workbench import Workbench

@@ -30,13 +30,13 @@ from typing import Any
 
 import torch
 
-from counterpoise.averaging import versions
 from counterpoise.multitask.text.balance import weighting_for
 from counterpoise.multitask.text.classifier import TextClassifier, build_classifier
 from counterpoise.multitask.text.data import Part, TaskData, read_tasks
 from counterpoise.multitask.text.encoding import seeded
 from counterpoise.multitask.text.models import Design, HardSharing, build_encoder
 from counterpoise.multitask.text.training import Epoch, rounds_per_epoch, train
+from counterpoise.records import versions
 
 HERE = Path(__file__).parent
 SETTINGS: dict[str, dict[str, Any]] = {

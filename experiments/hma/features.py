@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from counterpoise.averaging import versions, write_json
 from counterpoise.evaluation.parts import part_of
 from counterpoise.language import read_prompts
+from counterpoise.records import versions, write_json
 
 HERE = Path(__file__).resolve().parent
 

@@ -27,13 +27,12 @@ import torch
 from averages import AFTER, averages
 
 from counterpoise.alignment.aligning import load
-from counterpoise.averaging import versions
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.checkpoints.preflight import preflight, scan
 from counterpoise.evaluation.parts import part_of
-from counterpoise.evaluation.sweep import Store
 from counterpoise.evaluation.tax import Panel, Scores
 from counterpoise.language import read_prompts
+from counterpoise.records import Store, versions
 from counterpoise.restoring.workbench import Workbench
 from counterpoise.results import Measured, results, write_results
 

@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 
-from counterpoise.averaging import Recipe, versions, write_json
+from counterpoise.averaging import Recipe
 from counterpoise.checkpoints.preflight import preflight, scan
 from counterpoise.evaluation.rewards import load_reward
-from counterpoise.evaluation.sweep import Store
 from counterpoise.evaluation.tax import Panel, difference, fingerprint, interval_of, steps_from_pre, tax_table
 from counterpoise.partition import thirds
+from counterpoise.records import Store, versions, write_json
 from counterpoise.restoring.workbench import Workbench
 
 HERE = Path(__file__).resolve().parent

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from counterpoise.averaging import versions
+from counterpoise.records import versions
 
 HERE = Path(__file__).resolve().parent
 SETTINGS = ((4, 0.7, 16), (4, 0.7, 64), (10, 0.8, 32))

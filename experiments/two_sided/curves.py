@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from counterpoise.evaluation.sweep import digest
 from counterpoise.evaluation.tax import Scores
 from counterpoise.partition import Partition, equal, layerwise, thirds
+from counterpoise.records import digest
 from counterpoise.restoring.searching import FORMS, TwoSided
 from counterpoise.restoring.workbench import Workbench
 from counterpoise.search.ramps import linear_ramp, random_ratios, reversed_ramp

@@ -26,10 +26,9 @@ import torch
 from curves import CURVES, MA_SWEEP, REQUIRED, Curves, Settings
 from studies import SIZES, noise, openings, sizes
 
-from counterpoise.averaging import versions
 from counterpoise.checkpoints.preflight import preflight, scan
-from counterpoise.evaluation.sweep import Store
 from counterpoise.evaluation.tax import Panel
+from counterpoise.records import Store, versions
 from counterpoise.restoring.workbench import Workbench
 from counterpoise.results import Measured, results, write_results
 

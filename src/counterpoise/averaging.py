@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +14,11 @@ import torch
 from torch import Tensor
 
 from counterpoise.checkpoints.checkpoint import Checkpoint, TensorFile, copy_companions, hash_in_background
-from counterpoise.checkpoints.files import INDEX, refuse_occupied, replacing, staged
+from counterpoise.checkpoints.files import INDEX, refuse_occupied, staged
 from counterpoise.checkpoints.preflight import CHUNK, Pair, Scan, preflight
 from counterpoise.checkpoints.rounding import NARROW, PIECE, key_of, narrow_piece
 from counterpoise.partition import Block, Partition, partition, whole
+from counterpoise.records import versions, write_json
 
 Donor = Literal["pre", "post"]
 
@@ -198,29 +197,12 @@ def average(
     return recipe
 
 
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    found = {"python": sys.version.split()[0]}
-    for name in ("counterpoise", "torch", "transformers", "safetensors", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def describe_inputs(pair: Pair) -> dict[str, Any]:
     """Source, hashes and, of what came from the hub, the commit of both checkpoints."""
     return {
         side: {"source": c.source, **({"revision": c.revision} if c.revision else {}), "sha256": c.sha256}
         for side, c in (("pre", pair.pre), ("post", pair.post))
     }
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write readable json with a stable order of keys, whole or not at all."""
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _plan(pair: Pair, ratios: float | Sequence[float] | Recipe, blocks: int | str) -> Recipe:

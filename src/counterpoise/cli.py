@@ -241,7 +241,7 @@ def tax(
             raise ValueError(
                 f"--json {json_out}: expected a folder {json_out.absolute().parent}, found none; make it first"
             )
-        from counterpoise.averaging import write_json
+        from counterpoise.records import write_json
         from counterpoise.restoring.restore import measure_tax
 
         panel = _panel(

@@ -20,14 +20,13 @@ import torch
 from torch import nn
 
 from counterpoise.alignment.rsf import Iteration, fine_tune, rsf
-from counterpoise.averaging import versions, write_json
 from counterpoise.checkpoints.files import refuse_occupied
 from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.tax import Panel
 from counterpoise.language import Example, Prompt
+from counterpoise.records import Stages, versions, write_json
 from counterpoise.resident import without_bars
 from counterpoise.restoring.restore import restore
-from counterpoise.restoring.workbench import Stages
 
 GLAD = ("happy", "bright", "kind", "lovely", "merry", "calm")
 GLOOMY = ("sad", "dark", "cruel", "ugly", "angry", "lost")

@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from counterpoise.records import Progress
+
 T = TypeVar("T")
-Progress = Callable[[int, int], None]
-"""Called with (done, total) as long work advances."""
 TURN = re.compile(r"\n\n(Human|Assistant):")
 """What stands before each turn of an HH transcript."""
 

@@ -111,7 +111,7 @@ def items_of(scores: Scores) -> dict[str, Any]:
 
 def write_results(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write what `results` made, whole or not at all; one line a point, so that version control shows what changed."""
-    from counterpoise.report.page import write_whole
+    from counterpoise.records import write_whole
 
     lines = [f"{json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in content.items() if k != "points"]
     rows = ",\n  ".join(json.dumps(p, ensure_ascii=False) for p in content["points"])

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from counterpoise.evaluation.abilities import FileAbility, encode_pair, load_abilities
 from counterpoise.evaluation.parts import PARTS, part_of
-from counterpoise.evaluation.sweep import digest
+from counterpoise.records import digest
 from tiny import tiny, tokenizer
 
 WORDS = ["yes", "no", "maybe so", "seven", "a b c", "nothing at all"]

@@ -30,7 +30,7 @@ from counterpoise.evaluation.judges import (
     preference_of,
     read_verdict,
 )
-from counterpoise.evaluation.sweep import Store
+from counterpoise.records import Store
 
 KEY = "secret-key-0123456789"
 ASK = [{"role": "user", "content": "hello"}]

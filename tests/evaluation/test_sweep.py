@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from counterpoise.evaluation.sweep import Store, digest
+from counterpoise.records import Store, digest
 
 KEY = {"what": "reward", "model": ["pre", 0.5], "part": "held-out"}
 
@@ -104,7 +104,7 @@ WAIT = "(print('go', flush=True), time.sleep(60))"
 ])  # fmt: skip
 def test_a_killed_process_leaves_nothing_finished(tmp_path: Path, moment: str) -> None:
     script = (
-        f"import os, sys, time; from counterpoise.evaluation.sweep import Store\n{moment}\n"
+        f"import os, sys, time; from counterpoise.records import Store\n{moment}\n"
         f"Store(sys.argv[1]).once({KEY!r}, work)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

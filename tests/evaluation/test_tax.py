@@ -14,9 +14,9 @@ import torch
 from counterpoise.evaluation.abilities import load_abilities
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import PARTS, Part, part_of
-from counterpoise.evaluation.sweep import Store
 from counterpoise.evaluation.tax import Panel, Scores, at_floor, difference, fingerprint, interval_of, tax_table
 from counterpoise.language import decode, encode_prompt, sample
+from counterpoise.records import Store
 from tiny import nudge, tiny, tokenizer
 
 ITEMS = 200

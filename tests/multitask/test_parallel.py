@@ -12,7 +12,7 @@ from torch import nn
 
 from counterpoise.multitask import MGDA, BanditMTL, UncertaintyWeighting
 from counterpoise.multitask.adversarial import Adversarial
-from counterpoise.multitask.parallel import sum_over_ranks, world_size
+from counterpoise.ranks import sum_over_ranks, world_size
 
 from .toy import TASKS, Toy, gradients, rows
 

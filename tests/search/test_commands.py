@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from counterpoise.averaging import Recipe, average, mix
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.cli import app
-from counterpoise.evaluation.sweep import Store
+from counterpoise.records import Store
 from counterpoise.report import reading
 from counterpoise.report.two_sided import ratios, table
 from counterpoise.restoring.restore import restore

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from counterpoise.checkpoints.preflight import preflight
-from counterpoise.evaluation.sweep import Store
 from counterpoise.partition import thirds
+from counterpoise.records import Store
 from counterpoise.restoring.comparing import row
 from counterpoise.restoring.drawing import words
 from counterpoise.restoring.searching import FORMS, TwoSided

@@ -17,14 +17,12 @@ from counterpoise.alignment import processes
 from counterpoise.alignment.reference import placed
 from counterpoise.alignment.run import FREE, Run, differing, finished_state, save_model
 from counterpoise.alignment.stepping import Mitigation, weights_sha256
-from counterpoise.averaging import versions, write_json
 from counterpoise.checkpoints.checkpoint import Checkpoint
 from counterpoise.checkpoints.files import CheckpointError, refuse_occupied, staged
 from counterpoise.checkpoints.opening import open_checkpoint
-from counterpoise.evaluation.sweep import digest
 from counterpoise.language import Prompt
+from counterpoise.records import Stages, digest, versions, write_json
 from counterpoise.resident import without_bars
-from counterpoise.restoring.workbench import Stages
 
 HANDED = ("mitigations", "run", "progress", "after_iteration", "reference")
 """Arguments of a method that decide no number, or are recorded elsewhere."""

@@ -27,10 +27,10 @@ from counterpoise.alignment.stepping import Mitigation
 from counterpoise.checkpoints.files import replacing
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.evaluation.rewards import load_reward
-from counterpoise.evaluation.sweep import Store, digest
 from counterpoise.evaluation.tax import fingerprint
-from counterpoise.language import Example, Progress, Prompt, encode_prompt, read_prompts, sample
+from counterpoise.language import Example, Prompt, encode_prompt, read_prompts, sample
 from counterpoise.partition import layerwise
+from counterpoise.records import Progress, Store, digest
 
 METHODS = ("rsf", "ppo", "dpo")
 LONGEST_TEXT = 512

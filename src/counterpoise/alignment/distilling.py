@@ -16,8 +16,8 @@ from counterpoise.alignment.rsf import Reward, draw_and_score, fine_tune
 from counterpoise.alignment.run import Run, stage_of
 from counterpoise.alignment.sharding import is_sharded
 from counterpoise.alignment.stepping import Mitigation, adam, finish_all, start_all
-from counterpoise.evaluation.sweep import Store, digest
-from counterpoise.language import Example, Progress, Prompt, _read_prompt, decode, encode_prompt, stop_tokens
+from counterpoise.language import Example, Prompt, _read_prompt, decode, encode_prompt, stop_tokens
+from counterpoise.records import Progress, Store, digest
 
 CHUNK = 128
 """Prompts whose responses are drawn, scored and stored together."""

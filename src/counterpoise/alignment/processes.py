@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from counterpoise.language import by_length
-from counterpoise.multitask.parallel import sum_over_ranks, world_size
+from counterpoise.ranks import sum_over_ranks, world_size
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=12)

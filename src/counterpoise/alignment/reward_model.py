@@ -18,11 +18,10 @@ from counterpoise.alignment.preferences import Preference
 from counterpoise.alignment.quiet import quiet_libraries, without_printing
 from counterpoise.alignment.run import telling
 from counterpoise.alignment.stepping import rows_at_once
-from counterpoise.averaging import versions, write_json
 from counterpoise.checkpoints.files import CheckpointError, refuse_occupied, staged
 from counterpoise.checkpoints.opening import open_checkpoint
+from counterpoise.records import Stages, versions, write_json
 from counterpoise.resident import without_bars
-from counterpoise.restoring.workbench import Stages
 
 
 def train_reward_model(

@@ -20,16 +20,8 @@ from counterpoise.alignment.prompts import next_prompts, queue_from, queue_state
 from counterpoise.alignment.run import Run, stage_of
 from counterpoise.alignment.sharding import is_sharded, whole_weights
 from counterpoise.alignment.stepping import Mitigation, adam, finish_all, start_all, take_step
-from counterpoise.language import (
-    Example,
-    Progress,
-    Prompt,
-    decode,
-    encode_prompt,
-    response_nll,
-    response_tokens,
-    sample,
-)
+from counterpoise.language import Example, Prompt, decode, encode_prompt, response_nll, response_tokens, sample
+from counterpoise.records import Progress
 
 Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 """Prompts and responses in, one number each out; higher is better."""

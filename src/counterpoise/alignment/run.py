@@ -17,12 +17,9 @@ from counterpoise.alignment import processes
 from counterpoise.alignment.mitigations.lowrank import is_low_rank, merged
 from counterpoise.alignment.sharding import is_sharded, moments_like, own_part, part_like, whole
 from counterpoise.alignment.stepping import Mitigation
-from counterpoise.averaging import write_json
 from counterpoise.checkpoints.files import replacing, staged
-from counterpoise.evaluation.sweep import Store, digest
-from counterpoise.language import Progress
+from counterpoise.records import Progress, Stages, Store, digest, write_json
 from counterpoise.resident import without_bars
-from counterpoise.restoring.workbench import Stages
 
 T = TypeVar("T")
 FREE = ("micro_batch_size",)

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from counterpoise.alignment import processes
-from counterpoise.multitask.parallel import sum_over_ranks, world_size
+from counterpoise.ranks import sum_over_ranks, world_size
 
 M = TypeVar("M", bound=nn.Module)
 

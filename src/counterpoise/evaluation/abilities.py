@@ -23,8 +23,8 @@ from torch import nn
 from counterpoise.evaluation.bleu import bleu
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import Part, part_of
-from counterpoise.evaluation.sweep import digest
 from counterpoise.language import Prompt, continuation_logprobs, decode, encode_prompt, sample
+from counterpoise.records import digest
 
 
 class Ability(Protocol):

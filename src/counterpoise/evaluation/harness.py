@@ -17,7 +17,7 @@ from torch import nn
 from counterpoise.evaluation.bleu import bleu
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import Part, part_of
-from counterpoise.evaluation.sweep import digest
+from counterpoise.records import digest
 
 FEWSHOT_SEED = 1234
 """Of the random examples in few-shot prompts, the same at every measurement; lm-eval's own default."""

@@ -72,12 +72,11 @@ def compare(
     """Win rate of OURS against THEIRS with a 95 % interval, each pair judged in both orders."""
     work = work or out.with_name(out.name + ".work")
     with plain_errors(f"answers are in {work}; the same command goes on from there"):
-        from counterpoise.averaging import versions
         from counterpoise.evaluation.alpaca import annotated, pair_outputs, read_outputs
         from counterpoise.evaluation.endpoint import Endpoint
         from counterpoise.evaluation.judges import EndpointJudge, preference_of
         from counterpoise.evaluation.judges import compare as run
-        from counterpoise.evaluation.sweep import Store
+        from counterpoise.records import Store, versions
 
         if sum(x is not None for x in (reward, preference, base_url)) != 1:
             raise ValueError("judge: expected exactly one of --reward, --preference and --base-url")
@@ -277,7 +276,7 @@ def _name(about: dict[str, Any]) -> str:
 
 
 def _write(path: Path, content: Any) -> None:
-    from counterpoise.report.page import write_whole
+    from counterpoise.records import write_whole
 
     write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 

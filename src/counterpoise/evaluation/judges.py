@@ -16,7 +16,7 @@ import numpy as np
 from counterpoise.evaluation.alpaca import Pair
 from counterpoise.evaluation.endpoint import Endpoint
 from counterpoise.evaluation.rewards import Reward
-from counterpoise.evaluation.sweep import Store, digest
+from counterpoise.records import Store, digest
 from counterpoise.statistics.bootstrap import interval
 
 Verdict = Literal["first", "second", "tie", "refused", "unreadable"]

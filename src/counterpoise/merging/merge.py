@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from counterpoise.averaging import Donor, mix, versions, write_json
+from counterpoise.averaging import Donor, mix
 from counterpoise.checkpoints.checkpoint import Checkpoint, TensorFile, copy_companions, hash_in_background
 from counterpoise.checkpoints.files import INDEX, CheckpointError, refuse_occupied, staged
 from counterpoise.checkpoints.opening import open_checkpoint
@@ -23,6 +23,7 @@ from counterpoise.checkpoints.preflight import CHUNK, Pair, Scan, preflight
 from counterpoise.checkpoints.rounding import key_of, narrow
 from counterpoise.merging.dare import generator_for, kept
 from counterpoise.merging.ties import elected_mean, largest
+from counterpoise.records import versions, write_json
 
 Method = Literal["ties", "dare", "dare-ties"]
 Scope = Literal["model", "tensor"]

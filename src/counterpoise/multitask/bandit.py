@@ -14,9 +14,9 @@ from torch import Tensor
 
 from counterpoise.multitask.losses import Batch, Counts, Losses, gather
 from counterpoise.multitask.mirror import ball_radius, best_response_floats, divergence, hold, mirror_floats
-from counterpoise.multitask.parallel import world_size
 from counterpoise.multitask.weighting import Weighting, on_device, weighted_sum
 from counterpoise.multitask.window import WindowMeans
+from counterpoise.ranks import world_size
 
 
 @dataclass

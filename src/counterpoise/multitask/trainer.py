@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback
 
-from counterpoise.multitask.parallel import sum_over_ranks, world_size
 from counterpoise.multitask.weighting import Weighting
+from counterpoise.ranks import sum_over_ranks, world_size
 
 STATE_FILE = "weighting.pt"
 """The weighting's state inside each checkpoint."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from counterpoise.multitask.losses import Batch
-from counterpoise.multitask.parallel import average_gradients
 from counterpoise.multitask.weighting import Weighting, weighted_sum
+from counterpoise.ranks import average_gradients
 
 
 class UncertaintyWeighting(Weighting):

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from counterpoise.multitask.losses import Batch, Counts, Losses, by_task, gather, task_names
-from counterpoise.multitask.parallel import sum_over_ranks, world_size
 from counterpoise.multitask.window import Window, WindowMeans, finite
+from counterpoise.ranks import sum_over_ranks, world_size
 
 
 @dataclass

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from counterpoise.multitask.losses import Batch
-from counterpoise.multitask.parallel import sum_over_ranks, world_size
+from counterpoise.ranks import sum_over_ranks, world_size
 
 
 class WindowMeans(NamedTuple):

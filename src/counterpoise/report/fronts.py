@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from counterpoise.records import write_whole
 from counterpoise.report import plots, reading
 from counterpoise.report.grid import Cell, Column, Table, as_html
 from counterpoise.report.marks import escaped
 from counterpoise.report.matched import REFERENCE, Row, hypervolume_gains, matched, method_gains
 from counterpoise.report.numbers import interval, number, p_value
-from counterpoise.report.page import Figures, fact_list, menu, page, plot_box, section, specs, write_whole
+from counterpoise.report.page import Figures, fact_list, menu, page, plot_box, section, specs
 from counterpoise.report.palette import SERIES, Look, light, look
 from counterpoise.report.panels import Panel, beaten_by, pooled, read_panels
 from counterpoise.report.reading import ENDS, RETENTION, Results

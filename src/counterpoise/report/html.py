@@ -7,10 +7,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from counterpoise.records import write_whole
 from counterpoise.report import plots, reading, tables
 from counterpoise.report.grid import Table, as_html
 from counterpoise.report.numbers import number, ratio_list
-from counterpoise.report.page import Figures, fact_list, menu, page, plot_box, section, spec, specs, write_whole
+from counterpoise.report.page import Figures, fact_list, menu, page, plot_box, section, spec, specs
 from counterpoise.report.reading import RETENTION, Results
 from counterpoise.report.two_sided import two_sided_section
 

@@ -8,11 +8,9 @@ import html
 import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from pathlib import Path
 from string import Template
 from typing import Any
 
-from counterpoise.checkpoints.files import replacing
 from counterpoise.report import palette, plots
 
 Figures = dict[str, dict[str, Any]]
@@ -37,12 +35,6 @@ def page(title: str, body: str, figures: Figures) -> str:
         plotly=plotly,
         script=script,
     )
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8", newline="\n")
 
 
 def section(title: str, content: str) -> str:

@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from counterpoise.averaging import Recipe, describe_inputs, versions, write_json
+from counterpoise.averaging import Recipe, describe_inputs
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.preflight import preflight, scan
-from counterpoise.evaluation.sweep import Store
 from counterpoise.evaluation.tax import Panel
 from counterpoise.partition import Partition, partition
+from counterpoise.records import Stages, Store, versions, write_json
 from counterpoise.restoring.restore import refuse_settings
 from counterpoise.restoring.searching import TwoSided
-from counterpoise.restoring.workbench import Stages, Workbench
+from counterpoise.restoring.workbench import Workbench
 from counterpoise.search.hma import SearchResult
 from counterpoise.search.two_sided import Found
 

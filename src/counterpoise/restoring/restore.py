@@ -15,15 +15,15 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from counterpoise.averaging import Donor, average, describe_inputs, versions
+from counterpoise.averaging import Donor, average, describe_inputs
 from counterpoise.checkpoints.files import CheckpointError, refuse_occupied
 from counterpoise.checkpoints.preflight import preflight, scan
-from counterpoise.evaluation.sweep import Store, digest
 from counterpoise.evaluation.tax import Panel, tax_table
 from counterpoise.partition import partition
+from counterpoise.records import Stages, Store, digest, versions
 from counterpoise.restoring.comparing import compare
 from counterpoise.restoring.searching import TwoSided
-from counterpoise.restoring.workbench import Stages, Workbench
+from counterpoise.restoring.workbench import Workbench
 from counterpoise.results import write_results
 
 RESULT = "restore.json"

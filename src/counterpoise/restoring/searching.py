@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from counterpoise.evaluation.sweep import digest
 from counterpoise.language import Example
 from counterpoise.multitask.mirror import ball_radius
 from counterpoise.partition import Partition
+from counterpoise.records import digest
 from counterpoise.restoring.drawing import answers, ratings, words
 from counterpoise.restoring.workbench import Workbench
 from counterpoise.search.contrast import contrast

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,16 +17,13 @@ from counterpoise.averaging import Donor
 from counterpoise.checkpoints.checkpoint import companions_sha256
 from counterpoise.checkpoints.preflight import Pair
 from counterpoise.evaluation.parts import Part
-from counterpoise.evaluation.sweep import NUMERICS, Store, digest
 from counterpoise.evaluation.tax import Panel, Scores
-from counterpoise.language import Example, Progress
+from counterpoise.language import Example
 from counterpoise.partition import Partition, whole
+from counterpoise.records import NUMERICS, Progress, Stages, Store, digest
 from counterpoise.resident import ResidentAverage, compute_dtype, main_dtype
 from counterpoise.search.hma import SearchResult, hma
 from counterpoise.search.proxies import ProxySet, draw_proxies
-
-Stages = Callable[[str, int, int], None]
-"""Called with (stage, done, total) as work advances."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from counterpoise.evaluation.rewards import Reward
-from counterpoise.language import Example, Progress, Prompt, by_length, decode, encode_prompt, sample
+from counterpoise.language import Example, Prompt, by_length, decode, encode_prompt, sample
 from counterpoise.partition import Partition
+from counterpoise.records import Progress
 from counterpoise.resident import ResidentAverage
 from counterpoise.search.hma import Evaluate
 from counterpoise.search.rows import row_nlls

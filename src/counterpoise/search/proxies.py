@@ -15,7 +15,6 @@ from torch import nn
 from counterpoise.evaluation.rewards import Reward
 from counterpoise.language import (
     Example,
-    Progress,
     Prompt,
     by_length,
     decode,
@@ -24,6 +23,7 @@ from counterpoise.language import (
     response_tokens,
     sample,
 )
+from counterpoise.records import Progress
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from counterpoise.evaluation.abilities import FileAbility, encode_pair
-from counterpoise.language import Example, Progress, Prompt, encode_prompt, sample
+from counterpoise.language import Example, Prompt, encode_prompt, sample
+from counterpoise.records import Progress
 
 OPENINGS = (
     "The", "In the", "It is", "There are", "When", "Once upon a time", "A new study", "Most people", "The history of",

@@ -12,9 +12,9 @@ from typing import Any
 from torch import nn
 
 from counterpoise.alignment.stepping import Mitigation, Step
-from counterpoise.evaluation.sweep import digest
 from counterpoise.language import Example, encode_prompt, response_nll, response_tokens, turn_end
 from counterpoise.language import _read_prompt as read_prompt
+from counterpoise.records import digest
 
 
 @dataclass

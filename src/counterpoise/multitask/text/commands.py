@@ -209,7 +209,7 @@ def _read(data: Path, layout: Any, tasks: str | None, *, need: Any) -> list[Task
 def _record(tasks: list[TaskData], run: Training, tested: dict[str, Score]) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from counterpoise.averaging import versions
+    from counterpoise.records import versions
 
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

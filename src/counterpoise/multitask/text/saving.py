@@ -13,12 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
-from counterpoise.averaging import versions, write_json
 from counterpoise.checkpoints.files import staged
 from counterpoise.multitask.text.classifier import TextClassifier
 from counterpoise.multitask.text.encoding import SubwordTokens, seeded, usable_device
 from counterpoise.multitask.text.models import Design, Encoder, HardSharing, Pretrained, build_encoder
 from counterpoise.multitask.text.vectors import Vocabulary
+from counterpoise.records import versions, write_json
 
 FORMAT = "counterpoise-multitask-text-1"
 CONFIG, WEIGHTS, WORDS, RECORD = "config.json", "model.safetensors", "vocabulary.json", "training.json"

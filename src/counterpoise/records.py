@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,3 +46,34 @@ class Store:
         with replacing(path) as partial:
             partial.write_text(json.dumps({"key": key, "value": value}), encoding="utf-8")
         return value
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    found = {"python": sys.version.split()[0]}
+    for name in ("counterpoise", "torch", "transformers", "safetensors", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write readable json with a stable order of keys, whole or not at all."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) as long work advances."""
+
+
+Stages = Callable[[str, int, int], None]
+"""Called with (stage, done, total) as work advances."""
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
