@@ -25,7 +25,8 @@ import torch
 
 from counterpoise.alignment.aligning import load
 from counterpoise.alignment.precision import compute_in_bfloat16, weights_cast_once
-from counterpoise.language import Example, response_nll, sample
+from counterpoise.language.sampling import sample
+from counterpoise.language.scoring import Example, response_nll
 from counterpoise.records import versions
 
 

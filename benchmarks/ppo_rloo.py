@@ -29,7 +29,7 @@ from trl import RLOOConfig, RLOOTrainer
 from counterpoise.alignment.ppo import ppo
 from counterpoise.alignment.quiet import quiet_libraries, without_printing
 from counterpoise.demo import NOUNS, make_model, make_tokenizer
-from counterpoise.language import Prompt
+from counterpoise.language.prompts import Prompt
 from counterpoise.records import versions
 
 RESPONSES, BATCH, EPOCHS, LENGTH, KL = 64, 32, 2, 8, 0.02

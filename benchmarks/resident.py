@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from counterpoise.checkpoints.preflight import preflight
-from counterpoise.language import Example
+from counterpoise.language.scoring import Example
 from counterpoise.partition import thirds
 from counterpoise.records import versions
 from counterpoise.resident import ResidentAverage

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from counterpoise.averaging import mix
-from counterpoise.language import encode_prompt, read_prompts
+from counterpoise.language.prompts import encode_prompt, read_prompts
 from counterpoise.records import versions
 
 RATIOS = (0.2, 0.4, 0.6, 0.8)

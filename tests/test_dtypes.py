@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from counterpoise import dtypes
 from counterpoise.averaging import mix
 from counterpoise.checkpoints.preflight import preflight
-from counterpoise.dtypes import computed_in, is_imitated, placed, slowdown, warning
 from counterpoise.evaluation.tax import Panel
-from counterpoise.language import Prompt
+from counterpoise.language import dtypes
+from counterpoise.language.dtypes import computed_in, is_imitated, placed, slowdown, warning
+from counterpoise.language.prompts import Prompt
 from counterpoise.partition import thirds
 from counterpoise.records import Store
 from counterpoise.resident import ResidentAverage

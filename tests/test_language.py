@@ -13,20 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AddedToken
 
-from counterpoise.language import (
-    Example,
-    Prompt,
-    by_length,
-    continuation_logprobs,
-    decode,
-    encode_prompt,
-    read_prompts,
-    response_nll,
-    response_tokens,
-    sample,
-    stop_tokens,
-    turn_end,
-)  # fmt: skip
+from counterpoise.language.prompts import Prompt, encode_prompt, read_prompts
+from counterpoise.language.sampling import decode, sample, stop_tokens, turn_end
+from counterpoise.language.scoring import Example, by_length, continuation_logprobs, response_nll, response_tokens
 from tiny import CAUSAL, tiny, tokenizer
 
 EOS = 2

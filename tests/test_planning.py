@@ -16,7 +16,7 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from counterpoise.cli import app
-from counterpoise.language import Example, response_nll
+from counterpoise.language.scoring import Example, response_nll
 from counterpoise.planning.stages import Lengths, Loop, align_stages, restore_stages
 from counterpoise.planning.work import (
     HMA_PASSES,

@@ -15,7 +15,7 @@ from counterpoise.alignment.rsf import rsf
 from counterpoise.averaging import Recipe
 from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.rewards import load_reward
-from counterpoise.language import read_prompts
+from counterpoise.language.prompts import read_prompts
 
 NAMES = "Tom Lily Ben Anna Max Sue Tim Mia Sam Zoe Jack Amy".split()
 DEEDS = "lost a toy,found a shell,saw a dog,went home,heard a noise,made a cake,fell down,had a dream".split(",")

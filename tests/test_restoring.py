@@ -20,7 +20,7 @@ from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.tax import Scores
-from counterpoise.language import read_prompts
+from counterpoise.language.prompts import read_prompts
 from counterpoise.partition import equal
 from counterpoise.report import reading
 from counterpoise.report.matched import matched

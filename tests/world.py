@@ -11,7 +11,7 @@ from pathlib import Path
 from counterpoise.alignment.rsf import rsf
 from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.tax import Panel
-from counterpoise.language import read_prompts
+from counterpoise.language.prompts import read_prompts
 from tiny import tiny, tokenizer
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from counterpoise.evaluation.parts import part_of
-from counterpoise.language import read_prompts
+from counterpoise.language.prompts import read_prompts
 from counterpoise.records import versions, write_json
 
 HERE = Path(__file__).resolve().parent

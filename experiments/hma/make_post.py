@@ -38,7 +38,8 @@ from counterpoise.alignment.prompts import next_prompts
 from counterpoise.alignment.rsf import draw_and_score, rsf
 from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.rewards import load_reward
-from counterpoise.language import Prompt, decode, read_prompts
+from counterpoise.language.prompts import Prompt, read_prompts
+from counterpoise.language.sampling import decode
 
 
 def write_inputs(data: Path, work: Path) -> None:

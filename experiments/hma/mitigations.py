@@ -31,7 +31,7 @@ from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.checkpoints.preflight import preflight, scan
 from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.tax import Panel, Scores
-from counterpoise.language import read_prompts
+from counterpoise.language.prompts import read_prompts
 from counterpoise.records import Store, versions
 from counterpoise.restoring.workbench import Workbench
 from counterpoise.results import Measured, results, write_results

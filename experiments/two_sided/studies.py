@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from curves import Curves
 
-from counterpoise.language import Example
+from counterpoise.language.scoring import Example
 from counterpoise.partition import thirds
 from counterpoise.restoring.drawing import words
 from counterpoise.restoring.searching import TwoSided

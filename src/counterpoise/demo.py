@@ -23,9 +23,10 @@ from counterpoise.alignment.rsf import Iteration, fine_tune, rsf
 from counterpoise.checkpoints.files import refuse_occupied
 from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.tax import Panel
-from counterpoise.language import Example, Prompt
+from counterpoise.language.loading import without_bars
+from counterpoise.language.prompts import Prompt
+from counterpoise.language.scoring import Example
 from counterpoise.records import Stages, versions, write_json
-from counterpoise.resident import without_bars
 from counterpoise.restoring.restore import restore
 
 GLAD = ("happy", "bright", "kind", "lovely", "merry", "calm")

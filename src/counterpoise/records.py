@@ -1,4 +1,4 @@
-"""A store of finished work, keyed by content: what was measured once is never measured again, also after a kill."""
+"""What a run leaves behind: finished pieces of work keyed by their content, json, versions; and how it tells of its progress."""
 
 from __future__ import annotations
 

@@ -17,7 +17,8 @@ from counterpoise.checkpoints.checkpoint import match_name
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.preflight import CHUNK, Pair
 from counterpoise.checkpoints.rounding import key_of
-from counterpoise.dtypes import computed_in
+from counterpoise.language.dtypes import computed_in
+from counterpoise.language.loading import without_bars
 from counterpoise.partition import Partition
 
 Objective = Callable[[nn.Module], float]
@@ -171,20 +172,6 @@ def main_dtype(pair: Pair) -> torch.dtype:
     for name in pair.names:
         elements[pair.post.dtype(name)] += math.prod(pair.post.shape(name))
     return max((d for d in elements if d.is_floating_point), key=elements.__getitem__)
-
-
-@contextlib.contextmanager
-def without_bars() -> Iterator[None]:
-    """transformers draws no progress bars of its own inside, which would tear ours."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _match(pair: Pair, model: nn.Module) -> dict[str, Tensor]:

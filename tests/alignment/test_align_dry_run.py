@@ -20,7 +20,7 @@ from counterpoise.alignment.mitigations.anchors import KD
 from counterpoise.alignment.mitigations.replay import Replay
 from counterpoise.alignment.stepping import Step
 from counterpoise.cli import app
-from counterpoise.language import Example, response_nll
+from counterpoise.language.scoring import Example, response_nll
 from counterpoise.planning.rehearsing import look
 from counterpoise.planning.work import Plan, Stage, drawing, drawing_bytes, shape_of, training_bytes
 from world import make

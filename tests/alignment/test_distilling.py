@@ -16,7 +16,8 @@ from counterpoise.alignment.distilling import collect, distil, read_samples, wri
 from counterpoise.alignment.mitigations.replay import read_corpus, response_ids
 from counterpoise.alignment.rsf import best_of_n, fine_tune
 from counterpoise.alignment.stepping import adam
-from counterpoise.language import Prompt, stop_tokens
+from counterpoise.language.prompts import Prompt
+from counterpoise.language.sampling import stop_tokens
 from tiny import tiny, tokenizer
 
 PROMPTS = [Prompt((("user", a + b),)) for a in "abcdefgh" for b in "ijklmn"]

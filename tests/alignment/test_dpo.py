@@ -23,7 +23,8 @@ from counterpoise.alignment.mitigations.replay import Replay
 from counterpoise.alignment.mitigations.stopping import RewardBudget
 from counterpoise.alignment.preferences import Preference
 from counterpoise.alignment.stepping import Mitigation
-from counterpoise.language import Example, Prompt, continuation_logprobs
+from counterpoise.language.prompts import Prompt
+from counterpoise.language.scoring import Example, continuation_logprobs
 from tiny import tiny, tokenizer
 
 

@@ -21,7 +21,7 @@ from counterpoise.alignment.run import finished_state
 from counterpoise.alignment.scoring import score_responses
 from counterpoise.alignment.stepping import Mitigation, Step, adam, finish_all, start_all, trainable
 from counterpoise.checkpoints.opening import open_checkpoint
-from counterpoise.language import Example, response_nll, response_tokens
+from counterpoise.language.scoring import Example, response_nll, response_tokens
 from tiny import nudge, save_pair, tiny, tokenizer
 
 EXAMPLES = [Example((1, 5 + i), tuple(range(6, 8 + i))) for i in range(8)]

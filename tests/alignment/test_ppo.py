@@ -15,7 +15,8 @@ from counterpoise.alignment.mitigations.stopping import RewardBudget
 from counterpoise.alignment.objective import adapted, gae, policy_loss, value_loss, whiten
 from counterpoise.alignment.ppo import ValueHead, look, ppo
 from counterpoise.alignment.scoring import score_responses
-from counterpoise.language import Example, Prompt, continuation_logprobs
+from counterpoise.language.prompts import Prompt
+from counterpoise.language.scoring import Example, continuation_logprobs
 from tiny import tiny, tokenizer
 
 PROMPTS = [Prompt((("user", text),)) for text in ("abc", "hello", "what?", "one two", "z", "go on", "dsa", "qwer")]

@@ -17,7 +17,8 @@ from counterpoise.alignment.precision import compute_in_bfloat16, weights_cast_o
 from counterpoise.alignment.rsf import fine_tune
 from counterpoise.alignment.stepping import adam
 from counterpoise.checkpoints.opening import open_checkpoint
-from counterpoise.language import Example, response_nll, sample
+from counterpoise.language.sampling import sample
+from counterpoise.language.scoring import Example, response_nll
 from tiny import tiny, tokenizer
 
 EXAMPLES = [Example((1, 5 + i), (7, 9, 11 + i)) for i in range(6)]

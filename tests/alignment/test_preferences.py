@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from counterpoise.alignment.preferences import Preference, read_preferences
-from counterpoise.language import Prompt, read_prompts
+from counterpoise.language.prompts import Prompt, read_prompts
 
 ASKED = Prompt((("user", "Hi there"),))
 TWO = Prompt((("user", "Hi"), ("assistant", "Yes?"), ("user", "Go\n\non")))

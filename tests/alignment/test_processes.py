@@ -32,7 +32,9 @@ from counterpoise.alignment.rsf import rsf
 from counterpoise.alignment.run import Run
 from counterpoise.alignment.stepping import Mitigation, Step
 from counterpoise.checkpoints.opening import open_checkpoint
-from counterpoise.language import Example, Prompt, by_length, sample
+from counterpoise.language.prompts import Prompt
+from counterpoise.language.sampling import sample
+from counterpoise.language.scoring import Example, by_length
 from tiny import save_pair, tiny, tokenizer
 
 WORDS = ("abc", "hello", "what?", "one two", "z", "go on", "so", "why not", "yes", "and then", "left", "q")

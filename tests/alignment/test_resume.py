@@ -28,7 +28,8 @@ from counterpoise.alignment.run import Run
 from counterpoise.alignment.stepping import Mitigation, Step
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.opening import open_checkpoint
-from counterpoise.language import Example, Prompt
+from counterpoise.language.prompts import Prompt
+from counterpoise.language.scoring import Example
 from tiny import save_pair, tiny, tokenizer
 
 PROMPTS = [Prompt((("user", text),)) for text in ("abc", "hello", "what?", "one two", "z", "go on")]

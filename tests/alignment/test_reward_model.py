@@ -13,7 +13,7 @@ from counterpoise.alignment.reward_model import train_reward_model
 from counterpoise.alignment.rsf import rsf
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.evaluation.rewards import load_reward
-from counterpoise.language import Prompt
+from counterpoise.language.prompts import Prompt
 from tiny import save_pair, tiny, tokenizer
 
 CHAT = "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }}\n{% endfor %}"

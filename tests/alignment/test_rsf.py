@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from counterpoise.alignment.rsf import fine_tune, rsf
-from counterpoise.language import Example, Prompt
+from counterpoise.language.prompts import Prompt
+from counterpoise.language.scoring import Example
 from tiny import tiny, tokenizer
 
 PROMPTS = [Prompt((("user", text),)) for text in ("abc", "hello", "what?", "one two", "z", "go on")]

@@ -24,7 +24,8 @@ from counterpoise.alignment.rsf import rsf
 from counterpoise.alignment.sharding import own_part, part_like, shard, whole, whole_weights
 from counterpoise.alignment.stepping import Step
 from counterpoise.checkpoints.opening import open_checkpoint
-from counterpoise.language import Example, sample
+from counterpoise.language.sampling import sample
+from counterpoise.language.scoring import Example
 from tiny import save_pair, tiny
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from counterpoise.evaluation.abilities import load_abilities
 from counterpoise.evaluation.parts import PARTS
-from counterpoise.language import continuation_logprobs
+from counterpoise.language.scoring import continuation_logprobs
 from tiny import tiny, tokenizer
 
 pytest.importorskip("lm_eval", reason="needs the extra eval")

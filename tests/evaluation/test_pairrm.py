@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from counterpoise.cli import app
 from counterpoise.evaluation.alpaca import Output, Pair
 from counterpoise.evaluation.pairrm import MARKS, pairrm
-from counterpoise.language import Prompt
+from counterpoise.language.prompts import Prompt
 from counterpoise.planning.judging import plan_compare, plan_respond
 from counterpoise.planning.rehearsing import look
 from counterpoise.planning.work import forward

@@ -15,7 +15,8 @@ from counterpoise.evaluation.abilities import load_abilities
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import PARTS, Part, part_of
 from counterpoise.evaluation.tax import Panel, Scores, at_floor, difference, fingerprint, interval_of, tax_table
-from counterpoise.language import decode, encode_prompt, sample
+from counterpoise.language.prompts import encode_prompt
+from counterpoise.language.sampling import decode, sample
 from counterpoise.records import Store
 from tiny import nudge, tiny, tokenizer
 

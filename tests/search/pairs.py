@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from counterpoise.checkpoints.preflight import preflight
-from counterpoise.language import Example, sample
+from counterpoise.language.sampling import sample
+from counterpoise.language.scoring import Example
 from counterpoise.partition import Partition, layerwise
 from counterpoise.resident import ResidentAverage
 from tiny import save_pair, tokenizer

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from counterpoise.checkpoints.preflight import preflight
-from counterpoise.language import Example
+from counterpoise.language.scoring import Example
 from counterpoise.partition import layerwise, thirds
 from counterpoise.resident import ResidentAverage
 from counterpoise.search.adamerging import EntropySet, adamerging, token_entropy

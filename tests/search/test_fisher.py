@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from counterpoise.language import response_tokens
+from counterpoise.language.scoring import response_tokens
 from counterpoise.search.fisher import Quadratic, block_fisher, fisher_path
 from counterpoise.search.rows import batch, chosen_logits
 from search.pairs import resident, said

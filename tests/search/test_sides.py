@@ -14,7 +14,8 @@ from hypothesis.extra.numpy import arrays
 
 from counterpoise.evaluation.abilities import FileAbility, Item
 from counterpoise.evaluation.parts import part_of
-from counterpoise.language import Prompt, decode
+from counterpoise.language.prompts import Prompt
+from counterpoise.language.sampling import decode
 from counterpoise.partition import thirds
 from counterpoise.search.contrast import contrast
 from counterpoise.search.on_policy import OnPolicy, effective_share

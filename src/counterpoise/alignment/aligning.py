@@ -20,9 +20,9 @@ from counterpoise.alignment.stepping import Mitigation, weights_sha256
 from counterpoise.checkpoints.checkpoint import Checkpoint
 from counterpoise.checkpoints.files import CheckpointError, refuse_occupied, staged
 from counterpoise.checkpoints.opening import open_checkpoint
-from counterpoise.language import Prompt
+from counterpoise.language.loading import without_bars
+from counterpoise.language.prompts import Prompt
 from counterpoise.records import Stages, digest, versions, write_json
-from counterpoise.resident import without_bars
 
 HANDED = ("mitigations", "run", "progress", "after_iteration", "reference")
 """Arguments of a method that decide no number, or are recorded elsewhere."""
@@ -72,7 +72,7 @@ def align(
         CheckpointError: no such checkpoint, or an occupied `out`.
 
     >>> from counterpoise.alignment.rsf import rsf
-    >>> from counterpoise.language import Prompt
+    >>> from counterpoise.language.prompts import Prompt
     >>> method = partial(rsf, prompts=[Prompt((("user", "Hi"),))], reward=lambda p, r: [0.0] * len(r), iterations=2)
     >>> align("pre", "post", method)  # doctest: +SKIP
     """

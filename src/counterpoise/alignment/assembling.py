@@ -28,7 +28,9 @@ from counterpoise.checkpoints.files import replacing
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.evaluation.rewards import load_reward
 from counterpoise.evaluation.tax import fingerprint
-from counterpoise.language import Example, Prompt, encode_prompt, read_prompts, sample
+from counterpoise.language.prompts import Prompt, encode_prompt, read_prompts
+from counterpoise.language.sampling import sample
+from counterpoise.language.scoring import Example
 from counterpoise.partition import layerwise
 from counterpoise.records import Progress, Store, digest
 

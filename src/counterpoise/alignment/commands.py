@@ -185,7 +185,7 @@ def model(
             return
         from counterpoise.alignment import assembling
         from counterpoise.alignment.aligning import align
-        from counterpoise.dtypes import warning
+        from counterpoise.language.dtypes import warning
 
         processes.join(device)
         told = warning(_dtype(dtype), _dtype("bfloat16" if bf16 else dtype), device)

@@ -16,7 +16,9 @@ from counterpoise.alignment.rsf import Reward, draw_and_score, fine_tune
 from counterpoise.alignment.run import Run, stage_of
 from counterpoise.alignment.sharding import is_sharded
 from counterpoise.alignment.stepping import Mitigation, adam, finish_all, start_all
-from counterpoise.language import Example, Prompt, _read_prompt, decode, encode_prompt, stop_tokens
+from counterpoise.language.prompts import Prompt, encode_prompt, read_prompt
+from counterpoise.language.sampling import decode, stop_tokens
+from counterpoise.language.scoring import Example
 from counterpoise.records import Progress, Store, digest
 
 CHUNK = 128
@@ -109,7 +111,7 @@ def read_samples(path: str | Path) -> list[Sample]:
             if not line.strip():
                 continue
             place = f"{path}, line {number}"
-            prompt, record = _read_prompt(line, place), json.loads(line)
+            prompt, record = read_prompt(line, place), json.loads(line)
             if not isinstance(record.get("response"), str):
                 raise ValueError(f'{place}: expected a column "response" with text, found columns {sorted(record)}')
             best, mean = (float(record.get(name, "nan")) for name in ("reward", "mean_reward"))

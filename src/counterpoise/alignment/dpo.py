@@ -21,7 +21,7 @@ from counterpoise.alignment.reference import frozen_copy
 from counterpoise.alignment.run import Run, telling
 from counterpoise.alignment.sharding import is_sharded
 from counterpoise.alignment.stepping import Mitigation, Step, finish_all, has_own_loss, rows_at_once, start_all
-from counterpoise.language import Example
+from counterpoise.language.scoring import Example
 
 HELD = "mitigations.pt"
 """The mitigations' state inside each of TRL's checkpoints."""

@@ -34,7 +34,8 @@ from counterpoise.alignment.preferences import read_preferences
 from counterpoise.alignment.rsf import rsf
 from counterpoise.alignment.stepping import Mitigation, rows_at_once
 from counterpoise.checkpoints.files import refuse_occupied
-from counterpoise.language import Example, Prompt, read_prompts
+from counterpoise.language.prompts import Prompt, read_prompts
+from counterpoise.language.scoring import Example
 from counterpoise.planning.dry_run import ASSUMED, BOUNDS, judged, lengths, said_of, short
 from counterpoise.planning.rehearsing import Source, Words, look, look_at_reward, room_for
 from counterpoise.planning.stages import DRAWING, REPLAYED, TRAINING, Loop, align_stages, replayed_stage

@@ -26,7 +26,8 @@ from counterpoise.alignment.run import Run, stage_of
 from counterpoise.alignment.scoring import score_responses
 from counterpoise.alignment.sharding import clip_norm, is_sharded
 from counterpoise.alignment.stepping import Mitigation, adam, finish_all, rows_of, start_all, take_step, trainable
-from counterpoise.language import Example, Prompt, response_tokens
+from counterpoise.language.prompts import Prompt
+from counterpoise.language.scoring import Example, response_tokens
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from counterpoise.language import TURN, Prompt, transcript
+from counterpoise.language.prompts import TURN, Prompt, transcript
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 LAYOUTS = (

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from counterpoise.language import by_length
+from counterpoise.language.scoring import by_length
 from counterpoise.ranks import sum_over_ranks, world_size
 
 T = TypeVar("T")

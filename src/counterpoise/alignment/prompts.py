@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from counterpoise.language import Prompt, encode_prompt
+from counterpoise.language.prompts import Prompt, encode_prompt
 
 
 def next_prompts(queue: list[Prompt], order: random.Random, prompts: Sequence[Prompt], count: int) -> list[Prompt]:

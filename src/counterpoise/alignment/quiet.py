@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from counterpoise.resident import without_bars
+from counterpoise.language.loading import without_bars
 
 
 @contextmanager

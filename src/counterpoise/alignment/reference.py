@@ -18,7 +18,7 @@ from counterpoise.alignment.sharding import shard as cut_up
 from counterpoise.alignment.stepping import trainable
 from counterpoise.checkpoints.checkpoint import match_name
 from counterpoise.checkpoints.opening import open_checkpoint
-from counterpoise.resident import without_bars
+from counterpoise.language.loading import without_bars
 
 M = TypeVar("M", bound=nn.Module)
 WITH_LORA = "with LoRA, whose factors are no part of PRE, use kd, replay or sma"

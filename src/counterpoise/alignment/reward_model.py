@@ -20,8 +20,8 @@ from counterpoise.alignment.run import telling
 from counterpoise.alignment.stepping import rows_at_once
 from counterpoise.checkpoints.files import CheckpointError, refuse_occupied, staged
 from counterpoise.checkpoints.opening import open_checkpoint
+from counterpoise.language.loading import without_bars
 from counterpoise.records import Stages, versions, write_json
-from counterpoise.resident import without_bars
 
 
 def train_reward_model(

@@ -20,7 +20,9 @@ from counterpoise.alignment.prompts import next_prompts, queue_from, queue_state
 from counterpoise.alignment.run import Run, stage_of
 from counterpoise.alignment.sharding import is_sharded, whole_weights
 from counterpoise.alignment.stepping import Mitigation, adam, finish_all, start_all, take_step
-from counterpoise.language import Example, Prompt, decode, encode_prompt, response_nll, response_tokens, sample
+from counterpoise.language.prompts import Prompt, encode_prompt
+from counterpoise.language.sampling import decode, sample
+from counterpoise.language.scoring import Example, response_nll, response_tokens
 from counterpoise.records import Progress
 
 Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]

@@ -18,8 +18,8 @@ from counterpoise.alignment.mitigations.lowrank import is_low_rank, merged
 from counterpoise.alignment.sharding import is_sharded, moments_like, own_part, part_like, whole
 from counterpoise.alignment.stepping import Mitigation
 from counterpoise.checkpoints.files import replacing, staged
+from counterpoise.language.loading import without_bars
 from counterpoise.records import Progress, Stages, Store, digest, write_json
-from counterpoise.resident import without_bars
 
 T = TypeVar("T")
 FREE = ("micro_batch_size",)

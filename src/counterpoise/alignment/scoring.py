@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from counterpoise.language import Example, _device_of, _left_pad, _positions
+from counterpoise.language.scoring import Example, device_of, left_pad, position_ids_of
 
 
 class Scored(NamedTuple):
@@ -34,13 +34,13 @@ class Scored(NamedTuple):
 
 def score_responses(model: nn.Module, examples: Sequence[Example], *, hidden: bool = False) -> Scored:
     """Run `model` over prompts and responses; only the responses' positions go through the vocabulary-sized head."""
-    device = _device_of(model)
-    ids_BT, mask_BT = _left_pad([e.prompt + e.response for e in examples], 0, device)
+    device = device_of(model)
+    ids_BT, mask_BT = left_pad([e.prompt + e.response for e in examples], 0, device)
     longest = max(len(e.response) for e in examples)
     out = model(
         input_ids=ids_BT,
         attention_mask=mask_BT,
-        position_ids=_positions(mask_BT),
+        position_ids=position_ids_of(mask_BT),
         use_cache=False,
         logits_to_keep=longest + 1,
         output_hidden_states=hidden,

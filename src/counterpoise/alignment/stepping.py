@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from counterpoise.alignment import processes
 from counterpoise.alignment.sharding import clip_norm, is_sharded
 from counterpoise.checkpoints.checkpoint import Checkpoint
-from counterpoise.language import Example
+from counterpoise.language.scoring import Example
 
 
 @dataclass(frozen=True)

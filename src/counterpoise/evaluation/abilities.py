@@ -23,7 +23,9 @@ from torch import nn
 from counterpoise.evaluation.bleu import bleu
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import Part, part_of
-from counterpoise.language import Prompt, continuation_logprobs, decode, encode_prompt, sample
+from counterpoise.language.prompts import Prompt, encode_prompt
+from counterpoise.language.sampling import decode, sample
+from counterpoise.language.scoring import continuation_logprobs
 from counterpoise.records import digest
 
 

@@ -148,8 +148,9 @@ def respond(
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from counterpoise.checkpoints.files import resolve
-        from counterpoise.dtypes import placed
-        from counterpoise.language import decode, encode_prompt, read_prompts, sample
+        from counterpoise.language.dtypes import placed
+        from counterpoise.language.prompts import encode_prompt, read_prompts
+        from counterpoise.language.sampling import decode, sample
 
         wanted = read_prompts(prompts)[:limit]
         if dry_run:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.evaluation.judges import Preference
-from counterpoise.language import by_length
+from counterpoise.language.scoring import by_length
 
 MARKS = {"source_prefix_id": "<|source|>", "cand1_prefix_id": "<|candidate1|>", "cand2_prefix_id": "<|candidate2|>"}
 """Names in the checkpoint's config -> the tokens in front of prompt, first and second response."""

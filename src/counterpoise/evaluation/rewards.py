@@ -126,7 +126,7 @@ def classifier(source: str, *, device: str = "cpu", batch_size: int = 16) -> Rew
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from counterpoise.dtypes import placed
+    from counterpoise.language.dtypes import placed
 
     name, _, revision = source.partition("@")
     settings: dict[str, Any] = {"revision": revision or None} if not Path(source).exists() else {}

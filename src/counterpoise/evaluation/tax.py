@@ -18,7 +18,8 @@ from counterpoise.evaluation.abilities import Ability, load_abilities
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import Part, part_of
 from counterpoise.evaluation.rewards import Reward, checked, load_reward
-from counterpoise.language import Prompt, decode, encode_prompt, read_prompts, sample
+from counterpoise.language.prompts import Prompt, encode_prompt, read_prompts
+from counterpoise.language.sampling import decode, sample
 from counterpoise.records import Progress, Store, digest
 from counterpoise.statistics.bootstrap import interval, paired_difference, paired_replicates
 

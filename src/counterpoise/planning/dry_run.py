@@ -12,10 +12,10 @@ import torch
 
 from counterpoise.checkpoints.files import refuse_occupied
 from counterpoise.checkpoints.preflight import preflight
-from counterpoise.dtypes import computed_in
 from counterpoise.evaluation.parts import Part
 from counterpoise.evaluation.tax import Panel
-from counterpoise.language import Prompt, read_prompts
+from counterpoise.language.dtypes import computed_in
+from counterpoise.language.prompts import Prompt, read_prompts
 from counterpoise.partition import partition
 from counterpoise.planning.rehearsing import (
     CHARACTERS,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from counterpoise.dtypes import computed_in
 from counterpoise.evaluation.alpaca import Pair
 from counterpoise.evaluation.pairrm import read, refuse_other
-from counterpoise.language import Prompt
+from counterpoise.language.dtypes import computed_in
+from counterpoise.language.prompts import Prompt
 from counterpoise.planning.dry_run import ASSUMED, judged, lengths, said_of, short
 from counterpoise.planning.rehearsing import Source, Words, look, look_at_reward
 from counterpoise.planning.work import Plan, Stage, cache_bytes, drawing, drawing_bytes, forward, weight_bytes

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from counterpoise.evaluation.abilities import FileAbility
-from counterpoise.language import Example
+from counterpoise.language.scoring import Example
 from counterpoise.restoring.workbench import Workbench
 from counterpoise.search.proxies import Rated, draw_rated
 from counterpoise.search.retention import OPENINGS, calibration, draw_retention

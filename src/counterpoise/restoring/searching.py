@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from counterpoise.language import Example
+from counterpoise.language.scoring import Example
 from counterpoise.multitask.mirror import ball_radius
 from counterpoise.partition import Partition
 from counterpoise.records import digest

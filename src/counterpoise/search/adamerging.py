@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from counterpoise.language import Example, by_length, response_tokens
+from counterpoise.language.scoring import Example, by_length, response_tokens
 from counterpoise.partition import Partition
 from counterpoise.resident import Objective, ResidentAverage
 from counterpoise.search.hma import SearchResult, spectral_descent

@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from counterpoise.checkpoints.checkpoint import match_name
-from counterpoise.language import Example, by_length, response_tokens
+from counterpoise.language.scoring import Example, by_length, response_tokens
 from counterpoise.partition import Partition
 from counterpoise.resident import ResidentAverage
 from counterpoise.search.box import box_program

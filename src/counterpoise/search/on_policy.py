@@ -13,7 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from counterpoise.evaluation.rewards import Reward
-from counterpoise.language import Example, Prompt, by_length, decode, encode_prompt, sample
+from counterpoise.language.prompts import Prompt, encode_prompt
+from counterpoise.language.sampling import decode, sample
+from counterpoise.language.scoring import Example, by_length
 from counterpoise.partition import Partition
 from counterpoise.records import Progress
 from counterpoise.resident import ResidentAverage

@@ -13,16 +13,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from counterpoise.evaluation.rewards import Reward
-from counterpoise.language import (
-    Example,
-    Prompt,
-    by_length,
-    decode,
-    encode_prompt,
-    response_nll,
-    response_tokens,
-    sample,
-)
+from counterpoise.language.prompts import Prompt, encode_prompt
+from counterpoise.language.sampling import decode, sample
+from counterpoise.language.scoring import Example, by_length, response_nll, response_tokens
 from counterpoise.records import Progress
 
 

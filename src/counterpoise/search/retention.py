@@ -9,7 +9,9 @@ from typing import Any
 from torch import nn
 
 from counterpoise.evaluation.abilities import FileAbility, encode_pair
-from counterpoise.language import Example, Prompt, encode_prompt, sample
+from counterpoise.language.prompts import Prompt, encode_prompt
+from counterpoise.language.sampling import sample
+from counterpoise.language.scoring import Example
 from counterpoise.records import Progress
 
 OPENINGS = (

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from counterpoise.language import Example
+from counterpoise.language.scoring import Example
 
 
 class Batch(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from counterpoise.language import Example, by_length, response_tokens
+from counterpoise.language.scoring import Example, by_length, response_tokens
 from counterpoise.partition import Partition
 from counterpoise.resident import Objective, ResidentAverage
 from counterpoise.search.hma import Evaluate

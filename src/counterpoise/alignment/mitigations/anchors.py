@@ -12,7 +12,7 @@ from counterpoise.alignment.reference import frozen_copy, weights_before
 from counterpoise.alignment.scoring import score_responses
 from counterpoise.alignment.sharding import own_part
 from counterpoise.alignment.stepping import Mitigation, Step, trainable
-from counterpoise.language import response_tokens
+from counterpoise.language.scoring import response_tokens
 
 
 @dataclass

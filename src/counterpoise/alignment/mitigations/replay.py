@@ -12,8 +12,9 @@ from typing import Any
 from torch import nn
 
 from counterpoise.alignment.stepping import Mitigation, Step
-from counterpoise.language import Example, encode_prompt, response_nll, response_tokens, turn_end
-from counterpoise.language import _read_prompt as read_prompt
+from counterpoise.language.prompts import encode_prompt, read_prompt
+from counterpoise.language.sampling import turn_end
+from counterpoise.language.scoring import Example, response_nll, response_tokens
 from counterpoise.records import digest
 
 

@@ -1,0 +1,96 @@
+"""Prompts: read from files, known by their content, made into tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+TURN = re.compile(r"\n\n(Human|Assistant):")
+"""What stands before each turn of an HH transcript."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One conversation that waits for a response: messages in the chat format, `{"role": ..., "content": ...}`."""
+
+    messages: tuple[tuple[str, str], ...]
+
+    @property
+    def text(self) -> str:
+        """The words of the conversation without any template: what a reward is shown."""
+        return "\n".join(content for _, content in self.messages)
+
+    @cached_property
+    def key(self) -> str:
+        """sha256 of the content: the same prompt has the same key in every file and order."""
+        return hashlib.sha256(json.dumps(self.messages).encode()).hexdigest()
+
+
+def read_prompts(path: str | Path) -> list[Prompt]:
+    """Read a jsonl file whose lines are {"prompt": str} or {"messages": [{"role", "content"}, ...]}; drops repeats.
+
+    A prompt that is a whole HH transcript, "\\n\\nHuman: ...\\n\\nAssistant:", is read as its turns, any other as one turn of
+    the user.
+    """
+    prompts: dict[str, Prompt] = {}
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            prompt = read_prompt(line, f"{path}, line {number}")
+            prompts.setdefault(prompt.key, prompt)
+    if not prompts:
+        raise ValueError(f'{path}: expected at least one line {{"prompt": "..."}}, found none')
+    return list(prompts.values())
+
+
+def read_prompt(line: str, place: str) -> Prompt:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place}: expected one JSON object, found {line[:60]!r} ({error})") from None
+    match record:
+        case {"prompt": str(text)}:
+            return transcript(text) or Prompt((("user", text),))
+        case {"messages": [*messages]} if messages and all(
+            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+            for m in messages
+        ):
+            return Prompt(tuple((m["role"], m["content"]) for m in messages))
+    raise ValueError(
+        f'{place}: expected {{"prompt": "text"}} or {{"messages": [{{"role": ..., "content": ...}}]}}, '
+        f"found {line.strip()[:80]!r}"
+    )
+
+
+def transcript(text: str) -> Prompt | None:
+    """The turns of an HH transcript, a closing empty Assistant turn dropped; None when `text` does not begin as one.
+
+    >>> transcript("\\n\\nHuman: Hi\\n\\nAssistant:").messages
+    (('user', 'Hi'),)
+    """
+    before, *parts = TURN.split(text)
+    if before.strip() or parts[:1] != ["Human"]:
+        return None
+    roles = {"Human": "user", "Assistant": "assistant"}
+    turns = [(roles[who], said.strip()) for who, said in zip(parts[::2], parts[1::2], strict=True)]
+    if turns[-1] == ("assistant", ""):
+        turns.pop()
+    return Prompt(tuple(turns))
+
+
+def encode_prompt(tokenizer: Any, prompt: Prompt, *, chat: bool = True) -> tuple[int, ...]:
+    """Token ids of `prompt`: through the tokenizer's chat template when it has one and `chat` holds, else plain text."""
+    if chat and getattr(tokenizer, "chat_template", None):
+        messages = [{"role": role, "content": content} for role, content in prompt.messages]
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    else:
+        ids = tokenizer(prompt.text)["input_ids"]
+        if ids and ids[-1] == tokenizer.eos_token_id and not prompt.text.endswith(tokenizer.eos_token):
+            ids = ids[:-1]  # some tokenizers end every text; a response is to follow
+    return tuple(ids)

@@ -1,0 +1,145 @@
+"""Drawing responses from a causal language model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from counterpoise.language.scoring import by_length, device_of, left_pad, position_ids_of, refuse_too_long
+from counterpoise.records import Progress
+
+
+def stop_tokens(model: nn.Module, tokenizer: Any) -> tuple[int, ...]:
+    """The ids that end a response: the tokenizer's, those of the model's generation config, the chat template's."""
+    eos = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    several = eos if isinstance(eos, (list, tuple)) else [eos]
+    ids = [getattr(tokenizer, "eos_token_id", None), *several, turn_end(tokenizer)]
+    return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
+
+
+def turn_end(tokenizer: Any) -> int | None:
+    """The special token that the chat template puts after what the assistant said; None without template or token."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    said = "counterpoise"
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
+    _, found, after = str(tokenizer.apply_chat_template(messages, tokenize=False)).rpartition(said)
+    ids = tokenizer(after if found else "", add_special_tokens=False)["input_ids"]
+    added = tokenizer.added_tokens_decoder
+    return next((int(i) for i in ids if i in added and added[i].special), None)
+
+
+@torch.no_grad()
+def sample(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    n: int = 1,
+    max_new_tokens: int = 64,
+    temperature: float = 1.0,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[list[tuple[int, ...]]]:
+    """Draw `n` responses for each prompt, by ancestral sampling (greedy when `temperature` is 0).
+
+    Nothing else shapes the draws: of the model's own generation config only the ids that end a response count.
+
+    Args:
+        prompts: token ids, one tuple a prompt.
+        batch_size: responses generated at once; prompts of like length share a batch.
+        seed: two models asked with the same seed and prompts see the same random numbers, so that their rewards can be
+            compared in pairs.
+
+    Returns:
+        For each prompt its n responses as token ids; a finished response ends with the first of `stop_tokens`, a
+        response cut at `max_new_tokens` does not.
+    """
+    from transformers import GenerationConfig
+
+    stops = stop_tokens(model, tokenizer)
+    pad = stops[0] if stops else 0
+    # Said outright: transformers has defaults of its own (top_k 50, for instance).
+    drawing = (
+        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        if temperature > 0
+        else {"do_sample": False}
+    )
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=max_new_tokens, eos_token_id=list(stops) or None, pad_token_id=pad, **drawing
+    )
+    refuse_too_long(model, prompts, max_new_tokens)
+    device = device_of(model)
+    responses: list[list[tuple[int, ...]]] = [[] for _ in prompts]
+    done = 0
+    was_training = model.training
+    model.eval()
+    fork = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with fork, _blank_generation_config(model):
+        for number, rows in enumerate(by_length(prompts, max(1, batch_size // n), key=len)):
+            torch.manual_seed(seed * 1_000_003 + number)
+            ids_BT, mask_BT = left_pad([prompts[i] for i in rows], pad, device)
+            out = model.generate(  # type: ignore[operator]
+                input_ids=ids_BT.repeat_interleave(n, dim=0),
+                attention_mask=mask_BT.repeat_interleave(n, dim=0),
+                past_key_values=_prefilled(model, ids_BT, mask_BT, n),
+                generation_config=config,
+                synced_gpus=False,  # each process draws on its own, where weights are cut up among several
+            )
+            drawn = out[:, ids_BT.shape[1] :].view(len(rows), n, -1).tolist()
+            for i, texts in zip(rows, drawn, strict=True):
+                responses[i] = [_cut_after(tokens, stops) for tokens in texts]
+            done += len(rows)
+            if progress is not None:
+                progress(done, len(prompts))
+    model.train(was_training)
+    return responses
+
+
+@contextmanager
+def _blank_generation_config(model: nn.Module) -> Iterator[None]:
+    """Inside, the model's generation config is blank: `generate` fills from it whatever it was not told.
+
+    The object is emptied, not replaced, so that it works through whatever wraps the model.
+    """
+    from transformers import GenerationConfig
+
+    config = vars(model.generation_config)
+    own = dict(config)
+    config.clear()
+    config.update(vars(GenerationConfig()))  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        config.clear()
+        config.update(own)
+
+
+def _prefilled(model: nn.Module, ids_BT: Tensor, mask_BT: Tensor, n: int) -> Any:
+    """The cache of all prompt tokens but the last, run once per prompt and repeated for its n responses."""
+    if n == 1 or ids_BT.shape[1] == 1:
+        return None
+    mask = mask_BT[:, :-1]
+    out = model(
+        input_ids=ids_BT[:, :-1],
+        attention_mask=mask,
+        position_ids=position_ids_of(mask),
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    out.past_key_values.batch_repeat_interleave(n)
+    return out.past_key_values
+
+
+def decode(tokenizer: Any, responses: Sequence[tuple[int, ...]]) -> list[str]:
+    """Responses as text, special tokens dropped."""
+    return [str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip() for ids in responses]
+
+
+def _cut_after(tokens: list[int], stops: Sequence[int]) -> tuple[int, ...]:
+    return tuple(tokens[: next((i + 1 for i, token in enumerate(tokens) if token in stops), None)])

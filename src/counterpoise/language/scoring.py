@@ -1,0 +1,167 @@
+"""Log-probabilities of given tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+class Example(NamedTuple):
+    """A prompt and a response as token ids; losses count the response alone."""
+
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+
+
+@torch.no_grad()
+def continuation_logprobs(
+    model: nn.Module,
+    contexts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[Sequence[int]]],
+    *,
+    batch_size: int = 16,
+) -> list[list[float]]:
+    """Summed log-probability, in nats, of each continuation of each context.
+
+    The context of an item is run once and its cache shared by the item's continuations, so that four choices cost
+    little more than one. Attention is causal, so the numbers are those of scoring each pair on its own.
+
+    Args:
+        contexts: token ids, at least one each.
+        continuations: for each context, one or more token sequences, at least one token each.
+        batch_size: contexts run at once.
+    """
+    if any(not context for context in contexts) or any(not c for group in continuations for c in group):
+        raise ValueError("continuation_logprobs: expected at least one token in every context and continuation")
+    longest = [len(c) + max(map(len, group)) for c, group in zip(contexts, continuations, strict=True)]
+    refuse_too_long(model, longest, 0)
+    scores: list[list[float]] = [[] for _ in contexts]
+    was_training = model.training
+    model.eval()
+    # Items of one batch need equally many continuations, for the cache to be repeated row by row.
+    for rows in by_length(range(len(contexts)), batch_size, key=lambda i: (len(continuations[i]), longest[i])):
+        for group in _equal_counts(rows, continuations):
+            sums = _score_group(model, [contexts[i] for i in group], [continuations[i] for i in group])
+            for i, values in zip(group, sums.tolist(), strict=True):
+                scores[i] = values
+    model.train(was_training)
+    return scores
+
+
+def _score_group(
+    model: nn.Module, contexts: list[Sequence[int]], continuations: list[Sequence[Sequence[int]]]
+) -> Tensor:
+    """Summed log-probabilities, shape (items, choices), of equally many choices per item."""
+    device = device_of(model)
+    choices = len(continuations[0])
+    ids_BT, mask_BT = left_pad(contexts, 0, device)
+    prefix = model(
+        input_ids=ids_BT,
+        attention_mask=mask_BT,
+        position_ids=position_ids_of(mask_BT),
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    first_BV = prefix.logits[:, -1].repeat_interleave(choices, dim=0)
+    flat = [c for group in continuations for c in group]
+    targets_BC, target_mask_BC = _right_pad(flat, device)
+    first_logp_B = F.log_softmax(first_BV.float(), dim=-1).gather(1, targets_BC[:, :1]).squeeze(1)
+    if targets_BC.shape[1] == 1:
+        return first_logp_B.view(-1, choices).double()
+    cache = prefix.past_key_values
+    cache.batch_repeat_interleave(choices)
+    full_mask = torch.cat([mask_BT.repeat_interleave(choices, dim=0), target_mask_BC[:, :-1]], dim=1)
+    positions = position_ids_of(full_mask)[:, mask_BT.shape[1] :]
+    rest = model(
+        input_ids=targets_BC[:, :-1],
+        attention_mask=full_mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    )
+    nll_BC = F.cross_entropy(rest.logits.float().flatten(0, 1), targets_BC[:, 1:].flatten(), reduction="none")
+    rest_logp_B = -(nll_BC.view_as(targets_BC[:, 1:]) * target_mask_BC[:, 1:]).double().sum(1)
+    return (first_logp_B.double() + rest_logp_B).view(-1, choices)
+
+
+def response_nll(model: nn.Module, examples: Sequence[Example]) -> Tensor:
+    """Summed negative log-likelihood, in nats, of the response tokens of one batch: a differentiable scalar.
+
+    Prompts and padding carry no loss (the authors' code of HMA counts prompts and text packed across samples;
+    papers/hma.md, fault 7). Divide by the number of response tokens of the whole set for a mean that does not depend on
+    how the set was cut into batches.
+    """
+    device = device_of(model)
+    ids_BT, mask_BT = left_pad([e.prompt + e.response for e in examples], 0, device)
+    longest = max(len(e.response) for e in examples)
+    # Rows end together (left padding), so only the last positions need the vocabulary-sized output.
+    logits_BCV = model(
+        input_ids=ids_BT,
+        attention_mask=mask_BT,
+        position_ids=position_ids_of(mask_BT),
+        use_cache=False,
+        logits_to_keep=longest + 1,
+    ).logits[:, -(longest + 1) : -1]
+    targets_BC = ids_BT[:, -longest:]
+    lengths_B = torch.tensor([len(e.response) for e in examples], device=device)
+    counted_BC = torch.arange(longest, device=device) >= longest - lengths_B[:, None]
+    logits = logits_BCV if logits_BCV.dtype == torch.float64 else logits_BCV.float()
+    return F.cross_entropy(logits[counted_BC], targets_BC[counted_BC], reduction="sum")
+
+
+def response_tokens(examples: Sequence[Example]) -> int:
+    """Number of response tokens: the divisor of a mean `response_nll`."""
+    return sum(len(e.response) for e in examples)
+
+
+def by_length(items: Sequence[T] | range, batch_size: int, *, key: Callable[[Any], Any]) -> Iterator[list[int]]:
+    """Indices of `items` in batches of like length, longest first, so that a batch that does not fit fails at once."""
+    order = sorted(range(len(items)), key=lambda i: key(items[i]), reverse=True)
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def _equal_counts(rows: list[int], continuations: Sequence[Sequence[Any]]) -> list[list[int]]:
+    groups: dict[int, list[int]] = {}
+    for i in rows:
+        groups.setdefault(len(continuations[i]), []).append(i)
+    return list(groups.values())
+
+
+def left_pad(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    longest = max(map(len, rows))
+    ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask
+
+
+def _right_pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    longest = max(map(len, rows))
+    ids = torch.tensor([list(row) + [0] * (longest - len(row)) for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
+    return ids, mask
+
+
+def position_ids_of(mask: Tensor) -> Tensor:
+    return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def refuse_too_long(model: nn.Module, rows: Sequence[Any], new_tokens: int) -> None:
+    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    longest = max((row if isinstance(row, int) else len(row) for row in rows), default=0)
+    if limit is not None and longest + new_tokens > limit:
+        raise ValueError(
+            f"expected sequences of at most {limit} tokens (the model's context), found one of {longest}"
+            + (f" with {new_tokens} more to generate" if new_tokens else "")
+            + "; drop or shorten the longest prompts"
+        )
