@@ -27,9 +27,9 @@ import numpy as np
 import torch
 import yaml
 
+from counterpoise.averaging.merge import Merge, merge
 from counterpoise.checkpoints.checkpoint import Checkpoint
 from counterpoise.checkpoints.rounding import key_of, narrow
-from counterpoise.merging.merge import Merge, merge
 from counterpoise.records import versions
 
 HERE = Path(__file__).resolve().parent

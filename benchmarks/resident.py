@@ -22,11 +22,11 @@ from pathlib import Path
 
 import torch
 
+from counterpoise.averaging.partition import thirds
+from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.language.scoring import Example
-from counterpoise.partition import thirds
 from counterpoise.records import versions
-from counterpoise.resident import ResidentAverage
 from counterpoise.search.proxies import ProxySet
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from counterpoise.averaging import mix
+from counterpoise.averaging.mix import mix
 from counterpoise.language.prompts import encode_prompt, read_prompts
 from counterpoise.records import versions
 

@@ -16,7 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from counterpoise.averaging import Recipe, average, mix
+from counterpoise.averaging.average import average
+from counterpoise.averaging.mix import mix
+from counterpoise.averaging.recipe import Recipe
 from counterpoise.checkpoints.checkpoint import Checkpoint
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.rounding import key_of, narrow
@@ -214,7 +216,7 @@ def test_interrupted_by_the_user_leaves_nothing(tmp_path: Path) -> None:
 def test_a_killed_run_leaves_no_out_and_the_next_one_sweeps_up(tmp_path: Path) -> None:
     pre, post = save_pair(tmp_path)
     script = (
-        "import sys, time; from counterpoise.averaging import average\n"
+        "import sys, time; from counterpoise.averaging.average import average\n"
         "average(*sys.argv[1:4], 0.5, progress=lambda d, t: (print('go', flush=True), time.sleep(60)))"
     )
     command = [sys.executable, "-c", script, str(pre), str(post), str(tmp_path / "out")]
@@ -231,7 +233,7 @@ def test_a_killed_run_leaves_no_out_and_the_next_one_sweeps_up(tmp_path: Path) -
 
 
 def test_layer_1_is_not_layer_10(tmp_path: Path) -> None:
-    from counterpoise.partition import layerwise
+    from counterpoise.averaging.partition import layerwise
 
     names = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(12)]
     ratios = layerwise(names).ratios(names, [float(i == 1) for i in range(12)])

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from counterpoise.averaging import average
+from counterpoise.averaging.average import average
 from counterpoise.checkpoints.checkpoint import Checkpoint, TensorFile, copy_companions, hash_in_background, match_name
 from counterpoise.checkpoints.files import CheckpointError, staged
 from counterpoise.checkpoints.opening import open_checkpoint

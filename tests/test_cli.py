@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from counterpoise.averaging import Recipe
+from counterpoise.averaging.recipe import Recipe
 from counterpoise.cli import app
 from tiny import save_pair
 from world import make

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from counterpoise.averaging import mix
+from counterpoise.averaging.mix import mix
+from counterpoise.averaging.partition import thirds
+from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.evaluation.tax import Panel
 from counterpoise.language import dtypes
 from counterpoise.language.dtypes import computed_in, is_imitated, placed, slowdown, warning
 from counterpoise.language.prompts import Prompt
-from counterpoise.partition import thirds
 from counterpoise.records import Store
-from counterpoise.resident import ResidentAverage
 from counterpoise.restoring.workbench import Workbench
 from tiny import save_pair, tiny
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from counterpoise.averaging import average
+from counterpoise.averaging.average import average
+from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.checkpoints.checkpoint import companions_sha256
 from counterpoise.checkpoints.files import CheckpointError, sha256
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.checkpoints.preflight import preflight
-from counterpoise.resident import ResidentAverage
 from tiny import tiny, tokenizer
 
 peft = pytest.importorskip("peft")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counterpoise.partition import Block, Partition, by_module, equal, layerwise, partition, thirds
+from counterpoise.averaging.partition import Block, Partition, by_module, equal, layerwise, partition, thirds
 from tiny import FAMILIES, tiny
 
 

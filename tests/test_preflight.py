@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from counterpoise.averaging import average
+from counterpoise.averaging.average import average
+from counterpoise.averaging.diff import diff
+from counterpoise.averaging.partition import whole
+from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.checkpoints.preflight import preflight, scan
-from counterpoise.diff import diff
-from counterpoise.partition import whole
-from counterpoise.resident import ResidentAverage
 from tiny import nudge, save_pair, tiny
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from counterpoise import Panel, average, restore
 from counterpoise.alignment.rsf import rsf
-from counterpoise.averaging import Recipe
+from counterpoise.averaging.recipe import Recipe
 from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.rewards import load_reward
 from counterpoise.language.prompts import read_prompts

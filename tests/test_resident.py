@@ -12,13 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from counterpoise.averaging import mix
+from counterpoise.averaging.mix import mix
+from counterpoise.averaging.partition import by_module, layerwise, thirds
+from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.language import dtypes
 from counterpoise.language.scoring import Example
-from counterpoise.partition import by_module, layerwise, thirds
-from counterpoise.resident import ResidentAverage
 from counterpoise.search.proxies import ProxySet
 from tiny import CAUSAL, save_pair
 

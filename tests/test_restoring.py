@@ -15,13 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from counterpoise.averaging import Recipe, mix
+from counterpoise.averaging.mix import mix
+from counterpoise.averaging.partition import equal
+from counterpoise.averaging.recipe import Recipe
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.tax import Scores
 from counterpoise.language.prompts import read_prompts
-from counterpoise.partition import equal
 from counterpoise.report import reading
 from counterpoise.report.matched import matched
 from counterpoise.report.panels import read_panels

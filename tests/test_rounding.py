@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterpoise.averaging import mix
+from counterpoise.averaging.mix import mix
 from counterpoise.checkpoints.rounding import NARROW, PERIOD, PIECE, key_of, narrow
 
 HALVES = sorted(NARROW, key=str)

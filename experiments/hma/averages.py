@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from counterpoise.partition import Partition, layerwise, thirds
+from counterpoise.averaging.partition import Partition, layerwise, thirds
 from counterpoise.restoring.drawing import answers
 from counterpoise.restoring.workbench import Workbench
 from counterpoise.search.adamerging import adamerging

@@ -22,11 +22,11 @@ from typing import Any
 
 import torch
 
-from counterpoise.averaging import Recipe
+from counterpoise.averaging.partition import thirds
+from counterpoise.averaging.recipe import Recipe
 from counterpoise.checkpoints.preflight import preflight, scan
 from counterpoise.evaluation.rewards import load_reward
 from counterpoise.evaluation.tax import Panel, difference, fingerprint, interval_of, steps_from_pre, tax_table
-from counterpoise.partition import thirds
 from counterpoise.records import Store, versions, write_json
 from counterpoise.restoring.workbench import Workbench
 

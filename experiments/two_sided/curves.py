@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from counterpoise.averaging.partition import Partition, equal, layerwise, thirds
 from counterpoise.evaluation.tax import Scores
-from counterpoise.partition import Partition, equal, layerwise, thirds
 from counterpoise.records import digest
 from counterpoise.restoring.searching import FORMS, TwoSided
 from counterpoise.restoring.workbench import Workbench

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from curves import Curves
 
+from counterpoise.averaging.partition import thirds
 from counterpoise.language.scoring import Example
-from counterpoise.partition import thirds
 from counterpoise.restoring.drawing import words
 from counterpoise.restoring.searching import TwoSided
 from counterpoise.search.proxies import draw_proxies

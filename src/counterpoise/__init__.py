@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from counterpoise.alignment.aligning import align
-    from counterpoise.averaging import Recipe, average, mix
+    from counterpoise.averaging.average import average
+    from counterpoise.averaging.mix import mix
+    from counterpoise.averaging.partition import Partition, by_module, equal, layerwise, thirds
+    from counterpoise.averaging.recipe import Recipe
+    from counterpoise.averaging.resident import ResidentAverage
     from counterpoise.checkpoints.checkpoint import Checkpoint
     from counterpoise.checkpoints.files import CheckpointError
     from counterpoise.checkpoints.opening import open_checkpoint
     from counterpoise.evaluation.tax import Panel
     from counterpoise.multitask import BanditMTL
-    from counterpoise.partition import Partition, by_module, equal, layerwise, thirds
-    from counterpoise.resident import ResidentAverage
     from counterpoise.restoring.restore import measure_tax, restore
     from counterpoise.search.hma import hma
 
@@ -29,20 +31,20 @@ _HOMES = {
     "Checkpoint": "checkpoints.checkpoint",
     "CheckpointError": "checkpoints.files",
     "Panel": "evaluation.tax",
-    "Partition": "partition",
-    "Recipe": "averaging",
-    "ResidentAverage": "resident",
+    "Partition": "averaging.partition",
+    "Recipe": "averaging.recipe",
+    "ResidentAverage": "averaging.resident",
     "align": "alignment.aligning",
-    "average": "averaging",
-    "by_module": "partition",
-    "equal": "partition",
+    "average": "averaging.average",
+    "by_module": "averaging.partition",
+    "equal": "averaging.partition",
     "hma": "search.hma",
-    "layerwise": "partition",
+    "layerwise": "averaging.partition",
     "measure_tax": "restoring.restore",
-    "mix": "averaging",
+    "mix": "averaging.mix",
     "open_checkpoint": "checkpoints.opening",
     "restore": "restoring.restore",
-    "thirds": "partition",
+    "thirds": "averaging.partition",
 }
 
 __all__ = [

@@ -192,8 +192,8 @@ def average(
 
         hash_early(pre, post)  # torch takes longer to import than a gigabyte to hash
         gc.disable()  # the collector would look through all that is imported, again and again: a tenth of the time
-        from counterpoise.averaging import Recipe
-        from counterpoise.averaging import average as run
+        from counterpoise.averaging.average import average as run
+        from counterpoise.averaging.recipe import Recipe
 
         gc.enable()
         plan: Any = Recipe.read(recipe) if recipe else numbers(ratios) if ratios else ratio
@@ -286,7 +286,7 @@ def diff(
 ) -> None:
     """How far POST moved from PRE: relative change per block and per kind of module."""
     with plain_errors("nothing was written"), bars(quiet) as progress:
-        from counterpoise.diff import diff as run
+        from counterpoise.averaging.diff import diff as run
 
         rows, warnings = run(
             pre,

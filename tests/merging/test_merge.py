@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from counterpoise.averaging import Recipe
+from counterpoise.averaging import merge as module
+from counterpoise.averaging.dare import drop, generator_for
+from counterpoise.averaging.merge import Merge, MergeRecipe, merge
+from counterpoise.averaging.recipe import Recipe
+from counterpoise.averaging.ties import elected_mean, largest, trim
 from counterpoise.checkpoints.checkpoint import Checkpoint
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.rounding import key_of, narrow
 from counterpoise.cli import app
-from counterpoise.merging import merge as module
-from counterpoise.merging.dare import drop, generator_for
-from counterpoise.merging.merge import Merge, MergeRecipe, merge
-from counterpoise.merging.ties import elected_mean, largest, trim
 from merging import dense
 from tiny import nudge, save_pair, tiny, tokenizer
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
+from counterpoise.averaging.partition import Partition, layerwise
+from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.language.sampling import sample
 from counterpoise.language.scoring import Example
-from counterpoise.partition import Partition, layerwise
-from counterpoise.resident import ResidentAverage
 from tiny import save_pair, tokenizer
 
 

@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from counterpoise.averaging import Recipe, average, mix
+from counterpoise.averaging.average import average
+from counterpoise.averaging.mix import mix
+from counterpoise.averaging.recipe import Recipe
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.cli import app
 from counterpoise.records import Store

@@ -9,10 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from counterpoise.averaging import Recipe, average, mix
+from counterpoise.averaging.average import average
+from counterpoise.averaging.mix import mix
+from counterpoise.averaging.partition import OUTSIDE, layerwise, thirds
+from counterpoise.averaging.recipe import Recipe
+from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.checkpoints.preflight import preflight
-from counterpoise.partition import OUTSIDE, layerwise, thirds
-from counterpoise.resident import ResidentAverage
 from test_resident import proxies
 from tiny import save_pair
 

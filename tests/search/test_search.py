@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import brentq, minimize
 
+from counterpoise.averaging.partition import layerwise, thirds
+from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.checkpoints.preflight import preflight
-from counterpoise.partition import layerwise, thirds
-from counterpoise.resident import ResidentAverage
 from counterpoise.search.hma import hma, spectral_descent
 from counterpoise.search.ramps import linear_ramp, random_ratios, reversed_ramp
 from counterpoise.search.simplex import project

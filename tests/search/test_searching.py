@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from counterpoise.averaging.partition import thirds
 from counterpoise.checkpoints.preflight import preflight
-from counterpoise.partition import thirds
 from counterpoise.records import Store
 from counterpoise.restoring.comparing import row
 from counterpoise.restoring.drawing import words

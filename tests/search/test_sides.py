@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from counterpoise.averaging.partition import thirds
 from counterpoise.evaluation.abilities import FileAbility, Item
 from counterpoise.evaluation.parts import part_of
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import decode
-from counterpoise.partition import thirds
 from counterpoise.search.contrast import contrast
 from counterpoise.search.on_policy import OnPolicy, effective_share
 from counterpoise.search.proxies import ProxySet, Rated, draw_rated

@@ -24,6 +24,7 @@ from counterpoise.alignment.precision import weights_cast_once
 from counterpoise.alignment.reference import WITH_LORA, load_frozen
 from counterpoise.alignment.rsf import rsf
 from counterpoise.alignment.stepping import Mitigation
+from counterpoise.averaging.partition import layerwise
 from counterpoise.checkpoints.files import replacing
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.evaluation.rewards import load_reward
@@ -31,7 +32,6 @@ from counterpoise.evaluation.tax import fingerprint
 from counterpoise.language.prompts import Prompt, encode_prompt, read_prompts
 from counterpoise.language.sampling import sample
 from counterpoise.language.scoring import Example
-from counterpoise.partition import layerwise
 from counterpoise.records import Progress, Store, digest
 
 METHODS = ("rsf", "ppo", "dpo")

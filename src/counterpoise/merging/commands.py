@@ -38,8 +38,8 @@ def merge(
 ) -> None:
     """Merge one or several POSTs into PRE by TIES or DARE, streaming from disk to disk."""
     with plain_errors("nothing was written"), bars(quiet) as progress:
-        from counterpoise.merging.merge import Merge, MergeRecipe
-        from counterpoise.merging.merge import merge as run
+        from counterpoise.averaging.merge import Merge, MergeRecipe
+        from counterpoise.averaging.merge import merge as run
 
         if donor not in (None, "pre", "post"):
             raise ValueError(f"--donor: expected pre or post, found {donor!r}")

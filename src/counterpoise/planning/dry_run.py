@@ -10,13 +10,13 @@ from typing import Any, get_args
 
 import torch
 
+from counterpoise.averaging.partition import partition
 from counterpoise.checkpoints.files import refuse_occupied
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.evaluation.parts import Part
 from counterpoise.evaluation.tax import Panel
 from counterpoise.language.dtypes import computed_in
 from counterpoise.language.prompts import Prompt, read_prompts
-from counterpoise.partition import partition
 from counterpoise.planning.rehearsing import (
     CHARACTERS,
     Source,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from counterpoise.averaging import Recipe
+from counterpoise.averaging.partition import Partition, layerwise
+from counterpoise.averaging.recipe import Recipe
 from counterpoise.evaluation.tax import at_floor, difference, steps_from_pre, tax_table
-from counterpoise.partition import Partition, layerwise
 from counterpoise.restoring.choosing import choose, no_gain, verdict
 from counterpoise.restoring.searching import TwoSided
 from counterpoise.restoring.workbench import Point, Workbench

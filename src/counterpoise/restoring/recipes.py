@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from counterpoise.averaging import Recipe, describe_inputs
+from counterpoise.averaging.average import describe_inputs
+from counterpoise.averaging.partition import Partition, partition
+from counterpoise.averaging.recipe import Recipe
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.preflight import preflight, scan
 from counterpoise.evaluation.tax import Panel
-from counterpoise.partition import Partition, partition
 from counterpoise.records import Stages, Store, versions, write_json
 from counterpoise.restoring.restore import refuse_settings
 from counterpoise.restoring.searching import TwoSided

@@ -15,11 +15,12 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from counterpoise.averaging import Donor, average, describe_inputs
+from counterpoise.averaging.average import average, describe_inputs
+from counterpoise.averaging.mix import Donor
+from counterpoise.averaging.partition import partition
 from counterpoise.checkpoints.files import CheckpointError, refuse_occupied
 from counterpoise.checkpoints.preflight import preflight, scan
 from counterpoise.evaluation.tax import Panel, tax_table
-from counterpoise.partition import partition
 from counterpoise.records import Stages, Store, digest, versions
 from counterpoise.restoring.comparing import compare
 from counterpoise.restoring.searching import TwoSided

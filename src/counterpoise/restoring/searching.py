@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from counterpoise.averaging.partition import Partition
 from counterpoise.language.scoring import Example
 from counterpoise.multitask.mirror import ball_radius
-from counterpoise.partition import Partition
 from counterpoise.records import digest
 from counterpoise.restoring.drawing import answers, ratings, words
 from counterpoise.restoring.workbench import Workbench

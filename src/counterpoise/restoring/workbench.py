@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from counterpoise.averaging import Donor
+from counterpoise.averaging.mix import Donor
+from counterpoise.averaging.partition import Partition, whole
+from counterpoise.averaging.resident import ResidentAverage, compute_dtype, main_dtype
 from counterpoise.checkpoints.checkpoint import companions_sha256
 from counterpoise.checkpoints.preflight import Pair
 from counterpoise.evaluation.parts import Part
 from counterpoise.evaluation.tax import Panel, Scores
 from counterpoise.language import dtypes
 from counterpoise.language.scoring import Example
-from counterpoise.partition import Partition, whole
 from counterpoise.records import NUMERICS, Progress, Stages, Store, digest
-from counterpoise.resident import ResidentAverage, compute_dtype, main_dtype
 from counterpoise.search.hma import SearchResult, hma
 from counterpoise.search.proxies import ProxySet, draw_proxies
 

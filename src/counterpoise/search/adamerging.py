@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from counterpoise.averaging.partition import Partition
+from counterpoise.averaging.resident import Objective, ResidentAverage
 from counterpoise.language.scoring import Example, by_length, response_tokens
-from counterpoise.partition import Partition
-from counterpoise.resident import Objective, ResidentAverage
 from counterpoise.search.hma import SearchResult, spectral_descent
 
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
+from counterpoise.averaging.partition import Partition
+from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.checkpoints.checkpoint import match_name
 from counterpoise.language.scoring import Example, by_length, response_tokens
-from counterpoise.partition import Partition
-from counterpoise.resident import ResidentAverage
 from counterpoise.search.box import box_program
 from counterpoise.search.rows import Batch, batch, chosen_logits
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from counterpoise.partition import Partition
-from counterpoise.resident import Objective, ResidentAverage
+from counterpoise.averaging.partition import Partition
+from counterpoise.averaging.resident import Objective, ResidentAverage
 from counterpoise.search.simplex import project
 
 Evaluate = Callable[[NDArray[np.float64]], tuple[float, NDArray[np.float64]]]

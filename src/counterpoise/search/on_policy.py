@@ -12,13 +12,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
+from counterpoise.averaging.partition import Partition
+from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.evaluation.rewards import Reward
 from counterpoise.language.prompts import Prompt, encode_prompt
 from counterpoise.language.sampling import decode, sample
 from counterpoise.language.scoring import Example, by_length
-from counterpoise.partition import Partition
 from counterpoise.records import Progress
-from counterpoise.resident import ResidentAverage
 from counterpoise.search.hma import Evaluate
 from counterpoise.search.rows import row_nlls
 from counterpoise.search.sides import Slopes, advantages

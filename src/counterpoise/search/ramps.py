@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from counterpoise.partition import Partition
+from counterpoise.averaging.partition import Partition
 from counterpoise.search.simplex import project
 
 

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
+from counterpoise.averaging.partition import Partition
+from counterpoise.averaging.resident import Objective, ResidentAverage
 from counterpoise.language.scoring import Example, by_length, response_tokens
-from counterpoise.partition import Partition
-from counterpoise.resident import Objective, ResidentAverage
 from counterpoise.search.hma import Evaluate
 from counterpoise.search.rows import row_nlls
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from counterpoise.alignment.stepping import Mitigation, trainable
-from counterpoise.partition import layerwise
+from counterpoise.averaging.partition import layerwise
 
 
 @dataclass

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from counterpoise.averaging import Donor, mix
+from counterpoise.averaging.mix import Donor, mix
+from counterpoise.averaging.partition import Partition
 from counterpoise.checkpoints.checkpoint import match_name
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.preflight import CHUNK, Pair
 from counterpoise.checkpoints.rounding import key_of
 from counterpoise.language.dtypes import computed_in
 from counterpoise.language.loading import without_bars
-from counterpoise.partition import Partition
 
 Objective = Callable[[nn.Module], float]
 """Runs forward and backward of a loss over all its data and returns the loss; gradients land in the parameters."""

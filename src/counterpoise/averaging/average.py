@@ -3,141 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
 
+from counterpoise.averaging.mix import Donor, mix
+from counterpoise.averaging.partition import partition, whole
+from counterpoise.averaging.recipe import Recipe
 from counterpoise.checkpoints.checkpoint import Checkpoint, TensorFile, copy_companions, hash_in_background
 from counterpoise.checkpoints.files import INDEX, refuse_occupied, staged
 from counterpoise.checkpoints.preflight import CHUNK, Pair, Scan, preflight
-from counterpoise.checkpoints.rounding import NARROW, PIECE, key_of, narrow_piece
-from counterpoise.partition import Block, Partition, partition, whole
+from counterpoise.checkpoints.rounding import key_of
 from counterpoise.records import versions, write_json
-
-Donor = Literal["pre", "post"]
-
-
-def mix(
-    pre: Tensor, post: Tensor, ratio: float, *, key: int | None = None, start: int = 0, out: Tensor | None = None
-) -> Tensor:
-    """theta(r) = pre + r (post - pre), in POST's dtype: Lin et al. 2024, section 5 (their weight is 1 - r).
-
-    Computed in at least float32 and rounded once, to bfloat16 and float16 stochastically: rounding to the nearest would
-    turn an update of one unit in the last place into none or all of it (`rounding.narrow`). A ratio of 0 or 1 gives that
-    side's very bytes, and so do elements that are equal in both; above 1 it extrapolates (ExPO). Integer tensors, which
-    carry no update, are POST's.
-
-    Args:
-        pre, post: contiguous tensors of one shape.
-        key, start: for stretches, `key_of` the whole tensors and where in them (flattened) the stretch begins.
-        out: written to and returned when given; contiguous, its dtype is POST's.
-
-    >>> mix(torch.zeros(2), torch.ones(2), 0.25)
-    tensor([0.2500, 0.2500])
-    """
-    if ratio == 1 or not post.is_floating_point():
-        result = post
-    elif ratio == 0:
-        result = pre.to(post.dtype)
-    else:
-        wide = torch.promote_types(torch.promote_types(pre.dtype, post.dtype), torch.float32)
-        if wide == pre.dtype == post.dtype:
-            return torch.lerp(pre, post, ratio) if out is None else torch.lerp(pre, post, ratio, out=out)
-        result = torch.empty(post.shape, dtype=post.dtype) if out is None else out
-        if post.dtype not in NARROW:
-            return result.copy_(torch.lerp(pre.to(wide), post.to(wide), ratio))
-        key = key_of(pre, post) if key is None else key
-        _mix_narrow(pre.reshape(-1), post.reshape(-1), ratio, wide, key, start, result.view(-1))
-        return result
-    return result if out is None else out.copy_(result)
-
-
-def _mix_narrow(pre: Tensor, post: Tensor, ratio: float, wide: torch.dtype, key: int, start: int, out: Tensor) -> None:
-    """Piece by piece in buffers that are allocated once: in fresh ones, page faults cost several times the arithmetic."""
-    before, after = (torch.empty(min(PIECE, post.numel()), dtype=wide) for _ in range(2))
-    for begin in range(0, post.numel(), PIECE):
-        a, b, part = (t[begin : begin + PIECE] for t in (pre, post, out))
-        mixed = before[: len(part)].copy_(a).lerp_(after[: len(part)].copy_(b), ratio)
-        narrow_piece(mixed.to(torch.float32), part, key=key, start=start + begin)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Which ratios made a checkpoint, of what, how: everything needed to make it again.
-
-    Attributes:
-        ratios: one per block of the partition.
-        inputs: for PRE and POST the source and the sha256 of each file.
-        settings: what else decided the result (donor, dropped tensors, a search's own settings).
-    """
-
-    partition: Partition
-    ratios: tuple[float, ...]
-    inputs: Mapping[str, Any] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def mean(self) -> float:
-        """The weighted mean ratio, which the tensors outside the blocks take."""
-        return self.partition.mean(self.ratios)
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain dict; `Recipe.from_json` reads it back."""
-        blocks = [
-            {"name": b.name, "ratio": r, "weight": b.weight, "layers": list(b.layers), "tensors": list(b.tensors)}
-            for b, r in zip(self.partition.blocks, self.ratios, strict=True)
-        ]
-        return {
-            "format": "counterpoise recipe 1",
-            "formula": "pre + ratio * (post - pre)",
-            "mean": self.mean,
-            "partition": self.partition.name,
-            "blocks": blocks,
-            "rest": {"ratio": self.mean, "tensors": list(self.partition.rest)},
-            "inputs": dict(self.inputs),
-            "settings": dict(self.settings),
-            "versions": dict(self.versions),
-            "warnings": list(self.warnings),
-        }
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Recipe:
-        """Read what `to_json` wrote.
-
-        Raises:
-            ValueError: not a recipe.
-        """
-        if content.get("format") != "counterpoise recipe 1":
-            raise ValueError(
-                f"expected a recipe (format: counterpoise recipe 1), found format {content.get('format')!r}"
-            )
-        blocks = tuple(
-            Block(b["name"], float(b["weight"]), tuple(b["tensors"]), tuple(b["layers"])) for b in content["blocks"]
-        )
-        return cls(
-            Partition(content["partition"], blocks, tuple(content["rest"]["tensors"])),
-            tuple(float(b["ratio"]) for b in content["blocks"]),
-            content["inputs"],
-            content["settings"],
-            content["versions"],
-            tuple(content["warnings"]),
-        )
-
-    @classmethod
-    def read(cls, path: str | Path) -> Recipe:
-        """Read a recipe.json."""
-        try:
-            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: not a recipe ({error}); expected the recipe.json of counterpoise") from None
 
 
 def average(

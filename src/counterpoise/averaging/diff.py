@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from counterpoise.averaging.partition import Partition, by_module, partition
 from counterpoise.checkpoints.preflight import Scan, preflight, scan
-from counterpoise.partition import Partition, by_module, partition
 
 
 @dataclass(frozen=True)

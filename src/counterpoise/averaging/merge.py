@@ -15,14 +15,14 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from counterpoise.averaging import Donor, mix
+from counterpoise.averaging.dare import generator_for, kept
+from counterpoise.averaging.mix import Donor, mix
+from counterpoise.averaging.ties import elected_mean, largest
 from counterpoise.checkpoints.checkpoint import Checkpoint, TensorFile, copy_companions, hash_in_background
 from counterpoise.checkpoints.files import INDEX, CheckpointError, refuse_occupied, staged
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.checkpoints.preflight import CHUNK, Pair, Scan, preflight
 from counterpoise.checkpoints.rounding import key_of, narrow
-from counterpoise.merging.dare import generator_for, kept
-from counterpoise.merging.ties import elected_mean, largest
 from counterpoise.records import versions, write_json
 
 Method = Literal["ties", "dare", "dare-ties"]

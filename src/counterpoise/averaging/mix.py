@@ -1,0 +1,56 @@
+"""`mix`: the one place where two tensors become one."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from counterpoise.checkpoints.rounding import NARROW, PIECE, key_of, narrow_piece
+
+Donor = Literal["pre", "post"]
+
+
+def mix(
+    pre: Tensor, post: Tensor, ratio: float, *, key: int | None = None, start: int = 0, out: Tensor | None = None
+) -> Tensor:
+    """theta(r) = pre + r (post - pre), in POST's dtype: Lin et al. 2024, section 5 (their weight is 1 - r).
+
+    Computed in at least float32 and rounded once, to bfloat16 and float16 stochastically: rounding to the nearest would
+    turn an update of one unit in the last place into none or all of it (`rounding.narrow`). A ratio of 0 or 1 gives that
+    side's very bytes, and so do elements that are equal in both; above 1 it extrapolates (ExPO). Integer tensors, which
+    carry no update, are POST's.
+
+    Args:
+        pre, post: contiguous tensors of one shape.
+        key, start: for stretches, `key_of` the whole tensors and where in them (flattened) the stretch begins.
+        out: written to and returned when given; contiguous, its dtype is POST's.
+
+    >>> mix(torch.zeros(2), torch.ones(2), 0.25)
+    tensor([0.2500, 0.2500])
+    """
+    if ratio == 1 or not post.is_floating_point():
+        result = post
+    elif ratio == 0:
+        result = pre.to(post.dtype)
+    else:
+        wide = torch.promote_types(torch.promote_types(pre.dtype, post.dtype), torch.float32)
+        if wide == pre.dtype == post.dtype:
+            return torch.lerp(pre, post, ratio) if out is None else torch.lerp(pre, post, ratio, out=out)
+        result = torch.empty(post.shape, dtype=post.dtype) if out is None else out
+        if post.dtype not in NARROW:
+            return result.copy_(torch.lerp(pre.to(wide), post.to(wide), ratio))
+        key = key_of(pre, post) if key is None else key
+        _mix_narrow(pre.reshape(-1), post.reshape(-1), ratio, wide, key, start, result.view(-1))
+        return result
+    return result if out is None else out.copy_(result)
+
+
+def _mix_narrow(pre: Tensor, post: Tensor, ratio: float, wide: torch.dtype, key: int, start: int, out: Tensor) -> None:
+    """Piece by piece in buffers that are allocated once: in fresh ones, page faults cost several times the arithmetic."""
+    before, after = (torch.empty(min(PIECE, post.numel()), dtype=wide) for _ in range(2))
+    for begin in range(0, post.numel(), PIECE):
+        a, b, part = (t[begin : begin + PIECE] for t in (pre, post, out))
+        mixed = before[: len(part)].copy_(a).lerp_(after[: len(part)].copy_(b), ratio)
+        narrow_piece(mixed.to(torch.float32), part, key=key, start=start + begin)

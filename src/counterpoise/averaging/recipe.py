@@ -1,0 +1,84 @@
+"""The recipe of an averaged checkpoint: which ratios made it, of what, how."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from counterpoise.averaging.partition import Block, Partition
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Which ratios made a checkpoint, of what, how: everything needed to make it again.
+
+    Attributes:
+        ratios: one per block of the partition.
+        inputs: for PRE and POST the source and the sha256 of each file.
+        settings: what else decided the result (donor, dropped tensors, a search's own settings).
+    """
+
+    partition: Partition
+    ratios: tuple[float, ...]
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def mean(self) -> float:
+        """The weighted mean ratio, which the tensors outside the blocks take."""
+        return self.partition.mean(self.ratios)
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict; `Recipe.from_json` reads it back."""
+        blocks = [
+            {"name": b.name, "ratio": r, "weight": b.weight, "layers": list(b.layers), "tensors": list(b.tensors)}
+            for b, r in zip(self.partition.blocks, self.ratios, strict=True)
+        ]
+        return {
+            "format": "counterpoise recipe 1",
+            "formula": "pre + ratio * (post - pre)",
+            "mean": self.mean,
+            "partition": self.partition.name,
+            "blocks": blocks,
+            "rest": {"ratio": self.mean, "tensors": list(self.partition.rest)},
+            "inputs": dict(self.inputs),
+            "settings": dict(self.settings),
+            "versions": dict(self.versions),
+            "warnings": list(self.warnings),
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Recipe:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: not a recipe.
+        """
+        if content.get("format") != "counterpoise recipe 1":
+            raise ValueError(
+                f"expected a recipe (format: counterpoise recipe 1), found format {content.get('format')!r}"
+            )
+        blocks = tuple(
+            Block(b["name"], float(b["weight"]), tuple(b["tensors"]), tuple(b["layers"])) for b in content["blocks"]
+        )
+        return cls(
+            Partition(content["partition"], blocks, tuple(content["rest"]["tensors"])),
+            tuple(float(b["ratio"]) for b in content["blocks"]),
+            content["inputs"],
+            content["settings"],
+            content["versions"],
+            tuple(content["warnings"]),
+        )
+
+    @classmethod
+    def read(cls, path: str | Path) -> Recipe:
+        """Read a recipe.json."""
+        try:
+            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: not a recipe ({error}); expected the recipe.json of counterpoise") from None
