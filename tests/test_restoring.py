@@ -23,7 +23,6 @@ from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.tax import Scores
 from counterpoise.language.prompts import read_prompts
-from counterpoise.report import reading
 from counterpoise.report.matched import matched
 from counterpoise.report.panels import read_panels
 from counterpoise.restoring.choosing import choose
@@ -31,6 +30,7 @@ from counterpoise.restoring.recipes import hma_recipe
 from counterpoise.restoring.restore import measure_tax, restore
 from counterpoise.restoring.workbench import Point
 from counterpoise.results import measurement
+from counterpoise.tables import reading
 from world import early_letters, make, panel
 
 SETTINGS: dict[str, Any] = {"means": (0.3, 0.7), "keep_reward": 0.5, "proxy_size": 12}

@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 from pooling import minus, of, rank_correlation, retention_minus, shared, told
 
-from counterpoise.report import reading, tables
 from counterpoise.report.fronts import front_figure, hypervolume_table, matched_table, points_table
-from counterpoise.report.grid import as_markdown
 from counterpoise.report.matched import matched, method_gains
-from counterpoise.report.numbers import p_value, spoken
 from counterpoise.report.panels import Group, Panel, pooled, read_panels
-from counterpoise.report.reading import HELD_OUT, RETENTION
+from counterpoise.tables import reading, tables
+from counterpoise.tables.grid import as_markdown
+from counterpoise.tables.numbers import p_value, spoken
+from counterpoise.tables.reading import HELD_OUT, RETENTION
 
 HERE = Path(__file__).resolve().parent
 RESULTS, OTHERS = HERE / "results", HERE.parent / "two_sided" / "results"

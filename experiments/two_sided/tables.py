@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 from curves import CURVES, REQUIRED
 
-from counterpoise.report import reading
 from counterpoise.report.matched import method_gains
-from counterpoise.report.numbers import number, p_value, spoken
 from counterpoise.report.panels import Group, Panel, pooled, read_panels
-from counterpoise.report.reading import HELD_OUT
 from counterpoise.results import measurement
 from counterpoise.statistics.bootstrap import interval
 from counterpoise.statistics.equal_reward import Fronts, Scored, Statistics, hypervolume_gain
+from counterpoise.tables import reading
+from counterpoise.tables.numbers import number, p_value, spoken
+from counterpoise.tables.reading import HELD_OUT
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))

@@ -367,7 +367,7 @@ def _show_result(result: dict[str, Any], out: Path, work: Path | None) -> None:
 def _show_tax(result: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from counterpoise.report.tables import tax_rich
+    from counterpoise.tables.tables import tax_rich
 
     Console().print(tax_rich(result))
 

@@ -11,8 +11,9 @@ from types import ModuleType
 import pytest
 from rich.console import Console
 
-from counterpoise.report import marks, numbers, tables
-from counterpoise.report.grid import Cell, Column, Table, as_html, as_markdown, as_rich
+from counterpoise.report import marks
+from counterpoise.tables import numbers, tables
+from counterpoise.tables.grid import Cell, Column, Table, as_html, as_markdown, as_rich
 from report import made
 
 TABLES = ["tax", "against_ma", "hypervolume", "pick_ratios", "measured", "searches", "files"]

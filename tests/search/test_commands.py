@@ -17,9 +17,9 @@ from counterpoise.averaging.recipe import Recipe
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.cli import app
 from counterpoise.records import Store
-from counterpoise.report import reading
 from counterpoise.report.two_sided import ratios, table
 from counterpoise.restoring.restore import restore
+from counterpoise.tables import reading
 from world import make, panel
 
 SETTINGS: dict[str, Any] = {"lambdas": (0.5, 2.0), "means": (0.5,), "keep_reward": 0.3, "proxy_size": 16}

@@ -162,7 +162,7 @@ def _size(checkpoint: Checkpoint, name: str) -> int:
 
 
 def _write_card(folder: Path, recipe: Recipe, shapes: Mapping[str, Sequence[int]]) -> None:
-    from counterpoise.report.card import model_card
+    from counterpoise.tables.card import model_card
 
     content = {
         "ratios": list(recipe.ratios),

@@ -300,8 +300,8 @@ def _size(checkpoint: Checkpoint, name: str) -> int:
 
 def _card(recipe: MergeRecipe) -> str:
     """README.md: what it is and how to make it again."""
-    from counterpoise.report.grid import as_markdown
-    from counterpoise.report.tables import files
+    from counterpoise.tables.grid import as_markdown
+    from counterpoise.tables.tables import files
 
     plan = recipe.plan
     drawn = f"of each update a random {plan.density:.3g}, enlarged by its inverse"

@@ -249,7 +249,7 @@ def _agreed(
 
 
 def _show(result: dict[str, Any], out: Path) -> None:
-    from counterpoise.report.numbers import number, spoken
+    from counterpoise.tables.numbers import number, spoken
 
     def percent(found: dict[str, float] | None) -> str:
         return spoken({k: 100 * v for k, v in found.items()}) if found else "–"

@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from counterpoise.records import write_whole
-from counterpoise.report import plots, reading
-from counterpoise.report.grid import Cell, Column, Table, as_html
+from counterpoise.report import plots
 from counterpoise.report.marks import escaped
 from counterpoise.report.matched import REFERENCE, Row, hypervolume_gains, matched, method_gains
-from counterpoise.report.numbers import interval, number, p_value
 from counterpoise.report.page import Figures, fact_list, menu, page, plot_box, section, specs
 from counterpoise.report.palette import SERIES, Look, light, look
 from counterpoise.report.panels import Panel, beaten_by, pooled, read_panels
-from counterpoise.report.reading import ENDS, RETENTION, Results
 from counterpoise.statistics.bootstrap import Difference
 from counterpoise.statistics.equal_reward import Matched
 from counterpoise.statistics.front import hypervolume
+from counterpoise.tables import reading
+from counterpoise.tables.grid import Cell, Column, Table, as_html
+from counterpoise.tables.numbers import interval, number, p_value
+from counterpoise.tables.reading import ENDS, RETENTION, Results
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from counterpoise.records import write_whole
-from counterpoise.report import plots, reading, tables
-from counterpoise.report.grid import Table, as_html
-from counterpoise.report.numbers import number, ratio_list
+from counterpoise.report import plots
 from counterpoise.report.page import Figures, fact_list, menu, page, plot_box, section, spec, specs
-from counterpoise.report.reading import RETENTION, Results
 from counterpoise.report.two_sided import two_sided_section
+from counterpoise.tables import reading, tables
+from counterpoise.tables.grid import Table, as_html
+from counterpoise.tables.numbers import number, ratio_list
+from counterpoise.tables.reading import RETENTION, Results
 
 CAPTION = (
     "Up is more reward, right is more ability kept. Bars are 95 % intervals of each point alone; all points were scored "

@@ -6,10 +6,10 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from counterpoise.report import reading
-from counterpoise.report.numbers import interval, ratio_list, spoken
 from counterpoise.report.palette import look
-from counterpoise.report.reading import ENDS, Point, Results
+from counterpoise.tables import reading
+from counterpoise.tables.numbers import interval, ratio_list, spoken
+from counterpoise.tables.reading import ENDS, Point, Results
 
 Trace = dict[str, Any]
 SE_OF_95 = 1.96  # half widths of a 95 % interval per standard error

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from counterpoise.evaluation.measurement import Measurement
-from counterpoise.report import reading
 from counterpoise.report.panels import Group, Panel, Run
-from counterpoise.report.reading import ENDS, RETENTION, Point, Results
 from counterpoise.results import measurement
 from counterpoise.statistics.bootstrap import Difference, interval
 from counterpoise.statistics.equal_reward import (
@@ -23,6 +21,8 @@ from counterpoise.statistics.equal_reward import (
     reward_matched,
 )
 from counterpoise.statistics.equal_reward import Run as Pair
+from counterpoise.tables import reading
+from counterpoise.tables.reading import ENDS, RETENTION, Point, Results
 
 REFERENCE = "MA"
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from counterpoise.records import write_whole
-from counterpoise.report import history, task_plots
-from counterpoise.report.grid import Cell, Column, Table, as_html
+from counterpoise.report import history
+from counterpoise.report import multitask_plots as task_plots
 from counterpoise.report.history import Record
-from counterpoise.report.numbers import number
 from counterpoise.report.page import Figures, fact_list, menu, page, plot_box, section, spec
+from counterpoise.tables.grid import Cell, Column, Table, as_html
+from counterpoise.tables.numbers import number
 
 KINDS = {
     "train_loss": ("loss in training", "Training loss (nats)"),

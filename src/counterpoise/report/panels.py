@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from counterpoise.report import reading
 from counterpoise.report.marks import standard_error
-from counterpoise.report.reading import ENDS, HELD_OUT, RETENTION, Point, Results
 from counterpoise.results import measurement
 from counterpoise.statistics.bootstrap import interval
+from counterpoise.tables import reading
+from counterpoise.tables.reading import ENDS, HELD_OUT, RETENTION, Point, Results
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import os.path
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from counterpoise.report import reading
 from counterpoise.report.marks import (
     front_line,
     label,
@@ -17,9 +16,10 @@ from counterpoise.report.marks import (
     steps,
     tax_marks,
 )
-from counterpoise.report.numbers import number
 from counterpoise.report.palette import SERIES, light, look
-from counterpoise.report.reading import ENDS, RETENTION, VALIDATION, Point, Results
+from counterpoise.tables import reading
+from counterpoise.tables.numbers import number
+from counterpoise.tables.reading import ENDS, RETENTION, VALIDATION, Point, Results
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from counterpoise.report.grid import Cell, Column, Table, as_html
 from counterpoise.report.marks import step_line
-from counterpoise.report.numbers import number
 from counterpoise.report.page import Figures, plot_box, section, spec
 from counterpoise.report.palette import look
 from counterpoise.report.plots import empty_figure
-from counterpoise.report.reading import Results, shares
+from counterpoise.tables.grid import Cell, Column, Table, as_html
+from counterpoise.tables.numbers import number
+from counterpoise.tables.reading import Results, shares
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

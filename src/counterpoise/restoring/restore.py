@@ -206,8 +206,8 @@ def _finished(out: Path, work: Path, key: str) -> dict[str, Any] | None:
 
 
 def _write_report(folder: Path, result: dict[str, Any], *, card: bool = False) -> None:
-    from counterpoise.report.card import model_card
     from counterpoise.report.html import write_report
+    from counterpoise.tables.card import model_card
 
     write_report(result, folder / "report.html")
     if card:

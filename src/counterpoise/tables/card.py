@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from counterpoise.report import reading, tables
-from counterpoise.report.grid import as_markdown
-from counterpoise.report.numbers import number
+from counterpoise.tables import reading, tables
+from counterpoise.tables.grid import as_markdown
+from counterpoise.tables.numbers import number
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 

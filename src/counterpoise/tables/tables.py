@@ -1,13 +1,13 @@
-"""The tables of a results dict; `counterpoise.report.grid` writes them for the terminal, in Markdown and in html."""
+"""The tables of a results dict; `counterpoise.tables.grid` writes them for the terminal, in Markdown and in html."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from counterpoise.report.grid import Cell, Column, Table, as_rich
-from counterpoise.report.numbers import interval, number, p_value, places, ratio_list
-from counterpoise.report.reading import ENDS, Results, Share, parts, picked, point_partition, point_shares, points
+from counterpoise.tables.grid import Cell, Column, Table, as_rich
+from counterpoise.tables.numbers import interval, number, p_value, places, ratio_list
+from counterpoise.tables.reading import ENDS, Results, Share, parts, picked, point_partition, point_shares, points
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
