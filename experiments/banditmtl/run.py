@@ -30,12 +30,12 @@ from typing import Any
 
 import torch
 
-from counterpoise.multitask.text.balance import weighting_for
-from counterpoise.multitask.text.classifier import TextClassifier, build_classifier
-from counterpoise.multitask.text.data import Part, TaskData, read_tasks
-from counterpoise.multitask.text.encoding import seeded
-from counterpoise.multitask.text.models import Design, HardSharing, build_encoder
-from counterpoise.multitask.text.training import Epoch, rounds_per_epoch, train
+from counterpoise.classification.balance import weighting_for
+from counterpoise.classification.classifier import TextClassifier, build_classifier
+from counterpoise.classification.data import Part, TaskData, read_tasks
+from counterpoise.classification.encoding import seeded
+from counterpoise.classification.models import Design, HardSharing, build_encoder
+from counterpoise.classification.training import Epoch, rounds_per_epoch, train
 from counterpoise.records import versions
 
 HERE = Path(__file__).parent
@@ -217,7 +217,7 @@ def _first_of(part: Part, label: str) -> Iterator[int]:
 
 def measure_cost(folder: Path, rounds: int = 3, steps: int = 8) -> None:
     """Seconds of a training step of every method beside uniform weighting's, in turn on the same machine."""
-    from counterpoise.multitask.text.training import _Run
+    from counterpoise.classification.training import _Run
 
     table: dict[str, Any] = {}
     for data in SETTINGS:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from counterpoise.alignment.commands import app as align
+from counterpoise.classification.commands import app as multitask
 from counterpoise.evaluation.judge_commands import app as judge
 from counterpoise.merging.commands import merge
-from counterpoise.multitask.text.commands import app as multitask
 from counterpoise.options import (
     Abilities,
     Alignment,

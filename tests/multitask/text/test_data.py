@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from counterpoise.multitask.text import Part, read_tasks
-from counterpoise.multitask.text.data import PARTS, content_part
-from counterpoise.multitask.text.newsgroups import TASKS, strip_message
+from counterpoise.classification import Part, read_tasks
+from counterpoise.classification.data import PARTS, content_part
+from counterpoise.classification.newsgroups import TASKS, strip_message
 
 from .worlds import rows, write_folder
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from counterpoise.classification import Design, build_classifier, weighting_for
+from counterpoise.classification.training import _Run
 from counterpoise.multitask import Uniform
-from counterpoise.multitask.text import Design, build_classifier, weighting_for
-from counterpoise.multitask.text.training import _Run
 
 from .worlds import tasks, tiny_encoder
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from counterpoise.multitask.text import Design, HardSharing, Pretrained, TextCNN, build_classifier
-from counterpoise.multitask.text.encoding import token_ids
-from counterpoise.multitask.text.models import build_encoder
+from counterpoise.classification import Design, HardSharing, Pretrained, TextCNN, build_classifier
+from counterpoise.classification.encoding import token_ids
+from counterpoise.classification.models import build_encoder
 
 from .worlds import tasks, tiny_encoder
 

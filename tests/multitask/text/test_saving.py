@@ -8,14 +8,14 @@ import sys
 import pytest
 import torch
 
-from counterpoise.multitask.text import Design, build_classifier, load, save, train
+from counterpoise.classification import Design, build_classifier, load, save, train
 
 from .worlds import tasks, tiny_encoder
 
 READ = """
 import sys, torch
 torch.set_num_threads(1)
-from counterpoise.multitask.text import load
+from counterpoise.classification import load
 classifier = load(sys.argv[1])
 texts = torch.load(sys.argv[2], weights_only=True)
 torch.save({t: classifier.probabilities(t, texts) for t in classifier.tasks}, sys.argv[3])

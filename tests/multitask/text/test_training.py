@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from counterpoise.multitask import BanditMTL, UncertaintyWeighting, Uniform
-from counterpoise.multitask.text import (
+from counterpoise.classification import (
     WEIGHTINGS,
     Design,
     build_classifier,
@@ -16,7 +15,8 @@ from counterpoise.multitask.text import (
     train,
     weighting_for,
 )
-from counterpoise.multitask.text.training import _batches
+from counterpoise.classification.training import _batches
+from counterpoise.multitask import BanditMTL, UncertaintyWeighting, Uniform
 
 from .worlds import tasks, tiny_encoder
 

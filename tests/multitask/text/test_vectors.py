@@ -5,7 +5,7 @@ import gzip
 import pytest
 import torch
 
-from counterpoise.multitask.text import Vocabulary, read_tasks, read_vectors, tokenize, word_vectors
+from counterpoise.classification import Vocabulary, read_tasks, read_vectors, tokenize, word_vectors
 
 TEXTS = ["Good good book", "good tea", "rare book"]
 

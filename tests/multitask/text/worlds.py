@@ -6,7 +6,7 @@ import json
 import random
 from pathlib import Path
 
-from counterpoise.multitask.text import TaskData, read_tasks
+from counterpoise.classification import TaskData, read_tasks
 
 NOISE = ["the", "a", "of", "and", "to", "in", "that", "it", "was", "with", "for", "on", "they", "had", "this", "from"]
 SIGNS = {

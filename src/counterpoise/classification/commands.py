@@ -16,9 +16,9 @@ import typer
 from counterpoise.terminal import plain_errors
 
 if TYPE_CHECKING:
-    from counterpoise.multitask.text.classifier import Score
-    from counterpoise.multitask.text.data import TaskData
-    from counterpoise.multitask.text.training import Training
+    from counterpoise.classification.classifier import Score
+    from counterpoise.classification.data import TaskData
+    from counterpoise.classification.training import Training
 
 app = typer.Typer(
     name="multitask",
@@ -83,7 +83,7 @@ def train(
         refuse_occupied(out)
         from dataclasses import asdict
 
-        from counterpoise.multitask.text import balance, classifier, models, saving, training
+        from counterpoise.classification import balance, classifier, models, saving, training
         from counterpoise.report.multitask import write_report
 
         found = _read(data, layout, tasks, need=("train", "validation"))
@@ -140,8 +140,8 @@ def evaluate(
 ) -> None:
     """Accuracy and loss of every task the model has, on held-out data."""
     with plain_errors("nothing was changed", KeyError, ImportError):
-        from counterpoise.multitask.text import classifier, saving
-        from counterpoise.multitask.text.data import PARTS
+        from counterpoise.classification import classifier, saving
+        from counterpoise.classification.data import PARTS
 
         if part not in PARTS:
             raise ValueError(f"--part: expected {', '.join(PARTS)}, found {part!r}")
@@ -166,7 +166,7 @@ def predict(
 ) -> None:
     """The label of each text: task, label and probability, separated by tabs; --json gives every label's."""
     with plain_errors("nothing was changed", KeyError, ImportError):
-        from counterpoise.multitask.text import saving
+        from counterpoise.classification import saving
 
         loaded = saving.load(model, device=device)
         loaded.task(task)
@@ -191,7 +191,7 @@ def report(
 ) -> None:
     """Draw the page of a training run again: losses, weights and accuracy by task over time."""
     with plain_errors("nothing was changed", KeyError, ImportError):
-        from counterpoise.multitask.text import saving
+        from counterpoise.classification import saving
         from counterpoise.report.multitask import write_report
 
         place = out or model / saving.REPORT
@@ -200,7 +200,7 @@ def report(
 
 
 def _read(data: Path, layout: Any, tasks: str | None, *, need: Any) -> list[TaskData]:
-    from counterpoise.multitask.text.data import read_tasks
+    from counterpoise.classification.data import read_tasks
 
     names = None if tasks is None else [name.strip() for name in tasks.split(",") if name.strip()]
     return read_tasks(data, layout, tasks=names, need=need)

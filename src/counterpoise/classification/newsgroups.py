@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Literal
 
-from counterpoise.multitask.text.files import Row
+from counterpoise.classification.files import Row
 
 TASKS: dict[str, tuple[str, ...]] = {
     "comp": ("comp.os.ms-windows.misc", "comp.sys.mac.hardware", "comp.graphics", "comp.windows.x"),

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from counterpoise.checkpoints.files import resolve
+from counterpoise.classification.data import PartName, TaskData
+from counterpoise.classification.encoding import SubwordTokens, TokenIds, seeded, token_ids, usable_device
+from counterpoise.classification.models import Design, HardSharing, Pretrained, build_encoder
+from counterpoise.classification.vectors import Vocabulary, word_vectors
 from counterpoise.multitask.losses import task_names
-from counterpoise.multitask.text.data import PartName, TaskData
-from counterpoise.multitask.text.encoding import SubwordTokens, TokenIds, seeded, token_ids, usable_device
-from counterpoise.multitask.text.models import Design, HardSharing, Pretrained, build_encoder
-from counterpoise.multitask.text.vectors import Vocabulary, word_vectors
 
 
 class Prediction(NamedTuple):

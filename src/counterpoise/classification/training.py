@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from counterpoise.classification.balance import Balance, weighting_for
+from counterpoise.classification.classifier import TextClassifier
+from counterpoise.classification.data import PARTS, TaskData
+from counterpoise.classification.encoding import seeded
 from counterpoise.multitask import Adversarial
-from counterpoise.multitask.text.balance import Balance, weighting_for
-from counterpoise.multitask.text.classifier import TextClassifier
-from counterpoise.multitask.text.data import PARTS, TaskData
-from counterpoise.multitask.text.encoding import seeded
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage, how much of it is done, and how much there is."""

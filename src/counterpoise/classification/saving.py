@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
 from counterpoise.checkpoints.files import staged
-from counterpoise.multitask.text.classifier import TextClassifier
-from counterpoise.multitask.text.encoding import SubwordTokens, seeded, usable_device
-from counterpoise.multitask.text.models import Design, Encoder, HardSharing, Pretrained, build_encoder
-from counterpoise.multitask.text.vectors import Vocabulary
+from counterpoise.classification.classifier import TextClassifier
+from counterpoise.classification.encoding import SubwordTokens, seeded, usable_device
+from counterpoise.classification.models import Design, Encoder, HardSharing, Pretrained, build_encoder
+from counterpoise.classification.vectors import Vocabulary
 from counterpoise.records import versions, write_json
 
 FORMAT = "counterpoise-multitask-text-1"

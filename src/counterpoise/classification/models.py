@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from counterpoise.multitask.text.vectors import PADDING
+from counterpoise.classification.vectors import PADDING
 
 WORD_MODELS = ("textcnn", "bilstm")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from counterpoise.classification.classifier import TextClassifier
+from counterpoise.classification.encoding import seeded
 from counterpoise.multitask import (
     DWA,
     FAMO,
@@ -23,8 +25,6 @@ from counterpoise.multitask import (
     adversarial_mtl,
     tchebycheff_adversarial,
 )
-from counterpoise.multitask.text.classifier import TextClassifier
-from counterpoise.multitask.text.encoding import seeded
 
 Balance = Weighting | Adversarial
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
+from counterpoise.classification.files import Row, members, read_rows, tab_rows
+from counterpoise.classification.newsgroups import newsgroups
 from counterpoise.multitask.losses import task_names
-from counterpoise.multitask.text.files import Row, members, read_rows, tab_rows
-from counterpoise.multitask.text.newsgroups import newsgroups
 
 PartName = Literal["train", "validation", "test"]
 Layout = Literal["folder", "fdu-mtl", "newsgroups"]

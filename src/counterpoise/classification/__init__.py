@@ -16,13 +16,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from counterpoise.multitask.text.balance import WEIGHTINGS, weighting_for
-    from counterpoise.multitask.text.classifier import Prediction, Score, TextClassifier, build_classifier, evaluate
-    from counterpoise.multitask.text.data import LAYOUTS, Part, TaskData, read_tasks
-    from counterpoise.multitask.text.models import BiLSTM, Design, HardSharing, Pretrained, TextCNN
-    from counterpoise.multitask.text.saving import load, save
-    from counterpoise.multitask.text.training import Epoch, Training, rounds_per_epoch, train
-    from counterpoise.multitask.text.vectors import Vocabulary, read_vectors, tokenize, word_vectors
+    from counterpoise.classification.balance import WEIGHTINGS, weighting_for
+    from counterpoise.classification.classifier import Prediction, Score, TextClassifier, build_classifier, evaluate
+    from counterpoise.classification.data import LAYOUTS, Part, TaskData, read_tasks
+    from counterpoise.classification.models import BiLSTM, Design, HardSharing, Pretrained, TextCNN
+    from counterpoise.classification.saving import load, save
+    from counterpoise.classification.training import Epoch, Training, rounds_per_epoch, train
+    from counterpoise.classification.vectors import Vocabulary, read_vectors, tokenize, word_vectors
 
 # Names are resolved on first use, so that `counterpoise multitask --help` imports none of this.
 _HOMES = {
