@@ -11,12 +11,12 @@ from counterpoise.averaging.mix import mix
 from counterpoise.averaging.partition import thirds
 from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.checkpoints.preflight import preflight
-from counterpoise.evaluation.tax import Panel
+from counterpoise.evaluation.panel import Panel
+from counterpoise.evaluation.workbench import Workbench
 from counterpoise.language import dtypes
 from counterpoise.language.dtypes import computed_in, is_imitated, placed, slowdown, warning
 from counterpoise.language.prompts import Prompt
 from counterpoise.records import Store
-from counterpoise.restoring.workbench import Workbench
 from tiny import save_pair, tiny
 
 

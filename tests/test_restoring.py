@@ -20,16 +20,16 @@ from counterpoise.averaging.partition import equal
 from counterpoise.averaging.recipe import Recipe
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.evaluation.measurement import Measurement
+from counterpoise.evaluation.panel import Scores
 from counterpoise.evaluation.parts import part_of
-from counterpoise.evaluation.tax import Scores
+from counterpoise.evaluation.results import measurement
+from counterpoise.evaluation.workbench import Point
 from counterpoise.language.prompts import read_prompts
 from counterpoise.report.matched import matched
 from counterpoise.report.panels import read_panels
 from counterpoise.restoring.choosing import choose
-from counterpoise.restoring.recipes import hma_recipe
 from counterpoise.restoring.restore import measure_tax, restore
-from counterpoise.restoring.workbench import Point
-from counterpoise.results import measurement
+from counterpoise.search.recipes import hma_recipe
 from counterpoise.tables import reading
 from world import early_letters, make, panel
 
@@ -308,7 +308,7 @@ def test_the_report_stands_before_the_mark_that_a_run_is_finished(
 def test_work_of_other_numerics_is_not_mixed_in(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for pieces in (6, 6, 12):  # reward and two abilities, of PRE and of POST
         if pieces == 12:
-            monkeypatch.setattr("counterpoise.restoring.workbench.NUMERICS", 0)
+            monkeypatch.setattr("counterpoise.evaluation.workbench.NUMERICS", 0)
         measure_tax(world / "pre", world / "post", panel(world), work=tmp_path)
         assert len(list(tmp_path.iterdir())) == pieces
 

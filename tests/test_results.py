@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from counterpoise.checkpoints.preflight import preflight
+from counterpoise.evaluation.results import Measured, measurement, results, write_results
+from counterpoise.evaluation.workbench import Workbench
 from counterpoise.records import Store
 from counterpoise.report.matched import hypervolume_gains, matched
 from counterpoise.report.panels import pooled, read_panels
-from counterpoise.restoring.workbench import Workbench
-from counterpoise.results import Measured, measurement, results, write_results
 from counterpoise.statistics.bootstrap import interval
 from world import make, panel
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from counterpoise.alignment.rsf import rsf
+from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.parts import part_of
-from counterpoise.evaluation.tax import Panel
 from counterpoise.language.prompts import read_prompts
 from tiny import tiny, tokenizer
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from counterpoise.averaging.partition import Partition, layerwise, thirds
-from counterpoise.restoring.drawing import answers
-from counterpoise.restoring.workbench import Workbench
+from counterpoise.evaluation.workbench import Workbench
 from counterpoise.search.adamerging import adamerging
+from counterpoise.search.on_bench import answers, hma_ratios, proxies
 from counterpoise.search.proxies import ProxySet
 from counterpoise.search.ramps import linear_ramp
 
@@ -45,7 +45,7 @@ def averages(bench: Workbench, methods: Sequence[str], means: Sequence[float], *
         if "LiNeS" in methods:
             yield Average(f"LiNeS {mean:g}", "LiNeS", deep, tuple(linear_ramp(deep, mean).tolist()), {})
         if "HMA" in methods:
-            found = bench.search(three, bench.proxies(size), mean)
+            found = hma_ratios(bench, three, proxies(bench, size), mean)
             yield Average(f"HMA {mean:g}", "HMA", three, found.ratios, {"passes": found.passes})
     if "ExPO" in methods:
         yield Average(f"ExPO {BEYOND:g}", "ExPO", whole, (BEYOND,), {})
@@ -59,7 +59,7 @@ def averages(bench: Workbench, methods: Sequence[str], means: Sequence[float], *
 
 def adamerged(bench: Workbench, cut: Partition, size: int) -> Average:
     """Ratios for the likelihood of POST's good responses and of right answers, half and half."""
-    good = ProxySet(tuple(bench.proxies(size)), bench.panel.batch_size // 2)
+    good = ProxySet(tuple(proxies(bench, size)), bench.panel.batch_size // 2)
     right = ProxySet(tuple(e for rows in answers(bench, size // 4).values() for e in rows), bench.panel.batch_size // 2)
 
     def run() -> dict[str, Any]:

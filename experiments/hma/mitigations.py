@@ -29,12 +29,12 @@ from averages import AFTER, averages
 from counterpoise.alignment.aligning import load
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.checkpoints.preflight import preflight, scan
+from counterpoise.evaluation.panel import Panel, Scores
 from counterpoise.evaluation.parts import part_of
-from counterpoise.evaluation.tax import Panel, Scores
+from counterpoise.evaluation.results import Measured, results, write_results
+from counterpoise.evaluation.workbench import Workbench
 from counterpoise.language.prompts import read_prompts
 from counterpoise.records import Store, versions
-from counterpoise.restoring.workbench import Workbench
-from counterpoise.results import Measured, results, write_results
 
 HERE = Path(__file__).resolve().parent
 PLAIN = "distilled"

@@ -357,7 +357,7 @@ A limit of `?limit=N` counts items per part: proxy, validation and held-out part
 `llm-blender/PairRM-hf` is a `DebertaV2PairRM`: it compares two responses instead of scoring one, and its class is in a
 package, llm-blender, that does not import under transformers 5 ([LLM-Blender issue
 33](https://github.com/yuchenlin/LLM-Blender/issues/33)). `--preference llm-blender/PairRM-hf` needs neither:
-`counterpoise.evaluation.pairrm` reads the checkpoint by the names of its tensors and settings. Tested on a small checkpoint
+`counterpoise.judging.pairrm` reads the checkpoint by the names of its tensors and settings. Tested on a small checkpoint
 of that form (tests/evaluation/test_pairrm.py); the published weights are out of reach here: not measured. As the reward of
 `restore`, which needs one number a response, `{JUDGE}` takes its place.
 """

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from counterpoise.evaluation.results import measurement
 from counterpoise.report.panels import Group, Run
-from counterpoise.results import measurement
 from counterpoise.statistics.bootstrap import Difference, interval, paired_difference, paired_replicates
 from counterpoise.tables import reading
 from counterpoise.tables.numbers import number

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from counterpoise.averaging.partition import Partition, equal, layerwise, thirds
-from counterpoise.evaluation.tax import Scores
+from counterpoise.evaluation.panel import Scores
+from counterpoise.evaluation.workbench import Workbench
 from counterpoise.records import digest
-from counterpoise.restoring.searching import FORMS, TwoSided
-from counterpoise.restoring.workbench import Workbench
+from counterpoise.search.on_bench import hma_ratios
+from counterpoise.search.on_bench import proxies as proxies_of
 from counterpoise.search.ramps import linear_ramp, random_ratios, reversed_ramp
+from counterpoise.search.searching import FORMS, TwoSided
 
 MA_SWEEP = tuple(round(0.1 * i, 1) for i in range(1, 10))
 PART = 0.4
@@ -180,13 +182,13 @@ class Curves:
             yield Average(p["name"].replace(source, curve, 1), curve, cut, tuple(p["ratios"]), about)
 
     def _hma(self, curve: str, cut: Partition) -> Iterator[Average]:
-        proxies = self.bench.proxies(self.settings.size)
+        proxies = proxies_of(self.bench, self.settings.size)
         for mean in self.settings.means:
             passes = self.settings.max_passes
             found = self.timed(
                 f"{curve} {mean:g}",
                 [mean, self.settings.size, passes],
-                lambda mean=mean: self.bench.search(cut, proxies, mean, max_passes=self.settings.max_passes),
+                lambda mean=mean: hma_ratios(self.bench, cut, proxies, mean, max_passes=self.settings.max_passes),
             )
             yield Average(f"{curve} {mean:g}", curve, cut, found.ratios, {"mean": mean, "passes": found.passes})
 

@@ -27,10 +27,10 @@ from curves import CURVES, MA_SWEEP, REQUIRED, Curves, Settings
 from studies import SIZES, noise, openings, sizes
 
 from counterpoise.checkpoints.preflight import preflight, scan
-from counterpoise.evaluation.tax import Panel
+from counterpoise.evaluation.panel import Panel
+from counterpoise.evaluation.results import Measured, results, write_results
+from counterpoise.evaluation.workbench import Workbench
 from counterpoise.records import Store, versions
-from counterpoise.restoring.workbench import Workbench
-from counterpoise.results import Measured, results, write_results
 
 HERE = Path(__file__).resolve().parent
 ABILITIES = (

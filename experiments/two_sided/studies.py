@@ -10,10 +10,10 @@ from curves import Curves
 
 from counterpoise.averaging.partition import thirds
 from counterpoise.language.scoring import Example
-from counterpoise.restoring.drawing import words
-from counterpoise.restoring.searching import TwoSided
+from counterpoise.search.on_bench import words
 from counterpoise.search.proxies import draw_proxies
 from counterpoise.search.retention import OPENINGS
+from counterpoise.search.searching import TwoSided
 
 SIZES = (8, 16, 32, 64, 128, 256)
 CONTINUED = {

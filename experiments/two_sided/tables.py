@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from curves import CURVES, REQUIRED
 
+from counterpoise.evaluation.results import measurement
 from counterpoise.report.matched import method_gains
 from counterpoise.report.panels import Group, Panel, pooled, read_panels
-from counterpoise.results import measurement
 from counterpoise.statistics.bootstrap import interval
 from counterpoise.statistics.equal_reward import Fronts, Scored, Statistics, hypervolume_gain
 from counterpoise.tables import reading

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from counterpoise.checkpoints.checkpoint import Checkpoint
     from counterpoise.checkpoints.files import CheckpointError
     from counterpoise.checkpoints.opening import open_checkpoint
-    from counterpoise.evaluation.tax import Panel
+    from counterpoise.evaluation.panel import Panel
     from counterpoise.multitask import BanditMTL
     from counterpoise.restoring.restore import measure_tax, restore
     from counterpoise.search.hma import hma
@@ -30,7 +30,7 @@ _HOMES = {
     "BanditMTL": "multitask",
     "Checkpoint": "checkpoints.checkpoint",
     "CheckpointError": "checkpoints.files",
-    "Panel": "evaluation.tax",
+    "Panel": "evaluation.panel",
     "Partition": "averaging.partition",
     "Recipe": "averaging.recipe",
     "ResidentAverage": "averaging.resident",

@@ -55,7 +55,7 @@ from counterpoise.terminal import bars, plain_errors
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from counterpoise.evaluation.tax import Panel
+    from counterpoise.evaluation.panel import Panel
 
 app = typer.Typer(
     name="counterpoise",
@@ -342,7 +342,7 @@ app.command()(front)
 
 
 def _panel(prompts: Path, reward: str, abilities: list[str], **settings: Any) -> Panel:
-    from counterpoise.evaluation.tax import Panel
+    from counterpoise.evaluation.panel import Panel
 
     return Panel.load(prompts, reward, abilities, **settings)
 

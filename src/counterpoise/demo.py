@@ -21,8 +21,8 @@ from torch import nn
 
 from counterpoise.alignment.rsf import Iteration, fine_tune, rsf
 from counterpoise.checkpoints.files import refuse_occupied
+from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.parts import part_of
-from counterpoise.evaluation.tax import Panel
 from counterpoise.language.loading import without_bars
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.scoring import Example

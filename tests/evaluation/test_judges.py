@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from server import Chat, failed, said, serving
 
 from counterpoise.cli import app
-from counterpoise.evaluation.alpaca import Output, Pair, annotated, pair_outputs, read_outputs
-from counterpoise.evaluation.endpoint import Endpoint, EndpointError
-from counterpoise.evaluation.judges import (
+from counterpoise.judging.alpaca import Output, Pair, annotated, pair_outputs, read_outputs
+from counterpoise.judging.endpoint import Endpoint, EndpointError
+from counterpoise.judging.judges import (
     EndpointJudge,
     Match,
     Verdict,

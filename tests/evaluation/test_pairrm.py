@@ -15,8 +15,8 @@ from transformers import DebertaV2Config, DebertaV2Model
 from typer.testing import CliRunner
 
 from counterpoise.cli import app
-from counterpoise.evaluation.alpaca import Output, Pair
-from counterpoise.evaluation.pairrm import MARKS, pairrm
+from counterpoise.judging.alpaca import Output, Pair
+from counterpoise.judging.pairrm import MARKS, pairrm
 from counterpoise.language.prompts import Prompt
 from counterpoise.planning.judging import plan_compare, plan_respond
 from counterpoise.planning.rehearsing import look

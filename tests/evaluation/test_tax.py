@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from counterpoise.evaluation.abilities import load_abilities
-from counterpoise.evaluation.measurement import Measurement
+from counterpoise.evaluation.measurement import Measurement, difference, interval_of
+from counterpoise.evaluation.panel import Panel, Scores
 from counterpoise.evaluation.parts import PARTS, Part, part_of
-from counterpoise.evaluation.tax import Panel, Scores, at_floor, difference, fingerprint, interval_of, tax_table
+from counterpoise.evaluation.rewards import fingerprint
+from counterpoise.evaluation.tax import at_floor, tax_table
 from counterpoise.language.prompts import encode_prompt
 from counterpoise.language.sampling import decode, sample
 from counterpoise.records import Store

@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 from counterpoise.cli import app
 from counterpoise.evaluation.measurement import Measurement
-from counterpoise.evaluation.tax import Scores
+from counterpoise.evaluation.panel import Scores
+from counterpoise.evaluation.results import Measured, measurement, results, write_results
 from counterpoise.report import fronts, page
 from counterpoise.report.matched import hypervolume_gains, matched, method_gains
 from counterpoise.report.panels import beaten_by, pooled, read_panels
-from counterpoise.results import Measured, measurement, results, write_results
 from counterpoise.statistics.bootstrap import paired_difference
 from report import browser, made
 from report.test_report import Elements

@@ -15,7 +15,8 @@ from scipy.optimize import brentq, minimize
 from counterpoise.averaging.partition import layerwise, thirds
 from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.checkpoints.preflight import preflight
-from counterpoise.search.hma import hma, spectral_descent
+from counterpoise.search.descent import spectral_descent
+from counterpoise.search.hma import hma
 from counterpoise.search.ramps import linear_ramp, random_ratios, reversed_ramp
 from counterpoise.search.simplex import project
 from test_resident import proxies

@@ -10,11 +10,11 @@ import pytest
 
 from counterpoise.averaging.partition import thirds
 from counterpoise.checkpoints.preflight import preflight
+from counterpoise.evaluation.workbench import Workbench
 from counterpoise.records import Store
 from counterpoise.restoring.comparing import row
-from counterpoise.restoring.drawing import words
-from counterpoise.restoring.searching import FORMS, TwoSided
-from counterpoise.restoring.workbench import Workbench
+from counterpoise.search.on_bench import words
+from counterpoise.search.searching import FORMS, TwoSided
 from world import make, panel
 
 LAMBDAS = (0.5, 2.0)

@@ -27,8 +27,7 @@ from counterpoise.alignment.stepping import Mitigation
 from counterpoise.averaging.partition import layerwise
 from counterpoise.checkpoints.files import replacing
 from counterpoise.checkpoints.opening import open_checkpoint
-from counterpoise.evaluation.rewards import load_reward
-from counterpoise.evaluation.tax import fingerprint
+from counterpoise.evaluation.rewards import fingerprint, load_reward
 from counterpoise.language.prompts import Prompt, encode_prompt, read_prompts
 from counterpoise.language.sampling import sample
 from counterpoise.language.scoring import Example

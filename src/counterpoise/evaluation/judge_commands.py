@@ -16,8 +16,8 @@ from counterpoise.options import DryRun, SpeedOption, speed_of
 from counterpoise.terminal import bars, plain_errors
 
 if TYPE_CHECKING:
-    from counterpoise.evaluation.alpaca import Pair
-    from counterpoise.evaluation.judges import EndpointJudge, Judge
+    from counterpoise.judging.alpaca import Pair
+    from counterpoise.judging.judges import EndpointJudge, Judge
 
 app = typer.Typer(
     name="judge",
@@ -72,10 +72,10 @@ def compare(
     """Win rate of OURS against THEIRS with a 95 % interval, each pair judged in both orders."""
     work = work or out.with_name(out.name + ".work")
     with plain_errors(f"answers are in {work}; the same command goes on from there"):
-        from counterpoise.evaluation.alpaca import annotated, pair_outputs, read_outputs
-        from counterpoise.evaluation.endpoint import Endpoint
-        from counterpoise.evaluation.judges import EndpointJudge, preference_of
-        from counterpoise.evaluation.judges import compare as run
+        from counterpoise.judging.alpaca import annotated, pair_outputs, read_outputs
+        from counterpoise.judging.endpoint import Endpoint
+        from counterpoise.judging.judges import EndpointJudge, preference_of
+        from counterpoise.judging.judges import compare as run
         from counterpoise.records import Store, versions
 
         if sum(x is not None for x in (reward, preference, base_url)) != 1:
@@ -188,13 +188,13 @@ def respond(
 
 
 def _local(reward: str | None, preference: str | None, device: str) -> tuple[Judge, dict[str, Any]]:
-    from counterpoise.evaluation.judges import by_preference, by_reward
     from counterpoise.evaluation.rewards import load_reward
+    from counterpoise.judging.judges import by_preference, by_reward
 
     if reward is not None:
         return by_reward(load_reward(reward, device=device)), {"reward": reward}
     if preference is not None and not _is_function(preference):
-        from counterpoise.evaluation.pairrm import pairrm
+        from counterpoise.judging.pairrm import pairrm
 
         return by_preference(pairrm(preference, device=device), preference), {"preference": preference}
     module, _, function = (preference or "").partition(":")

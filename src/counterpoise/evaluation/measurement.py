@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from counterpoise.statistics.bootstrap import score
+from counterpoise.statistics.bootstrap import interval, paired_difference, score
 
 
 @dataclass(frozen=True)
@@ -57,3 +57,23 @@ class Measurement:
             content["chance"],
             tuple(content["keys"]),
         )
+
+
+def interval_of(m: Measurement) -> dict[str, float]:
+    """Value and 95 % bootstrap interval over the items."""
+    value, low, high, _ = interval(m.statistics, m.aggregate)
+    return {"value": value, "low": low, "high": high}
+
+
+def difference(a: Measurement, b: Measurement) -> dict[str, float]:
+    """a - b with its 95 % interval and two-sided p, the items paired.
+
+    Raises:
+        ValueError: the two were not measured on the same items.
+    """
+    if a.keys != b.keys:
+        raise ValueError(
+            f"{a.metric}: expected two measurements of the same items, found {len(a.keys)} and {len(b.keys)}"
+        )
+    value, low, high, p = paired_difference(a.statistics, b.statistics, a.aggregate)
+    return {"value": value, "low": low, "high": high, "p": p}

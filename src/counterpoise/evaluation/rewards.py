@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import importlib
+import inspect
 import io
 import sys
 import warnings
@@ -13,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from counterpoise.records import digest
 
 Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
@@ -176,3 +180,38 @@ def classifier(source: str, *, device: str = "cpu", batch_size: int = 16) -> Rew
         return values
 
     return score
+
+
+def fingerprint(reward: str | Reward) -> str:
+    """What decides a reward's numbers: its spec or name with the content of the file, folder or source behind it."""
+    if not isinstance(reward, str):
+        return digest([_name(reward), _source(reward)])
+    head, _, tail = reward.partition(":")
+    for place in (Path(tail or "."), Path(reward)):
+        if place.is_file():
+            return digest([head, _sha256(place)])
+    if Path(reward).is_dir():
+        files = sorted(f for f in Path(reward).iterdir() if f.is_file())
+        return digest([[f.name, _sha256(f)] for f in files])
+    module = sys.modules.get(head) if tail else None
+    return reward if module is None else digest([reward, _source(module)])
+
+
+def _source(thing: Any) -> str:
+    try:
+        return inspect.getsource(thing)
+    except (OSError, TypeError):
+        return ""
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _name(reward: str | Reward) -> str:
+    return (
+        reward
+        if isinstance(reward, str)
+        else f"{getattr(reward, '__module__', '')}:{getattr(reward, '__qualname__', 'reward')}"
+    )

@@ -13,8 +13,8 @@ import torch
 from counterpoise.averaging.partition import partition
 from counterpoise.checkpoints.files import refuse_occupied
 from counterpoise.checkpoints.preflight import preflight
+from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.parts import Part
-from counterpoise.evaluation.tax import Panel
 from counterpoise.language.dtypes import computed_in
 from counterpoise.language.prompts import Prompt, read_prompts
 from counterpoise.planning.rehearsing import (
@@ -32,8 +32,9 @@ from counterpoise.planning.rehearsing import (
 )
 from counterpoise.planning.stages import Lengths, restore_stages
 from counterpoise.planning.work import Plan, Speed, Stage, weight_bytes
-from counterpoise.restoring.restore import RESULT, refuse_search, refuse_settings
-from counterpoise.restoring.searching import FORMS
+from counterpoise.restoring.restore import RESULT
+from counterpoise.search.searching import FORMS
+from counterpoise.search.settings import refuse_search, refuse_settings
 
 BOUNDS = "every response as long as --max-new-tokens, no early end of a search or of training: upper bounds"
 ASSUMED = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from counterpoise.evaluation.alpaca import Pair
-from counterpoise.evaluation.pairrm import read, refuse_other
+from counterpoise.judging.alpaca import Pair
+from counterpoise.judging.pairrm import read, refuse_other
 from counterpoise.language.dtypes import computed_in
 from counterpoise.language.prompts import Prompt
 from counterpoise.planning.dry_run import ASSUMED, judged, lengths, said_of, short

@@ -223,7 +223,7 @@ def matched_table(panel: Panel, rows: Sequence[Row]) -> Table:
         f"Brackets: 95 % intervals by paired bootstrap over prompts and items, pooled over runs; bold: they leave out 0. p is "
         f"of {_title(results, first)}, two-sided, not adjusted for the number of rows."
         if paired
-        else "No intervals: these files do not hold the score of every item (counterpoise.results writes files that do)."
+        else "No intervals: these files do not hold the score of every item (evaluation.results writes files that do)."
     )
     if several:
         notes.append(f"Over runs: the least and the largest run's difference in {_title(results, first)}.")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from counterpoise.evaluation.measurement import Measurement
+from counterpoise.evaluation.results import measurement
 from counterpoise.report.panels import Group, Panel, Run
-from counterpoise.results import measurement
 from counterpoise.statistics.bootstrap import Difference, interval
 from counterpoise.statistics.equal_reward import (
     Fronts,

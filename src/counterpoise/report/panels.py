@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from counterpoise.evaluation.results import measurement
 from counterpoise.report.marks import standard_error
-from counterpoise.results import measurement
 from counterpoise.statistics.bootstrap import interval
 from counterpoise.tables import reading
 from counterpoise.tables.reading import ENDS, HELD_OUT, RETENTION, Point, Results

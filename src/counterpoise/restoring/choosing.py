@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from counterpoise.evaluation.tax import steps_from_pre
-from counterpoise.restoring.workbench import Point
+from counterpoise.evaluation.workbench import Point
 
 PICKABLE = (
     "MA",

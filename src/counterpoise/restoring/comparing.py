@@ -7,13 +7,16 @@ from typing import Any
 
 from counterpoise.averaging.partition import Partition, layerwise
 from counterpoise.averaging.recipe import Recipe
-from counterpoise.evaluation.tax import at_floor, difference, steps_from_pre, tax_table
+from counterpoise.evaluation.measurement import difference
+from counterpoise.evaluation.results import items_of, statistics_of
+from counterpoise.evaluation.tax import at_floor, steps_from_pre, tax_table
+from counterpoise.evaluation.workbench import Point, Workbench
 from counterpoise.restoring.choosing import choose, no_gain, verdict
-from counterpoise.restoring.searching import TwoSided
-from counterpoise.restoring.workbench import Point, Workbench
-from counterpoise.results import items_of, statistics_of
-from counterpoise.search.hma import SearchResult
+from counterpoise.search.descent import SearchResult
+from counterpoise.search.on_bench import hma_ratios
+from counterpoise.search.on_bench import proxies as proxies_of
 from counterpoise.search.ramps import linear_ramp, random_ratios, reversed_ramp
+from counterpoise.search.searching import TwoSided
 from counterpoise.search.two_sided import Found
 from counterpoise.statistics.front import front, hypervolume
 
@@ -48,13 +51,13 @@ def compare(
         _finish(bench, result, points, searches, counted, None)
         result["verdict"] = no_gain(gain)
         return None
-    proxies = bench.proxies(proxy_size) if hma else []
+    proxies = proxies_of(bench, proxy_size) if hma else []
     for mean in means:
         points.append(bench.point("MA", whole, [mean], "validation", name=f"MA {mean:g}"))
         if mean > 1:  # extrapolation (ExPO): with one ratio for all, there is nothing to search
             continue
         if hma:
-            found = bench.search(cut, proxies, mean)
+            found = hma_ratios(bench, cut, proxies, mean)
             searches.append((mean, found))
             points.append(bench.point("HMA", cut, found.ratios, "validation", name=f"HMA {mean:g}"))
         if controls:

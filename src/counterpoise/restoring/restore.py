@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 
@@ -20,16 +19,17 @@ from counterpoise.averaging.mix import Donor
 from counterpoise.averaging.partition import partition
 from counterpoise.checkpoints.files import CheckpointError, refuse_occupied
 from counterpoise.checkpoints.preflight import preflight, scan
-from counterpoise.evaluation.tax import Panel, tax_table
+from counterpoise.evaluation.panel import Panel
+from counterpoise.evaluation.results import write_results
+from counterpoise.evaluation.tax import tax_table
+from counterpoise.evaluation.workbench import Workbench
 from counterpoise.records import Stages, Store, digest, versions
 from counterpoise.restoring.comparing import compare
-from counterpoise.restoring.searching import TwoSided
-from counterpoise.restoring.workbench import Workbench
-from counterpoise.results import write_results
+from counterpoise.search.searching import TwoSided
+from counterpoise.search.settings import Search, refuse_search, refuse_settings
 
 RESULT = "restore.json"
 LAMBDAS = (0.25, 0.5, 1.0, 2.0, 4.0)
-Search = Literal["hma", "two-sided", "both"]
 
 
 def restore(
@@ -166,27 +166,6 @@ def restore(
         progress=_named(progress, "writing the checkpoint"),
     )
     return result
-
-
-def refuse_settings(means: Sequence[float], mean: float | None, keep_reward: float, proxy_size: int) -> None:
-    """Said before the first hour of work, not after it."""
-    if not means or not all(math.isfinite(m) and m >= 0 for m in means):
-        raise ValueError(f"means: expected numbers of at least 0, found {list(means)}")
-    for name, value in (("mean", mean), ("keep_reward", keep_reward)):
-        if value is not None and not 0 <= value <= 1:  # NaN as well
-            raise ValueError(f"{name}: expected a number from 0 to 1, found {value}")
-    if proxy_size < 1:
-        raise ValueError(f"proxy_size: expected at least 1 response, found {proxy_size}")
-
-
-def refuse_search(search: str, mean: float | None, lambdas: Sequence[float]) -> None:
-    """Likewise, of the kind of search and what it takes."""
-    if search not in get_args(Search):
-        raise ValueError(f"search: expected {', '.join(get_args(Search))}, found {search!r}")
-    if search == "two-sided" and mean is not None:
-        raise ValueError("mean: fixes HMA's mean ratio, and the two-sided search has none; use lambdas, or search both")
-    if not lambdas or not all(math.isfinite(x) and x >= 0 for x in lambdas):
-        raise ValueError(f"lambdas: expected numbers of at least 0, found {list(lambdas)}")
 
 
 def _finished(out: Path, work: Path, key: str) -> dict[str, Any] | None:

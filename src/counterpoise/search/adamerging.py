@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from counterpoise.averaging.partition import Partition
 from counterpoise.averaging.resident import Objective, ResidentAverage
 from counterpoise.language.scoring import Example, by_length, response_tokens
-from counterpoise.search.hma import SearchResult, spectral_descent
+from counterpoise.search.descent import SearchResult, spectral_descent
 
 
 def adamerging(

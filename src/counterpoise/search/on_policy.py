@@ -19,7 +19,7 @@ from counterpoise.language.prompts import Prompt, encode_prompt
 from counterpoise.language.sampling import decode, sample
 from counterpoise.language.scoring import Example, by_length
 from counterpoise.records import Progress
-from counterpoise.search.hma import Evaluate
+from counterpoise.search.descent import Evaluate
 from counterpoise.search.rows import row_nlls
 from counterpoise.search.sides import Slopes, advantages
 

@@ -70,7 +70,7 @@ def search(
             raise ValueError(
                 "search: expected --mean with --method hma, and --lambda with --method two-sided, which has no mean"
             )
-        from counterpoise.evaluation.tax import Panel
+        from counterpoise.evaluation.panel import Panel
 
         panel = Panel.load(
             prompts,
@@ -94,12 +94,12 @@ def search(
             "progress": progress,
         }
         if mean is not None:
-            from counterpoise.restoring.recipes import hma_recipe
+            from counterpoise.search.recipes import hma_recipe
 
             found, recipe = hma_recipe(pre, post, out, panel, mean=mean, blocks=blocks or 3, **options)
             gained = f"{found.passes} passes, proxy loss {found.trace[0]:.4f} -> {found.value:.4f} nats/token"
         else:
-            from counterpoise.restoring.recipes import two_sided_recipe
+            from counterpoise.search.recipes import two_sided_recipe
 
             options |= {"weight": weight, "alignment": alignment, "blocks": blocks or "layerwise"}
             end, recipe = two_sided_recipe(pre, post, out, panel, **options)

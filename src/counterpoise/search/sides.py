@@ -18,7 +18,7 @@ from torch import nn
 from counterpoise.averaging.partition import Partition
 from counterpoise.averaging.resident import Objective, ResidentAverage
 from counterpoise.language.scoring import Example, by_length, response_tokens
-from counterpoise.search.hma import Evaluate
+from counterpoise.search.descent import Evaluate
 from counterpoise.search.rows import row_nlls
 
 Array = NDArray[np.float64]

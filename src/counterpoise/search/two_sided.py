@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from counterpoise.search.hma import Evaluate, spectral_descent
+from counterpoise.search.descent import Evaluate, spectral_descent
 from counterpoise.search.separable import Separable
 from counterpoise.search.separable import path as separable_path
 from counterpoise.search.sides import Scale, Side, Slopes

@@ -1,17 +1,94 @@
-"""What PRE and POST say, drawn once on a workbench: the data of a two-sided search."""
+"""What a search takes from a workbench, made once and kept in its store: proxies, ratios, what PRE and POST say."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from counterpoise.averaging.partition import Partition
 from counterpoise.evaluation.abilities import FileAbility
+from counterpoise.evaluation.workbench import Workbench
 from counterpoise.language.scoring import Example
-from counterpoise.restoring.workbench import Workbench
-from counterpoise.search.proxies import Rated, draw_rated
+from counterpoise.records import digest
+from counterpoise.search.descent import SearchResult
+from counterpoise.search.hma import hma
+from counterpoise.search.proxies import ProxySet, Rated, draw_proxies, draw_rated
 from counterpoise.search.retention import OPENINGS, calibration, draw_retention
+
+
+def proxies(bench: Workbench, size: int, *, n: int = 2, keep: float = 0.4) -> list[Example]:
+    """Good responses of POST to the proxy prompts; see `draw_proxies`."""
+    prompts = bench.panel.prompts_of("proxy")[: math.ceil(size / (n * keep))]
+    drawing: dict[str, Any] = {
+        "n": n,
+        "keep": keep,
+        "size": size,
+        "max_new_tokens": bench.panel.max_new_tokens,
+        "temperature": bench.panel.temperature,
+        "chat": bench.panel.chat,
+        "seed": bench.panel.seed + 1,
+    }
+
+    def draw() -> list[Any]:
+        bench.resident.set(bench.whole, [1.0])
+        return [
+            list(map(list, e))
+            for e in draw_proxies(
+                bench.resident.model,
+                bench.tokenizer,
+                prompts,
+                bench.panel.reward,
+                batch_size=4 * bench.panel.batch_size,
+                progress=bench.stage("drawing proxies from POST"),
+                **drawing,
+            )
+        ]
+
+    key = {
+        "what": "proxies",
+        "model": bench.inputs,
+        "prompts": [p.key for p in prompts],
+        "reward": bench.panel.reward_id,
+        **drawing,
+    }
+    return [Example(tuple(prompt), tuple(response)) for prompt, response in bench.store.once(key, draw)]
+
+
+def hma_ratios(
+    bench: Workbench, cut: Partition, proxies: list[Example], mean: float, *, max_passes: int = 12
+) -> SearchResult:
+    """HMA's ratios at a mean, searched once."""
+    batch = max(1, bench.panel.batch_size // 2)
+
+    def run() -> dict[str, Any]:
+        progress = bench.stage(f"searching ratios, mean {mean:g}")
+        found = hma(
+            bench.resident,
+            cut,
+            ProxySet(tuple(proxies), batch).backward,
+            mean,
+            max_passes=max_passes,
+            progress=progress,
+        )
+        if progress is not None:  # it may converge before max_passes
+            progress(found.passes, found.passes)
+        return {"ratios": found.ratios, "value": found.value, "trace": found.trace, "converged": found.converged}
+
+    key = {
+        "what": "search",
+        "model": bench.inputs,
+        "proxies": digest(proxies),
+        "mean": mean,
+        "passes": max_passes,
+        "batch": batch,
+        "cut": [[b.weight, *b.tensors] for b in cut.blocks],
+        "rest": cut.rest,
+    }
+    kept = bench.store.once(key, run)
+    return SearchResult(tuple(kept["ratios"]), kept["value"], tuple(kept["trace"]), kept["converged"])
 
 
 def words(

@@ -14,12 +14,13 @@ from counterpoise.averaging.partition import Partition, partition
 from counterpoise.averaging.recipe import Recipe
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.preflight import preflight, scan
-from counterpoise.evaluation.tax import Panel
+from counterpoise.evaluation.panel import Panel
+from counterpoise.evaluation.workbench import Workbench
 from counterpoise.records import Stages, Store, versions, write_json
-from counterpoise.restoring.restore import refuse_settings
-from counterpoise.restoring.searching import TwoSided
-from counterpoise.restoring.workbench import Workbench
-from counterpoise.search.hma import SearchResult
+from counterpoise.search.descent import SearchResult
+from counterpoise.search.on_bench import hma_ratios, proxies
+from counterpoise.search.searching import TwoSided
+from counterpoise.search.settings import refuse_settings
 from counterpoise.search.two_sided import Found
 
 
@@ -54,7 +55,7 @@ def hma_recipe(
     settings = {**panel.source, **settings}
     _refuse_another(Path(out), cut, describe_inputs(pair), settings)
     bench = Workbench(pair, panel, Store(work), device=device, dtype=dtype, progress=progress)
-    found = bench.search(cut, bench.proxies(proxy_size), mean, max_passes=max_passes)
+    found = hma_ratios(bench, cut, proxies(bench, proxy_size), mean, max_passes=max_passes)
     settings["trace"] = list(found.trace)
     told = (*pair.warnings, *warnings, *bench.warnings)
     recipe = Recipe(cut, found.ratios, describe_inputs(pair), settings, versions(), told)

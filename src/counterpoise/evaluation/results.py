@@ -12,7 +12,7 @@ import numpy as np
 from counterpoise.evaluation.measurement import Measurement
 
 if TYPE_CHECKING:
-    from counterpoise.evaluation.tax import Scores
+    from counterpoise.evaluation.panel import Scores
 
 DIGITS, KEY_LENGTH = 8, 16  # of a statistic, of an item's key: enough for every score shown, a third of the bytes
 

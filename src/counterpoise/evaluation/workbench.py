@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,13 +16,10 @@ from counterpoise.averaging.partition import Partition, whole
 from counterpoise.averaging.resident import ResidentAverage, compute_dtype, main_dtype
 from counterpoise.checkpoints.checkpoint import companions_sha256
 from counterpoise.checkpoints.preflight import Pair
+from counterpoise.evaluation.panel import Panel, Scores
 from counterpoise.evaluation.parts import Part
-from counterpoise.evaluation.tax import Panel, Scores
 from counterpoise.language import dtypes
-from counterpoise.language.scoring import Example
 from counterpoise.records import NUMERICS, Progress, Stages, Store, digest
-from counterpoise.search.hma import SearchResult, hma
-from counterpoise.search.proxies import ProxySet, draw_proxies
 
 
 @dataclass(frozen=True)
@@ -114,74 +110,6 @@ class Workbench:
             model_id={**self.inputs, "ratios": digest(cut.ratios(self.pair.names, ratios))},
         )
         return Point(name, method, cut, tuple(map(float, ratios)), part, scores)
-
-    def proxies(self, size: int, *, n: int = 2, keep: float = 0.4) -> list[Example]:
-        """Good responses of POST to the proxy prompts; see `draw_proxies`."""
-        prompts = self.panel.prompts_of("proxy")[: math.ceil(size / (n * keep))]
-        drawing: dict[str, Any] = {
-            "n": n,
-            "keep": keep,
-            "size": size,
-            "max_new_tokens": self.panel.max_new_tokens,
-            "temperature": self.panel.temperature,
-            "chat": self.panel.chat,
-            "seed": self.panel.seed + 1,
-        }
-
-        def draw() -> list[Any]:
-            self.resident.set(self.whole, [1.0])
-            return [
-                list(map(list, e))
-                for e in draw_proxies(
-                    self.resident.model,
-                    self.tokenizer,
-                    prompts,
-                    self.panel.reward,
-                    batch_size=4 * self.panel.batch_size,
-                    progress=self.stage("drawing proxies from POST"),
-                    **drawing,
-                )
-            ]
-
-        key = {
-            "what": "proxies",
-            "model": self.inputs,
-            "prompts": [p.key for p in prompts],
-            "reward": self.panel.reward_id,
-            **drawing,
-        }
-        return [Example(tuple(prompt), tuple(response)) for prompt, response in self.store.once(key, draw)]
-
-    def search(self, cut: Partition, proxies: list[Example], mean: float, *, max_passes: int = 12) -> SearchResult:
-        """HMA's ratios at a mean, searched once."""
-        batch = max(1, self.panel.batch_size // 2)
-
-        def run() -> dict[str, Any]:
-            progress = self.stage(f"searching ratios, mean {mean:g}")
-            found = hma(
-                self.resident,
-                cut,
-                ProxySet(tuple(proxies), batch).backward,
-                mean,
-                max_passes=max_passes,
-                progress=progress,
-            )
-            if progress is not None:  # it may converge before max_passes
-                progress(found.passes, found.passes)
-            return {"ratios": found.ratios, "value": found.value, "trace": found.trace, "converged": found.converged}
-
-        key = {
-            "what": "search",
-            "model": self.inputs,
-            "proxies": digest(proxies),
-            "mean": mean,
-            "passes": max_passes,
-            "batch": batch,
-            "cut": [[b.weight, *b.tensors] for b in cut.blocks],
-            "rest": cut.rest,
-        }
-        kept = self.store.once(key, run)
-        return SearchResult(tuple(kept["ratios"]), kept["value"], tuple(kept["trace"]), kept["converged"])
 
     def stage(self, name: str) -> Progress | None:
         """A progress callback for one stage."""

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from counterpoise.averaging.partition import Partition
+from counterpoise.evaluation.workbench import Workbench
 from counterpoise.language.scoring import Example
 from counterpoise.multitask.mirror import ball_radius
 from counterpoise.records import digest
-from counterpoise.restoring.drawing import answers, ratings, words
-from counterpoise.restoring.workbench import Workbench
 from counterpoise.search.contrast import contrast
 from counterpoise.search.fisher import Quadratic, block_fisher, fisher_path
+from counterpoise.search.on_bench import answers, proxies, ratings, words
 from counterpoise.search.on_policy import OnPolicy
 from counterpoise.search.proxies import ProxySet, Rated
 from counterpoise.search.retention import OPENINGS
@@ -242,7 +242,7 @@ class TwoSided:
 
     @cached_property
     def _good(self) -> list[Example]:
-        return self.bench.proxies(self.size)
+        return proxies(self.bench, self.size)
 
     @cached_property
     def _words(self) -> dict[str, list[Example]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from counterpoise.checkpoints.opening import open_checkpoint
-from counterpoise.evaluation.judges import Preference
+from counterpoise.judging.judges import Preference
 from counterpoise.language.scoring import by_length
 
 MARKS = {"source_prefix_id": "<|source|>", "cand1_prefix_id": "<|candidate1|>", "cand2_prefix_id": "<|candidate2|>"}

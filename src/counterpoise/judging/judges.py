@@ -13,9 +13,9 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from counterpoise.evaluation.alpaca import Pair
-from counterpoise.evaluation.endpoint import Endpoint
 from counterpoise.evaluation.rewards import Reward
+from counterpoise.judging.alpaca import Pair
+from counterpoise.judging.endpoint import Endpoint
 from counterpoise.records import Store, digest
 from counterpoise.statistics.bootstrap import interval
 

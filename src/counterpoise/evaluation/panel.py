@@ -1,0 +1,186 @@
+"""What a model is measured by, and what it scores: its reward and its abilities, item by item."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from counterpoise.evaluation.abilities import Ability, load_abilities
+from counterpoise.evaluation.measurement import Measurement, interval_of
+from counterpoise.evaluation.parts import Part, part_of
+from counterpoise.evaluation.rewards import Reward, _name, checked, fingerprint, load_reward
+from counterpoise.language.prompts import Prompt, encode_prompt, read_prompts
+from counterpoise.language.sampling import decode, sample
+from counterpoise.records import Progress, Store, digest
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What a model is measured by: prompts with a reward, and abilities.
+
+    Attributes:
+        prompts: split by content into proxy, validation and held-out parts that never mix.
+        reward: (prompts, responses) -> numbers, higher is better.
+        reward_id: names the reward in results; stored work is keyed by it.
+        abilities: what `load_abilities` returned.
+        limit: at most so many items per ability and part.
+        prompt_limit: at most so many prompts per part (proxy prompts are not limited).
+        replies: responses drawn for a prompt; its reward is their mean. More of them steady the reward, and the prompt is
+            read once for all.
+        max_new_tokens, temperature, batch_size, chat, seed: how responses are drawn; every model sees the same random
+            numbers.
+    """
+
+    prompts: Sequence[Prompt]
+    reward: Reward
+    abilities: Sequence[Ability]
+    reward_id: str = "reward"
+    limit: int | None = None
+    prompt_limit: int | None = None
+    replies: int = 1
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    batch_size: int = 16
+    chat: bool = True
+    seed: int = 0
+    source: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(
+        cls,
+        prompts: str | Path,
+        reward: str | Reward,
+        abilities: Sequence[str],
+        *,
+        device: str = "cpu",
+        **settings: Any,
+    ) -> Panel:
+        """From a prompts file, a reward (a spec of `load_reward` or a callable) and ability specs."""
+        return cls(
+            read_prompts(prompts),
+            load_reward(reward, device=device, batch_size=settings.get("batch_size", 16))
+            if isinstance(reward, str)
+            else checked(reward, _name(reward)),
+            load_abilities(abilities),
+            reward_id=fingerprint(reward),
+            source={"prompts": str(prompts), "reward": _name(reward), "abilities": list(abilities)},
+            **settings,
+        )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How responses are drawn and how much is measured, as plain json."""
+        names = ("limit", "prompt_limit", "replies", "max_new_tokens", "temperature", "batch_size", "chat", "seed")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over reward, abilities and prompts: what a result is of."""
+        return digest([self.reward_id, [a.fingerprint for a in self.abilities], sorted(p.key for p in self.prompts)])
+
+    def prompts_of(self, part: Part) -> list[Prompt]:
+        """The prompts of a part, in the order of their content hash."""
+        chosen = sorted((p for p in self.prompts if part_of(p.key) == part), key=lambda p: p.key)
+        chosen = chosen if part == "proxy" else chosen[: self.prompt_limit]
+        if not chosen:
+            raise ValueError(
+                f"prompts: expected some in the {part} part, found none among {len(self.prompts)}; "
+                "give at least some twenty prompts"
+            )
+        return chosen
+
+    def measure(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        part: Part,
+        *,
+        store: Store | None = None,
+        model_id: Any = None,
+        progress: Progress | None = None,
+    ) -> Scores:
+        """Reward and abilities of `model` on one part.
+
+        Args:
+            store: finished pieces are read from and kept in it, keyed by `model_id` and all that decides them.
+            progress: called with (done, total) pieces: the reward and each ability.
+        """
+        total = 1 + len(self.abilities)
+
+        def kept(key: dict[str, Any], work: Callable[[], Any]) -> Any:
+            return work() if store is None else store.once({**key, "model": model_id, "part": part}, work)
+
+        drawing = {"tokens": self.max_new_tokens, "temperature": self.temperature, "chat": self.chat, "seed": self.seed}
+        chosen = self.prompts_of(part)
+        scores = kept(
+            {
+                "what": "reward",
+                "reward": self.reward_id,
+                "prompts": digest([p.key for p in chosen]),
+                **({"replies": self.replies} if self.replies > 1 else {}),
+                **drawing,
+                "batch": self.batch_size,
+            },
+            lambda: self._rewards(model, tokenizer, chosen),
+        )
+        if progress is not None:
+            progress(1, total)
+        reward = Measurement(
+            "reward", "", np.array(scores, dtype=np.float64)[:, None], "mean", None, tuple(p.key for p in chosen)
+        )
+        abilities = {}
+        for number, ability in enumerate(self.abilities, start=2):
+            run = partial(
+                ability.measure,
+                model,
+                tokenizer,
+                part,
+                limit=self.limit,
+                batch_size=self.batch_size,
+                seed=self.seed,
+                max_new_tokens=self.max_new_tokens,
+                chat=self.chat,
+            )
+            key = {"what": "ability", "ability": ability.fingerprint, "limit": self.limit, **drawing}
+            measured = kept(key, lambda run=run: [m.to_json() for m in run()])  # type: ignore[misc]
+            abilities[ability.name] = [Measurement.from_json(m) for m in measured]
+            if progress is not None:
+                progress(number, total)
+        return Scores(reward, abilities)
+
+    def _rewards(self, model: nn.Module, tokenizer: Any, prompts: list[Prompt]) -> list[float]:
+        drawn = sample(
+            model,
+            tokenizer,
+            [encode_prompt(tokenizer, p, chat=self.chat) for p in prompts],
+            n=self.replies,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            batch_size=4 * self.batch_size,
+            seed=self.seed,
+        )
+        asked = [p.text for p in prompts for _ in range(self.replies)]
+        scores = self.reward(asked, decode(tokenizer, [ids for group in drawn for ids in group]))
+        means: list[float] = np.reshape(scores, (len(prompts), self.replies)).mean(1).tolist()
+        return means
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one model scored on one part; the first measurement of an ability is its primary one."""
+
+    reward: Measurement
+    abilities: dict[str, list[Measurement]]
+
+    def summary(self) -> dict[str, Any]:
+        """Values with 95 % intervals, as plain json."""
+        return {
+            "reward": interval_of(self.reward),
+            "abilities": {name: {m.metric: interval_of(m) for m in ms} for name, ms in self.abilities.items()},
+        }
