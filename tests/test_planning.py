@@ -345,7 +345,7 @@ def test_a_real_restore_takes_the_operations_of_its_dry_run(world: Path, tmp_pat
     from torch.utils.flop_counter import FlopCounterMode
 
     from counterpoise.planning.dry_run import plan_restore
-    from counterpoise.restoring.restore import restore as really
+    from counterpoise.restoration.restore import restore as really
     from world import panel
 
     settings: dict[str, Any] = {"search": "hma", "blocks": None, "mean": 0.5, "means": [0.5], "lambdas": [1.0],

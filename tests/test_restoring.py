@@ -27,8 +27,8 @@ from counterpoise.evaluation.workbench import Point
 from counterpoise.language.prompts import read_prompts
 from counterpoise.report.matched import matched
 from counterpoise.report.panels import read_panels
-from counterpoise.restoring.choosing import choose
-from counterpoise.restoring.restore import measure_tax, restore
+from counterpoise.restoration.pick import choose
+from counterpoise.restoration.restore import measure_tax, restore
 from counterpoise.search.recipes import hma_recipe
 from counterpoise.tables import reading
 from world import early_letters, make, panel

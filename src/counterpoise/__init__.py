@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from counterpoise.checkpoints.opening import open_checkpoint
     from counterpoise.evaluation.panel import Panel
     from counterpoise.multitask import BanditMTL
-    from counterpoise.restoring.restore import measure_tax, restore
+    from counterpoise.restoration.restore import measure_tax, restore
     from counterpoise.search.hma import hma
 
 # Names are resolved on first use, so that `counterpoise --help` does not import torch.
@@ -40,10 +40,10 @@ _HOMES = {
     "equal": "averaging.partition",
     "hma": "search.hma",
     "layerwise": "averaging.partition",
-    "measure_tax": "restoring.restore",
+    "measure_tax": "restoration.restore",
     "mix": "averaging.mix",
     "open_checkpoint": "checkpoints.opening",
-    "restore": "restoring.restore",
+    "restore": "restoration.restore",
     "thirds": "averaging.partition",
 }
 

@@ -148,7 +148,7 @@ def restore(
             plan = plan_restore(*data, settings, drawing, drop=drop or (), dtype=dtype_of(dtype), device=here)
             tell(plan, speed_of(speed), device)
             return
-        from counterpoise.restoring.restore import restore as run
+        from counterpoise.restoration.restore import restore as run
 
         result = run(
             pre,
@@ -242,7 +242,7 @@ def tax(
                 f"--json {json_out}: expected a folder {json_out.absolute().parent}, found none; make it first"
             )
         from counterpoise.records import write_json
-        from counterpoise.restoring.restore import measure_tax
+        from counterpoise.restoration.restore import measure_tax
 
         panel = _panel(
             prompts,

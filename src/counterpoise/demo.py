@@ -27,7 +27,7 @@ from counterpoise.language.loading import without_bars
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.scoring import Example
 from counterpoise.records import Stages, versions, write_json
-from counterpoise.restoring.restore import restore
+from counterpoise.restoration.restore import restore
 
 GLAD = ("happy", "bright", "kind", "lovely", "merry", "calm")
 GLOOMY = ("sad", "dark", "cruel", "ugly", "angry", "lost")

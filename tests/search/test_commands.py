@@ -18,7 +18,7 @@ from counterpoise.checkpoints.preflight import preflight
 from counterpoise.cli import app
 from counterpoise.records import Store
 from counterpoise.report.two_sided import ratios, table
-from counterpoise.restoring.restore import restore
+from counterpoise.restoration.restore import restore
 from counterpoise.tables import reading
 from world import make, panel
 

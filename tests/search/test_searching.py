@@ -12,7 +12,7 @@ from counterpoise.averaging.partition import thirds
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.evaluation.workbench import Workbench
 from counterpoise.records import Store
-from counterpoise.restoring.comparing import row
+from counterpoise.restoration.compare import row
 from counterpoise.search.on_bench import words
 from counterpoise.search.searching import FORMS, TwoSided
 from world import make, panel

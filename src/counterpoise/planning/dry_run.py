@@ -32,7 +32,7 @@ from counterpoise.planning.rehearsing import (
 )
 from counterpoise.planning.stages import Lengths, restore_stages
 from counterpoise.planning.work import Plan, Speed, Stage, weight_bytes
-from counterpoise.restoring.restore import RESULT
+from counterpoise.restoration.restore import RESULT
 from counterpoise.search.searching import FORMS
 from counterpoise.search.settings import refuse_search, refuse_settings
 

@@ -11,7 +11,7 @@ from counterpoise.evaluation.measurement import difference
 from counterpoise.evaluation.results import items_of, statistics_of
 from counterpoise.evaluation.tax import at_floor, steps_from_pre, tax_table
 from counterpoise.evaluation.workbench import Point, Workbench
-from counterpoise.restoring.choosing import choose, no_gain, verdict
+from counterpoise.restoration.pick import choose, no_gain, verdict
 from counterpoise.search.descent import SearchResult
 from counterpoise.search.on_bench import hma_ratios
 from counterpoise.search.on_bench import proxies as proxies_of

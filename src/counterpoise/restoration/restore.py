@@ -24,7 +24,7 @@ from counterpoise.evaluation.results import write_results
 from counterpoise.evaluation.tax import tax_table
 from counterpoise.evaluation.workbench import Workbench
 from counterpoise.records import Stages, Store, digest, versions
-from counterpoise.restoring.comparing import compare
+from counterpoise.restoration.compare import compare
 from counterpoise.search.searching import TwoSided
 from counterpoise.search.settings import Search, refuse_search, refuse_settings
 
