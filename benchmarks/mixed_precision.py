@@ -23,8 +23,8 @@ from pathlib import Path
 
 import torch
 
-from counterpoise.alignment.aligning import load
-from counterpoise.alignment.precision import compute_in_bfloat16, weights_cast_once
+from counterpoise.alignment.training.models import load
+from counterpoise.alignment.training.precision import compute_in_bfloat16, weights_cast_once
 from counterpoise.language.sampling import sample
 from counterpoise.language.scoring import Example, response_nll
 from counterpoise.records import versions

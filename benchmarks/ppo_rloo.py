@@ -27,7 +27,7 @@ from datasets import Dataset
 from trl import RLOOConfig, RLOOTrainer
 
 from counterpoise.alignment.ppo import ppo
-from counterpoise.alignment.quiet import quiet_libraries, without_printing
+from counterpoise.alignment.training.quiet import quiet_libraries, without_printing
 from counterpoise.demo import NOUNS, make_model, make_tokenizer
 from counterpoise.language.prompts import Prompt
 from counterpoise.records import versions

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from averages import AFTER, averages
 
-from counterpoise.alignment.aligning import load
+from counterpoise.alignment.training.models import load
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.checkpoints.preflight import preflight, scan
 from counterpoise.evaluation.panel import Panel, Scores

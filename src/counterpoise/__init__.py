@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from counterpoise.alignment.aligning import align
+    from counterpoise.alignment.align import align
     from counterpoise.averaging.average import average
     from counterpoise.averaging.mix import mix
     from counterpoise.averaging.partition import Partition, by_module, equal, layerwise, thirds
@@ -34,7 +34,7 @@ _HOMES = {
     "Partition": "averaging.partition",
     "Recipe": "averaging.recipe",
     "ResidentAverage": "averaging.resident",
-    "align": "alignment.aligning",
+    "align": "alignment.align",
     "average": "averaging.average",
     "by_module": "averaging.partition",
     "equal": "averaging.partition",

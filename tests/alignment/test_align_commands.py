@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner, Result
 
 from counterpoise.alignment.commands import app
-from counterpoise.alignment.distilling import read_samples
+from counterpoise.alignment.distil import read_samples
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language.prompts import read_prompts
 from tiny import save_pair, tokenizer

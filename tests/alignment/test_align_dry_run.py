@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from counterpoise.alignment.dry_run import plan_align
 from counterpoise.alignment.mitigations.anchors import KD
 from counterpoise.alignment.mitigations.replay import Replay
-from counterpoise.alignment.stepping import Step
+from counterpoise.alignment.training.stepping import Step
 from counterpoise.cli import app
 from counterpoise.language.scoring import Example, response_nll
 from counterpoise.planning.rehearsing import look

@@ -12,10 +12,10 @@ import pytest
 import torch
 from transformers import AddedToken
 
-from counterpoise.alignment.distilling import collect, distil, read_samples, write_samples
+from counterpoise.alignment.distil import collect, distil, read_samples, write_samples
 from counterpoise.alignment.mitigations.replay import read_corpus, response_ids
 from counterpoise.alignment.rsf import best_of_n, fine_tune
-from counterpoise.alignment.stepping import adam
+from counterpoise.alignment.training.stepping import adam
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import stop_tokens
 from tiny import tiny, tokenizer

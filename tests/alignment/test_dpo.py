@@ -22,7 +22,7 @@ from counterpoise.alignment.mitigations.merging import OnlineMerging
 from counterpoise.alignment.mitigations.replay import Replay
 from counterpoise.alignment.mitigations.stopping import RewardBudget
 from counterpoise.alignment.preferences import Preference
-from counterpoise.alignment.stepping import Mitigation
+from counterpoise.alignment.training.stepping import Mitigation
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.scoring import Example, continuation_logprobs
 from tiny import tiny, tokenizer

@@ -15,11 +15,11 @@ from counterpoise.alignment.mitigations.freezing import FreezeLowest
 from counterpoise.alignment.mitigations.lowrank import LowRank
 from counterpoise.alignment.mitigations.merging import OnlineMerging
 from counterpoise.alignment.mitigations.replay import Replay, read_corpus
-from counterpoise.alignment.reference import load_frozen
 from counterpoise.alignment.rsf import fine_tune
-from counterpoise.alignment.run import finished_state
 from counterpoise.alignment.scoring import score_responses
-from counterpoise.alignment.stepping import Mitigation, Step, adam, finish_all, start_all, trainable
+from counterpoise.alignment.training.models import load_frozen
+from counterpoise.alignment.training.run import finished_state
+from counterpoise.alignment.training.stepping import Mitigation, Step, adam, finish_all, start_all, trainable
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language.scoring import Example, response_nll, response_tokens
 from tiny import nudge, save_pair, tiny, tokenizer

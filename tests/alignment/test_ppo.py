@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counterpoise.alignment.mitigations.stopping import RewardBudget
-from counterpoise.alignment.objective import adapted, gae, policy_loss, value_loss, whiten
 from counterpoise.alignment.ppo import ValueHead, look, ppo
+from counterpoise.alignment.ppo_losses import adapted, gae, policy_loss, value_loss, whiten
 from counterpoise.alignment.scoring import score_responses
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.scoring import Example, continuation_logprobs

@@ -13,9 +13,9 @@ from test_align_commands import QUICK, asked, call, world  # noqa: F401  # a fix
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from counterpoise.alignment.precision import compute_in_bfloat16, weights_cast_once
 from counterpoise.alignment.rsf import fine_tune
-from counterpoise.alignment.stepping import adam
+from counterpoise.alignment.training.precision import compute_in_bfloat16, weights_cast_once
+from counterpoise.alignment.training.stepping import adam
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language.sampling import sample
 from counterpoise.language.scoring import Example, response_nll

@@ -17,20 +17,20 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from counterpoise.alignment import processes
-from counterpoise.alignment.aligning import align
-from counterpoise.alignment.distilling import Sample, collect, distil
+from counterpoise.alignment.align import align
+from counterpoise.alignment.distil import Sample, collect, distil
 from counterpoise.alignment.mitigations.anchors import KD, L1, L2
 from counterpoise.alignment.mitigations.ema import MovingAverage
 from counterpoise.alignment.mitigations.lowrank import LowRank
 from counterpoise.alignment.mitigations.merging import OnlineMerging
 from counterpoise.alignment.mitigations.replay import Replay
 from counterpoise.alignment.ppo import ppo
-from counterpoise.alignment.processes import gathered, shared_by_length, sharing
-from counterpoise.alignment.reference import load_frozen
 from counterpoise.alignment.rsf import rsf
-from counterpoise.alignment.run import Run
-from counterpoise.alignment.stepping import Mitigation, Step
+from counterpoise.alignment.training import processes
+from counterpoise.alignment.training.models import load_frozen
+from counterpoise.alignment.training.processes import gathered, shared_by_length, sharing
+from counterpoise.alignment.training.run import Run
+from counterpoise.alignment.training.stepping import Mitigation, Step
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import sample

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from counterpoise.alignment.aligning import align
-from counterpoise.alignment.distilling import Sample, distil
+from counterpoise.alignment.align import align
+from counterpoise.alignment.distil import Sample, distil
 from counterpoise.alignment.dpo import dpo
 from counterpoise.alignment.mitigations.anchors import L2
 from counterpoise.alignment.mitigations.ema import MovingAverage
@@ -24,8 +24,8 @@ from counterpoise.alignment.mitigations.replay import Replay
 from counterpoise.alignment.ppo import ppo
 from counterpoise.alignment.preferences import Preference
 from counterpoise.alignment.rsf import rsf
-from counterpoise.alignment.run import Run
-from counterpoise.alignment.stepping import Mitigation, Step
+from counterpoise.alignment.training.run import Run
+from counterpoise.alignment.training.stepping import Mitigation, Step
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language.prompts import Prompt

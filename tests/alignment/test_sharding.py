@@ -12,17 +12,17 @@ import torch
 from test_processes import NAMES, PROMPTS, goes_on_after_a_kill, in_two, job, letters, lines, pre  # noqa: F401  # pre is a fixture
 from torch.distributed.tensor import DTensor
 
-from counterpoise.alignment.aligning import align, load
-from counterpoise.alignment.distilling import Sample, distil
+from counterpoise.alignment.align import align
+from counterpoise.alignment.distil import Sample, distil
 from counterpoise.alignment.dpo import dpo
 from counterpoise.alignment.mitigations.ema import MovingAverage
 from counterpoise.alignment.mitigations.freezing import FreezeLowest
 from counterpoise.alignment.mitigations.lowrank import LowRank
-from counterpoise.alignment.processes import shared_by_length
-from counterpoise.alignment.reference import frozen_copy
 from counterpoise.alignment.rsf import rsf
-from counterpoise.alignment.sharding import own_part, part_like, shard, whole, whole_weights
-from counterpoise.alignment.stepping import Step
+from counterpoise.alignment.training.models import frozen_copy, load
+from counterpoise.alignment.training.processes import shared_by_length
+from counterpoise.alignment.training.sharding import own_part, part_like, shard, whole, whole_weights
+from counterpoise.alignment.training.stepping import Step
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language.sampling import sample
 from counterpoise.language.scoring import Example
@@ -81,7 +81,7 @@ def everything(number: int, before: Path, tied: Path, folder: Path) -> None:
 
 
 def in_dpo(before: Path) -> None:
-    from counterpoise.alignment.assembling import method
+    from counterpoise.alignment.from_options import method
 
     how = {"dtype": torch.float32, "bf16": False, "shard": True, "device": "cpu"}
     given = {"prompts": None, "reward": None, "samples": None, "preferences": before}

@@ -158,7 +158,7 @@ def model(
         "merge_base": merge_base,
     }
     with plain_errors(kept), bars(quiet or dry_run) as progress:
-        from counterpoise.alignment import processes
+        from counterpoise.alignment.training import processes
 
         shard = shard or processes.asked_for("FSDP")
         if dry_run:
@@ -183,8 +183,8 @@ def model(
             )
             tell(plan, speed_of(speed), device)
             return
-        from counterpoise.alignment import assembling
-        from counterpoise.alignment.aligning import align
+        from counterpoise.alignment import from_options as assembling
+        from counterpoise.alignment.align import align
         from counterpoise.language.dtypes import warning
 
         processes.join(device)
@@ -250,7 +250,7 @@ def collect(
     """Collect the best of n responses once, for RSF in distillation style: `align PRE --method rsf --samples OUT`."""
     work = work or out.with_name(f"{out.name}.work")
     with plain_errors(f"finished pieces are in {work}; the same command goes on from there"), bars(quiet) as progress:
-        from counterpoise.alignment.assembling import collect_to
+        from counterpoise.alignment.from_options import collect_to
 
         found = collect_to(
             source,

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from counterpoise.alignment import processes
 from counterpoise.alignment.preferences import Preference
-from counterpoise.alignment.quiet import quiet_libraries, without_printing
-from counterpoise.alignment.reference import frozen_copy
-from counterpoise.alignment.run import Run, telling
-from counterpoise.alignment.sharding import is_sharded
-from counterpoise.alignment.stepping import Mitigation, Step, finish_all, has_own_loss, rows_at_once, start_all
+from counterpoise.alignment.training import processes
+from counterpoise.alignment.training.models import frozen_copy
+from counterpoise.alignment.training.quiet import quiet_libraries, without_printing
+from counterpoise.alignment.training.run import Run, telling
+from counterpoise.alignment.training.sharding import is_sharded
+from counterpoise.alignment.training.stepping import Mitigation, Step, finish_all, has_own_loss, rows_at_once, start_all
 from counterpoise.language.scoring import Example
 
 HELD = "mitigations.pt"

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from counterpoise.alignment.assembling import (
+from counterpoise.alignment.distil import distil, read_samples
+from counterpoise.alignment.from_options import (
     LONGEST_TEXT,
     METHODS,
     _bind,
@@ -21,7 +22,6 @@ from counterpoise.alignment.assembling import (
     refuse_beside_lora,
     refuse_shard,
 )
-from counterpoise.alignment.distilling import distil, read_samples
 from counterpoise.alignment.mitigations.anchors import KD, L1, L2
 from counterpoise.alignment.mitigations.ema import MovingAverage
 from counterpoise.alignment.mitigations.lowrank import LowRank
@@ -29,10 +29,10 @@ from counterpoise.alignment.mitigations.merging import OnlineMerging
 from counterpoise.alignment.mitigations.replay import Replay, read_corpus
 from counterpoise.alignment.mitigations.stopping import RewardBudget
 from counterpoise.alignment.ppo import ppo
-from counterpoise.alignment.precision import refuse_other
 from counterpoise.alignment.preferences import read_preferences
 from counterpoise.alignment.rsf import rsf
-from counterpoise.alignment.stepping import Mitigation, rows_at_once
+from counterpoise.alignment.training.precision import refuse_other
+from counterpoise.alignment.training.stepping import Mitigation, rows_at_once
 from counterpoise.checkpoints.files import refuse_occupied
 from counterpoise.language.prompts import Prompt, read_prompts
 from counterpoise.language.scoring import Example

@@ -17,15 +17,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from counterpoise.alignment import processes
-from counterpoise.alignment.objective import adapted, gae, policy_loss, value_loss, whiten
-from counterpoise.alignment.prompts import next_prompts, queue_from, queue_state, refuse_long_prompts
-from counterpoise.alignment.reference import frozen_copy
+from counterpoise.alignment.ppo_losses import adapted, gae, policy_loss, value_loss, whiten
 from counterpoise.alignment.rsf import Reward, draw_and_score
-from counterpoise.alignment.run import Run, stage_of
 from counterpoise.alignment.scoring import score_responses
-from counterpoise.alignment.sharding import clip_norm, is_sharded
-from counterpoise.alignment.stepping import Mitigation, adam, finish_all, rows_of, start_all, take_step, trainable
+from counterpoise.alignment.training import processes
+from counterpoise.alignment.training.models import frozen_copy
+from counterpoise.alignment.training.prompts import next_prompts, queue_from, queue_state, refuse_long_prompts
+from counterpoise.alignment.training.run import Run, stage_of
+from counterpoise.alignment.training.sharding import clip_norm, is_sharded
+from counterpoise.alignment.training.stepping import (
+    Mitigation,
+    adam,
+    finish_all,
+    rows_of,
+    start_all,
+    take_step,
+    trainable,
+)
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.scoring import Example, response_tokens
 

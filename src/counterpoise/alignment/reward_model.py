@@ -15,9 +15,9 @@ from transformers import TrainerCallback
 
 from counterpoise.alignment.dpo import with_pad_token
 from counterpoise.alignment.preferences import Preference
-from counterpoise.alignment.quiet import quiet_libraries, without_printing
-from counterpoise.alignment.run import telling
-from counterpoise.alignment.stepping import rows_at_once
+from counterpoise.alignment.training.quiet import quiet_libraries, without_printing
+from counterpoise.alignment.training.run import telling
+from counterpoise.alignment.training.stepping import rows_at_once
 from counterpoise.checkpoints.files import CheckpointError, refuse_occupied, staged
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language.loading import without_bars

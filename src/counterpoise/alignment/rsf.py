@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from counterpoise.alignment import processes
-from counterpoise.alignment.precision import weights_cast_once
-from counterpoise.alignment.prompts import next_prompts, queue_from, queue_state, refuse_long_prompts
-from counterpoise.alignment.run import Run, stage_of
-from counterpoise.alignment.sharding import is_sharded, whole_weights
-from counterpoise.alignment.stepping import Mitigation, adam, finish_all, start_all, take_step
+from counterpoise.alignment.training import processes
+from counterpoise.alignment.training.precision import weights_cast_once
+from counterpoise.alignment.training.prompts import next_prompts, queue_from, queue_state, refuse_long_prompts
+from counterpoise.alignment.training.run import Run, stage_of
+from counterpoise.alignment.training.sharding import is_sharded, whole_weights
+from counterpoise.alignment.training.stepping import Mitigation, adam, finish_all, start_all, take_step
 from counterpoise.language.prompts import Prompt, encode_prompt
 from counterpoise.language.sampling import decode, sample
 from counterpoise.language.scoring import Example, response_nll, response_tokens

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from counterpoise.alignment.reference import frozen_copy, weights_before
 from counterpoise.alignment.scoring import score_responses
-from counterpoise.alignment.sharding import own_part
-from counterpoise.alignment.stepping import Mitigation, Step, trainable
+from counterpoise.alignment.training.models import frozen_copy, weights_before
+from counterpoise.alignment.training.sharding import own_part
+from counterpoise.alignment.training.stepping import Mitigation, Step, trainable
 from counterpoise.language.scoring import response_tokens
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from counterpoise.alignment.mitigations.lowrank import is_low_rank
-from counterpoise.alignment.reference import weights_before
-from counterpoise.alignment.sharding import own_part, part_like
-from counterpoise.alignment.stepping import Mitigation, Step, trainable
+from counterpoise.alignment.training.models import weights_before
+from counterpoise.alignment.training.sharding import own_part, part_like
+from counterpoise.alignment.training.stepping import Mitigation, Step, trainable
 
 
 @dataclass

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from counterpoise.alignment.stepping import Mitigation, trainable
+from counterpoise.alignment.training.stepping import Mitigation, trainable
 from counterpoise.averaging.partition import layerwise
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from counterpoise.alignment.sharding import own_part, part_like
-from counterpoise.alignment.stepping import Mitigation
+from counterpoise.alignment.training.sharding import own_part, part_like
+from counterpoise.alignment.training.stepping import Mitigation
 
 
 @dataclass

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from counterpoise.alignment.reference import weights_before
-from counterpoise.alignment.sharding import own_part, part_like
-from counterpoise.alignment.stepping import Mitigation, Step, trainable, weights_sha256
+from counterpoise.alignment.training.models import weights_before
+from counterpoise.alignment.training.sharding import own_part, part_like
+from counterpoise.alignment.training.stepping import Mitigation, Step, trainable, weights_sha256
 
 
 @dataclass

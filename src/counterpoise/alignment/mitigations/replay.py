@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from counterpoise.alignment.stepping import Mitigation, Step
+from counterpoise.alignment.training.stepping import Mitigation, Step
 from counterpoise.language.prompts import encode_prompt, read_prompt
 from counterpoise.language.sampling import turn_end
 from counterpoise.language.scoring import Example, response_nll, response_tokens

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from counterpoise.alignment.stepping import Mitigation
+from counterpoise.alignment.training.stepping import Mitigation
 
 
 @dataclass

@@ -10,9 +10,7 @@ from typing import Any, NamedTuple, TypedDict
 
 import torch
 
-from counterpoise.alignment import processes
-from counterpoise.alignment.aligning import load
-from counterpoise.alignment.distilling import Sample, collect, distil, read_samples, write_samples
+from counterpoise.alignment.distil import Sample, collect, distil, read_samples, write_samples
 from counterpoise.alignment.mitigations.anchors import KD, L1, L2
 from counterpoise.alignment.mitigations.ema import MovingAverage
 from counterpoise.alignment.mitigations.freezing import FreezeLowest
@@ -20,10 +18,11 @@ from counterpoise.alignment.mitigations.lowrank import LowRank
 from counterpoise.alignment.mitigations.merging import OnlineMerging
 from counterpoise.alignment.mitigations.replay import Replay, read_corpus
 from counterpoise.alignment.mitigations.stopping import RewardBudget
-from counterpoise.alignment.precision import weights_cast_once
-from counterpoise.alignment.reference import WITH_LORA, load_frozen
 from counterpoise.alignment.rsf import rsf
-from counterpoise.alignment.stepping import Mitigation
+from counterpoise.alignment.training import processes
+from counterpoise.alignment.training.models import WITH_LORA, load, load_frozen
+from counterpoise.alignment.training.precision import weights_cast_once
+from counterpoise.alignment.training.stepping import Mitigation
 from counterpoise.averaging.partition import layerwise
 from counterpoise.checkpoints.files import replacing
 from counterpoise.checkpoints.opening import open_checkpoint

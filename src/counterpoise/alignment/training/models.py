@@ -5,18 +5,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from counterpoise.alignment import processes
 from counterpoise.alignment.mitigations.lowrank import is_low_rank
-from counterpoise.alignment.precision import compute_in_bfloat16
-from counterpoise.alignment.sharding import is_sharded, own_part, part_like
-from counterpoise.alignment.sharding import shard as cut_up
-from counterpoise.alignment.stepping import trainable
+from counterpoise.alignment.training import processes
+from counterpoise.alignment.training.precision import compute_in_bfloat16
+from counterpoise.alignment.training.sharding import is_sharded, own_part, part_like
+from counterpoise.alignment.training.sharding import shard as cut_up
+from counterpoise.alignment.training.stepping import trainable
 from counterpoise.checkpoints.checkpoint import match_name
+from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language.loading import without_bars
 
@@ -99,3 +100,30 @@ def placed(model: M, device: torch.device | str, *, bf16: bool, shard: bool) -> 
     own = processes.own_device(device)
     model = cut_up(model, own, bf16=bf16) if shard else model.to(own)
     return compute_in_bfloat16(model) if bf16 else model
+
+
+def load(folder: Path, *, dtype: torch.dtype, bf16: bool = False, device: str, shard: bool = False) -> tuple[Any, Any]:
+    """The causal language model, as `placed` puts it, and the tokenizer of a checkpoint folder.
+
+    Raises:
+        CheckpointError: no causal language model, one whose head is missing, or no tokenizer.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        with without_bars():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, trust_remote_code=False, output_loading_info=True
+            )
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, OSError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder}: expected a causal language model with its tokenizer, found: {str(error).splitlines()[0]}"
+        ) from None
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        raise CheckpointError(
+            f"{folder}: expected a causal language model, found a checkpoint without {missing[0]} (a classifier, or "
+            "another head); give the model that writes text"
+        )
+    return placed(model, device, bf16=bf16, shard=shard).eval(), tokenizer

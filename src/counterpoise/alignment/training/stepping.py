@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from counterpoise.alignment import processes
-from counterpoise.alignment.sharding import clip_norm, is_sharded
+from counterpoise.alignment.training import processes
+from counterpoise.alignment.training.sharding import clip_norm, is_sharded
 from counterpoise.checkpoints.checkpoint import Checkpoint
 from counterpoise.language.scoring import Example
 

@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from counterpoise.alignment import processes
+from counterpoise.alignment.training import processes
 from counterpoise.ranks import sum_over_ranks, world_size
 
 M = TypeVar("M", bound=nn.Module)

@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 
-from counterpoise.alignment import processes
-from counterpoise.alignment.reference import placed
-from counterpoise.alignment.run import FREE, Run, differing, finished_state, save_model
-from counterpoise.alignment.stepping import Mitigation, weights_sha256
+from counterpoise.alignment.training import processes
+from counterpoise.alignment.training.models import load
+from counterpoise.alignment.training.run import FREE, Run, differing, finished_state, save_model
+from counterpoise.alignment.training.stepping import Mitigation, weights_sha256
 from counterpoise.checkpoints.checkpoint import Checkpoint
-from counterpoise.checkpoints.files import CheckpointError, refuse_occupied, staged
+from counterpoise.checkpoints.files import refuse_occupied, staged
 from counterpoise.checkpoints.opening import open_checkpoint
-from counterpoise.language.loading import without_bars
 from counterpoise.language.prompts import Prompt
 from counterpoise.records import Stages, digest, versions, write_json
 
@@ -54,7 +53,7 @@ def align(
         source: PRE, a folder or a hub id.
         out: a new folder; it appears whole or not at all, with align.json (settings, versions) and metrics.jsonl.
         method: `rsf`, `distil`, `ppo` or `dpo` with its data and settings bound by `functools.partial`.
-        mitigations: see `counterpoise.alignment.stepping.Mitigation`; given here, not to `method`.
+        mitigations: see `counterpoise.alignment.training.stepping.Mitigation`; given here, not to `method`.
         told: what else decides the numbers and cannot be read off `method`, such as the reward's fingerprint; a run
             goes on only when it is equal. A `reference` that is not PRE is such a thing: a model in memory, perhaps on
             another device or cut up among processes, is not hashed.
@@ -116,33 +115,6 @@ def align(
 
     processes.on_first(write)
     return record
-
-
-def load(folder: Path, *, dtype: torch.dtype, bf16: bool = False, device: str, shard: bool = False) -> tuple[Any, Any]:
-    """The causal language model, as `placed` puts it, and the tokenizer of a checkpoint folder.
-
-    Raises:
-        CheckpointError: no causal language model, one whose head is missing, or no tokenizer.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        with without_bars():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, trust_remote_code=False, output_loading_info=True
-            )
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, OSError, KeyError) as error:
-        raise CheckpointError(
-            f"{folder}: expected a causal language model with its tokenizer, found: {str(error).splitlines()[0]}"
-        ) from None
-    model, info = loaded
-    if missing := sorted(info["missing_keys"]):
-        raise CheckpointError(
-            f"{folder}: expected a causal language model, found a checkpoint without {missing[0]} (a classifier, or "
-            "another head); give the model that writes text"
-        )
-    return placed(model, device, bf16=bf16, shard=shard).eval(), tokenizer
 
 
 def describe(method: Callable[..., Any]) -> dict[str, Any]:

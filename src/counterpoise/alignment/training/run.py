@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from counterpoise.alignment import processes
 from counterpoise.alignment.mitigations.lowrank import is_low_rank, merged
-from counterpoise.alignment.sharding import is_sharded, moments_like, own_part, part_like, whole
-from counterpoise.alignment.stepping import Mitigation
+from counterpoise.alignment.training import processes
+from counterpoise.alignment.training.sharding import is_sharded, moments_like, own_part, part_like, whole
+from counterpoise.alignment.training.stepping import Mitigation
 from counterpoise.checkpoints.files import replacing, staged
 from counterpoise.language.loading import without_bars
 from counterpoise.records import Progress, Stages, Store, digest, write_json

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from counterpoise.alignment import processes
 from counterpoise.alignment.mitigations.replay import response_ids
 from counterpoise.alignment.rsf import Reward, draw_and_score, fine_tune
-from counterpoise.alignment.run import Run, stage_of
-from counterpoise.alignment.sharding import is_sharded
-from counterpoise.alignment.stepping import Mitigation, adam, finish_all, start_all
+from counterpoise.alignment.training import processes
+from counterpoise.alignment.training.run import Run, stage_of
+from counterpoise.alignment.training.sharding import is_sharded
+from counterpoise.alignment.training.stepping import Mitigation, adam, finish_all, start_all
 from counterpoise.language.prompts import Prompt, encode_prompt, read_prompt
 from counterpoise.language.sampling import decode, stop_tokens
 from counterpoise.language.scoring import Example
