@@ -128,7 +128,7 @@ def main() -> None:
         "floor": ["sh", "-c", floor],
         "hashed": ["sh", "-c", f"{floor}; {sys.executable} -c '{HASHING}' {both}"],
         "torch": [sys.executable, "-c", "import torch"],
-        "counterpoise": [sys.executable, "-m", "counterpoise.cli", "average", f"{work}/pre", f"{work}/post", "-o", str(out),
+        "counterpoise": [sys.executable, "-m", "counterpoise", "average", f"{work}/pre", f"{work}/post", "-o", str(out),
                          "--ratio", "0.6", "--quiet"],
     }  # fmt: skip
     if options.mergekit:

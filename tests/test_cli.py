@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from counterpoise.averaging.recipe import Recipe
-from counterpoise.cli import app
+from counterpoise.cli.app import app
 from tiny import save_pair
 from world import make
 
@@ -46,7 +46,7 @@ def process(*args: str) -> subprocess.Popen[str]:
         **os.environ,
         "PYTHONPATH": os.pathsep.join(map(str, filter(None, [Path(__file__).parent, *sys.path]))),
     }
-    command = [sys.executable, "-m", "counterpoise.cli", *args]
+    command = [sys.executable, "-m", "counterpoise", *args]
     return subprocess.Popen(
         command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed
     )
@@ -54,7 +54,7 @@ def process(*args: str) -> subprocess.Popen[str]:
 
 def test_help_imports_nothing_heavy_and_costs_less_than_importing_torch() -> None:
     helped = (
-        "from typer.testing import CliRunner; from counterpoise.cli import app\n"
+        "from typer.testing import CliRunner; from counterpoise.cli.app import app\n"
         "for command in ([], ['restore'], ['average'], ['demo']):\n"
         "    assert CliRunner().invoke(app, [*command, '--help']).exit_code == 0\n"
         "heavy = {'torch', 'transformers', 'numpy', 'scipy', 'datasets', 'trl', 'peft'} & set(sys.modules)\n"

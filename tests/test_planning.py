@@ -15,10 +15,8 @@ from torch import nn
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
-from counterpoise.cli import app
-from counterpoise.language.scoring import Example, response_nll
-from counterpoise.planning.stages import Lengths, Loop, align_stages, restore_stages
-from counterpoise.planning.work import (
+from counterpoise.cli.app import app
+from counterpoise.language.costs import (
     HMA_PASSES,
     Items,
     Plan,
@@ -40,6 +38,8 @@ from counterpoise.planning.work import (
     two_sided_passes,
     weight_bytes,
 )
+from counterpoise.language.scoring import Example, response_nll
+from counterpoise.planning.stages import Lengths, Loop, align_stages, restore_stages
 from tiny import tiny, tokenizer
 from world import make
 
@@ -344,7 +344,7 @@ def test_what_a_dry_run_refuses_is_named(world: Path, tmp_path: Path) -> None:
 def test_a_real_restore_takes_the_operations_of_its_dry_run(world: Path, tmp_path: Path) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    from counterpoise.planning.dry_run import plan_restore
+    from counterpoise.planning.restore import plan_restore
     from counterpoise.restoration.restore import restore as really
     from world import panel
 

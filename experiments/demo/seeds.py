@@ -32,7 +32,16 @@ def main() -> None:
         if kept.exists():
             continue
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "counterpoise.cli", "demo", "--seed", str(seed), "-o", f"{folder}/demo"]
+            command = [
+                sys.executable,
+                "-m",
+                "counterpoise",
+                "demo",
+                "--seed",
+                str(seed),
+                "-o",
+                f"{folder}/demo",
+            ]
             subprocess.run([*command, "--quiet"], check=True)
             found = json.loads(Path(folder, "demo", "demo.json").read_text(encoding="utf-8"))
         kept.write_text(

@@ -237,7 +237,7 @@ def write_prompts(count: int) -> Path:
 
 def call(*words: Any) -> None:
     """`counterpoise ...` in a process of its own."""
-    subprocess.run([sys.executable, "-m", "counterpoise.cli", *map(str, words)], check=True)
+    subprocess.run([sys.executable, "-m", "counterpoise", *map(str, words)], check=True)
 
 
 def commit() -> str:

@@ -173,7 +173,7 @@ def stand_ins(folder: Path) -> dict[str, str]:
 @contextmanager
 def kept_plans() -> Iterator[list[Any]]:
     """Inside, what a dry run would print is kept."""
-    from counterpoise.planning import dry_run
+    from counterpoise.planning import restore as dry_run
 
     printed, plans = dry_run.tell, []
     dry_run.tell = lambda plan, speed, device: plans.append((plan, speed))
@@ -187,7 +187,7 @@ def dry_run_of(command: Command, places: Mapping[str, str], folder: Path) -> Any
     """The plan of one command, by the command line itself; None where an endpoint would be asked."""
     from typer.main import get_command
 
-    from counterpoise.cli import app
+    from counterpoise.cli.app import app
 
     words = list(command.words)
     at = words.index("-o") + 1
@@ -200,7 +200,7 @@ def dry_run_of(command: Command, places: Mapping[str, str], folder: Path) -> Any
 
 def architectures(places: Mapping[str, str]) -> list[str]:
     """What the dry runs took the models for, with their parameters counted on the meta device."""
-    from counterpoise.planning.rehearsing import look
+    from counterpoise.planning.looking import look
 
     lines = []
     for path in sorted((HERE / "paper_models").glob("*.json")):
@@ -248,8 +248,8 @@ def squad_metrics() -> dict[str, list[str]]:
 
 def check() -> str:
     """Dry-run every command; the page."""
-    from counterpoise.planning.work import Speed
-    from counterpoise.report.plan import duration, size
+    from counterpoise.cli.plan import duration, size
+    from counterpoise.language.costs import Speed
 
     rows, peaks, assumed = [], [], {}
     with TemporaryDirectory() as scratch:

@@ -17,9 +17,9 @@ import rewards_for_tests
 from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner, Result
 
-from counterpoise.alignment.commands import app
 from counterpoise.alignment.distil import read_samples
 from counterpoise.checkpoints.opening import open_checkpoint
+from counterpoise.cli.align import app
 from counterpoise.language.prompts import read_prompts
 from tiny import save_pair, tokenizer
 
@@ -282,7 +282,7 @@ def test_a_full_disk_is_told_and_earlier_iterations_are_kept(world: Path, tmp_pa
 def test_help_needs_neither_torch_nor_half_a_second() -> None:
     code = (
         "import sys, time; begun = time.process_time()\n"
-        "from typer.testing import CliRunner; from counterpoise.alignment.commands import app\n"
+        "from typer.testing import CliRunner; from counterpoise.cli.align import app\n"
         "for command in ([], ['model'], ['collect'], ['reward-model']):\n"
         "    assert CliRunner().invoke(app, [*command, '--help']).exit_code == 0\n"
         "assert not {'torch', 'transformers', 'numpy', 'trl'} & set(sys.modules), 'imported'\n"

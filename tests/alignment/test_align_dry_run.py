@@ -15,14 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from typer.testing import CliRunner
 
-from counterpoise.alignment.dry_run import plan_align
 from counterpoise.alignment.mitigations.anchors import KD
 from counterpoise.alignment.mitigations.replay import Replay
 from counterpoise.alignment.training.stepping import Step
-from counterpoise.cli import app
+from counterpoise.cli.app import app
+from counterpoise.language.costs import Plan, Stage, drawing, drawing_bytes, shape_of, training_bytes
 from counterpoise.language.scoring import Example, response_nll
-from counterpoise.planning.rehearsing import look
-from counterpoise.planning.work import Plan, Stage, drawing, drawing_bytes, shape_of, training_bytes
+from counterpoise.planning.align import plan_align
+from counterpoise.planning.looking import look
 from world import make
 
 MITIGATIONS = "l1 l2 kd lora freeze sma merge replay reset_every stop_at_reward merge_base"

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 sys.path.insert(0, str(Path(__file__).parent))
 from server import Chat, failed, said, serving
 
-from counterpoise.cli import app
+from counterpoise.cli.app import app
 from counterpoise.judging.alpaca import Output, Pair, annotated, pair_outputs, read_outputs
 from counterpoise.judging.endpoint import Endpoint, EndpointError
 from counterpoise.judging.judges import (

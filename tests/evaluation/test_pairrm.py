@@ -14,13 +14,13 @@ from tokenizers.processors import TemplateProcessing
 from transformers import DebertaV2Config, DebertaV2Model
 from typer.testing import CliRunner
 
-from counterpoise.cli import app
+from counterpoise.cli.app import app
 from counterpoise.judging.alpaca import Output, Pair
 from counterpoise.judging.pairrm import MARKS, pairrm
+from counterpoise.language.costs import forward
 from counterpoise.language.prompts import Prompt
-from counterpoise.planning.judging import plan_compare, plan_respond
-from counterpoise.planning.rehearsing import look
-from counterpoise.planning.work import forward
+from counterpoise.planning.judge import plan_compare, plan_respond
+from counterpoise.planning.looking import look
 from tiny import save_pair, tokenizer
 
 CONFIG = Path(__file__).parents[2] / "experiments" / "hma" / "paper_models" / "pairrm.json"

@@ -21,7 +21,7 @@ from counterpoise.averaging.ties import elected_mean, largest, trim
 from counterpoise.checkpoints.checkpoint import Checkpoint
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.rounding import key_of, narrow
-from counterpoise.cli import app
+from counterpoise.cli.app import app
 from merging import dense
 from tiny import nudge, save_pair, tiny, tokenizer
 

@@ -35,7 +35,7 @@ def given(folder: Path) -> dict:
 
 @pytest.mark.filterwarnings("ignore")
 def test_every_block_of_the_page_runs(tmp_path, monkeypatch):
-    from counterpoise.cli import app
+    from counterpoise.cli.app import app
 
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from counterpoise.cli import app
+from counterpoise.cli.app import app
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.panel import Scores
 from counterpoise.evaluation.results import Measured, measurement, results, write_results

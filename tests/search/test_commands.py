@@ -15,7 +15,7 @@ from counterpoise.averaging.average import average
 from counterpoise.averaging.mix import mix
 from counterpoise.averaging.recipe import Recipe
 from counterpoise.checkpoints.preflight import preflight
-from counterpoise.cli import app
+from counterpoise.cli.app import app
 from counterpoise.records import Store
 from counterpoise.report.two_sided import ratios, table
 from counterpoise.restoration.restore import restore

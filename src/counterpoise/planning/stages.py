@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from counterpoise.evaluation.parts import Part
-from counterpoise.planning.work import (
+from counterpoise.language.costs import (
     HMA_PASSES,
     Items,
     Shape,

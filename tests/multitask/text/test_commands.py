@@ -8,7 +8,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from counterpoise.classification.commands import app
+from counterpoise.cli.multitask import app
 
 from .worlds import write_folder
 
@@ -114,7 +114,7 @@ def test_errors_are_one_message(trained, tmp_path):
 
 
 def test_help_imports_nothing_of_the_work():
-    code = "import sys, counterpoise.classification.commands; print(*sys.modules)"
+    code = "import sys, counterpoise.cli.multitask; print(*sys.modules)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", code]
     modules = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.split()

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from counterpoise.options import DryRun, SpeedOption, speed_of
-from counterpoise.terminal import bars, plain_errors
+from counterpoise.cli.options import DryRun, SpeedOption, speed_of
+from counterpoise.cli.terminal import bars, plain_errors
 
 
 class _AlignByDefault(TyperGroup):
@@ -162,8 +162,8 @@ def model(
 
         shard = shard or processes.asked_for("FSDP")
         if dry_run:
-            from counterpoise.alignment.dry_run import plan_align
-            from counterpoise.planning.dry_run import tell
+            from counterpoise.cli.plan import tell
+            from counterpoise.planning.align import plan_align
 
             plan = plan_align(
                 source,

@@ -7,11 +7,11 @@ from typing import Any
 
 from counterpoise.judging.alpaca import Pair
 from counterpoise.judging.pairrm import read, refuse_other
+from counterpoise.language.costs import Plan, Stage, cache_bytes, drawing, drawing_bytes, forward, weight_bytes
 from counterpoise.language.dtypes import computed_in
 from counterpoise.language.prompts import Prompt
-from counterpoise.planning.dry_run import ASSUMED, judged, lengths, said_of, short
-from counterpoise.planning.rehearsing import Source, Words, look, look_at_reward
-from counterpoise.planning.work import Plan, Stage, cache_bytes, drawing, drawing_bytes, forward, weight_bytes
+from counterpoise.planning.looking import Source, Words, look, look_at_reward
+from counterpoise.planning.restore import ASSUMED, judged, lengths, said_of, short
 
 BATCH = 16
 """Pairs or responses that a reward or preference model sees at once."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -15,9 +14,10 @@ from counterpoise.checkpoints.files import refuse_occupied
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.parts import Part
+from counterpoise.language.costs import Plan, Stage, weight_bytes
 from counterpoise.language.dtypes import computed_in
 from counterpoise.language.prompts import Prompt, read_prompts
-from counterpoise.planning.rehearsing import (
+from counterpoise.planning.looking import (
     CHARACTERS,
     Source,
     Words,
@@ -31,7 +31,6 @@ from counterpoise.planning.rehearsing import (
     same_shapes,
 )
 from counterpoise.planning.stages import Lengths, restore_stages
-from counterpoise.planning.work import Plan, Speed, Stage, weight_bytes
 from counterpoise.restoration.restore import RESULT
 from counterpoise.search.searching import FORMS
 from counterpoise.search.settings import refuse_search, refuse_settings
@@ -122,43 +121,6 @@ def plan_restore(
     return Plan(
         (ends[0], *stages, ends[1]), resident, kind, mapped, written, tuple(told), (*unseen, *assumed, BOUNDS, *ASSUMED)
     )
-
-
-def tell(plan: Plan, speed: tuple[float, float] | None, device: str) -> None:
-    """Print a plan; without a speed the device is probed, when it is here."""
-    from counterpoise.options import usable_device
-    from counterpoise.report.plan import show_plan
-
-    if speed is not None:
-        show_plan(plan, Speed(*speed), "as given", device)
-        return
-    try:
-        usable_device(device)
-    except ValueError as error:
-        raise ValueError(f"{error}; for a device elsewhere give its --speed") from None
-    found = probe(device, getattr(torch, plan.dtype))
-    show_plan(plan, found, f"a probe in {plan.dtype} just now", device)
-
-
-def probe(device: str, dtype: torch.dtype, *, seconds: float = 0.2) -> Speed:
-    """How fast the device multiplies two square matrices and reads memory: the best of a few tries each."""
-    size, mib = (512, 256) if torch.device(device).type == "cpu" else (8192, 1024)  # no cache holds so much
-    a = torch.randn(size, size, device=device).to(dtype)
-    b = torch.ones((mib << 20) // dtype.itemsize, device=device, dtype=dtype)
-    into = torch.empty_like(b)
-    multiplied, copied = _best(lambda: a @ a, device, seconds), _best(lambda: into.copy_(b), device, seconds)
-    return Speed(2 * size**3 / multiplied, 2 * b.nbytes / copied)
-
-
-def _best(work: Any, device: str, seconds: float) -> float:
-    best, until = math.inf, time.perf_counter() + seconds
-    while best == math.inf or time.perf_counter() < until:
-        begun = time.perf_counter()
-        work()
-        if torch.device(device).type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - begun)
-    return best
 
 
 def _refuse(settings: Mapping[str, Any]) -> None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
+import time
+from typing import Any
 
-from counterpoise.planning.work import Plan, Speed
+import torch
+
+from counterpoise.cli.options import usable_device
+from counterpoise.language.costs import Plan, Speed
 
 
 def show_plan(plan: Plan, speed: Speed, how: str, device: str) -> None:
@@ -66,3 +71,37 @@ def duration(seconds: float) -> str:
         if whole >= long:
             return f"{whole // long} {unit[0]} {whole % long // short} {unit[1]}"
     return f"{whole} s"
+
+
+def tell(plan: Plan, speed: tuple[float, float] | None, device: str) -> None:
+    """Print a plan; without a speed the device is probed, when it is here."""
+    if speed is not None:
+        show_plan(plan, Speed(*speed), "as given", device)
+        return
+    try:
+        usable_device(device)
+    except ValueError as error:
+        raise ValueError(f"{error}; for a device elsewhere give its --speed") from None
+    found = probe(device, getattr(torch, plan.dtype))
+    show_plan(plan, found, f"a probe in {plan.dtype} just now", device)
+
+
+def probe(device: str, dtype: torch.dtype, *, seconds: float = 0.2) -> Speed:
+    """How fast the device multiplies two square matrices and reads memory: the best of a few tries each."""
+    size, mib = (512, 256) if torch.device(device).type == "cpu" else (8192, 1024)  # no cache holds so much
+    a = torch.randn(size, size, device=device).to(dtype)
+    b = torch.ones((mib << 20) // dtype.itemsize, device=device, dtype=dtype)
+    into = torch.empty_like(b)
+    multiplied, copied = _best(lambda: a @ a, device, seconds), _best(lambda: into.copy_(b), device, seconds)
+    return Speed(2 * size**3 / multiplied, 2 * b.nbytes / copied)
+
+
+def _best(work: Any, device: str, seconds: float) -> float:
+    best, until = math.inf, time.perf_counter() + seconds
+    while best == math.inf or time.perf_counter() < until:
+        begun = time.perf_counter()
+        work()
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - begun)
+    return best

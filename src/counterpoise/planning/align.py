@@ -34,12 +34,12 @@ from counterpoise.alignment.rsf import rsf
 from counterpoise.alignment.training.precision import refuse_other
 from counterpoise.alignment.training.stepping import Mitigation, rows_at_once
 from counterpoise.checkpoints.files import refuse_occupied
+from counterpoise.language.costs import Plan, Shape, Stage, optimiser_bytes, step_bytes, trained, weight_bytes
 from counterpoise.language.prompts import Prompt, read_prompts
 from counterpoise.language.scoring import Example
-from counterpoise.planning.dry_run import ASSUMED, BOUNDS, judged, lengths, said_of, short
-from counterpoise.planning.rehearsing import Source, Words, look, look_at_reward, room_for
+from counterpoise.planning.looking import Source, Words, look, look_at_reward, room_for
+from counterpoise.planning.restore import ASSUMED, BOUNDS, judged, lengths, said_of, short
 from counterpoise.planning.stages import DRAWING, REPLAYED, TRAINING, Loop, align_stages, replayed_stage
-from counterpoise.planning.work import Plan, Shape, Stage, optimiser_bytes, step_bytes, trained, weight_bytes
 
 ASSUMED_SHARES = 8
 """Processes among which weights are cut up, where torchrun has not said."""

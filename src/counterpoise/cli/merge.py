@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from counterpoise.terminal import bars, plain_errors
+from counterpoise.cli.terminal import bars, plain_errors
 
 
 def merge(

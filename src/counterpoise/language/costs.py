@@ -1,6 +1,6 @@
 """What a run would take: operations, memory and time, computed from shapes before anything is drawn or trained.
 
-Pure functions: shapes and counts in, numbers out. `counterpoise.planning.dry_run` reads the files and prints what is found here.
+Pure functions: shapes and counts in, numbers out. `counterpoise.planning.restore` reads the files and prints what is found here.
 """
 
 from __future__ import annotations

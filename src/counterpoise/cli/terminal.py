@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 
@@ -53,3 +55,36 @@ def bars(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
             progress.update(tasks[stage], completed=done, total=total)
 
         yield advance
+
+
+def warn(warnings: Sequence[str]) -> None:
+    """Warnings on stderr, a line each."""
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def show_result(result: dict[str, Any], out: Path, work: Path | None) -> None:
+    """What a finished restore found and where it lies."""
+    warn(result["warnings"])
+    show_tax(result)
+    if result.get("already_finished"):
+        print(f"{out} holds the result of this very run already; nothing was done again.")
+    print(result["verdict"])
+    place = out if result.get("out") else work or out.with_name(out.name + ".work")
+    print(f"report: {place / 'report.html'}")
+    if result.get("out"):
+        print(f"checkpoint: {out}")
+
+
+def show_tax(result: dict[str, Any]) -> None:
+    """The table of the tax."""
+    from rich.console import Console
+
+    from counterpoise.tables.tables import tax_rich
+
+    Console().print(tax_rich(result))
+
+
+def command_line() -> str:
+    """What was typed, as a shell takes it."""
+    return shlex.join(["counterpoise", *sys.argv[1:]])

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from counterpoise.terminal import plain_errors
+from counterpoise.cli.terminal import plain_errors
 
 
 def front(

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from counterpoise.options import DryRun, SpeedOption, speed_of
-from counterpoise.terminal import bars, plain_errors
+from counterpoise.cli.options import DryRun, SpeedOption, speed_of
+from counterpoise.cli.terminal import bars, plain_errors
 
 if TYPE_CHECKING:
     from counterpoise.judging.alpaca import Pair
@@ -83,8 +83,8 @@ def compare(
         pairs = pair_outputs(read_outputs(ours), read_outputs(theirs))[:limit]
         judge: Judge
         if base_url is None and dry_run:
-            from counterpoise.planning.dry_run import tell
-            from counterpoise.planning.judging import plan_compare
+            from counterpoise.cli.plan import tell
+            from counterpoise.planning.judge import plan_compare
 
             if _is_function(preference):
                 _local(reward, preference, device)
@@ -154,8 +154,8 @@ def respond(
 
         wanted = read_prompts(prompts)[:limit]
         if dry_run:
-            from counterpoise.planning.dry_run import tell
-            from counterpoise.planning.judging import plan_respond
+            from counterpoise.cli.plan import tell
+            from counterpoise.planning.judge import plan_respond
 
             plan = plan_respond(
                 model,

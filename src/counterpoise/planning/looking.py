@@ -18,9 +18,9 @@ from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.evaluation.abilities import REQUIRED, FileAbility, load_abilities
 from counterpoise.evaluation.parts import Part
 from counterpoise.evaluation.rewards import _imported, _read_labelled
+from counterpoise.language.costs import Items, Shape, shape_of
 from counterpoise.language.loading import without_bars
 from counterpoise.language.prompts import Prompt, encode_prompt
-from counterpoise.planning.work import Items, Shape, shape_of
 
 CHARACTERS = 4
 """Characters a token, where there is no tokenizer to ask."""

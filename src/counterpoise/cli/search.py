@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from counterpoise.options import (
+from counterpoise.cli.options import (
     Alignment,
     BatchSize,
     Device,
@@ -29,7 +29,7 @@ from counterpoise.options import (
     dtype_of,
     usable_device,
 )
-from counterpoise.terminal import bars, plain_errors
+from counterpoise.cli.terminal import bars, plain_errors
 
 
 def search(

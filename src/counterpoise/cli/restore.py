@@ -1,24 +1,16 @@
-"""The command line: parse, call, print. Everything heavy is imported inside a command, so that --help is quick."""
+"""`counterpoise restore` and `counterpoise tax`. Heavy imports inside the commands."""
 
 from __future__ import annotations
 
-import gc
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from counterpoise.alignment.commands import app as align
-from counterpoise.classification.commands import app as multitask
-from counterpoise.evaluation.judge_commands import app as judge
-from counterpoise.merging.commands import merge
-from counterpoise.options import (
+from counterpoise.cli.options import (
     Abilities,
     Alignment,
     BatchSize,
-    Blocks,
     Device,
     DonorOption,
     Drop,
@@ -48,25 +40,12 @@ from counterpoise.options import (
     speed_of,
     usable_device,
 )
-from counterpoise.report.front_command import front
-from counterpoise.search.search_command import search
-from counterpoise.terminal import bars, plain_errors
+from counterpoise.cli.terminal import bars, command_line, plain_errors, show_result, show_tax, warn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from counterpoise.evaluation.panel import Panel
 
-app = typer.Typer(
-    name="counterpoise",
-    help="Keep a model good at everything at once: average the weights before and after alignment, or balance many tasks.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
 
-
-@app.command()
 def restore(
     pre: Pre,
     post: Post,
@@ -141,7 +120,8 @@ def restore(
         }
         if dry_run:
             donor_side(donor)
-            from counterpoise.planning.dry_run import plan_restore, tell
+            from counterpoise.cli.plan import tell
+            from counterpoise.planning.restore import plan_restore
 
             data = (pre, post, out, prompts, reward, abilities)
             here = device if speed is None else None
@@ -162,57 +142,12 @@ def restore(
             allow_unrelated=allow_unrelated,
             device=usable_device(device),
             dtype=dtype_of(dtype),
-            command=_command(),
+            command=command_line(),
             progress=progress,
         )
-    _show_result(result, out, work)
+    show_result(result, out, work)
 
 
-@app.command()
-def average(
-    pre: Pre,
-    post: Post,
-    out: Out,
-    ratio: Annotated[
-        float | None, typer.Option(help="Share of the update to keep; above 1 extrapolates (ExPO).")
-    ] = None,
-    ratios: Annotated[str | None, typer.Option(help="One share per block, from input to output: 0,0.44,0.76.")] = None,
-    recipe: Annotated[Path | None, typer.Option(help="A recipe.json.")] = None,
-    blocks: Blocks = "3",
-    donor: DonorOption = "post",
-    drop: Drop = None,
-    allow_unrelated: Unrelated = False,
-    quiet: Quiet = False,
-) -> None:
-    """Write pre + ratio * (post - pre), streaming from disk to disk."""
-    with plain_errors("nothing was written"), bars(quiet) as progress:
-        if sum(x is not None for x in (ratio, ratios, recipe)) != 1:
-            raise ValueError("average: expected exactly one of --ratio, --ratios and --recipe")
-        from counterpoise.checkpoints.files import hash_early
-
-        hash_early(pre, post)  # torch takes longer to import than a gigabyte to hash
-        gc.disable()  # the collector would look through all that is imported, again and again: a tenth of the time
-        from counterpoise.averaging.average import average as run
-        from counterpoise.averaging.recipe import Recipe
-
-        gc.enable()
-        plan: Any = Recipe.read(recipe) if recipe else numbers(ratios) if ratios else ratio
-        made = run(
-            pre,
-            post,
-            out,
-            plan,
-            blocks=blocks,
-            donor=donor_side(donor),
-            drop=drop or (),
-            allow_unrelated=allow_unrelated,
-            progress=progress and (lambda done, total: progress("averaging", done, total)),
-        )
-    _warn(made.warnings)
-    print(f"{out}: {len(made.ratios)} {'ratio' if len(made.ratios) == 1 else 'ratios'}, mean {made.mean:g}")
-
-
-@app.command()
 def tax(
     pre: Pre,
     post: Post,
@@ -271,115 +206,10 @@ def tax(
         )
         if json_out:
             write_json(json_out, rows)
-    _warn(warnings)
-    _show_tax({"tax": rows})
-
-
-@app.command()
-def diff(
-    pre: Pre,
-    post: Post,
-    blocks: Blocks = "3",
-    drop: Drop = None,
-    allow_unrelated: Unrelated = False,
-    quiet: Quiet = False,
-) -> None:
-    """How far POST moved from PRE: relative change per block and per kind of module."""
-    with plain_errors("nothing was written"), bars(quiet) as progress:
-        from counterpoise.averaging.diff import diff as run
-
-        rows, warnings = run(
-            pre,
-            post,
-            blocks=blocks,
-            drop=drop or (),
-            allow_unrelated=allow_unrelated,
-            progress=progress and (lambda done, total: progress("reading both", done, total)),
-        )
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("", "part", "parameters", "|post - pre| / |pre|", "elements changed", box=None)
-    for row in rows:
-        table.add_row(row.kind, row.name, f"{row.parameters:,}", f"{row.change:.3e}", f"{row.changed:.1%}")
-    Console().print(table)
-    _warn(warnings)
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write.")] = Path("counterpoise-demo"),
-    seed: Seed = 0,
-    open_page: Annotated[bool, typer.Option("--open", help="Open the report in a browser at the end.")] = False,
-    quiet: Quiet = False,
-) -> None:
-    """The whole story from nothing, offline, in about two minutes: train, align, measure the tax, give it back."""
-    with plain_errors("nothing was kept"), bars(quiet) as progress:
-        from counterpoise.demo import run
-
-        result = run(out, seed=seed, progress=progress)
-    _show_result(result["restore"], out / "restored", None)
-    if open_page:
-        import webbrowser
-
-        webbrowser.open((out / "restored" / "report.html").absolute().as_uri())
-
-
-@app.command()
-def version() -> None:
-    """Print the version."""
-    from importlib.metadata import version as of
-
-    print(of("counterpoise"))
-
-
-app.add_typer(align)
-app.add_typer(multitask)
-app.add_typer(judge)
-app.command()(search)
-app.command()(merge)
-app.command()(front)
+    warn(warnings)
+    show_tax({"tax": rows})
 
 
 def _panel(prompts: Path, reward: str, abilities: list[str], **settings: Any) -> Panel:
-    from counterpoise.evaluation.panel import Panel
 
     return Panel.load(prompts, reward, abilities, **settings)
-
-
-def _warn(warnings: Sequence[str]) -> None:
-    for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-
-
-def _show_result(result: dict[str, Any], out: Path, work: Path | None) -> None:
-    _warn(result["warnings"])
-    _show_tax(result)
-    if result.get("already_finished"):
-        print(f"{out} holds the result of this very run already; nothing was done again.")
-    print(result["verdict"])
-    place = out if result.get("out") else work or out.with_name(out.name + ".work")
-    print(f"report: {place / 'report.html'}")
-    if result.get("out"):
-        print(f"checkpoint: {out}")
-
-
-def _show_tax(result: dict[str, Any]) -> None:
-    from rich.console import Console
-
-    from counterpoise.tables.tables import tax_rich
-
-    Console().print(tax_rich(result))
-
-
-def _command() -> str:
-    return shlex.join(["counterpoise", *sys.argv[1:]])
-
-
-def main() -> None:
-    """Entry point of the `counterpoise` command."""
-    app()
-
-
-if __name__ == "__main__":
-    main()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from counterpoise.terminal import plain_errors
+from counterpoise.cli.terminal import plain_errors
 
 if TYPE_CHECKING:
     from counterpoise.classification.classifier import Score

@@ -1,0 +1,5 @@
+"""`python -m counterpoise`."""
+
+from counterpoise.cli.app import main
+
+main()

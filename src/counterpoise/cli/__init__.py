@@ -1,0 +1,3 @@
+"""The command line: parse, call, print."""
+
+from counterpoise.cli.app import main as main

@@ -1,0 +1,85 @@
+"""`counterpoise average` and `counterpoise diff`. Heavy imports inside the commands."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from counterpoise.cli.options import Blocks, DonorOption, Drop, Out, Post, Pre, Quiet, Unrelated, donor_side, numbers
+from counterpoise.cli.terminal import bars, plain_errors, warn
+
+
+def average(
+    pre: Pre,
+    post: Post,
+    out: Out,
+    ratio: Annotated[
+        float | None, typer.Option(help="Share of the update to keep; above 1 extrapolates (ExPO).")
+    ] = None,
+    ratios: Annotated[str | None, typer.Option(help="One share per block, from input to output: 0,0.44,0.76.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="A recipe.json.")] = None,
+    blocks: Blocks = "3",
+    donor: DonorOption = "post",
+    drop: Drop = None,
+    allow_unrelated: Unrelated = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write pre + ratio * (post - pre), streaming from disk to disk."""
+    with plain_errors("nothing was written"), bars(quiet) as progress:
+        if sum(x is not None for x in (ratio, ratios, recipe)) != 1:
+            raise ValueError("average: expected exactly one of --ratio, --ratios and --recipe")
+        from counterpoise.checkpoints.files import hash_early
+
+        hash_early(pre, post)  # torch takes longer to import than a gigabyte to hash
+        gc.disable()  # the collector would look through all that is imported, again and again: a tenth of the time
+        from counterpoise.averaging.average import average as run
+        from counterpoise.averaging.recipe import Recipe
+
+        gc.enable()
+        plan: Any = Recipe.read(recipe) if recipe else numbers(ratios) if ratios else ratio
+        made = run(
+            pre,
+            post,
+            out,
+            plan,
+            blocks=blocks,
+            donor=donor_side(donor),
+            drop=drop or (),
+            allow_unrelated=allow_unrelated,
+            progress=progress and (lambda done, total: progress("averaging", done, total)),
+        )
+    warn(made.warnings)
+    print(f"{out}: {len(made.ratios)} {'ratio' if len(made.ratios) == 1 else 'ratios'}, mean {made.mean:g}")
+
+
+def diff(
+    pre: Pre,
+    post: Post,
+    blocks: Blocks = "3",
+    drop: Drop = None,
+    allow_unrelated: Unrelated = False,
+    quiet: Quiet = False,
+) -> None:
+    """How far POST moved from PRE: relative change per block and per kind of module."""
+    with plain_errors("nothing was written"), bars(quiet) as progress:
+        from counterpoise.averaging.diff import diff as run
+
+        rows, warnings = run(
+            pre,
+            post,
+            blocks=blocks,
+            drop=drop or (),
+            allow_unrelated=allow_unrelated,
+            progress=progress and (lambda done, total: progress("reading both", done, total)),
+        )
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "part", "parameters", "|post - pre| / |pre|", "elements changed", box=None)
+    for row in rows:
+        table.add_row(row.kind, row.name, f"{row.parameters:,}", f"{row.change:.3e}", f"{row.changed:.1%}")
+    Console().print(table)
+    warn(warnings)
