@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from adamerging import adamerging
+
 from counterpoise.averaging.partition import Partition, layerwise, thirds
 from counterpoise.evaluation.workbench import Workbench
-from counterpoise.search.adamerging import adamerging
 from counterpoise.search.on_bench import answers, hma_ratios, proxies
 from counterpoise.search.proxies import ProxySet
 from counterpoise.search.ramps import linear_ramp

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fisher import fisher
+
 from counterpoise.averaging.partition import Partition, equal, layerwise, thirds
 from counterpoise.evaluation.panel import Scores
 from counterpoise.evaluation.workbench import Workbench
@@ -199,7 +201,7 @@ class Curves:
         if how == "exact":
             found = self.timed(curve, key, lambda: search.exact(weights, max_passes=passes))
         elif how == "Fisher":
-            found = self.timed(curve, key, lambda: search.fisher(weights))
+            found = self.timed(curve, key, lambda: fisher(search, weights))
         else:
             found = search.path(weights)
         # The truth of a sampled side would be one more noisy draw: nothing a model could be judged by.

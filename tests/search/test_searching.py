@@ -55,17 +55,15 @@ def test_every_form_finds_ratios_once(world: Path, form: str) -> None:
     assert first.measured["neighbours"] if form == "reward" else not first.measured["neighbours"]
 
 
-def test_the_fisher_model_and_other_examples(world: Path) -> None:
+def test_other_examples_and_the_truth(world: Path) -> None:
     on = search(world)
-    found = on.fisher(LAMBDAS, sequences=6)
-    kept = [f.retention["pre"] for f in found]
-    assert kept[0] >= kept[1]
+    found = on.path(LAMBDAS)
     elsewhere = words(on.bench, 12, openings=("gh",), seed=9)
-    values = on.scaled_on(found[0], on._good, [e for rows in elsewhere.values() for e in rows])
+    values = on.scaled_on(found[0], on.good, [e for rows in elsewhere.values() for e in rows])
     truth = on.truth(found[:1])[0]
     assert values["alignment"] == pytest.approx(truth["alignment"], abs=1e-5)
     assert values["retention"] != truth["retention"]["pre"]
-    assert row(found[0], "fisher", truth)["measured"] == truth
+    assert row(found[0], "path", truth)["measured"] == truth
 
 
 def test_with_an_adversary_the_sets_stay_apart(world: Path) -> None:

@@ -81,7 +81,7 @@ def dpo(
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("dpo needs trl; pip install 'counterpoise[align]'") from error
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    _refuse(model, mitigations, world)
+    refuse_in_dpo(model, mitigations, world)
     tokenizer = with_pad_token(tokenizer)
     at_once = rows_at_once("dpo", batch_size, micro_batch_size, world)
     context = getattr(model.config, "max_position_embeddings", None) or max_length
@@ -262,7 +262,7 @@ def _last_whole(folder: Path) -> Path | None:
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def _refuse(model: nn.Module, mitigations: Sequence[Mitigation], world: int) -> None:
+def refuse_in_dpo(model: nn.Module, mitigations: Sequence[Mitigation], world: int) -> None:
     processes.refuse_sharded("dpo", cut_up=False)
     if is_sharded(model):
         raise ValueError("dpo: expected whole weights, for TRL's loop, found ones that `shard` cut up; leave it out")

@@ -78,26 +78,26 @@ def method(
     given = {"--prompts": prompts, "--reward": reward, "--preferences": preferences, "--samples": samples}
     told: dict[str, Any] = {}
     if name == "rsf" and samples is not None:
-        _expect(given, ("--samples",), "rsf with --samples")
-        return Method(_bind(distil, settings, "rsf with --samples", samples=read_samples(samples)), told)
+        expect_alone(given, ("--samples",), "rsf with --samples")
+        return Method(bind(distil, settings, "rsf with --samples", samples=read_samples(samples)), told)
     if name == "dpo":
         from counterpoise.alignment.dpo import dpo
         from counterpoise.alignment.preferences import read_preferences
 
-        _expect(given, ("--preferences",), name)
+        expect_alone(given, ("--preferences",), name)
         refuse_shard(name, how["shard"])
         pairs = read_preferences(preferences)  # type: ignore[arg-type]
         reference = load_frozen(source, dtype=how["dtype"], bf16=how["bf16"])
-        return Method(_bind(dpo, settings, name, preferences=pairs, reference=reference), told)
-    _expect(given, ("--prompts", "--reward"), name)
+        return Method(bind(dpo, settings, name, preferences=pairs, reference=reference), told)
+    expect_alone(given, ("--prompts", "--reward"), name)
     data: dict[str, Any] = {"prompts": read_prompts(prompts), "reward": load_reward(reward, device=how["device"])}  # type: ignore[arg-type]
     told = {"reward": fingerprint(reward)}  # type: ignore[arg-type]  # of a module, once it is imported
     if name == "rsf":
-        return Method(_bind(rsf, {**settings, **drawing}, name, **data), told)
+        return Method(bind(rsf, {**settings, **drawing}, name, **data), told)
     from counterpoise.alignment.ppo import ppo
 
     data["reference"] = load_frozen(source, **how)
-    return Method(_bind(ppo, {**settings, **drawing}, name, **data), told)
+    return Method(bind(ppo, {**settings, **drawing}, name, **data), told)
 
 
 def refuse_shard(name: str, shard: bool) -> None:
@@ -224,7 +224,7 @@ def collect_to(
     return found
 
 
-def _bind(run: Callable[..., Any], settings: Mapping[str, Any], title: str, **data: Any) -> partial[Any]:
+def bind(run: Callable[..., Any], settings: Mapping[str, Any], title: str, **data: Any) -> partial[Any]:
     known = inspect.signature(run).parameters
     if unknown := [name for name in settings if name not in known]:
         option = "--" + unknown[0].replace("_", "-")
@@ -232,7 +232,7 @@ def _bind(run: Callable[..., Any], settings: Mapping[str, Any], title: str, **da
     return partial(run, **data, **settings)
 
 
-def _expect(given: Mapping[str, Any], needed: Sequence[str], title: str) -> None:
+def expect_alone(given: Mapping[str, Any], needed: Sequence[str], title: str) -> None:
     if missing := [option for option in needed if given[option] is None]:
         raise ValueError(f"{title}: expected {' and '.join(needed)}, found no {missing[0]}")
     if extra := [option for option, value in given.items() if value is not None and option not in needed]:

@@ -28,8 +28,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (restore, average, tax, diff):
-    app.command()(command)
+for first in (restore, average, tax, diff):
+    app.command()(first)
 
 
 @app.command()
@@ -62,8 +62,8 @@ def version() -> None:
 app.add_typer(align)
 app.add_typer(multitask)
 app.add_typer(judge)
-for command in (search, merge, front):
-    app.command()(command)
+for later in (search, merge, front):
+    app.command()(later)
 
 
 def main() -> None:

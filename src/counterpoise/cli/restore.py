@@ -211,5 +211,6 @@ def tax(
 
 
 def _panel(prompts: Path, reward: str, abilities: list[str], **settings: Any) -> Panel:
+    from counterpoise.evaluation.panel import Panel
 
     return Panel.load(prompts, reward, abilities, **settings)

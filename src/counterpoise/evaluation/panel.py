@@ -14,7 +14,7 @@ from torch import nn
 from counterpoise.evaluation.abilities import Ability, load_abilities
 from counterpoise.evaluation.measurement import Measurement, interval_of
 from counterpoise.evaluation.parts import Part, part_of
-from counterpoise.evaluation.rewards import Reward, _name, checked, fingerprint, load_reward
+from counterpoise.evaluation.rewards import Reward, checked, fingerprint, load_reward, name_of
 from counterpoise.language.prompts import Prompt, encode_prompt, read_prompts
 from counterpoise.language.sampling import decode, sample
 from counterpoise.records import Progress, Store, digest
@@ -66,10 +66,10 @@ class Panel:
             read_prompts(prompts),
             load_reward(reward, device=device, batch_size=settings.get("batch_size", 16))
             if isinstance(reward, str)
-            else checked(reward, _name(reward)),
+            else checked(reward, name_of(reward)),
             load_abilities(abilities),
             reward_id=fingerprint(reward),
-            source={"prompts": str(prompts), "reward": _name(reward), "abilities": list(abilities)},
+            source={"prompts": str(prompts), "reward": name_of(reward), "abilities": list(abilities)},
             **settings,
         )
 

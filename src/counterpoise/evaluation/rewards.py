@@ -36,7 +36,7 @@ def load_reward(spec: str, *, device: str = "cpu", batch_size: int = 16) -> Rewa
     if head == "sentiment" and tail:
         return checked(sentiment(tail), spec)
     if tail and not Path(spec).exists() and head.replace(".", "").replace("_", "").isalnum():
-        return checked(_imported(head, tail), spec)
+        return checked(imported(head, tail), spec)
     return checked(classifier(spec, device=device, batch_size=batch_size), spec)
 
 
@@ -74,7 +74,7 @@ def sentiment(path: str | Path) -> Reward:
         raise ModuleNotFoundError(
             "the reward sentiment: needs scikit-learn; pip install 'counterpoise[eval]'"
         ) from error
-    texts, labels = _read_labelled(Path(path))
+    texts, labels = read_labelled(Path(path))
     words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, max_features=100_000, sublinear_tf=True)
     model = make_pipeline(words, LogisticRegression(C=10.0, max_iter=1000))
     model.fit(texts, labels)
@@ -85,7 +85,7 @@ def sentiment(path: str | Path) -> Reward:
     return log_odds
 
 
-def _read_labelled(path: Path) -> tuple[list[str], list[int]]:
+def read_labelled(path: Path) -> tuple[list[str], list[int]]:
     csv.field_size_limit(sys.maxsize)
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as raw:
         rows = csv.DictReader(io.TextIOWrapper(raw, encoding="utf-8", newline=""))
@@ -98,7 +98,7 @@ def _read_labelled(path: Path) -> tuple[list[str], list[int]]:
     return [text for text, _ in records], [int(label) for _, label in records]
 
 
-def _imported(module: str, function: str) -> Reward:
+def imported(module: str, function: str) -> Reward:
     sys.path.insert(0, "")
     try:
         found = importlib.import_module(module)
@@ -185,7 +185,7 @@ def classifier(source: str, *, device: str = "cpu", batch_size: int = 16) -> Rew
 def fingerprint(reward: str | Reward) -> str:
     """What decides a reward's numbers: its spec or name with the content of the file, folder or source behind it."""
     if not isinstance(reward, str):
-        return digest([_name(reward), _source(reward)])
+        return digest([name_of(reward), _source(reward)])
     head, _, tail = reward.partition(":")
     for place in (Path(tail or "."), Path(reward)):
         if place.is_file():
@@ -209,7 +209,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _name(reward: str | Reward) -> str:
+def name_of(reward: str | Reward) -> str:
     return (
         reward
         if isinstance(reward, str)

@@ -16,8 +16,8 @@ from counterpoise.alignment.distil import distil, read_samples
 from counterpoise.alignment.from_options import (
     LONGEST_TEXT,
     METHODS,
-    _bind,
-    _expect,
+    bind,
+    expect_alone,
     prompts_of,
     refuse_beside_lora,
     refuse_shard,
@@ -191,20 +191,20 @@ def _loop(
     if name == "dpo":
         from counterpoise.alignment.dpo import dpo as run
 
-        _expect(given, ("--preferences",), name)
+        expect_alone(given, ("--preferences",), name)
         pairs = read_preferences(given["--preferences"])
         asked = [p.prompt for p in pairs]
         responses = [text for p in pairs for text in (p.chosen, p.rejected)]
     elif name == "rsf" and given["--samples"] is not None:
-        _expect(given, ("--samples",), "rsf with --samples")
+        expect_alone(given, ("--samples",), "rsf with --samples")
         run, found = distil, read_samples(given["--samples"])
         asked, responses = [s.prompt for s in found], [s.response for s in found]
     else:
         if name == "ppo":
             run = ppo
-        _expect(given, ("--prompts", "--reward"), name)
+        expect_alone(given, ("--prompts", "--reward"), name)
         settings, asked = {**settings, **drawing}, read_prompts(given["--prompts"])
-    bound = _bind(run, settings, name)
+    bound = bind(run, settings, name)
     plain = {n: p.default for n, p in inspect.signature(run).parameters.items() if p.default is not p.empty}
     full = {n: v for n, v in {**plain, **bound.keywords}.items() if isinstance(v, (int, float, type(None)))}
     count = min(int(full.get("prompts_per_iteration") or len(asked)), len(asked))
@@ -235,10 +235,10 @@ def _longest_replayed(corpus: str, model: Source, words: Words, *, chat: bool) -
 
 def _refuse_in_dpo(model: Source, built: list[Mitigation], settings: Mapping[str, Any]) -> None:
     """Raise what `dpo` raises before it trains."""
-    from counterpoise.alignment.dpo import _refuse
+    from counterpoise.alignment.dpo import refuse_in_dpo
 
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    _refuse(model.model, built, world)
+    refuse_in_dpo(model.model, built, world)
     rows_at_once("dpo", int(settings["batch_size"]), int(settings["micro_batch_size"]), world)
 
 

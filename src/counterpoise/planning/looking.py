@@ -17,7 +17,7 @@ from counterpoise.checkpoints.files import COMPANIONS, CheckpointError, resolve,
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.evaluation.abilities import REQUIRED, FileAbility, load_abilities
 from counterpoise.evaluation.parts import Part
-from counterpoise.evaluation.rewards import _imported, _read_labelled
+from counterpoise.evaluation.rewards import imported, read_labelled
 from counterpoise.language.costs import Items, Shape, shape_of
 from counterpoise.language.loading import without_bars
 from counterpoise.language.prompts import Prompt, encode_prompt
@@ -210,10 +210,10 @@ def look_at_reward(spec: str) -> Source | None:
     """
     head, _, tail = spec.partition(":")
     if head == "sentiment" and tail:
-        _read_labelled(Path(tail))
+        read_labelled(Path(tail))
         return None
     if tail and not Path(spec).exists() and head.replace(".", "").replace("_", "").isalnum():
-        _imported(head, tail)
+        imported(head, tail)
         return None
     found = look(spec, classifier=True)
     config: Any = found.model.config

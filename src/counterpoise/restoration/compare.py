@@ -112,7 +112,7 @@ def row(found: Found, how: str, truth: Mapping[str, Any] | None = None) -> dict[
     """One lambda as plain json for restore.json.
 
     Args:
-        how: "path", "exact" or "fisher".
+        how: "path" or "exact".
         truth: both sides as measured there; None where `found` holds measured values.
     """
     return {

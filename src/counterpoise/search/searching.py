@@ -17,7 +17,6 @@ from counterpoise.language.scoring import Example
 from counterpoise.multitask.mirror import ball_radius
 from counterpoise.records import digest
 from counterpoise.search.contrast import contrast
-from counterpoise.search.fisher import Quadratic, block_fisher, fisher_path
 from counterpoise.search.on_bench import answers, proxies, ratings, words
 from counterpoise.search.on_policy import OnPolicy
 from counterpoise.search.proxies import ProxySet, Rated
@@ -68,7 +67,7 @@ class TwoSided:
         self.bench, self.cut, self.form, self.size, self.n = bench, cut, form, size, n
         self._rho, self._effective = rho, min_effective_sets
         self.openings, self.with_prompts, self.calibrated = tuple(openings), with_prompts, calibrated
-        self._batch = max(1, bench.panel.batch_size // 2)
+        self.batch = max(1, bench.panel.batch_size // 2)
 
     @cached_property
     def rho(self) -> float:
@@ -134,44 +133,6 @@ class TwoSided:
         key = {"what": "exact", **self.key, "weights": list(weights), "rho": self.rho, "passes": max_passes}
         return [Found(**{**f, "ratios": tuple(f["ratios"])}) for f in self.bench.store.once(key, run)]
 
-    def fisher(self, weights: Sequence[float], *, sequences: int = 32) -> list[Found]:
-        """The ratios of the block Gauss-Newton model; its values are the model's.
-
-        The slope of each side at its own end and its rise to the other come from the diagonal, its curvature from
-        `sequences` of POST's good responses and of PRE's words.
-        """
-        curvatures = self.curvatures(sequences)
-        d, ones = self.diagonal, np.ones(len(self.cut))
-        names = tuple(d.retention)
-        slope = np.mean([m.gradient(0 * ones) for m in d.retention.values()], axis=0)
-        alignment = Quadratic.meeting_both_ends(1.0, d.alignment.gradient(ones), curvatures["alignment"], 1.0)
-        retention = Quadratic.meeting_both_ends(0.0, slope, curvatures["retention"], 1.0)
-        found = []
-        for weight, ratios in zip(weights, fisher_path(alignment, retention, weights), strict=True):
-            value, shares = retention.value(ratios), dict.fromkeys(names, 1 / len(names))
-            kept = dict.fromkeys(names, value)
-            found.append(Found(float(weight), tuple(ratios.tolist()), alignment.value(ratios), kept, shares, 0, True))
-        return found
-
-    def curvatures(self, sequences: int = 32) -> dict[str, Array]:
-        """The Fisher matrices of the ratios: at POST on its good responses, at PRE on its own words."""
-
-        def run() -> dict[str, Any]:
-            begun = time.monotonic()
-            batch = max(1, self._batch // 4)
-            sides = (("alignment", 1.0, self._good), ("retention", 0.0, [e for s in self._words.values() for e in s]))
-            found: dict[str, Any] = {}
-            for name, end, examples in sides:
-                chosen = examples[:: max(1, len(examples) // sequences)][:sequences]
-                ends = [end] * len(self.cut)
-                found[name] = block_fisher(self.bench.resident, self.cut, ends, chosen, batch_size=batch).tolist()
-            return {**found, "seconds": round(time.monotonic() - begun, 2)}
-
-        data = digest([self._good, self._words])
-        key = {"what": "fisher", "model": self.bench.inputs, "cut": _cut_key(self.cut), "data": data, "of": sequences}
-        kept = self.bench.store.once(key, run)
-        return {name: np.array(kept[name]) for name in ("alignment", "retention")}
-
     def truth(self, found: Sequence[Found]) -> list[dict[str, Any]]:
         """Both sides as they really are at some ratios, scaled: what a model's values are to be compared with."""
 
@@ -192,7 +153,7 @@ class TwoSided:
         def run() -> dict[str, float]:
             values = {}
             for name, examples, best in (("alignment", alignment, 1.0), ("retention", retention, 0.0)):
-                objective = ProxySet(tuple(examples), self._batch)
+                objective = ProxySet(tuple(examples), self.batch)
                 at = []
                 for ratios in (np.full(len(self.cut), best), np.full(len(self.cut), 1 - best), np.array(found.ratios)):
                     self.bench.resident.set(self.cut, ratios)
@@ -201,7 +162,7 @@ class TwoSided:
                 values[name] = (at[2] - scale.best) / scale.gap
             return values
 
-        key = {"what": "elsewhere", "model": self.bench.inputs, "cut": _cut_key(self.cut), "batch": self._batch}
+        key = {"what": "elsewhere", "model": self.bench.inputs, "cut": cut_key(self.cut), "batch": self.batch}
         data = {"ratios": list(found.ratios), "examples": digest([list(alignment), list(retention)])}
         return dict(self.bench.store.once({**key, **data}, run))
 
@@ -220,32 +181,34 @@ class TwoSided:
                 max_new_tokens=panel.max_new_tokens,
                 temperature=panel.temperature,
                 chat=panel.chat,
-                batch_size=self._batch,
+                batch_size=self.batch,
                 seed=panel.seed + 1,
                 progress=bench.stage("drawing along the diagonal"),
             )
         if self.form == "contrast":
-            objective = contrast(self._rated, batch_size=self._batch, temperature=panel.temperature).backward
+            objective = contrast(self._rated, batch_size=self.batch, temperature=panel.temperature).backward
         else:
-            objective = ProxySet(tuple(self._good), self._batch).backward
+            objective = ProxySet(tuple(self.good), self.batch).backward
         return Likelihood(bench.resident, self.cut, objective)
 
     @cached_property
     def _retention(self) -> dict[str, Side]:
-        sets: dict[str, list[Example]] = {**self._words, **self._answers}
+        sets: dict[str, list[Example]] = {**self.words, **self._answers}
         if not self.apart and not self._answers:
             sets = {"pre": [e for rows in sets.values() for e in rows]}
         return {
-            t: Likelihood(self.bench.resident, self.cut, ProxySet(tuple(rows), self._batch).backward)
+            t: Likelihood(self.bench.resident, self.cut, ProxySet(tuple(rows), self.batch).backward)
             for t, rows in sets.items()
         }
 
     @cached_property
-    def _good(self) -> list[Example]:
+    def good(self) -> list[Example]:
+        """Good responses of POST."""
         return proxies(self.bench, self.size)
 
     @cached_property
-    def _words(self) -> dict[str, list[Example]]:
+    def words(self) -> dict[str, list[Example]]:
+        """What PRE says, a set of sequences a name."""
         return words(self.bench, self.size, openings=self.openings, with_prompts=self.with_prompts)
 
     @cached_property
@@ -260,7 +223,7 @@ class TwoSided:
     def key(self) -> dict[str, Any]:
         """All that decides the slopes."""
         panel = self.bench.panel
-        data: Any = self._rated if self.form == "contrast" else self._good
+        data: Any = self._rated if self.form == "contrast" else self.good
         if self.form == "reward":
             data = [panel.reward_id, [p.key for p in panel.prompts_of("proxy")[: max(2, self.size // self.n)]]]
             data += [panel.max_new_tokens, panel.temperature, panel.chat, panel.seed, self.n]
@@ -269,10 +232,10 @@ class TwoSided:
         return {
             "model": self.bench.inputs,
             "form": self.form,
-            "cut": _cut_key(self.cut),
+            "cut": cut_key(self.cut),
             "alignment": digest(data),
-            "retention": digest([self._words, self._answers, self.apart]),
-            "batch": self._batch,
+            "retention": digest([self.words, self._answers, self.apart]),
+            "batch": self.batch,
         }
 
     def _advance(self, stage: str, done: int, total: int) -> None:
@@ -280,7 +243,8 @@ class TwoSided:
             progress(done, total)
 
 
-def _cut_key(cut: Partition) -> str:
+def cut_key(cut: Partition) -> str:
+    """sha256 over blocks, weights and the tensors outside."""
     return digest([[b.weight, *b.tensors] for b in cut.blocks] + [list(cut.rest)])
 
 

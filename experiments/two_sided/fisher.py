@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import lsq_linear
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
@@ -18,8 +20,10 @@ from counterpoise.averaging.partition import Partition
 from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.checkpoints.checkpoint import match_name
 from counterpoise.language.scoring import Example, by_length, response_tokens
-from counterpoise.search.box import box_program
+from counterpoise.records import digest
 from counterpoise.search.rows import Batch, batch, chosen_logits
+from counterpoise.search.searching import TwoSided, cut_key
+from counterpoise.search.two_sided import Found
 
 Array = NDArray[np.float64]
 
@@ -156,3 +160,73 @@ def _eager(model: nn.Module) -> Iterator[None]:
 
 def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
+
+
+def box_program(curvature: ArrayLike, slope: ArrayLike) -> Array:
+    """The r in [0, 1]^K that minimises r Q r / 2 + c r, for a positive semidefinite Q: bounded least squares, exact.
+
+    A ridge of 1e-10 of the mean eigenvalue makes the minimum unique where Q is singular.
+
+    Args:
+        curvature: Q, shape (K, K), symmetric; what rounding made slightly negative counts as 0.
+        slope: c, shape (K,).
+
+    >>> box_program([[2.0, 0.0], [0.0, 2.0]], [-1.0, 4.0]).round(6) + 0.0
+    array([0.5, 0. ])
+    """
+    q, c = np.asarray(curvature, dtype=np.float64), np.asarray(slope, dtype=np.float64)
+    if q.shape != (len(c), len(c)) or not np.isfinite(q).all() or not np.isfinite(c).all():
+        raise ValueError(f"box_program: expected finite Q of shape (K, K) and c of (K,), found {q.shape}, {c.shape}")
+    size = max(float(np.abs(q).max()), float(np.abs(c).max()), 1e-300)
+    values, vectors = np.linalg.eigh((q + q.T) / (2 * size))
+    if values[0] < -1e-6 * max(values[-1], 1e-12):
+        raise ValueError(f"box_program: expected a positive semidefinite Q, found the eigenvalue {values[0] * size:g}")
+    ridge = 1e-10 * max(float(values.clip(0).mean()), 1e-10)
+    roots = np.sqrt(values.clip(0) + ridge)
+    # With B = sqrt(Q) the program is |B r - d|^2 / 2 with B d = -c.
+    target = -(vectors.T @ c) / (size * roots)
+    most = 100 + 20 * len(c)  # SciPy's default, one iteration a variable, ends some programs early
+    solved = lsq_linear(roots[:, None] * vectors.T, target, (0.0, 1.0), method="bvls", tol=1e-14, max_iter=most)
+    if not solved.success:
+        raise ValueError(f"box_program: expected to converge, stopped after {most} iterations")
+    return np.clip(solved.x, 0.0, 1.0)
+
+
+def fisher(search: TwoSided, weights: Sequence[float], *, sequences: int = 32) -> list[Found]:
+    """The ratios of the block Gauss-Newton model; its values are the model's.
+
+    The slope of each side at its own end and its rise to the other come from the diagonal, its curvature from
+    `sequences` of POST's good responses and of PRE's words.
+    """
+    measured = curvatures(search, sequences)
+    d, ones = search.diagonal, np.ones(len(search.cut))
+    names = tuple(d.retention)
+    slope = np.mean([m.gradient(0 * ones) for m in d.retention.values()], axis=0)
+    alignment = Quadratic.meeting_both_ends(1.0, d.alignment.gradient(ones), measured["alignment"], 1.0)
+    retention = Quadratic.meeting_both_ends(0.0, slope, measured["retention"], 1.0)
+    found = []
+    for weight, ratios in zip(weights, fisher_path(alignment, retention, weights), strict=True):
+        value, shares = retention.value(ratios), dict.fromkeys(names, 1 / len(names))
+        kept = dict.fromkeys(names, value)
+        found.append(Found(float(weight), tuple(ratios.tolist()), alignment.value(ratios), kept, shares, 0, True))
+    return found
+
+
+def curvatures(search: TwoSided, sequences: int = 32) -> dict[str, Array]:
+    """The Fisher matrices of the ratios: at POST on its good responses, at PRE on its own words."""
+
+    def run() -> dict[str, Any]:
+        begun = time.monotonic()
+        batch = max(1, search.batch // 4)
+        sides = (("alignment", 1.0, search.good), ("retention", 0.0, [e for s in search.words.values() for e in s]))
+        found: dict[str, Any] = {}
+        for name, end, examples in sides:
+            chosen = examples[:: max(1, len(examples) // sequences)][:sequences]
+            ends = [end] * len(search.cut)
+            found[name] = block_fisher(search.bench.resident, search.cut, ends, chosen, batch_size=batch).tolist()
+        return {**found, "seconds": round(time.monotonic() - begun, 2)}
+
+    data = digest([search.good, search.words])
+    key = {"what": "fisher", "model": search.bench.inputs, "cut": cut_key(search.cut), "data": data, "of": sequences}
+    kept = search.bench.store.once(key, run)
+    return {name: np.array(kept[name]) for name in ("alignment", "retention")}

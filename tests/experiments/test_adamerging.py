@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from adamerging import EntropySet, adamerging, token_entropy
 
 from counterpoise.averaging.partition import layerwise, thirds
 from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.language.scoring import Example
-from counterpoise.search.adamerging import EntropySet, adamerging, token_entropy
 from test_resident import proxies
 from tiny import save_pair, tiny
 

@@ -8,12 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fisher import Quadratic, block_fisher, fisher, fisher_path
 from torch.func import functional_call
 
+from counterpoise.averaging.partition import thirds
+from counterpoise.checkpoints.preflight import preflight
+from counterpoise.evaluation.workbench import Workbench
 from counterpoise.language.scoring import response_tokens
-from counterpoise.search.fisher import Quadratic, block_fisher, fisher_path
+from counterpoise.records import Store
 from counterpoise.search.rows import batch, chosen_logits
+from counterpoise.search.searching import TwoSided
 from search.pairs import resident, said
+from world import make, panel
 
 
 @pytest.mark.parametrize("anchor", [0.0, 1.0])
@@ -76,3 +82,12 @@ def test_every_lambda_is_the_minimum_over_the_box() -> None:
     for lam, ratios in zip((0.3, 3.0), fisher_path(alignment, retention, [0.3, 3.0]), strict=True):
         least = min(alignment.value(r) + lam * retention.value(r) for r in grid)
         assert alignment.value(ratios) + lam * retention.value(ratios) <= least + 1e-9
+
+
+def test_the_model_of_a_real_pair_gives_up_more_retention_at_a_lower_price(tmp_path: Path) -> None:
+    world = make(tmp_path)
+    bench = Workbench(preflight(world / "pre", world / "post"), panel(world), Store(tmp_path / "work"))
+    search = TwoSided(bench, thirds(bench.pair.names).with_rest_block(), size=24, openings=("ab", "cd", "ef"), n=4)
+    low, high = fisher(search, (0.5, 2.0), sequences=6)
+    assert low.retention["pre"] >= high.retention["pre"]
+    assert fisher(search, (0.5, 2.0), sequences=6) == [low, high]

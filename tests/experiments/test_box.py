@@ -6,10 +6,10 @@ import itertools
 
 import numpy as np
 import pytest
+from fisher import box_program
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from counterpoise.search.box import box_program
 from counterpoise.search.worst import worst
 
 

@@ -1,0 +1,63 @@
+"""The house: a room imports only rooms below it, also lazily, and no file takes another's private names."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import counterpoise
+
+ROOT = Path(counterpoise.__file__).parent
+ROOMS = (
+    "__main__", "cli", "demo", "planning", "restoration", "report", "judging", "search", "alignment", "evaluation",
+    "averaging", "tables", "classification", "language", "multitask", "records", "checkpoints", "statistics", "ranks",
+)  # fmt: skip
+"""From the top down."""
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def imports() -> Iterator[tuple[str, str, str]]:
+    """Every (importing module, imported module, name) of the package, wherever in a file it stands."""
+    for file in sorted(ROOT.rglob("*.py")):
+        if file == ROOT / "__init__.py":  # the public names, from everywhere
+            continue
+        module = ".".join(["counterpoise", *file.relative_to(ROOT).with_suffix("").parts])
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                yield from ((module, a.name, "") for a in node.names if a.name.startswith("counterpoise."))
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{module}: expected absolute imports"
+                if node.module == "counterpoise":
+                    yield from ((module, f"counterpoise.{a.name}", "") for a in node.names)
+                elif node.module and node.module.startswith("counterpoise."):
+                    yield from ((module, node.module, a.name) for a in node.names)
+
+
+def test_a_room_imports_only_rooms_below_it() -> None:
+    found = {(a, b) for a, b, _ in imports() if room_of(a) != room_of(b)}
+    assert len(found) > 50
+    assert not [(a, b) for a, b in found if ROOMS.index(room_of(a)) >= ROOMS.index(room_of(b))]
+
+
+def test_no_two_files_import_each_other() -> None:
+    files = {".".join(["counterpoise", *f.relative_to(ROOT).with_suffix("").parts]) for f in ROOT.rglob("*.py")}
+    below: dict[str, set[str]] = {}
+    for a, b, name in imports():
+        below.setdefault(a, set()).add(f"{b}.{name}" if f"{b}.{name}" in files else b)
+    below.pop("counterpoise.__init__", None)
+    while leaves := [a for a, bs in below.items() if not bs & below.keys()]:
+        for leaf in leaves:
+            del below[leaf]
+    assert not below
+
+
+def test_private_names_stay_in_their_files() -> None:
+    assert not [(a, b, n) for a, b, n in imports() if n.startswith("_") or any(p.startswith("_") for p in b.split("."))]
+
+
+def test_no_package_has_the_name_of_a_public_function() -> None:
+    assert not {f.stem for f in ROOT.iterdir()} & set(counterpoise.__all__)
