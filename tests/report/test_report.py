@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from counterpoise import records
 from counterpoise.report import html, page, plots
 from report import browser, made
 
@@ -190,7 +191,7 @@ def test_the_front_refuses_an_axis_it_does_not_have() -> None:
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "report.html"
-    page.write_whole(path, "old")
+    records.write_whole(path, "old")
 
     def broken(*_: object) -> None:
         raise OSError("disk full")
@@ -198,10 +199,10 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", broken)
         with pytest.raises(OSError, match="disk full"):
-            page.write_whole(path, "new")
+            records.write_whole(path, "new")
     with pytest.raises(UnicodeEncodeError):
-        page.write_whole(path, "half of it \ud800")
+        records.write_whole(path, "half of it \ud800")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
-    page.write_whole(path, "new\n")
+    records.write_whole(path, "new\n")
     assert path.read_bytes() == b"new\n"
