@@ -25,7 +25,7 @@ import torch
 
 from counterpoise.alignment.training.models import load
 from counterpoise.alignment.training.precision import compute_in_bfloat16, weights_cast_once
-from counterpoise.language.sampling import sample
+from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import Example, response_nll
 from counterpoise.records import versions
 
@@ -59,7 +59,7 @@ def main() -> None:
 
     def draw(model: torch.nn.Module) -> None:
         with weights_cast_once(model):
-            sample(model, tokenizer, [e.prompt for e in examples], n=4, max_new_tokens=16, batch_size=32)
+            sample(model, tokenizer, [e.prompt for e in examples], Drawing(n=4, max_new_tokens=16, batch_size=32))
 
     found: dict[str, list[tuple[float, float]]] = {"training step": [], "drawing": []}
     for number in range(options.rounds + 1):

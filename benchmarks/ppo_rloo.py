@@ -30,6 +30,7 @@ from counterpoise.alignment.ppo import ppo
 from counterpoise.alignment.training.quiet import quiet_libraries, without_printing
 from counterpoise.demo import NOUNS, make_model, make_tokenizer
 from counterpoise.language.prompts import Prompt
+from counterpoise.language.sampling import Drawing
 from counterpoise.records import versions
 
 RESPONSES, BATCH, EPOCHS, LENGTH, KL = 64, 32, 2, 8, 0.02
@@ -55,6 +56,7 @@ def run_ppo(model: Any, tokenizer: Any, seed: int, rate: float, rounds: int) -> 
         tokenizer,
         [Prompt((("user", text),)) for text in prompts(seed)],
         lambda asked, said: share(said),
+        drawing=Drawing(max_new_tokens=LENGTH, seed=seed),
         iterations=rounds,
         prompts_per_iteration=RESPONSES,
         epochs=EPOCHS,
@@ -63,8 +65,6 @@ def run_ppo(model: Any, tokenizer: Any, seed: int, rate: float, rounds: int) -> 
         batch_size=BATCH,
         micro_batch_size=BATCH,
         kl=KL,
-        max_new_tokens=LENGTH,
-        seed=seed,
     )
     return [r.reward for r in history]
 

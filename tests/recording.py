@@ -26,7 +26,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-PANEL = "--prompts prompts.jsonl --reward letters:letters --abilities continue:text.jsonl --abilities choices:guess.jsonl"
+PANEL = (
+    "--prompts prompts.jsonl --reward letters:letters --abilities continue:text.jsonl --abilities choices:guess.jsonl"
+)
 PANEL += " --abilities generate:guess_text.jsonl?metric=bleu&limit=8 --limit 12"
 QUICK = "--prompt-limit 20 --max-new-tokens 6 --quiet"
 SEARCH = "--means 0.3,0.7,1.2 --keep-reward 0.5 --proxy-size 16"
@@ -89,7 +91,8 @@ def letters(prompts, responses):
 '''
 LEFT_OUT = {"seconds", "date", "versions", "commit", "hostname", "wall_s", "counterpoise", "begun", "ended", "python"}
 CHANGING = (
-    (r"\b\d+(\.\d+)?(e[+-]?\d+)? ?(s|ms|min|h|seconds)\b", "TIME"),
+    (r"\b\d+(\.\d+)?(e[+-]?\d+)? ?(s|ms|min|h|seconds|minutes)\b", "TIME"),
+    (r"TIME( TIME)+", "TIME"),
     (r"\d{4}-\d\d-\d\d", "DATE"),
     (r"\b(python|torch|transformers|safetensors|numpy|counterpoise) \d[\w.+]*", r"\1 VERSION"),
 )
@@ -118,7 +121,11 @@ def world(folder: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     for name in ("post2", "post16", "pre16"):
         shutil.copytree(folder / ("pre" if name == "pre16" else "post"), folder / name)
-    save_file({n: t + 0.01 * torch.randn(t.shape, generator=generator) for n, t in post.items()}, folder / "post2" / "model.safetensors", {"format": "pt"})
+    save_file(
+        {n: t + 0.01 * torch.randn(t.shape, generator=generator) for n, t in post.items()},
+        folder / "post2" / "model.safetensors",
+        {"format": "pt"},
+    )
     for name in ("pre16", "post16"):
         file = folder / name / "model.safetensors"
         save_file({n: t.bfloat16() for n, t in load_file(file).items()}, file, {"format": "pt"})
@@ -137,7 +144,9 @@ def plain(text: str) -> list[str]:
     """Lines without what changes from run to run."""
     for pattern, instead in CHANGING:
         text = re.sub(pattern, instead, text)
-    return [re.sub(r" +", " ", line.rstrip()) for line in text.splitlines() if "Warning" not in line]
+    return [
+        re.sub(r" +", " ", line.rstrip()) for line in text.splitlines() if "Warning" not in line and "it/s]" not in line
+    ]
 
 
 def content(value: Any) -> Any:
@@ -154,12 +163,12 @@ def files(folder: Path) -> dict[str, Any]:
         name = str(path.relative_to(folder))
         if path.suffix == ".json":
             found[name] = content(json.loads(path.read_text()))
-        elif path.suffix in (".jsonl", ".md", ".html"):
+        elif "trainer" not in path.parts and path.suffix in (".jsonl", ".md", ".html"):
             text = re.sub(r"(?s)<script.*?</script>|sha256-[\w+/=]+", "", path.read_text())
             found[name] = hashlib.sha256("\n".join(plain(text)).encode()).hexdigest() if path.suffix == ".html" else [
                 content(json.loads(line)) if path.suffix == ".jsonl" else line for line in plain(text)
             ]  # fmt: skip
-        elif path.suffix != ".pt":  # a state of torch holds the order of its own pickling
+        elif path.suffix != ".pt" and path.name != "README.md":  # torch and trl write sets in the order of the moment
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
@@ -171,7 +180,9 @@ def record(folder: Path, names: list[str]) -> dict[str, Any]:
         waiting = {}
         for name in sorted(names, key=lambda n: (len(AFTER.get(n, [])), list(JOBS).index(n))):
             needed = [waiting[n] for n in AFTER.get(name, []) if n in waiting]
-            waiting[name] = pool.submit(lambda name=name, needed=needed: ([f.result() for f in needed] and None) or run(name, folder))
+            waiting[name] = pool.submit(
+                lambda name=name, needed=needed: ([f.result() for f in needed] and None) or run(name, folder)
+            )
         for name, future in waiting.items():
             jobs[name] = future.result()
             print(f"{name}: exit {jobs[name]['code']}", file=sys.stderr)
@@ -179,14 +190,17 @@ def record(folder: Path, names: list[str]) -> dict[str, Any]:
 
 
 def resumed(kept: Path, folder: Path) -> dict[str, Any]:
-    """The restores of `kept`, begun again in `folder` with OUT gone and every other finished piece lost."""
+    """The restores of `kept` begun again in `folder`, OUT gone and every other finished piece lost: what came out otherwise."""
+    before = files(kept)
     shutil.copytree(kept, folder, dirs_exist_ok=True)
     for name in ("restored", "restored-both"):
         shutil.rmtree(folder / name)
         for piece in sorted((folder / f"{name}.work").glob("*.json"))[::2]:
             piece.unlink()
-    jobs = {name: run(name, folder) for name in ("restore", "restore-both")}
-    return {"jobs": jobs, "files": {n: f for n, f in files(folder).items() if n.startswith(("restored", "restored-both"))}}
+    jobs = [run(name, folder) for name in ("restore", "restore-both")]
+    after = files(folder)
+    differ = sorted(n for n in before.keys() | after.keys() if before.get(n) != after.get(n))
+    return {"code": max(job["code"] for job in jobs), "out": differ, "err": []}
 
 
 def compare(a: dict[str, Any], b: dict[str, Any]) -> int:
@@ -194,7 +208,9 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> int:
     places = 0
     for kind in ("jobs", "files"):
         for name in sorted(a[kind].keys() | b[kind].keys()):
-            sides = [json.dumps(x[kind].get(name, "(not there)"), indent=1, sort_keys=True).splitlines() for x in (a, b)]
+            sides = [
+                json.dumps(x[kind].get(name, "(not there)"), indent=1, sort_keys=True).splitlines() for x in (a, b)
+            ]
             if sides[0] != sides[1]:
                 places += 1
                 print(f"== {kind[:-1]} {name}", *list(difflib.unified_diff(*sides, lineterm="", n=1))[:30], sep="\n")
@@ -219,9 +235,7 @@ def main() -> None:
         world(folder)
         made = record(folder, asked.only)
         if asked.resume:
-            again = resumed(asked.resume, Path(place) / "resumed")
-            made["jobs"] |= {f"{n}, resumed": j for n, j in again["jobs"].items()}
-            made["files"] |= {f"resumed/{n}": f for n, f in again["files"].items()}
+            made["jobs"]["what came out otherwise when resumed"] = resumed(asked.resume, Path(place) / "resumed")
     asked.out.write_text(json.dumps(made, indent=1, sort_keys=True))
 
 

@@ -92,7 +92,7 @@ def test_average_and_diff(tmp_path: Path) -> None:
         (["average", "PRE", "POST", "-o", "OUT", "--ratios", "0,1"], "ratios: expected 3, one per block"),
         (["average", "PRE", "POST", "-o", "OUT", "--ratio", "nan"], "ratios: expected numbers of at least 0"),
         (["average", "PRE", "none/at/all", "-o", "OUT", "--ratio", "1"], "none/at/all"),
-        (["average", "PRE", "POST", "-o", "OUT", "--ratio", "1", "--donor", "me"], "--donor: expected pre or post"),
+        (["average", "PRE", "POST", "-o", "OUT", "--ratio", "1", "--donor", "me"], "donor: expected pre or post"),
         (["average", "PRE", "POST", "-o", "PRE", "--ratio", "1"], "expected a new or empty folder"),
         (["tax", "PRE", "POST", "--prompts", "none.jsonl", "--reward", "m:f", "--abilities", "x"], "none.jsonl"),
     ],

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import AddedToken
 
 from counterpoise.language.prompts import Prompt, encode_prompt, read_prompts
-from counterpoise.language.sampling import decode, sample, stop_tokens, turn_end
+from counterpoise.language.sampling import Drawing, decode, sample, stop_tokens, turn_end
 from counterpoise.language.scoring import Example, by_length, continuation_logprobs, response_nll, response_tokens
 from tiny import CAUSAL, tiny, tokenizer
 
@@ -105,11 +105,11 @@ def test_sampling_is_decided_by_the_seed_alone() -> None:
     model, words = tiny("llama"), tokenizer()
     torch.manual_seed(5)
     state = torch.random.get_rng_state()
-    first = sample(model, words, RAGGED, n=3, max_new_tokens=5, seed=1)
+    first = sample(model, words, RAGGED, Drawing(n=3, max_new_tokens=5, seed=1))
     assert torch.equal(torch.random.get_rng_state(), state)  # the caller's own random numbers are left alone
     torch.manual_seed(6)
-    assert sample(model, words, RAGGED, n=3, max_new_tokens=5, seed=1) == first
-    assert sample(model, words, RAGGED, n=3, max_new_tokens=5, seed=2) != first
+    assert sample(model, words, RAGGED, Drawing(n=3, max_new_tokens=5, seed=1)) == first
+    assert sample(model, words, RAGGED, Drawing(n=3, max_new_tokens=5, seed=2)) != first
     assert [len(group) for group in first] == [3] * 5
     assert len({r for group in first for r in group}) > 10  # n responses, not n copies of one
 
@@ -117,14 +117,14 @@ def test_sampling_is_decided_by_the_seed_alone() -> None:
 @pytest.mark.parametrize("family", CAUSAL)
 def test_greedy_is_what_generate_gives_one_prompt_at_a_time(family: str) -> None:
     model, words = tiny(family), tokenizer()
-    found = sample(model, words, RAGGED, n=2, max_new_tokens=6, temperature=0, batch_size=6)
+    found = sample(model, words, RAGGED, Drawing(n=2, max_new_tokens=6, temperature=0, batch_size=6))
     for prompt, group in zip(RAGGED, found, strict=True):
         alone = model.generate(
             torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False, max_new_tokens=6,
             eos_token_id=list(stop_tokens(model, words)), pad_token_id=0,
         )  # fmt: skip
         assert group == [tuple(alone[0, len(prompt) :].tolist())] * 2
-    assert sample(model, words, RAGGED, max_new_tokens=6, temperature=0) == [[group[0]] for group in found]
+    assert sample(model, words, RAGGED, Drawing(max_new_tokens=6, temperature=0)) == [[group[0]] for group in found]
 
 
 def test_the_shared_prefix_draws_what_each_prompt_alone_would() -> None:
@@ -132,8 +132,8 @@ def test_the_shared_prefix_draws_what_each_prompt_alone_would() -> None:
     model, words = tiny("llama"), tokenizer()
     model.lm_head.weight.data *= 20  # uneven probabilities, so that another prompt's would show
     prompts, n = RAGGED[:3], 2000
-    drawn = sample(model, words, prompts, n=n, max_new_tokens=1, batch_size=3 * n)
-    assert sample(model, words, prompts, n=n, max_new_tokens=1, batch_size=3 * n, temperature=0.5) != drawn
+    drawn = sample(model, words, prompts, Drawing(n=n, max_new_tokens=1, batch_size=3 * n))
+    assert sample(model, words, prompts, Drawing(n=n, max_new_tokens=1, batch_size=3 * n, temperature=0.5)) != drawn
     for prompt, group in zip(prompts, drawn, strict=True):
         wanted = n * model(input_ids=torch.tensor([prompt])).logits[0, -1].softmax(-1).detach()
         seen = torch.bincount(torch.tensor(group).flatten(), minlength=64)
@@ -144,7 +144,8 @@ def test_temperature_sharpens_and_top_k_of_the_model_is_not_used() -> None:
     model, words = tiny("llama"), tokenizer()
     model.generation_config.top_k = 1
     kinds = [
-        {g[0] for g in sample(model, words, [(1, 5)], n=400, max_new_tokens=1, temperature=t)[0]} for t in (1.0, 1e-4)
+        {g[0] for g in sample(model, words, [(1, 5)], Drawing(n=400, max_new_tokens=1, temperature=t))[0]}
+        for t in (1.0, 1e-4)
     ]
     assert len(kinds[0]) > 40
     assert len(kinds[1]) == 1
@@ -152,7 +153,7 @@ def test_temperature_sharpens_and_top_k_of_the_model_is_not_used() -> None:
 
 def test_a_response_ends_with_the_first_eos() -> None:
     model, words = tiny("llama"), tokenizer()
-    responses = [r for group in sample(model, words, RAGGED, n=40, max_new_tokens=20) for r in group]
+    responses = [r for group in sample(model, words, RAGGED, Drawing(n=40, max_new_tokens=20)) for r in group]
     ended = [r for r in responses if EOS in r]
     assert ended
     assert all(r.index(EOS) == len(r) - 1 for r in ended)
@@ -163,7 +164,7 @@ def test_a_response_ends_with_the_first_eos() -> None:
     assert stop_tokens(model, words) == (7,)
     model.generation_config.eos_token_id = None
     assert stop_tokens(model, words) == ()
-    assert {len(r) for group in sample(model, words, RAGGED, n=40, max_new_tokens=20) for r in group} == {20}
+    assert {len(r) for group in sample(model, words, RAGGED, Drawing(n=40, max_new_tokens=20)) for r in group} == {20}
 
 
 def chatting() -> Any:
@@ -180,12 +181,12 @@ def test_a_response_ends_with_the_first_of_all_tokens_that_end_one() -> None:
     model.generation_config.eos_token_id = [EOS, 7, 8]
     stops = stop_tokens(model, words)
     assert stops == (EOS, 7, 8, end)
-    responses = [r for group in sample(model, words, RAGGED, n=40, max_new_tokens=20) for r in group]
+    responses = [r for group in sample(model, words, RAGGED, Drawing(n=40, max_new_tokens=20)) for r in group]
     assert {r[-1] for r in responses if len(r) < 20} == set(stops)
     assert not any(token in stops for r in responses for token in r[:-1])
     model.generation_config.eos_token_id = EOS
     words.chat_template = None
-    same = [r for group in sample(model, words, RAGGED, n=40, max_new_tokens=20) for r in group]
+    same = [r for group in sample(model, words, RAGGED, Drawing(n=40, max_new_tokens=20)) for r in group]
     assert any(7 in r[:-1] for r in same)
 
 
@@ -213,11 +214,13 @@ def test_the_generation_config_of_the_model_does_not_shape_the_draws_and_is_give
     for name, value in POISON.items():
         setattr(poisoned.generation_config, name, value)
     before = poisoned.generation_config.to_dict()
-    draws = [sample(m, words, RAGGED, n=2, max_new_tokens=12, temperature=temperature) for m in (clean, poisoned)]
+    draws = [
+        sample(m, words, RAGGED, Drawing(n=2, max_new_tokens=12, temperature=temperature)) for m in (clean, poisoned)
+    ]
     assert draws[0] == draws[1]
     assert poisoned.generation_config.to_dict() == before
     with pytest.raises(ValueError, match="stop here"):
-        sample(poisoned, words, RAGGED, max_new_tokens=1, progress=stops_here)
+        sample(poisoned, words, RAGGED, Drawing(max_new_tokens=1), progress=stops_here)
     assert poisoned.generation_config.to_dict() == before
 
 
@@ -228,16 +231,16 @@ def stops_here(done: int, total: int) -> None:
 def test_sampling_gives_the_model_back_as_it_was() -> None:
     model = tiny("llama").train()
     done: list[tuple[int, int]] = []
-    sample(model, tokenizer(), RAGGED, max_new_tokens=1, batch_size=2, progress=lambda *at: done.append(at))
+    sample(model, tokenizer(), RAGGED, Drawing(max_new_tokens=1, batch_size=2), progress=lambda *at: done.append(at))
     assert model.training
     assert done == [(2, 5), (4, 5), (5, 5)]
 
 
 def test_what_does_not_fit_the_context_is_refused() -> None:
     model, words = tiny("llama"), tokenizer()
-    assert len(sample(model, words, [(1,) * 120], max_new_tokens=8)[0][0]) >= 1
+    assert len(sample(model, words, [(1,) * 120], Drawing(max_new_tokens=8))[0][0]) >= 1
     with pytest.raises(ValueError, match=r"at most 128 tokens .* found one of 121 with 8 more to generate"):
-        sample(model, words, [(1,), (1,) * 121], max_new_tokens=8)
+        sample(model, words, [(1,), (1,) * 121], Drawing(max_new_tokens=8))
     with pytest.raises(ValueError, match=r"at most 128 tokens .* found one of 129; drop or shorten"):
         continuation_logprobs(model, [(1,) * 127], [[(5, 6)]])
 

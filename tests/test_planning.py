@@ -16,9 +16,10 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from counterpoise.cli.app import app
+from counterpoise.evaluation.panel import PanelFiles
 from counterpoise.language.costs import (
-    HMA_PASSES,
     Items,
+    Lengths,
     Plan,
     Shape,
     Speed,
@@ -29,17 +30,18 @@ from counterpoise.language.costs import (
     forward,
     measuring,
     optimiser_bytes,
-    points,
     shape_of,
     step_bytes,
     trained,
     training,
     training_bytes,
-    two_sided_passes,
     weight_bytes,
 )
+from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example, response_nll
-from counterpoise.planning.stages import Lengths, Loop, align_stages, restore_stages
+from counterpoise.planning.stages import Loop, align_stages, restore_stages
+from counterpoise.restoration.request import Request
+from counterpoise.search.candidates import CONTROLS, HMA, PASSES, Scale, TwoSided, two_sided_passes
 from tiny import tiny, tokenizer
 from world import make
 
@@ -201,8 +203,8 @@ def test_a_token_meets_its_own_experts_alone(config: Any) -> None:
 
 
 def test_points_and_passes_by_hand() -> None:
-    assert points([0.3, 0.7], hma=True, controls=True) == 2 + 2 * 5
-    assert points([0.3], hma=False, controls=False, lambdas=4) == 2 + 1 + 8
+    means = [0.3, 0.7, 1.2]
+    assert [s.averages(means) for s in (HMA(), *CONTROLS, TwoSided((1.0, 2.0)))] == [2, 2, 2, 2, 4]
     assert two_sided_passes("contrast", 1) == (10 + 2 * 15, 0)
 
 
@@ -210,8 +212,8 @@ def test_stages_scale_as_what_they_count() -> None:
     at = Lengths(10, 10, 3, 2, 4)
     parts = {"validation": 5, "held-out": 4, "proxy": 100}
     items = {"validation": [Items("a", 5, 10, 4, 2)], "held-out": [Items("a", 5, 10, 4, 2)]}
-    options: dict[str, Any] = {"means": [0.5], "hma": True, "controls": False, "size": 8}
-    stages = {s.name: s for s in restore_stages(LLAMA, None, at, parts, items, **options)}  # type: ignore[arg-type]
+    scale = Scale(LLAMA, None, at, parts["proxy"], [0.5])
+    stages = {s.name: s for s in restore_stages(scale, parts, items, [HMA(proxy_size=8)], 1)}  # type: ignore[arg-type]
     assert stages["search: HMA"].work == training(LLAMA, 10, 3, sequences=8) * 12
     assert stages["proxies of POST"].work == drawing(LLAMA, 10, 3, prompts=10, n=2, batch=16, itemsize=4)
     assert stages["validation data"].what == "4 averages x (5 responses, 5 items)"
@@ -348,25 +350,21 @@ def test_a_real_restore_takes_the_operations_of_its_dry_run(world: Path, tmp_pat
     from counterpoise.restoration.restore import restore as really
     from world import panel
 
-    settings: dict[str, Any] = {"search": "hma", "blocks": None, "mean": 0.5, "means": [0.5], "lambdas": [1.0],
-                                "alignment": "imitation", "calibrate": 0, "min_effective_sets": None, "keep_reward": 0.5,
-                                "proxy_size": 12, "controls": False}  # fmt: skip
-    drawing = {"limit": 8, "prompt_limit": 20, "replies": 1, "max_new_tokens": 6, "batch_size": 32, "chat": True}
     specs = [f"continue:{world / 'text.jsonl'}", f"choices:{world / 'guess.jsonl'}"]
     ends = (str(world / "pre"), str(world / "post"))
-    plan = plan_restore(
-        *ends, tmp_path / "out", world / "prompts.jsonl", "world:early_letters", specs, settings, drawing
-    )
+    settings: dict[str, Any] = {"searches": [HMA(proxy_size=12)], "mean": 0.5}
+    files = PanelFiles(world / "prompts.jsonl", "world:early_letters", specs, 8, 20, Drawing(1, 6, batch_size=32))
+    plan = plan_restore(Request(*ends, tmp_path / "out", **settings), files)
     with FlopCounterMode(display=False) as counter:
         result = really(*ends, tmp_path / "out", panel(world, limit=8, prompt_limit=20), **settings)
     assert result["out"]
     measured = [p for p in result["points"] if p["part"] == "validation"]
-    assert len(measured) == points([0.5], hma=True, controls=False)
+    assert len(measured) == 4
     did, said = counter.get_total_flops(), sum(s.work.flops for s in plan.stages)
     assert did < said
     [search] = (s.work.flops for s in plan.stages if s.name == "search: HMA")
     [found] = result["search"]  # it converges before its last pass, and responses end before their last token
-    assert said - search + search * found["passes"] / HMA_PASSES == pytest.approx(did, rel=0.25)
+    assert said - search + search * found["passes"] / PASSES == pytest.approx(did, rel=0.25)
 
 
 def test_pickled_weights_do_not_pass_for_a_config_alone(world: Path, tmp_path: Path) -> None:

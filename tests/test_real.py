@@ -16,6 +16,8 @@ from counterpoise.averaging.recipe import Recipe
 from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.rewards import load_reward
 from counterpoise.language.prompts import read_prompts
+from counterpoise.language.sampling import Drawing
+from counterpoise.search.candidates import HMA
 
 NAMES = "Tom Lily Ben Anna Max Sue Tim Mia Sam Zoe Jack Amy".split()
 DEEDS = "lost a toy,found a shell,saw a dog,went home,heard a noise,made a cake,fell down,had a dream".split(",")
@@ -45,12 +47,11 @@ def test_stories_keep_their_cheer_and_get_their_plot_back(data: Path, tmp_path: 
                 tokenizer,
                 prompts,
                 reward,
+                drawing=Drawing(n=4, max_new_tokens=24),
                 iterations=1,
-                n=4,
                 epochs=3,
                 learning_rate=3e-4,
                 batch_size=8,
-                max_new_tokens=24,
             )
         model.save_pretrained(tmp_path / side)
         tokenizer.save_pretrained(tmp_path / side)
@@ -59,12 +60,11 @@ def test_stories_keep_their_cheer_and_get_their_plot_back(data: Path, tmp_path: 
         tmp_path / "prompts.jsonl",
         f"sentiment:{reviews}",
         [f"continue:{tmp_path / 'lambada.jsonl'}"],
+        drawing=Drawing(max_new_tokens=24, batch_size=8),
         limit=12,
-        max_new_tokens=24,
-        batch_size=8,
     )
     result = restore(
-        tmp_path / "pre", tmp_path / "post", tmp_path / "out", panel, mean=0.5, proxy_size=8, controls=False
+        tmp_path / "pre", tmp_path / "post", tmp_path / "out", panel, mean=0.5, searches=[HMA(proxy_size=8)]
     )
     tax = {row["name"]: row for row in result["tax"]}
     assert tax["reward"]["post"]["value"] > tax["reward"]["pre"]["value"]

@@ -29,11 +29,13 @@ from counterpoise.report.matched import matched
 from counterpoise.report.panels import read_panels
 from counterpoise.restoration.pick import choose
 from counterpoise.restoration.restore import measure_tax, restore
-from counterpoise.search.recipes import hma_recipe
+from counterpoise.search.candidates import HMA
+from counterpoise.search.descent import SearchResult
+from counterpoise.search.recipes import Wanted, find_recipe
 from counterpoise.tables import reading
-from world import early_letters, make, panel
+from world import early_letters, make, panel, searches
 
-SETTINGS: dict[str, Any] = {"means": (0.3, 0.7), "keep_reward": 0.5, "proxy_size": 12}
+SETTINGS: dict[str, Any] = {"means": (0.3, 0.7), "keep_reward": 0.5, **searches()}
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +137,7 @@ def test_a_stopped_run_leaves_no_out_and_the_next_one_goes_on(
 
     base = dataclasses.replace(panel(world), reward=counting)
     out = tmp_path / "out"
-    for stage in ("HMA 0.3, validation", "searching ratios, mean 0.7", "writing the checkpoint"):
+    for stage in ("searching ratios, mean 0.7", "HMA 0.3, validation", "writing the checkpoint"):
         with pytest.raises(KeyboardInterrupt):
             restore(world / "pre", world / "post", out, base, **SETTINGS, progress=stop_at(stage))
         assert not out.exists()
@@ -198,9 +200,7 @@ def test_a_fixed_mean_writes_hma_there(world: Path, tmp_path: Path) -> None:
         tmp_path / "out",
         panel(world),
         mean=0.5,
-        proxy_size=12,
-        controls=False,
-        blocks="layerwise",
+        searches=[HMA("layerwise", 12)],
     )
     recipe = Recipe.read(tmp_path / "out" / "recipe.json")
     assert result["pick"] == "HMA 0.5"
@@ -217,13 +217,12 @@ def test_choose_wants_more_reward_than_pre_and_less_tax_than_post() -> None:
         scores = Scores(measured(reward), {"a": [measured(ability)]})
         return Point(method, method, equal(["layers.0.w"], 1), (0.5,), "validation", scores)
 
-    ends = [point("PRE", 0.0, 10.0), point("POST", 1.0, 5.0)]
+    ends = point("PRE", 0.0, 10.0), point("POST", 1.0, 5.0)
     good, better = point("MA", 0.96, 6.0), point("HMA", 0.97, 7.0)
-    assert choose([*ends, good, better], ["a"], 0.95) is better
-    assert choose([*ends, point("reversed", 0.97, 9.0)], ["a"], 0.95) is None  # a control
-    assert choose([*ends, point("MA", 0.5, 9.0)], ["a"], 0.95) is None  # too little reward
-    assert choose([*ends, point("MA", 1.2, 4.0)], ["a"], 0.95) is None  # more tax than POST
-    assert choose([*ends, good], [], 0.95) is None  # no ability above floor
+    assert choose(*ends, [good, better], ["a"], 0.95) is better
+    assert choose(*ends, [point("MA", 0.5, 9.0)], ["a"], 0.95) is None  # too little reward
+    assert choose(*ends, [point("MA", 1.2, 4.0)], ["a"], 0.95) is None  # more tax than POST
+    assert choose(*ends, [good], [], 0.95) is None  # no ability above floor
 
 
 def test_tax_and_search_stand_alone(world: Path, tmp_path: Path) -> None:
@@ -233,16 +232,18 @@ def test_tax_and_search_stand_alone(world: Path, tmp_path: Path) -> None:
     assert reward["tax"]["value"] < 0
     assert reward["tax"]["p"] < 0.05
     assert all(r["tax"]["value"] == pytest.approx(r["pre"]["value"] - r["post"]["value"]) for r in rows)
-    options: dict[str, Any] = {"mean": 0.5, "work": tmp_path / "work", "proxy_size": 12}
-    found, recipe = hma_recipe(world / "pre", world / "post", tmp_path / "recipe.json", panel(world), **options)
+    out = tmp_path / "recipe.json"
+    wanted = Wanted(world / "pre", world / "post", out, HMA(proxy_size=12), 0.5, tmp_path / "work")
+    found, recipe = find_recipe(wanted, panel(world))
+    assert isinstance(found, SearchResult)
     assert found.value <= found.trace[0]
     assert Recipe.read(tmp_path / "recipe.json").ratios == recipe.ratios == found.ratios
     written = (tmp_path / "recipe.json").read_bytes()
-    again, _ = hma_recipe(world / "pre", world / "post", tmp_path / "recipe.json", panel(world), **options)
+    again, _ = find_recipe(wanted, panel(world))
     assert again.ratios == found.ratios
     assert (tmp_path / "recipe.json").read_bytes() == written
     with pytest.raises(CheckpointError, match="found another's"):
-        hma_recipe(world / "pre", world / "post", tmp_path / "recipe.json", panel(world), **{**options, "mean": 0.6})
+        find_recipe(dataclasses.replace(wanted, at=0.6), panel(world))
     assert (tmp_path / "recipe.json").read_bytes() == written
 
 
@@ -253,8 +254,8 @@ def test_tax_and_search_stand_alone(world: Path, tmp_path: Path) -> None:
         ({"means": (0.3, float("nan"))}, "means: expected"),
         ({"mean": 1.2}, "mean: expected a number from 0 to 1"),
         ({"keep_reward": 95}, "keep_reward: expected a number from 0 to 1"),
-        ({"proxy_size": 0}, "proxy_size: expected at least 1"),
-        ({"blocks": 40}, "blocks: expected between 1 and 6"),
+        ({"searches": [HMA(proxy_size=0)]}, "proxy_size: expected at least 1"),
+        ({"searches": [HMA(blocks=40)]}, "blocks: expected between 1 and 6"),
     ],
 )
 def test_wrong_settings_are_refused_before_any_work(
@@ -266,7 +267,7 @@ def test_wrong_settings_are_refused_before_any_work(
 
 
 def test_the_grid_may_extrapolate_with_ma_alone(world: Path, tmp_path: Path) -> None:
-    settings = {**SETTINGS, "means": (0.7, 1.2), "controls": False}
+    settings = {**SETTINGS, "means": (0.7, 1.2), **searches(controls=False)}
     result = restore(world / "pre", world / "post", tmp_path / "out", panel(world), **settings)
     names = [p["name"] for p in result["points"] if p["part"] == "validation"]
     assert names == ["PRE", "POST", "MA 0.7", "HMA 0.7", "MA 1.2"]
@@ -316,7 +317,7 @@ def test_work_of_other_numerics_is_not_mixed_in(world: Path, tmp_path: Path, mon
 def test_another_tokenizer_is_another_run(world: Path, tmp_path: Path) -> None:
     """Stored work is keyed by all that decides it: the donor's template changes what a model is asked."""
     shutil.copytree(world / "post", tmp_path / "post")
-    asked = {**SETTINGS, "controls": False, "work": tmp_path / "work"}
+    asked = {**SETTINGS, **searches(controls=False), "work": tmp_path / "work"}
     restore(world / "pre", tmp_path / "post", tmp_path / "a", panel(world), **asked)
     stored = len(list((tmp_path / "work").glob("reward-*")))
     settings = json.loads((tmp_path / "post" / "tokenizer_config.json").read_text())

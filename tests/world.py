@@ -12,6 +12,8 @@ from counterpoise.alignment.rsf import rsf
 from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.parts import part_of
 from counterpoise.language.prompts import read_prompts
+from counterpoise.language.sampling import Drawing
+from counterpoise.search.candidates import CONTROLS, HMA, TwoSided
 from tiny import tiny, tokenizer
 
 
@@ -42,13 +44,12 @@ def make(folder: Path) -> Path:
                 words,
                 prompts,
                 early_letters,
+                drawing=Drawing(n=8, max_new_tokens=6),
                 iterations=2,
                 prompts_per_iteration=24,
-                n=8,
                 epochs=4,
                 learning_rate=1e-2,
                 batch_size=8,
-                max_new_tokens=6,
             )
         model.save_pretrained(folder / side)
         words.save_pretrained(folder / side)
@@ -58,5 +59,14 @@ def make(folder: Path) -> Path:
 def panel(folder: Path, **settings: object) -> Panel:
     """Everything in `folder`, as `restore` takes it."""
     specs = [f"continue:{folder / 'text.jsonl'}", f"choices:{folder / 'guess.jsonl'}"]
-    options = {"prompt_limit": 30, "max_new_tokens": 6, "batch_size": 32, **settings}
+    options = {"prompt_limit": 30, "drawing": Drawing(max_new_tokens=6, batch_size=32), **settings}
     return Panel.load(folder / "prompts.jsonl", early_letters, specs, **options)  # type: ignore[arg-type]
+
+
+def searches(*, hma: bool = True, controls: bool = True, size: int = 12, **two: object) -> dict[str, object]:
+    """What `restore` compares: HMA on `size` proxies, the controls, and the two-sided search where it is told something."""
+    found: list[object] = [HMA(proxy_size=size)] if hma else []
+    found += CONTROLS if controls else ()
+    if two:
+        found.append(TwoSided(proxy_size=size, **two))  # type: ignore[arg-type]
+    return {"searches": found}

@@ -39,7 +39,7 @@ from counterpoise.alignment.training.prompts import next_prompts
 from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.rewards import load_reward
 from counterpoise.language.prompts import Prompt, read_prompts
-from counterpoise.language.sampling import decode
+from counterpoise.language.sampling import Drawing, decode
 
 
 def write_inputs(data: Path, work: Path) -> None:
@@ -139,14 +139,12 @@ def align_rsf(
         tokenizer,
         prompts,
         reward,
+        drawing=Drawing(n=options.n, max_new_tokens=options.max_new_tokens, seed=options.seed),
         iterations=options.iterations,
         prompts_per_iteration=options.prompts,
-        n=options.n,
         epochs=options.epochs,
         learning_rate=options.learning_rate,
         batch_size=options.batch_size,
-        max_new_tokens=options.max_new_tokens,
-        seed=options.seed,
         progress=progress("sampled"),
         after_iteration=lambda it: print(it.summary(), flush=True),
     )
@@ -163,12 +161,14 @@ def align_dpo(
         tokenizer,
         chosen,
         reward,
-        n=options.n,
-        max_new_tokens=options.max_new_tokens,
-        temperature=1.0,
-        chat=True,
-        batch_size=64,
-        seed=options.seed * 1000,
+        Drawing(
+            n=options.n,
+            max_new_tokens=options.max_new_tokens,
+            temperature=1.0,
+            chat=True,
+            batch_size=64,
+            seed=options.seed * 1000,
+        ),
         progress=progress("sampled"),
     )
     ends = zip(scores.argmax(1).tolist(), scores.argmin(1).tolist(), strict=True)
@@ -198,14 +198,13 @@ def align_ppo(
         tokenizer,
         prompts,
         reward,
+        drawing=Drawing(max_new_tokens=options.max_new_tokens, seed=options.seed),
         iterations=options.iterations,
         prompts_per_iteration=options.prompts,
         epochs=options.epochs,
         learning_rate=options.learning_rate,
         batch_size=options.batch_size,
         kl=0.05,
-        max_new_tokens=options.max_new_tokens,
-        seed=options.seed,
     )
     return [asdict(r) for r in history]
 

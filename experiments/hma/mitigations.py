@@ -34,6 +34,7 @@ from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.results import Measured, results, write_results
 from counterpoise.evaluation.workbench import Workbench
 from counterpoise.language.prompts import read_prompts
+from counterpoise.language.sampling import Drawing
 from counterpoise.records import Store, versions
 
 HERE = Path(__file__).resolve().parent
@@ -161,10 +162,8 @@ class Judge:
             "prompts.jsonl",
             options.reward,
             options.abilities,
+            drawing=Drawing(n=options.replies, max_new_tokens=options.max_new_tokens, batch_size=16),
             prompt_limit=options.prompt_limit,
-            replies=options.replies,
-            max_new_tokens=options.max_new_tokens,
-            batch_size=16,
         )
 
     def aligned(self, plan: Plan, training: list[Any], *, keep: bool = False) -> Scores:

@@ -30,6 +30,7 @@ from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.rewards import fingerprint, load_reward
 from counterpoise.evaluation.tax import steps_from_pre, tax_table
 from counterpoise.evaluation.workbench import Workbench
+from counterpoise.language.sampling import Drawing
 from counterpoise.records import Store, versions, write_json
 
 HERE = Path(__file__).resolve().parent
@@ -57,13 +58,15 @@ def main() -> None:
         run["prompts"],
         run["reward"],
         run["abilities"],
+        drawing=Drawing(
+            max_new_tokens=settings["max_new_tokens"],
+            temperature=settings["temperature"],
+            batch_size=settings["batch_size"],
+            chat=settings["chat"],
+            seed=settings["seed"],
+        ),
         limit=settings["limit"],
         prompt_limit=settings["prompt_limit"],
-        max_new_tokens=settings["max_new_tokens"],
-        temperature=settings["temperature"],
-        batch_size=settings["batch_size"],
-        chat=settings["chat"],
-        seed=settings["seed"],
     )
     pair = preflight("pre", "post")
     scan(pair)

@@ -14,10 +14,10 @@ from counterpoise.averaging.partition import Partition, equal, layerwise, thirds
 from counterpoise.evaluation.panel import Scores
 from counterpoise.evaluation.workbench import Workbench
 from counterpoise.records import digest
+from counterpoise.search.both_sides import FORMS, BothSides
 from counterpoise.search.on_bench import hma_ratios
 from counterpoise.search.on_bench import proxies as proxies_of
 from counterpoise.search.ramps import linear_ramp, random_ratios, reversed_ramp
-from counterpoise.search.searching import FORMS, TwoSided
 
 MA_SWEEP = tuple(round(0.1 * i, 1) for i in range(1, 10))
 PART = 0.4
@@ -125,11 +125,11 @@ class Curves:
         how, _, form = curve.partition(", ")
         yield from self._two_sided(curve, how, self.search(form=form or "imitation"))
 
-    def search(self, *, cut: Partition | None = None, **settings: Any) -> TwoSided:
+    def search(self, *, cut: Partition | None = None, **settings: Any) -> BothSides:
         """A two-sided search of this pair."""
-        return TwoSided(self.bench, cut or self.wide, **{"size": self.settings.size, **settings})
+        return BothSides(self.bench, cut or self.wide, **{"size": self.settings.size, **settings})
 
-    def guarded(self, rho: float | None) -> TwoSided:
+    def guarded(self, rho: float | None) -> BothSides:
         """With the right answers of validation items as retention sets; rho None leaves half of the sets effective."""
         plain = self.search(calibrated=self.settings.calibrated)
         kept = len(plain.diagonal.retention)
@@ -194,7 +194,7 @@ class Curves:
             )
             yield Average(f"{curve} {mean:g}", curve, cut, found.ratios, {"mean": mean, "passes": found.passes})
 
-    def _two_sided(self, curve: str, how: str, search: TwoSided) -> Iterator[Average]:
+    def _two_sided(self, curve: str, how: str, search: BothSides) -> Iterator[Average]:
         weights, passes = self.settings.weights, self.settings.max_passes
         key = [search.key, list(weights), search.rho, passes]
         self.timed(f"both sides, {search.form}, {search.cut.name}", search.key, lambda: search.measured)

@@ -21,8 +21,8 @@ from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.checkpoints.checkpoint import match_name
 from counterpoise.language.scoring import Example, by_length, response_tokens
 from counterpoise.records import digest
+from counterpoise.search.both_sides import BothSides, cut_key
 from counterpoise.search.rows import Batch, batch, chosen_logits
-from counterpoise.search.searching import TwoSided, cut_key
 from counterpoise.search.two_sided import Found
 
 Array = NDArray[np.float64]
@@ -192,7 +192,7 @@ def box_program(curvature: ArrayLike, slope: ArrayLike) -> Array:
     return np.clip(solved.x, 0.0, 1.0)
 
 
-def fisher(search: TwoSided, weights: Sequence[float], *, sequences: int = 32) -> list[Found]:
+def fisher(search: BothSides, weights: Sequence[float], *, sequences: int = 32) -> list[Found]:
     """The ratios of the block Gauss-Newton model; its values are the model's.
 
     The slope of each side at its own end and its rise to the other come from the diagonal, its curvature from
@@ -212,7 +212,7 @@ def fisher(search: TwoSided, weights: Sequence[float], *, sequences: int = 32) -
     return found
 
 
-def curvatures(search: TwoSided, sequences: int = 32) -> dict[str, Array]:
+def curvatures(search: BothSides, sequences: int = 32) -> dict[str, Array]:
     """The Fisher matrices of the ratios: at POST on its good responses, at PRE on its own words."""
 
     def run() -> dict[str, Any]:

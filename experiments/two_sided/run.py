@@ -30,6 +30,7 @@ from counterpoise.checkpoints.preflight import preflight, scan
 from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.results import Measured, results, write_results
 from counterpoise.evaluation.workbench import Workbench
+from counterpoise.language.sampling import Drawing
 from counterpoise.records import Store, versions
 
 HERE = Path(__file__).resolve().parent
@@ -104,12 +105,14 @@ def run_pair(options: argparse.Namespace, folder: Path, deadline: float | None) 
         "prompts.jsonl",
         options.reward,
         options.abilities,
+        drawing=Drawing(
+            n=options.replies,
+            max_new_tokens=options.max_new_tokens,
+            batch_size=options.batch_size,
+            chat=not options.no_chat_template,
+        ),
         limit=options.limit,
         prompt_limit=options.prompt_limit,
-        replies=options.replies,
-        max_new_tokens=options.max_new_tokens,
-        batch_size=options.batch_size,
-        chat=not options.no_chat_template,
         device=options.device,
     )
     pair = preflight("pre", "post")

@@ -10,10 +10,10 @@ from curves import Curves
 
 from counterpoise.averaging.partition import thirds
 from counterpoise.language.scoring import Example
+from counterpoise.search.both_sides import BothSides
 from counterpoise.search.on_bench import words
 from counterpoise.search.proxies import draw_proxies
 from counterpoise.search.retention import OPENINGS
-from counterpoise.search.searching import TwoSided
 
 SIZES = (8, 16, 32, 64, 128, 256)
 CONTINUED = {
@@ -37,11 +37,8 @@ def elsewhere(curves: Curves, size: int) -> tuple[list[Example], list[Example]]:
             bench.tokenizer,
             prompts,
             panel.reward,
+            panel.draws(n=2, temperature=1.0, seed=panel.drawing.seed + 77),
             size=size,
-            max_new_tokens=panel.max_new_tokens,
-            chat=panel.chat,
-            batch_size=4 * panel.batch_size,
-            seed=panel.seed + 77,
         )
         return [list(map(list, e)) for e in found]
 
@@ -57,7 +54,7 @@ def sizes(
     good, said = elsewhere(curves, test)
     for size in of:
         for cut in (thirds(curves.bench.pair.names).with_rest_block(), curves.wide):
-            search = TwoSided(curves.bench, cut, size=size)
+            search = BothSides(curves.bench, cut, size=size)
             for how in searches:
                 found = (
                     search.path([weight])

@@ -25,9 +25,12 @@ from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.parts import part_of
 from counterpoise.language.loading import without_bars
 from counterpoise.language.prompts import Prompt
+from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example
 from counterpoise.records import Stages, versions, write_json
-from counterpoise.restoration.restore import restore
+from counterpoise.restoration.request import Request
+from counterpoise.restoration.restore import run as restore
+from counterpoise.search.candidates import CONTROLS, HMA
 
 GLAD = ("happy", "bright", "kind", "lovely", "merry", "calm")
 GLOOMY = ("sad", "dark", "cruel", "ugly", "angry", "lost")
@@ -132,15 +135,8 @@ def run(
         aligned = time.time()
 
         command = f"counterpoise demo --seed {seed}"
-        result = restore(
-            out / "pre",
-            out / "post",
-            out / "restored",
-            _panel(out, seed),
-            proxy_size=96,
-            command=command,
-            progress=progress,
-        )
+        request = Request(out / "pre", out / "post", out / "restored", [HMA(proxy_size=96), *CONTROLS])
+        result = restore(request, _panel(out, seed), command=command, progress=progress)
         summary = {
             "counterpoise": versions().get("counterpoise"),
             "command": command,
@@ -181,16 +177,13 @@ def _align(model: nn.Module, tokenizer: Any, seed: int, progress: Stages | None)
         tokenizer,
         [p for p in prompts if part_of(p.key) == "proxy"],
         cheer,
+        drawing=Drawing(n=8, batch_size=128, max_new_tokens=24, seed=seed),
         iterations=2,
         prompts_per_iteration=128,
-        n=8,
         epochs=4,
         learning_rate=1e-3,
         batch_size=16,
         micro_batch_size=16,
-        draw_batch_size=128,
-        max_new_tokens=24,
-        seed=seed,
         progress=None if progress is None else lambda done, total: progress("aligning: best of 8", done, total),
     )
 
@@ -205,10 +198,8 @@ def _panel(out: Path, seed: int) -> Panel:
             f"generate:{out / 'translation.jsonl'}",
             f"continue:{out / 'tales.jsonl'}",
         ],
+        drawing=Drawing(max_new_tokens=24, batch_size=64, seed=seed),
         prompt_limit=120,
-        max_new_tokens=24,
-        batch_size=64,
-        seed=seed,
     )
 
 

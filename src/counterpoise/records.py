@@ -77,3 +77,8 @@ def write_whole(path: Path, text: str) -> None:
     """Write a file so that it is there whole or not at all."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def named(stages: Stages | None, name: str) -> Progress | None:
+    """The progress of one stage; None where nobody listens."""
+    return None if stages is None else lambda done, total: stages(name, done, total)

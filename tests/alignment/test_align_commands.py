@@ -180,7 +180,10 @@ def test_reward_model_and_dpo_and_the_reward_model_as_a_reward(world: Path, tmp_
         (["--method", "dpo", "PROMPTS", "PAIRS"], "expected --preferences alone, found --prompts"),
         (["--method", "rsf", "ASKED", "--beta", "0.1"], "--beta: not a setting of rsf"),
         (["--method", "dpo", "PAIRS", "--n", "4"], "--n: not a setting of dpo"),
-        (["--method", "ppo", "ASKED", "--kl-target", "1", "--reset-every", "2"], "expected --sma beside it"),
+        (
+            ["--method", "ppo", "ASKED", "--kl-target", "1", "--reset-every", "2"],
+            "--reset-every: does nothing here; add --sma",
+        ),
         (["--method", "rsf", "ASKED", "--freeze", "9"], "--freeze: expected 0 to 5 of the 6 layers, found 9"),
         (["--method", "rsf", "ASKED", "--dtype", "int8"], "--dtype: expected float32"),
         (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from typer.testing import CliRunner
 
+from counterpoise.alignment.from_options import Alignment, Files
 from counterpoise.alignment.mitigations.anchors import KD
 from counterpoise.alignment.mitigations.replay import Replay
 from counterpoise.alignment.training.stepping import Step
@@ -24,8 +26,6 @@ from counterpoise.language.scoring import Example, response_nll
 from counterpoise.planning.align import plan_align
 from counterpoise.planning.looking import look
 from world import make
-
-MITIGATIONS = "l1 l2 kd lora freeze sma merge replay reset_every stop_at_reward merge_base"
 
 
 @pytest.fixture(scope="module")
@@ -46,19 +46,18 @@ def planned(
     micro: int = 8,
     **more: Any,
 ) -> Plan:
-    online = method != "dpo"
-    how: dict[str, Any] = {"prompts": world / "prompts.jsonl", "reward": "world:early_letters"} if online else {}
-    how = {
-        "prompts": None,
-        "reward": None,
-        "preferences": None if online else world / "pairs.jsonl",
-        "samples": None,
-    } | how
-    held = {**dict.fromkeys(MITIGATIONS.split()), "replay_ratio": 1.0, "merge_keep": 1.0, **(held or {})}
-    common = {"micro_batch_size": micro, "chat": True, "seed": 0}
-    new = {"max_new_tokens": 6, "temperature": 1.0, **(drawing or {})}
-    places = (str(world / "pre"), world / "aligned", method)
-    return plan_align(*places, chosen or {}, common, new, held, **how, **{"dtype": torch.float32, **more})
+    files = (
+        Files(world / "prompts.jsonl", "world:early_letters")
+        if method != "dpo"
+        else Files(preferences=world / "pairs.jsonl")
+    )
+    draws = method != "dpo" or (held or {}).get("replay") == "self"
+    settings = {**(chosen or {}), **({"max_new_tokens": 6, **(drawing or {})} if draws else {})}
+    shared = {"shared_by": more.pop("shared_by")} if "shared_by" in more else {}
+    wanted = Alignment(
+        str(world / "pre"), world / "aligned", method, files, settings, held or {}, micro_batch_size=micro, **more
+    )
+    return plan_align(replace(wanted, shard=shared.get("shared_by", 1) != 1), **shared)
 
 
 def added(plan: Plan, more: Plan) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from counterpoise.alignment.mitigations.replay import read_corpus, response_ids
 from counterpoise.alignment.rsf import best_of_n, fine_tune
 from counterpoise.alignment.training.stepping import adam
 from counterpoise.language.prompts import Prompt
-from counterpoise.language.sampling import stop_tokens
+from counterpoise.language.sampling import Drawing, stop_tokens
 from tiny import tiny, tokenizer
 
 PROMPTS = [Prompt((("user", a + b),)) for a in "abcdefgh" for b in "ijklmn"]
-DRAWN: dict[str, Any] = {"n": 2, "max_new_tokens": 12}
+DRAWN = Drawing(n=2, max_new_tokens=12)
 EOS = 2
 
 
@@ -49,8 +50,8 @@ def saying(signs: str, words: Any, end: int) -> Any:
 def test_both_styles_learn_the_same_of_the_same_texts(words: Any, tmp_path: Path) -> None:
     end = stop_tokens(tiny("llama"), words)[-1]  # the template's, where there is one
     model, online, offline = saying("abcdxyz", words, end), tiny("llama"), tiny("llama")
-    kept, _, _ = best_of_n(model, words, PROMPTS, letters, **DRAWN)
-    write_samples(tmp_path / "s.jsonl", collect(model, words, PROMPTS, letters, **DRAWN))
+    kept, _, _ = best_of_n(model, words, PROMPTS, letters, DRAWN)
+    write_samples(tmp_path / "s.jsonl", collect(model, words, PROMPTS, letters, DRAWN))
     samples = read_samples(tmp_path / "s.jsonl")
     assert [e.response[-1] == end for e in kept] == [s.finished for s in samples]
     assert {s.finished for s in samples} == {True, False}
@@ -63,7 +64,7 @@ def test_both_styles_learn_the_same_of_the_same_texts(words: Any, tmp_path: Path
 
 def test_whether_a_response_finished_is_kept_and_older_files_are_taken_for_finished(tmp_path: Path) -> None:
     file = tmp_path / "s.jsonl"
-    found = collect(tiny("llama"), tokenizer(), PROMPTS, letters, **DRAWN)
+    found = collect(tiny("llama"), tokenizer(), PROMPTS, letters, DRAWN)
     write_samples(file, found)
     assert read_samples(file) == found
     assert all(isinstance(json.loads(line)["finished"], bool) for line in file.read_text().splitlines())
@@ -86,7 +87,7 @@ def test_a_response_is_ended_as_the_chat_template_does_it(tmp_path: Path) -> Non
 
 
 def test_responses_without_a_token_are_not_learned() -> None:
-    empty = collect(tiny("llama"), tokenizer(), PROMPTS[:2], letters, n=2, max_new_tokens=2)
+    empty = collect(tiny("llama"), tokenizer(), PROMPTS[:2], letters, Drawing(n=2, max_new_tokens=2))
     empty = [s._replace(response="", finished=False) for s in empty]
     with pytest.raises(ValueError, match="samples: expected responses with a token to learn, found none in 2"):
         distil(tiny("llama"), tokenizer(), empty)
@@ -99,5 +100,5 @@ def test_equal_responses_are_refused() -> None:
     with pytest.raises(
         ValueError, match=r"temperature: expected a positive number, found 0, at which all 2 responses are"
     ):
-        collect(model, words, PROMPTS, letters, temperature=0, **DRAWN)
-    assert len(collect(model, words, PROMPTS[:2], letters, temperature=0, n=1, max_new_tokens=2)) == 2
+        collect(model, words, PROMPTS, letters, replace(DRAWN, temperature=0))
+    assert len(collect(model, words, PROMPTS[:2], letters, Drawing(temperature=0, n=1, max_new_tokens=2))) == 2

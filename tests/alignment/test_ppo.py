@@ -16,6 +16,7 @@ from counterpoise.alignment.ppo import ValueHead, look, ppo
 from counterpoise.alignment.ppo_losses import adapted, gae, policy_loss, value_loss, whiten
 from counterpoise.alignment.scoring import score_responses
 from counterpoise.language.prompts import Prompt
+from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example, continuation_logprobs
 from tiny import tiny, tokenizer
 
@@ -121,6 +122,7 @@ def test_ppo_learns_to_say_the_rewarded_letter_and_nothing_else() -> None:
         tokenizer(),
         PROMPTS * 4,
         share_of_a,
+        drawing=Drawing(max_new_tokens=4),
         iterations=30,
         prompts_per_iteration=32,
         batch_size=16,
@@ -128,7 +130,6 @@ def test_ppo_learns_to_say_the_rewarded_letter_and_nothing_else() -> None:
         learning_rate=5e-3,
         value_learning_rate=1e-2,
         kl=0.0,
-        max_new_tokens=4,
     )
     assert history[0].reward < 0.1
     assert history[-1].reward > 0.95  # the optimum is 1: "aaaa"
@@ -146,6 +147,7 @@ def test_ppo_with_a_kl_penalty_reaches_the_known_optimum_of_reward_less_kl() -> 
         words,
         prompts * 32,
         lambda p, r: [float(x == "a") for x in r],
+        drawing=Drawing(max_new_tokens=1),
         reference=pre,
         iterations=60,
         prompts_per_iteration=32,
@@ -155,7 +157,6 @@ def test_ppo_with_a_kl_penalty_reaches_the_known_optimum_of_reward_less_kl() -> 
         value_learning_rate=3e-2,
         epochs=4,
         kl=weight,
-        max_new_tokens=1,
     )
     ids = torch.tensor([words("abc")["input_ids"]])
     before, after = (m(ids).logits[0, -1].detach().log_softmax(-1) for m in (pre, model))
@@ -172,7 +173,13 @@ def test_ppo_with_a_kl_penalty_reaches_the_known_optimum_of_reward_less_kl() -> 
 @pytest.mark.parametrize(("constant", "dtype"), [(5.0, torch.float32), (-5.3, torch.float32), (5.3, torch.bfloat16)])
 def test_a_constant_reward_leaves_the_policy_where_it_was(constant: float, dtype: torch.dtype) -> None:
     model = tiny("llama", dtype=dtype)
-    settings = {"iterations": 3, "prompts_per_iteration": 16, "batch_size": 8, "max_new_tokens": 6, "kl": 0.0}
+    settings = {
+        "iterations": 3,
+        "prompts_per_iteration": 16,
+        "batch_size": 8,
+        "drawing": Drawing(max_new_tokens=6),
+        "kl": 0.0,
+    }
     history = ppo(model, tokenizer(), PROMPTS * 2, lambda p, r: [constant] * len(r), learning_rate=1e-2, **settings)
     for a, b in zip(model.parameters(), tiny("llama", dtype=dtype).parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4)  # 12 steps of 1e-2
@@ -182,7 +189,7 @@ def test_a_constant_reward_leaves_the_policy_where_it_was(constant: float, dtype
 def test_the_gradients_of_the_value_head_do_not_scale_those_of_the_policy_down() -> None:
     def aligned(weight: float) -> list[torch.Tensor]:
         model = tiny("llama")
-        settings = {"iterations": 2, "prompts_per_iteration": 8, "batch_size": 4, "max_new_tokens": 4}
+        settings = {"iterations": 2, "prompts_per_iteration": 8, "batch_size": 4, "drawing": Drawing(max_new_tokens=4)}
         # A head that stays zero sends no gradient into the policy: only clipping could tie them.
         still = {"value_weight": weight, "value_learning_rate": 0.0, "learning_rate": 1e-2}
         ppo(model, tokenizer(), PROMPTS, lengths, **settings, **still)
@@ -198,11 +205,18 @@ def test_a_temperature_that_is_not_positive_is_refused(temperature: float) -> No
     with pytest.raises(
         ValueError, match=f"temperature: expected a positive number, found {temperature}; .* leave it at 1"
     ):
-        ppo(model, tokenizer(), PROMPTS, share_of_a, iterations=1, max_new_tokens=2, temperature=temperature)
+        ppo(
+            model,
+            tokenizer(),
+            PROMPTS,
+            share_of_a,
+            drawing=Drawing(max_new_tokens=2, temperature=temperature),
+            iterations=1,
+        )
 
 
 def test_a_loss_that_is_not_finite_stops_training() -> None:
-    settings = {"iterations": 1, "prompts_per_iteration": 8, "batch_size": 4, "max_new_tokens": 4}
+    settings = {"iterations": 1, "prompts_per_iteration": 8, "batch_size": 4, "drawing": Drawing(max_new_tokens=4)}
     with pytest.raises(
         ValueError, match=r"ppo: expected a finite loss, found nan of the policy .*; lower the learning"
     ):
@@ -213,7 +227,9 @@ def test_the_same_seed_gives_the_same_model_and_micro_batches_do_not_change_it()
     def aligned(micro: int) -> list[torch.Tensor]:
         model = tiny("llama", dtype=torch.float64)
         sizes = {"prompts_per_iteration": 16, "batch_size": 4, "micro_batch_size": micro, "learning_rate": 1e-3}
-        ppo(model, tokenizer(), PROMPTS * 2, lengths, iterations=1, epochs=1, max_new_tokens=4, **sizes)
+        ppo(
+            model, tokenizer(), PROMPTS * 2, lengths, drawing=Drawing(max_new_tokens=4), iterations=1, epochs=1, **sizes
+        )
         return list(model.parameters())
 
     first, again, small = aligned(8), aligned(8), aligned(1)
@@ -223,7 +239,12 @@ def test_the_same_seed_gives_the_same_model_and_micro_batches_do_not_change_it()
 
 
 def test_the_kl_weight_is_adapted_between_rounds() -> None:
-    settings = {"iterations": 3, "prompts_per_iteration": 8, "learning_rate": 1e-3, "max_new_tokens": 4}
+    settings = {
+        "iterations": 3,
+        "prompts_per_iteration": 8,
+        "learning_rate": 1e-3,
+        "drawing": Drawing(max_new_tokens=4),
+    }
     weights = [r.kl_weight for r in ppo(tiny("llama"), tokenizer(), PROMPTS, share_of_a, kl_target=5.0, **settings)]
     assert weights[0] == 0.1
     assert all(b < a for a, b in pairwise(weights))  # the KL is near 0, the target is not
@@ -231,7 +252,7 @@ def test_the_kl_weight_is_adapted_between_rounds() -> None:
 
 def test_a_reward_budget_ends_training_with_the_model_that_reached_it() -> None:
     model = tiny("llama")
-    settings = {"prompts_per_iteration": 8, "learning_rate": 1e-3, "max_new_tokens": 4}
+    settings = {"prompts_per_iteration": 8, "learning_rate": 1e-3, "drawing": Drawing(max_new_tokens=4)}
     history = ppo(model, tokenizer(), PROMPTS, share_of_a, mitigations=[RewardBudget(-1.0)], **settings)
     assert len(history) == 1
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), tiny("llama").parameters(), strict=True))

@@ -17,7 +17,7 @@ from counterpoise.alignment.rsf import fine_tune
 from counterpoise.alignment.training.precision import compute_in_bfloat16, weights_cast_once
 from counterpoise.alignment.training.stepping import adam
 from counterpoise.checkpoints.opening import open_checkpoint
-from counterpoise.language.sampling import sample
+from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import Example, response_nll
 from tiny import tiny, tokenizer
 
@@ -52,9 +52,9 @@ def test_a_copy_computes_alike_and_with_weights_of_its_own() -> None:
 def test_casts_are_kept_while_drawing_and_dropped_afterwards() -> None:
     model = compute_in_bfloat16(tiny("llama"))
     prompts = [e.prompt for e in EXAMPLES]
-    drawn = sample(model, tokenizer(), prompts, n=3, max_new_tokens=4)
+    drawn = sample(model, tokenizer(), prompts, Drawing(n=3, max_new_tokens=4))
     with weights_cast_once(model):
-        assert sample(model, tokenizer(), prompts, n=3, max_new_tokens=4) == drawn
+        assert sample(model, tokenizer(), prompts, Drawing(n=3, max_new_tokens=4)) == drawn
     before = response_nll(model, EXAMPLES).item()
     fine_tune(model, EXAMPLES, adam(model, 1e-2), epochs=2, batch_size=3, micro_batch_size=3, order=random.Random(0))
     assert response_nll(model, EXAMPLES).item() < 0.9 * before, "an update was not seen: stale copies of the weights"

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from counterpoise.alignment.training.run import Run
 from counterpoise.alignment.training.stepping import Mitigation, Step
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language.prompts import Prompt
-from counterpoise.language.sampling import sample
+from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import Example, by_length
 from tiny import save_pair, tiny, tokenizer
 
@@ -83,18 +84,18 @@ def job(
 ) -> None:
     """Two iterations in float64: there a sum in another order cannot change which token is drawn."""
     sizes = {"batch_size": 3, "micro_batch_size": 1, "learning_rate": 1e-2}
-    rounds: dict[str, Any] = {"iterations": 2, "prompts_per_iteration": 10, "max_new_tokens": 5, "prompts": PROMPTS}
-    rounds["draw_batch_size"] = 8
+    rounds: dict[str, Any] = {"iterations": 2, "prompts_per_iteration": 10, "prompts": PROMPTS}
+    drawing = Drawing(max_new_tokens=5, batch_size=8)
     samples = [Sample(p, "abc"[: 1 + i % 3], 1.0, 0.5) for i, p in enumerate(PROMPTS)]
     before = open_checkpoint(pre)
     reference = load_frozen(pre, dtype=torch.float64, shard=True) if shard else None
     ways: dict[str, tuple[Callable[..., Any], list[Mitigation]]] = {
         "rsf": (
-            partial(rsf, reward=reward, n=3, epochs=1, **rounds, **sizes),
+            partial(rsf, drawing=replace(drawing, n=3), reward=reward, epochs=1, **rounds, **sizes),
             [Replay(1.0, CORPUS), KD(0.5, reference), L2(0.1, before), MovingAverage(0.5)],
         ),
         "ppo": (
-            partial(ppo, reward=reward, reference=reference, kl_target=1.0, **rounds, **sizes),
+            partial(ppo, drawing=drawing, reward=reward, reference=reference, kl_target=1.0, **rounds, **sizes),
             [OnlineMerging(0.1, 0.5, pre=before), L1(0.5, before)],
         ),
         "distil": (partial(distil, samples=samples, epochs=2, **sizes), []),
@@ -153,7 +154,7 @@ def forwards() -> int:
     model, calls = tiny("llama"), []
     model.register_forward_pre_hook(lambda *_: calls.append(1))
     prompts = [(1, *range(5, 8 + i)) for i in range(12)]
-    sample(sharing(model), tokenizer(), prompts, n=3, max_new_tokens=1, batch_size=3)
+    sample(sharing(model), tokenizer(), prompts, Drawing(n=3, max_new_tokens=1, batch_size=3))
     return len(calls)
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from counterpoise.alignment.training.stepping import Mitigation, Step
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language.prompts import Prompt
+from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example
 from tiny import save_pair, tiny, tokenizer
 
@@ -72,12 +74,17 @@ def early(prompts: Sequence[str], responses: Sequence[str], *, die: int | None =
 def job(name: str, pre: Path, out: Path, *, step: int | None = None, call: int | None = None) -> None:
     """Three iterations of a method with mitigations that have state; killed at a step or at a call of the reward."""
     sizes = {"epochs": 2, "batch_size": 2, "micro_batch_size": 2, "learning_rate": 1e-2}
-    rounds = {"iterations": 3, "prompts_per_iteration": 4, "max_new_tokens": 5}
+    rounds = {"iterations": 3, "prompts_per_iteration": 4}
+    drawing = Drawing(max_new_tokens=5)
     pairs = [Preference(p, "abc", "xyz") for p in PROMPTS]
     samples = [Sample(p, "abc", 1.0, 0.5) for p in PROMPTS]
     methods: dict[str, Callable[..., object]] = {
-        "rsf": partial(rsf, prompts=PROMPTS, reward=partial(early, die=call), n=3, **rounds, **sizes),
-        "ppo": partial(ppo, prompts=PROMPTS, reward=partial(early, die=call), kl_target=1.0, **rounds, **sizes),
+        "rsf": partial(
+            rsf, drawing=replace(drawing, n=3), prompts=PROMPTS, reward=partial(early, die=call), **rounds, **sizes
+        ),
+        "ppo": partial(
+            ppo, drawing=drawing, prompts=PROMPTS, reward=partial(early, die=call), kl_target=1.0, **rounds, **sizes
+        ),
         "distil": partial(distil, samples=samples, **{**sizes, "epochs": 3}),
         "dpo": partial(dpo, preferences=pairs, **{**sizes, "epochs": 3}, saves=3),
     }
@@ -144,7 +151,12 @@ def test_what_a_kill_left_half_written_is_done_again(pre: Path, tmp_path: Path) 
 
 
 def test_a_finished_run_is_not_done_again_and_more_iterations_continue_it(pre: Path, tmp_path: Path) -> None:
-    settings = {"prompts": PROMPTS, "reward": early, "n": 2, "max_new_tokens": 4, "prompts_per_iteration": 4}
+    settings = {
+        "prompts": PROMPTS,
+        "reward": early,
+        "drawing": Drawing(n=2, max_new_tokens=4),
+        "prompts_per_iteration": 4,
+    }
     work = tmp_path / "work"
     first = align(pre, tmp_path / "two", partial(rsf, iterations=2, **settings), work=work)
     calls = CALLS["reward"]
@@ -160,7 +172,12 @@ def test_a_finished_run_is_not_done_again_and_more_iterations_continue_it(pre: P
 
 
 def test_fewer_iterations_than_are_done_are_refused_with_where_they_lie(pre: Path, tmp_path: Path) -> None:
-    settings = {"prompts": PROMPTS, "reward": early, "n": 2, "max_new_tokens": 4, "prompts_per_iteration": 2}
+    settings = {
+        "prompts": PROMPTS,
+        "reward": early,
+        "drawing": Drawing(n=2, max_new_tokens=4),
+        "prompts_per_iteration": 2,
+    }
     work = tmp_path / "work"
     align(pre, tmp_path / "three", partial(rsf, iterations=3, **settings), work=work)
     with pytest.raises(ValueError, match=r"at least 3 iterations, .*found 2; .*/iteration-0002 is the model after 2"):
@@ -178,8 +195,12 @@ def test_a_run_goes_on_with_smaller_micro_batches(name: str, pre: Path, tmp_path
     def go(out: str, micro: int, die: int | None = None) -> None:
         sizes = {"batch_size": 4, "micro_batch_size": micro, "learning_rate": 1e-3}
         methods: dict[str, Callable[..., object]] = {
-            "rsf": partial(rsf, prompts=PROMPTS, reward=early, n=3, max_new_tokens=5, iterations=2, **sizes),
-            "ppo": partial(ppo, prompts=PROMPTS, reward=early, max_new_tokens=5, iterations=2, **sizes),
+            "rsf": partial(
+                rsf, drawing=Drawing(n=3, max_new_tokens=5), prompts=PROMPTS, reward=early, iterations=2, **sizes
+            ),
+            "ppo": partial(
+                ppo, drawing=Drawing(max_new_tokens=5), prompts=PROMPTS, reward=early, iterations=2, **sizes
+            ),
             "distil": partial(distil, samples=[Sample(p, "abc", 1.0, 0.5) for p in PROMPTS], **sizes),
             "dpo": partial(dpo, preferences=[Preference(p, "ab", "xyz") for p in PROMPTS], epochs=2, saves=2, **sizes),
         }
@@ -196,18 +217,26 @@ def test_a_run_goes_on_with_smaller_micro_batches(name: str, pre: Path, tmp_path
 
 
 def test_what_is_drawn_does_not_depend_on_micro_batches(pre: Path, tmp_path: Path) -> None:
-    settings = {"prompts": PROMPTS, "reward": early, "n": 2, "max_new_tokens": 4, "iterations": 1}
+    settings = {"prompts": PROMPTS, "reward": early, "iterations": 1}
 
     def drawn(micro: int, **more: int) -> list[Example]:
-        return list(rsf(tiny("llama"), tokenizer(), **settings, **more, micro_batch_size=micro)[0].kept)
+        how = {**settings, "drawing": Drawing(n=2, max_new_tokens=4, **more)}
+        return list(rsf(tiny("llama"), tokenizer(), **how, micro_batch_size=micro)[0].kept)
 
-    assert drawn(8) == drawn(1) == drawn(8, draw_batch_size=64)
-    assert drawn(8) != drawn(8, draw_batch_size=2)
+    assert drawn(8) == drawn(1) == drawn(8, batch_size=64)
+    assert drawn(8) != drawn(8, batch_size=2)
 
 
 @pytest.mark.parametrize("name", ["base", "pre"])
 def test_other_weights_of_a_mitigation_make_another_run(name: str, pre: Path, tmp_path: Path) -> None:
-    method = partial(rsf, prompts=PROMPTS, reward=early, n=2, max_new_tokens=4, prompts_per_iteration=2, iterations=1)
+    method = partial(
+        rsf,
+        drawing=Drawing(n=2, max_new_tokens=4),
+        prompts=PROMPTS,
+        reward=early,
+        prompts_per_iteration=2,
+        iterations=1,
+    )
     other = save_pair(tmp_path)[1]
 
     def go(out: str, weights: Path) -> dict[str, object]:
@@ -225,12 +254,23 @@ def test_other_weights_of_a_mitigation_make_another_run(name: str, pre: Path, tm
 
 
 def test_another_run_in_the_same_folder_and_an_occupied_out_are_refused(pre: Path, tmp_path: Path) -> None:
-    settings = {"prompts": PROMPTS, "reward": early, "n": 2, "max_new_tokens": 4, "prompts_per_iteration": 2}
+    settings = {
+        "prompts": PROMPTS,
+        "reward": early,
+        "drawing": Drawing(n=2, max_new_tokens=4),
+        "prompts_per_iteration": 2,
+    }
+    other = {**settings, "drawing": Drawing(n=2, max_new_tokens=4, seed=1)}
     align(pre, tmp_path / "out", partial(rsf, iterations=1, **settings))
     with pytest.raises(CheckpointError, match="expected a new or empty folder"):
-        align(pre, tmp_path / "out", partial(rsf, iterations=1, seed=1, **settings))
+        align(pre, tmp_path / "out", partial(rsf, iterations=1, **other))
     with pytest.raises(ValueError, match="with seed = 0, found 1; give the same settings to go on"):
-        align(pre, tmp_path / "o2", partial(rsf, iterations=1, seed=1, **settings), work=tmp_path / "out.work")
+        align(
+            pre,
+            tmp_path / "o2",
+            partial(rsf, iterations=1, **other),
+            work=tmp_path / "out.work",
+        )
     with pytest.raises(ValueError, match="with mitigations = "):
         align(
             pre,
@@ -242,7 +282,12 @@ def test_another_run_in_the_same_folder_and_an_occupied_out_are_refused(pre: Pat
 
 
 def test_one_checkpoint_may_be_kept_and_each_is_the_model_so_far(pre: Path, tmp_path: Path) -> None:
-    settings = {"prompts": PROMPTS, "reward": early, "n": 2, "max_new_tokens": 4, "prompts_per_iteration": 4}
+    settings = {
+        "prompts": PROMPTS,
+        "reward": early,
+        "drawing": Drawing(n=2, max_new_tokens=4),
+        "prompts_per_iteration": 4,
+    }
     method = partial(rsf, iterations=2, learning_rate=1e-2, **settings)
     align(pre, tmp_path / "out", method, mitigations=[MovingAverage(0.5)], keep_checkpoints=False)
     assert [p.name for p in (tmp_path / "out.work").glob("iteration-*")] == ["iteration-0002"]
@@ -257,10 +302,9 @@ def test_random_state_of_dropout_goes_on_too(tmp_path: Path) -> None:
             tokenizer(),
             PROMPTS,
             early,
+            drawing=Drawing(n=2, max_new_tokens=3),
             run=run,
             iterations=iterations,
-            n=2,
-            max_new_tokens=3,
             learning_rate=1e-2,
         )
 

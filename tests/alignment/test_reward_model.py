@@ -14,6 +14,7 @@ from counterpoise.alignment.rsf import rsf
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.evaluation.rewards import load_reward
 from counterpoise.language.prompts import Prompt
+from counterpoise.language.sampling import Drawing
 from tiny import save_pair, tiny, tokenizer
 
 CHAT = "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }}\n{% endfor %}"
@@ -59,11 +60,10 @@ def test_a_model_is_aligned_on_it(tmp_path: Path) -> None:
         tokenizer(),
         [p.prompt for p in pairs(8)],
         load_reward(str(tmp_path / "rm")),
+        drawing=Drawing(n=8, max_new_tokens=6),
         iterations=8,
-        n=8,
         epochs=4,
         learning_rate=1e-2,
-        max_new_tokens=6,
     )
     assert history[-1].reward > history[0].reward + 0.05
 

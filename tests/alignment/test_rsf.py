@@ -10,6 +10,7 @@ import torch
 
 from counterpoise.alignment.rsf import fine_tune, rsf
 from counterpoise.language.prompts import Prompt
+from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example
 from tiny import tiny, tokenizer
 
@@ -27,11 +28,10 @@ def test_the_reward_rises() -> None:
         tokenizer(),
         PROMPTS,
         count_early_letters,
+        drawing=Drawing(n=8, max_new_tokens=8),
         iterations=6,
-        n=8,
         epochs=3,
         learning_rate=1e-2,
-        max_new_tokens=8,
     )
     assert history[-1].reward > history[0].reward + 1
     assert all(it.best_reward >= it.reward for it in history)
@@ -45,11 +45,9 @@ def test_the_same_seed_gives_the_same_model() -> None:
             tokenizer(),
             PROMPTS,
             count_early_letters,
+            drawing=Drawing(n=4, max_new_tokens=6, seed=3),
             iterations=1,
-            n=4,
             learning_rate=1e-2,
-            max_new_tokens=6,
-            seed=3,
         )
     assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
 
@@ -65,13 +63,12 @@ def test_micro_batches_do_not_change_the_step() -> None:
 
 
 def test_a_reward_that_is_not_a_number_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected a finite reward"):
+    with pytest.raises(ValueError, match="expected finite numbers, found nan for the response"):
         rsf(
             tiny("llama"),
             tokenizer(),
             PROMPTS,
             lambda p, r: [float("nan")] * len(r),
+            drawing=Drawing(n=2, max_new_tokens=2),
             iterations=1,
-            n=2,
-            max_new_tokens=2,
         )

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from counterpoise.alignment.align import align
 from counterpoise.alignment.distil import Sample, distil
 from counterpoise.alignment.dpo import dpo
+from counterpoise.alignment.from_options import Alignment, Files
 from counterpoise.alignment.mitigations.ema import MovingAverage
 from counterpoise.alignment.mitigations.freezing import FreezeLowest
 from counterpoise.alignment.mitigations.lowrank import LowRank
@@ -24,7 +25,7 @@ from counterpoise.alignment.training.processes import shared_by_length
 from counterpoise.alignment.training.sharding import own_part, part_like, shard, whole, whole_weights
 from counterpoise.alignment.training.stepping import Step
 from counterpoise.checkpoints.opening import open_checkpoint
-from counterpoise.language.sampling import sample
+from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import Example
 from tiny import save_pair, tiny
 
@@ -37,7 +38,12 @@ def tied_job(before: Path, out: Path, *, shard: bool = False) -> None:
     how: dict[str, Any] = {"dtype": torch.float64, "shard": shard}
     align(before, out / "distil", partial(distil, samples=samples, epochs=2, **sizes), mitigations=held, **how)
     rounds = partial(
-        rsf, prompts=PROMPTS, reward=letters, iterations=1, prompts_per_iteration=10, n=2, max_new_tokens=5
+        rsf,
+        drawing=Drawing(n=2, max_new_tokens=5),
+        prompts=PROMPTS,
+        reward=letters,
+        iterations=1,
+        prompts_per_iteration=10,
     )
     align(before, out / "rsf", partial(rounds, epochs=1, **sizes), mitigations=[LowRank(2)], **how)
 
@@ -58,8 +64,8 @@ def everything(number: int, before: Path, tied: Path, folder: Path) -> None:
     found["whole"] = [None if w is None else torch.equal(w, q) for w, (_, q) in zip(wholes, pairs, strict=True)]
     prompts = [(1, 5), (1, 6, 7), (1, 8)][: 1 + 2 * number]  # one draws more often than the other
     with whole_weights(model):
-        drawn = sample(model, words, prompts, n=2, max_new_tokens=4, batch_size=2)
-    found["drawn"] = drawn == sample(plain, words, prompts, n=2, max_new_tokens=4, batch_size=2)
+        drawn = sample(model, words, prompts, Drawing(n=2, max_new_tokens=4, batch_size=2))
+    found["drawn"] = drawn == sample(plain, words, prompts, Drawing(n=2, max_new_tokens=4, batch_size=2))
     found["cut again"] = [isinstance(p, DTensor) for p in model.parameters()]
     step = Step(model, [Example((1,), (5,) * length) for length in (3, 1, 2)], 0.1, 1)
     found["rows"] = [(list(rows), rows.weight) for rows in step.batches(step.examples)]
@@ -81,11 +87,7 @@ def everything(number: int, before: Path, tied: Path, folder: Path) -> None:
 
 
 def in_dpo(before: Path) -> None:
-    from counterpoise.alignment.from_options import method
-
-    how = {"dtype": torch.float32, "bf16": False, "shard": True, "device": "cpu"}
-    given = {"prompts": None, "reward": None, "samples": None, "preferences": before}
-    method("dpo", str(before), {}, {}, **given, how=how)
+    Alignment(str(before), before.with_name("out"), "dpo", Files(preferences=before), shard=True).check()
 
 
 @pytest.fixture(scope="module")

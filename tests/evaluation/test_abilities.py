@@ -13,8 +13,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from counterpoise.evaluation.abilities import FileAbility, encode_pair, load_abilities
+from counterpoise.evaluation.abilities import load_abilities
+from counterpoise.evaluation.items import FileAbility, encode_pair
 from counterpoise.evaluation.parts import PARTS, part_of
+from counterpoise.language.sampling import Drawing
 from counterpoise.records import digest
 from tiny import tiny, tokenizer
 
@@ -62,7 +64,7 @@ def test_choices(tmp_path: Path) -> None:
     model = tiny("llama")
     ability = load_abilities([f"choices:{write(tmp_path / 'even.jsonl', records)}"])[0]
     assert ability.name == "even"
-    per_token, accuracy = ability.measure(model, tokenizer(), "proxy", batch_size=3)
+    per_token, accuracy = ability.measure(model, tokenizer(), "proxy", Drawing(batch_size=3))
     chosen = in_part(records, "proxy")
     assert len(chosen) > 8
     scores = [[logprob(model, ids(r["query"]), ids(f" {c}")) for c in r["choices"]] for r in chosen]
@@ -89,7 +91,7 @@ def test_continue(tmp_path: Path) -> None:
     ability = load_abilities([f"continue:{write(tmp_path / 'count.jsonl', records)}"])[0]
     chosen = in_part(records, "proxy")
     assert {"", "\n", "c"} <= {r["context"][-1:] if "end" in r["context"] else r["context"][:1] for r in chosen}
-    (found,) = ability.measure(model, tokenizer(), "proxy", batch_size=4)
+    (found,) = ability.measure(model, tokenizer(), "proxy", Drawing(batch_size=4))
     pairs = [
         (ids(r["context"]) or [1], ids((" " if r["context"].startswith("count") else "") + r["continuation"]))
         for r in chosen
@@ -121,7 +123,7 @@ def test_generate(tmp_path: Path, metric: str) -> None:
     ability = load_abilities([f"generate:{write(tmp_path / 'say.jsonl', records)}?metric={metric}&name=saying"])[0]
     assert ability.name == "saying"
     chosen = in_part(records, "validation")
-    likelihood, found = ability.measure(model, tokenizer(), "validation", batch_size=5, max_new_tokens=12)
+    likelihood, found = ability.measure(model, tokenizer(), "validation", Drawing(batch_size=5, max_new_tokens=12))
     words = tokenizer()
     pairs = [(ids(r["prompt"]), words(" " + r["reference"])["input_ids"]) for r in chosen]
     wanted = [[logprob(model, *pair), len(pair[1])] for pair in pairs]
@@ -153,7 +155,7 @@ def test_generate_from_messages_goes_through_the_template(tmp_path: Path) -> Non
     ability = load_abilities([f"generate:{write(tmp_path / 'chat.jsonl', records)}"])[0]
     chosen = in_part(records, "held-out")
     for chat in (True, False):
-        likelihood, _ = ability.measure(model, words, "held-out", max_new_tokens=3, chat=chat)
+        likelihood, _ = ability.measure(model, words, "held-out", Drawing(max_new_tokens=3, chat=chat))
         assert likelihood.keys == tuple(digest(r) for r in chosen)
         texts = [r["messages"][1]["content"] for r in chosen]
         contexts = [ids(f"s:be brief\nu:{t}\na:" if chat else f"be brief\n{t}") for t in texts]
@@ -171,7 +173,7 @@ def test_generate_from_messages_goes_through_the_template(tmp_path: Path) -> Non
     ("?", "!", False), ('""', "", False), ("...", "a", False), ("cat the", "cat", False),
 ])  # fmt: skip
 def test_exact_does_not_see_case_a_leading_article_and_final_marks(answer: str, reference: str, right: bool) -> None:
-    from counterpoise.evaluation.abilities import _exact
+    from counterpoise.evaluation.generation import exact as _exact
 
     assert _exact([answer], [reference], ("k",)).value == 100 * right
 
@@ -350,5 +352,5 @@ def test_batches_do_not_change_the_scores(tmp_path: Path) -> None:
     records = [{"query": f"is {'x' * (n % 7)} it?", "choices": WORDS[: 2 + n % 4], "gold": 0} for n in range(30)]
     ability = load_abilities([f"choices:{write(tmp_path / 'x.jsonl', records)}"])[0]
     model, words = tiny("llama"), tokenizer()
-    one, many = (ability.measure(model, words, "proxy", batch_size=b)[0] for b in (1, 16))
+    one, many = (ability.measure(model, words, "proxy", Drawing(batch_size=b))[0] for b in (1, 16))
     np.testing.assert_allclose(one.statistics, many.statistics, atol=1e-5)

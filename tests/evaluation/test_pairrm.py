@@ -19,6 +19,7 @@ from counterpoise.judging.alpaca import Output, Pair
 from counterpoise.judging.pairrm import MARKS, pairrm
 from counterpoise.language.costs import forward
 from counterpoise.language.prompts import Prompt
+from counterpoise.language.sampling import Drawing
 from counterpoise.planning.judge import plan_compare, plan_respond
 from counterpoise.planning.looking import look
 from tiny import save_pair, tokenizer
@@ -154,7 +155,7 @@ def test_a_dry_run_tells_and_writes_nothing(ranker: Path, tmp_path: Path) -> Non
     assert "3 calls to m" in asking  # both orders show the same
     assert "nothing was asked or written" in asking
     prompts = [Prompt((("user", i),)) for i in ASKED]
-    plan = plan_respond(str(tmp_path / "post"), prompts, chat=False, max_new_tokens=6, batch_size=2)
+    plan = plan_respond(str(tmp_path / "post"), prompts, Drawing(1, 6, chat=False, batch_size=2))
     shape = look(str(tmp_path / "post")).shape
     mean = sum(map(len, ASKED)) / 3
     by_hand = forward(shape, mean, sequences=3, logits=1) + forward(shape, 6, sequences=3, logits=6, start=mean)

@@ -9,7 +9,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counterpoise.evaluation.abilities import FileAbility, Item
+from counterpoise.evaluation.continuations import Continuation
+from counterpoise.evaluation.items import Item
 from counterpoise.evaluation.parts import PARTS, part_of
 
 
@@ -36,8 +37,8 @@ def test_shares_are_near_40_30_30_also_for_items_that_are_alike() -> None:
 
 def test_parts_are_disjoint_and_do_not_see_order_or_new_items() -> None:
     items = [Item({"context": f"number {n}", "continuation": str(n)}) for n in range(100)]
-    old = FileAbility("numbers", "continue", tuple(items[:60]))
-    shuffled = FileAbility("numbers", "continue", tuple(random.Random(0).sample(items, 100)))
+    old = Continuation("numbers", tuple(items[:60]))
+    shuffled = Continuation("numbers", tuple(random.Random(0).sample(items, 100)))
     parts = {part: [item.key for item in shuffled.items_of(part)] for part in PARTS}
     assert sorted(key for keys in parts.values() for key in keys) == sorted(item.key for item in items)
     for part in PARTS:

@@ -18,7 +18,7 @@ from counterpoise.evaluation.parts import PARTS, Part, part_of
 from counterpoise.evaluation.rewards import fingerprint
 from counterpoise.evaluation.tax import at_floor, tax_table
 from counterpoise.language.prompts import encode_prompt
-from counterpoise.language.sampling import decode, sample
+from counterpoise.language.sampling import Drawing, decode, sample
 from counterpoise.records import Store
 from tiny import nudge, tiny, tokenizer
 
@@ -134,8 +134,9 @@ def files(tmp_path: Path) -> tuple[Path, str]:
     return prompts, f"continue:{items}"
 
 
-def panel(files: tuple[Path, str], **settings) -> Panel:  # type: ignore[no-untyped-def]
-    return Panel.load(files[0], vowels, [files[1]], max_new_tokens=6, batch_size=2, **settings)
+def panel(files: tuple[Path, str], prompt_limit: int | None = None, **drawn: int) -> Panel:
+    drawing = Drawing(max_new_tokens=6, batch_size=2, **drawn)
+    return Panel.load(files[0], vowels, [files[1]], drawing=drawing, prompt_limit=prompt_limit)
 
 
 def test_a_panel_measures_the_reward_of_sampled_responses_and_every_ability(files: tuple[Path, str]) -> None:
@@ -143,12 +144,14 @@ def test_a_panel_measures_the_reward_of_sampled_responses_and_every_ability(file
     done: list[tuple[int, int]] = []
     found = mine.measure(model, words, "validation", progress=lambda *at: done.append(at))
     prompts = mine.prompts_of("validation")
-    drawn = sample(model, words, [encode_prompt(words, p) for p in prompts], max_new_tokens=6, batch_size=8, seed=3)
+    drawn = sample(
+        model, words, [encode_prompt(words, p) for p in prompts], Drawing(max_new_tokens=6, batch_size=8, seed=3)
+    )
     wanted = vowels([p.text for p in prompts], decode(words, [group[0] for group in drawn]))
     assert found.reward.statistics[:, 0].tolist() == wanted
     assert len(set(wanted)) > 2
     assert found.reward.keys == tuple(p.key for p in prompts)
-    (alone,) = load_abilities([files[1]])[0].measure(model, words, "validation", batch_size=2)
+    (alone,) = load_abilities([files[1]])[0].measure(model, words, "validation", Drawing(batch_size=2))
     assert np.array_equal(found.abilities["items"][0].statistics, alone.statistics)
     assert done == [(1, 2), (2, 2)]
     assert found.summary()["reward"] == interval_of(found.reward)
@@ -156,11 +159,11 @@ def test_a_panel_measures_the_reward_of_sampled_responses_and_every_ability(file
 
 
 def test_the_reward_of_a_prompt_is_the_mean_over_its_replies(files: tuple[Path, str]) -> None:
-    model, words, mine = tiny("llama"), tokenizer(), panel(files, seed=3, replies=3)
+    model, words, mine = tiny("llama"), tokenizer(), panel(files, seed=3, n=3)
     found = mine.measure(model, words, "validation").reward
     prompts = mine.prompts_of("validation")
     encoded = [encode_prompt(words, p) for p in prompts]
-    drawn = sample(model, words, encoded, n=3, max_new_tokens=6, batch_size=8, seed=3)
+    drawn = sample(model, words, encoded, Drawing(n=3, max_new_tokens=6, batch_size=8, seed=3))
     wanted = [np.mean(vowels([p.text] * 3, decode(words, group))) for p, group in zip(prompts, drawn, strict=True)]
     assert found.statistics[:, 0].tolist() == pytest.approx(wanted)
     assert found.keys == tuple(p.key for p in prompts)
@@ -189,8 +192,9 @@ def test_finished_pieces_are_read_back_and_others_computed(files: tuple[Path, st
 
     store = Store(tmp_path / "work")
 
-    def measure(model: torch.nn.Module, model_id: str, part: Part, **settings: Any) -> Scores:
-        mine = Panel.load(files[0], counting, [files[1]], max_new_tokens=4, **settings)
+    def measure(model: torch.nn.Module, model_id: str, part: Part, limit: int | None = None, **drawn: Any) -> Scores:
+        drawing = Drawing(max_new_tokens=4, batch_size=16, **drawn)
+        mine = Panel.load(files[0], counting, [files[1]], drawing=drawing, prompt_limit=limit)
         return mine.measure(model, tokenizer(), part, store=store, model_id=model_id)
 
     def stored() -> int:
@@ -209,7 +213,7 @@ def test_finished_pieces_are_read_back_and_others_computed(files: tuple[Path, st
     assert other.abilities["items"][0].value != first.abilities["items"][0].value
     measure(pre, "pre", "held-out")
     assert (len(asked), stored()) == (3, 6)
-    for settings in ({"seed": 1}, {"temperature": 0.5}, {"chat": False}, {"prompt_limit": 2}, {"replies": 2}):
+    for settings in ({"seed": 1}, {"temperature": 0.5}, {"chat": False}, {"limit": 2}, {"n": 2}):
         before = len(asked)
         measure(pre, "pre", "held-out", **settings)
         assert len(asked) == before + 1, settings
@@ -221,7 +225,7 @@ def test_a_reward_that_fails_half_way_leaves_nothing(files: tuple[Path, str], tm
         return [float("nan")] * len(responses)
 
     with pytest.raises(ValueError, match=r"reward .*broken: expected finite numbers"):
-        Panel.load(files[0], broken, [files[1]], max_new_tokens=2).measure(
+        Panel.load(files[0], broken, [files[1]], drawing=Drawing(max_new_tokens=2, batch_size=16)).measure(
             tiny("llama"), tokenizer(), "proxy", store=Store(tmp_path / "work"), model_id="pre"
         )
     assert not (tmp_path / "work").exists()

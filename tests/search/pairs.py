@@ -9,7 +9,7 @@ import torch
 from counterpoise.averaging.partition import Partition, layerwise
 from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.checkpoints.preflight import preflight
-from counterpoise.language.sampling import sample
+from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import Example
 from tiny import save_pair, tokenizer
 
@@ -24,5 +24,5 @@ def said(model: ResidentAverage, cut: Partition, ratio: float, *, count: int = 1
     """What the average at one ratio says to short prompts."""
     model.set(cut, [ratio] * len(cut))
     prompts = [tuple(range(4 + i, 7 + i)) for i in range(count)]
-    drawn = sample(model.model, tokenizer(), prompts, max_new_tokens=6, seed=seed)
+    drawn = sample(model.model, tokenizer(), prompts, Drawing(max_new_tokens=6, seed=seed))
     return [Example(p, group[0]) for p, group in zip(prompts, drawn, strict=True)]

@@ -19,10 +19,12 @@ from counterpoise.cli.app import app
 from counterpoise.records import Store
 from counterpoise.report.two_sided import ratios, table
 from counterpoise.restoration.restore import restore
+from counterpoise.search.candidates import Ramp, TwoSided
 from counterpoise.tables import reading
-from world import make, panel
+from world import make, panel, searches
 
-SETTINGS: dict[str, Any] = {"lambdas": (0.5, 2.0), "means": (0.5,), "keep_reward": 0.3, "proxy_size": 16}
+SETTINGS: dict[str, Any] = {"means": (0.5,), "keep_reward": 0.3}
+LAMBDAS = (0.5, 2.0)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def done(world: Path) -> tuple[Path, dict[str, Any]]:
     out = world / "restored"
-    return out, restore(world / "pre", world / "post", out, panel(world), search="two-sided", **SETTINGS)
+    return out, restore(
+        world / "pre", world / "post", out, panel(world), **searches(hma=False, size=16, lambdas=LAMBDAS), **SETTINGS
+    )
 
 
 def test_restore_compares_both_searches_with_ma(done: tuple[Path, dict[str, Any]]) -> None:
@@ -69,8 +73,10 @@ def test_the_page_shows_lambda_both_sides_and_ratios(done: tuple[Path, dict[str,
 
 def test_beside_hma_the_defaults_do_not_move(world: Path, done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     both, plain = (
-        restore(world / "pre", world / "post", tmp_path / name, panel(world), search=name, work=tmp_path / "work", **SETTINGS)
-        for name in ("both", "hma")
+        restore(
+            world / "pre", world / "post", tmp_path / name, panel(world), work=tmp_path / "work", **searched, **SETTINGS
+        )
+        for name, searched in (("both", searches(size=16, lambdas=LAMBDAS)), ("hma", searches(size=16)))
     )  # fmt: skip
     assert "two_sided" not in plain
     assert "search" not in plain["settings"]
@@ -81,10 +87,10 @@ def test_beside_hma_the_defaults_do_not_move(world: Path, done: tuple[Path, dict
 
 
 def test_the_worst_set_is_guarded_when_asked(world: Path, tmp_path: Path) -> None:
-    options = {**SETTINGS, "lambdas": (1.0,), "controls": False}
+    searched = searches(hma=False, controls=False, size=16, lambdas=(1.0,), calibrate=6, min_effective_sets=1.5)
     result = restore(
         world / "pre", world / "post", tmp_path / "out", panel(world),
-        search="two-sided", calibrate=6, min_effective_sets=1.5, **options,
+        **searched, **SETTINGS,
     )  # fmt: skip
     found = result["two_sided"]
     assert found["rho"] == pytest.approx(torch.log(torch.tensor(len(found["sets"]) / 1.5)).item())
@@ -95,10 +101,11 @@ def test_the_worst_set_is_guarded_when_asked(world: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"search": "random"}, "search: expected hma, two-sided, both, found 'random'"),
-        ({"search": "two-sided", "mean": 0.5}, "the two-sided search has none"),
-        ({"search": "two-sided", "lambdas": (-1.0,)}, "lambdas: expected numbers of at least 0"),
-        ({"search": "two-sided", "alignment": "likes"}, "alignment: expected imitation, contrast, reward"),
+        ({"searches": [Ramp("wild")]}, "kind: expected linear, reversed, random, found 'wild'"),  # type: ignore[arg-type]
+        ({"searches": [TwoSided()], "mean": 0.5}, "the two-sided search has none"),
+        ({"searches": [TwoSided((-1.0,))]}, "lambdas: expected numbers of at least 0"),
+        ({"searches": [TwoSided(alignment="likes")]}, "alignment: expected imitation, contrast, reward"),
+        ({"searches": [TwoSided(min_effective_sets=99)]}, "min_effective_sets: expected a number from 1 to 2"),
     ],
 )
 def test_mistakes_are_told_before_the_work(world: Path, tmp_path: Path, settings: dict[str, Any], message: str) -> None:

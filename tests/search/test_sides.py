@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from counterpoise.averaging.partition import thirds
-from counterpoise.evaluation.abilities import FileAbility, Item
+from counterpoise.evaluation.choices import Choices
+from counterpoise.evaluation.generation import Generation
+from counterpoise.evaluation.items import Item
 from counterpoise.evaluation.parts import part_of
 from counterpoise.language.prompts import Prompt
-from counterpoise.language.sampling import decode
+from counterpoise.language.sampling import Drawing, decode
 from counterpoise.search.contrast import contrast
 from counterpoise.search.on_policy import OnPolicy, effective_share
 from counterpoise.search.proxies import ProxySet, Rated, draw_rated
@@ -82,8 +84,10 @@ def test_the_effective_share_lies_between_one_sample_and_all(logs: np.ndarray, s
 
 
 def reward_side(model, cut, **settings) -> OnPolicy:  # type: ignore[no-untyped-def]
-    options = {"n": 4, "groups": 4, "max_new_tokens": 5, "batch_size": 16, **settings}
-    return OnPolicy(model, cut, tokenizer(), PROMPTS, early_letters, **options)
+    drawn = {k: settings.pop(k) for k in ("n", "temperature", "seed") if k in settings}
+    options = {"groups": 4, "batch_size": 16, **settings}
+    drawing = Drawing(**{"n": 4, "max_new_tokens": 5, "batch_size": 8 * options["batch_size"], **drawn})
+    return OnPolicy(model, cut, tokenizer(), PROMPTS, early_letters, drawing, **options)
 
 
 def test_around_its_point_the_reward_is_smooth_and_its_gradient_exact(tmp_path: Path) -> None:
@@ -116,7 +120,7 @@ def test_the_policy_gradient_is_that_of_the_expected_reward(tmp_path: Path) -> N
             last = [model.model(torch.tensor([words(p.text)["input_ids"]])).logits[0, -1] for p in prompts]
         return float(np.mean([x.softmax(-1) @ table.double() for x in last]))
 
-    side = OnPolicy(model, cut, words, prompts, reward, n=1500, groups=4, max_new_tokens=1, batch_size=400)
+    side = OnPolicy(model, cut, words, prompts, reward, Drawing(n=1500, max_new_tokens=1), groups=4, batch_size=400)
     slopes = side.along((0.4, 0.6))
     h = 1e-3
     for t, value, gradient, error in zip(slopes.points, slopes.values, slopes.gradients, slopes.errors, strict=True):
@@ -146,10 +150,9 @@ def test_neighbours_of_another_mean_reward_leave_no_bias(tmp_path: Path) -> None
     def expected(r: np.ndarray) -> float:
         return float(sum(p for p, text in zip(next_token(r), texts, strict=True) if text in liked))
 
-    side = OnPolicy(
-        model, cut, words, prompts * 4000, lambda p, r: [float(x in liked) for x in r],
-        n=2, groups=40, max_new_tokens=1, batch_size=2000, seed=1,
-    )  # fmt: skip
+    drawing = Drawing(n=2, max_new_tokens=1, batch_size=16000, seed=1)
+    rewarded = lambda p, r: [float(x in liked) for x in r]  # noqa: E731
+    side = OnPolicy(model, cut, words, prompts * 4000, rewarded, drawing, groups=40, batch_size=2000)
     slopes = side.along((0.0, 1.0))
     assert [k.used for k in side.kept] == [True, True]
     means = [expected(np.full(3, t)) for t in (0.0, 1.0)]
@@ -198,7 +201,7 @@ def test_too_little_to_learn_from_is_refused(tmp_path: Path) -> None:
 def test_the_contrast_weighs_siblings_alone(tmp_path: Path) -> None:
     model, cut = resident(tmp_path)
     model.set(cut, np.ones(6))
-    rated = draw_rated(model.model, tokenizer(), PROMPTS, early_letters, n=3, max_new_tokens=5)
+    rated = draw_rated(model.model, tokenizer(), PROMPTS, early_letters, Drawing(n=3, max_new_tokens=5))
     assert rated.rewards.shape == (16, 3)
     texts = decode(tokenizer(), [e.response for e in rated.examples])
     assert rated.rewards.ravel().tolist() == early_letters([""] * 48, texts)
@@ -228,28 +231,28 @@ def test_retention_is_what_pre_says_unselected_and_shared_out(tmp_path: Path) ->
     model.set(cut, np.zeros(6))
     words = tokenizer()
     found = draw_retention(
-        model.model, words, size=9, openings=("ab", "cde", ""), prompts=PROMPTS[:2], max_new_tokens=4, seed=3
+        model.model, words, Drawing(max_new_tokens=4, seed=3), size=9, openings=("ab", "cde", ""), prompts=PROMPTS[:2]
     )
     assert [(name, len(rows)) for name, rows in found.items()] == [("text", 5), ("prompts", 4)]
     starts = [tuple(words(t)["input_ids"]) for t in ("ab", "cde")]
     assert [e.prompt for e in found["text"]] == [*starts, (words.bos_token_id,), *starts]
     assert found == draw_retention(
-        model.model, words, size=9, openings=("ab", "cde", ""), prompts=PROMPTS[:2], max_new_tokens=4, seed=3
+        model.model, words, Drawing(max_new_tokens=4, seed=3), size=9, openings=("ab", "cde", ""), prompts=PROMPTS[:2]
     )
-    assert list(draw_retention(model.model, words, size=3, max_new_tokens=2)) == ["text"]
+    assert list(draw_retention(model.model, words, Drawing(max_new_tokens=2), size=3)) == ["text"]
     with pytest.raises(ValueError, match="retention: expected openings or prompts"):
-        draw_retention(model.model, words, size=3, openings=())
+        draw_retention(model.model, words, Drawing(max_new_tokens=64), size=3, openings=())
 
 
 def test_calibration_reads_the_validation_part_alone() -> None:
     items = tuple(Item({"query": f"q{i}", "choices": ["no", "yes"], "gold": 1}) for i in range(40))
-    ability = FileAbility("guess", "choices", items)
+    ability = Choices("guess", items)
     words = tokenizer()
     found = calibration(ability, words, limit=5)
     allowed = {tuple(words(i.fields["query"])["input_ids"]) for i in items if part_of(i.key) == "validation"}
     assert len(found) == 5
     assert {e.prompt for e in found} <= allowed
     assert {words.decode(list(e.response)) for e in found} == {" yes"}
-    written = FileAbility("talk", "generate", tuple(Item({"messages": [], "reference": f"{i}"}) for i in range(40)))
+    written = Generation("talk", tuple(Item({"messages": [], "reference": f"{i}"}) for i in range(40)))
     with pytest.raises(ValueError, match="calibration takes plain prompts"):
         calibration(written, words)

@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from counterpoise.checkpoints.checkpoint import Checkpoint
 from counterpoise.checkpoints.files import refuse_occupied, staged
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language.prompts import Prompt
+from counterpoise.language.sampling import Drawing
 from counterpoise.records import Stages, digest, versions, write_json
 
 HANDED = ("mitigations", "run", "progress", "after_iteration", "reference")
@@ -122,6 +124,11 @@ def describe(method: Callable[..., Any]) -> dict[str, Any]:
     bound = method if isinstance(method, partial) else partial(method)
     parameters = inspect.signature(bound.func).parameters
     values = {name: p.default for name, p in parameters.items() if p.default is not p.empty} | bound.keywords
+    if isinstance(drawing := values.pop("drawing", None), Drawing):
+        drawn = asdict(drawing)
+        values |= {**drawn, "draw_batch_size": drawn["batch_size"], "batch_size": values["batch_size"]}
+        if drawing.n == 1:
+            del values["n"]
     values = {name: value for name, value in values.items() if name not in HANDED}
     plain = {k: v for k, v in values.items() if isinstance(v, (int, float, str, type(None)))}
     data = {k: digest([_content(x) for x in v]) for k, v in values.items() if isinstance(v, (list, tuple)) and v}

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from counterpoise.alignment.mitigations.replay import response_ids
-from counterpoise.alignment.rsf import Reward, draw_and_score, fine_tune
+from counterpoise.alignment.rsf import draw_and_score, fine_tune
 from counterpoise.alignment.training import processes
+from counterpoise.alignment.training.bounds import refuse_settings
 from counterpoise.alignment.training.run import Run, stage_of
 from counterpoise.alignment.training.sharding import is_sharded
 from counterpoise.alignment.training.stepping import Mitigation, adam, finish_all, start_all
+from counterpoise.evaluation.rewards import Reward
 from counterpoise.language.prompts import Prompt, encode_prompt, read_prompt
-from counterpoise.language.sampling import decode, stop_tokens
+from counterpoise.language.sampling import Drawing, decode, stop_tokens
 from counterpoise.language.scoring import Example
 from counterpoise.records import Progress, Store, digest
 
@@ -40,18 +43,13 @@ def collect(
     tokenizer: Any,
     prompts: Sequence[Prompt],
     reward: Reward,
+    drawing: Drawing = Drawing(n=32),
     *,
-    n: int = 32,
-    max_new_tokens: int = 128,
-    temperature: float = 1.0,
-    chat: bool = True,
-    batch_size: int = 64,
-    seed: int = 0,
     store: Store | None = None,
     key: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> list[Sample]:
-    """The best of `n` responses of a finished model to every prompt (Lin et al. 2024).
+    """The best of n responses of a finished model to every prompt (Lin et al. 2024).
 
     Args:
         store, key: finished chunks are kept in `store` under `key`, which must name the model and the reward.
@@ -66,20 +64,19 @@ def collect(
     processes.refuse_several("collect")
     stops = stop_tokens(model, tokenizer)
     found: list[Sample] = []
-    drawing: dict[str, Any] = {"n": n, "max_new_tokens": max_new_tokens, "temperature": temperature, "chat": chat}
-    drawing["batch_size"] = batch_size
     for number, start in enumerate(range(0, len(prompts), CHUNK)):
         chunk = prompts[start : start + CHUNK]
 
         def work(chunk: Sequence[Prompt] = chunk, number: int = number) -> list[Any]:
-            _, drawn, scores = draw_and_score(model, tokenizer, chunk, reward, **drawing, seed=seed * 1000 + number)
+            how = replace(drawing, seed=drawing.seed * 1000 + number)
+            _, drawn, scores = draw_and_score(model, tokenizer, chunk, reward, how)
             best = scores.max(dim=1)
             kept = [drawn[i][j] for i, j in enumerate(best.indices.tolist())]
             finished = [ids[-1] in stops for ids in kept]
             columns = (decode(tokenizer, kept), best.values.tolist(), scores.mean(1).tolist(), finished)
             return list(map(list, zip(*columns, strict=True)))
 
-        pieces = {"what": "collect, finished", **(key or {}), **drawing, "seed": seed, "chunk": number}
+        pieces = {"what": "collect, finished", **(key or {}), **asdict(drawing), "chunk": number}
         rows = work() if store is None else store.once({**pieces, "prompts": digest([p.key for p in chunk])}, work)
         found += [Sample(p, *row) for p, row in zip(chunk, rows, strict=True)]
         if progress is not None:
@@ -153,6 +150,8 @@ def distil(
     Raises:
         ValueError: DeepSpeed, no sample with a token to learn.
     """
+    sizes = {"batch_size": batch_size, "micro_batch_size": micro_batch_size}
+    refuse_settings(epochs=epochs, learning_rate=learning_rate, **sizes)
     processes.refuse_sharded("rsf, distillation style", cut_up=is_sharded(model))
     processes.join(next(model.parameters()).device)
     learned = [response_ids(tokenizer, s.response, chat=chat, finished=s.finished) for s in samples]

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from counterpoise.alignment.preferences import Preference
 from counterpoise.alignment.training import processes
+from counterpoise.alignment.training.bounds import refuse_settings
 from counterpoise.alignment.training.models import frozen_copy
 from counterpoise.alignment.training.quiet import quiet_libraries, without_printing
 from counterpoise.alignment.training.run import Run, telling
@@ -80,6 +81,8 @@ def dpo(
         from trl import DPOConfig  # type: ignore[attr-defined]
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("dpo needs trl; pip install 'counterpoise[align]'") from error
+    sizes = {"batch_size": batch_size, "micro_batch_size": micro_batch_size, "max_length": max_length, "saves": saves}
+    refuse_settings(epochs=epochs, learning_rate=learning_rate, beta=beta, **sizes)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     refuse_in_dpo(model, mitigations, world)
     tokenizer = with_pad_token(tokenizer)

@@ -1,9 +1,10 @@
-"""From what was typed to a bound method and its mitigations."""
+"""What `align` is asked for: one frozen value, checked before anything is read, by the run and by its dry run."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
@@ -11,30 +12,29 @@ from typing import Any, NamedTuple, TypedDict
 import torch
 
 from counterpoise.alignment.distil import Sample, collect, distil, read_samples, write_samples
-from counterpoise.alignment.mitigations.anchors import KD, L1, L2
-from counterpoise.alignment.mitigations.ema import MovingAverage
-from counterpoise.alignment.mitigations.freezing import FreezeLowest
-from counterpoise.alignment.mitigations.lowrank import LowRank
-from counterpoise.alignment.mitigations.merging import OnlineMerging
-from counterpoise.alignment.mitigations.replay import Replay, read_corpus
-from counterpoise.alignment.mitigations.stopping import RewardBudget
-from counterpoise.alignment.rsf import rsf
+from counterpoise.alignment.mitigations import table
+from counterpoise.alignment.mitigations.replay import read_corpus
+from counterpoise.alignment.ppo import ppo, refuse_unlikely
+from counterpoise.alignment.rsf import refuse_equal, rsf
 from counterpoise.alignment.training import processes
-from counterpoise.alignment.training.models import WITH_LORA, load, load_frozen
-from counterpoise.alignment.training.precision import weights_cast_once
+from counterpoise.alignment.training.bounds import refuse_settings
+from counterpoise.alignment.training.models import load, load_frozen
+from counterpoise.alignment.training.precision import refuse_other, weights_cast_once
 from counterpoise.alignment.training.stepping import Mitigation
 from counterpoise.averaging.partition import layerwise
-from counterpoise.checkpoints.files import replacing
+from counterpoise.checkpoints.files import refuse_occupied, replacing
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.evaluation.rewards import fingerprint, load_reward
 from counterpoise.language.prompts import Prompt, encode_prompt, read_prompts
-from counterpoise.language.sampling import sample
+from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import Example
 from counterpoise.records import Progress, Store, digest
 
 METHODS = ("rsf", "ppo", "dpo")
 LONGEST_TEXT = 512
 """Tokens of a piece of a replayed text, or the model's context where that is shorter."""
+DRAWN = {"n": "n", "max_new_tokens": "max_new_tokens", "temperature": "temperature", "draw_batch_size": "batch_size"}
+"""Options of how responses are drawn -> fields of `Drawing`."""
 
 
 class How(TypedDict):
@@ -46,240 +46,264 @@ class How(TypedDict):
     device: str
 
 
-class Method(NamedTuple):
-    """A method with its data and settings bound, and what its record tells beside them."""
+class Files(NamedTuple):
+    """The data of an alignment, as typed; a method takes some and refuses the others."""
 
-    run: Callable[..., Any]
-    told: dict[str, Any]
+    prompts: Path | None = None
+    reward: str | None = None
+    preferences: Path | None = None
+    samples: Path | None = None
+
+    def expect(self, title: str, *needed: str) -> None:
+        """Raise unless exactly those that are needed were given.
+
+        Raises:
+            ValueError: one is missing, or there is another.
+        """
+        wanted = " and ".join(f"--{name}" for name in needed)
+        given = {name: value for name, value in self._asdict().items() if value is not None}
+        if missing := [name for name in needed if name not in given]:
+            raise ValueError(f"{title}: expected {wanted}, found no --{missing[0]}")
+        if extra := [name for name in given if name not in needed]:
+            raise ValueError(f"{title}: expected {wanted} alone, found --{extra[0]}; leave it out")
+
+    @property
+    def asked(self) -> list[Prompt]:
+        """The prompts that the method learns on, each once."""
+        if self.prompts is not None:
+            return read_prompts(self.prompts)
+        if self.samples is not None:
+            asked = [s.prompt for s in read_samples(self.samples)]
+        else:
+            from counterpoise.alignment.preferences import read_preferences
+
+            asked = [p.prompt for p in read_preferences(self.preferences)]  # type: ignore[arg-type]
+        return list({p.key: p for p in asked}.values())
 
 
-def method(
-    name: str,
-    source: str,
-    settings: Mapping[str, Any],
-    drawing: Mapping[str, Any],
-    *,
-    prompts: Path | None,
-    reward: str | None,
-    preferences: Path | None,
-    samples: Path | None,
-    how: How,
-) -> Method:
-    """The method `name` over the data that was given.
+@dataclass(frozen=True)
+class Alignment:
+    """A model, how it is aligned, on what, and where the result goes.
 
-    Args:
-        settings, drawing: of the method, and of its sampling.
-
-    Raises:
-        ValueError: an unknown method, a setting that it does not have, missing or superfluous data, shard with dpo.
+    Attributes:
+        source: PRE, a folder or a hub id.
+        method: one of METHODS; "rsf" on samples is its distillation style.
+        settings: of the method and of how it draws, by name; those that were not given take the method's defaults.
+        held: options of mitigations that were given, by name; see `mitigations.table`.
+        work: where checkpoints on the way and finished pieces are kept; by default OUT.work.
+        micro_batch_size: sequences through the model at once in training.
     """
-    if name not in METHODS:
-        raise ValueError(f"--method: expected {', '.join(METHODS)}, found {name!r}")
-    given = {"--prompts": prompts, "--reward": reward, "--preferences": preferences, "--samples": samples}
-    told: dict[str, Any] = {}
-    if name == "rsf" and samples is not None:
-        expect_alone(given, ("--samples",), "rsf with --samples")
-        return Method(bind(distil, settings, "rsf with --samples", samples=read_samples(samples)), told)
-    if name == "dpo":
-        from counterpoise.alignment.dpo import dpo
-        from counterpoise.alignment.preferences import read_preferences
 
-        expect_alone(given, ("--preferences",), name)
-        refuse_shard(name, how["shard"])
-        pairs = read_preferences(preferences)  # type: ignore[arg-type]
-        reference = load_frozen(source, dtype=how["dtype"], bf16=how["bf16"])
-        return Method(bind(dpo, settings, name, preferences=pairs, reference=reference), told)
-    expect_alone(given, ("--prompts", "--reward"), name)
-    data: dict[str, Any] = {"prompts": read_prompts(prompts), "reward": load_reward(reward, device=how["device"])}  # type: ignore[arg-type]
-    told = {"reward": fingerprint(reward)}  # type: ignore[arg-type]  # of a module, once it is imported
-    if name == "rsf":
-        return Method(bind(rsf, {**settings, **drawing}, name, **data), told)
-    from counterpoise.alignment.ppo import ppo
+    source: str
+    out: Path
+    method: str
+    files: Files
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    held: Mapping[str, Any] = field(default_factory=dict)
+    work: Path | None = None
+    micro_batch_size: int = 8
+    chat: bool = True
+    seed: int = 0
+    dtype: torch.dtype = torch.float32
+    bf16: bool = False
+    shard: bool = False
+    device: str = "cpu"
+    keep_checkpoints: bool = True
 
-    data["reference"] = load_frozen(source, **how)
-    return Method(bind(ppo, {**settings, **drawing}, name, **data), told)
+    @property
+    def how(self) -> How:
+        """How its models are loaded."""
+        return {"dtype": self.dtype, "bf16": self.bf16, "shard": self.shard, "device": self.device}
+
+    @property
+    def folder(self) -> Path:
+        """Where finished pieces are kept."""
+        return self.work or self.out.with_name(f"{self.out.name}.work")
+
+    @property
+    def run(self) -> Callable[..., Any]:
+        """The method's function.
+
+        Raises:
+            ValueError: an unknown method.
+        """
+        if self.method == "dpo":
+            from counterpoise.alignment.dpo import dpo
+
+            return dpo
+        if self.method not in METHODS:
+            raise ValueError(f"--method: expected {', '.join(METHODS)}, found {self.method!r}")
+        if self.method == "rsf" and self.files.samples is not None:
+            return distil
+        return rsf if self.method == "rsf" else ppo
+
+    @property
+    def bound(self) -> dict[str, Any]:
+        """All settings of the method by name, those that were not given with its defaults; `drawing` where it draws.
+
+        Raises:
+            ValueError: a setting that the method does not have.
+        """
+        parameters = inspect.signature(self.run).parameters
+        draws = "drawing" in parameters
+        own = {n: v for n, v in self.settings.items() if n not in DRAWN}
+        drawn = {DRAWN[n]: v for n, v in self.settings.items() if n in DRAWN}
+        drawable = DRAWN if draws else [n for n in DRAWN if n != "n"] if self.held.get("replay") == "self" else []
+        unknown = [n for n in self.settings if n not in parameters and n not in drawable]
+        if unknown:
+            option, title = "--" + unknown[0].replace("_", "-"), self.title
+            raise ValueError(f"{option}: not a setting of {title}; leave it out")
+        plain = {n: p.default for n, p in parameters.items() if isinstance(p.default, (int, float, type(None)))}
+        common: dict[str, Any] = {"micro_batch_size": self.micro_batch_size}
+        if draws:
+            drawing: Drawing = parameters["drawing"].default
+            given = {**asdict(drawing), **drawn, "chat": self.chat, "seed": self.seed}
+            common["drawing"] = Drawing(**given)
+        else:
+            common |= {"chat": self.chat, "seed": self.seed}
+        return {**{n: v for n, v in plain.items() if n not in ("run", "reference")}, **own, **common}
+
+    @property
+    def title(self) -> str:
+        """The method in messages."""
+        return "rsf with --samples" if self.run is distil else self.method
+
+    def check(self) -> None:
+        """Raise for what can be seen to be wrong before anything is read.
+
+        Raises:
+            ValueError: an unknown method, data or settings that are not its own, a number out of range, mitigations that
+                do not go together, sharding with dpo, mixed precision of other weights than float32.
+            CheckpointError: `out` is occupied.
+        """
+        needed = {distil: ("samples",), rsf: ("prompts", "reward"), ppo: ("prompts", "reward")}
+        self.files.expect(self.title, *needed.get(self.run, ("preferences",)))
+        settings = self.bound
+        drawing = settings.pop("drawing", None)
+        refuse_settings(**{n: v for n, v in settings.items() if isinstance(v, (int, float))})
+        if drawing is not None:
+            (refuse_equal if self.run is rsf else refuse_unlikely)(drawing)
+        table.check(self.held)
+        if self.shard and self.method == "dpo":
+            raise ValueError(
+                "dpo: expected whole weights, for TRL's loop, found --shard or accelerate's FSDP; leave it out, or train "
+                "with --lora"
+            )
+        if self.bf16:
+            refuse_other(self.dtype)
+        if not (self.out / "align.json").is_file():
+            refuse_occupied(self.out.absolute())
+
+    def bind(self) -> tuple[Callable[..., Any], dict[str, Any]]:
+        """The method with its data and settings bound, and what its record tells beside them; reads the data."""
+        run, files = self.run, self.files
+        settings = {n: v for n, v in self.bound.items() if n in (*self.settings, "micro_batch_size", "chat", "seed")}
+        if "drawing" in self.bound:
+            settings["drawing"] = self.bound["drawing"]
+        if files.samples is not None:
+            return partial(run, samples=read_samples(files.samples), **settings), {}
+        if files.preferences is not None:
+            from counterpoise.alignment.preferences import read_preferences
+
+            pairs = read_preferences(files.preferences)
+            reference = load_frozen(self.source, dtype=self.dtype, bf16=self.bf16)
+            return partial(run, preferences=pairs, reference=reference, **settings), {}
+        assert files.prompts is not None
+        assert files.reward is not None
+        data: dict[str, Any] = {"prompts": read_prompts(files.prompts)}
+        data["reward"] = load_reward(files.reward, device=self.device)
+        told = {"reward": fingerprint(files.reward)}  # of a module, once it is imported
+        if run is ppo:
+            data["reference"] = load_frozen(self.source, **self.how)
+        return partial(run, **data, **settings), told
+
+    def mitigations(self) -> list[Mitigation]:
+        """The mitigations that were asked for, in the order in which they act; PRE stays memory-mapped."""
+        pre = open_checkpoint(self.source)
+        table.check_layers(self.held, len(layerwise(list(pre))))
+        sources = table.Sources(pre, lambda: load_frozen(self.source, **self.how), self._replayed, self.seed)
+        return table.build(self.held, sources)
+
+    def _replayed(self, corpus: str) -> list[Example]:
+        """The texts of a corpus, or PRE's own responses to the prompts, drawn once."""
+        checkpoint = open_checkpoint(self.source)
+        if corpus != "self":
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
+            limit = min(LONGEST_TEXT, checkpoint.config.get("max_position_embeddings", LONGEST_TEXT))
+            return read_corpus(corpus, tokenizer, max_tokens=limit, chat=self.chat)
+        asked, drawing = self.files.asked, self.own_drawing
+
+        def draw() -> list[Any]:
+            how = self.how
+            model, tokenizer = load(checkpoint.folder, dtype=how["dtype"], bf16=how["bf16"], device=how["device"])
+            encoded = [encode_prompt(tokenizer, p, chat=drawing.chat) for p in asked]
+            with weights_cast_once(model):
+                drawn = sample(model, tokenizer, encoded, drawing)
+            return [[list(prompt), list(group[0])] for prompt, group in zip(encoded, drawn, strict=True)]
+
+        given = {name: self.settings[name] for name in ("draw_batch_size",) if name in self.settings}
+        decides = {n: getattr(drawing, n) for n in ("max_new_tokens", "temperature", "chat", "seed")}
+        key = {
+            "what": "replay",
+            "model": checkpoint.sha256,
+            "prompts": digest([p.key for p in asked]),
+            **given,
+            **decides,
+        }
+        kind = f"{self.dtype}{', bf16' * self.bf16}"
+        rows = processes.on_first(lambda: Store(self.folder / "pieces").once({**key, "dtype": kind}, draw))
+        return [Example(tuple(prompt), tuple(response)) for prompt, response in rows]
+
+    @property
+    def own_drawing(self) -> Drawing:
+        """How PRE draws what it replays: one response a prompt."""
+        known = {f.name for f in fields(Drawing)} - {"n"}
+        given = {DRAWN[n]: v for n, v in self.settings.items() if n in DRAWN and DRAWN[n] in known}
+        return Drawing(**given, chat=self.chat, seed=self.seed)
 
 
-def refuse_shard(name: str, shard: bool) -> None:
-    """Raise for dpo.
+@dataclass(frozen=True)
+class Collection:
+    """What `align collect` is asked for.
 
-    Raises:
-        ValueError: its weights are to be cut up.
+    Attributes:
+        source: a finished model, a folder or a hub id.
+        out: a new jsonl file.
+        work: where finished chunks are kept.
     """
-    if shard and name == "dpo":
-        raise ValueError(
-            "dpo: expected whole weights, for TRL's loop, found --shard or accelerate's FSDP; leave it out, or train with --lora"
-        )
 
+    source: str
+    out: Path
+    prompts: Path
+    reward: str
+    drawing: Drawing
+    work: Path
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
 
-def mitigations(
-    source: str,
-    strengths: Mapping[str, Any],
-    *,
-    replay: str | None,
-    replay_ratio: float,
-    reset_every: int | None,
-    stop_at_reward: float | None,
-    merge_keep: float,
-    merge_base: str | None,
-    files: Mapping[str, Path | None],
-    drawing: Mapping[str, Any],
-    work: Path,
-    how: How,
-) -> list[Mitigation]:
-    """The mitigations that were asked for, in the order in which they act; PRE stays memory-mapped.
+    def check(self) -> None:
+        """Raise for what can be seen to be wrong before anything is read.
 
-    Args:
-        files: prompts, preferences or samples, to whose prompts PRE responds when it replays itself.
+        Raises:
+            ValueError: `out` exists, a drawing out of range.
+        """
+        refuse_equal(self.drawing)
+        if self.out.exists():
+            raise ValueError(
+                f"{self.out}: expected a new file, found one with content; choose another name or remove it"
+            )
 
-    Raises:
-        ValueError: a number out of range, `reset_every` without sma, an anchor on weights beside LoRA.
-    """
-    given = {name: value for name, value in strengths.items() if value is not None}
-    refuse_beside_lora(given)
-    seed = drawing["seed"]
-    pre = open_checkpoint(source)
-    held: list[Mitigation] = []
-    if "lora" in given:
-        held.append(LowRank(given["lora"], seed=seed))
-    if "freeze" in given:
-        layers = len(layerwise(list(pre)))
-        if not 0 <= given["freeze"] < layers:
-            raise ValueError(f"--freeze: expected 0 to {layers - 1} of the {layers} layers, found {given['freeze']}")
-        held.append(FreezeLowest(given["freeze"]))
-    if replay is not None:
-        held.append(Replay(replay_ratio, _replayed(source, replay, files, drawing, work, how), seed))
-    if "kd" in given:
-        held.append(KD(given["kd"], load_frozen(source, **how)))
-    if "l2" in given:
-        held.append(L2(given["l2"], pre))
-    if "merge" in given:
-        base = None if merge_base is None else open_checkpoint(merge_base)
-        held.append(OnlineMerging(given["merge"], merge_keep, seed, base=base, pre=pre))
-    if "l1" in given:
-        held.append(L1(given["l1"], pre))
-    if "sma" in given:
-        held.append(MovingAverage(given["sma"], reset_every, pre))
-    elif reset_every is not None:
-        raise ValueError("--reset-every: expected --sma beside it: Elastic Reset resets to the moving average")
-    if stop_at_reward is not None:
-        held.append(RewardBudget(stop_at_reward))
-    return held
-
-
-def refuse_beside_lora(given: Collection[str]) -> None:
-    """Raise where `--lora` is given beside an anchor on weights.
-
-    Raises:
-        ValueError: l1, l2 or merge among the mitigations that are given.
-    """
-    if "lora" in given and (anchors := [name for name in ("l1", "l2", "merge") if name in given]):
-        raise ValueError(f"--{anchors[0]}: expected no --lora beside it, found one; {WITH_LORA}")
-
-
-def collect_to(
-    source: str,
-    out: Path,
-    prompts: Path,
-    reward: str,
-    *,
-    work: Path,
-    dtype: torch.dtype,
-    device: str,
-    n: int,
-    max_new_tokens: int,
-    temperature: float,
-    chat: bool,
-    batch_size: int,
-    seed: int,
-    progress: Progress | None,
-) -> list[Sample]:
-    """`collect` from files to a file; finished chunks are kept in `work`.
-
-    Raises:
-        ValueError: `out` exists.
-    """
-    if out.exists():
-        raise ValueError(f"{out}: expected a new file, found one with content; choose another name or remove it")
-    checkpoint = open_checkpoint(source)
-    asked, score = read_prompts(prompts), load_reward(reward, device=device)
-    loaded, tokenizer = load(checkpoint.folder, dtype=dtype, device=device)
-    found = collect(
-        loaded,
-        tokenizer,
-        asked,
-        score,
-        n=n,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        chat=chat,
-        batch_size=batch_size,
-        seed=seed,
-        store=Store(work),
-        key={"model": checkpoint.sha256, "reward": fingerprint(reward), "dtype": str(dtype), "device": device},
-        progress=progress,
-    )
-    with replacing(out) as partial_file:
-        write_samples(partial_file, found)
-    return found
-
-
-def bind(run: Callable[..., Any], settings: Mapping[str, Any], title: str, **data: Any) -> partial[Any]:
-    known = inspect.signature(run).parameters
-    if unknown := [name for name in settings if name not in known]:
-        option = "--" + unknown[0].replace("_", "-")
-        raise ValueError(f"{option}: not a setting of {title}; leave it out")
-    return partial(run, **data, **settings)
-
-
-def expect_alone(given: Mapping[str, Any], needed: Sequence[str], title: str) -> None:
-    if missing := [option for option in needed if given[option] is None]:
-        raise ValueError(f"{title}: expected {' and '.join(needed)}, found no {missing[0]}")
-    if extra := [option for option, value in given.items() if value is not None and option not in needed]:
-        raise ValueError(f"{title}: expected {' and '.join(needed)} alone, found {extra[0]}; leave it out")
-
-
-def _replayed(
-    source: str,
-    replay: str,
-    files: Mapping[str, Path | None],
-    drawing: Mapping[str, Any],
-    work: Path,
-    how: How,
-) -> list[Example]:
-    """The texts of a corpus, or PRE's own responses to the prompts, drawn once."""
-    checkpoint = open_checkpoint(source)
-    if replay != "self":
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
-        limit = min(LONGEST_TEXT, checkpoint.config.get("max_position_embeddings", LONGEST_TEXT))
-        return read_corpus(replay, tokenizer, max_tokens=limit, chat=drawing["chat"])
-    asked = prompts_of(files)
-
-    def draw() -> list[Any]:
-        loaded, tokenizer = load(checkpoint.folder, dtype=how["dtype"], bf16=how["bf16"], device=how["device"])
-        settings = {name: drawing[name] for name in ("max_new_tokens", "temperature", "seed")}
-        settings["batch_size"] = drawing.get("draw_batch_size", 64)
-        encoded = [encode_prompt(tokenizer, p, chat=drawing["chat"]) for p in asked]
-        with weights_cast_once(loaded):
-            drawn = sample(loaded, tokenizer, encoded, **settings)
-        return [[list(prompt), list(group[0])] for prompt, group in zip(encoded, drawn, strict=True)]
-
-    kind = f"{how['dtype']}{', bf16' * how['bf16']}"
-    key = {"what": "replay", "model": checkpoint.sha256, "prompts": digest([p.key for p in asked]), **drawing}
-    rows = processes.on_first(lambda: Store(work / "pieces").once({**key, "dtype": kind}, draw))
-    return [Example(tuple(prompt), tuple(response)) for prompt, response in rows]
-
-
-def prompts_of(files: Mapping[str, Path | None]) -> list[Prompt]:
-    """The prompts that the method learns on, each once."""
-    if (prompts := files["prompts"]) is not None:
-        return read_prompts(prompts)
-    if (samples := files["samples"]) is not None:
-        asked = [s.prompt for s in read_samples(samples)]
-    else:
-        from counterpoise.alignment.preferences import read_preferences
-
-        asked = [p.prompt for p in read_preferences(files["preferences"])]  # type: ignore[arg-type]
-    return list({p.key: p for p in asked}.values())
+    def run(self, progress: Progress | None) -> Sequence[Sample]:
+        """`collect` from files to a file."""
+        self.check()
+        checkpoint = open_checkpoint(self.source)
+        asked, score = read_prompts(self.prompts), load_reward(self.reward, device=self.device)
+        model, tokenizer = load(checkpoint.folder, dtype=self.dtype, device=self.device)
+        key = {"model": checkpoint.sha256, "reward": fingerprint(self.reward), "dtype": str(self.dtype)}
+        kept: dict[str, Any] = {"store": Store(self.work), "key": {**key, "device": self.device}}
+        found = collect(model, tokenizer, asked, score, self.drawing, **kept, progress=progress)
+        with replacing(self.out) as partial_file:
+            write_samples(partial_file, found)
+        return found

@@ -11,16 +11,17 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from counterpoise.alignment.ppo_losses import adapted, gae, policy_loss, value_loss, whiten
-from counterpoise.alignment.rsf import Reward, draw_and_score
+from counterpoise.alignment.rsf import draw_and_score
 from counterpoise.alignment.scoring import score_responses
 from counterpoise.alignment.training import processes
+from counterpoise.alignment.training.bounds import refuse_settings
 from counterpoise.alignment.training.models import frozen_copy
 from counterpoise.alignment.training.prompts import next_prompts, queue_from, queue_state, refuse_long_prompts
 from counterpoise.alignment.training.run import Run, stage_of
@@ -34,7 +35,9 @@ from counterpoise.alignment.training.stepping import (
     take_step,
     trainable,
 )
+from counterpoise.evaluation.rewards import Reward
 from counterpoise.language.prompts import Prompt
+from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example, response_tokens
 
 
@@ -77,6 +80,7 @@ def ppo(
     prompts: Sequence[Prompt],
     reward: Reward,
     *,
+    drawing: Drawing = Drawing(),
     reference: nn.Module | None = None,
     iterations: int = 10,
     prompts_per_iteration: int = 512,
@@ -85,7 +89,6 @@ def ppo(
     value_learning_rate: float = 1e-4,
     batch_size: int = 32,
     micro_batch_size: int = 8,
-    draw_batch_size: int = 64,
     kl: float = 0.1,
     kl_target: float | None = None,
     discount: float = 1.0,
@@ -93,10 +96,6 @@ def ppo(
     clip: float = 0.2,
     value_clip: float | None = 0.2,
     value_weight: float = 0.1,
-    max_new_tokens: int = 128,
-    temperature: float = 1.0,
-    chat: bool = True,
-    seed: int = 0,
     mitigations: Sequence[Mitigation] = (),
     run: Run | None = None,
 ) -> list[Round]:
@@ -109,9 +108,9 @@ def ppo(
     `rsf`.
 
     Args:
+        drawing: one response a prompt, of a temperature above 0; its seed also decides the order of prompts and steps.
         reference: the model of the KL penalty, PRE; best from `load_frozen` (memory-mapped), by default a copy.
         iterations: rounds of drawing `prompts_per_iteration` responses, one a prompt, and learning from them.
-        draw_batch_size: responses drawn at once; decides the random draws, as `micro_batch_size` does not.
         kl: weight of the KL penalty; with `kl_target` its start, adapted towards so many nats per response.
         discount, trace: gamma and lambda of GAE.
         clip, value_clip: how far ratio and value may move within a round; None does not clip the value.
@@ -124,15 +123,20 @@ def ppo(
         ValueError: a prompt too long for the model's context, a reward or a loss that is not finite, a temperature that
             is not positive, DeepSpeed.
     """
-    if not temperature > 0:
-        raise ValueError(
-            f"temperature: expected a positive number, found {temperature}; PPO learns from the probabilities of what it "
-            "draws, so leave it at 1"
-        )
+    refuse_unlikely(drawing)
+    rates = {
+        "learning_rate": learning_rate,
+        "value_learning_rate": value_learning_rate,
+        "kl": kl,
+        "kl_target": kl_target,
+    }
+    clips = {"clip": clip, "value_clip": value_clip, "value_weight": value_weight, "discount": discount, "trace": trace}
+    refuse_settings(**rates, **clips, batch_size=batch_size, micro_batch_size=micro_batch_size)
+    refuse_settings(iterations=iterations, prompts_per_iteration=prompts_per_iteration, epochs=epochs)
     processes.refuse_sharded("ppo", cut_up=is_sharded(model))
     processes.join(next(model.parameters()).device)
-    refuse_long_prompts(model, tokenizer, prompts, max_new_tokens, chat=chat)
-    order = random.Random(seed)
+    refuse_long_prompts(model, tokenizer, prompts, drawing)
+    order = random.Random(drawing.seed)
     queue: list[Prompt] = []
     history: list[Round] = []
     reference = frozen_copy(model) if reference is None else reference
@@ -151,19 +155,8 @@ def ppo(
         title = f"iteration {index + 1} of {iterations}"
 
         def draw(chosen: list[Prompt] = chosen, index: int = index, title: str = title) -> list[Any]:
-            encoded, drawn, scores = draw_and_score(
-                model,
-                tokenizer,
-                chosen,
-                reward,
-                n=1,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                chat=chat,
-                batch_size=draw_batch_size,
-                seed=seed * 1000 + index,
-                progress=stage_of(run, f"{title}: drawing"),
-            )
+            how, stage = replace(drawing, seed=drawing.seed * 1000 + index), stage_of(run, f"{title}: drawing")
+            encoded, drawn, scores = draw_and_score(model, tokenizer, chosen, reward, how, progress=stage)
             return [[[list(p), list(r[0])] for p, r in zip(encoded, drawn, strict=True)], scores[:, 0].tolist()]
 
         rows, scores = draw() if run is None else run.once("rollouts", index, draw)
@@ -176,7 +169,7 @@ def ppo(
         # 2. What the policy, the reference and the value head say of every token, and the advantages.
         model.eval()
         with torch.no_grad():
-            parts = [look(m, head if m is model else None, examples, micro_batch_size, temperature)
+            parts = [look(m, head if m is model else None, examples, micro_batch_size, drawing.temperature)
                      for m in (model, reference)]  # fmt: skip
         (logprobs_NC, values_NC, mask_NC), (reference_NC, _, _) = parts
         log_ratio_NC = logprobs_NC - reference_NC
@@ -202,7 +195,7 @@ def ppo(
                     clip=clip,
                     value_clip=value_clip,
                     value_weight=value_weight,
-                    temperature=temperature,
+                    temperature=drawing.temperature,
                     micro_batch_size=micro_batch_size,
                     mitigations=mitigations,
                 )
@@ -226,6 +219,24 @@ def ppo(
             break
     finish_all(mitigations, model)
     return history
+
+
+def refuse_unlikely(drawing: Drawing) -> None:
+    """Raise where PPO cannot learn from the probabilities of what is drawn.
+
+    Raises:
+        ValueError: a temperature of 0, several responses a prompt, or a number out of range.
+    """
+    if drawing.n != 1:
+        raise ValueError(
+            f"n: expected 1, found {drawing.n}; PPO draws one response a prompt: raise prompts_per_iteration"
+        )
+    if not drawing.temperature > 0:
+        raise ValueError(
+            f"temperature: expected a positive number, found {drawing.temperature}; PPO learns from the probabilities of "
+            "what it draws, so leave it at 1"
+        )
+    drawing.check()
 
 
 class ValueHead(nn.Module):

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from counterpoise.alignment.dpo import with_pad_token
 from counterpoise.alignment.preferences import Preference
+from counterpoise.alignment.training.bounds import refuse_settings
 from counterpoise.alignment.training.quiet import quiet_libraries, without_printing
 from counterpoise.alignment.training.run import telling
 from counterpoise.alignment.training.stepping import rows_at_once
@@ -64,6 +65,8 @@ def train_reward_model(
         from trl import RewardConfig, RewardTrainer  # type: ignore[attr-defined]
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("align reward-model needs trl; pip install 'counterpoise[align]'") from error
+    sizes = {"batch_size": batch_size, "micro_batch_size": micro_batch_size, "max_length": max_length}
+    refuse_settings(epochs=epochs, learning_rate=learning_rate, **sizes)
     if not 0 <= held_out < 1:
         raise ValueError(f"held_out: expected a share in [0, 1), found {held_out}")
     at_once = rows_at_once("reward model", batch_size, micro_batch_size)

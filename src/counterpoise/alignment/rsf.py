@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from counterpoise.alignment.training import processes
+from counterpoise.alignment.training.bounds import refuse_settings
 from counterpoise.alignment.training.precision import weights_cast_once
 from counterpoise.alignment.training.prompts import next_prompts, queue_from, queue_state, refuse_long_prompts
 from counterpoise.alignment.training.run import Run, stage_of
 from counterpoise.alignment.training.sharding import is_sharded, whole_weights
 from counterpoise.alignment.training.stepping import Mitigation, adam, finish_all, start_all, take_step
+from counterpoise.evaluation.rewards import Reward, checked, name_of, rate
 from counterpoise.language.prompts import Prompt, encode_prompt
-from counterpoise.language.sampling import decode, sample
+from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import Example, response_nll, response_tokens
 from counterpoise.records import Progress
-
-Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
-"""Prompts and responses in, one number each out; higher is better."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +52,13 @@ def rsf(
     prompts: Sequence[Prompt],
     reward: Reward,
     *,
+    drawing: Drawing = Drawing(n=32),
     iterations: int = 10,
     prompts_per_iteration: int = 2048,
-    n: int = 32,
     epochs: int = 2,
     learning_rate: float = 1e-5,
     batch_size: int = 32,
     micro_batch_size: int = 8,
-    draw_batch_size: int = 64,
-    max_new_tokens: int = 128,
-    temperature: float = 1.0,
-    chat: bool = True,
-    seed: int = 0,
     mitigations: Sequence[Mitigation] = (),
     run: Run | None = None,
     after_iteration: Callable[[Iteration], None] | None = None,
@@ -79,8 +73,8 @@ def rsf(
         model: a causal language model; train it in float32, or in bfloat16 on hardware made for it.
         prompts: drawn from without replacement until exhausted, then reshuffled.
         reward: scores (prompts, responses); see `counterpoise.evaluation.rewards.load_reward`.
+        drawing: n responses a prompt; its seed also decides the order of prompts and of steps.
         batch_size: kept responses per optimiser step; `micro_batch_size` of them at once, without changing the result.
-        draw_batch_size: responses drawn at once, or `n` where that is more; decides the random draws.
         mitigations: what holds the model back from forgetting; they act in this order.
         run: a folder of checkpoints; a run that was stopped goes on from its last whole iteration.
         after_iteration: called with each `Iteration` of this process.
@@ -92,10 +86,13 @@ def rsf(
         ValueError: a prompt too long for the model's context, a reward that is not finite, n equal responses
             (temperature 0), DeepSpeed.
     """
+    refuse_equal(drawing)
+    sizes = {"batch_size": batch_size, "micro_batch_size": micro_batch_size, "learning_rate": learning_rate}
+    refuse_settings(iterations=iterations, prompts_per_iteration=prompts_per_iteration, epochs=epochs, **sizes)
     processes.refuse_sharded("rsf", cut_up=is_sharded(model))
     processes.join(next(model.parameters()).device)
-    refuse_long_prompts(model, tokenizer, prompts, max_new_tokens, chat=chat)
-    order = random.Random(seed)
+    refuse_long_prompts(model, tokenizer, prompts, drawing)
+    order = random.Random(drawing.seed)
     queue: list[Prompt] = []
     history: list[Iteration] = []
     start_all(mitigations, model, tokenizer)
@@ -109,19 +106,9 @@ def rsf(
         title = f"iteration {index + 1} of {iterations}"
 
         def draw(chosen: list[Prompt] = chosen, index: int = index, title: str = title) -> list[Any]:
-            kept, mean, best = best_of_n(
-                model,
-                tokenizer,
-                chosen,
-                reward,
-                n=n,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                chat=chat,
-                batch_size=draw_batch_size,
-                seed=seed * 1000 + index,
-                progress=progress or stage_of(run, f"{title}: best of {n}"),
-            )
+            stage = progress or stage_of(run, f"{title}: best of {drawing.n}")
+            how = replace(drawing, seed=drawing.seed * 1000 + index)
+            kept, mean, best = best_of_n(model, tokenizer, chosen, reward, how, progress=stage)
             return [[list(map(list, e)) for e in kept], mean, best]
 
         drawn, mean, best = draw() if run is None else run.once("samples", index, draw)
@@ -160,29 +147,12 @@ def best_of_n(
     tokenizer: Any,
     prompts: Sequence[Prompt],
     reward: Reward,
+    drawing: Drawing,
     *,
-    n: int,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    chat: bool = True,
-    batch_size: int = 64,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[list[Example], float, float]:
     """The response of highest reward among n for each prompt, with the mean reward of all and of the kept."""
-    encoded, drawn, scores = draw_and_score(
-        model,
-        tokenizer,
-        prompts,
-        reward,
-        n=n,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        chat=chat,
-        batch_size=batch_size,
-        seed=seed,
-        progress=progress,
-    )
+    encoded, drawn, scores = draw_and_score(model, tokenizer, prompts, reward, drawing, progress=progress)
     best = scores.max(dim=1)
     kept = [Example(encoded[i], drawn[i][j]) for i, j in enumerate(best.indices.tolist())]
     return kept, float(scores.mean()), float(best.values.mean())
@@ -193,13 +163,8 @@ def draw_and_score(
     tokenizer: Any,
     prompts: Sequence[Prompt],
     reward: Reward,
+    drawing: Drawing,
     *,
-    n: int,
-    max_new_tokens: int,
-    temperature: float,
-    chat: bool,
-    batch_size: int,
-    seed: int,
     progress: Progress | None = None,
 ) -> tuple[list[tuple[int, ...]], list[list[tuple[int, ...]]], torch.Tensor]:
     """The encoded prompts, n responses for each, and their rewards, (prompts, n) in float64.
@@ -207,31 +172,17 @@ def draw_and_score(
     Raises:
         ValueError: n equal responses (temperature 0).
     """
-    if n > 1 and not temperature > 0:
-        raise ValueError(
-            f"temperature: expected a positive number, found {temperature}, at which all {n} responses are the same; "
-            "raise it, or draw one (n = 1)"
-        )
-    encoded = [encode_prompt(tokenizer, prompt, chat=chat) for prompt in prompts]
+    refuse_equal(drawing)
+    encoded = [encode_prompt(tokenizer, prompt, chat=drawing.chat) for prompt in prompts]
 
     def own() -> dict[int, tuple[list[tuple[int, ...]], list[float]]]:
         with weights_cast_once(model):
-            drawn = sample(
-                processes.sharing(model),
-                tokenizer,
-                encoded,
-                n=n,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                batch_size=batch_size,
-                seed=seed,
-                progress=progress,
-            )
+            drawn = sample(processes.sharing(model), tokenizer, encoded, drawing, progress=progress)
         rows = [i for i, group in enumerate(drawn) if processes.ELSEWHERE not in group[0]]
         if not rows:
             return {}
-        texts = decode(tokenizer, [ids for i in rows for ids in drawn[i]])
-        scores = scored(reward, [prompts[i].text for i in rows for _ in range(n)], texts).view(-1, n)
+        rated = checked(reward, name_of(reward))
+        scores = rate(rated, tokenizer, [prompts[i] for i in rows], [drawn[i] for i in rows])
         return {i: (drawn[i], row) for i, row in zip(rows, scores.tolist(), strict=True)}
 
     with whole_weights(model):  # out here: a process that has no room for them ends, and with it all
@@ -240,21 +191,18 @@ def draw_and_score(
     return encoded, list(drawn), torch.tensor(scores, dtype=torch.float64)
 
 
-def scored(reward: Reward, prompts: Sequence[str], responses: Sequence[str]) -> torch.Tensor:
-    """The rewards as float64, one per response.
+def refuse_equal(drawing: Drawing) -> None:
+    """Raise where all n responses to a prompt would be the same.
 
     Raises:
-        ValueError: a wrong number of them, or one that is not finite.
+        ValueError: a temperature of 0 with n above 1, or a number out of range.
     """
-    scores = torch.tensor(reward(prompts, responses), dtype=torch.float64)
-    if scores.shape != (len(responses),):
+    drawing.check()
+    if drawing.n > 1 and not drawing.temperature > 0:
         raise ValueError(
-            f"expected {len(responses)} rewards, one per response, found an array of shape {tuple(scores.shape)}; "
-            "the reward must return one number for each"
+            f"temperature: expected a positive number, found {drawing.temperature}, at which all {drawing.n} responses are "
+            "the same; raise it, or draw one (n = 1)"
         )
-    if not bool(scores.isfinite().all()):
-        raise ValueError("expected a finite reward for every response, found NaN or Inf; check the reward model")
-    return scores
 
 
 def fine_tune(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from counterpoise.averaging.mix import Donor, mix
+from counterpoise.averaging.mix import Donor, mix, refuse_donor
 from counterpoise.averaging.partition import partition, whole
 from counterpoise.averaging.recipe import Recipe
 from counterpoise.checkpoints.checkpoint import Checkpoint, TensorFile, copy_companions, hash_in_background
@@ -48,6 +48,7 @@ def average(
     Raises:
         CheckpointError: the two do not fit (see `preflight`), NaN or Inf, unrelated models, an occupied `out`.
     """
+    refuse_donor(donor)
     refuse_occupied(Path(out).absolute())
     pair = preflight(pre, post, drop=drop, out=out)
     hashes = hash_in_background([pair.pre, pair.post])

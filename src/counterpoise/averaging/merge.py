@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from counterpoise.averaging.dare import generator_for, kept
-from counterpoise.averaging.mix import Donor, mix
+from counterpoise.averaging.mix import Donor, mix, refuse_donor
 from counterpoise.averaging.ties import elected_mean, largest
 from counterpoise.checkpoints.checkpoint import Checkpoint, TensorFile, copy_companions, hash_in_background
 from counterpoise.checkpoints.files import INDEX, CheckpointError, refuse_occupied, staged
@@ -131,6 +131,7 @@ def merge(
         CheckpointError: the checkpoints do not fit (see `preflight`), NaN or Inf, unrelated models, an occupied `out`.
         ValueError: a number of weights that is not that of the POSTs.
     """
+    refuse_donor(donor)
     again = plan if isinstance(plan, MergeRecipe) else MergeRecipe(plan)
     plan = again.plan
     giver = donor or again.settings.get("donor", "post")

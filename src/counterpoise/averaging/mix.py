@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -10,6 +10,16 @@ from torch import Tensor
 from counterpoise.checkpoints.rounding import NARROW, PIECE, key_of, narrow_piece
 
 Donor = Literal["pre", "post"]
+
+
+def refuse_donor(donor: str | None) -> None:
+    """Raise for what is neither side.
+
+    Raises:
+        ValueError: neither pre nor post.
+    """
+    if donor not in (None, *get_args(Donor)):
+        raise ValueError(f"donor: expected {' or '.join(get_args(Donor))}, found {donor!r}")
 
 
 def mix(

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from counterpoise.cli.options import DryRun, SpeedOption, speed_of
-from counterpoise.cli.terminal import bars, plain_errors
+from counterpoise.cli.options import (
+    Device,
+    DryRun,
+    NewTokens,
+    NoChat,
+    Out,
+    Prompts,
+    Quiet,
+    RewardOption,
+    Seed,
+    SpeedOption,
+    Temperature,
+    dtype_of,
+    given,
+    refuse_without,
+    speed_of,
+)
+from counterpoise.cli.terminal import bars, command_line, plain_errors, warn
 
 
 class _AlignByDefault(TyperGroup):
@@ -37,25 +51,13 @@ app = typer.Typer(
 Model = Annotated[
     str, typer.Argument(help="Checkpoint to start from: a folder, or a hub id (org/name, org/name@revision).")
 ]
-Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write; it appears whole or not at all.")]
-Prompts = Annotated[Path | None, typer.Option(help='rsf, ppo: jsonl of {"prompt": str} or {"messages": [...]}.')]
-RewardOption = Annotated[
-    str | None, typer.Option(help="rsf, ppo: sentiment:FILE.csv, module:function, a model folder or a hub id.")
+WeightsDtype = Annotated[
+    str, typer.Option("--dtype", help="Of the trained weights and of OUT: float32, bfloat16, float16 or float64.")
 ]
-Preferences = Annotated[
-    Path | None, typer.Option(help="dpo: jsonl or json (.gz) of prompt, chosen, rejected, or of HH transcripts.")
-]
-Seed = Annotated[int, typer.Option(help="Decides every random draw.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
-Dtype = Annotated[str, typer.Option(help="Of the trained weights and of OUT: float32, bfloat16, float16 or float64.")]
 Work = Annotated[Path | None, typer.Option(help="Checkpoints on the way, state to go on from (default OUT.work).")]
 MicroBatch = Annotated[
     int, typer.Option(help="Sequences through the model at once in training: memory and speed, up to rounding.")
 ]
-NewTokens = Annotated[int, typer.Option("--max-new-tokens", help="Longest response.")]
-Temperature = Annotated[float, typer.Option(help="Of sampled responses.")]
-NoChat = Annotated[bool, typer.Option("--no-chat-template", help="Give prompts as plain text.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 METHOD, HELD = "Settings of the method (default: the paper's)", "Mitigations of the alignment tax"
 
 
@@ -74,9 +76,15 @@ def model(
     ],
     out: Out,
     method: Annotated[str, typer.Option(help="rsf, ppo or dpo.")],
-    prompts: Prompts = None,
-    reward: RewardOption = None,
-    preferences: Preferences = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help='rsf, ppo: jsonl of {"prompt": str} or {"messages": [...]}.')
+    ] = None,
+    reward: Annotated[
+        str | None, typer.Option(help="rsf, ppo: sentiment:FILE.csv, module:function, a model folder or a hub id.")
+    ] = None,
+    preferences: Annotated[
+        Path | None, typer.Option(help="dpo: jsonl or json (.gz) of prompt, chosen, rejected, or of HH transcripts.")
+    ] = None,
     samples: Annotated[
         Path | None, typer.Option(help="rsf, distillation style: what `align collect` wrote, instead of prompts.")
     ] = None,
@@ -89,6 +97,8 @@ def model(
     draw_batch_size: Annotated[
         int | None, _setting("Responses drawn at once (64), at least n; decides the random draws.")
     ] = None,
+    max_new_tokens: Annotated[int | None, _setting("rsf, ppo (128): longest response.")] = None,
+    temperature: Annotated[float | None, _setting("rsf, ppo (1): of sampled responses.")] = None,
     beta: Annotated[float | None, _setting("dpo (0.1): inverse temperature.")] = None,
     kl: Annotated[float | None, _setting("ppo (0.1): weight of the KL penalty to PRE in the reward.")] = None,
     kl_target: Annotated[float | None, _setting("ppo: adapt the weight towards this KL per response, nats.")] = None,
@@ -97,14 +107,16 @@ def model(
     kd: Annotated[float | None, _held("Strength of distillation from PRE (paper: 1e-5 to 1e-1).")] = None,
     lora: Annotated[int | None, _held("Rank of a LoRA update (paper: 16 to 512).")] = None,
     replay: Annotated[str | None, _held("jsonl of texts to learn again, or 'self': PRE's own responses.")] = None,
-    replay_ratio: Annotated[float, _held("Replayed tokens per response token (paper: 0.25 to 4).")] = 1.0,
+    replay_ratio: Annotated[
+        float | None, _held("With --replay (1): replayed tokens per response token (paper: 0.25 to 4).")
+    ] = None,
     sma: Annotated[float | None, _held("Decay of a moving average of the weights, which is the result.")] = None,
     reset_every: Annotated[int | None, _held("With --sma: Elastic Reset each so many steps.")] = None,
     stop_at_reward: Annotated[float | None, _held("End when the mean reward of the samples reaches this.")] = None,
     freeze: Annotated[int | None, _held("Keep the lowest so many layers and the embeddings.")] = None,
     merge: Annotated[float | None, _held("Online merging: weight of PRE in each step's update.")] = None,
-    merge_keep: Annotated[float, _held("Online merging: share of elements kept (OnDARE).")] = 1.0,
-    merge_base: Annotated[str | None, _held("Online merging: the checkpoint before instruction tuning.")] = None,
+    merge_keep: Annotated[float | None, _held("With --merge (1): share of elements kept (OnDARE).")] = None,
+    merge_base: Annotated[str | None, _held("With --merge: the checkpoint before instruction tuning.")] = None,
     dry_run: DryRun = False,
     speed: SpeedOption = None,
     work: Work = None,
@@ -113,7 +125,7 @@ def model(
     ] = False,
     seed: Seed = 0,
     device: Device = "cpu",
-    dtype: Dtype = "float32",
+    dtype: WeightsDtype = "float32",
     bf16: Annotated[
         bool, typer.Option("--bf16", help="Mixed precision: float32 weights, computed with in bfloat16.")
     ] = False,
@@ -124,102 +136,88 @@ def model(
         ),
     ] = False,
     micro_batch_size: MicroBatch = 8,
-    max_new_tokens: NewTokens = 128,
-    temperature: Temperature = 1.0,
     no_chat_template: NoChat = False,
     quiet: Quiet = False,
 ) -> None:
     """Align MODEL and write the result to OUT."""
     kept = f"finished iterations are in {work or f'{out}.work'}; the same command goes on from there"
-    chosen = {
-        "iterations": iterations,
-        "prompts_per_iteration": prompts_per_iteration,
-        "n": n,
-        "epochs": epochs,
-        "learning_rate": learning_rate,
-        "batch_size": batch_size,
-        "beta": beta,
-        "kl": kl,
-        "kl_target": kl_target,
-    }
-    chosen = {name: value for name, value in chosen.items() if value is not None}
-    common = {"micro_batch_size": micro_batch_size, "chat": not no_chat_template, "seed": seed}
-    drawing: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
-    if draw_batch_size is not None:
-        drawing["draw_batch_size"] = draw_batch_size
-    files = {"prompts": prompts, "preferences": preferences, "samples": samples}
-    strengths = {"l1": l1, "l2": l2, "kd": kd, "lora": lora, "sma": sma, "freeze": freeze, "merge": merge}
-    others: dict[str, Any] = {
-        "replay": replay,
-        "replay_ratio": replay_ratio,
-        "reset_every": reset_every,
-        "stop_at_reward": stop_at_reward,
-        "merge_keep": merge_keep,
-        "merge_base": merge_base,
-    }
+    settings = given(
+        iterations=iterations,
+        prompts_per_iteration=prompts_per_iteration,
+        n=n,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        draw_batch_size=draw_batch_size,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        beta=beta,
+        kl=kl,
+        kl_target=kl_target,
+    )
+    held = given(
+        l1=l1,
+        l2=l2,
+        kd=kd,
+        lora=lora,
+        replay=replay,
+        replay_ratio=replay_ratio,
+        sma=sma,
+        reset_every=reset_every,
+        stop_at_reward=stop_at_reward,
+        freeze=freeze,
+        merge=merge,
+        merge_keep=merge_keep,
+        merge_base=merge_base,
+    )
     with plain_errors(kept), bars(quiet or dry_run) as progress:
+        from counterpoise.alignment.align import align
+        from counterpoise.alignment.from_options import Alignment, Files
         from counterpoise.alignment.training import processes
 
-        shard = shard or processes.asked_for("FSDP")
+        if not dry_run:
+            refuse_without("--dry-run", given(speed=speed))
+        wanted = Alignment(
+            source,
+            out,
+            method,
+            Files(prompts, reward, preferences, samples),
+            settings,
+            held,
+            work,
+            micro_batch_size,
+            not no_chat_template,
+            seed,
+            dtype_of(dtype, auto=False),
+            bf16,
+            shard or processes.asked_for("FSDP"),
+            device,
+            not last_checkpoint_only,
+        )
         if dry_run:
             from counterpoise.cli.plan import tell
             from counterpoise.planning.align import plan_align
 
-            plan = plan_align(
-                source,
-                out,
-                method,
-                chosen,
-                common,
-                drawing,
-                {**strengths, **others},
-                **files,
-                reward=reward,
-                dtype=_dtype(dtype),
-                bf16=bf16,
-                shared_by=processes.expected(shard),
-                device=device,
-                keep_checkpoints=not last_checkpoint_only,
-            )
-            tell(plan, speed_of(speed), device)
+            tell(plan_align(wanted, shared_by=processes.expected(wanted.shard)), speed_of(speed), device)
             return
-        from counterpoise.alignment import from_options as assembling
-        from counterpoise.alignment.align import align
         from counterpoise.language.dtypes import warning
 
+        wanted.check()
         processes.join(device)
-        told = warning(_dtype(dtype), _dtype("bfloat16" if bf16 else dtype), device)
+        told = warning(wanted.dtype, dtype_of("bfloat16") if bf16 else wanted.dtype, device)
         if told and processes.is_first():
-            print(f"warning: {told}", file=sys.stderr)
-        how: assembling.How = {"dtype": _dtype(dtype), "bf16": bf16, "shard": shard, "device": device}
-        train = assembling.method(
-            method,
-            source,
-            {**chosen, **common},
-            drawing,
-            **files,
-            reward=reward,
-            how=how,
-        )
-        held = assembling.mitigations(
-            source,
-            strengths,
-            **others,
-            files=files,
-            drawing={**drawing, "chat": not no_chat_template, "seed": seed},
-            work=work or out.with_name(f"{out.name}.work"),
-            how=how,
-        )
+            warn([told])
+        run, recorded = wanted.bind()
         record = align(
             source,
             out,
-            train.run,
-            mitigations=held,
-            told=train.told,
+            run,
+            mitigations=wanted.mitigations(),
+            told=recorded,
             work=work,
-            **how,
-            keep_checkpoints=not last_checkpoint_only,
-            command=_command(),
+            **wanted.how,
+            keep_checkpoints=wanted.keep_checkpoints,
+            command=command_line(),
             progress=progress,
         )
     if not processes.is_first():
@@ -234,8 +232,8 @@ def model(
 def collect(
     source: Annotated[str, typer.Argument(metavar="MODEL", help="A finished model: a folder or a hub id.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The jsonl file to write.")],
-    prompts: Annotated[Path, typer.Option(help='jsonl of {"prompt": str} or {"messages": [...]}.')],
-    reward: Annotated[str, typer.Option(help="sentiment:FILE.csv, module:function, a model folder or a hub id.")],
+    prompts: Prompts,
+    reward: RewardOption,
     n: Annotated[int, typer.Option(help="Responses per prompt.")] = 32,
     work: Annotated[Path | None, typer.Option(help="Where finished pieces are kept (default OUT.work).")] = None,
     seed: Seed = 0,
@@ -250,24 +248,13 @@ def collect(
     """Collect the best of n responses once, for RSF in distillation style: `align PRE --method rsf --samples OUT`."""
     work = work or out.with_name(f"{out.name}.work")
     with plain_errors(f"finished pieces are in {work}; the same command goes on from there"), bars(quiet) as progress:
-        from counterpoise.alignment.from_options import collect_to
+        from counterpoise.alignment.from_options import Collection
+        from counterpoise.language.sampling import Drawing
+        from counterpoise.records import named
 
-        found = collect_to(
-            source,
-            out,
-            prompts,
-            reward,
-            work=work,
-            dtype=_dtype(dtype),
-            device=device,
-            n=n,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            chat=not no_chat_template,
-            batch_size=micro_batch_size,
-            seed=seed,
-            progress=progress and (lambda done, total: progress(f"best of {n}", done, total)),
-        )
+        drawing = Drawing(n, max_new_tokens, temperature, not no_chat_template, micro_batch_size, seed)
+        wanted = Collection(source, out, prompts, reward, drawing, work, dtype_of(dtype, auto=False), device)
+        found = wanted.run(named(progress, f"best of {n}"))
     count = len(found)
     print(f"{count} responses, mean reward of all {sum(s.mean_reward for s in found) / count:.4f}, "
           f"of the best {sum(s.reward for s in found) / count:.4f}")  # fmt: skip
@@ -287,7 +274,7 @@ def reward_model(
     held_out: Annotated[float, typer.Option(help="Share of the pairs that measures the accuracy.")] = 0.1,
     seed: Seed = 0,
     device: Device = "cpu",
-    dtype: Dtype = "float32",
+    dtype: WeightsDtype = "float32",
     quiet: Quiet = False,
 ) -> None:
     """Train a reward model on preferences: OUT serves as --reward OUT here and in restore."""
@@ -307,8 +294,8 @@ def reward_model(
             held_out=held_out,
             seed=seed,
             device=device,
-            dtype=_dtype(dtype),
-            command=_command(),
+            dtype=dtype_of(dtype, auto=False),
+            command=command_line(),
             progress=progress,
         )
     pairs, accuracy = record["pairs"], record["accuracy"]
@@ -326,16 +313,3 @@ def _show(record: dict[str, Any]) -> None:
     print(f"{record['iterations']} iterations; at the last: " + ", ".join(f"{k} {v:.4g}" for k, v in numbers.items()))
     if metrics.get("stopped"):
         print("ended early: the reward budget is reached")
-
-
-def _dtype(name: str) -> Any:
-    import torch
-
-    names = ("float32", "bfloat16", "float16", "float64")
-    if name not in names:
-        raise ValueError(f"--dtype: expected {', '.join(names)}, found {name!r}")
-    return getattr(torch, name)
-
-
-def _command() -> str:
-    return shlex.join(["counterpoise", *sys.argv[1:]])

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from counterpoise.cli.options import Blocks, DonorOption, Drop, Out, Post, Pre, Quiet, Unrelated, donor_side, numbers
+from counterpoise.cli.options import Blocks, DonorOption, Drop, Out, Post, Pre, Quiet, Unrelated, numbers
 from counterpoise.cli.terminal import bars, plain_errors, warn
 
 
@@ -46,7 +46,7 @@ def average(
             out,
             plan,
             blocks=blocks,
-            donor=donor_side(donor),
+            donor=donor,  # type: ignore[arg-type]
             drop=drop or (),
             allow_unrelated=allow_unrelated,
             progress=progress and (lambda done, total: progress("averaging", done, total)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from dataclasses import replace
 from functools import partial
@@ -12,8 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from counterpoise.cli.options import DryRun, SpeedOption, speed_of
-from counterpoise.cli.terminal import bars, plain_errors
+from counterpoise.cli.options import (
+    BatchSize,
+    Device,
+    DryRun,
+    NewTokens,
+    NoChat,
+    Prompts,
+    Quiet,
+    Seed,
+    SpeedOption,
+    Temperature,
+    given,
+    refuse_without,
+    speed_of,
+)
+from counterpoise.cli.terminal import bars, command_line, plain_errors
 
 if TYPE_CHECKING:
     from counterpoise.judging.alpaca import Pair
@@ -67,7 +80,7 @@ def compare(
     dry_run: DryRun = False,
     speed: SpeedOption = None,
     device: Annotated[str, typer.Option(help="Of a reward or preference model.")] = "cpu",
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Win rate of OURS against THEIRS with a 95 % interval, each pair judged in both orders."""
     work = work or out.with_name(out.name + ".work")
@@ -115,7 +128,7 @@ def compare(
             found = run(judge, pairs)
         result = {
             "format": "counterpoise judge 1",
-            "command": _command(),
+            "command": command_line(),
             "versions": versions(),
             "judge": about,
             **found,
@@ -129,19 +142,19 @@ def compare(
 @app.command()
 def respond(
     model: Annotated[str, typer.Argument(help="Checkpoint: a folder or a hub id.")],
-    prompts: Annotated[Path, typer.Option(help='jsonl: {"prompt": str} or {"messages": [...]} a line.')],
+    prompts: Prompts,
     out: Annotated[Path, typer.Option("-o", "--out", help="AlpacaEval json to write.")],
     generator: Annotated[str | None, typer.Option(help="Its name in the file (default: MODEL's last part).")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest response.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
-    batch_size: Annotated[int, typer.Option(help="Sequences at once.")] = 16,
-    no_chat_template: Annotated[bool, typer.Option("--no-chat-template", help="Give prompts as plain text.")] = False,
-    seed: Annotated[int, typer.Option(help="Decides every random draw.")] = 0,
+    max_new_tokens: NewTokens = 256,
+    temperature: Temperature = 0.7,
+    batch_size: BatchSize = 16,
+    no_chat_template: NoChat = False,
+    seed: Seed = 0,
     dry_run: DryRun = False,
     speed: SpeedOption = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    device: Device = "cpu",
+    quiet: Quiet = False,
 ) -> None:
     """Answer prompts with a checkpoint and write AlpacaEval's outputs."""
     with plain_errors("nothing was written"), bars(quiet or dry_run) as progress:
@@ -150,36 +163,27 @@ def respond(
         from counterpoise.checkpoints.files import resolve
         from counterpoise.language.dtypes import placed
         from counterpoise.language.prompts import encode_prompt, read_prompts
-        from counterpoise.language.sampling import decode, sample
+        from counterpoise.language.sampling import Drawing, decode, sample
+        from counterpoise.records import named
 
+        drawing = Drawing(1, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
+        drawing.check()
+        if not dry_run:
+            refuse_without("--dry-run", given(speed=speed))
         wanted = read_prompts(prompts)[:limit]
         if dry_run:
             from counterpoise.cli.plan import tell
             from counterpoise.planning.judge import plan_respond
 
-            plan = plan_respond(
-                model,
-                wanted,
-                chat=not no_chat_template,
-                max_new_tokens=max_new_tokens,
-                batch_size=batch_size,
-                device=device if speed is None else None,
-            )
+            plan = plan_respond(model, wanted, drawing, device=device if speed is None else None)
             tell(plan, speed_of(speed), device)
             return
         folder = resolve(model)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
-        drawn = sample(
-            placed(loaded, device),
-            tokenizer,
-            [encode_prompt(tokenizer, p, chat=not no_chat_template) for p in wanted],
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            batch_size=batch_size,
-            seed=seed,
-            progress=progress and (lambda done, total: progress("answering", done, total)),
-        )
+        encoded = [encode_prompt(tokenizer, p, chat=drawing.chat) for p in wanted]
+        answering = named(progress, "answering")
+        drawn = sample(placed(loaded, device), tokenizer, encoded, drawing, progress=answering)
         texts = decode(tokenizer, [group[0] for group in drawn])
         name = generator or Path(model.rstrip("/")).name
         rows = [{"instruction": p.text, "output": t, "generator": name} for p, t in zip(wanted, texts, strict=True)]
@@ -280,7 +284,3 @@ def _write(path: Path, content: Any) -> None:
     from counterpoise.records import write_whole
 
     write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def _command() -> str:
-    return shlex.join(["counterpoise", *sys.argv[1:]])

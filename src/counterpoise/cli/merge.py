@@ -41,8 +41,6 @@ def merge(
         from counterpoise.averaging.merge import Merge, MergeRecipe
         from counterpoise.averaging.merge import merge as run
 
-        if donor not in (None, "pre", "post"):
-            raise ValueError(f"--donor: expected pre or post, found {donor!r}")
         given: Any = {"method": method, "density": density, "ratio": ratio, "scope": scope, "seed": seed}
         given = {name: value for name, value in {**given, "weights": _weights(weights)}.items() if value is not None}
         if recipe and given:

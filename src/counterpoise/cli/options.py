@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,10 @@ SearchBlocks = Annotated[
     str | None,
     typer.Option(help="Number of equal blocks, 'layerwise' or 'module' (default: 3 for HMA, layerwise for two-sided)."),
 ]
-Alignment = Annotated[str, typer.Option(help="Two-sided: what alignment means: imitation, contrast or reward.")]
+Alignment = Annotated[
+    str | None,
+    typer.Option(help="Two-sided: what alignment means: imitation, contrast or reward.  [default: imitation]"),
+]
 ProxySize = Annotated[int, typer.Option(help="Responses that the search sees, on each side.")]
 DonorOption = Annotated[str, typer.Option(help="Whose config, tokenizer and chat template go into OUT: post or pre.")]
 Drop = Annotated[list[str] | None, typer.Option(help="Pattern of tensors to leave out when one side alone has them.")]
@@ -63,28 +67,33 @@ def numbers(text: str) -> list[float]:
         raise ValueError(f"expected numbers with commas between them, found {text!r}") from None
 
 
-def search_kind(name: str) -> Any:
-    """One of the searches."""
-    if name not in ("hma", "two-sided", "both"):
-        raise ValueError(f"--search: expected hma, two-sided or both, found {name!r}")
-    return name
-
-
-def donor_side(name: str) -> Any:
-    """One of the two sides."""
-    if name not in ("pre", "post"):
-        raise ValueError(f"--donor: expected pre or post, found {name!r}")
-    return name
-
-
-def dtype_of(name: str) -> Any:
-    """The torch dtype; None for auto."""
+def dtype_of(name: str, *, auto: bool = True) -> Any:
+    """The torch dtype; None for auto, where that is a choice."""
     import torch
 
-    names = ("float32", "bfloat16", "float16", "float64")
-    if name not in ("auto", *names):
-        raise ValueError(f"--dtype: expected auto, {', '.join(names)}, found {name!r}")
+    names = (*["auto"] * auto, "float32", "bfloat16", "float16", "float64")
+    if name not in names:
+        raise ValueError(f"--dtype: expected {', '.join(names)}, found {name!r}")
     return None if name == "auto" else getattr(torch, name)
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were typed, by name."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def refuse_without(partner: str, options: Mapping[str, Any]) -> None:
+    """Raise for an option that does nothing without another.
+
+    Args:
+        partner: what to add.
+        options: those that were typed, by name.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for name in options:
+        raise ValueError(f"--{name.replace('_', '-')}: does nothing here; add {partner}, or leave it out")
 
 
 def speed_of(text: str | None) -> tuple[float, float] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -33,17 +33,14 @@ from counterpoise.cli.options import (
     SpeedOption,
     Temperature,
     Unrelated,
-    donor_side,
     dtype_of,
+    given,
     numbers,
-    search_kind,
+    refuse_without,
     speed_of,
     usable_device,
 )
 from counterpoise.cli.terminal import bars, command_line, plain_errors, show_result, show_tax, warn
-
-if TYPE_CHECKING:
-    from counterpoise.evaluation.panel import Panel
 
 
 def restore(
@@ -56,17 +53,23 @@ def restore(
     search: Annotated[str, typer.Option(help="hma, two-sided in its place, or both.")] = "hma",
     blocks: SearchBlocks = None,
     mean: Annotated[float | None, typer.Option(help="Write HMA at this mean ratio instead of picking.")] = None,
-    keep_reward: Annotated[float, typer.Option(help="Share of the reward gain that the pick must keep.")] = 0.95,
+    keep_reward: Annotated[
+        float | None, typer.Option(help="Share of the reward gain that the pick must keep.  [default: 0.95]")
+    ] = None,
     means: Annotated[
-        str, typer.Option(help="Mean ratios of the grid; above 1 extrapolates (ExPO), with MA alone.")
-    ] = "0.2,0.4,0.6,0.8",
+        str | None,
+        typer.Option(
+            help="Mean ratios of the grid; above 1 extrapolates (ExPO), with MA alone.  [default: 0.2,0.4,0.6,0.8]"
+        ),
+    ] = None,
     lambdas: Annotated[
-        str, typer.Option(help="Two-sided: prices of what PRE could do, in units of alignment.")
-    ] = "0.25,0.5,1,2,4",
-    alignment: Alignment = "imitation",
+        str | None,
+        typer.Option(help="Two-sided: prices of what PRE could do, in units of alignment.  [default: 0.25,0.5,1,2,4]"),
+    ] = None,
+    alignment: Alignment = None,
     calibrate: Annotated[
-        int, typer.Option(min=0, help="Two-sided: also retain the answers of so many validation items an ability.")
-    ] = 0,
+        int | None, typer.Option(help="Two-sided: also retain the answers of so many validation items an ability.")
+    ] = None,
     min_effective_sets: Annotated[
         float | None, typer.Option(help="Two-sided: guard the worst retention set, at least so many always counting.")
     ] = None,
@@ -95,56 +98,50 @@ def restore(
         plain_errors(f"finished pieces are in {work or f'{out}.work'}; the same command goes on from there"),
         bars(quiet or dry_run) as progress,
     ):
-        settings: dict[str, Any] = {
-            "search": search_kind(search),
-            "blocks": blocks,
-            "mean": mean,
-            "means": numbers(means),
-            "lambdas": numbers(lambdas),
-            "alignment": alignment,
-            "calibrate": calibrate,
-            "min_effective_sets": min_effective_sets,
-            "keep_reward": keep_reward,
-            "proxy_size": proxy_size,
-            "controls": controls,
-        }
-        drawing: dict[str, Any] = {
-            "limit": limit,
-            "prompt_limit": prompt_limit,
-            "replies": replies,
-            "seed": seed,
-            "batch_size": batch_size,
-            "max_new_tokens": max_new_tokens,
-            "temperature": temperature,
-            "chat": not no_chat_template,
-        }
+        from counterpoise.evaluation.panel import PanelFiles
+        from counterpoise.language.sampling import Drawing
+        from counterpoise.restoration.request import Request
+        from counterpoise.search.candidates import CONTROLS, HMA, SEARCHES, Ramp, TwoSided
+
+        if search not in (*SEARCHES, "both"):
+            raise ValueError(f"--search: expected {', '.join(SEARCHES)} or both, found {search!r}")
+        two = given(
+            lambdas=lambdas and numbers(lambdas),
+            alignment=alignment,
+            calibrate=calibrate,
+            min_effective_sets=min_effective_sets,
+            blocks=blocks,
+        )
+        if search == "hma":
+            refuse_without("--search two-sided or both", {name: two[name] for name in two if name != "blocks"})
+        if mean is not None:
+            nothing = given(keep_reward=keep_reward, means=means)
+            refuse_without("a grid to pick from in the place of --mean", nothing)
+        if not dry_run:
+            refuse_without("--dry-run", given(speed=speed))
+        cut = 3 if blocks is None else blocks
+        searches: list[HMA | Ramp | TwoSided] = [] if search == "two-sided" else [HMA(cut, proxy_size)]
+        if controls:
+            searches += [Ramp(ramp.kind, cut) for ramp in CONTROLS]
+        if search != "hma":
+            searches.append(TwoSided(**two, proxy_size=proxy_size))
+        picked = given(means=means and numbers(means), keep_reward=keep_reward, mean=mean, work=work)
+        fitted = {"donor": donor, "drop": drop or (), "allow_unrelated": allow_unrelated, "dtype": dtype_of(dtype)}
+        request = Request(pre, post, out, searches, **picked, **fitted, device=device)
+        drawing = Drawing(replies, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
+        files = PanelFiles(prompts, reward, abilities, limit, prompt_limit, drawing)
         if dry_run:
-            donor_side(donor)
             from counterpoise.cli.plan import tell
             from counterpoise.planning.restore import plan_restore
 
-            data = (pre, post, out, prompts, reward, abilities)
-            here = device if speed is None else None
-            plan = plan_restore(*data, settings, drawing, drop=drop or (), dtype=dtype_of(dtype), device=here)
-            tell(plan, speed_of(speed), device)
+            tell(plan_restore(request, files, present=speed is None), speed_of(speed), device)
             return
-        from counterpoise.restoration.restore import restore as run
+        from counterpoise.evaluation.abilities import is_file
+        from counterpoise.restoration.restore import run
 
-        result = run(
-            pre,
-            post,
-            out,
-            _panel(prompts, reward, abilities, device=usable_device(device), **drawing),
-            **settings,
-            work=work,
-            donor=donor_side(donor),
-            drop=drop or (),
-            allow_unrelated=allow_unrelated,
-            device=usable_device(device),
-            dtype=dtype_of(dtype),
-            command=command_line(),
-            progress=progress,
-        )
+        request.check(sum(map(is_file, abilities)))
+        usable_device(device)
+        result = run(request, files.load(device), command=command_line(), progress=progress)
     show_result(result, out, work)
 
 
@@ -176,23 +173,13 @@ def tax(
             raise ValueError(
                 f"--json {json_out}: expected a folder {json_out.absolute().parent}, found none; make it first"
             )
+        from counterpoise.evaluation.panel import PanelFiles
+        from counterpoise.language.sampling import Drawing
         from counterpoise.records import write_json
         from counterpoise.restoration.restore import measure_tax
 
-        panel = _panel(
-            prompts,
-            reward,
-            abilities,
-            device=usable_device(device),
-            limit=limit,
-            prompt_limit=prompt_limit,
-            replies=replies,
-            seed=seed,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            chat=not no_chat_template,
-        )
+        drawing = Drawing(replies, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
+        panel = PanelFiles(prompts, reward, abilities, limit, prompt_limit, drawing).load(usable_device(device))
         rows, warnings = measure_tax(
             pre,
             post,
@@ -200,7 +187,7 @@ def tax(
             work=work,
             drop=drop or (),
             allow_unrelated=allow_unrelated,
-            device=usable_device(device),
+            device=device,
             dtype=dtype_of(dtype),
             progress=progress,
         )
@@ -208,9 +195,3 @@ def tax(
             write_json(json_out, rows)
     warn(warnings)
     show_tax({"tax": rows})
-
-
-def _panel(prompts: Path, reward: str, abilities: list[str], **settings: Any) -> Panel:
-    from counterpoise.evaluation.panel import Panel
-
-    return Panel.load(prompts, reward, abilities, **settings)

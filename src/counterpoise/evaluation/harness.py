@@ -17,6 +17,7 @@ from torch import nn
 from counterpoise.evaluation.bleu import bleu
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import Part, part_of
+from counterpoise.language.sampling import SCORING, Drawing
 from counterpoise.records import digest
 
 FEWSHOT_SEED = 1234
@@ -74,16 +75,7 @@ class HarnessAbility:
         return digest([*about, sorted(self.keys)])
 
     def measure(
-        self,
-        model: nn.Module,
-        tokenizer: Any,
-        part: Part,
-        *,
-        limit: int | None = None,
-        batch_size: int = 16,
-        seed: int = 0,
-        max_new_tokens: int = 64,
-        chat: bool = True,
+        self, model: nn.Module, tokenizer: Any, part: Part, drawing: Drawing = SCORING, *, limit: int | None = None
     ) -> list[Measurement]:
         """See `Ability.measure`; prompts, lengths and stop words are the task's own, without a chat template."""
         from lm_eval.evaluator import evaluate
@@ -91,7 +83,7 @@ class HarnessAbility:
 
         chosen = self._chosen(part, min((n for n in (limit, self.limit) if n is not None), default=None))
         device = str(next(model.parameters()).device)
-        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=device)
+        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=drawing.batch_size, device=device)
         task = self.task.task_name
         self.task.set_fewshot_seed(FEWSHOT_SEED)
         found = evaluate(

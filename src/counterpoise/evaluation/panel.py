@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ from torch import nn
 from counterpoise.evaluation.abilities import Ability, load_abilities
 from counterpoise.evaluation.measurement import Measurement, interval_of
 from counterpoise.evaluation.parts import Part, part_of
-from counterpoise.evaluation.rewards import Reward, checked, fingerprint, load_reward, name_of
+from counterpoise.evaluation.rewards import Reward, checked, fingerprint, load_reward, name_of, rate
 from counterpoise.language.prompts import Prompt, encode_prompt, read_prompts
-from counterpoise.language.sampling import decode, sample
+from counterpoise.language.sampling import SCORING, Drawing, sample
 from counterpoise.records import Progress, Store, digest
 
 
@@ -31,10 +31,9 @@ class Panel:
         abilities: what `load_abilities` returned.
         limit: at most so many items per ability and part.
         prompt_limit: at most so many prompts per part (proxy prompts are not limited).
-        replies: responses drawn for a prompt; its reward is their mean. More of them steady the reward, and the prompt is
-            read once for all.
-        max_new_tokens, temperature, batch_size, chat, seed: how responses are drawn; every model sees the same random
-            numbers.
+        drawing: how responses are drawn, n of them for a prompt, whose reward is their mean: more of them steady it, and
+            the prompt is read once for all. Every model sees the same random numbers. `batch_size` sequences are scored
+            at once, four times as many drawn.
     """
 
     prompts: Sequence[Prompt]
@@ -43,12 +42,7 @@ class Panel:
     reward_id: str = "reward"
     limit: int | None = None
     prompt_limit: int | None = None
-    replies: int = 1
-    max_new_tokens: int = 128
-    temperature: float = 1.0
-    batch_size: int = 16
-    chat: bool = True
-    seed: int = 0
+    drawing: Drawing = SCORING
     source: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -59,25 +53,43 @@ class Panel:
         abilities: Sequence[str],
         *,
         device: str = "cpu",
-        **settings: Any,
+        limit: int | None = None,
+        prompt_limit: int | None = None,
+        drawing: Drawing = SCORING,
     ) -> Panel:
-        """From a prompts file, a reward (a spec of `load_reward` or a callable) and ability specs."""
+        """From a prompts file, a reward (a spec of `load_reward` or a callable) and ability specs.
+
+        Args:
+            device: of a reward that is a model.
+            limit, prompt_limit, drawing: see `Panel`.
+
+        Raises:
+            ValueError: an unreadable file, a spec that is none, a drawing out of range.
+        """
+        drawing.check()
         return cls(
             read_prompts(prompts),
-            load_reward(reward, device=device, batch_size=settings.get("batch_size", 16))
+            load_reward(reward, device=device, batch_size=drawing.batch_size)
             if isinstance(reward, str)
             else checked(reward, name_of(reward)),
             load_abilities(abilities),
             reward_id=fingerprint(reward),
+            limit=limit,
+            prompt_limit=prompt_limit,
+            drawing=drawing,
             source={"prompts": str(prompts), "reward": name_of(reward), "abilities": list(abilities)},
-            **settings,
         )
 
     @property
     def settings(self) -> dict[str, Any]:
         """How responses are drawn and how much is measured, as plain json."""
-        names = ("limit", "prompt_limit", "replies", "max_new_tokens", "temperature", "batch_size", "chat", "seed")
-        return {name: getattr(self, name) for name in names}
+        names = ("max_new_tokens", "temperature", "batch_size", "chat", "seed")
+        drawn = {name: getattr(self.drawing, name) for name in names}
+        return {"limit": self.limit, "prompt_limit": self.prompt_limit, "replies": self.drawing.n, **drawn}
+
+    def draws(self, **changes: Any) -> Drawing:
+        """How responses are drawn, with some changes."""
+        return replace(self.drawing, batch_size=4 * self.drawing.batch_size, **changes)
 
     @property
     def fingerprint(self) -> str:
@@ -116,16 +128,17 @@ class Panel:
         def kept(key: dict[str, Any], work: Callable[[], Any]) -> Any:
             return work() if store is None else store.once({**key, "model": model_id, "part": part}, work)
 
-        drawing = {"tokens": self.max_new_tokens, "temperature": self.temperature, "chat": self.chat, "seed": self.seed}
+        how = self.drawing
+        drawing = {"tokens": how.max_new_tokens, "temperature": how.temperature, "chat": how.chat, "seed": how.seed}
         chosen = self.prompts_of(part)
         scores = kept(
             {
                 "what": "reward",
                 "reward": self.reward_id,
                 "prompts": digest([p.key for p in chosen]),
-                **({"replies": self.replies} if self.replies > 1 else {}),
+                **({"replies": how.n} if how.n > 1 else {}),
                 **drawing,
-                "batch": self.batch_size,
+                "batch": how.batch_size,
             },
             lambda: self._rewards(model, tokenizer, chosen),
         )
@@ -136,17 +149,7 @@ class Panel:
         )
         abilities = {}
         for number, ability in enumerate(self.abilities, start=2):
-            run = partial(
-                ability.measure,
-                model,
-                tokenizer,
-                part,
-                limit=self.limit,
-                batch_size=self.batch_size,
-                seed=self.seed,
-                max_new_tokens=self.max_new_tokens,
-                chat=self.chat,
-            )
+            run = partial(ability.measure, model, tokenizer, part, how, limit=self.limit)
             key = {"what": "ability", "ability": ability.fingerprint, "limit": self.limit, **drawing}
             measured = kept(key, lambda run=run: [m.to_json() for m in run()])  # type: ignore[misc]
             abilities[ability.name] = [Measurement.from_json(m) for m in measured]
@@ -155,20 +158,31 @@ class Panel:
         return Scores(reward, abilities)
 
     def _rewards(self, model: nn.Module, tokenizer: Any, prompts: list[Prompt]) -> list[float]:
-        drawn = sample(
-            model,
-            tokenizer,
-            [encode_prompt(tokenizer, p, chat=self.chat) for p in prompts],
-            n=self.replies,
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            batch_size=4 * self.batch_size,
-            seed=self.seed,
-        )
-        asked = [p.text for p in prompts for _ in range(self.replies)]
-        scores = self.reward(asked, decode(tokenizer, [ids for group in drawn for ids in group]))
-        means: list[float] = np.reshape(scores, (len(prompts), self.replies)).mean(1).tolist()
+        encoded = [encode_prompt(tokenizer, p, chat=self.drawing.chat) for p in prompts]
+        drawn = sample(model, tokenizer, encoded, self.draws())
+        means: list[float] = rate(self.reward, tokenizer, prompts, drawn).mean(1).tolist()
         return means
+
+
+@dataclass(frozen=True)
+class PanelFiles:
+    """A panel as it is typed, before anything of it is read; see `Panel.load`."""
+
+    prompts: str | Path
+    reward: str
+    abilities: Sequence[str]
+    limit: int | None = None
+    prompt_limit: int | None = None
+    drawing: Drawing = SCORING
+
+    def load(self, device: str) -> Panel:
+        """The panel itself.
+
+        Args:
+            device: of a reward that is a model.
+        """
+        how: dict[str, Any] = {"limit": self.limit, "prompt_limit": self.prompt_limit, "drawing": self.drawing}
+        return Panel.load(self.prompts, self.reward, self.abilities, device=device, **how)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from counterpoise.language.prompts import Prompt
+from counterpoise.language.sampling import decode
 from counterpoise.records import digest
 
 Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
@@ -59,6 +62,15 @@ def checked(reward: Reward, name: str) -> Reward:
         return [float(v) for v in values]
 
     return scores
+
+
+def rate(
+    reward: Reward, tokenizer: Any, prompts: Sequence[Prompt], responses: Sequence[Sequence[tuple[int, ...]]]
+) -> NDArray[np.float64]:
+    """The rewards of n responses to each prompt, given as token ids: shape (prompts, n)."""
+    asked = [p.text for p, group in zip(prompts, responses, strict=True) for _ in group]
+    scores = reward(asked, decode(tokenizer, [ids for group in responses for ids in group]))
+    return np.asarray(scores, dtype=np.float64).reshape(len(prompts), -1)
 
 
 def sentiment(path: str | Path) -> Reward:

@@ -19,7 +19,7 @@ from counterpoise.checkpoints.preflight import Pair
 from counterpoise.evaluation.panel import Panel, Scores
 from counterpoise.evaluation.parts import Part
 from counterpoise.language import dtypes
-from counterpoise.records import NUMERICS, Progress, Stages, Store, digest
+from counterpoise.records import NUMERICS, Progress, Stages, Store, digest, named
 
 
 @dataclass(frozen=True)
@@ -113,5 +113,4 @@ class Workbench:
 
     def stage(self, name: str) -> Progress | None:
         """A progress callback for one stage."""
-        progress = self._progress
-        return None if progress is None else lambda done, total: progress(name, done, total)
+        return named(self._progress, name)

@@ -6,14 +6,12 @@ Pure functions: shapes and counts in, numbers out. `counterpoise.planning.restor
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import nn
 
-HMA_PASSES = 12
-"""Most passes of a search for one mean, and most points of an exact search for one lambda."""
 SAVED = (8, 2, 2, 4)
 """Elements kept for the backward pass per token and layer, of sizes hidden, queries, keys and intermediate."""
 EXPERTS = (
@@ -124,6 +122,34 @@ class Plan:
     def seconds(self, speed: Speed) -> float:
         """All stages, one after the other."""
         return sum(s.work.seconds(speed) for s in self.stages)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long sequences are and how many run at once.
+
+    Attributes:
+        prompt, longest: mean and longest prompt, tokens.
+        response: taken for every response: the longest that is allowed.
+        batch: sequences at once in training; `restore` draws 8 times as many.
+        itemsize: bytes of a weight.
+    """
+
+    prompt: float
+    longest: int
+    response: float
+    batch: int
+    itemsize: int
+
+    def drawing_memory(self, shape: Shape, reward: Shape | None = None) -> int:
+        """Bytes while a search draws, and while a reward that is a model rates what was drawn."""
+        drawing = drawing_bytes(shape, 8 * self.batch, self.longest + self.response, self.itemsize)
+        return drawing + (0 if reward is None else drawing_bytes(reward, 2 * self.batch, 0, self.itemsize))
+
+    def training_memory(self, shape: Shape) -> int:
+        """Bytes while the gradient of a search is computed."""
+        kept = training_bytes(shape, self.batch, self.longest, self.response, self.itemsize)
+        return kept + shape.largest * self.itemsize
 
 
 @dataclass(frozen=True)
@@ -282,26 +308,12 @@ def training_bytes(shape: Shape, sequences: float, prompt: float, response: floa
     return math.ceil(shape.layers * tokens * kept * itemsize + logits)
 
 
-def points(means: Sequence[float], *, hma: bool, controls: bool, lambdas: int = 0) -> int:
-    """Averages that are measured on validation data: PRE, POST, MA, HMA and three controls a mean, two a lambda.
-
-    >>> points([0.2, 0.6, 1.2], hma=True, controls=True)
-    13
-    """
-    inside = sum(mean <= 1 for mean in means)
-    return 2 + len(means) + inside * (hma + 3 * controls) + 2 * lambdas
-
-
-def two_sided_passes(form: str, lambdas: int) -> tuple[int, int]:
-    """Most passes with and without a gradient of a two-sided search, each over one side's sequences.
-
-    The diagonal takes five points of each side, for the reward 13 pools with a gradient and 35 without; the exact search
-    up to `HMA_PASSES` points and two starts a lambda of each side; the check of the path one.
-
-    >>> two_sided_passes("imitation", 5)
-    (160, 0)
-    """
-    if form == "reward":
-        exact = lambdas * (HMA_PASSES + 1)
-        return 13 + 5 + 2 * exact, 35 + exact + lambdas
-    return 10 + 2 * lambdas * (HMA_PASSES + 2 + 1), 0
+def drawn(
+    shape: Shape, reward: Shape | None, at: Lengths, *, prompts: int, n: int = 1, batch: int | None = None
+) -> Work:
+    """Drawing n responses to each of some prompts, `batch` at once, and asking the reward for them."""
+    batch = batch or 8 * at.batch
+    work = drawing(shape, at.prompt, at.response, prompts=prompts, n=n, batch=batch, itemsize=at.itemsize)
+    if reward is not None:
+        work += forward(reward, at.prompt + at.response, sequences=prompts * n)
+    return work

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -11,6 +13,49 @@ from torch import Tensor, nn
 
 from counterpoise.language.scoring import by_length, device_of, left_pad, position_ids_of, refuse_too_long
 from counterpoise.records import Progress
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How responses are drawn.
+
+    Attributes:
+        n: responses a prompt.
+        max_new_tokens: of the longest response.
+        temperature: 0 is greedy.
+        chat: whether a prompt goes through the tokenizer's chat template, where it has one.
+        batch_size: responses drawn at once, or n where that is more; it decides the random draws.
+        seed: two models asked with the same seed and prompts see the same random numbers, so that their rewards can be
+            compared in pairs.
+    """
+
+    n: int = 1
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    chat: bool = True
+    batch_size: int = 64
+    seed: int = 0
+
+    @property
+    def decides(self) -> dict[str, Any]:
+        """All but the batch, as plain json: for keys of stored work."""
+        return {name: value for name, value in asdict(self).items() if name != "batch_size"}
+
+    def check(self) -> None:
+        """Raise for what cannot be drawn.
+
+        Raises:
+            ValueError: a number out of range.
+        """
+        for name in ("n", "max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature: expected a finite number of at least 0, found {self.temperature}")
+
+
+SCORING = Drawing(batch_size=16)
+"""The default where models are measured: 16 sequences at once are scored."""
 
 
 def stop_tokens(model: nn.Module, tokenizer: Any) -> tuple[int, ...]:
@@ -38,23 +83,16 @@ def sample(
     model: nn.Module,
     tokenizer: Any,
     prompts: Sequence[tuple[int, ...]],
+    drawing: Drawing,
     *,
-    n: int = 1,
-    max_new_tokens: int = 64,
-    temperature: float = 1.0,
-    batch_size: int = 64,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> list[list[tuple[int, ...]]]:
-    """Draw `n` responses for each prompt, by ancestral sampling (greedy when `temperature` is 0).
+    """Draw `drawing.n` responses for each prompt, by ancestral sampling (greedy when the temperature is 0).
 
     Nothing else shapes the draws: of the model's own generation config only the ids that end a response count.
 
     Args:
         prompts: token ids, one tuple a prompt.
-        batch_size: responses generated at once; prompts of like length share a batch.
-        seed: two models asked with the same seed and prompts see the same random numbers, so that their rewards can be
-            compared in pairs.
 
     Returns:
         For each prompt its n responses as token ids; a finished response ends with the first of `stop_tokens`, a
@@ -65,24 +103,24 @@ def sample(
     stops = stop_tokens(model, tokenizer)
     pad = stops[0] if stops else 0
     # Said outright: transformers has defaults of its own (top_k 50, for instance).
-    drawing = (
-        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-        if temperature > 0
+    how = (
+        {"do_sample": True, "temperature": drawing.temperature, "top_k": 0, "top_p": 1.0}
+        if drawing.temperature > 0
         else {"do_sample": False}
     )
     config = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=max_new_tokens, eos_token_id=list(stops) or None, pad_token_id=pad, **drawing
+        max_new_tokens=drawing.max_new_tokens, eos_token_id=list(stops) or None, pad_token_id=pad, **how
     )
-    refuse_too_long(model, prompts, max_new_tokens)
-    device = device_of(model)
+    refuse_too_long(model, prompts, drawing.max_new_tokens)
+    device, n = device_of(model), drawing.n
     responses: list[list[tuple[int, ...]]] = [[] for _ in prompts]
     done = 0
     was_training = model.training
     model.eval()
     fork = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
     with fork, _blank_generation_config(model):
-        for number, rows in enumerate(by_length(prompts, max(1, batch_size // n), key=len)):
-            torch.manual_seed(seed * 1_000_003 + number)
+        for number, rows in enumerate(by_length(prompts, max(1, drawing.batch_size // n), key=len)):
+            torch.manual_seed(drawing.seed * 1_000_003 + number)
             ids_BT, mask_BT = left_pad([prompts[i] for i in rows], pad, device)
             out = model.generate(  # type: ignore[operator]
                 input_ids=ids_BT.repeat_interleave(n, dim=0),

@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from counterpoise.alignment.distil import distil, read_samples
-from counterpoise.alignment.from_options import (
-    LONGEST_TEXT,
-    METHODS,
-    bind,
-    expect_alone,
-    prompts_of,
-    refuse_beside_lora,
-    refuse_shard,
-)
-from counterpoise.alignment.mitigations.anchors import KD, L1, L2
-from counterpoise.alignment.mitigations.ema import MovingAverage
-from counterpoise.alignment.mitigations.lowrank import LowRank
-from counterpoise.alignment.mitigations.merging import OnlineMerging
-from counterpoise.alignment.mitigations.replay import Replay, read_corpus
-from counterpoise.alignment.mitigations.stopping import RewardBudget
-from counterpoise.alignment.ppo import ppo
+from counterpoise.alignment.distil import read_samples
+from counterpoise.alignment.from_options import DRAWN, LONGEST_TEXT, Alignment
+from counterpoise.alignment.mitigations import table
+from counterpoise.alignment.mitigations.replay import read_corpus
 from counterpoise.alignment.preferences import read_preferences
-from counterpoise.alignment.rsf import rsf
-from counterpoise.alignment.training.precision import refuse_other
 from counterpoise.alignment.training.stepping import Mitigation, rows_at_once
-from counterpoise.checkpoints.files import refuse_occupied
-from counterpoise.language.costs import Plan, Shape, Stage, optimiser_bytes, step_bytes, trained, weight_bytes
-from counterpoise.language.prompts import Prompt, read_prompts
-from counterpoise.language.scoring import Example
+from counterpoise.language.costs import (
+    Plan,
+    Shape,
+    Stage,
+    optimiser_bytes,
+    step_bytes,
+    trained,
+    weight_bytes,
+)
+from counterpoise.language.prompts import Prompt
+from counterpoise.language.sampling import Drawing
 from counterpoise.planning.looking import Source, Words, look, look_at_reward, room_for
 from counterpoise.planning.restore import ASSUMED, BOUNDS, judged, lengths, said_of, short
 from counterpoise.planning.stages import DRAWING, REPLAYED, TRAINING, Loop, align_stages, replayed_stage
@@ -47,100 +35,69 @@ CUT_UP = ("weights", "PRE, frozen")
 """What is cut up in any case; with LoRA the rest is of the adapter, which is not."""
 
 
-def plan_align(
-    source: str,
-    out: Path,
-    method: str,
-    chosen: Mapping[str, Any],
-    common: Mapping[str, Any],
-    drawing: Mapping[str, Any],
-    held: Mapping[str, Any],
-    *,
-    prompts: Path | None,
-    reward: str | None,
-    preferences: Path | None,
-    samples: Path | None,
-    dtype: torch.dtype,
-    bf16: bool = False,
-    shared_by: int | None = 1,
-    device: str = "cpu",
-    keep_checkpoints: bool = True,
-) -> Plan:
-    """What `align` with these arguments would do.
+def plan_align(wanted: Alignment, *, shared_by: int | None = 1) -> Plan:
+    """What `align` with this request would do.
 
     Args:
-        chosen, common, drawing: settings of the method, of its loop and of its sampling.
-        held: the options of the mitigations, None where not given.
         shared_by: processes that the weights are cut up among; memory is that of one of them. None takes ASSUMED_SHARES.
 
     Raises:
         ValueError, CheckpointError: whatever `align` would refuse before it loads a model.
     """
-    refuse_shard(method, shared_by != 1)
-    if bf16:
-        refuse_other(dtype)
-    if not (out / "align.json").is_file():
-        refuse_occupied(out.absolute())
-    model = look(source)
-    shape, itemsize = model.shape, dtype.itemsize
-    given = {"--prompts": prompts, "--reward": reward, "--preferences": preferences, "--samples": samples}
-    loop, settings, texts = _loop(method, {**chosen, **common}, drawing, given, held)
-    built = _mitigations(held, shape)
-    if method == "dpo":
-        _refuse_in_dpo(model, built, settings)
-    told = [_said_of_weights(model), *_said_of_mitigations(held), f"{method}: " + _spoken(settings)]
-    judge = look_at_reward(reward) if reward is not None else None
-    if reward is not None:
-        told.append(said_of(reward, judge))
-    asked, responses = texts
+    wanted.check()
+    model = look(wanted.source)
+    shape, itemsize, held = model.shape, wanted.dtype.itemsize, wanted.held
+    table.check_layers(held, shape.layers)
+    settings, files = wanted.bound, wanted.files
+    if wanted.method == "dpo":
+        _refuse_in_dpo(model, table.build(held, table.Sources()), settings)
+    if "merge_base" in held:
+        look(held["merge_base"])
+    loop, (asked, responses) = _loop(wanted)
+    told = [_said_of_weights(model), *_said_of_mitigations(held), f"{wanted.method}: " + _spoken(settings)]
+    judge = look_at_reward(files.reward) if files.reward is not None else None
+    if files.reward is not None:
+        told.append(said_of(files.reward, judge))
     words = Words.of(model.folder)
-    asks = {**drawing, "chat": common["chat"]}
+    asks = settings.get("drawing", wanted.own_drawing)
+    micro = wanted.micro_batch_size
+    at, assumed = lengths(model, asked, asks, itemsize, micro, longest_refused=not responses)
+    bounds = BOUNDS
     if responses:  # of a file, not drawn: memory is that of the longest, time that of the mean
         sizes = words.lengths(responses)
         mean = sum(sizes) / len(sizes)
-        over = max(sizes) - mean
-        asks["max_new_tokens"] = mean
+        at = replace(at, response=mean, longest=at.longest + math.ceil(max(sizes) - mean))
         bounds = f"responses of {mean:.0f} tokens in the mean, the longest {max(sizes)}; nothing cut or left out"
-    else:
-        over, bounds = 0, BOUNDS
-    micro = int(common["micro_batch_size"])
-    at, assumed = lengths(model, asked, asks, itemsize, micro, longest_refused=not responses)
-    at = replace(at, longest=at.longest + math.ceil(over))
-    count = trained(shape, held["lora"])
+    count = trained(shape, held.get("lora"))
+    taken = [row.takes(count * itemsize) for row in table.chosen(held)]
+    references = (wanted.method in ("ppo", "dpo")) + sum(t.frozen for t in taken)
     resident = {"weights": weight_bytes(shape, itemsize), **optimiser_bytes(count, itemsize), **judged(judge)}
-    references = (method in ("ppo", "dpo")) + (held["kd"] is not None)
     if references:
         resident["PRE, frozen"] = references * weight_bytes(shape, itemsize)
-    if held["sma"] is not None:
-        resident["moving average"] = count * itemsize
-    if held["lora"] is not None:
-        resident["LoRA"] = count * itemsize
-    kept = _checkpoints(loop) if keep_checkpoints else 1
+    for t in reversed(taken):
+        resident |= t.resident
+    kept = _checkpoints(loop) if wanted.keep_checkpoints else 1
     written = (1 + kept) * weight_bytes(shape, itemsize) + 2 * 3 * count * itemsize
-    told += room_for(out, written)
+    told += room_for(wanted.out, written)
     told.append(f"on the way: {kept} checkpoints, and the state (weights and Adam's moments) up to twice")
-    moment = step_bytes(
-        shape, count, itemsize, fused=method == "dpo", cuda=not device.startswith("cpu")
-    )  # TRL's is fused
-    if held["merge"] is not None:
-        moment += count * itemsize  # the weights before the step
+    cuda = not wanted.device.startswith("cpu")
+    moment = step_bytes(shape, count, itemsize, fused=wanted.method == "dpo", cuda=cuda)  # TRL's is fused
+    moment += sum(t.moment for t in taken)  # the weights before the step
     shares = shared_by or ASSUMED_SHARES
-    alike = held["lora"] is None and shares > 1  # what is trained is cut up as the weights are
+    alike = "lora" not in held and shares > 1  # what is trained is cut up as the weights are
     first: list[Stage] = []
-    if held["replay"] == "self":
-        own = prompts_of({"prompts": prompts, "preferences": preferences, "samples": samples})
-        there, _ = lengths(model, own, {**drawing, "chat": common["chat"]}, itemsize, micro)
+    if held.get("replay") == "self":
+        own, drawing = files.asked, wanted.own_drawing
+        there, _ = lengths(model, own, drawing, itemsize, micro)
         loop = replace(loop, replayed=(there.longest, int(there.response)))
         later = 3 * count * itemsize // (shares if alike else 1)  # gradients and moments
-        first = [
-            replayed_stage(shape, there, prompts=len(own), draw=int(drawing.get("draw_batch_size", 64)), free=later)
-        ]
-    elif held["replay"] is not None:
-        loop = replace(loop, replayed=_longest_replayed(held["replay"], model, words, chat=common["chat"]))
+        first = [replayed_stage(shape, there, prompts=len(own), draw=drawing.batch_size, free=later)]
+    elif "replay" in held:
+        loop = replace(loop, replayed=_longest_replayed(held["replay"], model, words, chat=wanted.chat))
     ours = align_stages(shape, judge.shape if judge else None, at, loop, step=moment // shares if alike else moment)
     stages = (*first, *ours)
     if shares == 1:
-        copies = 2 * (shape.body + shape.head) if bf16 else 0  # of the matrices, as autocast casts them
+        copies = 2 * (shape.body + shape.head) if wanted.bf16 else 0  # of the matrices, as autocast casts them
         stages = tuple(replace(s, memory=s.memory + copies) for s in stages)
     else:
         told.append(f"--shard: memory is that of one of {shares} processes, which holds all weights while it draws")
@@ -150,13 +107,13 @@ def plan_align(
             what: size // shares if what in CUT_UP or (alike and what != "reward model") else size
             for what, size in resident.items()
         }
-        stages = tuple(replace(s, memory=s.memory + _gathered(shape, 2 if bf16 else itemsize, s.name)) for s in stages)
-    mapped = 0 if model.weights is None else sum(f.stat().st_size for f in model.weights.files)
+        width = 2 if wanted.bf16 else itemsize
+        stages = tuple(replace(s, memory=s.memory + _gathered(shape, width, s.name)) for s in stages)
     return Plan(
         stages,
         resident,
-        "bfloat16" if bf16 else short(dtype),
-        mapped,
+        "bfloat16" if wanted.bf16 else short(wanted.dtype),
+        0 if model.weights is None else sum(f.stat().st_size for f in model.weights.files),
         written,
         tuple(told),
         (*assumed, bounds, *ASSUMED),
@@ -175,52 +132,31 @@ def _gathered(shape: Shape, itemsize: int, stage: str) -> int:
     return (outside + 2 * block + (outside + block if stage == TRAINING else 0)) * itemsize
 
 
-def _loop(
-    name: str,
-    settings: Mapping[str, Any],
-    drawing: Mapping[str, Any],
-    given: Mapping[str, Any],
-    held: Mapping[str, Any],
-) -> tuple[Loop, dict[str, Any], tuple[list[Prompt], list[str]]]:
-    """How much the method does, its settings with their defaults, and the prompts and responses that were given."""
-    if name not in METHODS:
-        raise ValueError(f"--method: expected {', '.join(METHODS)}, found {name!r}")
-    run: Any = rsf
-    asked: list[Prompt] = []
+def _loop(wanted: Alignment) -> tuple[Loop, tuple[list[Prompt], list[str]]]:
+    """How much the method does, and the prompts and responses that were given."""
+    files, settings = wanted.files, wanted.bound
     responses: list[str] = []
-    if name == "dpo":
-        from counterpoise.alignment.dpo import dpo as run
-
-        expect_alone(given, ("--preferences",), name)
-        pairs = read_preferences(given["--preferences"])
+    if files.preferences is not None:
+        pairs = read_preferences(files.preferences)
         asked = [p.prompt for p in pairs]
         responses = [text for p in pairs for text in (p.chosen, p.rejected)]
-    elif name == "rsf" and given["--samples"] is not None:
-        expect_alone(given, ("--samples",), "rsf with --samples")
-        run, found = distil, read_samples(given["--samples"])
+    elif files.samples is not None:
+        found = read_samples(files.samples)
         asked, responses = [s.prompt for s in found], [s.response for s in found]
     else:
-        if name == "ppo":
-            run = ppo
-        expect_alone(given, ("--prompts", "--reward"), name)
-        settings, asked = {**settings, **drawing}, read_prompts(given["--prompts"])
-    bound = bind(run, settings, name)
-    plain = {n: p.default for n, p in inspect.signature(run).parameters.items() if p.default is not p.empty}
-    full = {n: v for n, v in {**plain, **bound.keywords}.items() if isinstance(v, (int, float, type(None)))}
-    count = min(int(full.get("prompts_per_iteration") or len(asked)), len(asked))
-    replayed = float(held["replay_ratio"]) if held["replay"] is not None else 0.0
-    kind = "distil" if run is distil else name
+        asked = files.asked
+    drawing = settings.get("drawing", Drawing())
     loop = Loop(
-        kind,
-        int(full.get("iterations") or 1),
-        count,
-        int(full.get("n") or 1),
-        int(full["epochs"] or 1),
-        int(full.get("draw_batch_size") or 64),
-        held["kd"] is not None,
-        replayed,
+        "distil" if files.samples is not None else wanted.method,
+        settings.get("iterations", 1),
+        min(settings.get("prompts_per_iteration", len(asked)), len(asked)),
+        drawing.n,
+        settings["epochs"],
+        drawing.batch_size,
+        "kd" in wanted.held,
+        float(wanted.held.get("replay_ratio", 1.0)) if "replay" in wanted.held else 0.0,
     )
-    return loop, full, (asked, responses)
+    return loop, (asked, responses)
 
 
 def _longest_replayed(corpus: str, model: Source, words: Words, *, chat: bool) -> tuple[int, int]:
@@ -242,36 +178,8 @@ def _refuse_in_dpo(model: Source, built: list[Mitigation], settings: Mapping[str
     rows_at_once("dpo", int(settings["batch_size"]), int(settings["micro_batch_size"]), world)
 
 
-def _mitigations(held: Mapping[str, Any], shape: Shape) -> list[Mitigation]:
-    """Each built without its data, which checks its numbers."""
-    refuse_beside_lora([name for name, value in held.items() if value is not None])
-    makers: dict[str, Any] = {
-        "l1": L1,
-        "l2": L2,
-        "kd": KD,
-        "lora": LowRank,
-        "sma": lambda decay: MovingAverage(decay, held["reset_every"]),
-        "merge": lambda weight: OnlineMerging(weight, held["merge_keep"]),
-        "replay": lambda _: Replay(held["replay_ratio"], [Example((1,), (1,))]),
-        "stop_at_reward": RewardBudget,
-    }
-    built: list[Mitigation] = [make(held[name]) for name, make in makers.items() if held[name] is not None]
-    if held["reset_every"] is not None and held["sma"] is None:
-        raise ValueError("--reset-every: expected --sma beside it: Elastic Reset resets to the moving average")
-    if held["freeze"] is not None and not 0 <= held["freeze"] < shape.layers:
-        raise ValueError(
-            f"--freeze: expected 0 to {shape.layers - 1} of the {shape.layers} layers, found {held['freeze']}"
-        )
-    if held["replay"] not in (None, "self") and not Path(held["replay"]).is_file():
-        raise ValueError(f"{held['replay']}: expected a file or folder, found nothing of that name; check the path")
-    if held["merge_base"] is not None:
-        look(held["merge_base"])
-    return built
-
-
 def _said_of_mitigations(held: Mapping[str, Any]) -> list[str]:
-    named = ("l1", "l2", "kd", "lora", "sma", "merge", "replay", "freeze", "stop_at_reward")
-    given = [f"{name} {held[name]}" for name in named if held[name] is not None]
+    given = [f"{row.option} {held[row.option]}" for row in table.chosen(held)]
     return ["mitigations: " + ", ".join(given)] if given else []
 
 
@@ -287,6 +195,9 @@ def _said_of_weights(model: Source) -> str:
 
 
 def _spoken(settings: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{n} {v:g}" for n, v in settings.items() if isinstance(v, (int, float)) and not isinstance(v, bool)
+    drawing = settings.get("drawing")
+    drawn = (
+        {} if drawing is None else {name: getattr(drawing, of) for name, of in DRAWN.items()} | {"seed": drawing.seed}
     )
+    plain = {n: v for n, v in {**settings, **drawn}.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+    return ", ".join(f"{n} {v:g}" for n, v in plain.items())

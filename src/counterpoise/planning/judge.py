@@ -10,6 +10,7 @@ from counterpoise.judging.pairrm import read, refuse_other
 from counterpoise.language.costs import Plan, Stage, cache_bytes, drawing, drawing_bytes, forward, weight_bytes
 from counterpoise.language.dtypes import computed_in
 from counterpoise.language.prompts import Prompt
+from counterpoise.language.sampling import Drawing
 from counterpoise.planning.looking import Source, Words, look, look_at_reward
 from counterpoise.planning.restore import ASSUMED, judged, lengths, said_of, short
 
@@ -20,10 +21,8 @@ BATCH = 16
 def plan_respond(
     source: str,
     prompts: Sequence[Prompt],
+    how: Drawing,
     *,
-    chat: bool,
-    max_new_tokens: int,
-    batch_size: int,
     device: str | None = "cpu",
 ) -> Plan:
     """What `judge respond` with these arguments would do; `device` is None for one that is not here.
@@ -32,10 +31,11 @@ def plan_respond(
         ValueError: a prompt that does not fit the context with its response.
         CheckpointError: no such checkpoint.
     """
-    model = look(source)
+    how.check()
+    model, batch_size = look(source), how.batch_size
     dtype = computed_in(model.dtype, device)
     itemsize = dtype.itemsize
-    at, assumed = lengths(model, prompts, {"chat": chat, "max_new_tokens": max_new_tokens}, itemsize, batch_size)
+    at, assumed = lengths(model, prompts, how, itemsize, batch_size)
     work = drawing(model.shape, at.prompt, at.response, prompts=len(prompts), batch=batch_size, itemsize=itemsize)
     memory = drawing_bytes(model.shape, batch_size, at.longest + at.response, itemsize)
     stage = Stage("answering", f"{len(prompts):,} responses", work, memory)

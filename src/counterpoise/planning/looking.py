@@ -15,7 +15,8 @@ from torch import nn
 from counterpoise.checkpoints.checkpoint import Checkpoint
 from counterpoise.checkpoints.files import COMPANIONS, CheckpointError, resolve, weight_files
 from counterpoise.checkpoints.opening import open_checkpoint
-from counterpoise.evaluation.abilities import REQUIRED, FileAbility, load_abilities
+from counterpoise.evaluation.abilities import is_file, load_abilities, refuse_repeats
+from counterpoise.evaluation.items import FileAbility
 from counterpoise.evaluation.parts import Part
 from counterpoise.evaluation.rewards import imported, read_labelled
 from counterpoise.language.costs import Items, Shape, shape_of
@@ -236,38 +237,27 @@ def look_at_abilities(
     Raises:
         ValueError: an unreadable file, no such task of lm-eval, two abilities of one name.
     """
-    files = [s for s in specs if s.partition(":")[0] in REQUIRED and s.partition(":")[2]]
+    files = [s for s in specs if is_file(s)]
     found: dict[Part, list[Items]] = {"validation": [], "held-out": []}
     for part, kept in found.items():
         kept += [_of_file(a, part, words, limit, new) for a in load_abilities(files) if isinstance(a, FileAbility)]
     told: list[str] = []
-    names = [i.name for i in found["validation"]]
     for spec in specs:
-        if spec in files:
-            continue
-        items, told_of_it = _of_harness(spec, limit)
-        told += told_of_it
-        names.append(items.name)
-        for kept in found.values():
-            kept.append(items)
-    if repeated := sorted({n for n in names if names.count(n) > 1}):
-        raise ValueError(f"abilities: expected different names, found {repeated[0]!r} twice; name one with ?name=...")
+        if spec not in files:
+            items, told_of_it = _of_harness(spec, limit)
+            told += told_of_it
+            for kept in found.values():
+                kept.append(items)
+    refuse_repeats([i.name for i in found["validation"]])
     return found, told
 
 
 def _of_file(ability: FileAbility, part: Part, words: Words, limit: int | None, new: int) -> Items:
-    items = ability.items_of(part, min((n for n in (limit, ability.limit) if n is not None), default=None))
-    fields = [i.fields for i in items]
-    if ability.kind == "choices":
-        choices = [c for f in fields for c in f["choices"]]
-        context = words.mean([f["query"] for f in fields])
-        return Items(ability.name, len(items), context, len(choices) / len(fields), words.mean(choices))
-    if ability.kind == "continue":
-        context = words.mean([f["context"] for f in fields])
-        return Items(ability.name, len(items), context, 1, words.mean([f["continuation"] for f in fields]))
-    asked = [f["prompt"] if "prompt" in f else "\n".join(m["content"] for m in f["messages"]) for f in fields]
-    answer = words.mean([f["reference"] for f in fields])
-    return Items(ability.name, len(items), words.mean(asked), 1, answer, generated=new)
+    read = [ability.wording(item.fields) for item in ability.items_of(part, limit)]
+    following = [c for wording in read for c in wording.continuations]
+    context, answer = words.mean([wording.context for wording in read]), words.mean(following)
+    each = len(following) / len(read)
+    return Items(ability.name, len(read), context, each, answer, generated=new if ability.draws else 0)
 
 
 def _of_harness(spec: str, limit: int | None) -> tuple[Items, list[str]]:

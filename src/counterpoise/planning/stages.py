@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from counterpoise.evaluation.parts import Part
 from counterpoise.language.costs import (
-    HMA_PASSES,
     Items,
+    Lengths,
     Shape,
     Stage,
-    Work,
-    drawing,
     drawing_bytes,
+    drawn,
     forward,
     measuring,
-    points,
     scoring_bytes,
     training,
     training_bytes,
-    two_sided_passes,
 )
+from counterpoise.search.candidates import Scale, Search
 
 REPLAYED = "replay: PRE's responses"
 DRAWING = "drawing and rewards"
@@ -30,121 +27,42 @@ TRAINING = "training"
 """Stages of `align`."""
 
 
-@dataclass(frozen=True)
-class Lengths:
-    """How long sequences are and how many run at once.
-
-    Attributes:
-        prompt, longest: mean and longest prompt, tokens.
-        response: taken for every response: the longest that is allowed.
-        batch: sequences at once in training; `restore` draws 8 times as many.
-        itemsize: bytes of a weight.
-    """
-
-    prompt: float
-    longest: int
-    response: float
-    batch: int
-    itemsize: int
-
-
-def drawn(
-    shape: Shape, reward: Shape | None, at: Lengths, *, prompts: int, n: int = 1, batch: int | None = None
-) -> Work:
-    """Drawing n responses to each of some prompts, `batch` at once, and asking the reward for them."""
-    batch = batch or 8 * at.batch
-    work = drawing(shape, at.prompt, at.response, prompts=prompts, n=n, batch=batch, itemsize=at.itemsize)
-    if reward is not None:
-        work += forward(reward, at.prompt + at.response, sequences=prompts * n)
-    return work
-
-
 def restore_stages(
-    shape: Shape,
-    reward: Shape | None,
-    at: Lengths,
+    work: Scale,
     parts: Mapping[Part, int],
     items: Mapping[Part, Sequence[Items]],
-    *,
-    means: Sequence[float],
-    hma: bool,
-    controls: bool,
-    size: int,
-    replies: int = 1,
-    two_sided: str | None = None,
-    lambdas: int = 0,
+    searches: Sequence[Search],
+    replies: int,
 ) -> tuple[Stage, ...]:
     """What `restore` runs at most, in its order.
 
     Args:
         parts: prompts of each part.
-        size: responses that a search sees, on each side.
         replies: responses a prompt where reward is measured.
-        two_sided: its form of alignment, if it is searched, for so many `lambdas`.
     """
-    measured = points(means, hma=hma, controls=controls, lambdas=lambdas)
-    inside = sum(mean <= 1 for mean in means)
-    draws = drawing_bytes(shape, 8 * at.batch, at.longest + at.response, at.itemsize)
-    trains = training_bytes(shape, at.batch, at.longest, at.response, at.itemsize) + shape.largest * at.itemsize
-    judged = drawing_bytes(reward, 2 * at.batch, 0, at.itemsize) if reward is not None else 0
-    stages = [_measured("validation", measured, "averages", shape, reward, at, parts, items, replies)]
-    if hma or two_sided == "imitation":
-        asked = min(math.ceil(size / 0.8), parts["proxy"])
-        work = drawn(shape, reward, at, prompts=asked, n=2)
-        stages.append(Stage("proxies of POST", f"{2 * asked:,} responses", work, draws + judged))
-    one = training(shape, at.prompt, at.response, sequences=size)
-    if hma and inside:
-        what = f"{inside} means, at most {HMA_PASSES} passes over {size:,} responses each"
-        stages.append(Stage("search: HMA", what, one * (HMA_PASSES * inside), trains))
-    if two_sided is not None:
-        stages += _two_sided(shape, reward, at, two_sided, size, lambdas, draws + judged, trains)
-    stages.append(_measured("held-out", 4, "averages at most", shape, reward, at, parts, items, replies))
-    return tuple(stages)
+    measured = 2 + len(work.means) + sum(search.averages(work.means) for search in searches)
+    found = dict.fromkeys(stage for search in searches for stage in search.cost(work))
+    validation = _measured("validation", f"{measured} averages", measured, work, parts, items, replies)
+    return validation, *found, _measured("held-out", "4 averages at most", 4, work, parts, items, replies)
 
 
 def _measured(
     part: Part,
-    count: int,
     noun: str,
-    shape: Shape,
-    reward: Shape | None,
-    at: Lengths,
+    count: int,
+    scale: Scale,
     parts: Mapping[Part, int],
     items: Mapping[Part, Sequence[Items]],
     replies: int,
 ) -> Stage:
-    work = drawn(shape, reward, at, prompts=parts[part], n=replies)
-    memory = drawing_bytes(shape, 8 * at.batch, at.longest + at.response, at.itemsize)
+    shape, at = scale.shape, scale.at
+    work, memory = drawn(shape, scale.reward, at, prompts=parts[part], n=replies), at.drawing_memory(shape)
     for ability in items[part]:
         work += measuring(shape, ability, batch=2 * at.batch, itemsize=at.itemsize)
         memory = max(memory, scoring_bytes(shape, ability, batch=2 * at.batch, itemsize=at.itemsize))
     total = sum(i.count for i in items[part])
-    what = f"{count} {noun} x ({parts[part] * replies:,} responses, {total:,} items)"
+    what = f"{noun} x ({parts[part] * replies:,} responses, {total:,} items)"
     return Stage(f"{part} data", what, work * count, memory)
-
-
-def _two_sided(
-    shape: Shape,
-    reward: Shape | None,
-    at: Lengths,
-    form: str,
-    size: int,
-    lambdas: int,
-    draws: int,
-    trains: int,
-) -> list[Stage]:
-    stages = [Stage("words of PRE", f"{size:,} sequences", drawn(shape, None, at, prompts=size), draws)]
-    rounds = {"imitation": 0, "contrast": 1, "reward": 5 + lambdas}[form]
-    if rounds:
-        work = drawn(shape, reward, at, prompts=max(1, size // 4), n=4) * rounds
-        stages.append(Stage("rated responses", f"{rounds * size:,} responses", work, draws))
-    with_gradient, without = two_sided_passes(form, lambdas)
-    work = training(shape, at.prompt, at.response, sequences=size) * with_gradient
-    work += forward(shape, at.prompt + at.response, sequences=size, logits=at.response) * without
-    what = f"{lambdas} lambdas, at most {with_gradient} passes over {size:,} sequences"
-    if without:
-        what += f" and {without} without a gradient"
-    return [*stages, Stage("search: both sides", what, work, trains)]
 
 
 @dataclass(frozen=True)

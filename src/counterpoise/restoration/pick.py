@@ -3,44 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from counterpoise.evaluation.tax import steps_from_pre
 from counterpoise.evaluation.workbench import Point
 
-PICKABLE = (
-    "MA",
-    "HMA",
-    "LiNeS",
-    "two-sided path",
-    "two-sided exact",
-)  # the controls are there to be compared with, not to be chosen
 
-
-def choose(points: Sequence[Point], counted: Sequence[str], keep: float) -> Point | None:
+def choose(pre: Point, post: Point, able: Sequence[Point], counted: Sequence[str], keep: float) -> Point | None:
     """Among averages that keep the share `keep` of the reward gain, the one with the smallest mean tax.
 
     Args:
-        points: PRE first, POST second, measured on validation data.
+        able: what may be picked, measured on validation data as PRE and POST.
         counted: the abilities that are not at floor.
 
     Returns:
         None when no average has both more reward than PRE and less tax than POST at the reward asked for.
     """
-    pre, post = points[0], points[1]
     gain = post.scores.reward.value - pre.scores.reward.value
     needed = pre.scores.reward.value + keep * gain
 
     def kept(point: Point) -> float:
         return float(steps_from_pre(pre.scores, point.scores, counted)["value"])
 
-    able = [
-        p
-        for p in points
-        if p.method in PICKABLE and p.scores.reward.value >= needed and counted and kept(p) > kept(post)
-    ]
-    return max(able, key=kept) if able else None
+    found = [p for p in able if p.scores.reward.value >= needed and counted and kept(p) > kept(post)]
+    return max(found, key=kept) if found else None
 
 
 def no_gain(gain: Mapping[str, float]) -> str:
@@ -51,8 +38,12 @@ def no_gain(gain: Mapping[str, float]) -> str:
     )
 
 
-def verdict(result: dict[str, Any], pick: Point | None, keep: float) -> str:
-    """What was lost, what the pick keeps and gives back, in two sentences; or why nothing was picked."""
+def verdict(result: dict[str, Any], pick: Point | None, keep: float, pickable: Collection[str]) -> str:
+    """What was lost, what the pick keeps and gives back, in two sentences; or why nothing was picked.
+
+    Args:
+        pickable: names of the points that could have been picked.
+    """
     rows = {r["name"]: r for r in result["points"] if r["part"] == "held-out"}
     pre, post = rows["PRE"], rows["POST"]
     taxed = [
@@ -68,7 +59,7 @@ def verdict(result: dict[str, Any], pick: Point | None, keep: float) -> str:
     if pick is None:
         return (
             f"{cost} (held-out). No average keeps {keep:.0%} of the reward gain with less tax than POST: no point beats both "
-            f"ends, so no checkpoint was written.{_next_best(result)}"
+            f"ends, so no checkpoint was written.{_next_best(result, pickable)}"
         )
     chosen = rows[pick.name]
     gain, kept = (row["reward"]["value"] - pre["reward"]["value"] for row in (post, chosen))
@@ -82,13 +73,13 @@ def verdict(result: dict[str, Any], pick: Point | None, keep: float) -> str:
     return f"{cost} (held-out). {pick.name} {share} and {back}, on held-out data."
 
 
-def _next_best(result: dict[str, Any]) -> str:
+def _next_best(result: dict[str, Any], pickable: Collection[str]) -> str:
     """What a lower demand on the reward would have picked."""
     rows = [r for r in result["points"] if r["part"] == "validation"]
     pre, post = rows[0], rows[1]
     if post["retention"] is None:
         return " Every ability is at floor in PRE: there was nothing to lose."
-    better = [r for r in rows if r["method"] in PICKABLE and r["retention"]["value"] > post["retention"]["value"]]
+    better = [r for r in rows if r["name"] in pickable and r["retention"]["value"] > post["retention"]["value"]]
     if not better:
         return ""
     best = max(better, key=lambda r: r["reward"]["value"])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from counterpoise.averaging.partition import Partition
-from counterpoise.evaluation.abilities import FileAbility
+from counterpoise.evaluation.items import FileAbility
 from counterpoise.evaluation.workbench import Workbench
 from counterpoise.language.scoring import Example
 from counterpoise.records import digest
@@ -21,47 +21,25 @@ from counterpoise.search.retention import OPENINGS, calibration, draw_retention
 
 def proxies(bench: Workbench, size: int, *, n: int = 2, keep: float = 0.4) -> list[Example]:
     """Good responses of POST to the proxy prompts; see `draw_proxies`."""
-    prompts = bench.panel.prompts_of("proxy")[: math.ceil(size / (n * keep))]
-    drawing: dict[str, Any] = {
-        "n": n,
-        "keep": keep,
-        "size": size,
-        "max_new_tokens": bench.panel.max_new_tokens,
-        "temperature": bench.panel.temperature,
-        "chat": bench.panel.chat,
-        "seed": bench.panel.seed + 1,
-    }
+    panel, drawing = bench.panel, bench.panel.draws(n=n, seed=bench.panel.drawing.seed + 1)
+    prompts = panel.prompts_of("proxy")[: math.ceil(size / (n * keep))]
+    kept: dict[str, Any] = {"size": size, "keep": keep}
 
     def draw() -> list[Any]:
         bench.resident.set(bench.whole, [1.0])
-        return [
-            list(map(list, e))
-            for e in draw_proxies(
-                bench.resident.model,
-                bench.tokenizer,
-                prompts,
-                bench.panel.reward,
-                batch_size=4 * bench.panel.batch_size,
-                progress=bench.stage("drawing proxies from POST"),
-                **drawing,
-            )
-        ]
+        model, progress = bench.resident.model, bench.stage("drawing proxies from POST")
+        drawn = draw_proxies(model, bench.tokenizer, prompts, panel.reward, drawing, **kept, progress=progress)
+        return [list(map(list, e)) for e in drawn]
 
-    key = {
-        "what": "proxies",
-        "model": bench.inputs,
-        "prompts": [p.key for p in prompts],
-        "reward": bench.panel.reward_id,
-        **drawing,
-    }
-    return [Example(tuple(prompt), tuple(response)) for prompt, response in bench.store.once(key, draw)]
+    key = {"what": "proxies", "model": bench.inputs, "prompts": [p.key for p in prompts], "reward": panel.reward_id}
+    return list(map(_example, bench.store.once({**key, **kept, **drawing.decides}, draw)))
 
 
 def hma_ratios(
     bench: Workbench, cut: Partition, proxies: list[Example], mean: float, *, max_passes: int = 12
 ) -> SearchResult:
     """HMA's ratios at a mean, searched once."""
-    batch = max(1, bench.panel.batch_size // 2)
+    batch = max(1, bench.panel.drawing.batch_size // 2)
 
     def run() -> dict[str, Any]:
         progress = bench.stage(f"searching ratios, mean {mean:g}")
@@ -99,72 +77,35 @@ def words(
     Args:
         seed: added to the panel's: other draws of the same kind.
     """
-    panel = bench.panel
-    prompts = panel.prompts_of("proxy")[:size] if with_prompts else []
-    drawing: dict[str, Any] = {
-        "size": size,
-        "max_new_tokens": panel.max_new_tokens,
-        "chat": panel.chat,
-        "seed": panel.seed + seed,
-    }
+    drawing = bench.panel.draws(temperature=1.0, seed=bench.panel.drawing.seed + seed)
+    prompts = bench.panel.prompts_of("proxy")[:size] if with_prompts else []
 
     def draw() -> dict[str, Any]:
         bench.resident.set(bench.whole, [0.0])
-        return {
-            name: [list(map(list, e)) for e in rows]
-            for name, rows in draw_retention(
-                bench.resident.model,
-                bench.tokenizer,
-                openings=openings,
-                prompts=prompts,
-                batch_size=4 * panel.batch_size,
-                progress=bench.stage("drawing from PRE"),
-                **drawing,
-            ).items()
-        }
+        model, progress = bench.resident.model, bench.stage("drawing from PRE")
+        texts: dict[str, Any] = {"size": size, "openings": openings, "prompts": prompts}
+        drawn = draw_retention(model, bench.tokenizer, drawing, **texts, progress=progress)
+        return {name: [list(map(list, e)) for e in rows] for name, rows in drawn.items()}
 
-    key = {
-        "what": "retention",
-        "model": bench.inputs,
-        "openings": list(openings),
-        "prompts": [p.key for p in prompts],
-        **drawing,
-    }
-    return {name: list(map(_example, rows)) for name, rows in bench.store.once(key, draw).items()}
+    key = {"what": "retention", "model": bench.inputs, "openings": list(openings), "prompts": [p.key for p in prompts]}
+    decides = {name: drawing.decides[name] for name in ("max_new_tokens", "chat", "seed")}
+    kept = bench.store.once({**key, "size": size, **decides}, draw)
+    return {name: list(map(_example, rows)) for name, rows in kept.items()}
 
 
 def ratings(bench: Workbench, size: int, n: int) -> list[Rated]:
     """Rated responses of POST and of PRE to the same proxy prompts, `size` in all: both ends of a contrast."""
-    panel = bench.panel
+    panel, drawing = bench.panel, bench.panel.draws(n=n, seed=bench.panel.drawing.seed + 1)
     prompts = panel.prompts_of("proxy")[: max(1, size // (2 * n))]
-    drawing: dict[str, Any] = {
-        "n": n,
-        "max_new_tokens": panel.max_new_tokens,
-        "temperature": panel.temperature,
-        "chat": panel.chat,
-        "seed": panel.seed + 1,
-    }
 
     def draw(end: float) -> dict[str, Any]:
         bench.resident.set(bench.whole, [end])
-        rated = draw_rated(
-            bench.resident.model,
-            bench.tokenizer,
-            prompts,
-            panel.reward,
-            batch_size=4 * panel.batch_size,
-            progress=bench.stage(f"drawing responses of {'POST' if end else 'PRE'}"),
-            **drawing,
-        )
+        model, progress = bench.resident.model, bench.stage(f"drawing responses of {'POST' if end else 'PRE'}")
+        rated = draw_rated(model, bench.tokenizer, prompts, panel.reward, drawing, progress=progress)
         return {"examples": [list(map(list, e)) for e in rated.examples], "rewards": rated.rewards.tolist()}
 
-    key = {
-        "what": "rated",
-        "model": bench.inputs,
-        "prompts": [p.key for p in prompts],
-        "reward": panel.reward_id,
-        **drawing,
-    }
+    key = {"what": "rated", "model": bench.inputs, "prompts": [p.key for p in prompts], "reward": panel.reward_id}
+    key |= drawing.decides
     kept = [bench.store.once({**key, "end": end}, lambda end=end: draw(end)) for end in (1.0, 0.0)]  # type: ignore[misc]
     return [Rated(tuple(map(_example, k["examples"])), np.array(k["rewards"])) for k in kept]
 

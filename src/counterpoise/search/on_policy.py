@@ -15,11 +15,12 @@ from torch import nn
 from counterpoise.averaging.partition import Partition
 from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.evaluation.rewards import Reward
-from counterpoise.language.prompts import Prompt, encode_prompt
-from counterpoise.language.sampling import decode, sample
+from counterpoise.language.prompts import Prompt
+from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example, by_length
 from counterpoise.records import Progress
 from counterpoise.search.descent import Evaluate
+from counterpoise.search.proxies import draw_rated
 from counterpoise.search.rows import row_nlls
 from counterpoise.search.sides import Slopes, advantages
 
@@ -83,8 +84,8 @@ class OnPolicy:
     Args:
         partition: of the ratios; `resident` is moved while this works.
         prompts: alignment prompts of the proxy part.
-        n: responses a prompt and point, at least 2.
-        temperature: of the policy; above 0.
+        drawing: at least 2 responses a prompt and point; its temperature, above 0, is the policy's.
+        batch_size: sequences at once in the gradient.
     """
 
     fixed = False
@@ -96,23 +97,19 @@ class OnPolicy:
         tokenizer: Any,
         prompts: Sequence[Prompt],
         reward: Reward,
+        drawing: Drawing,
         *,
-        n: int = 4,
         groups: int = 8,
-        max_new_tokens: int = 64,
-        temperature: float = 1.0,
-        chat: bool = True,
         batch_size: int = 8,
-        seed: int = 0,
         progress: Progress | None = None,
     ) -> None:
+        n, temperature = drawing.n, drawing.temperature
         if n < 2 or not temperature > 0:
             raise ValueError(f"on-policy: expected n >= 2 and a temperature above 0, found {n} and {temperature}")
         if not 2 <= groups <= len(prompts):
             raise ValueError(f"on-policy: expected from 2 groups to one a prompt ({len(prompts)}), found {groups}")
         self.resident, self.partition, self.tokenizer, self.reward = resident, partition, tokenizer, reward
-        self.prompts, self.n, self.groups, self.batch_size = list(prompts), n, groups, batch_size
-        self.max_new_tokens, self.temperature, self.chat, self.seed = max_new_tokens, temperature, chat, seed
+        self.prompts, self.drawing, self.groups, self.batch_size = list(prompts), drawing, groups, batch_size
         self.kept: list[Kept] = []
         self._progress = progress
 
@@ -154,7 +151,7 @@ class OnPolicy:
             [now] = self._log_probabilities(r, [pool])
             if effective_share(now - drawn) < LEAST_SHARE:
                 return float("inf"), np.zeros(len(self.partition))
-            surrogate = _Surrogate([pool], [drawn], slice(None), self.batch_size, self.temperature)
+            surrogate = _Surrogate([pool], [drawn], slice(None), self.batch_size, self.drawing.temperature)
             value, gradient = self.resident.loss_and_gradient(self.partition, r, surrogate.backward)
             return value, gradient
 
@@ -163,22 +160,9 @@ class OnPolicy:
     def draw(self, ratios: Array) -> Pool:
         """n responses of the average to each prompt, rewarded."""
         self.resident.set(self.partition, ratios)
-        encoded = [encode_prompt(self.tokenizer, p, chat=self.chat) for p in self.prompts]
-        drawn = sample(
-            self.resident.model,
-            self.tokenizer,
-            encoded,
-            n=self.n,
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            batch_size=8 * self.batch_size,
-            seed=self.seed,
-            progress=self._progress,
-        )
-        examples = tuple(Example(p, y) for p, group in zip(encoded, drawn, strict=True) for y in group)
-        texts = [p.text for p in self.prompts for _ in range(self.n)]
-        rewards = self.reward(texts, decode(self.tokenizer, [e.response for e in examples]))
-        return Pool(examples, np.asarray(rewards, dtype=np.float64), self.n)
+        how, progress = self.drawing, self._progress
+        rated = draw_rated(self.resident.model, self.tokenizer, self.prompts, self.reward, how, progress=progress)
+        return Pool(rated.examples, rated.rewards.ravel(), how.n)
 
     @torch.no_grad()
     def _log_probabilities(self, ratios: Array, pools: Sequence[Pool]) -> list[Array]:
@@ -188,18 +172,20 @@ class OnPolicy:
         for pool in pools:
             logs = np.empty(len(pool.examples))
             for rows in by_length(pool.examples, 2 * self.batch_size, key=lambda e: len(e.prompt) + len(e.response)):
-                nlls = row_nlls(self.resident.model, [pool.examples[i] for i in rows], temperature=self.temperature)
+                nlls = row_nlls(
+                    self.resident.model, [pool.examples[i] for i in rows], temperature=self.drawing.temperature
+                )
                 logs[rows] = -nlls.double().cpu().numpy()
             found.append(logs)
         return found
 
     def _grouped(self, r: Array, pools: Sequence[Pool], mixed: Sequence[Array]) -> tuple[float, Array, Array]:
         """Value, gradient and its standard error, from one backward pass a group of prompts."""
-        bounds = np.linspace(0, len(self.prompts), self.groups + 1).round().astype(int) * self.n
+        bounds = np.linspace(0, len(self.prompts), self.groups + 1).round().astype(int) * self.drawing.n
         values, gradients = [], []
-        sizes = np.diff(bounds) / (len(self.prompts) * self.n)
+        sizes = np.diff(bounds) / (len(self.prompts) * self.drawing.n)
         for first, stop in itertools.pairwise(bounds):
-            part = _Surrogate(pools, mixed, slice(first, stop), self.batch_size, self.temperature)
+            part = _Surrogate(pools, mixed, slice(first, stop), self.batch_size, self.drawing.temperature)
             value, gradient = self.resident.loss_and_gradient(self.partition, r, part.backward)
             values.append(value)
             gradients.append(gradient)

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from counterpoise.evaluation.rewards import Reward
+from counterpoise.evaluation.rewards import Reward, rate
 from counterpoise.language.prompts import Prompt, encode_prompt
-from counterpoise.language.sampling import decode, sample
+from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import Example, by_length, response_nll, response_tokens
 from counterpoise.records import Progress
 
@@ -66,31 +66,15 @@ def draw_rated(
     tokenizer: Any,
     prompts: Sequence[Prompt],
     reward: Reward,
+    drawing: Drawing,
     *,
-    n: int = 4,
-    max_new_tokens: int = 128,
-    temperature: float = 1.0,
-    chat: bool = True,
-    batch_size: int = 64,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> Rated:
-    """n responses to each prompt, none selected, with their rewards."""
-    encoded = [encode_prompt(tokenizer, p, chat=chat) for p in prompts]
-    drawn = sample(
-        model,
-        tokenizer,
-        encoded,
-        n=n,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        batch_size=batch_size,
-        seed=seed,
-        progress=progress,
-    )
+    """Responses to each prompt, none selected, with their rewards."""
+    encoded = [encode_prompt(tokenizer, p, chat=drawing.chat) for p in prompts]
+    drawn = sample(model, tokenizer, encoded, drawing, progress=progress)
     examples = tuple(Example(p, y) for p, group in zip(encoded, drawn, strict=True) for y in group)
-    scores = reward([p.text for p in prompts for _ in range(n)], decode(tokenizer, [e.response for e in examples]))
-    return Rated(examples, np.asarray(scores, dtype=np.float64).reshape(len(prompts), n))
+    return Rated(examples, rate(reward, tokenizer, prompts, drawn))
 
 
 def draw_proxies(
@@ -98,40 +82,23 @@ def draw_proxies(
     tokenizer: Any,
     prompts: Sequence[Prompt],
     reward: Reward,
+    drawing: Drawing,
     *,
     size: int = 2000,
-    n: int = 2,
     keep: float = 0.4,
-    max_new_tokens: int = 128,
-    temperature: float = 1.0,
-    chat: bool = True,
-    batch_size: int = 64,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Example]:
     """Good responses of POST on the alignment prompts: the paper's proxy for alignment (Lin et al. 2024, section 5).
 
-    Of `n` responses per prompt, the share `keep` with the highest reward stays and `size` of those are drawn at random
-    (the paper: 2000 of the best 5000). No ability data is used.
+    Of `drawing.n` responses per prompt (2 in `proxies`), the share `keep` with the highest reward stays, and `size` of
+    those are drawn at random (the paper: 2000 of the best 5000). No ability data is used.
 
     Args:
         model: POST.
     """
-    rated = draw_rated(
-        model,
-        tokenizer,
-        prompts,
-        reward,
-        n=n,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        chat=chat,
-        batch_size=batch_size,
-        seed=seed,
-        progress=progress,
-    )
+    rated = draw_rated(model, tokenizer, prompts, reward, drawing, progress=progress)
     examples, scores = rated.examples, rated.rewards.ravel()
     ranked = sorted(range(len(examples)), key=lambda i: (-scores[i], i))
     pool = ranked[: max(1, round(keep * len(ranked)))]
-    chosen = pool if len(pool) <= size else random.Random(seed).sample(pool, size)
+    chosen = pool if len(pool) <= size else random.Random(drawing.seed).sample(pool, size)
     return [examples[i] for i in sorted(chosen)]

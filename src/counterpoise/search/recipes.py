@@ -4,101 +4,99 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from counterpoise.averaging.average import describe_inputs
-from counterpoise.averaging.partition import Partition, partition
+from counterpoise.averaging.partition import Partition
 from counterpoise.averaging.recipe import Recipe
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.preflight import preflight, scan
 from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.workbench import Workbench
-from counterpoise.records import Stages, Store, versions, write_json
+from counterpoise.records import Stages, Store, named, versions, write_json
+from counterpoise.search.both_sides import BothSides
+from counterpoise.search.candidates import HMA, PASSES, TwoSided, cut_of, refuse_means
 from counterpoise.search.descent import SearchResult
 from counterpoise.search.on_bench import hma_ratios, proxies
-from counterpoise.search.searching import TwoSided
-from counterpoise.search.settings import refuse_settings
 from counterpoise.search.two_sided import Found
 
 
-def hma_recipe(
-    pre: str | Path,
-    post: str | Path,
-    out: str | Path,
-    panel: Panel,
-    *,
-    mean: float,
-    work: str | Path,
-    blocks: int | str = 3,
-    proxy_size: int = 256,
-    max_passes: int = 12,
-    drop: Sequence[str] = (),
-    allow_unrelated: bool = False,
-    device: str = "cpu",
-    dtype: torch.dtype | None = None,
-    progress: Stages | None = None,
-) -> tuple[SearchResult, Recipe]:
-    """Find HMA's ratios at a mean and write them to `out` as a recipe.json; a second run finds the same and says so.
+@dataclass(frozen=True)
+class Wanted:
+    """A search on its own.
+
+    Attributes:
+        pre, post, out: the pair, and the recipe.json to write.
+        search: how, on which blocks, with how many responses; its lambdas do not count.
+        at: HMA's mean ratio, or the lambda of the two-sided search.
+        work: where finished pieces are kept.
+        max_passes: points that the search may evaluate; 0 writes the path of the two-sided search.
+    """
+
+    pre: str | Path
+    post: str | Path
+    out: Path
+    search: HMA | TwoSided
+    at: float
+    work: Path
+    max_passes: int = PASSES
+    drop: Sequence[str] = ()
+    allow_unrelated: bool = False
+    device: str = "cpu"
+    dtype: torch.dtype | None = None
+
+    def check(self) -> None:
+        """Raise for what can be seen to be wrong before anything is read.
+
+        Raises:
+            ValueError: a setting out of range.
+        """
+        self.search.check(0)
+        if isinstance(self.search, HMA):
+            refuse_means([self.at], self.at)
+            least = 1
+        else:
+            replace(self.search, lambdas=(self.at,)).check(0)
+            least = 0
+        if self.max_passes < least:
+            raise ValueError(f"max_passes: expected at least {least}, found {self.max_passes}")
+
+
+def find_recipe(wanted: Wanted, panel: Panel, *, progress: Stages | None = None) -> tuple[SearchResult | Found, Recipe]:
+    """Find ratios and write them as a recipe.json; a second run finds the same and says so.
 
     Raises:
-        CheckpointError: `out` holds something else.
-        ValueError: `mean` or `proxy_size` out of range.
+        CheckpointError: `wanted.out` holds something else.
+        ValueError: see `Wanted.check`.
     """
-    refuse_settings([mean], mean, 1.0, proxy_size)
-    pair = preflight(pre, post, drop=drop)
-    _, warnings = scan(pair, allow_unrelated=allow_unrelated, progress=_reading(progress))
-    cut = partition({n: pair.post.shape(n) for n in pair.names}, blocks)
-    settings: dict[str, Any] = {"mean": mean, "proxy_size": proxy_size, "max_passes": max_passes, "seed": panel.seed}
-    settings = {**panel.source, **settings}
-    _refuse_another(Path(out), cut, describe_inputs(pair), settings)
-    bench = Workbench(pair, panel, Store(work), device=device, dtype=dtype, progress=progress)
-    found = hma_ratios(bench, cut, proxies(bench, proxy_size), mean, max_passes=max_passes)
-    settings["trace"] = list(found.trace)
+    wanted.check()
+    search, out = wanted.search, wanted.out
+    pair = preflight(wanted.pre, wanted.post, drop=wanted.drop)
+    reading = named(progress, "reading both checkpoints")
+    _, warnings = scan(pair, allow_unrelated=wanted.allow_unrelated, progress=reading)
+    bench = Workbench(pair, panel, Store(wanted.work), device=wanted.device, dtype=wanted.dtype, progress=progress)
+    cut, settings = cut_of(pair, search.blocks), dict(panel.source)
+    if isinstance(search, HMA):
+        settings["mean"] = wanted.at
+    else:
+        cut, settings = cut.with_rest_block(), {**settings, "lambda": wanted.at, "alignment": search.alignment}
+    settings |= {"proxy_size": search.proxy_size, "max_passes": wanted.max_passes, "seed": panel.drawing.seed}
+    _refuse_another(out, cut, describe_inputs(pair), settings)
+    found: SearchResult | Found
+    if isinstance(search, HMA):
+        found = hma_ratios(bench, cut, proxies(bench, search.proxy_size), wanted.at, max_passes=wanted.max_passes)
+        settings["trace"] = list(found.trace)
+    else:
+        both = BothSides(bench, cut, form=search.alignment, size=search.proxy_size)
+        passes = wanted.max_passes
+        [found] = both.exact([wanted.at], max_passes=passes) if passes else both.path([wanted.at])
     told = (*pair.warnings, *warnings, *bench.warnings)
     recipe = Recipe(cut, found.ratios, describe_inputs(pair), settings, versions(), told)
-    write_json(Path(out), recipe.to_json())
-    return found, recipe
-
-
-def two_sided_recipe(
-    pre: str | Path,
-    post: str | Path,
-    out: str | Path,
-    panel: Panel,
-    *,
-    weight: float,
-    work: str | Path,
-    alignment: str = "imitation",
-    blocks: int | str = "layerwise",
-    proxy_size: int = 256,
-    max_passes: int = 12,
-    drop: Sequence[str] = (),
-    allow_unrelated: bool = False,
-    device: str = "cpu",
-    dtype: torch.dtype | None = None,
-    progress: Stages | None = None,
-) -> tuple[Found, Recipe]:
-    """Find the two-sided search's ratios for one lambda and write them to `out` as a recipe.json.
-
-    Args:
-        weight: lambda, the price of what PRE could do in units of alignment.
-        max_passes: points that the exact search may evaluate; 0 writes the path.
-    """
-    pair = preflight(pre, post, drop=drop)
-    _, warnings = scan(pair, allow_unrelated=allow_unrelated, progress=_reading(progress))
-    bench = Workbench(pair, panel, Store(work), device=device, dtype=dtype, progress=progress)
-    cut = partition({n: pair.post.shape(n) for n in pair.names}, blocks).with_rest_block()
-    settings = {"lambda": weight, "alignment": alignment, "proxy_size": proxy_size, "max_passes": max_passes}
-    settings = {**panel.source, **settings, "seed": panel.seed}
-    _refuse_another(Path(out), cut, describe_inputs(pair), settings)
-    search = TwoSided(bench, cut, form=alignment, size=proxy_size)
-    [found] = search.exact([weight], max_passes=max_passes) if max_passes else search.path([weight])
-    told = (*pair.warnings, *warnings, *bench.warnings)
-    recipe = Recipe(cut, found.ratios, describe_inputs(pair), settings, versions(), told)
-    write_json(Path(out), recipe.to_json())
+    write_json(out, recipe.to_json())
     return found, recipe
 
 
@@ -113,7 +111,3 @@ def _refuse_another(out: Path, cut: Partition, inputs: Mapping[str, Any], settin
             f"{out}: expected no file, or the recipe of these inputs and settings, found another's; choose another name "
             "or remove it"
         )
-
-
-def _reading(progress: Stages | None) -> Any:
-    return None if progress is None else lambda done, total: progress("reading both checkpoints", done, total)

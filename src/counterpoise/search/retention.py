@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from counterpoise.evaluation.abilities import FileAbility, encode_pair
+from counterpoise.evaluation.items import FileAbility, encode_pair, spaced
 from counterpoise.language.prompts import Prompt, encode_prompt
-from counterpoise.language.sampling import sample
+from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import Example
 from counterpoise.records import Progress
 
@@ -30,15 +31,11 @@ OPENINGS = (
 def draw_retention(
     model: nn.Module,
     tokenizer: Any,
+    drawing: Drawing,
     *,
     size: int,
     openings: Sequence[str] = OPENINGS,
     prompts: Sequence[Prompt] = (),
-    max_new_tokens: int = 64,
-    temperature: float = 1.0,
-    chat: bool = True,
-    batch_size: int = 64,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, list[Example]]:
     """PRE's own continuations of openings ("text") and responses to prompts ("prompts"), half of `size` each.
@@ -48,12 +45,12 @@ def draw_retention(
 
     Args:
         model: PRE.
+        drawing: of a temperature of 1, for the divergence to be that of the model itself; its n does not count.
         size: sequences in all; each opening and prompt is continued as often as that takes.
-        temperature: 1 for the divergence to be that of the model itself.
     """
     sources = {
         "text": [encode_prompt(tokenizer, Prompt((("user", t),)), chat=False) for t in openings],
-        "prompts": [encode_prompt(tokenizer, p, chat=chat) for p in prompts],
+        "prompts": [encode_prompt(tokenizer, p, chat=drawing.chat) for p in prompts],
     }
     sources = {name: contexts for name, contexts in sources.items() if contexts}
     if not sources or size < len(sources):
@@ -65,17 +62,8 @@ def draw_retention(
     for number, (name, contexts) in enumerate(sources.items()):
         count = size // len(sources) + (number < size % len(sources))
         used = [_nonempty(tokenizer, c) for c in contexts[:count]]
-        drawn = sample(
-            model,
-            tokenizer,
-            used,
-            n=math.ceil(count / len(used)),
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            batch_size=batch_size,
-            seed=seed + number,
-            progress=progress,
-        )
+        how = replace(drawing, n=math.ceil(count / len(used)), seed=drawing.seed + number)
+        drawn = sample(model, tokenizer, used, how, progress=progress)
         rounds = zip(*drawn, strict=True)  # every context once before any twice
         found[name] = [Example(c, y) for row in rounds for c, y in zip(used, row, strict=True)][:count]
     return found
@@ -89,17 +77,8 @@ def calibration(ability: FileAbility, tokenizer: Any, *, limit: int | None = Non
     """
     examples = []
     for item in ability.items_of("validation", limit):
-        fields = item.fields
-        if ability.kind == "choices":
-            context, answer = fields["query"], fields["choices"][fields["gold"]]
-        elif ability.kind == "continue":
-            context, answer = fields["context"], fields["continuation"]
-        elif "prompt" in fields:
-            context, answer = fields["prompt"], fields["reference"]
-        else:
-            raise ValueError(f"{ability.source}: calibration takes plain prompts, found an item with messages")
-        spaced = answer if not context or context[-1].isspace() or answer[0].isspace() else f" {answer}"
-        examples.append(Example(*encode_pair(tokenizer, context, spaced)))
+        context, answer = ability.right(item.fields)
+        examples.append(Example(*encode_pair(tokenizer, context, spaced(context, answer))))
     return examples
 
 

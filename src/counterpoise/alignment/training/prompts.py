@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from counterpoise.language.prompts import Prompt, encode_prompt
+from counterpoise.language.sampling import Drawing
 
 
 def next_prompts(queue: list[Prompt], order: random.Random, prompts: Sequence[Prompt], count: int) -> list[Prompt]:
@@ -34,9 +35,7 @@ def queue_from(state: Mapping[str, Any], order: random.Random, prompts: Sequence
     return [by_key[key] for key in state["queue"]]
 
 
-def refuse_long_prompts(
-    model: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int, *, chat: bool
-) -> None:
+def refuse_long_prompts(model: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], drawing: Drawing) -> None:
     """Raise before any work when a prompt and its response do not fit the model's context.
 
     Raises:
@@ -44,15 +43,16 @@ def refuse_long_prompts(
     """
     if not prompts:
         raise ValueError("prompts: expected at least one, found none")
+    new = drawing.max_new_tokens
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is None:
         return
-    lengths = [len(encode_prompt(tokenizer, p, chat=chat)) for p in prompts]
+    lengths = [len(encode_prompt(tokenizer, p, chat=drawing.chat)) for p in prompts]
     worst = max(range(len(prompts)), key=lengths.__getitem__)
-    if lengths[worst] + max_new_tokens > limit:
-        many = sum(length + max_new_tokens > limit for length in lengths)
+    if lengths[worst] + new > limit:
+        many = sum(length + new > limit for length in lengths)
         raise ValueError(
-            f"prompts: expected at most {limit - max_new_tokens} tokens (a context of {limit} less {max_new_tokens} to "
+            f"prompts: expected at most {limit - new} tokens (a context of {limit} less {new} to "
             f"generate), found {lengths[worst]} in {prompts[worst].text[:60]!r} ({many} of {len(prompts)} are too "
             "long); drop or shorten them, or lower max_new_tokens"
         )

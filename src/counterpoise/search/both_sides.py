@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -28,7 +28,7 @@ FORMS = ("imitation", "contrast", "reward")
 Array = NDArray[np.float64]
 
 
-class TwoSided:
+class BothSides:
     """Both sides of one pair on one partition, measured when first needed and kept in the workbench's store.
 
     Args:
@@ -67,7 +67,7 @@ class TwoSided:
         self.bench, self.cut, self.form, self.size, self.n = bench, cut, form, size, n
         self._rho, self._effective = rho, min_effective_sets
         self.openings, self.with_prompts, self.calibrated = tuple(openings), with_prompts, calibrated
-        self.batch = max(1, bench.panel.batch_size // 2)
+        self.batch = max(1, bench.panel.drawing.batch_size // 2)
 
     @cached_property
     def rho(self) -> float:
@@ -176,17 +176,13 @@ class TwoSided:
                 bench.tokenizer,
                 panel.prompts_of("proxy")[: max(2, self.size // self.n)],
                 panel.reward,
-                n=self.n,
+                replace(panel.drawing, n=self.n, batch_size=8 * self.batch, seed=panel.drawing.seed + 1),
                 groups=min(8, max(2, self.size // self.n)),
-                max_new_tokens=panel.max_new_tokens,
-                temperature=panel.temperature,
-                chat=panel.chat,
                 batch_size=self.batch,
-                seed=panel.seed + 1,
                 progress=bench.stage("drawing along the diagonal"),
             )
         if self.form == "contrast":
-            objective = contrast(self._rated, batch_size=self.batch, temperature=panel.temperature).backward
+            objective = contrast(self._rated, batch_size=self.batch, temperature=panel.drawing.temperature).backward
         else:
             objective = ProxySet(tuple(self.good), self.batch).backward
         return Likelihood(bench.resident, self.cut, objective)
@@ -226,9 +222,10 @@ class TwoSided:
         data: Any = self._rated if self.form == "contrast" else self.good
         if self.form == "reward":
             data = [panel.reward_id, [p.key for p in panel.prompts_of("proxy")[: max(2, self.size // self.n)]]]
-            data += [panel.max_new_tokens, panel.temperature, panel.chat, panel.seed, self.n]
+            how = panel.drawing
+            data += [how.max_new_tokens, how.temperature, how.chat, how.seed, self.n]
         elif self.form == "contrast":
-            data = [panel.temperature, [[list(r.examples), r.rewards.tolist()] for r in self._rated]]
+            data = [panel.drawing.temperature, [[list(r.examples), r.rewards.tolist()] for r in self._rated]]
         return {
             "model": self.bench.inputs,
             "form": self.form,

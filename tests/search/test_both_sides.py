@@ -12,9 +12,9 @@ from counterpoise.averaging.partition import thirds
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.evaluation.workbench import Workbench
 from counterpoise.records import Store
-from counterpoise.restoration.compare import row
+from counterpoise.search.both_sides import FORMS, BothSides
+from counterpoise.search.candidates import row
 from counterpoise.search.on_bench import words
-from counterpoise.search.searching import FORMS, TwoSided
 from world import make, panel
 
 LAMBDAS = (0.5, 2.0)
@@ -29,10 +29,10 @@ def bench(world: Path) -> Workbench:
     return Workbench(preflight(world / "pre", world / "post"), panel(world), Store(world / "work"))
 
 
-def search(world: Path, **settings: Any) -> TwoSided:
+def search(world: Path, **settings: Any) -> BothSides:
     on = bench(world)
     options = {"size": 24, "openings": ("ab", "cd", "ef"), "n": 4, **settings}
-    return TwoSided(on, thirds(on.pair.names).with_rest_block(), **options)
+    return BothSides(on, thirds(on.pair.names).with_rest_block(), **options)
 
 
 @pytest.mark.parametrize("form", FORMS)

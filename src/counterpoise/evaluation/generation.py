@@ -1,0 +1,112 @@
+"""Generation: what a model answers, greedily, beside how likely it finds the reference."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from counterpoise.evaluation.bleu import bleu
+from counterpoise.evaluation.continuations import per_token
+from counterpoise.evaluation.items import FileAbility, Item, Wording, encode_pair, spaced, text_of
+from counterpoise.evaluation.measurement import Measurement
+from counterpoise.language.prompts import Prompt, encode_prompt
+from counterpoise.language.sampling import Drawing, decode, sample
+
+EXACT = "exact 2"
+"""What exact match means, by version: part of the fingerprint."""
+QUOTES = ('""', "''", "“”", "‘’", "„“", "«»")
+
+
+class Generation(FileAbility):
+    """Lines of prompt or messages, and reference; the metric beside its likelihood is exact match or BLEU."""
+
+    kind = "generate"
+    metrics = ("exact", "bleu")
+    draws = True
+
+    @property
+    def metric_id(self) -> str:
+        """The metric with its version."""
+        return EXACT if self.metric == "exact" else self.metric
+
+    @staticmethod
+    def clean(record: dict[str, Any]) -> dict[str, Any]:
+        """See `FileAbility.clean`."""
+        reference = text_of(record, "reference" if "reference" in record else "answer")
+        if "messages" in record:
+            messages = record["messages"]
+            if not (isinstance(messages, list) and messages and all(isinstance(m, dict) for m in messages)):
+                raise ValueError("messages: expected a list of {role, content}")
+            if not all(isinstance(m.get(name), str) for m in messages for name in ("role", "content")):
+                raise ValueError("messages: expected a text as role and as content of each")
+            return {"messages": messages, "reference": reference}
+        return {"prompt": text_of(record, "prompt" if "prompt" in record else "query"), "reference": reference}
+
+    @staticmethod
+    def wording(fields: Mapping[str, Any]) -> Wording:
+        """The prompt, or all that its messages say, and the reference."""
+        asked = fields["prompt"] if "prompt" in fields else "\n".join(m["content"] for m in fields["messages"])
+        return Wording(asked, (fields["reference"],))
+
+    def right(self, fields: Mapping[str, Any]) -> tuple[str, str]:
+        """The prompt and its reference.
+
+        Raises:
+            ValueError: an item with messages.
+        """
+        if "prompt" not in fields:
+            raise ValueError(f"{self.source}: calibration takes plain prompts, found an item with messages")
+        return fields["prompt"], fields["reference"]
+
+    def score(self, model: nn.Module, tokenizer: Any, items: Sequence[Item], drawing: Drawing) -> list[Measurement]:
+        """Minus the reference's NLL per token, and the metric of the greedy answers."""
+        keys = tuple(item.key for item in items)
+        pairs = []
+        for item in items:
+            reference = item.fields["reference"]
+            if "messages" in item.fields:
+                messages = tuple((m["role"], m["content"]) for m in item.fields["messages"])
+                context = encode_prompt(tokenizer, Prompt(messages), chat=drawing.chat)
+                pairs.append((context, tuple(tokenizer(reference, add_special_tokens=False)["input_ids"])))
+            else:
+                pairs.append(encode_pair(tokenizer, item.fields["prompt"], spaced(item.fields["prompt"], reference)))
+        likelihood = per_token(model, pairs, keys, drawing.batch_size)
+        greedy = replace(drawing, n=1, temperature=0.0, seed=0)
+        drawn = sample(model, tokenizer, [context for context, _ in pairs], greedy)
+        plain = ["messages" not in item.fields for item in items]
+        answers = [
+            text.split("\n")[0].strip() if first_line else text
+            for text, first_line in zip(decode(tokenizer, [g[0] for g in drawn]), plain, strict=True)
+        ]
+        references = [item.fields["reference"].strip() for item in items]
+        if self.metric == "bleu":
+            return [likelihood, Measurement("bleu", "BLEU", bleu(answers, references), "bleu", 0.0, keys)]
+        return [likelihood, exact(answers, references, keys)]
+
+
+def exact(answers: list[str], references: list[str], keys: tuple[str, ...]) -> Measurement:
+    """An empty answer is never right: no reference is empty, and `_bare` leaves something of every text."""
+    hits = [100.0 * (_bare(a) == _bare(r)) for a, r in zip(answers, references, strict=True)]
+    return Measurement("exact", "%", np.array(hits)[:, None], "mean", 0.0, keys)
+
+
+def _bare(text: str) -> str:
+    """NFC without case, repeated white space, quotes around, .,!? at the end and a leading article.
+
+    SQuAD's normalisation drops all marks and articles, by which 3.5 is 35, -5 is 5 and the answer A is empty.
+
+    >>> [_bare(text) for text in ("“The  Cat.”", "A", "-3.5", "?")]
+    ['cat', 'a', '-3.5', '?']
+    """
+    bare, before = " ".join(unicodedata.normalize("NFC", text).casefold().split()), ""
+    while bare != before:
+        before, bare = bare, bare.rstrip(" .,!?") or bare
+        if bare[:1] + bare[-1:] in QUOTES:
+            bare = bare[1:-1].strip() or bare
+    return re.sub(r"^(a|an|the) ", "", bare)

@@ -1,0 +1,178 @@
+"""Items of a jsonl file that measure an ability, and the two halves of a text that is scored."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from torch import nn
+
+from counterpoise.evaluation.measurement import Measurement
+from counterpoise.evaluation.parts import Part, part_of
+from counterpoise.language.sampling import SCORING, Drawing
+from counterpoise.records import digest
+
+
+@dataclass(frozen=True)
+class Item:
+    """One item: its fields, and the hash of their content, which decides its part."""
+
+    fields: Mapping[str, Any]
+
+    @cached_property
+    def key(self) -> str:
+        """sha256 of the content."""
+        return digest(self.fields)
+
+
+class Wording(NamedTuple):
+    """What a model reads of an item: a context and what may follow it."""
+
+    context: str
+    continuations: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FileAbility(ABC):
+    """Items of one jsonl file under one kind of score; a kind is a subclass and a line of `abilities.KINDS`.
+
+    Attributes:
+        metric: of a kind that has several.
+        limit: at most so many items per part.
+        source: the spec, for messages.
+    """
+
+    kind: ClassVar[str]
+    """What stands before the colon of its spec."""
+    metrics: ClassVar[tuple[str, ...]] = ()
+    """What `metric` may be, its default first; empty for a kind that has one."""
+    draws: ClassVar[bool] = False
+    """Whether an answer is drawn for every item."""
+
+    name: str
+    items: tuple[Item, ...]
+    metric: str = "exact"
+    limit: int | None = None
+    source: str = ""
+
+    @staticmethod
+    @abstractmethod
+    def clean(record: dict[str, Any]) -> dict[str, Any]:
+        """The fields of an item from a line of the file.
+
+        Raises:
+            KeyError, ValueError: a field is missing or of another form.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def wording(fields: Mapping[str, Any]) -> Wording:
+        """What a model reads of an item: what a dry run counts the tokens of."""
+
+    @abstractmethod
+    def right(self, fields: Mapping[str, Any]) -> tuple[str, str]:
+        """A context and its right answer: what a search may be calibrated on."""
+
+    @abstractmethod
+    def score(self, model: nn.Module, tokenizer: Any, items: Sequence[Item], drawing: Drawing) -> list[Measurement]:
+        """Measurements of some items, the primary one first."""
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over kind, metric and items."""
+        return digest([self.kind, self.metric_id, self.limit, sorted(item.key for item in self.items)])
+
+    @property
+    def metric_id(self) -> str:
+        """The metric with its version."""
+        return self.metric
+
+    def items_of(self, part: Part, limit: int | None = None) -> list[Item]:
+        """Items of a part in the order of their hash, so that a longer file changes few of the first `limit`.
+
+        Raises:
+            ValueError: no item is in that part.
+        """
+        limit = min((n for n in (limit, self.limit) if n is not None), default=None)
+        chosen = sorted((i for i in self.items if part_of(i.key) == part), key=lambda i: i.key)[:limit]
+        if not chosen:
+            raise ValueError(
+                f"{self.source}: expected items in the {part} part, found none among {len(self.items)}; "
+                "give at least some twenty items"
+            )
+        return chosen
+
+    def measure(
+        self, model: nn.Module, tokenizer: Any, part: Part, drawing: Drawing = SCORING, *, limit: int | None = None
+    ) -> list[Measurement]:
+        """See `abilities.Ability.measure`; plain text unless an item has messages."""
+        return self.score(model, tokenizer, self.items_of(part, limit), drawing)
+
+
+def read_items(path: Path, clean: Callable[[dict[str, Any]], dict[str, Any]]) -> list[Item]:
+    items: dict[str, Item] = {}
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+                if not isinstance(record, dict):
+                    raise ValueError("not an object")
+                item = Item(clean(record))
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path}, line {number}: {_explained(error)}; found {line.strip()[:80]!r}") from None
+            items.setdefault(item.key, item)
+    if not items:
+        raise ValueError(f"{path}: expected one json object a line, found an empty file")
+    return list(items.values())
+
+
+def _explained(error: Exception) -> str:
+    return f"expected the field {error}" if isinstance(error, KeyError) else str(error)
+
+
+def text_of(record: dict[str, Any], name: str, *, empty: bool = False) -> str:
+    """A field of a record.
+
+    Raises:
+        KeyError: it is missing.
+        ValueError: it holds no text, or an empty one where that is not allowed.
+    """
+    value = record[name]
+    if not isinstance(value, str) or not (value.strip() or empty):
+        raise ValueError(f"{name}: expected a text, found {value!r}")
+    return value
+
+
+def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Token ids of a context and of what follows it, split where tokenising them together splits them.
+
+    Context and continuation are tokenised as one text, as the model saw text in training; the border is where the
+    context's own tokens end, or where the two part: a space at the context's end may begin the continuation's first word.
+    An empty context is the tokenizer's BOS, or EOS.
+    """
+    whole = tokenizer(context + continuation)["input_ids"]
+    start = tokenizer(context)["input_ids"] if context else []
+    if not context:
+        bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        start, whole = [bos], whole if whole[:1] == [bos] else [bos, *whole]
+    ends = {tokenizer.eos_token_id, getattr(tokenizer, "sep_token_id", None)} - {None}
+    if start and len(start) > 1 and start[-1] in ends and whole[-1] == start[-1]:  # a tokenizer that closes every text
+        start, whole = start[:-1], whole[:-1]
+    common = next((i for i, (a, b) in enumerate(zip(start, whole, strict=False)) if a != b), len(start))
+    border = min(common, len(whole) - 1)
+    return tuple(whole[:border]), tuple(whole[border:])
+
+
+def spaced(context: str, continuation: str) -> str:
+    """The continuation with one space before it, unless either side brings white space."""
+    if not context or context[-1].isspace() or continuation[0].isspace():
+        return continuation
+    return " " + continuation

@@ -1,0 +1,117 @@
+"""What `restore` is asked for: one frozen value, checked before anything is read, by the run and by its dry run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from counterpoise.averaging.mix import Donor, refuse_donor
+from counterpoise.checkpoints.files import refuse_occupied
+from counterpoise.search.candidates import CONTROLS, HMA, Ramp, Search, TwoSided, refuse_means
+
+RESULT = "restore.json"
+MEANS = (0.2, 0.4, 0.6, 0.8)
+KEEP = 0.95
+
+
+@dataclass(frozen=True)
+class Request:
+    """A pair, what is searched on it, and where the result goes.
+
+    Attributes:
+        pre, post: checkpoints before and after alignment: folders or hub ids; POST may be a LoRA adapter on PRE.
+        out: a new folder for the averaged checkpoint; it appears whole or not at all.
+        searches: what is compared with plain averaging.
+        means: the grid of mean ratios; above 1 (ExPO, extrapolation) plain averaging alone is measured.
+        mean: write HMA at this mean instead of picking.
+        keep_reward: the share of the reward gain that the pick must keep.
+        donor: whose config, tokenizer and chat template go into OUT.
+        drop: patterns of tensors to leave out when one side alone has them.
+        work: where finished pieces are kept; by default OUT.work.
+    """
+
+    pre: str | Path
+    post: str | Path
+    out: Path
+    searches: Sequence[Search] = (HMA(), *CONTROLS)
+    means: Sequence[float] = MEANS
+    mean: float | None = None
+    keep_reward: float = KEEP
+    donor: Donor = "post"
+    drop: Sequence[str] = ()
+    allow_unrelated: bool = False
+    device: str = "cpu"
+    dtype: torch.dtype | None = None
+    work: Path | None = None
+
+    def check(self, files: int) -> None:
+        """Raise for what can be seen to be wrong before anything is read.
+
+        Args:
+            files: abilities that are files.
+
+        Raises:
+            ValueError: a setting out of range, or one that has no effect beside another.
+            CheckpointError: `out` is occupied.
+        """
+        refuse_means(self.means, self.mean)
+        if not 0 <= self.keep_reward <= 1:  # NaN as well
+            raise ValueError(f"keep_reward: expected a number from 0 to 1, found {self.keep_reward}")
+        refuse_donor(self.donor)
+        for search in self.searches:
+            search.check(files)
+        if self.mean is not None and not any(isinstance(s, HMA) for s in self.searches):
+            raise ValueError(
+                "mean: fixes HMA's mean ratio, and the two-sided search has none; use lambdas, or search both"
+            )
+        if not (self.out / RESULT).is_file():
+            refuse_occupied(self.out.absolute())
+
+    @property
+    def folder(self) -> Path:
+        """Where finished pieces are kept."""
+        return self.work if self.work is not None else self.out.with_name(self.out.name + ".work")
+
+    @property
+    def grid(self) -> list[float]:
+        """The mean ratios that are measured."""
+        return list(self.means) if self.mean is None else [self.mean]
+
+    @property
+    def blocks(self) -> int | str:
+        """How the report cuts the model: as HMA, or the random ratios, do."""
+        return next((s.blocks for s in self.searches if isinstance(s, (HMA, Ramp))), 3)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the numbers, as plain json for restore.json and its key; `more_settings` comes on top."""
+        sizes = [s.proxy_size for s in self.searches if isinstance(s, (HMA, TwoSided))]
+        return {
+            "blocks": self.blocks,
+            "means": list(self.means),
+            "mean": self.mean,
+            "keep_reward": self.keep_reward,
+            "proxy_size": sizes[0] if sizes else 256,
+            "controls": any(isinstance(s, Ramp) for s in self.searches),
+            "donor": self.donor,
+            "device": self.device,
+        }
+
+    @property
+    def more_settings(self) -> dict[str, Any]:
+        """What searches beyond HMA and the controls add to `settings`."""
+        found: dict[str, Any] = {}
+        hma = any(isinstance(s, HMA) for s in self.searches)
+        sizes = {s.proxy_size for s in self.searches if isinstance(s, (HMA, TwoSided))}
+        ramps = [s.kind for s in self.searches if isinstance(s, Ramp)]
+        for two in (s for s in self.searches if isinstance(s, TwoSided)):
+            found |= {"search": "both" if hma else two.title, "lambdas": list(two.lambdas), "alignment": two.alignment}
+            found |= {"calibrate": two.calibrate, "min_effective_sets": two.min_effective_sets}
+            found |= {"two_sided_blocks": two.blocks}
+        if ramps not in ([], [s.kind for s in CONTROLS]) or len(sizes) != 1:
+            found["searches"] = [repr(s) for s in self.searches]  # nothing that the words above can say
+        return found

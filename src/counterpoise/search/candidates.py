@@ -1,0 +1,358 @@
+"""The searches that `restore` compares with plain averaging: frozen values that find averages and say what that costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
+
+from counterpoise.averaging.partition import Partition, layerwise, partition
+from counterpoise.checkpoints.preflight import Pair
+from counterpoise.evaluation.workbench import Workbench
+from counterpoise.language.costs import Lengths, Shape, Stage, drawn, forward, training
+from counterpoise.search.both_sides import FORMS, BothSides
+from counterpoise.search.on_bench import hma_ratios, proxies
+from counterpoise.search.ramps import linear_ramp, random_ratios, reversed_ramp
+from counterpoise.search.two_sided import Found
+
+PASSES = 12
+"""Most passes of a search for one mean, and most points of an exact search for one lambda."""
+
+
+class Candidate(NamedTuple):
+    """An average to be measured.
+
+    Attributes:
+        at: the place of its mean in the grid, by which candidates are ordered; None comes last.
+        pickable: whether it may be written; a control is there to be compared with.
+    """
+
+    method: str
+    name: str
+    partition: Partition
+    ratios: tuple[float, ...]
+    at: int | None = None
+    pickable: bool = True
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a search found, and what restore.json tells of it, by the key that it stands under."""
+
+    candidates: Sequence[Candidate]
+    told: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Search(Protocol):
+    """What `restore` and its dry run ask of a search; a new one is a class of these and a line of `SEARCHES`."""
+
+    @property
+    def title(self) -> str:
+        """What results and `--search` call it."""
+
+    def check(self, files: int) -> None:
+        """Raise for settings out of range.
+
+        Args:
+            files: abilities that are files: what can be calibrated on.
+
+        Raises:
+            ValueError: a setting out of range.
+        """
+
+    def find(self, bench: Workbench, means: Sequence[float]) -> Findings:
+        """The averages that are to be measured, found on the proxy part of the prompts.
+
+        Args:
+            means: the grid of mean ratios, for a search that has a mean.
+        """
+
+    def averages(self, means: Sequence[float]) -> int:
+        """How many candidates `find` gives at most."""
+
+    def cost(self, work: Scale) -> list[Stage]:
+        """The stages of `find` with their operations and memory, at most; equal ones of two searches run once."""
+
+
+class Scale(NamedTuple):
+    """What decides the cost of a search.
+
+    Attributes:
+        reward: of a reward that is a model.
+        prompts: of the proxy part.
+    """
+
+    shape: Shape
+    reward: Shape | None
+    at: Lengths
+    prompts: int
+    means: Sequence[float]
+
+
+@dataclass(frozen=True)
+class HMA:
+    """Lin et al. 2024: at every mean of the grid the ratios of the blocks that keep most alignment.
+
+    Attributes:
+        blocks: a number of equal blocks of layers, "layerwise" or "module".
+        proxy_size: responses of POST that the search sees (the paper: 2000).
+    """
+
+    blocks: int | str = 3
+    proxy_size: int = 256
+    title: ClassVar[str] = "hma"
+
+    def check(self, files: int = 0) -> None:
+        """See `Search.check`."""
+        refuse_blocks(self.blocks)
+        if self.proxy_size < 1:
+            raise ValueError(f"proxy_size: expected at least 1 response, found {self.proxy_size}")
+
+    def find(self, bench: Workbench, means: Sequence[float]) -> Findings:
+        """See `Search.find`; above a mean of 1 there is nothing to search."""
+        cut, inside = cut_of(bench.pair, self.blocks), _inside(means)
+        good = proxies(bench, self.proxy_size) if inside else []
+        found = [(i, mean, hma_ratios(bench, cut, good, mean, max_passes=PASSES)) for i, mean in inside]
+        rows = [
+            {"mean": m, "ratios": list(s.ratios), "passes": s.passes, "trace": list(s.trace), "converged": s.converged}
+            for _, m, s in found
+        ]
+        return Findings([Candidate("HMA", f"HMA {m:g}", cut, s.ratios, i) for i, m, s in found], {"search": rows})
+
+    def averages(self, means: Sequence[float]) -> int:
+        """See `Search.averages`."""
+        return len(_inside(means))
+
+    def cost(self, work: Scale) -> list[Stage]:
+        """See `Search.cost`."""
+        count = self.averages(work.means)
+        if not count:
+            return [_drawing_proxies(work, self.proxy_size)]
+        one = training(work.shape, work.at.prompt, work.at.response, sequences=self.proxy_size)
+        what = f"{count} means, at most {PASSES} passes over {self.proxy_size:,} responses each"
+        searched = Stage("search: HMA", what, one * (PASSES * count), work.at.training_memory(work.shape))
+        return [_drawing_proxies(work, self.proxy_size), searched]
+
+
+Kind = Literal["linear", "reversed", "random"]
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """Ratios that need no search, at every mean of the grid: LiNeS (linear), and two controls of the same mean.
+
+    Attributes:
+        kind: "linear" in depth, the same "reversed", or "random" ratios.
+        blocks: of the random ratios.
+    """
+
+    kind: Kind = "linear"
+    blocks: int | str = 3
+
+    @property
+    def title(self) -> str:
+        """The kind."""
+        return self.kind
+
+    def check(self, files: int = 0) -> None:
+        """See `Search.check`."""
+        refuse_blocks(self.blocks)
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"kind: expected {', '.join(get_args(Kind))}, found {self.kind!r}")
+
+    def find(self, bench: Workbench, means: Sequence[float]) -> Findings:
+        """See `Search.find`."""
+        deep, cut = layerwise(bench.pair.names), cut_of(bench.pair, self.blocks)
+        found = []
+        for i, mean in _inside(means):
+            if self.kind == "random":
+                part, ratios = cut, random_ratios(cut, mean, seed=bench.panel.drawing.seed)
+            else:
+                part, ratios = deep, (linear_ramp if self.kind == "linear" else reversed_ramp)(deep, mean)
+            method = "LiNeS" if self.kind == "linear" else self.kind
+            found.append(Candidate(method, f"{method} {mean:g}", part, tuple(ratios), i, self.kind == "linear"))
+        return Findings(found)
+
+    def averages(self, means: Sequence[float]) -> int:
+        """See `Search.averages`."""
+        return len(_inside(means))
+
+    def cost(self, work: Scale) -> list[Stage]:
+        """None: nothing is searched."""
+        return []
+
+
+CONTROLS = (Ramp("linear"), Ramp("reversed"), Ramp("random"))
+
+
+@dataclass(frozen=True)
+class TwoSided:
+    """Ratios that weigh alignment against what PRE could do, for every price lambda; see docs/two-sided.md.
+
+    Attributes:
+        lambdas: prices of what PRE could do, in units of alignment.
+        alignment: what alignment means: "imitation" of POST, "contrast" of good with bad responses, the "reward" itself.
+        blocks: as of `HMA`; the tensors outside them are one more block.
+        calibrate: also retain the right answers of so many validation items an ability.
+        min_effective_sets: guard the worst retention set, with at least so many of them always counting.
+        proxy_size: sequences on each side.
+    """
+
+    lambdas: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 4.0)
+    alignment: str = "imitation"
+    blocks: int | str = "layerwise"
+    calibrate: int = 0
+    min_effective_sets: float | None = None
+    proxy_size: int = 256
+    title: ClassVar[str] = "two-sided"
+
+    def check(self, files: int = 0) -> None:
+        """See `Search.check`."""
+        refuse_blocks(self.blocks)
+        if not self.lambdas or not all(math.isfinite(x) and x >= 0 for x in self.lambdas):
+            raise ValueError(f"lambdas: expected numbers of at least 0, found {list(self.lambdas)}")
+        if self.alignment not in FORMS:
+            raise ValueError(f"alignment: expected {', '.join(FORMS)}, found {self.alignment!r}")
+        if self.calibrate < 0:
+            raise ValueError(f"calibrate: expected at least 0 items, found {self.calibrate}")
+        if self.calibrate and not files:
+            raise ValueError("calibrate: expected an ability that is a file, found none; leave it out")
+        if self.proxy_size < 8:  # two of each of four
+            raise ValueError(f"proxy_size: expected at least 8 sequences, found {self.proxy_size}")
+        most = 2 + (files if self.calibrate else 0)  # PRE's text, its responses, and the answers of each ability
+        if self.min_effective_sets is not None and not 1 <= self.min_effective_sets <= most:
+            raise ValueError(
+                f"min_effective_sets: expected a number from 1 to {most}, the number of retention sets, found "
+                f"{self.min_effective_sets:g}; calibrate on abilities to have more"
+            )
+
+    def find(self, bench: Workbench, means: Sequence[float]) -> Findings:
+        """See `Search.find`: path and exact search for every lambda."""
+        cut = cut_of(bench.pair, self.blocks).with_rest_block()
+        both = BothSides(
+            bench,
+            cut,
+            form=self.alignment,
+            size=self.proxy_size,
+            calibrated=self.calibrate,
+            min_effective_sets=self.min_effective_sets,
+        )
+        drawn, searched = both.path(self.lambdas), both.exact(self.lambdas, max_passes=PASSES)
+        truths: list[Any] = both.truth(drawn) if both.form != "reward" else [None] * len(drawn)
+        rows = [row(f, "path", t) for f, t in zip(drawn, truths, strict=True)] + [row(f, "exact") for f in searched]
+        told = {
+            "alignment": both.form,
+            "rho": both.rho,
+            "sets": list(both.diagonal.retention),
+            "left_out": list(both.left_out),
+            "passes": both.diagonal.passes,
+            "misfit": both.diagonal.misfit,
+            "neighbours": both.measured["neighbours"],
+            "partition": cut.summary({n: bench.pair.post.shape(n) for n in bench.pair.names}),
+            "rows": rows,
+        }
+        named = [(f"two-sided {r['how']}", r) for r in rows]
+        found = [Candidate(method, f"{method} {r['lambda']:g}", cut, tuple(r["ratios"])) for method, r in named]
+        return Findings(found, {"two_sided": told})
+
+    def averages(self, means: Sequence[float]) -> int:
+        """See `Search.averages`."""
+        return 2 * len(self.lambdas)
+
+    def cost(self, work: Scale) -> list[Stage]:
+        """See `Search.cost`."""
+        shape, at, size = work.shape, work.at, self.proxy_size
+        stages = [_drawing_proxies(work, size)] if self.alignment == "imitation" else []
+        memory = at.drawing_memory(shape, work.reward)
+        words = drawn(shape, None, at, prompts=size)
+        stages.append(Stage("words of PRE", f"{size:,} sequences", words, memory))
+        rounds = {"imitation": 0, "contrast": 1, "reward": 5 + len(self.lambdas)}[self.alignment]
+        if rounds:
+            rated = drawn(shape, work.reward, at, prompts=max(1, size // 4), n=4) * rounds
+            stages.append(Stage("rated responses", f"{rounds * size:,} responses", rated, memory))
+        with_gradient, without = two_sided_passes(self.alignment, len(self.lambdas))
+        total = training(shape, at.prompt, at.response, sequences=size) * with_gradient
+        total += forward(shape, at.prompt + at.response, sequences=size, logits=at.response) * without
+        what = f"{len(self.lambdas)} lambdas, at most {with_gradient} passes over {size:,} sequences"
+        what += f" and {without} without a gradient" if without else ""
+        return [*stages, Stage("search: both sides", what, total, at.training_memory(shape))]
+
+
+SEARCHES: dict[str, type[HMA] | type[TwoSided]] = {"hma": HMA, "two-sided": TwoSided}
+"""What `--search` calls them."""
+
+
+def two_sided_passes(form: str, lambdas: int) -> tuple[int, int]:
+    """Most passes with and without a gradient of a two-sided search, each over one side's sequences.
+
+    The diagonal takes five points of each side, for the reward 13 pools with a gradient and 35 without; the exact search
+    up to `PASSES` points and two starts a lambda of each side; the check of the path one.
+
+    >>> two_sided_passes("imitation", 5)
+    (160, 0)
+    """
+    if form == "reward":
+        exact = lambdas * (PASSES + 1)
+        return 13 + 5 + 2 * exact, 35 + exact + lambdas
+    return 10 + 2 * lambdas * (PASSES + 2 + 1), 0
+
+
+def row(found: Found, how: str, truth: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """One lambda as plain json for restore.json.
+
+    Args:
+        how: "path" or "exact".
+        truth: both sides as measured there; None where `found` holds measured values.
+    """
+    return {
+        "how": how,
+        "lambda": found.weight,
+        "ratios": list(found.ratios),
+        "alignment": found.alignment,
+        "retention": dict(found.retention),
+        "shares": dict(found.shares),
+        "passes": found.passes,
+        "converged": found.converged,
+        "measured": None if truth is None else dict(truth),
+    }
+
+
+def cut_of(pair: Pair, blocks: int | str) -> Partition:
+    """The pair's tensors in blocks."""
+    return partition({n: pair.post.shape(n) for n in pair.names}, blocks)
+
+
+def refuse_blocks(blocks: int | str) -> None:
+    """Raise for what is no way of cutting a model.
+
+    Raises:
+        ValueError: a number below 1, or a word that names none.
+    """
+    number = str(blocks).removeprefix("-")
+    if not (int(blocks) >= 1 if number.isdecimal() else blocks in ("layerwise", "module")):
+        raise ValueError(f"blocks: expected a number of at least 1, 'layerwise' or 'module', found {blocks!r}")
+
+
+def refuse_means(means: Sequence[float], mean: float | None = None) -> None:
+    """Raise for a grid of mean ratios, or the one that is fixed, out of range.
+
+    Raises:
+        ValueError: a mean below 0 or not finite, a fixed one above 1.
+    """
+    if not means or not all(math.isfinite(m) and m >= 0 for m in means):
+        raise ValueError(f"means: expected numbers of at least 0, found {list(means)}")
+    if mean is not None and not 0 <= mean <= 1:  # NaN as well
+        raise ValueError(f"mean: expected a number from 0 to 1, found {mean}")
+
+
+def _inside(means: Sequence[float]) -> list[tuple[int, float]]:
+    """The means up to 1, with their places: beyond (ExPO) one ratio for all leaves nothing to search."""
+    return [(i, mean) for i, mean in enumerate(means) if mean <= 1]
+
+
+def _drawing_proxies(work: Scale, size: int) -> Stage:
+    asked = min(math.ceil(size / 0.8), work.prompts)
+    drawing = drawn(work.shape, work.reward, work.at, prompts=asked, n=2)
+    memory = work.at.drawing_memory(work.shape, work.reward)
+    return Stage("proxies of POST", f"{2 * asked:,} responses", drawing, memory)
