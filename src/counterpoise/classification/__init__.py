@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from counterpoise.classification.balance import WEIGHTINGS, weighting_for
     from counterpoise.classification.classifier import Prediction, Score, TextClassifier, build_classifier, evaluate
-    from counterpoise.classification.data import LAYOUTS, Part, TaskData, read_tasks
+    from counterpoise.classification.data import LAYOUTS, Split, TaskData, read_tasks
     from counterpoise.classification.models import BiLSTM, Design, HardSharing, Pretrained, TextCNN
     from counterpoise.classification.saving import load, save
     from counterpoise.classification.training import Epoch, Training, rounds_per_epoch, train
@@ -32,7 +32,7 @@ _HOMES = {
     "Design": "models",
     "Epoch": "training",
     "HardSharing": "models",
-    "Part": "data",
+    "Split": "data",
     "Prediction": "classifier",
     "Pretrained": "models",
     "Score": "classifier",
@@ -61,10 +61,10 @@ __all__ = [
     "Design",
     "Epoch",
     "HardSharing",
-    "Part",
     "Prediction",
     "Pretrained",
     "Score",
+    "Split",
     "TaskData",
     "TextCNN",
     "TextClassifier",

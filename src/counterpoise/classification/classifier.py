@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from counterpoise.checkpoints.files import resolve
-from counterpoise.classification.data import PartName, TaskData
+from counterpoise.classification.data import SplitName, TaskData
 from counterpoise.classification.encoding import SubwordTokens, TokenIds, seeded, token_ids, usable_device
 from counterpoise.classification.models import Design, HardSharing, Pretrained, build_encoder
 from counterpoise.classification.vectors import Vocabulary, word_vectors
@@ -157,7 +157,7 @@ def build_classifier(
 
 
 def evaluate(
-    classifier: TextClassifier, tasks: Sequence[TaskData], part: PartName = "test", *, batch_size: int = 64
+    classifier: TextClassifier, tasks: Sequence[TaskData], part: SplitName = "test", *, batch_size: int = 64
 ) -> dict[str, Score]:
     """The score of every task on one part of its data.
 
@@ -167,7 +167,7 @@ def evaluate(
     """
     scores = {}
     for task in tasks:
-        held = task.part(part)
+        held = task.split(part)
         if not len(held):
             raise ValueError(f"task {task.name!r}: expected examples for {part}, found none")
         classes_N = classifier.classes(task.name, held.labels)

@@ -20,7 +20,7 @@ from counterpoise.classification.models import Design, Encoder, HardSharing, Pre
 from counterpoise.classification.vectors import Vocabulary
 from counterpoise.records import versions, write_json
 
-FORMAT = "counterpoise-multitask-text-1"
+_FORMAT = "counterpoise-multitask-text-1"
 CONFIG, WEIGHTS, WORDS, RECORD = "config.json", "model.safetensors", "vocabulary.json", "training.json"
 TOKENIZER, ENCODER = "tokenizer", "encoder"
 REPORT = "report.html"
@@ -42,7 +42,7 @@ def save(classifier: TextClassifier, out: str | Path, record: Mapping[str, Any] 
         ValueError: something stands at `out`.
     """
     config = {
-        "format": FORMAT,
+        "format": _FORMAT,
         "tasks": [{"name": n, "labels": list(labels)} for n, labels in classifier.tasks.items()],
         "design": asdict(classifier.design),
         "versions": versions(),
@@ -74,9 +74,9 @@ def load(folder: str | Path, *, device: str = "cpu") -> TextClassifier:
     if not (path / CONFIG).is_file():
         raise FileNotFoundError(f"{folder}: expected a folder that `counterpoise multitask train` wrote, found none")
     config = _read(path / CONFIG)
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
+    if not isinstance(config, dict) or config.get("format") != _FORMAT:
         found = config.get("format") if isinstance(config, dict) else None
-        raise ValueError(f"{path / CONFIG}: expected the format {FORMAT}, found {found!r}; give another folder")
+        raise ValueError(f"{path / CONFIG}: expected the format {_FORMAT}, found {found!r}; give another folder")
     tasks = {t["name"]: tuple(t["labels"]) for t in config["tasks"]}
     design = Design(**{**config["design"], "kernels": tuple(config["design"]["kernels"])})
     tokens: Vocabulary | SubwordTokens

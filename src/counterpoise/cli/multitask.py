@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from counterpoise.cli.options import Device
 from counterpoise.cli.terminal import plain_errors
 
 if TYPE_CHECKING:
@@ -33,9 +34,8 @@ LayoutOption = Annotated[
     str, typer.Option(help="folder (NAME.csv, .tsv, .jsonl: text,label), fdu-mtl, or newsgroups (20news-bydate).")
 ]
 Tasks = Annotated[str | None, typer.Option(help="Names, separated by commas; all by default.")]
-Model = Annotated[Path, typer.Argument(help="Folder that train wrote.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
-BatchSize = Annotated[int, typer.Option(help="Texts at once.")]
+ModelFolder = Annotated[Path, typer.Argument(help="Folder that train wrote.")]
+TextsAtOnce = Annotated[int, typer.Option(help="Texts at once.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print json lines instead of a table.")]
 
 
@@ -84,7 +84,7 @@ def train(
         from dataclasses import asdict
 
         from counterpoise.classification import balance, classifier, models, saving, training
-        from counterpoise.report.multitask import write_report
+        from counterpoise.report.multitask import write_multitask_report
 
         found = _read(data, layout, tasks, need=("train", "validation"))
         design = models.Design(model, width, (3, 5, 7), dropout, max_tokens, freeze_vectors)
@@ -123,28 +123,28 @@ def train(
     with plain_errors(
         f"the model is in {out}; draw the page with: counterpoise multitask report {out}", KeyError, ImportError
     ):
-        write_report(record, out / saving.REPORT)
+        write_multitask_report(record, out / saving.REPORT)
     print(f"wrote {out}; the run as a page: {out / saving.REPORT}")
 
 
 @app.command()
 def evaluate(
-    model: Model,
+    model: ModelFolder,
     data: Data,
     layout: LayoutOption = "folder",
     tasks: Tasks = None,
     part: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
-    batch_size: BatchSize = 64,
+    batch_size: TextsAtOnce = 64,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Accuracy and loss of every task the model has, on held-out data."""
     with plain_errors("nothing was changed", KeyError, ImportError):
         from counterpoise.classification import classifier, saving
-        from counterpoise.classification.data import PARTS
+        from counterpoise.classification.data import SPLITS
 
-        if part not in PARTS:
-            raise ValueError(f"--part: expected {', '.join(PARTS)}, found {part!r}")
+        if part not in SPLITS:
+            raise ValueError(f"--part: expected {', '.join(SPLITS)}, found {part!r}")
         loaded = saving.load(model, device=device)
         found = _read(data, layout, tasks or ",".join(loaded.tasks), need=(part,))
         scores = classifier.evaluate(loaded, found, part, batch_size=batch_size)
@@ -157,10 +157,10 @@ def evaluate(
 
 @app.command()
 def predict(
-    model: Model,
+    model: ModelFolder,
     task: Annotated[str, typer.Option(help="Which of the model's tasks.")],
     text: Annotated[str | None, typer.Argument(help="One text; without it, a text a line from stdin.")] = None,
-    batch_size: BatchSize = 64,
+    batch_size: TextsAtOnce = 64,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -184,7 +184,7 @@ def predict(
 
 @app.command()
 def report(
-    model: Model,
+    model: ModelFolder,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="The page (default report.html in the folder).")
     ] = None,
@@ -192,10 +192,10 @@ def report(
     """Draw the page of a training run again: losses, weights and accuracy by task over time."""
     with plain_errors("nothing was changed", KeyError, ImportError):
         from counterpoise.classification import saving
-        from counterpoise.report.multitask import write_report
+        from counterpoise.report.multitask import write_multitask_report
 
         place = out or model / saving.REPORT
-        write_report(saving.read_record(model), place)
+        write_multitask_report(saving.read_record(model), place)
     print(f"wrote {place}")
 
 

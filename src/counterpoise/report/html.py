@@ -16,12 +16,12 @@ from counterpoise.tables.grid import Table, as_html
 from counterpoise.tables.numbers import number, ratio_list
 from counterpoise.tables.reading import RETENTION, Results
 
-CAPTION = (
+_CAPTION = (
     "Up is more reward, right is more ability kept. Bars are 95 % intervals of each point alone; all points were scored "
     "on the same items, so two points can differ for certain although their bars overlap. Faded points are beaten by "
     "another in both directions."
 )
-GLOSSARY = {
+_GLOSSARY = {
     "Ratio": "The share of the alignment update that is kept: pre + ratio × (post − pre). 0 is PRE, 1 is POST. A block is "
     "a set of tensors that share one.",
     "MA and HMA": "MA averages all blocks alike. HMA gives each block its own ratio at the same mean, searched for the reward "
@@ -45,7 +45,7 @@ def write_report(results: Results, path: str | Path) -> None:
         results: the content of restore.json; absent parts are left out of the page.
         path: the file to write; one that is there is replaced.
     """
-    write_whole(Path(path), report(results))
+    write_whole(Path(path), report_page(results))
 
 
 def write_fronts(results: Sequence[Results], path: str | Path, names: Sequence[str] | None = None) -> None:
@@ -56,12 +56,12 @@ def write_fronts(results: Sequence[Results], path: str | Path, names: Sequence[s
     """
     shown = {axis: plots.fronts(results, names, axis) for axis in reading.axes(results[0] if results else {})}
     axis_menu = menu("ability kept, measured by", {a: _axis_label(results[0], a) for a in shown})
-    place = plot_box("fronts", "Several fronts", [axis_menu], f"{CAPTION} A colour is a file, a mark a method.")
+    place = plot_box("fronts", "Several fronts", [axis_menu], f"{_CAPTION} A colour is a file, a mark a method.")
     body = f"<header><p class=eyebrow>counterpoise</p><h1>{len(results)} runs on one front</h1></header>{place}"
     write_whole(Path(path), page("counterpoise: fronts", body, {"fronts": specs(shown)}))
 
 
-def report(results: Results) -> str:
+def report_page(results: Results) -> str:
     """The page of one run, as text."""
     figures: Figures = {}
     sections = [
@@ -70,7 +70,7 @@ def report(results: Results) -> str:
         _ratio_section(results, figures),
         _search_section(results, figures),
         two_sided_section(results, figures),
-        _table_section("Hypervolume", tables.hypervolume(results)),
+        _table_section("Hypervolume", tables.volume_table(results)),
         _points_section(results),
         _run_section(results),
         _glossary(),
@@ -99,7 +99,7 @@ def _header(results: Results) -> str:
 
 def _front_section(results: Results, figures: Figures) -> str:
     shown = {
-        f"{axis}|{part}": plots.front(results, axis, part=part)
+        f"{axis}|{part}": plots.plot_front(results, axis, part=part)
         for axis in reading.axes(results)
         for part in reading.parts(results)
     }
@@ -110,11 +110,11 @@ def _front_section(results: Results, figures: Figures) -> str:
         menu("horizontal axis:", {a: _axis_label(results, a) for a in reading.axes(results)}),
         menu("measured on:", {part: f"{part} data" for part in reading.parts(results)}),
     ]
-    return section("Reward against abilities", plot_box("front", "Reward against abilities kept", menus, CAPTION))
+    return section("Reward against abilities", plot_box("front", "Reward against abilities kept", menus, _CAPTION))
 
 
 def _tax_section(results: Results, figures: Figures) -> str:
-    table = tables.tax(results)
+    table = tables.ability_taxes(results)
     if not table:
         return ""
     caption = (
@@ -122,7 +122,7 @@ def _tax_section(results: Results, figures: Figures) -> str:
         "standard error of PRE's score."
     )
     scale = ""
-    if (figure := plots.taxes(results)).data:
+    if (figure := plots.plot_taxes(results)).data:
         figures["taxes"] = {"": spec(figure)}
         scale = "<h3>The same, on one scale</h3>" + plot_box("taxes", "Tax by ability", [], caption, low=True)
     against = tables.against_ma(results)
@@ -135,10 +135,10 @@ def _tax_section(results: Results, figures: Figures) -> str:
 
 def _ratio_section(results: Results, figures: Figures) -> str:
     table = tables.pick_ratios(results)
-    drawn = [p for p in reading.points(results) if p["method"] == "HMA"]
+    drawn = [p for p in reading.measured_points(results) if p["method"] == "HMA"]
     if not table and not drawn:
         return ""
-    figures["ratios"] = {"": spec(plots.ratios(results))}
+    figures["ratios"] = {"": spec(plots.plot_ratios(results))}
     caption = "1 keeps all of the alignment update in a layer, 0 gives the layer back to PRE."
     return section(
         "Ratio of each layer",
@@ -147,10 +147,10 @@ def _ratio_section(results: Results, figures: Figures) -> str:
 
 
 def _search_section(results: Results, figures: Figures) -> str:
-    table = tables.searches(results)
+    table = tables.search_table(results)
     if not table:
         return ""
-    if not (figure := plots.searches(results)).data:
+    if not (figure := plots.plot_searches(results)).data:
         return section("The search", as_html(table))
     figures["searches"] = {"": spec(figure)}
     caption = "The first pass is MA, all ratios equal. How far a line falls is what HMA gained on the proxy responses."
@@ -191,7 +191,7 @@ def _run_section(results: Results) -> str:
 
 
 def _glossary() -> str:
-    entries = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in GLOSSARY.items())
+    entries = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in _GLOSSARY.items())
     return section("How to read this", f"<dl class=columns>{entries}</dl>")
 
 

@@ -16,13 +16,13 @@ from counterpoise.report.page import Figures, fact_list, menu, page, plot_box, s
 from counterpoise.tables.grid import Cell, Column, Table, as_html
 from counterpoise.tables.numbers import number
 
-KINDS = {
+_KINDS = {
     "train_loss": ("loss in training", "Training loss (nats)"),
     "validation_loss": ("loss on validation data", "Validation loss (nats)"),
     "validation_accuracy": ("accuracy on validation data", "Validation accuracy"),
 }
-PERCENT = "\N{NO-BREAK SPACE}%"
-GLOSSARY = {
+_PERCENT = "\N{NO-BREAK SPACE}%"
+_GLOSSARY = {
     "Weights": "What each task's loss is multiplied with, as a share of their sum. A method without weights of its own "
     "(MGDA, Tchebycheff and others act on gradients or on the largest loss) has none to show.",
     "Task variance": "The mean squared distance of the task losses from their mean. BanditMTL descends on about the mean "
@@ -37,17 +37,17 @@ GLOSSARY = {
 }
 
 
-def write_report(record: Record, path: str | Path) -> None:
+def write_multitask_report(record: Record, path: str | Path) -> None:
     """Write the page of one run; the file appears whole or not at all.
 
     Args:
         record: the content of training.json; absent parts are left out of the page.
         path: the file to write; one that is there is replaced.
     """
-    write_whole(Path(path), report(record))
+    write_whole(Path(path), multitask_page(record))
 
 
-def report(record: Record) -> str:
+def multitask_page(record: Record) -> str:
     """The page of one run, as text."""
     figures: Figures = {}
     sections = [
@@ -84,15 +84,15 @@ def _header(record: Record) -> str:
 
 def _verdict(record: Record) -> str:
     """The mean and the worst task, in one sentence."""
-    found = history.accuracies(record)
+    found = history.final_accuracies(record)
     if not found:
         return "No accuracy was recorded."
     part = "test" if record.get("test") else "validation"
-    mean = f"Mean {part} accuracy {number(100 * sum(found.values()) / len(found), 1)}{PERCENT}"
+    mean = f"Mean {part} accuracy {number(100 * sum(found.values()) / len(found), 1)}{_PERCENT}"
     if len(found) == 1:
         return f"{mean}."
     (worst, low), *_, (top, high) = found.items()
-    return f"{mean}, from {number(100 * low, 1)}{PERCENT} ({worst}) to {number(100 * high, 1)}{PERCENT} ({top})."
+    return f"{mean}, from {number(100 * low, 1)}{_PERCENT} ({worst}) to {number(100 * high, 1)}{_PERCENT} ({top})."
 
 
 def _weighting(record: Record) -> str | None:
@@ -113,10 +113,10 @@ def _weighting(record: Record) -> str | None:
 
 
 def _accuracy_section(record: Record, figures: Figures) -> str:
-    found = history.accuracies(record)
+    found = history.final_accuracies(record)
     if not found:
         return ""
-    figures["accuracies"] = {"": spec(task_plots.accuracies(record))}
+    figures["accuracies"] = {"": spec(task_plots.plot_accuracies(record))}
     caption = "The weakest task is at the top. Bars are 95 % intervals over the test examples."
     if len(found) > task_plots.MOST_ROWS:
         caption += f" The {task_plots.MOST_ROWS} weakest of {len(found)}; all are in the table."
@@ -131,7 +131,7 @@ def _scores(record: Record) -> Table:
         return Cell(number(None if row[key] is None else 100 * row[key], 1))
 
     rows = []
-    for task in history.accuracies(record):
+    for task in history.final_accuracies(record):
         test = tested.get(task) or {}
         rows.append(
             {
@@ -162,12 +162,12 @@ def _curves_section(record: Record, figures: Figures) -> str:
     many = len(names) > task_plots.FEW
     options = {"": None} | ({str(i): t for i, t in enumerate(names)} if many else {})
     figures["curves"] = {}
-    for kind, (_, title) in KINDS.items():
+    for kind, (_, title) in _KINDS.items():
         found = history.by_epoch(record, kind)
         for option, task in options.items():
             key = f"{kind}|{option}" if many else kind
-            figures["curves"][key] = spec(task_plots.curves(record, found, title, task))
-    menus = [menu("show", {kind: shown for kind, (shown, _) in KINDS.items()})]
+            figures["curves"][key] = spec(task_plots.plot_curves(record, found, title, task))
+    menus = [menu("show", {kind: shown for kind, (shown, _) in _KINDS.items()})]
     caption = "Losses are mean cross-entropies. Those in training are with dropout, of the epoch's mini-batches."
     if many:
         menus.append(
@@ -178,10 +178,10 @@ def _curves_section(record: Record, figures: Figures) -> str:
 
 
 def _weights_section(record: Record, figures: Figures) -> str:
-    found = history.shares(record)
+    found = history.weight_shares(record)
     if not found or len(found) < 2:
         return ""
-    figures["weights"] = {"": spec(task_plots.weights(record, found))}
+    figures["weights"] = {"": spec(task_plots.plot_weights(record, found))}
     caption = "Each task's share of the weights. Above an equal share, a task is pushed; below it, it is spared."
     if len(found) > task_plots.FEW:
         caption += " The task with the most weight at the end is at the top."
@@ -191,10 +191,10 @@ def _weights_section(record: Record, figures: Figures) -> str:
 def _variance_section(record: Record, figures: Figures) -> str:
     if not record.get("epochs") or len(history.tasks(record)) < 2:
         return ""
-    figures["variance"] = {"epochs": spec(task_plots.variance(record))}
+    figures["variance"] = {"epochs": spec(task_plots.plot_variance(record))}
     shown = {"epochs": "mean losses of each epoch"}
     if record.get("rounds"):
-        figures["variance"]["batches"] = spec(task_plots.variance(record, mini_batches=True))
+        figures["variance"]["batches"] = spec(task_plots.plot_variance(record, mini_batches=True))
         shown["batches"] = "losses of the mini-batches"
     caption = (
         "How far apart the task losses are. Tasks with other numbers of classes have other losses without being neglected; "
@@ -222,5 +222,5 @@ def _run_section(record: Record) -> str:
 
 
 def _glossary() -> str:
-    entries = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in GLOSSARY.items())
+    entries = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in _GLOSSARY.items())
     return f"<dl class=columns>{entries}</dl>"

@@ -21,13 +21,13 @@ MOST_ROWS = 20
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 
-def accuracies(record: Record) -> Figure:
+def plot_accuracies(record: Record) -> Figure:
     """Accuracy by task, the least at the top: test data with 95 % intervals, and validation at the best epoch.
 
     Of more than `MOST_ROWS` tasks, those with the least.
     """
     figure = empty_figure("Accuracy (%)", "")
-    order = list(history.accuracies(record))[:MOST_ROWS]
+    order = list(history.final_accuracies(record))[:MOST_ROWS]
     rows = {t: len(order) - 1 - i for i, t in enumerate(order)}
     kept, tested = history.best(record), record.get("test") or {}
     if kept:
@@ -41,7 +41,7 @@ def accuracies(record: Record) -> Figure:
             hovertemplate="%{hovertext}: %{x:.1f} % on validation<extra></extra>",
         )
     if some := [t for t in order if t in tested]:
-        ends = [history.interval(tested[t]["accuracy"], tested[t]["examples"]) for t in some]
+        ends = [history.wilson_interval(tested[t]["accuracy"], tested[t]["examples"]) for t in some]
         at = [100 * tested[t]["accuracy"] for t in some]
         figure.add_scatter(
             x=at,
@@ -70,7 +70,7 @@ def accuracies(record: Record) -> Figure:
     return figure
 
 
-def curves(record: Record, found: Mapping[str, Curve], title: str, chosen: str | None = None) -> Figure:
+def plot_curves(record: Record, found: Mapping[str, Curve], title: str, chosen: str | None = None) -> Figure:
     """A curve per task over the epochs, and the best epoch.
 
     Args:
@@ -100,16 +100,16 @@ def curves(record: Record, found: Mapping[str, Curve], title: str, chosen: str |
     return figure
 
 
-def weights(record: Record, found: Mapping[str, Curve]) -> Figure:
+def plot_weights(record: Record, found: Mapping[str, Curve]) -> Figure:
     """Each task's share of the weights over the rounds: lines for few tasks, rows of colour for many.
 
     Args:
-        found: `history.shares`.
+        found: `history.weight_shares`.
     """
     if len(found) > FEW:
         return _rows_of_colour(record, found)
     shares = {t: Curve(c.epochs, [100 * v for v in c.values]) for t, c in found.items()}
-    figure = curves(record, shares, "Share of the weights (%)")
+    figure = plot_curves(record, shares, "Share of the weights (%)")
     figure.add_hline(
         y=100 / len(found),
         line={"color": light("muted"), "width": 1, "dash": "dot"},
@@ -120,7 +120,7 @@ def weights(record: Record, found: Mapping[str, Curve]) -> Figure:
     return figure
 
 
-def variance(record: Record, *, mini_batches: bool = False) -> Figure:
+def plot_variance(record: Record, *, mini_batches: bool = False) -> Figure:
     """The variance of the losses over the tasks: of each epoch, in training and on validation data.
 
     Args:

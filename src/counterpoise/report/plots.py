@@ -16,10 +16,10 @@ from counterpoise.report.marks import (
     steps,
     tax_marks,
 )
-from counterpoise.report.palette import SERIES, light, look
+from counterpoise.report.palette import SERIES, light, look_of
 from counterpoise.tables import reading
 from counterpoise.tables.numbers import number
-from counterpoise.tables.reading import ENDS, RETENTION, VALIDATION, Point, Results
+from counterpoise.tables.reading import ENDS, RETENTION, VALIDATION, PointEntry, Results
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -35,7 +35,7 @@ def plotly_script() -> str:
     return str(get_plotlyjs())
 
 
-def front(results: Results, axis: str = RETENTION, *, part: str = VALIDATION) -> Figure:
+def plot_front(results: Results, axis: str = RETENTION, *, part: str = VALIDATION) -> Figure:
     """Reward against retention, or against one ability: every point, the front, PRE, POST and the pick.
 
     Args:
@@ -48,7 +48,7 @@ def front(results: Results, axis: str = RETENTION, *, part: str = VALIDATION) ->
     known = reading.axes(results)
     if axis not in known:
         raise ValueError(f"front: expected an axis among {', '.join(known) or 'none'}, found {axis!r}")
-    found = reading.placed(results, part, axis)
+    found = reading.plottable(results, part, axis)
     best = reading.undominated(results, found, axis)
     figure = empty_figure(_axis_title(results, axis), REWARD_TITLE)
     figure.add_trace(front_line(results, best, axis, light("muted")))
@@ -82,20 +82,20 @@ def fronts(results: Sequence[Results], names: Sequence[str] | None = None, axis:
     figure = empty_figure(_axis_title(results[0], axis), REWARD_TITLE)
     for number_, (result, name) in enumerate(zip(results, names or _sources(results), strict=True)):
         colour = light(SERIES[number_ % len(SERIES)])
-        found = reading.placed(result, VALIDATION, axis)
+        found = reading.plottable(result, VALIDATION, axis)
         best = reading.undominated(result, found, axis)
         figure.add_trace(front_line(result, best, axis, colour, name=name, group=str(number_)))
         for faded in (False, True):
             if some := [p for p in found if (p not in best) == faded]:
                 trace = point_marks(result, some, axis, name, faded=faded, group=str(number_))
-                trace["marker"] |= {"color": colour, "symbol": [look(p["method"]).symbol for p in some]}
+                trace["marker"] |= {"color": colour, "symbol": [look_of(p["method"]).symbol for p in some]}
                 trace["error_x"]["color"] = trace["error_y"]["color"] = colour
                 figure.add_trace(trace)
         _mark(figure, result, found, axis)
     return figure
 
 
-def taxes(results: Results) -> Figure:
+def plot_taxes(results: Results) -> Figure:
     """The tax of POST and what the pick leaves of it, ability by ability, in standard errors at PRE, with intervals.
 
     Primary metrics, held-out data. Abilities at floor are left out, as they are from the mean.
@@ -106,9 +106,9 @@ def taxes(results: Results) -> Figure:
     rows = [r for r in first.values() if standard_error(r.get("pre") or {}) > 0]
     figure = empty_figure("Tax (standard errors at PRE)", "")
     pick = reading.picked(results)
-    kinds = [("tax", "POST", light("ink"), look("POST").symbol)]
+    kinds = [("tax", "POST", light("ink"), look_of("POST").symbol)]
     if pick is not None:
-        style = look(pick["method"])
+        style = look_of(pick["method"])
         kinds.append(("remaining", str(pick["name"]), style.colour, style.symbol))
     for place, (key, name, colour, symbol) in enumerate(kinds):
         some = [(i, r) for i, r in enumerate(rows) if reading.known(r.get(key))]
@@ -125,27 +125,27 @@ def taxes(results: Results) -> Figure:
     return figure
 
 
-def ratios(results: Results) -> Figure:
+def plot_ratios(results: Results) -> Figure:
     """The ratio of each layer: the pick, MA at the same mean, and HMA at every mean. By block where blocks share layers."""
     figure = empty_figure("Layer, from input to output", "Share of the update kept")
     pick = reading.picked(results)
-    drawn = [p for p in reading.points(results) if p["method"] == "HMA" and p is not pick]
+    drawn = [p for p in reading.measured_points(results) if p["method"] == "HMA" and p is not pick]
     for i, point in enumerate(drawn):
         strength = 0.3 + 0.45 * (i + 1) / len(drawn)
-        figure.add_trace(steps(results, point, look("HMA").colour, 1.5, strength))
+        figure.add_trace(steps(results, point, look_of("HMA").colour, 1.5, strength))
     if pick is not None:
         shares = reading.point_shares(results, pick)
         flat = [reading.Share(s.block, pick["mean"], s.layers) for s in shares]
         name = f"MA {number(pick['mean'], 2)}"
         if pick["method"] != "MA":
-            figure.add_trace(step_line(flat, name, look("MA").colour, 1.5, 1.0, dash="dash"))
-        figure.add_trace(steps(results, pick, look(pick["method"]).colour, 3.5, 1.0, suffix=" (the pick)"))
+            figure.add_trace(step_line(flat, name, look_of("MA").colour, 1.5, 1.0, dash="dash"))
+        figure.add_trace(steps(results, pick, look_of(pick["method"]).colour, 3.5, 1.0, suffix=" (the pick)"))
     top = max([1.0, *(r for p in [*drawn, *([pick] if pick else [])] for r in p["ratios"])])
     figure.update_yaxes(range=[-0.04, top * 1.04], zeroline=False)
     return figure
 
 
-def searches(results: Results) -> Figure:
+def plot_searches(results: Results) -> Figure:
     """How much each search lowered the proxy loss below that of equal ratios (MA), pass by pass."""
     figure = empty_figure("Forward and backward passes", "Proxy loss minus MA's (nats/token)")
     found = [s for s in results.get("search") or () if s.get("trace")]
@@ -210,7 +210,7 @@ def _axis_title(results: Results, axis: str) -> str:
     return label(f"{axis}: {metric}{f' ({unit})' if unit and unit.lower() != metric.lower() else ''}", 48)
 
 
-def _mark(figure: Figure, results: Results, found: Sequence[Point], axis: str) -> None:
+def _mark(figure: Figure, results: Results, found: Sequence[PointEntry], axis: str) -> None:
     """Name PRE, POST and the pick beside their points, and ring the pick."""
     for point in found:
         pick = point["name"] == results.get("pick")

@@ -8,9 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from counterpoise.statistics.bootstrap import RESAMPLES, Difference, paired_replicates, score
-
-Array = NDArray[np.float64]
+from counterpoise.statistics.bootstrap import RESAMPLES, Array, Difference, paired_replicates, score
 
 
 class Statistics(NamedTuple):
@@ -20,18 +18,18 @@ class Statistics(NamedTuple):
     aggregate: str = "mean"
 
 
-class Scored(NamedTuple):
+class ModelStatistics(NamedTuple):
     """One model: its reward, and the abilities whose mean is compared; the same items in all that are compared."""
 
     reward: Statistics
     abilities: tuple[Statistics, ...]
 
 
-class Run(NamedTuple):
+class PointAndCurve(NamedTuple):
     """A point and the reference curve of the same training run, in the order of its ratio (PRE, MA 0.2, ..., POST)."""
 
-    point: Scored
-    curve: Sequence[Scored]
+    point: ModelStatistics
+    curve: Sequence[ModelStatistics]
 
 
 class Matched(NamedTuple):
@@ -53,7 +51,7 @@ class Matched(NamedTuple):
 
 
 def reward_matched(
-    runs: Sequence[Run], scales: Sequence[float] = (1.0,), *, seed: int = 0, resamples: int = RESAMPLES
+    runs: Sequence[PointAndCurve], scales: Sequence[float] = (1.0,), *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Matched | None:
     """Ability of a point minus that of the reference curve at the point's reward, by paired bootstrap, pooled over runs.
 
@@ -94,10 +92,10 @@ def reward_matched(
 class Fronts(NamedTuple):
     """Two methods' points of one training run, and PRE and POST, which belong to both fronts."""
 
-    pre: Scored
-    post: Scored
-    ours: Sequence[Scored]
-    theirs: Sequence[Scored]
+    pre: ModelStatistics
+    post: ModelStatistics
+    ours: Sequence[ModelStatistics]
+    theirs: Sequence[ModelStatistics]
 
 
 def hypervolume_gain(
@@ -117,7 +115,7 @@ def hypervolume_gain(
     for run in runs:
         points = [run.pre, run.post, *run.ours, *run.theirs]
         sides = [0, 1, *range(2, 2 + len(run.ours))], [0, 1, *range(2 + len(run.ours), len(points))]
-        x, y = _seen_from_point(Run(run.pre, points), scales)
+        x, y = _seen_from_point(PointAndCurve(run.pre, points), scales)
         span = float(x[1]), float(-y[1])
         if min(span) <= 0:
             continue
@@ -128,7 +126,7 @@ def hypervolume_gain(
             return ours - theirs
 
         values.append(float(gain(x[None], y[None])[0]))
-        drawn.append(gain(*_resampled(Run(run.pre, points), scales, seed, resamples)))
+        drawn.append(gain(*_resampled(PointAndCurve(run.pre, points), scales, seed, resamples)))
     if not values:
         return None
     return _pooled(values, drawn)
@@ -186,10 +184,10 @@ def _pooled(values: Sequence[float], drawn: Sequence[Array]) -> Difference:
     return Difference(float(np.mean(values)), float(low), float(high), min(1.0, 2 * (tail + 1) / (len(mean) + 1)))
 
 
-def _seen_from_point(run: Run, scales: Sequence[float]) -> tuple[Array, Array]:
+def _seen_from_point(run: PointAndCurve, scales: Sequence[float]) -> tuple[Array, Array]:
     """The curve's points minus the point: rewards and scaled abilities, shape (n,)."""
 
-    def of(scored: Scored) -> tuple[float, float]:
+    def of(scored: ModelStatistics) -> tuple[float, float]:
         abilities = [score(a.items, a.aggregate) / s for a, s in zip(scored.abilities, scales, strict=True)]
         return score(scored.reward.items, scored.reward.aggregate), float(np.mean(abilities))
 
@@ -198,7 +196,7 @@ def _seen_from_point(run: Run, scales: Sequence[float]) -> tuple[Array, Array]:
     return gaps[:, 0], gaps[:, 1]
 
 
-def _resampled(run: Run, scales: Sequence[float], seed: int, resamples: int) -> tuple[Array, Array]:
+def _resampled(run: PointAndCurve, scales: Sequence[float], seed: int, resamples: int) -> tuple[Array, Array]:
     """The same, resampled; shape (resamples, n)."""
 
     def gap(a: Statistics, b: Statistics, number: int) -> Array:
@@ -212,7 +210,7 @@ def _resampled(run: Run, scales: Sequence[float], seed: int, resamples: int) -> 
     return np.stack(x, 1), np.stack(y, 1)
 
 
-def _check(run: Run, scales: Sequence[float]) -> None:
+def _check(run: PointAndCurve, scales: Sequence[float]) -> None:
     if len(run.curve) < 2:
         raise ValueError(f"reward_matched: expected a curve of at least two points, found {len(run.curve)}")
     if not all(s > 0 for s in scales):

@@ -27,11 +27,11 @@ def model_card(content: Mapping[str, Any]) -> str:
     ratios = (
         tables.pick_ratios(content)
         if point
-        else tables.ratios(
-            reading.shares(content["partition"], content["ratios"]), content["partition"].get("rest"), mean
+        else tables.ratio_table(
+            reading.block_shares(content["partition"], content["ratios"]), content["partition"].get("rest"), mean
         )
     )
-    measured = ("What was measured", as_markdown(tables.tax(content))) if content.get("tax") else None
+    measured = ("What was measured", as_markdown(tables.ability_taxes(content))) if content.get("tax") else None
     warnings = "\n".join(f"- {w}" for w in content.get("warnings") or ())
     command = f"```bash\n{content['command']}\n```\n\n" if content.get("command") else ""
     sections = [

@@ -36,11 +36,13 @@ def number(value: float | None, decimals: int, *, signed: bool = False) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def interval(found: Mapping[str, Any], *, signed: bool = False, decimals: int | None = None) -> tuple[str, str]:
+def with_interval(found: Mapping[str, Any], *, signed: bool = False, decimals: int | None = None) -> tuple[str, str]:
     """Value and "[low, high]" of a dict with these keys, in matching decimals; "" where the interval is nil or absent.
 
-    >>> interval({"value": -2.12, "low": -2.15, "high": -2.09}), interval({"value": 0.5, "low": None, "high": None})
-    (('−2.120', '[−2.150, −2.090]'), ('0.50', ''))
+    >>> with_interval({"value": -2.12, "low": -2.15, "high": -2.09})
+    ('−2.120', '[−2.150, −2.090]')
+    >>> with_interval({"value": 0.5, "low": None, "high": None})
+    ('0.50', '')
     """
     low, high = found.get("low"), found.get("high")
     digits = places(low, high) if decimals is None else decimals
@@ -56,7 +58,7 @@ def spoken(found: Mapping[str, Any] | None) -> str:
     >>> spoken({"value": 61.3, "low": 58.1, "high": 64.4})
     '61.3 [58.1, 64.4]'
     """
-    return " ".join(filter(None, interval(found))) if found else MISSING
+    return " ".join(filter(None, with_interval(found))) if found else MISSING
 
 
 def p_value(p: float | None) -> str:
