@@ -173,17 +173,6 @@ def test_results_are_only_read() -> None:
     assert found == before
 
 
-def test_several_runs_on_one_front(tmp_path: Path) -> None:
-    html.write_fronts([made.results(), made.without_hma()], tmp_path / "fronts.html", ["one <b>", "two"])
-    figures = Elements((tmp_path / "fronts.html").read_text(encoding="utf-8")).figures["fronts"]
-    assert set(figures) == {"retention", *made.ABILITIES}
-    assert {t["name"] for t in figures["retention"]["data"] if t["mode"] == "lines"} == {"one &lt;b&gt;", "two"}
-    with pytest.raises(ValueError, match="one name per result file, found 1 for 2"):
-        plots.fronts([made.results()] * 2, ["one"])
-    with pytest.raises(ValueError, match="one reward in all files"):
-        plots.fronts([made.results(), {**made.results(), "reward": "another"}])
-
-
 def test_the_front_refuses_an_axis_it_does_not_have() -> None:
     with pytest.raises(ValueError, match=r"expected an axis among retention, arc_easy.*found 'mmlu'"):
         plots.plot_front(made.results(), "mmlu")

@@ -44,12 +44,7 @@ class GradNorm(Weighting):
     whole_batch_only: ClassVar[bool] = True
 
     def __init__(
-        self,
-        tasks: int | Iterable[str],
-        *,
-        shared: Iterable[Tensor],
-        asymmetry: float = 1.5,
-        lr: float = 0.025,
+        self, tasks: int | Iterable[str], *, shared: Iterable[Tensor], asymmetry: float = 1.5, lr: float = 0.025
     ) -> None:
         super().__init__(tasks)
         self.shared = shared_parameters(shared)

@@ -1,10 +1,9 @@
-"""report.html: the page of a run of restore, and of several runs on one front."""
+"""report.html: the page of a run of restore."""
 
 from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from counterpoise.records import write_whole
@@ -46,19 +45,6 @@ def write_report(results: Results, path: str | Path) -> None:
         path: the file to write; one that is there is replaced.
     """
     write_whole(Path(path), report_page(results))
-
-
-def write_fronts(results: Sequence[Results], path: str | Path, names: Sequence[str] | None = None) -> None:
-    """Write a page with several runs on one front.
-
-    Args:
-        names: one per run; see `plots.fronts`.
-    """
-    shown = {axis: plots.fronts(results, names, axis) for axis in reading.axes(results[0] if results else {})}
-    axis_menu = menu("ability kept, measured by", {a: _axis_label(results[0], a) for a in shown})
-    place = plot_box("fronts", "Several fronts", [axis_menu], f"{_CAPTION} A colour is a file, a mark a method.")
-    body = f"<header><p class=eyebrow>counterpoise</p><h1>{len(results)} runs on one front</h1></header>{place}"
-    write_whole(Path(path), page("counterpoise: fronts", body, {"fronts": specs(shown)}))
 
 
 def report_page(results: Results) -> str:
@@ -127,10 +113,7 @@ def _tax_section(results: Results, figures: Figures) -> str:
         scale = "<h3>The same, on one scale</h3>" + plot_box("taxes", "Tax by ability", [], caption, low=True)
     against = tables.against_ma(results)
     beside = f"<h3>The pick against plain averaging</h3>{as_html(against)}" if against else ""
-    return section(
-        "The tax, ability by ability",
-        as_html(table) + scale + beside,
-    )
+    return section("The tax, ability by ability", as_html(table) + scale + beside)
 
 
 def _ratio_section(results: Results, figures: Figures) -> str:

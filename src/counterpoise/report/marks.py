@@ -22,7 +22,6 @@ def point_marks(
     method: str,
     *,
     faded: bool = False,
-    group: str | None = None,
 ) -> Trace:
     """One method's points with their intervals."""
     style = look_of(method)
@@ -37,7 +36,7 @@ def point_marks(
         "marker": {"color": style.colour, "symbol": style.symbol, "size": 11 if method in ENDS else 10},
         "opacity": 0.42 if faded else 1.0,
         "name": label(method),
-        "legendgroup": escaped(group if group is not None else method),
+        "legendgroup": escaped(method),
         "showlegend": False,
         "hovertext": [hover(results, p) for p in some],
         "hoverinfo": "text",
@@ -68,9 +67,7 @@ def error_bars(scores: Sequence[Mapping[str, Any]], colour: str) -> dict[str, An
     return {**bars, "color": colour, "thickness": 1, "width": 0}
 
 
-def front_line(
-    results: Results, best: Sequence[PointEntry], axis: str, colour: str, *, name: str = "front", group: str = "front"
-) -> Trace:
+def front_line(results: Results, best: Sequence[PointEntry], axis: str, colour: str) -> Trace:
     """Non-dominated points joined, from the least reward to the most."""
     return {
         "type": "scatter",
@@ -78,8 +75,8 @@ def front_line(
         "y": [p["reward"]["value"] for p in best],
         "mode": "lines",
         "line": {"color": colour, "width": 1.5},
-        "name": label(name),
-        "legendgroup": group,
+        "name": "front",
+        "legendgroup": "front",
         "hoverinfo": "skip",
     }
 

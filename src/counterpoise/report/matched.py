@@ -42,8 +42,8 @@ class PointGains:
     gains: dict[str, Matched]
 
 
-def matched(comparison: Comparison, reference: str = REFERENCE) -> list[PointGains]:
-    """Every point that is neither PRE, POST nor of the reference, against the reference of its own group and run."""
+def matched(comparison: Comparison) -> list[PointGains]:
+    """Every point that is neither PRE, POST nor of the `REFERENCE`, against the reference of its own group and run."""
     rows = []
     for group in comparison.groups:
         for part in reading.parts({"points": [p for r in group.runs for p in r.results["points"]]}):
@@ -51,41 +51,35 @@ def matched(comparison: Comparison, reference: str = REFERENCE) -> list[PointGai
                 p["name"]
                 for r in group.runs
                 for p in reading.measured_points(r.results, part)
-                if p["method"] not in (*ENDS, reference)
+                if p["method"] not in (*ENDS, REFERENCE)
             )
             for name in names:
-                gains = {
-                    a: g for a in reading.axes(group.runs[0].results) if (g := _gain(group, name, part, a, reference))
-                }
+                gains = {a: g for a in reading.axes(group.runs[0].results) if (g := _gain(group, name, part, a))}
                 rows.append(PointGains(name, group.name, part, gains))
     return rows
 
 
-def method_gains(
-    group: Group, method: str, part: str, axis: str = RETENTION, reference: str = REFERENCE
-) -> Matched | None:
-    """All points of a method, in all runs of a group, against the reference at each one's reward: their mean.
+def method_gains(group: Group, method: str, part: str, *, reference: str = REFERENCE) -> Matched | None:
+    """The retention of a method's points, in all runs of a group, against the reference at each one's reward: their mean.
 
     Returns:
         None where a file lacks the items, the method has no points or the reference reaches none of their rewards.
     """
     pairs: list[Pair] = []
-    if not (counted := _counted(group, axis)):
+    if not (counted := _counted(group, RETENTION)):
         return None
     for run in group.runs:
-        curve = [_scored(run.results, p, counted) for p in reference_curve(run.results, part, axis, reference)]
-        points = [p for p in reading.plottable(run.results, part, axis) if p["method"] == method]
+        curve = [_scored(run.results, p, counted) for p in reference_curve(run.results, part, RETENTION, reference)]
+        points = [p for p in reading.plottable(run.results, part, RETENTION) if p["method"] == method]
         scored = [_scored(run.results, p, counted) for p in points]
         whole, held = [c for c in curve if c is not None], [s for s in scored if s is not None]
         if len(whole) < len(curve) or len(held) < len(scored) or len(whole) < 3:
             return None
         pairs += [Pair(s, whole) for s in held]
-    return reward_matched(pairs, _scales(group, part, axis)) if pairs else None
+    return reward_matched(pairs, _scales(group, part, RETENTION)) if pairs else None
 
 
-def hypervolume_gains(
-    comparison: Comparison, part: str, reference: str = REFERENCE
-) -> dict[tuple[str, str], Difference]:
+def hypervolume_gains(comparison: Comparison, part: str) -> dict[tuple[str, str], Difference]:
     """(group, method) -> its hypervolume minus the reference's, where the files hold every item."""
     found = {}
     for group in comparison.groups:
@@ -93,27 +87,25 @@ def hypervolume_gains(
             continue
         methods = dict.fromkeys(p["method"] for r in group.runs for p in reading.measured_points(r.results, part))
         for method in methods:
-            runs = [_fronts(run, part, method, reference, counted) for run in group.runs]
+            runs = [_fronts(run, part, method, counted) for run in group.runs]
             held = [r for r in runs if r is not None]
-            if method in (*ENDS, reference) or not held:
+            if method in (*ENDS, REFERENCE) or not held:
                 continue
             if gain := hypervolume_gain(held, _scales(group, part, RETENTION)):
                 found[group.name, method] = gain
     return found
 
 
-def _fronts(
-    run: MeasuredRun, part: str, method: str, reference: str, counted: Sequence[tuple[str, str]]
-) -> Fronts | None:
+def _fronts(run: MeasuredRun, part: str, method: str, counted: Sequence[tuple[str, str]]) -> Fronts | None:
     """None where a point lacks its items, or either method its points."""
     of: dict[str, list[ModelStatistics | None]] = {}
     for p in reading.plottable(run.results, part, RETENTION):
         of.setdefault(p["method"], []).append(_scored(run.results, p, counted))
-    wanted = ("PRE", "POST", method, reference)
+    wanted = ("PRE", "POST", method, REFERENCE)
     held = {m: [s for s in of.get(m, []) if s is not None] for m in wanted}
     if any(not held[m] or len(held[m]) < len(of[m]) for m in wanted):
         return None
-    return Fronts(held["PRE"][0], held["POST"][0], held[method], held[reference])
+    return Fronts(held["PRE"][0], held["POST"][0], held[method], held[REFERENCE])
 
 
 def reference_curve(results: Results, part: str, axis: str, reference: str = REFERENCE) -> list[PointEntry]:
@@ -123,7 +115,7 @@ def reference_curve(results: Results, part: str, axis: str, reference: str = REF
     return sorted(found, key=lambda p: place.get(p["method"], p.get("mean") or 0.0))
 
 
-def _gain(group: Group, name: str, part: str, axis: str, reference: str) -> Matched | None:
+def _gain(group: Group, name: str, part: str, axis: str) -> Matched | None:
     pairs: list[Pair] = []
     values: list[float | None] = []
     complete = True
@@ -131,8 +123,8 @@ def _gain(group: Group, name: str, part: str, axis: str, reference: str) -> Matc
         return None
     for run in group.runs:
         point = next((p for p in reading.plottable(run.results, part, axis) if p["name"] == name), None)
-        curve = reference_curve(run.results, part, axis, reference)
-        if point is None or not any(p["method"] == reference for p in curve):
+        curve = reference_curve(run.results, part, axis)
+        if point is None or not any(p["method"] == REFERENCE for p in curve):
             continue
         values.append(_value(run.results, point, curve, axis))
         scored = [_scored(run.results, p, counted) for p in (point, *curve)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os.path
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -61,37 +60,6 @@ def plot_front(results: Results, axis: str = RETENTION, *, part: str = VALIDATIO
                 figure.add_trace(point_marks(results, some, axis, method, faded=faded))
     _mark(figure, results, found, axis)
     _threshold(figure, reading.needed_reward(results, part), results)
-    return figure
-
-
-def fronts(results: Sequence[Results], names: Sequence[str] | None = None, axis: str = RETENTION) -> Figure:
-    """Several result files on one figure, on validation data: a colour a file, a mark a method.
-
-    Args:
-        names: one per file; by default the sources of the POST checkpoints.
-        axis: as in `front`.
-
-    Raises:
-        ValueError: no files, names that do not match them, or files scored by different rewards or abilities.
-    """
-    if not results or (names is not None and len(names) != len(results)):
-        raise ValueError(f"fronts: expected one name per result file, found {len(names or ())} for {len(results)}")
-    for key in ("reward", "abilities"):
-        if len(seen := {str(r.get(key)) for r in results}) > 1:
-            raise ValueError(f"fronts: expected one {key} in all files, found {' and '.join(sorted(seen))}; draw apart")
-    figure = empty_figure(_axis_title(results[0], axis), REWARD_TITLE)
-    for number_, (result, name) in enumerate(zip(results, names or _sources(results), strict=True)):
-        colour = light(SERIES[number_ % len(SERIES)])
-        found = reading.plottable(result, VALIDATION, axis)
-        best = reading.undominated(result, found, axis)
-        figure.add_trace(front_line(result, best, axis, colour, name=name, group=str(number_)))
-        for faded in (False, True):
-            if some := [p for p in found if (p not in best) == faded]:
-                trace = point_marks(result, some, axis, name, faded=faded, group=str(number_))
-                trace["marker"] |= {"color": colour, "symbol": [look_of(p["method"]).symbol for p in some]}
-                trace["error_x"]["color"] = trace["error_y"]["color"] = colour
-                figure.add_trace(trace)
-        _mark(figure, result, found, axis)
     return figure
 
 
@@ -249,12 +217,3 @@ def _threshold(figure: Figure, reward: float | None, results: Results) -> None:
         },
         annotation_position="bottom left",
     )
-
-
-def _sources(results: Sequence[Results]) -> list[str]:
-    """Names of the POST checkpoints, whole where their last parts are equal."""
-    full = [
-        str(((r.get("inputs") or {}).get("post") or {}).get("source") or f"run {i + 1}") for i, r in enumerate(results)
-    ]
-    short = [os.path.basename(name.rstrip("/")) for name in full]
-    return short if len(set(short)) == len(short) else full

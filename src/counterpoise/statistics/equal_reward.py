@@ -51,7 +51,7 @@ class Matched(NamedTuple):
 
 
 def reward_matched(
-    runs: Sequence[PointAndCurve], scales: Sequence[float] = (1.0,), *, seed: int = 0, resamples: int = RESAMPLES
+    runs: Sequence[PointAndCurve], scales: Sequence[float] = (1.0,), *, resamples: int = RESAMPLES
 ) -> Matched | None:
     """Ability of a point minus that of the reference curve at the point's reward, by paired bootstrap, pooled over runs.
 
@@ -80,7 +80,7 @@ def reward_matched(
         by_run.append(float(-value[0]) if inside[0] else None)
         if not inside[0]:
             continue
-        values, within = meeting(*_resampled(run, scales, seed, resamples))
+        values, within = meeting(*_resampled(run, scales, resamples))
         drawn.append(-values)
         outside.append(1.0 - float(within.mean()))
     if not drawn:
@@ -99,7 +99,7 @@ class Fronts(NamedTuple):
 
 
 def hypervolume_gain(
-    runs: Sequence[Fronts], scales: Sequence[float] = (1.0,), *, seed: int = 0, resamples: int = RESAMPLES
+    runs: Sequence[Fronts], scales: Sequence[float] = (1.0,), *, resamples: int = RESAMPLES
 ) -> Difference | None:
     """Area under our front minus that under theirs, by paired bootstrap, pooled over runs.
 
@@ -126,7 +126,7 @@ def hypervolume_gain(
             return ours - theirs
 
         values.append(float(gain(x[None], y[None])[0]))
-        drawn.append(gain(*_resampled(PointAndCurve(run.pre, points), scales, seed, resamples)))
+        drawn.append(gain(*_resampled(PointAndCurve(run.pre, points), scales, resamples)))
     if not values:
         return None
     return _pooled(values, drawn)
@@ -196,11 +196,11 @@ def _seen_from_point(run: PointAndCurve, scales: Sequence[float]) -> tuple[Array
     return gaps[:, 0], gaps[:, 1]
 
 
-def _resampled(run: PointAndCurve, scales: Sequence[float], seed: int, resamples: int) -> tuple[Array, Array]:
+def _resampled(run: PointAndCurve, scales: Sequence[float], resamples: int) -> tuple[Array, Array]:
     """The same, resampled; shape (resamples, n)."""
 
     def gap(a: Statistics, b: Statistics, number: int) -> Array:
-        return paired_replicates(a.items, b.items, a.aggregate, seed=seed + number, resamples=resamples)
+        return paired_replicates(a.items, b.items, a.aggregate, seed=number, resamples=resamples)
 
     x, y = [], []
     for other in run.curve:

@@ -92,10 +92,7 @@ def ratio_table(shares: Sequence[Share], rest: Mapping[str, Any] | None = None, 
     rows = list(shares)
     if rest and rest.get("tensors") and mean is not None:
         rows.append(Share(f"outside the blocks ({rest.get('policy') or 'mean'})", mean, (), rest.get("parameters")))
-    columns = [
-        Column("block", lambda s: Cell(s.block), False),
-        Column("ratio", lambda s: Cell(number(s.ratio, 3))),
-    ]
+    columns = [Column("block", lambda s: Cell(s.block), False), Column("ratio", lambda s: Cell(number(s.ratio, 3)))]
     if any(s.parameters is not None for s in rows):
         columns.append(Column("parameters", lambda s: Cell(number(s.parameters, 0))))
     return Table(tuple(columns), tuple(rows))
