@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from counterpoise.checkpoints.files import resolve
 from counterpoise.classification.data import SplitName, TaskData
-from counterpoise.classification.encoding import SubwordTokens, TokenIds, seeded, token_ids, usable_device
+from counterpoise.classification.encoding import SubwordTokens, TokenIds, check_device, seeded, token_ids
 from counterpoise.classification.models import Design, HardSharing, Pretrained, build_encoder
 from counterpoise.classification.vectors import Vocabulary, word_vectors
 from counterpoise.multitask.losses import task_names
@@ -138,7 +138,7 @@ def build_classifier(
     Raises:
         ValueError: repeated tasks, word vectors for a Hugging Face encoder, an unreadable vector file, no such device.
     """
-    place = usable_device(device)
+    check_device(device)
     design = Design(model=design) if isinstance(design, str) else design
     names = task_names(t.name for t in tasks)
     labels = dict(zip(names, (t.labels for t in tasks), strict=True))
@@ -153,7 +153,7 @@ def build_classifier(
                 raise ValueError(f"vectors: {design.model} brings its own embedding; leave out {vectors}")
             tokens, encoder = _pretrained(design)
         model = HardSharing(encoder, [len(x) for x in labels.values()], dropout=design.dropout)
-    return TextClassifier(labels, design, tokens, model.to(place))
+    return TextClassifier(labels, design, tokens, model.to(device))
 
 
 def evaluate(

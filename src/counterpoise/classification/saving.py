@@ -15,7 +15,7 @@ from safetensors.torch import save as to_bytes
 
 from counterpoise.checkpoints.files import staged
 from counterpoise.classification.classifier import TextClassifier
-from counterpoise.classification.encoding import SubwordTokens, seeded, usable_device
+from counterpoise.classification.encoding import SubwordTokens, check_device, seeded
 from counterpoise.classification.models import Design, Encoder, HardSharing, Pretrained, build_encoder
 from counterpoise.classification.vectors import Vocabulary
 from counterpoise.records import versions, write_json
@@ -70,7 +70,8 @@ def load(folder: str | Path, *, device: str = "cpu") -> TextClassifier:
         FileNotFoundError: no such folder, or a file is missing from it.
         ValueError: a folder of something else, files that do not belong together, or no such device.
     """
-    path, place = Path(folder).expanduser(), usable_device(device)
+    check_device(device)
+    path = Path(folder).expanduser()
     if not (path / CONFIG).is_file():
         raise FileNotFoundError(f"{folder}: expected a folder that `counterpoise multitask train` wrote, found none")
     config = _read(path / CONFIG)
@@ -92,7 +93,7 @@ def load(folder: str | Path, *, device: str = "cpu") -> TextClassifier:
         model.load_state_dict(load_file(path / WEIGHTS))
     except (RuntimeError, OSError, SafetensorError) as error:
         raise ValueError(f"{path / WEIGHTS}: expected the weights that {CONFIG} describes, found: {error}") from None
-    return TextClassifier(tasks, design, tokens, model.to(place).eval())
+    return TextClassifier(tasks, design, tokens, model.to(device).eval())
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:

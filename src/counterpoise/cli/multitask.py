@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from counterpoise.cli.options import Device
-from counterpoise.cli.terminal import plain_errors
+from counterpoise.cli.terminal import bars, command_line, plain_errors
 
 if TYPE_CHECKING:
     from counterpoise.classification.classifier import Score
@@ -76,8 +73,13 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Train one model on all tasks, and write it with its history."""
-    settings = {"rho": rho, "min_effective_tasks": min_effective_tasks, "eta": eta, "normalize": normalize}
-    with plain_errors("nothing was written", KeyError, ImportError), _bar(quiet) as progress:
+    settings: dict[str, Any] = {
+        "rho": rho,
+        "min_effective_tasks": min_effective_tasks,
+        "eta": eta,
+        "normalize": normalize,
+    }
+    with plain_errors("nothing was written", KeyError, ImportError), bars(quiet) as progress:
         from counterpoise.checkpoints.files import refuse_occupied
 
         refuse_occupied(out)
@@ -92,27 +94,15 @@ def train(
             found, design, vectors=vectors, dimension=dimension, seed=seed, device=device
         )
         rounds = training.rounds_per_epoch(found, batch_size)
-        weighing = balance.weighting_for(
-            weighting,
-            built,
-            rounds_per_epoch=rounds,
-            rho=rho,
-            min_effective_tasks=min_effective_tasks,
-            eta=eta,
-            normalize=normalize,
-            seed=seed,
-        )
-        run = training.train(
-            found,
-            built,
-            weighing,
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
-            patience=patience,
-            seed=seed,
-            progress=progress,
-        )
+        weighing = balance.weighting_for(weighting, built, rounds_per_epoch=rounds, seed=seed, **settings)
+        pace: dict[str, Any] = {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "lr": lr,
+            "patience": patience,
+            "seed": seed,
+        }
+        run = training.train(found, built, weighing, progress=progress, **pace)
         tested = classifier.evaluate(built, [t for t in found if len(t.test)])
         told = {"data": str(data), "layout": layout, "weighting": weighting, "seed": seed, "batch_size": batch_size}
         told |= {"vectors": None if vectors is None else str(vectors), "lr": lr, **asdict(design)}
@@ -215,7 +205,7 @@ def _record(tasks: list[TaskData], run: Training, tested: dict[str, Score]) -> d
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
         "examples": {t.name: [len(t.train), len(t.validation), len(t.test)] for t in tasks},
-        "command": shlex.join(["counterpoise", *sys.argv[1:]]),
+        "command": command_line(),
         **asdict(run),
         "test": {name: score._asdict() for name, score in tested.items()},
     }
@@ -238,18 +228,3 @@ def _show_scores(scores: dict[str, Score]) -> None:
         accuracies = [s.accuracy for s in scores.values()]
         print(f"{'mean':<{wide}}  {100 * sum(accuracies) / len(accuracies):6.2f} %")
         print(f"{'worst':<{wide}}  {100 * min(accuracies):6.2f} %")
-
-
-@contextmanager
-def _bar(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
-    """A progress bar on stderr."""
-    if quiet:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("reading", total=None)
-        yield lambda stage, done, total: progress.update(bar, description=stage, completed=done, total=total)

@@ -13,7 +13,7 @@ from counterpoise.report import plots
 from counterpoise.report.comparisons import Comparison, beaten_by, pooled, read_comparisons
 from counterpoise.report.marks import escaped
 from counterpoise.report.matched import REFERENCE, PointGains, hypervolume_gains, matched, method_gains
-from counterpoise.report.page import Figures, fact_list, menu, page, plot_box, section, specs
+from counterpoise.report.page import Figures, fact_list, header, menu, page, plot_box, section, specs
 from counterpoise.report.palette import SERIES, Look, light, look_of
 from counterpoise.statistics.bootstrap import Difference
 from counterpoise.statistics.equal_reward import Matched
@@ -68,11 +68,11 @@ def fronts_page(comparisons: Sequence[Comparison]) -> str:
         if len(comparisons) > 1
         else ""
     )
-    header = f"<header><p class=eyebrow>counterpoise · reward against abilities, every method</p><h1>{title}</h1>{apart}</header>"
+    head = header("reward against abilities, every method", title, apart)
     body = "".join(
         _comparison_section(comparison, f"front-{n}", figures) for n, comparison in enumerate(comparisons, start=1)
     )
-    return page(f"counterpoise: {title}", header + body, figures)
+    return page(f"counterpoise: {title}", head + body, figures)
 
 
 def looks(methods: Sequence[str]) -> dict[str, Look]:
@@ -108,10 +108,11 @@ def front_figure(results: Results, axis: str, part: str) -> Figure:
 def points_table(comparison: Comparison, results: Results) -> Table:
     """Every point, pooled over runs, and what beats it."""
     axis = (reading.axes(results) or [RETENTION])[0]
+    title = reading.axis_label(results, axis)
     rows = [p for part in reading.parts(results) for p in reading.measured_points(results, part)]
     over = {id(p): beaten_by(results, p, axis) for p in rows}
     several = any(p["runs"] > 1 for p in rows)
-    scores = [Column(_title(results, a), _score_on(results, a)) for a in reading.axes(results)]
+    scores = [Column(reading.axis_label(results, a), _score_on(results, a)) for a in reading.axes(results)]
     columns = [
         Column("point", lambda p: Cell(str(p["name"]), f"{p['runs']} runs" if p["runs"] > 1 else ""), False),
         Column("data", lambda p: Cell(str(p.get("part") or "")), False),
@@ -121,9 +122,7 @@ def points_table(comparison: Comparison, results: Results) -> Table:
         Column("beaten by", lambda p: Cell(_few(over[id(p)])), False),
         *scores[1:],
     ]
-    notes = [
-        f"Beaten by: points that are at least as good in reward and {_title(results, axis)} and better in one, by value alone."
-    ]
+    notes = [f"Beaten by: points that are at least as good in reward and {title} and better in one, by value alone."]
     if several:
         notes.append(
             "Pooled over runs that differ in the seed. Brackets: 95 % intervals over items for these runs; "
@@ -213,7 +212,7 @@ def matched_table(comparison: Comparison, rows: Sequence[PointGains]) -> Table:
     columns = [
         Column("point", lambda r: Cell(r.name, _about(r, comparison)), False),
         Column("data", lambda r: Cell(r.part), False),
-        *(Column(_title(results, a), _gain_on(a)) for a in axes),
+        *(Column(reading.axis_label(results, a), _gain_on(a)) for a in axes),
         *([Column("p", lambda r: Cell(p_value(r.gains[first].p if first in r.gains else None)))] if paired else []),
         *([Column("over runs", lambda r: Cell(_over_runs(r.gains.get(first))))] if several else []),
     ]
@@ -223,12 +222,12 @@ def matched_table(comparison: Comparison, rows: Sequence[PointGains]) -> Table:
     ]
     notes.append(
         f"Brackets: 95 % intervals by paired bootstrap over prompts and items, pooled over runs; bold: they leave out 0. p is "
-        f"of {_title(results, first)}, two-sided, not adjusted for the number of rows."
+        f"of {reading.axis_label(results, first)}, two-sided, not adjusted for the number of rows."
         if paired
         else "No intervals: these files do not hold the score of every item (evaluation.results writes files that do)."
     )
     if several:
-        notes.append(f"Over runs: the least and the largest run's difference in {_title(results, first)}.")
+        notes.append(f"Over runs: the least and the largest run's difference in {reading.axis_label(results, first)}.")
     if not any(p["method"] == REFERENCE for run in comparison.runs for p in run.results["points"]):
         notes = [f"These files hold no points of {REFERENCE}, so nothing is compared at equal reward."]
     elif unreached:
@@ -245,7 +244,7 @@ def _comparison_section(comparison: Comparison, name: str, figures: Figures) -> 
     shown = {f"{axis}|{part}": front_figure(results, axis, part) for axis in axes for part in parts}
     figures[name] = specs(shown)
     menus = [
-        menu("horizontal axis:", {a: _title(results, a) for a in axes}),
+        menu("horizontal axis:", {a: reading.axis_label(results, a) for a in axes}),
         menu("measured on:", {p: f"{p} data" for p in parts}),
     ]
     facts: Mapping[str, Any] = {
@@ -270,13 +269,6 @@ def _comparison_section(comparison: Comparison, name: str, figures: Figures) -> 
 def _heading(comparison: Comparison) -> str:
     abilities = list(reading.primary(comparison.runs[0].results))
     return f"{comparison.reward or 'Reward'} against {', '.join(abilities) or 'retention'}"
-
-
-def _title(results: Results, axis: str) -> str:
-    if axis == RETENTION:
-        return "retention"
-    floor = ", at floor" if axis in reading.floored(results) else ""
-    return f"{axis} ({reading.primary(results)[axis]}{floor})"
 
 
 def _fullest(results: Results) -> str:

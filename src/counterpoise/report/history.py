@@ -18,6 +18,23 @@ class Curve(NamedTuple):
     values: list[float]
 
 
+class TaskScore(NamedTuple):
+    """What a task came to.
+
+    Attributes:
+        examples: that it was trained on; None when unknown.
+        accuracy: on test data, or on validation data where the run was not tested.
+        validation: accuracy at the best epoch, if that is known.
+        test: accuracy, loss (nats) and number of examples on test data; empty where the run was not tested.
+    """
+
+    task: str
+    examples: int | None
+    accuracy: float
+    validation: float | None
+    test: Mapping[str, Any]
+
+
 def tasks(record: Record) -> list[str]:
     """The tasks, in the order of training."""
     epochs = record.get("epochs") or ()
@@ -78,12 +95,16 @@ def best(record: Record) -> Mapping[str, Any] | None:
     return next((e for e in epochs if e["epoch"] == number), None)
 
 
-def final_accuracies(record: Record) -> dict[str, float]:
-    """Accuracy by task on test data, or on validation data where a run was not tested, least first."""
-    tested, kept = record.get("test") or {}, best(record)
-    found = {t: tested[t]["accuracy"] for t in tasks(record) if t in tested}
-    found = found or (dict(kept["validation_accuracy"]) if kept else {})
-    return dict(sorted(found.items(), key=lambda pair: pair[1]))
+def final_scores(record: Record) -> list[TaskScore]:
+    """The tasks' scores, least accurate first: on test data, or on validation data where a run was not tested."""
+    tested, kept, sizes = record.get("test") or {}, best(record), record.get("examples") or {}
+    valid = kept["validation_accuracy"] if kept else {}
+    rows = []
+    for task in [t for t in tasks(record) if t in tested] or valid:
+        test = tested.get(task) or {}
+        accuracy = test.get("accuracy", valid.get(task))
+        rows.append(TaskScore(task, sizes.get(task, [None])[0], accuracy, valid.get(task), test))
+    return sorted(rows, key=lambda row: row.accuracy)
 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:

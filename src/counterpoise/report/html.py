@@ -8,12 +8,24 @@ from pathlib import Path
 
 from counterpoise.records import write_whole
 from counterpoise.report import plots
-from counterpoise.report.page import Figures, fact_list, menu, page, plot_box, section, spec, specs
+from counterpoise.report.page import (
+    Figures,
+    fact_list,
+    glossary,
+    header,
+    menu,
+    page,
+    plot_box,
+    run_section,
+    section,
+    spec,
+    specs,
+)
 from counterpoise.report.two_sided import two_sided_section
 from counterpoise.tables import reading, tables
 from counterpoise.tables.grid import Table, as_html
 from counterpoise.tables.numbers import number, ratio_list
-from counterpoise.tables.reading import RETENTION, Results
+from counterpoise.tables.reading import Results
 
 _CAPTION = (
     "Up is more reward, right is more ability kept. Bars are 95 % intervals of each point alone; all points were scored "
@@ -57,9 +69,9 @@ def report_page(results: Results) -> str:
         _search_section(results, figures),
         two_sided_section(results, figures),
         _table_section("Hypervolume", tables.volume_table(results)),
-        _points_section(results),
+        _table_section("Everything that was measured", tables.measured(results)),
         _run_section(results),
-        _glossary(),
+        glossary(_GLOSSARY),
     ]
     return page(f"counterpoise: {_title(results)}", _header(results) + "".join(sections), figures)
 
@@ -75,11 +87,10 @@ def _header(results: Results) -> str:
         "Date": results.get("date"),
     }
     warnings = "".join(f"<li>{html.escape(str(w))}</li>" for w in results.get("warnings") or ())
-    return (
-        "<header><p class=eyebrow>counterpoise · what alignment cost, and what averaging gives back</p>"
-        f"<h1>{html.escape(str(results.get('verdict') or 'No verdict was recorded.'))}</h1>{fact_list(facts)}"
-        + (f"<div class=warnings><ul>{warnings}</ul></div>" if warnings else "")
-        + "</header>"
+    return header(
+        "what alignment cost, and what averaging gives back",
+        str(results.get("verdict") or "No verdict was recorded."),
+        fact_list(facts) + (f"<div class=warnings><ul>{warnings}</ul></div>" if warnings else ""),
     )
 
 
@@ -93,7 +104,10 @@ def _front_section(results: Results, figures: Figures) -> str:
         return ""
     figures["front"] = specs(shown)
     menus = [
-        menu("horizontal axis:", {a: _axis_label(results, a) for a in reading.axes(results)}),
+        menu(
+            "horizontal axis:",
+            {a: reading.axis_label(results, a, "retention, all abilities") for a in reading.axes(results)},
+        ),
         menu("measured on:", {part: f"{part} data" for part in reading.parts(results)}),
     ]
     return section("Reward against abilities", plot_box("front", "Reward against abilities kept", menus, _CAPTION))
@@ -140,11 +154,6 @@ def _search_section(results: Results, figures: Figures) -> str:
     return section("The search", plot_box("searches", "Search traces", [], caption, low=True) + as_html(table))
 
 
-def _points_section(results: Results) -> str:
-    table = tables.measured(results)
-    return section("Everything that was measured", as_html(table)) if table else ""
-
-
 def _table_section(title: str, table: Table) -> str:
     return section(title, as_html(table)) if table else ""
 
@@ -159,30 +168,12 @@ def _run_section(results: Results) -> str:
         "Seed": results.get("seed"),
         "Commit": results.get("commit"),
         "Took": None if seconds is None else f"{number(seconds / 60, 1)} minutes",
-        "Versions": ", ".join(f"{k} {v}" for k, v in (results.get("versions") or {}).items()) or None,
+        "Versions": reading.version_list(results) or None,
     }
-    command = results.get("command")
     settings = {str(k): json.dumps(v, ensure_ascii=False) for k, v in (results.get("settings") or {}).items()}
     hashes = tables.files(results)
-    return section(
-        "What was run",
-        (f"<pre>{html.escape(str(command))}</pre>" if command else "")
-        + fact_list(facts)
-        + (f"<details><summary>Settings</summary>{fact_list(settings)}</details>" if settings else "")
-        + (f"<details><summary>Input files</summary>{as_html(hashes)}</details>" if hashes else ""),
-    )
-
-
-def _glossary() -> str:
-    entries = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in _GLOSSARY.items())
-    return section("How to read this", f"<dl class=columns>{entries}</dl>")
-
-
-def _axis_label(results: Results, axis: str) -> str:
-    if axis == RETENTION:
-        return "retention, all abilities"
-    floor = ", at floor" if axis in reading.floored(results) else ""
-    return f"{axis} ({reading.primary(results)[axis]}{floor})"
+    folded = {"Settings": fact_list(settings), "Input files": as_html(hashes) if hashes else ""}
+    return run_section(results.get("command"), facts, folded)
 
 
 def _source(results: Results, side: str) -> str | None:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import html
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from counterpoise.records import write_whole
 from counterpoise.report import history
 from counterpoise.report import multitask_plots as task_plots
 from counterpoise.report.history import Record
-from counterpoise.report.page import Figures, fact_list, menu, page, plot_box, section, spec
+from counterpoise.report.page import (
+    Figures,
+    fact_list,
+    glossary,
+    header,
+    menu,
+    page,
+    plot_box,
+    run_section,
+    section,
+    spec,
+)
 from counterpoise.tables.grid import Cell, Column, Table, as_html
 from counterpoise.tables.numbers import number
+from counterpoise.tables.reading import version_list
 
 _KINDS = {
     "train_loss": ("loss in training", "Training loss (nats)"),
@@ -56,7 +66,7 @@ def multitask_page(record: Record) -> str:
         _weights_section(record, figures),
         _variance_section(record, figures),
         _run_section(record),
-        section("How to read this", _glossary()),
+        glossary(_GLOSSARY),
     ]
     title = f"counterpoise: {len(history.tasks(record))} tasks, {record.get('weighting') or 'a multi-task run'}"
     return page(title, _header(record) + "".join(sections), figures)
@@ -76,23 +86,20 @@ def _header(record: Record) -> str:
         "Written to": record.get("out"),
         "Date": record.get("date"),
     }
-    return (
-        "<header><p class=eyebrow>counterpoise · one model, many tasks</p>"
-        f"<h1>{html.escape(_verdict(record))}</h1>{fact_list(facts)}</header>"
-    )
+    return header("one model, many tasks", _verdict(record), fact_list(facts))
 
 
 def _verdict(record: Record) -> str:
     """The mean and the worst task, in one sentence."""
-    found = history.final_accuracies(record)
+    found = history.final_scores(record)
     if not found:
         return "No accuracy was recorded."
     part = "test" if record.get("test") else "validation"
-    mean = f"Mean {part} accuracy {number(100 * sum(found.values()) / len(found), 1)}{_PERCENT}"
+    mean = f"Mean {part} accuracy {number(100 * sum(s.accuracy for s in found) / len(found), 1)}{_PERCENT}"
     if len(found) == 1:
         return f"{mean}."
-    (worst, low), *_, (top, high) = found.items()
-    return f"{mean}, from {number(100 * low, 1)}{_PERCENT} ({worst}) to {number(100 * high, 1)}{_PERCENT} ({top})."
+    low, high = (f"{number(100 * s.accuracy, 1)}{_PERCENT} ({s.task})" for s in (found[0], found[-1]))
+    return f"{mean}, from {low} to {high}."
 
 
 def _weighting(record: Record) -> str | None:
@@ -113,7 +120,7 @@ def _weighting(record: Record) -> str | None:
 
 
 def _accuracy_section(record: Record, figures: Figures) -> str:
-    found = history.final_accuracies(record)
+    found = history.final_scores(record)
     if not found:
         return ""
     figures["accuracies"] = {"": spec(task_plots.plot_accuracies(record))}
@@ -121,35 +128,20 @@ def _accuracy_section(record: Record, figures: Figures) -> str:
     if len(found) > task_plots.MOST_ROWS:
         caption += f" The {task_plots.MOST_ROWS} weakest of {len(found)}; all are in the table."
     box = plot_box("accuracies", "Accuracy by task", [], caption, low=len(found) <= 10)
-    return section("Accuracy, task by task", box + as_html(_scores(record)))
+    return section("Accuracy, task by task", box + as_html(_scores(found)))
 
 
-def _scores(record: Record) -> Table:
-    kept, tested, sizes = history.best(record), record.get("test") or {}, record.get("examples") or {}
+def _scores(rows: Sequence[history.TaskScore]) -> Table:
+    def percent(share: float | None) -> Cell:
+        return Cell(number(None if share is None else 100 * share, 1))
 
-    def percent(row: Mapping[str, Any], key: str) -> Cell:
-        return Cell(number(None if row[key] is None else 100 * row[key], 1))
-
-    rows = []
-    for task in history.final_accuracies(record):
-        test = tested.get(task) or {}
-        rows.append(
-            {
-                "task": task,
-                "examples": sizes.get(task, [None])[0],
-                "validation": kept["validation_accuracy"].get(task) if kept else None,
-                "test": test.get("accuracy"),
-                "loss": test.get("loss"),
-                "tested": test.get("examples"),
-            }
-        )
     columns = (
-        Column("task", lambda r: Cell(r["task"]), False),
-        Column("trained on", lambda r: Cell(number(r["examples"], 0))),
-        Column("validation, %", lambda r: percent(r, "validation")),
-        Column("test, %", lambda r: percent(r, "test")),
-        Column("test loss, nats", lambda r: Cell(number(r["loss"], 3))),
-        Column("tested on", lambda r: Cell(number(r["tested"], 0))),
+        Column("task", lambda r: Cell(r.task), False),
+        Column("trained on", lambda r: Cell(number(r.examples, 0))),
+        Column("validation, %", lambda r: percent(r.validation)),
+        Column("test, %", lambda r: percent(r.test.get("accuracy"))),
+        Column("test loss, nats", lambda r: Cell(number(r.test.get("loss"), 3))),
+        Column("tested on", lambda r: Cell(number(r.test.get("examples"), 0))),
     )
     return Table(columns, tuple(rows))
 
@@ -205,22 +197,11 @@ def _variance_section(record: Record, figures: Figures) -> str:
 
 
 def _run_section(record: Record) -> str:
-    command = record.get("command")
     facts = {
         "Seed": record.get("seed"),
         "Examples of each task in a round": record.get("batch_size"),
-        "Versions": ", ".join(f"{k} {v}" for k, v in (record.get("versions") or {}).items()) or None,
+        "Versions": version_list(record) or None,
     }
     told = ("lr", "normalize", "layout", "width", "max_tokens", "dropout", "vectors")
     settings = {k: json.dumps(record[k], ensure_ascii=False) for k in told if record.get(k) is not None}
-    return section(
-        "What was run",
-        (f"<pre>{html.escape(str(command))}</pre>" if command else "")
-        + fact_list(facts)
-        + (f"<details><summary>Settings</summary>{fact_list(settings)}</details>" if settings else ""),
-    )
-
-
-def _glossary() -> str:
-    entries = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in _GLOSSARY.items())
-    return f"<dl class=columns>{entries}</dl>"
+    return run_section(record.get("command"), facts, {"Settings": fact_list(settings)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from counterpoise.report.marks import (
     front_line,
@@ -84,12 +84,7 @@ def plot_taxes(results: Results) -> Figure:
             offset = (0.13 if place == 0 else -0.13) if len(kinds) > 1 else 0.0
             figure.add_trace(tax_marks(some, key, name, colour, symbol, offset))
     figure.add_vline(x=0, line={"color": light("muted"), "width": 1})
-    figure.update_yaxes(
-        tickvals=list(range(len(rows))),
-        ticktext=[label(r["name"], 18) for r in rows],
-        showgrid=False,
-        range=[-0.6, len(rows) - 0.4],
-    )
+    name_rows(figure, [r["name"] for r in rows], list(range(len(rows))))
     return figure
 
 
@@ -171,6 +166,18 @@ def empty_figure(x_title: str, y_title: str) -> Figure:
     return go.Figure(layout=layout)
 
 
+def name_rows(figure: Figure, names: Sequence[str], places: Sequence[int]) -> None:
+    """Names at their places on the vertical axis, instead of numbers."""
+    ticks = [label(name, 18) for name in names]
+    figure.update_yaxes(tickvals=places, ticktext=ticks, showgrid=False, range=[-0.6, len(names) - 0.4])
+
+
+def dotted(text: str, **anchors: str) -> dict[str, Any]:
+    """A thin dotted line with a word beside it, as `add_hline` and `add_vline` take it."""
+    annotation = {"text": text, "font": {"color": light("muted"), "size": 11}, **anchors}
+    return {"line": {"color": light("muted"), "width": 1, "dash": "dot"}, "annotation": annotation}
+
+
 def _axis_title(results: Results, axis: str) -> str:
     if axis == RETENTION:
         return RETENTION_TITLE
@@ -208,12 +215,6 @@ def _threshold(figure: Figure, reward: float | None, results: Results) -> None:
         return
     figure.add_hline(
         y=reward,
-        line={"color": light("muted"), "width": 1, "dash": "dot"},
-        annotation={
-            "text": f"{results['settings']['keep_reward']:.0%} of the reward gain",
-            "font": {"color": light("muted"), "size": 11},
-            "xanchor": "left",
-            "yanchor": "top",
-        },
         annotation_position="bottom left",
+        **dotted(f"{results['settings']['keep_reward']:.0%} of the reward gain", xanchor="left", yanchor="top"),
     )

@@ -95,6 +95,19 @@ def axes(results: Results) -> list[str]:
     return [*([RETENTION] if has else []), *primary(results)]
 
 
+def axis_label(results: Results, axis: str, retention: str = RETENTION) -> str:
+    """An ability with its primary metric, and whether it is at floor; `retention` for that axis."""
+    if axis == RETENTION:
+        return retention
+    floor = ", at floor" if axis in floored(results) else ""
+    return f"{axis} ({primary(results)[axis]}{floor})"
+
+
+def version_list(content: Results) -> str:
+    """What a file was made with, as "python 3.12, torch 2.9"."""
+    return ", ".join(f"{k} {v}" for k, v in (content.get("versions") or {}).items())
+
+
 def undominated(results: Results, found: Sequence[PointEntry], axis: str) -> list[PointEntry]:
     """The points of `found` (all `plottable`) that no other beats in both reward and `axis`, from the least reward up."""
     if not found:
