@@ -88,7 +88,6 @@ class DWA(Weighting):
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take back `state()`."""
         self._sums, self._steps = state["sums"].tolist(), int(state["steps"])
         self._seen_steps = [int(x) for x in state["seen_steps"]]
         self._epochs = [x.tolist() for x in state["epochs"]]

@@ -87,7 +87,6 @@ class FAMO(Weighting):
         return {"logits": self._logits_M.detach().clone(), "adam": adam, "before": list(self._before)}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take back `state()`."""
         with torch.no_grad():
             self._logits_M.copy_(state["logits"])
         self._adam.load_state_dict(copy.deepcopy(state["adam"]))

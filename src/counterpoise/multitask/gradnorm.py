@@ -102,7 +102,6 @@ class GradNorm(Weighting):
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take back `state()`."""
         with torch.no_grad():
             self._weights_M.copy_(state["weights"])
         self._adam.load_state_dict(copy.deepcopy(state["adam"]))

@@ -61,9 +61,8 @@ class GroupDRO(Weighting):
         self._log_p, _ = mirror_floats(self._log_p, losses, math.inf, self.eta)
 
     def state(self) -> dict[str, Any]:
-        """log p."""
+        """The log weights, (m,) float64."""
         return {"log_p": torch.tensor(self._log_p, dtype=torch.float64)}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take back `state()`."""
         self._log_p = state["log_p"].tolist()

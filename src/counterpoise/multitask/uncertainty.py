@@ -32,7 +32,7 @@ class UncertaintyWeighting(Weighting):
         self.log_variance_M = nn.Parameter(torch.zeros(len(self.tasks)))
 
     def weights(self) -> list[float]:
-        """exp(-s_i) / 2."""
+        """exp(-s_i) / 2, what each task's loss is multiplied with, in task order."""
         return [float(x) for x in (0.5 * torch.exp(-self.log_variance_M.detach().double())).tolist()]
 
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:

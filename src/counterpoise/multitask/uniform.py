@@ -20,7 +20,7 @@ class Uniform(Weighting):
     """
 
     def weights(self) -> list[float]:
-        """1/m each."""
+        """The same share, 1/m, for every task."""
         return [1.0 / len(self.tasks)] * len(self.tasks)
 
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:

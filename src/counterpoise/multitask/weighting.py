@@ -162,7 +162,7 @@ class Weighting(nn.Module, ABC):
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take back `state()`."""
+        """Go on from what `state()` gave; nothing by default."""
 
     def get_extra_state(self) -> dict[str, Any]:
         """The part of `state_dict()` that is not parameters."""

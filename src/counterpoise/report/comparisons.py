@@ -62,12 +62,12 @@ class Comparison:
 
     @property
     def runs(self) -> list[MeasuredRun]:
-        """All runs."""
+        """The runs of all groups, group after group."""
         return [run for group in self.groups for run in group.runs]
 
     @property
     def reward(self) -> str | None:
-        """The reward's name."""
+        """The reward's name, from the first file that gives one."""
         return next((str(r.results["reward"]) for r in self.runs if r.results.get("reward")), None)
 
 
