@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from counterpoise.multitask.losses import Batch
+from counterpoise.multitask.losses import Batch, wide
 from counterpoise.multitask.weighting import Weighting
 
 
@@ -53,11 +53,9 @@ class Tchebycheff(Weighting):
         return largest
 
     def _excess(self, batch: Batch) -> Tensor:
-        values_K, present = batch.values_K, batch.present
-        if values_K.dtype in (torch.bfloat16, torch.float16):
-            values_K = values_K.float()
+        values_K = wide(batch.values_K)
         both = torch.tensor([self.preferences, self.ideal], dtype=values_K.dtype, device=values_K.device)
-        preferences_K, ideal_K = both if present is None else both[:, present]
+        preferences_K, ideal_K = batch.of_present(both)
         excess_K: Tensor = preferences_K * (values_K - ideal_K)
         return excess_K
 
