@@ -9,7 +9,13 @@ import numpy as np
 
 from counterpoise.evaluation.results import measurement
 from counterpoise.report.comparisons import Group, MeasuredRun
-from counterpoise.statistics.bootstrap import Difference, interval, paired_difference, paired_replicates
+from counterpoise.statistics.bootstrap import (
+    Difference,
+    interval,
+    paired_difference,
+    paired_replicates,
+    resampled_difference,
+)
 from counterpoise.tables import reading
 from counterpoise.tables.numbers import number
 
@@ -51,10 +57,7 @@ def retention_minus(runs: Sequence[MeasuredRun], name: str, other: str) -> Diffe
         errors = [interval(*statistics([r], "PRE", *key)).standard_error for r in runs]
         drawn.append(paired_replicates(a, b, aggregate) / np.mean(errors))
         values.append(minus(runs, name, other, *key).value / np.mean(errors))
-    mean = np.mean(drawn, axis=0)
-    low, high = np.quantile(mean, [0.025, 0.975])
-    tail = min(int((mean <= 0).sum()), int((mean >= 0).sum()))
-    return Difference(float(np.mean(values)), float(low), float(high), min(1.0, 2 * (tail + 1) / (len(mean) + 1)))
+    return resampled_difference(float(np.mean(values)), np.mean(drawn, axis=0))
 
 
 def told(found: Any, digits: int = 2) -> str:

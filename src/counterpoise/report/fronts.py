@@ -20,7 +20,7 @@ from counterpoise.statistics.equal_reward import Matched
 from counterpoise.statistics.front import hypervolume
 from counterpoise.tables import reading
 from counterpoise.tables.grid import Cell, Column, Table, as_html
-from counterpoise.tables.numbers import number, p_value, with_interval
+from counterpoise.tables.numbers import number, p_value, span, with_interval
 from counterpoise.tables.reading import ENDS, RETENTION, Results
 
 if TYPE_CHECKING:
@@ -30,16 +30,8 @@ _KNOWN = ("MA", "HMA", "LiNeS", "reversed", "random")
 # Beyond the palette's six; of middle lightness, since the page swaps only the palette's own where dark is preferred.
 _MORE_COLOURS = ("#7a63d2", "#c0485a", "#0f93a8", "#6f8f2a", "#a06a44", "#c04fae")
 _MORE_SYMBOLS = (
-    "pentagon",
-    "star",
-    "hourglass",
-    "bowtie",
-    "diamond-wide",
-    "hexagram",
-    "star-square",
-    "circle-cross",
-    "square-x",
-)
+    "pentagon", "star", "hourglass", "bowtie", "diamond-wide", "hexagram", "star-square", "circle-cross", "square-x",
+)  # fmt: skip
 _GROUP_SYMBOLS = ("circle", "triangle-up", "square", "star", "diamond-tall", "pentagon")
 _CAPTION = (
     "Up is more reward, right is more ability kept; one colour a method. Bars are 95 % intervals of each point "
@@ -149,10 +141,7 @@ def hypervolume_table(comparison: Comparison) -> Table:
     ]
     if len(comparison.runs) > len(comparison.groups):
         columns += [
-            Column(
-                "over runs",
-                lambda r: Cell(f"{number(min(r[1]), 3)} to {number(max(r[1]), 3)}" if len(r[1]) > 1 else ""),
-            ),
+            Column("over runs", lambda r: Cell(span(r[1], 3) if len(r[1]) > 1 else "")),
             Column("runs", lambda r: Cell(number(len(r[1]), 0))),
         ]
     if gains:
@@ -184,18 +173,16 @@ def hypervolumes(results: Results) -> dict[str, float]:
     ends = {p["method"]: p for p in found if p["method"] in ENDS}
     at = {id(p): (p["reward"]["value"], reading.score_value(results, p, RETENTION)) for p in found}
     recorded = {m: v for m, v in (results.get("hypervolume") or {}).items() if v is not None}
-    if recorded and not any(p.get("ratios") for p in found):
-        return recorded
-    if len(ends) < 2:
+    if len(ends) < 2 or (recorded and not any(p.get("ratios") for p in found)):
         return recorded
     pre, post = at[id(ends["PRE"])], at[id(ends["POST"])]
-    span = post[0] - pre[0], pre[1] - post[1]
-    if min(span) <= 0:
+    wide, high = post[0] - pre[0], pre[1] - post[1]
+    if min(wide, high) <= 0:
         return recorded
     volumes = {}
     for method in dict.fromkeys(p["method"] for p in found if p["method"] not in ENDS):
         some = [at[id(p)] for p in found if p["method"] in (method, *ENDS)]
-        scaled = [((r - pre[0]) / span[0], (a - post[1]) / span[1]) for r, a in some]
+        scaled = [((r - pre[0]) / wide, (a - post[1]) / high) for r, a in some]
         volumes[method] = hypervolume(scaled, [0.0, 0.0])
     return volumes
 
@@ -218,14 +205,12 @@ def matched_table(comparison: Comparison, rows: Sequence[PointGains]) -> Table:
     ]
     notes = [
         f"Score minus that of {REFERENCE} (with PRE and POST as its ends) at the same reward, read off straight lines between "
-        "its points; positive is better than averaging."
-    ]
-    notes.append(
+        "its points; positive is better than averaging.",
         f"Brackets: 95 % intervals by paired bootstrap over prompts and items, pooled over runs; bold: they leave out 0. p is "
         f"of {reading.axis_label(results, first)}, two-sided, not adjusted for the number of rows."
         if paired
-        else "No intervals: these files do not hold the score of every item (evaluation.results writes files that do)."
-    )
+        else "No intervals: these files do not hold the score of every item (evaluation.results writes files that do).",
+    ]
     if several:
         notes.append(f"Over runs: the least and the largest run's difference in {reading.axis_label(results, first)}.")
     if not any(p["method"] == REFERENCE for run in comparison.runs for p in run.results["points"]):
@@ -305,14 +290,12 @@ def _about(row: PointGains, comparison: Comparison) -> str:
 
 
 def _spread(found: Mapping[str, Any] | None) -> str:
-    if not found or "from" not in found:
-        return ""
-    return f"{number(found['from'], 2)} to {number(found['to'], 2)}"
+    return span((found["from"], found["to"]), 2) if found and "from" in found else ""
 
 
 def _over_runs(found: Matched | None) -> str:
     values = [v for v in found.by_run if v is not None] if found else []
-    return f"{number(min(values), 2, signed=True)} to {number(max(values), 2, signed=True)}" if len(values) > 1 else ""
+    return span(values, 2, signed=True) if len(values) > 1 else ""
 
 
 def _points_above(found: Matched | None) -> str:

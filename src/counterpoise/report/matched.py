@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.results import measurement
 from counterpoise.report.comparisons import Comparison, Group, MeasuredRun
 from counterpoise.statistics.bootstrap import Difference, interval
@@ -15,12 +14,12 @@ from counterpoise.statistics.equal_reward import (
     Fronts,
     Matched,
     ModelStatistics,
+    PointAndCurve,
     Statistics,
     hypervolume_gain,
     meeting,
     reward_matched,
 )
-from counterpoise.statistics.equal_reward import PointAndCurve as Pair
 from counterpoise.tables import reading
 from counterpoise.tables.reading import ENDS, RETENTION, PointEntry, Results
 
@@ -65,17 +64,16 @@ def method_gains(group: Group, method: str, part: str, *, reference: str = REFER
     Returns:
         None where a file lacks the items, the method has no points or the reference reaches none of their rewards.
     """
-    pairs: list[Pair] = []
+    pairs: list[PointAndCurve] = []
     if not (counted := _counted(group, RETENTION)):
         return None
     for run in group.runs:
-        curve = [_scored(run.results, p, counted) for p in reference_curve(run.results, part, RETENTION, reference)]
         points = [p for p in reading.plottable(run.results, part, RETENTION) if p["method"] == method]
-        scored = [_scored(run.results, p, counted) for p in points]
-        whole, held = [c for c in curve if c is not None], [s for s in scored if s is not None]
-        if len(whole) < len(curve) or len(held) < len(scored) or len(whole) < 3:
+        curve = _all_scored(run.results, reference_curve(run.results, part, RETENTION, reference), counted)
+        scored = _all_scored(run.results, points, counted)
+        if curve is None or scored is None or len(curve) < 3:
             return None
-        pairs += [Pair(s, whole) for s in held]
+        pairs += [PointAndCurve(s, curve) for s in scored]
     return reward_matched(pairs, _scales(group, part, RETENTION)) if pairs else None
 
 
@@ -98,14 +96,13 @@ def hypervolume_gains(comparison: Comparison, part: str) -> dict[tuple[str, str]
 
 def _fronts(run: MeasuredRun, part: str, method: str, counted: Sequence[tuple[str, str]]) -> Fronts | None:
     """None where a point lacks its items, or either method its points."""
-    of: dict[str, list[ModelStatistics | None]] = {}
-    for p in reading.plottable(run.results, part, RETENTION):
-        of.setdefault(p["method"], []).append(_scored(run.results, p, counted))
-    wanted = ("PRE", "POST", method, REFERENCE)
-    held = {m: [s for s in of.get(m, []) if s is not None] for m in wanted}
-    if any(not held[m] or len(held[m]) < len(of[m]) for m in wanted):
-        return None
-    return Fronts(held["PRE"][0], held["POST"][0], held[method], held[REFERENCE])
+    found = reading.plottable(run.results, part, RETENTION)
+    held = []
+    for wanted in ("PRE", "POST", method, REFERENCE):
+        if not (scored := _all_scored(run.results, [p for p in found if p["method"] == wanted], counted)):
+            return None
+        held.append(scored)
+    return Fronts(held[0][0], held[1][0], held[2], held[3])
 
 
 def reference_curve(results: Results, part: str, axis: str, reference: str = REFERENCE) -> list[PointEntry]:
@@ -116,9 +113,8 @@ def reference_curve(results: Results, part: str, axis: str, reference: str = REF
 
 
 def _gain(group: Group, name: str, part: str, axis: str) -> Matched | None:
-    pairs: list[Pair] = []
+    pairs: list[PointAndCurve] = []
     values: list[float | None] = []
-    complete = True
     if not (counted := _counted(group, axis)):
         return None
     for run in group.runs:
@@ -127,12 +123,9 @@ def _gain(group: Group, name: str, part: str, axis: str) -> Matched | None:
         if point is None or not any(p["method"] == REFERENCE for p in curve):
             continue
         values.append(_value(run.results, point, curve, axis))
-        scored = [_scored(run.results, p, counted) for p in (point, *curve)]
-        whole = [s for s in scored if s is not None]
-        complete = complete and len(whole) == len(scored)
-        if complete:
-            pairs.append(Pair(whole[0], whole[1:]))
-    if complete and pairs:
+        if scored := _all_scored(run.results, [point, *curve], counted):
+            pairs.append(PointAndCurve(scored[0], scored[1:]))
+    if pairs and len(pairs) == len(values):
         return reward_matched(pairs, _scales(group, part, axis))
     known = [v for v in values if v is not None]
     nan = float("nan")
@@ -155,14 +148,18 @@ def _counted(group: Group, axis: str) -> list[tuple[str, str]]:
     return [(a, m) for a, m in primary.items() if a not in group.floored]
 
 
-def _scored(results: Results, point: PointEntry, counted: Sequence[tuple[str, str]]) -> ModelStatistics | None:
-    found = [measurement(results, point, *key) for key in [("reward", "reward"), *counted]]
-    held = [_statistics(m) for m in found if m is not None]
-    return ModelStatistics(held[0], tuple(held[1:])) if len(held) == len(found) else None
-
-
-def _statistics(m: Measurement) -> Statistics:
-    return Statistics(m.statistics, m.aggregate)
+def _all_scored(
+    results: Results, points: Sequence[PointEntry], counted: Sequence[tuple[str, str]]
+) -> list[ModelStatistics] | None:
+    """The points with the statistics of every item; None where one lacks some."""
+    scored = []
+    for point in points:
+        found = [measurement(results, point, *key) for key in [("reward", "reward"), *counted]]
+        held = [Statistics(m.statistics, m.aggregate) for m in found if m is not None]
+        if len(held) < len(found):
+            return None
+        scored.append(ModelStatistics(held[0], tuple(held[1:])))
+    return scored
 
 
 def _scales(group: Group, part: str, axis: str) -> list[float]:

@@ -10,7 +10,7 @@ from counterpoise.report.page import Figures, plot_box, section, spec
 from counterpoise.report.palette import look_of
 from counterpoise.report.plots import empty_figure
 from counterpoise.tables.grid import Cell, Column, Table, as_html
-from counterpoise.tables.numbers import number
+from counterpoise.tables.numbers import number, span
 from counterpoise.tables.reading import Results, block_shares
 from counterpoise.tables.tables import Row
 
@@ -87,11 +87,8 @@ def _values(row: Row, name: str | None) -> tuple[str, str]:
 
 
 def _set_column(name: str, sets: list[str]) -> Column:
-    return Column(_title(name, sets), lambda r: Cell(*_values(r, name)))
-
-
-def _title(name: str, sets: list[str]) -> str:
-    return "of what PRE says" if sets == ["pre"] else f"of {name}"
+    title = "of what PRE says" if sets == ["pre"] else f"of {name}"
+    return Column(title, lambda r: Cell(*_values(r, name)))
 
 
 def _heaviest(row: Row) -> str:
@@ -106,8 +103,7 @@ def _spread(found: Mapping[str, Any], row: Row) -> str:
     pairs = list(zip(blocks, row["ratios"], strict=False))
     inside = [r for b, r in pairs if b.get("layers")]
     outside = [r for b, r in pairs if not b.get("layers")]
-    text = f"{number(min(inside), 2)} to {number(max(inside), 2)}" if inside else ""
-    return text + "".join(f", outside {number(r, 2)}" for r in outside)
+    return (span(inside, 2) if inside else "") + "".join(f", outside {number(r, 2)}" for r in outside)
 
 
 def _notes(found: Mapping[str, Any]) -> list[str]:

@@ -57,9 +57,14 @@ def paired_difference(a: ArrayLike, b: ArrayLike, aggregate: str, *, resamples: 
     first, second = _statistics(a), _statistics(b)
     value = score(first, aggregate) - score(second, aggregate)
     drawn = paired_replicates(first, second, aggregate, resamples=resamples)
+    return resampled_difference(value, drawn)
+
+
+def resampled_difference(value: float, drawn: Array) -> Difference:
+    """A difference with the interval and the p that its resamples, shape (resamples,), give it."""
     low, high = np.quantile(drawn, [0.025, 0.975])
     tail = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    return Difference(value, float(low), float(high), min(1.0, 2 * (tail + 1) / (resamples + 1)))
+    return Difference(value, float(low), float(high), min(1.0, 2 * (tail + 1) / (len(drawn) + 1)))
 
 
 def paired_replicates(

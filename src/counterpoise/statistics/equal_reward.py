@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from counterpoise.statistics.bootstrap import RESAMPLES, Array, Difference, paired_replicates, score
+from counterpoise.statistics.bootstrap import (
+    RESAMPLES,
+    Array,
+    Difference,
+    paired_replicates,
+    resampled_difference,
+    score,
+)
 
 
 class Statistics(NamedTuple):
@@ -76,8 +83,8 @@ def reward_matched(
     for run in runs:
         _check(run, scales)
         x, y = _seen_from_point(run, scales)
-        value, inside = meeting(x[None], y[None])
-        by_run.append(float(-value[0]) if inside[0] else None)
+        found, inside = meeting(x[None], y[None])
+        by_run.append(float(-found[0]) if inside[0] else None)
         if not inside[0]:
             continue
         values, within = meeting(*_resampled(run, scales, resamples))
@@ -85,8 +92,8 @@ def reward_matched(
         outside.append(1.0 - float(within.mean()))
     if not drawn:
         return None
-    found = _pooled([v for v in by_run if v is not None], drawn)
-    return Matched(*found, tuple(by_run), float(np.mean(outside)))
+    value = float(np.mean([v for v in by_run if v is not None]))
+    return Matched(*resampled_difference(value, np.mean(drawn, axis=0)), tuple(by_run), float(np.mean(outside)))
 
 
 class Fronts(NamedTuple):
@@ -127,9 +134,7 @@ def hypervolume_gain(
 
         values.append(float(gain(x[None], y[None])[0]))
         drawn.append(gain(*_resampled(PointAndCurve(run.pre, points), scales, resamples)))
-    if not values:
-        return None
-    return _pooled(values, drawn)
+    return resampled_difference(float(np.mean(values)), np.mean(drawn, axis=0)) if values else None
 
 
 def areas(x: ArrayLike, y: ArrayLike) -> Array:
@@ -174,14 +179,6 @@ def meeting(x: ArrayLike, y: ArrayLike) -> tuple[Array, NDArray[np.bool_]]:
     inside = np.asarray(crosses.any(axis=1), dtype=np.bool_)
     nearest = np.take_along_axis(ys, np.abs(xs).argmin(1)[:, None], 1)[:, 0]
     return np.where(inside, best, nearest), inside
-
-
-def _pooled(values: Sequence[float], drawn: Sequence[Array]) -> Difference:
-    """Means over runs; interval and p as in `bootstrap.paired_difference`."""
-    mean = np.mean(drawn, axis=0)
-    low, high = np.quantile(mean, [0.025, 0.975])
-    tail = min(int((mean <= 0).sum()), int((mean >= 0).sum()))
-    return Difference(float(np.mean(values)), float(low), float(high), min(1.0, 2 * (tail + 1) / (len(mean) + 1)))
 
 
 def _seen_from_point(run: PointAndCurve, scales: Sequence[float]) -> tuple[Array, Array]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 MISSING = "–"
@@ -61,6 +61,15 @@ def spoken(found: Mapping[str, Any] | None) -> str:
     return " ".join(filter(None, with_interval(found))) if found else MISSING
 
 
+def span(values: Sequence[float], decimals: int, *, signed: bool = False) -> str:
+    """The least and the largest of some values.
+
+    >>> span([0.44, 0.0, 0.76], 2)
+    '0.00 to 0.76'
+    """
+    return " to ".join(number(v, decimals, signed=signed) for v in (min(values), max(values)))
+
+
 def p_value(p: float | None) -> str:
     """Three decimals below 0.1, two above, and a floor: a bootstrap cannot resolve less.
 
@@ -75,5 +84,5 @@ def p_value(p: float | None) -> str:
 def ratio_list(ratios: list[float], *, longest: int = 6) -> str:
     """Ratios as "0.00 · 0.44 · 0.76", or their number and range when there are many."""
     if len(ratios) > longest:
-        return f"{len(ratios)} ratios, {number(min(ratios), 2)} to {number(max(ratios), 2)}"
+        return f"{len(ratios)} ratios, {span(ratios, 2)}"
     return " · ".join(number(r, 2) for r in ratios)
