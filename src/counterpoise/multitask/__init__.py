@@ -48,10 +48,9 @@ if TYPE_CHECKING:
     from counterpoise.multitask.jacobian import MGDA, CAGrad, JacobianWeighting, PCGrad, UPGrad
     from counterpoise.multitask.losses import Counts, Losses
     from counterpoise.multitask.mirror import MirrorStep, ball_radius, best_response, divergence, hold, mirror_step
-    from counterpoise.multitask.tchebycheff import SmoothTchebycheff, Tchebycheff
+    from counterpoise.multitask.scalarizations import SmoothTchebycheff, Tchebycheff, Uniform
     from counterpoise.multitask.trainer import with_weighting
     from counterpoise.multitask.uncertainty import UncertaintyWeighting
-    from counterpoise.multitask.uniform import Uniform
     from counterpoise.multitask.weighting import Weighting
 
 # Names are resolved on first use, so that `counterpoise --help` does not import torch.
@@ -65,10 +64,9 @@ _HOMES = {
     "jacobian": "CAGrad JacobianWeighting MGDA PCGrad UPGrad",
     "losses": "Counts Losses",
     "mirror": "MirrorStep ball_radius best_response divergence hold mirror_step",
-    "tchebycheff": "SmoothTchebycheff Tchebycheff",
+    "scalarizations": "SmoothTchebycheff Tchebycheff Uniform",
     "trainer": "with_weighting",
     "uncertainty": "UncertaintyWeighting",
-    "uniform": "Uniform",
     "weighting": "Weighting",
 }
 

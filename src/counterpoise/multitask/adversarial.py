@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from counterpoise.multitask.losses import Counts, Losses
-from counterpoise.multitask.tchebycheff import Tchebycheff
-from counterpoise.multitask.uniform import Uniform
+from counterpoise.multitask.scalarizations import Tchebycheff, Uniform
 from counterpoise.multitask.weighting import Weighting
 from counterpoise.ranks import average_gradients, world_size
 

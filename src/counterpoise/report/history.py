@@ -102,7 +102,7 @@ def final_scores(record: Record) -> list[TaskScore]:
     rows = []
     for task in [t for t in tasks(record) if t in tested] or valid:
         test = tested.get(task) or {}
-        accuracy = test.get("accuracy", valid.get(task))
+        accuracy = float(test["accuracy"] if test else valid[task])
         rows.append(TaskScore(task, sizes.get(task, [None])[0], accuracy, valid.get(task), test))
     return sorted(rows, key=lambda row: row.accuracy)
 

@@ -15,14 +15,7 @@ Trace = dict[str, Any]
 SE_OF_95 = 1.96  # half widths of a 95 % interval per standard error
 
 
-def point_marks(
-    results: Results,
-    some: Sequence[PointEntry],
-    axis: str,
-    method: str,
-    *,
-    faded: bool = False,
-) -> Trace:
+def point_marks(results: Results, some: Sequence[PointEntry], axis: str, method: str, *, faded: bool = False) -> Trace:
     """One method's points with their intervals."""
     style = look_of(method)
     xs, ys = [reading.axis_score(results, p, axis) or {} for p in some], [p["reward"] for p in some]
