@@ -306,5 +306,5 @@ def _points_above(found: Matched | None) -> str:
     return f"{sum(v > 0 for v in seen)} of {len(seen)}" + (f", {beyond} out of reach" if beyond else "")
 
 
-def _few(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -105,9 +105,7 @@ class Fronts(NamedTuple):
     theirs: Sequence[ModelStatistics]
 
 
-def hypervolume_gain(
-    runs: Sequence[Fronts], scales: Sequence[float] = (1.0,), *, resamples: int = RESAMPLES
-) -> Difference | None:
+def hypervolume_gain(runs: Sequence[Fronts], scales: Sequence[float] = (1.0,)) -> Difference | None:
     """Area under our front minus that under theirs, by paired bootstrap, pooled over runs.
 
     Areas lie between PRE's reward and POST's ability, in units of the rectangle that PRE and POST span, as elsewhere. In a
@@ -133,7 +131,7 @@ def hypervolume_gain(
             return ours - theirs
 
         values.append(float(gain(x[None], y[None])[0]))
-        drawn.append(gain(*_resampled(PointAndCurve(run.pre, points), scales, resamples)))
+        drawn.append(gain(*_resampled(PointAndCurve(run.pre, points), scales, RESAMPLES)))
     return resampled_difference(float(np.mean(values)), np.mean(drawn, axis=0)) if values else None
 
 

@@ -81,8 +81,8 @@ def p_value(p: float | None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.0995 else f"{p:.2f}"
 
 
-def ratio_list(ratios: list[float], *, longest: int = 6) -> str:
-    """Ratios as "0.00 · 0.44 · 0.76", or their number and range when there are many."""
-    if len(ratios) > longest:
+def ratio_list(ratios: list[float]) -> str:
+    """Ratios as "0.00 · 0.44 · 0.76", or their number and range when there are more than six."""
+    if len(ratios) > 6:
         return f"{len(ratios)} ratios, {span(ratios, 2)}"
     return " · ".join(number(r, 2) for r in ratios)

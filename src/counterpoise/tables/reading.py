@@ -43,10 +43,10 @@ def measured_points(results: Results, part: str = VALIDATION) -> list[PointEntry
     return [p for p in results.get("points") or () if p.get("part", VALIDATION) == part]
 
 
-def picked(results: Results, part: str = VALIDATION) -> PointEntry | None:
-    """The pick as measured on a part."""
+def picked(results: Results) -> PointEntry | None:
+    """The pick as measured on validation data."""
     name = results.get("pick")
-    return next((p for p in measured_points(results, part) if name is not None and p["name"] == name), None)
+    return next((p for p in measured_points(results) if name is not None and p["name"] == name), None)
 
 
 def known(found: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
