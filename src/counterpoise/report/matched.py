@@ -58,23 +58,25 @@ def matched(comparison: Comparison) -> list[PointGains]:
     return rows
 
 
-def method_gains(group: Group, method: str, part: str, *, reference: str = REFERENCE) -> Matched | None:
-    """The retention of a method's points, in all runs of a group, against the reference at each one's reward: their mean.
+def method_gains(
+    group: Group, method: str, part: str, axis: str = RETENTION, reference: str = REFERENCE
+) -> Matched | None:
+    """All points of a method, in all runs of a group, against the reference at each one's reward: their mean.
 
     Returns:
         None where a file lacks the items, the method has no points or the reference reaches none of their rewards.
     """
     pairs: list[PointAndCurve] = []
-    if not (counted := _counted(group, RETENTION)):
+    if not (counted := _counted(group, axis)):
         return None
     for run in group.runs:
-        points = [p for p in reading.plottable(run.results, part, RETENTION) if p["method"] == method]
-        curve = _all_scored(run.results, reference_curve(run.results, part, RETENTION, reference), counted)
+        points = [p for p in reading.plottable(run.results, part, axis) if p["method"] == method]
+        curve = _all_scored(run.results, reference_curve(run.results, part, axis, reference), counted)
         scored = _all_scored(run.results, points, counted)
         if curve is None or scored is None or len(curve) < 3:
             return None
         pairs += [PointAndCurve(s, curve) for s in scored]
-    return reward_matched(pairs, _scales(group, part, RETENTION)) if pairs else None
+    return reward_matched(pairs, _scales(group, part, axis)) if pairs else None
 
 
 def hypervolume_gains(comparison: Comparison, part: str) -> dict[tuple[str, str], Difference]:
