@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from counterpoise.statistics.equal_reward import (
     Fronts,
     Matched,
-    Run,
-    Scored,
+    ModelStatistics,
+    PointAndCurve,
     Statistics,
     areas,
     hypervolume_gain,
@@ -24,14 +24,16 @@ NUMBERS = st.floats(-3, 3).map(lambda v: round(v, 3))
 CURVES = st.lists(st.tuples(NUMBERS, NUMBERS), min_size=2, max_size=6)
 
 
-def scored(reward: list[float], *abilities: list[float]) -> Scored:
-    return Scored(Statistics(np.array(reward)[:, None]), tuple(Statistics(np.array(a)[:, None]) for a in abilities))
+def scored(reward: list[float], *abilities: list[float]) -> ModelStatistics:
+    return ModelStatistics(
+        Statistics(np.array(reward)[:, None]), tuple(Statistics(np.array(a)[:, None]) for a in abilities)
+    )
 
 
 def test_by_hand() -> None:
     # The curve: reward 0, 1, 2 with ability 10, 8, 2. At reward 1.5 it keeps 5; the point keeps 6.
     curve = [scored([0, 0], [9, 11]), scored([0.5, 1.5], [7, 9]), scored([2, 2], [1, 3])]
-    found = reward_matched([Run(scored([1, 2], [5, 7]), curve)])
+    found = reward_matched([PointAndCurve(scored([1, 2], [5, 7]), curve)])
     assert isinstance(found, Matched)
     assert found.value == 1.0
     assert found.by_run == (1.0,)
@@ -44,7 +46,7 @@ def test_by_hand() -> None:
 
 def test_several_abilities_are_scaled_and_averaged() -> None:
     curve = [scored([0, 0], [10, 10], [1, 1]), scored([2, 2], [0, 0], [0, 0])]
-    found = reward_matched([Run(scored([1, 1], [7, 7], [0.4, 0.4]), curve)], (2.0, 0.1))
+    found = reward_matched([PointAndCurve(scored([1, 1], [7, 7], [0.4, 0.4]), curve)], (2.0, 0.1))
     assert found is not None
     assert found.value == pytest.approx(((7 - 5) / 2 + (0.4 - 0.5) / 0.1) / 2)
     assert found.low == found.high == pytest.approx(found.value)
@@ -53,11 +55,11 @@ def test_several_abilities_are_scaled_and_averaged() -> None:
 def test_runs_are_averaged_and_those_out_of_reach_are_told() -> None:
     curve = [scored([0, 0], [4, 4]), scored([1, 1], [0, 0])]
     points = [scored([0.5, 0.5], [3, 3]), scored([0.5, 0.5], [6, 6]), scored([1.5, 1.5], [3, 3])]
-    found = reward_matched([Run(p, curve) for p in points])
+    found = reward_matched([PointAndCurve(p, curve) for p in points])
     assert found is not None
     assert found.by_run == (1.0, 4.0, None)
     assert found.value == 2.5
-    assert reward_matched([Run(points[2], curve)]) is None
+    assert reward_matched([PointAndCurve(points[2], curve)]) is None
 
 
 @settings(max_examples=200)
@@ -104,13 +106,13 @@ def test_the_interval_covers_what_is_true() -> None:
             draw: np.random.Generator = draw,
             p: np.ndarray = prompts,
             i: np.ndarray = items,
-        ) -> Scored:
+        ) -> ModelStatistics:
             return scored(
                 list(reward + p + 0.3 * draw.normal(size=150)), list(ability + 2 * i + 0.3 * draw.normal(size=200))
             )
 
         curve = [model(r, 5 - 2 * r) for r in (0.0, 0.5, 1.0)]
-        found = reward_matched([Run(model(0.7, 5 - 1.4 + 0.3), curve)], resamples=400)
+        found = reward_matched([PointAndCurve(model(0.7, 5 - 1.4 + 0.3), curve)], resamples=400)
         assert found is not None
         covered += found.low <= 0.3 <= found.high
         assert found.high - found.low < 0.4  # unpaired it would be above 0.7: the items' spread is 2
@@ -120,9 +122,9 @@ def test_the_interval_covers_what_is_true() -> None:
 def test_pooling_over_runs_narrows_the_interval() -> None:
     draw = np.random.default_rng(0)
 
-    def run() -> Run:
+    def run() -> PointAndCurve:
         curve = [scored(list(r + draw.normal(size=80)), list(3 - r + draw.normal(size=80))) for r in (0.0, 2.0)]
-        return Run(scored(list(1 + draw.normal(size=80)), list(2.2 + draw.normal(size=80))), curve)
+        return PointAndCurve(scored(list(1 + draw.normal(size=80)), list(2.2 + draw.normal(size=80))), curve)
 
     runs = [run() for _ in range(4)]
     one, four = reward_matched(runs[:1]), reward_matched(runs)
@@ -136,13 +138,13 @@ def test_pooling_over_runs_narrows_the_interval() -> None:
 def test_what_cannot_be_compared_is_refused() -> None:
     point = scored([1, 1], [1, 1])
     with pytest.raises(ValueError, match="a curve of at least two points, found 1"):
-        reward_matched([Run(point, [point])])
+        reward_matched([PointAndCurve(point, [point])])
     with pytest.raises(ValueError, match="expected 2 abilities, found 1"):
-        reward_matched([Run(point, [point, point])], (1.0, 1.0))
+        reward_matched([PointAndCurve(point, [point, point])], (1.0, 1.0))
     with pytest.raises(ValueError, match="expected positive scales"):
-        reward_matched([Run(point, [point, point])], (0.0,))
+        reward_matched([PointAndCurve(point, [point, point])], (0.0,))
     with pytest.raises(ValueError, match="the same items on both sides"):
-        reward_matched([Run(point, [scored([0, 0, 0], [1, 1]), scored([2, 2, 2], [1, 1])])])
+        reward_matched([PointAndCurve(point, [scored([0, 0, 0], [1, 1]), scored([2, 2, 2], [1, 1])])])
 
 
 @settings(max_examples=200)

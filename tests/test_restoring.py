@@ -25,8 +25,8 @@ from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.results import measurement
 from counterpoise.evaluation.workbench import Point
 from counterpoise.language.prompts import read_prompts
+from counterpoise.report.comparisons import read_comparisons
 from counterpoise.report.matched import matched
-from counterpoise.report.panels import read_panels
 from counterpoise.restoration.pick import choose
 from counterpoise.restoration.restore import measure_tax, restore
 from counterpoise.search.candidates import HMA
@@ -96,7 +96,7 @@ def test_every_item_is_kept_so_that_fronts_have_intervals(done: tuple[Path, dict
             assert found is not None
             assert found.value == pytest.approx(score["value"], rel=1e-6)
     assert reading.floored(content) == set(content["floored"])
-    (panel,) = read_panels([out / "restore.json"])
+    (panel,) = read_comparisons([out / "restore.json"])
     rows = matched(panel)
     assert {r.part for r in rows} == {"validation", "held-out"} - (
         {"held-out"} if content["pick"].startswith("MA") else set()

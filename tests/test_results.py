@@ -12,8 +12,8 @@ from counterpoise.checkpoints.preflight import preflight
 from counterpoise.evaluation.results import Measured, measurement, results, write_results
 from counterpoise.evaluation.workbench import Workbench
 from counterpoise.records import Store
+from counterpoise.report.comparisons import pooled, read_comparisons
 from counterpoise.report.matched import hypervolume_gains, matched
-from counterpoise.report.panels import pooled, read_panels
 from counterpoise.statistics.bootstrap import interval
 from world import make, panel
 
@@ -49,7 +49,7 @@ def test_a_run_from_the_store_to_the_page(bench: Workbench, tmp_path: Path) -> N
                 shown = row["abilities"][name][m.metric]
                 assert (shown["value"], shown["low"]) == pytest.approx(interval(read.statistics, read.aggregate)[:2])
 
-    (found,) = read_panels([tmp_path / "run.json"])
+    (found,) = read_comparisons([tmp_path / "run.json"])
     assert [p["name"] for p in pooled(found)["points"]] == [n for n, _, _ in wanted]
     (row,) = matched(found)
     # MA 0.5 under another name lies near the line through MA 0.3 and MA 0.7: no ability may differ for certain by much.

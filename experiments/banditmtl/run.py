@@ -32,7 +32,7 @@ import torch
 
 from counterpoise.classification.balance import weighting_for
 from counterpoise.classification.classifier import TextClassifier, build_classifier
-from counterpoise.classification.data import Part, TaskData, read_tasks
+from counterpoise.classification.data import Split, TaskData, read_tasks
 from counterpoise.classification.encoding import seeded
 from counterpoise.classification.models import Design, HardSharing, build_encoder
 from counterpoise.classification.training import Epoch, rounds_per_epoch, train
@@ -204,13 +204,13 @@ def cut(tasks: Sequence[TaskData], seed: int) -> list[TaskData]:
     return [dataclasses.replace(t, train=_share(t)) if i in small else t for i, t in enumerate(tasks)]
 
 
-def _share(task: TaskData) -> Part:
+def _share(task: TaskData) -> Split:
     kept = {i for label in task.labels for i in _first_of(task.train, label)}
     rows = [(t, x) for i, (t, x) in enumerate(zip(task.train.texts, task.train.labels, strict=True)) if i in kept]
-    return Part(tuple(t for t, _ in rows), tuple(x for _, x in rows))
+    return Split(tuple(t for t, _ in rows), tuple(x for _, x in rows))
 
 
-def _first_of(part: Part, label: str) -> Iterator[int]:
+def _first_of(part: Split, label: str) -> Iterator[int]:
     where = [i for i, x in enumerate(part.labels) if x == label]
     yield from where[: max(1, round(KEPT * len(where)))]
 

@@ -8,25 +8,31 @@ from typing import Any
 import numpy as np
 
 from counterpoise.evaluation.results import measurement
-from counterpoise.report.panels import Group, Run
-from counterpoise.statistics.bootstrap import Difference, interval, paired_difference, paired_replicates
+from counterpoise.report.comparisons import Group, MeasuredRun
+from counterpoise.statistics.bootstrap import (
+    Difference,
+    interval,
+    paired_difference,
+    paired_replicates,
+    resampled_difference,
+)
 from counterpoise.tables import reading
 from counterpoise.tables.numbers import number
 
 Point = dict[str, Any]
 
 
-def of(run: Run, name: str) -> Point | None:
+def of(run: MeasuredRun, name: str) -> Point | None:
     """A point by its name."""
     return next((p for p in run.results["points"] if p["name"] == name), None)
 
 
-def shared(group: Group, names: Sequence[str]) -> list[Run]:
+def shared(group: Group, names: Sequence[str]) -> list[MeasuredRun]:
     """The runs that have all of these points."""
     return [r for r in group.runs if all(of(r, n) is not None for n in names)]
 
 
-def statistics(runs: Sequence[Run], name: str, ability: str, metric: str) -> tuple[Any, str]:
+def statistics(runs: Sequence[MeasuredRun], name: str, ability: str, metric: str) -> tuple[Any, str]:
     """Every item's statistics, the mean over runs, and how they become a score."""
     found = [measurement(r.results, p, ability, metric) for r in runs if (p := of(r, name))]
     held = [m for m in found if m is not None]
@@ -35,13 +41,13 @@ def statistics(runs: Sequence[Run], name: str, ability: str, metric: str) -> tup
     return np.mean([m.statistics for m in held], axis=0), held[0].aggregate
 
 
-def minus(runs: Sequence[Run], name: str, other: str, ability: str, metric: str) -> Difference:
+def minus(runs: Sequence[MeasuredRun], name: str, other: str, ability: str, metric: str) -> Difference:
     """Score of one point minus another's, pooled over runs, items paired."""
     (a, aggregate), (b, _) = (statistics(runs, n, ability, metric) for n in (name, other))
     return paired_difference(a, b, aggregate)
 
 
-def retention_minus(runs: Sequence[Run], name: str, other: str) -> Difference:
+def retention_minus(runs: Sequence[MeasuredRun], name: str, other: str) -> Difference:
     """The same in the mean over abilities, in standard errors at PRE."""
     results = runs[0].results
     floor = set().union(*(reading.floored(r.results) for r in runs))
@@ -51,10 +57,7 @@ def retention_minus(runs: Sequence[Run], name: str, other: str) -> Difference:
         errors = [interval(*statistics([r], "PRE", *key)).standard_error for r in runs]
         drawn.append(paired_replicates(a, b, aggregate) / np.mean(errors))
         values.append(minus(runs, name, other, *key).value / np.mean(errors))
-    mean = np.mean(drawn, axis=0)
-    low, high = np.quantile(mean, [0.025, 0.975])
-    tail = min(int((mean <= 0).sum()), int((mean >= 0).sum()))
-    return Difference(float(np.mean(values)), float(low), float(high), min(1.0, 2 * (tail + 1) / (len(mean) + 1)))
+    return resampled_difference(float(np.mean(values)), np.mean(drawn, axis=0))
 
 
 def told(found: Any, digits: int = 2) -> str:

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from pooling import minus, of, rank_correlation, retention_minus, shared, told
 
+from counterpoise.report.comparisons import Comparison, Group, pooled, read_comparisons
 from counterpoise.report.fronts import front_figure, hypervolume_table, matched_table, points_table
 from counterpoise.report.matched import matched, method_gains
-from counterpoise.report.panels import Group, Panel, pooled, read_panels
 from counterpoise.tables import reading, tables
 from counterpoise.tables.grid import as_markdown
 from counterpoise.tables.numbers import p_value, spoken
@@ -39,7 +39,7 @@ def main(figures: bool) -> None:
     every, methods = (panels(folder, pattern) for folder, pattern in ((RESULTS, "mitigations-*"), (OTHERS, "*")))
     groups = [g for panel in methods for g in panel.groups]
     made = {
-        "tax": as_markdown(tables.tax(run)),
+        "tax": as_markdown(tables.ability_taxes(run)),
         "points": points(run),
         "hma": against_ma(more["hma_minus_ma"]),
         "parts": parts(more["partwise"]),
@@ -69,13 +69,13 @@ def main(figures: bool) -> None:
         save({"mitigations": front_figure(pooled(every[0]), RETENTION, HELD_OUT)}, HERE / "figures", height=560)
 
 
-def panels(folder: Path, pattern: str) -> list[Panel]:
+def panels(folder: Path, pattern: str) -> list[Comparison]:
     """What can share a figure, of some results files."""
     paths = sorted(folder.glob(f"{pattern}.json"))
-    return read_panels(paths) if paths else []
+    return read_comparisons(paths) if paths else []
 
 
-def stacked(found: Sequence[Panel], table: Any) -> str:
+def stacked(found: Sequence[Comparison], table: Any) -> str:
     """One table a panel."""
     return "\n\n".join(as_markdown(t) for panel in found if (t := table(panel)))
 
@@ -147,12 +147,12 @@ def check(found: dict[str, Any]) -> str:
     return rows(["", "log-odds of positive", "minus PRE's"], body)
 
 
-def at_equal_reward(panel: Panel) -> Any:
+def at_equal_reward(panel: Comparison) -> Any:
     """Point by point against MA."""
     return matched_table(panel, matched(panel))
 
 
-def every_point(panel: Panel) -> Any:
+def every_point(panel: Comparison) -> Any:
     """Every point and what beats it."""
     return points_table(panel, pooled(panel))
 
@@ -180,7 +180,7 @@ def thirds_table(groups: Sequence[Group]) -> str:
         for point in [p for p in g.runs[0].results["points"] if p["method"] == "part-wise"]:
             runs = shared(g, [point["name"]])
             gains = [told(minus(runs, point["name"], "POST", a, m)) for a, m in [("reward", "reward"), *names]]
-            row = next(r for r in matched(Panel((Group(g.name, tuple(runs)),))) if r.name == point["name"])
+            row = next(r for r in matched(Comparison((Group(g.name, tuple(runs)),))) if r.name == point["name"])
             body.append([g.name, str(len(runs)), point["name"], *gains, told(row.gains.get(RETENTION))])
     return filled(
         ["aligned by", "seeds", "given back", "reward", *(a for a, _ in names), "retention minus MA's at equal reward"],

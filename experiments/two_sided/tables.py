@@ -19,10 +19,10 @@ import numpy as np
 from curves import CURVES, REQUIRED
 
 from counterpoise.evaluation.results import measurement
+from counterpoise.report.comparisons import Comparison, Group, pooled, read_comparisons
 from counterpoise.report.matched import method_gains
-from counterpoise.report.panels import Group, Panel, pooled, read_panels
 from counterpoise.statistics.bootstrap import interval
-from counterpoise.statistics.equal_reward import Fronts, Scored, Statistics, hypervolume_gain
+from counterpoise.statistics.equal_reward import Fronts, ModelStatistics, Statistics, hypervolume_gain
 from counterpoise.tables import reading
 from counterpoise.tables.numbers import number, p_value, spoken
 from counterpoise.tables.reading import HELD_OUT
@@ -38,7 +38,7 @@ def main(results: Path, pages: Sequence[Path], figures: bool) -> None:
     """Fill in what stands between <!-- NAME --> and <!-- end -->; a table without numbers says so."""
     paths = sorted(results.glob("*.json"))
     files = [json.loads(p.read_text(encoding="utf-8")) for p in paths]
-    panels = read_panels(paths) if paths else []
+    panels = read_comparisons(paths) if paths else []
     groups = [g for panel in panels for g in panel.groups]
     made = {
         "curves": stacked(groups, curves_table),
@@ -84,12 +84,12 @@ def stacked(groups: Sequence[Group], table: Any) -> str:
     return "\n\n".join(f"**{g.name}**, {len(g.runs)} training seed(s)\n\n{t}" for g, t in made if t)
 
 
-def scored(group: Group, results: File, point: File) -> Scored | None:
+def scored(group: Group, results: File, point: File) -> ModelStatistics | None:
     """A point's items: its reward and the primary metric of every ability that is not at floor."""
     wanted = [(a, m) for a, m in reading.primary(results).items() if a not in group.floored]
     found = [measurement(results, point, *key) for key in [("reward", "reward"), *wanted]]
     held = [Statistics(m.statistics, m.aggregate) for m in found if m is not None]
-    return Scored(held[0], tuple(held[1:])) if len(held) == len(found) else None
+    return ModelStatistics(held[0], tuple(held[1:])) if len(held) == len(found) else None
 
 
 def of_method(results: File, *methods: str) -> list[File]:
@@ -216,7 +216,7 @@ def value(s: Statistics) -> float:
 
 def points_table(group: Group) -> str:
     """Every point, pooled over seeds."""
-    content = pooled(Panel((group,)))
+    content = pooled(Comparison((group,)))
     post = next(p for p in content["points"] if p["name"] == "POST")
     taxed = post["retention"]["high"] < 0
     body = []
@@ -361,7 +361,7 @@ def runs_table(files: Sequence[File]) -> str:
     return markdown(head, body)
 
 
-def draw(panels: Sequence[Panel], files: Sequence[File], folder: Path) -> None:
+def draw(panels: Sequence[Comparison], files: Sequence[File], folder: Path) -> None:
     """The front of each panel and the ratios of its paths, as svg."""
     from drawing import save
 
@@ -370,7 +370,7 @@ def draw(panels: Sequence[Panel], files: Sequence[File], folder: Path) -> None:
     figures = {}
     for panel in panels:
         names = "-".join(g.name for g in panel.groups)
-        drawn = {names: (panel, ("MA",)), **{g.name: (Panel((g,)), REQUIRED) for g in panel.groups}}
+        drawn = {names: (panel, ("MA",)), **{g.name: (Comparison((g,)), REQUIRED) for g in panel.groups}}
         for name, (part, methods) in drawn.items():
             content = pooled(part)
             shown = {**content, "points": [p for p in content["points"] if p["kind"] in (*methods, "PRE", "POST")]}

@@ -9,7 +9,7 @@ from torch import nn
 from torchjd import aggregation
 
 from counterpoise.multitask import MGDA, CAGrad, GradNorm, JacobianWeighting, PCGrad, UPGrad
-from counterpoise.multitask.upgrad import project_weights
+from counterpoise.multitask.jacobian import project_weights
 
 from .toy import TASKS, Toy, gradients, rows
 

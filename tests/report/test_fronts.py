@@ -17,8 +17,8 @@ from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.panel import Scores
 from counterpoise.evaluation.results import Measured, measurement, results, write_results
 from counterpoise.report import fronts, page
+from counterpoise.report.comparisons import beaten_by, pooled, read_comparisons
 from counterpoise.report.matched import hypervolume_gains, matched, method_gains
-from counterpoise.report.panels import beaten_by, pooled, read_panels
 from counterpoise.statistics.bootstrap import paired_difference
 from report import browser, made
 from report.test_report import Elements
@@ -87,7 +87,7 @@ def test_results_that_cannot_be_compared_are_refused() -> None:
 
 
 def test_seeds_are_pooled_and_paired(three: list[Path]) -> None:
-    (panel,) = read_panels(three)
+    (panel,) = read_comparisons(three)
     assert [(g.name, [r.seed for r in g.runs]) for g in panel.groups] == [("rsf", [0, 1, 2])]
     points = {p["name"]: p for p in pooled(panel)["points"]}
     contents = [json.loads(p.read_text()) for p in three]
@@ -102,7 +102,7 @@ def test_seeds_are_pooled_and_paired(three: list[Path]) -> None:
 
 
 def test_gains_at_equal_reward_are_paired(three: list[Path]) -> None:
-    (panel,) = read_panels(three)
+    (panel,) = read_comparisons(three)
     (row,) = matched(panel)
     assert row.name == "L2 0.04"
     gain = row.gains["piqa"]
@@ -126,8 +126,8 @@ def test_gains_at_equal_reward_are_paired(three: list[Path]) -> None:
     stripped = [{k: v for k, v in json.loads(p.read_text()).items() if k != "items"} for p in three[:1]]
     path = three[0].parent.parent / "stripped.json"
     path.write_text(json.dumps(stripped[0]))
-    (bare,) = matched(read_panels([path])[0])
-    (whole,) = matched(read_panels(three[:1])[0])
+    (bare,) = matched(read_comparisons([path])[0])
+    (whole,) = matched(read_comparisons(three[:1])[0])
     assert bare.gains["piqa"].value == pytest.approx(whole.gains["piqa"].value)
     assert math.isnan(bare.gains["piqa"].low)
 
@@ -140,9 +140,9 @@ def test_an_ability_at_floor_in_one_run_is_left_out_in_all(three: list[Path], tm
             row["at_floor"] = row["at_floor"] and seed == 0  # boolq is at floor in the first run alone
         paths.append(tmp_path / path.name)
         paths[-1].write_text(json.dumps(content))
-    (panel,) = read_panels(paths)
+    (panel,) = read_comparisons(paths)
     assert panel.groups[0].floored == {"boolq"}
-    (mixed,), (alike,) = matched(panel), matched(read_panels(three)[0])
+    (mixed,), (alike,) = matched(panel), matched(read_comparisons(three)[0])
     assert mixed.gains["retention"] == alike.gains["retention"]
     gain = method_gains(panel.groups[0], "L2", "held-out")
     assert gain is not None
@@ -151,7 +151,7 @@ def test_an_ability_at_floor_in_one_run_is_left_out_in_all(three: list[Path], tm
     content = json.loads(paths[1].read_text())
     content["floored"] = ["piqa"]  # then no ability is left that counts in all runs
     paths[1].write_text(json.dumps(content))
-    (nothing,) = read_panels(paths)
+    (nothing,) = read_comparisons(paths)
     assert method_gains(nothing.groups[0], "L2", "held-out") is None
     assert hypervolume_gains(nothing, "held-out") == {}
     assert "retention" not in matched(nothing)[0].gains
@@ -160,7 +160,7 @@ def test_an_ability_at_floor_in_one_run_is_left_out_in_all(three: list[Path], tm
 def test_files_of_one_run_and_seed_are_joined(tmp_path: Path) -> None:
     write_results(tmp_path / "base.json", run(0, more=False))
     write_results(tmp_path / "l2.json", run(0))
-    (panel,) = read_panels([tmp_path / "base.json", tmp_path / "l2.json"])
+    (panel,) = read_comparisons([tmp_path / "base.json", tmp_path / "l2.json"])
     assert [r.files for r in panel.runs] == [("base", "l2")]
     assert [p["name"] for p in pooled(panel)["points"]] == ["PRE", "POST", "MA 0.3", "MA 0.7", "L2 0.04"]
     assert len(matched(panel)) == 1
@@ -168,18 +168,18 @@ def test_files_of_one_run_and_seed_are_joined(tmp_path: Path) -> None:
     stale["points"][2]["reward"]["value"] += 0.1
     write_results(tmp_path / "stale.json", stale)
     with pytest.raises(ValueError, match=r"stale: MA 0\.3 of run 'rsf', seed 0, has another reward"):
-        read_panels([tmp_path / "base.json", tmp_path / "stale.json"])
+        read_comparisons([tmp_path / "base.json", tmp_path / "stale.json"])
     other = run(0)
     other["items"]["held-out"]["piqa"]["logprob"]["keys"][0] = "another"
     write_results(tmp_path / "other.json", other)
     with pytest.raises(ValueError, match="measured on other items"):
-        read_panels([tmp_path / "base.json", tmp_path / "other.json"])
+        read_comparisons([tmp_path / "base.json", tmp_path / "other.json"])
 
 
 def test_other_runs_are_not_pooled_but_named(tmp_path: Path) -> None:
     for name in ("rsf", "dpo"):
         write_results(tmp_path / f"{name}.json", {**run(0), "run": name})
-    (panel,) = read_panels([tmp_path / "rsf.json", tmp_path / "dpo.json"])
+    (panel,) = read_comparisons([tmp_path / "rsf.json", tmp_path / "dpo.json"])
     points = pooled(panel)["points"]
     assert [p["name"] for p in points if p["method"] == "PRE"] == ["PRE"]
     assert {p["method"] for p in points} == {"PRE", "POST", "MA (rsf)", "L2 (rsf)", "MA (dpo)", "L2 (dpo)"}
@@ -193,12 +193,12 @@ def test_other_runs_are_not_pooled_but_named(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "restore.json").write_text(json.dumps(made.results()))
-    (panel,) = read_panels([tmp_path / "a" / "restore.json", tmp_path / "b" / "restore.json"])
+    (panel,) = read_comparisons([tmp_path / "a" / "restore.json", tmp_path / "b" / "restore.json"])
     assert [g.name for g in panel.groups] == ["a/restore", "b/restore"]
 
 
 def test_the_committed_results_are_drawn() -> None:
-    panels = read_panels(COMMITTED)
+    panels = read_comparisons(COMMITTED)
     assert len(panels) == 2
     real = next(p for p in panels if p.reward)
     assert real.runs[0].files == ("real_run", "partwise")
@@ -231,10 +231,10 @@ def test_every_method_has_a_colour_of_its_own() -> None:
     assert looks["PRE"].colour == looks["POST"].colour
     many = fronts.looks([f"m{i}" for i in range(40)])
     assert len(set(many.values())) == 40
-    (panel,) = read_panels([EXPERIMENTS / "hma" / "results" / "real_run.json"])
+    (panel,) = read_comparisons([EXPERIMENTS / "hma" / "results" / "real_run.json"])
     figure = fronts.front_figure(pooled(panel), "retention", "validation")
     colours = {t.legendgroup: t.marker.color for t in figure.data if t.mode == "markers" and t.legendgroup}
-    assert colours["HMA"] == fronts.look("HMA").colour
+    assert colours["HMA"] == fronts.look_of("HMA").colour
 
 
 def test_files_that_are_no_results(tmp_path: Path) -> None:
@@ -246,9 +246,9 @@ def test_files_that_are_no_results(tmp_path: Path) -> None:
     }.items():
         (tmp_path / "f.json").write_text(text)
         with pytest.raises(ValueError, match=message):
-            read_panels([tmp_path / "f.json"])
+            read_comparisons([tmp_path / "f.json"])
     with pytest.raises(ValueError, match="at least one result file"):
-        read_panels([])
+        read_comparisons([])
 
 
 def test_names_from_outside_stay_text(tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_names_from_outside_stay_text(tmp_path: Path) -> None:
     for point in bad["points"]:
         point["method"] = "<img src=x>" if point["method"] == "LiNeS" else point["method"]
     (tmp_path / "bad.json").write_text(json.dumps(bad))
-    panels = read_panels([tmp_path / "bad.json"])
+    panels = read_comparisons([tmp_path / "bad.json"])
     before = copy.deepcopy(panels[0].runs[0].results)
     found = Elements(fronts.fronts_page(panels))
     assert [tag for tag, _ in found.tags if tag in ("script", "img")] == ["script"] * 4

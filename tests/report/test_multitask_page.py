@@ -48,7 +48,7 @@ def record(m: int = 14, epochs: int = 6, *, weights: bool = True, first: str = "
 
 @pytest.mark.parametrize(("m", "width"), [(1, 1280), (2, 1280), (2, 390), (14, 390), (30, 390)])
 def test_the_browser_draws_all_figures_and_complains_of_nothing(tab, tmp_path, m, width):
-    multitask.write_report(record(m), tmp_path / "report.html")
+    multitask.write_multitask_report(record(m), tmp_path / "report.html")
     tab.open(tmp_path / "report.html", width=width)
     drawn = (
         "[...document.querySelectorAll('.plot')].map((p) => [p.dataset.figure, p.querySelectorAll('.main-svg').length])"
@@ -62,7 +62,7 @@ def test_the_browser_draws_all_figures_and_complains_of_nothing(tab, tmp_path, m
 
 
 def test_the_menus_show_another_number_and_pick_out_another_task(tab, tmp_path):
-    multitask.write_report(record(14), tmp_path / "report.html")
+    multitask.write_multitask_report(record(14), tmp_path / "report.html")
     tab.open(tmp_path / "report.html")
     choose = """((place, menu, option) => {
         const box = document.querySelector(`[data-figure=${place}]`);
@@ -79,7 +79,9 @@ def test_the_menus_show_another_number_and_pick_out_another_task(tab, tmp_path):
 
 
 def test_names_from_outside_stay_text(tab, tmp_path):
-    multitask.write_report(record(14, first=HOSTILE) | {"data": HOSTILE, "command": HOSTILE}, tmp_path / "hostile.html")
+    multitask.write_multitask_report(
+        record(14, first=HOSTILE) | {"data": HOSTILE, "command": HOSTILE}, tmp_path / "hostile.html"
+    )
     tab.open(tmp_path / "hostile.html", width=400)
     assert tab.complaints() == []
     assert tab.value("document.querySelectorAll('img').length") == 0
@@ -91,7 +93,7 @@ def test_names_from_outside_stay_text(tab, tmp_path):
 
 def test_the_figures_hold_the_numbers_of_the_record():
     made = record(2)
-    figures = Elements(multitask.report(made)).figures
+    figures = Elements(multitask.multitask_page(made)).figures
     validation, test = figures["accuracies"][""]["data"]
     assert test["x"] == pytest.approx([100 * made["test"][t]["accuracy"] for t in ("task 0", "task 1")])
     assert validation["x"] == pytest.approx(
@@ -112,20 +114,22 @@ def test_the_figures_hold_the_numbers_of_the_record():
 
 
 def test_many_tasks_are_rows_of_colour_and_few_are_lines():
-    many = Elements(multitask.report(record(14))).figures["weights"][""]["data"]
+    many = Elements(multitask.multitask_page(record(14))).figures["weights"][""]["data"]
     assert [t["type"] for t in many] == ["heatmap"]
     assert len(many[0]["z"]) == 14
     assert [row[-1] for row in many[0]["z"]] == sorted(row[-1] for row in many[0]["z"])
-    assert {t["type"] for t in Elements(multitask.report(record(6))).figures["weights"][""]["data"]} == {"scatter"}
+    assert {t["type"] for t in Elements(multitask.multitask_page(record(6))).figures["weights"][""]["data"]} == {
+        "scatter"
+    }
 
 
 def test_the_verdict_names_mean_and_extremes():
-    text = Elements(multitask.report(record(14))).text
+    text = Elements(multitask.multitask_page(record(14))).text
     assert "Mean test accuracy 76.2\N{NO-BREAK SPACE}%, from 60.0\N{NO-BREAK SPACE}% (task 0)" in text
     assert "bandit (at least 7 effective tasks, rho 0.69, eta 0.5, 11.2 of 14 effective at the end)" in text
     untested = {k: v for k, v in record(2).items() if k != "test"}
-    assert "Mean validation accuracy" in Elements(multitask.report(untested)).text
-    assert "No accuracy was recorded." in multitask.report({})
+    assert "Mean validation accuracy" in Elements(multitask.multitask_page(untested)).text
+    assert "No accuracy was recorded." in multitask.multitask_page({})
 
 
 @pytest.mark.parametrize(
@@ -138,7 +142,7 @@ def test_a_part_may_be_missing(key, how):
         del found[key]
     else:
         found[key] = None
-    page = Elements(multitask.report(found))
+    page = Elements(multitask.multitask_page(found))
     expected = {"accuracies", "curves", "weights", "variance"} - ({"weights"} if key == "rounds" else set())
     assert set(page.figures) == expected
     assert [a["data-figure"] for _, a in page.tags if "data-figure" in a] == [
@@ -147,7 +151,7 @@ def test_a_part_may_be_missing(key, how):
 
 
 def test_a_method_without_weights_shows_none():
-    assert "weights" not in Elements(multitask.report(record(3, weights=False))).figures
+    assert "weights" not in Elements(multitask.multitask_page(record(3, weights=False))).figures
 
 
 def test_values_that_are_no_numbers_are_left_out():
@@ -155,7 +159,7 @@ def test_values_that_are_no_numbers_are_left_out():
     found["rounds"][3]["task_variance"] = math.nan
     found["rounds"][3]["weight/task 1"] = math.inf
     found["epochs"][2]["validation_loss"]["task 0"] = math.nan
-    figures = Elements(multitask.report(found)).figures
+    figures = Elements(multitask.multitask_page(found)).figures
     assert len(figures["curves"]["validation_loss"]["data"][0]["x"]) == 5
     assert len(figures["weights"][""]["data"][0]["x"]) == len(found["rounds"]) - 1
     assert len(figures["variance"]["epochs"]["data"][1]["x"]) == 5
@@ -172,5 +176,5 @@ def test_long_runs_are_thinned_and_short_ones_are_not():
 def test_records_are_only_read():
     found = record(3)
     before = copy.deepcopy(found)
-    multitask.report(found)
+    multitask.multitask_page(found)
     assert json.dumps(found) == json.dumps(before)

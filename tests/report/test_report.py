@@ -67,7 +67,7 @@ def marks(tab: browser.Browser) -> int:
 
 
 def test_nothing_in_the_page_is_fetched() -> None:
-    for tag, attributes in Elements(html.report(made.results())).tags:
+    for tag, attributes in Elements(html.report_page(made.results())).tags:
         for name in ("src", "href", "srcset", "action", "data"):
             assert (attributes.get(name) or "data:").startswith("data:"), f"<{tag} {name}={attributes[name]}>"
     own = page._resource("page.css") + page._resource("page.js") + page._resource("page.html")
@@ -109,7 +109,7 @@ def test_menus_change_the_axis_and_the_part(opened: browser.Browser) -> None:
 
 def test_names_from_outside_stay_text() -> None:
     bad = made.hostile()["verdict"]
-    hostile = Elements(html.report(made.hostile()))
+    hostile = Elements(html.report_page(made.hostile()))
     assert [tag for tag, _ in hostile.tags if tag in ("script", "img")] == ["script"] * 4
     assert hostile.text.count(bad) >= 8
     in_figures = json.dumps(list(hostile.figures["front"].values()))  # the keys are only looked up
@@ -134,7 +134,7 @@ def test_a_part_may_be_missing(key: str, how: str) -> None:
         del found[key]
     else:
         found[key] = None
-    page = Elements(html.report(found))
+    page = Elements(html.report_page(found))
     expected = {"front", "taxes", "ratios", "searches"} - {"search": {"searches"}, "tax": {"taxes"}}.get(key, set())
     expected -= {"front", "ratios"} if key == "points" else set()
     assert set(page.figures) == expected
@@ -144,9 +144,9 @@ def test_a_part_may_be_missing(key: str, how: str) -> None:
 
 
 def test_a_run_that_stopped_and_one_of_nothing() -> None:
-    assert set(Elements(html.report(made.stopped())).figures) == {"front", "taxes"}
-    assert set(Elements(html.report(made.without_hma())).figures) == {"front", "taxes", "ratios"}
-    assert "No verdict was recorded." in html.report({})
+    assert set(Elements(html.report_page(made.stopped())).figures) == {"front", "taxes"}
+    assert set(Elements(html.report_page(made.without_hma())).figures) == {"front", "taxes", "ratios"}
+    assert "No verdict was recorded." in html.report_page({})
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf])
@@ -159,7 +159,7 @@ def test_values_that_are_no_numbers(value: float | None) -> None:
     found["points"][2]["abilities"] = {}
     found["tax"][1]["pre"] = found["tax"][3]["tax"] = {**nothing, "p": value}
     found["hypervolume"]["MA"] = value
-    page = Elements(html.report(found))
+    page = Elements(html.report_page(found))
     names = [t["name"] for t in page.figures["front"]["retention|validation"]["data"]]
     assert {"PRE", "POST"} & set(names) == {"POST"}
     rows = page.figures["taxes"][""]["layout"]["yaxis"]["ticktext"]
@@ -169,24 +169,13 @@ def test_values_that_are_no_numbers(value: float | None) -> None:
 def test_results_are_only_read() -> None:
     found = made.results()
     before = copy.deepcopy(found)
-    html.report(found)
+    html.report_page(found)
     assert found == before
-
-
-def test_several_runs_on_one_front(tmp_path: Path) -> None:
-    html.write_fronts([made.results(), made.without_hma()], tmp_path / "fronts.html", ["one <b>", "two"])
-    figures = Elements((tmp_path / "fronts.html").read_text(encoding="utf-8")).figures["fronts"]
-    assert set(figures) == {"retention", *made.ABILITIES}
-    assert {t["name"] for t in figures["retention"]["data"] if t["mode"] == "lines"} == {"one &lt;b&gt;", "two"}
-    with pytest.raises(ValueError, match="one name per result file, found 1 for 2"):
-        plots.fronts([made.results()] * 2, ["one"])
-    with pytest.raises(ValueError, match="one reward in all files"):
-        plots.fronts([made.results(), {**made.results(), "reward": "another"}])
 
 
 def test_the_front_refuses_an_axis_it_does_not_have() -> None:
     with pytest.raises(ValueError, match=r"expected an axis among retention, arc_easy.*found 'mmlu'"):
-        plots.front(made.results(), "mmlu")
+        plots.plot_front(made.results(), "mmlu")
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from counterpoise.tables import numbers, tables
 from counterpoise.tables.grid import Cell, Column, Table, as_html, as_markdown, as_rich
 from report import made
 
-TABLES = ["tax", "against_ma", "hypervolume", "pick_ratios", "measured", "searches", "files"]
+TABLES = ["ability_taxes", "against_ma", "volume_table", "pick_ratios", "measured", "search_table", "files"]
 
 
 class Rows(HTMLParser):
@@ -85,7 +85,7 @@ def test_a_cell_cannot_break_out_of_its_table() -> None:
 
 
 def test_bold_is_for_intervals_that_leave_out_zero() -> None:
-    table = tables.tax(made.results())
+    table = tables.ability_taxes(made.results())
     clear = {r["name"] for r in table.rows if r["tax"]["low"] > 0 or r["tax"]["high"] < 0}
     column = [c.title for c in table.columns].index("tax")
     bold = {r["name"] for r, cells in zip(table.rows, table.cells(), strict=True) if cells[column].strong}
@@ -102,8 +102,8 @@ def test_the_tax_fits_a_terminal_of_80_columns() -> None:
 
 @pytest.mark.parametrize("results", [made.stopped(), {}], ids=["stopped", "nothing"])
 def test_without_a_pick_there_are_no_columns_for_it(results: dict[str, object]) -> None:
-    assert "tax left" not in as_markdown(tables.tax(results))
-    assert not any((tables.pick_ratios(results), tables.against_ma(results), tables.searches(results)))
+    assert "tax left" not in as_markdown(tables.ability_taxes(results))
+    assert not any((tables.pick_ratios(results), tables.against_ma(results), tables.search_table(results)))
 
 
 @pytest.mark.parametrize("module", [numbers, marks], ids=lambda m: m.__name__)

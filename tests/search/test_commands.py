@@ -17,7 +17,7 @@ from counterpoise.averaging.recipe import Recipe
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.cli.app import app
 from counterpoise.records import Store
-from counterpoise.report.two_sided import ratios, table
+from counterpoise.report.two_sided import plot_two_sided, two_sided_table
 from counterpoise.restoration.restore import restore
 from counterpoise.search.candidates import Ramp, TwoSided
 from counterpoise.tables import reading
@@ -61,13 +61,13 @@ def test_the_page_shows_lambda_both_sides_and_ratios(done: tuple[Path, dict[str,
     out, result = done
     page = (out / "report.html").read_text()
     assert "The two-sided search" in page
-    made = table(result)
+    made = two_sided_table(result)
     assert [c.title for c in made.columns][:4] == ["search", "lambda", "alignment lost", "of what PRE says"]
     assert len(made.rows) == 4
-    drawn = ratios(result, "exact")
+    drawn = plot_two_sided(result, "exact")
     assert [t.name for t in drawn.data] == ["lambda 0.50", "lambda 2.00"]
     assert list(drawn.data[0].x) == list(range(6))
-    point = next(p for p in reading.points(result) if p["name"] == "two-sided exact 2")
+    point = next(p for p in reading.measured_points(result) if p["name"] == "two-sided exact 2")
     assert [s.block for s in reading.point_shares(result, point)][-1] == "outside the layers"
 
 
@@ -95,7 +95,7 @@ def test_the_worst_set_is_guarded_when_asked(world: Path, tmp_path: Path) -> Non
     found = result["two_sided"]
     assert found["rho"] == pytest.approx(torch.log(torch.tensor(len(found["sets"]) / 1.5)).item())
     assert set(found["sets"]) | set(found["left_out"]) == {"text", "prompts", "guess"}
-    assert "weighs most" in [c.title for c in table(result).columns]
+    assert "weighs most" in [c.title for c in two_sided_table(result).columns]
 
 
 @pytest.mark.parametrize(

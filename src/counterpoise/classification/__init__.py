@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from counterpoise.classification.balance import WEIGHTINGS, weighting_for
     from counterpoise.classification.classifier import Prediction, Score, TextClassifier, build_classifier, evaluate
-    from counterpoise.classification.data import LAYOUTS, Part, TaskData, read_tasks
+    from counterpoise.classification.data import LAYOUTS, Split, TaskData, read_tasks
     from counterpoise.classification.models import BiLSTM, Design, HardSharing, Pretrained, TextCNN
     from counterpoise.classification.saving import load, save
     from counterpoise.classification.training import Epoch, Training, rounds_per_epoch, train
@@ -26,65 +26,24 @@ if TYPE_CHECKING:
 
 # Names are resolved on first use, so that `counterpoise multitask --help` imports none of this.
 _HOMES = {
-    "LAYOUTS": "data",
-    "WEIGHTINGS": "balance",
-    "BiLSTM": "models",
-    "Design": "models",
-    "Epoch": "training",
-    "HardSharing": "models",
-    "Part": "data",
-    "Prediction": "classifier",
-    "Pretrained": "models",
-    "Score": "classifier",
-    "TaskData": "data",
-    "TextCNN": "models",
-    "TextClassifier": "classifier",
-    "Training": "training",
-    "Vocabulary": "vectors",
-    "build_classifier": "classifier",
-    "evaluate": "classifier",
-    "load": "saving",
-    "read_tasks": "data",
-    "read_vectors": "vectors",
-    "rounds_per_epoch": "training",
-    "save": "saving",
-    "tokenize": "vectors",
-    "train": "training",
-    "weighting_for": "balance",
-    "word_vectors": "vectors",
+    "balance": "WEIGHTINGS weighting_for",
+    "classifier": "Prediction Score TextClassifier build_classifier evaluate",
+    "data": "LAYOUTS Split TaskData read_tasks",
+    "models": "BiLSTM Design HardSharing Pretrained TextCNN",
+    "saving": "load save",
+    "training": "Epoch Training rounds_per_epoch train",
+    "vectors": "Vocabulary read_vectors tokenize word_vectors",
 }
 
 __all__ = [
-    "LAYOUTS",
-    "WEIGHTINGS",
-    "BiLSTM",
-    "Design",
-    "Epoch",
-    "HardSharing",
-    "Part",
-    "Prediction",
-    "Pretrained",
-    "Score",
-    "TaskData",
-    "TextCNN",
-    "TextClassifier",
-    "Training",
-    "Vocabulary",
-    "build_classifier",
-    "evaluate",
-    "load",
-    "read_tasks",
-    "read_vectors",
-    "rounds_per_epoch",
-    "save",
-    "tokenize",
-    "train",
-    "weighting_for",
-    "word_vectors",
-]
+    "LAYOUTS", "WEIGHTINGS", "BiLSTM", "Design", "Epoch", "HardSharing", "Prediction", "Pretrained", "Score", "Split",
+    "TaskData", "TextCNN", "TextClassifier", "Training", "Vocabulary", "build_classifier", "evaluate", "load",
+    "read_tasks", "read_vectors", "rounds_per_epoch", "save", "tokenize", "train", "weighting_for", "word_vectors",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    for home, names in _HOMES.items():
+        if name in names.split():
+            return getattr(import_module(f"{__name__}.{home}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -29,22 +29,9 @@ from counterpoise.multitask import (
 Balance = Weighting | Adversarial
 
 WEIGHTINGS = (
-    "uniform",
-    "bandit",
-    "uncertainty",
-    "dwa",
-    "gradnorm",
-    "tchebycheff",
-    "smooth-tchebycheff",
-    "famo",
-    "groupdro",
-    "mgda",
-    "pcgrad",
-    "cagrad",
-    "upgrad",
-    "adversarial",
-    "tchebycheff-adversarial",
-)
+    "uniform", "bandit", "uncertainty", "dwa", "gradnorm", "tchebycheff", "smooth-tchebycheff", "famo", "groupdro", "mgda",
+    "pcgrad", "cagrad", "upgrad", "adversarial", "tchebycheff-adversarial",
+)  # fmt: skip
 
 
 def weighting_for(

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from counterpoise.checkpoints.files import resolve
-from counterpoise.classification.data import PartName, TaskData
-from counterpoise.classification.encoding import SubwordTokens, TokenIds, seeded, token_ids, usable_device
+from counterpoise.classification.data import SplitName, TaskData
+from counterpoise.classification.encoding import SubwordTokens, TokenIds, check_device, seeded, token_ids
 from counterpoise.classification.models import Design, HardSharing, Pretrained, build_encoder
 from counterpoise.classification.vectors import Vocabulary, word_vectors
 from counterpoise.multitask.losses import task_names
@@ -138,7 +138,7 @@ def build_classifier(
     Raises:
         ValueError: repeated tasks, word vectors for a Hugging Face encoder, an unreadable vector file, no such device.
     """
-    place = usable_device(device)
+    check_device(device)
     design = Design(model=design) if isinstance(design, str) else design
     names = task_names(t.name for t in tasks)
     labels = dict(zip(names, (t.labels for t in tasks), strict=True))
@@ -153,11 +153,11 @@ def build_classifier(
                 raise ValueError(f"vectors: {design.model} brings its own embedding; leave out {vectors}")
             tokens, encoder = _pretrained(design)
         model = HardSharing(encoder, [len(x) for x in labels.values()], dropout=design.dropout)
-    return TextClassifier(labels, design, tokens, model.to(place))
+    return TextClassifier(labels, design, tokens, model.to(device))
 
 
 def evaluate(
-    classifier: TextClassifier, tasks: Sequence[TaskData], part: PartName = "test", *, batch_size: int = 64
+    classifier: TextClassifier, tasks: Sequence[TaskData], part: SplitName = "test", *, batch_size: int = 64
 ) -> dict[str, Score]:
     """The score of every task on one part of its data.
 
@@ -167,7 +167,7 @@ def evaluate(
     """
     scores = {}
     for task in tasks:
-        held = task.part(part)
+        held = task.split(part)
         if not len(held):
             raise ValueError(f"task {task.name!r}: expected examples for {part}, found none")
         classes_N = classifier.classes(task.name, held.labels)

@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
-from counterpoise.classification.files import Row, members, read_rows, tab_rows
+from counterpoise.classification.files import LabelledText, members, read_rows, tab_rows
 from counterpoise.classification.newsgroups import newsgroups
 from counterpoise.multitask.losses import task_names
 
-PartName = Literal["train", "validation", "test"]
+SplitName = Literal["train", "validation", "test"]
 Layout = Literal["folder", "fdu-mtl", "newsgroups"]
 
-PARTS: tuple[PartName, ...] = get_args(PartName)
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 TEST_SHARE = 0.2
 VALIDATION_SHARE = 0.125  # of what remains: 70, 10 and 20 %, as FDU-MTL's authors split it
 
 _ENDINGS = (".csv", ".tsv", ".jsonl")
-_ALIASES: dict[str, PartName] = {
+_ALIASES: dict[str, SplitName] = {
     "train": "train",
     "test": "test",
     "validation": "validation",
@@ -29,12 +29,12 @@ _ALIASES: dict[str, PartName] = {
     "val": "validation",
     "dev": "validation",
 }
-Files = dict[str, dict[PartName, list[Row]]]
+Files = dict[str, dict[SplitName, list[LabelledText]]]
 """Rows by task and part, as the files give them."""
 
 
 @dataclass(frozen=True)
-class Part:
+class Split:
     """Texts and their labels, in the same order."""
 
     texts: tuple[str, ...]
@@ -50,14 +50,14 @@ class TaskData:
 
     name: str
     labels: tuple[str, ...]
-    train: Part
-    validation: Part
-    test: Part
+    train: Split
+    validation: Split
+    test: Split
 
-    def part(self, name: PartName) -> Part:
-        """The part of that name."""
-        part: Part = getattr(self, name)
-        return part
+    def split(self, name: SplitName) -> Split:
+        """The examples of `train`, `validation` or `test`."""
+        split: Split = getattr(self, name)
+        return split
 
 
 def read_tasks(
@@ -65,7 +65,7 @@ def read_tasks(
     layout: Layout = "folder",
     *,
     tasks: Sequence[str] | None = None,
-    need: Collection[PartName] = PARTS,
+    need: Collection[SplitName] = SPLITS,
     drop_leaked: bool = False,
 ) -> list[TaskData]:
     """The tasks of a folder or a tar archive.
@@ -152,28 +152,28 @@ def _news(source: str | Path) -> Files:
     return found
 
 
-def _split(files: dict[PartName, list[Row]]) -> dict[PartName, list[Row]]:
-    rows: dict[PartName, list[Row]] = {p: list(files.get(p, ())) for p in PARTS if p != "train"}
+def _split(files: dict[SplitName, list[LabelledText]]) -> dict[SplitName, list[LabelledText]]:
+    rows: dict[SplitName, list[LabelledText]] = {p: list(files.get(p, ())) for p in SPLITS if p != "train"}
     rows["train"] = []
-    drawn = [p for p in PARTS if p not in files]
+    drawn = [p for p in SPLITS if p not in files]
     for row in files.get("train", ()):
-        rows[content_part(row[0], drawn)].append(row)
+        rows[content_split(row[0], drawn)].append(row)
     return rows
 
 
-def _task(name: str, rows: dict[PartName, list[Row]], need: Collection[PartName]) -> TaskData:
-    parts = {p: Part(tuple(t for t, _ in rows[p]), tuple(x for _, x in rows[p])) for p in PARTS}
+def _task(name: str, rows: dict[SplitName, list[LabelledText]], need: Collection[SplitName]) -> TaskData:
+    parts = {p: Split(tuple(t for t, _ in rows[p]), tuple(x for _, x in rows[p])) for p in SPLITS}
     for part in need:
         if not len(parts[part]):
             raise ValueError(
                 f"task {name!r}: expected examples for {part}, found none "
-                f"({', '.join(f'{p} {len(parts[p])}' for p in PARTS)}); add rows, or a file {name}.{part} of its own"
+                f"({', '.join(f'{p} {len(parts[p])}' for p in SPLITS)}); add rows, or a file {name}.{part} of its own"
             )
-    known = parts["train"] if len(parts["train"]) else Part((), tuple(x for p in PARTS for x in parts[p].labels))
+    known = parts["train"] if len(parts["train"]) else Split((), tuple(x for p in SPLITS for x in parts[p].labels))
     labels = _in_order(set(known.labels))
     if "train" in need and len(labels) < 2:
         raise ValueError(f"task {name!r}: expected at least two classes in training, found only {list(labels)}")
-    for part in PARTS:
+    for part in SPLITS:
         if strange := sorted(set(parts[part].labels) - set(labels)):
             raise ValueError(
                 f"task {name!r}: expected in {part} the labels of training, {list(labels)}, found {strange}; "
@@ -182,13 +182,13 @@ def _task(name: str, rows: dict[PartName, list[Row]], need: Collection[PartName]
     return TaskData(name, labels, **parts)
 
 
-def content_part(text: str, drawn: Collection[PartName] = ("validation", "test")) -> PartName:
+def content_split(text: str, drawn: Collection[SplitName] = ("validation", "test")) -> SplitName:
     """The part that a text of the training file falls into, when those in `drawn` have no file of their own.
 
     Example:
-        >>> [content_part(x) for x in ("a fine book", "dull", "never again, it broke")]
+        >>> [content_split(x) for x in ("a fine book", "dull", "never again, it broke")]
         ['test', 'validation', 'train']
-        >>> content_part("a fine book", ["validation"])
+        >>> content_split("a fine book", ["validation"])
         'train'
     """
     digest = hashlib.sha256(text.encode()).digest()

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from counterpoise.language.dtypes import why_unusable
+
 
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
@@ -19,17 +21,10 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
         yield
 
 
-def usable_device(name: str) -> torch.device:
-    """The device of that name, if tensors can be put there.
-
-    Raises:
-        ValueError: no such kind of device, or none of it here.
-    """
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA
-        why = str(error).splitlines()[0]
-        raise ValueError(f"device: expected cpu or a device that torch finds here, found {name!r} ({why})") from None
+def check_device(name: str) -> None:
+    """Raise a ValueError where there is no device of that name."""
+    if why := why_unusable(name):
+        raise ValueError(f"device: expected cpu or a device that torch finds here, found {name!r} ({why})")
 
 
 class SubwordTokens:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-Row = tuple[str, str]
+LabelledText = tuple[str, str]
 """A text and its label."""
 
 
@@ -58,7 +58,7 @@ def utf8(content: bytes, place: str) -> str:
         ) from None
 
 
-def read_rows(content: bytes, place: str) -> list[Row]:
+def read_rows(content: bytes, place: str) -> list[LabelledText]:
     """The rows of a csv, tsv or jsonl file, told apart by the end of `place`; columns text and label.
 
     A tsv has no quoting: a quote in it is a quote. Labels are strings; numbers and booleans become theirs.
@@ -76,7 +76,7 @@ def read_rows(content: bytes, place: str) -> list[Row]:
     return rows
 
 
-def tab_rows(text: str, place: str) -> list[Row]:
+def tab_rows(text: str, place: str) -> list[LabelledText]:
     """The rows of LABEL<TAB>TEXT lines; blank lines are passed over."""
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):
@@ -91,7 +91,7 @@ def tab_rows(text: str, place: str) -> list[Row]:
     return rows
 
 
-def _table_rows(text: str, place: str) -> Iterator[Row]:
+def _table_rows(text: str, place: str) -> Iterator[LabelledText]:
     tabs = place.endswith(".tsv")
     with _any_field_size():
         lines = io.StringIO(text, newline="")
@@ -115,7 +115,7 @@ def _table_rows(text: str, place: str) -> Iterator[Row]:
             raise ValueError(f"{place}, line {reader.line_num}: expected csv, found: {error}") from None
 
 
-def _json_rows(text: str, place: str) -> Iterator[Row]:
+def _json_rows(text: str, place: str) -> Iterator[LabelledText]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue

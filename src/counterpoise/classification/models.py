@@ -88,7 +88,6 @@ class TextCNN(Encoder):
         return torch.cat([r_BWT.amax(dim=2) for r_BWT in responses], dim=1)
 
     def last_shared(self) -> list[Tensor]:
-        """The convolutions' weights."""
         return [p for p in self.convolutions.parameters() if p.requires_grad]
 
 
@@ -117,7 +116,6 @@ class BiLSTM(Encoder):
         return states_BTF.amax(dim=1)
 
     def last_shared(self) -> list[Tensor]:
-        """The LSTM's weights."""
         return list(self.lstm.parameters())
 
 

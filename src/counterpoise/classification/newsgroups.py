@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Literal
 
-from counterpoise.classification.files import Row
+from counterpoise.classification.files import LabelledText
 
 TASKS: dict[str, tuple[str, ...]] = {
     "comp": ("comp.os.ms-windows.misc", "comp.sys.mac.hardware", "comp.graphics", "comp.windows.x"),
@@ -21,7 +21,7 @@ _QUOTE = re.compile(r"(writes in|writes:|wrote:|says:|said:|^In article|^Quoted 
 _TASK_OF = {group: task for task, groups in TASKS.items() for group in groups}
 
 
-def newsgroups(files: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, Literal["train", "test"], Row]]:
+def newsgroups(files: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, Literal["train", "test"], LabelledText]]:
     """(task, part, (text, group)) of every message of the sixteen groups."""
     for name, content in files:
         folders = PurePosixPath(name).parts[-3:-1]

@@ -15,12 +15,12 @@ from safetensors.torch import save as to_bytes
 
 from counterpoise.checkpoints.files import staged
 from counterpoise.classification.classifier import TextClassifier
-from counterpoise.classification.encoding import SubwordTokens, seeded, usable_device
+from counterpoise.classification.encoding import SubwordTokens, check_device, seeded
 from counterpoise.classification.models import Design, Encoder, HardSharing, Pretrained, build_encoder
 from counterpoise.classification.vectors import Vocabulary
 from counterpoise.records import versions, write_json
 
-FORMAT = "counterpoise-multitask-text-1"
+_FORMAT = "counterpoise-multitask-text-1"
 CONFIG, WEIGHTS, WORDS, RECORD = "config.json", "model.safetensors", "vocabulary.json", "training.json"
 TOKENIZER, ENCODER = "tokenizer", "encoder"
 REPORT = "report.html"
@@ -42,7 +42,7 @@ def save(classifier: TextClassifier, out: str | Path, record: Mapping[str, Any] 
         ValueError: something stands at `out`.
     """
     config = {
-        "format": FORMAT,
+        "format": _FORMAT,
         "tasks": [{"name": n, "labels": list(labels)} for n, labels in classifier.tasks.items()],
         "design": asdict(classifier.design),
         "versions": versions(),
@@ -70,13 +70,14 @@ def load(folder: str | Path, *, device: str = "cpu") -> TextClassifier:
         FileNotFoundError: no such folder, or a file is missing from it.
         ValueError: a folder of something else, files that do not belong together, or no such device.
     """
-    path, place = Path(folder).expanduser(), usable_device(device)
+    check_device(device)
+    path = Path(folder).expanduser()
     if not (path / CONFIG).is_file():
         raise FileNotFoundError(f"{folder}: expected a folder that `counterpoise multitask train` wrote, found none")
     config = _read(path / CONFIG)
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
+    if not isinstance(config, dict) or config.get("format") != _FORMAT:
         found = config.get("format") if isinstance(config, dict) else None
-        raise ValueError(f"{path / CONFIG}: expected the format {FORMAT}, found {found!r}; give another folder")
+        raise ValueError(f"{path / CONFIG}: expected the format {_FORMAT}, found {found!r}; give another folder")
     tasks = {t["name"]: tuple(t["labels"]) for t in config["tasks"]}
     design = Design(**{**config["design"], "kernels": tuple(config["design"]["kernels"])})
     tokens: Vocabulary | SubwordTokens
@@ -92,7 +93,7 @@ def load(folder: str | Path, *, device: str = "cpu") -> TextClassifier:
         model.load_state_dict(load_file(path / WEIGHTS))
     except (RuntimeError, OSError, SafetensorError) as error:
         raise ValueError(f"{path / WEIGHTS}: expected the weights that {CONFIG} describes, found: {error}") from None
-    return TextClassifier(tasks, design, tokens, model.to(place).eval())
+    return TextClassifier(tasks, design, tokens, model.to(device).eval())
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:

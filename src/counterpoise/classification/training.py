@@ -14,12 +14,10 @@ from torch.nn import functional as F
 
 from counterpoise.classification.balance import Balance, weighting_for
 from counterpoise.classification.classifier import TextClassifier
-from counterpoise.classification.data import PARTS, TaskData
+from counterpoise.classification.data import SPLITS, TaskData
 from counterpoise.classification.encoding import seeded
 from counterpoise.multitask import Adversarial
-
-Progress = Callable[[str, int, int], None]
-"""Called with a stage, how much of it is done, and how much there is."""
+from counterpoise.records import Stages
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def train(
     patience: int = 3,
     seed: int = 0,
     every: int = 10,
-    progress: Progress | None = None,
+    progress: Stages | None = None,
     after_epoch: Callable[[Epoch], None] | None = None,
 ) -> Training:
     """Train in rounds: a mini-batch of every task, one weighted loss, one step of Adam.
@@ -163,8 +161,8 @@ class _Run:
         every: int,
     ) -> None:
         self.classifier, self.weighting, self.every = classifier, weighting, every
-        for part in PARTS[:2]:
-            if empty := [t.name for t in tasks if not len(t.part(part))]:
+        for part in SPLITS[:2]:
+            if empty := [t.name for t in tasks if not len(t.split(part))]:
                 raise ValueError(f"expected examples for {part}, found none for the tasks {empty}")
         self.texts = classifier.encode([text for t in tasks for text in t.train.texts])
         self.classes_N = torch.cat([classifier.classes(t.name, t.train.labels) for t in tasks]).to(classifier.device)

@@ -21,10 +21,10 @@ def front(
     with plain_errors("nothing was written"):
         from counterpoise.report.fronts import write_front
 
-        panels = write_front(results, out)
-    for panel in panels:
-        print(f"{panel.reward or 'unnamed reward'}: {', '.join(g.name for g in panel.groups)}")
-        for note in panel.notes:
+        comparisons = write_front(results, out)
+    for comparison in comparisons:
+        print(f"{comparison.reward or 'unnamed reward'}: {', '.join(g.name for g in comparison.groups)}")
+        for note in comparison.notes:
             print(f"  {note}")
     print(f"wrote {out}")
     if open_page:

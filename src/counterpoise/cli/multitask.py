@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from counterpoise.cli.terminal import plain_errors
+from counterpoise.cli.options import Device
+from counterpoise.cli.terminal import bars, command_line, plain_errors
 
 if TYPE_CHECKING:
     from counterpoise.classification.classifier import Score
@@ -33,9 +31,8 @@ LayoutOption = Annotated[
     str, typer.Option(help="folder (NAME.csv, .tsv, .jsonl: text,label), fdu-mtl, or newsgroups (20news-bydate).")
 ]
 Tasks = Annotated[str | None, typer.Option(help="Names, separated by commas; all by default.")]
-Model = Annotated[Path, typer.Argument(help="Folder that train wrote.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
-BatchSize = Annotated[int, typer.Option(help="Texts at once.")]
+ModelFolder = Annotated[Path, typer.Argument(help="Folder that train wrote.")]
+TextsAtOnce = Annotated[int, typer.Option(help="Texts at once.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print json lines instead of a table.")]
 
 
@@ -76,15 +73,20 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Train one model on all tasks, and write it with its history."""
-    settings = {"rho": rho, "min_effective_tasks": min_effective_tasks, "eta": eta, "normalize": normalize}
-    with plain_errors("nothing was written", KeyError, ImportError), _bar(quiet) as progress:
+    settings: dict[str, Any] = {
+        "rho": rho,
+        "min_effective_tasks": min_effective_tasks,
+        "eta": eta,
+        "normalize": normalize,
+    }
+    with plain_errors("nothing was written", KeyError, ImportError), bars(quiet) as progress:
         from counterpoise.checkpoints.files import refuse_occupied
 
         refuse_occupied(out)
         from dataclasses import asdict
 
         from counterpoise.classification import balance, classifier, models, saving, training
-        from counterpoise.report.multitask import write_report
+        from counterpoise.report.multitask import write_multitask_report
 
         found = _read(data, layout, tasks, need=("train", "validation"))
         design = models.Design(model, width, (3, 5, 7), dropout, max_tokens, freeze_vectors)
@@ -92,27 +94,15 @@ def train(
             found, design, vectors=vectors, dimension=dimension, seed=seed, device=device
         )
         rounds = training.rounds_per_epoch(found, batch_size)
-        weighing = balance.weighting_for(
-            weighting,
-            built,
-            rounds_per_epoch=rounds,
-            rho=rho,
-            min_effective_tasks=min_effective_tasks,
-            eta=eta,
-            normalize=normalize,
-            seed=seed,
-        )
-        run = training.train(
-            found,
-            built,
-            weighing,
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
-            patience=patience,
-            seed=seed,
-            progress=progress,
-        )
+        weighing = balance.weighting_for(weighting, built, rounds_per_epoch=rounds, seed=seed, **settings)
+        pace: dict[str, Any] = {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "lr": lr,
+            "patience": patience,
+            "seed": seed,
+        }
+        run = training.train(found, built, weighing, progress=progress, **pace)
         tested = classifier.evaluate(built, [t for t in found if len(t.test)])
         told = {"data": str(data), "layout": layout, "weighting": weighting, "seed": seed, "batch_size": batch_size}
         told |= {"vectors": None if vectors is None else str(vectors), "lr": lr, **asdict(design)}
@@ -123,28 +113,28 @@ def train(
     with plain_errors(
         f"the model is in {out}; draw the page with: counterpoise multitask report {out}", KeyError, ImportError
     ):
-        write_report(record, out / saving.REPORT)
+        write_multitask_report(record, out / saving.REPORT)
     print(f"wrote {out}; the run as a page: {out / saving.REPORT}")
 
 
 @app.command()
 def evaluate(
-    model: Model,
+    model: ModelFolder,
     data: Data,
     layout: LayoutOption = "folder",
     tasks: Tasks = None,
     part: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
-    batch_size: BatchSize = 64,
+    batch_size: TextsAtOnce = 64,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Accuracy and loss of every task the model has, on held-out data."""
     with plain_errors("nothing was changed", KeyError, ImportError):
         from counterpoise.classification import classifier, saving
-        from counterpoise.classification.data import PARTS
+        from counterpoise.classification.data import SPLITS
 
-        if part not in PARTS:
-            raise ValueError(f"--part: expected {', '.join(PARTS)}, found {part!r}")
+        if part not in SPLITS:
+            raise ValueError(f"--part: expected {', '.join(SPLITS)}, found {part!r}")
         loaded = saving.load(model, device=device)
         found = _read(data, layout, tasks or ",".join(loaded.tasks), need=(part,))
         scores = classifier.evaluate(loaded, found, part, batch_size=batch_size)
@@ -157,10 +147,10 @@ def evaluate(
 
 @app.command()
 def predict(
-    model: Model,
+    model: ModelFolder,
     task: Annotated[str, typer.Option(help="Which of the model's tasks.")],
     text: Annotated[str | None, typer.Argument(help="One text; without it, a text a line from stdin.")] = None,
-    batch_size: BatchSize = 64,
+    batch_size: TextsAtOnce = 64,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -184,7 +174,7 @@ def predict(
 
 @app.command()
 def report(
-    model: Model,
+    model: ModelFolder,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="The page (default report.html in the folder).")
     ] = None,
@@ -192,10 +182,10 @@ def report(
     """Draw the page of a training run again: losses, weights and accuracy by task over time."""
     with plain_errors("nothing was changed", KeyError, ImportError):
         from counterpoise.classification import saving
-        from counterpoise.report.multitask import write_report
+        from counterpoise.report.multitask import write_multitask_report
 
         place = out or model / saving.REPORT
-        write_report(saving.read_record(model), place)
+        write_multitask_report(saving.read_record(model), place)
     print(f"wrote {place}")
 
 
@@ -215,7 +205,7 @@ def _record(tasks: list[TaskData], run: Training, tested: dict[str, Score]) -> d
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
         "examples": {t.name: [len(t.train), len(t.validation), len(t.test)] for t in tasks},
-        "command": shlex.join(["counterpoise", *sys.argv[1:]]),
+        "command": command_line(),
         **asdict(run),
         "test": {name: score._asdict() for name, score in tested.items()},
     }
@@ -238,18 +228,3 @@ def _show_scores(scores: dict[str, Score]) -> None:
         accuracies = [s.accuracy for s in scores.values()]
         print(f"{'mean':<{wide}}  {100 * sum(accuracies) / len(accuracies):6.2f} %")
         print(f"{'worst':<{wide}}  {100 * min(accuracies):6.2f} %")
-
-
-@contextmanager
-def _bar(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
-    """A progress bar on stderr."""
-    if quiet:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("reading", total=None)
-        yield lambda stage, done, total: progress.update(bar, description=stage, completed=done, total=total)

@@ -112,10 +112,8 @@ def speed_of(text: str | None) -> tuple[float, float] | None:
 
 def usable_device(name: str) -> str:
     """The device, refused here when it cannot be used."""
-    import torch
+    from counterpoise.language.dtypes import why_unusable
 
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device: {name!r} cannot be used here ({str(error).splitlines()[0]})") from None
+    if why := why_unusable(name):
+        raise ValueError(f"--device: {name!r} cannot be used here ({why})")
     return name

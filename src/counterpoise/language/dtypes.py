@@ -58,6 +58,15 @@ def warning(stored: torch.dtype, asked: torch.dtype | None, device: str | torch.
     return f"this CPU has no {name} arithmetic and imitates it, many times slower than float32: choose that here"
 
 
+def why_unusable(device: str) -> str | None:
+    """What torch says of a device on which no tensor can be put here; None where one can."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA
+        return str(error).splitlines()[0]
+    return None
+
+
 def placed(model: Any, device: str | torch.device) -> Any:
     """A loaded model on its device, ready to be asked; in float32 where its dtype would be imitated, else untouched."""
     model = model.to(device).eval()

@@ -41,92 +41,46 @@ if TYPE_CHECKING:
         tchebycheff_adversarial,
     )
     from counterpoise.multitask.bandit import BanditMTL
-    from counterpoise.multitask.cagrad import CAGrad
     from counterpoise.multitask.dwa import DWA
     from counterpoise.multitask.famo import FAMO
     from counterpoise.multitask.gradnorm import GradNorm
     from counterpoise.multitask.groupdro import GroupDRO
-    from counterpoise.multitask.jacobian import JacobianWeighting
+    from counterpoise.multitask.jacobian import MGDA, CAGrad, JacobianWeighting, PCGrad, UPGrad
     from counterpoise.multitask.losses import Counts, Losses
-    from counterpoise.multitask.mgda import MGDA
     from counterpoise.multitask.mirror import MirrorStep, ball_radius, best_response, divergence, hold, mirror_step
-    from counterpoise.multitask.pcgrad import PCGrad
-    from counterpoise.multitask.tchebycheff import SmoothTchebycheff, Tchebycheff
+    from counterpoise.multitask.scalarizations import SmoothTchebycheff, Tchebycheff, Uniform
     from counterpoise.multitask.trainer import with_weighting
     from counterpoise.multitask.uncertainty import UncertaintyWeighting
-    from counterpoise.multitask.uniform import Uniform
-    from counterpoise.multitask.upgrad import UPGrad
     from counterpoise.multitask.weighting import Weighting
 
 # Names are resolved on first use, so that `counterpoise --help` does not import torch.
 _HOMES = {
-    "Adversarial": "adversarial",
-    "BanditMTL": "bandit",
-    "CAGrad": "cagrad",
-    "Counts": "losses",
-    "DWA": "dwa",
-    "FAMO": "famo",
-    "GradNorm": "gradnorm",
-    "GroupDRO": "groupdro",
-    "JacobianWeighting": "jacobian",
-    "Losses": "losses",
-    "MGDA": "mgda",
-    "MirrorStep": "mirror",
-    "PCGrad": "pcgrad",
-    "SmoothTchebycheff": "tchebycheff",
-    "TaskDiscriminator": "adversarial",
-    "Tchebycheff": "tchebycheff",
-    "UPGrad": "upgrad",
-    "UncertaintyWeighting": "uncertainty",
-    "Uniform": "uniform",
-    "Weighting": "weighting",
-    "adversarial_mtl": "adversarial",
-    "ball_radius": "mirror",
-    "best_response": "mirror",
-    "difference_penalty": "adversarial",
-    "divergence": "mirror",
-    "hold": "mirror",
-    "mirror_step": "mirror",
-    "reverse_gradient": "adversarial",
-    "tchebycheff_adversarial": "adversarial",
-    "with_weighting": "trainer",
+    "adversarial": "Adversarial TaskDiscriminator adversarial_mtl difference_penalty reverse_gradient tchebycheff_adversarial",
+    "bandit": "BanditMTL",
+    "dwa": "DWA",
+    "famo": "FAMO",
+    "gradnorm": "GradNorm",
+    "groupdro": "GroupDRO",
+    "jacobian": "CAGrad JacobianWeighting MGDA PCGrad UPGrad",
+    "losses": "Counts Losses",
+    "mirror": "MirrorStep ball_radius best_response divergence hold mirror_step",
+    "scalarizations": "SmoothTchebycheff Tchebycheff Uniform",
+    "trainer": "with_weighting",
+    "uncertainty": "UncertaintyWeighting",
+    "weighting": "Weighting",
 }
 
 __all__ = [
-    "DWA",
-    "FAMO",
-    "MGDA",
-    "Adversarial",
-    "BanditMTL",
-    "CAGrad",
-    "Counts",
-    "GradNorm",
-    "GroupDRO",
-    "JacobianWeighting",
-    "Losses",
-    "MirrorStep",
-    "PCGrad",
-    "SmoothTchebycheff",
-    "TaskDiscriminator",
-    "Tchebycheff",
-    "UPGrad",
-    "UncertaintyWeighting",
-    "Uniform",
-    "Weighting",
-    "adversarial_mtl",
-    "ball_radius",
-    "best_response",
-    "difference_penalty",
-    "divergence",
-    "hold",
-    "mirror_step",
-    "reverse_gradient",
-    "tchebycheff_adversarial",
+    "DWA", "FAMO", "MGDA", "Adversarial", "BanditMTL", "CAGrad", "Counts", "GradNorm", "GroupDRO",
+    "JacobianWeighting", "Losses", "MirrorStep", "PCGrad", "SmoothTchebycheff", "TaskDiscriminator", "Tchebycheff",
+    "UPGrad", "UncertaintyWeighting", "Uniform", "Weighting", "adversarial_mtl", "ball_radius", "best_response",
+    "difference_penalty", "divergence", "hold", "mirror_step", "reverse_gradient", "tchebycheff_adversarial",
     "with_weighting",
-]
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    for home, names in _HOMES.items():
+        if name in names.split():
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

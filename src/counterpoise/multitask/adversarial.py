@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from counterpoise.multitask.losses import Counts, Losses
-from counterpoise.multitask.tchebycheff import Tchebycheff
-from counterpoise.multitask.uniform import Uniform
+from counterpoise.multitask.scalarizations import Tchebycheff, Uniform
 from counterpoise.multitask.weighting import Weighting
 from counterpoise.ranks import average_gradients, world_size
 
@@ -109,7 +108,7 @@ class Adversarial(nn.Module):
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The weighting's tasks."""
+        """The names of the weighting's tasks, in their order."""
         return self.weighting.tasks
 
     def forward(
@@ -144,11 +143,11 @@ class Adversarial(nn.Module):
         return scalar + share * loss
 
     def step(self) -> None:
-        """The weighting's `step`."""
+        """Close the weighting's window, after the optimiser's step; the discriminator learns by the optimiser alone."""
         self.weighting.step()
 
     def metrics(self) -> dict[str, float]:
-        """The weighting's `metrics`."""
+        """What the weighting tells a logger; the discriminator adds nothing."""
         return self.weighting.metrics()
 
 

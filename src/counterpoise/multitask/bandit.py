@@ -193,7 +193,6 @@ class BanditMTL(Weighting):
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take back `state()`."""
         self._arms = _Arms(state["log_p"].tolist(), state["initial"].tolist(), float(state["lambda"]))
         self._cached.clear()
 

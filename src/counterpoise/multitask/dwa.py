@@ -62,8 +62,7 @@ class DWA(Weighting):
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
         """sum_i w_i scale_i l_i."""
         weights_M = batch.values_K.new_tensor(self.weights())
-        weights_K = weights_M if batch.present is None else weights_M[batch.present]
-        return weighted_sum(weights_K, batch.values_K, scale_K)
+        return weighted_sum(batch.of_present(weights_M), batch.values_K, scale_K)
 
     def update(self, means: WindowMeans) -> None:
         """Add the window to the epoch; at its end, roll on."""
@@ -88,7 +87,6 @@ class DWA(Weighting):
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take back `state()`."""
         self._sums, self._steps = state["sums"].tolist(), int(state["steps"])
         self._seen_steps = [int(x) for x in state["seen_steps"]]
         self._epochs = [x.tolist() for x in state["epochs"]]

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from counterpoise.multitask.losses import Batch, Losses, gather
+from counterpoise.multitask.losses import Batch, Losses, gather, wide
 from counterpoise.multitask.weighting import Weighting
 from counterpoise.multitask.window import WindowMeans
 
@@ -58,11 +58,8 @@ class FAMO(Weighting):
 
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
         """c sum_i z_i log l_i over the tasks present."""
-        values_K, present = batch.values_K, batch.present
-        if values_K.dtype in (torch.bfloat16, torch.float16):
-            values_K = values_K.float()
-        z_M = torch.softmax(self._logits_M.detach(), dim=0)
-        z_K = (z_M if present is None else z_M[present]).to(values_K)
+        values_K = wide(batch.values_K)
+        z_K = batch.of_present(torch.softmax(self._logits_M.detach(), dim=0)).to(values_K)
         scaled_K = z_K / (values_K.detach() + _EPSILON)
         return (z_K * torch.log(values_K + _EPSILON)).sum() / scaled_K.sum()
 
@@ -87,7 +84,6 @@ class FAMO(Weighting):
         return {"logits": self._logits_M.detach().clone(), "adam": adam, "before": list(self._before)}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take back `state()`."""
         with torch.no_grad():
             self._logits_M.copy_(state["logits"])
         self._adam.load_state_dict(copy.deepcopy(state["adam"]))

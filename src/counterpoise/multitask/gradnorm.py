@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from counterpoise.multitask.jacobian import shared_parameters
 from counterpoise.multitask.losses import Batch
-from counterpoise.multitask.shared import shared_parameters
 from counterpoise.multitask.weighting import Weighting, weighted_sum
 from counterpoise.multitask.window import WindowMeans
 
@@ -44,12 +44,7 @@ class GradNorm(Weighting):
     whole_batch_only: ClassVar[bool] = True
 
     def __init__(
-        self,
-        tasks: int | Iterable[str],
-        *,
-        shared: Iterable[Tensor],
-        asymmetry: float = 1.5,
-        lr: float = 0.025,
+        self, tasks: int | Iterable[str], *, shared: Iterable[Tensor], asymmetry: float = 1.5, lr: float = 0.025
     ) -> None:
         super().__init__(tasks)
         self.shared = shared_parameters(shared)
@@ -68,7 +63,7 @@ class GradNorm(Weighting):
         weights_M = self._weights_M.detach()
         if self.training:
             self._norms_K = self._gradient_norms(batch)
-        return weighted_sum(weights_M if batch.present is None else weights_M[batch.present], batch.values_K, scale_K)
+        return weighted_sum(batch.of_present(weights_M), batch.values_K, scale_K)
 
     def update(self, means: WindowMeans) -> None:
         """One step of w on the gradient norms that `combine` measured."""
@@ -107,7 +102,6 @@ class GradNorm(Weighting):
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take back `state()`."""
         with torch.no_grad():
             self._weights_M.copy_(state["weights"])
         self._adam.load_state_dict(copy.deepcopy(state["adam"]))

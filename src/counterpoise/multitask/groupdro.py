@@ -50,8 +50,7 @@ class GroupDRO(Weighting):
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
         """sum_i p_i scale_i l_i."""
         weights_M = torch.tensor(self.weights(), dtype=torch.float64)
-        weights_K = weights_M if batch.present is None else weights_M[batch.present]
-        return weighted_sum(weights_K, batch.values_K, scale_K)
+        return weighted_sum(batch.of_present(weights_M), batch.values_K, scale_K)
 
     def update(self, means: WindowMeans) -> None:
         """The exponentiated ascent, with no ball."""
@@ -61,9 +60,8 @@ class GroupDRO(Weighting):
         self._log_p, _ = mirror_floats(self._log_p, losses, math.inf, self.eta)
 
     def state(self) -> dict[str, Any]:
-        """log p."""
+        """The log weights, (m,) float64."""
         return {"log_p": torch.tensor(self._log_p, dtype=torch.float64)}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take back `state()`."""
         self._log_p = state["log_p"].tolist()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from counterpoise.multitask.losses import Batch
-from counterpoise.multitask.shared import jacobian, shared_parameters
 from counterpoise.multitask.weighting import Weighting
 
 
@@ -55,6 +55,137 @@ class JacobianWeighting(Weighting):
             moved = parameter - parameter.detach()
             total = total + (change.reshape(parameter.shape).to(parameter.dtype) * moved).sum()
         return total
+
+
+class MGDA(JacobianWeighting):
+    """The shortest convex combination of the tasks' gradients (Sener, Koltun: Multi-Task Learning as Multi-Objective
+    Optimization, NeurIPS 2018, algorithm 2), by torchjd's Frank-Wolfe solver on raw, unnormalised gradients.
+
+    Args:
+        tasks: names, or how many.
+        shared: see `JacobianWeighting`.
+        tolerance: the solver stops when its step falls below this.
+        max_iterations: or after so many.
+
+    Example:
+        >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
+        >>> MGDA(2, shared=[theta])([theta[0] * 2, theta[1] * 2]).backward()
+        >>> theta.grad
+        tensor([1., 1.])
+    """
+
+    def __init__(
+        self,
+        tasks: int | Iterable[str],
+        *,
+        shared: Iterable[Tensor],
+        tolerance: float = 1e-3,
+        max_iterations: int = 100,
+    ) -> None:
+        aggregate = torchjd_aggregator("MGDA", epsilon=tolerance, max_iters=max_iterations)
+        super().__init__(tasks, shared=shared, aggregate=aggregate)
+
+
+class PCGrad(JacobianWeighting):
+    """The sum of the tasks' gradients after removing from each, in random order, its conflict with every other
+    (Yu et al.: Gradient Surgery for Multi-Task Learning, NeurIPS 2020, algorithm 1), by torchjd.
+
+    The order comes from torch's global generator: seed it to repeat a run.
+
+    Args:
+        tasks: names, or how many.
+        shared: see `JacobianWeighting`.
+
+    Example:
+        >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
+        >>> PCGrad(2, shared=[theta])([theta[0], theta[1] - theta[0]]).backward()
+        >>> theta.grad
+        tensor([0.5000, 1.5000])
+    """
+
+    def __init__(self, tasks: int | Iterable[str], *, shared: Iterable[Tensor]) -> None:
+        super().__init__(tasks, shared=shared, aggregate=torchjd_aggregator("PCGrad"))
+
+
+class CAGrad(JacobianWeighting):
+    """The direction that helps the worst-off task most within a ball of radius c ||g|| around the mean gradient g
+    (Liu et al.: Conflict-Averse Gradient Descent, NeurIPS 2021, algorithm 1), by torchjd, which solves it with cvxpy.
+
+    Args:
+        tasks: names, or how many.
+        shared: see `JacobianWeighting`.
+        radius: c, >= 0; 0 is the mean gradient. The paper uses 0.4 and 0.5.
+    """
+
+    def __init__(self, tasks: int | Iterable[str], *, shared: Iterable[Tensor], radius: float = 0.4) -> None:
+        super().__init__(tasks, shared=shared, aggregate=torchjd_aggregator("CAGrad", c=radius))
+
+
+class UPGrad(JacobianWeighting):
+    """The mean of the tasks' gradients, each first projected onto the directions that no task opposes (Quinton, Rey:
+    Jacobian Descent for Multi-Objective Optimization, 2024, section 3), by torchjd.
+
+    Departure: torchjd's default projector needs quadprog and shifts the Gramian by 1e-4 to be solvable; here the same
+    quadratic program is solved as non-negative least squares by scipy, unshifted.
+
+    Args:
+        tasks: names, or how many.
+        shared: see `JacobianWeighting`.
+
+    Example:
+        >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
+        >>> UPGrad(2, shared=[theta])([theta[0], theta[1] - theta[0]]).backward()
+        >>> theta.grad
+        tensor([0.2500, 0.7500])
+    """
+
+    def __init__(self, tasks: int | Iterable[str], *, shared: Iterable[Tensor]) -> None:
+        super().__init__(tasks, shared=shared, aggregate=torchjd_aggregator("UPGrad", projector=project_weights))
+
+
+def project_weights(weights_TM: Tensor, gramian_MM: Tensor) -> Tensor:
+    """The weights v >= u, per row u, with the least v' G v: those of the projection onto the dual cone.
+
+    With v = u + z and G = R'R it is min over z >= 0 of ||R z + R u||.
+    """
+    from scipy.optimize import nnls
+
+    values, vectors = np.linalg.eigh(gramian_MM.detach().cpu().double().numpy())
+    root = np.sqrt(np.maximum(values, 0.0) / max(float(values[-1]), 1e-300))[:, None] * vectors.T
+    rows = weights_TM.detach().cpu().double().numpy()
+    solved = np.stack([u + nnls(root, -root @ u)[0] for u in rows])
+    return torch.as_tensor(solved, dtype=weights_TM.dtype, device=weights_TM.device)
+
+
+def shared_parameters(shared: Iterable[Tensor]) -> list[Tensor]:
+    """The list of parameters, refusing an empty, repeating or frozen one.
+
+    Example:
+        >>> len(shared_parameters(torch.nn.Linear(2, 2).parameters()))
+        2
+    """
+    if isinstance(shared, Tensor):
+        raise TypeError("shared must be an iterable of parameters, found one tensor: write [parameter].")
+    parameters = list(shared)
+    if not parameters:
+        raise ValueError("shared must hold at least one parameter, found none. A used-up generator? Pass a list.")
+    if wrong := [type(p).__name__ for p in parameters if not isinstance(p, Tensor)]:
+        raise TypeError(f"shared must hold parameters, found {wrong[0]}: pass module.parameters().")
+    if len({id(p) for p in parameters}) != len(parameters):
+        raise ValueError("shared holds the same parameter more than once.")
+    if frozen := sum(not p.requires_grad for p in parameters):
+        raise ValueError(f"shared holds {frozen} parameter(s) with requires_grad=False: leave the frozen ones out.")
+    return parameters
+
+
+def jacobian(losses: Sequence[Tensor], parameters: list[Tensor]) -> Tensor:
+    """d losses / d parameters, flattened and joined, (k, n): one backward pass per loss; the graph is kept."""
+    rows = []
+    for value in losses:
+        gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+        flat = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
+        rows.append(torch.cat([g.detach().reshape(-1) for g in flat]))
+    return torch.stack(rows)
 
 
 def torchjd_aggregator(name: str, **settings: object) -> Callable[[Tensor], Tensor]:

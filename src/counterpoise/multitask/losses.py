@@ -28,9 +28,18 @@ class Batch(NamedTuple):
     counts: list[float] | None
     apart: list[Tensor] | None = None
 
+    def of_present(self, values_M: Tensor) -> Tensor:
+        """Of a value per task, (m,) or (..., m), those of the tasks present."""
+        return values_M if self.present is None else values_M[..., self.present]
+
     def single(self) -> Sequence[Tensor]:
         """The k losses as scalars to start a backward pass from."""
         return self.values_K.unbind() if self.apart is None else self.apart
+
+
+def wide(values: Tensor) -> Tensor:
+    """The values in float32 at least: logarithms and weights near 1e-3 lose a digit in bfloat16."""
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 
 def task_names(tasks: int | Iterable[str]) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ class TaskCollator:
         self._index = {task: i for i, task in enumerate(tasks)}
 
     def __call__(self, rows: list[Mapping[str, Any]]) -> Any:
-        """One batch."""
+        """The inner collator's batch, with the index of each row's task under the column's name."""
         batch = self.inner([{k: v for k, v in row.items() if k != self.column} for row in rows])
         if not any(self.column in row for row in rows):  # enough for evaluation
             return batch

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from counterpoise.multitask.losses import Batch
+from counterpoise.multitask.losses import Batch, wide
 from counterpoise.multitask.weighting import Weighting, weighted_sum
 from counterpoise.ranks import average_gradients
 
@@ -32,17 +32,14 @@ class UncertaintyWeighting(Weighting):
         self.log_variance_M = nn.Parameter(torch.zeros(len(self.tasks)))
 
     def weights(self) -> list[float]:
-        """exp(-s_i) / 2."""
+        """exp(-s_i) / 2, what each task's loss is multiplied with, in task order."""
         return [float(x) for x in (0.5 * torch.exp(-self.log_variance_M.detach().double())).tolist()]
 
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
         """Both terms, for the tasks present."""
-        values_K, present = batch.values_K, batch.present
         log_variance_M: Tensor = self.log_variance_M
         if self.averages_gradients:
             (log_variance_M,) = average_gradients(log_variance_M)
-        log_variance_K = log_variance_M if present is None else log_variance_M[present]
-        if values_K.dtype in (torch.bfloat16, torch.float16):
-            values_K = values_K.float()
-        terms_K = 0.5 * torch.exp(-log_variance_K) * values_K + 0.5 * log_variance_K
+        log_variance_K = batch.of_present(log_variance_M)
+        terms_K = 0.5 * torch.exp(-log_variance_K) * wide(batch.values_K) + 0.5 * log_variance_K
         return weighted_sum(torch.ones_like(terms_K, requires_grad=False), terms_K, scale_K)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from counterpoise.multitask.losses import Batch, Counts, Losses, by_task, gather, task_names
+from counterpoise.multitask.losses import Batch, Counts, Losses, by_task, gather, task_names, wide
 from counterpoise.multitask.window import Window, WindowMeans, finite
 from counterpoise.ranks import sum_over_ranks, world_size
 
@@ -162,7 +162,7 @@ class Weighting(nn.Module, ABC):
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take back `state()`."""
+        """Go on from what `state()` gave; nothing by default."""
 
     def get_extra_state(self) -> dict[str, Any]:
         """The part of `state_dict()` that is not parameters."""
@@ -229,9 +229,8 @@ def on_device(values: Sequence[float], device: torch.device) -> Tensor:
 
 
 def weighted_sum(weights_K: Tensor, values_K: Tensor, scale_K: Tensor | None) -> Tensor:
-    """sum_i w_i scale_i l_i, in float32 at least: weights near 1e-3 lose a digit in bfloat16."""
-    if values_K.dtype in (torch.bfloat16, torch.float16):
-        values_K = values_K.float()
+    """sum_i w_i scale_i l_i, in float32 at least."""
+    values_K = wide(values_K)
     if scale_K is not None:
         weights_K = weights_K.to(scale_K) * scale_K
     if weights_K.dtype != values_K.dtype or weights_K.device != values_K.device:

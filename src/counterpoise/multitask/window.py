@@ -32,7 +32,7 @@ class Window:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything collected."""
+        """Forget what was collected: no calls, sums and sizes of 0."""
         self.calls = 0
         self.sums = [0.0] * self.tasks
         self.counts = [0.0] * self.tasks
@@ -65,7 +65,7 @@ class Window:
                 )
 
     def add(self, batch: Batch, totals: list[float] | None) -> None:
-        """Record one call."""
+        """Count the losses and sizes of one call, and remember the totals that it promised."""
         self.calls += 1
         self.totals = totals
         self._count(batch)

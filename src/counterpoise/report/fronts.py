@@ -10,67 +10,61 @@ from typing import TYPE_CHECKING, Any
 
 from counterpoise.records import write_whole
 from counterpoise.report import plots
+from counterpoise.report.comparisons import Comparison, beaten_by, pooled, read_comparisons
 from counterpoise.report.marks import escaped
-from counterpoise.report.matched import REFERENCE, Row, hypervolume_gains, matched, method_gains
-from counterpoise.report.page import Figures, fact_list, menu, page, plot_box, section, specs
-from counterpoise.report.palette import SERIES, Look, light, look
-from counterpoise.report.panels import Panel, beaten_by, pooled, read_panels
+from counterpoise.report.matched import REFERENCE, PointGains, hypervolume_gains, matched, method_gains
+from counterpoise.report.page import Figures, fact_list, header, menu, page, plot_box, section, specs
+from counterpoise.report.palette import SERIES, Look, light, look_of
 from counterpoise.statistics.bootstrap import Difference
 from counterpoise.statistics.equal_reward import Matched
 from counterpoise.statistics.front import hypervolume
 from counterpoise.tables import reading
 from counterpoise.tables.grid import Cell, Column, Table, as_html
-from counterpoise.tables.numbers import interval, number, p_value
+from counterpoise.tables.numbers import number, p_value, span, with_interval
 from counterpoise.tables.reading import ENDS, RETENTION, Results
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-KNOWN = ("MA", "HMA", "LiNeS", "reversed", "random")
+_KNOWN = ("MA", "HMA", "LiNeS", "reversed", "random")
 # Beyond the palette's six; of middle lightness, since the page swaps only the palette's own where dark is preferred.
-MORE = ("#7a63d2", "#c0485a", "#0f93a8", "#6f8f2a", "#a06a44", "#c04fae")
-SYMBOLS = (
-    "pentagon",
-    "star",
-    "hourglass",
-    "bowtie",
-    "diamond-wide",
-    "hexagram",
-    "star-square",
-    "circle-cross",
-    "square-x",
-)
-MARKS = ("circle", "triangle-up", "square", "star", "diamond-tall", "pentagon")
-CAPTION = (
+_MORE_COLOURS = ("#7a63d2", "#c0485a", "#0f93a8", "#6f8f2a", "#a06a44", "#c04fae")
+_MORE_SYMBOLS = (
+    "pentagon", "star", "hourglass", "bowtie", "diamond-wide", "hexagram", "star-square", "circle-cross", "square-x",
+)  # fmt: skip
+_GROUP_SYMBOLS = ("circle", "triangle-up", "square", "star", "diamond-tall", "pentagon")
+_CAPTION = (
     "Up is more reward, right is more ability kept; one colour a method. Bars are 95 % intervals of each point "
     "alone, over items. Faded points are beaten by another in both. The line is the front."
 )
 
 
-def write_front(paths: Sequence[str | Path], out: str | Path) -> list[Panel]:
+def write_front(paths: Sequence[str | Path], out: str | Path) -> list[Comparison]:
     """Read result files and write the page; it appears whole or not at all.
 
     Raises:
-        ValueError: see `read_panels`.
+        ValueError: see `read_comparisons`.
     """
-    panels = read_panels(paths)
-    write_whole(Path(out), fronts_page(panels))
-    return panels
+    comparisons = read_comparisons(paths)
+    write_whole(Path(out), fronts_page(comparisons))
+    return comparisons
 
 
-def fronts_page(panels: Sequence[Panel]) -> str:
-    """The page as text: a figure and three tables a panel."""
+def fronts_page(comparisons: Sequence[Comparison]) -> str:
+    """The page as text: a figure and three tables a comparison."""
     figures: Figures = {}
-    runs = sum(len(p.runs) for p in panels)
-    title = f"{runs} {'run' if runs == 1 else 'runs'} on {'one front' if len(panels) == 1 else f'{len(panels)} fronts'}"
+    runs = sum(len(p.runs) for p in comparisons)
+    title = f"{runs} {'run' if runs == 1 else 'runs'} on {'one front' if len(comparisons) == 1 else f'{len(comparisons)} fronts'}"
     apart = (
         "<p class=lead>Files with another reward or other abilities cannot share an axis; each set has its own part.</p>"
-        if len(panels) > 1
+        if len(comparisons) > 1
         else ""
     )
-    header = f"<header><p class=eyebrow>counterpoise · reward against abilities, every method</p><h1>{title}</h1>{apart}</header>"
-    body = "".join(_panel(panel, f"front-{n}", figures) for n, panel in enumerate(panels, start=1))
-    return page(f"counterpoise: {title}", header + body, figures)
+    head = header("reward against abilities, every method", title, apart)
+    body = "".join(
+        _comparison_section(comparison, f"front-{n}", figures) for n, comparison in enumerate(comparisons, start=1)
+    )
+    return page(f"counterpoise: {title}", head + body, figures)
 
 
 def looks(methods: Sequence[str]) -> dict[str, Look]:
@@ -78,24 +72,24 @@ def looks(methods: Sequence[str]) -> dict[str, Look]:
 
     Past twelve or so methods colours come back, with other marks.
     """
-    own = {m: look(m) for m in methods if m in (*KNOWN, *ENDS)}
+    own = {m: look_of(m) for m in methods if m in (*_KNOWN, *ENDS)}
     taken = {style.colour for style in own.values()}
-    colours = [c for c in (*(light(role) for role in SERIES), *MORE) if c not in taken]
+    colours = [c for c in (*(light(role) for role in SERIES), *_MORE_COLOURS) if c not in taken]
     others = [m for m in methods if m not in own]
     return own | {
-        m: Look(colours[i % len(colours)], SYMBOLS[(i + i // len(colours)) % len(SYMBOLS)])
+        m: Look(colours[i % len(colours)], _MORE_SYMBOLS[(i + i // len(colours)) % len(_MORE_SYMBOLS)])
         for i, m in enumerate(others)
     }
 
 
 def front_figure(results: Results, axis: str, part: str) -> Figure:
-    """`plots.front` with a colour for every method; where there are several groups, a mark for each."""
-    figure = plots.front(results, axis, part=part)
+    """`plots.plot_front` with a colour for every method; where there are several groups, a mark for each."""
+    figure = plots.plot_front(results, axis, part=part)
     of = looks(list(dict.fromkeys(p["kind"] for p in results["points"])))
     groups = list(dict.fromkeys(p["group"] for p in results["points"]))
     for method, (kind, group) in {p["method"]: (p["kind"], p["group"]) for p in results["points"]}.items():
         alone = len(groups) == 1 or method in ENDS
-        symbol = of[kind].symbol if alone else MARKS[groups.index(group) % len(MARKS)]
+        symbol = of[kind].symbol if alone else _GROUP_SYMBOLS[groups.index(group) % len(_GROUP_SYMBOLS)]
         marker = {"marker": {"color": of[kind].colour, "symbol": symbol}}
         bars = {"error_x": {"color": of[kind].colour}, "error_y": {"color": of[kind].colour}}
         for trace in figure.select_traces({"legendgroup": escaped(method)}):
@@ -103,25 +97,24 @@ def front_figure(results: Results, axis: str, part: str) -> Figure:
     return figure
 
 
-def points_table(panel: Panel, results: Results) -> Table:
+def points_table(comparison: Comparison, results: Results) -> Table:
     """Every point, pooled over runs, and what beats it."""
     axis = (reading.axes(results) or [RETENTION])[0]
-    rows = [p for part in reading.parts(results) for p in reading.points(results, part)]
+    title = reading.axis_label(results, axis)
+    rows = [p for part in reading.parts(results) for p in reading.measured_points(results, part)]
     over = {id(p): beaten_by(results, p, axis) for p in rows}
     several = any(p["runs"] > 1 for p in rows)
-    scores = [Column(_title(results, a), _score_on(results, a)) for a in reading.axes(results)]
+    scores = [Column(reading.axis_label(results, a), _score_on(results, a)) for a in reading.axes(results)]
     columns = [
         Column("point", lambda p: Cell(str(p["name"]), f"{p['runs']} runs" if p["runs"] > 1 else ""), False),
         Column("data", lambda p: Cell(str(p.get("part") or "")), False),
-        Column("reward", lambda p: Cell(*interval(p.get("reward") or {}))),
+        Column("reward", lambda p: Cell(*with_interval(p.get("reward") or {}))),
         *([Column("over runs", lambda p: Cell(_spread(p.get("reward"))))] if several else []),
         *scores[:1],
         Column("beaten by", lambda p: Cell(_few(over[id(p)])), False),
         *scores[1:],
     ]
-    notes = [
-        f"Beaten by: points that are at least as good in reward and {_title(results, axis)} and better in one, by value alone."
-    ]
+    notes = [f"Beaten by: points that are at least as good in reward and {title} and better in one, by value alone."]
     if several:
         notes.append(
             "Pooled over runs that differ in the seed. Brackets: 95 % intervals over items for these runs; "
@@ -130,28 +123,25 @@ def points_table(panel: Panel, results: Results) -> Table:
     return Table(tuple(columns), tuple(rows), tuple(notes), lambda p: bool(over[id(p)]))
 
 
-def hypervolume_table(panel: Panel) -> Table:
+def hypervolume_table(comparison: Comparison) -> Table:
     """Hypervolume of each method's front in every run, the largest mean first."""
     found: dict[tuple[str, str], list[float]] = {}
-    for group in panel.groups:
+    for group in comparison.groups:
         for run in group.runs:
             for method, value in hypervolumes(run.results).items():
                 found.setdefault((group.name, method), []).append(value)
     rows = sorted(found.items(), key=lambda item: -sum(item[1]) / len(item[1]))
-    part = _fullest(panel.runs[0].results)
-    gains = hypervolume_gains(panel, part)
-    groups = {g.name: g for g in panel.groups}
+    part = _fullest(comparison.runs[0].results)
+    gains = hypervolume_gains(comparison, part)
+    groups = {g.name: g for g in comparison.groups}
     kept = {key: method_gains(groups[key[0]], key[1], part) for key, _ in rows if key[1] != REFERENCE}
     columns = [
-        Column("method", lambda r: Cell(r[0][1], r[0][0] if len(panel.groups) > 1 else ""), False),
+        Column("method", lambda r: Cell(r[0][1], r[0][0] if len(comparison.groups) > 1 else ""), False),
         Column("hypervolume", lambda r: Cell(number(sum(r[1]) / len(r[1]), 3))),
     ]
-    if len(panel.runs) > len(panel.groups):
+    if len(comparison.runs) > len(comparison.groups):
         columns += [
-            Column(
-                "over runs",
-                lambda r: Cell(f"{number(min(r[1]), 3)} to {number(max(r[1]), 3)}" if len(r[1]) > 1 else ""),
-            ),
+            Column("over runs", lambda r: Cell(span(r[1], 3) if len(r[1]) > 1 else "")),
             Column("runs", lambda r: Cell(number(len(r[1]), 0))),
         ]
     if gains:
@@ -179,29 +169,27 @@ def hypervolume_table(panel: Panel) -> Table:
 def hypervolumes(results: Results) -> dict[str, float]:
     """Scaled hypervolume of each method with PRE and POST, from the part with most points; else what the file recorded."""
     part = _fullest(results)
-    found = reading.placed(results, part, RETENTION)
+    found = reading.plottable(results, part, RETENTION)
     ends = {p["method"]: p for p in found if p["method"] in ENDS}
     at = {id(p): (p["reward"]["value"], reading.score_value(results, p, RETENTION)) for p in found}
     recorded = {m: v for m, v in (results.get("hypervolume") or {}).items() if v is not None}
-    if recorded and not any(p.get("ratios") for p in found):
-        return recorded
-    if len(ends) < 2:
+    if len(ends) < 2 or (recorded and not any(p.get("ratios") for p in found)):
         return recorded
     pre, post = at[id(ends["PRE"])], at[id(ends["POST"])]
-    span = post[0] - pre[0], pre[1] - post[1]
-    if min(span) <= 0:
+    wide, high = post[0] - pre[0], pre[1] - post[1]
+    if min(wide, high) <= 0:
         return recorded
     volumes = {}
     for method in dict.fromkeys(p["method"] for p in found if p["method"] not in ENDS):
         some = [at[id(p)] for p in found if p["method"] in (method, *ENDS)]
-        scaled = [((r - pre[0]) / span[0], (a - post[1]) / span[1]) for r, a in some]
+        scaled = [((r - pre[0]) / wide, (a - post[1]) / high) for r, a in some]
         volumes[method] = hypervolume(scaled, [0.0, 0.0])
     return volumes
 
 
-def matched_table(panel: Panel, rows: Sequence[Row]) -> Table:
+def matched_table(comparison: Comparison, rows: Sequence[PointGains]) -> Table:
     """What each point keeps beyond MA at its own reward."""
-    results = panel.runs[0].results
+    results = comparison.runs[0].results
     axes = reading.axes(results)
     unreached = [r.name for r in rows if not r.gains]
     shown = [r for r in rows if r.gains]
@@ -209,25 +197,23 @@ def matched_table(panel: Panel, rows: Sequence[Row]) -> Table:
     paired = any(math.isfinite(g.p) for r in shown for g in r.gains.values())
     first = next((a for a in axes if any(a in r.gains for r in shown)), RETENTION)
     columns = [
-        Column("point", lambda r: Cell(r.name, _about(r, panel)), False),
+        Column("point", lambda r: Cell(r.name, _about(r, comparison)), False),
         Column("data", lambda r: Cell(r.part), False),
-        *(Column(_title(results, a), _gain_on(a)) for a in axes),
+        *(Column(reading.axis_label(results, a), _gain_on(a)) for a in axes),
         *([Column("p", lambda r: Cell(p_value(r.gains[first].p if first in r.gains else None)))] if paired else []),
         *([Column("over runs", lambda r: Cell(_over_runs(r.gains.get(first))))] if several else []),
     ]
     notes = [
         f"Score minus that of {REFERENCE} (with PRE and POST as its ends) at the same reward, read off straight lines between "
-        "its points; positive is better than averaging."
-    ]
-    notes.append(
+        "its points; positive is better than averaging.",
         f"Brackets: 95 % intervals by paired bootstrap over prompts and items, pooled over runs; bold: they leave out 0. p is "
-        f"of {_title(results, first)}, two-sided, not adjusted for the number of rows."
+        f"of {reading.axis_label(results, first)}, two-sided, not adjusted for the number of rows."
         if paired
-        else "No intervals: these files do not hold the score of every item (evaluation.results writes files that do)."
-    )
+        else "No intervals: these files do not hold the score of every item (evaluation.results writes files that do).",
+    ]
     if several:
-        notes.append(f"Over runs: the least and the largest run's difference in {_title(results, first)}.")
-    if not any(p["method"] == REFERENCE for run in panel.runs for p in run.results["points"]):
+        notes.append(f"Over runs: the least and the largest run's difference in {reading.axis_label(results, first)}.")
+    if not any(p["method"] == REFERENCE for run in comparison.runs for p in run.results["points"]):
         notes = [f"These files hold no points of {REFERENCE}, so nothing is compared at equal reward."]
     elif unreached:
         notes.append(
@@ -236,50 +222,45 @@ def matched_table(panel: Panel, rows: Sequence[Row]) -> Table:
     return Table(tuple(columns), tuple(shown), tuple(notes))
 
 
-def _panel(panel: Panel, name: str, figures: Figures) -> str:
-    results = pooled(panel)
-    parts = [p for p in reading.parts(results) if any(reading.placed(results, p, a) for a in reading.axes(results))]
-    axes = [a for a in reading.axes(results) if all(reading.placed(results, p, a) for p in parts)]
+def _comparison_section(comparison: Comparison, name: str, figures: Figures) -> str:
+    results = pooled(comparison)
+    parts = [p for p in reading.parts(results) if any(reading.plottable(results, p, a) for a in reading.axes(results))]
+    axes = [a for a in reading.axes(results) if all(reading.plottable(results, p, a) for p in parts)]
     shown = {f"{axis}|{part}": front_figure(results, axis, part) for axis in axes for part in parts}
     figures[name] = specs(shown)
     menus = [
-        menu("horizontal axis:", {a: _title(results, a) for a in axes}),
+        menu("horizontal axis:", {a: reading.axis_label(results, a) for a in axes}),
         menu("measured on:", {p: f"{p} data" for p in parts}),
     ]
     facts: Mapping[str, Any] = {
-        "Reward": panel.reward,
-        "Files": ", ".join(file for run in panel.runs for file in run.files),
-        "Runs": len(panel.runs) if len(panel.runs) > 1 else None,
+        "Reward": comparison.reward,
+        "Files": ", ".join(file for run in comparison.runs for file in run.files),
+        "Runs": len(comparison.runs) if len(comparison.runs) > 1 else None,
     }
-    notes = "".join(f"<p class=note>{html.escape(n)}</p>" for n in panel.notes)
-    box = plot_box(name, "Reward against abilities kept", menus, CAPTION)
+    notes = "".join(f"<p class=note>{html.escape(n)}</p>" for n in comparison.notes)
+    box = plot_box(name, "Reward against abilities kept", menus, _CAPTION)
     content = f"{fact_list(facts)}<h3>Reward against abilities kept</h3>{box}{notes}"
-    kept = matched_table(panel, matched(panel))
+    kept = matched_table(comparison, matched(comparison))
     if kept:
         content += f"<h3>At the same reward as {REFERENCE}</h3>{as_html(kept)}"
     elif kept.notes:
         content += f"<p class=note>{html.escape(kept.notes[-1])}</p>"
-    if volumes := hypervolume_table(panel):
+    if volumes := hypervolume_table(comparison):
         content += f"<h3>Hypervolume</h3>{as_html(volumes)}"
-    content += f"<h3>Every point</h3>{as_html(points_table(panel, results))}"
-    return section(_heading(panel), content)
+    content += f"<h3>Every point</h3>{as_html(points_table(comparison, results))}"
+    return section(_heading(comparison), content)
 
 
-def _heading(panel: Panel) -> str:
-    abilities = list(reading.primary(panel.runs[0].results))
-    return f"{panel.reward or 'Reward'} against {', '.join(abilities) or 'retention'}"
-
-
-def _title(results: Results, axis: str) -> str:
-    if axis == RETENTION:
-        return "retention"
-    floor = ", at floor" if axis in reading.floored(results) else ""
-    return f"{axis} ({reading.primary(results)[axis]}{floor})"
+def _heading(comparison: Comparison) -> str:
+    abilities = list(reading.primary(comparison.runs[0].results))
+    return f"{comparison.reward or 'Reward'} against {', '.join(abilities) or 'retention'}"
 
 
 def _fullest(results: Results) -> str:
     """The part with most points."""
-    return max(reading.parts(results), key=lambda p: len(reading.points(results, p)), default=reading.VALIDATION)
+    return max(
+        reading.parts(results), key=lambda p: len(reading.measured_points(results, p)), default=reading.VALIDATION
+    )
 
 
 def _gain(found: Matched | Difference | None) -> Cell:
@@ -288,35 +269,33 @@ def _gain(found: Matched | Difference | None) -> Cell:
     if not math.isfinite(found.low):
         return Cell(number(found.value, 3, signed=True))
     value = {"value": found.value, "low": found.low, "high": found.high}
-    return Cell(*interval(value, signed=True), strong=found.low > 0 or found.high < 0)
+    return Cell(*with_interval(value, signed=True), strong=found.low > 0 or found.high < 0)
 
 
 def _score_on(results: Results, axis: str) -> Callable[[Any], Cell]:
-    return lambda point: Cell(*interval(reading.score(results, point, axis) or {}))
+    return lambda point: Cell(*with_interval(reading.axis_score(results, point, axis) or {}))
 
 
 def _gain_on(axis: str) -> Callable[[Any], Cell]:
     return lambda row: _gain(row.gains.get(axis))
 
 
-def _about(row: Row, panel: Panel) -> str:
+def _about(row: PointGains, comparison: Comparison) -> str:
     runs = max(len(g.by_run) for g in row.gains.values())
     lost = max(sum(v is None for v in g.by_run) for g in row.gains.values())
-    told = [row.group] if len(panel.groups) > 1 else []
+    told = [row.group] if len(comparison.groups) > 1 else []
     told += [f"{runs} runs"] if runs > 1 else []
     told += [f"{lost} out of {REFERENCE}'s reach"] if lost else []
     return ", ".join(told)
 
 
 def _spread(found: Mapping[str, Any] | None) -> str:
-    if not found or "from" not in found:
-        return ""
-    return f"{number(found['from'], 2)} to {number(found['to'], 2)}"
+    return span((found["from"], found["to"]), 2) if found and "from" in found else ""
 
 
 def _over_runs(found: Matched | None) -> str:
     values = [v for v in found.by_run if v is not None] if found else []
-    return f"{number(min(values), 2, signed=True)} to {number(max(values), 2, signed=True)}" if len(values) > 1 else ""
+    return span(values, 2, signed=True) if len(values) > 1 else ""
 
 
 def _points_above(found: Matched | None) -> str:
@@ -327,5 +306,5 @@ def _points_above(found: Matched | None) -> str:
     return f"{sum(v > 0 for v in seen)} of {len(seen)}" + (f", {beyond} out of reach" if beyond else "")
 
 
-def _few(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -18,6 +18,23 @@ class Curve(NamedTuple):
     values: list[float]
 
 
+class TaskScore(NamedTuple):
+    """What a task came to.
+
+    Attributes:
+        examples: that it was trained on; None when unknown.
+        accuracy: on test data, or on validation data where the run was not tested.
+        validation: accuracy at the best epoch, if that is known.
+        test: accuracy, loss (nats) and number of examples on test data; empty where the run was not tested.
+    """
+
+    task: str
+    examples: int | None
+    accuracy: float
+    validation: float | None
+    test: Mapping[str, Any]
+
+
 def tasks(record: Record) -> list[str]:
     """The tasks, in the order of training."""
     epochs = record.get("epochs") or ()
@@ -37,13 +54,13 @@ def over_epochs(record: Record, what: str) -> Curve:
 
 def by_round(record: Record, what: str) -> Curve:
     """A number of the weighting's metrics over the rounds, averaged to at most `MOST_POINTS`."""
-    length = rounds_per_epoch(record)
+    length = _rounds_in_epoch(record)
     return _thinned(_curve([(r["round"] / length, r.get(what)) for r in record.get("rounds") or ()]))
 
 
-def shares(record: Record) -> dict[str, Curve]:
+def weight_shares(record: Record) -> dict[str, Curve]:
     """Each task's share of the weights over the rounds; empty for a method without weights of its own."""
-    length = rounds_per_epoch(record)
+    length = _rounds_in_epoch(record)
     names = tasks(record)
     rows = []
     for found in record.get("rounds") or ():
@@ -53,7 +70,7 @@ def shares(record: Record) -> dict[str, Curve]:
     return {t: _thinned(_curve([(x, row[i]) for x, row in rows])) for i, t in enumerate(names)} if rows else {}
 
 
-def rounds_per_epoch(record: Record) -> float:
+def _rounds_in_epoch(record: Record) -> float:
     """Rounds until the largest task was seen once, as training counts them."""
     sizes, batch = record.get("examples"), record.get("batch_size")
     if sizes and batch:
@@ -78,18 +95,22 @@ def best(record: Record) -> Mapping[str, Any] | None:
     return next((e for e in epochs if e["epoch"] == number), None)
 
 
-def accuracies(record: Record) -> dict[str, float]:
-    """Accuracy by task on test data, or on validation data where a run was not tested, least first."""
-    tested, kept = record.get("test") or {}, best(record)
-    found = {t: tested[t]["accuracy"] for t in tasks(record) if t in tested}
-    found = found or (dict(kept["validation_accuracy"]) if kept else {})
-    return dict(sorted(found.items(), key=lambda pair: pair[1]))
+def final_scores(record: Record) -> list[TaskScore]:
+    """The tasks' scores, least accurate first: on test data, or on validation data where a run was not tested."""
+    tested, kept, sizes = record.get("test") or {}, best(record), record.get("examples") or {}
+    valid = kept["validation_accuracy"] if kept else {}
+    rows = []
+    for task in [t for t in tasks(record) if t in tested] or valid:
+        test = tested.get(task) or {}
+        accuracy = float(test["accuracy"] if test else valid[task])
+        rows.append(TaskScore(task, sizes.get(task, [None])[0], accuracy, valid.get(task), test))
+    return sorted(rows, key=lambda row: row.accuracy)
 
 
-def interval(share: float, count: int) -> tuple[float, float]:
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share of `count` examples.
 
-    >>> [round(x, 3) for x in interval(0.9, 100)]
+    >>> [round(x, 3) for x in wilson_interval(0.9, 100)]
     [0.826, 0.945]
     """
     z = 1.96

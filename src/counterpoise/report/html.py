@@ -1,27 +1,38 @@
-"""report.html: the page of a run of restore, and of several runs on one front."""
+"""report.html: the page of a run of restore."""
 
 from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from counterpoise.records import write_whole
 from counterpoise.report import plots
-from counterpoise.report.page import Figures, fact_list, menu, page, plot_box, section, spec, specs
+from counterpoise.report.page import (
+    Figures,
+    fact_list,
+    glossary,
+    header,
+    menu,
+    page,
+    plot_box,
+    run_section,
+    section,
+    spec,
+    specs,
+)
 from counterpoise.report.two_sided import two_sided_section
 from counterpoise.tables import reading, tables
 from counterpoise.tables.grid import Table, as_html
 from counterpoise.tables.numbers import number, ratio_list
-from counterpoise.tables.reading import RETENTION, Results
+from counterpoise.tables.reading import Results
 
-CAPTION = (
+_CAPTION = (
     "Up is more reward, right is more ability kept. Bars are 95 % intervals of each point alone; all points were scored "
     "on the same items, so two points can differ for certain although their bars overlap. Faded points are beaten by "
     "another in both directions."
 )
-GLOSSARY = {
+_GLOSSARY = {
     "Ratio": "The share of the alignment update that is kept: pre + ratio × (post − pre). 0 is PRE, 1 is POST. A block is "
     "a set of tensors that share one.",
     "MA and HMA": "MA averages all blocks alike. HMA gives each block its own ratio at the same mean, searched for the reward "
@@ -45,23 +56,10 @@ def write_report(results: Results, path: str | Path) -> None:
         results: the content of restore.json; absent parts are left out of the page.
         path: the file to write; one that is there is replaced.
     """
-    write_whole(Path(path), report(results))
+    write_whole(Path(path), report_page(results))
 
 
-def write_fronts(results: Sequence[Results], path: str | Path, names: Sequence[str] | None = None) -> None:
-    """Write a page with several runs on one front.
-
-    Args:
-        names: one per run; see `plots.fronts`.
-    """
-    shown = {axis: plots.fronts(results, names, axis) for axis in reading.axes(results[0] if results else {})}
-    axis_menu = menu("ability kept, measured by", {a: _axis_label(results[0], a) for a in shown})
-    place = plot_box("fronts", "Several fronts", [axis_menu], f"{CAPTION} A colour is a file, a mark a method.")
-    body = f"<header><p class=eyebrow>counterpoise</p><h1>{len(results)} runs on one front</h1></header>{place}"
-    write_whole(Path(path), page("counterpoise: fronts", body, {"fronts": specs(shown)}))
-
-
-def report(results: Results) -> str:
+def report_page(results: Results) -> str:
     """The page of one run, as text."""
     figures: Figures = {}
     sections = [
@@ -70,10 +68,10 @@ def report(results: Results) -> str:
         _ratio_section(results, figures),
         _search_section(results, figures),
         two_sided_section(results, figures),
-        _table_section("Hypervolume", tables.hypervolume(results)),
-        _points_section(results),
+        _table_section("Hypervolume", tables.volume_table(results)),
+        _table_section("Everything that was measured", tables.measured(results)),
         _run_section(results),
-        _glossary(),
+        glossary(_GLOSSARY),
     ]
     return page(f"counterpoise: {_title(results)}", _header(results) + "".join(sections), figures)
 
@@ -89,17 +87,16 @@ def _header(results: Results) -> str:
         "Date": results.get("date"),
     }
     warnings = "".join(f"<li>{html.escape(str(w))}</li>" for w in results.get("warnings") or ())
-    return (
-        "<header><p class=eyebrow>counterpoise · what alignment cost, and what averaging gives back</p>"
-        f"<h1>{html.escape(str(results.get('verdict') or 'No verdict was recorded.'))}</h1>{fact_list(facts)}"
-        + (f"<div class=warnings><ul>{warnings}</ul></div>" if warnings else "")
-        + "</header>"
+    return header(
+        "what alignment cost, and what averaging gives back",
+        str(results.get("verdict") or "No verdict was recorded."),
+        fact_list(facts) + (f"<div class=warnings><ul>{warnings}</ul></div>" if warnings else ""),
     )
 
 
 def _front_section(results: Results, figures: Figures) -> str:
     shown = {
-        f"{axis}|{part}": plots.front(results, axis, part=part)
+        f"{axis}|{part}": plots.plot_front(results, axis, part=part)
         for axis in reading.axes(results)
         for part in reading.parts(results)
     }
@@ -107,14 +104,17 @@ def _front_section(results: Results, figures: Figures) -> str:
         return ""
     figures["front"] = specs(shown)
     menus = [
-        menu("horizontal axis:", {a: _axis_label(results, a) for a in reading.axes(results)}),
+        menu(
+            "horizontal axis:",
+            {a: reading.axis_label(results, a, "retention, all abilities") for a in reading.axes(results)},
+        ),
         menu("measured on:", {part: f"{part} data" for part in reading.parts(results)}),
     ]
-    return section("Reward against abilities", plot_box("front", "Reward against abilities kept", menus, CAPTION))
+    return section("Reward against abilities", plot_box("front", "Reward against abilities kept", menus, _CAPTION))
 
 
 def _tax_section(results: Results, figures: Figures) -> str:
-    table = tables.tax(results)
+    table = tables.ability_taxes(results)
     if not table:
         return ""
     caption = (
@@ -122,23 +122,20 @@ def _tax_section(results: Results, figures: Figures) -> str:
         "standard error of PRE's score."
     )
     scale = ""
-    if (figure := plots.taxes(results)).data:
+    if (figure := plots.plot_taxes(results)).data:
         figures["taxes"] = {"": spec(figure)}
         scale = "<h3>The same, on one scale</h3>" + plot_box("taxes", "Tax by ability", [], caption, low=True)
     against = tables.against_ma(results)
     beside = f"<h3>The pick against plain averaging</h3>{as_html(against)}" if against else ""
-    return section(
-        "The tax, ability by ability",
-        as_html(table) + scale + beside,
-    )
+    return section("The tax, ability by ability", as_html(table) + scale + beside)
 
 
 def _ratio_section(results: Results, figures: Figures) -> str:
     table = tables.pick_ratios(results)
-    drawn = [p for p in reading.points(results) if p["method"] == "HMA"]
+    drawn = [p for p in reading.measured_points(results) if p["method"] == "HMA"]
     if not table and not drawn:
         return ""
-    figures["ratios"] = {"": spec(plots.ratios(results))}
+    figures["ratios"] = {"": spec(plots.plot_ratios(results))}
     caption = "1 keeps all of the alignment update in a layer, 0 gives the layer back to PRE."
     return section(
         "Ratio of each layer",
@@ -147,19 +144,14 @@ def _ratio_section(results: Results, figures: Figures) -> str:
 
 
 def _search_section(results: Results, figures: Figures) -> str:
-    table = tables.searches(results)
+    table = tables.search_table(results)
     if not table:
         return ""
-    if not (figure := plots.searches(results)).data:
+    if not (figure := plots.plot_searches(results)).data:
         return section("The search", as_html(table))
     figures["searches"] = {"": spec(figure)}
     caption = "The first pass is MA, all ratios equal. How far a line falls is what HMA gained on the proxy responses."
     return section("The search", plot_box("searches", "Search traces", [], caption, low=True) + as_html(table))
-
-
-def _points_section(results: Results) -> str:
-    table = tables.measured(results)
-    return section("Everything that was measured", as_html(table)) if table else ""
 
 
 def _table_section(title: str, table: Table) -> str:
@@ -176,30 +168,12 @@ def _run_section(results: Results) -> str:
         "Seed": results.get("seed"),
         "Commit": results.get("commit"),
         "Took": None if seconds is None else f"{number(seconds / 60, 1)} minutes",
-        "Versions": ", ".join(f"{k} {v}" for k, v in (results.get("versions") or {}).items()) or None,
+        "Versions": reading.version_list(results) or None,
     }
-    command = results.get("command")
     settings = {str(k): json.dumps(v, ensure_ascii=False) for k, v in (results.get("settings") or {}).items()}
     hashes = tables.files(results)
-    return section(
-        "What was run",
-        (f"<pre>{html.escape(str(command))}</pre>" if command else "")
-        + fact_list(facts)
-        + (f"<details><summary>Settings</summary>{fact_list(settings)}</details>" if settings else "")
-        + (f"<details><summary>Input files</summary>{as_html(hashes)}</details>" if hashes else ""),
-    )
-
-
-def _glossary() -> str:
-    entries = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in GLOSSARY.items())
-    return section("How to read this", f"<dl class=columns>{entries}</dl>")
-
-
-def _axis_label(results: Results, axis: str) -> str:
-    if axis == RETENTION:
-        return "retention, all abilities"
-    floor = ", at floor" if axis in reading.floored(results) else ""
-    return f"{axis} ({reading.primary(results)[axis]}{floor})"
+    folded = {"Settings": fact_list(settings), "Input files": as_html(hashes) if hashes else ""}
+    return run_section(results.get("command"), facts, folded)
 
 
 def _source(results: Results, side: str) -> str | None:

@@ -6,38 +6,30 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from counterpoise.report.palette import look
+from counterpoise.report.palette import look_of
 from counterpoise.tables import reading
-from counterpoise.tables.numbers import interval, ratio_list, spoken
-from counterpoise.tables.reading import ENDS, Point, Results
+from counterpoise.tables.numbers import ratio_list, spoken, with_interval
+from counterpoise.tables.reading import ENDS, PointEntry, Results
 
 Trace = dict[str, Any]
 SE_OF_95 = 1.96  # half widths of a 95 % interval per standard error
 
 
-def point_marks(
-    results: Results,
-    some: Sequence[Point],
-    axis: str,
-    method: str,
-    *,
-    faded: bool = False,
-    group: str | None = None,
-) -> Trace:
+def point_marks(results: Results, some: Sequence[PointEntry], axis: str, method: str, *, faded: bool = False) -> Trace:
     """One method's points with their intervals."""
-    style = look(method)
-    xs, ys = [reading.score(results, p, axis) or {} for p in some], [p["reward"] for p in some]
+    style = look_of(method)
+    xs, ys = [reading.axis_score(results, p, axis) or {} for p in some], [p["reward"] for p in some]
     return {
         "type": "scatter",
         "x": [s.get("value") for s in xs],
         "y": [s["value"] for s in ys],
-        "error_x": bars(xs, style.colour),
-        "error_y": bars(ys, style.colour),
+        "error_x": error_bars(xs, style.colour),
+        "error_y": error_bars(ys, style.colour),
         "mode": "markers",
         "marker": {"color": style.colour, "symbol": style.symbol, "size": 11 if method in ENDS else 10},
         "opacity": 0.42 if faded else 1.0,
         "name": label(method),
-        "legendgroup": escaped(group if group is not None else method),
+        "legendgroup": escaped(method),
         "showlegend": False,
         "hovertext": [hover(results, p) for p in some],
         "hoverinfo": "text",
@@ -46,7 +38,7 @@ def point_marks(
 
 def legend_mark(method: str) -> Trace:
     """What stands for a method in the legend; a mark of its own, since its points may all be faded."""
-    style = look(method)
+    style = look_of(method)
     return {
         "type": "scatter",
         "x": [None],
@@ -58,7 +50,7 @@ def legend_mark(method: str) -> Trace:
     }
 
 
-def bars(scores: Sequence[Mapping[str, Any]], colour: str) -> dict[str, Any]:
+def error_bars(scores: Sequence[Mapping[str, Any]], colour: str) -> dict[str, Any]:
     """95 % intervals as error bars; a score without one gets none."""
 
     def arms(key: str) -> list[float]:
@@ -68,9 +60,7 @@ def bars(scores: Sequence[Mapping[str, Any]], colour: str) -> dict[str, Any]:
     return {**bars, "color": colour, "thickness": 1, "width": 0}
 
 
-def front_line(
-    results: Results, best: Sequence[Point], axis: str, colour: str, *, name: str = "front", group: str = "front"
-) -> Trace:
+def front_line(results: Results, best: Sequence[PointEntry], axis: str, colour: str) -> Trace:
     """Non-dominated points joined, from the least reward to the most."""
     return {
         "type": "scatter",
@@ -78,13 +68,13 @@ def front_line(
         "y": [p["reward"]["value"] for p in best],
         "mode": "lines",
         "line": {"color": colour, "width": 1.5},
-        "name": label(name),
-        "legendgroup": group,
+        "name": "front",
+        "legendgroup": "front",
         "hoverinfo": "skip",
     }
 
 
-def hover(results: Results, point: Point) -> str:
+def hover(results: Results, point: PointEntry) -> str:
     """What is shown of a point under the pointer."""
     pick = " (the pick)" if point["name"] == results.get("pick") else ""
     lines = [f"<b>{escaped(point['name'])}</b>{pick}"]
@@ -95,7 +85,7 @@ def hover(results: Results, point: Point) -> str:
         lines.append(f"retention {spoken(point['retention'])}")
     at_floor = reading.floored(results)
     for ability, metric in reading.primary(results).items():
-        if found := reading.score(results, point, ability):
+        if found := reading.axis_score(results, point, ability):
             floor = " (at floor)" if ability in at_floor else ""
             lines.append(escaped(f"{ability} {metric} {spoken(found)}{floor}"))
     return "<br>".join(lines)
@@ -108,13 +98,13 @@ def tax_marks(some: Sequence[tuple[int, Any]], key: str, name: str, colour: str,
         "type": "scatter",
         "x": [s["value"] for s in scaled],
         "y": [i + offset for i, _ in some],
-        "error_x": {**bars(scaled, colour), "thickness": 2},
+        "error_x": {**error_bars(scaled, colour), "thickness": 2},
         "mode": "markers",
         "marker": {"color": colour, "symbol": symbol, "size": 10},
         "name": label(name),
         "hovertext": [
             escaped(
-                f"{r['name']} {r['metric']}, {name}: tax {' '.join(interval(r[key], signed=True))} {r.get('unit') or ''}"
+                f"{r['name']} {r['metric']}, {name}: tax {' '.join(with_interval(r[key], signed=True))} {r.get('unit') or ''}"
             )
             for _, r in some
         ],
@@ -128,7 +118,7 @@ def standard_error(score: Mapping[str, Any]) -> float:
     return 0.0 if low is None or high is None else (high - low) / (2 * SE_OF_95)
 
 
-def steps(results: Results, point: Point, colour: str, width: float, opacity: float, *, suffix: str = "") -> Trace:
+def steps(results: Results, point: PointEntry, colour: str, width: float, opacity: float, *, suffix: str = "") -> Trace:
     """The ratios of a point, layer by layer."""
     return step_line(reading.point_shares(results, point), f"{point['name']}{suffix}", colour, width, opacity)
 

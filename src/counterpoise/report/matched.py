@@ -1,4 +1,4 @@
-"""A panel's points and fronts against its MA curve, by paired bootstrap where the files hold every item."""
+"""A comparison's points and fronts against its MA curve, by paired bootstrap where the files hold every item."""
 
 from __future__ import annotations
 
@@ -7,28 +7,27 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.results import measurement
-from counterpoise.report.panels import Group, Panel, Run
+from counterpoise.report.comparisons import Comparison, Group, MeasuredRun
 from counterpoise.statistics.bootstrap import Difference, interval
 from counterpoise.statistics.equal_reward import (
     Fronts,
     Matched,
-    Scored,
+    ModelStatistics,
+    PointAndCurve,
     Statistics,
     hypervolume_gain,
     meeting,
     reward_matched,
 )
-from counterpoise.statistics.equal_reward import Run as Pair
 from counterpoise.tables import reading
-from counterpoise.tables.reading import ENDS, RETENTION, Point, Results
+from counterpoise.tables.reading import ENDS, RETENTION, PointEntry, Results
 
 REFERENCE = "MA"
 
 
 @dataclass(frozen=True)
-class Row:
+class PointGains:
     """One point against the reference at its reward.
 
     Attributes:
@@ -42,22 +41,20 @@ class Row:
     gains: dict[str, Matched]
 
 
-def matched(panel: Panel, reference: str = REFERENCE) -> list[Row]:
-    """Every point that is neither PRE, POST nor of the reference, against the reference of its own group and run."""
+def matched(comparison: Comparison) -> list[PointGains]:
+    """Every point that is neither PRE, POST nor of the `REFERENCE`, against the reference of its own group and run."""
     rows = []
-    for group in panel.groups:
+    for group in comparison.groups:
         for part in reading.parts({"points": [p for r in group.runs for p in r.results["points"]]}):
             names = dict.fromkeys(
                 p["name"]
                 for r in group.runs
-                for p in reading.points(r.results, part)
-                if p["method"] not in (*ENDS, reference)
+                for p in reading.measured_points(r.results, part)
+                if p["method"] not in (*ENDS, REFERENCE)
             )
             for name in names:
-                gains = {
-                    a: g for a in reading.axes(group.runs[0].results) if (g := _gain(group, name, part, a, reference))
-                }
-                rows.append(Row(name, group.name, part, gains))
+                gains = {a: g for a in reading.axes(group.runs[0].results) if (g := _gain(group, name, part, a))}
+                rows.append(PointGains(name, group.name, part, gains))
     return rows
 
 
@@ -69,81 +66,75 @@ def method_gains(
     Returns:
         None where a file lacks the items, the method has no points or the reference reaches none of their rewards.
     """
-    pairs: list[Pair] = []
+    pairs: list[PointAndCurve] = []
     if not (counted := _counted(group, axis)):
         return None
     for run in group.runs:
-        curve = [_scored(run.results, p, counted) for p in reference_curve(run.results, part, axis, reference)]
-        points = [p for p in reading.placed(run.results, part, axis) if p["method"] == method]
-        scored = [_scored(run.results, p, counted) for p in points]
-        whole, held = [c for c in curve if c is not None], [s for s in scored if s is not None]
-        if len(whole) < len(curve) or len(held) < len(scored) or len(whole) < 3:
+        points = [p for p in reading.plottable(run.results, part, axis) if p["method"] == method]
+        curve = _all_scored(run.results, reference_curve(run.results, part, axis, reference), counted)
+        scored = _all_scored(run.results, points, counted)
+        if curve is None or scored is None or len(curve) < 3:
             return None
-        pairs += [Pair(s, whole) for s in held]
+        pairs += [PointAndCurve(s, curve) for s in scored]
     return reward_matched(pairs, _scales(group, part, axis)) if pairs else None
 
 
-def hypervolume_gains(panel: Panel, part: str, reference: str = REFERENCE) -> dict[tuple[str, str], Difference]:
+def hypervolume_gains(comparison: Comparison, part: str) -> dict[tuple[str, str], Difference]:
     """(group, method) -> its hypervolume minus the reference's, where the files hold every item."""
     found = {}
-    for group in panel.groups:
+    for group in comparison.groups:
         if not (counted := _counted(group, RETENTION)):
             continue
-        methods = dict.fromkeys(p["method"] for r in group.runs for p in reading.points(r.results, part))
+        methods = dict.fromkeys(p["method"] for r in group.runs for p in reading.measured_points(r.results, part))
         for method in methods:
-            runs = [_fronts(run, part, method, reference, counted) for run in group.runs]
+            runs = [_fronts(run, part, method, counted) for run in group.runs]
             held = [r for r in runs if r is not None]
-            if method in (*ENDS, reference) or not held:
+            if method in (*ENDS, REFERENCE) or not held:
                 continue
             if gain := hypervolume_gain(held, _scales(group, part, RETENTION)):
                 found[group.name, method] = gain
     return found
 
 
-def _fronts(run: Run, part: str, method: str, reference: str, counted: Sequence[tuple[str, str]]) -> Fronts | None:
+def _fronts(run: MeasuredRun, part: str, method: str, counted: Sequence[tuple[str, str]]) -> Fronts | None:
     """None where a point lacks its items, or either method its points."""
-    of: dict[str, list[Scored | None]] = {}
-    for p in reading.placed(run.results, part, RETENTION):
-        of.setdefault(p["method"], []).append(_scored(run.results, p, counted))
-    wanted = ("PRE", "POST", method, reference)
-    held = {m: [s for s in of.get(m, []) if s is not None] for m in wanted}
-    if any(not held[m] or len(held[m]) < len(of[m]) for m in wanted):
-        return None
-    return Fronts(held["PRE"][0], held["POST"][0], held[method], held[reference])
+    found = reading.plottable(run.results, part, RETENTION)
+    held = []
+    for wanted in ("PRE", "POST", method, REFERENCE):
+        if not (scored := _all_scored(run.results, [p for p in found if p["method"] == wanted], counted)):
+            return None
+        held.append(scored)
+    return Fronts(held[0][0], held[1][0], held[2], held[3])
 
 
-def reference_curve(results: Results, part: str, axis: str, reference: str = REFERENCE) -> list[Point]:
+def reference_curve(results: Results, part: str, axis: str, reference: str = REFERENCE) -> list[PointEntry]:
     """PRE, the reference's points and POST, in the order of their mean ratio; those with a reward and a score on `axis`."""
     place = {"PRE": 0.0, "POST": 1.0}
-    found = [p for p in reading.placed(results, part, axis) if p["method"] in (*ENDS, reference)]
+    found = [p for p in reading.plottable(results, part, axis) if p["method"] in (*ENDS, reference)]
     return sorted(found, key=lambda p: place.get(p["method"], p.get("mean") or 0.0))
 
 
-def _gain(group: Group, name: str, part: str, axis: str, reference: str) -> Matched | None:
-    pairs: list[Pair] = []
+def _gain(group: Group, name: str, part: str, axis: str) -> Matched | None:
+    pairs: list[PointAndCurve] = []
     values: list[float | None] = []
-    complete = True
     if not (counted := _counted(group, axis)):
         return None
     for run in group.runs:
-        point = next((p for p in reading.placed(run.results, part, axis) if p["name"] == name), None)
-        curve = reference_curve(run.results, part, axis, reference)
-        if point is None or not any(p["method"] == reference for p in curve):
+        point = next((p for p in reading.plottable(run.results, part, axis) if p["name"] == name), None)
+        curve = reference_curve(run.results, part, axis)
+        if point is None or not any(p["method"] == REFERENCE for p in curve):
             continue
         values.append(_value(run.results, point, curve, axis))
-        scored = [_scored(run.results, p, counted) for p in (point, *curve)]
-        whole = [s for s in scored if s is not None]
-        complete = complete and len(whole) == len(scored)
-        if complete:
-            pairs.append(Pair(whole[0], whole[1:]))
-    if complete and pairs:
+        if scored := _all_scored(run.results, [point, *curve], counted):
+            pairs.append(PointAndCurve(scored[0], scored[1:]))
+    if pairs and len(pairs) == len(values):
         return reward_matched(pairs, _scales(group, part, axis))
     known = [v for v in values if v is not None]
     nan = float("nan")
     return Matched(float(np.mean(known)), nan, nan, nan, tuple(values), nan) if known else None
 
 
-def _value(results: Results, point: Point, curve: Sequence[Point], axis: str) -> float | None:
+def _value(results: Results, point: PointEntry, curve: Sequence[PointEntry], axis: str) -> float | None:
     """The difference from the scores alone."""
     x = [p["reward"]["value"] - point["reward"]["value"] for p in curve]
     y = [reading.score_value(results, p, axis) - reading.score_value(results, point, axis) for p in curve]
@@ -159,14 +150,18 @@ def _counted(group: Group, axis: str) -> list[tuple[str, str]]:
     return [(a, m) for a, m in primary.items() if a not in group.floored]
 
 
-def _scored(results: Results, point: Point, counted: Sequence[tuple[str, str]]) -> Scored | None:
-    found = [measurement(results, point, *key) for key in [("reward", "reward"), *counted]]
-    held = [_statistics(m) for m in found if m is not None]
-    return Scored(held[0], tuple(held[1:])) if len(held) == len(found) else None
-
-
-def _statistics(m: Measurement) -> Statistics:
-    return Statistics(m.statistics, m.aggregate)
+def _all_scored(
+    results: Results, points: Sequence[PointEntry], counted: Sequence[tuple[str, str]]
+) -> list[ModelStatistics] | None:
+    """The points with the statistics of every item; None where one lacks some."""
+    scored = []
+    for point in points:
+        found = [measurement(results, point, *key) for key in [("reward", "reward"), *counted]]
+        held = [Statistics(m.statistics, m.aggregate) for m in found if m is not None]
+        if len(held) < len(found):
+            return None
+        scored.append(ModelStatistics(held[0], tuple(held[1:])))
+    return scored
 
 
 def _scales(group: Group, part: str, axis: str) -> list[float]:
@@ -176,7 +171,7 @@ def _scales(group: Group, part: str, axis: str) -> list[float]:
         return [1.0]
     errors = []
     for run in group.runs:
-        pre = next(p for p in reading.points(run.results, part) if p["method"] == "PRE")
+        pre = next(p for p in reading.measured_points(run.results, part) if p["method"] == "PRE")
         held = [measurement(run.results, pre, *key) for key in counted]
         if all(m is not None for m in held):  # a file without items has no say
             errors.append([interval(m.statistics, m.aggregate).standard_error for m in held if m is not None])

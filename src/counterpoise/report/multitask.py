@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-import html
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from counterpoise.records import write_whole
 from counterpoise.report import history
 from counterpoise.report import multitask_plots as task_plots
 from counterpoise.report.history import Record
-from counterpoise.report.page import Figures, fact_list, menu, page, plot_box, section, spec
+from counterpoise.report.page import (
+    Figures,
+    fact_list,
+    glossary,
+    header,
+    menu,
+    page,
+    plot_box,
+    run_section,
+    section,
+    spec,
+)
 from counterpoise.tables.grid import Cell, Column, Table, as_html
 from counterpoise.tables.numbers import number
+from counterpoise.tables.reading import version_list
 
-KINDS = {
+_KINDS = {
     "train_loss": ("loss in training", "Training loss (nats)"),
     "validation_loss": ("loss on validation data", "Validation loss (nats)"),
     "validation_accuracy": ("accuracy on validation data", "Validation accuracy"),
 }
-PERCENT = "\N{NO-BREAK SPACE}%"
-GLOSSARY = {
+_PERCENT = "\N{NO-BREAK SPACE}%"
+_GLOSSARY = {
     "Weights": "What each task's loss is multiplied with, as a share of their sum. A method without weights of its own "
     "(MGDA, Tchebycheff and others act on gradients or on the largest loss) has none to show.",
     "Task variance": "The mean squared distance of the task losses from their mean. BanditMTL descends on about the mean "
@@ -37,17 +47,17 @@ GLOSSARY = {
 }
 
 
-def write_report(record: Record, path: str | Path) -> None:
+def write_multitask_report(record: Record, path: str | Path) -> None:
     """Write the page of one run; the file appears whole or not at all.
 
     Args:
         record: the content of training.json; absent parts are left out of the page.
         path: the file to write; one that is there is replaced.
     """
-    write_whole(Path(path), report(record))
+    write_whole(Path(path), multitask_page(record))
 
 
-def report(record: Record) -> str:
+def multitask_page(record: Record) -> str:
     """The page of one run, as text."""
     figures: Figures = {}
     sections = [
@@ -56,7 +66,7 @@ def report(record: Record) -> str:
         _weights_section(record, figures),
         _variance_section(record, figures),
         _run_section(record),
-        section("How to read this", _glossary()),
+        glossary(_GLOSSARY),
     ]
     title = f"counterpoise: {len(history.tasks(record))} tasks, {record.get('weighting') or 'a multi-task run'}"
     return page(title, _header(record) + "".join(sections), figures)
@@ -76,23 +86,20 @@ def _header(record: Record) -> str:
         "Written to": record.get("out"),
         "Date": record.get("date"),
     }
-    return (
-        "<header><p class=eyebrow>counterpoise · one model, many tasks</p>"
-        f"<h1>{html.escape(_verdict(record))}</h1>{fact_list(facts)}</header>"
-    )
+    return header("one model, many tasks", _verdict(record), fact_list(facts))
 
 
 def _verdict(record: Record) -> str:
     """The mean and the worst task, in one sentence."""
-    found = history.accuracies(record)
+    found = history.final_scores(record)
     if not found:
         return "No accuracy was recorded."
     part = "test" if record.get("test") else "validation"
-    mean = f"Mean {part} accuracy {number(100 * sum(found.values()) / len(found), 1)}{PERCENT}"
+    mean = f"Mean {part} accuracy {number(100 * sum(s.accuracy for s in found) / len(found), 1)}{_PERCENT}"
     if len(found) == 1:
         return f"{mean}."
-    (worst, low), *_, (top, high) = found.items()
-    return f"{mean}, from {number(100 * low, 1)}{PERCENT} ({worst}) to {number(100 * high, 1)}{PERCENT} ({top})."
+    low, high = (f"{number(100 * s.accuracy, 1)}{_PERCENT} ({s.task})" for s in (found[0], found[-1]))
+    return f"{mean}, from {low} to {high}."
 
 
 def _weighting(record: Record) -> str | None:
@@ -113,43 +120,28 @@ def _weighting(record: Record) -> str | None:
 
 
 def _accuracy_section(record: Record, figures: Figures) -> str:
-    found = history.accuracies(record)
+    found = history.final_scores(record)
     if not found:
         return ""
-    figures["accuracies"] = {"": spec(task_plots.accuracies(record))}
+    figures["accuracies"] = {"": spec(task_plots.plot_accuracies(record))}
     caption = "The weakest task is at the top. Bars are 95 % intervals over the test examples."
     if len(found) > task_plots.MOST_ROWS:
         caption += f" The {task_plots.MOST_ROWS} weakest of {len(found)}; all are in the table."
     box = plot_box("accuracies", "Accuracy by task", [], caption, low=len(found) <= 10)
-    return section("Accuracy, task by task", box + as_html(_scores(record)))
+    return section("Accuracy, task by task", box + as_html(_scores(found)))
 
 
-def _scores(record: Record) -> Table:
-    kept, tested, sizes = history.best(record), record.get("test") or {}, record.get("examples") or {}
+def _scores(rows: Sequence[history.TaskScore]) -> Table:
+    def percent(share: float | None) -> Cell:
+        return Cell(number(None if share is None else 100 * share, 1))
 
-    def percent(row: Mapping[str, Any], key: str) -> Cell:
-        return Cell(number(None if row[key] is None else 100 * row[key], 1))
-
-    rows = []
-    for task in history.accuracies(record):
-        test = tested.get(task) or {}
-        rows.append(
-            {
-                "task": task,
-                "examples": sizes.get(task, [None])[0],
-                "validation": kept["validation_accuracy"].get(task) if kept else None,
-                "test": test.get("accuracy"),
-                "loss": test.get("loss"),
-                "tested": test.get("examples"),
-            }
-        )
     columns = (
-        Column("task", lambda r: Cell(r["task"]), False),
-        Column("trained on", lambda r: Cell(number(r["examples"], 0))),
-        Column("validation, %", lambda r: percent(r, "validation")),
-        Column("test, %", lambda r: percent(r, "test")),
-        Column("test loss, nats", lambda r: Cell(number(r["loss"], 3))),
-        Column("tested on", lambda r: Cell(number(r["tested"], 0))),
+        Column("task", lambda r: Cell(r.task), False),
+        Column("trained on", lambda r: Cell(number(r.examples, 0))),
+        Column("validation, %", lambda r: percent(r.validation)),
+        Column("test, %", lambda r: percent(r.test.get("accuracy"))),
+        Column("test loss, nats", lambda r: Cell(number(r.test.get("loss"), 3))),
+        Column("tested on", lambda r: Cell(number(r.test.get("examples"), 0))),
     )
     return Table(columns, tuple(rows))
 
@@ -162,12 +154,12 @@ def _curves_section(record: Record, figures: Figures) -> str:
     many = len(names) > task_plots.FEW
     options = {"": None} | ({str(i): t for i, t in enumerate(names)} if many else {})
     figures["curves"] = {}
-    for kind, (_, title) in KINDS.items():
+    for kind, (_, title) in _KINDS.items():
         found = history.by_epoch(record, kind)
         for option, task in options.items():
             key = f"{kind}|{option}" if many else kind
-            figures["curves"][key] = spec(task_plots.curves(record, found, title, task))
-    menus = [menu("show", {kind: shown for kind, (shown, _) in KINDS.items()})]
+            figures["curves"][key] = spec(task_plots.plot_curves(record, found, title, task))
+    menus = [menu("show", {kind: shown for kind, (shown, _) in _KINDS.items()})]
     caption = "Losses are mean cross-entropies. Those in training are with dropout, of the epoch's mini-batches."
     if many:
         menus.append(
@@ -178,10 +170,10 @@ def _curves_section(record: Record, figures: Figures) -> str:
 
 
 def _weights_section(record: Record, figures: Figures) -> str:
-    found = history.shares(record)
+    found = history.weight_shares(record)
     if not found or len(found) < 2:
         return ""
-    figures["weights"] = {"": spec(task_plots.weights(record, found))}
+    figures["weights"] = {"": spec(task_plots.plot_weights(record, found))}
     caption = "Each task's share of the weights. Above an equal share, a task is pushed; below it, it is spared."
     if len(found) > task_plots.FEW:
         caption += " The task with the most weight at the end is at the top."
@@ -191,10 +183,10 @@ def _weights_section(record: Record, figures: Figures) -> str:
 def _variance_section(record: Record, figures: Figures) -> str:
     if not record.get("epochs") or len(history.tasks(record)) < 2:
         return ""
-    figures["variance"] = {"epochs": spec(task_plots.variance(record))}
+    figures["variance"] = {"epochs": spec(task_plots.plot_variance(record))}
     shown = {"epochs": "mean losses of each epoch"}
     if record.get("rounds"):
-        figures["variance"]["batches"] = spec(task_plots.variance(record, mini_batches=True))
+        figures["variance"]["batches"] = spec(task_plots.plot_variance(record, mini_batches=True))
         shown["batches"] = "losses of the mini-batches"
     caption = (
         "How far apart the task losses are. Tasks with other numbers of classes have other losses without being neglected; "
@@ -205,22 +197,11 @@ def _variance_section(record: Record, figures: Figures) -> str:
 
 
 def _run_section(record: Record) -> str:
-    command = record.get("command")
     facts = {
         "Seed": record.get("seed"),
         "Examples of each task in a round": record.get("batch_size"),
-        "Versions": ", ".join(f"{k} {v}" for k, v in (record.get("versions") or {}).items()) or None,
+        "Versions": version_list(record) or None,
     }
     told = ("lr", "normalize", "layout", "width", "max_tokens", "dropout", "vectors")
     settings = {k: json.dumps(record[k], ensure_ascii=False) for k in told if record.get(k) is not None}
-    return section(
-        "What was run",
-        (f"<pre>{html.escape(str(command))}</pre>" if command else "")
-        + fact_list(facts)
-        + (f"<details><summary>Settings</summary>{fact_list(settings)}</details>" if settings else ""),
-    )
-
-
-def _glossary() -> str:
-    entries = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in GLOSSARY.items())
-    return f"<dl class=columns>{entries}</dl>"
+    return run_section(record.get("command"), facts, {"Settings": fact_list(settings)})

@@ -10,7 +10,7 @@ from counterpoise.report import history
 from counterpoise.report.history import Curve, Record
 from counterpoise.report.marks import escaped, label
 from counterpoise.report.palette import SERIES, light
-from counterpoise.report.plots import empty_figure
+from counterpoise.report.plots import dotted, empty_figure, name_rows
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -21,31 +21,30 @@ MOST_ROWS = 20
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 
-def accuracies(record: Record) -> Figure:
+def plot_accuracies(record: Record) -> Figure:
     """Accuracy by task, the least at the top: test data with 95 % intervals, and validation at the best epoch.
 
     Of more than `MOST_ROWS` tasks, those with the least.
     """
     figure = empty_figure("Accuracy (%)", "")
-    order = list(history.accuracies(record))[:MOST_ROWS]
-    rows = {t: len(order) - 1 - i for i, t in enumerate(order)}
-    kept, tested = history.best(record), record.get("test") or {}
-    if kept:
+    scores = history.final_scores(record)[:MOST_ROWS]
+    places, names = list(range(len(scores) - 1, -1, -1)), [s.task for s in scores]
+    if history.best(record) is not None:
         figure.add_scatter(
-            x=[100 * kept["validation_accuracy"][t] for t in order],
-            y=list(rows.values()),
+            x=[100 * (s.validation or 0.0) for s in scores],
+            y=places,
             name="validation, at the best epoch",
             mode="markers",
             marker={"color": light("muted"), "symbol": "circle-open", "size": 9, "line": {"width": 2}},
-            hovertext=[escaped(t) for t in order],
+            hovertext=[escaped(t) for t in names],
             hovertemplate="%{hovertext}: %{x:.1f} % on validation<extra></extra>",
         )
-    if some := [t for t in order if t in tested]:
-        ends = [history.interval(tested[t]["accuracy"], tested[t]["examples"]) for t in some]
-        at = [100 * tested[t]["accuracy"] for t in some]
+    if scores and scores[0].test:
+        ends = [history.wilson_interval(s.accuracy, s.test["examples"]) for s in scores]
+        at = [100 * s.accuracy for s in scores]
         figure.add_scatter(
             x=at,
-            y=[rows[t] for t in some],
+            y=places,
             error_x={
                 "type": "data",
                 "symmetric": False,
@@ -58,19 +57,14 @@ def accuracies(record: Record) -> Figure:
             name="test",
             mode="markers",
             marker={"color": light("blue"), "symbol": "diamond", "size": 10},
-            hovertext=[escaped(t) for t in some],
+            hovertext=[escaped(t) for t in names],
             hovertemplate="%{hovertext}: %{x:.1f} % on test data<extra></extra>",
         )
-    figure.update_yaxes(
-        tickvals=list(rows.values()),
-        ticktext=[label(t, 18) for t in order],
-        showgrid=False,
-        range=[-0.6, len(order) - 0.4],
-    )
+    name_rows(figure, names, places)
     return figure
 
 
-def curves(record: Record, found: Mapping[str, Curve], title: str, chosen: str | None = None) -> Figure:
+def plot_curves(record: Record, found: Mapping[str, Curve], title: str, chosen: str | None = None) -> Figure:
     """A curve per task over the epochs, and the best epoch.
 
     Args:
@@ -100,27 +94,22 @@ def curves(record: Record, found: Mapping[str, Curve], title: str, chosen: str |
     return figure
 
 
-def weights(record: Record, found: Mapping[str, Curve]) -> Figure:
+def plot_weights(record: Record, found: Mapping[str, Curve]) -> Figure:
     """Each task's share of the weights over the rounds: lines for few tasks, rows of colour for many.
 
     Args:
-        found: `history.shares`.
+        found: `history.weight_shares`.
     """
     if len(found) > FEW:
         return _rows_of_colour(record, found)
     shares = {t: Curve(c.epochs, [100 * v for v in c.values]) for t, c in found.items()}
-    figure = curves(record, shares, "Share of the weights (%)")
-    figure.add_hline(
-        y=100 / len(found),
-        line={"color": light("muted"), "width": 1, "dash": "dot"},
-        annotation={"text": "equal", "font": {"color": light("muted"), "size": 11}},
-        annotation_position="bottom right",
-    )
+    figure = plot_curves(record, shares, "Share of the weights (%)")
+    figure.add_hline(y=100 / len(found), annotation_position="bottom right", **dotted("equal"))
     figure.update_yaxes(rangemode="tozero")
     return figure
 
 
-def variance(record: Record, *, mini_batches: bool = False) -> Figure:
+def plot_variance(record: Record, *, mini_batches: bool = False) -> Figure:
     """The variance of the losses over the tasks: of each epoch, in training and on validation data.
 
     Args:
@@ -195,9 +184,4 @@ def _mark_best(figure: Figure, record: Record) -> None:
         figure.update_xaxes(dtick=1)
     if history.best(record) is None:
         return
-    figure.add_vline(
-        x=record["best_epoch"],
-        line={"color": light("muted"), "width": 1, "dash": "dot"},
-        annotation={"text": "kept", "font": {"color": light("muted"), "size": 11}, "xanchor": "right"},
-        annotation_position="bottom right",
-    )
+    figure.add_vline(x=record["best_epoch"], annotation_position="bottom right", **dotted("kept", xanchor="right"))

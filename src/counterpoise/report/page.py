@@ -42,6 +42,24 @@ def section(title: str, content: str) -> str:
     return f"<section><h2>{html.escape(title)}</h2>{content}</section>\n"
 
 
+def header(eyebrow: str, title: str, content: str = "") -> str:
+    """The head of a page; the content is html."""
+    return f"<header><p class=eyebrow>counterpoise · {eyebrow}</p><h1>{html.escape(title)}</h1>{content}</header>"
+
+
+def run_section(command: Any, facts: Mapping[str, Any], folded: Mapping[str, str]) -> str:
+    """What was run: the command, facts, and html that is folded away under its name; what is empty is left out."""
+    typed = f"<pre>{html.escape(str(command))}</pre>" if command else ""
+    more = "".join(f"<details><summary>{k}</summary>{inside}</details>" for k, inside in folded.items() if inside)
+    return section("What was run", typed + fact_list(facts) + more)
+
+
+def glossary(entries: Mapping[str, str]) -> str:
+    """The section that explains a page's words."""
+    told = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in entries.items())
+    return section("How to read this", f"<dl class=columns>{told}</dl>")
+
+
 def plot_box(name: str, label: str, menus: Sequence[str], caption: str, *, low: bool = False) -> str:
     """The place where the figures of that name are drawn, under the menus that choose among them."""
     controls = f"<div class=controls>{''.join(menus)}</div>" if menus else ""

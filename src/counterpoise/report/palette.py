@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # role -> (light, dark); figures are drawn in the light ones, and the page swaps them where dark is preferred
-COLOURS = {
+_COLOURS = {
     "surface": ("#ffffff", "#14171b"),
     "raised": ("#f6f7f8", "#1c2025"),
     "ink": ("#1b2026", "#e9ebee"),
@@ -46,10 +46,10 @@ SERIES = ("blue", "vermilion", "green", "pink", "ochre", "grey")
 
 def light(role: str) -> str:
     """The light colour of a role."""
-    return COLOURS[role][0]
+    return _COLOURS[role][0]
 
 
-def look(method: str) -> Look:
+def look_of(method: str) -> Look:
     """How a method is drawn; one that is not known here gets the spare colour."""
     role, symbol = _LOOKS.get(method, ("ochre", "hexagon"))
     return Look(light(role), symbol)
@@ -57,9 +57,9 @@ def look(method: str) -> Look:
 
 def css(*, dark: bool) -> str:
     """The colours as custom properties."""
-    return " ".join(f"--{role}: {pair[dark]};" for role, pair in COLOURS.items())
+    return " ".join(f"--{role}: {pair[dark]};" for role, pair in _COLOURS.items())
 
 
 def dark_of() -> dict[str, str]:
     """Light colour -> dark colour."""
-    return dict(COLOURS.values())
+    return dict(_COLOURS.values())

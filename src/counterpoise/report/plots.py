@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os.path
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from counterpoise.report.marks import (
     front_line,
@@ -16,10 +15,10 @@ from counterpoise.report.marks import (
     steps,
     tax_marks,
 )
-from counterpoise.report.palette import SERIES, light, look
+from counterpoise.report.palette import SERIES, light, look_of
 from counterpoise.tables import reading
 from counterpoise.tables.numbers import number
-from counterpoise.tables.reading import ENDS, RETENTION, VALIDATION, Point, Results
+from counterpoise.tables.reading import ENDS, RETENTION, VALIDATION, PointEntry, Results
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -35,7 +34,7 @@ def plotly_script() -> str:
     return str(get_plotlyjs())
 
 
-def front(results: Results, axis: str = RETENTION, *, part: str = VALIDATION) -> Figure:
+def plot_front(results: Results, axis: str = RETENTION, *, part: str = VALIDATION) -> Figure:
     """Reward against retention, or against one ability: every point, the front, PRE, POST and the pick.
 
     Args:
@@ -48,7 +47,7 @@ def front(results: Results, axis: str = RETENTION, *, part: str = VALIDATION) ->
     known = reading.axes(results)
     if axis not in known:
         raise ValueError(f"front: expected an axis among {', '.join(known) or 'none'}, found {axis!r}")
-    found = reading.placed(results, part, axis)
+    found = reading.plottable(results, part, axis)
     best = reading.undominated(results, found, axis)
     figure = empty_figure(_axis_title(results, axis), REWARD_TITLE)
     figure.add_trace(front_line(results, best, axis, light("muted")))
@@ -64,38 +63,7 @@ def front(results: Results, axis: str = RETENTION, *, part: str = VALIDATION) ->
     return figure
 
 
-def fronts(results: Sequence[Results], names: Sequence[str] | None = None, axis: str = RETENTION) -> Figure:
-    """Several result files on one figure, on validation data: a colour a file, a mark a method.
-
-    Args:
-        names: one per file; by default the sources of the POST checkpoints.
-        axis: as in `front`.
-
-    Raises:
-        ValueError: no files, names that do not match them, or files scored by different rewards or abilities.
-    """
-    if not results or (names is not None and len(names) != len(results)):
-        raise ValueError(f"fronts: expected one name per result file, found {len(names or ())} for {len(results)}")
-    for key in ("reward", "abilities"):
-        if len(seen := {str(r.get(key)) for r in results}) > 1:
-            raise ValueError(f"fronts: expected one {key} in all files, found {' and '.join(sorted(seen))}; draw apart")
-    figure = empty_figure(_axis_title(results[0], axis), REWARD_TITLE)
-    for number_, (result, name) in enumerate(zip(results, names or _sources(results), strict=True)):
-        colour = light(SERIES[number_ % len(SERIES)])
-        found = reading.placed(result, VALIDATION, axis)
-        best = reading.undominated(result, found, axis)
-        figure.add_trace(front_line(result, best, axis, colour, name=name, group=str(number_)))
-        for faded in (False, True):
-            if some := [p for p in found if (p not in best) == faded]:
-                trace = point_marks(result, some, axis, name, faded=faded, group=str(number_))
-                trace["marker"] |= {"color": colour, "symbol": [look(p["method"]).symbol for p in some]}
-                trace["error_x"]["color"] = trace["error_y"]["color"] = colour
-                figure.add_trace(trace)
-        _mark(figure, result, found, axis)
-    return figure
-
-
-def taxes(results: Results) -> Figure:
+def plot_taxes(results: Results) -> Figure:
     """The tax of POST and what the pick leaves of it, ability by ability, in standard errors at PRE, with intervals.
 
     Primary metrics, held-out data. Abilities at floor are left out, as they are from the mean.
@@ -106,9 +74,9 @@ def taxes(results: Results) -> Figure:
     rows = [r for r in first.values() if standard_error(r.get("pre") or {}) > 0]
     figure = empty_figure("Tax (standard errors at PRE)", "")
     pick = reading.picked(results)
-    kinds = [("tax", "POST", light("ink"), look("POST").symbol)]
+    kinds = [("tax", "POST", light("ink"), look_of("POST").symbol)]
     if pick is not None:
-        style = look(pick["method"])
+        style = look_of(pick["method"])
         kinds.append(("remaining", str(pick["name"]), style.colour, style.symbol))
     for place, (key, name, colour, symbol) in enumerate(kinds):
         some = [(i, r) for i, r in enumerate(rows) if reading.known(r.get(key))]
@@ -116,36 +84,31 @@ def taxes(results: Results) -> Figure:
             offset = (0.13 if place == 0 else -0.13) if len(kinds) > 1 else 0.0
             figure.add_trace(tax_marks(some, key, name, colour, symbol, offset))
     figure.add_vline(x=0, line={"color": light("muted"), "width": 1})
-    figure.update_yaxes(
-        tickvals=list(range(len(rows))),
-        ticktext=[label(r["name"], 18) for r in rows],
-        showgrid=False,
-        range=[-0.6, len(rows) - 0.4],
-    )
+    name_rows(figure, [r["name"] for r in rows], list(range(len(rows))))
     return figure
 
 
-def ratios(results: Results) -> Figure:
+def plot_ratios(results: Results) -> Figure:
     """The ratio of each layer: the pick, MA at the same mean, and HMA at every mean. By block where blocks share layers."""
     figure = empty_figure("Layer, from input to output", "Share of the update kept")
     pick = reading.picked(results)
-    drawn = [p for p in reading.points(results) if p["method"] == "HMA" and p is not pick]
+    drawn = [p for p in reading.measured_points(results) if p["method"] == "HMA" and p is not pick]
     for i, point in enumerate(drawn):
         strength = 0.3 + 0.45 * (i + 1) / len(drawn)
-        figure.add_trace(steps(results, point, look("HMA").colour, 1.5, strength))
+        figure.add_trace(steps(results, point, look_of("HMA").colour, 1.5, strength))
     if pick is not None:
         shares = reading.point_shares(results, pick)
         flat = [reading.Share(s.block, pick["mean"], s.layers) for s in shares]
         name = f"MA {number(pick['mean'], 2)}"
         if pick["method"] != "MA":
-            figure.add_trace(step_line(flat, name, look("MA").colour, 1.5, 1.0, dash="dash"))
-        figure.add_trace(steps(results, pick, look(pick["method"]).colour, 3.5, 1.0, suffix=" (the pick)"))
+            figure.add_trace(step_line(flat, name, look_of("MA").colour, 1.5, 1.0, dash="dash"))
+        figure.add_trace(steps(results, pick, look_of(pick["method"]).colour, 3.5, 1.0, suffix=" (the pick)"))
     top = max([1.0, *(r for p in [*drawn, *([pick] if pick else [])] for r in p["ratios"])])
     figure.update_yaxes(range=[-0.04, top * 1.04], zeroline=False)
     return figure
 
 
-def searches(results: Results) -> Figure:
+def plot_searches(results: Results) -> Figure:
     """How much each search lowered the proxy loss below that of equal ratios (MA), pass by pass."""
     figure = empty_figure("Forward and backward passes", "Proxy loss minus MA's (nats/token)")
     found = [s for s in results.get("search") or () if s.get("trace")]
@@ -203,6 +166,18 @@ def empty_figure(x_title: str, y_title: str) -> Figure:
     return go.Figure(layout=layout)
 
 
+def name_rows(figure: Figure, names: Sequence[str], places: Sequence[int]) -> None:
+    """Names at their places on the vertical axis, instead of numbers."""
+    ticks = [label(name, 18) for name in names]
+    figure.update_yaxes(tickvals=places, ticktext=ticks, showgrid=False, range=[-0.6, len(names) - 0.4])
+
+
+def dotted(text: str, **anchors: str) -> dict[str, Any]:
+    """A thin dotted line with a word beside it, as `add_hline` and `add_vline` take it."""
+    annotation = {"text": text, "font": {"color": light("muted"), "size": 11}, **anchors}
+    return {"line": {"color": light("muted"), "width": 1, "dash": "dot"}, "annotation": annotation}
+
+
 def _axis_title(results: Results, axis: str) -> str:
     if axis == RETENTION:
         return RETENTION_TITLE
@@ -210,7 +185,7 @@ def _axis_title(results: Results, axis: str) -> str:
     return label(f"{axis}: {metric}{f' ({unit})' if unit and unit.lower() != metric.lower() else ''}", 48)
 
 
-def _mark(figure: Figure, results: Results, found: Sequence[Point], axis: str) -> None:
+def _mark(figure: Figure, results: Results, found: Sequence[PointEntry], axis: str) -> None:
     """Name PRE, POST and the pick beside their points, and ring the pick."""
     for point in found:
         pick = point["name"] == results.get("pick")
@@ -240,21 +215,6 @@ def _threshold(figure: Figure, reward: float | None, results: Results) -> None:
         return
     figure.add_hline(
         y=reward,
-        line={"color": light("muted"), "width": 1, "dash": "dot"},
-        annotation={
-            "text": f"{results['settings']['keep_reward']:.0%} of the reward gain",
-            "font": {"color": light("muted"), "size": 11},
-            "xanchor": "left",
-            "yanchor": "top",
-        },
         annotation_position="bottom left",
+        **dotted(f"{results['settings']['keep_reward']:.0%} of the reward gain", xanchor="left", yanchor="top"),
     )
-
-
-def _sources(results: Sequence[Results]) -> list[str]:
-    """Names of the POST checkpoints, whole where their last parts are equal."""
-    full = [
-        str(((r.get("inputs") or {}).get("post") or {}).get("source") or f"run {i + 1}") for i, r in enumerate(results)
-    ]
-    short = [os.path.basename(name.rstrip("/")) for name in full]
-    return short if len(set(short)) == len(short) else full

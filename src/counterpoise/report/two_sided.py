@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 from counterpoise.report.marks import step_line
 from counterpoise.report.page import Figures, plot_box, section, spec
-from counterpoise.report.palette import look
+from counterpoise.report.palette import look_of
 from counterpoise.report.plots import empty_figure
 from counterpoise.tables.grid import Cell, Column, Table, as_html
-from counterpoise.tables.numbers import number
-from counterpoise.tables.reading import Results, shares
+from counterpoise.tables.numbers import number, span
+from counterpoise.tables.reading import Results, block_shares
+from counterpoise.tables.tables import Row
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-Row = Mapping[str, Any]
-FORMS = {
+_ALIGNMENTS = {
     "imitation": "imitation: the likelihood of POST's good responses",
     "contrast": "contrast: the likelihood of good against bad responses to the same prompt",
     "reward": "the reward itself, its gradient from responses drawn at five points of the diagonal",
 }
-CAPTION = (
+_CAPTION = (
     "1 keeps all of the alignment update in a layer, 0 gives the layer back to PRE. Stronger lines: larger lambda, more of "
     "PRE asked for. What stands outside the layers has a ratio of its own, in the table."
 )
@@ -30,16 +30,16 @@ CAPTION = (
 
 def two_sided_section(results: Results, figures: Figures) -> str:
     """The section of the page, its figure put into `figures`; "" when there was no such search."""
-    made = table(results)
+    made = two_sided_table(results)
     if not made:
         return ""
     how = _how(results)
-    figures["two-sided"] = {"": spec(ratios(results, how))}
-    box = plot_box("two-sided", "Ratios of the two-sided search", [], f"{CAPTION} Shown: {how}.", low=True)
+    figures["two-sided"] = {"": spec(plot_two_sided(results, how))}
+    box = plot_box("two-sided", "Ratios of the two-sided search", [], f"{_CAPTION} Shown: {how}.", low=True)
     return section("The two-sided search", box + as_html(made))
 
 
-def table(results: Results) -> Table:
+def two_sided_table(results: Results) -> Table:
     """One row a search and lambda: both sides, the ratio outside the layers, the passes."""
     found = results.get("two_sided") or {}
     sets = list(found.get("sets") or ())
@@ -56,16 +56,16 @@ def table(results: Results) -> Table:
     return Table(tuple(columns), tuple(found.get("rows") or ()), tuple(_notes(found)))
 
 
-def ratios(results: Results, how: str) -> Figure:
+def plot_two_sided(results: Results, how: str) -> Figure:
     """The ratio of each layer for every lambda."""
     found = results.get("two_sided") or {}
     rows = sorted((r for r in found.get("rows") or () if r["how"] == how), key=lambda r: float(r["lambda"]))
     figure = empty_figure("Layer, from input to output", "Share of the update kept")
     for i, row in enumerate(rows):
         strength = 0.35 + 0.65 * (i + 1) / len(rows)
-        of = shares(found.get("partition") or {}, row["ratios"])
+        of = block_shares(found.get("partition") or {}, row["ratios"])
         name = f"lambda {number(row['lambda'], 2)}"
-        figure.add_trace(step_line(of, name, look(f"two-sided {how}").colour, 1.2 + 1.2 * strength, strength))
+        figure.add_trace(step_line(of, name, look_of(f"two-sided {how}").colour, 1.2 + 1.2 * strength, strength))
     figure.update_yaxes(range=[-0.04, 1.04], zeroline=False)
     return figure
 
@@ -87,11 +87,8 @@ def _values(row: Row, name: str | None) -> tuple[str, str]:
 
 
 def _set_column(name: str, sets: list[str]) -> Column:
-    return Column(_title(name, sets), lambda r: Cell(*_values(r, name)))
-
-
-def _title(name: str, sets: list[str]) -> str:
-    return "of what PRE says" if sets == ["pre"] else f"of {name}"
+    title = "of what PRE says" if sets == ["pre"] else f"of {name}"
+    return Column(title, lambda r: Cell(*_values(r, name)))
 
 
 def _heaviest(row: Row) -> str:
@@ -106,13 +103,12 @@ def _spread(found: Mapping[str, Any], row: Row) -> str:
     pairs = list(zip(blocks, row["ratios"], strict=False))
     inside = [r for b, r in pairs if b.get("layers")]
     outside = [r for b, r in pairs if not b.get("layers")]
-    text = f"{number(min(inside), 2)} to {number(max(inside), 2)}" if inside else ""
-    return text + "".join(f", outside {number(r, 2)}" for r in outside)
+    return (span(inside, 2) if inside else "") + "".join(f", outside {number(r, 2)}" for r in outside)
 
 
 def _notes(found: Mapping[str, Any]) -> list[str]:
     notes = [
-        f"Alignment is {FORMS.get(str(found.get('alignment')), found.get('alignment'))}. Lost: 0 at POST and 1 at PRE; of "
+        f"Alignment is {_ALIGNMENTS.get(str(found.get('alignment')), found.get('alignment'))}. Lost: 0 at POST and 1 at PRE; of "
         "what PRE says, 0 at PRE and 1 at POST. Each lambda minimises alignment lost + lambda × the rest.",
         f"The path is a model of both sides from {found.get('passes')} passes on the diagonal, where it misses what was "
         f"measured by at most {number(found.get('misfit'), 3)}; the exact search descends the sides themselves.",

@@ -48,9 +48,7 @@ def interval(statistics: ArrayLike, aggregate: str, *, seed: int = 0, resamples:
     return Interval(score(s, aggregate), float(low), float(high), float(drawn.std(ddof=1)))
 
 
-def paired_difference(
-    a: ArrayLike, b: ArrayLike, aggregate: str, *, seed: int = 0, resamples: int = RESAMPLES
-) -> Difference:
+def paired_difference(a: ArrayLike, b: ArrayLike, aggregate: str, *, resamples: int = RESAMPLES) -> Difference:
     """score(a) - score(b) on the same items, with its 95 % interval and two-sided p by paired bootstrap.
 
     p is twice the smaller share of resampled differences on one side of 0, with one added to both counts so that it is
@@ -58,10 +56,15 @@ def paired_difference(
     """
     first, second = _statistics(a), _statistics(b)
     value = score(first, aggregate) - score(second, aggregate)
-    drawn = paired_replicates(first, second, aggregate, seed=seed, resamples=resamples)
+    drawn = paired_replicates(first, second, aggregate, resamples=resamples)
+    return resampled_difference(value, drawn)
+
+
+def resampled_difference(value: float, drawn: Array) -> Difference:
+    """A difference with the interval and the p that its resamples, shape (resamples,), give it."""
     low, high = np.quantile(drawn, [0.025, 0.975])
     tail = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    return Difference(value, float(low), float(high), min(1.0, 2 * (tail + 1) / (resamples + 1)))
+    return Difference(value, float(low), float(high), min(1.0, 2 * (tail + 1) / (len(drawn) + 1)))
 
 
 def paired_replicates(

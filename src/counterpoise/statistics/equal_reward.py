@@ -8,9 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from counterpoise.statistics.bootstrap import RESAMPLES, Difference, paired_replicates, score
-
-Array = NDArray[np.float64]
+from counterpoise.statistics.bootstrap import (
+    RESAMPLES,
+    Array,
+    Difference,
+    paired_replicates,
+    resampled_difference,
+    score,
+)
 
 
 class Statistics(NamedTuple):
@@ -20,18 +25,18 @@ class Statistics(NamedTuple):
     aggregate: str = "mean"
 
 
-class Scored(NamedTuple):
+class ModelStatistics(NamedTuple):
     """One model: its reward, and the abilities whose mean is compared; the same items in all that are compared."""
 
     reward: Statistics
     abilities: tuple[Statistics, ...]
 
 
-class Run(NamedTuple):
+class PointAndCurve(NamedTuple):
     """A point and the reference curve of the same training run, in the order of its ratio (PRE, MA 0.2, ..., POST)."""
 
-    point: Scored
-    curve: Sequence[Scored]
+    point: ModelStatistics
+    curve: Sequence[ModelStatistics]
 
 
 class Matched(NamedTuple):
@@ -53,7 +58,7 @@ class Matched(NamedTuple):
 
 
 def reward_matched(
-    runs: Sequence[Run], scales: Sequence[float] = (1.0,), *, seed: int = 0, resamples: int = RESAMPLES
+    runs: Sequence[PointAndCurve], scales: Sequence[float] = (1.0,), *, resamples: int = RESAMPLES
 ) -> Matched | None:
     """Ability of a point minus that of the reference curve at the point's reward, by paired bootstrap, pooled over runs.
 
@@ -78,31 +83,29 @@ def reward_matched(
     for run in runs:
         _check(run, scales)
         x, y = _seen_from_point(run, scales)
-        value, inside = meeting(x[None], y[None])
-        by_run.append(float(-value[0]) if inside[0] else None)
+        found, inside = meeting(x[None], y[None])
+        by_run.append(float(-found[0]) if inside[0] else None)
         if not inside[0]:
             continue
-        values, within = meeting(*_resampled(run, scales, seed, resamples))
+        values, within = meeting(*_resampled(run, scales, resamples))
         drawn.append(-values)
         outside.append(1.0 - float(within.mean()))
     if not drawn:
         return None
-    found = _pooled([v for v in by_run if v is not None], drawn)
-    return Matched(*found, tuple(by_run), float(np.mean(outside)))
+    value = float(np.mean([v for v in by_run if v is not None]))
+    return Matched(*resampled_difference(value, np.mean(drawn, axis=0)), tuple(by_run), float(np.mean(outside)))
 
 
 class Fronts(NamedTuple):
     """Two methods' points of one training run, and PRE and POST, which belong to both fronts."""
 
-    pre: Scored
-    post: Scored
-    ours: Sequence[Scored]
-    theirs: Sequence[Scored]
+    pre: ModelStatistics
+    post: ModelStatistics
+    ours: Sequence[ModelStatistics]
+    theirs: Sequence[ModelStatistics]
 
 
-def hypervolume_gain(
-    runs: Sequence[Fronts], scales: Sequence[float] = (1.0,), *, seed: int = 0, resamples: int = RESAMPLES
-) -> Difference | None:
+def hypervolume_gain(runs: Sequence[Fronts], scales: Sequence[float] = (1.0,)) -> Difference | None:
     """Area under our front minus that under theirs, by paired bootstrap, pooled over runs.
 
     Areas lie between PRE's reward and POST's ability, in units of the rectangle that PRE and POST span, as elsewhere. In a
@@ -117,7 +120,7 @@ def hypervolume_gain(
     for run in runs:
         points = [run.pre, run.post, *run.ours, *run.theirs]
         sides = [0, 1, *range(2, 2 + len(run.ours))], [0, 1, *range(2 + len(run.ours), len(points))]
-        x, y = _seen_from_point(Run(run.pre, points), scales)
+        x, y = _seen_from_point(PointAndCurve(run.pre, points), scales)
         span = float(x[1]), float(-y[1])
         if min(span) <= 0:
             continue
@@ -128,10 +131,8 @@ def hypervolume_gain(
             return ours - theirs
 
         values.append(float(gain(x[None], y[None])[0]))
-        drawn.append(gain(*_resampled(Run(run.pre, points), scales, seed, resamples)))
-    if not values:
-        return None
-    return _pooled(values, drawn)
+        drawn.append(gain(*_resampled(PointAndCurve(run.pre, points), scales, RESAMPLES)))
+    return resampled_difference(float(np.mean(values)), np.mean(drawn, axis=0)) if values else None
 
 
 def areas(x: ArrayLike, y: ArrayLike) -> Array:
@@ -178,18 +179,10 @@ def meeting(x: ArrayLike, y: ArrayLike) -> tuple[Array, NDArray[np.bool_]]:
     return np.where(inside, best, nearest), inside
 
 
-def _pooled(values: Sequence[float], drawn: Sequence[Array]) -> Difference:
-    """Means over runs; interval and p as in `bootstrap.paired_difference`."""
-    mean = np.mean(drawn, axis=0)
-    low, high = np.quantile(mean, [0.025, 0.975])
-    tail = min(int((mean <= 0).sum()), int((mean >= 0).sum()))
-    return Difference(float(np.mean(values)), float(low), float(high), min(1.0, 2 * (tail + 1) / (len(mean) + 1)))
-
-
-def _seen_from_point(run: Run, scales: Sequence[float]) -> tuple[Array, Array]:
+def _seen_from_point(run: PointAndCurve, scales: Sequence[float]) -> tuple[Array, Array]:
     """The curve's points minus the point: rewards and scaled abilities, shape (n,)."""
 
-    def of(scored: Scored) -> tuple[float, float]:
+    def of(scored: ModelStatistics) -> tuple[float, float]:
         abilities = [score(a.items, a.aggregate) / s for a, s in zip(scored.abilities, scales, strict=True)]
         return score(scored.reward.items, scored.reward.aggregate), float(np.mean(abilities))
 
@@ -198,11 +191,11 @@ def _seen_from_point(run: Run, scales: Sequence[float]) -> tuple[Array, Array]:
     return gaps[:, 0], gaps[:, 1]
 
 
-def _resampled(run: Run, scales: Sequence[float], seed: int, resamples: int) -> tuple[Array, Array]:
+def _resampled(run: PointAndCurve, scales: Sequence[float], resamples: int) -> tuple[Array, Array]:
     """The same, resampled; shape (resamples, n)."""
 
     def gap(a: Statistics, b: Statistics, number: int) -> Array:
-        return paired_replicates(a.items, b.items, a.aggregate, seed=seed + number, resamples=resamples)
+        return paired_replicates(a.items, b.items, a.aggregate, seed=number, resamples=resamples)
 
     x, y = [], []
     for other in run.curve:
@@ -212,7 +205,7 @@ def _resampled(run: Run, scales: Sequence[float], seed: int, resamples: int) -> 
     return np.stack(x, 1), np.stack(y, 1)
 
 
-def _check(run: Run, scales: Sequence[float]) -> None:
+def _check(run: PointAndCurve, scales: Sequence[float]) -> None:
     if len(run.curve) < 2:
         raise ValueError(f"reward_matched: expected a curve of at least two points, found {len(run.curve)}")
     if not all(s > 0 for s in scales):

@@ -27,18 +27,19 @@ def model_card(content: Mapping[str, Any]) -> str:
     ratios = (
         tables.pick_ratios(content)
         if point
-        else tables.ratios(
-            reading.shares(content["partition"], content["ratios"]), content["partition"].get("rest"), mean
+        else tables.ratio_table(
+            reading.block_shares(content["partition"], content["ratios"]), content["partition"].get("rest"), mean
         )
     )
-    measured = ("What was measured", as_markdown(tables.tax(content))) if content.get("tax") else None
+    measured = ("What was measured", as_markdown(tables.ability_taxes(content))) if content.get("tax") else None
     warnings = "\n".join(f"- {w}" for w in content.get("warnings") or ())
     command = f"```bash\n{content['command']}\n```\n\n" if content.get("command") else ""
+    versions = f"Versions: {reading.version_list(content)}."
     sections = [
         ("Ratios", as_markdown(ratios)),
         measured,
         ("Warnings", warnings) if warnings else None,
-        ("Made from", command + _commits(content) + as_markdown(tables.files(content)) + "\n\n" + _versions(content)),
+        ("Made from", "\n\n".join([command + _commits(content) + as_markdown(tables.files(content)), versions])),
     ]
     return "\n\n".join(
         [
@@ -68,7 +69,3 @@ def _commits(content: Mapping[str, Any]) -> str:
         for name, side in sides.items()
         if side.get("revision")
     )
-
-
-def _versions(content: Mapping[str, Any]) -> str:
-    return "Versions: " + ", ".join(f"{k} {v}" for k, v in (content.get("versions") or {}).items()) + "."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 MISSING = "–"
@@ -36,11 +36,13 @@ def number(value: float | None, decimals: int, *, signed: bool = False) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def interval(found: Mapping[str, Any], *, signed: bool = False, decimals: int | None = None) -> tuple[str, str]:
+def with_interval(found: Mapping[str, Any], *, signed: bool = False, decimals: int | None = None) -> tuple[str, str]:
     """Value and "[low, high]" of a dict with these keys, in matching decimals; "" where the interval is nil or absent.
 
-    >>> interval({"value": -2.12, "low": -2.15, "high": -2.09}), interval({"value": 0.5, "low": None, "high": None})
-    (('−2.120', '[−2.150, −2.090]'), ('0.50', ''))
+    >>> with_interval({"value": -2.12, "low": -2.15, "high": -2.09})
+    ('−2.120', '[−2.150, −2.090]')
+    >>> with_interval({"value": 0.5, "low": None, "high": None})
+    ('0.50', '')
     """
     low, high = found.get("low"), found.get("high")
     digits = places(low, high) if decimals is None else decimals
@@ -56,7 +58,16 @@ def spoken(found: Mapping[str, Any] | None) -> str:
     >>> spoken({"value": 61.3, "low": 58.1, "high": 64.4})
     '61.3 [58.1, 64.4]'
     """
-    return " ".join(filter(None, interval(found))) if found else MISSING
+    return " ".join(filter(None, with_interval(found))) if found else MISSING
+
+
+def span(values: Sequence[float], decimals: int, *, signed: bool = False) -> str:
+    """The least and the largest of some values.
+
+    >>> span([0.44, 0.0, 0.76], 2)
+    '0.00 to 0.76'
+    """
+    return " to ".join(number(v, decimals, signed=signed) for v in (min(values), max(values)))
 
 
 def p_value(p: float | None) -> str:
@@ -70,8 +81,8 @@ def p_value(p: float | None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.0995 else f"{p:.2f}"
 
 
-def ratio_list(ratios: list[float], *, longest: int = 6) -> str:
-    """Ratios as "0.00 · 0.44 · 0.76", or their number and range when there are many."""
-    if len(ratios) > longest:
-        return f"{len(ratios)} ratios, {number(min(ratios), 2)} to {number(max(ratios), 2)}"
+def ratio_list(ratios: list[float]) -> str:
+    """Ratios as "0.00 · 0.44 · 0.76", or their number and range when there are more than six."""
+    if len(ratios) > 6:
+        return f"{len(ratios)} ratios, {span(ratios, 2)}"
     return " · ".join(number(r, 2) for r in ratios)

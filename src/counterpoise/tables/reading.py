@@ -10,7 +10,7 @@ from typing import Any
 from counterpoise.statistics.front import front
 
 Results = Mapping[str, Any]
-Point = Mapping[str, Any]
+PointEntry = Mapping[str, Any]
 
 VALIDATION, HELD_OUT = "validation", "held-out"
 RETENTION = "retention"
@@ -38,15 +38,15 @@ def parts(results: Results) -> list[str]:
     return [part for part in (VALIDATION, HELD_OUT) if part in found]
 
 
-def points(results: Results, part: str = VALIDATION) -> list[Point]:
+def measured_points(results: Results, part: str = VALIDATION) -> list[PointEntry]:
     """The points measured on a part, in the order of the file."""
     return [p for p in results.get("points") or () if p.get("part", VALIDATION) == part]
 
 
-def picked(results: Results, part: str = VALIDATION) -> Point | None:
-    """The pick as measured on a part."""
+def picked(results: Results) -> PointEntry | None:
+    """The pick as measured on validation data."""
     name = results.get("pick")
-    return next((p for p in points(results, part) if name is not None and p["name"] == name), None)
+    return next((p for p in measured_points(results) if name is not None and p["name"] == name), None)
 
 
 def known(found: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
@@ -55,9 +55,9 @@ def known(found: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     return found if value is not None and math.isfinite(value) else None
 
 
-def placed(results: Results, part: str, axis: str) -> list[Point]:
+def plottable(results: Results, part: str, axis: str) -> list[PointEntry]:
     """The points of a part that have both a reward and a score on `axis`."""
-    return [p for p in points(results, part) if known(p.get("reward")) and score(results, p, axis)]
+    return [p for p in measured_points(results, part) if known(p.get("reward")) and axis_score(results, p, axis)]
 
 
 def primary(results: Results) -> dict[str, str]:
@@ -82,7 +82,7 @@ def floored(results: Results) -> set[str]:
     return {r["name"] for r in results.get("tax") or () if r.get("at_floor")}
 
 
-def score(results: Results, point: Point, axis: str) -> Mapping[str, Any] | None:
+def axis_score(results: Results, point: PointEntry, axis: str) -> Mapping[str, Any] | None:
     """Retention, or the primary metric of the ability `axis`, with its interval; None when it is not `known`."""
     if axis == RETENTION:
         return known(point.get("retention"))
@@ -95,24 +95,37 @@ def axes(results: Results) -> list[str]:
     return [*([RETENTION] if has else []), *primary(results)]
 
 
-def undominated(results: Results, found: Sequence[Point], axis: str) -> list[Point]:
-    """The points of `found` (all `placed`) that no other beats in both reward and `axis`, from the least reward up."""
+def axis_label(results: Results, axis: str, retention: str = RETENTION) -> str:
+    """An ability with its primary metric, and whether it is at floor; `retention` for that axis."""
+    if axis == RETENTION:
+        return retention
+    floor = ", at floor" if axis in floored(results) else ""
+    return f"{axis} ({primary(results)[axis]}{floor})"
+
+
+def version_list(content: Results) -> str:
+    """What a file was made with, as "python 3.12, torch 2.9"."""
+    return ", ".join(f"{k} {v}" for k, v in (content.get("versions") or {}).items())
+
+
+def undominated(results: Results, found: Sequence[PointEntry], axis: str) -> list[PointEntry]:
+    """The points of `found` (all `plottable`) that no other beats in both reward and `axis`, from the least reward up."""
     if not found:
         return []
     kept = front([[p["reward"]["value"], score_value(results, p, axis)] for p in found])
     return sorted((found[i] for i in kept), key=lambda p: (p["reward"]["value"], -score_value(results, p, axis)))
 
 
-def score_value(results: Results, point: Point, axis: str) -> float:
-    """The bare value of `score`; NaN when it was not measured."""
-    found = score(results, point, axis)
+def score_value(results: Results, point: PointEntry, axis: str) -> float:
+    """The bare value of `axis_score`; NaN when it was not measured."""
+    found = axis_score(results, point, axis)
     return float(found["value"]) if found else float("nan")
 
 
 def needed_reward(results: Results, part: str = VALIDATION) -> float | None:
     """The least reward the pick may have: pre + keep_reward (post - pre); None when nothing was asked for."""
     keep = (results.get("settings") or {}).get("keep_reward")
-    found = [p for p in points(results, part) if p["method"] in ENDS and known(p.get("reward"))]
+    found = [p for p in measured_points(results, part) if p["method"] in ENDS and known(p.get("reward"))]
     ends = {p["method"]: p["reward"]["value"] for p in found}
     if keep is None or len(ends) < 2 or (results.get("settings") or {}).get("mean") is not None:
         return None
@@ -124,7 +137,7 @@ def layers(partition: Mapping[str, Any]) -> list[int]:
     return sorted({n for b in partition.get("blocks") or () for n in b.get("layers") or ()})
 
 
-def shares(partition: Mapping[str, Any], ratios: Sequence[float], name: str | None = None) -> list[Share]:
+def block_shares(partition: Mapping[str, Any], ratios: Sequence[float], name: str | None = None) -> list[Share]:
     """What each block keeps, for ratios of this partition, of one block, or of one block a layer.
 
     Args:
@@ -144,15 +157,15 @@ def shares(partition: Mapping[str, Any], ratios: Sequence[float], name: str | No
     return [Share(f"block {i + 1}", r) for i, r in enumerate(ratios)]
 
 
-def point_partition(results: Results, point: Point) -> Mapping[str, Any]:
+def point_partition(results: Results, point: PointEntry) -> Mapping[str, Any]:
     """The summary of the partition that a point's ratios belong to: the run's own, or that of its two-sided search."""
     other = (results.get("two_sided") or {}).get("partition") or {}
     return other if other and other.get("name") == point.get("blocks") else results.get("partition") or {}
 
 
-def point_shares(results: Results, point: Point) -> list[Share]:
+def point_shares(results: Results, point: PointEntry) -> list[Share]:
     """What each block keeps at a point."""
-    return shares(point_partition(results, point), point.get("ratios") or [], point.get("blocks"))
+    return block_shares(point_partition(results, point), point.get("ratios") or [], point.get("blocks"))
 
 
 def by_layer(found: Sequence[Share]) -> dict[int, float] | None:

@@ -6,8 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from counterpoise.tables.grid import Cell, Column, Table, as_rich
-from counterpoise.tables.numbers import interval, number, p_value, places, ratio_list
-from counterpoise.tables.reading import ENDS, Results, Share, parts, picked, point_partition, point_shares, points
+from counterpoise.tables.numbers import number, p_value, places, ratio_list, with_interval
+from counterpoise.tables.reading import (
+    ENDS,
+    Results,
+    Share,
+    measured_points,
+    parts,
+    picked,
+    point_partition,
+    point_shares,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -15,7 +24,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 
-def tax(results: Results) -> Table:
+def ability_taxes(results: Results) -> Table:
     """PRE, POST and the pick on held-out data, the tax and what the pick leaves of it."""
     rows = list(results.get("tax") or ())
     firsts = _first_of_each(rows)
@@ -63,7 +72,7 @@ def against_ma(results: Results) -> Table:
     )
 
 
-def hypervolume(results: Results) -> Table:
+def volume_table(results: Results) -> Table:
     """Hypervolume of each method's front, the largest first."""
     found = results.get("hypervolume") or {}
     rows = sorted(found.items(), key=lambda item: -(item[1] if item[1] is not None else float("-inf")))
@@ -78,15 +87,12 @@ def hypervolume(results: Results) -> Table:
     return Table(columns, tuple(rows), (note,))
 
 
-def ratios(shares: Sequence[Share], rest: Mapping[str, Any] | None = None, mean: float | None = None) -> Table:
+def ratio_table(shares: Sequence[Share], rest: Mapping[str, Any] | None = None, mean: float | None = None) -> Table:
     """The share of the update that each block keeps, and the tensors outside the blocks."""
     rows = list(shares)
     if rest and rest.get("tensors") and mean is not None:
         rows.append(Share(f"outside the blocks ({rest.get('policy') or 'mean'})", mean, (), rest.get("parameters")))
-    columns = [
-        Column("block", lambda s: Cell(s.block), False),
-        Column("ratio", lambda s: Cell(number(s.ratio, 3))),
-    ]
+    columns = [Column("block", lambda s: Cell(s.block), False), Column("ratio", lambda s: Cell(number(s.ratio, 3)))]
     if any(s.parameters is not None for s in rows):
         columns.append(Column("parameters", lambda s: Cell(number(s.parameters, 0))))
     return Table(tuple(columns), tuple(rows))
@@ -96,25 +102,25 @@ def pick_ratios(results: Results) -> Table:
     """The ratios of the pick."""
     point = picked(results)
     if point is None:
-        return ratios(())
-    return ratios(point_shares(results, point), point_partition(results, point).get("rest"), point.get("mean"))
+        return ratio_table(())
+    return ratio_table(point_shares(results, point), point_partition(results, point).get("rest"), point.get("mean"))
 
 
 def measured(results: Results) -> Table:
     """Every point that was measured, part by part."""
-    rows = [p for part in parts(results) for p in points(results, part)]
+    rows = [p for part in parts(results) for p in measured_points(results, part)]
     columns = (
         Column("point", lambda p: Cell(str(p["name"]), "the pick" if p["name"] == results.get("pick") else ""), False),
         Column("part", lambda p: Cell(str(p.get("part") or "")), False),
         Column("ratios", lambda p: Cell("" if p["method"] in ENDS else ratio_list(p.get("ratios") or [])), False),
-        Column("reward", lambda p: Cell(*interval(p.get("reward") or {}))),
-        Column("retention", lambda p: Cell(*interval(p.get("retention") or {}))),
+        Column("reward", lambda p: Cell(*with_interval(p.get("reward") or {}))),
+        Column("retention", lambda p: Cell(*with_interval(p.get("retention") or {}))),
         Column("on the front", lambda p: Cell("yes" if p.get("on_front") else "")),
     )
     return Table(columns, tuple(rows), quiet=lambda p: not p.get("on_front"))
 
 
-def searches(results: Results) -> Table:
+def search_table(results: Results) -> Table:
     """What each search found, and how fast."""
     columns = (
         Column("mean", lambda s: Cell(number(s["mean"], 2))),
@@ -184,7 +190,7 @@ def _decimals(row: Row) -> int | None:
 
 
 def _scores(key: str) -> Callable[[Row], Cell]:
-    return lambda row: Cell(*interval(row.get(key) or {}, decimals=_decimals(row)))
+    return lambda row: Cell(*with_interval(row.get(key) or {}, decimals=_decimals(row)))
 
 
 def _difference(key: str) -> Callable[[Row], Cell]:
@@ -192,7 +198,7 @@ def _difference(key: str) -> Callable[[Row], Cell]:
         found = row.get(key) or {}
         low, high = found.get("low"), found.get("high")
         clear = low is not None and high is not None and (low > 0 or high < 0)
-        return Cell(*interval(found, signed=True, decimals=_decimals(row)), strong=clear)
+        return Cell(*with_interval(found, signed=True, decimals=_decimals(row)), strong=clear)
 
     return read
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from counterpoise.classification import Part, read_tasks
-from counterpoise.classification.data import PARTS, content_part
+from counterpoise.classification import Split, read_tasks
+from counterpoise.classification.data import SPLITS, content_split
 from counterpoise.classification.newsgroups import TASKS, strip_message
 
 from .worlds import rows, write_folder
@@ -35,9 +35,9 @@ def test_three_formats_with_their_own_splits(tmp_path):
     [task] = read_tasks(tmp_path)
     assert task.name == "a"
     assert task.labels == ("0", "1")
-    assert task.train == Part(("good, really\ngood", "bad"), ("1", "0"))
-    assert task.validation == Part(('so "so',), ("0",))
-    assert task.test == Part(("fine", "poor"), ("1", "0"))
+    assert task.train == Split(("good, really\ngood", "bad"), ("1", "0"))
+    assert task.validation == Split(('so "so',), ("0",))
+    assert task.test == Split(("fine", "poor"), ("1", "0"))
 
 
 def test_tasks_of_any_size_and_number_of_classes_in_the_order_asked_for(tmp_path):
@@ -47,7 +47,7 @@ def test_tasks_of_any_size_and_number_of_classes_in_the_order_asked_for(tmp_path
     assert (colour.name, colour.labels) == ("colour", ("blue", "red"))
     assert [t.name for t in read_tasks(tmp_path, tasks=["colour", "animal"])] == ["colour", "animal"]
     assert [t.name for t in read_tasks(tmp_path, tasks=["animal"])] == ["animal"]
-    assert sum(len(colour.part(p)) for p in PARTS) == 300
+    assert sum(len(colour.split(p)) for p in SPLITS) == 300
     assert read_tasks(tmp_path) == [animal, colour]
 
 
@@ -64,26 +64,26 @@ def test_the_split_is_a_property_of_the_text(tmp_path):
     for name, made in (("few", few), ("many", many[::-1])):
         table = "text,label\n" + "".join(f"{t},{x}\n" for t, x in made)
         [task] = read_tasks(write(tmp_path / name, a__csv=table))
-        parts[name] = {text: part for part in PARTS for text in task.part(part).texts}
+        parts[name] = {text: part for part in SPLITS for text in task.split(part).texts}
     assert parts["few"].items() <= parts["many"].items()
     shares = [sum(p == part for p in parts["many"].values()) / 1000 for part in EACH]
     assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.03)
 
 
 def test_golden_parts_of_three_texts():
-    assert [content_part(x) for x in ("a fine book", "dull", "never again, it broke")] == [
+    assert [content_split(x) for x in ("a fine book", "dull", "never again, it broke")] == [
         "test",
         "validation",
         "train",
     ]
-    assert [content_part(x, ["validation"]) for x in ("a fine book", "dull")] == ["train", "validation"]
-    assert [content_part(x, []) for x in ("a fine book", "dull")] == ["train", "train"]
+    assert [content_split(x, ["validation"]) for x in ("a fine book", "dull")] == ["train", "validation"]
+    assert [content_split(x, []) for x in ("a fine book", "dull")] == ["train", "train"]
 
 
 def test_a_test_file_leaves_the_rest_for_training_and_validation(tmp_path):
     table = "text,label\n" + "".join(f"{t},{x}\n" for t, x in rows("colour", 200))
     [task] = read_tasks(write(tmp_path, a__csv=table, a__test__csv="text,label\nrose,red\n"))
-    assert task.test == Part(("rose",), ("red",))
+    assert task.test == Split(("rose",), ("red",))
     assert len(task.train) + len(task.validation) == 200
 
 
@@ -103,9 +103,9 @@ def test_texts_of_any_tasks_test_part_leave_training_and_validation_when_asked(t
     for before, after in zip(kept, dropped, strict=True):
         assert after.test == before.test
         for part in ("train", "validation"):
-            held = before.part(part)
+            held = before.split(part)
             pairs = [p for p in zip(held.texts, held.labels, strict=True) if p in own and p[0] not in c_test]
-            assert list(zip(after.part(part).texts, after.part(part).labels, strict=True)) == pairs
+            assert list(zip(after.split(part).texts, after.split(part).labels, strict=True)) == pairs
         assert set(before.train.texts + before.validation.texts) & (set(leaked) | c_test)
     assert read_tasks(tmp_path, tasks=["a"], drop_leaked=True) == dropped[:1]
 
@@ -121,7 +121,7 @@ def test_fdu_mtl_as_files_and_as_an_archive(tmp_path):
         archive.add(folder, arcname=".")
     [books] = read_tasks(folder, "fdu-mtl")
     assert books.labels == ("0", "1")
-    assert books.test == Part(("bad", "good"), ("0", "1"))
+    assert books.test == Split(("bad", "good"), ("0", "1"))
     assert "wonderful , truly \ufffd great 0" in books.train.texts + books.validation.texts
     assert len(books.train) + len(books.validation) == 40
     assert read_tasks(tmp_path / "packed.tar.gz", "fdu-mtl") == [books]
@@ -262,7 +262,7 @@ def test_bad_labels_and_empty_parts(tmp_path):
 def test_a_test_file_alone_is_enough_for_an_evaluation(tmp_path):
     write(tmp_path, a__test__jsonl=json.dumps({"text": "x", "label": True}))
     [task] = read_tasks(tmp_path, need=["test"])
-    assert task.test == Part(("x",), ("True",))
+    assert task.test == Split(("x",), ("True",))
     with pytest.raises(ValueError, match="expected examples for train"):
         read_tasks(tmp_path)
 
@@ -272,7 +272,7 @@ def test_long_texts_and_byte_order_marks(tmp_path):
     table.write("\ufefftext,label\n" + "word " * 40_000 + ",1\n")
     table.write("".join(f"text {i},{i % 2}\n" for i in range(60)))
     [task] = read_tasks(write(tmp_path, a__csv=table.getvalue()))
-    assert max(len(t) for p in PARTS for t in task.part(p).texts) == 200_000
+    assert max(len(t) for p in SPLITS for t in task.split(p).texts) == 200_000
 
 
 def test_the_real_reviews(data):

@@ -1,4 +1,4 @@
-"""Tchebycheff scalarizations: the largest weighted loss, and its smooth form."""
+"""Fixed scalarizations: the mean of the task losses, the largest weighted one (Tchebycheff), and its smooth form."""
 
 from __future__ import annotations
 
@@ -9,8 +9,28 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from counterpoise.multitask.losses import Batch
-from counterpoise.multitask.weighting import Weighting
+from counterpoise.multitask.losses import Batch, wide
+from counterpoise.multitask.weighting import Weighting, weighted_sum
+
+
+class Uniform(Weighting):
+    """(1/m) sum_i l_i over all m tasks: what `BanditMTL` is at rho = 0, and the baseline of every comparison.
+
+    An absent task adds nothing and the divisor stays m, so that the micro-batches of a window add up.
+
+    Example:
+        >>> float(Uniform(2)(torch.tensor([1.0, 3.0])))
+        2.0
+    """
+
+    def weights(self) -> list[float]:
+        """The same share, 1/m, for every task."""
+        return [1.0 / len(self.tasks)] * len(self.tasks)
+
+    def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
+        """The sum of the scaled losses over m."""
+        share_K = torch.full_like(batch.values_K, 1.0 / len(self.tasks), requires_grad=False)
+        return weighted_sum(share_K, batch.values_K, scale_K)
 
 
 class Tchebycheff(Weighting):
@@ -53,11 +73,9 @@ class Tchebycheff(Weighting):
         return largest
 
     def _excess(self, batch: Batch) -> Tensor:
-        values_K, present = batch.values_K, batch.present
-        if values_K.dtype in (torch.bfloat16, torch.float16):
-            values_K = values_K.float()
+        values_K = wide(batch.values_K)
         both = torch.tensor([self.preferences, self.ideal], dtype=values_K.dtype, device=values_K.device)
-        preferences_K, ideal_K = both if present is None else both[:, present]
+        preferences_K, ideal_K = batch.of_present(both)
         excess_K: Tensor = preferences_K * (values_K - ideal_K)
         return excess_K
 

@@ -15,11 +15,11 @@ from counterpoise.evaluation.results import measurement
 from counterpoise.report.marks import standard_error
 from counterpoise.statistics.bootstrap import interval
 from counterpoise.tables import reading
-from counterpoise.tables.reading import ENDS, HELD_OUT, RETENTION, Point, Results
+from counterpoise.tables.reading import ENDS, HELD_OUT, RETENTION, PointEntry, Results
 
 
 @dataclass(frozen=True)
-class Run:
+class MeasuredRun:
     """One training run: the points of one or several files.
 
     Attributes:
@@ -41,7 +41,7 @@ class Group:
     """Runs that differ in the seed alone; their points are pooled by name."""
 
     name: str
-    runs: tuple[Run, ...]
+    runs: tuple[MeasuredRun, ...]
 
     @property
     def floored(self) -> set[str]:
@@ -50,7 +50,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Panel:
+class Comparison:
     """What shares a figure: groups scored by one reward and the same abilities.
 
     Attributes:
@@ -61,13 +61,13 @@ class Panel:
     notes: tuple[str, ...] = ()
 
     @property
-    def runs(self) -> list[Run]:
-        """All runs."""
+    def runs(self) -> list[MeasuredRun]:
+        """The runs of all groups, group after group."""
         return [run for group in self.groups for run in group.runs]
 
     @property
     def reward(self) -> str | None:
-        """The reward's name."""
+        """The reward's name, from the first file that gives one."""
         return next((str(r.results["reward"]) for r in self.runs if r.results.get("reward")), None)
 
 
@@ -79,11 +79,11 @@ class _File:
     notes: list[str] = field(default_factory=list)
 
 
-def read_panels(paths: Sequence[str | Path]) -> list[Panel]:
-    """Read result files (restore.json, or any json with `points` or a tax table) and sort them into panels.
+def read_comparisons(paths: Sequence[str | Path]) -> list[Comparison]:
+    """Read result files (restore.json, or any json with `points` or a tax table) and sort them into comparisons.
 
     Files that name a `run` are joined when run and seed are equal and pooled over seeds; others are pooled when their
-    commands differ in --seed alone. A file that names no reward joins the panel with the same abilities, if there is
+    commands differ in --seed alone. A file that names no reward joins the comparison with the same abilities, if there is
     just one, and a note says so.
 
     Raises:
@@ -108,11 +108,11 @@ def read_panels(paths: Sequence[str | Path]) -> list[Panel]:
                     file.joins = host.label
                     file.content |= {k: host.content[k] for k in ("run", "seed") if k in host.content}
             by_signature[kin[0]] += moved
-    return [Panel(tuple(_groups(f)), tuple(n for x in f for n in x.notes)) for f in by_signature.values()]
+    return [Comparison(tuple(_groups(f)), tuple(n for x in f for n in x.notes)) for f in by_signature.values()]
 
 
-def pooled(panel: Panel) -> dict[str, Any]:
-    """A panel as one results dict: every point pooled over the runs of its group.
+def pooled(comparison: Comparison) -> dict[str, Any]:
+    """A comparison as one results dict: every point pooled over the runs of its group.
 
     Where there are several groups, name and method tell which; `kind` is the bare method and `group` the group.
 
@@ -121,9 +121,9 @@ def pooled(panel: Panel) -> dict[str, Any]:
     narrow.
     """
     points: list[dict[str, Any]] = []
-    for group in panel.groups:
-        many = len(panel.groups) > 1
-        found: dict[tuple[str, str], list[tuple[Results, Point]]] = {}
+    for group in comparison.groups:
+        many = len(comparison.groups) > 1
+        found: dict[tuple[str, str], list[tuple[Results, PointEntry]]] = {}
         for run in group.runs:
             for point in run.results["points"]:
                 key = (point.get("part", reading.VALIDATION), point["name"])
@@ -136,29 +136,29 @@ def pooled(panel: Panel) -> dict[str, Any]:
             of = {"group": group.name, "kind": first["method"]}
             method = first["method"] if not many or first["method"] in ENDS else f"{first['method']} ({group.name})"
             points.append({**_pool(some), "name": label, "method": method, "part": part, **of})
-    first = panel.runs[0].results
-    only = panel.runs[0] if len(panel.runs) == 1 else None
+    first = comparison.runs[0].results
+    only = comparison.runs[0] if len(comparison.runs) == 1 else None
     return {
         "points": points,
         "tax": first.get("tax"),
-        "reward": panel.reward,
+        "reward": comparison.reward,
         "pick": only.results.get("pick") if only else None,
     }
 
 
-def beaten_by(results: Results, point: Point, axis: str = RETENTION) -> list[str]:
+def beaten_by(results: Results, point: PointEntry, axis: str = RETENTION) -> list[str]:
     """Names of the points of the same part that are at least as good in reward and on `axis`, and better in one."""
     part = point.get("part", reading.VALIDATION)
     here = point["reward"]["value"], reading.score_value(results, point, axis)
     names = []
-    for other in reading.placed(results, part, axis):
+    for other in reading.plottable(results, part, axis):
         there = other["reward"]["value"], reading.score_value(results, other, axis)
         if there != here and there[0] >= here[0] and there[1] >= here[1]:
             names.append(str(other["name"]))
     return names
 
 
-def _pool(some: Sequence[tuple[Results, Point]]) -> dict[str, Any]:
+def _pool(some: Sequence[tuple[Results, PointEntry]]) -> dict[str, Any]:
     points = [p for _, p in some]
     metrics = {a: list(ms) for a, ms in (points[0].get("abilities") or {}).items()}
     return {
@@ -178,7 +178,7 @@ def _pool(some: Sequence[tuple[Results, Point]]) -> dict[str, Any]:
 
 
 def _pool_score(
-    some: Sequence[tuple[Results, Point]], name: str, metric: str, scores: Sequence[Mapping[str, Any] | None]
+    some: Sequence[tuple[Results, PointEntry]], name: str, metric: str, scores: Sequence[Mapping[str, Any] | None]
 ) -> dict[str, Any] | None:
     known = [dict(s) for s in scores if s is not None and reading.known(s)]
     if len(known) < len(scores) or not known:
@@ -205,12 +205,12 @@ def _groups(files: Sequence[_File]) -> list[Group]:
         content = file.content
         key = (content["run"], content.get("seed")) if content.get("run") else file.joins or file.label
         runs.setdefault(key, []).append(file)
-    groups: dict[tuple[str, Any], list[Run]] = {}
+    groups: dict[tuple[str, Any], list[MeasuredRun]] = {}
     for members in runs.values():
         content = members[0].content
         for other in members[1:]:
             content = _joined(content, other.content, other.label)
-        run = Run(tuple(m.label for m in members), content.get("seed"), content)
+        run = MeasuredRun(tuple(m.label for m in members), content.get("seed"), content)
         command = re.sub(r"--seed[ =]\S+", "", str(content.get("command") or members[0].label))
         group = ("run", content["run"]) if content.get("run") else ("command", command)
         taken = [r.seed for r in groups.get(group, [])]
@@ -218,7 +218,7 @@ def _groups(files: Sequence[_File]) -> list[Group]:
     return [Group(_name(key, members), tuple(members)) for key, members in groups.items()]
 
 
-def _name(key: tuple[str, Any], members: Sequence[Run]) -> str:
+def _name(key: tuple[str, Any], members: Sequence[MeasuredRun]) -> str:
     if key[0] == "run":
         return str(key[1])
     return members[0].label if len(members) == 1 else f"{members[0].label} and {len(members) - 1} more seeds"
