@@ -32,8 +32,8 @@ PANEL = (
 PANEL += " --abilities generate:guess_text.jsonl?metric=bleu&limit=8 --limit 12"
 QUICK = "--prompt-limit 20 --max-new-tokens 6 --quiet"
 SEARCH = "--means 0.3,0.7,1.2 --keep-reward 0.5 --proxy-size 16"
-TRAIN = "--max-new-tokens 5 --learning-rate 1e-2 --batch-size 8 --quiet"
-DRAWN = f"--prompts prompts.jsonl --reward letters:letters --iterations 2 --prompts-per-iteration 8 {TRAIN}"
+TRAIN = "--learning-rate 1e-2 --batch-size 8 --quiet"
+DRAWN = f"--prompts prompts.jsonl --reward letters:letters --iterations 2 --prompts-per-iteration 8 --max-new-tokens 5 {TRAIN}"
 HELD = "--l1 0.1 --l2 0.05 --kd 0.1 --sma 0.5 --reset-every 3 --freeze 1 --merge 0.1 --merge-keep 0.5 --replay corpus.jsonl"
 JOBS = {
     "demo": "demo --seed 0 -o demo --quiet",

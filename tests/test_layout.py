@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint, version
 from pathlib import Path
 
 import counterpoise
@@ -61,3 +64,20 @@ def test_private_names_stay_in_their_files() -> None:
 
 def test_no_package_has_the_name_of_a_public_function() -> None:
     assert not {f.stem for f in ROOT.iterdir()} & set(counterpoise.__all__)
+
+
+def test_public_names_are_shown_and_found() -> None:
+    assert set(counterpoise.__all__) == set(counterpoise._HOMES)
+    assert {*counterpoise.__all__, "__version__"} <= set(dir(counterpoise))
+    assert all(getattr(counterpoise, name).__name__ == name for name in counterpoise.__all__)
+    assert counterpoise.__version__ == version("counterpoise")
+
+
+def test_the_command_is_a_module_too() -> None:
+    said = [
+        subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True).stdout
+        for module in ("counterpoise", "counterpoise.cli")
+    ]
+    assert "restore" in said[0]
+    assert said[0].split()[5:] == said[1].split()[5:]
+    assert EntryPoint("counterpoise", "counterpoise.cli:main", "console_scripts").load().__name__ == "main"

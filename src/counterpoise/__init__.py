@@ -21,55 +21,50 @@ if TYPE_CHECKING:
     from counterpoise.checkpoints.files import CheckpointError
     from counterpoise.checkpoints.opening import open_checkpoint
     from counterpoise.evaluation.panel import Panel
+    from counterpoise.language.sampling import Drawing
     from counterpoise.multitask import BanditMTL
     from counterpoise.restoration.restore import measure_tax, restore
+    from counterpoise.search.candidates import HMA, Ramp, TwoSided
     from counterpoise.search.hma import hma
 
+    __version__: str
+
 # Names are resolved on first use, so that `counterpoise --help` does not import torch.
-_HOMES = {
-    "BanditMTL": "multitask",
-    "Checkpoint": "checkpoints.checkpoint",
-    "CheckpointError": "checkpoints.files",
-    "Panel": "evaluation.panel",
-    "Partition": "averaging.partition",
-    "Recipe": "averaging.recipe",
-    "ResidentAverage": "averaging.resident",
-    "align": "alignment.align",
-    "average": "averaging.average",
-    "by_module": "averaging.partition",
-    "equal": "averaging.partition",
-    "hma": "search.hma",
-    "layerwise": "averaging.partition",
-    "measure_tax": "restoration.restore",
-    "mix": "averaging.mix",
-    "open_checkpoint": "checkpoints.opening",
-    "restore": "restoration.restore",
-    "thirds": "averaging.partition",
+_ROOMS = {
+    "alignment.align": "align",
+    "averaging.average": "average",
+    "averaging.mix": "mix",
+    "averaging.partition": "Partition by_module equal layerwise thirds",
+    "averaging.recipe": "Recipe",
+    "averaging.resident": "ResidentAverage",
+    "checkpoints.checkpoint": "Checkpoint",
+    "checkpoints.files": "CheckpointError",
+    "checkpoints.opening": "open_checkpoint",
+    "evaluation.panel": "Panel",
+    "language.sampling": "Drawing",
+    "multitask": "BanditMTL",
+    "restoration.restore": "measure_tax restore",
+    "search.candidates": "HMA Ramp TwoSided",
+    "search.hma": "hma",
 }
+_HOMES = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
 __all__ = [
-    "BanditMTL",
-    "Checkpoint",
-    "CheckpointError",
-    "Panel",
-    "Partition",
-    "Recipe",
-    "ResidentAverage",
-    "align",
-    "average",
-    "by_module",
-    "equal",
-    "hma",
-    "layerwise",
-    "measure_tax",
-    "mix",
-    "open_checkpoint",
-    "restore",
-    "thirds",
-]
+    "HMA", "BanditMTL", "Checkpoint", "CheckpointError", "Drawing", "Panel", "Partition", "Ramp", "Recipe",
+    "ResidentAverage", "TwoSided", "align", "average", "by_module", "equal", "hma", "layerwise", "measure_tax", "mix",
+    "open_checkpoint", "restore", "thirds",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("counterpoise")
     if name not in _HOMES:
         raise AttributeError(f"module 'counterpoise' has no attribute {name!r}")
     return getattr(import_module(f"counterpoise.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__, "__version__"])

@@ -54,7 +54,7 @@ Model = Annotated[
 WeightsDtype = Annotated[
     str, typer.Option("--dtype", help="Of the trained weights and of OUT: float32, bfloat16, float16 or float64.")
 ]
-Work = Annotated[Path | None, typer.Option(help="Checkpoints on the way, state to go on from (default OUT.work).")]
+WorkFolder = Annotated[Path | None, typer.Option(help="Checkpoints on the way, state to go on from (default OUT.work).")]
 MicroBatch = Annotated[
     int, typer.Option(help="Sequences through the model at once in training: memory and speed, up to rounding.")
 ]
@@ -119,7 +119,7 @@ def model(
     merge_base: Annotated[str | None, _held("With --merge: the checkpoint before instruction tuning.")] = None,
     dry_run: DryRun = False,
     speed: SpeedOption = None,
-    work: Work = None,
+    work: WorkFolder = None,
     last_checkpoint_only: Annotated[
         bool, typer.Option("--last-checkpoint-only", help="Keep one checkpoint on the way, not every iteration's.")
     ] = False,

@@ -18,9 +18,9 @@ SearchBlocks = Annotated[
     str | None,
     typer.Option(help="Number of equal blocks, 'layerwise' or 'module' (default: 3 for HMA, layerwise for two-sided)."),
 ]
-Alignment = Annotated[
+AlignmentForm = Annotated[
     str | None,
-    typer.Option(help="Two-sided: what alignment means: imitation, contrast or reward.  [default: imitation]"),
+    typer.Option(help="Two-sided: what alignment means: imitation, contrast or reward (default imitation)."),
 ]
 ProxySize = Annotated[int, typer.Option(help="Responses that the search sees, on each side.")]
 DonorOption = Annotated[str, typer.Option(help="Whose config, tokenizer and chat template go into OUT: post or pre.")]

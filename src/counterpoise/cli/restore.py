@@ -9,7 +9,7 @@ import typer
 
 from counterpoise.cli.options import (
     Abilities,
-    Alignment,
+    AlignmentForm,
     BatchSize,
     Device,
     DonorOption,
@@ -54,19 +54,19 @@ def restore(
     blocks: SearchBlocks = None,
     mean: Annotated[float | None, typer.Option(help="Write HMA at this mean ratio instead of picking.")] = None,
     keep_reward: Annotated[
-        float | None, typer.Option(help="Share of the reward gain that the pick must keep.  [default: 0.95]")
+        float | None, typer.Option(help="Share of the reward gain that the pick must keep (default 0.95).")
     ] = None,
     means: Annotated[
         str | None,
         typer.Option(
-            help="Mean ratios of the grid; above 1 extrapolates (ExPO), with MA alone.  [default: 0.2,0.4,0.6,0.8]"
+            help="Mean ratios of the grid; above 1 extrapolates (ExPO), with MA alone (default 0.2,0.4,0.6,0.8)."
         ),
     ] = None,
     lambdas: Annotated[
         str | None,
-        typer.Option(help="Two-sided: prices of what PRE could do, in units of alignment.  [default: 0.25,0.5,1,2,4]"),
+        typer.Option(help="Two-sided: prices of what PRE could do, in units of alignment (default 0.25,0.5,1,2,4)."),
     ] = None,
-    alignment: Alignment = None,
+    alignment: AlignmentForm = None,
     calibrate: Annotated[
         int | None, typer.Option(help="Two-sided: also retain the answers of so many validation items an ability.")
     ] = None,

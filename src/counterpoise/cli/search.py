@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from counterpoise.cli.options import (
-    Alignment,
+    AlignmentForm,
     BatchSize,
     Device,
     Drop,
@@ -43,11 +43,9 @@ def search(
     method: Annotated[str, typer.Option(help="hma or two-sided.")] = "hma",
     price: Annotated[
         float | None,
-        typer.Option(
-            "--lambda", help="Two-sided: the price of what PRE could do, in units of alignment.  [default: 1]"
-        ),
+        typer.Option("--lambda", help="Two-sided: the price of what PRE could do, in units of alignment (default 1)."),
     ] = None,
-    alignment: Alignment = None,
+    alignment: AlignmentForm = None,
     blocks: SearchBlocks = None,
     proxy_size: ProxySize = 256,
     max_passes: Annotated[
