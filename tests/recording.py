@@ -39,7 +39,8 @@ JOBS = {
     "demo": "demo --seed 0 -o demo --quiet",
     "average": "average pre post -o average --ratio 0.3 --quiet",
     "average-blocks": "average pre post -o average-blocks --ratios 0,0.4,0.9 --donor pre --quiet",
-    "average-module": "average pre16 post16 -o average-module --ratios 0.1,0.9,0.4,0.3,0.2,0.8,0.5,0.6,0.7 --blocks module --quiet",
+    "average-module": "average pre16 post16 -o average-module --ratios 0.1,0.9,0.4,0.3,0.2,0.8,0.5,0.6,0.7 "
+    "--blocks module --quiet",
     "average-narrow": "average pre16 post16 -o average-narrow --ratio 0.4 --quiet",
     "diff": "diff pre post --blocks layerwise --quiet",
     "merge-ties": "merge pre post post2 -o merge-ties --method ties --density 0.4 --quiet",
@@ -63,12 +64,14 @@ JOBS = {
     "ppo-dry": f"align pre -o ppo-dry --method ppo {DRAWN} --lora 4 --dry-run --speed 1e12,1e10",
     "dpo": f"align pre -o dpo --method dpo --preferences preferences.jsonl --epochs 1 --l2 0.1 --replay corpus.jsonl {TRAIN}",
     "dpo-dry": f"align pre -o dpo-dry --method dpo --preferences preferences.jsonl --kd 0.1 {TRAIN} --dry-run --speed 1e12,1e10",
-    "collect": "align collect post -o best.jsonl --prompts prompts.jsonl --reward letters:letters --n 4 --max-new-tokens 5 --quiet",
+    "collect": "align collect post -o best.jsonl --prompts prompts.jsonl --reward letters:letters --n 4 --max-new-tokens 5 "
+    "--quiet",
     "distil": f"align pre -o distil --method rsf --samples best.jsonl --sma 0.9 --epochs 1 {TRAIN}",
     "reward-model": "align reward-model pre -o rm --preferences preferences.jsonl --learning-rate 1e-3 --batch-size 8 --quiet",
     "respond": "judge respond post -o ours.json --prompts prompts.jsonl --limit 20 --max-new-tokens 6 --quiet",
     "respond-pre": "judge respond pre -o theirs.json --prompts prompts.jsonl --limit 20 --max-new-tokens 6 --quiet",
-    "respond-dry": "judge respond post -o dry.json --prompts prompts.jsonl --limit 20 --max-new-tokens 6 --dry-run --speed 1e12,1e10",
+    "respond-dry": "judge respond post -o dry.json --prompts prompts.jsonl --limit 20 --max-new-tokens 6 --dry-run "
+    "--speed 1e12,1e10",
     "compare": "judge compare ours.json theirs.json -o judged.json --reward letters:letters --annotations notes.json --quiet",
     "compare-rm": "judge compare ours.json theirs.json -o judged-rm.json --reward rm --quiet",
     "compare-dry": "judge compare ours.json theirs.json -o dry.json --reward rm --dry-run --speed 1e12,1e10",

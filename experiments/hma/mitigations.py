@@ -83,10 +83,10 @@ def main() -> None:
     work = Path("mitigations.work")
     work.mkdir(exist_ok=True)
     used = write_prompts(options.prompts or trained["prompts"])
-    drawing = ["--max-new-tokens", trained["max_new_tokens"], "--seed", seed, "--quiet"]
+    longest, drawing = ["--max-new-tokens", trained["max_new_tokens"]], ["--seed", seed, "--quiet"]
     samples = work / "samples.jsonl"
     if not samples.exists():
-        call("align", "collect", "post", "-o", samples, "--prompts", used, "--reward", options.reward, *drawing,
+        call("align", "collect", "post", "-o", samples, "--prompts", used, "--reward", options.reward, *longest, *drawing,
              "--n", trained["n"], "--work", work / "collect")  # fmt: skip
     chosen = [p for p in GRID if not options.only or {p.method.split()[0].lower(), p.name.lower()} & set(options.only)]
     judge = Judge(options, work)
@@ -103,7 +103,8 @@ def main() -> None:
     points += judge.averages(work / PLAIN, options)
     merged = [m for m in MERGES if not options.after or m.method.lower() in options.after]
     for number, plan in enumerate([*merged, *chosen]):
-        scores = judge.merged(plan, work / PLAIN) if plan in merged else judge.aligned(plan, training)
+        responding = [*training, *longest] if "--replay self" in plan.options else training  # PRE responds once
+        scores = judge.merged(plan, work / PLAIN) if plan in merged else judge.aligned(plan, responding)
         points.append(Measured(plan.name, plan.method, scores, settings={"options": plan.options}))
         about = {
             "command": shlex.join(["python", "experiments/hma/mitigations.py", "WORK", *sys.argv[2:]]),
