@@ -54,7 +54,9 @@ Model = Annotated[
 WeightsDtype = Annotated[
     str, typer.Option("--dtype", help="Of the trained weights and of OUT: float32, bfloat16, float16 or float64.")
 ]
-WorkFolder = Annotated[Path | None, typer.Option(help="Checkpoints on the way, state to go on from (default OUT.work).")]
+WorkFolder = Annotated[
+    Path | None, typer.Option(help="Checkpoints on the way, state to go on from (default OUT.work).")
+]
 MicroBatch = Annotated[
     int, typer.Option(help="Sequences through the model at once in training: memory and speed, up to rounding.")
 ]

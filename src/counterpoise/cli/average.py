@@ -8,7 +8,20 @@ from typing import Annotated, Any
 
 import typer
 
-from counterpoise.cli.options import Blocks, DonorOption, Drop, Out, Post, Pre, Quiet, Unrelated, numbers
+from counterpoise.cli.options import (
+    Blocks,
+    DonorOption,
+    Drop,
+    Out,
+    Post,
+    Pre,
+    Quiet,
+    RatioBlocks,
+    Unrelated,
+    given,
+    numbers,
+    refuse_without,
+)
 from counterpoise.cli.terminal import bars, plain_errors, warn
 
 
@@ -21,7 +34,7 @@ def average(
     ] = None,
     ratios: Annotated[str | None, typer.Option(help="One share per block, from input to output: 0,0.44,0.76.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="A recipe.json.")] = None,
-    blocks: Blocks = "3",
+    blocks: RatioBlocks = None,
     donor: DonorOption = "post",
     drop: Drop = None,
     allow_unrelated: Unrelated = False,
@@ -31,6 +44,8 @@ def average(
     with plain_errors("nothing was written"), bars(quiet) as progress:
         if sum(x is not None for x in (ratio, ratios, recipe)) != 1:
             raise ValueError("average: expected exactly one of --ratio, --ratios and --recipe")
+        if ratios is None:
+            refuse_without("--ratios", given(blocks=blocks))
         from counterpoise.checkpoints.files import hash_early
 
         hash_early(pre, post)  # torch takes longer to import than a gigabyte to hash
@@ -39,13 +54,13 @@ def average(
         from counterpoise.averaging.recipe import Recipe
 
         gc.enable()
-        plan: Any = Recipe.read(recipe) if recipe else numbers(ratios) if ratios else ratio
+        plan: Any = Recipe.read(recipe) if recipe else numbers(ratios, "--ratios") if ratios else ratio
         made = run(
             pre,
             post,
             out,
             plan,
-            blocks=blocks,
+            blocks=blocks or 3,
             donor=donor,  # type: ignore[arg-type]
             drop=drop or (),
             allow_unrelated=allow_unrelated,

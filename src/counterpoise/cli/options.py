@@ -14,6 +14,9 @@ Pre = Annotated[
 Post = Annotated[str, typer.Argument(help="Checkpoint after alignment; may be a LoRA adapter on PRE.")]
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write; it appears whole or not at all.")]
 Blocks = Annotated[str, typer.Option(help="Number of equal blocks of layers, 'layerwise' or 'module'.")]
+RatioBlocks = Annotated[
+    str | None, typer.Option(help="With --ratios: number of equal blocks, 'layerwise' or 'module' (default 3).")
+]
 SearchBlocks = Annotated[
     str | None,
     typer.Option(help="Number of equal blocks, 'layerwise' or 'module' (default: 3 for HMA, layerwise for two-sided)."),
@@ -59,12 +62,12 @@ SpeedOption = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
-def numbers(text: str) -> list[float]:
-    """The numbers of `0,0.44,0.76`."""
+def numbers(text: str, option: str) -> list[float]:
+    """The numbers of `0,0.44,0.76`, which stand behind an option."""
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"expected numbers with commas between them, found {text!r}") from None
+        raise ValueError(f"{option}: expected numbers with commas between them, found {text!r}") from None
 
 
 def dtype_of(name: str, *, auto: bool = True) -> Any:
@@ -104,7 +107,7 @@ def speed_of(text: str | None) -> tuple[float, float] | None:
     """
     if text is None:
         return None
-    found = numbers(text)
+    found = numbers(text, "--speed")
     if len(found) != 2 or not all(0 < x < float("inf") for x in found):
         raise ValueError(f"--speed: expected FLOP/s and bytes/s, as 4e14,2e12, found {text!r}")
     return found[0], found[1]

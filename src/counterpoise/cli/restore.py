@@ -106,7 +106,7 @@ def restore(
         if search not in (*SEARCHES, "both"):
             raise ValueError(f"--search: expected {', '.join(SEARCHES)} or both, found {search!r}")
         two = given(
-            lambdas=lambdas and numbers(lambdas),
+            lambdas=lambdas and numbers(lambdas, "--lambdas"),
             alignment=alignment,
             calibrate=calibrate,
             min_effective_sets=min_effective_sets,
@@ -125,7 +125,7 @@ def restore(
             searches += [Ramp(ramp.kind, cut) for ramp in CONTROLS]
         if search != "hma":
             searches.append(TwoSided(**two, proxy_size=proxy_size))
-        picked = given(means=means and numbers(means), keep_reward=keep_reward, mean=mean, work=work)
+        picked = given(means=means and numbers(means, "--means"), keep_reward=keep_reward, mean=mean, work=work)
         fitted = {"donor": donor, "drop": drop or (), "allow_unrelated": allow_unrelated, "dtype": dtype_of(dtype)}
         request = Request(pre, post, out, searches, **picked, **fitted, device=device)
         drawing = Drawing(replies, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
