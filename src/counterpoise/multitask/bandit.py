@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from counterpoise.multitask.losses import Batch, Counts, Losses, gather
+from counterpoise.multitask.losses import Batch, Counts, Losses, Tasks, gather
 from counterpoise.multitask.mirror import ball_radius, best_response_floats, divergence, hold, mirror_floats
 from counterpoise.multitask.weighting import Weighting, on_device, weighted_sum
 from counterpoise.multitask.window import WindowMeans
@@ -75,7 +75,7 @@ class BanditMTL(Weighting):
 
     def __init__(
         self,
-        tasks: int | Iterable[str],
+        tasks: Tasks,
         *,
         rho: float | None = None,
         min_effective_tasks: float | None = None,
@@ -96,9 +96,9 @@ class BanditMTL(Weighting):
             raise ValueError(f"exploration must lie in [0, 1], found {exploration}.")
         self.eta, self.exploration, self.normalize = eta, exploration, normalize
         self.samples = drawn_by == "p"
-        self._drawn_by = None if drawn_by is None or isinstance(drawn_by, str) else _simplex(m, drawn_by)
         if isinstance(drawn_by, str) and not self.samples:
             raise ValueError(f'drawn_by must be None, "p" or one probability per task, found {drawn_by!r}.')
+        self._drawn_by = None if drawn_by is None or isinstance(drawn_by, str) else _simplex(m, drawn_by)
         self._arms = _Arms([-math.log(m)] * m, [math.nan] * m)
         self._cached: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
@@ -172,9 +172,8 @@ class BanditMTL(Weighting):
         """One mirror step of p on the window's means."""
         arms, counts = self._arms, means.counts
         if self.normalize:
-            arms.initial = [
-                x if c > 0.0 and math.isnan(u) else u for x, c, u in zip(means.means, counts, arms.initial, strict=True)
-            ]
+            triples = zip(means.means, counts, arms.initial, strict=True)
+            arms.initial = [x if c > 0.0 and math.isnan(u) else u for x, c, u in triples]
         losses = self._in_units(means.means)
         if (drawn_by := self._draw_probabilities()) is not None:
             total = sum(counts)
@@ -204,7 +203,7 @@ class BanditMTL(Weighting):
 
     def _draw_probabilities(self) -> list[float] | None:
         if self.samples:
-            return [float(x) for x in self.probabilities().tolist()]
+            return self.probabilities().tolist()  # type: ignore[no-any-return]
         return self._drawn_by
 
     def _scale(self, batch: Batch, totals: list[float] | None) -> Tensor | None:
@@ -212,9 +211,8 @@ class BanditMTL(Weighting):
         if drawn_by is None:
             return super()._scale(batch, totals)
         # E[count_i / all counts] = drawn_by_i, so l_i count_i / (all counts * drawn_by_i) has the mean l_i.
-        present, counts = self._present(batch)
-        everything = sum(self._totals(batch, totals) or counts)
-        parts = [world_size() * c / (everything * drawn_by[i]) for i, c in zip(present, counts, strict=True)]
+        everything = sum(self._totals(batch, totals) or [c for _, c in batch.sizes()])
+        parts = [world_size() * c / (everything * drawn_by[i]) for i, c in batch.sizes()]
         return on_device(parts, batch.values_K.device)
 
 

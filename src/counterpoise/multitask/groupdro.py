@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from counterpoise.multitask.losses import Batch
+from counterpoise.multitask.losses import Batch, Tasks
 from counterpoise.multitask.mirror import hold, mirror_floats
 from counterpoise.multitask.weighting import Weighting, weighted_sum
 from counterpoise.multitask.window import WindowMeans
@@ -36,7 +35,7 @@ class GroupDRO(Weighting):
         [0.269, 0.731]
     """
 
-    def __init__(self, tasks: int | Iterable[str], *, eta: float = 0.01, micro_batches: int = 1) -> None:
+    def __init__(self, tasks: Tasks, *, eta: float = 0.01, micro_batches: int = 1) -> None:
         super().__init__(tasks, micro_batches=micro_batches)
         if not 0.0 < eta < math.inf:
             raise ValueError(f"eta must be positive and finite, found {eta}.")

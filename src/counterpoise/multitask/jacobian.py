@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from counterpoise.multitask.losses import Batch
+from counterpoise.multitask.losses import Batch, Tasks
 from counterpoise.multitask.weighting import Weighting
 
 
@@ -34,9 +34,7 @@ class JacobianWeighting(Weighting):
 
     whole_batch_only: ClassVar[bool] = True
 
-    def __init__(
-        self, tasks: int | Iterable[str], *, shared: Iterable[Tensor], aggregate: Callable[[Tensor], Tensor]
-    ) -> None:
+    def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], aggregate: Callable[[Tensor], Tensor]) -> None:
         super().__init__(tasks)
         self.shared = shared_parameters(shared)
         self.aggregate = aggregate
@@ -75,12 +73,7 @@ class MGDA(JacobianWeighting):
     """
 
     def __init__(
-        self,
-        tasks: int | Iterable[str],
-        *,
-        shared: Iterable[Tensor],
-        tolerance: float = 1e-3,
-        max_iterations: int = 100,
+        self, tasks: Tasks, *, shared: Iterable[Tensor], tolerance: float = 1e-3, max_iterations: int = 100
     ) -> None:
         aggregate = torchjd_aggregator("MGDA", epsilon=tolerance, max_iters=max_iterations)
         super().__init__(tasks, shared=shared, aggregate=aggregate)
@@ -103,7 +96,7 @@ class PCGrad(JacobianWeighting):
         tensor([0.5000, 1.5000])
     """
 
-    def __init__(self, tasks: int | Iterable[str], *, shared: Iterable[Tensor]) -> None:
+    def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor]) -> None:
         super().__init__(tasks, shared=shared, aggregate=torchjd_aggregator("PCGrad"))
 
 
@@ -117,7 +110,7 @@ class CAGrad(JacobianWeighting):
         radius: c, >= 0; 0 is the mean gradient. The paper uses 0.4 and 0.5.
     """
 
-    def __init__(self, tasks: int | Iterable[str], *, shared: Iterable[Tensor], radius: float = 0.4) -> None:
+    def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], radius: float = 0.4) -> None:
         super().__init__(tasks, shared=shared, aggregate=torchjd_aggregator("CAGrad", c=radius))
 
 
@@ -139,7 +132,7 @@ class UPGrad(JacobianWeighting):
         tensor([0.2500, 0.7500])
     """
 
-    def __init__(self, tasks: int | Iterable[str], *, shared: Iterable[Tensor]) -> None:
+    def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor]) -> None:
         super().__init__(tasks, shared=shared, aggregate=torchjd_aggregator("UPGrad", projector=project_weights))
 
 

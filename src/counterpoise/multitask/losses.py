@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+Tasks = int | Iterable[str]
+"""Task names, or how many."""
 
 Losses = Tensor | Mapping[str, Tensor | None] | Sequence[Tensor | None]
 """Task losses: a tensor (m,) or a sequence in task order, or a mapping by task name. None: absent from this batch."""
@@ -28,6 +31,11 @@ class Batch(NamedTuple):
     counts: list[float] | None
     apart: list[Tensor] | None = None
 
+    def sizes(self) -> Iterator[tuple[int, float]]:
+        """The index and the size of each task present."""
+        present = range(len(self.values_K)) if self.present is None else self.present
+        return zip(present, self.counts or [1.0] * len(present), strict=True)
+
     def of_present(self, values_M: Tensor) -> Tensor:
         """Of a value per task, (m,) or (..., m), those of the tasks present."""
         return values_M if self.present is None else values_M[..., self.present]
@@ -42,7 +50,7 @@ def wide(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 
-def task_names(tasks: int | Iterable[str]) -> tuple[str, ...]:
+def task_names(tasks: Tasks) -> tuple[str, ...]:
     """Task names from names or a number, refusing an empty or repeating list.
 
     Example:
@@ -101,35 +109,28 @@ def gather(tasks: Sequence[str], losses: Losses, counts: Counts | None = None) -
         ValueError: wrong lengths or shapes, or no task present.
     """
     sizes = None if counts is None else by_task(tasks, counts, "counts")
+    all_here = sizes is None or 0.0 not in sizes
     if isinstance(losses, Tensor):
         if losses.shape != (len(tasks),):
             raise ValueError(f"losses must have shape ({len(tasks)},), one per task, found {tuple(losses.shape)}.")
-        if sizes is None or 0.0 not in sizes:
-            return Batch(losses, None, sizes)
-        return _partial(tasks, list(losses.unbind()), sizes)
-    items = _in_order(tasks, losses)
-    if sizes is None or 0.0 not in sizes:
+        return Batch(losses, None, sizes) if all_here else _partial(tasks, losses.unbind(), sizes)
+    if isinstance(losses, Mapping):
+        try:
+            items = [losses[t] for t in tasks]
+        except KeyError:
+            items = []
+        if len(losses) != len(tasks) or not items:
+            check_names(tasks, losses, "losses")
+    elif len(losses) == len(tasks):
+        items = list(losses)
+    else:
+        raise ValueError(f"losses must hold one entry per task, expected {len(tasks)}, found {len(losses)}.")
+    if all_here:
         try:
             return Batch(_stack(tasks, items), None, sizes, items)  # type: ignore[arg-type]
         except TypeError:  # some are None: looking for them first would cost every call a microsecond
             pass
     return _partial(tasks, items, sizes)
-
-
-def _in_order(
-    tasks: Sequence[str], losses: Mapping[str, Tensor | None] | Sequence[Tensor | None]
-) -> list[Tensor | None]:
-    if not isinstance(losses, Mapping):
-        if len(losses) != len(tasks):
-            raise ValueError(f"losses must hold one entry per task, expected {len(tasks)}, found {len(losses)}.")
-        return list(losses)
-    try:
-        items = [losses[t] for t in tasks]
-    except KeyError:
-        items = []
-    if len(losses) != len(tasks) or not items:
-        check_names(tasks, losses, "losses")
-    return items
 
 
 def _partial(tasks: Sequence[str], items: Sequence[Tensor | None], sizes: list[float] | None) -> Batch:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from counterpoise.multitask.losses import Batch, wide
+from counterpoise.multitask.losses import Batch, Tasks, wide
 from counterpoise.multitask.weighting import Weighting, weighted_sum
 
 
@@ -52,11 +52,7 @@ class Tchebycheff(Weighting):
     whole_batch_only: ClassVar[bool] = True
 
     def __init__(
-        self,
-        tasks: int | Iterable[str],
-        *,
-        preferences: Sequence[float] | None = None,
-        ideal: Sequence[float] | None = None,
+        self, tasks: Tasks, *, preferences: Sequence[float] | None = None, ideal: Sequence[float] | None = None
     ) -> None:
         super().__init__(tasks)
         m = len(self.tasks)
@@ -97,7 +93,7 @@ class SmoothTchebycheff(Tchebycheff):
 
     def __init__(
         self,
-        tasks: int | Iterable[str],
+        tasks: Tasks,
         *,
         smoothing: float = 0.1,
         preferences: Sequence[float] | None = None,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from counterpoise.multitask.losses import Batch, Counts, Losses, by_task, gather, task_names, wide
-from counterpoise.multitask.window import Window, WindowMeans, finite
+from counterpoise.multitask.losses import Batch, Counts, Losses, Tasks, by_task, gather, task_names, wide
+from counterpoise.multitask.window import Window, WindowMeans
 from counterpoise.ranks import sum_over_ranks, world_size
 
 
@@ -50,7 +50,7 @@ class Weighting(nn.Module, ABC):
     whole_batch_only: ClassVar[bool] = False
     """The method needs all the losses of a window in one call on one process, and raises otherwise."""
 
-    def __init__(self, tasks: int | Iterable[str], *, micro_batches: int = 1) -> None:
+    def __init__(self, tasks: Tasks, *, micro_batches: int = 1) -> None:
         super().__init__()
         if micro_batches < 1:
             raise ValueError(f"micro_batches must be at least 1, found {micro_batches}.")
@@ -93,15 +93,12 @@ class Weighting(nn.Module, ABC):
         means = self._window.close()
         if not any(means.counts):
             raise RuntimeError("step() closes a window, found none open: call the weighting on the losses first.")
-        if not finite(means):
+        if not all(map(math.isfinite, means.means)):
             self._seen.skipped += 1
             self.abandon()
             return
-        if 0.0 in means.counts:
-            old = self._seen.losses
-            self._seen.losses = [x if c else o for x, c, o in zip(means.means, means.counts, old, strict=True)]
-        else:
-            self._seen.losses = means.means
+        triples = zip(means.means, means.counts, self._seen.losses, strict=True)
+        self._seen.losses = [mean if count else before for mean, count, before in triples]
         self.update(means)
         self._seen.updates += 1
 
@@ -112,16 +109,13 @@ class Weighting(nn.Module, ABC):
 
     def metrics(self) -> dict[str, float]:
         """Numbers for a logger: losses of the last window, their variance, counters, and the weights in use."""
-        last = self.last_losses
-        known = [x for x in last if math.isfinite(x)]
-        mean = sum(known) / len(known) if known else math.nan
-        found = {f"loss/{t}": x for t, x in zip(self.tasks, last, strict=True) if math.isfinite(x)}
-        if known:
+        found = {f"loss/{t}": x for t, x in zip(self.tasks, self.last_losses, strict=True) if math.isfinite(x)}
+        if known := list(found.values()):
+            mean = sum(known) / len(known)
             found["task_variance"] = sum((x - mean) ** 2 for x in known) / len(known)
             found["worst_task_loss"] = max(known)
         found |= {"updates": float(self.updates), "skipped": float(self.skipped)}
-        weights = self.weights()
-        return found | {f"weight/{t}": w for t, w in zip(self.tasks, weights or [], strict=False)}
+        return found | {f"weight/{t}": w for t, w in zip(self.tasks, self.weights() or [], strict=False)}
 
     @property
     def updates(self) -> int:
@@ -194,28 +188,22 @@ class Weighting(nn.Module, ABC):
         totals = self._totals(batch, totals)
         if totals is None:
             return None
-        present, counts = self._present(batch)
-        if short := [self.tasks[i] for i in present if totals[i] <= 0.0]:
+        if short := [self.tasks[i] for i, _ in batch.sizes() if totals[i] <= 0.0]:
             raise ValueError(f"window_counts are 0 for tasks that are present: {short}. Count every micro-batch.")
-        parts = [world_size() * c / totals[i] for i, c in zip(present, counts, strict=True)]
-        return on_device(parts, batch.values_K.device)
+        return on_device([world_size() * c / totals[i] for i, c in batch.sizes()], batch.values_K.device)
 
     def _totals(self, batch: Batch, totals: list[float] | None) -> list[float] | None:
         """The window's sizes: as given, or this call's over all ranks (one collective); None: this call is all."""
         if totals is not None or world_size() == 1:
             return totals
-        mine = dict(zip(*self._present(batch), strict=True))
+        mine = dict(batch.sizes())
         return sum_over_ranks([mine.get(i, 0.0) for i in range(len(self.tasks))])
-
-    def _present(self, batch: Batch) -> tuple[Sequence[int], Sequence[float]]:
-        present = range(len(self.tasks)) if batch.present is None else batch.present
-        return present, batch.counts or [1.0] * len(present)
 
     def _refuse_parts(self, batch: Batch, totals: list[float] | None) -> None:
         if (world := world_size()) > 1:
             raise RuntimeError(f"{self._one_call_needed()} Found {world} processes: train on one, or choose another.")
-        present, counts = self._present(batch)
-        if totals is not None and any(totals[i] > c * (1 + 1e-9) for i, c in zip(present, counts, strict=True)):
+        if totals is not None and any(totals[i] > c * (1 + 1e-9) for i, c in batch.sizes()):
+            counts = [c for _, c in batch.sizes()]
             raise RuntimeError(f"{self._one_call_needed()} Found window_counts={totals} for counts={counts}.")
 
     def _one_call_needed(self) -> str:

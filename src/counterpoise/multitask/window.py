@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from counterpoise.multitask.losses import Batch
 from counterpoise.ranks import sum_over_ranks, world_size
@@ -37,7 +34,7 @@ class Window:
         self.sums = [0.0] * self.tasks
         self.counts = [0.0] * self.tasks
         self.totals: list[float] | None = None
-        self._pending: list[tuple[Tensor, list[int] | None, list[float] | None]] = []
+        self._pending: list[Batch] = []
 
     def refuse_if_complete(self, batch: Batch, totals: list[float] | None, micro_batches: int) -> None:
         """Raise when this call would begin a second window: a forgotten `step()` would silently stop the weighting."""
@@ -49,15 +46,14 @@ class Window:
                 f"step()s must be given the same totals. Was step() forgotten after the optimiser's step?"
             )
         if totals is None:
-            if self.calls >= micro_batches:
-                raise RuntimeError(
-                    f"expected at most {micro_batches} call(s) before step(), found one more: call step() after the "
-                    f"optimiser's step, or, when accumulating gradients, say micro_batches=... at construction."
-                )
-            return
-        present = range(self.tasks) if batch.present is None else batch.present
-        for k, i in enumerate(present):
-            after = self.counts[i] + (1.0 if batch.counts is None else batch.counts[k])
+            if self.calls < micro_batches:
+                return
+            raise RuntimeError(
+                f"expected at most {micro_batches} call(s) before step(), found one more: call step() after the "
+                f"optimiser's step, or, when accumulating gradients, say micro_batches=... at construction."
+            )
+        for i, count in batch.sizes():
+            after = self.counts[i] + count
             if after > totals[i] * (1.0 + 1e-9):
                 raise RuntimeError(
                     f"the calls since the last step() hold {after:g} of task {i}, window_counts promised "
@@ -69,7 +65,7 @@ class Window:
         self.calls += 1
         self.totals = totals
         self._count(batch)
-        self._pending.append((batch.values_K.detach(), batch.present, batch.counts))
+        self._pending.append(Batch(batch.values_K.detach(), batch.present, batch.counts))
         if not batch.values_K.is_cuda:
             self._fold()
 
@@ -105,29 +101,22 @@ class Window:
         if batch.present is None and batch.counts is None and self.calls == 1:
             self.counts = [1.0] * self.tasks
             return
-        where: Sequence[int] = range(self.tasks) if batch.present is None else batch.present
-        for i, count in zip(where, batch.counts or [1.0] * len(where), strict=True):
+        for i, count in batch.sizes():
             self.counts[i] += count
 
     def _fold(self) -> None:
-        for (_, present, counts), values in zip(self._pending, self._on_the_host(), strict=True):
-            if present is None and counts is None and not any(self.sums):
+        for batch, values in zip(self._pending, self._on_the_host(), strict=True):
+            if batch.present is None and batch.counts is None and not any(self.sums):
                 self.sums = values
                 continue
-            where: Sequence[int] = range(self.tasks) if present is None else present
-            for i, value, count in zip(where, values, counts or [1.0] * len(values), strict=True):
+            for (i, count), value in zip(batch.sizes(), values, strict=True):
                 self.sums[i] += value * count
         self._pending.clear()
 
     def _on_the_host(self) -> list[list[float]]:
         """The values of each pending call, by one transfer."""
-        waiting = [values_K for values_K, _, _ in self._pending]
+        waiting = [batch.values_K for batch in self._pending]
         if len(waiting) < 2:
             return [values_K.tolist() for values_K in waiting]
         together = torch.cat([values_K.double() for values_K in waiting]).cpu()
         return [part.tolist() for part in torch.split(together, [len(values_K) for values_K in waiting])]
-
-
-def finite(means: WindowMeans) -> bool:
-    """Whether every mean of the window is a number one can learn from."""
-    return all(map(math.isfinite, means.means))
