@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from counterpoise import multitask
 from counterpoise.classification.classifier import TextClassifier
-from counterpoise.classification.encoding import seeded
+from counterpoise.classification.models import seeded
 from counterpoise.multitask import Adversarial, Weighting
 
 Balance = Weighting | Adversarial

@@ -13,9 +13,8 @@ from torch.nn.functional import cross_entropy
 
 from counterpoise.checkpoints.files import resolve
 from counterpoise.classification.data import SplitName, TaskData
-from counterpoise.classification.encoding import SubwordTokens, TokenIds, check_device, seeded, token_ids
-from counterpoise.classification.models import Design, HardSharing, Pretrained, build_encoder
-from counterpoise.classification.vectors import Vocabulary, word_vectors
+from counterpoise.classification.models import Design, HardSharing, Pretrained, build_encoder, check_device, seeded
+from counterpoise.classification.vectors import SubwordTokens, TokenIds, Vocabulary, token_ids, word_vectors
 from counterpoise.multitask.losses import task_names
 
 

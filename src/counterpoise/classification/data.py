@@ -61,8 +61,7 @@ class TaskData:
 
     def split(self, name: SplitName) -> Split:
         """The examples of `train`, `validation` or `test`."""
-        split: Split = getattr(self, name)
-        return split
+        return getattr(self, name)  # type: ignore[no-any-return]
 
 
 def read_tasks(

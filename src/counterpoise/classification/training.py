@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from counterpoise.classification.balance import Balance, weighting_for
 from counterpoise.classification.classifier import TextClassifier
 from counterpoise.classification.data import SPLITS, TaskData
-from counterpoise.classification.encoding import seeded
+from counterpoise.classification.models import seeded
 from counterpoise.multitask import Adversarial
 from counterpoise.records import Stages
 
@@ -156,7 +156,7 @@ class _Run:
         tasks: Sequence[TaskData],
         classifier: TextClassifier,
         weighting: Balance,
-        batch_size: int,
+        batch: int,
         lr: float,
         seed: int,
     ) -> None:
@@ -166,13 +166,11 @@ class _Run:
                 raise ValueError(f"expected examples for {part}, found none for the tasks {empty}")
         self.texts = classifier.encode([text for t in tasks for text in t.train.texts])
         self.classes_N = torch.cat([classifier.classes(t.name, t.train.labels) for t in tasks]).to(classifier.device)
-        self.validation = {
-            t.name: (classifier.encode(t.validation.texts), classifier.classes(t.name, t.validation.labels))
-            for t in tasks
-        }
+        held = {t.name: t.validation for t in tasks}
+        self.validation = {n: (classifier.encode(s.texts), classifier.classes(n, s.labels)) for n, s in held.items()}
         ends = accumulate((len(t.train) for t in tasks), initial=0)
         random = torch.Generator().manual_seed(seed)
-        self.batches = [_batches(first, end, batch_size, random) for first, end in pairwise(ends)]
+        self.batches = [_batches(first, end, batch, random) for first, end in pairwise(ends)]
         learned = [p for p in [*classifier.model.parameters(), *weighting.parameters()] if p.requires_grad]
         self.optimizer = torch.optim.Adam(learned, lr=lr)
         self.start = time.perf_counter()
@@ -198,9 +196,8 @@ class _Run:
         tasks = enumerate(zip(parts, classes, strict=True))
         losses = [F.cross_entropy(model.logits(x_BF, i), y_B) for i, (x_BF, y_B) in tasks]
         values_M = torch.stack([x.detach() for x in losses]).double().cpu()
-        if unusable := [
-            n for n, x in zip(self.classifier.tasks, values_M.tolist(), strict=True) if not math.isfinite(x)
-        ]:
+        usable = zip(self.classifier.tasks, values_M.isfinite().tolist(), strict=True)
+        if unusable := [name for name, is_number in usable if not is_number]:
             return unusable
         seen: dict[str, Tensor] = {}
         if isinstance(self.weighting, Adversarial):

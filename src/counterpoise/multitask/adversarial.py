@@ -103,11 +103,7 @@ class Adversarial(nn.Module):
         self.weighting = weighting
         self.discriminator = TaskDiscriminator(features, len(weighting.tasks), strength=strength)
         self.threshold = threshold
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """The names of the weighting's tasks, in their order."""
-        return self.weighting.tasks
+        self.tasks = weighting.tasks
 
     def forward(
         self,

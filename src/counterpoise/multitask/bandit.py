@@ -12,10 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from counterpoise.multitask.losses import Batch, Counts, Losses, Tasks, gather
+from counterpoise.multitask.losses import Batch, Counts, Losses, Tasks, WindowMeans, gather
 from counterpoise.multitask.mirror import ball_radius, best_response_floats, divergence, hold, mirror_floats
 from counterpoise.multitask.weighting import Weighting, on_device, weighted_sum
-from counterpoise.multitask.window import WindowMeans
 from counterpoise.ranks import world_size
 
 
@@ -136,7 +135,6 @@ class BanditMTL(Weighting):
         return p / p.sum()
 
     def weights(self) -> list[float]:
-        """p in task order."""
         return list(map(math.exp, self._arms.log_p))
 
     def metrics(self) -> dict[str, float]:
@@ -153,7 +151,6 @@ class BanditMTL(Weighting):
         return {name: number for name, number in found.items() if math.isfinite(number)}  # JSON has no infinite lambda
 
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
-        """sum_i p_i scale_i l_i over the tasks present."""
         values_K, present = batch.values_K, batch.present
         exact = values_K.dtype == torch.float64 or (scale_K is not None and scale_K.dtype == torch.float64)
         key = values_K.device, torch.float64 if exact else torch.float32

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from counterpoise.multitask.losses import Batch, Tasks
+from counterpoise.multitask.losses import Batch, Tasks, WindowMeans
 from counterpoise.multitask.weighting import Weighting, weighted_sum
-from counterpoise.multitask.window import WindowMeans
 
 
 class DWA(Weighting):
@@ -20,11 +19,9 @@ class DWA(Weighting):
 
     Uniform (1 each) during the first two epochs. A task that an epoch did not see has r_i = 1.
 
-    Args:
-        tasks: names, or how many.
+    Args, beside those of every `Weighting`:
         steps_per_epoch: after how many `step()`s the averages roll on; the paper's epoch.
         temperature: T; the paper uses 2.
-        micro_batches: see `Weighting`.
 
     Example:
         >>> weighting = DWA(2, steps_per_epoch=1)
@@ -56,7 +53,6 @@ class DWA(Weighting):
         return [len(raw) * x / sum(raw) for x in raw]
 
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
-        """sum_i w_i scale_i l_i."""
         weights_M = batch.values_K.new_tensor(self.weights())
         return weighted_sum(batch.of_present(weights_M), batch.values_K, scale_K)
 
@@ -73,7 +69,6 @@ class DWA(Weighting):
             self._begin_epoch()
 
     def state(self) -> dict[str, Any]:
-        """The running epoch and the two before it."""
         return {
             "sums": torch.tensor(self._sums, dtype=torch.float64),
             "seen_steps": list(self._seen_steps),

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from counterpoise.multitask.losses import Batch, Losses, Tasks, gather, wide
-from counterpoise.multitask.weighting import Weighting
-from counterpoise.multitask.window import WindowMeans
+from counterpoise.multitask.losses import Batch, Losses, Tasks, WindowMeans, gather
+from counterpoise.multitask.weighting import Weighting, wide
 
 _EPSILON = 1e-8
 
@@ -40,7 +39,7 @@ class FAMO(Weighting):
         [0.488, 0.512]
     """
 
-    whole_batch_only: ClassVar[bool] = True
+    whole_batch_only = True
 
     def __init__(self, tasks: Tasks, *, lr: float = 0.025, weight_decay: float = 1e-3) -> None:
         super().__init__(tasks)
@@ -56,7 +55,6 @@ class FAMO(Weighting):
         return self._shares().tolist()  # type: ignore[no-any-return]
 
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
-        """c sum_i z_i log l_i over the tasks present."""
         values_K = wide(batch.values_K)
         z_K = batch.of_present(self._shares()).to(values_K)
         scaled_K = z_K / (values_K.detach() + _EPSILON)

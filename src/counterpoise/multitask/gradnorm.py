@@ -5,15 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from counterpoise.multitask.jacobian import shared_parameters
-from counterpoise.multitask.losses import Batch, Tasks
+from counterpoise.multitask.losses import Batch, Tasks, WindowMeans
 from counterpoise.multitask.weighting import Weighting, weighted_sum
-from counterpoise.multitask.window import WindowMeans
 
 
 class GradNorm(Weighting):
@@ -41,7 +40,7 @@ class GradNorm(Weighting):
         [1.025, 0.975]
     """
 
-    whole_batch_only: ClassVar[bool] = True
+    whole_batch_only = True
 
     def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], asymmetry: float = 1.5, lr: float = 0.025) -> None:
         super().__init__(tasks)
@@ -85,11 +84,9 @@ class GradNorm(Weighting):
         self._weights_M.mul_(len(self.tasks) / self._weights_M.sum())
 
     def abandon(self) -> None:
-        """Forget the measured norms."""
         self._norms_K = None
 
     def state(self) -> dict[str, Any]:
-        """w, Adam's moments, the initial losses and the open window's norms."""
         return {
             "weights": self._weights_M.clone(),
             "adam": copy.deepcopy(self._adam.state_dict()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,11 +22,6 @@ STATE_FILE = "weighting.pt"
 
 ExampleLosses = Callable[[Any, Tensor], Tensor]
 """From the model's outputs and the labels to one loss per example, (B,)."""
-
-if TYPE_CHECKING:
-    _Base = Trainer
-else:
-    _Base = object
 
 
 def with_weighting(base: type) -> type:
@@ -84,8 +79,8 @@ class TaskCollator:
         raise ValueError(f"column {self.column!r} holds {task!r}, expected one of {list(self.index)} or its index.")
 
 
-class _Weighted(_Base):
-    """The overrides; the base trainer comes after this class in the order of resolution."""
+class _Weighted(Trainer):
+    """The overrides; the class they are mixed into comes between this one and `Trainer` in the order of resolution."""
 
     model: Any
     _signature_columns: Any
@@ -202,19 +197,22 @@ class _Weighted(_Base):
             return losses_BT.sum() * 0.0
         sums_M = _per_task(losses_BT.sum(-1), task_B, len(counts))
         means_M = sums_M / sums_M.new_tensor(counts).clamp(min=1.0)
-        loss: Tensor = self.weighting(means_M, counts, self._window_counts)
-        return loss
+        return self.weighting(means_M, counts, self._window_counts)  # type: ignore[no-any-return]
 
     def _losses(self, outputs: Any, labels: Tensor) -> Tensor:
         """Losses with one row per example, 0 where there is no label."""
         if self.example_losses is not None:
             return self.example_losses(outputs, labels).unsqueeze(-1)
         if getattr(outputs, "log_probs", None) is not None:  # TRL's fused head: per token, 0 on ignored positions
-            losses_BT: Tensor = -outputs.log_probs
-            return losses_BT
+            return -outputs.log_probs  # type: ignore[no-any-return]
         logits = (outputs["logits"] if isinstance(outputs, Mapping) else outputs[1]).float()
         if labels.is_floating_point():
-            return _float_label_losses(logits, labels, getattr(self.model.config, "problem_type", None))
+            # Regression and multi-label classification, as transformers computes them.
+            several = getattr(self.model.config, "problem_type", None) == "multi_label_classification"
+            loss = F.binary_cross_entropy_with_logits if several else F.mse_loss
+            rows = len(labels)
+            losses_BC = loss(logits.reshape(rows, -1), labels.float().reshape(rows, -1), reduction="none")
+            return losses_BC.mean(-1, keepdim=True)
         if self._loss_shifts_labels:
             logits, labels = logits[:, :-1], labels[:, 1:]
         if logits.shape[:-1] != labels.shape:
@@ -276,14 +274,6 @@ def _no_column(column: str, found: Iterable[str]) -> ValueError:
 
 def _per_task(values_B: Tensor, task_B: Tensor, m: int) -> Tensor:
     return values_B.new_zeros(m).index_add(0, task_B.to(values_B.device), values_B)
-
-
-def _float_label_losses(logits: Tensor, labels: Tensor, problem_type: str | None) -> Tensor:
-    """Losses per example for regression and multi-label classification, as transformers computes them."""
-    several = problem_type == "multi_label_classification"
-    loss = F.binary_cross_entropy_with_logits if several else F.mse_loss
-    rows = len(labels)
-    return loss(logits.reshape(rows, -1), labels.float().reshape(rows, -1), reduction="none").mean(-1, keepdim=True)
 
 
 def _refuse(settings: Any, kwargs: Mapping[str, Any], weighting: Weighting) -> None:

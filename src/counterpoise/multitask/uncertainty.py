@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from counterpoise.multitask.losses import Batch, Tasks, wide
-from counterpoise.multitask.weighting import Weighting, weighted_sum
+from counterpoise.multitask.losses import Batch, Tasks
+from counterpoise.multitask.weighting import Weighting, weighted_sum, wide
 from counterpoise.ranks import average_gradients
 
 

@@ -11,8 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from counterpoise.multitask.losses import Batch, Counts, Losses, Tasks, by_task, gather, task_names, wide
-from counterpoise.multitask.window import Window, WindowMeans
+from counterpoise.multitask.losses import Batch, Counts, Losses, Tasks, Window, WindowMeans, by_task, gather, task_names
 from counterpoise.ranks import sum_over_ranks, world_size
 
 
@@ -214,6 +213,11 @@ def on_device(values: Sequence[float], device: torch.device) -> Tensor:
     """The values in float64, or float32 on Apple's GPUs, which have nothing wider."""
     dtype = torch.float32 if device.type == "mps" else torch.float64
     return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+
+
+def wide(values: Tensor) -> Tensor:
+    """The values in float32 at least: logarithms and weights near 1e-3 lose a digit in bfloat16."""
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 
 def weighted_sum(weights_K: Tensor, values_K: Tensor, scale_K: Tensor | None) -> Tensor:
