@@ -200,9 +200,7 @@ def _task(name: str, rows: Parts, need: Collection[SplitName]) -> TaskData:
                 f"task {name!r}: expected examples for {part}, found none "
                 f"({', '.join(f'{p} {len(parts[p])}' for p in SPLITS)}); add rows, or a file {name}.{part} of its own"
             )
-    labels = _in_order(
-        {x for p in SPLITS for x in parts[p].labels} if not len(parts["train"]) else set(parts["train"].labels)
-    )
+    labels = _in_order(set(parts["train"].labels or (x for p in SPLITS for x in parts[p].labels)))
     if "train" in need and len(labels) < 2:
         raise ValueError(f"task {name!r}: expected at least two classes in training, found only {list(labels)}")
     for part in SPLITS:

@@ -201,9 +201,7 @@ def build_encoder(design: Design, table_VD: Tensor) -> Encoder:
     """The word model of a design, over these starting vectors."""
     if design.model == "textcnn":
         return TextCNN(table_VD, width=design.width, kernels=design.kernels, frozen=design.freeze_vectors)
-    if design.model == "bilstm":
-        return BiLSTM(table_VD, width=design.width, frozen=design.freeze_vectors)
-    raise ValueError(f"model: expected {' or '.join(WORD_MODELS)} over word vectors, found {design.model!r}")
+    return BiLSTM(table_VD, width=design.width, frozen=design.freeze_vectors)
 
 
 def _embedding(table_VD: Tensor, frozen: bool) -> nn.Embedding:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from counterpoise.cli.options import Device
+from counterpoise.cli.options import Device, Seed
 from counterpoise.cli.terminal import bars, command_line, plain_errors
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ Data = Annotated[Path, typer.Option(help="Folder or tar archive of task files.")
 LayoutOption = Annotated[
     str, typer.Option(help="folder (NAME.csv, .tsv, .jsonl: text,label), fdu-mtl, or newsgroups (20news-bydate).")
 ]
-Tasks = Annotated[str | None, typer.Option(help="Names, separated by commas; all by default.")]
+TasksOption = Annotated[str | None, typer.Option(help="Names, separated by commas; all by default.")]
 ModelFolder = Annotated[Path, typer.Argument(help="Folder that train wrote.")]
 TextsAtOnce = Annotated[int, typer.Option(help="Texts at once.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print json lines instead of a table.")]
@@ -39,7 +39,7 @@ def train(
     data: Data,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write; it appears whole or not at all.")],
     layout: LayoutOption = "folder",
-    tasks: Tasks = None,
+    tasks: TasksOption = None,
     model: Annotated[str, typer.Option(help="textcnn, bilstm, or a folder or hub id of an encoder.")] = "textcnn",
     vectors: Annotated[Path | None, typer.Option(help="Word vectors in GloVe's text format, plain or .gz.")] = None,
     weighting: Annotated[
@@ -66,7 +66,7 @@ def train(
     dropout: Annotated[float, typer.Option(help="Share of the features dropped in training.")] = 0.5,
     max_tokens: Annotated[int, typer.Option(help="Longer texts are cut.")] = 256,
     freeze_vectors: Annotated[bool, typer.Option("--freeze-vectors", help="Leave the word vectors as read.")] = False,
-    seed: Annotated[int, typer.Option(help="Decides every random draw.")] = 0,
+    seed: Seed = 0,
     device: Device = "cpu",
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
@@ -122,7 +122,7 @@ def evaluate(
     model: ModelFolder,
     data: Data,
     layout: LayoutOption = "folder",
-    tasks: Tasks = None,
+    tasks: TasksOption = None,
     part: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
     batch_size: TextsAtOnce = 64,
     device: Device = "cpu",

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -12,17 +9,6 @@ from counterpoise.multitask.losses import Counts, Losses, Tasks, by_task
 from counterpoise.multitask.scalarizations import Tchebycheff, Uniform
 from counterpoise.multitask.weighting import Weighting
 from counterpoise.ranks import average_gradients, world_size
-
-
-class _Reverse(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, strength: float) -> Tensor:
-        ctx.strength = strength
-        return features.view_as(features)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return -ctx.strength * gradients[0], None
 
 
 def reverse_gradient(features: Tensor, strength: float = 1.0) -> Tensor:
@@ -34,7 +20,10 @@ def reverse_gradient(features: Tensor, strength: float = 1.0) -> Tensor:
         >>> x.grad
         tensor([-0.5000])
     """
-    return _Reverse.apply(features, strength)  # type: ignore[no-untyped-call, no-any-return]
+    same = features.view_as(features)
+    if same.requires_grad:
+        same.register_hook(lambda gradient: -strength * gradient)  # type: ignore[no-untyped-call]
+    return same
 
 
 def difference_penalty(shared_BF: Tensor, private_BG: Tensor) -> Tensor:

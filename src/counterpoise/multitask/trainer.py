@@ -83,7 +83,6 @@ class _Weighted(Trainer):
     """The overrides; the class they are mixed into comes between this one and `Trainer` in the order of resolution."""
 
     model: Any
-    _signature_columns: Any
 
     def __init__(
         self,

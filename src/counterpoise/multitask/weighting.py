@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -13,15 +12,6 @@ from torch import Tensor, nn
 
 from counterpoise.multitask.losses import Batch, Counts, Losses, Tasks, Window, WindowMeans, by_task, gather, task_names
 from counterpoise.ranks import sum_over_ranks, world_size
-
-
-@dataclass
-class _Seen:
-    """What every weighting remembers of past windows, apart from the module, whose attributes are slow to set."""
-
-    losses: list[float]
-    updates: int = 0
-    skipped: int = 0
 
 
 class Weighting(nn.Module, ABC):
@@ -60,8 +50,11 @@ class Weighting(nn.Module, ABC):
         self.averages_gradients = True
         """Whether each backward pass averages the gradients of the method's own parameters over the ranks, which must
         then run equally many. `with_weighting` turns it off and averages once per optimiser step."""
+        self.last_losses = [math.nan] * len(self.tasks)
+        """The last mean loss seen of each task, in task order; NaN before the first."""
+        self.updates = self.skipped = 0
+        """How many windows it has learned from, and how many it dropped for a non-finite loss."""
         self._window = Window(len(self.tasks))
-        self._seen = _Seen([math.nan] * len(self.tasks))
 
     def forward(self, losses: Losses, counts: Counts | None = None, window_counts: Counts | None = None) -> Tensor:
         """The scalar to call `backward()` on.
@@ -92,14 +85,15 @@ class Weighting(nn.Module, ABC):
         means = self._window.close()
         if not any(means.counts):
             raise RuntimeError("step() closes a window, found none open: call the weighting on the losses first.")
+        own = vars(self)  # assigning to a module's attribute costs microseconds
         if not all(map(math.isfinite, means.means)):
-            self._seen.skipped += 1
+            own["skipped"] += 1
             self.abandon()
             return
-        triples = zip(means.means, means.counts, self._seen.losses, strict=True)
-        self._seen.losses = [mean if count else before for mean, count, before in triples]
+        triples = zip(means.means, means.counts, self.last_losses, strict=True)
+        own["last_losses"] = [mean if count else before for mean, count, before in triples]
         self.update(means)
-        self._seen.updates += 1
+        own["updates"] += 1
 
     def discard(self) -> None:
         """Drop the open window, for instance after a batch that ran out of memory and will not be stepped."""
@@ -115,21 +109,6 @@ class Weighting(nn.Module, ABC):
             found["worst_task_loss"] = max(known)
         found |= {"updates": float(self.updates), "skipped": float(self.skipped)}
         return found | {f"weight/{t}": w for t, w in zip(self.tasks, self.weights() or [], strict=False)}
-
-    @property
-    def updates(self) -> int:
-        """How many windows it has learned from."""
-        return self._seen.updates
-
-    @property
-    def skipped(self) -> int:
-        """How many windows it dropped for a non-finite loss."""
-        return self._seen.skipped
-
-    @property
-    def last_losses(self) -> list[float]:
-        """The last mean loss seen of each task, in task order; NaN before the first."""
-        return self._seen.losses
 
     @abstractmethod
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
@@ -178,7 +157,7 @@ class Weighting(nn.Module, ABC):
                 f"expected the state of the tasks {list(self.tasks)}, found {state['tasks']}: build the weighting with "
                 f"the tasks of the saved run, in their order, or start without its state."
             )
-        self._seen = _Seen(state["losses"].tolist(), int(state["updates"]), int(state["skipped"]))
+        self.last_losses, self.updates, self.skipped = state["losses"].tolist(), state["updates"], state["skipped"]
         self._window.load(state["window"])
         self.load_state(state)
 
