@@ -33,8 +33,7 @@ import torch
 from counterpoise.classification.balance import weighting_for
 from counterpoise.classification.classifier import TextClassifier, build_classifier
 from counterpoise.classification.data import Split, TaskData, read_tasks
-from counterpoise.classification.encoding import seeded
-from counterpoise.classification.models import Design, HardSharing, build_encoder
+from counterpoise.classification.models import Design, HardSharing, build_encoder, seeded
 from counterpoise.classification.training import Epoch, rounds_per_epoch, train
 from counterpoise.records import versions
 
@@ -227,7 +226,7 @@ def measure_cost(folder: Path, rounds: int = 3, steps: int = 8) -> None:
         for method in [m for m in METHODS if m not in ("single", "bandit-half")]:
             classifier = start.classifier(start.tasks)
             weighting = weighting_for(method, classifier, rounds_per_epoch=rounds_per_epoch(start.tasks, batch))
-            runs[method] = _Run(start.tasks, classifier, weighting, batch_size=batch, lr=2e-3, seed=0, every=10**9)
+            runs[method] = _Run(start.tasks, classifier, weighting, batch=batch, lr=2e-3, seed=0)
             runs[method].round()
         seconds: dict[str, list[float]] = {m: [] for m in runs}
         for _ in range(rounds * steps):

@@ -12,38 +12,16 @@ load("model/").predict("books", ["what a read"])
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from counterpoise.classification.balance import WEIGHTINGS, weighting_for
-    from counterpoise.classification.classifier import Prediction, Score, TextClassifier, build_classifier, evaluate
-    from counterpoise.classification.data import LAYOUTS, Split, TaskData, read_tasks
-    from counterpoise.classification.models import BiLSTM, Design, HardSharing, Pretrained, TextCNN
-    from counterpoise.classification.saving import load, save
-    from counterpoise.classification.training import Epoch, Training, rounds_per_epoch, train
-    from counterpoise.classification.vectors import Vocabulary, read_vectors, tokenize, word_vectors
-
-# Names are resolved on first use, so that `counterpoise multitask --help` imports none of this.
-_HOMES = {
-    "balance": "WEIGHTINGS weighting_for",
-    "classifier": "Prediction Score TextClassifier build_classifier evaluate",
-    "data": "LAYOUTS Split TaskData read_tasks",
-    "models": "BiLSTM Design HardSharing Pretrained TextCNN",
-    "saving": "load save",
-    "training": "Epoch Training rounds_per_epoch train",
-    "vectors": "Vocabulary read_vectors tokenize word_vectors",
-}
+from counterpoise.classification.balance import WEIGHTINGS, weighting_for
+from counterpoise.classification.classifier import Prediction, Score, TextClassifier, build_classifier, evaluate
+from counterpoise.classification.data import LAYOUTS, Split, TaskData, read_tasks
+from counterpoise.classification.models import BiLSTM, Design, HardSharing, Pretrained, TextCNN
+from counterpoise.classification.saving import load, save
+from counterpoise.classification.training import Epoch, Training, rounds_per_epoch, train
+from counterpoise.classification.vectors import Vocabulary, read_vectors, tokenize, word_vectors
 
 __all__ = [
     "LAYOUTS", "WEIGHTINGS", "BiLSTM", "Design", "Epoch", "HardSharing", "Prediction", "Pretrained", "Score", "Split",
     "TaskData", "TextCNN", "TextClassifier", "Training", "Vocabulary", "build_classifier", "evaluate", "load",
     "read_tasks", "read_vectors", "rounds_per_epoch", "save", "tokenize", "train", "weighting_for", "word_vectors",
 ]  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names.split():
-            return getattr(import_module(f"{__name__}.{home}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

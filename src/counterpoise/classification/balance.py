@@ -4,34 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from counterpoise import multitask
 from counterpoise.classification.classifier import TextClassifier
-from counterpoise.classification.encoding import seeded
-from counterpoise.multitask import (
-    DWA,
-    FAMO,
-    MGDA,
-    Adversarial,
-    BanditMTL,
-    CAGrad,
-    GradNorm,
-    GroupDRO,
-    PCGrad,
-    SmoothTchebycheff,
-    Tchebycheff,
-    UncertaintyWeighting,
-    Uniform,
-    UPGrad,
-    Weighting,
-    adversarial_mtl,
-    tchebycheff_adversarial,
-)
+from counterpoise.classification.models import seeded
+from counterpoise.multitask import Adversarial, Weighting
 
 Balance = Weighting | Adversarial
 
-WEIGHTINGS = (
-    "uniform", "bandit", "uncertainty", "dwa", "gradnorm", "tchebycheff", "smooth-tchebycheff", "famo", "groupdro", "mgda",
-    "pcgrad", "cagrad", "upgrad", "adversarial", "tchebycheff-adversarial",
-)  # fmt: skip
+_METHODS: dict[str, Callable[..., Balance]] = {
+    "uniform": lambda tasks, model: multitask.Uniform(tasks),
+    "bandit": lambda tasks, model, **settings: multitask.BanditMTL(tasks, **settings),
+    "uncertainty": lambda tasks, model: multitask.UncertaintyWeighting(tasks),
+    "dwa": lambda tasks, model, **settings: multitask.DWA(tasks, **settings),
+    "gradnorm": lambda tasks, model: multitask.GradNorm(tasks, shared=model.encoder.last_shared()),
+    "tchebycheff": lambda tasks, model: multitask.Tchebycheff(tasks),
+    "smooth-tchebycheff": lambda tasks, model: multitask.SmoothTchebycheff(tasks),
+    "famo": lambda tasks, model: multitask.FAMO(tasks),
+    "groupdro": lambda tasks, model, **settings: multitask.GroupDRO(tasks, **settings),
+    "mgda": lambda tasks, model: multitask.MGDA(tasks, shared=model.shared()),
+    "pcgrad": lambda tasks, model: multitask.PCGrad(tasks, shared=model.shared()),
+    "cagrad": lambda tasks, model: multitask.CAGrad(tasks, shared=model.shared()),
+    "upgrad": lambda tasks, model: multitask.UPGrad(tasks, shared=model.shared()),
+    "adversarial": lambda tasks, model: multitask.adversarial_mtl(tasks, features=model.encoder.features),
+    "tchebycheff-adversarial": lambda tasks, model: multitask.tchebycheff_adversarial(
+        tasks, features=model.encoder.features
+    ),
+}
+"""From the tasks' names, the model and the settings to a weighting."""
+
+WEIGHTINGS = tuple(_METHODS)
 
 
 def weighting_for(
@@ -62,52 +63,20 @@ def weighting_for(
     Raises:
         ValueError: an unknown name, or a setting that this weighting does not take.
     """
-    if name not in WEIGHTINGS:
+    if name not in _METHODS:
         raise ValueError(f"weighting: expected one of {', '.join(WEIGHTINGS)}, found {name!r}")
-    _refuse_settings(name, rho=rho, min_effective_tasks=min_effective_tasks, eta=eta, normalize=normalize or None)
-    tasks = list(classifier.tasks)
-    if name == "bandit":
-        if rho is None and min_effective_tasks is None:
-            min_effective_tasks = max(len(tasks) / 2, 1.5)
-        return BanditMTL(
-            tasks,
-            rho=rho,
-            min_effective_tasks=min_effective_tasks,
-            eta=0.5 if eta is None else eta,
-            normalize=normalize,
-        )
-    if name == "groupdro":
-        return GroupDRO(tasks) if eta is None else GroupDRO(tasks, eta=eta)
-    if name == "dwa":
-        return DWA(tasks, steps_per_epoch=rounds_per_epoch)
-    with seeded(seed, classifier.device):
-        return _plain(tasks, classifier)[name]()
-
-
-def _plain(tasks: list[str], classifier: TextClassifier) -> dict[str, Callable[[], Balance]]:
-    """The weightings that take no setting from here."""
-    model = classifier.model
-    features = model.encoder.features
-    return {
-        "uniform": lambda: Uniform(tasks),
-        "uncertainty": lambda: UncertaintyWeighting(tasks).to(classifier.device),
-        "gradnorm": lambda: GradNorm(tasks, shared=model.encoder.last_shared()),
-        "tchebycheff": lambda: Tchebycheff(tasks),
-        "smooth-tchebycheff": lambda: SmoothTchebycheff(tasks),
-        "famo": lambda: FAMO(tasks),
-        "mgda": lambda: MGDA(tasks, shared=model.shared()),
-        "pcgrad": lambda: PCGrad(tasks, shared=model.shared()),
-        "cagrad": lambda: CAGrad(tasks, shared=model.shared()),
-        "upgrad": lambda: UPGrad(tasks, shared=model.shared()),
-        "adversarial": lambda: adversarial_mtl(tasks, features=features).to(classifier.device),
-        "tchebycheff-adversarial": lambda: tchebycheff_adversarial(tasks, features=features).to(classifier.device),
-    }
-
-
-def _refuse_settings(name: str, **settings: object) -> None:
-    takes = {"bandit": set(settings), "groupdro": {"eta"}}.get(name, set())
-    if strange := [k for k, v in settings.items() if v is not None and k not in takes]:
+    of_bandit = {"rho": rho, "min_effective_tasks": min_effective_tasks, "eta": eta, "normalize": normalize or None}
+    settings: dict[str, float] = {key: value for key, value in of_bandit.items() if value is not None}
+    takes = {"bandit": set(of_bandit), "groupdro": {"eta"}}.get(name, set())
+    if strange := [key for key in settings if key not in takes]:
         raise ValueError(
             f"weighting {name}: expected {', '.join(sorted(takes)) or 'no settings'}, found {', '.join(strange)}; "
             f"leave them out, or choose bandit"
         )
+    tasks = list(classifier.tasks)
+    if name == "bandit" and rho is None and min_effective_tasks is None:
+        settings["min_effective_tasks"] = max(len(tasks) / 2, 1.5)
+    if name == "dwa":
+        settings["steps_per_epoch"] = rounds_per_epoch
+    with seeded(seed, classifier.device):
+        return _METHODS[name](tasks, classifier.model, **settings).to(classifier.device)

@@ -13,9 +13,8 @@ from torch.nn.functional import cross_entropy
 
 from counterpoise.checkpoints.files import resolve
 from counterpoise.classification.data import SplitName, TaskData
-from counterpoise.classification.encoding import SubwordTokens, TokenIds, check_device, seeded, token_ids
-from counterpoise.classification.models import Design, HardSharing, Pretrained, build_encoder
-from counterpoise.classification.vectors import Vocabulary, word_vectors
+from counterpoise.classification.models import Design, HardSharing, Pretrained, build_encoder, check_device, seeded
+from counterpoise.classification.vectors import SubwordTokens, TokenIds, Vocabulary, token_ids, word_vectors
 from counterpoise.multitask.losses import task_names
 
 
@@ -60,17 +59,16 @@ class TextClassifier:
         Raises:
             KeyError: a task that the model does not have.
         """
-        place = self.index(task)
-        return torch.softmax(self.logits(place, self.encode(texts), batch_size=batch_size).double(), dim=1)
+        logits_NC = self.logits(self.index(task), self.encode(texts), batch_size=batch_size)
+        return torch.softmax(logits_NC.double(), dim=1)
 
     def predict(self, task: str, texts: Sequence[str], *, batch_size: int = 64) -> list[Prediction]:
         """The likeliest label of each text, with its probability."""
         if not texts:
             return []
         best = self.probabilities(task, texts, batch_size=batch_size).max(dim=1)
-        labels = self.tasks[task]
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [Prediction(labels[i], p) for i, p in pairs]
+        return [Prediction(self.tasks[task][i], p) for i, p in pairs]
 
     def encode(self, texts: Sequence[str]) -> TokenIds:
         """Texts as the encoder reads them, on its device."""
@@ -79,10 +77,9 @@ class TextClassifier:
 
     def classes(self, task: str, labels: Sequence[str]) -> Tensor:
         """The places of labels among the task's, (N,), refusing labels that it does not have."""
-        known = self.tasks[self.task(task)]
-        number = {label: i for i, label in enumerate(known)}
+        number = {label: i for i, label in enumerate(self.tasks[self.task(task)])}
         if strange := sorted(set(labels) - set(number)):
-            raise ValueError(f"task {task!r}: expected the model's labels {list(known)}, found {strange}")
+            raise ValueError(f"task {task!r}: expected the model's labels {list(number)}, found {strange}")
         return torch.tensor([number[x] for x in labels], dtype=torch.long)
 
     @torch.no_grad()
@@ -101,8 +98,8 @@ class TextClassifier:
     def score(self, task: str, texts: TokenIds, classes_N: Tensor, *, batch_size: int = 64) -> Score:
         """Accuracy and mean cross-entropy on encoded texts and their classes."""
         logits_NC = self.logits(self.index(task), texts, batch_size=batch_size).double()
-        right = (logits_NC.argmax(dim=1) == classes_N).double().mean()
-        return Score(float(right), float(cross_entropy(logits_NC, classes_N)), len(classes_N))
+        accuracy = float((logits_NC.argmax(dim=1) == classes_N).double().mean())
+        return Score(accuracy, float(cross_entropy(logits_NC, classes_N)), len(classes_N))
 
     def task(self, name: str) -> str:
         """`name`, if the model has such a task."""
@@ -140,17 +137,16 @@ def build_classifier(
     """
     check_device(device)
     design = Design(model=design) if isinstance(design, str) else design
-    names = task_names(t.name for t in tasks)
-    labels = dict(zip(names, (t.labels for t in tasks), strict=True))
+    labels = dict(zip(task_names(t.name for t in tasks), (t.labels for t in tasks), strict=True))
+    tokens: Vocabulary | SubwordTokens
     with seeded(seed):
-        tokens: Vocabulary | SubwordTokens
         if design.takes_words:
             texts = (text for t in tasks for text in t.train.texts)
             words = word_vectors(texts, vectors, dimension=dimension, min_count=min_count, seed=seed)
             tokens, encoder = words.vocabulary, build_encoder(design, words.table_VD)
+        elif vectors is not None:
+            raise ValueError(f"vectors: {design.model} brings its own embedding; leave out {vectors}")
         else:
-            if vectors is not None:
-                raise ValueError(f"vectors: {design.model} brings its own embedding; leave out {vectors}")
             tokens, encoder = _pretrained(design)
         model = HardSharing(encoder, [len(x) for x in labels.values()], dropout=design.dropout)
     return TextClassifier(labels, design, tokens, model.to(device))

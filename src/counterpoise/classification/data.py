@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
 from counterpoise.classification.files import LabelledText, members, read_rows, tab_rows
-from counterpoise.classification.newsgroups import newsgroups
 from counterpoise.multitask.losses import task_names
 
 SplitName = Literal["train", "validation", "test"]
@@ -21,16 +21,21 @@ TEST_SHARE = 0.2
 VALIDATION_SHARE = 0.125  # of what remains: 70, 10 and 20 %, as FDU-MTL's authors split it
 
 _ENDINGS = (".csv", ".tsv", ".jsonl")
-_ALIASES: dict[str, SplitName] = {
-    "train": "train",
-    "test": "test",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
+_ALIASES: dict[str, SplitName] = {p: p for p in SPLITS} | dict.fromkeys(("valid", "val", "dev"), "validation")
+
+NEWSGROUPS: dict[str, tuple[str, ...]] = {
+    "comp": ("comp.os.ms-windows.misc", "comp.sys.mac.hardware", "comp.graphics", "comp.windows.x"),
+    "rec": ("rec.sport.baseball", "rec.sport.hockey", "rec.autos", "rec.motorcycles"),
+    "sci": ("sci.crypt", "sci.electronics", "sci.med", "sci.space"),
+    "talk": ("talk.politics.mideast", "talk.religion.misc", "talk.politics.misc", "talk.politics.guns"),
 }
-Files = dict[str, dict[SplitName, list[LabelledText]]]
-"""Rows by task and part, as the files give them."""
+"""The sixteen groups that BanditMTL's topic experiment uses, by task."""
+
+_TASK_OF = {group: task for task, groups in NEWSGROUPS.items() for group in groups}
+_QUOTE = re.compile(r"(writes in|writes:|wrote:|says:|said:|^In article|^Quoted from|^\||^>)")
+
+Parts = dict[SplitName, list[LabelledText]]
+"""A task's rows by part, as the files give them."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,7 @@ class TaskData:
 
     def split(self, name: SplitName) -> Split:
         """The examples of `train`, `validation` or `test`."""
-        split: Split = getattr(self, name)
-        return split
+        return getattr(self, name)  # type: ignore[no-any-return]
 
 
 def read_tasks(
@@ -101,12 +105,12 @@ def read_tasks(
         >>> films.labels, len(films.train) + len(films.validation) + len(films.test)
         (('bad', 'good'), 100)
     """
-    readers: dict[str, Callable[[str | Path], Files]] = {"folder": _folder, "fdu-mtl": _fdu_mtl, "newsgroups": _news}
-    if layout not in readers:
+    if layout not in LAYOUTS:
         raise ValueError(f"layout: expected {', '.join(LAYOUTS)}, found {layout!r}")
-    found = readers[layout](source)
+    reader, expected = _READERS[layout]
+    found = reader(source)
     if not found:
-        raise ValueError(f"{source}: expected {_expected(layout)}, found none; is the layout right?")
+        raise ValueError(f"{source}: expected {expected}, found none; is the layout right?")
     chosen = sorted(found) if tasks is None else task_names(tasks)
     if unknown := [t for t in chosen if t not in found]:
         raise ValueError(f"{source}: expected tasks among {sorted(found)}, found {unknown}")
@@ -119,8 +123,8 @@ def read_tasks(
     return [_task(name, split[name], need) for name in chosen]
 
 
-def _folder(source: str | Path) -> Files:
-    found: Files = {}
+def _folder(source: str | Path) -> dict[str, Parts]:
+    found: dict[str, Parts] = {}
     for name, content in members(source):
         stem, ending = PurePosixPath(name).stem, PurePosixPath(name).suffix
         if ending not in _ENDINGS:
@@ -135,8 +139,8 @@ def _folder(source: str | Path) -> Files:
     return found
 
 
-def _fdu_mtl(source: str | Path) -> Files:
-    found: Files = {}
+def _fdu_mtl(source: str | Path) -> dict[str, Parts]:
+    found: dict[str, Parts] = {}
     for name, content in members(source):
         task, _, part = PurePosixPath(name).name.partition(".task.")
         if part in _ALIASES:
@@ -145,23 +149,50 @@ def _fdu_mtl(source: str | Path) -> Files:
     return found
 
 
-def _news(source: str | Path) -> Files:
-    found: Files = {}
-    for task, part, row in newsgroups(members(source)):
-        found.setdefault(task, {}).setdefault(part, []).append(row)
+def _newsgroups(source: str | Path) -> dict[str, Parts]:
+    found: dict[str, Parts] = {}
+    for name, content in members(source):
+        folders = PurePosixPath(name).parts[-3:-1]
+        if len(folders) == 2 and (group := folders[1]) in _TASK_OF:
+            part: SplitName = "test" if folders[0].endswith("test") else "train"
+            row = strip_message(content.decode("latin-1")), group
+            found.setdefault(_TASK_OF[group], {}).setdefault(part, []).append(row)
     return found
 
 
-def _split(files: dict[SplitName, list[LabelledText]]) -> dict[SplitName, list[LabelledText]]:
-    rows: dict[SplitName, list[LabelledText]] = {p: list(files.get(p, ())) for p in SPLITS if p != "train"}
-    rows["train"] = []
+_READERS: dict[Layout, tuple[Callable[[str | Path], dict[str, Parts]], str]] = {
+    "folder": (_folder, "files NAME.csv, NAME.tsv or NAME.jsonl, or NAME.train.csv and NAME.test.csv"),
+    "fdu-mtl": (_fdu_mtl, "files NAME.task.train and NAME.task.test"),
+    "newsgroups": (_newsgroups, "folders 20news-bydate-train/GROUP and 20news-bydate-test/GROUP"),
+}
+
+
+def strip_message(message: str) -> str:
+    """A message without header, quoted lines and footer, by the rules of scikit-learn's `fetch_20newsgroups`.
+
+    The header ends at the first blank line; quoted lines begin with > or | or name who wrote; the footer is what
+    follows the last line of blanks or dashes, if anything stands before it.
+
+    Example:
+        >>> strip_message("From: me\\nSubject: x\\n\\nme@y writes:\\n> old\\nI disagree.\\n\\n-- \\nMe, of Y\\n")
+        'I disagree.'
+    """
+    body = message.partition("\n\n")[2]
+    lines = [line for line in body.split("\n") if not _QUOTE.search(line)]
+    lines = "\n".join(lines).strip().split("\n")
+    rules = [i for i, line in enumerate(lines) if not line.strip().strip("-")]
+    return "\n".join(lines[: rules[-1]] if rules and rules[-1] > 0 else lines).strip()
+
+
+def _split(files: Parts) -> Parts:
+    rows: Parts = {part: list(files.get(part, ())) for part in SPLITS} | {"train": []}
     drawn = [p for p in SPLITS if p not in files]
     for row in files.get("train", ()):
         rows[content_split(row[0], drawn)].append(row)
     return rows
 
 
-def _task(name: str, rows: dict[SplitName, list[LabelledText]], need: Collection[SplitName]) -> TaskData:
+def _task(name: str, rows: Parts, need: Collection[SplitName]) -> TaskData:
     parts = {p: Split(tuple(t for t, _ in rows[p]), tuple(x for _, x in rows[p])) for p in SPLITS}
     for part in need:
         if not len(parts[part]):
@@ -169,8 +200,7 @@ def _task(name: str, rows: dict[SplitName, list[LabelledText]], need: Collection
                 f"task {name!r}: expected examples for {part}, found none "
                 f"({', '.join(f'{p} {len(parts[p])}' for p in SPLITS)}); add rows, or a file {name}.{part} of its own"
             )
-    known = parts["train"] if len(parts["train"]) else Split((), tuple(x for p in SPLITS for x in parts[p].labels))
-    labels = _in_order(set(known.labels))
+    labels = _in_order(set(parts["train"].labels or (x for p in SPLITS for x in parts[p].labels)))
     if "train" in need and len(labels) < 2:
         raise ValueError(f"task {name!r}: expected at least two classes in training, found only {list(labels)}")
     for part in SPLITS:
@@ -204,11 +234,3 @@ def _in_order(labels: Collection[str]) -> tuple[str, ...]:
     if all(x.removeprefix("-").isdecimal() for x in labels):
         return tuple(sorted(labels, key=lambda x: (int(x), x)))
     return tuple(sorted(labels))
-
-
-def _expected(layout: Layout) -> str:
-    return {
-        "folder": "files NAME.csv, NAME.tsv or NAME.jsonl, or NAME.train.csv and NAME.test.csv",
-        "fdu-mtl": "files NAME.task.train and NAME.task.test",
-        "newsgroups": "folders 20news-bydate-train/GROUP and 20news-bydate-test/GROUP",
-    }[layout]

@@ -9,7 +9,6 @@ import re
 import sys
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 LabelledText = tuple[str, str]
@@ -28,24 +27,22 @@ def members(source: str | Path) -> Iterator[tuple[str, bytes]]:
     path = Path(source).expanduser()
     if path.is_dir():
         inside = sorted(p for p in path.iterdir() if not p.name.startswith((".", "README")))
-        if len(inside) == 1 and inside[0].is_file() and tarfile.is_tarfile(inside[0]):
-            yield from members(inside[0])
+        if len(inside) != 1 or not inside[0].is_file() or not tarfile.is_tarfile(inside[0]):
+            for file in sorted(p for p in path.rglob("*") if p.is_file()):
+                yield file.relative_to(path).as_posix(), file.read_bytes()
             return
-        for file in sorted(p for p in path.rglob("*") if p.is_file()):
-            yield file.relative_to(path).as_posix(), file.read_bytes()
-        return
+        path = inside[0]
     if not path.exists():
         raise FileNotFoundError(f"{path}: expected a folder or a tar archive of task files, found nothing there")
     if not tarfile.is_tarfile(path):
         raise ValueError(f"{path}: expected a folder or a tar archive, found another file; give the folder it is in")
     with tarfile.open(path) as archive:
         for member in sorted((m for m in archive if m.isfile()), key=lambda m: m.name):
-            content = archive.extractfile(member)
-            if content is not None:
+            if content := archive.extractfile(member):
                 yield member.name.removeprefix("./"), content.read()
 
 
-def utf8(content: bytes, place: str) -> str:
+def _utf8(content: bytes, place: str) -> str:
     """The text of utf-8 bytes, with or without a byte order mark, or a ValueError that names the line."""
     try:
         return content.decode("utf-8-sig")
@@ -67,7 +64,7 @@ def read_rows(content: bytes, place: str) -> list[LabelledText]:
         >>> read_rows(b'label,text\\n1,"good, very"\\n', "books.csv")
         [('good, very', '1')]
     """
-    text = utf8(content, place)
+    text = _utf8(content, place)
     if not text.strip():
         raise ValueError(f"{place}: expected rows with text and label, found an empty file; fill it or leave it out")
     rows = list(_json_rows(text, place) if place.endswith(".jsonl") else _table_rows(text, place))
@@ -79,12 +76,10 @@ def read_rows(content: bytes, place: str) -> list[LabelledText]:
 def tab_rows(text: str, place: str) -> list[LabelledText]:
     """The rows of LABEL<TAB>TEXT lines; blank lines are passed over."""
     rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
+    for where, line in _lines(text, place):
         label, tab, rest = line.partition("\t")
         if not tab or not label.strip():
-            raise ValueError(f"{place}, line {number}: expected LABEL<TAB>TEXT, found {line[:60]!r}")
+            raise ValueError(f"{where}: expected LABEL<TAB>TEXT, found {line[:60]!r}")
         rows.append((rest.strip(), label.strip()))
     if not rows:
         raise ValueError(f"{place}: expected LABEL<TAB>TEXT lines, found none; fill the file or leave it out")
@@ -93,33 +88,30 @@ def tab_rows(text: str, place: str) -> list[LabelledText]:
 
 def _table_rows(text: str, place: str) -> Iterator[LabelledText]:
     tabs = place.endswith(".tsv")
-    with _any_field_size():
-        lines = io.StringIO(text, newline="")
-        reader = csv.reader(lines, "excel-tab", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines, strict=True)
-        try:
-            header = [name.strip() for name in next(reader, [])]
-            if "text" not in header or "label" not in header:
-                raise ValueError(f"{place}: expected the columns text and label in the first line, found {header}")
-            for values in reader:
-                if not values:
-                    continue
-                where = f"{place}, line {reader.line_num}"
-                if len(values) != len(header):
-                    raise ValueError(
-                        f"{where}: expected {len(header)} columns {header}, found {len(values)}; "
-                        f"{'remove the tabs in the text' if tabs else 'quote texts with commas or line breaks'}"
-                    )
-                row = dict(zip(header, values, strict=True))
-                yield row["text"], _label(row["label"], where)
-        except csv.Error as error:
-            raise ValueError(f"{place}, line {reader.line_num}: expected csv, found: {error}") from None
+    lines = io.StringIO(text, newline="")
+    reader = csv.reader(lines, "excel-tab", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines, strict=True)
+    before = csv.field_size_limit(sys.maxsize)  # otherwise it refuses fields above 128 KiB
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        if "text" not in header or "label" not in header:
+            raise ValueError(f"{place}: expected the columns text and label in the first line, found {header}")
+        for values in filter(None, reader):
+            where = f"{place}, line {reader.line_num}"
+            if len(values) != len(header):
+                raise ValueError(
+                    f"{where}: expected {len(header)} columns {header}, found {len(values)}; "
+                    f"{'remove the tabs in the text' if tabs else 'quote texts with commas or line breaks'}"
+                )
+            row = dict(zip(header, values, strict=True))
+            yield row["text"], _label(row["label"], where)
+    except csv.Error as error:
+        raise ValueError(f"{place}, line {reader.line_num}: expected csv, found: {error}") from None
+    finally:
+        csv.field_size_limit(before)
 
 
 def _json_rows(text: str, place: str) -> Iterator[LabelledText]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{place}, line {number}"
+    for where, line in _lines(text, place):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
@@ -131,17 +123,13 @@ def _json_rows(text: str, place: str) -> Iterator[LabelledText]:
         yield row["text"], _label(row["label"], where)
 
 
+def _lines(text: str, place: str) -> Iterator[tuple[str, str]]:
+    """Where each line that is not blank stands, and the line."""
+    lines = enumerate(text.split("\n"), start=1)
+    return ((f"{place}, line {number}", line) for number, line in lines if line.strip())
+
+
 def _label(value: object, where: str) -> str:
     if not isinstance(value, str | int) or not (label := str(value).strip()):
         raise ValueError(f"{where}: expected a label, a word or a whole number, found {value!r}; label it or remove it")
     return label
-
-
-@contextmanager
-def _any_field_size() -> Iterator[None]:
-    """csv refuses fields above 128 KiB unless told otherwise."""
-    before = csv.field_size_limit(sys.maxsize)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from counterpoise.classification.vectors import PADDING
+from counterpoise.language.dtypes import why_unusable
 
 WORD_MODELS = ("textcnn", "bilstm")
 
@@ -108,11 +110,10 @@ class BiLSTM(Encoder):
 
     def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Features, (B, 2 * width)."""
-        lengths_B = mask_BT.sum(dim=1).cpu()
-        x_BTD = self.embedding(ids_BT)
-        packed = nn.utils.rnn.pack_padded_sequence(x_BTD, lengths_B, batch_first=True, enforce_sorted=False)
+        lengths_B, rnn = mask_BT.sum(dim=1).cpu(), nn.utils.rnn
+        packed = rnn.pack_padded_sequence(self.embedding(ids_BT), lengths_B, batch_first=True, enforce_sorted=False)
         lowest = -1.0  # below every value an LSTM puts out
-        states_BTF, _ = nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True, padding_value=lowest)
+        states_BTF, _ = rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True, padding_value=lowest)
         return states_BTF.amax(dim=1)
 
     def last_shared(self) -> list[Tensor]:
@@ -170,26 +171,37 @@ class HardSharing(nn.Module):
 
     def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """The shared features, (B, F), with dropout in training."""
-        features_BF: Tensor = self.dropout(self.encoder(ids_BT, mask_BT))
-        return features_BF
+        return self.dropout(self.encoder(ids_BT, mask_BT))  # type: ignore[no-any-return]
 
     def logits(self, features_BF: Tensor, task: int) -> Tensor:
         """One task's logits, (B, classes)."""
-        logits_BC: Tensor = self.heads[task](features_BF)
-        return logits_BC
+        return self.heads[task](features_BF)  # type: ignore[no-any-return]
 
     def shared(self) -> list[Tensor]:
         """The trained parameters that all tasks share."""
         return [p for p in self.encoder.parameters() if p.requires_grad]
 
 
+@contextmanager
+def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Torch's generators start from `seed` inside the block and go on as they were after it."""
+    forked = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices=forked):
+        torch.manual_seed(seed)
+        yield
+
+
+def check_device(name: str) -> None:
+    """Raise a ValueError where there is no device of that name."""
+    if why := why_unusable(name):
+        raise ValueError(f"device: expected cpu or a device that torch finds here, found {name!r} ({why})")
+
+
 def build_encoder(design: Design, table_VD: Tensor) -> Encoder:
     """The word model of a design, over these starting vectors."""
     if design.model == "textcnn":
         return TextCNN(table_VD, width=design.width, kernels=design.kernels, frozen=design.freeze_vectors)
-    if design.model == "bilstm":
-        return BiLSTM(table_VD, width=design.width, frozen=design.freeze_vectors)
-    raise ValueError(f"model: expected {' or '.join(WORD_MODELS)} over word vectors, found {design.model!r}")
+    return BiLSTM(table_VD, width=design.width, frozen=design.freeze_vectors)
 
 
 def _embedding(table_VD: Tensor, frozen: bool) -> nn.Embedding:

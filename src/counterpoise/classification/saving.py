@@ -15,9 +15,8 @@ from safetensors.torch import save as to_bytes
 
 from counterpoise.checkpoints.files import staged
 from counterpoise.classification.classifier import TextClassifier
-from counterpoise.classification.encoding import SubwordTokens, check_device, seeded
-from counterpoise.classification.models import Design, Encoder, HardSharing, Pretrained, build_encoder
-from counterpoise.classification.vectors import Vocabulary
+from counterpoise.classification.models import Design, HardSharing, Pretrained, build_encoder, check_device, seeded
+from counterpoise.classification.vectors import SubwordTokens, Vocabulary
 from counterpoise.records import versions, write_json
 
 _FORMAT = "counterpoise-multitask-text-1"
@@ -75,13 +74,12 @@ def load(folder: str | Path, *, device: str = "cpu") -> TextClassifier:
     if not (path / CONFIG).is_file():
         raise FileNotFoundError(f"{folder}: expected a folder that `counterpoise multitask train` wrote, found none")
     config = _read(path / CONFIG)
-    if not isinstance(config, dict) or config.get("format") != _FORMAT:
-        found = config.get("format") if isinstance(config, dict) else None
+    found = config.get("format") if isinstance(config, dict) else None
+    if found != _FORMAT:
         raise ValueError(f"{path / CONFIG}: expected the format {_FORMAT}, found {found!r}; give another folder")
     tasks = {t["name"]: tuple(t["labels"]) for t in config["tasks"]}
     design = Design(**{**config["design"], "kernels": tuple(config["design"]["kernels"])})
     tokens: Vocabulary | SubwordTokens
-    encoder: Encoder
     with seeded(0):  # the starting values are drawn and thrown away
         if design.takes_words:
             tokens = Vocabulary(_read(path / WORDS))

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from counterpoise.classification.balance import Balance, weighting_for
 from counterpoise.classification.classifier import TextClassifier
 from counterpoise.classification.data import SPLITS, TaskData
-from counterpoise.classification.encoding import seeded
+from counterpoise.classification.models import seeded
 from counterpoise.multitask import Adversarial
 from counterpoise.records import Stages
 
@@ -131,11 +131,13 @@ def train(
     if not 0.0 < lr < math.inf:
         raise ValueError(f"lr: expected a positive number, found {lr}")
     with seeded(seed, classifier.device):
-        run = _Run(tasks, classifier, weighting, batch_size=batch_size, lr=lr, seed=seed, every=every)
+        run = _Run(tasks, classifier, weighting, batch_size, lr, seed)
         for epoch in range(1, epochs + 1):
             for done in range(1, rounds + 1):
                 if unusable := run.round():
                     return run.finish(f"in epoch {epoch} the loss of {unusable} was no number; try a smaller lr")
+                if run.rounds % every == 0 or run.rounds == 1:
+                    run.history.append({"round": float(run.rounds), **weighting.metrics()})
                 if progress is not None:
                     progress("training", (epoch - 1) * rounds + done, epochs * rounds)
             run.validate(epoch)
@@ -154,26 +156,21 @@ class _Run:
         tasks: Sequence[TaskData],
         classifier: TextClassifier,
         weighting: Balance,
-        *,
-        batch_size: int,
+        batch: int,
         lr: float,
         seed: int,
-        every: int,
     ) -> None:
-        self.classifier, self.weighting, self.every = classifier, weighting, every
+        self.classifier, self.weighting = classifier, weighting
         for part in SPLITS[:2]:
             if empty := [t.name for t in tasks if not len(t.split(part))]:
                 raise ValueError(f"expected examples for {part}, found none for the tasks {empty}")
         self.texts = classifier.encode([text for t in tasks for text in t.train.texts])
         self.classes_N = torch.cat([classifier.classes(t.name, t.train.labels) for t in tasks]).to(classifier.device)
-        self.validation = {
-            t.name: (classifier.encode(t.validation.texts), classifier.classes(t.name, t.validation.labels))
-            for t in tasks
-        }
-        sizes = [len(t.train) for t in tasks]
-        ends = list(accumulate(sizes))
+        held = {t.name: t.validation for t in tasks}
+        self.validation = {n: (classifier.encode(s.texts), classifier.classes(n, s.labels)) for n, s in held.items()}
+        ends = accumulate((len(t.train) for t in tasks), initial=0)
         random = torch.Generator().manual_seed(seed)
-        self.batches = [_batches(end - n, end, batch_size, random) for n, end in zip(sizes, ends, strict=True)]
+        self.batches = [_batches(first, end, batch, random) for first, end in pairwise(ends)]
         learned = [p for p in [*classifier.model.parameters(), *weighting.parameters()] if p.requires_grad]
         self.optimizer = torch.optim.Adam(learned, lr=lr)
         self.start = time.perf_counter()
@@ -196,34 +193,33 @@ class _Run:
         parts = features if alone else torch.split(features[0], sizes)
         classes = [self.classes_N[rows_B.to(self.classes_N.device)] for rows_B in drawn]
         # One by one: stacked, a backward pass from one of them would run through the graphs of all.
-        losses = [
-            F.cross_entropy(model.logits(x_BF, i), y_B)
-            for i, (x_BF, y_B) in enumerate(zip(parts, classes, strict=True))
-        ]
+        tasks = enumerate(zip(parts, classes, strict=True))
+        losses = [F.cross_entropy(model.logits(x_BF, i), y_B) for i, (x_BF, y_B) in tasks]
         values_M = torch.stack([x.detach() for x in losses]).double().cpu()
-        if not bool(values_M.isfinite().all()):
-            names = list(self.classifier.tasks)
-            return [names[i] for i in (~values_M.isfinite()).nonzero().flatten().tolist()]
+        usable = zip(self.classifier.tasks, values_M.isfinite().tolist(), strict=True)
+        if unusable := [name for name, is_number in usable if not is_number]:
+            return unusable
+        seen: dict[str, Tensor] = {}
+        if isinstance(self.weighting, Adversarial):
+            task_B = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+            seen = {"features_BF": features[0], "task_B": task_B.to(features[0].device)}
         self.optimizer.zero_grad(set_to_none=True)
-        self._scalar(losses, features[0], sizes).backward()  # type: ignore[no-untyped-call]
+        self.weighting(losses, **seen).backward()
         self.optimizer.step()
         self.weighting.step()
         self.sums_M += values_M
         self.rounds += 1
-        if self.rounds % self.every == 0 or self.rounds == 1:
-            self.history.append({"round": float(self.rounds), **self.weighting.metrics()})
         return []
 
     def validate(self, epoch: int) -> None:
         """Close an epoch: score every task, remember the weights if they are the best."""
-        names = list(self.classifier.tasks)
         means_M = self.sums_M / (self.rounds - self.rounds_before)
         self.sums_M, self.rounds_before = torch.zeros_like(self.sums_M), self.rounds
         scores = {name: self.classifier.score(name, *part) for name, part in self.validation.items()}
         this = Epoch(
             epoch=epoch,
             seconds=time.perf_counter() - self.start,
-            train_loss=dict(zip(names, means_M.tolist(), strict=True)),
+            train_loss=dict(zip(scores, means_M.tolist(), strict=True)),
             task_variance=float(means_M.var(correction=0)),
             validation_loss={n: s.loss for n, s in scores.items()},
             validation_accuracy={n: s.accuracy for n, s in scores.items()},
@@ -241,14 +237,6 @@ class _Run:
         self.classifier.model.load_state_dict(self.best_weights)
         self.classifier.model.eval()
         return Training(self.epochs, self.history, self.best_epoch, why)
-
-    def _scalar(self, losses: list[Tensor], features_BF: Tensor, sizes: list[int]) -> Tensor:
-        if not isinstance(self.weighting, Adversarial):
-            scalar: Tensor = self.weighting(losses)
-            return scalar
-        task_B = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(features_BF.device)
-        adversarial: Tensor = self.weighting(losses, features_BF=features_BF, task_B=task_B)
-        return adversarial
 
 
 def _batches(first: int, end: int, size: int, random: torch.Generator) -> Iterator[Tensor]:

@@ -1,13 +1,13 @@
-"""Words and their vectors: tokens, the vocabulary of the training texts, and files in GloVe's format."""
+"""Texts as token ids, by the vocabulary of the training texts or a Hugging Face tokenizer; word vectors in GloVe's format."""
 
 from __future__ import annotations
 
 import gzip
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,8 +27,7 @@ def tokenize(text: str) -> list[str]:
         >>> tokenize("It's a well-kept book, isn't it?")
         ['it', "'s", 'a', 'well-kept', 'book', ',', 'is', "n't", 'it', '?']
     """
-    tokens: list[str] = _TOKEN.findall(text.lower())
-    return tokens
+    return _TOKEN.findall(text.lower())
 
 
 class Vocabulary:
@@ -44,8 +43,7 @@ class Vocabulary:
     def __init__(self, words: Sequence[str]) -> None:
         self.words = tuple(words)
         self._number = {w: i for i, w in enumerate(self.words, start=len(SPECIAL))}
-        if len(self._number) != len(self.words):
-            twice = sorted(w for w, n in Counter(self.words).items() if n > 1)
+        if twice := sorted(w for w, n in Counter(self.words).items() if n > 1):
             raise ValueError(f"the words of a vocabulary must differ, found more than once: {twice[:5]}")
 
     def __len__(self) -> int:
@@ -54,6 +52,48 @@ class Vocabulary:
     def encode(self, text: str, *, max_tokens: int) -> list[int]:
         """The numbers of the first `max_tokens` tokens; at least one, unknown for an empty text."""
         return [self._number.get(t, UNKNOWN) for t in tokenize(text)[:max_tokens]] or [UNKNOWN]
+
+
+class SubwordTokens:
+    """A Hugging Face tokenizer with the calls of a `Vocabulary`."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        fillers = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+        self.padding = next(int(x) for x in fillers if x is not None)
+
+    def encode(self, text: str, *, max_tokens: int) -> list[int]:
+        """The ids of the first `max_tokens` tokens, with the tokenizer's own first and last ones; at least one."""
+        ids: list[int] = self.tokenizer(text, truncation=True, max_length=max_tokens)["input_ids"]
+        return ids or [self.padding]
+
+
+class TokenIds(NamedTuple):
+    """N texts as ids padded on the right, (N, T) int32, and their lengths, (N,) on the CPU.
+
+    Example:
+        >>> ids_BT, mask_BT = token_ids([[5, 6], [7], [8, 9, 4]], 0).batch(torch.tensor([1, 0]))
+        >>> ids_BT.tolist(), mask_BT.tolist()
+        ([[7, 0], [5, 6]], [[True, False], [True, True]])
+    """
+
+    ids_NT: Tensor
+    lengths_N: Tensor
+
+    def batch(self, chosen_B: Tensor) -> tuple[Tensor, Tensor]:
+        """The ids of the chosen texts, cut to the longest of them, (B, T) int64, and which are tokens, (B, T) bool."""
+        device, lengths_B = self.ids_NT.device, self.lengths_N[chosen_B]
+        ids_BT = self.ids_NT[chosen_B.to(device), : int(lengths_B.max())].long()
+        return ids_BT, torch.arange(ids_BT.shape[1], device=device) < lengths_B.to(device)[:, None]
+
+
+def token_ids(rows: Sequence[Sequence[int]], padding: int, device: torch.device | str = "cpu") -> TokenIds:
+    """Rows of token ids, none of them empty, as one padded tensor."""
+    lengths_N = torch.tensor([len(row) for row in rows], dtype=torch.long)
+    ids_NT = torch.full((len(rows), max(map(len, rows), default=0)), padding, dtype=torch.int32)
+    for i, row in enumerate(rows):
+        ids_NT[i, : len(row)] = torch.tensor(row, dtype=torch.int32)
+    return TokenIds(ids_NT.to(device), lengths_N)
 
 
 class WordVectors(NamedTuple):
@@ -109,7 +149,7 @@ def word_vectors(
     return WordVectors(Vocabulary(words), table_VD, sum(w in known for w in words))
 
 
-def read_vectors(file: str | Path, words: Collection[str] | Mapping[str, object]) -> dict[str, np.ndarray]:
+def read_vectors(file: str | Path, words: Collection[str]) -> dict[str, np.ndarray]:
     """The vectors of those of `words` that a text file in GloVe's format holds, float32.
 
     A line is a word and its numbers, separated by spaces; the first line of word2vec's format (how many, dimension) is

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from counterpoise.cli.options import Device
+from counterpoise.cli.options import Device, Seed
 from counterpoise.cli.terminal import bars, command_line, plain_errors
 
 if TYPE_CHECKING:
-    from counterpoise.classification.classifier import Score
-    from counterpoise.classification.data import TaskData
-    from counterpoise.classification.training import Training
+    from counterpoise.classification import Score, TaskData
 
 app = typer.Typer(
     name="multitask",
@@ -30,7 +28,7 @@ Data = Annotated[Path, typer.Option(help="Folder or tar archive of task files.")
 LayoutOption = Annotated[
     str, typer.Option(help="folder (NAME.csv, .tsv, .jsonl: text,label), fdu-mtl, or newsgroups (20news-bydate).")
 ]
-Tasks = Annotated[str | None, typer.Option(help="Names, separated by commas; all by default.")]
+TasksOption = Annotated[str | None, typer.Option(help="Names, separated by commas; all by default.")]
 ModelFolder = Annotated[Path, typer.Argument(help="Folder that train wrote.")]
 TextsAtOnce = Annotated[int, typer.Option(help="Texts at once.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print json lines instead of a table.")]
@@ -41,7 +39,7 @@ def train(
     data: Data,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write; it appears whole or not at all.")],
     layout: LayoutOption = "folder",
-    tasks: Tasks = None,
+    tasks: TasksOption = None,
     model: Annotated[str, typer.Option(help="textcnn, bilstm, or a folder or hub id of an encoder.")] = "textcnn",
     vectors: Annotated[Path | None, typer.Option(help="Word vectors in GloVe's text format, plain or .gz.")] = None,
     weighting: Annotated[
@@ -68,17 +66,12 @@ def train(
     dropout: Annotated[float, typer.Option(help="Share of the features dropped in training.")] = 0.5,
     max_tokens: Annotated[int, typer.Option(help="Longer texts are cut.")] = 256,
     freeze_vectors: Annotated[bool, typer.Option("--freeze-vectors", help="Leave the word vectors as read.")] = False,
-    seed: Annotated[int, typer.Option(help="Decides every random draw.")] = 0,
+    seed: Seed = 0,
     device: Device = "cpu",
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Train one model on all tasks, and write it with its history."""
-    settings: dict[str, Any] = {
-        "rho": rho,
-        "min_effective_tasks": min_effective_tasks,
-        "eta": eta,
-        "normalize": normalize,
-    }
+    given: dict[str, Any] = {"rho": rho, "min_effective_tasks": min_effective_tasks, "eta": eta, "normalize": normalize}
     with plain_errors("nothing was written", KeyError, ImportError), bars(quiet) as progress:
         from counterpoise.checkpoints.files import refuse_occupied
 
@@ -86,6 +79,7 @@ def train(
         from dataclasses import asdict
 
         from counterpoise.classification import balance, classifier, models, saving, training
+        from counterpoise.records import versions
         from counterpoise.report.multitask import write_multitask_report
 
         found = _read(data, layout, tasks, need=("train", "validation"))
@@ -94,25 +88,31 @@ def train(
             found, design, vectors=vectors, dimension=dimension, seed=seed, device=device
         )
         rounds = training.rounds_per_epoch(found, batch_size)
-        weighing = balance.weighting_for(weighting, built, rounds_per_epoch=rounds, seed=seed, **settings)
-        pace: dict[str, Any] = {
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "lr": lr,
-            "patience": patience,
-            "seed": seed,
-        }
-        run = training.train(found, built, weighing, progress=progress, **pace)
+        weighing = balance.weighting_for(weighting, built, rounds_per_epoch=rounds, seed=seed, **given)
+        pace: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "patience": patience}
+        run = training.train(found, built, weighing, lr=lr, seed=seed, progress=progress, **pace)
         tested = classifier.evaluate(built, [t for t in found if len(t.test)])
         told = {"data": str(data), "layout": layout, "weighting": weighting, "seed": seed, "batch_size": batch_size}
         told |= {"vectors": None if vectors is None else str(vectors), "lr": lr, **asdict(design)}
-        settings["rho"] = getattr(weighing, "rho", None)
-        record = told | settings | _record(found, run, tested)
+        record = {
+            **told,
+            **given,
+            "rho": getattr(weighing, "rho", None),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": versions(),
+            "examples": {t.name: [len(t.train), len(t.validation), len(t.test)] for t in found},
+            "command": command_line(),
+            **asdict(run),
+            "test": {name: score._asdict() for name, score in tested.items()},
+        }
         saving.save(built, out, record)
-    _show_run(run, tested)
-    with plain_errors(
-        f"the model is in {out}; draw the page with: counterpoise multitask report {out}", KeyError, ImportError
-    ):
+    best = run.epochs[run.best_epoch - 1]
+    print(f"best epoch {run.best_epoch} of {len(run.epochs)} ({run.stopped}), {run.epochs[-1].seconds:.0f} s")
+    print(f"validation accuracy {100 * best.mean_accuracy:.2f} %, task variance {best.task_variance:.4g}")
+    if tested:
+        _show_scores(tested)
+    saved = f"the model is in {out}; draw the page with: counterpoise multitask report {out}"
+    with plain_errors(saved, KeyError, ImportError):
         write_multitask_report(record, out / saving.REPORT)
     print(f"wrote {out}; the run as a page: {out / saving.REPORT}")
 
@@ -122,7 +122,7 @@ def evaluate(
     model: ModelFolder,
     data: Data,
     layout: LayoutOption = "folder",
-    tasks: Tasks = None,
+    tasks: TasksOption = None,
     part: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
     batch_size: TextsAtOnce = 64,
     device: Device = "cpu",
@@ -194,29 +194,6 @@ def _read(data: Path, layout: Any, tasks: str | None, *, need: Any) -> list[Task
 
     names = None if tasks is None else [name.strip() for name in tasks.split(",") if name.strip()]
     return read_tasks(data, layout, tasks=names, need=need)
-
-
-def _record(tasks: list[TaskData], run: Training, tested: dict[str, Score]) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from counterpoise.records import versions
-
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
-        "examples": {t.name: [len(t.train), len(t.validation), len(t.test)] for t in tasks},
-        "command": command_line(),
-        **asdict(run),
-        "test": {name: score._asdict() for name, score in tested.items()},
-    }
-
-
-def _show_run(run: Training, tested: dict[str, Score]) -> None:
-    best = run.epochs[run.best_epoch - 1]
-    print(f"best epoch {run.best_epoch} of {len(run.epochs)} ({run.stopped}), {run.epochs[-1].seconds:.0f} s")
-    print(f"validation accuracy {100 * best.mean_accuracy:.2f} %, task variance {best.task_variance:.4g}")
-    if tested:
-        _show_scores(tested)
 
 
 def _show_scores(scores: dict[str, Score]) -> None:

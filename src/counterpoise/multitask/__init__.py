@@ -28,47 +28,30 @@ and when Lightning accumulates gradients, build it with `micro_batches=n` and ca
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from counterpoise.multitask.adversarial import (
-        Adversarial,
-        TaskDiscriminator,
-        adversarial_mtl,
-        difference_penalty,
-        reverse_gradient,
-        tchebycheff_adversarial,
-    )
-    from counterpoise.multitask.bandit import BanditMTL
-    from counterpoise.multitask.dwa import DWA
-    from counterpoise.multitask.famo import FAMO
-    from counterpoise.multitask.gradnorm import GradNorm
-    from counterpoise.multitask.groupdro import GroupDRO
-    from counterpoise.multitask.jacobian import MGDA, CAGrad, JacobianWeighting, PCGrad, UPGrad
-    from counterpoise.multitask.losses import Counts, Losses
-    from counterpoise.multitask.mirror import MirrorStep, ball_radius, best_response, divergence, hold, mirror_step
-    from counterpoise.multitask.scalarizations import SmoothTchebycheff, Tchebycheff, Uniform
-    from counterpoise.multitask.trainer import with_weighting
-    from counterpoise.multitask.uncertainty import UncertaintyWeighting
-    from counterpoise.multitask.weighting import Weighting
+from counterpoise.multitask.adversarial import (
+    Adversarial,
+    TaskDiscriminator,
+    adversarial_mtl,
+    difference_penalty,
+    reverse_gradient,
+    tchebycheff_adversarial,
+)
+from counterpoise.multitask.bandit import BanditMTL
+from counterpoise.multitask.dwa import DWA
+from counterpoise.multitask.famo import FAMO
+from counterpoise.multitask.gradnorm import GradNorm
+from counterpoise.multitask.groupdro import GroupDRO
+from counterpoise.multitask.jacobian import MGDA, CAGrad, JacobianWeighting, PCGrad, UPGrad
+from counterpoise.multitask.losses import Counts, Losses
+from counterpoise.multitask.mirror import MirrorStep, ball_radius, best_response, divergence, hold, mirror_step
+from counterpoise.multitask.scalarizations import SmoothTchebycheff, Tchebycheff, Uniform
+from counterpoise.multitask.uncertainty import UncertaintyWeighting
+from counterpoise.multitask.weighting import Weighting
 
-# Names are resolved on first use, so that `counterpoise --help` does not import torch.
-_HOMES = {
-    "adversarial": "Adversarial TaskDiscriminator adversarial_mtl difference_penalty reverse_gradient tchebycheff_adversarial",
-    "bandit": "BanditMTL",
-    "dwa": "DWA",
-    "famo": "FAMO",
-    "gradnorm": "GradNorm",
-    "groupdro": "GroupDRO",
-    "jacobian": "CAGrad JacobianWeighting MGDA PCGrad UPGrad",
-    "losses": "Counts Losses",
-    "mirror": "MirrorStep ball_radius best_response divergence hold mirror_step",
-    "scalarizations": "SmoothTchebycheff Tchebycheff Uniform",
-    "trainer": "with_weighting",
-    "uncertainty": "UncertaintyWeighting",
-    "weighting": "Weighting",
-}
+if TYPE_CHECKING:
+    from counterpoise.multitask.trainer import with_weighting
 
 __all__ = [
     "DWA", "FAMO", "MGDA", "Adversarial", "BanditMTL", "CAGrad", "Counts", "GradNorm", "GroupDRO",
@@ -80,7 +63,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names.split():
-            return getattr(import_module(f"{__name__}.{home}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name != "with_weighting":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from counterpoise.multitask import trainer  # imports transformers
+
+    return trainer.with_weighting

@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from counterpoise.multitask.losses import Counts, Losses
+from counterpoise.multitask.losses import Counts, Losses, Tasks, by_task
 from counterpoise.multitask.scalarizations import Tchebycheff, Uniform
 from counterpoise.multitask.weighting import Weighting
 from counterpoise.ranks import average_gradients, world_size
-
-
-class _Reverse(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, strength: float) -> Tensor:
-        ctx.strength = strength
-        return features.view_as(features)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return -ctx.strength * gradients[0], None
 
 
 def reverse_gradient(features: Tensor, strength: float = 1.0) -> Tensor:
@@ -35,8 +20,10 @@ def reverse_gradient(features: Tensor, strength: float = 1.0) -> Tensor:
         >>> x.grad
         tensor([-0.5000])
     """
-    reversed_features: Tensor = _Reverse.apply(features, strength)  # type: ignore[no-untyped-call]
-    return reversed_features
+    same = features.view_as(features)
+    if same.requires_grad:
+        same.register_hook(lambda gradient: -strength * gradient)  # type: ignore[no-untyped-call]
+    return same
 
 
 def difference_penalty(shared_BF: Tensor, private_BG: Tensor) -> Tensor:
@@ -105,11 +92,7 @@ class Adversarial(nn.Module):
         self.weighting = weighting
         self.discriminator = TaskDiscriminator(features, len(weighting.tasks), strength=strength)
         self.threshold = threshold
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """The names of the weighting's tasks, in their order."""
-        return self.weighting.tasks
+        self.tasks = weighting.tasks
 
     def forward(
         self,
@@ -135,8 +118,7 @@ class Adversarial(nn.Module):
             )
         share = 1.0
         if window_counts is not None:
-            sizes = window_counts.values() if isinstance(window_counts, dict) else window_counts
-            share = world_size() * len(task_B) / float(sum(float(x) for x in sizes))
+            share = world_size() * len(task_B) / sum(by_task(self.tasks, window_counts, "window_counts"))
         loss: Tensor = self.discriminator(features_BF, task_B)
         if float(loss.detach()) <= self.threshold:
             loss = self.discriminator(features_BF.detach(), task_B)
@@ -151,7 +133,7 @@ class Adversarial(nn.Module):
         return self.weighting.metrics()
 
 
-def adversarial_mtl(tasks: int | Iterable[str], *, features: int, strength: float = 0.05) -> Adversarial:
+def adversarial_mtl(tasks: Tasks, *, features: int, strength: float = 0.05) -> Adversarial:
     """Uniform weights and a task discriminator (Liu, Qiu, Huang, ACL 2017), for a hard-shared encoder.
 
     Departure: the paper's private encoders and their `difference_penalty` are the model's, not the weighting's.
@@ -164,7 +146,7 @@ def adversarial_mtl(tasks: int | Iterable[str], *, features: int, strength: floa
 
 
 def tchebycheff_adversarial(
-    tasks: int | Iterable[str], *, features: int, strength: float = 0.05, threshold: float = 0.0
+    tasks: Tasks, *, features: int, strength: float = 0.05, threshold: float = 0.0
 ) -> Adversarial:
     """The worst task's loss and a task discriminator (Mao, Yun, Liu, Du: Tchebycheff Procedure for Multi-task Text
     Classification, ACL 2020, the adversarial procedure).

@@ -5,27 +5,16 @@ from __future__ import annotations
 import math
 import warnings
 from array import array
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from counterpoise.multitask.losses import Batch, Counts, Losses, gather
+from counterpoise.multitask.losses import Batch, Counts, Losses, Tasks, WindowMeans, gather
 from counterpoise.multitask.mirror import ball_radius, best_response_floats, divergence, hold, mirror_floats
 from counterpoise.multitask.weighting import Weighting, on_device, weighted_sum
-from counterpoise.multitask.window import WindowMeans
 from counterpoise.ranks import world_size
-
-
-@dataclass
-class _Arms:
-    """What moves at each step, apart from the module: assigning to a module's attribute costs a microsecond."""
-
-    log_p: list[float]
-    initial: list[float]
-    multiplier: float = 0.0
 
 
 class BanditMTL(Weighting):
@@ -75,7 +64,7 @@ class BanditMTL(Weighting):
 
     def __init__(
         self,
-        tasks: int | Iterable[str],
+        tasks: Tasks,
         *,
         rho: float | None = None,
         min_effective_tasks: float | None = None,
@@ -96,10 +85,10 @@ class BanditMTL(Weighting):
             raise ValueError(f"exploration must lie in [0, 1], found {exploration}.")
         self.eta, self.exploration, self.normalize = eta, exploration, normalize
         self.samples = drawn_by == "p"
-        self._drawn_by = None if drawn_by is None or isinstance(drawn_by, str) else _simplex(m, drawn_by)
         if isinstance(drawn_by, str) and not self.samples:
             raise ValueError(f'drawn_by must be None, "p" or one probability per task, found {drawn_by!r}.')
-        self._arms = _Arms([-math.log(m)] * m, [math.nan] * m)
+        self._drawn_by = None if drawn_by is None or isinstance(drawn_by, str) else _simplex(m, drawn_by)
+        self._log_p, self._initial, self._multiplier = [-math.log(m)] * m, [math.nan] * m, 0.0
         self._cached: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def forward(self, losses: Losses, counts: Counts | None = None, window_counts: Counts | None = None) -> Tensor:
@@ -136,25 +125,20 @@ class BanditMTL(Weighting):
         return p / p.sum()
 
     def weights(self) -> list[float]:
-        """p in task order."""
-        return list(map(math.exp, self._arms.log_p))
+        return list(map(math.exp, self._log_p))
 
     def metrics(self) -> dict[str, float]:
         """`Weighting.metrics` and effective_tasks, kl, lambda (where finite), and robust_value: the maximum over the ball."""
-        kl = divergence(torch.tensor(self._arms.log_p, dtype=torch.float64))
-        found = super().metrics() | {
-            "kl": kl,
-            "effective_tasks": len(self.tasks) * math.exp(-kl),
-            "lambda": self._arms.multiplier,
-        }
+        kl = divergence(torch.tensor(self._log_p, dtype=torch.float64))
+        effective = len(self.tasks) * math.exp(-kl)
+        found = super().metrics() | {"kl": kl, "effective_tasks": effective, "lambda": self._multiplier}
         if all(map(math.isfinite, self.last_losses)):
             response = best_response_floats(self.last_losses, self.rho)
             found["robust_value"] = sum(p * x for p, x in zip(response, self.last_losses, strict=True))
         return {name: number for name, number in found.items() if math.isfinite(number)}  # JSON has no infinite lambda
 
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
-        """sum_i p_i scale_i l_i over the tasks present."""
-        values_K, present = batch.values_K, batch.present
+        values_K = batch.values_K
         exact = values_K.dtype == torch.float64 or (scale_K is not None and scale_K.dtype == torch.float64)
         key = values_K.device, torch.float64 if exact else torch.float32
         weights_M = self._cached.get(key)
@@ -166,45 +150,42 @@ class BanditMTL(Weighting):
                 weights_M = weights_M.to(values_K.device, non_blocking=True)
             if not weights_M.is_inference():  # autograd would refuse it in the next training call
                 self._cached[key] = weights_M
-        return weighted_sum(weights_M if present is None else weights_M[present], values_K, scale_K)
+        return weighted_sum(batch.of_present(weights_M), values_K, scale_K)
 
     def update(self, means: WindowMeans) -> None:
         """One mirror step of p on the window's means."""
-        arms, counts = self._arms, means.counts
+        own, counts = vars(self), means.counts  # see `Weighting.step`
         if self.normalize:
-            arms.initial = [
-                x if c > 0.0 and math.isnan(u) else u for x, c, u in zip(means.means, counts, arms.initial, strict=True)
-            ]
+            triples = zip(means.means, counts, self._initial, strict=True)
+            own["_initial"] = [x if c > 0.0 and math.isnan(u) else u for x, c, u in triples]
         losses = self._in_units(means.means)
         if (drawn_by := self._draw_probabilities()) is not None:
             total = sum(counts)
             losses = [x * c / (total * d) for x, c, d in zip(losses, counts, drawn_by, strict=True)]
         elif 0.0 in counts:
-            losses = hold(arms.log_p, losses, [c > 0.0 for c in counts], self.eta)
-        arms.log_p, arms.multiplier = mirror_floats(arms.log_p, losses, self.rho, self.eta)
+            losses = hold(self._log_p, losses, [c > 0.0 for c in counts], self.eta)
+        own["_log_p"], own["_multiplier"] = mirror_floats(self._log_p, losses, self.rho, self.eta)
         self._cached.clear()
 
     def state(self) -> dict[str, Any]:
         """log p, lambda, and the initial losses that `normalize` divides by."""
-        return {
-            "log_p": torch.tensor(self._arms.log_p, dtype=torch.float64),
-            "initial": torch.tensor(self._arms.initial, dtype=torch.float64),
-            "lambda": self._arms.multiplier,
-        }
+        log_p_M, initial_M = (torch.tensor(x, dtype=torch.float64) for x in (self._log_p, self._initial))
+        return {"log_p": log_p_M, "initial": initial_M, "lambda": self._multiplier}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self._arms = _Arms(state["log_p"].tolist(), state["initial"].tolist(), float(state["lambda"]))
+        self._log_p, self._initial = state["log_p"].tolist(), state["initial"].tolist()
+        self._multiplier = state["lambda"]
         self._cached.clear()
 
     def _in_units(self, values: list[float]) -> list[float]:
         """Values over each task's initial loss, when `normalize` says so and it is known."""
         if not self.normalize:
             return values
-        return [x / u if u > 0.0 else x for x, u in zip(values, self._arms.initial, strict=True)]
+        return [x / u if u > 0.0 else x for x, u in zip(values, self._initial, strict=True)]
 
     def _draw_probabilities(self) -> list[float] | None:
         if self.samples:
-            return [float(x) for x in self.probabilities().tolist()]
+            return self.probabilities().tolist()  # type: ignore[no-any-return]
         return self._drawn_by
 
     def _scale(self, batch: Batch, totals: list[float] | None) -> Tensor | None:
@@ -212,9 +193,8 @@ class BanditMTL(Weighting):
         if drawn_by is None:
             return super()._scale(batch, totals)
         # E[count_i / all counts] = drawn_by_i, so l_i count_i / (all counts * drawn_by_i) has the mean l_i.
-        present, counts = self._present(batch)
-        everything = sum(self._totals(batch, totals) or counts)
-        parts = [world_size() * c / (everything * drawn_by[i]) for i, c in zip(present, counts, strict=True)]
+        everything = sum(self._totals(batch, totals) or [c for _, c in batch.sizes()])
+        parts = [world_size() * c / (everything * drawn_by[i]) for i, c in batch.sizes()]
         return on_device(parts, batch.values_K.device)
 
 

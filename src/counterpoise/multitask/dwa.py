@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from counterpoise.multitask.losses import Batch
+from counterpoise.multitask.losses import Batch, Tasks, WindowMeans
 from counterpoise.multitask.weighting import Weighting, weighted_sum
-from counterpoise.multitask.window import WindowMeans
 
 
 class DWA(Weighting):
@@ -21,11 +19,9 @@ class DWA(Weighting):
 
     Uniform (1 each) during the first two epochs. A task that an epoch did not see has r_i = 1.
 
-    Args:
-        tasks: names, or how many.
+    Args, beside those of every `Weighting`:
         steps_per_epoch: after how many `step()`s the averages roll on; the paper's epoch.
         temperature: T; the paper uses 2.
-        micro_batches: see `Weighting`.
 
     Example:
         >>> weighting = DWA(2, steps_per_epoch=1)
@@ -36,18 +32,15 @@ class DWA(Weighting):
         [0.876, 1.124]
     """
 
-    def __init__(
-        self, tasks: int | Iterable[str], *, steps_per_epoch: int, temperature: float = 2.0, micro_batches: int = 1
-    ) -> None:
+    def __init__(self, tasks: Tasks, *, steps_per_epoch: int, temperature: float = 2.0, micro_batches: int = 1) -> None:
         super().__init__(tasks, micro_batches=micro_batches)
         if steps_per_epoch < 1:
             raise ValueError(f"steps_per_epoch must be at least 1, found {steps_per_epoch}.")
         if not temperature > 0.0:
             raise ValueError(f"temperature must be positive, found {temperature}.")
         self.steps_per_epoch, self.temperature = steps_per_epoch, temperature
-        m = len(self.tasks)
-        self._sums, self._seen_steps, self._steps = [0.0] * m, [0] * m, 0
         self._epochs: list[list[float]] = []
+        self._begin_epoch()
 
     def weights(self) -> list[float]:
         """m softmax(r / T), in task order."""
@@ -60,7 +53,6 @@ class DWA(Weighting):
         return [len(raw) * x / sum(raw) for x in raw]
 
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
-        """sum_i w_i scale_i l_i."""
         weights_M = batch.values_K.new_tensor(self.weights())
         return weighted_sum(batch.of_present(weights_M), batch.values_K, scale_K)
 
@@ -74,11 +66,9 @@ class DWA(Weighting):
         if self._steps == self.steps_per_epoch:
             averages = [s / n if n else math.nan for s, n in zip(self._sums, self._seen_steps, strict=True)]
             self._epochs = [*self._epochs, averages][-2:]
-            m = len(self.tasks)
-            self._sums, self._seen_steps, self._steps = [0.0] * m, [0] * m, 0
+            self._begin_epoch()
 
     def state(self) -> dict[str, Any]:
-        """The running epoch and the two before it."""
         return {
             "sums": torch.tensor(self._sums, dtype=torch.float64),
             "seen_steps": list(self._seen_steps),
@@ -88,5 +78,9 @@ class DWA(Weighting):
 
     def load_state(self, state: dict[str, Any]) -> None:
         self._sums, self._steps = state["sums"].tolist(), int(state["steps"])
-        self._seen_steps = [int(x) for x in state["seen_steps"]]
+        self._seen_steps = list(state["seen_steps"])
         self._epochs = [x.tolist() for x in state["epochs"]]
+
+    def _begin_epoch(self) -> None:
+        m = len(self.tasks)
+        self._sums, self._seen_steps, self._steps = [0.0] * m, [0] * m, 0

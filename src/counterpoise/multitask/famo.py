@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from counterpoise.multitask.losses import Batch, Losses, gather, wide
-from counterpoise.multitask.weighting import Weighting
-from counterpoise.multitask.window import WindowMeans
+from counterpoise.multitask.losses import Batch, Losses, Tasks, WindowMeans, gather
+from counterpoise.multitask.weighting import Weighting, wide
 
 _EPSILON = 1e-8
 
@@ -41,25 +39,24 @@ class FAMO(Weighting):
         [0.488, 0.512]
     """
 
-    whole_batch_only: ClassVar[bool] = True
+    whole_batch_only = True
 
-    def __init__(self, tasks: int | Iterable[str], *, lr: float = 0.025, weight_decay: float = 1e-3) -> None:
+    def __init__(self, tasks: Tasks, *, lr: float = 0.025, weight_decay: float = 1e-3) -> None:
         super().__init__(tasks)
         if lr < 0.0 or weight_decay < 0.0:
             raise ValueError(f"lr and weight_decay must be >= 0, found {lr} and {weight_decay}.")
         # A plain tensor: neither the user's optimiser nor .to(dtype) may touch it.
-        self._logits_M = torch.zeros(len(self.tasks), dtype=torch.float64, requires_grad=True)
+        self._logits_M = torch.zeros(len(self.tasks), dtype=torch.float64)
         self._adam = torch.optim.Adam([self._logits_M], lr=lr, weight_decay=weight_decay)
         self._before: list[float | None] = [None] * len(self.tasks)
 
     def weights(self) -> list[float]:
         """z, in task order."""
-        return [float(x) for x in torch.softmax(self._logits_M.detach(), dim=0).tolist()]
+        return self._shares().tolist()  # type: ignore[no-any-return]
 
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
-        """c sum_i z_i log l_i over the tasks present."""
         values_K = wide(batch.values_K)
-        z_K = batch.of_present(torch.softmax(self._logits_M.detach(), dim=0)).to(values_K)
+        z_K = batch.of_present(self._shares()).to(values_K)
         scaled_K = z_K / (values_K.detach() + _EPSILON)
         return (z_K * torch.log(values_K + _EPSILON)).sum() / scaled_K.sum()
 
@@ -68,9 +65,9 @@ class FAMO(Weighting):
         super().step()
         if losses_after is not None:
             batch = gather(self.tasks, losses_after)
-            present = batch.present or range(len(self.tasks))
-            self._learn(dict(zip(present, batch.values_K.tolist(), strict=True)))
-            self._before = [None if i in present else x for i, x in enumerate(self._before)]
+            after = {i: x for (i, _), x in zip(batch.sizes(), batch.values_K.tolist(), strict=True)}
+            self._learn(after)
+            self._before = [None if i in after else x for i, x in enumerate(self._before)]
 
     def update(self, means: WindowMeans) -> None:
         """Learn from the change since the window before, if that one still waits for its losses after."""
@@ -81,13 +78,15 @@ class FAMO(Weighting):
     def state(self) -> dict[str, Any]:
         """w, Adam's moments, and the losses that wait for their successors."""
         adam = copy.deepcopy(self._adam.state_dict())
-        return {"logits": self._logits_M.detach().clone(), "adam": adam, "before": list(self._before)}
+        return {"logits": self._logits_M.clone(), "adam": adam, "before": list(self._before)}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        with torch.no_grad():
-            self._logits_M.copy_(state["logits"])
+        self._logits_M.copy_(state["logits"])
         self._adam.load_state_dict(copy.deepcopy(state["adam"]))
         self._before = list(state["before"])
+
+    def _shares(self) -> Tensor:
+        return torch.softmax(self._logits_M, dim=0)
 
     def _learn(self, after: dict[int, float]) -> None:
         before = {i: x for i, x in enumerate(self._before) if x is not None and i in after}
@@ -96,7 +95,7 @@ class FAMO(Weighting):
             return
         fall = [math.log(x + _EPSILON) - math.log(after[i] + _EPSILON) for i, x in before.items()]
         fall_K, present = torch.tensor(fall, dtype=torch.float64), list(before)
-        z_M = torch.softmax(self._logits_M.detach(), dim=0)
+        z_M = self._shares()
         z_K = z_M[present]
         fall_M = ((z_K @ fall_K) / z_K.sum()).repeat(len(z_M))  # absent tasks fall as the others do on average
         fall_M[present] = fall_K

@@ -5,15 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from counterpoise.multitask.jacobian import shared_parameters
-from counterpoise.multitask.losses import Batch
+from counterpoise.multitask.losses import Batch, Tasks, WindowMeans
 from counterpoise.multitask.weighting import Weighting, weighted_sum
-from counterpoise.multitask.window import WindowMeans
 
 
 class GradNorm(Weighting):
@@ -41,29 +40,27 @@ class GradNorm(Weighting):
         [1.025, 0.975]
     """
 
-    whole_batch_only: ClassVar[bool] = True
+    whole_batch_only = True
 
-    def __init__(
-        self, tasks: int | Iterable[str], *, shared: Iterable[Tensor], asymmetry: float = 1.5, lr: float = 0.025
-    ) -> None:
+    def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], asymmetry: float = 1.5, lr: float = 0.025) -> None:
         super().__init__(tasks)
         self.shared = shared_parameters(shared)
         self.asymmetry = asymmetry
-        self._weights_M = torch.ones(len(self.tasks), dtype=torch.float64, requires_grad=True)
+        # A plain tensor: neither the user's optimiser nor .to(dtype) may touch it.
+        self._weights_M = torch.ones(len(self.tasks), dtype=torch.float64)
         self._adam = torch.optim.Adam([self._weights_M], lr=lr)
         self._initial = [math.nan] * len(self.tasks)
         self._norms_K: Tensor | None = None
 
     def weights(self) -> list[float]:
         """w, in task order."""
-        return [float(x) for x in self._weights_M.tolist()]
+        return self._weights_M.tolist()  # type: ignore[no-any-return]
 
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
         """sum_i w_i l_i; in training also measures each task's gradient on the shared parameters."""
-        weights_M = self._weights_M.detach()
         if self.training:
             self._norms_K = self._gradient_norms(batch)
-        return weighted_sum(batch.of_present(weights_M), batch.values_K, scale_K)
+        return weighted_sum(batch.of_present(self._weights_M), batch.values_K, scale_K)
 
     def update(self, means: WindowMeans) -> None:
         """One step of w on the gradient norms that `combine` measured."""
@@ -77,33 +74,28 @@ class GradNorm(Weighting):
         if not bool(norms_K.isfinite().all()):
             return
         ratios_K = torch.tensor([means.means[i] / max(self._initial[i], 1e-12) for i in present], dtype=torch.float64)
-        weighted_K = self._weights_M.detach()[present] * norms_K
+        weighted_K = self._weights_M[present] * norms_K
         target_K = weighted_K.mean() * (ratios_K / ratios_K.mean()).clamp(min=0.0) ** self.asymmetry
-        gradient_M = torch.zeros_like(self._weights_M, requires_grad=False)
-        gradient_M[present] = torch.sign(weighted_K - target_K) * norms_K
-        self._weights_M.grad = gradient_M
+        self._weights_M.grad = torch.zeros_like(self._weights_M)
+        self._weights_M.grad[present] = torch.sign(weighted_K - target_K) * norms_K
         self._adam.step()
         self._weights_M.grad = None
-        with torch.no_grad():
-            self._weights_M.clamp_(min=1e-6)
-            self._weights_M.mul_(len(self.tasks) / self._weights_M.sum())
+        self._weights_M.clamp_(min=1e-6)
+        self._weights_M.mul_(len(self.tasks) / self._weights_M.sum())
 
     def abandon(self) -> None:
-        """Forget the measured norms."""
         self._norms_K = None
 
     def state(self) -> dict[str, Any]:
-        """w, Adam's moments, the initial losses and the open window's norms."""
         return {
-            "weights": self._weights_M.detach().clone(),
+            "weights": self._weights_M.clone(),
             "adam": copy.deepcopy(self._adam.state_dict()),
             "initial": torch.tensor(self._initial, dtype=torch.float64),
             "norms": self._norms_K,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        with torch.no_grad():
-            self._weights_M.copy_(state["weights"])
+        self._weights_M.copy_(state["weights"])
         self._adam.load_state_dict(copy.deepcopy(state["adam"]))
         self._initial, self._norms_K = state["initial"].tolist(), state["norms"]
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from counterpoise.multitask.losses import Batch
+from counterpoise.multitask.losses import Batch, Tasks, WindowMeans
 from counterpoise.multitask.mirror import hold, mirror_floats
 from counterpoise.multitask.weighting import Weighting, weighted_sum
-from counterpoise.multitask.window import WindowMeans
 
 
 class GroupDRO(Weighting):
@@ -23,10 +21,8 @@ class GroupDRO(Weighting):
     descent instead of before it, so that it stays fixed inside a window; it is floored at 1e-12; absent tasks keep
     their share.
 
-    Args:
-        tasks: names, or how many.
+    Args, beside those of every `Weighting`:
         eta: step size of the ascent; the authors' code uses 0.01.
-        micro_batches: see `Weighting`.
 
     Example:
         >>> weighting = GroupDRO(2, eta=1.0)
@@ -36,7 +32,7 @@ class GroupDRO(Weighting):
         [0.269, 0.731]
     """
 
-    def __init__(self, tasks: int | Iterable[str], *, eta: float = 0.01, micro_batches: int = 1) -> None:
+    def __init__(self, tasks: Tasks, *, eta: float = 0.01, micro_batches: int = 1) -> None:
         super().__init__(tasks, micro_batches=micro_batches)
         if not 0.0 < eta < math.inf:
             raise ValueError(f"eta must be positive and finite, found {eta}.")
@@ -48,19 +44,16 @@ class GroupDRO(Weighting):
         return list(map(math.exp, self._log_p))
 
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
-        """sum_i p_i scale_i l_i."""
         weights_M = torch.tensor(self.weights(), dtype=torch.float64)
         return weighted_sum(batch.of_present(weights_M), batch.values_K, scale_K)
 
     def update(self, means: WindowMeans) -> None:
-        """The exponentiated ascent, with no ball."""
         losses = means.means
         if 0.0 in means.counts:
             losses = hold(self._log_p, losses, [c > 0.0 for c in means.counts], self.eta)
         self._log_p, _ = mirror_floats(self._log_p, losses, math.inf, self.eta)
 
     def state(self) -> dict[str, Any]:
-        """The log weights, (m,) float64."""
         return {"log_p": torch.tensor(self._log_p, dtype=torch.float64)}
 
     def load_state(self, state: dict[str, Any]) -> None:

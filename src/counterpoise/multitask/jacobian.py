@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from counterpoise.multitask.losses import Batch
+from counterpoise.multitask.losses import Batch, Tasks
 from counterpoise.multitask.weighting import Weighting
 
 
@@ -32,11 +31,9 @@ class JacobianWeighting(Weighting):
         aggregate: the map from a Jacobian (k, n) to a gradient (n,), for instance a torchjd aggregator.
     """
 
-    whole_batch_only: ClassVar[bool] = True
+    whole_batch_only = True
 
-    def __init__(
-        self, tasks: int | Iterable[str], *, shared: Iterable[Tensor], aggregate: Callable[[Tensor], Tensor]
-    ) -> None:
+    def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], aggregate: Callable[[Tensor], Tensor]) -> None:
         super().__init__(tasks)
         self.shared = shared_parameters(shared)
         self.aggregate = aggregate
@@ -61,9 +58,7 @@ class MGDA(JacobianWeighting):
     """The shortest convex combination of the tasks' gradients (Sener, Koltun: Multi-Task Learning as Multi-Objective
     Optimization, NeurIPS 2018, algorithm 2), by torchjd's Frank-Wolfe solver on raw, unnormalised gradients.
 
-    Args:
-        tasks: names, or how many.
-        shared: see `JacobianWeighting`.
+    Args, beside those of every `JacobianWeighting`:
         tolerance: the solver stops when its step falls below this.
         max_iterations: or after so many.
 
@@ -75,12 +70,7 @@ class MGDA(JacobianWeighting):
     """
 
     def __init__(
-        self,
-        tasks: int | Iterable[str],
-        *,
-        shared: Iterable[Tensor],
-        tolerance: float = 1e-3,
-        max_iterations: int = 100,
+        self, tasks: Tasks, *, shared: Iterable[Tensor], tolerance: float = 1e-3, max_iterations: int = 100
     ) -> None:
         aggregate = torchjd_aggregator("MGDA", epsilon=tolerance, max_iters=max_iterations)
         super().__init__(tasks, shared=shared, aggregate=aggregate)
@@ -92,10 +82,6 @@ class PCGrad(JacobianWeighting):
 
     The order comes from torch's global generator: seed it to repeat a run.
 
-    Args:
-        tasks: names, or how many.
-        shared: see `JacobianWeighting`.
-
     Example:
         >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
         >>> PCGrad(2, shared=[theta])([theta[0], theta[1] - theta[0]]).backward()
@@ -103,7 +89,7 @@ class PCGrad(JacobianWeighting):
         tensor([0.5000, 1.5000])
     """
 
-    def __init__(self, tasks: int | Iterable[str], *, shared: Iterable[Tensor]) -> None:
+    def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor]) -> None:
         super().__init__(tasks, shared=shared, aggregate=torchjd_aggregator("PCGrad"))
 
 
@@ -111,13 +97,11 @@ class CAGrad(JacobianWeighting):
     """The direction that helps the worst-off task most within a ball of radius c ||g|| around the mean gradient g
     (Liu et al.: Conflict-Averse Gradient Descent, NeurIPS 2021, algorithm 1), by torchjd, which solves it with cvxpy.
 
-    Args:
-        tasks: names, or how many.
-        shared: see `JacobianWeighting`.
+    Args, beside those of every `JacobianWeighting`:
         radius: c, >= 0; 0 is the mean gradient. The paper uses 0.4 and 0.5.
     """
 
-    def __init__(self, tasks: int | Iterable[str], *, shared: Iterable[Tensor], radius: float = 0.4) -> None:
+    def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], radius: float = 0.4) -> None:
         super().__init__(tasks, shared=shared, aggregate=torchjd_aggregator("CAGrad", c=radius))
 
 
@@ -128,10 +112,6 @@ class UPGrad(JacobianWeighting):
     Departure: torchjd's default projector needs quadprog and shifts the Gramian by 1e-4 to be solvable; here the same
     quadratic program is solved as non-negative least squares by scipy, unshifted.
 
-    Args:
-        tasks: names, or how many.
-        shared: see `JacobianWeighting`.
-
     Example:
         >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
         >>> UPGrad(2, shared=[theta])([theta[0], theta[1] - theta[0]]).backward()
@@ -139,7 +119,7 @@ class UPGrad(JacobianWeighting):
         tensor([0.2500, 0.7500])
     """
 
-    def __init__(self, tasks: int | Iterable[str], *, shared: Iterable[Tensor]) -> None:
+    def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor]) -> None:
         super().__init__(tasks, shared=shared, aggregate=torchjd_aggregator("UPGrad", projector=project_weights))
 
 
@@ -158,12 +138,7 @@ def project_weights(weights_TM: Tensor, gramian_MM: Tensor) -> Tensor:
 
 
 def shared_parameters(shared: Iterable[Tensor]) -> list[Tensor]:
-    """The list of parameters, refusing an empty, repeating or frozen one.
-
-    Example:
-        >>> len(shared_parameters(torch.nn.Linear(2, 2).parameters()))
-        2
-    """
+    """The list of parameters, refusing an empty, repeating or frozen one."""
     if isinstance(shared, Tensor):
         raise TypeError("shared must be an iterable of parameters, found one tensor: write [parameter].")
     parameters = list(shared)

@@ -1,12 +1,17 @@
-"""What the weightings take: task losses by name or in order, and how many examples each stands for."""
+"""Task losses and sizes: of one call, by name or in order, and of one optimiser step, over its micro-batches and ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from counterpoise.ranks import sum_over_ranks, world_size
+
+Tasks = int | Iterable[str]
+"""Task names, or how many."""
 
 Losses = Tensor | Mapping[str, Tensor | None] | Sequence[Tensor | None]
 """Task losses: a tensor (m,) or a sequence in task order, or a mapping by task name. None: absent from this batch."""
@@ -28,6 +33,11 @@ class Batch(NamedTuple):
     counts: list[float] | None
     apart: list[Tensor] | None = None
 
+    def sizes(self) -> Iterator[tuple[int, float]]:
+        """The index and the size of each task present."""
+        present = range(len(self.values_K)) if self.present is None else self.present
+        return zip(present, self.counts or [1.0] * len(present), strict=True)
+
     def of_present(self, values_M: Tensor) -> Tensor:
         """Of a value per task, (m,) or (..., m), those of the tasks present."""
         return values_M if self.present is None else values_M[..., self.present]
@@ -37,12 +47,7 @@ class Batch(NamedTuple):
         return self.values_K.unbind() if self.apart is None else self.apart
 
 
-def wide(values: Tensor) -> Tensor:
-    """The values in float32 at least: logarithms and weights near 1e-3 lose a digit in bfloat16."""
-    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
-
-
-def task_names(tasks: int | Iterable[str]) -> tuple[str, ...]:
+def task_names(tasks: Tasks) -> tuple[str, ...]:
     """Task names from names or a number, refusing an empty or repeating list.
 
     Example:
@@ -89,47 +94,35 @@ def by_task(tasks: Sequence[str], sizes: Counts, what: str) -> list[float]:
 
 
 def gather(tasks: Sequence[str], losses: Losses, counts: Counts | None = None) -> Batch:
-    """Read the losses of one call into task order.
-
-    Args:
-        tasks: all the task names.
-        losses: see `Losses`; scalars.
-        counts: see `Counts`; a count of 0 marks an absent task, whose loss is not looked at.
+    """Read the losses of one call, scalars, into task order; the loss of a task with a count of 0 is not looked at.
 
     Raises:
         KeyError: a mapping with unknown names, or lacking some.
         ValueError: wrong lengths or shapes, or no task present.
     """
     sizes = None if counts is None else by_task(tasks, counts, "counts")
+    all_here = sizes is None or 0.0 not in sizes
     if isinstance(losses, Tensor):
         if losses.shape != (len(tasks),):
             raise ValueError(f"losses must have shape ({len(tasks)},), one per task, found {tuple(losses.shape)}.")
-        if sizes is None or 0.0 not in sizes:
-            return Batch(losses, None, sizes)
-        return _partial(tasks, list(losses.unbind()), sizes)
-    items = _in_order(tasks, losses)
-    if sizes is None or 0.0 not in sizes:
+        return Batch(losses, None, sizes) if all_here else _partial(tasks, losses.unbind(), sizes)
+    if isinstance(losses, Mapping):
+        try:
+            items = [losses[t] for t in tasks]
+        except KeyError:
+            items = []
+        if len(losses) != len(tasks) or not items:
+            check_names(tasks, losses, "losses")
+    elif len(losses) == len(tasks):
+        items = list(losses)
+    else:
+        raise ValueError(f"losses must hold one entry per task, expected {len(tasks)}, found {len(losses)}.")
+    if all_here:
         try:
             return Batch(_stack(tasks, items), None, sizes, items)  # type: ignore[arg-type]
         except TypeError:  # some are None: looking for them first would cost every call a microsecond
             pass
     return _partial(tasks, items, sizes)
-
-
-def _in_order(
-    tasks: Sequence[str], losses: Mapping[str, Tensor | None] | Sequence[Tensor | None]
-) -> list[Tensor | None]:
-    if not isinstance(losses, Mapping):
-        if len(losses) != len(tasks):
-            raise ValueError(f"losses must hold one entry per task, expected {len(tasks)}, found {len(losses)}.")
-        return list(losses)
-    try:
-        items = [losses[t] for t in tasks]
-    except KeyError:
-        items = []
-    if len(losses) != len(tasks) or not items:
-        check_names(tasks, losses, "losses")
-    return items
 
 
 def _partial(tasks: Sequence[str], items: Sequence[Tensor | None], sizes: list[float] | None) -> Batch:
@@ -159,3 +152,112 @@ def _not_scalars(tasks: Sequence[str], items: Sequence[Tensor | None]) -> ValueE
     pairs = zip(tasks, items, strict=True)
     found = {t: tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for t, x in pairs}
     return ValueError(f"every loss must be a scalar tensor on one device, found {found}. Reduce each to its mean.")
+
+
+class WindowMeans(NamedTuple):
+    """Means and sizes per task over a whole window, on all ranks; a task that was absent has size 0 and mean 0."""
+
+    means: list[float]
+    counts: list[float]
+
+
+class Window:
+    """Sums of losses and sizes per task since the last optimiser step.
+
+    Losses on a GPU stay there as they come and cross to the host together, in their order, when the window closes or is
+    saved: one synchronisation per window, and the same sums bit for bit whether or not it was saved half way.
+    """
+
+    def __init__(self, tasks: int) -> None:
+        self.tasks = tasks
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was collected: no calls, sums and sizes of 0."""
+        self.calls = 0
+        self.sums = [0.0] * self.tasks
+        self.counts = [0.0] * self.tasks
+        self.totals: list[float] | None = None
+        self._pending: list[Batch] = []
+
+    def refuse_if_complete(self, batch: Batch, totals: list[float] | None, micro_batches: int) -> None:
+        """Raise when this call would begin a second window: a forgotten `step()` would silently stop the weighting."""
+        if self.calls == 0:
+            return
+        if totals != self.totals:
+            raise RuntimeError(
+                f"window_counts changed inside a window, from {self.totals} to {totals}: every call between two "
+                f"step()s must be given the same totals. Was step() forgotten after the optimiser's step?"
+            )
+        if totals is None:
+            if self.calls < micro_batches:
+                return
+            raise RuntimeError(
+                f"expected at most {micro_batches} call(s) before step(), found one more: call step() after the "
+                f"optimiser's step, or, when accumulating gradients, say micro_batches=... at construction."
+            )
+        for i, count in batch.sizes():
+            after = self.counts[i] + count
+            if after > totals[i] * (1.0 + 1e-9):
+                raise RuntimeError(
+                    f"the calls since the last step() hold {after:g} of task {i}, window_counts promised "
+                    f"{totals[i]:g}: call step() after the optimiser's step, or correct window_counts."
+                )
+
+    def add(self, batch: Batch, totals: list[float] | None) -> None:
+        """Count the losses and sizes of one call, and remember the totals that it promised."""
+        self.calls += 1
+        self.totals = totals
+        if batch.present is None and batch.counts is None and self.calls == 1:
+            self.counts = [1.0] * self.tasks
+        else:
+            for i, count in batch.sizes():
+                self.counts[i] += count
+        self._pending.append(Batch(batch.values_K.detach(), batch.present, batch.counts))
+        if not batch.values_K.is_cuda:
+            self._fold()
+
+    def close(self) -> WindowMeans:
+        """The means over all micro-batches and ranks, the same bits on every rank; empties the window."""
+        self._fold()
+        sums, counts = self.sums, self.counts
+        if world_size() > 1:
+            both = sum_over_ranks(sums + counts)
+            sums, counts = both[: self.tasks], both[self.tasks :]
+        self.clear()
+        return WindowMeans([s / c if c > 0.0 else 0.0 for s, c in zip(sums, counts, strict=True)], counts)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs to go on inside this window."""
+        self._fold()
+        return {
+            "calls": self.calls,
+            "sums": torch.tensor(self.sums, dtype=torch.float64),
+            "counts": torch.tensor(self.counts, dtype=torch.float64),
+            "totals": None if self.totals is None else torch.tensor(self.totals, dtype=torch.float64),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from `state()`."""
+        self.clear()
+        self.calls = int(state["calls"])
+        self.sums = state["sums"].tolist()
+        self.counts = state["counts"].tolist()
+        self.totals = None if state["totals"] is None else state["totals"].tolist()
+
+    def _fold(self) -> None:
+        for batch, values in zip(self._pending, self._on_the_host(), strict=True):
+            if batch.present is None and batch.counts is None and not any(self.sums):
+                self.sums = values
+                continue
+            for (i, count), value in zip(batch.sizes(), values, strict=True):
+                self.sums[i] += value * count
+        self._pending.clear()
+
+    def _on_the_host(self) -> list[list[float]]:
+        """The values of each pending call, by one transfer."""
+        waiting = [batch.values_K for batch in self._pending]
+        if len(waiting) < 2:
+            return [values_K.tolist() for values_K in waiting]
+        together = torch.cat([values_K.double() for values_K in waiting]).cpu()
+        return [part.tolist() for part in torch.split(together, [len(values_K) for values_K in waiting])]

@@ -183,7 +183,10 @@ def _temper(log_q: Sequence[float], rho: float, upper: float, at: _Tempered) -> 
     if rho <= 0.0:
         return 0.0
     low, high = 0.0, upper
-    s = upper if at.kl < 2.0 * rho else min(upper, _quadratic_root(log_q, rho))
+    s = upper
+    if at.kl >= 2.0 * rho:  # the expansion s^2 Var_u(log q) / 2
+        mean = sum(log_q) / len(log_q)
+        s = min(upper, math.sqrt(2.0 * rho * len(log_q) / sum([(x - mean) ** 2 for x in log_q])))
     for _ in range(_MAX_ITERATIONS):
         if s < upper:
             at = _tempered(log_q, s)
@@ -204,14 +207,7 @@ def _temper(log_q: Sequence[float], rho: float, upper: float, at: _Tempered) -> 
     return low
 
 
-def _quadratic_root(log_q: Sequence[float], rho: float) -> float:
-    """The s at which KL would be rho if it were s^2 Var_u(log q) / 2."""
-    mean = sum(log_q) / len(log_q)
-    return math.sqrt(2.0 * rho * len(log_q) / sum([(x - mean) ** 2 for x in log_q]))
-
-
 def _tempered(log_q: Sequence[float], s: float) -> _Tempered:
-    """See `_Tempered`; `log_q` has its maximum at 0."""
     weights = list(map(math.exp, log_q)) if s == 1.0 else [math.exp(s * x) for x in log_q]
     total = sum(weights)
     weighted = list(map(mul, weights, log_q))

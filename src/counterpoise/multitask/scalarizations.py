@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from counterpoise.multitask.losses import Batch, wide
-from counterpoise.multitask.weighting import Weighting, weighted_sum
+from counterpoise.multitask.losses import Batch, Tasks
+from counterpoise.multitask.weighting import Weighting, weighted_sum, wide
 
 
 class Uniform(Weighting):
@@ -28,7 +27,6 @@ class Uniform(Weighting):
         return [1.0 / len(self.tasks)] * len(self.tasks)
 
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
-        """The sum of the scaled losses over m."""
         share_K = torch.full_like(batch.values_K, 1.0 / len(self.tasks), requires_grad=False)
         return weighted_sum(share_K, batch.values_K, scale_K)
 
@@ -49,14 +47,10 @@ class Tchebycheff(Weighting):
         1.5
     """
 
-    whole_batch_only: ClassVar[bool] = True
+    whole_batch_only = True
 
     def __init__(
-        self,
-        tasks: int | Iterable[str],
-        *,
-        preferences: Sequence[float] | None = None,
-        ideal: Sequence[float] | None = None,
+        self, tasks: Tasks, *, preferences: Sequence[float] | None = None, ideal: Sequence[float] | None = None
     ) -> None:
         super().__init__(tasks)
         m = len(self.tasks)
@@ -68,27 +62,21 @@ class Tchebycheff(Weighting):
             raise ValueError(f"ideal must be {m} finite numbers, found {self.ideal}.")
 
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
-        """The largest c_i (l_i - z_i) of the tasks present."""
-        largest: Tensor = self._excess(batch).max()
-        return largest
+        return self._excess(batch).max()
 
     def _excess(self, batch: Batch) -> Tensor:
         values_K = wide(batch.values_K)
         both = torch.tensor([self.preferences, self.ideal], dtype=values_K.dtype, device=values_K.device)
         preferences_K, ideal_K = batch.of_present(both)
-        excess_K: Tensor = preferences_K * (values_K - ideal_K)
-        return excess_K
+        return preferences_K * (values_K - ideal_K)  # type: ignore[no-any-return]
 
 
 class SmoothTchebycheff(Tchebycheff):
     """mu log sum_i exp(c_i (l_i - z_i) / mu), which tends to `Tchebycheff` as mu -> 0 (Lin et al.: Smooth Tchebycheff
     Scalarization for Multi-Objective Optimization, ICML 2024).
 
-    Args:
-        tasks: names, or how many.
+    Args, beside those of `Tchebycheff`:
         smoothing: mu, > 0; the paper tries 0.01 to 1.
-        preferences: c, see `Tchebycheff`.
-        ideal: z, see `Tchebycheff`.
 
     Example:
         >>> round(float(SmoothTchebycheff(2, smoothing=0.1)(torch.tensor([1.0, 3.0]))), 4)
@@ -97,7 +85,7 @@ class SmoothTchebycheff(Tchebycheff):
 
     def __init__(
         self,
-        tasks: int | Iterable[str],
+        tasks: Tasks,
         *,
         smoothing: float = 0.1,
         preferences: Sequence[float] | None = None,
@@ -109,6 +97,4 @@ class SmoothTchebycheff(Tchebycheff):
         self.smoothing = smoothing
 
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
-        """The soft maximum over the tasks present."""
-        soft_maximum: Tensor = torch.logsumexp(self._excess(batch) / self.smoothing, dim=0)
-        return self.smoothing * soft_maximum
+        return self.smoothing * torch.logsumexp(self._excess(batch) / self.smoothing, dim=0)

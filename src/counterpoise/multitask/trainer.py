@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback
 
+from counterpoise.checkpoints.files import replacing
 from counterpoise.multitask.weighting import Weighting
 from counterpoise.ranks import sum_over_ranks, world_size
 
@@ -21,11 +22,6 @@ STATE_FILE = "weighting.pt"
 
 ExampleLosses = Callable[[Any, Tensor], Tensor]
 """From the model's outputs and the labels to one loss per example, (B,)."""
-
-if TYPE_CHECKING:
-    _Base = Trainer
-else:
-    _Base = object
 
 
 def with_weighting(base: type) -> type:
@@ -61,34 +57,32 @@ class TaskCollator:
     """Takes the task column out of the rows, collates the rest, and puts it back as indices, (B,)."""
 
     def __init__(self, inner: Callable[[list[Any]], Any], column: str, tasks: Sequence[str]) -> None:
-        self.inner, self.column, self.tasks = inner, column, tuple(tasks)
-        self._index = {task: i for i, task in enumerate(tasks)}
+        self.inner, self.column = inner, column
+        self.index = {task: i for i, task in enumerate(tasks)}
 
     def __call__(self, rows: list[Mapping[str, Any]]) -> Any:
         """The inner collator's batch, with the index of each row's task under the column's name."""
         batch = self.inner([{k: v for k, v in row.items() if k != self.column} for row in rows])
         if not any(self.column in row for row in rows):  # enough for evaluation
             return batch
-        indices = [self._task(row) for row in rows]
-        batch[self.column] = torch.tensor(indices, dtype=torch.long)
+        batch[self.column] = torch.tensor([self._task(row) for row in rows], dtype=torch.long)
         return batch
 
     def _task(self, row: Mapping[str, Any]) -> int:
         if self.column not in row:
             raise _no_column(self.column, row)
         task = row[self.column]
-        if isinstance(task, str) and task in self._index:
-            return self._index[task]
-        if not isinstance(task, str) and 0 <= int(task) < len(self.tasks):
+        if isinstance(task, str) and task in self.index:
+            return self.index[task]
+        if not isinstance(task, str) and 0 <= int(task) < len(self.index):
             return int(task)
-        raise ValueError(f"column {self.column!r} holds {task!r}, expected one of {list(self.tasks)} or its index.")
+        raise ValueError(f"column {self.column!r} holds {task!r}, expected one of {list(self.index)} or its index.")
 
 
-class _Weighted(_Base):
-    """The overrides; the base trainer comes after this class in the order of resolution."""
+class _Weighted(Trainer):
+    """The overrides; the class they are mixed into comes between this one and `Trainer` in the order of resolution."""
 
     model: Any
-    _signature_columns: Any
 
     def __init__(
         self,
@@ -109,9 +103,8 @@ class _Weighted(_Base):
         if self.args.n_gpu > 1:
             raise ValueError(f"found {self.args.n_gpu} GPUs in one process: launch one process per GPU with torchrun.")
         self.loss_is_scaled_for_ga = True
-        self._loss_shifts_labels: bool = self._loss_shifts_labels or _falls_back_to_shifting(
-            self.accelerator, self.model
-        )
+        inner = self.accelerator.unwrap_model(self.model)
+        self._loss_shifts_labels: bool = self._loss_shifts_labels or _falls_back_to_shifting(inner)
         self.data_collator: Any = TaskCollator(self.data_collator, task_column, weighting.tasks)
         weighting.to(self.args.device)
         weighting.averages_gradients = False
@@ -127,18 +120,18 @@ class _Weighted(_Base):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs.get("labels")
         found: list[Any] = []
-        hook = self.accelerator.unwrap_model(model).register_forward_hook(lambda *call: found.append(call[2]))
+        inner = self.accelerator.unwrap_model(model)
+        hook = inner.register_forward_hook(lambda *call: found.append(call[2]))
         try:
             # The base runs the model and keeps its own metrics; its loss, the unweighted one, is dropped.
             super().compute_loss(model, inputs, num_items_in_batch=None)
         finally:
             hook.remove()
         loss = self._weighted_loss(found[0], labels, task_B)
-        if (
-            balance := getattr(found[0], "aux_loss", None)
-        ) is not None:  # of a mixture of experts, as the model weighs it
-            coefficient = getattr(self.accelerator.unwrap_model(model), "router_aux_loss_coef", 0.0)
-            loss = loss + coefficient * balance.to(loss.device) / self.current_gradient_accumulation_steps
+        routing = getattr(found[0], "aux_loss", None)  # of a mixture of experts, as the model weighs it
+        if routing is not None:
+            coefficient = getattr(inner, "router_aux_loss_coef", 0.0)
+            loss = loss + coefficient * routing.to(loss.device) / self.current_gradient_accumulation_steps
         return (loss, found[0]) if return_outputs else loss
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
@@ -154,9 +147,8 @@ class _Weighted(_Base):
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """The base's, without the task column."""
-        return super().prediction_step(
-            model, {k: v for k, v in inputs.items() if k != self.task_column}, *args, **kwargs
-        )
+        inputs = {k: v for k, v in inputs.items() if k != self.task_column}
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """The base's, with the weighting's own parameters if it has any."""
@@ -176,16 +168,15 @@ class _Weighted(_Base):
         """The base's, and the weighting's state beside it."""
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
-            path = os.path.join(output_dir or self.args.output_dir or ".", STATE_FILE)
-            torch.save(self.weighting.state_dict(), path + ".partial")
-            os.replace(path + ".partial", path)
+            with replacing(Path(output_dir or self.args.output_dir or ".") / STATE_FILE) as partial:
+                torch.save(self.weighting.state_dict(), partial)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        path = os.path.join(checkpoint, STATE_FILE)
-        if not os.path.exists(path):
+        path = Path(checkpoint) / STATE_FILE
+        if not path.exists():
             raise FileNotFoundError(
                 f"expected the weighting's state at {path}, found none: the checkpoint was written by a trainer "
                 f"without a weighting. Resume it with that trainer, or start from its weights."
@@ -200,24 +191,27 @@ class _Weighted(_Base):
 
     def _weighted_loss(self, outputs: Any, labels: Tensor, task_B: Tensor) -> Tensor:
         losses_BT = self._losses(outputs, labels)
-        m, counts = len(self.weighting.tasks), self._micro_counts.popleft()
+        counts = self._micro_counts.popleft()
         if not any(counts):  # every label of this micro-batch is masked: a differentiable zero
             return losses_BT.sum() * 0.0
-        sums_M = _per_task(losses_BT.sum(-1), task_B, m)
+        sums_M = _per_task(losses_BT.sum(-1), task_B, len(counts))
         means_M = sums_M / sums_M.new_tensor(counts).clamp(min=1.0)
-        loss: Tensor = self.weighting(means_M, counts, self._window_counts)
-        return loss
+        return self.weighting(means_M, counts, self._window_counts)  # type: ignore[no-any-return]
 
     def _losses(self, outputs: Any, labels: Tensor) -> Tensor:
         """Losses with one row per example, 0 where there is no label."""
         if self.example_losses is not None:
             return self.example_losses(outputs, labels).unsqueeze(-1)
         if getattr(outputs, "log_probs", None) is not None:  # TRL's fused head: per token, 0 on ignored positions
-            losses_BT: Tensor = -outputs.log_probs
-            return losses_BT
+            return -outputs.log_probs  # type: ignore[no-any-return]
         logits = (outputs["logits"] if isinstance(outputs, Mapping) else outputs[1]).float()
         if labels.is_floating_point():
-            return _float_label_losses(logits, labels, getattr(self.model.config, "problem_type", None))
+            # Regression and multi-label classification, as transformers computes them.
+            several = getattr(self.model.config, "problem_type", None) == "multi_label_classification"
+            loss = F.binary_cross_entropy_with_logits if several else F.mse_loss
+            rows = len(labels)
+            losses_BC = loss(logits.reshape(rows, -1), labels.float().reshape(rows, -1), reduction="none")
+            return losses_BC.mean(-1, keepdim=True)
         if self._loss_shifts_labels:
             logits, labels = logits[:, :-1], labels[:, 1:]
         if logits.shape[:-1] != labels.shape:
@@ -262,13 +256,12 @@ class _CloseWindow(TrainerCallback):
         self.weighting.zero_grad()
 
 
-def _falls_back_to_shifting(accelerator: Any, model: Any) -> bool:
+def _falls_back_to_shifting(model: Any) -> bool:
     """Whether a model without a loss type of its own (GPT2LMHeadModel) computes the shifted loss, by transformers' default."""
-    inner = accelerator.unwrap_model(model)
-    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-    if not type(inner).__name__.endswith("LMHeadModel") or getattr(inner.config, "is_encoder_decoder", False):
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not type(model).__name__.endswith("LMHeadModel") or getattr(model.config, "is_encoder_decoder", False):
         return False
-    return getattr(inner.loss_function, "__name__", "") == "ForCausalLMLoss"
+    return getattr(model.loss_function, "__name__", "") == "ForCausalLMLoss"
 
 
 def _no_column(column: str, found: Iterable[str]) -> ValueError:
@@ -280,15 +273,6 @@ def _no_column(column: str, found: Iterable[str]) -> ValueError:
 
 def _per_task(values_B: Tensor, task_B: Tensor, m: int) -> Tensor:
     return values_B.new_zeros(m).index_add(0, task_B.to(values_B.device), values_B)
-
-
-def _float_label_losses(logits: Tensor, labels: Tensor, problem_type: str | None) -> Tensor:
-    """Losses per example for regression and multi-label classification, as transformers computes them."""
-    labels = labels.float().reshape(len(labels), -1)
-    logits = logits.reshape(len(labels), -1)
-    if problem_type == "multi_label_classification":
-        return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1, keepdim=True)
-    return F.mse_loss(logits, labels, reduction="none").mean(-1, keepdim=True)
 
 
 def _refuse(settings: Any, kwargs: Mapping[str, Any], weighting: Weighting) -> None:

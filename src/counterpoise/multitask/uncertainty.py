@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 
-from counterpoise.multitask.losses import Batch, wide
-from counterpoise.multitask.weighting import Weighting, weighted_sum
+from counterpoise.multitask.losses import Batch, Tasks
+from counterpoise.multitask.weighting import Weighting, weighted_sum, wide
 from counterpoise.ranks import average_gradients
 
 
@@ -27,7 +25,7 @@ class UncertaintyWeighting(Weighting):
         2.0
     """
 
-    def __init__(self, tasks: int | Iterable[str], *, micro_batches: int = 1) -> None:
+    def __init__(self, tasks: Tasks, *, micro_batches: int = 1) -> None:
         super().__init__(tasks, micro_batches=micro_batches)
         self.log_variance_M = nn.Parameter(torch.zeros(len(self.tasks)))
 

@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from counterpoise.multitask.losses import Batch, Counts, Losses, by_task, gather, task_names, wide
-from counterpoise.multitask.window import Window, WindowMeans, finite
+from counterpoise.multitask.losses import Batch, Counts, Losses, Tasks, Window, WindowMeans, by_task, gather, task_names
 from counterpoise.ranks import sum_over_ranks, world_size
-
-
-@dataclass
-class _Seen:
-    """What every weighting remembers of past windows, apart from the module, whose attributes are slow to set."""
-
-    losses: list[float]
-    updates: int = 0
-    skipped: int = 0
 
 
 class Weighting(nn.Module, ABC):
@@ -50,7 +39,7 @@ class Weighting(nn.Module, ABC):
     whole_batch_only: ClassVar[bool] = False
     """The method needs all the losses of a window in one call on one process, and raises otherwise."""
 
-    def __init__(self, tasks: int | Iterable[str], *, micro_batches: int = 1) -> None:
+    def __init__(self, tasks: Tasks, *, micro_batches: int = 1) -> None:
         super().__init__()
         if micro_batches < 1:
             raise ValueError(f"micro_batches must be at least 1, found {micro_batches}.")
@@ -61,8 +50,11 @@ class Weighting(nn.Module, ABC):
         self.averages_gradients = True
         """Whether each backward pass averages the gradients of the method's own parameters over the ranks, which must
         then run equally many. `with_weighting` turns it off and averages once per optimiser step."""
+        self.last_losses = [math.nan] * len(self.tasks)
+        """The last mean loss seen of each task, in task order; NaN before the first."""
+        self.updates = self.skipped = 0
+        """How many windows it has learned from, and how many it dropped for a non-finite loss."""
         self._window = Window(len(self.tasks))
-        self._seen = _Seen([math.nan] * len(self.tasks))
 
     def forward(self, losses: Losses, counts: Counts | None = None, window_counts: Counts | None = None) -> Tensor:
         """The scalar to call `backward()` on.
@@ -93,17 +85,15 @@ class Weighting(nn.Module, ABC):
         means = self._window.close()
         if not any(means.counts):
             raise RuntimeError("step() closes a window, found none open: call the weighting on the losses first.")
-        if not finite(means):
-            self._seen.skipped += 1
+        own = vars(self)  # assigning to a module's attribute costs microseconds
+        if not all(map(math.isfinite, means.means)):
+            own["skipped"] += 1
             self.abandon()
             return
-        if 0.0 in means.counts:
-            old = self._seen.losses
-            self._seen.losses = [x if c else o for x, c, o in zip(means.means, means.counts, old, strict=True)]
-        else:
-            self._seen.losses = means.means
+        triples = zip(means.means, means.counts, self.last_losses, strict=True)
+        own["last_losses"] = [mean if count else before for mean, count, before in triples]
         self.update(means)
-        self._seen.updates += 1
+        own["updates"] += 1
 
     def discard(self) -> None:
         """Drop the open window, for instance after a batch that ran out of memory and will not be stepped."""
@@ -112,31 +102,13 @@ class Weighting(nn.Module, ABC):
 
     def metrics(self) -> dict[str, float]:
         """Numbers for a logger: losses of the last window, their variance, counters, and the weights in use."""
-        last = self.last_losses
-        known = [x for x in last if math.isfinite(x)]
-        mean = sum(known) / len(known) if known else math.nan
-        found = {f"loss/{t}": x for t, x in zip(self.tasks, last, strict=True) if math.isfinite(x)}
-        if known:
+        found = {f"loss/{t}": x for t, x in zip(self.tasks, self.last_losses, strict=True) if math.isfinite(x)}
+        if known := list(found.values()):
+            mean = sum(known) / len(known)
             found["task_variance"] = sum((x - mean) ** 2 for x in known) / len(known)
             found["worst_task_loss"] = max(known)
         found |= {"updates": float(self.updates), "skipped": float(self.skipped)}
-        weights = self.weights()
-        return found | {f"weight/{t}": w for t, w in zip(self.tasks, weights or [], strict=False)}
-
-    @property
-    def updates(self) -> int:
-        """How many windows it has learned from."""
-        return self._seen.updates
-
-    @property
-    def skipped(self) -> int:
-        """How many windows it dropped for a non-finite loss."""
-        return self._seen.skipped
-
-    @property
-    def last_losses(self) -> list[float]:
-        """The last mean loss seen of each task, in task order; NaN before the first."""
-        return self._seen.losses
+        return found | {f"weight/{t}": w for t, w in zip(self.tasks, self.weights() or [], strict=False)}
 
     @abstractmethod
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
@@ -185,7 +157,7 @@ class Weighting(nn.Module, ABC):
                 f"expected the state of the tasks {list(self.tasks)}, found {state['tasks']}: build the weighting with "
                 f"the tasks of the saved run, in their order, or start without its state."
             )
-        self._seen = _Seen(state["losses"].tolist(), int(state["updates"]), int(state["skipped"]))
+        self.last_losses, self.updates, self.skipped = state["losses"].tolist(), state["updates"], state["skipped"]
         self._window.load(state["window"])
         self.load_state(state)
 
@@ -194,28 +166,22 @@ class Weighting(nn.Module, ABC):
         totals = self._totals(batch, totals)
         if totals is None:
             return None
-        present, counts = self._present(batch)
-        if short := [self.tasks[i] for i in present if totals[i] <= 0.0]:
+        if short := [self.tasks[i] for i, _ in batch.sizes() if totals[i] <= 0.0]:
             raise ValueError(f"window_counts are 0 for tasks that are present: {short}. Count every micro-batch.")
-        parts = [world_size() * c / totals[i] for i, c in zip(present, counts, strict=True)]
-        return on_device(parts, batch.values_K.device)
+        return on_device([world_size() * c / totals[i] for i, c in batch.sizes()], batch.values_K.device)
 
     def _totals(self, batch: Batch, totals: list[float] | None) -> list[float] | None:
         """The window's sizes: as given, or this call's over all ranks (one collective); None: this call is all."""
         if totals is not None or world_size() == 1:
             return totals
-        mine = dict(zip(*self._present(batch), strict=True))
+        mine = dict(batch.sizes())
         return sum_over_ranks([mine.get(i, 0.0) for i in range(len(self.tasks))])
-
-    def _present(self, batch: Batch) -> tuple[Sequence[int], Sequence[float]]:
-        present = range(len(self.tasks)) if batch.present is None else batch.present
-        return present, batch.counts or [1.0] * len(present)
 
     def _refuse_parts(self, batch: Batch, totals: list[float] | None) -> None:
         if (world := world_size()) > 1:
             raise RuntimeError(f"{self._one_call_needed()} Found {world} processes: train on one, or choose another.")
-        present, counts = self._present(batch)
-        if totals is not None and any(totals[i] > c * (1 + 1e-9) for i, c in zip(present, counts, strict=True)):
+        if totals is not None and any(totals[i] > c * (1 + 1e-9) for i, c in batch.sizes()):
+            counts = [c for _, c in batch.sizes()]
             raise RuntimeError(f"{self._one_call_needed()} Found window_counts={totals} for counts={counts}.")
 
     def _one_call_needed(self) -> str:
@@ -226,6 +192,11 @@ def on_device(values: Sequence[float], device: torch.device) -> Tensor:
     """The values in float64, or float32 on Apple's GPUs, which have nothing wider."""
     dtype = torch.float32 if device.type == "mps" else torch.float64
     return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+
+
+def wide(values: Tensor) -> Tensor:
+    """The values in float32 at least: logarithms and weights near 1e-3 lose a digit in bfloat16."""
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 
 def weighted_sum(weights_K: Tensor, values_K: Tensor, scale_K: Tensor | None) -> Tensor:

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from counterpoise.classification import Split, read_tasks
-from counterpoise.classification.data import SPLITS, content_split
-from counterpoise.classification.newsgroups import TASKS, strip_message
+from counterpoise.classification.data import NEWSGROUPS, SPLITS, content_split, strip_message
 
 from .worlds import rows, write_folder
 
@@ -166,7 +165,7 @@ def test_messages_are_stripped_as_scikit_learn_does():
 
 def test_newsgroups_by_date(tmp_path):
     for part in ("train", "test"):
-        for group in (*(g for groups in TASKS.values() for g in groups), "alt.atheism"):
+        for group in (*(g for groups in NEWSGROUPS.values() for g in groups), "alt.atheism"):
             folder = tmp_path / f"20news-bydate-{part}" / group
             folder.mkdir(parents=True)
             for i in range(20 if part == "train" else 1):

@@ -25,7 +25,7 @@ def run_of(found, design, weighting: str):
     classifier = build_classifier(found, design, dimension=8)
     classifier.model.double()
     balance = weighting_for(weighting, classifier, rounds_per_epoch=3)
-    return _Run(found, classifier, balance, batch_size=7, lr=0.01, seed=0, every=1)
+    return _Run(found, classifier, balance, batch=7, lr=0.01, seed=0)
 
 
 def round_on_one_graph(run) -> None:

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from counterpoise.classification import Design, HardSharing, Pretrained, TextCNN, build_classifier
-from counterpoise.classification.encoding import token_ids
 from counterpoise.classification.models import build_encoder
+from counterpoise.classification.vectors import token_ids
 
 from .worlds import tasks, tiny_encoder
 
