@@ -63,6 +63,24 @@ def weighting_for(
     Raises:
         ValueError: an unknown name, or a setting that this weighting does not take.
     """
+    settings = check_weighting(name, rho=rho, min_effective_tasks=min_effective_tasks, eta=eta, normalize=normalize)
+    tasks = list(classifier.tasks)
+    if name == "bandit" and rho is None and min_effective_tasks is None:
+        settings["min_effective_tasks"] = max(len(tasks) / 2, 1.5)
+    if name == "dwa":
+        settings["steps_per_epoch"] = rounds_per_epoch
+    with seeded(seed, classifier.device):
+        return _METHODS[name](tasks, classifier.model, **settings).to(classifier.device)
+
+
+def check_weighting(
+    name: str, *, rho: float | None, min_effective_tasks: float | None, eta: float | None, normalize: bool
+) -> dict[str, float]:
+    """The settings of `weighting_for` that were given, checked before a model is there.
+
+    Raises:
+        ValueError: an unknown name, a setting that this weighting does not take, or two that say one thing.
+    """
     if name not in _METHODS:
         raise ValueError(f"weighting: expected one of {', '.join(WEIGHTINGS)}, found {name!r}")
     of_bandit = {"rho": rho, "min_effective_tasks": min_effective_tasks, "eta": eta, "normalize": normalize or None}
@@ -73,10 +91,6 @@ def weighting_for(
             f"weighting {name}: expected {', '.join(sorted(takes)) or 'no settings'}, found {', '.join(strange)}; "
             f"leave them out, or choose bandit"
         )
-    tasks = list(classifier.tasks)
-    if name == "bandit" and rho is None and min_effective_tasks is None:
-        settings["min_effective_tasks"] = max(len(tasks) / 2, 1.5)
-    if name == "dwa":
-        settings["steps_per_epoch"] = rounds_per_epoch
-    with seeded(seed, classifier.device):
-        return _METHODS[name](tasks, classifier.model, **settings).to(classifier.device)
+    if rho is not None and min_effective_tasks is not None:
+        raise ValueError("weighting bandit: expected rho or min_effective_tasks, found both; leave one out")
+    return settings

@@ -64,14 +64,22 @@ class Training:
 
 
 def rounds_per_epoch(tasks: Sequence[TaskData], batch_size: int) -> int:
-    """Rounds until the largest task has been seen once; smaller tasks come round again meanwhile.
+    """Rounds until the largest task has been seen once; smaller tasks come round again meanwhile."""
+    return math.ceil(max(len(t.train) for t in tasks) / batch_size)
+
+
+def check_pace(*, epochs: int, patience: int, batch_size: int, lr: float | None, every: int = 10) -> None:
+    """Raise for settings of `train` that are out of range.
 
     Raises:
-        ValueError: a batch size below 1.
+        ValueError: a count below 1, a rate that is not positive.
     """
+    if min(epochs, patience, every) < 1:
+        raise ValueError(f"epochs, patience, every: expected at least 1, found {epochs}, {patience}, {every}")
     if batch_size < 1:
         raise ValueError(f"batch size: expected at least 1, found {batch_size}")
-    return math.ceil(max(len(t.train) for t in tasks) / batch_size)
+    if lr is not None and not 0 < lr < math.inf:
+        raise ValueError(f"lr: expected a positive number, found {lr}")
 
 
 def train(
@@ -115,8 +123,7 @@ def train(
         ValueError: other tasks than the classifier's or the weighting's, numbers out of range, an empty part, or a loss
             that is no number before the first epoch is over (later, training stops at the best epoch).
     """
-    if min(epochs, patience, every) < 1:
-        raise ValueError(f"epochs, patience, every: expected at least 1, found {epochs}, {patience}, {every}")
+    check_pace(epochs=epochs, patience=patience, every=every, batch_size=batch_size, lr=lr)
     if [t.name for t in tasks] != list(classifier.tasks):
         raise ValueError(f"expected the classifier's tasks {list(classifier.tasks)}, found {[t.name for t in tasks]}")
     usual = rounds_per_epoch(tasks, batch_size)
@@ -128,8 +135,6 @@ def train(
     if list(weighting.tasks) != list(classifier.tasks):
         raise ValueError(f"expected a weighting over {list(classifier.tasks)}, found one over {list(weighting.tasks)}")
     lr = (1e-3 if classifier.design.takes_words else 2e-5) if lr is None else lr
-    if not 0.0 < lr < math.inf:
-        raise ValueError(f"lr: expected a positive number, found {lr}")
     with seeded(seed, classifier.device):
         run = _Run(tasks, classifier, weighting, batch_size, lr, seed)
         for epoch in range(1, epochs + 1):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from counterpoise.cli.options import Device, Seed
+from counterpoise.cli.options import Device, Seed, given, refuse_without
 from counterpoise.cli.terminal import bars, command_line, plain_errors
 
 if TYPE_CHECKING:
@@ -61,8 +61,10 @@ def train(
     patience: Annotated[int, typer.Option(help="Stop after so many epochs without a better mean accuracy.")] = 3,
     batch_size: Annotated[int, typer.Option(help="Examples of every task in a step.")] = 32,
     lr: Annotated[float | None, typer.Option(help="Step of Adam (default 1e-3; 2e-5 for an encoder).")] = None,
-    width: Annotated[int, typer.Option(help="Filters per kernel of textcnn, units per direction of bilstm.")] = 100,
-    dimension: Annotated[int, typer.Option(help="Of word vectors when there is no --vectors.")] = 100,
+    width: Annotated[
+        int | None, typer.Option(help="Filters per kernel of textcnn, units per direction of bilstm (100).")
+    ] = None,
+    dimension: Annotated[int | None, typer.Option(help="Of word vectors when there is no --vectors (100).")] = None,
     dropout: Annotated[float, typer.Option(help="Share of the features dropped in training.")] = 0.5,
     max_tokens: Annotated[int, typer.Option(help="Longer texts are cut.")] = 256,
     freeze_vectors: Annotated[bool, typer.Option("--freeze-vectors", help="Leave the word vectors as read.")] = False,
@@ -71,32 +73,39 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Train one model on all tasks, and write it with its history."""
-    given: dict[str, Any] = {"rho": rho, "min_effective_tasks": min_effective_tasks, "eta": eta, "normalize": normalize}
+    asked: dict[str, Any] = {"rho": rho, "min_effective_tasks": min_effective_tasks, "eta": eta, "normalize": normalize}
     with plain_errors("nothing was written", KeyError, ImportError), bars(quiet) as progress:
-        from counterpoise.checkpoints.files import refuse_occupied
-
-        refuse_occupied(out)
         from dataclasses import asdict
 
+        from counterpoise.checkpoints.files import refuse_occupied
         from counterpoise.classification import balance, classifier, models, saving, training
         from counterpoise.records import versions
         from counterpoise.report.multitask import write_multitask_report
 
+        refuse_occupied(out.absolute())
+        design = models.Design(model, 100 if width is None else width, (3, 5, 7), dropout, max_tokens, freeze_vectors)
+        if not design.takes_words:
+            refuse_without("--model textcnn or bilstm", given(width=width, dimension=dimension))
+        if vectors is None:
+            refuse_without("--vectors", given(freeze_vectors=freeze_vectors or None))
+        else:
+            refuse_without("no --vectors, which have one", given(dimension=dimension))
+        pace: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "patience": patience}
+        training.check_pace(**pace, lr=lr)
+        balance.check_weighting(weighting, **asked)
         found = _read(data, layout, tasks, need=("train", "validation"))
-        design = models.Design(model, width, (3, 5, 7), dropout, max_tokens, freeze_vectors)
         built = classifier.build_classifier(
-            found, design, vectors=vectors, dimension=dimension, seed=seed, device=device
+            found, design, vectors=vectors, dimension=dimension or 100, seed=seed, device=device
         )
         rounds = training.rounds_per_epoch(found, batch_size)
-        weighing = balance.weighting_for(weighting, built, rounds_per_epoch=rounds, seed=seed, **given)
-        pace: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "patience": patience}
+        weighing = balance.weighting_for(weighting, built, rounds_per_epoch=rounds, seed=seed, **asked)
         run = training.train(found, built, weighing, lr=lr, seed=seed, progress=progress, **pace)
         tested = classifier.evaluate(built, [t for t in found if len(t.test)])
         told = {"data": str(data), "layout": layout, "weighting": weighting, "seed": seed, "batch_size": batch_size}
         told |= {"vectors": None if vectors is None else str(vectors), "lr": lr, **asdict(design)}
         record = {
             **told,
-            **given,
+            **asked,
             "rho": getattr(weighing, "rho", None),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": versions(),
