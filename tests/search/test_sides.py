@@ -19,11 +19,11 @@ from counterpoise.evaluation.items import Item
 from counterpoise.evaluation.parts import part_of
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing, decode
+from counterpoise.language.scoring import row_nlls
 from counterpoise.search.contrast import contrast
 from counterpoise.search.on_policy import OnPolicy, effective_share
 from counterpoise.search.proxies import ProxySet, Rated, draw_rated
 from counterpoise.search.retention import calibration, draw_retention
-from counterpoise.search.rows import row_nlls
 from counterpoise.search.sides import Likelihood, WeightedSet, advantages
 from counterpoise.search.two_sided import Found, exact, measure
 from search.pairs import resident, said

@@ -17,11 +17,10 @@ from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.evaluation.rewards import Reward
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
-from counterpoise.language.scoring import Example, by_length
+from counterpoise.language.scoring import Example, by_length, row_nlls
 from counterpoise.records import Progress
 from counterpoise.search.descent import Evaluate
 from counterpoise.search.proxies import draw_rated
-from counterpoise.search.rows import row_nlls
 from counterpoise.search.sides import Slopes, advantages
 
 Array = NDArray[np.float64]

@@ -17,9 +17,8 @@ from torch import nn
 
 from counterpoise.averaging.partition import Partition
 from counterpoise.averaging.resident import Objective, ResidentAverage
-from counterpoise.language.scoring import Example, by_length, response_tokens
+from counterpoise.language.scoring import Example, by_length, response_tokens, row_nlls
 from counterpoise.search.descent import Evaluate
-from counterpoise.search.rows import row_nlls
 
 Array = NDArray[np.float64]
 
