@@ -14,9 +14,9 @@ from torch import nn
 from counterpoise.evaluation.abilities import Ability, load_abilities
 from counterpoise.evaluation.measurement import Measurement, interval_of
 from counterpoise.evaluation.parts import Part, part_of
-from counterpoise.evaluation.rewards import Reward, checked, fingerprint, load_reward, name_of, rate
-from counterpoise.language.prompts import Prompt, encode_prompt, read_prompts
-from counterpoise.language.sampling import SCORING, Drawing, sample
+from counterpoise.evaluation.rewards import Reward, checked, draw_rated, fingerprint, load_reward, name_of
+from counterpoise.language.prompts import Prompt, read_prompts
+from counterpoise.language.sampling import SCORING, Drawing
 from counterpoise.records import Progress, Store, digest
 
 
@@ -158,9 +158,7 @@ class Panel:
         return Scores(reward, abilities)
 
     def _rewards(self, model: nn.Module, tokenizer: Any, prompts: list[Prompt]) -> list[float]:
-        encoded = [encode_prompt(tokenizer, p, chat=self.drawing.chat) for p in prompts]
-        drawn = sample(model, tokenizer, encoded, self.draws())
-        means: list[float] = rate(self.reward, tokenizer, prompts, drawn).mean(1).tolist()
+        means: list[float] = draw_rated(model, tokenizer, prompts, self.reward, self.draws()).rewards.mean(1).tolist()
         return means
 
 

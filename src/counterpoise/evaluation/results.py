@@ -58,11 +58,11 @@ def results(
     Raises:
         ValueError: PRE or POST missing or out of place, a name twice, other items in one of the points.
     """
-    from counterpoise.evaluation.tax import at_floor, steps_from_pre, tax_table
+    from counterpoise.evaluation.tax import above_floor, steps_from_pre, tax_table
 
     _check(points)
     pre, post = points[0].scores, points[1].scores
-    counted = [name for name, measurements in pre.abilities.items() if not at_floor(measurements)]
+    counted = above_floor(pre)
     rows = [
         {
             "name": p.name,

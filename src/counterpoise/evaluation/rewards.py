@@ -11,15 +11,18 @@ import io
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from torch import nn
 
-from counterpoise.language.prompts import Prompt
-from counterpoise.language.sampling import decode
-from counterpoise.records import digest
+from counterpoise.language.prompts import Prompt, encode_prompt
+from counterpoise.language.sampling import Drawing, decode, sample
+from counterpoise.language.scoring import Example
+from counterpoise.records import Progress, digest
+from counterpoise.statistics.bootstrap import Array
 
 Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
@@ -66,11 +69,39 @@ def checked(reward: Reward, name: str) -> Reward:
 
 def rate(
     reward: Reward, tokenizer: Any, prompts: Sequence[Prompt], responses: Sequence[Sequence[tuple[int, ...]]]
-) -> NDArray[np.float64]:
+) -> Array:
     """The rewards of n responses to each prompt, given as token ids: shape (prompts, n)."""
     asked = [p.text for p, group in zip(prompts, responses, strict=True) for _ in group]
     scores = reward(asked, decode(tokenizer, [ids for group in responses for ids in group]))
     return np.asarray(scores, dtype=np.float64).reshape(len(prompts), -1)
+
+
+@dataclass(frozen=True)
+class Rated:
+    """Responses with rewards, n of each prompt in a row.
+
+    Attributes:
+        rewards: shape (prompts, n).
+    """
+
+    examples: tuple[Example, ...]
+    rewards: Array
+
+
+def draw_rated(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    reward: Reward,
+    drawing: Drawing,
+    *,
+    progress: Progress | None = None,
+) -> Rated:
+    """Responses to each prompt, none selected, with their rewards."""
+    encoded = [encode_prompt(tokenizer, p, chat=drawing.chat) for p in prompts]
+    drawn = sample(model, tokenizer, encoded, drawing, progress=progress)
+    examples = tuple(Example(p, y) for p, group in zip(encoded, drawn, strict=True) for y in group)
+    return Rated(examples, rate(reward, tokenizer, prompts, drawn))
 
 
 def sentiment(path: str | Path) -> Reward:

@@ -20,6 +20,11 @@ def at_floor(measurements: Sequence[Measurement]) -> bool:
     return any(m.chance is not None and interval(m.statistics, m.aggregate)[1] <= m.chance for m in measurements)
 
 
+def above_floor(pre: Scores) -> list[str]:
+    """The abilities that count: those that PRE has; see `at_floor`."""
+    return [name for name, measurements in pre.abilities.items() if not at_floor(measurements)]
+
+
 def tax_table(pre: Scores, post: Scores, pick: Scores | None = None) -> list[dict[str, Any]]:
     """Rows of reward and of every metric of every ability: PRE, POST, the tax (PRE minus POST), and what a pick leaves."""
     rows = []

@@ -8,7 +8,7 @@ from typing import Any
 from counterpoise.averaging.recipe import Recipe
 from counterpoise.evaluation.measurement import difference
 from counterpoise.evaluation.results import items_of, statistics_of
-from counterpoise.evaluation.tax import at_floor, steps_from_pre, tax_table
+from counterpoise.evaluation.tax import above_floor, steps_from_pre, tax_table
 from counterpoise.evaluation.workbench import Point, Workbench
 from counterpoise.restoration.pick import choose, no_gain, verdict
 from counterpoise.restoration.request import Request
@@ -19,8 +19,8 @@ from counterpoise.statistics.front import front, hypervolume
 def compare(bench: Workbench, request: Request, result: dict[str, Any]) -> Recipe | None:
     """Fill `result` with points, pick, tax and verdict; return the recipe to write, or None."""
     whole = bench.whole
-    pre, post = (bench.point(n, whole, [r], "validation", name=n) for n, r in (("PRE", 0.0), ("POST", 1.0)))
-    counted = [name for name, ms in pre.scores.abilities.items() if not at_floor(ms)]
+    pre, post = bench.ends("validation")
+    counted = above_floor(pre.scores)
     gain = difference(post.scores.reward, pre.scores.reward)
     result["search"] = []
     if gain["value"] <= 0 or gain["p"] >= 0.05:
@@ -53,7 +53,7 @@ def _finish(
     result["points"] = _rows(points, counted)
     result["hypervolume"] = _hypervolumes(result["points"])
     result["pick"] = pick.name if pick else None
-    final = [bench.point(n, bench.whole, [r], "held-out", name=n) for n, r in (("PRE", 0.0), ("POST", 1.0))]
+    final = bench.ends("held-out")
     if pick is not None:
         final.append(bench.point(pick.method, pick.partition, pick.ratios, "held-out", name=pick.name))
         if pick.method != "MA":

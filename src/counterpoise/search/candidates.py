@@ -12,8 +12,8 @@ from counterpoise.checkpoints.preflight import Pair
 from counterpoise.evaluation.workbench import Workbench
 from counterpoise.language.costs import Lengths, Shape, Stage, drawn, forward, training
 from counterpoise.search.both_sides import FORMS, BothSides
+from counterpoise.search.hma import linear_ramp, random_ratios
 from counterpoise.search.on_bench import hma_ratios, proxies
-from counterpoise.search.ramps import linear_ramp, random_ratios, reversed_ramp
 from counterpoise.search.two_sided import Found
 
 PASSES = 12
@@ -169,7 +169,7 @@ class Ramp:
             if self.kind == "random":
                 part, ratios = cut, random_ratios(cut, mean, seed=bench.panel.drawing.seed)
             else:
-                part, ratios = deep, (linear_ramp if self.kind == "linear" else reversed_ramp)(deep, mean)
+                part, ratios = deep, linear_ramp(deep, mean, reverse=self.kind == "reversed")
             method = "LiNeS" if self.kind == "linear" else self.kind
             found.append(Candidate(method, f"{method} {mean:g}", part, tuple(ratios), i, self.kind == "linear"))
         return Findings(found)
@@ -243,7 +243,7 @@ class TwoSided:
         rows = [row(f, "path", t) for f, t in zip(drawn, truths, strict=True)] + [row(f, "exact") for f in searched]
         told = {
             "alignment": both.form,
-            "rho": both.rho,
+            "rho": both.radius,
             "sets": list(both.diagonal.retention),
             "left_out": list(both.left_out),
             "passes": both.diagonal.passes,
