@@ -11,7 +11,7 @@ from typing import Any
 from fisher import fisher
 
 from counterpoise.averaging.partition import Partition, equal, layerwise, thirds
-from counterpoise.evaluation.panel import Scores
+from counterpoise.evaluation.measurement import Scores
 from counterpoise.evaluation.workbench import Workbench
 from counterpoise.records import digest
 from counterpoise.search.both_sides import FORMS, BothSides

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from counterpoise.evaluation.abilities import load_abilities
-from counterpoise.evaluation.measurement import Measurement, difference, interval_of
-from counterpoise.evaluation.panel import Panel, Scores
+from counterpoise.evaluation.measurement import Measurement, Scores, difference, interval_of
+from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.parts import PARTS, Part, part_of
 from counterpoise.evaluation.rewards import fingerprint
 from counterpoise.evaluation.tax import at_floor, tax_table

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from counterpoise.averaging.partition import thirds
-from counterpoise.evaluation.choices import Choices
 from counterpoise.evaluation.generation import Generation
 from counterpoise.evaluation.items import Item
+from counterpoise.evaluation.likelihood import Choices
 from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.rewards import Rated, draw_rated
 from counterpoise.language.prompts import Prompt

@@ -97,9 +97,10 @@ def compare(
         judge: Judge
         if base_url is None and dry_run:
             from counterpoise.cli.plan import tell
+            from counterpoise.evaluation.specs import is_function
             from counterpoise.planning.judge import plan_compare
 
-            if _is_function(preference):
+            if preference is not None and is_function(preference):
                 _local(reward, preference, device)
                 preference = None
             tell(plan_compare(pairs, reward=reward, preference=preference), speed_of(speed), device)
@@ -193,31 +194,22 @@ def respond(
 
 def _local(reward: str | None, preference: str | None, device: str) -> tuple[Judge, dict[str, Any]]:
     from counterpoise.evaluation.rewards import load_reward
+    from counterpoise.evaluation.specs import imported, is_function
     from counterpoise.judging.judges import by_preference, by_reward
 
     if reward is not None:
         return by_reward(load_reward(reward, device=device)), {"reward": reward}
-    if preference is not None and not _is_function(preference):
+    assert preference is not None
+    if not is_function(preference):
         from counterpoise.judging.pairrm import pairrm
 
         return by_preference(pairrm(preference, device=device), preference), {"preference": preference}
-    module, _, function = (preference or "").partition(":")
+    module, _, function = preference.partition(":")
     if not module or not function:
         raise ValueError(f"--preference: expected a PairRM checkpoint or module:function, found {preference!r}")
-    import importlib
-
-    sys.path.insert(0, "")
-    try:
-        found = getattr(importlib.import_module(module), function, None)
-    finally:
-        sys.path.remove("")
-    if not callable(found):
+    if (found := imported(module, function)) is None:
         raise ValueError(f"--preference: {module} has no callable named {function!r}")
-    return by_preference(found, str(preference)), {"preference": preference}
-
-
-def _is_function(preference: str | None) -> bool:
-    return preference is not None and ":" in preference and not Path(preference).is_dir()
+    return by_preference(found, preference), {"preference": preference}
 
 
 def _agreed(

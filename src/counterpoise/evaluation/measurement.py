@@ -1,4 +1,4 @@
-"""One metric of one ability on one model, item by item."""
+"""What a model scored, item by item: one metric, and all that a panel measured."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from counterpoise.statistics.bootstrap import interval, paired_difference, score
+from counterpoise.statistics.bootstrap import Array, interval, paired_difference, score
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Measurement:
 
     metric: str
     unit: str
-    statistics: NDArray[np.float64]
+    statistics: Array
     aggregate: str
     chance: float | None
     keys: tuple[str, ...]
@@ -37,26 +36,28 @@ class Measurement:
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict; `from_json` reads it back bit for bit."""
-        return {
-            "metric": self.metric,
-            "unit": self.unit,
-            "statistics": self.statistics.tolist(),
-            "aggregate": self.aggregate,
-            "chance": self.chance,
-            "keys": list(self.keys),
-        }
+        return {**vars(self), "statistics": self.statistics.tolist(), "keys": list(self.keys)}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Measurement:
         """Read what `to_json` wrote."""
-        return cls(
-            content["metric"],
-            content["unit"],
-            np.array(content["statistics"], dtype=np.float64),
-            content["aggregate"],
-            content["chance"],
-            tuple(content["keys"]),
-        )
+        statistics = np.array(content["statistics"], dtype=np.float64)
+        return cls(**{**content, "statistics": statistics, "keys": tuple(content["keys"])})
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one model scored on one part; the first measurement of an ability is its primary one."""
+
+    reward: Measurement
+    abilities: dict[str, list[Measurement]]
+
+    def summary(self) -> dict[str, Any]:
+        """Values with 95 % intervals, as plain json."""
+        return {
+            "reward": interval_of(self.reward),
+            "abilities": {name: {m.metric: interval_of(m) for m in ms} for name, ms in self.abilities.items()},
+        }
 
 
 def interval_of(m: Measurement) -> dict[str, float]:
@@ -75,5 +76,4 @@ def difference(a: Measurement, b: Measurement) -> dict[str, float]:
         raise ValueError(
             f"{a.metric}: expected two measurements of the same items, found {len(a.keys)} and {len(b.keys)}"
         )
-    value, low, high, p = paired_difference(a.statistics, b.statistics, a.aggregate)
-    return {"value": value, "low": low, "high": high, "p": p}
+    return paired_difference(a.statistics, b.statistics, a.aggregate)._asdict()

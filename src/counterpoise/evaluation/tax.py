@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from counterpoise.evaluation.measurement import Measurement, difference, interval_of
-from counterpoise.evaluation.panel import Scores
+from counterpoise.evaluation.measurement import Measurement, Scores, difference, interval_of
 from counterpoise.statistics.bootstrap import interval, paired_replicates
 
 

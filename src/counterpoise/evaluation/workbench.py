@@ -15,7 +15,8 @@ from counterpoise.averaging.partition import Partition, whole
 from counterpoise.averaging.resident import ResidentAverage, compute_dtype, main_dtype
 from counterpoise.checkpoints.checkpoint import companions_sha256
 from counterpoise.checkpoints.preflight import Pair, scan
-from counterpoise.evaluation.panel import Panel, Scores
+from counterpoise.evaluation.measurement import Scores
+from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.parts import Part
 from counterpoise.language import dtypes
 from counterpoise.records import NUMERICS, Progress, Stages, Store, digest, named

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -46,9 +47,10 @@ def continuation_logprobs(
     model.eval()
     # Items of one batch need equally many continuations, for the cache to be repeated row by row.
     for rows in by_length(range(len(contexts)), batch_size, key=lambda i: (len(continuations[i]), longest[i])):
-        for group in _equal_counts(rows, continuations):
-            sums = _score_group(model, [contexts[i] for i in group], [continuations[i] for i in group])
-            for i, values in zip(group, sums.tolist(), strict=True):
+        for _, group in groupby(rows, key=lambda i: len(continuations[i])):
+            together = list(group)
+            sums = _score_group(model, [contexts[i] for i in together], [continuations[i] for i in together])
+            for i, values in zip(together, sums.tolist(), strict=True):
                 scores[i] = values
     model.train(was_training)
     return scores
@@ -171,13 +173,6 @@ def by_length(items: Sequence[T] | range, batch_size: int, *, key: Callable[[Any
     order = sorted(range(len(items)), key=lambda i: key(items[i]), reverse=True)
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
-
-
-def _equal_counts(rows: list[int], continuations: Sequence[Sequence[Any]]) -> list[list[int]]:
-    groups: dict[int, list[int]] = {}
-    for i in rows:
-        groups.setdefault(len(continuations[i]), []).append(i)
-    return list(groups.values())
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

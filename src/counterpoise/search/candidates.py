@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 
 from counterpoise.averaging.partition import Partition, layerwise, partition
@@ -71,11 +71,11 @@ class Search(Protocol):
     def averages(self, means: Sequence[float]) -> int:
         """How many candidates `find` gives at most."""
 
-    def cost(self, work: Scale) -> list[Stage]:
+    def cost(self, work: Extent) -> list[Stage]:
         """The stages of `find` with their operations and memory, at most; equal ones of two searches run once."""
 
 
-class Scale(NamedTuple):
+class Extent(NamedTuple):
     """What decides the cost of a search.
 
     Attributes:
@@ -104,13 +104,11 @@ class HMA:
     title: ClassVar[str] = "hma"
 
     def check(self, files: int = 0) -> None:
-        """See `Search.check`."""
         refuse_blocks(self.blocks)
         if self.proxy_size < 1:
             raise ValueError(f"proxy_size: expected at least 1 response, found {self.proxy_size}")
 
     def find(self, bench: Workbench, means: Sequence[float]) -> Findings:
-        """See `Search.find`; above a mean of 1 there is nothing to search."""
         cut, inside = cut_of(bench.pair, self.blocks), _inside(means)
         good = proxies(bench, self.proxy_size) if inside else []
         found = [(i, mean, hma_ratios(bench, cut, good, mean, max_passes=PASSES)) for i, mean in inside]
@@ -121,11 +119,9 @@ class HMA:
         return Findings([Candidate("HMA", f"HMA {m:g}", cut, s.ratios, i) for i, m, s in found], {"search": rows})
 
     def averages(self, means: Sequence[float]) -> int:
-        """See `Search.averages`."""
         return len(_inside(means))
 
-    def cost(self, work: Scale) -> list[Stage]:
-        """See `Search.cost`."""
+    def cost(self, work: Extent) -> list[Stage]:
         count = self.averages(work.means)
         if not count:
             return [_drawing_proxies(work, self.proxy_size)]
@@ -152,17 +148,14 @@ class Ramp:
 
     @property
     def title(self) -> str:
-        """The kind."""
         return self.kind
 
     def check(self, files: int = 0) -> None:
-        """See `Search.check`."""
         refuse_blocks(self.blocks)
         if self.kind not in get_args(Kind):
             raise ValueError(f"kind: expected {', '.join(get_args(Kind))}, found {self.kind!r}")
 
     def find(self, bench: Workbench, means: Sequence[float]) -> Findings:
-        """See `Search.find`."""
         deep, cut = layerwise(bench.pair.names), cut_of(bench.pair, self.blocks)
         found = []
         for i, mean in _inside(means):
@@ -175,12 +168,10 @@ class Ramp:
         return Findings(found)
 
     def averages(self, means: Sequence[float]) -> int:
-        """See `Search.averages`."""
         return len(_inside(means))
 
-    def cost(self, work: Scale) -> list[Stage]:
-        """None: nothing is searched."""
-        return []
+    def cost(self, work: Extent) -> list[Stage]:
+        return []  # nothing is searched
 
 
 CONTROLS = (Ramp("linear"), Ramp("reversed"), Ramp("random"))
@@ -208,7 +199,6 @@ class TwoSided:
     title: ClassVar[str] = "two-sided"
 
     def check(self, files: int = 0) -> None:
-        """See `Search.check`."""
         refuse_blocks(self.blocks)
         if not self.lambdas or not all(math.isfinite(x) and x >= 0 for x in self.lambdas):
             raise ValueError(f"lambdas: expected numbers of at least 0, found {list(self.lambdas)}")
@@ -228,16 +218,9 @@ class TwoSided:
             )
 
     def find(self, bench: Workbench, means: Sequence[float]) -> Findings:
-        """See `Search.find`: path and exact search for every lambda."""
         cut = cut_of(bench.pair, self.blocks).with_rest_block()
-        both = BothSides(
-            bench,
-            cut,
-            form=self.alignment,
-            size=self.proxy_size,
-            calibrated=self.calibrate,
-            min_effective_sets=self.min_effective_sets,
-        )
+        kept: dict[str, Any] = {"calibrated": self.calibrate, "min_effective_sets": self.min_effective_sets}
+        both = BothSides(bench, cut, form=self.alignment, size=self.proxy_size, **kept)
         drawn, searched = both.path(self.lambdas), both.exact(self.lambdas, max_passes=PASSES)
         truths: list[Any] = both.truth(drawn) if both.form != "reward" else [None] * len(drawn)
         rows = [row(f, "path", t) for f, t in zip(drawn, truths, strict=True)] + [row(f, "exact") for f in searched]
@@ -257,11 +240,9 @@ class TwoSided:
         return Findings(found, {"two_sided": told})
 
     def averages(self, means: Sequence[float]) -> int:
-        """See `Search.averages`."""
         return 2 * len(self.lambdas)
 
-    def cost(self, work: Scale) -> list[Stage]:
-        """See `Search.cost`."""
+    def cost(self, work: Extent) -> list[Stage]:
         shape, at, size = work.shape, work.at, self.proxy_size
         stages = [_drawing_proxies(work, size)] if self.alignment == "imitation" else []
         memory = at.drawing_memory(shape, work.reward)
@@ -305,17 +286,8 @@ def row(found: Found, how: str, truth: Mapping[str, Any] | None = None) -> dict[
         how: "path" or "exact".
         truth: both sides as measured there; None where `found` holds measured values.
     """
-    return {
-        "how": how,
-        "lambda": found.weight,
-        "ratios": list(found.ratios),
-        "alignment": found.alignment,
-        "retention": dict(found.retention),
-        "shares": dict(found.shares),
-        "passes": found.passes,
-        "converged": found.converged,
-        "measured": None if truth is None else dict(truth),
-    }
+    told = {**asdict(found), "ratios": list(found.ratios)}
+    return {"how": how, "lambda": told.pop("weight"), **told, "measured": None if truth is None else dict(truth)}
 
 
 def cut_of(pair: Pair, blocks: int | str) -> Partition:
@@ -351,7 +323,7 @@ def _inside(means: Sequence[float]) -> list[tuple[int, float]]:
     return [(i, mean) for i, mean in enumerate(means) if mean <= 1]
 
 
-def _drawing_proxies(work: Scale, size: int) -> Stage:
+def _drawing_proxies(work: Extent, size: int) -> Stage:
     asked = min(math.ceil(size / 0.8), work.prompts)
     drawing = drawn(work.shape, work.reward, work.at, prompts=asked, n=2)
     memory = work.at.drawing_memory(work.shape, work.reward)

@@ -52,10 +52,16 @@ def spectral_descent(
     by `first_move`, later ones take the Barzilai-Borwein length, and a step that does not descend is shortened by the
     cubic through both values and slopes. The best point seen is returned.
     """
-    x, (value, gradient) = start, evaluate(start)
-    trace = [value]
-    if progress is not None:
-        progress(1, max_passes)
+    trace: list[float] = []
+
+    def traced(ratios: Array) -> tuple[float, Array]:
+        found = evaluate(ratios)
+        trace.append(found[0])
+        if progress is not None:
+            progress(len(trace), max_passes)
+        return found
+
+    x, (value, gradient) = start, traced(start)
     length = _length_of(first_move, x, gradient / weights, onto)
     if length is None:
         return SearchResult(tuple(map(float, x)), value, tuple(trace), True)
@@ -69,10 +75,7 @@ def spectral_descent(
         share = 1.0
         while True:
             trial = onto(x + share * direction)
-            trial_value, trial_gradient = evaluate(trial)
-            trace.append(trial_value)
-            if progress is not None:
-                progress(len(trace), max_passes)
+            trial_value, trial_gradient = traced(trial)
             if trial_value <= value + 1e-4 * share * slope or len(trace) >= max_passes:
                 break
             share *= _cubic_share(value, share * slope, trial_value, share * float(trial_gradient @ direction))
