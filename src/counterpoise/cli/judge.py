@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import replace
 from functools import partial
@@ -89,7 +88,7 @@ def compare(
         from counterpoise.judging.endpoint import Endpoint
         from counterpoise.judging.judges import EndpointJudge, preference_of
         from counterpoise.judging.judges import compare as run
-        from counterpoise.records import Store, versions
+        from counterpoise.records import Store, versions, write_json
 
         if sum(x is not None for x in (reward, preference, base_url)) != 1:
             raise ValueError("judge: expected exactly one of --reward, --preference and --base-url")
@@ -134,9 +133,9 @@ def compare(
             "judge": about,
             **found,
         }
-        _write(out, result)
+        write_json(out, result)
         if annotations is not None:
-            _write(annotations, annotated(pairs, preference_of(found["scores"]), _name(about)))
+            write_json(annotations, annotated(pairs, preference_of(found["scores"]), _name(about)))
     _show(result, out)
 
 
@@ -165,7 +164,7 @@ def respond(
         from counterpoise.language.dtypes import placed
         from counterpoise.language.prompts import encode_prompt, read_prompts
         from counterpoise.language.sampling import Drawing, decode, sample
-        from counterpoise.records import named
+        from counterpoise.records import named, write_json
 
         drawing = Drawing(1, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
         drawing.check()
@@ -188,7 +187,7 @@ def respond(
         texts = decode(tokenizer, [group[0] for group in drawn])
         name = generator or Path(model.rstrip("/")).name
         rows = [{"instruction": p.text, "output": t, "generator": name} for p, t in zip(wanted, texts, strict=True)]
-        _write(out, rows)
+        write_json(out, rows)
     print(f"{out}: {len(rows)} outputs of {name}")
 
 
@@ -270,9 +269,3 @@ def _show(result: dict[str, Any], out: Path) -> None:
 
 def _name(about: dict[str, Any]) -> str:
     return str(about.get("model") or about.get("reward") or about.get("preference"))
-
-
-def _write(path: Path, content: Any) -> None:
-    from counterpoise.records import write_whole
-
-    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -77,10 +77,9 @@ class Generation(FileAbility):
         likelihood = per_token(model, pairs, keys, drawing.batch_size)
         greedy = replace(drawing, n=1, temperature=0.0, seed=0)
         drawn = sample(model, tokenizer, [context for context, _ in pairs], greedy)
-        plain = ["messages" not in item.fields for item in items]
         answers = [
-            text.split("\n")[0].strip() if first_line else text
-            for text, first_line in zip(decode(tokenizer, [g[0] for g in drawn]), plain, strict=True)
+            text if "messages" in item.fields else text.split("\n")[0].strip()
+            for text, item in zip(decode(tokenizer, [g[0] for g in drawn]), items, strict=True)
         ]
         references = [item.fields["reference"].strip() for item in items]
         if self.metric == "bleu":

@@ -14,7 +14,7 @@ from torch import nn
 from counterpoise.evaluation.abilities import Ability, load_abilities
 from counterpoise.evaluation.measurement import Measurement, Scores
 from counterpoise.evaluation.parts import Part, part_of
-from counterpoise.evaluation.rewards import Reward, checked, draw_rated, fingerprint, load_reward, name_of
+from counterpoise.evaluation.rewards import Reward, draw_rated, fingerprint, load_reward, name_of
 from counterpoise.language.prompts import Prompt, read_prompts
 from counterpoise.language.sampling import SCORING, Drawing
 from counterpoise.records import Progress, Store, digest
@@ -69,9 +69,7 @@ class Panel:
         drawing.check()
         return cls(
             read_prompts(prompts),
-            load_reward(reward, device=device, batch_size=drawing.batch_size)
-            if isinstance(reward, str)
-            else checked(reward, name_of(reward)),
+            load_reward(reward, device=device, batch_size=drawing.batch_size),
             load_abilities(abilities),
             reward_id=fingerprint(reward),
             limit=limit,
@@ -133,7 +131,9 @@ class Panel:
         chosen = self.prompts_of(part)
         key = {"what": "reward", "reward": self.reward_id, "prompts": digest([p.key for p in chosen]), **drawing}
         key |= {"batch": how.batch_size} | ({"replies": how.n} if how.n > 1 else {})
-        means = kept(key, lambda: self._rewards(model, tokenizer, chosen))
+        means = kept(
+            key, lambda: draw_rated(model, tokenizer, chosen, self.reward, self.draws()).rewards.mean(1).tolist()
+        )
         if progress is not None:
             progress(1, total)
         statistics = np.array(means, dtype=np.float64)[:, None]
@@ -147,10 +147,6 @@ class Panel:
             if progress is not None:
                 progress(number, total)
         return Scores(reward, abilities)
-
-    def _rewards(self, model: nn.Module, tokenizer: Any, prompts: list[Prompt]) -> list[float]:
-        means: list[float] = draw_rated(model, tokenizer, prompts, self.reward, self.draws()).rewards.mean(1).tolist()
-        return means
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from counterpoise.statistics.bootstrap import Array
 Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
 
-def load_reward(spec: str, *, device: str = "cpu", batch_size: int = 16) -> Reward:
-    """The reward that `spec` names.
+def load_reward(spec: str | Reward, *, device: str = "cpu", batch_size: int = 16) -> Reward:
+    """The reward that `spec` names, or that it is.
 
     Args:
         spec: one of
@@ -38,6 +38,8 @@ def load_reward(spec: str, *, device: str = "cpu", batch_size: int = 16) -> Rewa
             anything else: a sequence-classification model, a local folder or a hub id (`id@revision` allowed).
         device, batch_size: for a model.
     """
+    if not isinstance(spec, str):
+        return checked(spec, name_of(spec))
     match RewardSpec.read(spec):
         case RewardSpec("sentiment", _, file):
             return checked(sentiment(file), spec)

@@ -79,14 +79,7 @@ class Workbench:
 
     @classmethod
     def scanned(
-        cls,
-        pair: Pair,
-        panel: Panel,
-        store: Store,
-        *,
-        allow_unrelated: bool = False,
-        progress: Stages | None = None,
-        **on: Any,
+        cls, pair: Pair, panel: Panel, store: Store, *, allow_unrelated: bool, progress: Stages | None, **on: Any
     ) -> Workbench:
         """After every tensor of the pair was read; its `warnings` then hold what `preflight` and `scan` warn of, too.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from counterpoise.averaging.recipe import Recipe
 from counterpoise.evaluation.measurement import difference
 from counterpoise.evaluation.results import items_of, statistics_of
@@ -16,7 +18,7 @@ from counterpoise.search.candidates import Candidate
 from counterpoise.statistics.front import front, hypervolume
 
 
-def compare(bench: Workbench, request: Request, result: dict[str, Any]) -> Recipe | None:
+def search_and_pick(bench: Workbench, request: Request, result: dict[str, Any]) -> Recipe | None:
     """Fill `result` with points, pick, tax and verdict; return the recipe to write, or None."""
     whole = bench.whole
     pre, post = bench.ends("validation")
@@ -98,16 +100,13 @@ def _hypervolumes(rows: list[dict[str, Any]]) -> dict[str, float]:
     the rectangle spanned by PRE and POST is 1; points beyond it count."""
     if any(r["retention"] is None for r in rows):
         return {}
-    pre, post = rows[0], rows[1]
-    origin = (pre["reward"]["value"], post["retention"]["value"])
-    span = (post["reward"]["value"] - origin[0], pre["retention"]["value"] - origin[1])
-    if min(span) <= 0:
+    points = np.array([[r["reward"]["value"], r["retention"]["value"]] for r in rows])
+    origin, far = points[[0, 1], [0, 1]], points[[1, 0], [0, 1]]
+    if min(far - origin) <= 0:
         return {}
+    scaled, methods = (points - origin) / (far - origin), [r["method"] for r in rows]
     volumes = {}
-    for method in dict.fromkeys(r["method"] for r in rows[2:]):
-        of = [r for r in rows if r["method"] in (method, "PRE", "POST")]
-        scaled = [
-            [(r["reward"]["value"] - origin[0]) / span[0], (r["retention"]["value"] - origin[1]) / span[1]] for r in of
-        ]
-        volumes[method] = float(hypervolume(scaled, [0.0, 0.0]))
+    for method in dict.fromkeys(methods[2:]):
+        of = [m in (method, "PRE", "POST") for m in methods]
+        volumes[method] = float(hypervolume(scaled[of], [0.0, 0.0]))
     return volumes

@@ -25,7 +25,7 @@ from counterpoise.evaluation.results import write_results
 from counterpoise.evaluation.tax import tax_table
 from counterpoise.evaluation.workbench import Workbench
 from counterpoise.records import Stages, Store, digest, named, versions
-from counterpoise.restoration.compare import compare
+from counterpoise.restoration.compare import search_and_pick
 from counterpoise.restoration.request import KEEP, MEANS, RESULT, Request
 from counterpoise.search.candidates import CONTROLS, HMA, Search
 
@@ -104,7 +104,7 @@ def run(
         "warnings": list(bench.warnings),
         "partition": cut.summary(shapes),
     }
-    recipe = compare(bench, request, result)
+    recipe = search_and_pick(bench, request, result)
     result["seconds"] = round(time.time() - begun, 1)
     result["out"] = None if recipe is None else str(out)
     if recipe is None:

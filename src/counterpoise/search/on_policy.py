@@ -99,7 +99,7 @@ class OnPolicy:
         at = [np.full(len(self.partition), t) for t in points]
         pools = [self.draw(r) for r in at]
         self.kept = []
-        values, gradients, errors = [], [], []
+        found = []
         for s, r in enumerate(at):
             near = range(max(0, s - 1), min(len(at), s + 2))
             logs = {j: self._log_probabilities(at[j], [pools[i] for i in near]) for j in near}
@@ -115,12 +115,9 @@ class OnPolicy:
                 np.logaddexp.reduce([logs[j][position] for _, j in taken], axis=0) - np.log(len(taken))
                 for position, _ in taken
             ]
-            value, gradient, error = self._grouped(r, [pools[i] for _, i in taken], mixed)
-            values.append(value)
-            gradients.append(gradient)
-            errors.append(error)
-        t = np.asarray(points, dtype=np.float64)
-        return Slopes(t, np.array(values), np.stack(gradients), len(at), np.stack(errors))
+            found.append(self._grouped(r, [pools[i] for _, i in taken], mixed))
+        values, gradients, errors = (np.array(column) for column in zip(*found, strict=True))
+        return Slopes(np.asarray(points, dtype=np.float64), values, gradients, len(at), errors)
 
     def near(self, ratios: Array) -> Evaluate:
         pool = self.draw(ratios)
@@ -158,14 +155,12 @@ class OnPolicy:
     def _grouped(self, r: Array, pools: Sequence[Rated], mixed: Sequence[Array]) -> tuple[float, Array, Array]:
         """Value, gradient and its standard error, from one backward pass a group of prompts."""
         bounds = np.linspace(0, len(self.prompts), self.groups + 1).round().astype(int) * self.drawing.n
-        values, gradients = [], []
         sizes = np.diff(bounds) / (len(self.prompts) * self.drawing.n)
+        found = []
         for first, stop in itertools.pairwise(bounds):
             part = _Surrogate(pools, mixed, slice(first, stop), self.batch_size, self.drawing.temperature)
-            value, gradient = self.resident.loss_and_gradient(self.partition, r, part.backward)
-            values.append(value)
-            gradients.append(gradient)
-        g = np.stack(gradients)
+            found.append(self.resident.loss_and_gradient(self.partition, r, part.backward))
+        values, g = (np.array(column) for column in zip(*found, strict=True))
         mean = sizes @ g
         error = np.sqrt((sizes**2) @ (g - mean) ** 2 * self.groups / (self.groups - 1))
         return float(sizes @ values), mean, error

@@ -61,8 +61,9 @@ class Likelihood:
     fixed: bool = True
 
     def along(self, points: Sequence[float]) -> Slopes:
-        values, gradients = zip(*(self._at(np.full(len(self.partition), t)) for t in points), strict=True)
-        return Slopes(np.asarray(points, dtype=np.float64), np.array(values), np.stack(gradients), len(values))
+        found = [self._at(np.full(len(self.partition), t)) for t in points]
+        values, gradients = (np.array(column) for column in zip(*found, strict=True))
+        return Slopes(np.asarray(points, dtype=np.float64), values, gradients, len(found))
 
     def near(self, ratios: Array) -> Evaluate:
         return self._at
