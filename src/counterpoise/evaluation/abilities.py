@@ -58,11 +58,7 @@ def load_abilities(specs: Sequence[str]) -> list[Ability]:
 
 
 def refuse_repeats(names: Sequence[str]) -> None:
-    """Raise where two abilities have one name.
-
-    Raises:
-        ValueError: they do.
-    """
+    """Raise a ValueError where two abilities have one name."""
     if repeated := sorted({n for n in names if names.count(n) > 1}):
         raise ValueError(f"abilities: expected different names, found {repeated[0]!r} twice; name one with ?name=...")
 

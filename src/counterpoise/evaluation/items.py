@@ -136,12 +136,7 @@ def read_items(path: Path, clean: Callable[[dict[str, Any]], dict[str, Any]]) ->
 
 
 def text_of(record: dict[str, Any], name: str, *, empty: bool = False) -> str:
-    """A field of a record.
-
-    Raises:
-        KeyError: it is missing.
-        ValueError: it holds no text, or an empty one where that is not allowed.
-    """
+    """A field of a record; a KeyError where it is missing, a ValueError where it holds no text (or an `empty` one)."""
     value = record[name]
     if not isinstance(value, str) or not (value.strip() or empty):
         raise ValueError(f"{name}: expected a text, found {value!r}")

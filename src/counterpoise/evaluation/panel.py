@@ -161,9 +161,5 @@ class PanelFiles:
     drawing: Drawing = SCORING
 
     def load(self, device: str) -> Panel:
-        """The panel itself.
-
-        Args:
-            device: of a reward that is a model.
-        """
+        """The panel itself; a reward that is a model goes to `device`."""
         return Panel.load(**vars(self), device=device)

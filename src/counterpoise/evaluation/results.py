@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from counterpoise.evaluation.measurement import Measurement, Scores
-from counterpoise.evaluation.tax import above_floor, steps_from_pre, tax_table
+from counterpoise.evaluation.measurement import Measurement, Scores, above_floor, steps_from_pre, tax_table
 from counterpoise.records import write_whole
 
 DIGITS, KEY_LENGTH = 8, 16  # of a statistic, of an item's key: enough for every score shown, a third of the bytes

@@ -47,14 +47,7 @@ def imported(module: str, function: str) -> Any:
 
 
 def options_of(spec: str, known: Sequence[str], *, blank: bool) -> dict[str, str]:
-    """The options after an ability's `?`.
-
-    Args:
-        blank: whether an option without a value counts.
-
-    Raises:
-        ValueError: an option that is not `known`; `limit` is the last of these.
-    """
+    """The options after an ability's `?`, those without a value if `blank`; a ValueError for one that is not `known`."""
     options = dict(parse_qsl(spec.partition("?")[2], keep_blank_values=blank))
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"{spec}: unknown option {unknown[0]!r}; expected {', '.join(known[:-1])} or {known[-1]}")
@@ -62,11 +55,7 @@ def options_of(spec: str, known: Sequence[str], *, blank: bool) -> dict[str, str
 
 
 def limit_of(spec: str, options: Mapping[str, str]) -> int | None:
-    """The option `limit`.
-
-    Raises:
-        ValueError: no number above 0.
-    """
+    """The option `limit`; a ValueError where it is no number above 0."""
     limit = options.get("limit")
     if limit is not None and not (limit.isdecimal() and int(limit) > 0):
         raise ValueError(f"{spec}: limit: expected a number above 0, found {limit!r}")

@@ -81,11 +81,7 @@ class Workbench:
     def scanned(
         cls, pair: Pair, panel: Panel, store: Store, *, allow_unrelated: bool, progress: Stages | None, **on: Any
     ) -> Workbench:
-        """After every tensor of the pair was read; its `warnings` then hold what `preflight` and `scan` warn of, too.
-
-        Args:
-            on: donor, device and dtype; see `Workbench`.
-        """
+        """`Workbench(pair, panel, store, **on)` once every tensor was read; `warnings` are `preflight`'s and `scan`'s, too."""
         _, told = scan(pair, allow_unrelated=allow_unrelated, progress=named(progress, "reading both checkpoints"))
         bench = cls(pair, panel, store, **on, progress=progress)
         bench.warnings = (*pair.warnings, *told, *bench.warnings)

@@ -153,8 +153,7 @@ def response_nll(model: nn.Module, examples: Sequence[Example]) -> Tensor:
 def row_nlls(model: nn.Module, examples: Sequence[Example], *, temperature: float = 1.0) -> Tensor:
     """Negative log-likelihood of each response, in nats, summed over its tokens: shape (B,), differentiable.
 
-    Args:
-        temperature: of the policy that is scored; its logits are divided by it.
+    The logits are divided by the temperature of the policy that is scored.
     """
     scored = score_responses(model, examples)
     rows_N, columns_N = scored.mask_BC.nonzero(as_tuple=True)

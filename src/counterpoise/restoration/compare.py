@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from counterpoise.averaging.recipe import Recipe
-from counterpoise.evaluation.measurement import difference
+from counterpoise.evaluation.measurement import above_floor, difference, steps_from_pre, tax_table
 from counterpoise.evaluation.results import items_of, statistics_of
-from counterpoise.evaluation.tax import above_floor, steps_from_pre, tax_table
 from counterpoise.evaluation.workbench import Point, Workbench
 from counterpoise.restoration.pick import choose, no_gain, verdict
 from counterpoise.restoration.request import Request

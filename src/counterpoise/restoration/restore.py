@@ -20,9 +20,9 @@ from counterpoise.averaging.partition import partition
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.evaluation.items import FileAbility
+from counterpoise.evaluation.measurement import tax_table
 from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.results import write_results
-from counterpoise.evaluation.tax import tax_table
 from counterpoise.evaluation.workbench import Workbench
 from counterpoise.records import Stages, Store, digest, named, versions
 from counterpoise.restoration.compare import search_and_pick
@@ -73,11 +73,7 @@ def restore(
 def run(
     request: Request, panel: Panel, *, command: str | None = None, progress: Stages | None = None
 ) -> dict[str, Any]:
-    """`restore` as asked for; the commands call it.
-
-    Args:
-        command: what was typed, for the record.
-    """
+    """`restore` as asked for; the commands call it with what was typed, for the record."""
     begun, out, work = time.time(), request.out, request.folder
     request.check(sum(isinstance(a, FileAbility) for a in panel.abilities))
     pair = preflight(request.pre, request.post, drop=request.drop, out=out)

@@ -52,21 +52,10 @@ class Search(Protocol):
         """What results and `--search` call it."""
 
     def check(self, files: int) -> None:
-        """Raise for settings out of range.
-
-        Args:
-            files: abilities that are files: what can be calibrated on.
-
-        Raises:
-            ValueError: a setting out of range.
-        """
+        """Raise a ValueError for settings out of range; so many abilities are `files`, which can be calibrated on."""
 
     def find(self, bench: Workbench, means: Sequence[float]) -> Findings:
-        """The averages that are to be measured, found on the proxy part of the prompts.
-
-        Args:
-            means: the grid of mean ratios, for a search that has a mean.
-        """
+        """The averages to be measured, found on the proxy part of the prompts; `means` is for a search that has one."""
 
     def averages(self, means: Sequence[float]) -> int:
         """How many candidates `find` gives at most."""
@@ -122,13 +111,12 @@ class HMA:
         return len(_inside(means))
 
     def cost(self, work: Extent) -> list[Stage]:
-        count = self.averages(work.means)
-        if not count:
-            return [_drawing_proxies(work, self.proxy_size)]
-        one = training(work.shape, work.at.prompt, work.at.response, sequences=self.proxy_size)
-        what = f"{count} means, at most {PASSES} passes over {self.proxy_size:,} responses each"
-        searched = Stage("search: HMA", what, one * (PASSES * count), work.at.training_memory(work.shape))
-        return [_drawing_proxies(work, self.proxy_size), searched]
+        stages = [_drawing_proxies(work, self.proxy_size)]
+        if count := self.averages(work.means):
+            one = training(work.shape, work.at.prompt, work.at.response, sequences=self.proxy_size)
+            what = f"{count} means, at most {PASSES} passes over {self.proxy_size:,} responses each"
+            stages.append(Stage("search: HMA", what, one * (PASSES * count), work.at.training_memory(work.shape)))
+        return stages
 
 
 Kind = Literal["linear", "reversed", "random"]
@@ -280,12 +268,7 @@ def two_sided_passes(form: str, lambdas: int) -> tuple[int, int]:
 
 
 def row(found: Found, how: str, truth: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """One lambda as plain json for restore.json.
-
-    Args:
-        how: "path" or "exact".
-        truth: both sides as measured there; None where `found` holds measured values.
-    """
+    """One lambda of "path" or "exact" as plain json for restore.json; `truth` is both sides as measured there."""
     told = {**asdict(found), "ratios": list(found.ratios)}
     return {"how": how, "lambda": told.pop("weight"), **told, "measured": None if truth is None else dict(truth)}
 
@@ -296,22 +279,14 @@ def cut_of(pair: Pair, blocks: int | str) -> Partition:
 
 
 def refuse_blocks(blocks: int | str) -> None:
-    """Raise for what is no way of cutting a model.
-
-    Raises:
-        ValueError: a number below 1, or a word that names none.
-    """
+    """Raise a ValueError for what is no way of cutting a model: a number below 1, or a word that names none."""
     number = str(blocks).removeprefix("-")
     if not (int(blocks) >= 1 if number.isdecimal() else blocks in ("layerwise", "module")):
         raise ValueError(f"blocks: expected a number of at least 1, 'layerwise' or 'module', found {blocks!r}")
 
 
 def refuse_means(means: Sequence[float], mean: float | None = None) -> None:
-    """Raise for a grid of mean ratios, or the one that is fixed, out of range.
-
-    Raises:
-        ValueError: a mean below 0 or not finite, a fixed one above 1.
-    """
+    """Raise a ValueError for a grid of mean ratios with one below 0 or not finite, or a fixed one outside [0, 1]."""
     if not means or not all(math.isfinite(m) and m >= 0 for m in means):
         raise ValueError(f"means: expected numbers of at least 0, found {list(means)}")
     if mean is not None and not 0 <= mean <= 1:  # NaN as well

@@ -96,10 +96,7 @@ def linear_ramp(partition: Partition, mean: float, *, reverse: bool = False) -> 
     """Ratios that grow linearly with depth, as steep as [0, 1] allows at this mean: LiNeS (arXiv 2410.17146).
 
     The deepest layers keep the whole update where the mean is 0.5 or more, as LiNeS has it; below, the first layers
-    keep none of it.
-
-    Args:
-        reverse: the ramp upside down, a control of the same mean and spread.
+    keep none of it. With `reverse` the ramp is upside down: a control of the same mean and spread.
     """
     last = max(n for b in partition.blocks for n in b.layers) or 1
     depth = np.array([np.mean(b.layers) / last for b in partition.blocks])  # from 0 at the input to 1 at the output

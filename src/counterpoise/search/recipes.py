@@ -50,11 +50,7 @@ class Wanted:
     dtype: torch.dtype | None = None
 
     def check(self) -> None:
-        """Raise for what can be seen to be wrong before anything is read.
-
-        Raises:
-            ValueError: a setting out of range.
-        """
+        """Raise a ValueError for settings out of range, before anything is read."""
         self.search.check(0)
         if isinstance(self.search, HMA):
             refuse_means([self.at], self.at)
