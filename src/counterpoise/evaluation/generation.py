@@ -88,7 +88,7 @@ class Generation(FileAbility):
 
 
 def exact_match(answers: list[str], references: list[str], keys: tuple[str, ...]) -> Measurement:
-    """Whether each answer is its reference, in percent; an empty one never is: `_bare` leaves something of every text."""
+    """Whether each answer is its reference, in percent; an empty one never is, as `_bare` empties no text."""
     hits = [100.0 * (_bare(a) == _bare(r)) for a, r in zip(answers, references, strict=True)]
     return Measurement("exact", "%", np.array(hits)[:, None], "mean", 0.0, keys)
 

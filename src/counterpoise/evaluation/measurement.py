@@ -1,4 +1,4 @@
-"""What a model scored, item by item, and the tax: what a second model scores against it, row by row and in one number."""
+"""What a model scored, item by item, and the tax: what a second one scores against it, in rows and in one number."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def imported(module: str, function: str) -> Any:
 
 
 def options_of(spec: str, known: Sequence[str], *, blank: bool) -> dict[str, str]:
-    """The options after an ability's `?`, those without a value if `blank`; a ValueError for one that is not `known`."""
+    """The options after an ability's `?`, `blank` ones too if so; a ValueError for one that is not `known`."""
     options = dict(parse_qsl(spec.partition("?")[2], keep_blank_values=blank))
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"{spec}: unknown option {unknown[0]!r}; expected {', '.join(known[:-1])} or {known[-1]}")

@@ -81,7 +81,7 @@ class Workbench:
     def scanned(
         cls, pair: Pair, panel: Panel, store: Store, *, allow_unrelated: bool, progress: Stages | None, **on: Any
     ) -> Workbench:
-        """`Workbench(pair, panel, store, **on)` once every tensor was read; `warnings` are `preflight`'s and `scan`'s, too."""
+        """A workbench once every tensor was read: `warnings` are those of `preflight` and `scan`, too."""
         _, told = scan(pair, allow_unrelated=allow_unrelated, progress=named(progress, "reading both checkpoints"))
         bench = cls(pair, panel, store, **on, progress=progress)
         bench.warnings = (*pair.warnings, *told, *bench.warnings)

@@ -100,7 +100,7 @@ def _hypervolumes(rows: list[dict[str, Any]]) -> dict[str, float]:
     if any(r["retention"] is None for r in rows):
         return {}
     points = np.array([[r["reward"]["value"], r["retention"]["value"]] for r in rows])
-    origin, far = points[[0, 1], [0, 1]], points[[1, 0], [0, 1]]
+    origin, far = points[[0, 1], [0, 1]], points[[1, 0], [0, 1]]  # PRE comes first, POST second
     if min(far - origin) <= 0:
         return {}
     scaled, methods = (points - origin) / (far - origin), [r["method"] for r in rows]

@@ -66,7 +66,7 @@ def hma_ratios(
 def words(
     bench: Workbench, size: int, *, openings: Sequence[str] = OPENINGS, with_prompts: bool = True, seed: int = 2
 ) -> dict[str, list[Example]]:
-    """PRE's own continuations of openings and responses to proxy prompts; another `seed` gives other draws of the kind."""
+    """PRE's own continuations of openings and responses to proxy prompts; another `seed` gives other draws of them."""
     drawing = bench.panel.draws(temperature=1.0, seed=bench.panel.drawing.seed + seed)
     prompts = bench.panel.prompts_of("proxy")[:size] if with_prompts else []
 
