@@ -41,7 +41,7 @@ from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example, response_nll
 from counterpoise.planning.stages import Loop, align_stages, restore_stages
 from counterpoise.restoration.request import Request
-from counterpoise.search.candidates import CONTROLS, HMA, PASSES, Scale, TwoSided, two_sided_passes
+from counterpoise.search.candidates import CONTROLS, HMA, PASSES, Extent, TwoSided, two_sided_passes
 from tiny import tiny, tokenizer
 from world import make
 
@@ -212,7 +212,7 @@ def test_stages_scale_as_what_they_count() -> None:
     at = Lengths(10, 10, 3, 2, 4)
     parts = {"validation": 5, "held-out": 4, "proxy": 100}
     items = {"validation": [Items("a", 5, 10, 4, 2)], "held-out": [Items("a", 5, 10, 4, 2)]}
-    scale = Scale(LLAMA, None, at, parts["proxy"], [0.5])
+    scale = Extent(LLAMA, None, at, parts["proxy"], [0.5])
     stages = {s.name: s for s in restore_stages(scale, parts, items, [HMA(proxy_size=8)], 1)}  # type: ignore[arg-type]
     assert stages["search: HMA"].work == training(LLAMA, 10, 3, sequences=8) * 12
     assert stages["proxies of POST"].work == drawing(LLAMA, 10, 3, prompts=10, n=2, batch=16, itemsize=4)

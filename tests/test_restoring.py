@@ -19,8 +19,7 @@ from counterpoise.averaging.mix import mix
 from counterpoise.averaging.partition import equal
 from counterpoise.averaging.recipe import Recipe
 from counterpoise.checkpoints.files import CheckpointError
-from counterpoise.evaluation.measurement import Measurement
-from counterpoise.evaluation.panel import Scores
+from counterpoise.evaluation.measurement import Measurement, Scores
 from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.results import measurement
 from counterpoise.evaluation.workbench import Point

@@ -9,9 +9,9 @@ from adamerging import adamerging
 
 from counterpoise.averaging.partition import Partition, layerwise, thirds
 from counterpoise.evaluation.workbench import Workbench
+from counterpoise.search.hma import linear_ramp
 from counterpoise.search.on_bench import answers, hma_ratios, proxies
 from counterpoise.search.proxies import ProxySet
-from counterpoise.search.ramps import linear_ramp
 
 AFTER = ("MA", "ExPO", "HMA", "LiNeS", "part-wise", "AdaMerging")
 BEYOND = 1.2

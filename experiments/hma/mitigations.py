@@ -29,7 +29,8 @@ from averages import AFTER, averages
 from counterpoise.alignment.training.models import load
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.checkpoints.preflight import preflight, scan
-from counterpoise.evaluation.panel import Panel, Scores
+from counterpoise.evaluation.measurement import Scores
+from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.results import Measured, results, write_results
 from counterpoise.evaluation.workbench import Workbench

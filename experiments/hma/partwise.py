@@ -25,10 +25,9 @@ import torch
 from counterpoise.averaging.partition import thirds
 from counterpoise.averaging.recipe import Recipe
 from counterpoise.checkpoints.preflight import preflight, scan
-from counterpoise.evaluation.measurement import difference, interval_of
+from counterpoise.evaluation.measurement import difference, interval_of, steps_from_pre, tax_table
 from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.rewards import fingerprint, load_reward
-from counterpoise.evaluation.tax import steps_from_pre, tax_table
 from counterpoise.evaluation.workbench import Workbench
 from counterpoise.language.sampling import Drawing
 from counterpoise.records import Store, versions, write_json

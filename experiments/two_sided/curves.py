@@ -11,13 +11,13 @@ from typing import Any
 from fisher import fisher
 
 from counterpoise.averaging.partition import Partition, equal, layerwise, thirds
-from counterpoise.evaluation.panel import Scores
+from counterpoise.evaluation.measurement import Scores
 from counterpoise.evaluation.workbench import Workbench
 from counterpoise.records import digest
 from counterpoise.search.both_sides import FORMS, BothSides
+from counterpoise.search.hma import linear_ramp, random_ratios
 from counterpoise.search.on_bench import hma_ratios
 from counterpoise.search.on_bench import proxies as proxies_of
-from counterpoise.search.ramps import linear_ramp, random_ratios, reversed_ramp
 
 MA_SWEEP = tuple(round(0.1 * i, 1) for i in range(1, 10))
 PART = 0.4
@@ -102,7 +102,7 @@ class Curves:
             "HMA 9": lambda: self._hma(curve, equal(self.bench.pair.names, 9)),
             "HMA layerwise": lambda: self._hma(curve, self.deep),
             "reversed": lambda: self._fixed(
-                curve, self.deep, self.settings.means, lambda m: reversed_ramp(self.deep, m).tolist()
+                curve, self.deep, self.settings.means, lambda m: linear_ramp(self.deep, m, reverse=True).tolist()
             ),
             "random thirds": lambda: self._fixed(
                 curve,
@@ -196,7 +196,7 @@ class Curves:
 
     def _two_sided(self, curve: str, how: str, search: BothSides) -> Iterator[Average]:
         weights, passes = self.settings.weights, self.settings.max_passes
-        key = [search.key, list(weights), search.rho, passes]
+        key = [search.key, list(weights), search.radius, passes]
         self.timed(f"both sides, {search.form}, {search.cut.name}", search.key, lambda: search.measured)
         if how == "exact":
             found = self.timed(curve, key, lambda: search.exact(weights, max_passes=passes))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +19,9 @@ from torch.func import functional_call
 from counterpoise.averaging.partition import Partition
 from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.checkpoints.checkpoint import match_name
-from counterpoise.language.scoring import Example, by_length, response_tokens
+from counterpoise.language.scoring import Example, by_length, response_tokens, score_responses
 from counterpoise.records import digest
 from counterpoise.search.both_sides import BothSides, cut_key
-from counterpoise.search.rows import Batch, batch, chosen_logits
 from counterpoise.search.two_sided import Found
 
 Array = NDArray[np.float64]
@@ -108,18 +107,18 @@ def block_fisher(
     total = np.zeros((len(partition), len(partition)))
     with _eager(resident.model), torch.no_grad():
         for rows in by_length(examples, batch_size, key=lambda e: len(e.prompt) + len(e.response)):
-            total += _batch_fisher(resident, partition, batch([examples[i] for i in rows], _device(resident.model)))
+            total += _batch_fisher(resident, partition, [examples[i] for i in rows])
     return total / response_tokens(examples)
 
 
-def _batch_fisher(resident: ResidentAverage, partition: Partition, made: Batch) -> Array:
+def _batch_fisher(resident: ResidentAverage, partition: Partition, examples: Sequence[Example]) -> Array:
     """Sum over the tokens of one batch."""
-    outside, logits = _derivative(resident, partition.rest, made)
+    outside, logits = _derivative(resident, partition.rest, examples)
     shares = partition.weights / partition.weights.sum()
     p_NV = torch.softmax(logits, dim=-1)
     rows = []
     for block, share in zip(partition.blocks, shares, strict=True):
-        du_NV, _ = _derivative(resident, block.tensors, made)
+        du_NV, _ = _derivative(resident, block.tensors, examples)
         if partition.rest:  # these take the mean ratio, so every block moves them by its share
             du_NV = du_NV + share * outside
         centred = du_NV - (p_NV * du_NV).sum(-1, keepdim=True)
@@ -129,8 +128,20 @@ def _batch_fisher(resident: ResidentAverage, partition: Partition, made: Batch) 
     return found
 
 
-def _derivative(resident: ResidentAverage, names: Sequence[str], made: Batch) -> tuple[Tensor, Tensor]:
-    """Of the chosen logits along the update of some tensors, and the logits themselves."""
+class Moved(nn.Module):
+    """A model with other tensors in the place of some of its parameters; tied ones follow."""
+
+    def __init__(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.model, self.tensors = model, tensors
+
+    def forward(self, **inputs: Any) -> Any:
+        """The model's output."""
+        return functional_call(self.model, dict(self.tensors), (), inputs)
+
+
+def _derivative(resident: ResidentAverage, names: Sequence[str], examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+    """Of the logits before response tokens along the update of some tensors, and the logits themselves."""
     model, wanted, on_disk = resident.model, set(names), dict.fromkeys(resident.pair.names)
     with forward_ad.dual_level():
         duals: dict[str, Tensor] = {}
@@ -140,9 +151,9 @@ def _derivative(resident: ResidentAverage, names: Sequence[str], made: Batch) ->
                 pre, post = resident.pair.tensors(found)
                 gap = (post.double() - pre.double()).to(parameter)
                 duals[name] = forward_ad.make_dual(parameter.detach(), gap)  # type: ignore[no-untyped-call]
-        options: dict[str, Any] = {**made.inputs, "use_cache": False, "logits_to_keep": made.keep}
-        out = functional_call(model, duals, (), options)  # tied tensors follow
-        primal, tangent = forward_ad.unpack_dual(chosen_logits(out.logits, made))  # type: ignore[no-untyped-call]
+        scored = score_responses(Moved(model, duals), examples)
+        logits_NV = scored.logits_BCV[scored.mask_BC]
+        primal, tangent = forward_ad.unpack_dual(logits_NV)  # type: ignore[no-untyped-call]
     return (torch.zeros_like(primal) if tangent is None else tangent), primal
 
 
@@ -156,10 +167,6 @@ def _eager(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(before)  # type: ignore[operator]
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 def box_program(curvature: ArrayLike, slope: ArrayLike) -> Array:

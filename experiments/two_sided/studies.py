@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from curves import Curves
 
 from counterpoise.averaging.partition import thirds
+from counterpoise.evaluation.rewards import draw_rated
 from counterpoise.language.scoring import Example
-from counterpoise.search.both_sides import BothSides
-from counterpoise.search.on_bench import words
-from counterpoise.search.proxies import draw_proxies
+from counterpoise.records import digest
+from counterpoise.search.both_sides import BothSides, cut_key
+from counterpoise.search.on_bench import examples_of, words
+from counterpoise.search.proxies import ProxySet, best_responses
 from counterpoise.search.retention import OPENINGS
+from counterpoise.search.sides import Scale
+from counterpoise.search.two_sided import Found
 
 SIZES = (8, 16, 32, 64, 128, 256)
 CONTINUED = {
@@ -29,22 +33,37 @@ def elsewhere(curves: Curves, size: int) -> tuple[list[Example], list[Example]]:
     """Good responses and PRE's words that no search saw: other random draws, other prompts where there are enough."""
     bench, panel = curves.bench, curves.bench.panel
 
-    def draw() -> list[Any]:
-        bench.resident.set(bench.whole, [1.0])
+    def draw() -> list[Example]:
         prompts = panel.prompts_of("proxy")[-max(1, round(size / 0.8)) :]
-        found = draw_proxies(
-            bench.resident.model,
-            bench.tokenizer,
-            prompts,
-            panel.reward,
-            panel.draws(n=2, temperature=1.0, seed=panel.drawing.seed + 77),
-            size=size,
-        )
-        return [list(map(list, e)) for e in found]
+        drawing = panel.draws(n=2, temperature=1.0, seed=panel.drawing.seed + 77)
+        rated = draw_rated(bench.model_at(1.0), bench.tokenizer, prompts, panel.reward, drawing)
+        return best_responses(rated, size, keep=0.4, seed=drawing.seed)
 
     key = {"what": "other-proxies", "model": bench.inputs, "panel": panel.fingerprint, "size": size}
-    good = [Example(tuple(p), tuple(r)) for p, r in bench.store.once(key, draw)]
-    return good, [e for rows in words(bench, size, seed=77).values() for e in rows]
+    return examples_of(bench.store.once(key, draw)), [e for rows in words(bench, size, seed=77).values() for e in rows]
+
+
+def scaled_on(
+    search: BothSides, found: Found, alignment: Sequence[Example], retention: Sequence[Example]
+) -> dict[str, float]:
+    """Imitation and retention on other examples, scaled by their own ends: what over-fitting is seen by."""
+    bench, cut = search.bench, search.cut
+
+    def run() -> dict[str, float]:
+        values = {}
+        for name, examples, best in (("alignment", alignment, 1.0), ("retention", retention, 0.0)):
+            objective = ProxySet(tuple(examples), search.batch)
+            at = []
+            for ratios in (np.full(len(cut), best), np.full(len(cut), 1 - best), np.array(found.ratios)):
+                bench.resident.set(cut, ratios)
+                at.append(objective.nll(bench.resident.model))
+            scale = Scale.between(at[0], at[1], name)
+            values[name] = (at[2] - scale.best) / scale.gap
+        return values
+
+    key = {"what": "elsewhere", "model": bench.inputs, "cut": cut_key(cut), "batch": search.batch}
+    data = {"ratios": list(found.ratios), "examples": digest([list(alignment), list(retention)])}
+    return dict(bench.store.once({**key, **data}, run))
 
 
 def sizes(
@@ -62,7 +81,7 @@ def sizes(
                     else search.exact([weight], max_passes=curves.settings.max_passes)
                 )[0]
                 seen = search.truth([found])[0]
-                values = search.scaled_on(found, good, said)
+                values = scaled_on(search, found, good, said)
                 yield {
                     "size": size,
                     "blocks": cut.name,
@@ -82,7 +101,7 @@ def openings(curves: Curves, test: int, weight: float = 1.0) -> Iterator[dict[st
     for name, (texts, with_prompts) in CONTINUED.items():
         search = curves.search(openings=texts, with_prompts=with_prompts)
         found = search.path([weight])[0]
-        values = search.scaled_on(found, good, said)
+        values = scaled_on(search, found, good, said)
         yield {
             "continued": name,
             "lambda": weight,

@@ -16,12 +16,11 @@ from counterpoise.alignment.mitigations.lowrank import LowRank
 from counterpoise.alignment.mitigations.merging import OnlineMerging
 from counterpoise.alignment.mitigations.replay import Replay, read_corpus
 from counterpoise.alignment.rsf import fine_tune
-from counterpoise.alignment.scoring import score_responses
 from counterpoise.alignment.training.models import load_frozen
 from counterpoise.alignment.training.run import finished_state
 from counterpoise.alignment.training.stepping import Mitigation, Step, adam, finish_all, start_all, trainable
 from counterpoise.checkpoints.opening import open_checkpoint
-from counterpoise.language.scoring import Example, response_nll, response_tokens
+from counterpoise.language.scoring import Example, response_nll, response_tokens, score_responses
 from tiny import nudge, save_pair, tiny, tokenizer
 
 EXAMPLES = [Example((1, 5 + i), tuple(range(6, 8 + i))) for i in range(8)]

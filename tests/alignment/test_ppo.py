@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from counterpoise.alignment.mitigations.stopping import RewardBudget
 from counterpoise.alignment.ppo import ValueHead, look, ppo
 from counterpoise.alignment.ppo_losses import adapted, gae, policy_loss, value_loss, whiten
-from counterpoise.alignment.scoring import score_responses
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
-from counterpoise.language.scoring import Example, continuation_logprobs
+from counterpoise.language.scoring import Example, continuation_logprobs, score_responses
 from tiny import tiny, tokenizer
 
 PROMPTS = [Prompt((("user", text),)) for text in ("abc", "hello", "what?", "one two", "z", "go on", "dsa", "qwer")]

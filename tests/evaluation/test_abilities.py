@@ -173,14 +173,14 @@ def test_generate_from_messages_goes_through_the_template(tmp_path: Path) -> Non
     ("?", "!", False), ('""', "", False), ("...", "a", False), ("cat the", "cat", False),
 ])  # fmt: skip
 def test_exact_does_not_see_case_a_leading_article_and_final_marks(answer: str, reference: str, right: bool) -> None:
-    from counterpoise.evaluation.generation import exact as _exact
+    from counterpoise.evaluation.generation import exact_match as _exact
 
     assert _exact([answer], [reference], ("k",)).value == 100 * right
 
 
 def test_bleu_statistics_are_those_of_the_corpus() -> None:
     sacrebleu = pytest.importorskip("sacrebleu")
-    from counterpoise.evaluation.bleu import bleu
+    from counterpoise.evaluation.generation import bleu
 
     answers = ["The cat sat on the mat.", "Don't go there, please!", "", "five"]
     references = ["The cat is on the mat.", "Do not go there, please.", "nothing", "five"]

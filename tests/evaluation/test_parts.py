@@ -9,8 +9,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counterpoise.evaluation.continuations import Continuation
 from counterpoise.evaluation.items import Item
+from counterpoise.evaluation.likelihood import Continuation
 from counterpoise.evaluation.parts import PARTS, part_of
 
 

@@ -12,11 +12,10 @@ import pytest
 import torch
 
 from counterpoise.evaluation.abilities import load_abilities
-from counterpoise.evaluation.measurement import Measurement, difference, interval_of
-from counterpoise.evaluation.panel import Panel, Scores
+from counterpoise.evaluation.measurement import Measurement, Scores, at_floor, difference, interval_of, tax_table
+from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.parts import PARTS, Part, part_of
 from counterpoise.evaluation.rewards import fingerprint
-from counterpoise.evaluation.tax import at_floor, tax_table
 from counterpoise.language.prompts import encode_prompt
 from counterpoise.language.sampling import Drawing, decode, sample
 from counterpoise.records import Store

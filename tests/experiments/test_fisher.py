@@ -8,16 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fisher import Quadratic, block_fisher, fisher, fisher_path
-from torch.func import functional_call
+from fisher import Moved, Quadratic, block_fisher, fisher, fisher_path
 
 from counterpoise.averaging.partition import thirds
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.evaluation.workbench import Workbench
-from counterpoise.language.scoring import response_tokens
+from counterpoise.language.scoring import response_tokens, score_responses
 from counterpoise.records import Store
 from counterpoise.search.both_sides import BothSides
-from counterpoise.search.rows import batch, chosen_logits
 from search.pairs import resident, said
 from world import make, panel
 
@@ -29,15 +27,14 @@ def test_it_is_the_hessian_of_the_divergence_from_the_model_itself(tmp_path: Pat
     examples = said(model, cut, anchor, count=5)
     found = block_fisher(model, cut, [anchor] * len(cut), examples, batch_size=2)
 
-    made = batch(examples, torch.device("cpu"))
     names = dict(model.model.named_parameters())
     model.model.set_attn_implementation("eager")
 
     def logits(r: torch.Tensor) -> torch.Tensor:
         of = {t: r[k] for k, b in enumerate(cut.blocks) for t in b.tensors} | dict.fromkeys(cut.rest, r.mean())
         moved = {n: torch.lerp(*model.pair.tensors(n), of[n]) for n in names}
-        out = functional_call(model.model, moved, (), {**made.inputs, "use_cache": False})
-        return chosen_logits(out.logits, made).log_softmax(-1)
+        scored = score_responses(Moved(model.model, moved), examples)
+        return scored.logits_BCV[scored.mask_BC].log_softmax(-1)
 
     start = torch.full((len(cut),), anchor, dtype=torch.float64)
     own = logits(start).detach()

@@ -13,8 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from counterpoise.cli.app import app
-from counterpoise.evaluation.measurement import Measurement
-from counterpoise.evaluation.panel import Scores
+from counterpoise.evaluation.measurement import Measurement, Scores
 from counterpoise.evaluation.results import Measured, measurement, results, write_results
 from counterpoise.report import fronts, page
 from counterpoise.report.comparisons import beaten_by, pooled, read_comparisons

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from counterpoise.search.separable import Separable, path
+from counterpoise.search.separable import Separable, separable_path
 
 POINTS = np.linspace(0, 1, 5)
 GRID = np.linspace(0, 1, 4001)
@@ -37,7 +37,7 @@ def test_the_minimum_is_that_of_a_brute_force_grid(a: np.ndarray, b: np.ndarray,
 @given(SLOPES, SLOPES)
 def test_with_lambda_retention_never_rises_and_alignment_never_falls(a: np.ndarray, b: np.ndarray) -> None:
     alignment, retention = (Separable.from_slopes(POINTS, s, 0.0) for s in (a, b))
-    rows = path(alignment, retention, [0.0, 0.1, 0.5, 1.0, 3.0, 30.0])
+    rows = separable_path(alignment, retention, [0.0, 0.1, 0.5, 1.0, 3.0, 30.0])
     kept, held = ([m.value(r) for r in rows] for m in (retention, alignment))
     assert (np.diff(kept) <= 1e-9).all()
     assert (np.diff(held) >= -1e-9).all()
@@ -62,19 +62,21 @@ def test_quadratic_sides_have_the_path_in_closed_form() -> None:
     alignment = Separable.from_slopes(POINTS, 2 * a * (POINTS[:, None] - 1), a.sum())
     retention = Separable.from_slopes(POINTS, 2 * b * POINTS[:, None], 0.0)
     lambdas = np.array([0.25, 1.0, 4.0])
-    np.testing.assert_allclose(path(alignment, retention, lambdas), a / (a + lambdas[:, None] * b), atol=1e-12)
+    np.testing.assert_allclose(
+        separable_path(alignment, retention, lambdas), a / (a + lambdas[:, None] * b), atol=1e-12
+    )
 
 
 def test_a_ratio_jumps_where_the_slope_is_not_monotone() -> None:
     """A loss that is concave in between has no minimum inside: r is 1 up to lambda 1 and 0 after it."""
     alignment = Separable.from_slopes(POINTS, -np.ones((5, 1)), 1.0)
     retention = Separable.from_slopes(POINTS, 2 * (1 - POINTS[:, None]), 0.0)
-    assert path(alignment, retention, [0.99, 1.01]).ravel().tolist() == [1.0, 0.0]
+    assert separable_path(alignment, retention, [0.99, 1.01]).ravel().tolist() == [1.0, 0.0]
 
 
 def test_what_costs_nothing_is_kept() -> None:
     flat = Separable.from_slopes(POINTS, np.zeros((5, 2)), 0.0)
-    assert path(flat, flat, [1.0]).tolist() == [[1.0, 1.0]]
+    assert separable_path(flat, flat, [1.0]).tolist() == [[1.0, 1.0]]
 
 
 def test_golden() -> None:
@@ -82,7 +84,7 @@ def test_golden() -> None:
     alignment = Separable.from_slopes(POINTS, draw.normal(size=(5, 4)) - 1, 1.0)
     retention = Separable.from_slopes(POINTS, draw.normal(size=(5, 4)) + 1, 0.0)
     wanted = [[1.0, 1.0, 0.9688897926190165, 0.9173969138428812], [0.0, 0.0, 0.7359933437856503, 0.0]]
-    np.testing.assert_allclose(path(alignment, retention, [0.5, 2.0]), wanted, atol=1e-9)
+    np.testing.assert_allclose(separable_path(alignment, retention, [0.5, 2.0]), wanted, atol=1e-9)
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -94,6 +96,6 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"expected 2 numbers in \[0, 1\]"):
         model.value([0.5, 1.5])
     with pytest.raises(ValueError, match="lambda: expected finite numbers >= 0"):
-        path(model, model, [-1.0])
+        separable_path(model, model, [-1.0])
     with pytest.raises(ValueError, match="same points and blocks"):
         model.plus(Separable.from_slopes(POINTS, np.ones((5, 3)), 0.0), 1.0)

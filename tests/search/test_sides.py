@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from counterpoise.averaging.partition import thirds
-from counterpoise.evaluation.choices import Choices
 from counterpoise.evaluation.generation import Generation
 from counterpoise.evaluation.items import Item
+from counterpoise.evaluation.likelihood import Choices
 from counterpoise.evaluation.parts import part_of
+from counterpoise.evaluation.rewards import Rated, draw_rated
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing, decode
-from counterpoise.search.contrast import contrast
+from counterpoise.language.scoring import row_nlls
 from counterpoise.search.on_policy import OnPolicy, effective_share
-from counterpoise.search.proxies import ProxySet, Rated, draw_rated
+from counterpoise.search.proxies import ProxySet, WeightedSet, advantages, contrast
 from counterpoise.search.retention import calibration, draw_retention
-from counterpoise.search.rows import row_nlls
-from counterpoise.search.sides import Likelihood, WeightedSet, advantages
+from counterpoise.search.sides import Likelihood
 from counterpoise.search.two_sided import Found, exact, measure
 from search.pairs import resident, said
 from tiny import tokenizer
@@ -220,7 +220,7 @@ def test_the_contrast_gradient_at_post_is_the_policy_gradient(tmp_path: Path) ->
     cut = thirds(model.pair.names)
     side = reward_side(model, cut)
     pool = side.draw(np.ones(3))
-    made = contrast([Rated(pool.examples, pool.rewards.reshape(-1, pool.n))], batch_size=16)
+    made = contrast([pool], batch_size=16)
     tokens = sum(len(e.response) for e in made.examples)
     frozen = Likelihood(model, cut, made.backward).near(np.ones(3))(np.ones(3))[1] * tokens / len(pool.examples)
     np.testing.assert_allclose(frozen, side.near(np.ones(3))(np.ones(3))[1], rtol=1e-6, atol=1e-7)

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from counterpoise.alignment.ppo_losses import adapted, gae, policy_loss, value_loss, whiten
 from counterpoise.alignment.rsf import draw_and_score
-from counterpoise.alignment.scoring import score_responses
 from counterpoise.alignment.training import processes
 from counterpoise.alignment.training.bounds import refuse_settings
 from counterpoise.alignment.training.models import frozen_copy
@@ -38,7 +37,7 @@ from counterpoise.alignment.training.stepping import (
 from counterpoise.evaluation.rewards import Reward
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
-from counterpoise.language.scoring import Example, response_tokens
+from counterpoise.language.scoring import Example, response_tokens, score_responses
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import replace
 from functools import partial
@@ -89,7 +88,7 @@ def compare(
         from counterpoise.judging.endpoint import Endpoint
         from counterpoise.judging.judges import EndpointJudge, preference_of
         from counterpoise.judging.judges import compare as run
-        from counterpoise.records import Store, versions
+        from counterpoise.records import Store, versions, write_json
 
         if sum(x is not None for x in (reward, preference, base_url)) != 1:
             raise ValueError("judge: expected exactly one of --reward, --preference and --base-url")
@@ -97,9 +96,10 @@ def compare(
         judge: Judge
         if base_url is None and dry_run:
             from counterpoise.cli.plan import tell
+            from counterpoise.evaluation.specs import is_function
             from counterpoise.planning.judge import plan_compare
 
-            if _is_function(preference):
+            if preference is not None and is_function(preference):
                 _local(reward, preference, device)
                 preference = None
             tell(plan_compare(pairs, reward=reward, preference=preference), speed_of(speed), device)
@@ -133,9 +133,9 @@ def compare(
             "judge": about,
             **found,
         }
-        _write(out, result)
+        write_json(out, result)
         if annotations is not None:
-            _write(annotations, annotated(pairs, preference_of(found["scores"]), _name(about)))
+            write_json(annotations, annotated(pairs, preference_of(found["scores"]), _name(about)))
     _show(result, out)
 
 
@@ -164,7 +164,7 @@ def respond(
         from counterpoise.language.dtypes import placed
         from counterpoise.language.prompts import encode_prompt, read_prompts
         from counterpoise.language.sampling import Drawing, decode, sample
-        from counterpoise.records import named
+        from counterpoise.records import named, write_json
 
         drawing = Drawing(1, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
         drawing.check()
@@ -187,37 +187,28 @@ def respond(
         texts = decode(tokenizer, [group[0] for group in drawn])
         name = generator or Path(model.rstrip("/")).name
         rows = [{"instruction": p.text, "output": t, "generator": name} for p, t in zip(wanted, texts, strict=True)]
-        _write(out, rows)
+        write_json(out, rows)
     print(f"{out}: {len(rows)} outputs of {name}")
 
 
 def _local(reward: str | None, preference: str | None, device: str) -> tuple[Judge, dict[str, Any]]:
     from counterpoise.evaluation.rewards import load_reward
+    from counterpoise.evaluation.specs import imported, is_function
     from counterpoise.judging.judges import by_preference, by_reward
 
     if reward is not None:
         return by_reward(load_reward(reward, device=device)), {"reward": reward}
-    if preference is not None and not _is_function(preference):
+    assert preference is not None
+    if not is_function(preference):
         from counterpoise.judging.pairrm import pairrm
 
         return by_preference(pairrm(preference, device=device), preference), {"preference": preference}
-    module, _, function = (preference or "").partition(":")
+    module, _, function = preference.partition(":")
     if not module or not function:
         raise ValueError(f"--preference: expected a PairRM checkpoint or module:function, found {preference!r}")
-    import importlib
-
-    sys.path.insert(0, "")
-    try:
-        found = getattr(importlib.import_module(module), function, None)
-    finally:
-        sys.path.remove("")
-    if not callable(found):
+    if (found := imported(module, function)) is None:
         raise ValueError(f"--preference: {module} has no callable named {function!r}")
-    return by_preference(found, str(preference)), {"preference": preference}
-
-
-def _is_function(preference: str | None) -> bool:
-    return preference is not None and ":" in preference and not Path(preference).is_dir()
+    return by_preference(found, preference), {"preference": preference}
 
 
 def _agreed(
@@ -278,9 +269,3 @@ def _show(result: dict[str, Any], out: Path) -> None:
 
 def _name(about: dict[str, Any]) -> str:
     return str(about.get("model") or about.get("reward") or about.get("preference"))
-
-
-def _write(path: Path, content: Any) -> None:
-    from counterpoise.records import write_whole
-
-    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

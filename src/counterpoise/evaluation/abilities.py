@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import parse_qsl
 
 from torch import nn
 
-from counterpoise.evaluation.choices import Choices
-from counterpoise.evaluation.continuations import Continuation
 from counterpoise.evaluation.generation import Generation
 from counterpoise.evaluation.items import FileAbility, read_items
+from counterpoise.evaluation.likelihood import Choices, Continuation
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import Part
+from counterpoise.evaluation.specs import limit_of, options_of
 from counterpoise.language.sampling import SCORING, Drawing
 
 KINDS: dict[str, type[FileAbility]] = {kind.kind: kind for kind in (Choices, Continuation, Generation)}
@@ -59,11 +58,7 @@ def load_abilities(specs: Sequence[str]) -> list[Ability]:
 
 
 def refuse_repeats(names: Sequence[str]) -> None:
-    """Raise where two abilities have one name.
-
-    Raises:
-        ValueError: they do.
-    """
+    """Raise a ValueError where two abilities have one name."""
     if repeated := sorted({n for n in names if names.count(n) > 1}):
         raise ValueError(f"abilities: expected different names, found {repeated[0]!r} twice; name one with ?name=...")
 
@@ -79,19 +74,13 @@ def _load(spec: str) -> Ability:
         from counterpoise.evaluation.harness import HarnessAbility
 
         return HarnessAbility.load(spec)
-    name, _, rest = spec.partition(":")
+    name, _, path = spec.partition("?")[0].partition(":")
     kind = KINDS[name]
-    path, _, query = rest.partition("?")
-    options = dict(parse_qsl(query, keep_blank_values=True))
-    known = ["name", *(["metric"] if kind.metrics else []), "limit"]
-    if unknown := sorted(set(options) - set(known)):
-        raise ValueError(f"{spec}: unknown option {unknown[0]!r}; expected {', '.join(known[:-1])} or limit")
+    options = options_of(spec, ("name", "metric", "limit") if kind.metrics else ("name", "limit"), blank=True)
     metric = options.get("metric", "exact")
     if kind.metrics and metric not in kind.metrics:
         raise ValueError(f"{spec}: metric: expected {' or '.join(kind.metrics)}, found {metric!r}")
-    limit = options.get("limit")
-    if limit is not None and not (limit.isdecimal() and int(limit) > 0):
-        raise ValueError(f"{spec}: limit: expected a number above 0, found {limit!r}")
+    limit = limit_of(spec, options)
     title = options.get("name") or Path(path).name.removesuffix(".gz").removesuffix(".jsonl")
     items = tuple(read_items(Path(path), kind.clean))
-    return kind(title, items, metric, None if limit is None else int(limit), spec)
+    return kind(title, items, metric, limit, spec)

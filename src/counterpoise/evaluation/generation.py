@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from counterpoise.evaluation.bleu import bleu
-from counterpoise.evaluation.continuations import per_token
 from counterpoise.evaluation.items import FileAbility, Item, Wording, encode_pair, spaced, text_of
+from counterpoise.evaluation.likelihood import per_token
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.language.prompts import Prompt, encode_prompt
 from counterpoise.language.sampling import Drawing, decode, sample
+from counterpoise.statistics.bootstrap import Array
 
 EXACT = "exact 2"
 """What exact match means, by version: part of the fingerprint."""
@@ -37,7 +37,6 @@ class Generation(FileAbility):
 
     @staticmethod
     def clean(record: dict[str, Any]) -> dict[str, Any]:
-        """See `FileAbility.clean`."""
         reference = text_of(record, "reference" if "reference" in record else "answer")
         if "messages" in record:
             messages = record["messages"]
@@ -50,12 +49,11 @@ class Generation(FileAbility):
 
     @staticmethod
     def wording(fields: Mapping[str, Any]) -> Wording:
-        """The prompt, or all that its messages say, and the reference."""
         asked = fields["prompt"] if "prompt" in fields else "\n".join(m["content"] for m in fields["messages"])
         return Wording(asked, (fields["reference"],))
 
     def right(self, fields: Mapping[str, Any]) -> tuple[str, str]:
-        """The prompt and its reference.
+        """A prompt and its reference.
 
         Raises:
             ValueError: an item with messages.
@@ -79,21 +77,34 @@ class Generation(FileAbility):
         likelihood = per_token(model, pairs, keys, drawing.batch_size)
         greedy = replace(drawing, n=1, temperature=0.0, seed=0)
         drawn = sample(model, tokenizer, [context for context, _ in pairs], greedy)
-        plain = ["messages" not in item.fields for item in items]
         answers = [
-            text.split("\n")[0].strip() if first_line else text
-            for text, first_line in zip(decode(tokenizer, [g[0] for g in drawn]), plain, strict=True)
+            text if "messages" in item.fields else text.split("\n")[0].strip()
+            for text, item in zip(decode(tokenizer, [g[0] for g in drawn]), items, strict=True)
         ]
         references = [item.fields["reference"].strip() for item in items]
         if self.metric == "bleu":
             return [likelihood, Measurement("bleu", "BLEU", bleu(answers, references), "bleu", 0.0, keys)]
-        return [likelihood, exact(answers, references, keys)]
+        return [likelihood, exact_match(answers, references, keys)]
 
 
-def exact(answers: list[str], references: list[str], keys: tuple[str, ...]) -> Measurement:
-    """An empty answer is never right: no reference is empty, and `_bare` leaves something of every text."""
+def exact_match(answers: list[str], references: list[str], keys: tuple[str, ...]) -> Measurement:
+    """Whether each answer is its reference, in percent; an empty one never is, as `_bare` empties no text."""
     hits = [100.0 * (_bare(a) == _bare(r)) for a, r in zip(answers, references, strict=True)]
     return Measurement("exact", "%", np.array(hits)[:, None], "mean", 0.0, keys)
+
+
+def bleu(answers: Sequence[str], references: Sequence[str]) -> Array:
+    """Sufficient statistics of corpus BLEU from sacrebleu, shape (sentences, 10); see `counterpoise.statistics.bootstrap`."""
+    try:
+        from sacrebleu.metrics.bleu import BLEU
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("BLEU needs sacrebleu; pip install 'counterpoise[eval]'") from error
+    metric = BLEU()
+    rows = []
+    for answer, reference in zip(answers, references, strict=True):
+        found = metric.corpus_score([answer], [[reference]])
+        rows.append([found.sys_len, found.ref_len, *found.counts, *found.totals])
+    return np.array(rows, dtype=np.float64)
 
 
 def _bare(text: str) -> str:

@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl
 
 import numpy as np
 from torch import nn
 
-from counterpoise.evaluation.bleu import bleu
+from counterpoise.evaluation.generation import bleu
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import Part, part_of
+from counterpoise.evaluation.specs import limit_of, options_of
 from counterpoise.language.sampling import SCORING, Drawing
 from counterpoise.records import digest
+from counterpoise.statistics.bootstrap import Array
 
 FEWSHOT_SEED = 1234
 """Of the random examples in few-shot prompts, the same at every measurement; lm-eval's own default."""
@@ -150,13 +151,8 @@ def find_task(spec: str) -> TaskFound:
             f"ability {spec!r}: expected choices:, continue: or generate:FILE.jsonl, or a task of lm-eval, which is "
             "not installed; pip install 'counterpoise[eval]'"
         ) from error
-    place, _, query = spec.partition("?")
-    options = dict(parse_qsl(query))
-    if unknown := sorted(set(options) - {"task", "name", "limit"}):
-        raise ValueError(f"{spec}: unknown option {unknown[0]!r}; expected task, name or limit")
-    limit = options.get("limit")
-    if limit is not None and not (limit.isdecimal() and int(limit) > 0):
-        raise ValueError(f"{spec}: limit: expected a number above 0, found {limit!r}")
+    place, options = spec.partition("?")[0], options_of(spec, ("task", "name", "limit"), blank=False)
+    limit = limit_of(spec, options)
     if Path(place).is_dir():
         manager = TaskManager(include_defaults=False, include_path=place)
         local = sorted(manager.all_tasks)
@@ -170,7 +166,7 @@ def find_task(spec: str) -> TaskFound:
         raise ValueError(f"{spec}: expected one task, found a group of them; give its tasks one by one")
     settings = manager.task_index[name].cfg or {}
     kind = "" if "class" in settings else str(settings.get("output_type", "generate_until"))
-    return TaskFound(options.get("name") or name, name, None if limit is None else int(limit), kind, manager)
+    return TaskFound(options.get("name") or name, name, limit, kind, manager)
 
 
 @cache
@@ -186,7 +182,7 @@ def _named(thing: Any) -> str:
     return str(getattr(thing, "__qualname__", type(thing).__name__))
 
 
-def _statistics(name: str, values: list[Any]) -> tuple[np.ndarray[Any, Any], str, str] | None:
+def _statistics(name: str, values: list[Any]) -> tuple[Array, str, str] | None:
     """Per-item statistics, aggregate and unit; None for a metric that is no sum over items."""
     if name == "bleu":
         answers = [str(answer) for _, answer in values]

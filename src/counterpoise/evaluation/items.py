@@ -127,24 +127,16 @@ def read_items(path: Path, clean: Callable[[dict[str, Any]], dict[str, Any]]) ->
                     raise ValueError("not an object")
                 item = Item(clean(record))
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}, line {number}: {_explained(error)}; found {line.strip()[:80]!r}") from None
+                said = f"expected the field {error}" if isinstance(error, KeyError) else error
+                raise ValueError(f"{path}, line {number}: {said}; found {line.strip()[:80]!r}") from None
             items.setdefault(item.key, item)
     if not items:
         raise ValueError(f"{path}: expected one json object a line, found an empty file")
     return list(items.values())
 
 
-def _explained(error: Exception) -> str:
-    return f"expected the field {error}" if isinstance(error, KeyError) else str(error)
-
-
 def text_of(record: dict[str, Any], name: str, *, empty: bool = False) -> str:
-    """A field of a record.
-
-    Raises:
-        KeyError: it is missing.
-        ValueError: it holds no text, or an empty one where that is not allowed.
-    """
+    """A field of a record; a KeyError where it is missing, a ValueError where it holds no text (or an `empty` one)."""
     value = record[name]
     if not isinstance(value, str) or not (value.strip() or empty):
         raise ValueError(f"{name}: expected a text, found {value!r}")

@@ -1,15 +1,14 @@
-"""One metric of one ability on one model, item by item."""
+"""What a model scored, item by item, and the tax: what a second one scores against it, in rows and in one number."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from counterpoise.statistics.bootstrap import interval, paired_difference, score
+from counterpoise.statistics.bootstrap import Array, interval, paired_difference, paired_replicates, score
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Measurement:
 
     metric: str
     unit: str
-    statistics: NDArray[np.float64]
+    statistics: Array
     aggregate: str
     chance: float | None
     keys: tuple[str, ...]
@@ -37,26 +36,28 @@ class Measurement:
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict; `from_json` reads it back bit for bit."""
-        return {
-            "metric": self.metric,
-            "unit": self.unit,
-            "statistics": self.statistics.tolist(),
-            "aggregate": self.aggregate,
-            "chance": self.chance,
-            "keys": list(self.keys),
-        }
+        return {**vars(self), "statistics": self.statistics.tolist(), "keys": list(self.keys)}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Measurement:
         """Read what `to_json` wrote."""
-        return cls(
-            content["metric"],
-            content["unit"],
-            np.array(content["statistics"], dtype=np.float64),
-            content["aggregate"],
-            content["chance"],
-            tuple(content["keys"]),
-        )
+        statistics = np.array(content["statistics"], dtype=np.float64)
+        return cls(**{**content, "statistics": statistics, "keys": tuple(content["keys"])})
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one model scored on one part; the first measurement of an ability is its primary one."""
+
+    reward: Measurement
+    abilities: dict[str, list[Measurement]]
+
+    def summary(self) -> dict[str, Any]:
+        """Values with 95 % intervals, as plain json."""
+        return {
+            "reward": interval_of(self.reward),
+            "abilities": {name: {m.metric: interval_of(m) for m in ms} for name, ms in self.abilities.items()},
+        }
 
 
 def interval_of(m: Measurement) -> dict[str, float]:
@@ -75,5 +76,55 @@ def difference(a: Measurement, b: Measurement) -> dict[str, float]:
         raise ValueError(
             f"{a.metric}: expected two measurements of the same items, found {len(a.keys)} and {len(b.keys)}"
         )
-    value, low, high, p = paired_difference(a.statistics, b.statistics, a.aggregate)
-    return {"value": value, "low": low, "high": high, "p": p}
+    return paired_difference(a.statistics, b.statistics, a.aggregate)._asdict()
+
+
+def at_floor(measurements: Sequence[Measurement]) -> bool:
+    """Whether PRE's ability is not significantly above chance: nothing is there to be lost.
+
+    It is if some metric that has a chance level does not clear it with its 95 % interval.
+    """
+    return any(m.chance is not None and interval(m.statistics, m.aggregate)[1] <= m.chance for m in measurements)
+
+
+def above_floor(pre: Scores) -> list[str]:
+    """The abilities that count: those that PRE has; see `at_floor`."""
+    return [name for name, measurements in pre.abilities.items() if not at_floor(measurements)]
+
+
+def tax_table(pre: Scores, post: Scores, pick: Scores | None = None) -> list[dict[str, Any]]:
+    """Rows of reward and of every metric of every ability: PRE, POST, the tax (PRE minus POST), and what a pick leaves."""
+    rows = []
+    for name in ("reward", *pre.abilities):
+        floor = name != "reward" and at_floor(pre.abilities[name])
+        columns = [[s.reward] if name == "reward" else s.abilities[name] for s in (pre, post, pick or pre)]
+        for before, after, now in zip(*columns, strict=True):
+            rows.append(
+                {
+                    "name": name,
+                    "metric": before.metric,
+                    "unit": before.unit,
+                    "items": len(before.keys),
+                    "pre": interval_of(before),
+                    "post": interval_of(after),
+                    "pick": interval_of(now) if pick else None,
+                    "tax": difference(before, after),
+                    "remaining": difference(before, now) if pick else None,
+                    "at_floor": floor,
+                }
+            )
+    return rows
+
+
+def steps_from_pre(pre: Scores, scores: Scores, counted: Sequence[str]) -> dict[str, Any]:
+    """Retention: minus the mean over `counted` abilities of tax / standard error at PRE; 0 is PRE, lower is worse."""
+    values, replicates = [], []
+    for number, name in enumerate(counted):
+        before, now = pre.abilities[name][0], scores.abilities[name][0]
+        error = interval(before.statistics, before.aggregate)[3]
+        scale = error if error > 0 else 1.0
+        values.append((now.value - before.value) / scale)
+        replicates.append(paired_replicates(now.statistics, before.statistics, before.aggregate, seed=number) / scale)
+    mean = np.mean(replicates, axis=0)
+    low, high = np.quantile(mean, [0.025, 0.975])
+    return {"value": float(np.mean(values)), "low": float(low), "high": float(high)}

@@ -12,11 +12,11 @@ import numpy as np
 from torch import nn
 
 from counterpoise.evaluation.abilities import Ability, load_abilities
-from counterpoise.evaluation.measurement import Measurement, interval_of
+from counterpoise.evaluation.measurement import Measurement, Scores
 from counterpoise.evaluation.parts import Part, part_of
-from counterpoise.evaluation.rewards import Reward, checked, fingerprint, load_reward, name_of, rate
-from counterpoise.language.prompts import Prompt, encode_prompt, read_prompts
-from counterpoise.language.sampling import SCORING, Drawing, sample
+from counterpoise.evaluation.rewards import Reward, draw_rated, fingerprint, load_reward, name_of
+from counterpoise.language.prompts import Prompt, read_prompts
+from counterpoise.language.sampling import SCORING, Drawing
 from counterpoise.records import Progress, Store, digest
 
 
@@ -69,9 +69,7 @@ class Panel:
         drawing.check()
         return cls(
             read_prompts(prompts),
-            load_reward(reward, device=device, batch_size=drawing.batch_size)
-            if isinstance(reward, str)
-            else checked(reward, name_of(reward)),
+            load_reward(reward, device=device, batch_size=drawing.batch_size),
             load_abilities(abilities),
             reward_id=fingerprint(reward),
             limit=limit,
@@ -131,22 +129,15 @@ class Panel:
         how = self.drawing
         drawing = {"tokens": how.max_new_tokens, "temperature": how.temperature, "chat": how.chat, "seed": how.seed}
         chosen = self.prompts_of(part)
-        scores = kept(
-            {
-                "what": "reward",
-                "reward": self.reward_id,
-                "prompts": digest([p.key for p in chosen]),
-                **({"replies": how.n} if how.n > 1 else {}),
-                **drawing,
-                "batch": how.batch_size,
-            },
-            lambda: self._rewards(model, tokenizer, chosen),
+        key = {"what": "reward", "reward": self.reward_id, "prompts": digest([p.key for p in chosen]), **drawing}
+        key |= {"batch": how.batch_size} | ({"replies": how.n} if how.n > 1 else {})
+        means = kept(
+            key, lambda: draw_rated(model, tokenizer, chosen, self.reward, self.draws()).rewards.mean(1).tolist()
         )
         if progress is not None:
             progress(1, total)
-        reward = Measurement(
-            "reward", "", np.array(scores, dtype=np.float64)[:, None], "mean", None, tuple(p.key for p in chosen)
-        )
+        statistics = np.array(means, dtype=np.float64)[:, None]
+        reward = Measurement("reward", "", statistics, "mean", None, tuple(p.key for p in chosen))
         abilities = {}
         for number, ability in enumerate(self.abilities, start=2):
             run = partial(ability.measure, model, tokenizer, part, how, limit=self.limit)
@@ -156,12 +147,6 @@ class Panel:
             if progress is not None:
                 progress(number, total)
         return Scores(reward, abilities)
-
-    def _rewards(self, model: nn.Module, tokenizer: Any, prompts: list[Prompt]) -> list[float]:
-        encoded = [encode_prompt(tokenizer, p, chat=self.drawing.chat) for p in prompts]
-        drawn = sample(model, tokenizer, encoded, self.draws())
-        means: list[float] = rate(self.reward, tokenizer, prompts, drawn).mean(1).tolist()
-        return means
 
 
 @dataclass(frozen=True)
@@ -176,25 +161,5 @@ class PanelFiles:
     drawing: Drawing = SCORING
 
     def load(self, device: str) -> Panel:
-        """The panel itself.
-
-        Args:
-            device: of a reward that is a model.
-        """
-        how: dict[str, Any] = {"limit": self.limit, "prompt_limit": self.prompt_limit, "drawing": self.drawing}
-        return Panel.load(self.prompts, self.reward, self.abilities, device=device, **how)
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What one model scored on one part; the first measurement of an ability is its primary one."""
-
-    reward: Measurement
-    abilities: dict[str, list[Measurement]]
-
-    def summary(self) -> dict[str, Any]:
-        """Values with 95 % intervals, as plain json."""
-        return {
-            "reward": interval_of(self.reward),
-            "abilities": {name: {m.metric: interval_of(m) for m in ms} for name, ms in self.abilities.items()},
-        }
+        """The panel itself; a reward that is a model goes to `device`."""
+        return Panel.load(**vars(self), device=device)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from counterpoise.evaluation.measurement import Measurement
-
-if TYPE_CHECKING:
-    from counterpoise.evaluation.panel import Scores
+from counterpoise.evaluation.measurement import Measurement, Scores, above_floor, steps_from_pre, tax_table
+from counterpoise.records import write_whole
 
 DIGITS, KEY_LENGTH = 8, 16  # of a statistic, of an item's key: enough for every score shown, a third of the bytes
 
@@ -58,11 +56,9 @@ def results(
     Raises:
         ValueError: PRE or POST missing or out of place, a name twice, other items in one of the points.
     """
-    from counterpoise.evaluation.tax import at_floor, steps_from_pre, tax_table
-
     _check(points)
     pre, post = points[0].scores, points[1].scores
-    counted = [name for name, measurements in pre.abilities.items() if not at_floor(measurements)]
+    counted = above_floor(pre)
     rows = [
         {
             "name": p.name,
@@ -95,24 +91,15 @@ def statistics_of(scores: Scores) -> dict[str, Any]:
 
 def items_of(scores: Scores) -> dict[str, Any]:
     """What these items are, once for all points of a part: reward or ability -> metric -> keys, aggregate, unit, chance."""
-    return {
-        name: {
-            m.metric: {
-                "aggregate": m.aggregate,
-                "unit": m.unit,
-                "chance": m.chance,
-                "keys": [k[:KEY_LENGTH] for k in m.keys],
-            }
-            for m in measurements
-        }
-        for name, measurements in _all(scores).items()
-    }
+
+    def about(m: Measurement) -> dict[str, Any]:
+        return {"aggregate": m.aggregate, "unit": m.unit, "chance": m.chance, "keys": [k[:KEY_LENGTH] for k in m.keys]}
+
+    return {name: {m.metric: about(m) for m in measurements} for name, measurements in _all(scores).items()}
 
 
 def write_results(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write what `results` made, whole or not at all; one line a point, so that version control shows what changed."""
-    from counterpoise.records import write_whole
-
     lines = [f"{json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in content.items() if k != "points"]
     rows = ",\n  ".join(json.dumps(p, ensure_ascii=False) for p in content["points"])
     write_whole(Path(path), "{\n " + ",\n ".join([*lines, f'"points": [\n  {rows}\n ]']) + "\n}\n")

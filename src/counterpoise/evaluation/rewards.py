@@ -5,27 +5,30 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
-import importlib
 import inspect
 import io
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from torch import nn
 
-from counterpoise.language.prompts import Prompt
-from counterpoise.language.sampling import decode
-from counterpoise.records import digest
+from counterpoise.evaluation.specs import RewardSpec, imported
+from counterpoise.language.prompts import Prompt, encode_prompt
+from counterpoise.language.sampling import Drawing, decode, sample
+from counterpoise.language.scoring import Example
+from counterpoise.records import Progress, digest
+from counterpoise.statistics.bootstrap import Array
 
 Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
 
-def load_reward(spec: str, *, device: str = "cpu", batch_size: int = 16) -> Reward:
-    """The reward that `spec` names.
+def load_reward(spec: str | Reward, *, device: str = "cpu", batch_size: int = 16) -> Reward:
+    """The reward that `spec` names, or that it is.
 
     Args:
         spec: one of
@@ -35,11 +38,13 @@ def load_reward(spec: str, *, device: str = "cpu", batch_size: int = 16) -> Rewa
             anything else: a sequence-classification model, a local folder or a hub id (`id@revision` allowed).
         device, batch_size: for a model.
     """
-    head, _, tail = spec.partition(":")
-    if head == "sentiment" and tail:
-        return checked(sentiment(tail), spec)
-    if tail and not Path(spec).exists() and head.replace(".", "").replace("_", "").isalnum():
-        return checked(imported(head, tail), spec)
+    if not isinstance(spec, str):
+        return checked(spec, name_of(spec))
+    match RewardSpec.read(spec):
+        case RewardSpec("sentiment", _, file):
+            return checked(sentiment(file), spec)
+        case RewardSpec("function", module, function):
+            return checked(python_reward(module, function), spec)
     return checked(classifier(spec, device=device, batch_size=batch_size), spec)
 
 
@@ -66,11 +71,39 @@ def checked(reward: Reward, name: str) -> Reward:
 
 def rate(
     reward: Reward, tokenizer: Any, prompts: Sequence[Prompt], responses: Sequence[Sequence[tuple[int, ...]]]
-) -> NDArray[np.float64]:
+) -> Array:
     """The rewards of n responses to each prompt, given as token ids: shape (prompts, n)."""
     asked = [p.text for p, group in zip(prompts, responses, strict=True) for _ in group]
     scores = reward(asked, decode(tokenizer, [ids for group in responses for ids in group]))
     return np.asarray(scores, dtype=np.float64).reshape(len(prompts), -1)
+
+
+@dataclass(frozen=True)
+class Rated:
+    """Responses with rewards, n of each prompt in a row.
+
+    Attributes:
+        rewards: shape (prompts, n).
+    """
+
+    examples: tuple[Example, ...]
+    rewards: Array
+
+
+def draw_rated(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    reward: Reward,
+    drawing: Drawing,
+    *,
+    progress: Progress | None = None,
+) -> Rated:
+    """Responses to each prompt, none selected, with their rewards."""
+    encoded = [encode_prompt(tokenizer, p, chat=drawing.chat) for p in prompts]
+    drawn = sample(model, tokenizer, encoded, drawing, progress=progress)
+    examples = tuple(Example(p, y) for p, group in zip(encoded, drawn, strict=True) for y in group)
+    return Rated(examples, rate(reward, tokenizer, prompts, drawn))
 
 
 def sentiment(path: str | Path) -> Reward:
@@ -110,21 +143,17 @@ def read_labelled(path: Path) -> tuple[list[str], list[int]]:
     return [text for text, _ in records], [int(label) for _, label in records]
 
 
-def imported(module: str, function: str) -> Reward:
-    sys.path.insert(0, "")
+def python_reward(module: str, function: str) -> Reward:
     try:
-        found = importlib.import_module(module)
+        found: Reward | None = imported(module, function)
     except ModuleNotFoundError as error:
         raise ValueError(
             f"reward {module}:{function}: no module {error.name!r} can be imported from here; expected "
             "module:function, sentiment:FILE.csv, a model folder or a hub id"
         ) from None
-    finally:
-        sys.path.remove("")
-    reward = getattr(found, function, None)
-    if not callable(reward):
+    if found is None:
         raise ValueError(f"reward {module}:{function}: {module} has no callable named {function!r}")
-    return reward  # type: ignore[no-any-return]
+    return found
 
 
 def _positions(config: Any) -> int:
@@ -198,7 +227,7 @@ def fingerprint(reward: str | Reward) -> str:
     """What decides a reward's numbers: its spec or name with the content of the file, folder or source behind it."""
     if not isinstance(reward, str):
         return digest([name_of(reward), _source(reward)])
-    head, _, tail = reward.partition(":")
+    _, head, tail = RewardSpec.read(reward)
     for place in (Path(tail or "."), Path(reward)):
         if place.is_file():
             return digest([head, _sha256(place)])
@@ -222,8 +251,7 @@ def _sha256(path: Path) -> str:
 
 
 def name_of(reward: str | Reward) -> str:
-    return (
-        reward
-        if isinstance(reward, str)
-        else f"{getattr(reward, '__module__', '')}:{getattr(reward, '__qualname__', 'reward')}"
-    )
+    """What results call a reward: its spec, or where its function stands."""
+    if isinstance(reward, str):
+        return reward
+    return f"{getattr(reward, '__module__', '')}:{getattr(reward, '__qualname__', 'reward')}"

@@ -7,19 +7,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import nn
 
 from counterpoise.averaging.mix import Donor
 from counterpoise.averaging.partition import Partition, whole
 from counterpoise.averaging.resident import ResidentAverage, compute_dtype, main_dtype
 from counterpoise.checkpoints.checkpoint import companions_sha256
-from counterpoise.checkpoints.preflight import Pair
-from counterpoise.evaluation.panel import Panel, Scores
+from counterpoise.checkpoints.preflight import Pair, scan
+from counterpoise.evaluation.measurement import Scores
+from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.parts import Part
 from counterpoise.language import dtypes
 from counterpoise.records import NUMERICS, Progress, Stages, Store, digest, named
+from counterpoise.statistics.bootstrap import Array
 
 
 @dataclass(frozen=True)
@@ -62,19 +63,29 @@ class Workbench:
         self.pair, self.panel, self.store, self.donor = pair, panel, store, donor
         self.device, self.dtype = device, dtype or compute_dtype(pair, device)
         told = dtypes.warning(main_dtype(pair), dtype, device)
-        self.warnings = () if told is None else (told,)
+        self.warnings: tuple[str, ...] = () if told is None else (told,)
         self.whole = whole(pair.names)
-        giver = pair.pre if donor == "pre" else pair.post
+        self.giver = pair.pre if donor == "pre" else pair.post
         self.inputs = {
             "numerics": NUMERICS,
             "pre": pair.pre.sha256,
             "post": pair.post.sha256,
-            "donor": companions_sha256(giver),
+            "donor": companions_sha256(self.giver),
             "dropped": list(pair.dropped),
             "dtype": str(self.dtype),
             "device": device,
         }
         self._progress = progress
+
+    @classmethod
+    def scanned(
+        cls, pair: Pair, panel: Panel, store: Store, *, allow_unrelated: bool, progress: Stages | None, **on: Any
+    ) -> Workbench:
+        """A workbench once every tensor was read: `warnings` are those of `preflight` and `scan`, too."""
+        _, told = scan(pair, allow_unrelated=allow_unrelated, progress=named(progress, "reading both checkpoints"))
+        bench = cls(pair, panel, store, **on, progress=progress)
+        bench.warnings = (*pair.warnings, *told, *bench.warnings)
+        return bench
 
     @cached_property
     def resident(self) -> ResidentAverage:
@@ -83,20 +94,22 @@ class Workbench:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The donor's."""
+        """The tokenizer of the donor."""
         from transformers import AutoTokenizer
 
-        giver = self.pair.pre if self.donor == "pre" else self.pair.post
-        return AutoTokenizer.from_pretrained(giver.tokenizer_folder, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(self.giver.tokenizer_folder, trust_remote_code=False)
+
+    def model_at(self, end: float) -> nn.Module:
+        """The resident model as PRE (0), POST (1) or a plain average between them."""
+        self.resident.set(self.whole, [end])
+        return self.resident.model
+
+    def ends(self, part: Part) -> list[Point]:
+        """PRE and POST, measured on a part."""
+        return [self.point(name, self.whole, [r], part, name=name) for name, r in (("PRE", 0.0), ("POST", 1.0))]
 
     def point(
-        self,
-        method: str,
-        cut: Partition,
-        ratios: Sequence[float] | NDArray[np.float64],
-        part: Part,
-        *,
-        name: str | None = None,
+        self, method: str, cut: Partition, ratios: Sequence[float] | Array, part: Part, *, name: str | None = None
     ) -> Point:
         """Measure the average with these ratios on a part, or read it from the store."""
         name = name or f"{method} {cut.mean(ratios):.2g}"

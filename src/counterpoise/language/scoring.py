@@ -1,8 +1,9 @@
-"""Log-probabilities of given tokens."""
+"""Log-probabilities of given tokens: of continuations that share a context, and of responses, differentiably."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -46,9 +47,10 @@ def continuation_logprobs(
     model.eval()
     # Items of one batch need equally many continuations, for the cache to be repeated row by row.
     for rows in by_length(range(len(contexts)), batch_size, key=lambda i: (len(continuations[i]), longest[i])):
-        for group in _equal_counts(rows, continuations):
-            sums = _score_group(model, [contexts[i] for i in group], [continuations[i] for i in group])
-            for i, values in zip(group, sums.tolist(), strict=True):
+        for _, group in groupby(rows, key=lambda i: len(continuations[i])):
+            together = list(group)
+            sums = _score_group(model, [contexts[i] for i in together], [continuations[i] for i in together])
+            for i, values in zip(together, sums.tolist(), strict=True):
                 scores[i] = values
     model.train(was_training)
     return scores
@@ -90,6 +92,52 @@ def _score_group(
     return (first_logp_B.double() + rest_logp_B).view(-1, choices)
 
 
+class Scored(NamedTuple):
+    """One batch of responses as a model sees them; rows end together, so a short response has its padding in front.
+
+    Shape suffixes: B rows, C response tokens, V words, H hidden.
+
+    Attributes:
+        logits_BCV: before each response token, float32 or wider.
+        targets_BC: the response tokens.
+        mask_BC: where a response token stands.
+        hidden_BCH: the last hidden states before each response token.
+    """
+
+    logits_BCV: Tensor
+    targets_BC: Tensor
+    mask_BC: Tensor
+    hidden_BCH: Tensor | None
+
+    def logprobs(self, temperature: float = 1.0) -> Tensor:
+        """log p(token) in nats, (B, C); 0 on padding. The distribution is the one sampled from at `temperature`."""
+        logp_BC = torch.log_softmax(self.logits_BCV / temperature, dim=-1).gather(2, self.targets_BC[..., None])[..., 0]
+        return logp_BC.masked_fill(~self.mask_BC, 0.0)
+
+
+def score_responses(model: nn.Module, examples: Sequence[Example], *, hidden: bool = False) -> Scored:
+    """Run `model` over prompts and responses; only the responses' positions go through the vocabulary-sized head."""
+    device = device_of(model)
+    ids_BT, mask_BT = left_pad([e.prompt + e.response for e in examples], 0, device)
+    longest = max(len(e.response) for e in examples)
+    out = model(
+        input_ids=ids_BT,
+        attention_mask=mask_BT,
+        position_ids=position_ids_of(mask_BT),
+        use_cache=False,
+        logits_to_keep=longest + 1,
+        output_hidden_states=hidden,
+    )
+    logits_BCV = out.logits[:, -(longest + 1) : -1]
+    lengths_B = torch.tensor([len(e.response) for e in examples], device=device)
+    return Scored(
+        logits_BCV if logits_BCV.dtype == torch.float64 else logits_BCV.float(),
+        ids_BT[:, -longest:],
+        torch.arange(longest, device=device) >= longest - lengths_B[:, None],
+        out.hidden_states[-1][:, -(longest + 1) : -1] if hidden else None,
+    )
+
+
 def response_nll(model: nn.Module, examples: Sequence[Example]) -> Tensor:
     """Summed negative log-likelihood, in nats, of the response tokens of one batch: a differentiable scalar.
 
@@ -97,22 +145,21 @@ def response_nll(model: nn.Module, examples: Sequence[Example]) -> Tensor:
     papers/hma.md, fault 7). Divide by the number of response tokens of the whole set for a mean that does not depend on
     how the set was cut into batches.
     """
-    device = device_of(model)
-    ids_BT, mask_BT = left_pad([e.prompt + e.response for e in examples], 0, device)
-    longest = max(len(e.response) for e in examples)
-    # Rows end together (left padding), so only the last positions need the vocabulary-sized output.
-    logits_BCV = model(
-        input_ids=ids_BT,
-        attention_mask=mask_BT,
-        position_ids=position_ids_of(mask_BT),
-        use_cache=False,
-        logits_to_keep=longest + 1,
-    ).logits[:, -(longest + 1) : -1]
-    targets_BC = ids_BT[:, -longest:]
-    lengths_B = torch.tensor([len(e.response) for e in examples], device=device)
-    counted_BC = torch.arange(longest, device=device) >= longest - lengths_B[:, None]
-    logits = logits_BCV if logits_BCV.dtype == torch.float64 else logits_BCV.float()
-    return F.cross_entropy(logits[counted_BC], targets_BC[counted_BC], reduction="sum")
+    scored = score_responses(model, examples)
+    counted = scored.mask_BC
+    return F.cross_entropy(scored.logits_BCV[counted], scored.targets_BC[counted], reduction="sum")
+
+
+def row_nlls(model: nn.Module, examples: Sequence[Example], *, temperature: float = 1.0) -> Tensor:
+    """Negative log-likelihood of each response, in nats, summed over its tokens: shape (B,), differentiable.
+
+    The logits are divided by the temperature of the policy that is scored.
+    """
+    scored = score_responses(model, examples)
+    rows_N, columns_N = scored.mask_BC.nonzero(as_tuple=True)
+    logits_NV, targets_N = scored.logits_BCV[rows_N, columns_N], scored.targets_BC[rows_N, columns_N]
+    nll_N = F.cross_entropy(logits_NV / temperature, targets_N, reduction="none")
+    return nll_N.new_zeros(len(examples)).index_add(0, rows_N, nll_N)
 
 
 def response_tokens(examples: Sequence[Example]) -> int:
@@ -125,13 +172,6 @@ def by_length(items: Sequence[T] | range, batch_size: int, *, key: Callable[[Any
     order = sorted(range(len(items)), key=lambda i: key(items[i]), reverse=True)
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
-
-
-def _equal_counts(rows: list[int], continuations: Sequence[Sequence[Any]]) -> list[list[int]]:
-    groups: dict[int, list[int]] = {}
-    for i in rows:
-        groups.setdefault(len(continuations[i]), []).append(i)
-    return list(groups.values())
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

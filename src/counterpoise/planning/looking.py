@@ -18,7 +18,8 @@ from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.evaluation.abilities import is_file, load_abilities, refuse_repeats
 from counterpoise.evaluation.items import FileAbility
 from counterpoise.evaluation.parts import Part
-from counterpoise.evaluation.rewards import imported, read_labelled
+from counterpoise.evaluation.rewards import python_reward, read_labelled
+from counterpoise.evaluation.specs import RewardSpec
 from counterpoise.language.costs import Items, Shape, shape_of
 from counterpoise.language.loading import without_bars
 from counterpoise.language.prompts import Prompt, encode_prompt
@@ -209,12 +210,12 @@ def look_at_reward(spec: str) -> Source | None:
         ValueError: an unreadable file, nothing to import, a model that is no sequence classifier of one or two labels.
         CheckpointError: no such model.
     """
-    head, _, tail = spec.partition(":")
-    if head == "sentiment" and tail:
+    kind, head, tail = RewardSpec.read(spec)
+    if kind == "sentiment":
         read_labelled(Path(tail))
         return None
-    if tail and not Path(spec).exists() and head.replace(".", "").replace("_", "").isalnum():
-        imported(head, tail)
+    if kind == "function":
+        python_reward(head, tail)
         return None
     found = look(spec, classifier=True)
     config: Any = found.model.config

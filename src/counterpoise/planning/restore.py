@@ -32,7 +32,7 @@ from counterpoise.planning.looking import (
 )
 from counterpoise.planning.stages import restore_stages
 from counterpoise.restoration.request import Request
-from counterpoise.search.candidates import HMA, Scale, TwoSided
+from counterpoise.search.candidates import HMA, Extent, TwoSided
 
 BOUNDS = "every response as long as --max-new-tokens, no early end of a search or of training: upper bounds"
 ASSUMED = (
@@ -79,7 +79,7 @@ def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True) -
     at, assumed = lengths(second, asked, drawing, itemsize, drawing.batch_size // 2, longest_refused=False)
     items, unseen = look_at_abilities(panel.abilities, words, limit=panel.limit, new=drawing.max_new_tokens)
     told += [f"{i.name}: {i.count:,} validation items" for i in items["validation"]]
-    scale = Scale(shape, judge.shape if judge else None, at, len(parts["proxy"]), means)
+    scale = Extent(shape, judge.shape if judge else None, at, len(parts["proxy"]), means)
     counts = {part: len(chosen) for part, chosen in parts.items()}
     stages = restore_stages(scale, counts, items, request.searches, drawing.n)
     resident = {"weights": weight_bytes(shape, itemsize), **judged(judge)}

@@ -19,7 +19,7 @@ from counterpoise.language.costs import (
     training,
     training_bytes,
 )
-from counterpoise.search.candidates import Scale, Search
+from counterpoise.search.candidates import Extent, Search
 
 REPLAYED = "replay: PRE's responses"
 DRAWING = "drawing and rewards"
@@ -28,7 +28,7 @@ TRAINING = "training"
 
 
 def restore_stages(
-    work: Scale,
+    work: Extent,
     parts: Mapping[Part, int],
     items: Mapping[Part, Sequence[Items]],
     searches: Sequence[Search],
@@ -50,7 +50,7 @@ def _measured(
     part: Part,
     noun: str,
     count: int,
-    scale: Scale,
+    scale: Extent,
     parts: Mapping[Part, int],
     items: Mapping[Part, Sequence[Items]],
     replies: int,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from counterpoise.averaging.recipe import Recipe
-from counterpoise.evaluation.measurement import difference
+from counterpoise.evaluation.measurement import above_floor, difference, steps_from_pre, tax_table
 from counterpoise.evaluation.results import items_of, statistics_of
-from counterpoise.evaluation.tax import at_floor, steps_from_pre, tax_table
 from counterpoise.evaluation.workbench import Point, Workbench
 from counterpoise.restoration.pick import choose, no_gain, verdict
 from counterpoise.restoration.request import Request
@@ -16,11 +17,11 @@ from counterpoise.search.candidates import Candidate
 from counterpoise.statistics.front import front, hypervolume
 
 
-def compare(bench: Workbench, request: Request, result: dict[str, Any]) -> Recipe | None:
+def search_and_pick(bench: Workbench, request: Request, result: dict[str, Any]) -> Recipe | None:
     """Fill `result` with points, pick, tax and verdict; return the recipe to write, or None."""
     whole = bench.whole
-    pre, post = (bench.point(n, whole, [r], "validation", name=n) for n, r in (("PRE", 0.0), ("POST", 1.0)))
-    counted = [name for name, ms in pre.scores.abilities.items() if not at_floor(ms)]
+    pre, post = bench.ends("validation")
+    counted = above_floor(pre.scores)
     gain = difference(post.scores.reward, pre.scores.reward)
     result["search"] = []
     if gain["value"] <= 0 or gain["p"] >= 0.05:
@@ -53,7 +54,7 @@ def _finish(
     result["points"] = _rows(points, counted)
     result["hypervolume"] = _hypervolumes(result["points"])
     result["pick"] = pick.name if pick else None
-    final = [bench.point(n, bench.whole, [r], "held-out", name=n) for n, r in (("PRE", 0.0), ("POST", 1.0))]
+    final = bench.ends("held-out")
     if pick is not None:
         final.append(bench.point(pick.method, pick.partition, pick.ratios, "held-out", name=pick.name))
         if pick.method != "MA":
@@ -98,16 +99,13 @@ def _hypervolumes(rows: list[dict[str, Any]]) -> dict[str, float]:
     the rectangle spanned by PRE and POST is 1; points beyond it count."""
     if any(r["retention"] is None for r in rows):
         return {}
-    pre, post = rows[0], rows[1]
-    origin = (pre["reward"]["value"], post["retention"]["value"])
-    span = (post["reward"]["value"] - origin[0], pre["retention"]["value"] - origin[1])
-    if min(span) <= 0:
+    points = np.array([[r["reward"]["value"], r["retention"]["value"]] for r in rows])
+    origin, far = points[[0, 1], [0, 1]], points[[1, 0], [0, 1]]  # PRE comes first, POST second
+    if min(far - origin) <= 0:
         return {}
+    scaled, methods = (points - origin) / (far - origin), [r["method"] for r in rows]
     volumes = {}
-    for method in dict.fromkeys(r["method"] for r in rows[2:]):
-        of = [r for r in rows if r["method"] in (method, "PRE", "POST")]
-        scaled = [
-            [(r["reward"]["value"] - origin[0]) / span[0], (r["retention"]["value"] - origin[1]) / span[1]] for r in of
-        ]
-        volumes[method] = float(hypervolume(scaled, [0.0, 0.0]))
+    for method in dict.fromkeys(methods[2:]):
+        of = [m in (method, "PRE", "POST") for m in methods]
+        volumes[method] = float(hypervolume(scaled[of], [0.0, 0.0]))
     return volumes

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from counterpoise.evaluation.tax import steps_from_pre
+from counterpoise.evaluation.measurement import steps_from_pre
 from counterpoise.evaluation.workbench import Point
 
 
@@ -39,11 +39,7 @@ def no_gain(gain: Mapping[str, float]) -> str:
 
 
 def verdict(result: dict[str, Any], pick: Point | None, keep: float, pickable: Collection[str]) -> str:
-    """What was lost, what the pick keeps and gives back, in two sentences; or why nothing was picked.
-
-    Args:
-        pickable: names of the points that could have been picked.
-    """
+    """What was lost, what the pick keeps and gives back, in two sentences; or why none of the `pickable` was picked."""
     rows = {r["name"]: r for r in result["points"] if r["part"] == "held-out"}
     pre, post = rows["PRE"], rows["POST"]
     taxed = [

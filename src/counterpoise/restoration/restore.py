@@ -18,14 +18,14 @@ from counterpoise.averaging.average import average, describe_inputs
 from counterpoise.averaging.mix import Donor
 from counterpoise.averaging.partition import partition
 from counterpoise.checkpoints.files import CheckpointError
-from counterpoise.checkpoints.preflight import preflight, scan
+from counterpoise.checkpoints.preflight import preflight
 from counterpoise.evaluation.items import FileAbility
+from counterpoise.evaluation.measurement import tax_table
 from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.results import write_results
-from counterpoise.evaluation.tax import tax_table
 from counterpoise.evaluation.workbench import Workbench
 from counterpoise.records import Stages, Store, digest, named, versions
-from counterpoise.restoration.compare import compare
+from counterpoise.restoration.compare import search_and_pick
 from counterpoise.restoration.request import KEEP, MEANS, RESULT, Request
 from counterpoise.search.candidates import CONTROLS, HMA, Search
 
@@ -73,20 +73,15 @@ def restore(
 def run(
     request: Request, panel: Panel, *, command: str | None = None, progress: Stages | None = None
 ) -> dict[str, Any]:
-    """`restore` as asked for; the commands call it.
-
-    Args:
-        command: what was typed, for the record.
-    """
+    """`restore` as asked for; the commands call it with what was typed, for the record."""
     begun, out, work = time.time(), request.out, request.folder
     request.check(sum(isinstance(a, FileAbility) for a in panel.abilities))
     pair = preflight(request.pre, request.post, drop=request.drop, out=out)
     shapes = {n: pair.post.shape(n) for n in pair.names}
     cut = partition(shapes, request.blocks)
-    reading = named(progress, "reading both checkpoints")
-    _, warnings = scan(pair, allow_unrelated=request.allow_unrelated, progress=reading)
     on: dict[str, Any] = {"donor": request.donor, "device": request.device, "dtype": request.dtype}
-    bench = Workbench(pair, panel, Store(work), **on, progress=progress)
+    unrelated = request.allow_unrelated
+    bench = Workbench.scanned(pair, panel, Store(work), allow_unrelated=unrelated, progress=progress, **on)
     settings = {**request.settings, **panel.settings, **request.more_settings, "dtype": str(bench.dtype)}
     decided = {k: v for k, v in settings.items() if (k, v) != ("replies", 1)}  # as before there were replies
     key = digest([bench.inputs, decided, panel.fingerprint])
@@ -102,10 +97,10 @@ def run(
         "inputs": describe_inputs(pair),
         **panel.source,
         "settings": settings,
-        "warnings": [*pair.warnings, *warnings, *bench.warnings],
+        "warnings": list(bench.warnings),
         "partition": cut.summary(shapes),
     }
-    recipe = compare(bench, request, result)
+    recipe = search_and_pick(bench, request, result)
     result["seconds"] = round(time.time() - begun, 1)
     result["out"] = None if recipe is None else str(out)
     if recipe is None:
@@ -165,9 +160,9 @@ def measure_tax(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Reward and abilities of PRE and POST on the held-out part: the rows of `tax_table`, and the preflight's warnings."""
     pair = preflight(pre, post, drop=drop)
-    _, warnings = scan(pair, allow_unrelated=allow_unrelated, progress=named(progress, "reading both checkpoints"))
+    on: dict[str, Any] = {"device": device, "dtype": dtype, "allow_unrelated": allow_unrelated}
     with contextlib.ExitStack() as stack:
         folder = work if work is not None else stack.enter_context(tempfile.TemporaryDirectory())
-        bench = Workbench(pair, panel, Store(folder), device=device, dtype=dtype, progress=progress)
-        before, after = (bench.point(n, bench.whole, [r], "held-out", name=n) for n, r in (("PRE", 0.0), ("POST", 1.0)))
-    return tax_table(before.scores, after.scores), [*pair.warnings, *warnings, *bench.warnings]
+        bench = Workbench.scanned(pair, panel, Store(folder), progress=progress, **on)
+        before, after = bench.ends("held-out")
+    return tax_table(before.scores, after.scores), list(bench.warnings)

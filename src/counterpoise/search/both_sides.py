@@ -4,34 +4,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from counterpoise.averaging.partition import Partition
+from counterpoise.evaluation.rewards import Rated
 from counterpoise.evaluation.workbench import Workbench
+from counterpoise.language.prompts import Prompt
 from counterpoise.language.scoring import Example
 from counterpoise.multitask.mirror import ball_radius
 from counterpoise.records import digest
-from counterpoise.search.contrast import contrast
 from counterpoise.search.on_bench import answers, proxies, ratings, words
 from counterpoise.search.on_policy import OnPolicy
-from counterpoise.search.proxies import ProxySet, Rated
+from counterpoise.search.proxies import ProxySet, contrast
 from counterpoise.search.retention import OPENINGS
-from counterpoise.search.sides import Likelihood, Scale, Side, Slopes
+from counterpoise.search.sides import Likelihood, Side, Slopes
 from counterpoise.search.two_sided import POINTS, Diagonal, Found, diagonal_of, exact, path
+from counterpoise.statistics.bootstrap import Array
 
 FORMS = ("imitation", "contrast", "reward")
-Array = NDArray[np.float64]
 
 
+@dataclass(eq=False)
 class BothSides:
     """Both sides of one pair on one partition, measured when first needed and kept in the workbench's store.
 
-    Args:
+    Attributes:
         cut: usually `layerwise(names).with_rest_block()`.
         form: of the alignment side: "imitation" of POST's good responses, "contrast" of good against bad ones, or the
             "reward" itself, its gradient from responses drawn at each point.
@@ -44,48 +45,43 @@ class BothSides:
         min_effective_sets: the same in other words: rho = log(sets / n), so that at least n sets always count.
     """
 
-    def __init__(
-        self,
-        bench: Workbench,
-        cut: Partition,
-        *,
-        form: str = "imitation",
-        size: int = 256,
-        n: int = 4,
-        openings: Sequence[str] = OPENINGS,
-        with_prompts: bool = True,
-        calibrated: int = 0,
-        rho: float = 0.0,
-        min_effective_sets: float | None = None,
-    ) -> None:
-        if form not in FORMS:
-            raise ValueError(f"alignment: expected {', '.join(FORMS)}, found {form!r}")
-        if size < 2 * n:
-            raise ValueError(f"proxy_size: expected at least {2 * n} sequences, found {size}")
-        if not 0 <= rho < np.inf:
-            raise ValueError(f"rho: expected a finite number >= 0, found {rho}")
-        self.bench, self.cut, self.form, self.size, self.n = bench, cut, form, size, n
-        self._rho, self._effective = rho, min_effective_sets
-        self.openings, self.with_prompts, self.calibrated = tuple(openings), with_prompts, calibrated
-        self.batch = max(1, bench.panel.drawing.batch_size // 2)
+    bench: Workbench
+    cut: Partition
+    form: str = "imitation"
+    size: int = 256
+    n: int = 4
+    openings: Sequence[str] = OPENINGS
+    with_prompts: bool = True
+    calibrated: int = 0
+    rho: float = 0.0
+    min_effective_sets: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise ValueError(f"alignment: expected {', '.join(FORMS)}, found {self.form!r}")
+        if self.size < 2 * self.n:
+            raise ValueError(f"proxy_size: expected at least {2 * self.n} sequences, found {self.size}")
+        if not 0 <= self.rho < np.inf:
+            raise ValueError(f"rho: expected a finite number >= 0, found {self.rho}")
+        self.batch = max(1, self.bench.panel.drawing.batch_size // 2)
 
     @cached_property
-    def rho(self) -> float:
-        """Radius of the adversary's KL ball."""
-        if self._effective is None:
-            return self._rho
+    def radius(self) -> float:
+        """`rho`, or what `min_effective_sets` makes of it."""
+        if self.min_effective_sets is None:
+            return self.rho
         names = list(self.diagonal.retention)
-        if not 1 <= self._effective <= len(names):
+        if not 1 <= self.min_effective_sets <= len(names):
             raise ValueError(
                 f"min_effective_sets: expected a number from 1 to {len(names)} (the retention sets are "
-                f"{', '.join(names)}), found {self._effective:g}"
+                f"{', '.join(names)}), found {self.min_effective_sets:g}"
             )
-        return ball_radius(len(names), self._effective)
+        return ball_radius(len(names), self.min_effective_sets)
 
     @property
     def apart(self) -> bool:
         """Whether the retention sets stay apart for an adversary."""
-        return self._rho > 0 or self._effective is not None
+        return self.rho > 0 or self.min_effective_sets is not None
 
     @cached_property
     def diagonal(self) -> Diagonal:
@@ -104,13 +100,13 @@ class BothSides:
         """Slopes of both sides as plain json, with the seconds they took and what the reward form reports of itself."""
 
         def run() -> dict[str, Any]:
-            begun = time.monotonic()
-            side = self._alignment
+            begun, side, total = time.monotonic(), self._alignment, 1 + len(self._retention)
+            progress = self.bench.stage("measuring both sides") or (lambda done, total: None)
             found: dict[str, Any] = {"alignment": _plain(side.along(POINTS)), "retention": {}}
             for number, (name, kept) in enumerate(self._retention.items()):
-                self._advance("measuring both sides", number + 1, 1 + len(self._retention))
+                progress(number + 1, total)
                 found["retention"][name] = _plain(kept.along(POINTS))
-            self._advance("measuring both sides", 1 + len(self._retention), 1 + len(self._retention))
+            progress(total, total)
             neighbours = [k._asdict() for k in side.kept] if isinstance(side, OnPolicy) else []
             return {**found, "neighbours": neighbours, "seconds": round(time.monotonic() - begun, 2)}
 
@@ -119,7 +115,7 @@ class BothSides:
 
     def path(self, weights: Sequence[float]) -> list[Found]:
         """The ratios for every lambda from the diagonal alone."""
-        return path(self.diagonal, weights, rho=self.rho)
+        return path(self.diagonal, weights, rho=self.radius)
 
     def exact(self, weights: Sequence[float], *, max_passes: int = 12) -> list[Found]:
         """The path, descended on the true sides."""
@@ -127,10 +123,10 @@ class BothSides:
         def run() -> list[Any]:
             kept = {t: s for t, s in self._retention.items() if t not in self.left_out}
             stage = self.bench.stage("searching exactly")
-            options: dict[str, Any] = {"rho": self.rho, "max_passes": max_passes, "progress": stage}
+            options: dict[str, Any] = {"rho": self.radius, "max_passes": max_passes, "progress": stage}
             return [asdict(f) for f in exact(self.diagonal, self._alignment, kept, weights, **options)]
 
-        key = {"what": "exact", **self.key, "weights": list(weights), "rho": self.rho, "passes": max_passes}
+        key = {"what": "exact", **self.key, "weights": list(weights), "rho": self.radius, "passes": max_passes}
         return [Found(**{**f, "ratios": tuple(f["ratios"])}) for f in self.bench.store.once(key, run)]
 
     def truth(self, found: Sequence[Found]) -> list[dict[str, Any]]:
@@ -147,40 +143,15 @@ class BothSides:
             self.bench.store.once({**key, "ratios": list(f.ratios)}, partial(run, np.array(f.ratios))) for f in found
         ]
 
-    def scaled_on(self, found: Found, alignment: Sequence[Example], retention: Sequence[Example]) -> dict[str, float]:
-        """Imitation and retention on other examples, scaled by their own ends: what over-fitting is seen by."""
-
-        def run() -> dict[str, float]:
-            values = {}
-            for name, examples, best in (("alignment", alignment, 1.0), ("retention", retention, 0.0)):
-                objective = ProxySet(tuple(examples), self.batch)
-                at = []
-                for ratios in (np.full(len(self.cut), best), np.full(len(self.cut), 1 - best), np.array(found.ratios)):
-                    self.bench.resident.set(self.cut, ratios)
-                    at.append(objective.nll(self.bench.resident.model))
-                scale = Scale.between(at[0], at[1], name)
-                values[name] = (at[2] - scale.best) / scale.gap
-            return values
-
-        key = {"what": "elsewhere", "model": self.bench.inputs, "cut": cut_key(self.cut), "batch": self.batch}
-        data = {"ratios": list(found.ratios), "examples": digest([list(alignment), list(retention)])}
-        return dict(self.bench.store.once({**key, **data}, run))
-
     @cached_property
     def _alignment(self) -> Side:
         bench, panel = self.bench, self.bench.panel
         if self.form == "reward":
-            return OnPolicy(
-                bench.resident,
-                self.cut,
-                bench.tokenizer,
-                panel.prompts_of("proxy")[: max(2, self.size // self.n)],
-                panel.reward,
-                replace(panel.drawing, n=self.n, batch_size=8 * self.batch, seed=panel.drawing.seed + 1),
-                groups=min(8, max(2, self.size // self.n)),
-                batch_size=self.batch,
-                progress=bench.stage("drawing along the diagonal"),
-            )
+            drawing = replace(panel.drawing, n=self.n, batch_size=8 * self.batch, seed=panel.drawing.seed + 1)
+            how: dict[str, Any] = {"groups": min(8, max(2, self.size // self.n)), "batch_size": self.batch}
+            how["progress"] = bench.stage("drawing along the diagonal")
+            on = (bench.resident, self.cut, bench.tokenizer, self._asked, panel.reward, drawing)
+            return OnPolicy(*on, **how)
         if self.form == "contrast":
             objective = contrast(self._rated, batch_size=self.batch, temperature=panel.drawing.temperature).backward
         else:
@@ -215,14 +186,19 @@ class BothSides:
     def _rated(self) -> list[Rated]:
         return ratings(self.bench, self.size, self.n)
 
+    @property
+    def _asked(self) -> list[Prompt]:
+        """Prompts that the reward form draws responses to, at every point."""
+        return self.bench.panel.prompts_of("proxy")[: max(2, self.size // self.n)]
+
     @cached_property
     def key(self) -> dict[str, Any]:
         """All that decides the slopes."""
         panel = self.bench.panel
         data: Any = self._rated if self.form == "contrast" else self.good
         if self.form == "reward":
-            data = [panel.reward_id, [p.key for p in panel.prompts_of("proxy")[: max(2, self.size // self.n)]]]
             how = panel.drawing
+            data = [panel.reward_id, [p.key for p in self._asked]]
             data += [how.max_new_tokens, how.temperature, how.chat, how.seed, self.n]
         elif self.form == "contrast":
             data = [panel.drawing.temperature, [[list(r.examples), r.rewards.tolist()] for r in self._rated]]
@@ -235,10 +211,6 @@ class BothSides:
             "batch": self.batch,
         }
 
-    def _advance(self, stage: str, done: int, total: int) -> None:
-        if (progress := self.bench.stage(stage)) is not None:
-            progress(done, total)
-
 
 def cut_key(cut: Partition) -> str:
     """sha256 over blocks, weights and the tensors outside."""
@@ -250,6 +222,5 @@ def _plain(slopes: Slopes) -> dict[str, Any]:
 
 
 def _slopes(stored: Mapping[str, Any]) -> Slopes:
-    errors = stored["errors"]
-    points, values, gradients = (np.array(stored[n]) for n in ("points", "values", "gradients"))
-    return Slopes(points, values, gradients, stored["passes"], None if errors is None else np.array(errors))
+    found: dict[str, Any] = {n: np.array(v) if isinstance(v, list) else v for n, v in stored.items()}
+    return Slopes(**found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 
 from counterpoise.averaging.partition import Partition, layerwise, partition
@@ -12,8 +12,8 @@ from counterpoise.checkpoints.preflight import Pair
 from counterpoise.evaluation.workbench import Workbench
 from counterpoise.language.costs import Lengths, Shape, Stage, drawn, forward, training
 from counterpoise.search.both_sides import FORMS, BothSides
+from counterpoise.search.hma import linear_ramp, random_ratios
 from counterpoise.search.on_bench import hma_ratios, proxies
-from counterpoise.search.ramps import linear_ramp, random_ratios, reversed_ramp
 from counterpoise.search.two_sided import Found
 
 PASSES = 12
@@ -52,30 +52,19 @@ class Search(Protocol):
         """What results and `--search` call it."""
 
     def check(self, files: int) -> None:
-        """Raise for settings out of range.
-
-        Args:
-            files: abilities that are files: what can be calibrated on.
-
-        Raises:
-            ValueError: a setting out of range.
-        """
+        """Raise a ValueError for settings out of range; so many abilities are `files`, which can be calibrated on."""
 
     def find(self, bench: Workbench, means: Sequence[float]) -> Findings:
-        """The averages that are to be measured, found on the proxy part of the prompts.
-
-        Args:
-            means: the grid of mean ratios, for a search that has a mean.
-        """
+        """The averages to be measured, found on the proxy part of the prompts; `means` is for a search that has one."""
 
     def averages(self, means: Sequence[float]) -> int:
         """How many candidates `find` gives at most."""
 
-    def cost(self, work: Scale) -> list[Stage]:
+    def cost(self, work: Extent) -> list[Stage]:
         """The stages of `find` with their operations and memory, at most; equal ones of two searches run once."""
 
 
-class Scale(NamedTuple):
+class Extent(NamedTuple):
     """What decides the cost of a search.
 
     Attributes:
@@ -104,13 +93,11 @@ class HMA:
     title: ClassVar[str] = "hma"
 
     def check(self, files: int = 0) -> None:
-        """See `Search.check`."""
         refuse_blocks(self.blocks)
         if self.proxy_size < 1:
             raise ValueError(f"proxy_size: expected at least 1 response, found {self.proxy_size}")
 
     def find(self, bench: Workbench, means: Sequence[float]) -> Findings:
-        """See `Search.find`; above a mean of 1 there is nothing to search."""
         cut, inside = cut_of(bench.pair, self.blocks), _inside(means)
         good = proxies(bench, self.proxy_size) if inside else []
         found = [(i, mean, hma_ratios(bench, cut, good, mean, max_passes=PASSES)) for i, mean in inside]
@@ -121,18 +108,15 @@ class HMA:
         return Findings([Candidate("HMA", f"HMA {m:g}", cut, s.ratios, i) for i, m, s in found], {"search": rows})
 
     def averages(self, means: Sequence[float]) -> int:
-        """See `Search.averages`."""
         return len(_inside(means))
 
-    def cost(self, work: Scale) -> list[Stage]:
-        """See `Search.cost`."""
-        count = self.averages(work.means)
-        if not count:
-            return [_drawing_proxies(work, self.proxy_size)]
-        one = training(work.shape, work.at.prompt, work.at.response, sequences=self.proxy_size)
-        what = f"{count} means, at most {PASSES} passes over {self.proxy_size:,} responses each"
-        searched = Stage("search: HMA", what, one * (PASSES * count), work.at.training_memory(work.shape))
-        return [_drawing_proxies(work, self.proxy_size), searched]
+    def cost(self, work: Extent) -> list[Stage]:
+        stages = [_drawing_proxies(work, self.proxy_size)]
+        if count := self.averages(work.means):
+            one = training(work.shape, work.at.prompt, work.at.response, sequences=self.proxy_size)
+            what = f"{count} means, at most {PASSES} passes over {self.proxy_size:,} responses each"
+            stages.append(Stage("search: HMA", what, one * (PASSES * count), work.at.training_memory(work.shape)))
+        return stages
 
 
 Kind = Literal["linear", "reversed", "random"]
@@ -152,35 +136,30 @@ class Ramp:
 
     @property
     def title(self) -> str:
-        """The kind."""
         return self.kind
 
     def check(self, files: int = 0) -> None:
-        """See `Search.check`."""
         refuse_blocks(self.blocks)
         if self.kind not in get_args(Kind):
             raise ValueError(f"kind: expected {', '.join(get_args(Kind))}, found {self.kind!r}")
 
     def find(self, bench: Workbench, means: Sequence[float]) -> Findings:
-        """See `Search.find`."""
         deep, cut = layerwise(bench.pair.names), cut_of(bench.pair, self.blocks)
         found = []
         for i, mean in _inside(means):
             if self.kind == "random":
                 part, ratios = cut, random_ratios(cut, mean, seed=bench.panel.drawing.seed)
             else:
-                part, ratios = deep, (linear_ramp if self.kind == "linear" else reversed_ramp)(deep, mean)
+                part, ratios = deep, linear_ramp(deep, mean, reverse=self.kind == "reversed")
             method = "LiNeS" if self.kind == "linear" else self.kind
             found.append(Candidate(method, f"{method} {mean:g}", part, tuple(ratios), i, self.kind == "linear"))
         return Findings(found)
 
     def averages(self, means: Sequence[float]) -> int:
-        """See `Search.averages`."""
         return len(_inside(means))
 
-    def cost(self, work: Scale) -> list[Stage]:
-        """None: nothing is searched."""
-        return []
+    def cost(self, work: Extent) -> list[Stage]:
+        return []  # nothing is searched
 
 
 CONTROLS = (Ramp("linear"), Ramp("reversed"), Ramp("random"))
@@ -208,7 +187,6 @@ class TwoSided:
     title: ClassVar[str] = "two-sided"
 
     def check(self, files: int = 0) -> None:
-        """See `Search.check`."""
         refuse_blocks(self.blocks)
         if not self.lambdas or not all(math.isfinite(x) and x >= 0 for x in self.lambdas):
             raise ValueError(f"lambdas: expected numbers of at least 0, found {list(self.lambdas)}")
@@ -228,22 +206,15 @@ class TwoSided:
             )
 
     def find(self, bench: Workbench, means: Sequence[float]) -> Findings:
-        """See `Search.find`: path and exact search for every lambda."""
         cut = cut_of(bench.pair, self.blocks).with_rest_block()
-        both = BothSides(
-            bench,
-            cut,
-            form=self.alignment,
-            size=self.proxy_size,
-            calibrated=self.calibrate,
-            min_effective_sets=self.min_effective_sets,
-        )
+        kept: dict[str, Any] = {"calibrated": self.calibrate, "min_effective_sets": self.min_effective_sets}
+        both = BothSides(bench, cut, form=self.alignment, size=self.proxy_size, **kept)
         drawn, searched = both.path(self.lambdas), both.exact(self.lambdas, max_passes=PASSES)
         truths: list[Any] = both.truth(drawn) if both.form != "reward" else [None] * len(drawn)
         rows = [row(f, "path", t) for f, t in zip(drawn, truths, strict=True)] + [row(f, "exact") for f in searched]
         told = {
             "alignment": both.form,
-            "rho": both.rho,
+            "rho": both.radius,
             "sets": list(both.diagonal.retention),
             "left_out": list(both.left_out),
             "passes": both.diagonal.passes,
@@ -257,11 +228,9 @@ class TwoSided:
         return Findings(found, {"two_sided": told})
 
     def averages(self, means: Sequence[float]) -> int:
-        """See `Search.averages`."""
         return 2 * len(self.lambdas)
 
-    def cost(self, work: Scale) -> list[Stage]:
-        """See `Search.cost`."""
+    def cost(self, work: Extent) -> list[Stage]:
         shape, at, size = work.shape, work.at, self.proxy_size
         stages = [_drawing_proxies(work, size)] if self.alignment == "imitation" else []
         memory = at.drawing_memory(shape, work.reward)
@@ -299,23 +268,9 @@ def two_sided_passes(form: str, lambdas: int) -> tuple[int, int]:
 
 
 def row(found: Found, how: str, truth: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """One lambda as plain json for restore.json.
-
-    Args:
-        how: "path" or "exact".
-        truth: both sides as measured there; None where `found` holds measured values.
-    """
-    return {
-        "how": how,
-        "lambda": found.weight,
-        "ratios": list(found.ratios),
-        "alignment": found.alignment,
-        "retention": dict(found.retention),
-        "shares": dict(found.shares),
-        "passes": found.passes,
-        "converged": found.converged,
-        "measured": None if truth is None else dict(truth),
-    }
+    """One lambda of "path" or "exact" as plain json for restore.json; `truth` is both sides as measured there."""
+    told = {**asdict(found), "ratios": list(found.ratios)}
+    return {"how": how, "lambda": told.pop("weight"), **told, "measured": None if truth is None else dict(truth)}
 
 
 def cut_of(pair: Pair, blocks: int | str) -> Partition:
@@ -324,22 +279,14 @@ def cut_of(pair: Pair, blocks: int | str) -> Partition:
 
 
 def refuse_blocks(blocks: int | str) -> None:
-    """Raise for what is no way of cutting a model.
-
-    Raises:
-        ValueError: a number below 1, or a word that names none.
-    """
+    """Raise a ValueError for what is no way of cutting a model: a number below 1, or a word that names none."""
     number = str(blocks).removeprefix("-")
     if not (int(blocks) >= 1 if number.isdecimal() else blocks in ("layerwise", "module")):
         raise ValueError(f"blocks: expected a number of at least 1, 'layerwise' or 'module', found {blocks!r}")
 
 
 def refuse_means(means: Sequence[float], mean: float | None = None) -> None:
-    """Raise for a grid of mean ratios, or the one that is fixed, out of range.
-
-    Raises:
-        ValueError: a mean below 0 or not finite, a fixed one above 1.
-    """
+    """Raise a ValueError for a grid of mean ratios with one below 0 or not finite, or a fixed one outside [0, 1]."""
     if not means or not all(math.isfinite(m) and m >= 0 for m in means):
         raise ValueError(f"means: expected numbers of at least 0, found {list(means)}")
     if mean is not None and not 0 <= mean <= 1:  # NaN as well
@@ -351,7 +298,7 @@ def _inside(means: Sequence[float]) -> list[tuple[int, float]]:
     return [(i, mean) for i, mean in enumerate(means) if mean <= 1]
 
 
-def _drawing_proxies(work: Scale, size: int) -> Stage:
+def _drawing_proxies(work: Extent, size: int) -> Stage:
     asked = min(math.ceil(size / 0.8), work.prompts)
     drawing = drawn(work.shape, work.reward, work.at, prompts=asked, n=2)
     memory = work.at.drawing_memory(work.shape, work.reward)

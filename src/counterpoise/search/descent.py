@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Evaluate = Callable[[NDArray[np.float64]], tuple[float, NDArray[np.float64]]]
+from counterpoise.records import Progress
+from counterpoise.statistics.bootstrap import Array
+
+Evaluate = Callable[[Array], tuple[float, Array]]
 
 
 @dataclass(frozen=True)
@@ -35,14 +37,14 @@ class SearchResult:
 
 def spectral_descent(
     evaluate: Evaluate,
-    start: NDArray[np.float64],
-    onto: Callable[[NDArray[np.float64]], NDArray[np.float64]],
-    weights: NDArray[np.float64],
+    start: Array,
+    onto: Callable[[Array], Array],
+    weights: Array,
     *,
     max_passes: int,
     tolerance: float,
     first_move: float = 0.4,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> SearchResult:
     """Projected spectral gradient in the metric of `weights` (Birgin, Martinez and Raydan 2000), monotone.
 
@@ -50,10 +52,16 @@ def spectral_descent(
     by `first_move`, later ones take the Barzilai-Borwein length, and a step that does not descend is shortened by the
     cubic through both values and slopes. The best point seen is returned.
     """
-    x, (value, gradient) = start, evaluate(start)
-    trace = [value]
-    if progress is not None:
-        progress(1, max_passes)
+    trace: list[float] = []
+
+    def traced(ratios: Array) -> tuple[float, Array]:
+        found = evaluate(ratios)
+        trace.append(found[0])
+        if progress is not None:
+            progress(len(trace), max_passes)
+        return found
+
+    x, (value, gradient) = start, traced(start)
     length = _length_of(first_move, x, gradient / weights, onto)
     if length is None:
         return SearchResult(tuple(map(float, x)), value, tuple(trace), True)
@@ -67,10 +75,7 @@ def spectral_descent(
         share = 1.0
         while True:
             trial = onto(x + share * direction)
-            trial_value, trial_gradient = evaluate(trial)
-            trace.append(trial_value)
-            if progress is not None:
-                progress(len(trace), max_passes)
+            trial_value, trial_gradient = traced(trial)
             if trial_value <= value + 1e-4 * share * slope or len(trace) >= max_passes:
                 break
             share *= _cubic_share(value, share * slope, trial_value, share * float(trial_gradient @ direction))
@@ -84,12 +89,7 @@ def spectral_descent(
     return SearchResult(tuple(map(float, x)), value, tuple(trace), converged)
 
 
-def _length_of(
-    move: float,
-    x: NDArray[np.float64],
-    downhill: NDArray[np.float64],
-    onto: Callable[[NDArray[np.float64]], NDArray[np.float64]],
-) -> float | None:
+def _length_of(move: float, x: Array, downhill: Array, onto: Callable[[Array], Array]) -> float | None:
     """The step length that moves the furthest ratio by about `move` after projection; None when nothing can move.
 
     Most of the gradient is common to all ratios ("keep more of everything") and the mean constraint takes it away: what

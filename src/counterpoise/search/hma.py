@@ -1,16 +1,57 @@
-"""Heterogeneous Model Averaging: the ratios per block that keep most alignment at a given mean ratio."""
+"""Ratios of a given mean: the projection onto them, Heterogeneous Model Averaging, its rivals and controls."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 from counterpoise.averaging.partition import Partition
 from counterpoise.averaging.resident import Objective, ResidentAverage
+from counterpoise.records import Progress
 from counterpoise.search.descent import SearchResult, spectral_descent
-from counterpoise.search.simplex import project
+from counterpoise.statistics.bootstrap import Array
+
+
+def project(point: ArrayLike, mean: float, weights: ArrayLike) -> Array:
+    """The r in [0, 1]^K of this mean nearest to `point` in the metric sum_k w_k (r_k - y_k)^2.
+
+    In that metric r_k = clip(y_k - tau, 0, 1), and the tau that meets the mean is found between two breakpoints
+    of a piecewise linear, decreasing function: exact, no iteration. Splitting a block in two halves of half its weight
+    changes nothing. It replaces the paper's rescaled sigmoid, which does not keep the ratios within [0, 1]
+    (papers/hma.md).
+
+    Args:
+        point: y, shape (K,).
+        mean: the weighted mean wanted, in [0, 1].
+        weights: w > 0, shape (K,).
+
+    Returns:
+        r, float64 of shape (K,).
+
+    >>> project([0.9, 0.5, 0.1], 0.5, [1, 1, 1])
+    array([0.9, 0.5, 0.1])
+    >>> project([2.0, 0.5, 0.5], 0.5, [1, 1, 1])
+    array([1.  , 0.25, 0.25])
+    """
+    y, w = np.asarray(point, dtype=np.float64), np.asarray(weights, dtype=np.float64)
+    if not 0.0 <= mean <= 1.0:
+        raise ValueError(f"mean: expected a number in [0.0, 1.0], found {mean}")
+    if y.shape != w.shape or y.ndim != 1 or not (w > 0).all() or not np.isfinite(y).all():
+        raise ValueError(f"project: expected finite points and positive weights of one shape (K,), found {y} and {w}")
+    w = w / w.sum()
+    # At each breakpoint tau one coordinate meets a bound; between two of them the mean is linear in tau.
+    taus = np.sort(np.concatenate([y - 1.0, y]))
+    means = np.clip(y[None, :] - taus[:, None], 0.0, 1.0) @ w
+    right = int(np.searchsorted(-means, -mean, side="left"))
+    if right == 0:
+        return np.ones_like(y)
+    right = min(right, len(taus) - 1)
+    left = right - 1
+    gap = means[left] - means[right]
+    share = (means[left] - mean) / gap if gap > 0 else 0.0
+    tau = taus[left] + share * (taus[right] - taus[left])
+    projected: Array = np.clip(y - tau, 0.0, 1.0)
+    return projected
 
 
 def hma(
@@ -21,8 +62,8 @@ def hma(
     *,
     max_passes: int = 12,
     tolerance: float = 3e-4,
-    start: NDArray[np.float64] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    start: Array | None = None,
+    progress: Progress | None = None,
 ) -> SearchResult:
     """Minimise the proxy loss over r subject to 0 <= r_k <= 1 and sum_k w_k r_k / sum_k w_k = mean.
 
@@ -40,11 +81,8 @@ def hma(
     begin = np.full(len(partition), float(mean)) if start is None else np.asarray(start, dtype=np.float64)
     begin = project(begin, mean, partition.weights)
 
-    def evaluate(ratios: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        return resident.loss_and_gradient(partition, ratios, objective)
-
     return spectral_descent(
-        evaluate,
+        lambda ratios: resident.loss_and_gradient(partition, ratios, objective),
         begin,
         lambda y: project(y, mean, partition.weights),
         partition.weights,
@@ -52,3 +90,22 @@ def hma(
         tolerance=tolerance,
         progress=progress,
     )
+
+
+def linear_ramp(partition: Partition, mean: float, *, reverse: bool = False) -> Array:
+    """Ratios that grow linearly with depth, as steep as [0, 1] allows at this mean: LiNeS (arXiv 2410.17146).
+
+    The deepest layers keep the whole update where the mean is 0.5 or more, as LiNeS has it; below, the first layers
+    keep none of it. With `reverse` the ramp is upside down: a control of the same mean and spread.
+    """
+    last = max(n for b in partition.blocks for n in b.layers) or 1
+    depth = np.array([np.mean(b.layers) / last for b in partition.blocks])  # from 0 at the input to 1 at the output
+    start, end = (2 * mean - 1, 1.0) if mean >= 0.5 else (0.0, 2 * mean)
+    if reverse:
+        start, end = end, start
+    return project(start + (end - start) * depth, mean, partition.weights)
+
+
+def random_ratios(partition: Partition, mean: float, *, seed: int) -> Array:
+    """Uniform random ratios brought to this mean: a control."""
+    return project(np.random.default_rng(seed).uniform(size=len(partition)), mean, partition.weights)

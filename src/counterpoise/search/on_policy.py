@@ -4,43 +4,28 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import nn
 
 from counterpoise.averaging.partition import Partition
 from counterpoise.averaging.resident import ResidentAverage
-from counterpoise.evaluation.rewards import Reward
+from counterpoise.evaluation.rewards import Rated, Reward, draw_rated
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
-from counterpoise.language.scoring import Example, by_length
+from counterpoise.language.scoring import by_length, row_nlls
 from counterpoise.records import Progress
 from counterpoise.search.descent import Evaluate
-from counterpoise.search.proxies import draw_rated
-from counterpoise.search.rows import row_nlls
-from counterpoise.search.sides import Slopes, advantages
+from counterpoise.search.proxies import advantages
+from counterpoise.search.sides import Slopes
+from counterpoise.statistics.bootstrap import Array
 
-Array = NDArray[np.float64]
 LEAST_SHARE = 0.1
 """Importance weights whose effective sample size is a smaller share of the samples are refused."""
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Responses of one average, prompt by prompt: n of each in a row, with their rewards."""
-
-    examples: tuple[Example, ...]
-    rewards: Array
-    n: int
-
-    @property
-    def baselines(self) -> Array:
-        """For each example the mean reward of the other responses to its prompt."""
-        return self.rewards - advantages(self.rewards.reshape(-1, self.n)).ravel()
 
 
 class Kept(NamedTuple):
@@ -69,6 +54,7 @@ def effective_share(log_weights: ArrayLike) -> float:
     return float(w.sum() ** 2 / (len(w) * (w**2).sum()))
 
 
+@dataclass
 class OnPolicy:
     """Minus the mean reward, with the policy gradient: REINFORCE with a leave-one-out baseline per prompt (RLOO).
 
@@ -81,44 +67,39 @@ class OnPolicy:
 
     Standard errors come from `groups` groups of prompts, each with its own backward pass: the cost is that of one.
 
-    Args:
+    Attributes:
         partition: of the ratios; `resident` is moved while this works.
         prompts: alignment prompts of the proxy part.
         drawing: at least 2 responses a prompt and point; its temperature, above 0, is the policy's.
         batch_size: sequences at once in the gradient.
+        kept: which neighbours' samples `along` used.
     """
 
-    fixed = False
+    resident: ResidentAverage
+    partition: Partition
+    tokenizer: Any
+    prompts: Sequence[Prompt]
+    reward: Reward
+    drawing: Drawing
+    groups: int = 8
+    batch_size: int = 8
+    progress: Progress | None = None
+    kept: list[Kept] = field(default_factory=list, init=False)
+    fixed: bool = field(default=False, init=False)
 
-    def __init__(
-        self,
-        resident: ResidentAverage,
-        partition: Partition,
-        tokenizer: Any,
-        prompts: Sequence[Prompt],
-        reward: Reward,
-        drawing: Drawing,
-        *,
-        groups: int = 8,
-        batch_size: int = 8,
-        progress: Progress | None = None,
-    ) -> None:
-        n, temperature = drawing.n, drawing.temperature
+    def __post_init__(self) -> None:
+        n, temperature = self.drawing.n, self.drawing.temperature
         if n < 2 or not temperature > 0:
             raise ValueError(f"on-policy: expected n >= 2 and a temperature above 0, found {n} and {temperature}")
-        if not 2 <= groups <= len(prompts):
-            raise ValueError(f"on-policy: expected from 2 groups to one a prompt ({len(prompts)}), found {groups}")
-        self.resident, self.partition, self.tokenizer, self.reward = resident, partition, tokenizer, reward
-        self.prompts, self.drawing, self.groups, self.batch_size = list(prompts), drawing, groups, batch_size
-        self.kept: list[Kept] = []
-        self._progress = progress
+        if not 2 <= self.groups <= len(self.prompts):
+            most = len(self.prompts)
+            raise ValueError(f"on-policy: expected from 2 groups to one a prompt ({most}), found {self.groups}")
 
     def along(self, points: Sequence[float]) -> Slopes:
-        """See `Side.along`; `kept` then says which neighbours' samples were used."""
         at = [np.full(len(self.partition), t) for t in points]
         pools = [self.draw(r) for r in at]
         self.kept = []
-        values, gradients, errors = [], [], []
+        found = []
         for s, r in enumerate(at):
             near = range(max(0, s - 1), min(len(at), s + 2))
             logs = {j: self._log_probabilities(at[j], [pools[i] for i in near]) for j in near}
@@ -134,16 +115,11 @@ class OnPolicy:
                 np.logaddexp.reduce([logs[j][position] for _, j in taken], axis=0) - np.log(len(taken))
                 for position, _ in taken
             ]
-            value, gradient, error = self._grouped(r, [pools[i] for _, i in taken], mixed)
-            values.append(value)
-            gradients.append(gradient)
-            errors.append(error)
-        return Slopes(
-            np.asarray(points, dtype=np.float64), np.array(values), np.stack(gradients), len(at), np.stack(errors)
-        )
+            found.append(self._grouped(r, [pools[i] for _, i in taken], mixed))
+        values, gradients, errors = (np.array(column) for column in zip(*found, strict=True))
+        return Slopes(np.asarray(points, dtype=np.float64), values, gradients, len(at), errors)
 
     def near(self, ratios: Array) -> Evaluate:
-        """See `Side.near`: draws at `ratios`."""
         pool = self.draw(ratios)
         [drawn] = self._log_probabilities(ratios, [pool])
 
@@ -152,44 +128,39 @@ class OnPolicy:
             if effective_share(now - drawn) < LEAST_SHARE:
                 return float("inf"), np.zeros(len(self.partition))
             surrogate = _Surrogate([pool], [drawn], slice(None), self.batch_size, self.drawing.temperature)
-            value, gradient = self.resident.loss_and_gradient(self.partition, r, surrogate.backward)
-            return value, gradient
+            return self.resident.loss_and_gradient(self.partition, r, surrogate.backward)
 
         return evaluate
 
-    def draw(self, ratios: Array) -> Pool:
+    def draw(self, ratios: Array) -> Rated:
         """n responses of the average to each prompt, rewarded."""
         self.resident.set(self.partition, ratios)
-        how, progress = self.drawing, self._progress
-        rated = draw_rated(self.resident.model, self.tokenizer, self.prompts, self.reward, how, progress=progress)
-        return Pool(rated.examples, rated.rewards.ravel(), how.n)
+        model, progress = self.resident.model, self.progress
+        return draw_rated(model, self.tokenizer, self.prompts, self.reward, self.drawing, progress=progress)
 
     @torch.no_grad()
-    def _log_probabilities(self, ratios: Array, pools: Sequence[Pool]) -> list[Array]:
+    def _log_probabilities(self, ratios: Array, pools: Sequence[Rated]) -> list[Array]:
         """log p of each response of each pool under the average at `ratios`."""
         self.resident.set(self.partition, ratios)
         found = []
         for pool in pools:
             logs = np.empty(len(pool.examples))
             for rows in by_length(pool.examples, 2 * self.batch_size, key=lambda e: len(e.prompt) + len(e.response)):
-                nlls = row_nlls(
-                    self.resident.model, [pool.examples[i] for i in rows], temperature=self.drawing.temperature
-                )
+                examples = [pool.examples[i] for i in rows]
+                nlls = row_nlls(self.resident.model, examples, temperature=self.drawing.temperature)
                 logs[rows] = -nlls.double().cpu().numpy()
             found.append(logs)
         return found
 
-    def _grouped(self, r: Array, pools: Sequence[Pool], mixed: Sequence[Array]) -> tuple[float, Array, Array]:
+    def _grouped(self, r: Array, pools: Sequence[Rated], mixed: Sequence[Array]) -> tuple[float, Array, Array]:
         """Value, gradient and its standard error, from one backward pass a group of prompts."""
         bounds = np.linspace(0, len(self.prompts), self.groups + 1).round().astype(int) * self.drawing.n
-        values, gradients = [], []
         sizes = np.diff(bounds) / (len(self.prompts) * self.drawing.n)
+        found = []
         for first, stop in itertools.pairwise(bounds):
             part = _Surrogate(pools, mixed, slice(first, stop), self.batch_size, self.drawing.temperature)
-            value, gradient = self.resident.loss_and_gradient(self.partition, r, part.backward)
-            values.append(value)
-            gradients.append(gradient)
-        g = np.stack(gradients)
+            found.append(self.resident.loss_and_gradient(self.partition, r, part.backward))
+        values, g = (np.array(column) for column in zip(*found, strict=True))
         mean = sizes @ g
         error = np.sqrt((sizes**2) @ (g - mean) ** 2 * self.groups / (self.groups - 1))
         return float(sizes @ values), mean, error
@@ -198,7 +169,7 @@ class OnPolicy:
 class _Surrogate(NamedTuple):
     """Minus the importance-weighted mean reward of some rows: an objective whose gradient is minus the policy gradient."""
 
-    pools: Sequence[Pool]
+    pools: Sequence[Rated]
     mixed: Sequence[Array]
     rows: slice
     batch_size: int
@@ -211,8 +182,10 @@ class _Surrogate(NamedTuple):
         means differ, would not cancel in the mixture.
         """
         examples = [e for p in self.pools for e in p.examples[self.rows]]
-        base = np.mean([p.baselines[self.rows] for p in self.pools], axis=0)
-        plus = np.concatenate([p.rewards[self.rows] - base for p in self.pools])
+        rewards = [p.rewards.ravel()[self.rows] for p in self.pools]
+        above = [advantages(p.rewards).ravel()[self.rows] for p in self.pools]
+        base = np.mean([r - a for r, a in zip(rewards, above, strict=True)], axis=0)
+        plus = np.concatenate([r - base for r in rewards])
         logs = np.concatenate([m[self.rows] for m in self.mixed])
         total = -float(base.mean())
         for rows in by_length(examples, self.batch_size, key=lambda e: len(e.prompt) + len(e.response)):

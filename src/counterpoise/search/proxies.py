@@ -1,22 +1,19 @@
-"""Proxy sets: the responses on which a search computes its objective."""
+"""Proxy sets: the responses on which a search computes its objective, good ones imitated or set against bad ones."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 from torch import nn
 
-from counterpoise.evaluation.rewards import Reward, rate
-from counterpoise.language.prompts import Prompt, encode_prompt
-from counterpoise.language.sampling import Drawing, sample
-from counterpoise.language.scoring import Example, by_length, response_nll, response_tokens
-from counterpoise.records import Progress
+from counterpoise.evaluation.rewards import Rated
+from counterpoise.language.scoring import Example, by_length, response_nll, response_tokens, row_nlls
+from counterpoise.statistics.bootstrap import Array
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ class ProxySet:
 
     @torch.no_grad()
     def nll(self, model: nn.Module) -> float:
-        """The objective alone."""
+        """The objective without its gradient."""
         return self._run(model, gradient=False)
 
     def _run(self, model: nn.Module, *, gradient: bool) -> float:
@@ -50,55 +47,91 @@ class ProxySet:
 
 
 @dataclass(frozen=True)
-class Rated:
-    """Responses with rewards, n of each prompt in a row.
+class WeightedSet:
+    """An objective: sum_i w_i NLL_i over the number of response tokens, NLL_i in nats.
 
-    Attributes:
-        rewards: shape (prompts, n).
+    With advantages as weights it is the contrast of good against bad responses: minus the advantage-weighted
+    log-likelihood, whose gradient at the model that drew the responses is minus the policy gradient of the reward.
     """
 
     examples: tuple[Example, ...]
-    rewards: NDArray[np.float64]
+    weights: tuple[float, ...]
+    batch_size: int = 8
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if len(self.examples) != len(self.weights) or not self.examples:
+            raise ValueError(
+                f"expected one weight an example and at least one, found {len(self.weights)} weights "
+                f"and {len(self.examples)} examples"
+            )
+
+    def backward(self, model: nn.Module) -> float:
+        """The objective, its gradient accumulated in the parameters: an `Objective`."""
+        tokens, total = response_tokens(self.examples), 0.0
+        for rows in by_length(self.examples, self.batch_size, key=lambda e: len(e.prompt) + len(e.response)):
+            nlls = row_nlls(model, [self.examples[i] for i in rows], temperature=self.temperature)
+            loss = (nlls * nlls.new_tensor([self.weights[i] for i in rows])).sum() / tokens
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        return total
 
 
-def draw_rated(
-    model: nn.Module,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    reward: Reward,
-    drawing: Drawing,
-    *,
-    progress: Progress | None = None,
-) -> Rated:
-    """Responses to each prompt, none selected, with their rewards."""
-    encoded = [encode_prompt(tokenizer, p, chat=drawing.chat) for p in prompts]
-    drawn = sample(model, tokenizer, encoded, drawing, progress=progress)
-    examples = tuple(Example(p, y) for p, group in zip(encoded, drawn, strict=True) for y in group)
-    return Rated(examples, rate(reward, tokenizer, prompts, drawn))
+def advantages(rewards: ArrayLike) -> Array:
+    """Reward minus the mean reward of the other responses to the same prompt; every row sums to 0.
 
-
-def draw_proxies(
-    model: nn.Module,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    reward: Reward,
-    drawing: Drawing,
-    *,
-    size: int = 2000,
-    keep: float = 0.4,
-    progress: Progress | None = None,
-) -> list[Example]:
-    """Good responses of POST on the alignment prompts: the paper's proxy for alignment (Lin et al. 2024, section 5).
-
-    Of `drawing.n` responses per prompt (2 in `proxies`), the share `keep` with the highest reward stays, and `size` of
-    those are drawn at random (the paper: 2000 of the best 5000). No ability data is used.
+    The leave-one-out baseline (RLOO) does not depend on the response it is subtracted for, so that the policy gradient
+    stays unbiased.
 
     Args:
-        model: POST.
+        rewards: shape (prompts, n), n >= 2.
+
+    >>> advantages([[1.0, 0.0, 2.0]])
+    array([[ 0. , -1.5,  1.5]])
     """
-    rated = draw_rated(model, tokenizer, prompts, reward, drawing, progress=progress)
+    r = np.asarray(rewards, dtype=np.float64)
+    if r.ndim != 2 or r.shape[1] < 2 or not np.isfinite(r).all():
+        raise ValueError(f"advantages: expected finite rewards of shape (prompts, n >= 2), found shape {r.shape}")
+    n = r.shape[1]
+    centred: Array = (r - r.mean(1, keepdims=True)) * (n / (n - 1))
+    return centred
+
+
+def contrast(rated: Sequence[Rated], *, batch_size: int = 8, temperature: float = 1.0) -> WeightedSet:
+    """Minus the advantage-weighted log-likelihood of the responses, so that only what earns reward counts as alignment.
+
+    F(r) = -sum_i a_i log p_r(y_i | x_i) / tokens, the advantages summing to 0 over the responses of one model to one
+    prompt. So what POST says and PRE does not counts for nothing by itself; only a response better or worse than its
+    siblings does. At the model that drew them the gradient is minus the policy gradient of the reward (RLOO).
+
+    Args:
+        rated: of POST, and of PRE too where the search should also know what to prefer at that end.
+
+    Raises:
+        ValueError: all responses to every prompt have the same reward.
+    """
+    pairs = [
+        (e, a)
+        for group in rated
+        for e, a in zip(group.examples, advantages(group.rewards).ravel().tolist(), strict=True)
+        if a != 0.0
+    ]
+    if not pairs:
+        raise ValueError(
+            "contrast: expected responses of different reward to at least one prompt, found none; "
+            "draw more responses or use a finer reward"
+        )
+    return WeightedSet(tuple(e for e, _ in pairs), tuple(a for _, a in pairs), batch_size, temperature)
+
+
+def best_responses(rated: Rated, size: int, *, keep: float, seed: int) -> list[Example]:
+    """Of POST's responses the paper's proxy for alignment (Lin et al. 2024, section 5).
+
+    The share `keep` with the highest reward stays, and `size` of those are drawn at random (the paper: 2000 of the best
+    5000). No ability data is used.
+    """
     examples, scores = rated.examples, rated.rewards.ravel()
     ranked = sorted(range(len(examples)), key=lambda i: (-scores[i], i))
     pool = ranked[: max(1, round(keep * len(ranked)))]
-    chosen = pool if len(pool) <= size else random.Random(drawing.seed).sample(pool, size)
+    chosen = pool if len(pool) <= size else random.Random(seed).sample(pool, size)
     return [examples[i] for i in sorted(chosen)]

@@ -14,10 +14,10 @@ from counterpoise.averaging.average import describe_inputs
 from counterpoise.averaging.partition import Partition
 from counterpoise.averaging.recipe import Recipe
 from counterpoise.checkpoints.files import CheckpointError
-from counterpoise.checkpoints.preflight import preflight, scan
+from counterpoise.checkpoints.preflight import preflight
 from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.workbench import Workbench
-from counterpoise.records import Stages, Store, named, versions, write_json
+from counterpoise.records import Stages, Store, versions, write_json
 from counterpoise.search.both_sides import BothSides
 from counterpoise.search.candidates import HMA, PASSES, TwoSided, cut_of, refuse_means
 from counterpoise.search.descent import SearchResult
@@ -50,11 +50,7 @@ class Wanted:
     dtype: torch.dtype | None = None
 
     def check(self) -> None:
-        """Raise for what can be seen to be wrong before anything is read.
-
-        Raises:
-            ValueError: a setting out of range.
-        """
+        """Raise a ValueError for settings out of range, before anything is read."""
         self.search.check(0)
         if isinstance(self.search, HMA):
             refuse_means([self.at], self.at)
@@ -76,9 +72,8 @@ def find_recipe(wanted: Wanted, panel: Panel, *, progress: Stages | None = None)
     wanted.check()
     search, out = wanted.search, wanted.out
     pair = preflight(wanted.pre, wanted.post, drop=wanted.drop)
-    reading = named(progress, "reading both checkpoints")
-    _, warnings = scan(pair, allow_unrelated=wanted.allow_unrelated, progress=reading)
-    bench = Workbench(pair, panel, Store(wanted.work), device=wanted.device, dtype=wanted.dtype, progress=progress)
+    on: dict[str, Any] = {"device": wanted.device, "dtype": wanted.dtype, "allow_unrelated": wanted.allow_unrelated}
+    bench = Workbench.scanned(pair, panel, Store(wanted.work), progress=progress, **on)
     cut, settings = cut_of(pair, search.blocks), dict(panel.source)
     if isinstance(search, HMA):
         settings["mean"] = wanted.at
@@ -94,8 +89,7 @@ def find_recipe(wanted: Wanted, panel: Panel, *, progress: Stages | None = None)
         both = BothSides(bench, cut, form=search.alignment, size=search.proxy_size)
         passes = wanted.max_passes
         [found] = both.exact([wanted.at], max_passes=passes) if passes else both.path([wanted.at])
-    told = (*pair.warnings, *warnings, *bench.warnings)
-    recipe = Recipe(cut, found.ratios, describe_inputs(pair), settings, versions(), told)
+    recipe = Recipe(cut, found.ratios, describe_inputs(pair), settings, versions(), bench.warnings)
     write_json(out, recipe.to_json())
     return found, recipe
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.interpolate import CubicSpline, PPoly
 
-Array = NDArray[np.float64]
+from counterpoise.statistics.bootstrap import Array
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,8 @@ class Separable:
             raise ValueError(
                 f"plus: expected two models of the same points and blocks, found {len(self)} and {len(other)} blocks"
             )
-        return Separable(
-            self.start + weight * other.start, PPoly(self.slopes.c + weight * other.slopes.c, self.slopes.x)
-        )
+        slopes = PPoly(self.slopes.c + weight * other.slopes.c, self.slopes.x)
+        return Separable(self.start + weight * other.start, slopes)
 
     def argmin(self) -> Array:
         """The global minimum over [0, 1]^K, block by block: the best of the ends, the knots and every root of the slope.
@@ -92,7 +91,7 @@ class Separable:
 
     @cached_property
     def _heights(self) -> PPoly:
-        """G_k."""
+        """G_k as piecewise polynomials, 0 at r = 0."""
         return self.slopes.antiderivative()
 
     def on_diagonal(self, points: ArrayLike) -> Array:
@@ -107,7 +106,7 @@ class Separable:
         return r
 
 
-def path(alignment: Separable, retention: Separable, weights: ArrayLike) -> Array:
+def separable_path(alignment: Separable, retention: Separable, weights: ArrayLike) -> Array:
     """The minimum of alignment + lambda retention over the box, for every lambda: shape (lambdas, K).
 
     Along it retention never rises and alignment never falls with lambda; single ratios may jump.
@@ -116,7 +115,7 @@ def path(alignment: Separable, retention: Separable, weights: ArrayLike) -> Arra
         weights: lambda >= 0, in any order.
 
     >>> t = np.linspace(0, 1, 5)[:, None]
-    >>> path(Separable.from_slopes(t[:, 0], 2 * (t - 1), 1.0), Separable.from_slopes(t[:, 0], 2 * t, 0.0), [0, 1, 3])
+    >>> separable_path(Separable.from_slopes(t[:, 0], 2 * (t - 1), 1.0), Separable.from_slopes(t[:, 0], 2 * t, 0.0), [0, 1, 3])
     array([[1.  ],
            [0.5 ],
            [0.25]])

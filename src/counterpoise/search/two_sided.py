@@ -7,21 +7,18 @@ F_A(r) + lambda F_R(r) is minimised over 0 <= r_k <= 1 with no constraint on the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from counterpoise.records import Progress
 from counterpoise.search.descent import Evaluate, spectral_descent
-from counterpoise.search.separable import Separable
-from counterpoise.search.separable import path as separable_path
+from counterpoise.search.separable import Separable, separable_path
 from counterpoise.search.sides import Scale, Side, Slopes
-from counterpoise.search.worst import minimax_descent, worst
+from counterpoise.search.worst import Sides, minimax_descent, worst
+from counterpoise.statistics.bootstrap import Array
 
-Array = NDArray[np.float64]
-Sides = tuple[float, Array, Array, Array]
-"""F_A, its gradient (K,), the R_t (T,) and their gradients (T, K), all scaled."""
 POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Where the path measures both sides on the diagonal: ten passes in all with one retention set."""
 
@@ -86,12 +83,12 @@ def diagonal_of(alignment: Slopes, retention: Mapping[str, Slopes]) -> Diagonal:
     if not retention:
         raise ValueError("retention: expected at least one set of what PRE says, found none")
     scale = Scale.between(alignment.values[-1], alignment.values[0], "alignment")
-    model = _scaled(alignment, scale)
-    models, scales, passes, misfit = {}, {}, alignment.passes, _misfit(model, alignment, scale)
+    model, misfit = _modelled(alignment, scale)
+    models, scales, passes = {}, {}, alignment.passes
     for name, kept in retention.items():
         scales[name] = Scale.between(kept.values[0], kept.values[-1], f"retention {name}")
-        models[name] = _scaled(kept, scales[name])
-        passes, misfit = passes + kept.passes, max(misfit, _misfit(models[name], kept, scales[name]))
+        models[name], another = _modelled(kept, scales[name])
+        passes, misfit = passes + kept.passes, max(misfit, another)
     errors = None if alignment.errors is None else alignment.errors / scale.gap
     return Diagonal(model, models, scale, scales, passes, misfit, errors)
 
@@ -110,8 +107,8 @@ def path(diagonal: Diagonal, weights: Sequence[float], *, rho: float = 0.0) -> l
     found = []
     for weight in weights:
         ratios = _least(diagonal, float(weight), rho)
-        retention = {t: m.value(ratios) for t, m in diagonal.retention.items()}
-        found.append(_found(weight, ratios, diagonal.alignment.value(ratios), retention, rho, 0, True))
+        values = np.array([m.value(ratios) for m in diagonal.retention.values()])
+        found.append(_found(diagonal.retention, weight, rho, ratios, diagonal.alignment.value(ratios), values, 0, True))
     return found
 
 
@@ -124,7 +121,7 @@ def exact(
     rho: float = 0.0,
     max_passes: int = 12,
     tolerance: float = 5e-4,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Found]:
     """Descend the true F_A + lambda max_p sum_t p_t R_t from the path, lambda by lambda.
 
@@ -139,7 +136,6 @@ def exact(
     """
     size, found = len(diagonal.alignment), []
     kept = [diagonal.retention_scales[t].of(side.near(np.zeros(size))) for t, side in retention.items()]
-    names = tuple(retention)
     seen = _Seen(diagonal.alignment_scale.of(alignment.near(np.ones(size))), kept) if alignment.fixed else None
     for number, start in enumerate(path(diagonal, weights, rho=rho)):
         begin = np.array(start.ratios)
@@ -150,9 +146,8 @@ def exact(
             both.at(np.full(size, _best_mean(diagonal, start.weight, rho)))
             begin = both.best(start.weight, rho)
         ratios, converged = _descend(both.at, begin, start.weight, rho, max_passes, tolerance)
-        value, _, values, _ = both.at(ratios)
-        of = dict(zip(names, values, strict=True))
-        found.append(_found(start.weight, ratios, value, of, rho, both.passes - before, converged))
+        end, passes = both.at(ratios), both.passes - before
+        found.append(_found(retention, start.weight, rho, ratios, end.value, end.values, passes, converged))
         if progress is not None:
             progress(number + 1, len(weights))
     return found
@@ -171,7 +166,7 @@ class _Seen:
 
     def best(self, weight: float, rho: float) -> Array:
         """The point of least F_A + lambda max_p sum_t p_t R_t among all seen."""
-        return min(self._points.values(), key=lambda p: _priced(p[1], weight, rho)[0])[0]
+        return min(self._points.values(), key=lambda p: p[1].priced(weight, rho)[0])[0]
 
     def at(self, ratios: Array) -> Sides:
         key = ratios.tobytes()
@@ -179,28 +174,18 @@ class _Seen:
             value, gradient = self._alignment(ratios)
             kept = [side(ratios) for side in self._retention]
             values, gradients = np.array([v for v, _ in kept]), np.stack([g for _, g in kept])
-            self._points[key] = (ratios.copy(), (value, gradient, values, gradients))
+            self._points[key] = (ratios.copy(), Sides(value, gradient, values, gradients))
         return self._points[key][1]
-
-
-def _priced(sides: Sides, weight: float, rho: float) -> tuple[float, Array]:
-    """F_A + lambda max_p sum_t p_t R_t and its gradient."""
-    value, gradient, values, gradients = sides
-    most = worst(values, gradients, rho)
-    return value + weight * most.value, gradient + weight * most.gradient
 
 
 def _descend(
     at: Callable[[Array], Sides], begin: Array, weight: float, rho: float, max_passes: int, tolerance: float
 ) -> tuple[Array, bool]:
     """The end of a descent in the box: through kinks where several sets compete, else by spectral gradient."""
-    if rho > 0 and len(at(begin)[2]) > 1:
-        ratios, _, converged = minimax_descent(
-            at, begin, weight=weight, rho=rho, max_passes=max_passes, tolerance=tolerance
-        )
-        return ratios, converged
+    if rho > 0 and len(at(begin).values) > 1:
+        return minimax_descent(at, begin, weight=weight, rho=rho, max_passes=max_passes, tolerance=tolerance)
     run = spectral_descent(
-        lambda r: _priced(at(r), weight, rho),
+        lambda r: at(r).priced(weight, rho),
         begin,
         lambda y: np.clip(y, 0.0, 1.0),
         np.ones(len(begin)),
@@ -211,13 +196,12 @@ def _descend(
     return np.array(run.ratios), run.converged
 
 
-def _scaled(slopes: Slopes, scale: Scale) -> Separable:
+def _modelled(slopes: Slopes, scale: Scale) -> tuple[Separable, float]:
+    """A side's scaled model, and its largest difference from what was measured."""
     model = Separable.from_slopes(slopes.points, slopes.gradients, float(slopes.values[0]))
-    return model.scaled(scale.best, scale.gap)
-
-
-def _misfit(model: Separable, slopes: Slopes, scale: Scale) -> float:
-    return float(np.abs(model.on_diagonal(slopes.points) - (slopes.values - scale.best) / scale.gap).max())
+    model = model.scaled(scale.best, scale.gap)
+    measured = (slopes.values - scale.best) / scale.gap
+    return model, float(np.abs(model.on_diagonal(slopes.points) - measured).max())
 
 
 def _mean(models: Sequence[Separable], shares: Array) -> Separable:
@@ -230,25 +214,24 @@ def _mean(models: Sequence[Separable], shares: Array) -> Separable:
 
 def _least(diagonal: Diagonal, weight: float, rho: float) -> Array:
     """The minimum of the model for one lambda."""
-    models = list(diagonal.retention.values())
+    models, loss = list(diagonal.retention.values()), diagonal.alignment
     even = np.full(len(models), 1 / len(models))
-    if len(models) == 1 or rho == 0:
-        only: Array = separable_path(diagonal.alignment, _mean(models, even), [weight])[0]
-        return only
-
-    def at(ratios: Array) -> Sides:
-        kept = np.stack([m.gradient(ratios) for m in models])
-        values = np.array([m.value(ratios) for m in models])
-        return diagonal.alignment.value(ratios), diagonal.alignment.gradient(ratios), values, kept
 
     def minimum(shares: Array) -> Array:
-        least: Array = separable_path(diagonal.alignment, _mean(models, shares), [weight])[0]
+        least: Array = separable_path(loss, _mean(models, shares), [weight])[0]
         return least
 
+    if len(models) == 1 or rho == 0:
+        return minimum(even)
+
+    def at(ratios: Array) -> Sides:
+        values, gradients = [m.value(ratios) for m in models], [m.gradient(ratios) for m in models]
+        return Sides(loss.value(ratios), loss.gradient(ratios), np.array(values), np.stack(gradients))
+
     starts = [minimum(p) for p in (even, *np.eye(len(models)))]
-    starts += [minimum(worst(at(r)[2], at(r)[3], rho).weights) for r in starts]
+    starts += [minimum(worst(at(r).values, at(r).gradients, rho).weights) for r in starts]
     ends = [_descend(at, start, weight, rho, 60, 1e-7)[0] for start in starts]
-    return min(ends, key=lambda r: _priced(at(r), weight, rho)[0])
+    return min(ends, key=lambda r: at(r).priced(weight, rho)[0])
 
 
 def _best_mean(diagonal: Diagonal, weight: float, rho: float) -> float:
@@ -261,16 +244,15 @@ def _best_mean(diagonal: Diagonal, weight: float, rho: float) -> float:
 
 
 def _found(
-    weight: float, ratios: Array, alignment: float, retention: Mapping[str, float], rho: float, passes: int, done: bool
+    sets: Iterable[str],
+    weight: float,
+    rho: float,
+    ratios: Array,
+    alignment: float,
+    values: Array,
+    passes: int,
+    done: bool,
 ) -> Found:
-    values = np.array(list(retention.values()))
     shares = worst(values, np.zeros((len(values), 1)), rho).weights
-    return Found(
-        float(weight),
-        tuple(map(float, ratios)),
-        float(alignment),
-        dict(retention),
-        {t: float(p) for t, p in zip(retention, shares, strict=True)},
-        passes,
-        done,
-    )
+    retention, shared = ({t: float(v) for t, v in zip(sets, of, strict=True)} for of in (values, shares))
+    return Found(float(weight), tuple(map(float, ratios)), float(alignment), retention, shared, passes, done)

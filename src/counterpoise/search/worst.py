@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from counterpoise.multitask.mirror import best_response, mirror_floats
+from counterpoise.statistics.bootstrap import Array
 
-Array = NDArray[np.float64]
 _DUAL_STEPS = 400
 
 
@@ -48,48 +48,54 @@ def worst(values_T: ArrayLike, gradients_TK: ArrayLike, rho: float) -> Worst:
     return Worst(float(p @ values), p @ gradients, p)
 
 
-Losses = Callable[[Array], tuple[float, Array, Array, Array]]
-"""Ratios -> F_A, its gradient (K,), the R_t (T,) and their gradients (T, K)."""
+class Sides(NamedTuple):
+    """Both sides at some ratios, scaled: F_A, its gradient (K,), the R_t (T,) and their gradients (T, K)."""
+
+    value: float
+    gradient: Array
+    values: Array
+    gradients: Array
+
+    def priced(self, weight: float, rho: float) -> tuple[float, Array]:
+        """F_A + lambda max_p sum_t p_t R_t and its gradient."""
+        most = worst(self.values, self.gradients, rho)
+        return self.value + weight * most.value, self.gradient + weight * most.gradient
 
 
 def minimax_descent(
-    evaluate: Losses, start: Array, *, weight: float, rho: float, max_passes: int, tolerance: float, move: float = 0.1
-) -> tuple[Array, int, bool]:
+    evaluate: Callable[[Array], Sides], start: Array, *, weight: float, rho: float, max_passes: int, tolerance: float
+) -> tuple[Array, bool]:
     """Descend F_A + lambda max_p sum_t p_t R_t over the unit box, through its kinks.
 
     Where the R_t are equal the maximum has a kink, and that is where minima tend to be: a gradient step stalls there.
     Each step here linearises the sides, not their maximum, and minimises that maximum plus |d|^2 / (2 length) (the
-    prox-linear method); `length` grows after a step that kept its promise and shrinks after one that did not.
+    prox-linear method); `length` grows after a step that kept its promise and shrinks after one that did not. The first
+    step moves the furthest ratio by a tenth.
 
     Args:
-        move: how far the furthest ratio moves in the first step.
         tolerance: stop when the linearised problem promises less than this.
 
     Returns:
-        The best ratios, the evaluations it took, and whether it converged.
+        The best ratios, and whether it converged.
     """
     r = np.clip(start, 0.0, 1.0)
     at = evaluate(r)
-    passes, value = 1, at[0] + weight * worst(at[2], at[3], rho).value
-    steepest = np.abs(at[1] + weight * worst(at[2], at[3], rho).gradient).max()
-    length = move / max(float(steepest), 1e-30)
-    while passes < max_passes:
+    value, slope = at.priced(weight, rho)
+    length = 0.1 / max(float(np.abs(slope).max()), 1e-30)
+    for _ in range(max_passes - 1):
         trial, promise = prox_step(r, at, weight=weight, rho=rho, length=length)
         if promise < tolerance:
-            return r, passes, True
+            return r, True
         found = evaluate(trial)
-        passes += 1
-        reached = found[0] + weight * worst(found[2], found[3], rho).value
+        reached, _ = found.priced(weight, rho)
         kept = (value - reached) / promise
         if kept > 1e-4:
             r, at, value = trial, found, reached
         length *= 2.5 if kept > 0.7 else 1.0 if kept > 0.3 else 0.35
-    return r, passes, False
+    return r, False
 
 
-def prox_step(
-    ratios: Array, at: tuple[float, Array, Array, Array], *, weight: float, rho: float, length: float
-) -> tuple[Array, float]:
+def prox_step(ratios: Array, at: Sides, *, weight: float, rho: float, length: float) -> tuple[Array, float]:
     """The point that minimises the linearised objective plus |d|^2 / (2 length) in the box, and the decrease it promises.
 
     Its dual is a concave problem in p over the KL ball, climbed by BanditMTL's mirror step at the step size its

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from counterpoise.alignment.scoring import score_responses
 from counterpoise.alignment.training.models import frozen_copy, weights_before
 from counterpoise.alignment.training.sharding import own_part
 from counterpoise.alignment.training.stepping import Mitigation, Step, trainable
-from counterpoise.language.scoring import response_tokens
+from counterpoise.language.scoring import response_tokens, score_responses
 
 
 @dataclass

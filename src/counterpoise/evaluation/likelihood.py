@@ -1,4 +1,4 @@
-"""Choices: which of several answers a model finds likeliest."""
+"""Choices and continuations: how likely a model finds answers and texts that are given; nothing is drawn."""
 
 from __future__ import annotations
 
@@ -21,13 +21,9 @@ class Choices(FileAbility):
 
     @staticmethod
     def clean(record: dict[str, Any]) -> dict[str, Any]:
-        """See `FileAbility.clean`."""
         choices, gold = record["choices"], record["gold"]
-        if (
-            not isinstance(choices, list)
-            or len(choices) < 2
-            or not all(isinstance(c, str) and c.strip() for c in choices)
-        ):
+        texts = isinstance(choices, list) and all(isinstance(c, str) and c.strip() for c in choices)
+        if not texts or len(choices) < 2:
             raise ValueError("choices: expected a list of at least two texts")
         if not isinstance(gold, int) or not 0 <= gold < len(choices):
             raise ValueError(f"gold: expected a number from 0 to {len(choices) - 1}, found {gold!r}")
@@ -35,11 +31,9 @@ class Choices(FileAbility):
 
     @staticmethod
     def wording(fields: Mapping[str, Any]) -> Wording:
-        """The query and its choices."""
         return Wording(fields["query"], tuple(fields["choices"]))
 
     def right(self, fields: Mapping[str, Any]) -> tuple[str, str]:
-        """The query and its gold choice."""
         return fields["query"], fields["choices"][fields["gold"]]
 
     def score(self, model: nn.Module, tokenizer: Any, items: Sequence[Item], drawing: Drawing) -> list[Measurement]:
@@ -62,3 +56,35 @@ class Choices(FileAbility):
             Measurement("logprob", "nats/token", np.array(logp)[:, None], "mean", None, keys),
             Measurement("accuracy", "%", np.array(hits)[:, None], "mean", chance, keys),
         ]
+
+
+class Continuation(FileAbility):
+    """Lines of context, which may be empty, and continuation."""
+
+    kind = "continue"
+
+    @staticmethod
+    def clean(record: dict[str, Any]) -> dict[str, Any]:
+        return {"context": text_of(record, "context", empty=True), "continuation": text_of(record, "continuation")}
+
+    @staticmethod
+    def wording(fields: Mapping[str, Any]) -> Wording:
+        return Wording(fields["context"], (fields["continuation"],))
+
+    def right(self, fields: Mapping[str, Any]) -> tuple[str, str]:
+        return fields["context"], fields["continuation"]
+
+    def score(self, model: nn.Module, tokenizer: Any, items: Sequence[Item], drawing: Drawing) -> list[Measurement]:
+        """Minus the NLL per token."""
+        texts = [(i.fields["context"], i.fields["continuation"]) for i in items]
+        pairs = [encode_pair(tokenizer, context, spaced(context, text)) for context, text in texts]
+        return [per_token(model, pairs, tuple(item.key for item in items), drawing.batch_size)]
+
+
+def per_token(
+    model: nn.Module, pairs: list[tuple[tuple[int, ...], tuple[int, ...]]], keys: tuple[str, ...], batch_size: int
+) -> Measurement:
+    """Minus the NLL per token: sum of log-probabilities over sum of tokens."""
+    sums = continuation_logprobs(model, [c for c, _ in pairs], [[r] for _, r in pairs], batch_size=batch_size)
+    statistics = np.array([[s[0], len(r)] for s, (_, r) in zip(sums, pairs, strict=True)], dtype=np.float64)
+    return Measurement("-nll", "nats/token", statistics, "ratio", None, keys)

@@ -1,0 +1,62 @@
+"""What is typed to name a reward, a preference or an ability, read here alone."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from urllib.parse import parse_qsl
+
+
+class RewardSpec(NamedTuple):
+    """A reward as it is typed: `sentiment:FILE`, `module:function`, or else a model's folder or hub id.
+
+    Attributes:
+        head, tail: what stands before and after the first colon.
+    """
+
+    kind: Literal["sentiment", "function", "model"]
+    head: str
+    tail: str
+
+    @classmethod
+    def read(cls, text: str) -> RewardSpec:
+        """Tell the three apart; nothing is opened or imported."""
+        head, _, tail = text.partition(":")
+        if head == "sentiment" and tail:
+            return cls("sentiment", head, tail)
+        function = tail and not Path(text).exists() and head.replace(".", "").replace("_", "").isalnum()
+        return cls("function" if function else "model", head, tail)
+
+
+def is_function(preference: str) -> bool:
+    """Whether a preference is `module:function`, not the folder or hub id of a model."""
+    return ":" in preference and not Path(preference).is_dir()
+
+
+def imported(module: str, function: str) -> Any:
+    """What `module`, importable from the working folder, calls `function`; None where that is nothing to be called."""
+    sys.path.insert(0, "")
+    try:
+        found = getattr(importlib.import_module(module), function, None)
+    finally:
+        sys.path.remove("")
+    return found if callable(found) else None
+
+
+def options_of(spec: str, known: Sequence[str], *, blank: bool) -> dict[str, str]:
+    """The options after an ability's `?`, `blank` ones too if so; a ValueError for one that is not `known`."""
+    options = dict(parse_qsl(spec.partition("?")[2], keep_blank_values=blank))
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"{spec}: unknown option {unknown[0]!r}; expected {', '.join(known[:-1])} or {known[-1]}")
+    return options
+
+
+def limit_of(spec: str, options: Mapping[str, str]) -> int | None:
+    """The option `limit`; a ValueError where it is no number above 0."""
+    limit = options.get("limit")
+    if limit is not None and not (limit.isdecimal() and int(limit) > 0):
+        raise ValueError(f"{spec}: limit: expected a number above 0, found {limit!r}")
+    return None if limit is None else int(limit)
