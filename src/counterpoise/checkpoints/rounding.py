@@ -11,9 +11,7 @@ from torch import Tensor
 
 PERIOD = 1048573  # a prime just below 2^20: no row of a matrix meets the same numbers as the row below it
 SAMPLE = 1024  # elements of a tensor that its key is made from
-PIECE = (
-    1 << 15
-)  # elements worked on at once: 128 KiB stay in the cache, and one thread takes them without waking others
+PIECE = 1 << 15  # elements worked on at once: 128 KiB stay in the cache; one thread takes them, waking no others
 NARROW = {torch.bfloat16: (16, 1.0), torch.float16: (13, 2.0**-112)}
 """Of a float32's bits, how many the type lacks, and the power of two that maps its subnormals onto float32's."""
 
@@ -57,6 +55,11 @@ def narrow_piece(wide: Tensor, out: Tensor, *, key: int, start: int) -> None:
     if scale != 1:
         wide.div_(scale)
     out.copy_(wide)
+
+
+def wide_dtype(*tensors: Tensor) -> torch.dtype:
+    """What arithmetic on these is done in: float32, or wider where one of them is."""
+    return functools.reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
 
 
 def key_of(*tensors: Tensor) -> int:
