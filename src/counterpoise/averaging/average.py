@@ -1,4 +1,4 @@
-"""Averaging two checkpoints: `mix`, the one place where two tensors become one, and `average`, from disk to disk."""
+"""Averaging two checkpoints from disk to disk."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from counterpoise.averaging.mix import Donor, mix, refuse_donor
 from counterpoise.averaging.partition import partition, whole
 from counterpoise.averaging.recipe import Recipe
-from counterpoise.checkpoints.checkpoint import Checkpoint, TensorFile, copy_companions, hash_in_background
-from counterpoise.checkpoints.files import INDEX, refuse_occupied, staged
-from counterpoise.checkpoints.preflight import CHUNK, Pair, Scan, preflight
+from counterpoise.averaging.streaming import other_inputs, write_tensors
+from counterpoise.checkpoints.checkpoint import copy_companions, hash_in_background
+from counterpoise.checkpoints.files import refuse_occupied, staged
+from counterpoise.checkpoints.preflight import CHUNK, Pair, Scan, preflight, stretches
 from counterpoise.checkpoints.rounding import key_of
-from counterpoise.records import versions, write_json
+from counterpoise.records import Progress, versions, write_json
 
 
 def average(
@@ -31,7 +33,7 @@ def average(
     drop: Sequence[str] = (),
     allow_unrelated: bool = False,
     also: Callable[[Path], None] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Recipe:
     """Average two checkpoints into a third, streaming: a few MiB of memory, whatever the model's size.
 
@@ -60,19 +62,12 @@ def average(
         hashes.result()
         inputs = describe_inputs(pair)
         # An adapter brings no config of its own, but may bring a tokenizer.
-        giver = pair.pre if donor == "pre" else pair.post
-        copy_companions(giver, folder)
-        recipe = Recipe(
-            plan.partition,
-            plan.ratios,
-            inputs,
-            {**plan.settings, "donor": donor, "dropped": list(pair.dropped)},
-            versions(),
-            (*warnings, *_other_inputs(plan, inputs)),
-        )
+        copy_companions(pair.giver(donor), folder)
+        settings = {**plan.settings, "donor": donor, "dropped": list(pair.dropped)}
+        warnings += tuple(other_inputs(plan.inputs, inputs))
+        recipe = Recipe(plan.partition, plan.ratios, inputs, settings, versions(), warnings)
         write_json(folder / "recipe.json", recipe.to_json())
-        shapes = {n: pair.post.shape(n) for n in pair.names}
-        _write_card(folder, recipe, shapes)
+        (folder / "README.md").write_text(_card(recipe, pair.shapes), encoding="utf-8")
         if also is not None:
             also(folder)
     return recipe
@@ -98,7 +93,7 @@ def _plan(pair: Pair, ratios: float | Sequence[float] | Recipe, blocks: int | st
     elif isinstance(ratios, (int, float)):
         plan = Recipe(whole(pair.names), (float(ratios),))
     else:
-        cut = partition({n: pair.post.shape(n) for n in pair.names}, blocks)
+        cut = partition(pair.shapes, blocks)
         if len(ratios) != len(cut):
             raise ValueError(f"ratios: expected {len(cut)}, one per block ({cut.name}), found {len(ratios)}")
         plan = Recipe(cut, tuple(float(r) for r in ratios))
@@ -107,43 +102,22 @@ def _plan(pair: Pair, ratios: float | Sequence[float] | Recipe, blocks: int | st
     return plan
 
 
-def _other_inputs(recipe: Recipe, inputs: Mapping[str, Any]) -> list[str]:
-    """A warning for each side whose files are not those that the recipe was made from."""
-    return [
-        f"the recipe was made for another {side.upper()} ({recipe.inputs[side].get('source')}) than this one"
-        for side in inputs
-        if side in recipe.inputs and recipe.inputs[side].get("sha256") != inputs[side]["sha256"]
-    ]
-
-
-def _stream(
-    pair: Pair,
-    ratios: Mapping[str, float],
-    folder: Path,
-    progress: Callable[[int, int], None] | None,
-) -> Scan:
+def _stream(pair: Pair, ratios: Mapping[str, float], folder: Path, progress: Progress | None) -> Scan:
     """Write the averaged tensors in POST's shards; scan both inputs in the same pass."""
-    scanned = Scan(pair)
-    layout = {file: [n for n in names if n in ratios] for file, names in pair.post.layout.items()}
-    layout = {file: names for file, names in layout.items() if names}
-    total, done = sum(_size(pair.post, n) for n in ratios), 0
-    for file, names in layout.items():
-        sink = TensorFile(folder / file, {n: (pair.post.dtype(n), pair.post.shape(n)) for n in names})
-        for name in names:
-            pre, post = (t.flatten() for t in pair.tensors(name))
-            buffer, key = torch.empty(min(CHUNK, post.numel()), dtype=post.dtype), key_of(pre, post)
-            for start in range(0, post.numel(), CHUNK):
-                a, b = pre[start : start + CHUNK], post[start : start + CHUNK]
-                scanned.add(name, a, b)
-                mixed = mix(a, b, ratios[name], key=key, start=start, out=buffer[: len(b)])
-                sink.write(name, start * post.element_size(), mixed)
-            done += _size(pair.post, name)
-            if progress is not None:
-                progress(done, total)
-        sink.close()
-    if list(layout) != ["model.safetensors"]:
-        weight_map = {n: file for file, names in layout.items() for n in names}
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+    scanned, done, total = Scan(pair), 0, sum(map(pair.post.size, ratios))
+
+    def averaged(name: str) -> Iterator[tuple[int, Tensor]]:
+        nonlocal done
+        pre, post = pair.tensors(name)
+        buffer, key = torch.empty(min(CHUNK, post.numel()), dtype=post.dtype), key_of(pre, post)
+        for start, (a, b) in stretches(pre, post):
+            scanned.add(name, a, b)
+            yield start, mix(a, b, ratios[name], key=key, start=start, out=buffer[: len(b)])
+        done += pair.post.size(name)
+        if progress is not None:
+            progress(done, total)
+
+    write_tensors(pair.post, ratios, folder, averaged)
     return scanned
 
 
@@ -158,21 +132,8 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _size(checkpoint: Checkpoint, name: str) -> int:
-    return checkpoint.dtype(name).itemsize * torch.Size(checkpoint.shape(name)).numel()
-
-
-def _write_card(folder: Path, recipe: Recipe, shapes: Mapping[str, Sequence[int]]) -> None:
+def _card(recipe: Recipe, shapes: Mapping[str, Sequence[int]]) -> str:
     from counterpoise.tables.card import model_card
 
-    content = {
-        "ratios": list(recipe.ratios),
-        "mean": recipe.mean,
-        "partition": recipe.partition.summary(shapes),
-        "inputs": recipe.inputs,
-        "donor": recipe.settings["donor"],
-        "versions": recipe.versions,
-        "command": recipe.settings.get("command"),
-        "warnings": list(recipe.warnings),
-    }
-    (folder / "README.md").write_text(model_card(content), encoding="utf-8")
+    ratios = {"ratios": list(recipe.ratios), "partition": recipe.partition.summary(shapes)}
+    return model_card({**recipe.to_json(), **ratios, "command": recipe.settings.get("command")})
