@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+from counterpoise.checkpoints.checkpoint import short
+from counterpoise.checkpoints.files import first_line
+
 SLOW = 4.0
 """A dtype whose matrix products take so many times float32's is imitated, not computed."""
 
@@ -52,7 +55,7 @@ def warning(stored: torch.dtype, asked: torch.dtype | None, device: str | torch.
     dtype = asked or stored
     if not is_imitated(dtype, device):
         return None
-    name = str(dtype).removeprefix("torch.")
+    name = short(dtype)
     if asked is None:
         return f"this CPU has no {name} arithmetic: computed in float32, which is many times faster (--dtype {name} insists)"
     return f"this CPU has no {name} arithmetic and imitates it, many times slower than float32: choose that here"
@@ -63,7 +66,7 @@ def why_unusable(device: str) -> str | None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA
-        return str(error).splitlines()[0]
+        return first_line(error)
     return None
 
 

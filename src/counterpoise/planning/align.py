@@ -14,19 +14,12 @@ from counterpoise.alignment.mitigations import table
 from counterpoise.alignment.mitigations.replay import read_corpus
 from counterpoise.alignment.preferences import read_preferences
 from counterpoise.alignment.training.stepping import Mitigation, rows_at_once
-from counterpoise.language.costs import (
-    Plan,
-    Shape,
-    Stage,
-    optimiser_bytes,
-    step_bytes,
-    trained,
-    weight_bytes,
-)
+from counterpoise.checkpoints.checkpoint import short
+from counterpoise.language.costs import Plan, Shape, Stage, optimiser_bytes, step_bytes, trained
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
 from counterpoise.planning.looking import Source, Words, look, look_at_reward, room_for
-from counterpoise.planning.restore import ASSUMED, BOUNDS, judged, lengths, said_of, short
+from counterpoise.planning.restore import ASSUMED, BOUNDS, judged, lengths, said_of
 from counterpoise.planning.stages import DRAWING, REPLAYED, TRAINING, Loop, align_stages, replayed_stage
 
 ASSUMED_SHARES = 8
@@ -47,20 +40,26 @@ def plan_align(wanted: Alignment, *, shared_by: int | None = 1) -> Plan:
     wanted.check()
     model = look(wanted.source)
     shape, itemsize, held = model.shape, wanted.dtype.itemsize, wanted.held
+    weights, micro = shape.parameters * itemsize, wanted.micro_batch_size
     table.check_layers(held, shape.layers)
     settings, files = wanted.bound, wanted.files
     if wanted.method == "dpo":
         _refuse_in_dpo(model, table.build(held, table.Sources()), settings)
     if "merge_base" in held:
         look(held["merge_base"])
-    loop, (asked, responses) = _loop(wanted)
-    told = [_said_of_weights(model), *_said_of_mitigations(held), f"{wanted.method}: " + _spoken(settings)]
-    judge = look_at_reward(files.reward) if files.reward is not None else None
+    loop, asked, responses = _loop(wanted)
+    told = [f"no weights: preflight on shapes only ({model.name})"]
+    if model.weights is not None:
+        told = [f"{model.name}: {len(model.weights)} tensors in {short(model.dtype)}"]
+    if given := [f"{row.option} {held[row.option]}" for row in table.chosen(held)]:
+        told.append("mitigations: " + ", ".join(given))
+    told.append(f"{wanted.method}: " + _spoken(settings))
+    judge = None
     if files.reward is not None:
+        judge = look_at_reward(files.reward)
         told.append(said_of(files.reward, judge))
     words = Words.of(model.folder)
     asks = settings.get("drawing", wanted.own_drawing)
-    micro = wanted.micro_batch_size
     at, assumed = lengths(model, asked, asks, itemsize, micro, longest_refused=not responses)
     bounds = BOUNDS
     if responses:  # of a file, not drawn: memory is that of the longest, time that of the mean
@@ -71,13 +70,14 @@ def plan_align(wanted: Alignment, *, shared_by: int | None = 1) -> Plan:
     count = trained(shape, held.get("lora"))
     taken = [row.takes(count * itemsize) for row in table.chosen(held)]
     references = (wanted.method in ("ppo", "dpo")) + sum(t.frozen for t in taken)
-    resident = {"weights": weight_bytes(shape, itemsize), **optimiser_bytes(count, itemsize), **judged(judge)}
+    resident = {"weights": weights, **optimiser_bytes(count, itemsize), **judged(judge)}
     if references:
-        resident["PRE, frozen"] = references * weight_bytes(shape, itemsize)
+        resident["PRE, frozen"] = references * weights
     for t in reversed(taken):
         resident |= t.resident
-    kept = _checkpoints(loop) if wanted.keep_checkpoints else 1
-    written = (1 + kept) * weight_bytes(shape, itemsize) + 2 * 3 * count * itemsize
+    a_round = {"dpo": 5, "distil": loop.epochs}.get(loop.method, loop.rounds)
+    kept = a_round if wanted.keep_checkpoints else 1
+    written = (1 + kept) * weights + 2 * 3 * count * itemsize
     told += room_for(wanted.out, written)
     told.append(f"on the way: {kept} checkpoints, and the state (weights and Adam's moments) up to twice")
     cuda = not wanted.device.startswith("cpu")
@@ -109,15 +109,8 @@ def plan_align(wanted: Alignment, *, shared_by: int | None = 1) -> Plan:
         }
         width = 2 if wanted.bf16 else itemsize
         stages = tuple(replace(s, memory=s.memory + _gathered(shape, width, s.name)) for s in stages)
-    return Plan(
-        stages,
-        resident,
-        "bfloat16" if wanted.bf16 else short(wanted.dtype),
-        0 if model.weights is None else sum(f.stat().st_size for f in model.weights.files),
-        written,
-        tuple(told),
-        (*assumed, bounds, *ASSUMED),
-    )
+    dtype = "bfloat16" if wanted.bf16 else short(wanted.dtype)
+    return Plan(stages, resident, dtype, model.mapped, written, tuple(told), (*assumed, bounds, *ASSUMED))
 
 
 def _gathered(shape: Shape, itemsize: int, stage: str) -> int:
@@ -132,7 +125,7 @@ def _gathered(shape: Shape, itemsize: int, stage: str) -> int:
     return (outside + 2 * block + (outside + block if stage == TRAINING else 0)) * itemsize
 
 
-def _loop(wanted: Alignment) -> tuple[Loop, tuple[list[Prompt], list[str]]]:
+def _loop(wanted: Alignment) -> tuple[Loop, list[Prompt], list[str]]:
     """How much the method does, and the prompts and responses that were given."""
     files, settings = wanted.files, wanted.bound
     responses: list[str] = []
@@ -156,7 +149,7 @@ def _loop(wanted: Alignment) -> tuple[Loop, tuple[list[Prompt], list[str]]]:
         "kd" in wanted.held,
         float(wanted.held.get("replay_ratio", 1.0)) if "replay" in wanted.held else 0.0,
     )
-    return loop, (asked, responses)
+    return loop, asked, responses
 
 
 def _longest_replayed(corpus: str, model: Source, words: Words, *, chat: bool) -> tuple[int, int]:
@@ -176,22 +169,6 @@ def _refuse_in_dpo(model: Source, built: list[Mitigation], settings: Mapping[str
     world = int(os.environ.get("WORLD_SIZE", "1"))
     refuse_in_dpo(model.model, built, world)
     rows_at_once("dpo", int(settings["batch_size"]), int(settings["micro_batch_size"]), world)
-
-
-def _said_of_mitigations(held: Mapping[str, Any]) -> list[str]:
-    given = [f"{row.option} {held[row.option]}" for row in table.chosen(held)]
-    return ["mitigations: " + ", ".join(given)] if given else []
-
-
-def _checkpoints(loop: Loop) -> int:
-    """Checkpoints on the way: one an iteration, one an epoch of distil, five of dpo."""
-    return {"dpo": 5, "distil": loop.epochs}.get(loop.method, loop.rounds)
-
-
-def _said_of_weights(model: Source) -> str:
-    if model.weights is None:
-        return f"no weights: preflight on shapes only ({model.name})"
-    return f"{model.name}: {len(model.weights)} tensors in {short(model.dtype)}"
 
 
 def _spoken(settings: Mapping[str, Any]) -> str:
