@@ -34,7 +34,7 @@ def trim(update: torch.Tensor, density: float) -> torch.Tensor:
 
 def drop(update: torch.Tensor, density: float, generator: torch.Generator) -> torch.Tensor:
     """u * m / density."""
-    return update * kept(update.numel(), density, generator).view(update.shape) / density
+    return update * kept(update.flatten(), density, generator).view(update.shape) / density
 
 
 def test_a_merge_by_hand() -> None:

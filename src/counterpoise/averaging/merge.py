@@ -230,7 +230,10 @@ def _keepers(pairs: Sequence[Pair], plan: Merge, progress: Stages | None) -> dic
     if plan.density == 1:
         return {n: [lambda update: torch.ones_like(update, dtype=torch.bool)] * count for n in first.names}
     if plan.method != "ties":
-        return {n: [_random(plan.density, generator_for(plan.seed, i, n)) for i in range(count)] for n in first.names}
+        return {
+            n: [partial(kept, density=plan.density, generator=generator_for(plan.seed, i, n)) for i in range(count)]
+            for n in first.names
+        }
     # Ranked in the order of the first POST's files, which is the order of writing.
     groups = [(n,) for n in first.names] if plan.scope == "tensor" else [first.names]
     keepers: dict[str, list[Keep]] = {n: [] for n in first.names}
@@ -244,10 +247,6 @@ def _keepers(pairs: Sequence[Pair], plan: Merge, progress: Stages | None) -> dic
             if progress is not None:
                 progress("ranking the updates", done, total)
     return keepers
-
-
-def _random(density: float, generator: torch.Generator) -> Keep:
-    return lambda update: kept(len(update), density, generator)
 
 
 def _updates(pair: Pair, names: Sequence[str]) -> Iterator[Tensor]:

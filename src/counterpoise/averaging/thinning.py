@@ -101,9 +101,9 @@ def _bits(update: Tensor) -> Tensor:
     return update.abs().float().contiguous().view(torch.int32)
 
 
-def kept(count: int, density: float, generator: torch.Generator) -> Tensor:
-    """Which of the next `count` elements DARE keeps; drawing in pieces gives what drawing at once gives."""
-    return torch.rand(count, generator=generator) < density
+def kept(update: Tensor, density: float, generator: torch.Generator) -> Tensor:
+    """Which elements DARE keeps of the next flat stretch of an update; stretches give what drawing at once gives."""
+    return torch.rand(len(update), generator=generator) < density
 
 
 def generator_for(seed: int, post: int, name: str) -> torch.Generator:

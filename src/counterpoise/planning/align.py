@@ -15,12 +15,12 @@ from counterpoise.alignment.mitigations.replay import read_corpus
 from counterpoise.alignment.preferences import read_preferences
 from counterpoise.alignment.training.stepping import Mitigation, rows_at_once
 from counterpoise.checkpoints.checkpoint import short
-from counterpoise.language.costs import Plan, Shape, Stage, optimiser_bytes, step_bytes, trained
+from counterpoise.language.costs import Plan, Shape, Stage, drawing_bytes, drawn, optimiser_bytes, step_bytes, trained
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
 from counterpoise.planning.looking import Source, Words, look, look_at_reward, room_for
 from counterpoise.planning.restore import ASSUMED, BOUNDS, judged, lengths, said_of
-from counterpoise.planning.stages import DRAWING, REPLAYED, TRAINING, Loop, align_stages, replayed_stage
+from counterpoise.planning.stages import DRAWING, REPLAYED, TRAINING, Loop, align_stages
 
 ASSUMED_SHARES = 8
 """Processes among which weights are cut up, where torchrun has not said."""
@@ -54,10 +54,8 @@ def plan_align(wanted: Alignment, *, shared_by: int | None = 1) -> Plan:
     if given := [f"{row.option} {held[row.option]}" for row in table.chosen(held)]:
         told.append("mitigations: " + ", ".join(given))
     told.append(f"{wanted.method}: " + _spoken(settings))
-    judge = None
-    if files.reward is not None:
-        judge = look_at_reward(files.reward)
-        told.append(said_of(files.reward, judge))
+    judge = look_at_reward(files.reward) if files.reward is not None else None
+    told += [said_of(files.reward, judge)] if files.reward is not None else []
     words = Words.of(model.folder)
     asks = settings.get("drawing", wanted.own_drawing)
     at, assumed = lengths(model, asked, asks, itemsize, micro, longest_refused=not responses)
@@ -75,8 +73,7 @@ def plan_align(wanted: Alignment, *, shared_by: int | None = 1) -> Plan:
         resident["PRE, frozen"] = references * weights
     for t in reversed(taken):
         resident |= t.resident
-    a_round = {"dpo": 5, "distil": loop.epochs}.get(loop.method, loop.rounds)
-    kept = a_round if wanted.keep_checkpoints else 1
+    kept = {"dpo": 5, "distil": loop.epochs}.get(loop.method, loop.rounds) if wanted.keep_checkpoints else 1
     written = (1 + kept) * weights + 2 * 3 * count * itemsize
     told += room_for(wanted.out, written)
     told.append(f"on the way: {kept} checkpoints, and the state (weights and Adam's moments) up to twice")
@@ -87,11 +84,13 @@ def plan_align(wanted: Alignment, *, shared_by: int | None = 1) -> Plan:
     alike = "lora" not in held and shares > 1  # what is trained is cut up as the weights are
     first: list[Stage] = []
     if held.get("replay") == "self":
-        own, drawing = files.asked, wanted.own_drawing
-        there, _ = lengths(model, own, drawing, itemsize, micro)
+        own, draw = files.asked, wanted.own_drawing.batch_size
+        there, _ = lengths(model, own, wanted.own_drawing, itemsize, micro)
         loop = replace(loop, replayed=(there.longest, int(there.response)))
-        later = 3 * count * itemsize // (shares if alike else 1)  # gradients and moments
-        first = [replayed_stage(shape, there, prompts=len(own), draw=drawing.batch_size, free=later)]
+        later = 3 * count * itemsize // (shares if alike else 1)  # gradients and moments, which are not there yet
+        memory = drawing_bytes(shape, draw, there.longest + there.response, itemsize) - later
+        work = drawn(shape, None, there, prompts=len(own), batch=draw)
+        first = [Stage(REPLAYED, f"{len(own):,} responses", work, max(0, memory))]
     elif "replay" in held:
         loop = replace(loop, replayed=_longest_replayed(held["replay"], model, words, chat=wanted.chat))
     ours = align_stages(shape, judge.shape if judge else None, at, loop, step=moment // shares if alike else moment)
@@ -127,7 +126,7 @@ def _gathered(shape: Shape, itemsize: int, stage: str) -> int:
 
 def _loop(wanted: Alignment) -> tuple[Loop, list[Prompt], list[str]]:
     """How much the method does, and the prompts and responses that were given."""
-    files, settings = wanted.files, wanted.bound
+    files, settings, held = wanted.files, wanted.bound, wanted.held
     responses: list[str] = []
     if files.preferences is not None:
         pairs = read_preferences(files.preferences)
@@ -146,8 +145,8 @@ def _loop(wanted: Alignment) -> tuple[Loop, list[Prompt], list[str]]:
         drawing.n,
         settings["epochs"],
         drawing.batch_size,
-        "kd" in wanted.held,
-        float(wanted.held.get("replay_ratio", 1.0)) if "replay" in wanted.held else 0.0,
+        "kd" in held,
+        float(held.get("replay_ratio", 1.0)) if "replay" in held else 0.0,
     )
     return loop, asked, responses
 
@@ -172,9 +171,8 @@ def _refuse_in_dpo(model: Source, built: list[Mitigation], settings: Mapping[str
 
 
 def _spoken(settings: Mapping[str, Any]) -> str:
-    drawing = settings.get("drawing")
-    drawn = (
-        {} if drawing is None else {name: getattr(drawing, of) for name, of in DRAWN.items()} | {"seed": drawing.seed}
-    )
-    plain = {n: v for n, v in {**settings, **drawn}.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+    told = dict(settings)
+    if (drawing := settings.get("drawing")) is not None:
+        told |= {name: getattr(drawing, of) for name, of in DRAWN.items()} | {"seed": drawing.seed}
+    plain = {n: v for n, v in told.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
     return ", ".join(f"{n} {v:g}" for n, v in plain.items())

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import nn
@@ -205,11 +205,6 @@ def refuse_longer_than_context(source: Source, lengths: Sequence[int], new: int)
             f"{longest} in the longest ({sum(n + new > limit for n in lengths)} of {len(lengths)} are too long); drop or "
             "shorten them, or lower max_new_tokens"
         )
-
-
-def nothing_is_drawn(prompts: Sequence[str], responses: Sequence[str]) -> NoReturn:
-    """The reward of a dry run."""
-    raise AssertionError("a dry run draws nothing")
 
 
 def look_at_reward(spec: str) -> Source | None:

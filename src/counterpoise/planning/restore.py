@@ -26,11 +26,10 @@ from counterpoise.planning.looking import (
     look,
     look_at_abilities,
     look_at_reward,
-    nothing_is_drawn,
     refuse_longer_than_context,
     room_for,
     same_shapes,
-)  # fmt: skip
+)
 from counterpoise.planning.stages import restore_stages
 from counterpoise.restoration.request import Request
 from counterpoise.search.candidates import HMA, Scale, TwoSided
@@ -59,9 +58,9 @@ def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True) -
     second = look(str(request.post), base=first)
     told, mapped = _fit(first, second, request)
     cut = partition({n: tuple(p.shape) for n, p in second.model.named_parameters()}, request.blocks)
-    searched = any(isinstance(s, HMA) for s in request.searches)
-    told.append(f"HMA: {len(cut)} blocks" if searched else "two-sided search alone")
-    unloaded = Panel(read_prompts(panel.prompts), nothing_is_drawn, (), prompt_limit=panel.prompt_limit)
+    hma = any(isinstance(s, HMA) for s in request.searches)
+    told.append(f"HMA: {len(cut)} blocks" if hma else "two-sided search alone")
+    unloaded = Panel(read_prompts(panel.prompts), lambda *_: [], (), prompt_limit=panel.prompt_limit)
     parts: dict[Part, list[Prompt]] = {p: unloaded.prompts_of(p) for p in get_args(Part)}
     told.append("prompts: " + ", ".join(f"{len(chosen):,} {part}" for part, chosen in parts.items()))
     judge = look_at_reward(panel.reward)

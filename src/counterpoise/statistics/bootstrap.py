@@ -94,14 +94,9 @@ def _replicates(s: Array, aggregate: str, seed: int, resamples: int) -> Array:
 
 
 def _aggregate(name: str) -> Callable[[Array], Array]:
-    try:
-        return {"mean": _ratio, "ratio": _ratio, "bleu": _bleu}[name]
-    except KeyError:
-        raise ValueError(f"aggregate: expected mean, ratio or bleu, found {name!r}") from None
-
-
-def _ratio(sums: Array) -> Array:
-    return sums[:, 0] / sums[:, 1]
+    if name not in ("mean", "ratio", "bleu"):
+        raise ValueError(f"aggregate: expected mean, ratio or bleu, found {name!r}")
+    return _bleu if name == "bleu" else lambda sums: sums[:, 0] / sums[:, 1]
 
 
 def _bleu(sums: Array) -> Array:
