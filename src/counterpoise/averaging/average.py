@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,10 @@ from torch import Tensor
 from counterpoise.averaging.mix import Donor, mix, refuse_donor
 from counterpoise.averaging.partition import partition, whole
 from counterpoise.averaging.recipe import Recipe
-from counterpoise.averaging.streaming import other_inputs, write_tensors
+from counterpoise.averaging.streaming import other_inputs, stream
 from counterpoise.checkpoints.checkpoint import copy_companions, hash_in_background
 from counterpoise.checkpoints.files import refuse_occupied, staged
-from counterpoise.checkpoints.preflight import CHUNK, Pair, Scan, preflight, stretches
-from counterpoise.checkpoints.rounding import key_of
+from counterpoise.checkpoints.preflight import Buffers, Pair, preflight
 from counterpoise.records import Progress, versions, write_json
 
 
@@ -50,14 +48,26 @@ def average(
     Raises:
         CheckpointError: the two do not fit (see `preflight`), NaN or Inf, unrelated models, an occupied `out`.
     """
+    from counterpoise.tables.card import model_card
+
     refuse_donor(donor)
     refuse_occupied(Path(out).absolute())
     pair = preflight(pre, post, drop=drop, out=out)
     hashes = hash_in_background([pair.pre, pair.post])
-    plan = _plan(pair, ratios, blocks)
+    plan, buffers = _plan(pair, ratios, blocks), Buffers()
+    shares = plan.partition.ratios(pair.names, plan.ratios)
+
+    def mixed(name: str, key: int, start: int, pre: Tensor, posts: list[Tensor]) -> Tensor:
+        written = buffers[posts[0].dtype, 0][: len(pre)]
+        return mix(pre, posts[0], shares[name], key=key, start=start, out=written)
+
     with staged(out) as folder:
-        with _one_thread():
-            scanned = _stream(pair, plan.partition.ratios(pair.names, plan.ratios), folder, progress)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # one computes, one hashes: more on chunks of 2 MiB cost processor time and save none
+        try:
+            [scanned] = stream([pair], folder, mixed, {n: pair.post.size(n) for n in pair.names}, progress)
+        finally:
+            torch.set_num_threads(threads)
         warnings = (*pair.warnings, *scanned.verdict(allow_unrelated=allow_unrelated))
         hashes.result()
         inputs = describe_inputs(pair)
@@ -67,7 +77,9 @@ def average(
         warnings += tuple(other_inputs(plan.inputs, inputs))
         recipe = Recipe(plan.partition, plan.ratios, inputs, settings, versions(), warnings)
         write_json(folder / "recipe.json", recipe.to_json())
-        (folder / "README.md").write_text(_card(recipe, pair.shapes), encoding="utf-8")
+        cut, command = plan.partition.summary(pair.shapes), plan.settings.get("command")
+        content = {**recipe.to_json(), "ratios": list(plan.ratios), "partition": cut, "command": command}
+        (folder / "README.md").write_text(model_card(content), encoding="utf-8")
         if also is not None:
             also(folder)
     return recipe
@@ -100,40 +112,3 @@ def _plan(pair: Pair, ratios: float | Sequence[float] | Recipe, blocks: int | st
     if wrong := [r for r in plan.ratios if not (math.isfinite(r) and r >= 0)]:
         raise ValueError(f"ratios: expected numbers of at least 0 (1 keeps the whole update), found {wrong[0]}")
     return plan
-
-
-def _stream(pair: Pair, ratios: Mapping[str, float], folder: Path, progress: Progress | None) -> Scan:
-    """Write the averaged tensors in POST's shards; scan both inputs in the same pass."""
-    scanned, done, total = Scan(pair), 0, sum(map(pair.post.size, ratios))
-
-    def averaged(name: str) -> Iterator[tuple[int, Tensor]]:
-        nonlocal done
-        pre, post = pair.tensors(name)
-        buffer, key = torch.empty(min(CHUNK, post.numel()), dtype=post.dtype), key_of(pre, post)
-        for start, (a, b) in stretches(pre, post):
-            scanned.add(name, a, b)
-            yield start, mix(a, b, ratios[name], key=key, start=start, out=buffer[: len(b)])
-        done += pair.post.size(name)
-        if progress is not None:
-            progress(done, total)
-
-    write_tensors(pair.post, ratios, folder, averaged)
-    return scanned
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread computes, one hashes: more threads on chunks of 2 MiB cost processor time and save none."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _card(recipe: Recipe, shapes: Mapping[str, Sequence[int]]) -> str:
-    from counterpoise.tables.card import model_card
-
-    ratios = {"ratios": list(recipe.ratios), "partition": recipe.partition.summary(shapes)}
-    return model_card({**recipe.to_json(), **ratios, "command": recipe.settings.get("command")})

@@ -16,20 +16,20 @@ import torch
 from torch import Tensor
 
 from counterpoise.averaging.mix import Donor, mix, refuse_donor
-from counterpoise.averaging.streaming import other_inputs, write_tensors
+from counterpoise.averaging.streaming import other_inputs, stream
 from counterpoise.averaging.thinning import elected_mean, generator_for, kept, largest
 from counterpoise.checkpoints.checkpoint import copy_companions, hash_in_background
 from counterpoise.checkpoints.files import CheckpointError, refuse_occupied, staged
 from counterpoise.checkpoints.opening import open_checkpoint
-from counterpoise.checkpoints.preflight import Pair, Scan, preflight, stretches
-from counterpoise.checkpoints.rounding import key_of, narrow, wide_dtype
-from counterpoise.records import Stages, versions, write_json
+from counterpoise.checkpoints.preflight import Pair, preflight, stretches
+from counterpoise.checkpoints.rounding import narrow, wide_dtype
+from counterpoise.records import Stages, named, versions, write_json
 
 Method = Literal["ties", "dare", "dare-ties"]
 Scope = Literal["model", "tensor"]
 Keep = Callable[[Tensor], Tensor]
 """Takes the next stretch of an update and says which of its elements are kept."""
-FORMAT = "counterpoise merge 1"
+MERGE_FORMAT = "counterpoise merge 1"
 
 
 @dataclass(frozen=True)
@@ -82,19 +82,19 @@ class MergeRecipe:
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict; `read` takes it from a file."""
-        return {"format": FORMAT, "formula": "pre + ratio * merged(post_t - pre)", **asdict(self)}
+        return {"format": MERGE_FORMAT, "formula": "pre + ratio * merged(post_t - pre)", **asdict(self)}
 
     @classmethod
     def read(cls, path: str | Path) -> MergeRecipe:
         """Read the recipe.json of a merge."""
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-            if content.get("format") != FORMAT:
-                raise ValueError(f"expected format: {FORMAT}, found {content.get('format')!r}")
+            if content.get("format") != MERGE_FORMAT:
+                raise ValueError(f"expected format: {MERGE_FORMAT}, found {content.get('format')!r}")
             plan = {**content["plan"], "weights": tuple(content["plan"]["weights"])}
             rest = {k: content[k] for k in ("inputs", "settings", "versions")}
             return cls(Merge(**plan), **rest, warnings=tuple(content["warnings"]))
-        except (json.JSONDecodeError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: not the recipe of a merge ({error})") from None
 
 
@@ -141,7 +141,9 @@ def merge(
     pairs = _pairs(pre, posts, patterns, out)
     hashes = hash_in_background([pairs[0].pre, *(p.post for p in pairs)])
     with staged(out) as folder:
-        scans = _stream(pairs, plan, folder, progress)
+        keepers = _keepers(pairs, plan, progress)
+        mixed = partial(_merged, plan, keepers)
+        scans = stream(pairs, folder, mixed, dict.fromkeys(keepers, 1), named(progress, "merging"))
         verdicts = [w for s in scans for w in s.verdict(allow_unrelated=allow_unrelated)]
         hashes.result()
         # An adapter brings no config of its own, but may bring a tokenizer.
@@ -183,35 +185,14 @@ def _drops(pre: str | Path, posts: Sequence[str | Path], drop: Sequence[str]) ->
     return list(zip(posts, used, strict=True))
 
 
-def _stream(pairs: Sequence[Pair], plan: Merge, folder: Path, progress: Stages | None) -> list[Scan]:
-    """Write the merged tensors in the first POST's shards; scan all inputs in the same pass."""
-    first, scans = pairs[0], [Scan(p) for p in pairs]
-    keepers, done = _keepers(pairs, plan, progress), 0
-
-    def merged(name: str) -> Iterator[tuple[int, Tensor]]:
-        nonlocal done
-        pre, posts = first.tensors(name)[0], [p.tensors(name)[1] for p in pairs]
-        key = key_of(pre, *posts)
-        for start, (before, *afters) in stretches(pre, *posts):
-            for scan, after in zip(scans, afters, strict=True):
-                scan.add(name, before, after)
-            yield start, _merged(before, afters, keepers[name], plan, key=key, start=start)
-        done += 1
-        if progress is not None:
-            progress("merging", done, len(first.names))
-
-    write_tensors(first.post, first.names, folder, merged)
-    return scans
-
-
 def _merged(
-    pre: Tensor, posts: Sequence[Tensor], keeps: Sequence[Keep], plan: Merge, *, key: int, start: int
+    plan: Merge, keepers: Mapping[str, list[Keep]], name: str, key: int, start: int, pre: Tensor, posts: list[Tensor]
 ) -> Tensor:
-    """One flat stretch of the merge, in the first POST's dtype; `keeps` one per POST, `key` and `start` as in `mix`."""
+    """One flat stretch of the merge, in the first POST's dtype."""
     if not posts[0].is_floating_point():
         return posts[0]
     updates = [_update(pre, post) for post in posts]
-    masks = [keep(update) for keep, update in zip(keeps, updates, strict=True)]
+    masks = [keep(update) for keep, update in zip(keepers[name], updates, strict=True)]
     if len(posts) == 1:
         moved = mix(pre, posts[0], plan.ratio * plan.scale, key=key, start=start)
         return torch.where(masks[0], moved, pre.to(moved.dtype))

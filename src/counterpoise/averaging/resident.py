@@ -16,7 +16,7 @@ from counterpoise.averaging.mix import Donor, mix
 from counterpoise.averaging.partition import Partition
 from counterpoise.checkpoints.checkpoint import match_name
 from counterpoise.checkpoints.files import CheckpointError
-from counterpoise.checkpoints.preflight import CHUNK, Pair, stretches
+from counterpoise.checkpoints.preflight import Buffers, Pair, stretches
 from counterpoise.checkpoints.rounding import key_of, wide_dtype
 from counterpoise.language.dtypes import computed_in
 from counterpoise.language.loading import without_bars
@@ -56,7 +56,7 @@ class ResidentAverage:
         self.model = model.to(device).eval()
         self._tensors = _match(pair, self.model)
         self._ratios: dict[str, float] = {}
-        self._buffers: dict[torch.dtype, Tensor] = {}
+        self._buffers = Buffers()
 
     def set(self, partition: Partition, ratios: Sequence[float] | np.ndarray) -> None:
         """Move the model to the average with one ratio per block; tensors whose ratio stays are not touched."""
@@ -93,7 +93,7 @@ class ResidentAverage:
             if direct:
                 mix(a, b, ratio, key=key, start=start, out=part)
             else:
-                part.copy_(mix(a, b, ratio, key=key, start=start, out=self._buffer(post.dtype)[: len(b)]))
+                part.copy_(mix(a, b, ratio, key=key, start=start, out=self._buffers[post.dtype, 0][: len(b)]))
 
     @contextlib.contextmanager
     def _consuming_gradients(self, sums: dict[str, float]) -> Iterator[None]:
@@ -120,15 +120,10 @@ class ResidentAverage:
         pre, post = self.pair.tensors(name)
         wide, total = wide_dtype(pre, post), 0.0
         for _, (before, after, gradient) in stretches(pre, post, parameter.grad):
-            gap = self._buffer(wide)[: len(gradient)].copy_(after).sub_(before)
+            gap = self._buffers[wide, 0][: len(gradient)].copy_(after).sub_(before)
             total += float(torch.dot(gap, gradient.to(device="cpu", dtype=wide)))
         sums[name] += total
         parameter.grad = None
-
-    def _buffer(self, dtype: torch.dtype) -> Tensor:
-        if dtype not in self._buffers:
-            self._buffers[dtype] = torch.empty(CHUNK, dtype=dtype)
-        return self._buffers[dtype]
 
 
 def _load(pair: Pair, donor: Donor, dtype: torch.dtype) -> nn.Module:

@@ -1,39 +1,54 @@
-"""Tensors written stretch by stretch, and what `average` and `merge` say of the files that they were given."""
+"""What `average` and `merge` have in common: tensors written stretch by stretch, and warnings of other inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from counterpoise.checkpoints.checkpoint import Checkpoint, TensorFile
+from counterpoise.checkpoints.checkpoint import TensorFile
 from counterpoise.checkpoints.files import INDEX, WEIGHTS
-from counterpoise.records import write_json
+from counterpoise.checkpoints.preflight import Pair, Scan, stretches
+from counterpoise.checkpoints.rounding import key_of
+from counterpoise.records import Progress, write_json
+
+Mixed = Callable[[str, int, int, Tensor, list[Tensor]], Tensor]
+"""(name, key, start, PRE's stretch, each POST's) -> what is written; `key` and `start` as `mix` takes them."""
 
 
-def write_tensors(
-    like: Checkpoint, names: Iterable[str], folder: Path, values: Callable[[str], Iterable[tuple[int, Tensor]]]
-) -> None:
-    """Write tensors with the files, dtypes and shapes that they have in `like`, and the index if these are several.
+def stream(
+    pairs: Sequence[Pair], folder: Path, mixed: Mixed, told: Mapping[str, int], progress: Progress | None
+) -> list[Scan]:
+    """Write what becomes of each stretch, in the first POST's shards; scan all inputs in the same pass.
 
     Args:
-        values: gives a tensor's flat stretches, each with the element at which it begins.
+        told: what each tensor counts in `progress`.
     """
-    wanted = set(names)
-    layout = {file: [n for n in inside if n in wanted] for file, inside in like.layout.items()}
-    layout = {file: inside for file, inside in layout.items() if inside}
-    for file, inside in layout.items():
-        sink = TensorFile(folder / file, {n: (like.dtype(n), like.shape(n)) for n in inside})
-        for name in inside:
-            for start, stretch in values(name):
-                sink.write(name, start * stretch.element_size(), stretch)
+    first, scans, done = pairs[0], [Scan(p) for p in pairs], 0
+    wanted = set(first.names)
+    layout = {file: [n for n in names if n in wanted] for file, names in first.post.layout.items()}
+    layout = {file: names for file, names in layout.items() if names}
+    for file, names in layout.items():
+        sink = TensorFile(folder / file, {n: (first.post.dtype(n), first.post.shape(n)) for n in names})
+        for name in names:
+            pre, posts = first.tensors(name)[0], [p.tensors(name)[1] for p in pairs]
+            key = key_of(pre, *posts)
+            for start, (before, *afters) in stretches(pre, *posts):
+                for scan, after in zip(scans, afters, strict=True):
+                    scan.add(name, before, after)
+                result = mixed(name, key, start, before, afters)
+                sink.write(name, start * result.element_size(), result)
+            done += told[name]
+            if progress is not None:
+                progress(done, sum(told.values()))
         sink.close()
     if list(layout) != [WEIGHTS]:
-        weight_map = {n: file for file, inside in layout.items() for n in inside}
-        total = sum(map(like.size, weight_map))
+        weight_map = {n: file for file, names in layout.items() for n in names}
+        total = sum(map(first.post.size, weight_map))
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+    return scans
 
 
 def other_inputs(told: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
-T = TypeVar("T")
+Outcome = TypeVar("Outcome")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 OF_THE_MODEL = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
                 "LICENSE*")  # fmt: skip
@@ -141,9 +141,9 @@ def hash_early(*sources: str | Path) -> None:
     _under_way.update(dict.fromkeys(work, hashes))
 
 
-def in_background(work: Callable[[], T]) -> Future[T]:
+def in_background(work: Callable[[], Outcome]) -> Future[Outcome]:
     """Start `work` in a thread of its own, a daemon: a failed or stopped run does not wait for it."""
-    done: Future[T] = Future()
+    done: Future[Outcome] = Future()
 
     def run() -> None:
         try:

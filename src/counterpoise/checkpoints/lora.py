@@ -114,7 +114,8 @@ class LoraCheckpoint(Checkpoint):
             wanted, slot = re.sub(r"\.(base_layer|modules_to_save(\.default)?)(?=\.)", "", plain), ""
         name = match_name(wanted, self.base)
         if name is None:
-            if wanted in HEADS and self.settings.get("ensure_weight_tying") and self._trains_embedding():
+            trained = {part for other in self._adapter.entries for part in other.split(".")}
+            if wanted in HEADS and self.settings.get("ensure_weight_tying") and trained & set(EMBEDDINGS):
                 return  # the same numbers once more
             raise CheckpointError(
                 f"{self.source}: the adapter holds {key}, but PRE has no tensor {wanted} (a tied head trained "
@@ -134,9 +135,6 @@ class LoraCheckpoint(Checkpoint):
                     f"{self.source}: {key} has the shape {found}, PRE's {name} {self.base.shape(name)}: a "
                     "resized vocabulary; give both checkpoints the same tokens first"
                 )
-
-    def _trains_embedding(self) -> bool:
-        return any(part in EMBEDDINGS for key in self._adapter.entries for part in key.split("."))
 
     def _head_follows(self) -> bool:
         """Would a change of the embedding change the head, against PEFT's way?"""

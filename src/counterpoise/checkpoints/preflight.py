@@ -96,6 +96,13 @@ def preflight(pre: str | Path, post: str | Path, *, drop: Sequence[str] = (), ou
     return Pair(first, second, tuple(names), tuple(dropped), tuple(warnings), elsewhere)
 
 
+class Buffers(dict[tuple[torch.dtype, int], Tensor]):
+    """Numbered chunks to work in, allocated once: fresh ones cost ten times the arithmetic in page faults."""
+
+    def __missing__(self, key: tuple[torch.dtype, int]) -> Tensor:
+        return self.setdefault(key, torch.empty(CHUNK, dtype=key[0]))
+
+
 @dataclass
 class Scan:
     """Sums over a pair's tensors, taken chunk by chunk: how far apart the two are, and the first NaN or Inf.
@@ -110,7 +117,7 @@ class Scan:
     update: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     size: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     changed: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
-    _buffers: dict[torch.dtype, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    _buffers: Buffers = field(default_factory=Buffers, repr=False)
 
     def add(self, name: str, pre: Tensor, post: Tensor) -> None:
         """Count a chunk of `name`; flat tensors of equal length, at most CHUNK.
@@ -120,7 +127,7 @@ class Scan:
         """
         if not pre.is_floating_point():
             return
-        wide, gap = (buffer[: pre.numel()] for buffer in self._buffers_of(wide_dtype(pre, post)))
+        wide, gap = (self._buffers[wide_dtype(pre, post), i][: pre.numel()] for i in range(2))
         gap.copy_(post).sub_(wide.copy_(pre))
         size, update = float(torch.dot(wide, wide)), float(torch.dot(gap, gap))
         if not math.isfinite(size + update):  # NaN or Inf, or finite values whose squares overflow
@@ -156,12 +163,6 @@ class Scan:
         if d == 0:
             return ["PRE and POST hold the same numbers: there is nothing to average"]
         return []
-
-    def _buffers_of(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Two chunks to work in, allocated once: fresh ones cost ten times the arithmetic in page faults."""
-        if dtype not in self._buffers:
-            self._buffers[dtype] = (torch.empty(CHUNK, dtype=dtype), torch.empty(CHUNK, dtype=dtype))
-        return self._buffers[dtype]
 
     def _refuse_non_finite(self, name: str, pre: Tensor, post: Tensor) -> None:
         for label, values, source in (("PRE", pre, self.pair.pre.source), ("POST", post, self.pair.post.source)):

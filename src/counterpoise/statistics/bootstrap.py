@@ -54,10 +54,8 @@ def paired_difference(a: ArrayLike, b: ArrayLike, aggregate: str, *, resamples: 
     p is twice the smaller share of resampled differences on one side of 0, with one added to both counts so that it is
     never 0: below 0.05 just when the interval leaves 0 out (up to that one).
     """
-    first, second = _statistics(a), _statistics(b)
-    value = score(first, aggregate) - score(second, aggregate)
-    drawn = paired_replicates(first, second, aggregate, resamples=resamples)
-    return resampled_difference(value, drawn)
+    value = score(a, aggregate) - score(b, aggregate)
+    return resampled_difference(value, paired_replicates(a, b, aggregate, resamples=resamples))
 
 
 def resampled_difference(value: float, drawn: Array) -> Difference:
