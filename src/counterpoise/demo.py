@@ -6,12 +6,11 @@ then goes through the same `rsf` and `restore` as a real checkpoint.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +114,9 @@ def run_demo(
         The content of demo.json, and under "restore" that of restored/restore.json.
     """
     out, begun = Path(out), time.time()
-    with _whole_or_nothing(out):
+    refuse_occupied(out.absolute())
+    out.mkdir(parents=True, exist_ok=True)
+    try:
         world = World.invent(seed)
         tokenizer = make_tokenizer(world.vocabulary())
         abilities = write_world(world, out, seed)
@@ -154,19 +155,10 @@ def run_demo(
             **{name: result[name] for name in ("pick", "verdict", "tax", "hypervolume")},
         }
         write_json(out / "demo.json", summary)
-    return {**summary, "restore": result}
-
-
-@contextlib.contextmanager
-def _whole_or_nothing(out: Path) -> Iterator[None]:
-    """A demo that was stopped leaves no folder that the next one would stumble over."""
-    refuse_occupied(out.absolute())
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
+    except BaseException:  # a demo that was stopped leaves no folder that the next one would stumble over
         shutil.rmtree(out, ignore_errors=True)
         raise
+    return {**summary, "restore": result}
 
 
 def make_tokenizer(vocabulary: Sequence[str]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import timeit
 from functools import cache
 from typing import Any
 
@@ -41,13 +41,8 @@ def slowdown(dtype: torch.dtype) -> float:
 
 def _seconds(dtype: torch.dtype) -> float:
     a, b = (torch.ones(shape, dtype=dtype, device="cpu") for shape in ((64, 256), (256, 256)))
-    taken = []
     with torch.autocast("cpu", enabled=False):
-        for _ in range(6):  # the first one prepares
-            begun = time.perf_counter()
-            a @ b
-            taken.append(time.perf_counter() - begun)
-    return min(taken[1:])
+        return min(timeit.repeat(lambda: a @ b, number=1, repeat=6)[1:])  # the first one prepares
 
 
 def warning(stored: torch.dtype, asked: torch.dtype | None, device: str | torch.device) -> str | None:

@@ -13,13 +13,13 @@ from counterpoise.alignment.from_options import DRAWN, LONGEST_TEXT, Alignment
 from counterpoise.alignment.mitigations import table
 from counterpoise.alignment.mitigations.replay import read_corpus
 from counterpoise.alignment.preferences import read_preferences
-from counterpoise.alignment.training.stepping import Mitigation, rows_at_once
+from counterpoise.alignment.training.stepping import rows_at_once
 from counterpoise.checkpoints.checkpoint import short
 from counterpoise.language.costs import Plan, Shape, Stage, drawing_bytes, drawn, optimiser_bytes, step_bytes, trained
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
-from counterpoise.planning.looking import Source, Words, look, look_at_reward, room_for
-from counterpoise.planning.restore import ASSUMED, BOUNDS, judged, lengths, said_of
+from counterpoise.planning.looking import Source, Words, judged, lengths, look, look_at_reward, room_for, said_of
+from counterpoise.planning.restore import ASSUMED, BOUNDS
 from counterpoise.planning.stages import DRAWING, REPLAYED, TRAINING, Loop, align_stages
 
 ASSUMED_SHARES = 8
@@ -44,7 +44,11 @@ def plan_align(wanted: Alignment, *, shared_by: int | None = 1) -> Plan:
     table.check_layers(held, shape.layers)
     settings, files = wanted.bound, wanted.files
     if wanted.method == "dpo":
-        _refuse_in_dpo(model, table.build(held, table.Sources()), settings)
+        from counterpoise.alignment.dpo import refuse_in_dpo
+
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        refuse_in_dpo(model.model, table.build(held, table.Sources()), world)
+        rows_at_once("dpo", int(settings["batch_size"]), int(settings["micro_batch_size"]), world)
     if "merge_base" in held:
         look(held["merge_base"])
     loop, asked, responses = _loop(wanted)
@@ -159,15 +163,6 @@ def _longest_replayed(corpus: str, model: Source, words: Words, *, chat: bool) -
     examples = read_corpus(corpus, words.tokenizer, max_tokens=limit, chat=chat)
     response = max(len(e.response) for e in examples)
     return max(len(e.prompt) + len(e.response) for e in examples) - response, response
-
-
-def _refuse_in_dpo(model: Source, built: list[Mitigation], settings: Mapping[str, Any]) -> None:
-    """Raise what `dpo` raises before it trains."""
-    from counterpoise.alignment.dpo import refuse_in_dpo
-
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    refuse_in_dpo(model.model, built, world)
-    rows_at_once("dpo", int(settings["batch_size"]), int(settings["micro_batch_size"]), world)
 
 
 def _spoken(settings: Mapping[str, Any]) -> str:

@@ -12,8 +12,8 @@ from counterpoise.language.costs import Plan, Stage, cache_bytes, drawing, drawi
 from counterpoise.language.dtypes import computed_in
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
-from counterpoise.planning.looking import Words, look, look_at_reward
-from counterpoise.planning.restore import ASSUMED, judged, lengths, said_of
+from counterpoise.planning.looking import Words, judged, lengths, look, look_at_reward, said_of
+from counterpoise.planning.restore import ASSUMED
 
 BATCH = 16
 """Pairs or responses that a reward or preference model sees at once."""

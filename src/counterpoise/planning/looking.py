@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from counterpoise.checkpoints.checkpoint import Checkpoint
+from counterpoise.checkpoints.checkpoint import Checkpoint, short
 from counterpoise.checkpoints.files import (
     COMPANIONS,
     CheckpointError,
@@ -23,13 +23,15 @@ from counterpoise.checkpoints.files import (
     weight_files,
 )
 from counterpoise.checkpoints.opening import open_checkpoint
+from counterpoise.checkpoints.preflight import preflight
 from counterpoise.evaluation.abilities import is_file, load_abilities, refuse_repeats
 from counterpoise.evaluation.items import FileAbility
 from counterpoise.evaluation.parts import Part
 from counterpoise.evaluation.rewards import imported, read_labelled
-from counterpoise.language.costs import Items, Shape, shape_of
+from counterpoise.language.costs import Items, Lengths, Shape, shape_of
 from counterpoise.language.loading import without_bars
 from counterpoise.language.prompts import Prompt, encode_prompt
+from counterpoise.language.sampling import Drawing
 
 CHARACTERS = 4
 """Characters a token, where there is no tokenizer to ask."""
@@ -136,12 +138,17 @@ def _on_meta(folder: Path, source: str, classifier: bool) -> tuple[nn.Module, An
     return made, config
 
 
-def same_shapes(pre: Source, post: Source) -> None:
-    """What `preflight` asks of two checkpoints, as far as configs can tell.
+def fit(pre: Source, post: Source, drop: Sequence[str], out: Path) -> tuple[list[str], int]:
+    """What `preflight` says of two checkpoints, as far as they are at hand, and the bytes that are mapped.
 
     Raises:
-        CheckpointError: two architectures, or a parameter of two shapes.
+        CheckpointError: see `preflight`; without weights two architectures, or a parameter of two shapes.
     """
+    if pre.weights is not None and post.weights is not None:
+        folders = [folder_of(source.name)[0] for source in (pre, post)]  # a hub id is not fetched again
+        pair = preflight(*folders, drop=drop, out=out)
+        told = [f"preflight: {len(pair.names)} tensors fit", *(f"warning: {w}" for w in pair.warnings)]
+        return told, sum(f.stat().st_size for c in (pair.pre, pair.post) for f in c.files)
     kinds = [s.model.config.model_type for s in (pre, post)]  # type: ignore[union-attr]
     shapes = [{n: tuple(p.shape) for n, p in s.model.named_parameters()} for s in (pre, post)]
     if kinds[0] != kinds[1] or shapes[0].keys() != shapes[1].keys():
@@ -152,6 +159,8 @@ def same_shapes(pre: Source, post: Source) -> None:
     for name, shape in shapes[0].items():
         if shape != (other := shapes[1][name]):
             raise CheckpointError(f"{name} has the shape {shape} in PRE and {other} in POST; expected one model")
+    lacking = ", ".join(s.name for s in (pre, post) if s.weights is None)
+    return [f"no weights: preflight on shapes only ({lacking})", *room_for(out, post.resident)], 0
 
 
 @dataclass(frozen=True)
@@ -235,13 +244,14 @@ def look_at_reward(spec: str) -> Source | None:
 
 
 def look_at_abilities(
-    specs: Sequence[str], words: Words, *, limit: int | None, new: int
+    specs: Sequence[str], source: Source, *, limit: int | None, new: int
 ) -> tuple[dict[Part, list[Items]], list[str]]:
     """The items of every ability on validation and held-out data, and what had to be taken for granted.
 
     Raises:
         ValueError: an unreadable file, no such task of lm-eval, two abilities of one name.
     """
+    words = Words.of(source.folder)
     loaded = [a for a in load_abilities([s for s in specs if is_file(s)]) if isinstance(a, FileAbility)]
     tasks = [_of_harness(spec, limit) for spec in specs if not is_file(spec)]
     parts: tuple[Part, ...] = ("validation", "held-out")
@@ -283,3 +293,39 @@ def room_for(out: Path, needed: int) -> list[str]:
     if free >= needed:
         return []
     return [f"warning: {out}: {needed / 1e9:.2f} GB would be written, {free / 1e9:.2f} GB are free here; make room"]
+
+
+def lengths(
+    source: Source,
+    prompts: Sequence[Prompt],
+    drawing: Drawing,
+    itemsize: int,
+    batch: int,
+    *,
+    longest_refused: bool = True,
+) -> tuple[Lengths, list[str]]:
+    """How long these prompts and responses are, `batch` at once in training, and what is said of them.
+
+    Raises:
+        ValueError: a prompt that does not fit the context with its response, unless not `longest_refused`.
+    """
+    words, new = Words.of(source.folder), drawing.max_new_tokens
+    found = words.prompts(prompts, chat=drawing.chat)
+    if longest_refused:
+        refuse_longer_than_context(source, found, new)
+    assumed = [] if words.tokenizer else [f"no tokenizer: {CHARACTERS} characters a token, no chat template"]
+    mean = sum(found) / len(found)
+    told = [f"prompts of {mean:.0f} tokens in the mean, the longest {max(found)}", *assumed]
+    return Lengths(mean, max(found), new, max(1, batch), itemsize), told
+
+
+def judged(judge: Source | None) -> dict[str, int]:
+    """What lies in memory for a reward or preference that is a model."""
+    return {} if judge is None else {"reward model": judge.resident}
+
+
+def said_of(reward: str, judge: Source | None) -> str:
+    """What a dry run says of a reward; `judge` of one that is a model."""
+    if judge is None:
+        return f"reward {reward}: found; its time is not counted"
+    return f"reward {reward}: {judge.shape.parameters / 1e9:.3g} billion parameters in {short(judge.dtype)}"

@@ -6,19 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from counterpoise.evaluation.parts import Part
-from counterpoise.language.costs import (
-    Items,
-    Lengths,
-    Shape,
-    Stage,
-    drawing_bytes,
-    drawn,
-    forward,
-    measuring,
-    scoring_bytes,
-    training,
-    training_bytes,
-)
+from counterpoise.language import costs
+from counterpoise.language.costs import Items, Lengths, Shape, Stage, drawing_bytes, drawn, training, training_bytes
 from counterpoise.search.candidates import Scale, Search
 
 REPLAYED, DRAWING, TRAINING = "replay: PRE's responses", "drawing and rewards", "training"
@@ -43,8 +32,8 @@ def restore_stages(
     def measured(part: Part, noun: str, count: int) -> Stage:
         work, memory = drawn(shape, scale.reward, at, prompts=parts[part], n=replies), at.drawing_memory(shape)
         for ability in items[part]:
-            work += measuring(shape, ability, batch=2 * at.batch, itemsize=at.itemsize)
-            memory = max(memory, scoring_bytes(shape, ability, batch=2 * at.batch, itemsize=at.itemsize))
+            work += costs.measuring(shape, ability, batch=2 * at.batch, itemsize=at.itemsize)
+            memory = max(memory, costs.scoring_bytes(shape, ability, batch=2 * at.batch, itemsize=at.itemsize))
         total = sum(i.count for i in items[part])
         what = f"{noun} x ({parts[part] * replies:,} responses, {total:,} items)"
         return Stage(f"{part} data", what, work * count, memory)
@@ -101,9 +90,9 @@ def align_stages(shape: Shape, reward: Shape | None, at: Lengths, loop: Loop, *,
         memory = drawing_bytes(shape, together, at.longest + at.response, at.itemsize)
         what = f"{times} iterations x {loop.prompts:,} prompts x {loop.n} responses"
         stages.append(Stage(DRAWING, what, work, memory))
-    passed = forward(shape, at.prompt + at.response, sequences=sequences, logits=at.response)
+    passed = costs.forward(shape, at.prompt + at.response, sequences=sequences, logits=at.response)
     if loop.method == "ppo":
-        logits = scoring_bytes(shape, Items("", 1, 0, 1, at.response), batch=at.batch, itemsize=at.itemsize)
+        logits = costs.scoring_bytes(shape, Items("", 1, 0, 1, at.response), batch=at.batch, itemsize=at.itemsize)
         what = f"{times} iterations x {loop.prompts:,} responses, the policy's and PRE's"
         stages.append(Stage("log-probabilities", what, passed * (2 * times), logits))
     own = one = training(shape, at.prompt, at.response, sequences=sequences)
