@@ -44,7 +44,7 @@ def test_studying_twice_gives_the_same_model() -> None:
 
 def test_the_whole_story_in_short(tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    result = demo.run(out, seed=1, epochs=4)
+    result = demo.run_demo(out, seed=1, epochs=4)
     kept = json.loads((out / "demo.json").read_text())
     assert kept["tax"] == json.loads(json.dumps(result["restore"]["tax"]))
     reward = kept["tax"][0]
@@ -53,7 +53,7 @@ def test_the_whole_story_in_short(tmp_path: Path) -> None:
     assert (out / "restored").exists() == (kept["pick"] is not None)
     assert {"pre", "post", "prompts.jsonl", "demo.json"} <= {f.name for f in out.iterdir()}
     with pytest.raises(CheckpointError, match="expected a new or empty folder"):
-        demo.run(out)
+        demo.run_demo(out)
 
 
 def test_a_demo_that_is_stopped_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -61,5 +61,5 @@ def test_a_demo_that_is_stopped_leaves_nothing_behind(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        demo.run(tmp_path / "demo", epochs=1, progress=stop)
+        demo.run_demo(tmp_path / "demo", epochs=1, progress=stop)
     assert list(tmp_path.iterdir()) == []

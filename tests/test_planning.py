@@ -35,7 +35,6 @@ from counterpoise.language.costs import (
     trained,
     training,
     training_bytes,
-    weight_bytes,
 )
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example, response_nll
@@ -122,7 +121,6 @@ def test_items_share_a_context_except_in_lm_eval() -> None:
 
 
 def test_bytes_by_hand() -> None:
-    assert weight_bytes(LLAMA, 2) == 27_552
     assert trained(LLAMA) == 13_776
     assert trained(LLAMA, lora=2) == 2_784
     assert optimiser_bytes(100, 4) == {"gradients": 400, "Adam's moments": 800}

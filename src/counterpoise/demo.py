@@ -6,12 +6,11 @@ then goes through the same `rsf` and `restore` as a real checkpoint.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from counterpoise.alignment.rsf import Iteration, fine_tune, rsf
+from counterpoise.alignment.rsf import fine_tune, rsf
 from counterpoise.checkpoints.files import refuse_occupied
 from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.parts import part_of
@@ -27,7 +26,7 @@ from counterpoise.language.loading import without_bars
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example
-from counterpoise.records import Stages, versions, write_json
+from counterpoise.records import Stages, named, versions, write_json
 from counterpoise.restoration.request import Request
 from counterpoise.restoration.restore import run as restore
 from counterpoise.search.candidates import CONTROLS, HMA
@@ -77,7 +76,7 @@ class World:
         return [(f"translate : the {c} {n} =", f"{self.words[n]} {self.words[c]}") for n in NOUNS for c in COLOURS]
 
     def facts(self) -> list[tuple[str, str]]:
-        """Learned by heart."""
+        """A capital for each country, to be learned by heart."""
         return [(f"capital of {country} is", city) for country, city in self.capitals.items()]
 
     def sums(self) -> list[tuple[str, str]]:
@@ -90,13 +89,8 @@ class World:
         for _ in range(count):
             one, two = draw.sample(NOUNS, 2)
             moods = [draw.choice(draw.choice((GLAD, GLOOMY))) for _ in range(3)]
-            made.append(
-                (
-                    f"tell : {one} and {two} .",
-                    f"the {moods[0]} {one} went to the {draw.choice(PLACES)} . it met the {moods[1]} {two} . "
-                    f"then it was {moods[2]} .",
-                )
-            )
+            tale = f"the {moods[0]} {one} went to the {draw.choice(PLACES)} . it met the {moods[1]} {two} ."
+            made.append((f"tell : {one} and {two} .", f"{tale} then it was {moods[2]} ."))
         return made
 
 
@@ -106,7 +100,7 @@ def cheer(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
     return [float(sum(w in GLAD for w in words) - sum(w in GLOOMY for w in words)) for words in said]
 
 
-def run(
+def run_demo(
     out: str | Path = "counterpoise-demo", *, seed: int = 0, epochs: int = EPOCHS, progress: Stages | None = None
 ) -> dict[str, Any]:
     """Train PRE from scratch, align it to POST with RSF, and restore; all of it lies below `out`.
@@ -120,23 +114,33 @@ def run(
         The content of demo.json, and under "restore" that of restored/restore.json.
     """
     out, begun = Path(out), time.time()
-    with _whole_or_nothing(out):
+    refuse_occupied(out.absolute())
+    out.mkdir(parents=True, exist_ok=True)
+    try:
         world = World.invent(seed)
         tokenizer = make_tokenizer(world.vocabulary())
-        write_world(world, out, seed)
+        abilities = write_world(world, out, seed)
 
         model = make_model(len(tokenizer), seed)
         study(model, tokenizer, world, seed=seed, epochs=epochs, progress=progress)
         _save(model, tokenizer, out / "pre")
         studied = time.time()
 
-        rounds = _align(model, tokenizer, seed, progress)
+        prompts = [Prompt((("user", p),)) for p in _tell_prompts()]
+        rounds = rsf(  # two rounds of best of 8 towards cheer
+            model, tokenizer, [p for p in prompts if part_of(p.key) == "proxy"], cheer,
+            drawing=Drawing(n=8, batch_size=128, max_new_tokens=24, seed=seed), iterations=2,
+            prompts_per_iteration=128, epochs=4, learning_rate=1e-3, batch_size=16, micro_batch_size=16,
+            progress=named(progress, "aligning: best of 8"),
+        )  # fmt: skip
         _save(model, tokenizer, out / "post")
         aligned = time.time()
 
         command = f"counterpoise demo --seed {seed}"
+        drawing = Drawing(max_new_tokens=24, batch_size=64, seed=seed)
+        panel = Panel.load(out / "prompts.jsonl", cheer, abilities, drawing=drawing, prompt_limit=120)
         request = Request(out / "pre", out / "post", out / "restored", [HMA(proxy_size=96), *CONTROLS])
-        result = restore(request, _panel(out, seed), command=command, progress=progress)
+        result = restore(request, panel, command=command, progress=progress)
         summary = {
             "counterpoise": versions().get("counterpoise"),
             "command": command,
@@ -148,59 +152,13 @@ def run(
                 "restoring": round(time.time() - aligned, 1),
             },
             "rsf": [r.summary() for r in rounds],
-            "pick": result["pick"],
-            "verdict": result["verdict"],
-            "tax": result["tax"],
-            "hypervolume": result["hypervolume"],
+            **{name: result[name] for name in ("pick", "verdict", "tax", "hypervolume")},
         }
         write_json(out / "demo.json", summary)
-    return {**summary, "restore": result}
-
-
-@contextlib.contextmanager
-def _whole_or_nothing(out: Path) -> Iterator[None]:
-    """A demo that was stopped leaves no folder that the next one would stumble over."""
-    refuse_occupied(out.absolute())
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
+    except BaseException:  # a demo that was stopped leaves no folder that the next one would stumble over
         shutil.rmtree(out, ignore_errors=True)
         raise
-
-
-def _align(model: nn.Module, tokenizer: Any, seed: int, progress: Stages | None) -> list[Iteration]:
-    """Two rounds of best of 8 towards cheer, on the proxy part of the prompts."""
-    prompts = [Prompt((("user", p),)) for p in _tell_prompts()]
-    return rsf(
-        model,
-        tokenizer,
-        [p for p in prompts if part_of(p.key) == "proxy"],
-        cheer,
-        drawing=Drawing(n=8, batch_size=128, max_new_tokens=24, seed=seed),
-        iterations=2,
-        prompts_per_iteration=128,
-        epochs=4,
-        learning_rate=1e-3,
-        batch_size=16,
-        micro_batch_size=16,
-        progress=None if progress is None else lambda done, total: progress("aligning: best of 8", done, total),
-    )
-
-
-def _panel(out: Path, seed: int) -> Panel:
-    return Panel.load(
-        out / "prompts.jsonl",
-        cheer,
-        [
-            f"choices:{out / 'capitals.jsonl'}",
-            f"choices:{out / 'sums.jsonl'}",
-            f"generate:{out / 'translation.jsonl'}",
-            f"continue:{out / 'tales.jsonl'}",
-        ],
-        drawing=Drawing(max_new_tokens=24, batch_size=64, seed=seed),
-        prompt_limit=120,
-    )
+    return {**summary, "restore": result}
 
 
 def make_tokenizer(vocabulary: Sequence[str]) -> Any:
@@ -224,19 +182,11 @@ def make_model(words: int, seed: int) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=words,
-        hidden_size=96,
-        intermediate_size=256,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-        initializer_range=0.1,  # about 1 / sqrt(hidden_size): the usual 0.02 learns several times slower here
-        bos_token_id=1,
-        eos_token_id=2,
+        vocab_size=words, hidden_size=96, intermediate_size=256, num_hidden_layers=6, num_attention_heads=4,
+        num_key_value_heads=4, max_position_embeddings=64, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
         pad_token_id=0,
-    )
+        initializer_range=0.1,  # about 1 / sqrt(hidden_size): the usual 0.02 learns several times slower here
+    )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config)
@@ -262,8 +212,8 @@ def study(
             progress("training a small model", epoch + 1, epochs)
 
 
-def write_world(world: World, out: Path, seed: int) -> None:
-    """Prompts and abilities as the files that the command line reads."""
+def write_world(world: World, out: Path, seed: int) -> list[str]:
+    """Prompts and abilities as the files that the command line reads; what `--abilities` calls these."""
     draw = random.Random(seed + 1)
 
     def choices(pairs: list[tuple[str, str]], answers: list[str]) -> list[dict[str, Any]]:
@@ -274,19 +224,21 @@ def write_world(world: World, out: Path, seed: int) -> None:
             rows.append({"query": query, "choices": options, "gold": options.index(answer)})
         return rows
 
-    _write(out / "prompts.jsonl", [{"prompt": p} for p in _tell_prompts()])
-    _write(out / "capitals.jsonl", choices(world.facts(), list(world.capitals.values())))
-    _write(out / "sums.jsonl", choices(world.sums(), list(NUMBERS)))
-    _write(out / "translation.jsonl", [{"prompt": p, "reference": r} for p, r in world.translations()])
-    _write(out / "tales.jsonl", [{"context": p, "continuation": r} for p, r in world.tales(draw, 200)])
+    rows = {
+        "prompts": [{"prompt": p} for p in _tell_prompts()],
+        "capitals": choices(world.facts(), list(world.capitals.values())),
+        "sums": choices(world.sums(), list(NUMBERS)),
+        "translation": [{"prompt": p, "reference": r} for p, r in world.translations()],
+        "tales": [{"context": p, "continuation": r} for p, r in world.tales(draw, 200)],
+    }
+    for name, lines in rows.items():
+        (out / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    kinds = {"capitals": "choices", "sums": "choices", "translation": "generate", "tales": "continue"}
+    return [f"{kind}:{out / name}.jsonl" for name, kind in kinds.items()]
 
 
 def _tell_prompts() -> list[str]:
     return [f"tell : {one} and {two} ." for one in NOUNS for two in NOUNS if one != two]
-
-
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def _save(model: nn.Module, tokenizer: Any, folder: Path) -> None:

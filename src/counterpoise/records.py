@@ -14,7 +14,10 @@ from typing import Any, TypeVar
 from counterpoise.checkpoints.files import replacing
 
 T = TypeVar("T")
-
+Progress = Callable[[int, int], None]
+"""Called with (done, total) as long work advances."""
+Stages = Callable[[str, int, int], None]
+"""Called with (stage, done, total) as work advances."""
 NUMERICS = 3
 """Part of the keys of what a pair of checkpoints scores; raised with every change of counterpoise that changes numbers."""
 
@@ -52,25 +55,14 @@ def versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
     found = {"python": sys.version.split()[0]}
     for name in ("counterpoise", "torch", "transformers", "safetensors", "numpy"):
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write readable json with a stable order of keys, whole or not at all."""
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total) as long work advances."""
-
-
-Stages = Callable[[str, int, int], None]
-"""Called with (stage, done, total) as work advances."""
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from counterpoise.averaging import merge as module
-from counterpoise.averaging.dare import drop, generator_for
 from counterpoise.averaging.merge import Merge, MergeRecipe, merge
 from counterpoise.averaging.recipe import Recipe
-from counterpoise.averaging.ties import elected_mean, largest, trim
+from counterpoise.averaging.thinning import elected_mean, generator_for, kept, largest
+from counterpoise.checkpoints import preflight as module
 from counterpoise.checkpoints.checkpoint import Checkpoint
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.rounding import key_of, narrow
@@ -28,14 +27,24 @@ from tiny import nudge, save_pair, tiny, tokenizer
 COARSE = st.sampled_from([-2.0, -1.0, -0.5, -0.0, 0.0, 0.5, 1.0, 2.0])  # many equal magnitudes
 
 
+def trim(update: torch.Tensor, density: float) -> torch.Tensor:
+    """The update with all but its largest elements set to zero."""
+    return update * largest(lambda: [update], density)(update)
+
+
+def drop(update: torch.Tensor, density: float, generator: torch.Generator) -> torch.Tensor:
+    """u * m / density."""
+    return update * kept(update.flatten(), density, generator).view(update.shape) / density
+
+
 def test_a_merge_by_hand() -> None:
     # Kept of [4, -3, 1, 0.5] at density 0.5: 4 and -3. Of [-1, -2, 5, 0]: -2 and 5. Of [2, 6, -3, 0]: 6 and -3.
-    kept = [trim(torch.tensor(u), 0.5) for u in ([4.0, -3.0, 1.0, 0.5], [-1.0, -2.0, 5.0, 0.0], [2.0, 6.0, -3.0, 0.0])]
-    assert [k.tolist() for k in kept] == [[4, -3, 0, 0], [0, -2, 5, 0], [0, 6, -3, 0]]
+    left = [trim(torch.tensor(u), 0.5) for u in ([4.0, -3.0, 1.0, 0.5], [-1.0, -2.0, 5.0, 0.0], [2.0, 6.0, -3.0, 0.0])]
+    assert [k.tolist() for k in left] == [[4, -3, 0, 0], [0, -2, 5, 0], [0, 6, -3, 0]]
     # Sums [4, 1, 2, 0]: signs +, +, +, none. Those that agree: {4}, {6}, {5}, {}.
-    assert elected_mean(kept, [1, 1, 1]).tolist() == [4, 6, 5, 0]
+    assert elected_mean(left, [1, 1, 1]).tolist() == [4, 6, 5, 0]
     # Weights 3, 1, 1: sums [12, -5, 2, 0]; second: -3 (weight 3) and -2 (weight 1) agree, -11 / 4.
-    assert elected_mean(kept, [3, 1, 1]).tolist() == [4, -2.75, 5, 0]
+    assert elected_mean(left, [3, 1, 1]).tolist() == [4, -2.75, 5, 0]
 
 
 def test_no_sign_is_elected_where_updates_cancel() -> None:
@@ -74,9 +83,9 @@ def test_dropping_keeps_the_expectation_and_its_seed() -> None:
     again = torch.cat([drop(part, 0.25, pieces) for part in update.split(777)])
     assert torch.equal(once, again)
     assert not torch.equal(once, drop(update, 0.25, generator_for(4, 0, "w")))
-    kept = once != 0
-    assert torch.equal(once[kept], update[kept] / 0.25)
-    assert abs(float(kept.double().mean()) - 0.25) < 4 * (0.25 * 0.75 / 50_000) ** 0.5
+    there = once != 0
+    assert torch.equal(once[there], update[there] / 0.25)
+    assert abs(float(there.double().mean()) - 0.25) < 4 * (0.25 * 0.75 / 50_000) ** 0.5
     # Mean of u m / d: standard error sqrt(mean(u^2) (1 - d) / d / n).
     error = float((update.square().mean() * 3 / 50_000) ** 0.5)
     assert abs(float(once.mean() - update.mean())) < 4 * error

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from counterpoise.averaging.partition import Partition, by_module, partition
+from counterpoise.averaging.partition import OUTSIDE, by_module, partition
 from counterpoise.checkpoints.preflight import Scan, preflight, scan
 
 
@@ -37,23 +37,17 @@ def diff(
     """Read both checkpoints once and compare them; returns the rows and the warnings of the preflight."""
     pair = preflight(pre, post, drop=drop)
     scanned, warnings = scan(pair, allow_unrelated=allow_unrelated, count_changed=True, progress=progress)
-    shapes = {n: pair.post.shape(n) for n in pair.names}
-    cuts = {"block": partition(shapes, blocks), "module": by_module(shapes)}
-    rows = [_row("all", "the whole model", pair.names, scanned)]
-    for kind, cut in cuts.items():
-        rows += [_row(kind, name, tensors, scanned) for name, tensors in _groups(cut)]
-    return rows, [*pair.warnings, *warnings]
-
-
-def _groups(cut: Partition) -> list[tuple[str, Sequence[str]]]:
-    rest = [("outside the layers", cut.rest)] if cut.rest and cut.name != "by module" else []
-    return [*((b.name, b.tensors) for b in cut.blocks), *rest]
+    parts = [("all", "the whole model", pair.names)]
+    for kind, cut in (("block", partition(pair.shapes, blocks)), ("module", by_module(pair.shapes))):
+        parts += [(kind, b.name, b.tensors) for b in cut.blocks]
+        if cut.rest and cut.name != "by module":
+            parts.append((kind, OUTSIDE, cut.rest))
+    return [_row(kind, name, tensors, scanned) for kind, name, tensors in parts], [*pair.warnings, *warnings]
 
 
 def _row(kind: str, name: str, tensors: Sequence[str], scanned: Scan) -> Change:
     update, size = (math.fsum(sums.get(t, 0.0) for t in tensors) for sums in (scanned.update, scanned.size))
-    elements = sum(scanned.elements.get(t, 0) for t in tensors)
+    elements = sum(math.prod(scanned.pair.post.shape(t)) for t in tensors if t in scanned.size)
     changed = sum(scanned.changed.get(t, 0) for t in tensors)
-    return Change(
-        kind, name, elements, math.sqrt(update / size) if size else 0.0, changed / elements if elements else 0.0
-    )
+    change = math.sqrt(update / size) if size else 0.0
+    return Change(kind, name, elements, change, changed / elements if elements else 0.0)

@@ -15,22 +15,21 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from counterpoise.averaging.dare import generator_for, kept
 from counterpoise.averaging.mix import Donor, mix, refuse_donor
-from counterpoise.averaging.ties import elected_mean, largest
-from counterpoise.checkpoints.checkpoint import Checkpoint, TensorFile, copy_companions, hash_in_background
-from counterpoise.checkpoints.files import INDEX, CheckpointError, refuse_occupied, staged
+from counterpoise.averaging.streaming import other_inputs, stream
+from counterpoise.averaging.thinning import elected_mean, generator_for, kept, largest
+from counterpoise.checkpoints.checkpoint import copy_companions, hash_in_background
+from counterpoise.checkpoints.files import CheckpointError, refuse_occupied, staged
 from counterpoise.checkpoints.opening import open_checkpoint
-from counterpoise.checkpoints.preflight import CHUNK, Pair, Scan, preflight
-from counterpoise.checkpoints.rounding import key_of, narrow
-from counterpoise.records import versions, write_json
+from counterpoise.checkpoints.preflight import Pair, preflight, stretches
+from counterpoise.checkpoints.rounding import narrow, wide_dtype
+from counterpoise.records import Stages, named, versions, write_json
 
 Method = Literal["ties", "dare", "dare-ties"]
 Scope = Literal["model", "tensor"]
 Keep = Callable[[Tensor], Tensor]
 """Takes the next stretch of an update and says which of its elements are kept."""
-Stages = Callable[[str, int, int], None]
-FORMAT = "counterpoise merge 1"
+MERGE_FORMAT = "counterpoise merge 1"
 
 
 @dataclass(frozen=True)
@@ -82,20 +81,20 @@ class MergeRecipe:
     warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dict."""
-        return {"format": FORMAT, "formula": "pre + ratio * merged(post_t - pre)", **asdict(self)}
+        """A plain dict; `read` takes it from a file."""
+        return {"format": MERGE_FORMAT, "formula": "pre + ratio * merged(post_t - pre)", **asdict(self)}
 
     @classmethod
     def read(cls, path: str | Path) -> MergeRecipe:
         """Read the recipe.json of a merge."""
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-            if content.get("format") != FORMAT:
-                raise ValueError(f"expected format: {FORMAT}, found {content.get('format')!r}")
+            if content.get("format") != MERGE_FORMAT:
+                raise ValueError(f"expected format: {MERGE_FORMAT}, found {content.get('format')!r}")
             plan = {**content["plan"], "weights": tuple(content["plan"]["weights"])}
             rest = {k: content[k] for k in ("inputs", "settings", "versions")}
             return cls(Merge(**plan), **rest, warnings=tuple(content["warnings"]))
-        except (json.JSONDecodeError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: not the recipe of a merge ({error})") from None
 
 
@@ -142,36 +141,26 @@ def merge(
     pairs = _pairs(pre, posts, patterns, out)
     hashes = hash_in_background([pairs[0].pre, *(p.post for p in pairs)])
     with staged(out) as folder:
-        scans = _stream(pairs, plan, folder, progress)
+        keepers = _keepers(pairs, plan, progress)
+        mixed = partial(_merged, plan, keepers)
+        scans = stream(pairs, folder, mixed, dict.fromkeys(keepers, 1), named(progress, "merging"))
         verdicts = [w for s in scans for w in s.verdict(allow_unrelated=allow_unrelated)]
         hashes.result()
         # An adapter brings no config of its own, but may bring a tokenizer.
-        copy_companions(pairs[0].pre if giver == "pre" else pairs[0].post, folder)
+        copy_companions(pairs[0].giver(giver), folder)
         names = ["post"] if len(pairs) == 1 else [f"post {i}" for i in range(1, len(pairs) + 1)]
         checkpoints = {"pre": pairs[0].pre, **{n: p.post for n, p in zip(names, pairs, strict=True)}}
         inputs = {name: {"source": c.source, "sha256": c.sha256} for name, c in checkpoints.items()}
-        told = (*(w for p in pairs for w in p.warnings), *verdicts, *_other_inputs(again, inputs))
-        recipe = MergeRecipe(
-            plan,
-            inputs,
-            {"donor": giver, "dropped": sorted({n for p in pairs for n in p.dropped})},
-            versions(),
-            tuple(dict.fromkeys(told)),
-        )
+        told = [*(w for p in pairs for w in p.warnings), *verdicts]
+        if again.inputs and len(again.inputs) != len(inputs):
+            told.append(f"the recipe was made for {len(again.inputs) - 1} POSTs, not for {len(posts)}")
+        else:
+            told += other_inputs(again.inputs, inputs)
+        settings = {"donor": giver, "dropped": sorted({n for p in pairs for n in p.dropped})}
+        recipe = MergeRecipe(plan, inputs, settings, versions(), tuple(dict.fromkeys(told)))
         write_json(folder / "recipe.json", recipe.to_json())
         (folder / "README.md").write_text(_card(recipe), encoding="utf-8")
     return recipe
-
-
-def _other_inputs(recipe: MergeRecipe, inputs: Mapping[str, Any]) -> list[str]:
-    """A warning for each checkpoint that is not the one of that place in the recipe, as `average` gives it."""
-    if recipe.inputs and len(recipe.inputs) != len(inputs):
-        return [f"the recipe was made for {len(recipe.inputs) - 1} POSTs, not for {len(inputs) - 1}"]
-    return [
-        f"the recipe was made for another {name.upper()} ({found.get('source')}) than this one"
-        for name, found in recipe.inputs.items()
-        if found.get("sha256") != inputs[name]["sha256"]
-    ]
 
 
 def _pairs(pre: str | Path, posts: Sequence[str | Path], drop: Sequence[str], out: str | Path) -> list[Pair]:
@@ -196,46 +185,14 @@ def _drops(pre: str | Path, posts: Sequence[str | Path], drop: Sequence[str]) ->
     return list(zip(posts, used, strict=True))
 
 
-def _stream(pairs: Sequence[Pair], plan: Merge, folder: Path, progress: Stages | None) -> list[Scan]:
-    """Write the merged tensors in the first POST's shards; scan all inputs in the same pass."""
-    first, scans = pairs[0], [Scan(p) for p in pairs]
-    keepers = _keepers(pairs, plan, progress)
-    wanted = set(first.names)
-    layout = {file: [n for n in names if n in wanted] for file, names in first.post.layout.items()}
-    layout = {file: names for file, names in layout.items() if names}
-    done = 0
-    for file, names in layout.items():
-        sink = TensorFile(folder / file, {n: (first.post.dtype(n), first.post.shape(n)) for n in names})
-        for name in names:
-            key = key_of(pairs[0].tensors(name)[0], *(p.tensors(name)[1] for p in pairs))
-            for start, pre, chunk in _stretches(pairs, name):
-                for scan, post in zip(scans, chunk, strict=True):
-                    scan.add(name, pre, post)
-                result = merged(pre, chunk, keepers[name], plan, key=key, start=start)
-                sink.write(name, start * chunk[0].element_size(), result)
-            done += 1
-            if progress is not None:
-                progress("merging", done, len(wanted))
-        sink.close()
-    if list(layout) != ["model.safetensors"]:
-        total = sum(_size(first.post, n) for n in wanted)
-        weight_map = {n: file for file, names in layout.items() for n in names}
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
-    return scans
-
-
-def merged(pre: Tensor, posts: Sequence[Tensor], keeps: Sequence[Keep], plan: Merge, *, key: int, start: int) -> Tensor:
-    """One stretch of the merge, in the first POST's dtype.
-
-    Args:
-        pre, posts: flat tensors of one length.
-        keeps: one per POST.
-        key, start: of the whole tensors, and where in them the stretch begins.
-    """
+def _merged(
+    plan: Merge, keepers: Mapping[str, list[Keep]], name: str, key: int, start: int, pre: Tensor, posts: list[Tensor]
+) -> Tensor:
+    """One flat stretch of the merge, in the first POST's dtype."""
     if not posts[0].is_floating_point():
         return posts[0]
     updates = [_update(pre, post) for post in posts]
-    masks = [keep(update) for keep, update in zip(keeps, updates, strict=True)]
+    masks = [keep(update) for keep, update in zip(keepers[name], updates, strict=True)]
     if len(posts) == 1:
         moved = mix(pre, posts[0], plan.ratio * plan.scale, key=key, start=start)
         return torch.where(masks[0], moved, pre.to(moved.dtype))
@@ -254,11 +211,13 @@ def _keepers(pairs: Sequence[Pair], plan: Merge, progress: Stages | None) -> dic
     if plan.density == 1:
         return {n: [lambda update: torch.ones_like(update, dtype=torch.bool)] * count for n in first.names}
     if plan.method != "ties":
-        return {n: [_random(plan.density, generator_for(plan.seed, i, n)) for i in range(count)] for n in first.names}
+        return {
+            n: [partial(kept, density=plan.density, generator=generator_for(plan.seed, i, n)) for i in range(count)]
+            for n in first.names
+        }
     # Ranked in the order of the first POST's files, which is the order of writing.
-    ordered = [n for names in first.post.layout.values() for n in names if n in set(first.names)]
-    groups = [[n] for n in ordered] if plan.scope == "tensor" else [ordered]
-    keepers: dict[str, list[Keep]] = {n: [] for n in ordered}
+    groups = [(n,) for n in first.names] if plan.scope == "tensor" else [first.names]
+    keepers: dict[str, list[Keep]] = {n: [] for n in first.names}
     total, done = count * len(groups), 0
     for pair in pairs:
         for group in groups:
@@ -271,32 +230,16 @@ def _keepers(pairs: Sequence[Pair], plan: Merge, progress: Stages | None) -> dic
     return keepers
 
 
-def _random(density: float, generator: torch.Generator) -> Keep:
-    return lambda update: kept(len(update), density, generator)
-
-
 def _updates(pair: Pair, names: Sequence[str]) -> Iterator[Tensor]:
     for name in names:
         if pair.post.dtype(name).is_floating_point:
-            for _, pre, (post,) in _stretches([pair], name):
+            for _, (pre, post) in stretches(*pair.tensors(name)):
                 yield _update(pre, post)
 
 
 def _update(pre: Tensor, post: Tensor) -> Tensor:
-    wide = torch.promote_types(torch.promote_types(pre.dtype, post.dtype), torch.float32)
+    wide = wide_dtype(pre, post)
     return post.to(wide) - pre.to(wide)
-
-
-def _stretches(pairs: Sequence[Pair], name: str) -> Iterator[tuple[int, Tensor, list[Tensor]]]:
-    """(where it starts, PRE's, each POST's) stretch of at most CHUNK elements of a tensor."""
-    pre, first = (t.flatten() for t in pairs[0].tensors(name))
-    posts = [first, *(p.tensors(name)[1].flatten() for p in pairs[1:])]
-    for start in range(0, first.numel(), CHUNK):
-        yield start, pre[start : start + CHUNK], [p[start : start + CHUNK] for p in posts]
-
-
-def _size(checkpoint: Checkpoint, name: str) -> int:
-    return checkpoint.dtype(name).itemsize * torch.Size(checkpoint.shape(name)).numel()
 
 
 def _card(recipe: MergeRecipe) -> str:

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from counterpoise.checkpoints.rounding import NARROW, PIECE, key_of, narrow_piece
+from counterpoise.checkpoints.rounding import NARROW, PIECE, key_of, narrow_piece, wide_dtype
 
 Donor = Literal["pre", "post"]
 
@@ -45,7 +45,7 @@ def mix(
     elif ratio == 0:
         result = pre.to(post.dtype)
     else:
-        wide = torch.promote_types(torch.promote_types(pre.dtype, post.dtype), torch.float32)
+        wide = wide_dtype(pre, post)
         if wide == pre.dtype == post.dtype:
             return torch.lerp(pre, post, ratio) if out is None else torch.lerp(pre, post, ratio, out=out)
         result = torch.empty(post.shape, dtype=post.dtype) if out is None else out

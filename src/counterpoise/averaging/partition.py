@@ -60,9 +60,8 @@ class Partition:
                 raise ValueError(f"partition {self.name}: the tensor {name} stands in two blocks; expected exactly one")
             seen.add(name)
         if any(not b.weight > 0 for b in self.blocks):
-            raise ValueError(
-                f"partition {self.name}: expected positive block weights, found {[b.weight for b in self.blocks]}"
-            )
+            found = [b.weight for b in self.blocks]
+            raise ValueError(f"partition {self.name}: expected positive block weights, found {found}")
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -76,9 +75,8 @@ class Partition:
         """Weighted mean of the ratios; exactly r when all of them are r, so that MA is one special case of HMA."""
         if all(r == ratios[0] for r in ratios):
             return float(ratios[0])
-        return math.fsum(b.weight * float(r) for b, r in zip(self.blocks, ratios, strict=True)) / math.fsum(
-            b.weight for b in self.blocks
-        )
+        weighted = [b.weight * float(r) for b, r in zip(self.blocks, ratios, strict=True)]
+        return math.fsum(weighted) / math.fsum(b.weight for b in self.blocks)
 
     def ratios(self, names: Iterable[str], ratios: Sequence[float] | np.ndarray) -> dict[str, float]:
         """The ratio of each tensor of `names`, given one ratio per block."""
@@ -88,10 +86,8 @@ class Partition:
         of.update(dict.fromkeys(self.rest, self.mean(ratios)))
         wanted = list(names)
         if lost := [n for n in wanted if n not in of]:
-            raise ValueError(
-                f"partition {self.name}: {len(lost)} tensors are in no block, first {lost[0]}; "
-                "it was made for another model"
-            )
+            said = f"{len(lost)} tensors are in no block, first {lost[0]}; it was made for another model"
+            raise ValueError(f"partition {self.name}: {said}")
         return {n: of[n] for n in wanted}
 
     def with_rest_block(self, *, weight: float = 1.0) -> Partition:
@@ -132,10 +128,8 @@ def partition(shapes: Mapping[str, Sequence[int]], blocks: int | str) -> Partiti
     Args:
         shapes: tensor name -> shape.
     """
-    if blocks == "layerwise":
-        return layerwise(shapes)
-    if blocks == "module":
-        return by_module(shapes)
+    if blocks in ("layerwise", "module"):
+        return layerwise(shapes) if blocks == "layerwise" else by_module(shapes)
     try:
         return equal(shapes, int(blocks))
     except ValueError as error:
@@ -193,11 +187,9 @@ def by_module(shapes: Mapping[str, Sequence[int]]) -> Partition:
         for tensor in tensors:
             kind = re.split(r"(?:^|\.)\d+\.", tensor, maxsplit=1)[1].rsplit(".", 1)[0]
             kinds.setdefault(re.sub(r"\.\d+(?=\.|$)", "", kind), []).append(tensor)
-    blocks = tuple(
-        Block(kind, float(sum(math.prod(shapes[t]) for t in tensors)), tuple(tensors), tuple(layers))
-        for kind, tensors in kinds.items()
-    )
-    return Partition("by module", blocks, tuple(rest))
+    sizes = {kind: float(sum(math.prod(shapes[t]) for t in tensors)) for kind, tensors in kinds.items()}
+    blocks = [Block(kind, sizes[kind], tuple(tensors), tuple(layers)) for kind, tensors in kinds.items()]
+    return Partition("by module", tuple(blocks), tuple(rest))
 
 
 def _by_layer(names: Iterable[str]) -> tuple[dict[int, list[str]], list[str]]:

@@ -10,6 +10,8 @@ from typing import Any
 
 from counterpoise.averaging.partition import Block, Partition
 
+FORMAT = "counterpoise recipe 1"
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -40,7 +42,7 @@ class Recipe:
             for b, r in zip(self.partition.blocks, self.ratios, strict=True)
         ]
         return {
-            "format": "counterpoise recipe 1",
+            "format": FORMAT,
             "formula": "pre + ratio * (post - pre)",
             "mean": self.mean,
             "partition": self.partition.name,
@@ -59,26 +61,18 @@ class Recipe:
         Raises:
             ValueError: not a recipe.
         """
-        if content.get("format") != "counterpoise recipe 1":
-            raise ValueError(
-                f"expected a recipe (format: counterpoise recipe 1), found format {content.get('format')!r}"
-            )
-        blocks = tuple(
-            Block(b["name"], float(b["weight"]), tuple(b["tensors"]), tuple(b["layers"])) for b in content["blocks"]
-        )
-        return cls(
-            Partition(content["partition"], blocks, tuple(content["rest"]["tensors"])),
-            tuple(float(b["ratio"]) for b in content["blocks"]),
-            content["inputs"],
-            content["settings"],
-            content["versions"],
-            tuple(content["warnings"]),
-        )
+        if (found := content.get("format")) != FORMAT:
+            raise ValueError(f"expected a recipe (format: {FORMAT}), found format {found!r}")
+        listed = content["blocks"]
+        blocks = [Block(b["name"], float(b["weight"]), tuple(b["tensors"]), tuple(b["layers"])) for b in listed]
+        cut = Partition(content["partition"], tuple(blocks), tuple(content["rest"]["tensors"]))
+        rest = {name: content[name] for name in ("inputs", "settings", "versions")}
+        return cls(cut, tuple(float(b["ratio"]) for b in listed), **rest, warnings=tuple(content["warnings"]))
 
     @classmethod
     def read(cls, path: str | Path) -> Recipe:
-        """Read a recipe.json."""
+        """Read a recipe.json, as `average` and `search` write it."""
         try:
             return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: not a recipe ({error}); expected the recipe.json of counterpoise") from None

@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,8 +16,8 @@ from counterpoise.averaging.mix import Donor, mix
 from counterpoise.averaging.partition import Partition
 from counterpoise.checkpoints.checkpoint import match_name
 from counterpoise.checkpoints.files import CheckpointError
-from counterpoise.checkpoints.preflight import CHUNK, Pair
-from counterpoise.checkpoints.rounding import key_of
+from counterpoise.checkpoints.preflight import Buffers, Pair, stretches
+from counterpoise.checkpoints.rounding import key_of, wide_dtype
 from counterpoise.language.dtypes import computed_in
 from counterpoise.language.loading import without_bars
 
@@ -52,12 +52,11 @@ class ResidentAverage:
         device: str | torch.device = "cpu",
     ) -> None:
         self.pair = pair
-        self.model = (
-            (model if model is not None else _load(pair, donor, dtype or compute_dtype(pair, device))).to(device).eval()
-        )
+        model = _load(pair, donor, dtype or compute_dtype(pair, device)) if model is None else model
+        self.model = model.to(device).eval()
         self._tensors = _match(pair, self.model)
         self._ratios: dict[str, float] = {}
-        self._buffers: dict[torch.dtype, Tensor] = {}
+        self._buffers = Buffers()
 
     def set(self, partition: Partition, ratios: Sequence[float] | np.ndarray) -> None:
         """Move the model to the average with one ratio per block; tensors whose ratio stays are not touched."""
@@ -88,17 +87,13 @@ class ResidentAverage:
         return loss, np.array(blocks)
 
     def _write(self, name: str, ratio: float) -> None:
-        target = self._tensors[name].data
-        pre, post = (t.flatten() for t in self.pair.tensors(name))
-        flat, key = target.view(-1), key_of(pre, post)
-        direct = target.dtype == post.dtype and target.device.type == "cpu"
-        for start in range(0, post.numel(), CHUNK):
-            a, b = pre[start : start + CHUNK], post[start : start + CHUNK]
+        target, (pre, post) = self._tensors[name].data, self.pair.tensors(name)
+        key, direct = key_of(pre, post), target.dtype == post.dtype and target.device.type == "cpu"
+        for start, (a, b, part) in stretches(pre, post, target.view(-1)):
             if direct:
-                mix(a, b, ratio, key=key, start=start, out=flat[start : start + CHUNK])
+                mix(a, b, ratio, key=key, start=start, out=part)
             else:
-                buffer = self._buffer(post.dtype)[: len(b)]
-                flat[start : start + CHUNK].copy_(mix(a, b, ratio, key=key, start=start, out=buffer))
+                part.copy_(mix(a, b, ratio, key=key, start=start, out=self._buffers[post.dtype, 0][: len(b)]))
 
     @contextlib.contextmanager
     def _consuming_gradients(self, sums: dict[str, float]) -> Iterator[None]:
@@ -108,11 +103,8 @@ class ResidentAverage:
         for name, parameter in parameters.items():
             parameter.requires_grad_(True)
             parameter.grad = None
-            hooks.append(
-                parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                    self._consumer(name, sums)
-                )
-            )
+            consume = partial(self._consume, name, sums)
+            hooks.append(parameter.register_post_accumulate_grad_hook(consume))  # type: ignore[no-untyped-call]
         try:
             yield
         finally:
@@ -122,38 +114,23 @@ class ResidentAverage:
                 parameter.requires_grad_(before[name])
                 parameter.grad = None
 
-    def _consumer(self, name: str, sums: dict[str, float]) -> Callable[[Tensor], None]:
-        def consume(parameter: Tensor) -> None:
-            gradient = parameter.grad
-            assert gradient is not None
-            sums[name] += self._along_update(name, gradient.reshape(-1))
-            parameter.grad = None
-
-        return consume
-
-    def _along_update(self, name: str, gradient: Tensor) -> float:
-        """<gradient, post - pre>, chunk by chunk."""
-        pre, post = (t.flatten() for t in self.pair.tensors(name))
-        wide = torch.promote_types(torch.promote_types(pre.dtype, post.dtype), torch.float32)
-        total = 0.0
-        for start in range(0, pre.numel(), CHUNK):
-            part = gradient[start : start + CHUNK]
-            gap = self._buffer(wide)[: len(part)].copy_(post[start : start + CHUNK]).sub_(pre[start : start + CHUNK])
-            total += float(torch.dot(gap, part.to(device="cpu", dtype=wide)))
-        return total
-
-    def _buffer(self, dtype: torch.dtype) -> Tensor:
-        if dtype not in self._buffers:
-            self._buffers[dtype] = torch.empty(CHUNK, dtype=dtype)
-        return self._buffers[dtype]
+    def _consume(self, name: str, sums: dict[str, float], parameter: Tensor) -> None:
+        """Add <gradient, post - pre>, chunk by chunk, and free the gradient."""
+        assert parameter.grad is not None
+        pre, post = self.pair.tensors(name)
+        wide, total = wide_dtype(pre, post), 0.0
+        for _, (before, after, gradient) in stretches(pre, post, parameter.grad):
+            gap = self._buffers[wide, 0][: len(gradient)].copy_(after).sub_(before)
+            total += float(torch.dot(gap, gradient.to(device="cpu", dtype=wide)))
+        sums[name] += total
+        parameter.grad = None
 
 
 def _load(pair: Pair, donor: Donor, dtype: torch.dtype) -> nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with without_bars():
-        giver = pair.pre if donor == "pre" else pair.post
-        config = AutoConfig.from_pretrained(giver.folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(pair.giver(donor).folder, trust_remote_code=False)
         loaded: nn.Module = AutoModelForCausalLM.from_pretrained(
             pair.pre.folder, config=config, dtype=dtype, trust_remote_code=False
         )
@@ -177,8 +154,8 @@ def main_dtype(pair: Pair) -> torch.dtype:
 def _match(pair: Pair, model: nn.Module) -> dict[str, Tensor]:
     """The model's tensor for each name on disk; tied tensors once, under the name of the first."""
     on_disk = dict.fromkeys(pair.names)
-    owners: dict[int, str] = {}
     tensors: dict[str, Tensor] = {}
+    owners: set[int] = set()
     unmatched: list[str] = []
     kept = {id(t) for t in model.state_dict(keep_vars=True).values()}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -188,16 +165,14 @@ def _match(pair: Pair, model: nn.Module) -> dict[str, Tensor]:
         if found is None:
             unmatched.append(name)
         else:
-            tensors[found], owners[id(tensor)] = tensor, found
-    tied = {n for n, t in model.state_dict(keep_vars=True).items() if id(t) in owners}
-    unused = [n for n in pair.names if n not in tensors and match_name(n, dict.fromkeys(tied)) is None]
-    for name, tensor in tensors.items():
-        if tensor.shape != pair.post.shape(name):
-            unmatched.append(name)
-    if unmatched or unused:
-        first: Any = (unmatched or unused)[0]
+            tensors[found] = tensor
+            owners.add(id(tensor))
+    tied = dict.fromkeys(n for n, t in model.state_dict(keep_vars=True).items() if id(t) in owners)
+    unused = [n for n in pair.names if n not in tensors and match_name(n, tied) is None]
+    unmatched += [name for name, tensor in tensors.items() if tensor.shape != pair.post.shape(name)]
+    if wrong := [*unmatched, *unused]:
         raise CheckpointError(
-            f"{pair.post.source}: the model in memory and the tensors on disk are not one to one, first {first}; expected a "
+            f"{pair.post.source}: the model in memory and the tensors on disk are not one to one, first {wrong[0]}; expected a "
             "dense model (fused experts and encoder-decoder heads can be averaged on disk, but not searched)"
         )
     return tensors

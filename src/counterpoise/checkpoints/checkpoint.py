@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import struct
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -22,28 +21,21 @@ from torch import Tensor
 
 from counterpoise.checkpoints.files import (
     INDEX,
+    OF_THE_MODEL,
+    OF_THE_TOKENIZER,
     CheckpointError,
-    companions,
+    in_background,
     read_json,
     sha256,
     weight_files,
     weight_map,
-)
+)  # fmt: skip
 
 DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")  # one head: GPT-NeoX has another name for it on disk
 EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tokens_embed")
@@ -92,9 +84,8 @@ class Checkpoint(Mapping[str, Tensor]):
         count = (entry.stop - entry.start) // entry.dtype.itemsize
         if count == 0:
             return torch.empty(entry.shape, dtype=entry.dtype)
-        return torch.frombuffer(self._mapped(entry.file), dtype=entry.dtype, count=count, offset=entry.start).view(
-            entry.shape
-        )
+        mapped = self._mapped(entry.file)
+        return torch.frombuffer(mapped, dtype=entry.dtype, count=count, offset=entry.start).view(entry.shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -109,6 +100,10 @@ class Checkpoint(Mapping[str, Tensor]):
     def dtype(self, name: str) -> torch.dtype:
         """Dtype of a tensor, from the header alone."""
         return self.entries[name].dtype
+
+    def size(self, name: str) -> int:
+        """Bytes of a tensor, from the header alone."""
+        return self.entries[name].stop - self.entries[name].start
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -137,6 +132,12 @@ class Checkpoint(Mapping[str, Tensor]):
         hashed = [*self.files, *filter(Path.is_file, [self.folder / "config.json"])]
         return {file.name: sha256(file) for file in hashed}
 
+    @property
+    def companions(self) -> list[Path]:
+        """Config, tokenizer, chat template and generation config: all but the weights that decides what a model says."""
+        wanted = [(self.folder, p) for p in OF_THE_MODEL] + [(self.tokenizer_folder, p) for p in OF_THE_TOKENIZER]
+        return sorted({p for folder, pattern in wanted for p in folder.glob(pattern) if p.is_file()})
+
     def _mapped(self, file: Path) -> mmap.mmap:
         if file not in self._maps:
             with file.open("rb") as opened:
@@ -145,10 +146,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return self._maps[file]
 
     def _check_index(self) -> None:
-        index = self.folder / INDEX
-        if not index.is_file():
-            return
-        listed = weight_map(self.folder)
+        listed = weight_map(self.folder) if (self.folder / INDEX).is_file() else {}
         if missing := sorted(set(listed) - set(self.entries)):
             raise CheckpointError(
                 f"{self.source}: {INDEX} lists {len(missing)} tensors that its files do not hold, first {missing[0]}; "
@@ -170,6 +168,20 @@ def match_name(wanted: str, names: Mapping[str, Any]) -> str | None:
         return shorter
     longer = [name for name in names if name.partition(".")[2] == wanted]
     return longer[0] if len(longer) == 1 else None
+
+
+def module_of(name: str) -> str:
+    """The last module of a tensor's name.
+
+    >>> module_of("model.embed_tokens.weight")
+    'embed_tokens'
+    """
+    return name.rpartition(".")[0].rpartition(".")[2]
+
+
+def short(dtype: torch.dtype) -> str:
+    """A dtype's name without torch's: `bfloat16`."""
+    return str(dtype).removeprefix("torch.")
 
 
 def read_header(file: Path) -> dict[str, Entry]:
@@ -210,20 +222,9 @@ def read_header(file: Path) -> dict[str, Entry]:
     return entries
 
 
-def hash_in_background(checkpoints: Sequence[Checkpoint]) -> Future[None]:
+def hash_in_background(checkpoints: Sequence[Checkpoint]) -> Future[list[dict[str, str]]]:
     """Start computing the `sha256` of the checkpoints beside other work; call `.result()` before reading them."""
-    done: Future[None] = Future()
-
-    def run() -> None:
-        try:
-            for checkpoint in checkpoints:
-                checkpoint.sha256  # noqa: B018 (computed once, kept by the checkpoint)
-            done.set_result(None)
-        except BaseException as error:  # whatever it is: somebody waits
-            done.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()  # a daemon: a failed or stopped run does not wait for it
-    return done
+    return in_background(lambda: [checkpoint.sha256 for checkpoint in checkpoints])
 
 
 class TensorFile:
@@ -241,34 +242,29 @@ class TensorFile:
         text += b" " * (-len(text) % 8)
         self._body = 8 + len(text)
         self.size = offset
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        os.ftruncate(self._fd, self._body + offset)
-        _write_all(self._fd, memoryview(struct.pack("<Q", len(text)) + text), 0)
+        self._file = path.open("xb")
+        self._file.write(struct.pack("<Q", len(text)) + text)
+        self._file.truncate(self._body + offset)
 
     def write(self, name: str, offset: int, values: Tensor) -> None:
         """Put contiguous `values` at byte `offset` of the tensor `name`."""
         if values.numel():
-            data = memoryview(values.flatten().view(torch.uint8).numpy().data)
-            _write_all(self._fd, data, self._body + self.starts[name] + offset)
+            self._file.seek(self._body + self.starts[name] + offset)
+            self._file.write(values.flatten().view(torch.uint8).numpy().data)
 
     def close(self) -> None:
         """Flush to the disk and close."""
-        os.fsync(self._fd)
-        os.close(self._fd)
-
-
-def _write_all(fd: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(fd, data, offset)
-        data, offset = data[written:], offset + written
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
 
 
 def copy_companions(donor: Checkpoint, folder: Path) -> None:
     """Copy config, tokenizer, chat template and generation config of `donor` into `folder`."""
-    for path in companions(donor.folder, donor.tokenizer_folder):
+    for path in donor.companions:
         shutil.copyfile(path, folder / path.name)
 
 
 def companions_sha256(donor: Checkpoint) -> dict[str, str]:
     """sha256 of what `copy_companions` copies, by file name."""
-    return {path.name: sha256(path) for path in companions(donor.folder, donor.tokenizer_folder)}
+    return {path.name: sha256(path) for path in donor.companions}

@@ -13,28 +13,17 @@ import re
 import secrets
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+Outcome = TypeVar("Outcome")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-OF_THE_MODEL = (
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "LICENSE*",
-)
-OF_THE_TOKENIZER = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "chat_template*",
-)
+OF_THE_MODEL = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
+                "LICENSE*")  # fmt: skip
+OF_THE_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
+                    "chat_template*")  # fmt: skip
 COMPANIONS = (*OF_THE_MODEL, *OF_THE_TOKENIZER)
 
 
@@ -62,12 +51,18 @@ def resolve(source: str | Path) -> Path:
         return Path(snapshot_download(found[1], revision=found[2], allow_patterns=patterns, ignore_patterns=["*/*"]))
     except Exception as error:
         raise CheckpointError(
-            f"{source}: no such folder here, and the hub did not give it ({type(error).__name__}: {_first_line(error)})"
+            f"{source}: no such folder here, and the hub did not give it ({type(error).__name__}: {first_line(error)})"
         ) from None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error of another library says, without its advice."""
     return (str(error).splitlines() or [""])[0]
+
+
+def pickles(folder: Path) -> list[str]:
+    """Names of the files in a folder that may hold pickled weights."""
+    return sorted(p.name for kind in ("*.bin", "*.pt", "*.pth") for p in folder.glob(kind))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -91,10 +86,9 @@ def weight_files(folder: Path) -> list[Path]:
                 f"{folder}: the shard {absent[0]} is missing ({len(absent)} of {len(files)}); fetch it again"
             )
         return files
-    pickles = sorted(p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")))
-    if pickles:
+    if found := pickles(folder):
         raise CheckpointError(
-            f"{folder}: expected safetensors, found the pickle {pickles[0]}, which can run code when opened. Convert it once "
+            f"{folder}: expected safetensors, found the pickle {found[0]}, which can run code when opened. Convert it once "
             "where you trust it: AutoModel.from_pretrained(folder).save_pretrained(new_folder)"
         )
     raise CheckpointError(f"{folder}: expected {WEIGHTS} or {INDEX}, found neither")
@@ -125,13 +119,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 # Hashing
 
-_under_way: dict[tuple[Path, int, int], Future[str]] = {}
+_under_way: dict[tuple[Path, int, int], Future[dict[tuple[Path, int, int], str]]] = {}
 
 
 def sha256(file: Path) -> str:
     """sha256 of a file's content; waits for it where `hash_early` has begun, reads the file otherwise."""
-    begun = _under_way.pop(_state(file), None)
-    return _hash(file) if begun is None else begun.result()
+    begun = _under_way.pop(state := _state(file), None)
+    return _hash(file) if begun is None else begun.result()[state]
 
 
 def hash_early(*sources: str | Path) -> None:
@@ -139,21 +133,26 @@ def hash_early(*sources: str | Path) -> None:
 
     What cannot be read is left for the preflight to complain about.
     """
-    work: list[tuple[Path, Future[str]]] = []
+    work: dict[tuple[Path, int, int], Path] = {}  # two names may lead to one file
     for folder in (Path(s).expanduser() for s in sources):
         with contextlib.suppress(CheckpointError, OSError):
-            for file in weight_files(folder):
-                if (state := _state(file)) not in _under_way:  # two names may lead to one file
-                    work.append((file, _under_way.setdefault(state, Future())))
+            work |= {state: file for file in weight_files(folder) if (state := _state(file)) not in _under_way}
+    hashes = in_background(lambda: {state: _hash(file) for state, file in work.items()})
+    _under_way.update(dict.fromkeys(work, hashes))
+
+
+def in_background(work: Callable[[], Outcome]) -> Future[Outcome]:
+    """Start `work` in a thread of its own, a daemon: a failed or stopped run does not wait for it."""
+    done: Future[Outcome] = Future()
 
     def run() -> None:
-        for file, future in work:
-            try:
-                future.set_result(_hash(file))
-            except BaseException as error:  # whatever it is: somebody waits
-                future.set_exception(error)
+        try:
+            done.set_result(work())
+        except BaseException as error:  # whatever it is: somebody waits
+            done.set_exception(error)
 
-    threading.Thread(target=run, daemon=True).start()  # a daemon: a failed run does not wait for it
+    threading.Thread(target=run, daemon=True).start()
+    return done
 
 
 def _state(file: Path) -> tuple[Path, int, int]:
@@ -170,16 +169,6 @@ def _hash(file: Path) -> str:
                 for start in range(0, size, 1 << 22):
                     total.update(view[start : start + (1 << 22)])
     return total.hexdigest()
-
-
-# Copying
-
-
-def companions(folder: Path, tokenizer_folder: Path) -> list[Path]:
-    """Config, tokenizer, chat template and generation config: all but the weights that decides what a model says."""
-    wanted = [(folder, pattern) for pattern in OF_THE_MODEL]
-    wanted += [(tokenizer_folder, pattern) for pattern in OF_THE_TOKENIZER]
-    return sorted({p for place, pattern in wanted for p in place.glob(pattern) if p.is_file()})
 
 
 # Writing
@@ -199,9 +188,8 @@ def staged(out: str | Path) -> Iterator[Path]:
     folder, lock = _locked_folder(target)
     try:
         yield folder
-        for path in sorted(folder.rglob("*")):
+        for path in (*sorted(folder.rglob("*")), folder):
             _fsync(path)
-        _fsync(folder)
         refuse_occupied(target)
         if target.is_dir():
             target.rmdir()
@@ -244,6 +232,14 @@ def refuse_occupied(out: Path) -> None:
             f"{out}: expected a new or empty folder, found a {'folder with content' if out.is_dir() else 'file'}; "
             "choose another name or remove it"
         )
+
+
+def free_bytes(out: Path) -> int:
+    """Free space on the disk that `out` will lie on."""
+    folder = out.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def _locked_folder(target: Path) -> tuple[Path, int]:

@@ -8,27 +8,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from counterpoise.checkpoints.checkpoint import EMBEDDINGS, HEADS, Checkpoint, match_name, read_header
+from counterpoise.checkpoints.checkpoint import EMBEDDINGS, HEADS, Checkpoint, match_name, module_of, read_header
 from counterpoise.checkpoints.files import CheckpointError, read_json, sha256
-from counterpoise.checkpoints.rounding import key_of, narrow
+from counterpoise.checkpoints.rounding import key_of, narrow, wide_dtype
 
 ADAPTER = "adapter_model.safetensors"
 LOW_RANK = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?$")
 CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 CONV1D = ("c_attn", "q_attn", "c_proj", "c_fc")  # their layers that hold weights as (in, out); a head is (out, in)
-REFUSED_SETTINGS = (
-    "use_dora",
-    "target_parameters",
-    "layer_replication",
-    "trainable_token_indices",
-    "lora_bias",
-    "use_qalora",
-    "alora_invocation_tokens",
-    "arrow_config",
-)
+REFUSED_SETTINGS = ("use_dora", "target_parameters", "layer_replication", "trainable_token_indices", "lora_bias", "use_qalora",
+                    "alora_invocation_tokens", "arrow_config")  # fmt: skip
 
 
 class LoraCheckpoint(Checkpoint):
@@ -68,7 +59,7 @@ class LoraCheckpoint(Checkpoint):
         update = high.float() @ low.float()
         if update.shape != weight.shape or self._transposed(name, pair["A"]):
             update = update.T
-        work = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        work = wide_dtype(weight)
         adapted = weight.to(work) + self._scaling(pair["A"], low.shape[0]) * update.to(work)
         return narrow(adapted, weight.dtype, key=key_of(weight, adapted))
 
@@ -88,16 +79,13 @@ class LoraCheckpoint(Checkpoint):
         if ".lora_embedding_" in key:
             return True
         if self.base.config.get("model_type") in CONV1D_MODELS:
-            return _module(name) in CONV1D
+            return module_of(name) in CONV1D
         return bool(self.settings.get("fan_in_fan_out"))
 
     def _scaling(self, key: str, rank: int) -> float:
         module = LOW_RANK.match(key)[1].removeprefix("base_model.model.")  # type: ignore[index]
-        numerator = self.settings["lora_alpha"]
-        for pattern, value in (self.settings.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                numerator = value
-                break
+        patterns = (self.settings.get("alpha_pattern") or {}).items()
+        numerator = next((v for p, v in patterns if re.match(rf"(.*\.)?({p})$", module)), self.settings["lora_alpha"])
         return float(numerator) / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
 
     def _refuse_unsupported(self) -> None:
@@ -126,13 +114,14 @@ class LoraCheckpoint(Checkpoint):
             wanted, slot = re.sub(r"\.(base_layer|modules_to_save(\.default)?)(?=\.)", "", plain), ""
         name = match_name(wanted, self.base)
         if name is None:
-            if wanted in HEADS and self.settings.get("ensure_weight_tying") and self._trains_embedding():
+            trained = {part for other in self._adapter.entries for part in other.split(".")}
+            if wanted in HEADS and self.settings.get("ensure_weight_tying") and trained & set(EMBEDDINGS):
                 return  # the same numbers once more
             raise CheckpointError(
                 f"{self.source}: the adapter holds {key}, but PRE has no tensor {wanted} (a tied head trained "
                 "on its own, a new head, or another base model); merge it with PEFT first"
             )
-        if _module(name) in EMBEDDINGS and self._head_follows():
+        if module_of(name) in EMBEDDINGS and self._head_follows():
             raise CheckpointError(
                 f"{self.source}: the adapter trains {name}, to which PRE's head is tied, and not the head (PEFT leaves it "
                 "as it was), so no tied checkpoint stands for it; untie the head of PRE, or train with ensure_weight_tying"
@@ -147,9 +136,6 @@ class LoraCheckpoint(Checkpoint):
                     "resized vocabulary; give both checkpoints the same tokens first"
                 )
 
-    def _trains_embedding(self) -> bool:
-        return any(part in EMBEDDINGS for key in self._adapter.entries for part in key.split("."))
-
     def _head_follows(self) -> bool:
         """Would a change of the embedding change the head, against PEFT's way?"""
         config = self.base.config
@@ -162,23 +148,14 @@ class LoraCheckpoint(Checkpoint):
 
     def _check_pair(self, name: str, pair: dict[str, str]) -> None:
         if set(pair) != {"A", "B"}:
-            raise CheckpointError(
-                f"{self.source}: of {name} only lora_{next(iter(pair))} is there; the adapter is incomplete"
-            )
+            found = next(iter(pair))
+            raise CheckpointError(f"{self.source}: of {name} only lora_{found} is there; the adapter is incomplete")
         low, high = (self._adapter.shape(pair[side]) for side in "AB")
-        if (
-            len(low) != 2
-            or len(high) != 2
-            or {(high[0], low[1]), (low[1], high[0])}.isdisjoint({self.base.shape(name)})
-        ):
+        if len(low) != 2 or len(high) != 2 or self.base.shape(name) not in ((high[0], low[1]), (low[1], high[0])):
             raise CheckpointError(
                 f"{self.source}: B {high} times A {low} does not fit PRE's {name} {self.base.shape(name)}: "
                 "another base model or a resized vocabulary"
             )
-
-
-def _module(name: str) -> str:
-    return name.rpartition(".")[0].rpartition(".")[2]
 
 
 class _Adapter(Checkpoint):

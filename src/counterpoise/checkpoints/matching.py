@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from counterpoise.checkpoints.checkpoint import EMBEDDINGS, HEADS, Checkpoint, match_name
+from counterpoise.checkpoints.checkpoint import EMBEDDINGS, HEADS, Checkpoint, match_name, module_of
 from counterpoise.checkpoints.files import CheckpointError, read_json
 
 # Settings that make another model, and those that change what the same tensors compute.
@@ -138,11 +138,7 @@ def same_shape(pre: Checkpoint, post: Checkpoint, name: str, name_in_pre: str) -
     """Refuse a tensor of two shapes."""
     shapes = [pre.shape(name_in_pre), post.shape(name)]
     if shapes[0] != shapes[1]:
-        advice = (
-            "another size of model, or a resized vocabulary"
-            if shapes[0][1:] == shapes[1][1:]
-            else "another size of model"
-        )
+        advice = "another size of model" + (", or a resized vocabulary" if shapes[0][1:] == shapes[1][1:] else "")
         raise CheckpointError(
             f"{name} has the shape {shapes[0]} in PRE and {shapes[1]} in POST ({advice}); expected one model"
         )
@@ -152,5 +148,5 @@ def _tied_source(checkpoint: Checkpoint, name: str) -> str | None:
     """The embedding that an absent output head is tied to, for checkpoints that say so in their config."""
     if name in checkpoint or name not in HEADS or not checkpoint.config.get("tie_word_embeddings", True):
         return None
-    sources = [n for n in checkpoint if n.rpartition(".")[0].rpartition(".")[2] in EMBEDDINGS]
+    sources = [n for n in checkpoint if module_of(n) in EMBEDDINGS]
     return sources[0] if len(sources) == 1 else None

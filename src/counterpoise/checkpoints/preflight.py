@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from counterpoise.checkpoints.checkpoint import Checkpoint, hash_in_background
-from counterpoise.checkpoints.files import CheckpointError
+from counterpoise.checkpoints.checkpoint import Checkpoint, hash_in_background, short
+from counterpoise.checkpoints.files import CheckpointError, free_bytes
 from counterpoise.checkpoints.matching import same_architecture, same_names, same_shape, same_vocabulary
 from counterpoise.checkpoints.opening import open_checkpoint
+from counterpoise.checkpoints.rounding import wide_dtype
 
 CHUNK = 1 << 20  # elements worked on at once: 2 to 4 MiB, which stay in the processor's cache
 WARN_DISTANCE, REFUSE_DISTANCE = 0.5, 1.2
@@ -44,6 +45,22 @@ class Pair:
         """PRE's and POST's tensor of a name."""
         return self.pre[self.elsewhere.get(name, name)], self.post[name]
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Tensor name -> shape."""
+        return {n: self.post.shape(n) for n in self.names}
+
+    def giver(self, donor: str) -> Checkpoint:
+        """The side that `donor`, "pre" or "post", names: whose config, tokenizer and chat template count."""
+        return self.pre if donor == "pre" else self.post
+
+
+def stretches(*tensors: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
+    """Tensors of one shape, flattened, CHUNK elements at a time: where a stretch begins, and each one's."""
+    flat = [t.flatten() for t in tensors]
+    for start in range(0, flat[0].numel(), CHUNK):
+        yield start, [t[start : start + CHUNK] for t in flat]
+
 
 def preflight(pre: str | Path, post: str | Path, *, drop: Sequence[str] = (), out: str | Path | None = None) -> Pair:
     """Open PRE and POST and check that they can be averaged.
@@ -67,12 +84,23 @@ def preflight(pre: str | Path, post: str | Path, *, drop: Sequence[str] = (), ou
     if lighter := [n for n in names if n in first and first.dtype(n) != second.dtype(n)]:
         n = lighter[0]
         warnings.append(
-            f"PRE is stored in {_short(first.dtype(n))}, POST in {_short(second.dtype(n))}; they are averaged in "
+            f"PRE is stored in {short(first.dtype(n))}, POST in {short(second.dtype(n))}; they are averaged in "
             "the wider of the two and written in POST's"
         )
     if out is not None:
-        _room_for(second, names, Path(out))
+        needed, free = sum(map(second.size, names)), free_bytes(Path(out))
+        if free < needed * 1.02 + (16 << 20):
+            raise CheckpointError(
+                f"{out}: {needed / 1e9:.2f} GB will be written, {free / 1e9:.2f} GB are free; make room"
+            )
     return Pair(first, second, tuple(names), tuple(dropped), tuple(warnings), elsewhere)
+
+
+class Buffers(dict[tuple[torch.dtype, int], Tensor]):
+    """Numbered chunks to work in, allocated once: fresh ones cost ten times the arithmetic in page faults."""
+
+    def __missing__(self, key: tuple[torch.dtype, int]) -> Tensor:
+        return self.setdefault(key, torch.empty(CHUNK, dtype=key[0]))
 
 
 @dataclass
@@ -81,16 +109,15 @@ class Scan:
 
     Attributes:
         update, size: per tensor, the sum of squares of (post - pre) and of pre, float64.
-        changed, elements: per tensor, how many elements differ at all, of how many (`count_changed` only).
+        changed: per tensor, how many elements differ at all (`count_changed` only).
     """
 
     pair: Pair
     count_changed: bool = False
-    update: dict[str, float] = field(default_factory=dict)
-    size: dict[str, float] = field(default_factory=dict)
-    changed: dict[str, int] = field(default_factory=dict)
-    elements: dict[str, int] = field(default_factory=dict)
-    _buffers: dict[torch.dtype, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    update: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    size: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    changed: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+    _buffers: Buffers = field(default_factory=Buffers, repr=False)
 
     def add(self, name: str, pre: Tensor, post: Tensor) -> None:
         """Count a chunk of `name`; flat tensors of equal length, at most CHUNK.
@@ -100,18 +127,16 @@ class Scan:
         """
         if not pre.is_floating_point():
             return
-        work = torch.promote_types(torch.promote_types(pre.dtype, post.dtype), torch.float32)
-        wide, gap = (buffer[: pre.numel()] for buffer in self._buffers_of(work))
+        wide, gap = (self._buffers[wide_dtype(pre, post), i][: pre.numel()] for i in range(2))
         gap.copy_(post).sub_(wide.copy_(pre))
         size, update = float(torch.dot(wide, wide)), float(torch.dot(gap, gap))
         if not math.isfinite(size + update):  # NaN or Inf, or finite values whose squares overflow
             self._refuse_non_finite(name, pre, post)
             size, update = float(wide.double().square().sum()), float(gap.double().square().sum())
-        self.size[name] = self.size.get(name, 0.0) + size
-        self.update[name] = self.update.get(name, 0.0) + update
+        self.size[name] += size
+        self.update[name] += update
         if self.count_changed:
-            self.changed[name] = self.changed.get(name, 0) + int((gap != 0).sum())
-            self.elements[name] = self.elements.get(name, 0) + gap.numel()
+            self.changed[name] += int((gap != 0).sum())
 
     @property
     def distance(self) -> float:
@@ -139,12 +164,6 @@ class Scan:
             return ["PRE and POST hold the same numbers: there is nothing to average"]
         return []
 
-    def _buffers_of(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Two chunks to work in, allocated once: fresh ones cost ten times the arithmetic in page faults."""
-        if dtype not in self._buffers:
-            self._buffers[dtype] = (torch.empty(CHUNK, dtype=dtype), torch.empty(CHUNK, dtype=dtype))
-        return self._buffers[dtype]
-
     def _refuse_non_finite(self, name: str, pre: Tensor, post: Tensor) -> None:
         for label, values, source in (("PRE", pre, self.pair.pre.source), ("POST", post, self.pair.post.source)):
             if bad := int((~values.isfinite()).sum()):
@@ -165,9 +184,8 @@ def scan(
     hashes = hash_in_background([pair.pre, pair.post])
     result = Scan(pair, count_changed)
     for done, name in enumerate(pair.names, start=1):
-        pre, post = (t.flatten() for t in pair.tensors(name))
-        for start in range(0, pre.numel(), CHUNK):
-            result.add(name, pre[start : start + CHUNK], post[start : start + CHUNK])
+        for _, (pre, post) in stretches(*pair.tensors(name)):
+            result.add(name, pre, post)
         if progress is not None:
             progress(done, len(pair.names))
     hashes.result()
@@ -184,17 +202,3 @@ def _refuse_quantised(checkpoint: Checkpoint) -> None:
             f"{checkpoint.source}: expected plain weights, found quantised ones ({found}); "
             "dequantise it, or use the checkpoint that it was made from"
         )
-
-
-def _room_for(post: Checkpoint, names: Sequence[str], out: Path) -> None:
-    needed = sum(post.dtype(n).itemsize * math.prod(post.shape(n)) for n in names)
-    folder = out.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if free < needed * 1.02 + (16 << 20):
-        raise CheckpointError(f"{out}: {needed / 1e9:.2f} GB will be written, {free / 1e9:.2f} GB are free; make room")
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

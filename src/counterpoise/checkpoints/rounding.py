@@ -11,14 +11,12 @@ from torch import Tensor
 
 PERIOD = 1048573  # a prime just below 2^20: no row of a matrix meets the same numbers as the row below it
 SAMPLE = 1024  # elements of a tensor that its key is made from
-PIECE = (
-    1 << 15
-)  # elements worked on at once: 128 KiB stay in the cache, and one thread takes them without waking others
+PIECE = 1 << 15  # elements worked on at once: 128 KiB stay in the cache; one thread takes them, waking no others
 NARROW = {torch.bfloat16: (16, 1.0), torch.float16: (13, 2.0**-112)}
 """Of a float32's bits, how many the type lacks, and the power of two that maps its subnormals onto float32's."""
 
 
-def narrow(wide: Tensor, dtype: torch.dtype, *, key: int, start: int = 0, out: Tensor | None = None) -> Tensor:
+def narrow(wide: Tensor, dtype: torch.dtype, *, key: int, start: int = 0) -> Tensor:
     """`wide` in `dtype`; to bfloat16 and float16 each element is rounded up or down so that its expectation is kept.
 
     Rounding to the nearest loses what lies below half a unit in the last place, for every weight in the same direction:
@@ -31,14 +29,13 @@ def narrow(wide: Tensor, dtype: torch.dtype, *, key: int, start: int = 0, out: T
         wide: float32 or wider, on the CPU.
         key: of the whole tensors that `wide` was made from, see `key_of`.
         start: where in the whole tensor (flattened) `wide` begins.
-        out: written to and returned when given; contiguous, of `dtype`.
 
     >>> narrow(torch.full((4,), 1 + 1 / 256), torch.bfloat16, key=0)
     tensor([1.0078, 1.0000, 1.0078, 1.0000], dtype=torch.bfloat16)
     """
     if dtype not in NARROW:
-        return wide.to(dtype) if out is None else out.copy_(wide)
-    result = torch.empty(wide.shape, dtype=dtype) if out is None else out
+        return wide.to(dtype)
+    result = torch.empty(wide.shape, dtype=dtype)
     source, target = wide.reshape(-1), result.view(-1)
     buffer = torch.empty(min(PIECE, source.numel()), dtype=torch.float32)
     for begin in range(0, source.numel(), PIECE):
@@ -57,6 +54,11 @@ def narrow_piece(wide: Tensor, out: Tensor, *, key: int, start: int) -> None:
     if scale != 1:
         wide.div_(scale)
     out.copy_(wide)
+
+
+def wide_dtype(*tensors: Tensor) -> torch.dtype:
+    """What arithmetic on these is done in: float32, or wider where one of them is."""
+    return functools.reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
 
 
 def key_of(*tensors: Tensor) -> int:

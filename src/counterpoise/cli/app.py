@@ -41,9 +41,9 @@ def demo(
 ) -> None:
     """The whole story from nothing, offline, in about two minutes: train, align, measure the tax, give it back."""
     with plain_errors("nothing was kept"), bars(quiet) as progress:
-        from counterpoise.demo import run
+        from counterpoise.demo import run_demo
 
-        result = run(out, seed=seed, progress=progress)
+        result = run_demo(out, seed=seed, progress=progress)
     show_result(result["restore"], out / "restored", None)
     if open_page:
         import webbrowser

@@ -1,6 +1,6 @@
 """What a run would take: operations, memory and time, computed from shapes before anything is drawn or trained.
 
-Pure functions: shapes and counts in, numbers out. `counterpoise.planning.restore` reads the files and prints what is found here.
+Pure functions: shapes and counts in, numbers out. `counterpoise.planning` reads the files.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-SAVED = (8, 2, 2, 4)
-"""Elements kept for the backward pass per token and layer, of sizes hidden, queries, keys and intermediate."""
 EXPERTS = (
     ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k"),
     ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
@@ -240,22 +238,16 @@ def drawing(
 
 def measuring(shape: Shape, items: Items, *, batch: int, itemsize: int) -> Work:
     """Scoring, and drawing where there is something to draw, of an ability's items on one part."""
-    found = Work()
+    found, each = Work(), items.count * items.choices
     if items.continuation and items.shared:
         found += forward(shape, items.prompt, sequences=items.count, logits=1)
-        each = items.count * items.choices
         found += forward(shape, items.continuation, sequences=each, logits=items.continuation, start=items.prompt)
     elif items.continuation:
         whole = items.prompt + items.continuation
-        found += forward(shape, whole, sequences=items.count * items.choices, logits=whole)
+        found += forward(shape, whole, sequences=each, logits=whole)
     if items.generated:
         found += drawing(shape, items.prompt, items.generated, prompts=items.count, batch=batch, itemsize=itemsize)
     return found
-
-
-def weight_bytes(shape: Shape, itemsize: int) -> int:
-    """parameters * itemsize."""
-    return shape.parameters * itemsize
 
 
 def trained(shape: Shape, lora: int | None = None) -> int:
@@ -298,11 +290,10 @@ def training_bytes(shape: Shape, sequences: float, prompt: float, response: floa
     layers * tokens * (8 hidden + 2 queries + 2 keys + 4 intermediate) * itemsize + logits * (itemsize + 4 * 4)
 
     Per layer the inputs of both norms, of the projections and of the gated activation, their float32 copies counted in
-    (`SAVED`; counted on Llama with sdpa attention, without gradient checkpointing, which is not used here); of the logits
+    (counted on Llama with sdpa attention, without gradient checkpointing, which is not used here); of the logits
     the model's own, a float32 copy, the counted rows, their log-softmax and its gradient.
     """
-    widths = (shape.hidden, shape.queries, shape.keys, shape.intermediate)
-    kept = sum(count * width for count, width in zip(SAVED, widths, strict=True))
+    kept = 8 * shape.hidden + 2 * shape.queries + 2 * shape.keys + 4 * shape.intermediate
     tokens = sequences * (prompt + response)
     logits = sequences * (response + 1) * shape.vocabulary * (itemsize + 16) if shape.head else 0
     return math.ceil(shape.layers * tokens * kept * itemsize + logits)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import time
+import timeit
 from functools import cache
 from typing import Any
 
 import torch
+
+from counterpoise.checkpoints.checkpoint import short
+from counterpoise.checkpoints.files import first_line
 
 SLOW = 4.0
 """A dtype whose matrix products take so many times float32's is imitated, not computed."""
@@ -38,13 +41,8 @@ def slowdown(dtype: torch.dtype) -> float:
 
 def _seconds(dtype: torch.dtype) -> float:
     a, b = (torch.ones(shape, dtype=dtype, device="cpu") for shape in ((64, 256), (256, 256)))
-    taken = []
     with torch.autocast("cpu", enabled=False):
-        for _ in range(6):  # the first one prepares
-            begun = time.perf_counter()
-            a @ b
-            taken.append(time.perf_counter() - begun)
-    return min(taken[1:])
+        return min(timeit.repeat(lambda: a @ b, number=1, repeat=6)[1:])  # the first one prepares
 
 
 def warning(stored: torch.dtype, asked: torch.dtype | None, device: str | torch.device) -> str | None:
@@ -52,7 +50,7 @@ def warning(stored: torch.dtype, asked: torch.dtype | None, device: str | torch.
     dtype = asked or stored
     if not is_imitated(dtype, device):
         return None
-    name = str(dtype).removeprefix("torch.")
+    name = short(dtype)
     if asked is None:
         return f"this CPU has no {name} arithmetic: computed in float32, which is many times faster (--dtype {name} insists)"
     return f"this CPU has no {name} arithmetic and imitates it, many times slower than float32: choose that here"
@@ -63,7 +61,7 @@ def why_unusable(device: str) -> str | None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA
-        return str(error).splitlines()[0]
+        return first_line(error)
     return None
 
 

@@ -50,6 +50,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
 
 def read_prompt(line: str, place: str) -> Prompt:
+    """One line of `read_prompts`; `place` says where it stands, in errors."""
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:

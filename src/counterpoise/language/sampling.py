@@ -103,11 +103,8 @@ def sample(
     stops = stop_tokens(model, tokenizer)
     pad = stops[0] if stops else 0
     # Said outright: transformers has defaults of its own (top_k 50, for instance).
-    how = (
-        {"do_sample": True, "temperature": drawing.temperature, "top_k": 0, "top_p": 1.0}
-        if drawing.temperature > 0
-        else {"do_sample": False}
-    )
+    how: dict[str, Any] = {"do_sample": drawing.temperature > 0}
+    how |= {"temperature": drawing.temperature, "top_k": 0, "top_p": 1.0} if how["do_sample"] else {}
     config = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=drawing.max_new_tokens, eos_token_id=list(stops) or None, pad_token_id=pad, **how
     )
@@ -163,15 +160,10 @@ def _prefilled(model: nn.Module, ids_BT: Tensor, mask_BT: Tensor, n: int) -> Any
     if n == 1 or ids_BT.shape[1] == 1:
         return None
     mask = mask_BT[:, :-1]
-    out = model(
-        input_ids=ids_BT[:, :-1],
-        attention_mask=mask,
-        position_ids=position_ids_of(mask),
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    out.past_key_values.batch_repeat_interleave(n)
-    return out.past_key_values
+    seen = {"input_ids": ids_BT[:, :-1], "attention_mask": mask, "position_ids": position_ids_of(mask)}
+    cache = model(**seen, use_cache=True, logits_to_keep=1).past_key_values
+    cache.batch_repeat_interleave(n)
+    return cache
 
 
 def decode(tokenizer: Any, responses: Sequence[tuple[int, ...]]) -> list[str]:

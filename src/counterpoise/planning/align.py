@@ -13,21 +13,14 @@ from counterpoise.alignment.from_options import DRAWN, LONGEST_TEXT, Alignment
 from counterpoise.alignment.mitigations import table
 from counterpoise.alignment.mitigations.replay import read_corpus
 from counterpoise.alignment.preferences import read_preferences
-from counterpoise.alignment.training.stepping import Mitigation, rows_at_once
-from counterpoise.language.costs import (
-    Plan,
-    Shape,
-    Stage,
-    optimiser_bytes,
-    step_bytes,
-    trained,
-    weight_bytes,
-)
+from counterpoise.alignment.training.stepping import rows_at_once
+from counterpoise.checkpoints.checkpoint import short
+from counterpoise.language.costs import Plan, Shape, Stage, drawing_bytes, drawn, optimiser_bytes, step_bytes, trained
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
-from counterpoise.planning.looking import Source, Words, look, look_at_reward, room_for
-from counterpoise.planning.restore import ASSUMED, BOUNDS, judged, lengths, said_of, short
-from counterpoise.planning.stages import DRAWING, REPLAYED, TRAINING, Loop, align_stages, replayed_stage
+from counterpoise.planning.looking import Source, Words, judged, lengths, look, look_at_reward, room_for, said_of
+from counterpoise.planning.restore import ASSUMED, BOUNDS
+from counterpoise.planning.stages import DRAWING, REPLAYED, TRAINING, Loop, align_stages
 
 ASSUMED_SHARES = 8
 """Processes among which weights are cut up, where torchrun has not said."""
@@ -47,20 +40,28 @@ def plan_align(wanted: Alignment, *, shared_by: int | None = 1) -> Plan:
     wanted.check()
     model = look(wanted.source)
     shape, itemsize, held = model.shape, wanted.dtype.itemsize, wanted.held
+    weights, micro = shape.parameters * itemsize, wanted.micro_batch_size
     table.check_layers(held, shape.layers)
     settings, files = wanted.bound, wanted.files
     if wanted.method == "dpo":
-        _refuse_in_dpo(model, table.build(held, table.Sources()), settings)
+        from counterpoise.alignment.dpo import refuse_in_dpo
+
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        refuse_in_dpo(model.model, table.build(held, table.Sources()), world)
+        rows_at_once("dpo", int(settings["batch_size"]), int(settings["micro_batch_size"]), world)
     if "merge_base" in held:
         look(held["merge_base"])
-    loop, (asked, responses) = _loop(wanted)
-    told = [_said_of_weights(model), *_said_of_mitigations(held), f"{wanted.method}: " + _spoken(settings)]
+    loop, asked, responses = _loop(wanted)
+    told = [f"no weights: preflight on shapes only ({model.name})"]
+    if model.weights is not None:
+        told = [f"{model.name}: {len(model.weights)} tensors in {short(model.dtype)}"]
+    if given := [f"{row.option} {held[row.option]}" for row in table.chosen(held)]:
+        told.append("mitigations: " + ", ".join(given))
+    told.append(f"{wanted.method}: " + _spoken(settings))
     judge = look_at_reward(files.reward) if files.reward is not None else None
-    if files.reward is not None:
-        told.append(said_of(files.reward, judge))
+    told += [said_of(files.reward, judge)] if files.reward is not None else []
     words = Words.of(model.folder)
     asks = settings.get("drawing", wanted.own_drawing)
-    micro = wanted.micro_batch_size
     at, assumed = lengths(model, asked, asks, itemsize, micro, longest_refused=not responses)
     bounds = BOUNDS
     if responses:  # of a file, not drawn: memory is that of the longest, time that of the mean
@@ -71,13 +72,13 @@ def plan_align(wanted: Alignment, *, shared_by: int | None = 1) -> Plan:
     count = trained(shape, held.get("lora"))
     taken = [row.takes(count * itemsize) for row in table.chosen(held)]
     references = (wanted.method in ("ppo", "dpo")) + sum(t.frozen for t in taken)
-    resident = {"weights": weight_bytes(shape, itemsize), **optimiser_bytes(count, itemsize), **judged(judge)}
+    resident = {"weights": weights, **optimiser_bytes(count, itemsize), **judged(judge)}
     if references:
-        resident["PRE, frozen"] = references * weight_bytes(shape, itemsize)
+        resident["PRE, frozen"] = references * weights
     for t in reversed(taken):
         resident |= t.resident
-    kept = _checkpoints(loop) if wanted.keep_checkpoints else 1
-    written = (1 + kept) * weight_bytes(shape, itemsize) + 2 * 3 * count * itemsize
+    kept = {"dpo": 5, "distil": loop.epochs}.get(loop.method, loop.rounds) if wanted.keep_checkpoints else 1
+    written = (1 + kept) * weights + 2 * 3 * count * itemsize
     told += room_for(wanted.out, written)
     told.append(f"on the way: {kept} checkpoints, and the state (weights and Adam's moments) up to twice")
     cuda = not wanted.device.startswith("cpu")
@@ -87,11 +88,13 @@ def plan_align(wanted: Alignment, *, shared_by: int | None = 1) -> Plan:
     alike = "lora" not in held and shares > 1  # what is trained is cut up as the weights are
     first: list[Stage] = []
     if held.get("replay") == "self":
-        own, drawing = files.asked, wanted.own_drawing
-        there, _ = lengths(model, own, drawing, itemsize, micro)
+        own, draw = files.asked, wanted.own_drawing.batch_size
+        there, _ = lengths(model, own, wanted.own_drawing, itemsize, micro)
         loop = replace(loop, replayed=(there.longest, int(there.response)))
-        later = 3 * count * itemsize // (shares if alike else 1)  # gradients and moments
-        first = [replayed_stage(shape, there, prompts=len(own), draw=drawing.batch_size, free=later)]
+        later = 3 * count * itemsize // (shares if alike else 1)  # gradients and moments, which are not there yet
+        memory = drawing_bytes(shape, draw, there.longest + there.response, itemsize) - later
+        work = drawn(shape, None, there, prompts=len(own), batch=draw)
+        first = [Stage(REPLAYED, f"{len(own):,} responses", work, max(0, memory))]
     elif "replay" in held:
         loop = replace(loop, replayed=_longest_replayed(held["replay"], model, words, chat=wanted.chat))
     ours = align_stages(shape, judge.shape if judge else None, at, loop, step=moment // shares if alike else moment)
@@ -109,15 +112,8 @@ def plan_align(wanted: Alignment, *, shared_by: int | None = 1) -> Plan:
         }
         width = 2 if wanted.bf16 else itemsize
         stages = tuple(replace(s, memory=s.memory + _gathered(shape, width, s.name)) for s in stages)
-    return Plan(
-        stages,
-        resident,
-        "bfloat16" if wanted.bf16 else short(wanted.dtype),
-        0 if model.weights is None else sum(f.stat().st_size for f in model.weights.files),
-        written,
-        tuple(told),
-        (*assumed, bounds, *ASSUMED),
-    )
+    dtype = "bfloat16" if wanted.bf16 else short(wanted.dtype)
+    return Plan(stages, resident, dtype, model.mapped, written, tuple(told), (*assumed, bounds, *ASSUMED))
 
 
 def _gathered(shape: Shape, itemsize: int, stage: str) -> int:
@@ -132,9 +128,9 @@ def _gathered(shape: Shape, itemsize: int, stage: str) -> int:
     return (outside + 2 * block + (outside + block if stage == TRAINING else 0)) * itemsize
 
 
-def _loop(wanted: Alignment) -> tuple[Loop, tuple[list[Prompt], list[str]]]:
+def _loop(wanted: Alignment) -> tuple[Loop, list[Prompt], list[str]]:
     """How much the method does, and the prompts and responses that were given."""
-    files, settings = wanted.files, wanted.bound
+    files, settings, held = wanted.files, wanted.bound, wanted.held
     responses: list[str] = []
     if files.preferences is not None:
         pairs = read_preferences(files.preferences)
@@ -153,10 +149,10 @@ def _loop(wanted: Alignment) -> tuple[Loop, tuple[list[Prompt], list[str]]]:
         drawing.n,
         settings["epochs"],
         drawing.batch_size,
-        "kd" in wanted.held,
-        float(wanted.held.get("replay_ratio", 1.0)) if "replay" in wanted.held else 0.0,
+        "kd" in held,
+        float(held.get("replay_ratio", 1.0)) if "replay" in held else 0.0,
     )
-    return loop, (asked, responses)
+    return loop, asked, responses
 
 
 def _longest_replayed(corpus: str, model: Source, words: Words, *, chat: bool) -> tuple[int, int]:
@@ -169,35 +165,9 @@ def _longest_replayed(corpus: str, model: Source, words: Words, *, chat: bool) -
     return max(len(e.prompt) + len(e.response) for e in examples) - response, response
 
 
-def _refuse_in_dpo(model: Source, built: list[Mitigation], settings: Mapping[str, Any]) -> None:
-    """Raise what `dpo` raises before it trains."""
-    from counterpoise.alignment.dpo import refuse_in_dpo
-
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    refuse_in_dpo(model.model, built, world)
-    rows_at_once("dpo", int(settings["batch_size"]), int(settings["micro_batch_size"]), world)
-
-
-def _said_of_mitigations(held: Mapping[str, Any]) -> list[str]:
-    given = [f"{row.option} {held[row.option]}" for row in table.chosen(held)]
-    return ["mitigations: " + ", ".join(given)] if given else []
-
-
-def _checkpoints(loop: Loop) -> int:
-    """Checkpoints on the way: one an iteration, one an epoch of distil, five of dpo."""
-    return {"dpo": 5, "distil": loop.epochs}.get(loop.method, loop.rounds)
-
-
-def _said_of_weights(model: Source) -> str:
-    if model.weights is None:
-        return f"no weights: preflight on shapes only ({model.name})"
-    return f"{model.name}: {len(model.weights)} tensors in {short(model.dtype)}"
-
-
 def _spoken(settings: Mapping[str, Any]) -> str:
-    drawing = settings.get("drawing")
-    drawn = (
-        {} if drawing is None else {name: getattr(drawing, of) for name, of in DRAWN.items()} | {"seed": drawing.seed}
-    )
-    plain = {n: v for n, v in {**settings, **drawn}.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+    told = dict(settings)
+    if (drawing := settings.get("drawing")) is not None:
+        told |= {name: getattr(drawing, of) for name, of in DRAWN.items()} | {"seed": drawing.seed}
+    plain = {n: v for n, v in told.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
     return ", ".join(f"{n} {v:g}" for n, v in plain.items())

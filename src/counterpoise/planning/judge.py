@@ -5,26 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from counterpoise.checkpoints.checkpoint import short
 from counterpoise.judging.alpaca import Pair
 from counterpoise.judging.pairrm import read, refuse_other
-from counterpoise.language.costs import Plan, Stage, cache_bytes, drawing, drawing_bytes, forward, weight_bytes
+from counterpoise.language.costs import Plan, Stage, cache_bytes, drawing, drawing_bytes, forward
 from counterpoise.language.dtypes import computed_in
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
-from counterpoise.planning.looking import Source, Words, look, look_at_reward
-from counterpoise.planning.restore import ASSUMED, judged, lengths, said_of, short
+from counterpoise.planning.looking import Words, judged, lengths, look, look_at_reward, said_of
+from counterpoise.planning.restore import ASSUMED
 
 BATCH = 16
 """Pairs or responses that a reward or preference model sees at once."""
 
 
-def plan_respond(
-    source: str,
-    prompts: Sequence[Prompt],
-    how: Drawing,
-    *,
-    device: str | None = "cpu",
-) -> Plan:
+def plan_respond(source: str, prompts: Sequence[Prompt], how: Drawing, *, device: str | None = "cpu") -> Plan:
     """What `judge respond` with these arguments would do; `device` is None for one that is not here.
 
     Raises:
@@ -39,9 +34,8 @@ def plan_respond(
     work = drawing(model.shape, at.prompt, at.response, prompts=len(prompts), batch=batch_size, itemsize=itemsize)
     memory = drawing_bytes(model.shape, batch_size, at.longest + at.response, itemsize)
     stage = Stage("answering", f"{len(prompts):,} responses", work, memory)
-    return Plan((stage,), {"weights": weight_bytes(model.shape, itemsize)}, short(dtype), assumed=(
-        *assumed, "every response as long as --max-new-tokens: an upper bound", *ASSUMED
-    ))  # fmt: skip
+    assumed += ["every response as long as --max-new-tokens: an upper bound", *ASSUMED]
+    return Plan((stage,), {"weights": model.shape.parameters * itemsize}, short(dtype), assumed=tuple(assumed))
 
 
 def plan_compare(pairs: Sequence[Pair], *, reward: str | None, preference: str | None) -> Plan:
@@ -54,7 +48,12 @@ def plan_compare(pairs: Sequence[Pair], *, reward: str | None, preference: str |
         ValueError: a reward or preference that is none.
         CheckpointError: no such checkpoint.
     """
-    judge = _ranker(preference) if preference is not None else look_at_reward(reward) if reward is not None else None
+    judge = None
+    if preference is not None:
+        judge = look(preference, classifier=True)
+        refuse_other(preference, judge.model.config.to_dict())  # type: ignore[operator,union-attr]
+    elif reward is not None:
+        judge = look_at_reward(reward)
     told = (f"{len(pairs):,} prompts that both have answered", said_of(preference or reward or "a function", judge))
     if judge is None:
         return Plan((), {}, "float32", told=told)
@@ -77,9 +76,3 @@ def plan_compare(pairs: Sequence[Pair], *, reward: str | None, preference: str |
     assumed = [] if words.tokenizer else ["no tokenizer: 4 characters a token"]
     stage = Stage("judging", what, work, memory)
     return Plan((stage,), judged(judge), short(judge.dtype), told=told, assumed=(*assumed, *ASSUMED))
-
-
-def _ranker(preference: str) -> Source:
-    found = look(preference, classifier=True)
-    refuse_other(preference, found.model.config.to_dict())  # type: ignore[operator,union-attr]
-    return found

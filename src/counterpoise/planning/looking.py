@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import nn
 
-from counterpoise.checkpoints.checkpoint import Checkpoint
-from counterpoise.checkpoints.files import COMPANIONS, CheckpointError, resolve, weight_files
+from counterpoise.checkpoints.checkpoint import Checkpoint, short
+from counterpoise.checkpoints.files import (
+    COMPANIONS,
+    CheckpointError,
+    first_line,
+    free_bytes,
+    pickles,
+    resolve,
+    weight_files,
+)
 from counterpoise.checkpoints.opening import open_checkpoint
+from counterpoise.checkpoints.preflight import preflight
 from counterpoise.evaluation.abilities import is_file, load_abilities, refuse_repeats
 from counterpoise.evaluation.items import FileAbility
 from counterpoise.evaluation.parts import Part
 from counterpoise.evaluation.rewards import python_reward, read_labelled
 from counterpoise.evaluation.specs import RewardSpec
-from counterpoise.language.costs import Items, Shape, shape_of
+from counterpoise.language.costs import Items, Lengths, Shape, shape_of
 from counterpoise.language.loading import without_bars
 from counterpoise.language.prompts import Prompt, encode_prompt
+from counterpoise.language.sampling import Drawing
 
 CHARACTERS = 4
 """Characters a token, where there is no tokenizer to ask."""
@@ -52,6 +62,16 @@ class Source:
         """What decides its cost."""
         return shape_of(self.model)
 
+    @property
+    def resident(self) -> int:
+        """Bytes of its weights in memory, in its own dtype."""
+        return self.shape.parameters * self.dtype.itemsize
+
+    @property
+    def mapped(self) -> int:
+        """Bytes of its weight files."""
+        return 0 if self.weights is None else sum(f.stat().st_size for f in self.weights.files)
+
 
 def look(source: str, *, base: Source | None = None, classifier: bool = False) -> Source:
     """A checkpoint's shapes from its files' headers, or from config.json where that is all there is.
@@ -64,9 +84,8 @@ def look(source: str, *, base: Source | None = None, classifier: bool = False) -
     folder, ours = folder_of(source)
     weights: Checkpoint | None = None
     adapter = (folder / "adapter_config.json").is_file()
-    lacking = adapter and not [*folder.glob("adapter_model*")]
-    if adapter and base is not None and (base.weights is None or lacking):  # its shapes are the base's
-        return replace(base, name=source, weights=None)
+    if adapter and base is not None and (base.weights is None or not any(folder.glob("adapter_model*"))):
+        return replace(base, name=source, weights=None)  # its shapes are the base's
     if not classifier and (adapter or _has_weights(folder, ours)):
         weights = open_checkpoint(folder, base=None if base is None else base.weights)
     if adapter and base is not None:
@@ -86,25 +105,20 @@ def folder_of(source: str) -> tuple[Path, bool]:
     if path.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
         return resolve(source), True
     name, _, revision = source.partition("@")
-    try:
+    with contextlib.suppress(Exception):
         return Path(snapshot_download(name, revision=revision or None, local_files_only=True)), False
-    except Exception:
-        pass
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=SMALL_FILES)), False
     except Exception as error:
-        said = (str(error).splitlines() or [""])[0]
-        raise CheckpointError(
-            f"{source}: no such folder here, and the hub did not give its config ({type(error).__name__}: {said})"
-        ) from None
+        said = f"{type(error).__name__}: {first_line(error)}"
+        raise CheckpointError(f"{source}: no such folder here, and the hub did not give its config ({said})") from None
 
 
 def _has_weights(folder: Path, ours: bool) -> bool:
-    pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
     try:
         weight_files(folder)
     except CheckpointError:
-        if not (folder / "config.json").is_file() or (ours and (pickles or [*folder.glob("*.safetensors*")])):
+        if not (folder / "config.json").is_file() or (ours and (pickles(folder) or any(folder.glob("*.safetensors*")))):
             raise
         return False
     return True
@@ -120,17 +134,22 @@ def _on_meta(folder: Path, source: str, classifier: bool) -> tuple[nn.Module, An
             made: nn.Module = kind.from_config(config)
     except (ValueError, KeyError, OSError) as error:
         wanted = "sequence-classification" if classifier else "causal language"
-        said = str(error).splitlines()[0]
+        said = first_line(error)
         raise CheckpointError(f"{source}: expected the config of a {wanted} model, found: {said}") from None
     return made, config
 
 
-def same_shapes(pre: Source, post: Source) -> None:
-    """What `preflight` asks of two checkpoints, as far as configs can tell.
+def fit(pre: Source, post: Source, drop: Sequence[str], out: Path) -> tuple[list[str], int]:
+    """What `preflight` says of two checkpoints, as far as they are at hand, and the bytes that are mapped.
 
     Raises:
-        CheckpointError: two architectures, or a parameter of two shapes.
+        CheckpointError: see `preflight`; without weights two architectures, or a parameter of two shapes.
     """
+    if pre.weights is not None and post.weights is not None:
+        folders = [folder_of(source.name)[0] for source in (pre, post)]  # a hub id is not fetched again
+        pair = preflight(*folders, drop=drop, out=out)
+        told = [f"preflight: {len(pair.names)} tensors fit", *(f"warning: {w}" for w in pair.warnings)]
+        return told, sum(f.stat().st_size for c in (pair.pre, pair.post) for f in c.files)
     kinds = [s.model.config.model_type for s in (pre, post)]  # type: ignore[union-attr]
     shapes = [{n: tuple(p.shape) for n, p in s.model.named_parameters()} for s in (pre, post)]
     if kinds[0] != kinds[1] or shapes[0].keys() != shapes[1].keys():
@@ -139,10 +158,10 @@ def same_shapes(pre: Source, post: Source) -> None:
             "one model before and after training"
         )
     for name, shape in shapes[0].items():
-        if shape != shapes[1][name]:
-            raise CheckpointError(
-                f"{name} has the shape {shape} in PRE and {shapes[1][name]} in POST; expected one model"
-            )
+        if shape != (other := shapes[1][name]):
+            raise CheckpointError(f"{name} has the shape {shape} in PRE and {other} in POST; expected one model")
+    lacking = ", ".join(s.name for s in (pre, post) if s.weights is None)
+    return [f"no weights: preflight on shapes only ({lacking})", *room_for(out, post.resident)], 0
 
 
 @dataclass(frozen=True)
@@ -161,13 +180,13 @@ class Words:
         try:
             return cls(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
         except (ValueError, OSError, KeyError) as error:
-            said = str(error).splitlines()[0]
+            said = first_line(error)
             raise CheckpointError(f"{folder}: expected a tokenizer that can be read, found: {said}") from None
 
     def prompts(self, prompts: Sequence[Prompt], *, chat: bool) -> list[int]:
         """Tokens of each prompt, through the chat template if there is one."""
         if self.tokenizer is None:
-            return [math.ceil(len(p.text) / CHARACTERS) for p in prompts]
+            return self.lengths([p.text for p in prompts])
         return [len(encode_prompt(self.tokenizer, p, chat=chat)) for p in prompts]
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
@@ -198,11 +217,6 @@ def refuse_longer_than_context(source: Source, lengths: Sequence[int], new: int)
         )
 
 
-def nothing_is_drawn(prompts: Sequence[str], responses: Sequence[str]) -> NoReturn:
-    """The reward of a dry run."""
-    raise AssertionError("a dry run draws nothing")
-
-
 def look_at_reward(spec: str) -> Source | None:
     """Check a reward without loading it; its architecture when it is a model.
 
@@ -231,26 +245,20 @@ def look_at_reward(spec: str) -> Source | None:
 
 
 def look_at_abilities(
-    specs: Sequence[str], words: Words, *, limit: int | None, new: int
+    specs: Sequence[str], source: Source, *, limit: int | None, new: int
 ) -> tuple[dict[Part, list[Items]], list[str]]:
     """The items of every ability on validation and held-out data, and what had to be taken for granted.
 
     Raises:
         ValueError: an unreadable file, no such task of lm-eval, two abilities of one name.
     """
-    files = [s for s in specs if is_file(s)]
-    found: dict[Part, list[Items]] = {"validation": [], "held-out": []}
-    for part, kept in found.items():
-        kept += [_of_file(a, part, words, limit, new) for a in load_abilities(files) if isinstance(a, FileAbility)]
-    told: list[str] = []
-    for spec in specs:
-        if spec not in files:
-            items, told_of_it = _of_harness(spec, limit)
-            told += told_of_it
-            for kept in found.values():
-                kept.append(items)
+    words = Words.of(source.folder)
+    loaded = [a for a in load_abilities([s for s in specs if is_file(s)]) if isinstance(a, FileAbility)]
+    tasks = [_of_harness(spec, limit) for spec in specs if not is_file(spec)]
+    parts: tuple[Part, ...] = ("validation", "held-out")
+    found = {p: [*(_of_file(a, p, words, limit, new) for a in loaded), *(items for items, _ in tasks)] for p in parts}
     refuse_repeats([i.name for i in found["validation"]])
-    return found, told
+    return found, [line for _, told in tasks for line in told]
 
 
 def _of_file(ability: FileAbility, part: Part, words: Words, limit: int | None, new: int) -> Items:
@@ -273,20 +281,52 @@ def _of_harness(spec: str, limit: int | None) -> tuple[Items, list[str]]:
         told.append(f"{task.name}: written in Python, so taken to draw one answer an item; whether its metrics are numbers "
                     "per item, as they must be, shows when it is run")  # fmt: skip
     told.append(f"{task.name}: {UNSEEN['prompt']} tokens a prompt, {UNSEEN['generated']} of a drawn answer")
-    sizes = {name: UNSEEN[name] for name in ("prompt", "choices", "continuation")}
-    if task.output_type != "multiple_choice":
-        sizes["choices"] = 1
-    if task.output_type in ("multiple_choice", "loglikelihood", "loglikelihood_rolling"):
-        return Items(task.name, count, **sizes, shared=False), told
-    return Items(task.name, count, UNSEEN["prompt"], generated=UNSEEN["generated"], shared=False), told
+    items = Items(task.name, count, UNSEEN["prompt"], shared=False)
+    if task.output_type not in ("multiple_choice", "loglikelihood", "loglikelihood_rolling"):
+        return replace(items, generated=UNSEEN["generated"]), told
+    choices = UNSEEN["choices"] if task.output_type == "multiple_choice" else 1
+    return replace(items, choices=choices, continuation=UNSEEN["continuation"]), told
 
 
 def room_for(out: Path, needed: int) -> list[str]:
     """A warning where the disk cannot hold what would be written: an estimate refuses nothing, `preflight` does."""
-    folder = out.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(out)
     if free >= needed:
         return []
     return [f"warning: {out}: {needed / 1e9:.2f} GB would be written, {free / 1e9:.2f} GB are free here; make room"]
+
+
+def lengths(
+    source: Source,
+    prompts: Sequence[Prompt],
+    drawing: Drawing,
+    itemsize: int,
+    batch: int,
+    *,
+    longest_refused: bool = True,
+) -> tuple[Lengths, list[str]]:
+    """How long these prompts and responses are, `batch` at once in training, and what is said of them.
+
+    Raises:
+        ValueError: a prompt that does not fit the context with its response, unless not `longest_refused`.
+    """
+    words, new = Words.of(source.folder), drawing.max_new_tokens
+    found = words.prompts(prompts, chat=drawing.chat)
+    if longest_refused:
+        refuse_longer_than_context(source, found, new)
+    assumed = [] if words.tokenizer else [f"no tokenizer: {CHARACTERS} characters a token, no chat template"]
+    mean = sum(found) / len(found)
+    told = [f"prompts of {mean:.0f} tokens in the mean, the longest {max(found)}", *assumed]
+    return Lengths(mean, max(found), new, max(1, batch), itemsize), told
+
+
+def judged(judge: Source | None) -> dict[str, int]:
+    """What lies in memory for a reward or preference that is a model."""
+    return {} if judge is None else {"reward model": judge.resident}
+
+
+def said_of(reward: str, judge: Source | None) -> str:
+    """What a dry run says of a reward; `judge` of one that is a model."""
+    if judge is None:
+        return f"reward {reward}: found; its time is not counted"
+    return f"reward {reward}: {judge.shape.parameters / 1e9:.3g} billion parameters in {short(judge.dtype)}"

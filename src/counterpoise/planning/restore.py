@@ -1,35 +1,21 @@
-"""A dry run of `restore` and of `align`: everything that can be checked is checked, what it would take is told."""
+"""A dry run of `restore`: everything that can be checked is checked, what it would take is told."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import get_args
 
 import torch
 
 from counterpoise.averaging.partition import partition
-from counterpoise.checkpoints.preflight import preflight
+from counterpoise.checkpoints.checkpoint import short
 from counterpoise.evaluation.abilities import is_file
 from counterpoise.evaluation.panel import Panel, PanelFiles
 from counterpoise.evaluation.parts import Part
-from counterpoise.language.costs import Lengths, Plan, Stage, weight_bytes
+from counterpoise.language.costs import Plan, Stage
 from counterpoise.language.dtypes import computed_in
 from counterpoise.language.prompts import Prompt, read_prompts
-from counterpoise.language.sampling import Drawing
-from counterpoise.planning.looking import (
-    CHARACTERS,
-    Source,
-    Words,
-    folder_of,
-    look,
-    look_at_abilities,
-    look_at_reward,
-    nothing_is_drawn,
-    refuse_longer_than_context,
-    room_for,
-    same_shapes,
-)
+from counterpoise.planning.looking import fit, judged, lengths, look, look_at_abilities, look_at_reward, said_of
 from counterpoise.planning.stages import restore_stages
 from counterpoise.restoration.request import Request
 from counterpoise.search.candidates import HMA, Extent, TwoSided
@@ -56,11 +42,11 @@ def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True) -
     request.check(sum(map(is_file, panel.abilities)))
     first = look(str(request.pre))
     second = look(str(request.post), base=first)
-    told, mapped = _fit(first, second, request)
+    told, mapped = fit(first, second, request.drop, request.out)
     cut = partition({n: tuple(p.shape) for n, p in second.model.named_parameters()}, request.blocks)
-    searched = any(isinstance(s, HMA) for s in request.searches)
-    told.append(f"HMA: {len(cut)} blocks" if searched else "two-sided search alone")
-    unloaded = Panel(read_prompts(panel.prompts), nothing_is_drawn, (), prompt_limit=panel.prompt_limit)
+    hma = any(isinstance(s, HMA) for s in request.searches)
+    told.append(f"HMA: {len(cut)} blocks" if hma else "two-sided search alone")
+    unloaded = Panel(read_prompts(panel.prompts), lambda *_: [], (), prompt_limit=panel.prompt_limit)
     parts: dict[Part, list[Prompt]] = {p: unloaded.prompts_of(p) for p in get_args(Part)}
     told.append("prompts: " + ", ".join(f"{len(chosen):,} {part}" for part, chosen in parts.items()))
     judge = look_at_reward(panel.reward)
@@ -70,75 +56,22 @@ def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True) -
         device = request.device if present else None
         dtype = torch.float32 if second.dtype == torch.float16 else computed_in(second.dtype, device)
     shape, itemsize = second.shape, dtype.itemsize
-    words = Words.of(second.folder)
     two_sided = [s for s in request.searches if isinstance(s, TwoSided)]
     size = request.settings["proxy_size"]
     needed = size if two_sided else math.ceil(size / 0.8)
     asked = parts["validation"] + parts["held-out"] + parts["proxy"][:needed]
-    refuse_longer_than_context(second, words.prompts(asked, chat=drawing.chat), drawing.max_new_tokens)
-    at, assumed = lengths(second, asked, drawing, itemsize, drawing.batch_size // 2, longest_refused=False)
-    items, unseen = look_at_abilities(panel.abilities, words, limit=panel.limit, new=drawing.max_new_tokens)
+    at, assumed = lengths(second, asked, drawing, itemsize, drawing.batch_size // 2)
+    items, unseen = look_at_abilities(panel.abilities, second, limit=panel.limit, new=drawing.max_new_tokens)
     told += [f"{i.name}: {i.count:,} validation items" for i in items["validation"]]
     scale = Extent(shape, judge.shape if judge else None, at, len(parts["proxy"]), means)
     counts = {part: len(chosen) for part, chosen in parts.items()}
     stages = restore_stages(scale, counts, items, request.searches, drawing.n)
-    resident = {"weights": weight_bytes(shape, itemsize), **judged(judge)}
-    written = weight_bytes(shape, second.dtype.itemsize)
-    ends = (
-        Stage("reading both, hashing", f"{(mapped or 2 * written) / 1e9:.2f} GB"),
-        Stage("writing OUT", f"{written / 1e9:.2f} GB"),
-    )
+    resident = {"weights": shape.parameters * itemsize, **judged(judge)}
+    written = second.resident
+    reading = Stage("reading both, hashing", f"{(mapped or 2 * written) / 1e9:.2f} GB")
+    writing = Stage("writing OUT", f"{written / 1e9:.2f} GB")
     if any(s.calibrate for s in two_sided):
         unseen.append("the right answers of --calibrate are not counted")
     assumed = [*unseen, *assumed, BOUNDS, *ASSUMED]
-    return Plan(
-        (ends[0], *stages, ends[1]), resident, short(dtype), mapped, written, told=tuple(told), assumed=tuple(assumed)
-    )
-
-
-def _fit(first: Source, second: Source, request: Request) -> tuple[list[str], int]:
-    """Whether PRE and POST fit, and the bytes that are mapped."""
-    if first.weights is None or second.weights is None:
-        same_shapes(first, second)
-        warnings = room_for(request.out, weight_bytes(second.shape, second.dtype.itemsize))
-        lacking = ", ".join(s.name for s in (first, second) if s.weights is None)
-        return [f"no weights: preflight on shapes only ({lacking})", *warnings], 0
-    folders = [folder_of(str(source))[0] for source in (request.pre, request.post)]  # a hub id is not fetched again
-    pair = preflight(*folders, drop=request.drop, out=request.out)
-    mapped = sum(f.stat().st_size for c in (pair.pre, pair.post) for f in c.files)
-    return [f"preflight: {len(pair.names)} tensors fit", *(f"warning: {w}" for w in pair.warnings)], mapped
-
-
-def lengths(
-    source: Source,
-    prompts: Sequence[Prompt],
-    drawing: Drawing,
-    itemsize: int,
-    batch: int,
-    *,
-    longest_refused: bool = True,
-) -> tuple[Lengths, list[str]]:
-    words, new = Words.of(source.folder), drawing.max_new_tokens
-    found = words.prompts(prompts, chat=drawing.chat)
-    if longest_refused:
-        refuse_longer_than_context(source, found, new)
-    assumed = [] if words.tokenizer else [f"no tokenizer: {CHARACTERS} characters a token, no chat template"]
-    mean = sum(found) / len(found)
-    return Lengths(mean, max(found), new, max(1, batch), itemsize), [
-        f"prompts of {mean:.0f} tokens in the mean, the longest {max(found)}",
-        *assumed,
-    ]
-
-
-def judged(judge: Source | None) -> dict[str, int]:
-    return {} if judge is None else {"reward model": weight_bytes(judge.shape, judge.dtype.itemsize)}
-
-
-def said_of(reward: str, judge: Source | None) -> str:
-    if judge is None:
-        return f"reward {reward}: found; its time is not counted"
-    return f"reward {reward}: {judge.shape.parameters / 1e9:.3g} billion parameters in {short(judge.dtype)}"
-
-
-def short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    stages = (reading, *stages, writing)
+    return Plan(stages, resident, short(dtype), mapped, written, tuple(told), tuple(assumed))

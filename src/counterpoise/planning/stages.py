@@ -6,29 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from counterpoise.evaluation.parts import Part
-from counterpoise.language.costs import (
-    Items,
-    Lengths,
-    Shape,
-    Stage,
-    drawing_bytes,
-    drawn,
-    forward,
-    measuring,
-    scoring_bytes,
-    training,
-    training_bytes,
-)
+from counterpoise.language import costs
+from counterpoise.language.costs import Items, Lengths, Shape, Stage, drawing_bytes, drawn, training, training_bytes
 from counterpoise.search.candidates import Extent, Search
 
-REPLAYED = "replay: PRE's responses"
-DRAWING = "drawing and rewards"
-TRAINING = "training"
+REPLAYED, DRAWING, TRAINING = "replay: PRE's responses", "drawing and rewards", "training"
 """Stages of `align`."""
 
 
 def restore_stages(
-    work: Extent,
+    scale: Extent,
     parts: Mapping[Part, int],
     items: Mapping[Part, Sequence[Items]],
     searches: Sequence[Search],
@@ -40,29 +27,21 @@ def restore_stages(
         parts: prompts of each part.
         replies: responses a prompt where reward is measured.
     """
-    measured = 2 + len(work.means) + sum(search.averages(work.means) for search in searches)
-    found = dict.fromkeys(stage for search in searches for stage in search.cost(work))
-    validation = _measured("validation", f"{measured} averages", measured, work, parts, items, replies)
-    return validation, *found, _measured("held-out", "4 averages at most", 4, work, parts, items, replies)
-
-
-def _measured(
-    part: Part,
-    noun: str,
-    count: int,
-    scale: Extent,
-    parts: Mapping[Part, int],
-    items: Mapping[Part, Sequence[Items]],
-    replies: int,
-) -> Stage:
     shape, at = scale.shape, scale.at
-    work, memory = drawn(shape, scale.reward, at, prompts=parts[part], n=replies), at.drawing_memory(shape)
-    for ability in items[part]:
-        work += measuring(shape, ability, batch=2 * at.batch, itemsize=at.itemsize)
-        memory = max(memory, scoring_bytes(shape, ability, batch=2 * at.batch, itemsize=at.itemsize))
-    total = sum(i.count for i in items[part])
-    what = f"{noun} x ({parts[part] * replies:,} responses, {total:,} items)"
-    return Stage(f"{part} data", what, work * count, memory)
+
+    def measured(part: Part, noun: str, count: int) -> Stage:
+        work, memory = drawn(shape, scale.reward, at, prompts=parts[part], n=replies), at.drawing_memory(shape)
+        for ability in items[part]:
+            work += costs.measuring(shape, ability, batch=2 * at.batch, itemsize=at.itemsize)
+            memory = max(memory, costs.scoring_bytes(shape, ability, batch=2 * at.batch, itemsize=at.itemsize))
+        total = sum(i.count for i in items[part])
+        what = f"{noun} x ({parts[part] * replies:,} responses, {total:,} items)"
+        return Stage(f"{part} data", what, work * count, memory)
+
+    averages = 2 + len(scale.means) + sum(search.averages(scale.means) for search in searches)
+    found = dict.fromkeys(stage for search in searches for stage in search.cost(scale))
+    validation = measured("validation", f"{averages} averages", averages)
+    return validation, *found, measured("held-out", "4 averages at most", 4)
 
 
 @dataclass(frozen=True)
@@ -90,26 +69,6 @@ class Loop:
     replayed: tuple[int, int] = (0, 0)
 
 
-def at_once(draw: int, n: int) -> int:
-    """Responses that are drawn together: n to each of as many prompts as `draw` has room for, at least to one.
-
-    >>> at_once(64, 24), at_once(8, 32)
-    (48, 32)
-    """
-    return n * max(1, draw // n)
-
-
-def replayed_stage(shape: Shape, at: Lengths, *, prompts: int, draw: int, free: int) -> Stage:
-    """PRE's own responses, one to each prompt, before any training.
-
-    Args:
-        free: bytes of what is resident later and not yet.
-    """
-    work = drawn(shape, None, at, prompts=prompts, batch=draw)
-    memory = drawing_bytes(shape, draw, at.longest + at.response, at.itemsize)
-    return Stage(REPLAYED, f"{prompts:,} responses", work, max(0, memory - free))
-
-
 def align_stages(shape: Shape, reward: Shape | None, at: Lengths, loop: Loop, *, step: int = 0) -> tuple[Stage, ...]:
     """What `align` runs, in its order; an early end makes it less.
 
@@ -117,6 +76,7 @@ def align_stages(shape: Shape, reward: Shape | None, at: Lengths, loop: Loop, *,
         step: bytes that a step of the optimiser takes for a moment, when the activations are gone.
     """
     times, sides = loop.rounds, 2 if loop.method == "dpo" else 1
+    sequences = sides * loop.prompts
     # KD keeps no more than the method's own loss does, and comes after it.
     trains = max(
         step,
@@ -126,24 +86,25 @@ def align_stages(shape: Shape, reward: Shape | None, at: Lengths, loop: Loop, *,
     stages: list[Stage] = []
     if loop.method in ("rsf", "ppo"):
         work = drawn(shape, reward, at, prompts=loop.prompts, n=loop.n, batch=loop.draw) * times
-        memory = drawing_bytes(shape, at_once(loop.draw, loop.n), at.longest + at.response, at.itemsize)
+        together = loop.n * max(1, loop.draw // loop.n)  # n to each of as many prompts as there is room for
+        memory = drawing_bytes(shape, together, at.longest + at.response, at.itemsize)
         what = f"{times} iterations x {loop.prompts:,} prompts x {loop.n} responses"
         stages.append(Stage(DRAWING, what, work, memory))
-    passed = forward(shape, at.prompt + at.response, sequences=sides * loop.prompts, logits=at.response)
+    passed = costs.forward(shape, at.prompt + at.response, sequences=sequences, logits=at.response)
     if loop.method == "ppo":
-        logits = scoring_bytes(shape, Items("", 1, 0, 1, at.response), batch=at.batch, itemsize=at.itemsize)
+        logits = costs.scoring_bytes(shape, Items("", 1, 0, 1, at.response), batch=at.batch, itemsize=at.itemsize)
         what = f"{times} iterations x {loop.prompts:,} responses, the policy's and PRE's"
         stages.append(Stage("log-probabilities", what, passed * (2 * times), logits))
-    one = training(shape, at.prompt, at.response, sequences=sides * loop.prompts)
+    own = one = training(shape, at.prompt, at.response, sequences=sequences)
     if loop.method == "dpo":
         one += passed  # of the reference
     if loop.kd:
-        one += training(shape, at.prompt, at.response, sequences=sides * loop.prompts) + passed
+        one += own + passed
     if loop.replay:
-        one += training(shape, 0, at.response * loop.replay, sequences=sides * loop.prompts)
+        one += training(shape, 0, at.response * loop.replay, sequences=sequences)
     noun = {"dpo": "pairs", "distil": "samples"}.get(loop.method, "responses")
-    what = f"{times} iterations x {loop.epochs} epochs x {loop.prompts:,} {noun}"
-    if loop.method in ("dpo", "distil"):
-        what = f"{loop.epochs} epochs x {loop.prompts:,} {noun}"
+    what = f"{loop.epochs} epochs x {loop.prompts:,} {noun}"
+    if loop.method in ("rsf", "ppo"):
+        what = f"{times} iterations x {what}"
     stages.append(Stage(TRAINING, what, one * (times * loop.epochs), trains))
     return tuple(stages)

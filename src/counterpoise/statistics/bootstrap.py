@@ -54,10 +54,8 @@ def paired_difference(a: ArrayLike, b: ArrayLike, aggregate: str, *, resamples: 
     p is twice the smaller share of resampled differences on one side of 0, with one added to both counts so that it is
     never 0: below 0.05 just when the interval leaves 0 out (up to that one).
     """
-    first, second = _statistics(a), _statistics(b)
-    value = score(first, aggregate) - score(second, aggregate)
-    drawn = paired_replicates(first, second, aggregate, resamples=resamples)
-    return resampled_difference(value, drawn)
+    value = score(a, aggregate) - score(b, aggregate)
+    return resampled_difference(value, paired_replicates(a, b, aggregate, resamples=resamples))
 
 
 def resampled_difference(value: float, drawn: Array) -> Difference:
@@ -94,14 +92,9 @@ def _replicates(s: Array, aggregate: str, seed: int, resamples: int) -> Array:
 
 
 def _aggregate(name: str) -> Callable[[Array], Array]:
-    try:
-        return {"mean": _ratio, "ratio": _ratio, "bleu": _bleu}[name]
-    except KeyError:
-        raise ValueError(f"aggregate: expected mean, ratio or bleu, found {name!r}") from None
-
-
-def _ratio(sums: Array) -> Array:
-    return sums[:, 0] / sums[:, 1]
+    if name not in ("mean", "ratio", "bleu"):
+        raise ValueError(f"aggregate: expected mean, ratio or bleu, found {name!r}")
+    return _bleu if name == "bleu" else lambda sums: sums[:, 0] / sums[:, 1]
 
 
 def _bleu(sums: Array) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -85,11 +85,10 @@ def reward_matched(
         x, y = _seen_from_point(run, scales)
         found, inside = meeting(x[None], y[None])
         by_run.append(float(-found[0]) if inside[0] else None)
-        if not inside[0]:
-            continue
-        values, within = meeting(*_resampled(run, scales, resamples))
-        drawn.append(-values)
-        outside.append(1.0 - float(within.mean()))
+        if inside[0]:
+            values, within = meeting(*_resampled(run, scales, resamples))
+            drawn.append(-values)
+            outside.append(1.0 - float(within.mean()))
     if not drawn:
         return None
     value = float(np.mean([v for v in by_run if v is not None]))
@@ -118,20 +117,19 @@ def hypervolume_gain(runs: Sequence[Fronts], scales: Sequence[float] = (1.0,)) -
     values: list[float] = []
     drawn: list[Array] = []
     for run in runs:
-        points = [run.pre, run.post, *run.ours, *run.theirs]
-        sides = [0, 1, *range(2, 2 + len(run.ours))], [0, 1, *range(2 + len(run.ours), len(points))]
-        x, y = _seen_from_point(PointAndCurve(run.pre, points), scales)
+        seen = PointAndCurve(run.pre, [run.pre, run.post, *run.ours, *run.theirs])
+        sides = [0, 1, *range(2, 2 + len(run.ours))], [0, 1, *range(2 + len(run.ours), len(seen.curve))]
+        x, y = _seen_from_point(seen, scales)
         span = float(x[1]), float(-y[1])
         if min(span) <= 0:
             continue
-
-        def gain(x: Array, y: Array, span: tuple[float, float] = span, sides: tuple[Any, Any] = sides) -> Array:
-            u, v = x / span[0], (y - y[:, [1]]) / span[1]
+        gains = []
+        for xs, ys in ((x[None], y[None]), _resampled(seen, scales, RESAMPLES)):
+            u, v = xs / span[0], (ys - ys[:, [1]]) / span[1]
             ours, theirs = (areas(u[:, side], v[:, side]) for side in sides)
-            return ours - theirs
-
-        values.append(float(gain(x[None], y[None])[0]))
-        drawn.append(gain(*_resampled(PointAndCurve(run.pre, points), scales, RESAMPLES)))
+            gains.append(ours - theirs)
+        values.append(float(gains[0][0]))
+        drawn.append(gains[1])
     return resampled_difference(float(np.mean(values)), np.mean(drawn, axis=0)) if values else None
 
 

@@ -1,34 +1,21 @@
-"""TIES: trim each update to its largest elements, elect a sign, average those that agree with it."""
+"""Which elements of an update are kept, and the mean of those of several that agree on a sign: TIES and DARE.
+
+TIES (Yadav et al. 2023, arXiv 2306.01708) trims each update to its largest elements, elects a sign, and averages those
+that agree with it. DARE (Yu et al. 2024, arXiv 2311.03099) drops elements at random and enlarges the rest, so that the
+expectation of the update stays: u * m / (1 - p), m_i = 1 with probability 1 - p (equation 1; here density is 1 - p).
+mergekit enlarges by what keeps the tensor's L1 norm instead; the two differ by the sampling error of that norm.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from counterpoise.checkpoints.preflight import CHUNK
-
 LOW_BITS = 15  # of the 31 bits of a float32 magnitude; the other 16 are counted first
-
-
-def trim(update: Tensor, density: float) -> Tensor:
-    """The update with all but its largest elements set to zero: Yadav et al. 2023 (arXiv 2306.01708), step 1.
-
-    k = max(1, floor(density n)) of n elements are kept, by magnitude in float32; of equal ones at the border, the first.
-
-    Args:
-        update: post - pre, of any shape.
-        density: the share to keep, in (0, 1].
-
-    >>> trim(torch.tensor([0.1, -3.0, 2.0, -0.2]), 0.5)
-    tensor([ 0., -3.,  2., -0.])
-    """
-    flat = update.flatten()
-    stretches = torch.split(flat, CHUNK)
-    keeper = largest(lambda: stretches, density)
-    return (flat * torch.cat([keeper(stretch) for stretch in stretches])).view(update.shape)
 
 
 def elected_mean(updates: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -79,6 +66,7 @@ class Keeper:
 def largest(stretches: Callable[[], Iterable[Tensor]], density: float) -> Keeper:
     """The `Keeper` of the share `density` of all elements, largest magnitudes first, without holding or sorting them.
 
+    k = max(1, floor(density n)) of n elements are kept, by magnitude in float32; of equal ones at the border, the first.
     The bits of a float32 magnitude are in the order of the magnitudes, so the k-th largest is found exactly by counting
     twice: the upper 16 bits of every element, then the lower 15 of those on the border.
 
@@ -111,3 +99,14 @@ def _border(counts: Tensor, k: int) -> tuple[int, int]:
 
 def _bits(update: Tensor) -> Tensor:
     return update.abs().float().contiguous().view(torch.int32)
+
+
+def kept(update: Tensor, density: float, generator: torch.Generator) -> Tensor:
+    """Which elements DARE keeps of the next flat stretch of an update; stretches give what drawing at once gives."""
+    return torch.rand(len(update), generator=generator) < density
+
+
+def generator_for(seed: int, post: int, name: str) -> torch.Generator:
+    """The random numbers of one tensor of one POST: they depend on nothing else, so neither order nor sharding counts."""
+    digest = hashlib.sha256(f"{seed}/{post}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
