@@ -86,7 +86,8 @@ def train(
         from dataclasses import asdict
 
         from counterpoise.classification import balance, classifier, models, saving, training
-        from counterpoise.report.multitask import write_multitask_report
+        from counterpoise.records import write_whole
+        from counterpoise.report.multitask import multitask_page
 
         found = _read(data, layout, tasks, need=("train", "validation"))
         design = models.Design(model, width, (3, 5, 7), dropout, max_tokens, freeze_vectors)
@@ -113,7 +114,7 @@ def train(
     with plain_errors(
         f"the model is in {out}; draw the page with: counterpoise multitask report {out}", KeyError, ImportError
     ):
-        write_multitask_report(record, out / saving.REPORT)
+        write_whole(out / saving.REPORT, multitask_page(record))
     print(f"wrote {out}; the run as a page: {out / saving.REPORT}")
 
 
@@ -182,10 +183,11 @@ def report(
     """Draw the page of a training run again: losses, weights and accuracy by task over time."""
     with plain_errors("nothing was changed", KeyError, ImportError):
         from counterpoise.classification import saving
-        from counterpoise.report.multitask import write_multitask_report
+        from counterpoise.records import write_whole
+        from counterpoise.report.multitask import multitask_page
 
         place = out or model / saving.REPORT
-        write_multitask_report(saving.read_record(model), place)
+        write_whole(place, multitask_page(saving.read_record(model)))
     print(f"wrote {place}")
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from counterpoise.evaluation.results import measurement
-from counterpoise.report.marks import standard_error
 from counterpoise.statistics.bootstrap import interval
 from counterpoise.tables import reading
 from counterpoise.tables.reading import ENDS, HELD_OUT, RETENTION, PointEntry, Results
@@ -280,9 +279,9 @@ def _from_tax(content: Results) -> list[dict[str, Any]]:
                 abilities.setdefault(row["name"], {})[row["metric"]] = row[key]
         firsts = {r["name"]: r for r in reversed(rows) if r["name"] != "reward" and not r.get("at_floor")}
         steps = [
-            (r[key]["value"] - r["pre"]["value"]) / standard_error(r["pre"])
+            (r[key]["value"] - r["pre"]["value"]) / reading.standard_error(r["pre"])
             for r in firsts.values()
-            if standard_error(r["pre"]) > 0
+            if reading.standard_error(r["pre"]) > 0
         ]
         retention = {"value": float(np.mean(steps)), "low": None, "high": None} if steps else None
         reward = next((r[key] for r in rows if r["name"] == "reward"), None)

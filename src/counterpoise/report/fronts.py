@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from counterpoise.report import plots
 from counterpoise.report.comparisons import Comparison, beaten_by, pooled, read_comparisons
 from counterpoise.report.marks import escaped
 from counterpoise.report.matched import REFERENCE, PointGains, hypervolume_gains, matched, method_gains
-from counterpoise.report.page import Figures, fact_list, header, menu, page, plot_box, section, specs
+from counterpoise.report.page import Figures, fact_list, header, page, plot_box, section
 from counterpoise.report.palette import SERIES, Look, light, look_of
 from counterpoise.statistics.bootstrap import Difference
 from counterpoise.statistics.equal_reward import Matched
@@ -84,7 +85,7 @@ def looks(methods: Sequence[str]) -> dict[str, Look]:
 
 def front_figure(results: Results, axis: str, part: str) -> Figure:
     """`plots.plot_front` with a colour for every method; where there are several groups, a mark for each."""
-    figure = plots.plot_front(results, axis, part=part)
+    figure = plots.plot_front(results, axis, part)
     of = looks(list(dict.fromkeys(p["kind"] for p in results["points"])))
     groups = list(dict.fromkeys(p["group"] for p in results["points"]))
     for method, (kind, group) in {p["method"]: (p["kind"], p["group"]) for p in results["points"]}.items():
@@ -226,20 +227,19 @@ def _comparison_section(comparison: Comparison, name: str, figures: Figures) -> 
     results = pooled(comparison)
     parts = [p for p in reading.parts(results) if any(reading.plottable(results, p, a) for a in reading.axes(results))]
     axes = [a for a in reading.axes(results) if all(reading.plottable(results, p, a) for p in parts)]
-    shown = {f"{axis}|{part}": front_figure(results, axis, part) for axis in axes for part in parts}
-    figures[name] = specs(shown)
-    menus = [
-        menu("horizontal axis:", {a: reading.axis_label(results, a) for a in axes}),
-        menu("measured on:", {p: f"{p} data" for p in parts}),
-    ]
+    menus = {
+        "horizontal axis:": {a: reading.axis_label(results, a) for a in axes},
+        "measured on:": {p: f"{p} data" for p in parts},
+    }
     facts: Mapping[str, Any] = {
         "Reward": comparison.reward,
         "Files": ", ".join(file for run in comparison.runs for file in run.files),
         "Runs": len(comparison.runs) if len(comparison.runs) > 1 else None,
     }
     notes = "".join(f"<p class=note>{html.escape(n)}</p>" for n in comparison.notes)
-    box = plot_box(name, "Reward against abilities kept", menus, _CAPTION)
-    content = f"{fact_list(facts)}<h3>Reward against abilities kept</h3>{box}{notes}"
+    title = "Reward against abilities kept"
+    box = plot_box(figures, name, title, partial(front_figure, results), _CAPTION, menus)
+    content = f"{fact_list(facts)}<h3>{title}</h3>{box}{notes}"
     kept = matched_table(comparison, matched(comparison))
     if kept:
         content += f"<h3>At the same reward as {REFERENCE}</h3>{as_html(kept)}"

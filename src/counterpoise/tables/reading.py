@@ -55,6 +55,12 @@ def known(found: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     return found if value is not None and math.isfinite(value) else None
 
 
+def standard_error(score: Mapping[str, Any]) -> float:
+    """From the half width of a 95 % interval; 0 without one."""
+    low, high = score.get("low"), score.get("high")
+    return 0.0 if low is None or high is None else (high - low) / (2 * 1.96)
+
+
 def plottable(results: Results, part: str, axis: str) -> list[PointEntry]:
     """The points of a part that have both a reward and a score on `axis`."""
     return [p for p in measured_points(results, part) if known(p.get("reward")) and axis_score(results, p, axis)]
