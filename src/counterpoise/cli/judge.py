@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import replace
 from functools import partial
@@ -29,7 +28,7 @@ from counterpoise.cli.options import (
 from counterpoise.cli.terminal import bars, command_line, plain_errors
 
 if TYPE_CHECKING:
-    from counterpoise.judging.alpaca import Pair
+    from counterpoise.judging.alpaca import OutputPair
     from counterpoise.judging.judges import EndpointJudge, Judge
 
 app = typer.Typer(
@@ -87,9 +86,8 @@ def compare(
     with plain_errors(f"answers are in {work}; the same command goes on from there"):
         from counterpoise.judging.alpaca import annotated, pair_outputs, read_outputs
         from counterpoise.judging.endpoint import Endpoint
-        from counterpoise.judging.judges import EndpointJudge, preference_of
-        from counterpoise.judging.judges import compare as run
-        from counterpoise.records import Store, versions
+        from counterpoise.judging.judges import EndpointJudge, judge_pairs
+        from counterpoise.records import Store, versions, write_json
 
         if sum(x is not None for x in (reward, preference, base_url)) != 1:
             raise ValueError("judge: expected exactly one of --reward, --preference and --base-url")
@@ -125,17 +123,13 @@ def compare(
         with bars(quiet) as progress:
             if isinstance(judge, EndpointJudge) and progress is not None:
                 judge = replace(judge, progress=partial(progress, "judging"))
-            found = run(judge, pairs)
-        result = {
-            "format": "counterpoise judge 1",
-            "command": command_line(),
-            "versions": versions(),
-            "judge": about,
-            **found,
-        }
-        _write(out, result)
+            found = judge_pairs(judge, pairs)
+        made = {"format": "counterpoise judge 1", "command": command_line(), "versions": versions()}
+        result = {**made, "judge": about, **found}
+        write_json(out, result)
         if annotations is not None:
-            _write(annotations, annotated(pairs, preference_of(found["scores"]), _name(about)))
+            name = about.get("model") or about.get("reward") or about.get("preference")
+            write_json(annotations, annotated(pairs, found["scores"], str(name)))
     _show(result, out)
 
 
@@ -164,7 +158,7 @@ def respond(
         from counterpoise.language.dtypes import placed
         from counterpoise.language.prompts import encode_prompt, read_prompts
         from counterpoise.language.sampling import Drawing, decode, sample
-        from counterpoise.records import named
+        from counterpoise.records import named, write_json
 
         drawing = Drawing(1, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
         drawing.check()
@@ -187,7 +181,7 @@ def respond(
         texts = decode(tokenizer, [group[0] for group in drawn])
         name = generator or Path(model.rstrip("/")).name
         rows = [{"instruction": p.text, "output": t, "generator": name} for p, t in zip(wanted, texts, strict=True)]
-        _write(out, rows)
+        write_json(out, rows)
     print(f"{out}: {len(rows)} outputs of {name}")
 
 
@@ -222,7 +216,7 @@ def _is_function(preference: str | None) -> bool:
 
 def _agreed(
     judge: EndpointJudge,
-    pairs: list[Pair],
+    pairs: list[OutputPair],
     most: int | None,
     yes: bool,
     price_in: float | None,
@@ -274,13 +268,3 @@ def _show(result: dict[str, Any], out: Path) -> None:
         f"longer {percent(lengths['win_rate_where_longer'])} %, shorter {percent(lengths['win_rate_where_shorter'])} %"
     )
     print(f"wrote {out}")
-
-
-def _name(about: dict[str, Any]) -> str:
-    return str(about.get("model") or about.get("reward") or about.get("preference"))
-
-
-def _write(path: Path, content: Any) -> None:
-    from counterpoise.records import write_whole
-
-    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

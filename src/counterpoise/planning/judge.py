@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from counterpoise.judging.alpaca import Pair
-from counterpoise.judging.pairrm import read, refuse_other
+from counterpoise.judging.alpaca import OutputPair
+from counterpoise.judging.pairrm import read, refuse_no_pairrm
 from counterpoise.language.costs import Plan, Stage, cache_bytes, drawing, drawing_bytes, forward, weight_bytes
 from counterpoise.language.dtypes import computed_in
 from counterpoise.language.prompts import Prompt
@@ -44,7 +44,7 @@ def plan_respond(
     ))  # fmt: skip
 
 
-def plan_compare(pairs: Sequence[Pair], *, reward: str | None, preference: str | None) -> Plan:
+def plan_compare(pairs: Sequence[OutputPair], *, reward: str | None, preference: str | None) -> Plan:
     """What `judge compare` by a model would do.
 
     Args:
@@ -81,5 +81,5 @@ def plan_compare(pairs: Sequence[Pair], *, reward: str | None, preference: str |
 
 def _ranker(preference: str) -> Source:
     found = look(preference, classifier=True)
-    refuse_other(preference, found.model.config.to_dict())  # type: ignore[operator,union-attr]
+    refuse_no_pairrm(preference, found.model.config.to_dict())  # type: ignore[operator,union-attr]
     return found
