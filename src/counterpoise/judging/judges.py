@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -59,13 +58,13 @@ def judge_pairs(judge: Judge, pairs: Sequence[OutputPair]) -> dict[str, Any]:
     if not pairs:
         raise ValueError("compare: expected at least one pair of responses, found none")
     verdicts = judge(_both_orders(pairs))
-    orders = verdicts[: len(pairs)], verdicts[len(pairs) :]
-    scores = [_score(a, b) for a, b in zip(*orders, strict=True)]
+    orders = {"ours_first": verdicts[: len(pairs)], "theirs_first": verdicts[len(pairs) :]}
+    both = list(zip(*orders.values(), strict=True))
+    scores = [(_WON[a] + 1.0 - _WON[b]) / 2 if a in _WON and b in _WON else None for a, b in both]
     counted = [s for s in scores if s is not None]
     # Of complete prompts alone: there, a judge without bias gives as many verdicts to the first place as to the second.
-    complete = [(a, b) for a, b in zip(*orders, strict=True) if a in _WON and b in _WON]
-    decided = [[both.count("first"), len(both) - both.count("tie")] for both in complete]
-    decided = [d for d in decided if d[1]]
+    complete = [two for two, score in zip(both, scores, strict=True) if score is not None]
+    decided = [[two.count("first"), 2 - two.count("tie")] for two in complete if two.count("tie") < 2]
     agreeing = [_WON[a] + _WON[b] == 1.0 for a, b in complete]
     return {
         "ours": pairs[0].ours.generator,
@@ -76,10 +75,7 @@ def judge_pairs(judge: Judge, pairs: Sequence[OutputPair]) -> dict[str, Any]:
         "won": sum(s > 0.5 for s in counted),
         "tied": sum(s == 0.5 for s in counted),
         "lost": sum(s < 0.5 for s in counted),
-        "verdicts": {
-            label: {v: Counter(order)[v] for v in get_args(Verdict)}
-            for label, order in zip(("ours_first", "theirs_first"), orders, strict=True)
-        },
+        "verdicts": {name: {v: order.count(v) for v in get_args(Verdict)} for name, order in orders.items()},
         "position": {
             "first_preferred": _interval(decided, "ratio"),
             "same_in_both_orders": float(np.mean(agreeing)) if agreeing else None,
@@ -224,10 +220,6 @@ def read_verdict(answer: Mapping[str, Any]) -> Verdict:
 def _both_orders(pairs: Sequence[OutputPair]) -> list[Match]:
     straight = [Match(p.instruction, p.ours.output, p.theirs.output) for p in pairs]
     return [*straight, *(Match(m.instruction, m.second, m.first) for m in straight)]
-
-
-def _score(straight: Verdict, swapped: Verdict) -> float | None:
-    return (_WON[straight] + 1.0 - _WON[swapped]) / 2 if straight in _WON and swapped in _WON else None
 
 
 def _larger(a: float, b: float) -> Verdict:

@@ -63,10 +63,7 @@ def plot_taxes(results: Results) -> Figure:
 
     Primary metrics, held-out data. Abilities at floor are left out, as they are from the mean.
     """
-    first = {
-        r["name"]: r for r in reversed(results.get("tax") or ()) if r["name"] != "reward" and not r.get("at_floor")
-    }
-    rows = [r for r in first.values() if reading.standard_error(r.get("pre") or {}) > 0]
+    rows = reading.counted_taxes(results)
     figure = empty_figure("Tax (standard errors at PRE)", "")
     pick = reading.picked(results)
     kinds = [("tax", "POST", light("ink"), look_of("POST").symbol)]

@@ -61,6 +61,13 @@ def standard_error(score: Mapping[str, Any]) -> float:
     return 0.0 if low is None or high is None else (high - low) / (2 * 1.96)
 
 
+def counted_taxes(results: Results) -> list[Mapping[str, Any]]:
+    """The first tax row of each ability that is not at floor, where PRE's score has a standard error; the last one first."""
+    rows = results.get("tax") or ()
+    first = {r["name"]: r for r in reversed(rows) if r["name"] != "reward" and not r.get("at_floor")}
+    return [r for r in first.values() if standard_error(r.get("pre") or {}) > 0]
+
+
 def plottable(results: Results, part: str, axis: str) -> list[PointEntry]:
     """The points of a part that have both a reward and a score on `axis`."""
     return [p for p in measured_points(results, part) if known(p.get("reward")) and axis_score(results, p, axis)]
@@ -92,7 +99,13 @@ def axis_score(results: Results, point: PointEntry, axis: str) -> Mapping[str, A
     """Retention, or the primary metric of the ability `axis`, with its interval; None when it is not `known`."""
     if axis == RETENTION:
         return known(point.get("retention"))
-    return known(((point.get("abilities") or {}).get(axis) or {}).get(primary(results).get(axis, "")))
+    return known(ability_score(point, axis, primary(results).get(axis, "")))
+
+
+def ability_score(point: PointEntry, ability: str, metric: str) -> Mapping[str, Any] | None:
+    """A metric of an ability; None where it was not measured."""
+    found: Mapping[str, Any] | None = ((point.get("abilities") or {}).get(ability) or {}).get(metric)
+    return found
 
 
 def axes(results: Results) -> list[str]:
