@@ -43,6 +43,11 @@ class Group:
     runs: tuple[MeasuredRun, ...]
 
     @property
+    def points(self) -> Results:
+        """Those of all its runs, as one results dict."""
+        return {"points": [point for run in self.runs for point in run.results["points"]]}
+
+    @property
     def floored(self) -> set[str]:
         """Abilities at floor in any of the runs: left out in all where methods are compared."""
         return set().union(*(reading.floored(run.results) for run in self.runs))

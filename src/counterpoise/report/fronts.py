@@ -18,11 +18,11 @@ from counterpoise.report.page import Figures, fact_list, header, page, plot_box,
 from counterpoise.report.palette import SERIES, Look, light, look_of
 from counterpoise.statistics.bootstrap import Difference
 from counterpoise.statistics.equal_reward import Matched
-from counterpoise.statistics.front import hypervolume
 from counterpoise.tables import reading
 from counterpoise.tables.grid import Cell, Column, Table, as_html
 from counterpoise.tables.numbers import number, p_value, span, with_interval
 from counterpoise.tables.reading import ENDS, RETENTION, Results
+from counterpoise.tables.tables import VOLUME, difference_cell
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -156,36 +156,22 @@ def hypervolume_table(comparison: Comparison) -> Table:
             Column("p", lambda r: Cell(p_value(g.p) if (g := kept.get(r[0])) else "")),
             Column("points above", lambda r: Cell(_points_above(kept.get(r[0]))), False),
         ]
-    note = (
-        "The area under each method's front between PRE's reward and POST's retention; the rectangle that PRE and POST span "
-        "counts as 1. PRE and POST belong to every front. More points make a larger area: compare equal grids."
-        + (" Brackets: 95 % intervals by paired bootstrap, pooled over runs." if gains else "")
-    )
-    more = (
-        f"Retention at equal reward: minus {REFERENCE}'s at each point's own reward, the mean over a method's points."
-    )
-    return Table(tuple(columns), tuple(rows), (note, more) if any(kept.values()) else (note,))
+    note = f"{VOLUME} PRE and POST belong to every front. More points make a larger area: compare equal grids."
+    notes = [note + (" Brackets: 95 % intervals by paired bootstrap, pooled over runs." if gains else "")]
+    if any(kept.values()):
+        at = f"minus {REFERENCE}'s at each point's own reward, the mean over a method's points."
+        notes.append(f"Retention at equal reward: {at}")
+    return Table(tuple(columns), tuple(rows), tuple(notes))
 
 
 def hypervolumes(results: Results) -> dict[str, float]:
     """Scaled hypervolume of each method with PRE and POST, from the part with most points; else what the file recorded."""
     part = _fullest(results)
-    found = reading.plottable(results, part, RETENTION)
-    ends = {p["method"]: p for p in found if p["method"] in ENDS}
-    at = {id(p): (p["reward"]["value"], reading.score_value(results, p, RETENTION)) for p in found}
     recorded = {m: v for m, v in (results.get("hypervolume") or {}).items() if v is not None}
-    if len(ends) < 2 or (recorded and not any(p.get("ratios") for p in found)):
+    if recorded and not any(p.get("ratios") for p in reading.plottable(results, part, RETENTION)):
         return recorded
-    pre, post = at[id(ends["PRE"])], at[id(ends["POST"])]
-    wide, high = post[0] - pre[0], pre[1] - post[1]
-    if min(wide, high) <= 0:
-        return recorded
-    volumes = {}
-    for method in dict.fromkeys(p["method"] for p in found if p["method"] not in ENDS):
-        some = [at[id(p)] for p in found if p["method"] in (method, *ENDS)]
-        scaled = [((r - pre[0]) / wide, (a - post[1]) / high) for r, a in some]
-        volumes[method] = hypervolume(scaled, [0.0, 0.0])
-    return volumes
+    found = reading.method_volumes(results, part)
+    return recorded if found is None else found
 
 
 def matched_table(comparison: Comparison, rows: Sequence[PointGains]) -> Table:
@@ -268,8 +254,7 @@ def _gain(found: Matched | Difference | None) -> Cell:
         return Cell(number(None, 2))
     if not math.isfinite(found.low):
         return Cell(number(found.value, 3, signed=True))
-    value = {"value": found.value, "low": found.low, "high": found.high}
-    return Cell(*with_interval(value, signed=True), strong=found.low > 0 or found.high < 0)
+    return difference_cell(found._asdict())
 
 
 def _score_on(results: Results, axis: str) -> Callable[[Any], Cell]:

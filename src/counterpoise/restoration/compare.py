@@ -13,7 +13,8 @@ from counterpoise.evaluation.workbench import Point, Workbench
 from counterpoise.restoration.pick import choose, no_gain, verdict
 from counterpoise.restoration.request import Request
 from counterpoise.search.candidates import Candidate
-from counterpoise.statistics.front import front, hypervolume
+from counterpoise.statistics.front import front
+from counterpoise.tables.reading import method_volumes
 
 
 def compare(bench: Workbench, request: Request, result: dict[str, Any]) -> Recipe | None:
@@ -51,7 +52,7 @@ def _finish(
 ) -> None:
     """The points as json, their front, and the held-out numbers of PRE, POST, the pick and MA at the pick's mean."""
     result["points"] = _rows(points, counted)
-    result["hypervolume"] = _hypervolumes(result["points"])
+    result["hypervolume"] = method_volumes(result) or {}
     result["pick"] = pick.name if pick else None
     final = [bench.point(n, bench.whole, [r], "held-out", name=n) for n, r in (("PRE", 0.0), ("POST", 1.0))]
     if pick is not None:
@@ -91,23 +92,3 @@ def _rows(points: Sequence[Point], counted: list[str]) -> list[dict[str, Any]]:
         for index in front([[r["reward"]["value"], r["retention"]["value"]] for r in rows]):
             rows[int(index)]["on_front"] = True
     return rows
-
-
-def _hypervolumes(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Area between each method's front (with PRE and POST) and the corner (PRE's reward, POST's retention), scaled so that
-    the rectangle spanned by PRE and POST is 1; points beyond it count."""
-    if any(r["retention"] is None for r in rows):
-        return {}
-    pre, post = rows[0], rows[1]
-    origin = (pre["reward"]["value"], post["retention"]["value"])
-    span = (post["reward"]["value"] - origin[0], pre["retention"]["value"] - origin[1])
-    if min(span) <= 0:
-        return {}
-    volumes = {}
-    for method in dict.fromkeys(r["method"] for r in rows[2:]):
-        of = [r for r in rows if r["method"] in (method, "PRE", "POST")]
-        scaled = [
-            [(r["reward"]["value"] - origin[0]) / span[0], (r["retention"]["value"] - origin[1]) / span[1]] for r in of
-        ]
-        volumes[method] = float(hypervolume(scaled, [0.0, 0.0]))
-    return volumes

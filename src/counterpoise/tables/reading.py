@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from counterpoise.statistics.front import front
+from counterpoise.statistics.front import front, hypervolume
 
 Results = Mapping[str, Any]
 PointEntry = Mapping[str, Any]
@@ -139,6 +139,26 @@ def score_value(results: Results, point: PointEntry, axis: str) -> float:
     """The bare value of `axis_score`; NaN when it was not measured."""
     found = axis_score(results, point, axis)
     return float(found["value"]) if found else float("nan")
+
+
+def method_volumes(results: Results, part: str = VALIDATION) -> dict[str, float] | None:
+    """The area between each method's front (with PRE and POST) and the corner of PRE's reward and POST's retention.
+
+    Scaled so that the rectangle spanned by PRE and POST is 1; points beyond it count. None where they span none.
+    """
+    found = plottable(results, part, RETENTION)
+    at = [(p["method"], p["reward"]["value"], p["retention"]["value"]) for p in found]
+    ends = {method: (reward, kept) for method, reward, kept in at if method in ENDS}
+    if len(ends) < 2:
+        return None
+    (least, most), (high, low) = ends["PRE"], ends["POST"]
+    if min(high - least, most - low) <= 0:
+        return None
+    scaled = [(method, (reward - least) / (high - least), (kept - low) / (most - low)) for method, reward, kept in at]
+    return {
+        name: hypervolume([place for method, *place in scaled if method in (name, *ENDS)], [0.0, 0.0])
+        for name in dict.fromkeys(method for method, _, _ in at if method not in ENDS)
+    }
 
 
 def needed_reward(results: Results, part: str = VALIDATION) -> float | None:

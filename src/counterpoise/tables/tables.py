@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 TaxRow = Mapping[str, Any]
+VOLUME = (
+    "The area under each method's front between PRE's reward and POST's retention; the rectangle that PRE and POST span "
+    "counts as 1."
+)
 _ALIGNMENTS = {
     "imitation": "imitation: the likelihood of POST's good responses",
     "contrast": "contrast: the likelihood of good against bad responses to the same prompt",
@@ -34,7 +38,7 @@ _ALIGNMENTS = {
 def ability_taxes(results: Results) -> Table:
     """PRE, POST and the pick on held-out data, the tax and what the pick leaves of it."""
     rows = list(results.get("tax") or ())
-    firsts = _first_of_each(rows)
+    names = _names(rows)
     has_pick = any(r.get("pick") for r in rows)
     notes = [
         "Higher is better in every row. Tax is PRE minus POST: positive is lost, negative is gained.",
@@ -46,11 +50,7 @@ def ability_taxes(results: Results) -> Table:
             "At floor: PRE is not significantly above chance, so there is nothing to lose; kept out of the mean."
         )
     columns = [
-        Column(
-            "",
-            lambda r: Cell(str(r["name"]), "at floor" if r.get("at_floor") else "") if id(r) in firsts else Cell(""),
-            False,
-        ),
+        Column("", lambda r: Cell(names[id(r)], "at floor" if names[id(r)] and r.get("at_floor") else ""), False),
         Column("metric", lambda r: Cell(_metric(r), f"{r['items']:,} items" if r.get("items") else ""), False),
         Column("PRE", partial(_score, "pre")),
         Column("POST", partial(_score, "post")),
@@ -67,9 +67,9 @@ def against_ma(results: Results) -> Table:
     """The pick minus MA at the same mean, on held-out data."""
     units = {(r["name"], r.get("metric")): r.get("unit") for r in results.get("tax") or ()}
     rows = [{"unit": units.get((r["name"], r.get("metric"))), **r} for r in results.get("pick_against_ma") or ()]
-    firsts = _first_of_each(rows)
+    names = _names(rows)
     columns = (
-        Column("", lambda r: Cell(str(r["name"]) if id(r) in firsts else ""), False),
+        Column("", lambda r: Cell(names[id(r)]), False),
         Column("metric", lambda r: Cell(_metric(r)), False),
         Column("pick minus MA", partial(_difference, "difference")),
         Column("p", partial(_p, "difference")),
@@ -87,10 +87,7 @@ def volume_table(results: Results) -> Table:
         Column("method", lambda r: Cell(str(r[0])), False),
         Column("hypervolume", lambda r: Cell(number(r[1], 3))),
     )
-    note = (
-        "The area under each method's front between PRE's reward and POST's retention; the rectangle that PRE and POST "
-        "span counts as 1. From validation scores, without an interval: small differences may be noise."
-    )
+    note = f"{VOLUME} From validation scores, without an interval: small differences may be noise."
     return Table(columns, tuple(rows), (note,))
 
 
@@ -174,11 +171,11 @@ def files(results: Results) -> Table:
 def tax_rich(results: Results) -> RichTable:
     """The tax table for a terminal of 80 columns; `results` may hold nothing but "tax"."""
     rows = list(results.get("tax") or ())
-    firsts = _first_of_each(rows)
+    names = _names(rows)
 
     def name(row: TaxRow) -> Cell:
-        floor = " (at floor)" if row.get("at_floor") else ""
-        return Cell(f"{row['name']}{floor}" if id(row) in firsts else "", _metric(row).partition(",")[0])
+        floor = " (at floor)" if names[id(row)] and row.get("at_floor") else ""
+        return Cell(names[id(row)] + floor, _metric(row).partition(",")[0])
 
     def bare(key: str, row: TaxRow) -> Cell:
         return replace(_score(key, row), detail="")
@@ -196,8 +193,16 @@ def tax_rich(results: Results) -> RichTable:
     return as_rich(Table(tuple(columns), tuple(rows), (note,), lambda r: bool(r.get("at_floor"))))
 
 
-def _first_of_each(rows: Sequence[TaxRow]) -> set[int]:
-    return {id(r) for i, r in enumerate(rows) if i == 0 or rows[i - 1]["name"] != r["name"]}
+def difference_cell(found: Mapping[str, Any], decimals: int | None = None) -> Cell:
+    """A difference with its interval; bold where that leaves out 0."""
+    low, high = found.get("low"), found.get("high")
+    clear = low is not None and high is not None and (low > 0 or high < 0)
+    return Cell(*with_interval(found, signed=True, decimals=decimals), strong=clear)
+
+
+def _names(rows: Sequence[TaxRow]) -> dict[int, str]:
+    """id of a row -> the ability's name; "" where the row above has the same."""
+    return {id(r): "" if i and rows[i - 1]["name"] == r["name"] else str(r["name"]) for i, r in enumerate(rows)}
 
 
 def _metric(row: TaxRow) -> str:
@@ -217,10 +222,7 @@ def _score(key: str, row: TaxRow) -> Cell:
 
 
 def _difference(key: str, row: TaxRow) -> Cell:
-    found = row.get(key) or {}
-    low, high = found.get("low"), found.get("high")
-    clear = low is not None and high is not None and (low > 0 or high < 0)
-    return Cell(*with_interval(found, signed=True, decimals=_decimals(row)), strong=clear)
+    return difference_cell(row.get(key) or {}, _decimals(row))
 
 
 def _p(key: str, row: TaxRow) -> Cell:
