@@ -13,7 +13,8 @@ import tempfile
 import urllib.parse
 from pathlib import Path
 
-from counterpoise.report.html import write_report
+from counterpoise.records import write_whole
+from counterpoise.report.html import report_page
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from report.browser import find, running
@@ -29,7 +30,7 @@ def main(results: str, folder: str) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as place, running(binary) as browser:
         page = Path(place) / "report.html"
-        write_report(json.loads(Path(results).read_text(encoding="utf-8")), page)
+        write_whole(page, report_page(json.loads(Path(results).read_text(encoding="utf-8"))))
         browser.open(page)
         for name, (width, height) in SIZES.items():
             place_of = f"document.querySelector('[data-figure={name}]')"

@@ -293,11 +293,11 @@ def test_a_run_that_wrote_no_checkpoint_is_finished_too(world: Path, tmp_path: P
 def test_the_report_stands_before_the_mark_that_a_run_is_finished(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(results: Any, path: Path) -> None:
+    def stop(results: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("counterpoise.report.html.write_report", stop)
+        patched.setattr("counterpoise.report.html.report_page", stop)
         with pytest.raises(KeyboardInterrupt):
             restore(world / "post", world / "pre", tmp_path / "out", panel(world), **SETTINGS)
     result = restore(world / "post", world / "pre", tmp_path / "out", panel(world), **SETTINGS)

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from server import Chat, failed, said, serving
 
 from counterpoise.cli.app import app
-from counterpoise.judging.alpaca import Output, Pair, annotated, pair_outputs, read_outputs
+from counterpoise.judging.alpaca import Output, OutputPair, annotated, pair_outputs, read_outputs
 from counterpoise.judging.endpoint import Endpoint, EndpointError
 from counterpoise.judging.judges import (
     EndpointJudge,
@@ -26,8 +26,7 @@ from counterpoise.judging.judges import (
     Verdict,
     by_preference,
     by_reward,
-    compare,
-    preference_of,
+    judge_pairs,
     read_verdict,
 )
 from counterpoise.records import Store
@@ -42,9 +41,9 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
-def pairs(lengths: list[tuple[int, int]]) -> list[Pair]:
+def pairs(lengths: list[tuple[int, int]]) -> list[OutputPair]:
     return [
-        Pair(f"do {i}", Output(f"do {i}", "a" * a, "new"), Output(f"do {i}", "b" * b, "old"))
+        OutputPair(f"do {i}", Output(f"do {i}", "a" * a, "new"), Output(f"do {i}", "b" * b, "old"))
         for i, (a, b) in enumerate(lengths)
     ]
 
@@ -60,7 +59,7 @@ def scripted(straight: list[Verdict], swapped: list[Verdict]):  # type: ignore[n
 def test_a_comparison_by_hand() -> None:
     straight: list[Verdict] = ["first", "first", "tie", "second", "refused", "first"]
     swapped: list[Verdict] = ["second", "first", "tie", "first", "second", "unreadable"]
-    found = compare(scripted(straight, swapped), pairs([(5, 1), (1, 5), (3, 3), (2, 4), (1, 1), (1, 1)]))
+    found = judge_pairs(scripted(straight, swapped), pairs([(5, 1), (1, 5), (3, 3), (2, 4), (1, 1), (1, 1)]))
     assert found["scores"] == [1.0, 0.5, 0.5, 0.0, None, None]
     assert found["win_rate"]["value"] == 0.5
     assert (found["won"], found["tied"], found["lost"], found["left_out"], found["prompts"]) == (1, 2, 1, 2, 6)
@@ -72,21 +71,22 @@ def test_a_comparison_by_hand() -> None:
     assert found["lengths"]["ours"] == 13 / 6
     assert found["lengths"]["win_rate_where_longer"]["value"] == 1.0
     assert found["lengths"]["win_rate_where_shorter"]["value"] == 0.25
-    assert preference_of(found["scores"]) == [2, 1.5, 1.5, 1, None, None]
+    rows = annotated(pairs([(1, 1)] * 6), found["scores"], "j")
+    assert [row["preference"] for row in rows] == [2, 1.5, 1.5, 1, None, None]
 
 
 def test_when_no_prompt_has_a_verdict() -> None:
-    found = compare(scripted(["refused"], ["unreadable"]), pairs([(1, 2)]))
+    found = judge_pairs(scripted(["refused"], ["unreadable"]), pairs([(1, 2)]))
     assert found["win_rate"] is None
     assert found["position"] == {"first_preferred": None, "same_in_both_orders": None}
     with pytest.raises(ValueError, match="expected at least one pair"):
-        compare(scripted([], []), [])
+        judge_pairs(scripted([], []), [])
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=20))
 def test_swapping_the_models_mirrors_the_win_rate(lengths: list[tuple[int, int]]) -> None:
     judge = by_reward(lambda prompts, responses: [float(len(r)) for r in responses])
-    found, mirrored = (compare(judge, pairs(p)) for p in (lengths, [(b, a) for a, b in lengths]))
+    found, mirrored = (judge_pairs(judge, pairs(p)) for p in (lengths, [(b, a) for a, b in lengths]))
     assert found["win_rate"]["value"] == pytest.approx(1 - mirrored["win_rate"]["value"])
     assert found["position"]["same_in_both_orders"] == 1.0
     assert found["win_rate"]["low"] <= found["win_rate"]["value"] <= found["win_rate"]["high"]
@@ -100,14 +100,14 @@ def test_refusals_do_not_pass_for_a_bias(better: list[bool], seed: int) -> None:
         "second" if b else "first" for b in better
     ]
     asked = [v if draw.random() < 0.7 else "refused" for v in verdicts]
-    found = compare(lambda matches: asked, pairs([(1, 2)] * len(better)))  # type: ignore[arg-type,return-value]
+    found = judge_pairs(lambda matches: asked, pairs([(1, 2)] * len(better)))  # type: ignore[arg-type,return-value]
     if found["win_rate"]:
         assert found["position"]["first_preferred"]["value"] == 0.5
         assert found["position"]["same_in_both_orders"] == 1.0
 
 
 def test_a_judge_that_looks_at_the_position_alone_wins_nothing_for_anyone() -> None:
-    found = compare(by_preference(lambda i, a, b: [0.9] * len(i)), pairs([(3, 1), (1, 3)] * 5))
+    found = judge_pairs(by_preference(lambda i, a, b: [0.9] * len(i)), pairs([(3, 1), (1, 3)] * 5))
     assert found["win_rate"] == {"value": 0.5, "low": 0.5, "high": 0.5}
     assert found["position"]["first_preferred"]["value"] == 1.0
     assert found["position"]["same_in_both_orders"] == 0.0
@@ -116,7 +116,7 @@ def test_a_judge_that_looks_at_the_position_alone_wins_nothing_for_anyone() -> N
 @pytest.mark.parametrize("values", [[0.5], [0.2, 1.4], [0.2, float("nan")]])
 def test_a_preference_that_is_no_probability_is_refused(values: list[float]) -> None:
     with pytest.raises(ValueError, match=r"mine: expected 2 probabilities in \[0, 1\]"):
-        compare(by_preference(lambda i, a, b: values, "mine"), pairs([(1, 2)]))
+        judge_pairs(by_preference(lambda i, a, b: values, "mine"), pairs([(1, 2)]))
 
 
 def test_a_reward_scores_each_response_once() -> None:
@@ -126,7 +126,7 @@ def test_a_reward_scores_each_response_once() -> None:
         seen.extend(responses)
         return [float(len(r)) for r in responses]
 
-    compare(by_reward(reward), pairs([(1, 2), (3, 4)]))
+    judge_pairs(by_reward(reward), pairs([(1, 2), (3, 4)]))
     assert sorted(seen) == ["a", "aaa", "bb", "bbbb"]
 
 
@@ -159,7 +159,7 @@ def test_the_endpoint_is_asked_in_both_orders_once_and_never_again(tmp_path: Pat
         assert (plan.calls, plan.stored, plan.tokens_out) == (6, 0, 6 * 512)
         assert plan.tokens_in > 6 * 50
         assert plan.cost(1e6, 0) == plan.tokens_in
-        found = compare(judge, asked)
+        found = judge_pairs(judge, asked)
         assert found["scores"] == [1.0, 0.0, 0.5, 1.0]
         assert len(chat.asked) == 6
         assert chat.most_at_once <= 2
@@ -168,11 +168,11 @@ def test_the_endpoint_is_asked_in_both_orders_once_and_never_again(tmp_path: Pat
         assert headers["Authorization"] == f"Bearer {KEY}"
         assert (body["model"], body["temperature"], body["max_tokens"]) == ("judge-1", 0.0, 512)
         assert judge.plan(asked)[:2] == (0, 6)
-        assert compare(judge, asked) == found
+        assert judge_pairs(judge, asked) == found
         assert len(chat.asked) == 6
         other = EndpointJudge(quick(url, temperature=None, max_tokens=None), Store(tmp_path))
         assert other.plan(asked).calls == 6  # another setting, other answers
-        compare(other, asked[:1])
+        judge_pairs(other, asked[:1])
         assert not {"temperature", "max_tokens"} & set(chat.asked[-1][3])
     assert not any(KEY in p.read_text() for p in tmp_path.rglob("*") if p.is_file())
     assert KEY not in repr(judge)
@@ -297,11 +297,11 @@ def test_what_was_answered_before_a_failure_is_kept(tmp_path: Path) -> None:
     with serving(chat) as url:
         judge = EndpointJudge(quick(url), Store(tmp_path), concurrency=1)
         with pytest.raises(EndpointError, match="no credit"):
-            compare(judge, pairs([(i, 9) for i in range(40)]))
+            judge_pairs(judge, pairs([(i, 9) for i in range(40)]))
         assert len(chat.asked) < 12  # the rest was called off
         stored = judge.plan(pairs([(i, 9) for i in range(40)])).stored
         assert stored == len(chat.asked) - 1
-        found = compare(judge, pairs([(i, 9) for i in range(40)]))
+        found = judge_pairs(judge, pairs([(i, 9) for i in range(40)]))
     assert found["prompts"] == 40
     assert len(chat.asked) == 80 + 1
 
@@ -389,7 +389,7 @@ def test_outputs_are_matched_by_instruction_and_repeats_in_turn() -> None:
     theirs = [Output("a", "x", "h"), Output("a", "y", "h"), Output("b", "z", "h")]
     matched = pair_outputs(ours, theirs)
     assert [(p.ours.output, p.theirs.output) for p in matched] == [("1", "x"), ("2", "z"), ("3", "y")]
-    assert annotated(matched, [2.0, None, 1.0], "j")[1]["preference"] is None
+    assert annotated(matched, [1.0, None, 0.0], "j")[1]["preference"] is None
     with pytest.raises(ValueError, match="h has no output for 'c'"):
         pair_outputs([*ours, Output("c", "", "g")], theirs)
     with pytest.raises(ValueError, match="g has no output for 1 instructions of h, first 'b'"):

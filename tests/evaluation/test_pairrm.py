@@ -15,7 +15,7 @@ from transformers import DebertaV2Config, DebertaV2Model
 from typer.testing import CliRunner
 
 from counterpoise.cli.app import app
-from counterpoise.judging.alpaca import Output, Pair
+from counterpoise.judging.alpaca import Output, OutputPair
 from counterpoise.judging.pairrm import MARKS, pairrm
 from counterpoise.language.costs import forward
 from counterpoise.language.prompts import Prompt
@@ -161,7 +161,7 @@ def test_a_dry_run_tells_and_writes_nothing(ranker: Path, tmp_path: Path) -> Non
     by_hand = forward(shape, mean, sequences=3, logits=1) + forward(shape, 6, sequences=3, logits=6, start=mean)
     assert plan.stages[0].work.flops == pytest.approx(by_hand.flops)
     both = plan_compare(
-        [Pair(i, Output(i, a, "x"), Output(i, b, "y")) for i, a, b in zip(ASKED, FIRST, SECOND, strict=True)],
+        [OutputPair(i, Output(i, a, "x"), Output(i, b, "y")) for i, a, b in zip(ASKED, FIRST, SECOND, strict=True)],
         reward=None,
         preference=str(ranker),
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from counterpoise.records import write_whole
 from counterpoise.report import history, multitask
 from report.test_report import Elements
 
@@ -48,7 +49,7 @@ def record(m: int = 14, epochs: int = 6, *, weights: bool = True, first: str = "
 
 @pytest.mark.parametrize(("m", "width"), [(1, 1280), (2, 1280), (2, 390), (14, 390), (30, 390)])
 def test_the_browser_draws_all_figures_and_complains_of_nothing(tab, tmp_path, m, width):
-    multitask.write_multitask_report(record(m), tmp_path / "report.html")
+    write_whole(tmp_path / "report.html", multitask.multitask_page(record(m)))
     tab.open(tmp_path / "report.html", width=width)
     drawn = (
         "[...document.querySelectorAll('.plot')].map((p) => [p.dataset.figure, p.querySelectorAll('.main-svg').length])"
@@ -62,7 +63,7 @@ def test_the_browser_draws_all_figures_and_complains_of_nothing(tab, tmp_path, m
 
 
 def test_the_menus_show_another_number_and_pick_out_another_task(tab, tmp_path):
-    multitask.write_multitask_report(record(14), tmp_path / "report.html")
+    write_whole(tmp_path / "report.html", multitask.multitask_page(record(14)))
     tab.open(tmp_path / "report.html")
     choose = """((place, menu, option) => {
         const box = document.querySelector(`[data-figure=${place}]`);
@@ -79,9 +80,8 @@ def test_the_menus_show_another_number_and_pick_out_another_task(tab, tmp_path):
 
 
 def test_names_from_outside_stay_text(tab, tmp_path):
-    multitask.write_multitask_report(
-        record(14, first=HOSTILE) | {"data": HOSTILE, "command": HOSTILE}, tmp_path / "hostile.html"
-    )
+    hostile = record(14, first=HOSTILE) | {"data": HOSTILE, "command": HOSTILE}
+    write_whole(tmp_path / "hostile.html", multitask.multitask_page(hostile))
     tab.open(tmp_path / "hostile.html", width=400)
     assert tab.complaints() == []
     assert tab.value("document.querySelectorAll('img').length") == 0

@@ -46,7 +46,7 @@ class Elements(HTMLParser):
 def opened(tab: browser.Browser, tmp_path_factory: pytest.TempPathFactory) -> browser.Browser:
     """The whole page, open at the width of a desktop."""
     path = tmp_path_factory.mktemp("page") / "report.html"
-    html.write_report(made.results(), path)
+    records.write_whole(path, html.report_page(made.results()))
     tab.open(path)
     return tab
 
@@ -118,7 +118,7 @@ def test_names_from_outside_stay_text() -> None:
 
 
 def test_names_from_outside_run_nothing(tab: browser.Browser, tmp_path: Path) -> None:
-    html.write_report(made.hostile(), tmp_path / "hostile.html")
+    records.write_whole(tmp_path / "hostile.html", html.report_page(made.hostile()))
     tab.open(tmp_path / "hostile.html", width=400)
     assert tab.complaints() == []
     assert tab.value("document.querySelectorAll('img').length") == 0

@@ -17,10 +17,10 @@ from counterpoise.averaging.recipe import Recipe
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.cli.app import app
 from counterpoise.records import Store
-from counterpoise.report.two_sided import plot_two_sided, two_sided_table
+from counterpoise.report.plots import plot_two_sided
 from counterpoise.restoration.restore import restore
 from counterpoise.search.candidates import Ramp, TwoSided
-from counterpoise.tables import reading
+from counterpoise.tables import reading, tables
 from world import make, panel, searches
 
 SETTINGS: dict[str, Any] = {"means": (0.5,), "keep_reward": 0.3}
@@ -61,7 +61,7 @@ def test_the_page_shows_lambda_both_sides_and_ratios(done: tuple[Path, dict[str,
     out, result = done
     page = (out / "report.html").read_text()
     assert "The two-sided search" in page
-    made = two_sided_table(result)
+    made = tables.two_sided_table(result)
     assert [c.title for c in made.columns][:4] == ["search", "lambda", "alignment lost", "of what PRE says"]
     assert len(made.rows) == 4
     drawn = plot_two_sided(result, "exact")
@@ -95,7 +95,7 @@ def test_the_worst_set_is_guarded_when_asked(world: Path, tmp_path: Path) -> Non
     found = result["two_sided"]
     assert found["rho"] == pytest.approx(torch.log(torch.tensor(len(found["sets"]) / 1.5)).item())
     assert set(found["sets"]) | set(found["left_out"]) == {"text", "prompts", "guess"}
-    assert "weighs most" in [c.title for c in two_sided_table(result).columns]
+    assert "weighs most" in [c.title for c in tables.two_sided_table(result).columns]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from counterpoise.cli.options import (
 from counterpoise.cli.terminal import bars, command_line, plain_errors
 
 if TYPE_CHECKING:
-    from counterpoise.judging.alpaca import Pair
+    from counterpoise.judging.alpaca import OutputPair
     from counterpoise.judging.judges import EndpointJudge, Judge
 
 app = typer.Typer(
@@ -86,8 +86,7 @@ def compare(
     with plain_errors(f"answers are in {work}; the same command goes on from there"):
         from counterpoise.judging.alpaca import annotated, pair_outputs, read_outputs
         from counterpoise.judging.endpoint import Endpoint
-        from counterpoise.judging.judges import EndpointJudge, preference_of
-        from counterpoise.judging.judges import compare as run
+        from counterpoise.judging.judges import EndpointJudge, judge_pairs
         from counterpoise.records import Store, versions, write_json
 
         if sum(x is not None for x in (reward, preference, base_url)) != 1:
@@ -125,17 +124,13 @@ def compare(
         with bars(quiet) as progress:
             if isinstance(judge, EndpointJudge) and progress is not None:
                 judge = replace(judge, progress=partial(progress, "judging"))
-            found = run(judge, pairs)
-        result = {
-            "format": "counterpoise judge 1",
-            "command": command_line(),
-            "versions": versions(),
-            "judge": about,
-            **found,
-        }
+            found = judge_pairs(judge, pairs)
+        made = {"format": "counterpoise judge 1", "command": command_line(), "versions": versions()}
+        result = {**made, "judge": about, **found}
         write_json(out, result)
         if annotations is not None:
-            write_json(annotations, annotated(pairs, preference_of(found["scores"]), _name(about)))
+            name = about.get("model") or about.get("reward") or about.get("preference")
+            write_json(annotations, annotated(pairs, found["scores"], str(name)))
     _show(result, out)
 
 
@@ -213,7 +208,7 @@ def _local(reward: str | None, preference: str | None, device: str) -> tuple[Jud
 
 def _agreed(
     judge: EndpointJudge,
-    pairs: list[Pair],
+    pairs: list[OutputPair],
     most: int | None,
     yes: bool,
     price_in: float | None,
@@ -265,7 +260,3 @@ def _show(result: dict[str, Any], out: Path) -> None:
         f"longer {percent(lengths['win_rate_where_longer'])} %, shorter {percent(lengths['win_rate_where_shorter'])} %"
     )
     print(f"wrote {out}")
-
-
-def _name(about: dict[str, Any]) -> str:
-    return str(about.get("model") or about.get("reward") or about.get("preference"))

@@ -79,8 +79,8 @@ def train(
 
         from counterpoise.checkpoints.files import refuse_occupied
         from counterpoise.classification import balance, classifier, models, saving, training
-        from counterpoise.records import versions
-        from counterpoise.report.multitask import write_multitask_report
+        from counterpoise.records import versions, write_whole
+        from counterpoise.report.multitask import multitask_page
 
         refuse_occupied(out.absolute())
         design = models.Design(model, 100 if width is None else width, (3, 5, 7), dropout, max_tokens, freeze_vectors)
@@ -122,7 +122,7 @@ def train(
         _show_scores(tested)
     saved = f"the model is in {out}; draw the page with: counterpoise multitask report {out}"
     with plain_errors(saved, KeyError, ImportError):
-        write_multitask_report(record, out / saving.REPORT)
+        write_whole(out / saving.REPORT, multitask_page(record))
     print(f"wrote {out}; the run as a page: {out / saving.REPORT}")
 
 
@@ -191,10 +191,11 @@ def report(
     """Draw the page of a training run again: losses, weights and accuracy by task over time."""
     with plain_errors("nothing was changed", KeyError, ImportError):
         from counterpoise.classification import saving
-        from counterpoise.report.multitask import write_multitask_report
+        from counterpoise.records import write_whole
+        from counterpoise.report.multitask import multitask_page
 
         place = out or model / saving.REPORT
-        write_multitask_report(saving.read_record(model), place)
+        write_whole(place, multitask_page(saving.read_record(model)))
     print(f"wrote {place}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ class Output(NamedTuple):
     generator: str
 
 
-class Pair(NamedTuple):
+class OutputPair(NamedTuple):
     """Two models' responses to one instruction."""
 
     instruction: str
@@ -56,7 +56,7 @@ def read_outputs(path: str | Path) -> list[Output]:
     return found
 
 
-def pair_outputs(ours: Sequence[Output], theirs: Sequence[Output]) -> list[Pair]:
+def pair_outputs(ours: Sequence[Output], theirs: Sequence[Output]) -> list[OutputPair]:
     """The outputs of two models to the same instructions, in the order of `ours`; repeated instructions in turn.
 
     Raises:
@@ -71,7 +71,7 @@ def pair_outputs(ours: Sequence[Output], theirs: Sequence[Output]) -> list[Pair]
             raise ValueError(
                 f"{theirs[0].generator} has no output for {_short(output)}; expected the same instructions"
             )
-        pairs.append(Pair(output.instruction, output, waiting[output.instruction].pop(0)))
+        pairs.append(OutputPair(output.instruction, output, waiting[output.instruction].pop(0)))
     if left := [o for rest in waiting.values() for o in rest]:
         raise ValueError(
             f"{ours[0].generator} has no output for {len(left)} instructions of {left[0].generator}, first "
@@ -80,11 +80,11 @@ def pair_outputs(ours: Sequence[Output], theirs: Sequence[Output]) -> list[Pair]
     return pairs
 
 
-def annotated(pairs: Sequence[Pair], preferences: Iterable[float | None], annotator: str) -> list[dict[str, Any]]:
-    """AlpacaEval's annotations: output_1 is the reference (theirs), output_2 ours; 1 prefers the first, 2 the second.
+def annotated(pairs: Sequence[OutputPair], scores: Sequence[float | None], annotator: str) -> list[dict[str, Any]]:
+    """AlpacaEval's annotations: output_1 is the reference (theirs), output_2 ours; a preference of 2 is a win of ours.
 
     Args:
-        preferences: in [1, 2], 1.5 for a tie; None where there is no verdict.
+        scores: ours, in [0, 1], 0.5 for a tie; None where there is no verdict.
     """
     return [
         {
@@ -94,9 +94,9 @@ def annotated(pairs: Sequence[Pair], preferences: Iterable[float | None], annota
             "output_2": pair.ours.output,
             "generator_2": pair.ours.generator,
             "annotator": annotator,
-            "preference": preference,
+            "preference": None if score is None else 1.0 + score,
         }
-        for pair, preference in zip(pairs, preferences, strict=True)
+        for pair, score in zip(pairs, scores, strict=True)
     ]
 
 

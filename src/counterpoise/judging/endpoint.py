@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import http.client
 import json
@@ -87,7 +88,7 @@ class Endpoint:
                 return _reading(self._post(messages))
             except urllib.error.HTTPError as error:
                 trouble, pause = self._told(error)
-            except (_Rubbish, TimeoutError, http.client.HTTPException, OSError) as error:
+            except (_Rubbish, http.client.HTTPException, OSError) as error:
                 reason = getattr(error, "reason", error)
                 slow = isinstance(error, TimeoutError) or isinstance(reason, TimeoutError)
                 trouble, pause = f"no answer in {self.timeout:g} s" if slow else self._clean(str(reason)), 0.0
@@ -99,9 +100,8 @@ class Endpoint:
         headers = {"Content-Type": "application/json", "User-Agent": "counterpoise"}
         if key := self._key():
             headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(
-            f"{self.base_url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers
-        )
+        url = f"{self.base_url.rstrip('/')}/chat/completions"
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
         deadline = time.monotonic() + self.timeout
         pieces, size = [], 0
         with urllib.request.build_opener(_NoRedirect).open(request, timeout=self.timeout) as answer:
@@ -117,10 +117,9 @@ class Endpoint:
     def _told(self, error: urllib.error.HTTPError) -> tuple[str, float]:
         """What an HTTP error says and how long it asks to wait; one that would not change ends the run."""
         with error:
-            try:
+            said = ""
+            with contextlib.suppress(OSError, http.client.HTTPException):
                 said = getattr(error.fp, "read1", error.read)(2000).decode(errors="replace")
-            except (OSError, http.client.HTTPException):
-                said = ""
         trouble = f"HTTP {error.code} {self._clean(said)[:300]}".strip()
         if error.code in (401, 403):
             state = "is set" if self._key() else "is not set"
@@ -177,13 +176,9 @@ def _reading(body: bytes) -> dict[str, Any]:
 
 def _retry_after(value: str | None) -> float:
     """Seconds, from a number or a date; 0 when there is none that can be read."""
-    if not value:
-        return 0.0
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return 0.0
+    if value:
+        with contextlib.suppress(ValueError):
+            return max(0.0, float(value))
+        with contextlib.suppress(ValueError):
+            return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    return 0.0

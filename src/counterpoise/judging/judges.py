@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -14,15 +13,14 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from counterpoise.evaluation.rewards import Reward
-from counterpoise.judging.alpaca import Pair
+from counterpoise.judging.alpaca import OutputPair
 from counterpoise.judging.endpoint import Endpoint
-from counterpoise.records import Store, digest
+from counterpoise.records import Progress, Store, digest
 from counterpoise.statistics.bootstrap import interval
 
 Verdict = Literal["first", "second", "tie", "refused", "unreadable"]
-Preference = Callable[[Sequence[str], Sequence[str], Sequence[str]], Sequence[float]]
+Ranker = Callable[[Sequence[str], Sequence[str], Sequence[str]], Sequence[float]]
 """(instructions, first responses, second responses) -> the probability that the first is better."""
-Progress = Callable[[int, int], None]
 
 SYSTEM = (
     "You are given an instruction and two responses to it, A and B, as json. Say which response serves the person who "
@@ -46,7 +44,7 @@ class Match(NamedTuple):
 Judge = Callable[[Sequence[Match]], list[Verdict]]
 
 
-def compare(judge: Judge, pairs: Sequence[Pair]) -> dict[str, Any]:
+def judge_pairs(judge: Judge, pairs: Sequence[OutputPair]) -> dict[str, Any]:
     """Win rate of ours against theirs, each pair judged in both orders.
 
     A prompt scores the mean of its two orders (1 won, 0.5 tie, 0 lost). One without a verdict in either order is left
@@ -59,16 +57,14 @@ def compare(judge: Judge, pairs: Sequence[Pair]) -> dict[str, Any]:
     """
     if not pairs:
         raise ValueError("compare: expected at least one pair of responses, found none")
-    straight = [Match(p.instruction, p.ours.output, p.theirs.output) for p in pairs]
-    swapped = [Match(m.instruction, m.second, m.first) for m in straight]
-    verdicts = judge([*straight, *swapped])
-    orders = verdicts[: len(pairs)], verdicts[len(pairs) :]
-    scores = [_score(a, b) for a, b in zip(*orders, strict=True)]
+    verdicts = judge(_both_orders(pairs))
+    orders = {"ours_first": verdicts[: len(pairs)], "theirs_first": verdicts[len(pairs) :]}
+    both = list(zip(*orders.values(), strict=True))
+    scores = [(_WON[a] + 1.0 - _WON[b]) / 2 if a in _WON and b in _WON else None for a, b in both]
     counted = [s for s in scores if s is not None]
     # Of complete prompts alone: there, a judge without bias gives as many verdicts to the first place as to the second.
-    complete = [(a, b) for a, b in zip(*orders, strict=True) if a in _WON and b in _WON]
-    decided = [[both.count("first"), len(both) - both.count("tie")] for both in complete]
-    decided = [d for d in decided if d[1]]
+    complete = [two for two, score in zip(both, scores, strict=True) if score is not None]
+    decided = [[two.count("first"), 2 - two.count("tie")] for two in complete if two.count("tie") < 2]
     agreeing = [_WON[a] + _WON[b] == 1.0 for a, b in complete]
     return {
         "ours": pairs[0].ours.generator,
@@ -79,10 +75,7 @@ def compare(judge: Judge, pairs: Sequence[Pair]) -> dict[str, Any]:
         "won": sum(s > 0.5 for s in counted),
         "tied": sum(s == 0.5 for s in counted),
         "lost": sum(s < 0.5 for s in counted),
-        "verdicts": {
-            label: {v: Counter(order)[v] for v in get_args(Verdict)}
-            for label, order in zip(("ours_first", "theirs_first"), orders, strict=True)
-        },
+        "verdicts": {name: {v: order.count(v) for v in get_args(Verdict)} for name, order in orders.items()},
         "position": {
             "first_preferred": _interval(decided, "ratio"),
             "same_in_both_orders": float(np.mean(agreeing)) if agreeing else None,
@@ -90,11 +83,6 @@ def compare(judge: Judge, pairs: Sequence[Pair]) -> dict[str, Any]:
         "lengths": _lengths(pairs, scores),
         "scores": scores,
     }
-
-
-def preference_of(scores: Sequence[float | None]) -> list[float | None]:
-    """AlpacaEval's preferences: 2 when ours won in both orders, 1 when theirs did."""
-    return [None if s is None else 1.0 + s for s in scores]
 
 
 def by_reward(reward: Reward) -> Judge:
@@ -113,7 +101,7 @@ def by_reward(reward: Reward) -> Judge:
     return judge
 
 
-def by_preference(preference: Preference, name: str = "preference") -> Judge:
+def by_preference(preference: Ranker, name: str = "preference") -> Judge:
     """The judge of a pairwise model, given as a function; it is asked in both orders.
 
     Raises:
@@ -133,7 +121,7 @@ def by_preference(preference: Preference, name: str = "preference") -> Judge:
     return judge
 
 
-class Plan(NamedTuple):
+class Estimate(NamedTuple):
     """What asking would take: calls to be made, answers that are there already, and a rough count of tokens."""
 
     calls: int
@@ -167,9 +155,10 @@ class EndpointJudge:
             EndpointError: see `Endpoint.ask`; answers that came before it are in the store.
         """
         answers, stop = {}, threading.Event()
-        questions = {digest(chat(m)): m for m in matches}  # equal ones are asked once
         with ThreadPoolExecutor(self.concurrency) as pool:
-            waiting = {pool.submit(self._answer, m, stop): key for key, m in questions.items()}
+            waiting = {
+                pool.submit(self._answer, m, stop): m for m in dict.fromkeys(matches)
+            }  # equal ones are asked once
             try:
                 for done, future in enumerate(as_completed(waiting), start=1):
                     answers[waiting[future]] = future.result()
@@ -179,24 +168,26 @@ class EndpointJudge:
                 stop.set()  # those under way make no further attempt
                 pool.shutdown(cancel_futures=True)
                 raise
-        return [read_verdict(answers[digest(chat(m))]) for m in matches]
+        return [read_verdict(answers[m]) for m in matches]
 
-    def plan(self, pairs: Sequence[Pair]) -> Plan:
-        """What `compare` would take with this judge."""
-        both = [(p.ours.output, p.theirs.output) for p in pairs]
-        matches = {Match(p.instruction, *o) for p, b in zip(pairs, both, strict=True) for o in (b, b[::-1])}
+    def plan(self, pairs: Sequence[OutputPair]) -> Estimate:
+        """What `judge_pairs` would take with this judge."""
+        matches = set(_both_orders(pairs))
         new = [m for m in matches if not self._stored(m)]
         characters = sum(len(message["content"]) for m in new for message in chat(m))
         most = self.endpoint.max_tokens or 0
-        return Plan(len(new), len(matches) - len(new), round(characters / CHARACTERS_PER_TOKEN), most * len(new))
+        return Estimate(len(new), len(matches) - len(new), round(characters / CHARACTERS_PER_TOKEN), most * len(new))
 
     def _answer(self, match: Match, stop: threading.Event) -> dict[str, Any]:
         return self.store.once(self._key(match), lambda: self.endpoint.ask(chat(match), stop))
 
     def _stored(self, match: Match) -> bool:
+        def absent() -> Any:
+            raise LookupError
+
         try:
-            self.store.once(self._key(match), _nothing)
-        except _Absent:
+            self.store.once(self._key(match), absent)
+        except LookupError:
             return False
         return True
 
@@ -226,16 +217,9 @@ def read_verdict(answer: Mapping[str, Any]) -> Verdict:
     return LETTERS[found[1].upper()] if found else "unreadable"
 
 
-class _Absent(Exception):
-    pass
-
-
-def _nothing() -> Any:
-    raise _Absent
-
-
-def _score(straight: Verdict, swapped: Verdict) -> float | None:
-    return (_WON[straight] + 1.0 - _WON[swapped]) / 2 if straight in _WON and swapped in _WON else None
+def _both_orders(pairs: Sequence[OutputPair]) -> list[Match]:
+    straight = [Match(p.instruction, p.ours.output, p.theirs.output) for p in pairs]
+    return [*straight, *(Match(m.instruction, m.second, m.first) for m in straight)]
 
 
 def _larger(a: float, b: float) -> Verdict:
@@ -243,13 +227,11 @@ def _larger(a: float, b: float) -> Verdict:
 
 
 def _interval(statistics: list[Any], aggregate: str) -> dict[str, float] | None:
-    if not statistics:
-        return None
-    value, low, high, _ = interval(statistics, aggregate)
-    return {"value": value, "low": low, "high": high}
+    names = ("value", "low", "high")
+    return dict(zip(names, interval(statistics, aggregate), strict=False)) if statistics else None
 
 
-def _lengths(pairs: Sequence[Pair], scores: Sequence[float | None]) -> dict[str, Any]:
+def _lengths(pairs: Sequence[OutputPair], scores: Sequence[float | None]) -> dict[str, Any]:
     """Mean lengths in characters, and the win rate where ours is the longer and where it is the shorter one."""
     sizes = np.array([[len(p.ours.output), len(p.theirs.output)] for p in pairs])
     counted = [(s, a - b) for s, (a, b) in zip(scores, sizes.tolist(), strict=True) if s is not None]

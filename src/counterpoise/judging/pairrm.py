@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from counterpoise.checkpoints.opening import open_checkpoint
-from counterpoise.judging.judges import Preference
+from counterpoise.judging.judges import Ranker
 from counterpoise.language.scoring import by_length
 
 MARKS = {"source_prefix_id": "<|source|>", "cand1_prefix_id": "<|candidate1|>", "cand2_prefix_id": "<|candidate2|>"}
@@ -67,7 +67,7 @@ def _room(prompt: int) -> int:
     return (LONGEST["all"] - prompt) // 2
 
 
-def refuse_other(source: str | Path, config: Mapping[str, Any]) -> None:
+def refuse_no_pairrm(source: str | Path, config: Mapping[str, Any]) -> None:
     """Raise for the config of anything but PairRM.
 
     Raises:
@@ -80,8 +80,8 @@ def refuse_other(source: str | Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def pairrm(source: str | Path, *, device: str = "cpu", batch_size: int = 16) -> Preference:
-    """A PairRM checkpoint as a preference: (instructions, firsts, seconds) -> P(first is better).
+def pairrm(source: str | Path, *, device: str = "cpu", batch_size: int = 16) -> Ranker:
+    """A PairRM checkpoint: (instructions, firsts, seconds) -> P(first is better).
 
     Args:
         source: a folder or a hub id, such as llm-blender/PairRM-hf.
@@ -93,7 +93,7 @@ def pairrm(source: str | Path, *, device: str = "cpu", batch_size: int = 16) -> 
     from transformers import AutoTokenizer, DebertaV2Config
 
     checkpoint = open_checkpoint(source)
-    refuse_other(source, checkpoint.config)
+    refuse_no_pairrm(source, checkpoint.config)
     model = PairRM(DebertaV2Config(**checkpoint.config))
     missing = model.load_state_dict(dict(checkpoint), strict=False).missing_keys
     if missing:

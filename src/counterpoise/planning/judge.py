@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from counterpoise.checkpoints.checkpoint import short
-from counterpoise.judging.alpaca import Pair
-from counterpoise.judging.pairrm import read, refuse_other
+from counterpoise.judging.alpaca import OutputPair
+from counterpoise.judging.pairrm import read, refuse_no_pairrm
 from counterpoise.language.costs import Plan, Stage, cache_bytes, drawing, drawing_bytes, forward
 from counterpoise.language.dtypes import computed_in
 from counterpoise.language.prompts import Prompt
@@ -38,7 +38,7 @@ def plan_respond(source: str, prompts: Sequence[Prompt], how: Drawing, *, device
     return Plan((stage,), {"weights": model.shape.parameters * itemsize}, short(dtype), assumed=tuple(assumed))
 
 
-def plan_compare(pairs: Sequence[Pair], *, reward: str | None, preference: str | None) -> Plan:
+def plan_compare(pairs: Sequence[OutputPair], *, reward: str | None, preference: str | None) -> Plan:
     """What `judge compare` by a model would do.
 
     Args:
@@ -51,7 +51,7 @@ def plan_compare(pairs: Sequence[Pair], *, reward: str | None, preference: str |
     judge = None
     if preference is not None:
         judge = look(preference, classifier=True)
-        refuse_other(preference, judge.model.config.to_dict())  # type: ignore[operator,union-attr]
+        refuse_no_pairrm(preference, judge.model.config.to_dict())  # type: ignore[operator,union-attr]
     elif reward is not None:
         judge = look_at_reward(reward)
     told = (f"{len(pairs):,} prompts that both have answered", said_of(preference or reward or "a function", judge))

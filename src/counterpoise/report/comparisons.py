@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from counterpoise.evaluation.results import measurement
-from counterpoise.report.marks import standard_error
 from counterpoise.statistics.bootstrap import interval
 from counterpoise.tables import reading
 from counterpoise.tables.reading import ENDS, HELD_OUT, RETENTION, PointEntry, Results
@@ -42,6 +41,11 @@ class Group:
 
     name: str
     runs: tuple[MeasuredRun, ...]
+
+    @property
+    def points(self) -> Results:
+        """Those of all its runs, as one results dict."""
+        return {"points": [point for run in self.runs for point in run.results["points"]]}
 
     @property
     def floored(self) -> set[str]:
@@ -76,7 +80,7 @@ class _File:
     label: str
     content: dict[str, Any]
     joins: str = ""
-    notes: list[str] = field(default_factory=list)
+    note: str = ""
 
 
 def read_comparisons(paths: Sequence[str | Path]) -> list[Comparison]:
@@ -97,18 +101,16 @@ def read_comparisons(paths: Sequence[str | Path]) -> list[Comparison]:
         by_signature.setdefault(_signature(file.content), []).append(file)
     for signature in [s for s in by_signature if s[0] is None]:
         kin = [s for s in by_signature if s[0] is not None and s[1] == signature[1]]
-        if len(kin) == 1:
-            moved = by_signature.pop(signature)
-            for file in moved:
-                file.notes.append(
-                    f"{file.label} names no reward; it is drawn here because it has the same abilities and metrics"
-                )
-                if len(by_signature[kin[0]]) == 1:  # then it is taken for more points of that run
-                    host = by_signature[kin[0]][0]
-                    file.joins = host.label
-                    file.content |= {k: host.content[k] for k in ("run", "seed") if k in host.content}
-            by_signature[kin[0]] += moved
-    return [Comparison(tuple(_groups(f)), tuple(n for x in f for n in x.notes)) for f in by_signature.values()]
+        if len(kin) != 1:
+            continue
+        hosts, moved = by_signature[kin[0]], by_signature.pop(signature)
+        for file in moved:
+            file.note = f"{file.label} names no reward; it is drawn here because it has the same abilities and metrics"
+            if len(hosts) == 1:  # then it is taken for more points of that run
+                file.joins = hosts[0].label
+                file.content |= {k: hosts[0].content[k] for k in ("run", "seed") if k in hosts[0].content}
+        hosts += moved
+    return [Comparison(tuple(_groups(f)), tuple(x.note for x in f if x.note)) for f in by_signature.values()]
 
 
 def pooled(comparison: Comparison) -> dict[str, Any]:
@@ -121,29 +123,24 @@ def pooled(comparison: Comparison) -> dict[str, Any]:
     narrow.
     """
     points: list[dict[str, Any]] = []
+    many = len(comparison.groups) > 1
     for group in comparison.groups:
-        many = len(comparison.groups) > 1
         found: dict[tuple[str, str], list[tuple[Results, PointEntry]]] = {}
         for run in group.runs:
             for point in run.results["points"]:
                 key = (point.get("part", reading.VALIDATION), point["name"])
                 found.setdefault(key, []).append((run.results, point))
         for (part, name), some in found.items():
-            first = some[0][1]
-            label = name if not many or first["method"] == "PRE" else f"{name} ({group.name})"
-            if first["method"] == "PRE" and any(p["name"] == name and p["part"] == part for p in points):
+            kind = some[0][1]["method"]
+            if kind == "PRE" and any(p["name"] == name and p["part"] == part for p in points):
                 continue  # one PRE for all groups
-            of = {"group": group.name, "kind": first["method"]}
-            method = first["method"] if not many or first["method"] in ENDS else f"{first['method']} ({group.name})"
-            points.append({**_pool(some), "name": label, "method": method, "part": part, **of})
+            label = f"{name} ({group.name})" if many and kind != "PRE" else name
+            method = f"{kind} ({group.name})" if many and kind not in ENDS else kind
+            of = {"name": label, "method": method, "part": part, "group": group.name, "kind": kind}
+            points.append({**_pool(some), **of})
     first = comparison.runs[0].results
-    only = comparison.runs[0] if len(comparison.runs) == 1 else None
-    return {
-        "points": points,
-        "tax": first.get("tax"),
-        "reward": comparison.reward,
-        "pick": only.results.get("pick") if only else None,
-    }
+    pick = first.get("pick") if len(comparison.runs) == 1 else None
+    return {"points": points, "tax": first.get("tax"), "reward": comparison.reward, "pick": pick}
 
 
 def beaten_by(results: Results, point: PointEntry, axis: str = RETENTION) -> list[str]:
@@ -159,43 +156,37 @@ def beaten_by(results: Results, point: PointEntry, axis: str = RETENTION) -> lis
 
 
 def _pool(some: Sequence[tuple[Results, PointEntry]]) -> dict[str, Any]:
-    points = [p for _, p in some]
-    metrics = {a: list(ms) for a, ms in (points[0].get("abilities") or {}).items()}
+    first = some[0][1]
+    abilities = (first.get("abilities") or {}).items()
     return {
-        "ratios": points[0].get("ratios") or [],
-        "mean": points[0].get("mean"),
-        "runs": len(points),
-        "reward": _pool_score(some, "reward", "reward", [p.get("reward") for p in points]),
-        "abilities": {
-            a: {
-                m: _pool_score(some, a, m, [((p.get("abilities") or {}).get(a) or {}).get(m) for p in points])
-                for m in ms
-            }
-            for a, ms in metrics.items()
-        },
-        "retention": _pool_score(some, "", "", [p.get("retention") for p in points]),
+        "ratios": first.get("ratios") or [],
+        "mean": first.get("mean"),
+        "runs": len(some),
+        "reward": _pool_score(some, "reward"),
+        "abilities": {name: {metric: _pool_score(some, name, metric) for metric in found} for name, found in abilities},
+        "retention": _pool_score(some, RETENTION),
     }
 
 
 def _pool_score(
-    some: Sequence[tuple[Results, PointEntry]], name: str, metric: str, scores: Sequence[Mapping[str, Any] | None]
+    some: Sequence[tuple[Results, PointEntry]], name: str, metric: str | None = None
 ) -> dict[str, Any] | None:
-    known = [dict(s) for s in scores if s is not None and reading.known(s)]
-    if len(known) < len(scores) or not known:
+    """Reward, retention, or a metric of an ability; None where a run lacks it."""
+    found = [p.get(name) if metric is None else reading.ability_score(p, name, metric) for _, p in some]
+    known = [dict(s) for s in found if s is not None and reading.known(s)]
+    if len(known) < len(some):
         return None
     if len(known) == 1:
         return known[0]
     values = [float(s["value"]) for s in known]
     value = float(np.mean(values))
-    found = [measurement(r, p, name, metric) for r, p in some]
-    held = [m for m in found if m is not None]
+    low = high = None
+    held = [m for r, p in some if (m := measurement(r, p, name, metric or name)) is not None]
     if len(held) == len(some) and len({m.keys for m in held}) == 1:
         of = interval(np.mean([m.statistics for m in held], axis=0), held[0].aggregate)
         low, high = value + of.low - of.value, value + of.high - of.value
     elif all(s.get("low") is not None and s.get("high") is not None for s in known):
         low, high = (float(np.mean([s[k] for s in known])) for k in ("low", "high"))
-    else:
-        return {"value": value, "low": None, "high": None, "from": min(values), "to": max(values)}
     return {"value": value, "low": low, "high": high, "from": min(values), "to": max(values)}
 
 
@@ -274,38 +265,27 @@ def _from_tax(content: Results) -> list[dict[str, Any]]:
     for name, method, key in columns:
         if not rows or not all(r.get(key) for r in rows):
             continue
-        abilities: dict[str, dict[str, Any]] = {}
+        scores: dict[str, dict[str, Any]] = {}
         for row in rows:
-            if row["name"] != "reward":
-                abilities.setdefault(row["name"], {})[row["metric"]] = row[key]
-        firsts = {r["name"]: r for r in reversed(rows) if r["name"] != "reward" and not r.get("at_floor")}
+            scores.setdefault(row["name"], {})[row["metric"]] = row[key]
+        reward = next(iter(scores.pop("reward", {}).values()), None)
         steps = [
-            (r[key]["value"] - r["pre"]["value"]) / standard_error(r["pre"])
-            for r in firsts.values()
-            if standard_error(r["pre"]) > 0
+            (r[key]["value"] - r["pre"]["value"]) / reading.standard_error(r["pre"])
+            for r in reading.counted_taxes(content)
         ]
         retention = {"value": float(np.mean(steps)), "low": None, "high": None} if steps else None
-        reward = next((r[key] for r in rows if r["name"] == "reward"), None)
-        found.append(
-            {
-                "name": name,
-                "method": method,
-                "part": HELD_OUT,
-                "reward": reward,
-                "abilities": abilities,
-                "retention": retention,
-            }
-        )
+        point = {"name": name, "method": method, "part": HELD_OUT}
+        found.append({**point, "reward": reward, "abilities": scores, "retention": retention})
     return found
 
 
 def _from_partwise(content: Results) -> list[dict[str, Any]]:
     """The points of experiments/hma/partwise.py."""
+    about = {"method": "part-wise", "part": reading.VALIDATION}
     return [
         {
             "name": f"{row['part']} {row['ratio']:g}",
-            "method": "part-wise",
-            "part": reading.VALIDATION,
+            **about,
             **{k: row[k] for k in ("reward", "abilities", "retention")},
         }
         for row in content.get("partwise") or ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +14,15 @@ from counterpoise.report import plots
 from counterpoise.report.comparisons import Comparison, beaten_by, pooled, read_comparisons
 from counterpoise.report.marks import escaped
 from counterpoise.report.matched import REFERENCE, PointGains, hypervolume_gains, matched, method_gains
-from counterpoise.report.page import Figures, fact_list, header, menu, page, plot_box, section, specs
+from counterpoise.report.page import Figures, fact_list, header, page, plot_box, section
 from counterpoise.report.palette import SERIES, Look, light, look_of
 from counterpoise.statistics.bootstrap import Difference
 from counterpoise.statistics.equal_reward import Matched
-from counterpoise.statistics.front import hypervolume
 from counterpoise.tables import reading
 from counterpoise.tables.grid import Cell, Column, Table, as_html
 from counterpoise.tables.numbers import number, p_value, span, with_interval
 from counterpoise.tables.reading import ENDS, RETENTION, Results
+from counterpoise.tables.tables import VOLUME, difference_cell
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -84,7 +85,7 @@ def looks(methods: Sequence[str]) -> dict[str, Look]:
 
 def front_figure(results: Results, axis: str, part: str) -> Figure:
     """`plots.plot_front` with a colour for every method; where there are several groups, a mark for each."""
-    figure = plots.plot_front(results, axis, part=part)
+    figure = plots.plot_front(results, axis, part)
     of = looks(list(dict.fromkeys(p["kind"] for p in results["points"])))
     groups = list(dict.fromkeys(p["group"] for p in results["points"]))
     for method, (kind, group) in {p["method"]: (p["kind"], p["group"]) for p in results["points"]}.items():
@@ -155,36 +156,22 @@ def hypervolume_table(comparison: Comparison) -> Table:
             Column("p", lambda r: Cell(p_value(g.p) if (g := kept.get(r[0])) else "")),
             Column("points above", lambda r: Cell(_points_above(kept.get(r[0]))), False),
         ]
-    note = (
-        "The area under each method's front between PRE's reward and POST's retention; the rectangle that PRE and POST span "
-        "counts as 1. PRE and POST belong to every front. More points make a larger area: compare equal grids."
-        + (" Brackets: 95 % intervals by paired bootstrap, pooled over runs." if gains else "")
-    )
-    more = (
-        f"Retention at equal reward: minus {REFERENCE}'s at each point's own reward, the mean over a method's points."
-    )
-    return Table(tuple(columns), tuple(rows), (note, more) if any(kept.values()) else (note,))
+    note = f"{VOLUME} PRE and POST belong to every front. More points make a larger area: compare equal grids."
+    notes = [note + (" Brackets: 95 % intervals by paired bootstrap, pooled over runs." if gains else "")]
+    if any(kept.values()):
+        at = f"minus {REFERENCE}'s at each point's own reward, the mean over a method's points."
+        notes.append(f"Retention at equal reward: {at}")
+    return Table(tuple(columns), tuple(rows), tuple(notes))
 
 
 def hypervolumes(results: Results) -> dict[str, float]:
     """Scaled hypervolume of each method with PRE and POST, from the part with most points; else what the file recorded."""
     part = _fullest(results)
-    found = reading.plottable(results, part, RETENTION)
-    ends = {p["method"]: p for p in found if p["method"] in ENDS}
-    at = {id(p): (p["reward"]["value"], reading.score_value(results, p, RETENTION)) for p in found}
     recorded = {m: v for m, v in (results.get("hypervolume") or {}).items() if v is not None}
-    if len(ends) < 2 or (recorded and not any(p.get("ratios") for p in found)):
+    if recorded and not any(p.get("ratios") for p in reading.plottable(results, part, RETENTION)):
         return recorded
-    pre, post = at[id(ends["PRE"])], at[id(ends["POST"])]
-    wide, high = post[0] - pre[0], pre[1] - post[1]
-    if min(wide, high) <= 0:
-        return recorded
-    volumes = {}
-    for method in dict.fromkeys(p["method"] for p in found if p["method"] not in ENDS):
-        some = [at[id(p)] for p in found if p["method"] in (method, *ENDS)]
-        scaled = [((r - pre[0]) / wide, (a - post[1]) / high) for r, a in some]
-        volumes[method] = hypervolume(scaled, [0.0, 0.0])
-    return volumes
+    found = reading.method_volumes(results, part)
+    return recorded if found is None else found
 
 
 def matched_table(comparison: Comparison, rows: Sequence[PointGains]) -> Table:
@@ -226,20 +213,19 @@ def _comparison_section(comparison: Comparison, name: str, figures: Figures) -> 
     results = pooled(comparison)
     parts = [p for p in reading.parts(results) if any(reading.plottable(results, p, a) for a in reading.axes(results))]
     axes = [a for a in reading.axes(results) if all(reading.plottable(results, p, a) for p in parts)]
-    shown = {f"{axis}|{part}": front_figure(results, axis, part) for axis in axes for part in parts}
-    figures[name] = specs(shown)
-    menus = [
-        menu("horizontal axis:", {a: reading.axis_label(results, a) for a in axes}),
-        menu("measured on:", {p: f"{p} data" for p in parts}),
-    ]
+    menus = {
+        "horizontal axis:": {a: reading.axis_label(results, a) for a in axes},
+        "measured on:": {p: f"{p} data" for p in parts},
+    }
     facts: Mapping[str, Any] = {
         "Reward": comparison.reward,
         "Files": ", ".join(file for run in comparison.runs for file in run.files),
         "Runs": len(comparison.runs) if len(comparison.runs) > 1 else None,
     }
     notes = "".join(f"<p class=note>{html.escape(n)}</p>" for n in comparison.notes)
-    box = plot_box(name, "Reward against abilities kept", menus, _CAPTION)
-    content = f"{fact_list(facts)}<h3>Reward against abilities kept</h3>{box}{notes}"
+    title = "Reward against abilities kept"
+    box = plot_box(figures, name, title, partial(front_figure, results), _CAPTION, menus)
+    content = f"{fact_list(facts)}<h3>{title}</h3>{box}{notes}"
     kept = matched_table(comparison, matched(comparison))
     if kept:
         content += f"<h3>At the same reward as {REFERENCE}</h3>{as_html(kept)}"
@@ -268,8 +254,7 @@ def _gain(found: Matched | Difference | None) -> Cell:
         return Cell(number(None, 2))
     if not math.isfinite(found.low):
         return Cell(number(found.value, 3, signed=True))
-    value = {"value": found.value, "low": found.low, "high": found.high}
-    return Cell(*with_interval(value, signed=True), strong=found.low > 0 or found.high < 0)
+    return difference_cell(found._asdict())
 
 
 def _score_on(results: Results, axis: str) -> Callable[[Any], Cell]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 Record = Mapping[str, Any]
@@ -44,12 +44,12 @@ def tasks(record: Record) -> list[str]:
 def by_epoch(record: Record, what: str) -> dict[str, Curve]:
     """Per task, what each epoch came to: train_loss, validation_loss or validation_accuracy."""
     epochs = record.get("epochs") or ()
-    return {t: _curve([(float(e["epoch"]), e[what].get(t)) for e in epochs]) for t in tasks(record)}
+    return {task: _curve((float(e["epoch"]), e[what].get(task)) for e in epochs) for task in tasks(record)}
 
 
-def over_epochs(record: Record, what: str) -> Curve:
-    """A number that each epoch has, such as task_variance."""
-    return _curve([(float(e["epoch"]), e.get(what)) for e in record.get("epochs") or ()])
+def over_epochs(record: Record, read: Callable[[Record], Any]) -> Curve:
+    """A number of each epoch."""
+    return _curve((float(e["epoch"]), read(e)) for e in record.get("epochs") or ())
 
 
 def by_round(record: Record, what: str) -> Curve:
@@ -62,7 +62,7 @@ def weight_shares(record: Record) -> dict[str, Curve]:
     """Each task's share of the weights over the rounds; empty for a method without weights of its own."""
     length = _rounds_in_epoch(record)
     names = tasks(record)
-    rows = []
+    rows: list[tuple[float, list[float]]] = []
     for found in record.get("rounds") or ():
         weights = [found.get(f"weight/{t}") for t in names]
         if all(isinstance(w, float | int) and math.isfinite(w) for w in weights) and sum(weights) > 0.0:
@@ -79,14 +79,10 @@ def _rounds_in_epoch(record: Record) -> float:
     return float(last) / max(len(record.get("epochs") or ()), 1)
 
 
-def variances(record: Record, what: str) -> Curve:
-    """The variance over the tasks, with 1/m, of what each epoch came to."""
-    found = []
-    for epoch in record.get("epochs") or ():
-        values = list(epoch[what].values())
-        mean = sum(values) / len(values)
-        found.append((float(epoch["epoch"]), sum((x - mean) ** 2 for x in values) / len(values)))
-    return _curve(found)
+def variance(values: Collection[float]) -> float:
+    """The mean squared distance from the mean."""
+    mean = sum(values) / len(values)
+    return sum((x - mean) ** 2 for x in values) / len(values)
 
 
 def best(record: Record) -> Mapping[str, Any] | None:
@@ -118,7 +114,7 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     return (middle - spread) / (1 + z * z / count), (middle + spread) / (1 + z * z / count)
 
 
-def _curve(points: Sequence[tuple[float, Any]]) -> Curve:
+def _curve(points: Iterable[tuple[float, Any]]) -> Curve:
     some = [(x, float(y)) for x, y in points if isinstance(y, float | int) and math.isfinite(y)]
     return Curve([x for x, _ in some], [y for _, y in some])
 
@@ -127,9 +123,5 @@ def _thinned(curve: Curve) -> Curve:
     size = math.ceil(len(curve.values) / MOST_POINTS)
     if size < 2:
         return curve
-    starts = range(0, len(curve.values), size)
-    return Curve(*([_mean(column[i : i + size]) for i in starts] for column in curve))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    parts = [slice(i, i + size) for i in range(0, len(curve.values), size)]
+    return Curve(*([sum(column[part]) / len(column[part]) for part in parts] for column in curve))

@@ -4,24 +4,10 @@ from __future__ import annotations
 
 import html
 import json
-from pathlib import Path
+from functools import partial
 
-from counterpoise.records import write_whole
 from counterpoise.report import plots
-from counterpoise.report.page import (
-    Figures,
-    fact_list,
-    glossary,
-    header,
-    menu,
-    page,
-    plot_box,
-    run_section,
-    section,
-    spec,
-    specs,
-)
-from counterpoise.report.two_sided import two_sided_section
+from counterpoise.report.page import Figures, fact_list, glossary, header, page, plot_box, run_section, section
 from counterpoise.tables import reading, tables
 from counterpoise.tables.grid import Table, as_html
 from counterpoise.tables.numbers import number, ratio_list
@@ -49,31 +35,22 @@ _GLOSSARY = {
 }
 
 
-def write_report(results: Results, path: str | Path) -> None:
-    """Write the page of one run; the file appears whole or not at all.
-
-    Args:
-        results: the content of restore.json; absent parts are left out of the page.
-        path: the file to write; one that is there is replaced.
-    """
-    write_whole(Path(path), report_page(results))
-
-
 def report_page(results: Results) -> str:
-    """The page of one run, as text."""
+    """The page of one run from the content of restore.json; absent parts are left out."""
     figures: Figures = {}
     sections = [
         _front_section(results, figures),
         _tax_section(results, figures),
         _ratio_section(results, figures),
         _search_section(results, figures),
-        two_sided_section(results, figures),
+        _two_sided_section(results, figures),
         _table_section("Hypervolume", tables.volume_table(results)),
         _table_section("Everything that was measured", tables.measured(results)),
         _run_section(results),
         glossary(_GLOSSARY),
     ]
-    return page(f"counterpoise: {_title(results)}", _header(results) + "".join(sections), figures)
+    title = " and ".join(filter(None, (_source(results, "pre"), _source(results, "post")))) or "report"
+    return page(f"counterpoise: {title}", _header(results) + "".join(sections), figures)
 
 
 def _header(results: Results) -> str:
@@ -95,22 +72,16 @@ def _header(results: Results) -> str:
 
 
 def _front_section(results: Results, figures: Figures) -> str:
-    shown = {
-        f"{axis}|{part}": plots.plot_front(results, axis, part=part)
-        for axis in reading.axes(results)
-        for part in reading.parts(results)
-    }
-    if not shown:
+    axes, parts = reading.axes(results), reading.parts(results)
+    if not axes or not parts:
         return ""
-    figures["front"] = specs(shown)
-    menus = [
-        menu(
-            "horizontal axis:",
-            {a: reading.axis_label(results, a, "retention, all abilities") for a in reading.axes(results)},
-        ),
-        menu("measured on:", {part: f"{part} data" for part in reading.parts(results)}),
-    ]
-    return section("Reward against abilities", plot_box("front", "Reward against abilities kept", menus, _CAPTION))
+    menus = {
+        "horizontal axis:": {a: reading.axis_label(results, a, "retention, all abilities") for a in axes},
+        "measured on:": {part: f"{part} data" for part in parts},
+    }
+    draw = partial(plots.plot_front, results)
+    title = "Reward against abilities"
+    return section(title, plot_box(figures, "front", f"{title} kept", draw, _CAPTION, menus))
 
 
 def _tax_section(results: Results, figures: Figures) -> str:
@@ -121,37 +92,50 @@ def _tax_section(results: Results, figures: Figures) -> str:
         "Each ability by its first metric, on held-out data, with 95 % intervals. Right of 0 is lost. One unit is the "
         "standard error of PRE's score."
     )
-    scale = ""
+    content = as_html(table)
     if (figure := plots.plot_taxes(results)).data:
-        figures["taxes"] = {"": spec(figure)}
-        scale = "<h3>The same, on one scale</h3>" + plot_box("taxes", "Tax by ability", [], caption, low=True)
-    against = tables.against_ma(results)
-    beside = f"<h3>The pick against plain averaging</h3>{as_html(against)}" if against else ""
-    return section("The tax, ability by ability", as_html(table) + scale + beside)
+        box = plot_box(figures, "taxes", "Tax by ability", lambda: figure, caption, low=True)
+        content += f"<h3>The same, on one scale</h3>{box}"
+    if against := tables.against_ma(results):
+        content += f"<h3>The pick against plain averaging</h3>{as_html(against)}"
+    return section("The tax, ability by ability", content)
 
 
 def _ratio_section(results: Results, figures: Figures) -> str:
     table = tables.pick_ratios(results)
-    drawn = [p for p in reading.measured_points(results) if p["method"] == "HMA"]
-    if not table and not drawn:
+    if not table and not any(p["method"] == "HMA" for p in reading.measured_points(results)):
         return ""
-    figures["ratios"] = {"": spec(plots.plot_ratios(results))}
+    title = "Ratio of each layer"
     caption = "1 keeps all of the alignment update in a layer, 0 gives the layer back to PRE."
-    return section(
-        "Ratio of each layer",
-        plot_box("ratios", "Ratio of each layer", [], caption, low=True) + (as_html(table) if table else ""),
-    )
+    box = plot_box(figures, "ratios", title, lambda: plots.plot_ratios(results), caption, low=True)
+    return section(title, box + (as_html(table) if table else ""))
 
 
 def _search_section(results: Results, figures: Figures) -> str:
     table = tables.search_table(results)
     if not table:
         return ""
-    if not (figure := plots.plot_searches(results)).data:
-        return section("The search", as_html(table))
-    figures["searches"] = {"": spec(figure)}
-    caption = "The first pass is MA, all ratios equal. How far a line falls is what HMA gained on the proxy responses."
-    return section("The search", plot_box("searches", "Search traces", [], caption, low=True) + as_html(table))
+    box = ""
+    if (figure := plots.plot_searches(results)).data:
+        caption = (
+            "The first pass is MA, all ratios equal. How far a line falls is what HMA gained on the proxy responses."
+        )
+        box = plot_box(figures, "searches", "Search traces", lambda: figure, caption, low=True)
+    return section("The search", box + as_html(table))
+
+
+def _two_sided_section(results: Results, figures: Figures) -> str:
+    table = tables.two_sided_table(results)
+    if not table:
+        return ""
+    how = "exact" if any(row["how"] == "exact" for row in table.rows) else "path"
+    caption = (
+        "1 keeps all of the alignment update in a layer, 0 gives the layer back to PRE. Stronger lines: larger lambda, more of "
+        f"PRE asked for. What stands outside the layers has a ratio of its own, in the table. Shown: {how}."
+    )
+    draw = partial(plots.plot_two_sided, results, how)
+    box = plot_box(figures, "two-sided", "Ratios of the two-sided search", draw, caption, low=True)
+    return section("The two-sided search", box + as_html(table))
 
 
 def _table_section(title: str, table: Table) -> str:
@@ -179,7 +163,3 @@ def _run_section(results: Results) -> str:
 def _source(results: Results, side: str) -> str | None:
     found = ((results.get("inputs") or {}).get(side) or {}).get("source")
     return None if found is None else str(found)
-
-
-def _title(results: Results) -> str:
-    return " and ".join(filter(None, (_source(results, "pre"), _source(results, "post")))) or "report"

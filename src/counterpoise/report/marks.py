@@ -12,28 +12,6 @@ from counterpoise.tables.numbers import ratio_list, spoken, with_interval
 from counterpoise.tables.reading import ENDS, PointEntry, Results
 
 Trace = dict[str, Any]
-SE_OF_95 = 1.96  # half widths of a 95 % interval per standard error
-
-
-def point_marks(results: Results, some: Sequence[PointEntry], axis: str, method: str, *, faded: bool = False) -> Trace:
-    """One method's points with their intervals."""
-    style = look_of(method)
-    xs, ys = [reading.axis_score(results, p, axis) or {} for p in some], [p["reward"] for p in some]
-    return {
-        "type": "scatter",
-        "x": [s.get("value") for s in xs],
-        "y": [s["value"] for s in ys],
-        "error_x": error_bars(xs, style.colour),
-        "error_y": error_bars(ys, style.colour),
-        "mode": "markers",
-        "marker": {"color": style.colour, "symbol": style.symbol, "size": 11 if method in ENDS else 10},
-        "opacity": 0.42 if faded else 1.0,
-        "name": label(method),
-        "legendgroup": escaped(method),
-        "showlegend": False,
-        "hovertext": [hover(results, p) for p in some],
-        "hoverinfo": "text",
-    }
 
 
 def legend_mark(method: str) -> Trace:
@@ -44,34 +22,41 @@ def legend_mark(method: str) -> Trace:
         "x": [None],
         "y": [None],
         "mode": "markers",
-        "marker": {"color": style.colour, "symbol": style.symbol, "size": 10},
+        "marker": {"color": style.colour, "symbol": style.symbol, "size": 11 if method in ENDS else 10},
         "name": label(method),
         "legendgroup": escaped(method),
     }
 
 
-def error_bars(scores: Sequence[Mapping[str, Any]], colour: str) -> dict[str, Any]:
+def point_marks(results: Results, some: Sequence[PointEntry], axis: str, method: str, *, faded: bool = False) -> Trace:
+    """One method's points with their intervals."""
+    xs, ys = [reading.axis_score(results, p, axis) or {} for p in some], [p["reward"] for p in some]
+    return {
+        **legend_mark(method),
+        "x": [s.get("value") for s in xs],
+        "y": [s["value"] for s in ys],
+        "error_x": error_bars(xs, look_of(method).colour),
+        "error_y": error_bars(ys, look_of(method).colour),
+        "opacity": 0.42 if faded else 1.0,
+        "showlegend": False,
+        "hovertext": [hover(results, p) for p in some],
+        "hoverinfo": "text",
+    }
+
+
+def error_bars(scores: Sequence[Mapping[str, Any]], colour: str, thickness: float = 1) -> dict[str, Any]:
     """95 % intervals as error bars; a score without one gets none."""
 
     def arms(key: str) -> list[float]:
         return [abs((s.get(key) if s.get(key) is not None else s["value"]) - s["value"]) for s in scores]
 
-    bars = {"type": "data", "symmetric": False, "array": arms("high"), "arrayminus": arms("low")}
-    return {**bars, "color": colour, "thickness": 1, "width": 0}
+    return whiskers(arms("high"), arms("low"), colour, thickness)
 
 
-def front_line(results: Results, best: Sequence[PointEntry], axis: str, colour: str) -> Trace:
-    """Non-dominated points joined, from the least reward to the most."""
-    return {
-        "type": "scatter",
-        "x": [reading.score_value(results, p, axis) for p in best],
-        "y": [p["reward"]["value"] for p in best],
-        "mode": "lines",
-        "line": {"color": colour, "width": 1.5},
-        "name": "front",
-        "legendgroup": "front",
-        "hoverinfo": "skip",
-    }
+def whiskers(up: Sequence[float], down: Sequence[float], colour: str, thickness: float) -> dict[str, Any]:
+    """Error bars of these lengths above and below each value."""
+    lengths = {"type": "data", "symmetric": False, "array": up, "arrayminus": down}
+    return {**lengths, "color": colour, "thickness": thickness, "width": 0}
 
 
 def hover(results: Results, point: PointEntry) -> str:
@@ -93,41 +78,29 @@ def hover(results: Results, point: PointEntry) -> str:
 
 def tax_marks(some: Sequence[tuple[int, Any]], key: str, name: str, colour: str, symbol: str, offset: float) -> Trace:
     """Taxes in standard errors at PRE with their intervals, one row an ability."""
-    scaled = [{k: v / standard_error(r["pre"]) for k, v in r[key].items() if v is not None} for _, r in some]
+    scaled = [{k: v / reading.standard_error(r["pre"]) for k, v in r[key].items() if v is not None} for _, r in some]
+    told = [
+        f"{r['name']} {r['metric']}, {name}: tax {' '.join(with_interval(r[key], signed=True))} {r.get('unit') or ''}"
+        for _, r in some
+    ]
     return {
         "type": "scatter",
         "x": [s["value"] for s in scaled],
         "y": [i + offset for i, _ in some],
-        "error_x": {**error_bars(scaled, colour), "thickness": 2},
+        "error_x": error_bars(scaled, colour, thickness=2),
         "mode": "markers",
         "marker": {"color": colour, "symbol": symbol, "size": 10},
         "name": label(name),
-        "hovertext": [
-            escaped(
-                f"{r['name']} {r['metric']}, {name}: tax {' '.join(with_interval(r[key], signed=True))} {r.get('unit') or ''}"
-            )
-            for _, r in some
-        ],
+        "hovertext": [escaped(text) for text in told],
         "hoverinfo": "text",
     }
 
 
-def standard_error(score: Mapping[str, Any]) -> float:
-    """From a 95 % interval."""
-    low, high = score.get("low"), score.get("high")
-    return 0.0 if low is None or high is None else (high - low) / (2 * SE_OF_95)
-
-
-def steps(results: Results, point: PointEntry, colour: str, width: float, opacity: float, *, suffix: str = "") -> Trace:
-    """The ratios of a point, layer by layer."""
-    return step_line(reading.point_shares(results, point), f"{point['name']}{suffix}", colour, width, opacity)
-
-
 def step_line(
-    shares: Iterable[reading.Share], name: str, colour: str, width: float, opacity: float, *, dash: str = "solid"
+    found: Iterable[reading.Share], name: str, colour: str, width: float, opacity: float, *, dash: str = "solid"
 ) -> Trace:
     """Ratios as steps over the layers; as bare marks where blocks share layers."""
-    shares = list(shares)
+    shares = list(found)
     of = reading.by_layer(shares)
     block_of = {n: s.block for s in shares for n in s.layers}
     xs: list[Any] = list(of) if of else [escaped(s.block) for s in shares]

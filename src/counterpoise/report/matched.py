@@ -45,14 +45,9 @@ def matched(comparison: Comparison) -> list[PointGains]:
     """Every point that is neither PRE, POST nor of the `REFERENCE`, against the reference of its own group and run."""
     rows = []
     for group in comparison.groups:
-        for part in reading.parts({"points": [p for r in group.runs for p in r.results["points"]]}):
-            names = dict.fromkeys(
-                p["name"]
-                for r in group.runs
-                for p in reading.measured_points(r.results, part)
-                if p["method"] not in (*ENDS, REFERENCE)
-            )
-            for name in names:
+        for part in reading.parts(group.points):
+            some = [p for p in reading.measured_points(group.points, part) if p["method"] not in (*ENDS, REFERENCE)]
+            for name in dict.fromkeys(p["name"] for p in some):
                 gains = {a: g for a in reading.axes(group.runs[0].results) if (g := _gain(group, name, part, a))}
                 rows.append(PointGains(name, group.name, part, gains))
     return rows
@@ -66,9 +61,9 @@ def method_gains(
     Returns:
         None where a file lacks the items, the method has no points or the reference reaches none of their rewards.
     """
-    pairs: list[PointAndCurve] = []
     if not (counted := _counted(group, axis)):
         return None
+    pairs = []
     for run in group.runs:
         points = [p for p in reading.plottable(run.results, part, axis) if p["method"] == method]
         curve = _all_scored(run.results, reference_curve(run.results, part, axis, reference), counted)
@@ -85,13 +80,10 @@ def hypervolume_gains(comparison: Comparison, part: str) -> dict[tuple[str, str]
     for group in comparison.groups:
         if not (counted := _counted(group, RETENTION)):
             continue
-        methods = dict.fromkeys(p["method"] for r in group.runs for p in reading.measured_points(r.results, part))
-        for method in methods:
-            runs = [_fronts(run, part, method, counted) for run in group.runs]
-            held = [r for r in runs if r is not None]
-            if method in (*ENDS, REFERENCE) or not held:
-                continue
-            if gain := hypervolume_gain(held, _scales(group, part, RETENTION)):
+        methods = dict.fromkeys(p["method"] for p in reading.measured_points(group.points, part))
+        for method in [m for m in methods if m not in (*ENDS, REFERENCE)]:
+            held = [of for run in group.runs if (of := _fronts(run, part, method, counted))]
+            if held and (gain := hypervolume_gain(held, _scales(group, part, RETENTION))):
                 found[group.name, method] = gain
     return found
 
@@ -115,10 +107,9 @@ def reference_curve(results: Results, part: str, axis: str, reference: str = REF
 
 
 def _gain(group: Group, name: str, part: str, axis: str) -> Matched | None:
-    pairs: list[PointAndCurve] = []
-    values: list[float | None] = []
     if not (counted := _counted(group, axis)):
         return None
+    pairs, values = [], []
     for run in group.runs:
         point = next((p for p in reading.plottable(run.results, part, axis) if p["name"] == name), None)
         curve = reference_curve(run.results, part, axis)

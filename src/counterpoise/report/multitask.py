@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
+from typing import TYPE_CHECKING
 
-from counterpoise.records import write_whole
 from counterpoise.report import history
 from counterpoise.report import multitask_plots as task_plots
 from counterpoise.report.history import Record
-from counterpoise.report.page import (
-    Figures,
-    fact_list,
-    glossary,
-    header,
-    menu,
-    page,
-    plot_box,
-    run_section,
-    section,
-    spec,
-)
+from counterpoise.report.page import Figures, fact_list, glossary, header, page, plot_box, run_section, section
 from counterpoise.tables.grid import Cell, Column, Table, as_html
 from counterpoise.tables.numbers import number
 from counterpoise.tables.reading import version_list
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 _KINDS = {
     "train_loss": ("loss in training", "Training loss (nats)"),
@@ -47,18 +39,8 @@ _GLOSSARY = {
 }
 
 
-def write_multitask_report(record: Record, path: str | Path) -> None:
-    """Write the page of one run; the file appears whole or not at all.
-
-    Args:
-        record: the content of training.json; absent parts are left out of the page.
-        path: the file to write; one that is there is replaced.
-    """
-    write_whole(Path(path), multitask_page(record))
-
-
 def multitask_page(record: Record) -> str:
-    """The page of one run, as text."""
+    """The page of one run from the content of training.json; absent parts are left out."""
     figures: Figures = {}
     sections = [
         _accuracy_section(record, figures),
@@ -123,11 +105,11 @@ def _accuracy_section(record: Record, figures: Figures) -> str:
     found = history.final_scores(record)
     if not found:
         return ""
-    figures["accuracies"] = {"": spec(task_plots.plot_accuracies(record))}
     caption = "The weakest task is at the top. Bars are 95 % intervals over the test examples."
     if len(found) > task_plots.MOST_ROWS:
         caption += f" The {task_plots.MOST_ROWS} weakest of {len(found)}; all are in the table."
-    box = plot_box("accuracies", "Accuracy by task", [], caption, low=len(found) <= 10)
+    draw = partial(task_plots.plot_accuracies, record)
+    box = plot_box(figures, "accuracies", "Accuracy by task", draw, caption, low=len(found) <= 10)
     return section("Accuracy, task by task", box + as_html(_scores(found)))
 
 
@@ -150,50 +132,44 @@ def _curves_section(record: Record, figures: Figures) -> str:
     if not record.get("epochs"):
         return ""
     names = history.tasks(record)
-    # Options are numbered: a task's name may hold what separates them.
-    many = len(names) > task_plots.FEW
-    options = {"": None} | ({str(i): t for i, t in enumerate(names)} if many else {})
-    figures["curves"] = {}
-    for kind, (_, title) in _KINDS.items():
-        found = history.by_epoch(record, kind)
-        for option, task in options.items():
-            key = f"{kind}|{option}" if many else kind
-            figures["curves"][key] = spec(task_plots.plot_curves(record, found, title, task))
-    menus = [menu("show", {kind: shown for kind, (shown, _) in _KINDS.items()})]
+    menus = {"show": {kind: shown for kind, (shown, _) in _KINDS.items()}}
     caption = "Losses are mean cross-entropies. Those in training are with dropout, of the epoch's mini-batches."
-    if many:
-        menus.append(
-            menu("pick out", {o: "the highest and lowest at the end" if t is None else t for o, t in options.items()})
-        )
+    if len(names) > task_plots.FEW:
+        # Options are numbered: a task's name may hold what separates them.
+        numbered = {str(i): task for i, task in enumerate(names)}
+        menus["pick out"] = {"": "the highest and lowest at the end", **numbered}
         caption += " The tasks that are not picked out are grey."
-    return section("Over time", plot_box("curves", "Loss and accuracy by task over epochs", menus, caption))
+
+    def draw(kind: str, number: str = "") -> Figure:
+        chosen = names[int(number)] if number else None
+        return task_plots.plot_curves(record, history.by_epoch(record, kind), _KINDS[kind][1], chosen)
+
+    box = plot_box(figures, "curves", "Loss and accuracy by task over epochs", draw, caption, menus)
+    return section("Over time", box)
 
 
 def _weights_section(record: Record, figures: Figures) -> str:
     found = history.weight_shares(record)
     if not found or len(found) < 2:
         return ""
-    figures["weights"] = {"": spec(task_plots.plot_weights(record, found))}
     caption = "Each task's share of the weights. Above an equal share, a task is pushed; below it, it is spared."
     if len(found) > task_plots.FEW:
         caption += " The task with the most weight at the end is at the top."
-    return section("Weights", plot_box("weights", "Weights over time", [], caption, low=len(found) <= 10))
+    draw = partial(task_plots.plot_weights, record, found)
+    return section("Weights", plot_box(figures, "weights", "Weights over time", draw, caption, low=len(found) <= 10))
 
 
 def _variance_section(record: Record, figures: Figures) -> str:
     if not record.get("epochs") or len(history.tasks(record)) < 2:
         return ""
-    figures["variance"] = {"epochs": spec(task_plots.plot_variance(record))}
-    shown = {"epochs": "mean losses of each epoch"}
-    if record.get("rounds"):
-        figures["variance"]["batches"] = spec(task_plots.plot_variance(record, mini_batches=True))
-        shown["batches"] = "losses of the mini-batches"
+    batches = {"batches": "losses of the mini-batches"} if record.get("rounds") else {}
+    menus = {"of the": {"epochs": "mean losses of each epoch", **batches}}
     caption = (
         "How far apart the task losses are. Tasks with other numbers of classes have other losses without being neglected; "
         "the losses of mini-batches differ by chance as well, which adds to their variance."
     )
-    box = plot_box("variance", "Variance of the task losses over time", [menu("of the", shown)], caption, low=True)
-    return section("Task variance", box)
+    draw, label = partial(task_plots.plot_variance, record), "Variance of the task losses over time"
+    return section("Task variance", plot_box(figures, "variance", label, draw, caption, menus, low=True))
 
 
 def _run_section(record: Record) -> str:

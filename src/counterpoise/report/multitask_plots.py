@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from counterpoise.report import history
 from counterpoise.report.history import Curve, Record
-from counterpoise.report.marks import escaped, label
+from counterpoise.report.marks import escaped, label, whiskers
 from counterpoise.report.palette import SERIES, light
 from counterpoise.report.plots import dotted, empty_figure, name_rows
 
@@ -42,18 +42,12 @@ def plot_accuracies(record: Record) -> Figure:
     if scores and scores[0].test:
         ends = [history.wilson_interval(s.accuracy, s.test["examples"]) for s in scores]
         at = [100 * s.accuracy for s in scores]
+        up = [100 * high - x for (_, high), x in zip(ends, at, strict=True)]
+        down = [x - 100 * low for (low, _), x in zip(ends, at, strict=True)]
         figure.add_scatter(
             x=at,
             y=places,
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": [100 * high - x for (_, high), x in zip(ends, at, strict=True)],
-                "arrayminus": [x - 100 * low for (low, _), x in zip(ends, at, strict=True)],
-                "color": light("blue"),
-                "thickness": 2,
-                "width": 0,
-            },
+            error_x=whiskers(up, down, light("blue"), 2),
             name="test",
             mode="markers",
             marker={"color": light("blue"), "symbol": "diamond", "size": 10},
@@ -109,19 +103,21 @@ def plot_weights(record: Record, found: Mapping[str, Curve]) -> Figure:
     return figure
 
 
-def plot_variance(record: Record, *, mini_batches: bool = False) -> Figure:
-    """The variance of the losses over the tasks: of each epoch, in training and on validation data.
+def plot_variance(record: Record, of: str) -> Figure:
+    """The variance of the losses over the tasks.
 
     Args:
-        mini_batches: of the mini-batches instead, whose chance differences would hide the others on one scale.
+        of: "epochs", in training and on validation data, or "batches", whose chance differences would hide the others on
+            one scale.
     """
+    mini_batches = of == "batches"
     figure = empty_figure("Epoch", "Variance over tasks (nats²)")
-    lines = [
-        ("training", history.over_epochs(record, "task_variance"), "blue", "solid"),
-        ("validation", history.variances(record, "validation_loss"), "vermilion", "dash"),
-    ]
     if mini_batches:
         lines = [("mini-batches", history.by_round(record, "task_variance"), "blue", "solid")]
+    else:
+        training = history.over_epochs(record, lambda e: e.get("task_variance"))
+        validation = history.over_epochs(record, lambda e: history.variance(e["validation_loss"].values()))
+        lines = [("training", training, "blue", "solid"), ("validation", validation, "vermilion", "dash")]
     for name, curve, role, dash in lines:
         figure.add_scatter(
             x=curve.epochs,
@@ -143,7 +139,16 @@ def _rows_of_colour(record: Record, found: Mapping[str, Curve]) -> Figure:
     order = sorted(found, key=lambda t: found[t].values[-1])
     equal = 100 / len(order)
     table = [[100 * v for v in found[t].values] for t in order]
-    reach = max(abs(v - equal) for row in table for v in row) or equal
+    reach, high = max(abs(v - equal) for row in table for v in row) or equal, max(map(max, table))
+    bar = {
+        "orientation": "h",
+        "x": 0,
+        "xanchor": "left",
+        "y": 1.02,
+        "yanchor": "bottom",
+        "len": 0.6,
+    }  # leaves the width
+    bar |= {"thickness": 10, "outlinewidth": 0, "tickvals": [equal, high], "ticktext": ["equal", f"{high:.3g} %"]}
     figure.add_heatmap(
         x=found[order[0]].epochs,
         y=list(range(len(order))),
@@ -151,31 +156,13 @@ def _rows_of_colour(record: Record, found: Mapping[str, Curve]) -> Figure:
         zmin=equal - reach,
         zmax=equal + reach,
         colorscale=[(0.0, light("blue")), (0.5, light("surface")), (1.0, light("vermilion"))],
-        colorbar=_scale(equal, max(map(max, table))),
+        colorbar={**bar, "tickangle": 0, "tickfont": {"color": light("muted"), "size": 11}},
         customdata=[[escaped(t)] * len(table[0]) for t in order],
         hovertemplate="%{customdata}<br>epoch %{x:.4~g}: %{z:.2f} %<extra></extra>",
     )
     figure.update_yaxes(tickvals=list(range(len(order))), ticktext=[label(t, 18) for t in order], showgrid=False)
     _mark_best(figure, record)
     return figure
-
-
-def _scale(equal: float, high: float) -> dict[str, object]:
-    """A colour bar above the figure, so that a narrow screen keeps its width."""
-    return {
-        "orientation": "h",
-        "x": 0,
-        "xanchor": "left",
-        "y": 1.02,
-        "yanchor": "bottom",
-        "len": 0.6,
-        "thickness": 10,
-        "outlinewidth": 0,
-        "tickvals": [equal, high],
-        "ticktext": ["equal", f"{high:.3g} %"],
-        "tickangle": 0,
-        "tickfont": {"color": light("muted"), "size": 11},
-    }
 
 
 def _mark_best(figure: Figure, record: Record) -> None:

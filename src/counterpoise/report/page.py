@@ -6,21 +6,30 @@ import base64
 import hashlib
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib.resources import files
+from itertools import product
 from string import Template
 from typing import Any
 
-from counterpoise.report import palette, plots
+from counterpoise.report import palette
 
 Figures = dict[str, dict[str, Any]]
-"""Plotly figures by the place they are drawn in and by what is chosen in that place's menus, joined by |."""
+"""What the json of plotly figures holds, by the place they are drawn in and by what is chosen in its menus."""
+
+
+def plotly_script() -> str:
+    """The text of plotly.js, to be put inside a page."""
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs())
 
 
 def page(title: str, body: str, figures: Figures) -> str:
     """A page around a body and its figures, with scripts, style and data inside."""
-    plotly, script = plots.plotly_script().replace("\r", ""), _resource("page.js")
-    hashes = " ".join(f"'sha256-{_sha256(text)}'" for text in (plotly, script))
+    plotly, script = plotly_script().replace("\r", ""), _resource("page.js")
+    sums = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (plotly, script)]
+    hashes = " ".join(f"'sha256-{found}'" for found in sums)
     return Template(_resource("page.html")).substitute(
         title=html.escape(title),
         # The browser itself then refuses every request and every script but these two.
@@ -60,20 +69,32 @@ def glossary(entries: Mapping[str, str]) -> str:
     return section("How to read this", f"<dl class=columns>{told}</dl>")
 
 
-def plot_box(name: str, label: str, menus: Sequence[str], caption: str, *, low: bool = False) -> str:
-    """The place where the figures of that name are drawn, under the menus that choose among them."""
-    controls = f"<div class=controls>{''.join(menus)}</div>" if menus else ""
+def plot_box(
+    figures: Figures,
+    name: str,
+    label: str,
+    draw: Callable[..., Any],
+    caption: str,
+    menus: Mapping[str, Mapping[str, str]] | None = None,
+    *,
+    low: bool = False,
+) -> str:
+    """The place where one of some plotly figures is drawn, under the menus that choose among them.
+
+    Args:
+        figures: those of the whole page, to which these are added.
+        draw: makes the figure of one option of each menu, in their order.
+        menus: title -> option -> what is read; the first option is chosen.
+    """
+    menus = menus or {}
+    figures[name] = {"|".join(chosen): json.loads(draw(*chosen).to_json()) for chosen in product(*menus.values())}
+    controls = "".join(_menu(title, options) for title, options in menus.items())
+    controls = f"<div class=controls>{controls}</div>" if menus else ""
     size = " low" if low else ""
     return (
         f'<figure>{controls}<div class="plot{size}" data-figure="{name}" role="img" aria-label="{html.escape(label)}"></div>'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
     )
-
-
-def menu(label: str, options: Mapping[str, str]) -> str:
-    """A menu from the keys of figures to what is read; the first is chosen."""
-    chosen = "".join(f'<option value="{html.escape(v)}">{html.escape(t)}</option>' for v, t in options.items())
-    return f"<label>{html.escape(label)} <select>{chosen}</select></label>"
 
 
 def fact_list(facts: Mapping[str, Any]) -> str:
@@ -84,24 +105,15 @@ def fact_list(facts: Mapping[str, Any]) -> str:
     return f"<dl>{rows}</dl>" if rows else ""
 
 
-def specs(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """`spec` of each figure."""
-    return {key: spec(figure) for key, figure in figures.items()}
-
-
-def spec(figure: Any) -> Any:
-    """A plotly figure as what its json holds."""
-    return json.loads(figure.to_json())
+def _menu(title: str, options: Mapping[str, str]) -> str:
+    shown = "".join(f'<option value="{html.escape(v)}">{html.escape(t)}</option>' for v, t in options.items())
+    return f"<label>{html.escape(title)} <select>{shown}</select></label>"
 
 
 def _json(content: Any) -> str:
     """Json that cannot end the script element around it."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-def _sha256(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _resource(name: str) -> str:

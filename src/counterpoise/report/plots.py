@@ -5,16 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from counterpoise.report.marks import (
-    front_line,
-    label,
-    legend_mark,
-    point_marks,
-    standard_error,
-    step_line,
-    steps,
-    tax_marks,
-)
+from counterpoise.report.marks import label, legend_mark, point_marks, step_line, tax_marks
 from counterpoise.report.palette import SERIES, light, look_of
 from counterpoise.tables import reading
 from counterpoise.tables.numbers import number
@@ -27,14 +18,7 @@ REWARD_TITLE = "Reward"
 RETENTION_TITLE = "Retention (standard errors from PRE)"
 
 
-def plotly_script() -> str:
-    """The text of plotly.js, to be put inside a page."""
-    from plotly.offline import get_plotlyjs
-
-    return str(get_plotlyjs())
-
-
-def plot_front(results: Results, axis: str = RETENTION, *, part: str = VALIDATION) -> Figure:
+def plot_front(results: Results, axis: str, part: str = VALIDATION) -> Figure:
     """Reward against retention, or against one ability: every point, the front, PRE, POST and the pick.
 
     Args:
@@ -50,7 +34,15 @@ def plot_front(results: Results, axis: str = RETENTION, *, part: str = VALIDATIO
     found = reading.plottable(results, part, axis)
     best = reading.undominated(results, found, axis)
     figure = empty_figure(_axis_title(results, axis), REWARD_TITLE)
-    figure.add_trace(front_line(results, best, axis, light("muted")))
+    figure.add_scatter(
+        x=[reading.score_value(results, p, axis) for p in best],
+        y=[p["reward"]["value"] for p in best],
+        mode="lines",
+        line={"color": light("muted"), "width": 1.5},
+        name="front",
+        legendgroup="front",
+        hoverinfo="skip",
+    )
     for method in dict.fromkeys(p["method"] for p in found):
         if method not in ENDS:  # these are named beside their points
             figure.add_trace(legend_mark(method))
@@ -59,7 +51,10 @@ def plot_front(results: Results, axis: str = RETENTION, *, part: str = VALIDATIO
             if some:
                 figure.add_trace(point_marks(results, some, axis, method, faded=faded))
     _mark(figure, results, found, axis)
-    _threshold(figure, reading.needed_reward(results, part), results)
+    if (reward := reading.needed_reward(results, part)) is not None:  # the least that the pick may have
+        words = f"{results['settings']['keep_reward']:.0%} of the reward gain"
+        line = dotted(words, xanchor="left", yanchor="top")
+        figure.add_hline(y=reward, annotation_position="bottom left", **line)
     return figure
 
 
@@ -68,10 +63,7 @@ def plot_taxes(results: Results) -> Figure:
 
     Primary metrics, held-out data. Abilities at floor are left out, as they are from the mean.
     """
-    first = {
-        r["name"]: r for r in reversed(results.get("tax") or ()) if r["name"] != "reward" and not r.get("at_floor")
-    }
-    rows = [r for r in first.values() if standard_error(r.get("pre") or {}) > 0]
+    rows = reading.counted_taxes(results)
     figure = empty_figure("Tax (standard errors at PRE)", "")
     pick = reading.picked(results)
     kinds = [("tax", "POST", light("ink"), look_of("POST").symbol)]
@@ -93,18 +85,32 @@ def plot_ratios(results: Results) -> Figure:
     figure = empty_figure("Layer, from input to output", "Share of the update kept")
     pick = reading.picked(results)
     drawn = [p for p in reading.measured_points(results) if p["method"] == "HMA" and p is not pick]
-    for i, point in enumerate(drawn):
-        strength = 0.3 + 0.45 * (i + 1) / len(drawn)
-        figure.add_trace(steps(results, point, look_of("HMA").colour, 1.5, strength))
+    for i, point in enumerate(drawn, start=1):
+        shares, strength = reading.point_shares(results, point), 0.3 + 0.45 * i / len(drawn)
+        figure.add_trace(step_line(shares, str(point["name"]), look_of("HMA").colour, 1.5, strength))
     if pick is not None:
         shares = reading.point_shares(results, pick)
-        flat = [reading.Share(s.block, pick["mean"], s.layers) for s in shares]
-        name = f"MA {number(pick['mean'], 2)}"
         if pick["method"] != "MA":
+            flat = [reading.Share(s.block, pick["mean"], s.layers) for s in shares]
+            name = f"MA {number(pick['mean'], 2)}"
             figure.add_trace(step_line(flat, name, look_of("MA").colour, 1.5, 1.0, dash="dash"))
-        figure.add_trace(steps(results, pick, look_of(pick["method"]).colour, 3.5, 1.0, suffix=" (the pick)"))
+        figure.add_trace(step_line(shares, f"{pick['name']} (the pick)", look_of(pick["method"]).colour, 3.5, 1.0))
     top = max([1.0, *(r for p in [*drawn, *([pick] if pick else [])] for r in p["ratios"])])
     figure.update_yaxes(range=[-0.04, top * 1.04], zeroline=False)
+    return figure
+
+
+def plot_two_sided(results: Results, how: str) -> Figure:
+    """The ratio of each layer for every lambda of a two-sided search, the exact one or the path."""
+    found = results.get("two_sided") or {}
+    rows = sorted((r for r in found.get("rows") or () if r["how"] == how), key=lambda r: float(r["lambda"]))
+    figure = empty_figure("Layer, from input to output", "Share of the update kept")
+    for i, row in enumerate(rows, start=1):
+        strength = 0.35 + 0.65 * i / len(rows)
+        shares = reading.block_shares(found.get("partition") or {}, row["ratios"])
+        name, colour = f"lambda {number(row['lambda'], 2)}", look_of(f"two-sided {how}").colour
+        figure.add_trace(step_line(shares, name, colour, 1.2 + 1.2 * strength, strength))
+    figure.update_yaxes(range=[-0.04, 1.04], zeroline=False)
     return figure
 
 
@@ -133,36 +139,22 @@ def empty_figure(x_title: str, y_title: str) -> Figure:
     """A figure in the look of all of them, with its axes named and nothing in it."""
     import plotly.graph_objects as go
 
-    axis = {
-        "gridcolor": light("faint"),
-        "linecolor": light("rule"),
-        "zeroline": False,
-        "ticks": "outside",
-        "tickcolor": light("rule"),
-        "ticklen": 4,
-        "automargin": True,
-        "showline": True,
-        "title": {"standoff": 10, "font": {"size": 13}},
-    }
+    ink, muted, rule, surface = (light(role) for role in ("ink", "muted", "rule", "surface"))
+    axis = {"showline": True, "zeroline": False, "ticks": "outside", "ticklen": 4, "automargin": True}
+    axis |= {"gridcolor": light("faint"), "linecolor": rule, "tickcolor": rule}
     layout = go.Layout(
         template="none",
-        font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": light("ink")},
-        paper_bgcolor=light("surface"),
-        plot_bgcolor=light("surface"),
+        font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": ink},
+        paper_bgcolor=surface,
+        plot_bgcolor=surface,
         margin={"l": 12, "r": 16, "t": 12, "b": 12},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"color": light("muted")}},
-        hoverlabel={
-            "align": "left",
-            "bgcolor": light("surface"),
-            "bordercolor": light("rule"),
-            "font": {"color": light("ink"), "size": 12},
-        },
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"color": muted}},
+        hoverlabel={"align": "left", "bgcolor": surface, "bordercolor": rule, "font": {"color": ink, "size": 12}},
         hovermode="closest",
         dragmode=False,
-        xaxis=axis,
-        yaxis=axis,
+        xaxis={**axis, "title": {"standoff": 10, "font": {"size": 13}, "text": x_title}},
+        yaxis={**axis, "title": {"standoff": 10, "font": {"size": 13}, "text": y_title}},
     )
-    layout.xaxis.title.text, layout.yaxis.title.text = x_title, y_title
     return go.Figure(layout=layout)
 
 
@@ -207,14 +199,3 @@ def _mark(figure: Figure, results: Results, found: Sequence[PointEntry], axis: s
             yshift=10 if pick else 5 if right else -5,
             font={"color": light("ink")},
         )
-
-
-def _threshold(figure: Figure, reward: float | None, results: Results) -> None:
-    """A dotted line at the least reward that the pick may have."""
-    if reward is None:
-        return
-    figure.add_hline(
-        y=reward,
-        annotation_position="bottom left",
-        **dotted(f"{results['settings']['keep_reward']:.0%} of the reward gain", xanchor="left", yanchor="top"),
-    )

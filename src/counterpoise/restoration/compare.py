@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from counterpoise.averaging.recipe import Recipe
 from counterpoise.evaluation.measurement import above_floor, difference, steps_from_pre, tax_table
 from counterpoise.evaluation.results import items_of, statistics_of
@@ -14,7 +12,8 @@ from counterpoise.evaluation.workbench import Point, Workbench
 from counterpoise.restoration.pick import choose, no_gain, verdict
 from counterpoise.restoration.request import Request
 from counterpoise.search.candidates import Candidate
-from counterpoise.statistics.front import front, hypervolume
+from counterpoise.statistics.front import front
+from counterpoise.tables.reading import method_volumes
 
 
 def search_and_pick(bench: Workbench, request: Request, result: dict[str, Any]) -> Recipe | None:
@@ -52,7 +51,7 @@ def _finish(
 ) -> None:
     """The points as json, their front, and the held-out numbers of PRE, POST, the pick and MA at the pick's mean."""
     result["points"] = _rows(points, counted)
-    result["hypervolume"] = _hypervolumes(result["points"])
+    result["hypervolume"] = method_volumes(result) or {}
     result["pick"] = pick.name if pick else None
     final = bench.ends("held-out")
     if pick is not None:
@@ -92,20 +91,3 @@ def _rows(points: Sequence[Point], counted: list[str]) -> list[dict[str, Any]]:
         for index in front([[r["reward"]["value"], r["retention"]["value"]] for r in rows]):
             rows[int(index)]["on_front"] = True
     return rows
-
-
-def _hypervolumes(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Area between each method's front (with PRE and POST) and the corner (PRE's reward, POST's retention), scaled so that
-    the rectangle spanned by PRE and POST is 1; points beyond it count."""
-    if any(r["retention"] is None for r in rows):
-        return {}
-    points = np.array([[r["reward"]["value"], r["retention"]["value"]] for r in rows])
-    origin, far = points[[0, 1], [0, 1]], points[[1, 0], [0, 1]]  # PRE comes first, POST second
-    if min(far - origin) <= 0:
-        return {}
-    scaled, methods = (points - origin) / (far - origin), [r["method"] for r in rows]
-    volumes = {}
-    for method in dict.fromkeys(methods[2:]):
-        of = [m in (method, "PRE", "POST") for m in methods]
-        volumes[method] = float(hypervolume(scaled[of], [0.0, 0.0]))
-    return volumes

@@ -24,7 +24,7 @@ from counterpoise.evaluation.measurement import tax_table
 from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.results import write_results
 from counterpoise.evaluation.workbench import Workbench
-from counterpoise.records import Stages, Store, digest, named, versions
+from counterpoise.records import Stages, Store, digest, named, versions, write_whole
 from counterpoise.restoration.compare import search_and_pick
 from counterpoise.restoration.request import KEEP, MEANS, RESULT, Request
 from counterpoise.search.candidates import CONTROLS, HMA, Search
@@ -137,10 +137,10 @@ def _finished(out: Path, work: Path, key: str) -> dict[str, Any] | None:
 
 
 def _write_report(folder: Path, result: dict[str, Any], *, card: bool = False) -> None:
-    from counterpoise.report.html import write_report
+    from counterpoise.report.html import report_page
     from counterpoise.tables.card import model_card
 
-    write_report(result, folder / "report.html")
+    write_whole(folder / "report.html", report_page(result))
     if card:
         (folder / "README.md").write_text(model_card(result), encoding="utf-8")
     write_results(folder / RESULT, result)  # last: it marks the run as finished

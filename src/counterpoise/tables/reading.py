@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from counterpoise.statistics.front import front
+from counterpoise.statistics.front import front, hypervolume
 
 Results = Mapping[str, Any]
 PointEntry = Mapping[str, Any]
@@ -55,6 +55,19 @@ def known(found: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     return found if value is not None and math.isfinite(value) else None
 
 
+def standard_error(score: Mapping[str, Any]) -> float:
+    """From the half width of a 95 % interval; 0 without one."""
+    low, high = score.get("low"), score.get("high")
+    return 0.0 if low is None or high is None else (high - low) / (2 * 1.96)
+
+
+def counted_taxes(results: Results) -> list[Mapping[str, Any]]:
+    """The first tax row of each ability that is not at floor, where PRE's score has a standard error; the last one first."""
+    rows = results.get("tax") or ()
+    first = {r["name"]: r for r in reversed(rows) if r["name"] != "reward" and not r.get("at_floor")}
+    return [r for r in first.values() if standard_error(r.get("pre") or {}) > 0]
+
+
 def plottable(results: Results, part: str, axis: str) -> list[PointEntry]:
     """The points of a part that have both a reward and a score on `axis`."""
     return [p for p in measured_points(results, part) if known(p.get("reward")) and axis_score(results, p, axis)]
@@ -86,7 +99,13 @@ def axis_score(results: Results, point: PointEntry, axis: str) -> Mapping[str, A
     """Retention, or the primary metric of the ability `axis`, with its interval; None when it is not `known`."""
     if axis == RETENTION:
         return known(point.get("retention"))
-    return known(((point.get("abilities") or {}).get(axis) or {}).get(primary(results).get(axis, "")))
+    return known(ability_score(point, axis, primary(results).get(axis, "")))
+
+
+def ability_score(point: PointEntry, ability: str, metric: str) -> Mapping[str, Any] | None:
+    """A metric of an ability; None where it was not measured."""
+    found: Mapping[str, Any] | None = ((point.get("abilities") or {}).get(ability) or {}).get(metric)
+    return found
 
 
 def axes(results: Results) -> list[str]:
@@ -120,6 +139,26 @@ def score_value(results: Results, point: PointEntry, axis: str) -> float:
     """The bare value of `axis_score`; NaN when it was not measured."""
     found = axis_score(results, point, axis)
     return float(found["value"]) if found else float("nan")
+
+
+def method_volumes(results: Results, part: str = VALIDATION) -> dict[str, float] | None:
+    """The area between each method's front (with PRE and POST) and the corner of PRE's reward and POST's retention.
+
+    Scaled so that the rectangle spanned by PRE and POST is 1; points beyond it count. None where they span none.
+    """
+    found = plottable(results, part, RETENTION)
+    at = [(p["method"], p["reward"]["value"], p["retention"]["value"]) for p in found]
+    ends = {method: (reward, kept) for method, reward, kept in at if method in ENDS}
+    if len(ends) < 2:
+        return None
+    (least, most), (high, low) = ends["PRE"], ends["POST"]
+    if min(high - least, most - low) <= 0:
+        return None
+    scaled = [(method, (reward - least) / (high - least), (kept - low) / (most - low)) for method, reward, kept in at]
+    return {
+        name: hypervolume([place for method, *place in scaled if method in (name, *ENDS)], [0.0, 0.0])
+        for name in dict.fromkeys(method for method, _, _ in at if method not in ENDS)
+    }
 
 
 def needed_reward(results: Results, part: str = VALIDATION) -> float | None:

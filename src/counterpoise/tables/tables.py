@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from counterpoise.tables.grid import Cell, Column, Table, as_rich
-from counterpoise.tables.numbers import number, p_value, places, ratio_list, with_interval
+from counterpoise.tables.numbers import number, p_value, places, ratio_list, span, with_interval
 from counterpoise.tables.reading import (
     ENDS,
     Results,
@@ -21,13 +23,22 @@ from counterpoise.tables.reading import (
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-Row = Mapping[str, Any]
+TaxRow = Mapping[str, Any]
+VOLUME = (
+    "The area under each method's front between PRE's reward and POST's retention; the rectangle that PRE and POST span "
+    "counts as 1."
+)
+_ALIGNMENTS = {
+    "imitation": "imitation: the likelihood of POST's good responses",
+    "contrast": "contrast: the likelihood of good against bad responses to the same prompt",
+    "reward": "the reward itself, its gradient from responses drawn at five points of the diagonal",
+}
 
 
 def ability_taxes(results: Results) -> Table:
     """PRE, POST and the pick on held-out data, the tax and what the pick leaves of it."""
     rows = list(results.get("tax") or ())
-    firsts = _first_of_each(rows)
+    names = _names(rows)
     has_pick = any(r.get("pick") for r in rows)
     notes = [
         "Higher is better in every row. Tax is PRE minus POST: positive is lost, negative is gained.",
@@ -39,20 +50,16 @@ def ability_taxes(results: Results) -> Table:
             "At floor: PRE is not significantly above chance, so there is nothing to lose; kept out of the mean."
         )
     columns = [
-        Column(
-            "",
-            lambda r: Cell(str(r["name"]), "at floor" if r.get("at_floor") else "") if id(r) in firsts else Cell(""),
-            False,
-        ),
+        Column("", lambda r: Cell(names[id(r)], "at floor" if names[id(r)] and r.get("at_floor") else ""), False),
         Column("metric", lambda r: Cell(_metric(r), f"{r['items']:,} items" if r.get("items") else ""), False),
-        Column("PRE", _scores("pre")),
-        Column("POST", _scores("post")),
-        *([Column(str(results.get("pick") or "pick"), _scores("pick"))] if has_pick else []),
-        Column("tax", _difference("tax")),
-        Column("p", _p("tax")),
+        Column("PRE", partial(_score, "pre")),
+        Column("POST", partial(_score, "post")),
+        *([Column(str(results.get("pick") or "pick"), partial(_score, "pick"))] if has_pick else []),
+        Column("tax", partial(_difference, "tax")),
+        Column("p", partial(_p, "tax")),
     ]
     if has_pick:
-        columns += [Column("tax left", _difference("remaining")), Column("p", _p("remaining"))]
+        columns += [Column("tax left", partial(_difference, "remaining")), Column("p", partial(_p, "remaining"))]
     return Table(tuple(columns), tuple(rows), tuple(notes), lambda r: bool(r.get("at_floor")))
 
 
@@ -60,12 +67,12 @@ def against_ma(results: Results) -> Table:
     """The pick minus MA at the same mean, on held-out data."""
     units = {(r["name"], r.get("metric")): r.get("unit") for r in results.get("tax") or ()}
     rows = [{"unit": units.get((r["name"], r.get("metric"))), **r} for r in results.get("pick_against_ma") or ()]
-    firsts = _first_of_each(rows)
+    names = _names(rows)
     columns = (
-        Column("", lambda r: Cell(str(r["name"]) if id(r) in firsts else ""), False),
+        Column("", lambda r: Cell(names[id(r)]), False),
         Column("metric", lambda r: Cell(_metric(r)), False),
-        Column("pick minus MA", _difference("difference")),
-        Column("p", _p("difference")),
+        Column("pick minus MA", partial(_difference, "difference")),
+        Column("p", partial(_p, "difference")),
     )
     return Table(
         columns, tuple(rows), ("Positive: the pick is better than averaging all layers alike at the same mean.",)
@@ -80,10 +87,7 @@ def volume_table(results: Results) -> Table:
         Column("method", lambda r: Cell(str(r[0])), False),
         Column("hypervolume", lambda r: Cell(number(r[1], 3))),
     )
-    note = (
-        "The area under each method's front between PRE's reward and POST's retention; the rectangle that PRE and POST "
-        "span counts as 1. From validation scores, without an interval: small differences may be noise."
-    )
+    note = f"{VOLUME} From validation scores, without an interval: small differences may be noise."
     return Table(columns, tuple(rows), (note,))
 
 
@@ -135,6 +139,23 @@ def search_table(results: Results) -> Table:
     return Table(columns, tuple(results.get("search") or ()), (note,))
 
 
+def two_sided_table(results: Results) -> Table:
+    """The two-sided search, one row a search and lambda: both sides, the ratio outside the layers, the passes."""
+    found = results.get("two_sided") or {}
+    sets = list(found.get("sets") or ())
+    columns = [
+        Column("search", lambda r: Cell(str(r["how"])), False),
+        Column("lambda", lambda r: Cell(number(r["lambda"], 2))),
+        Column("alignment lost", partial(_side, None)),
+        *(Column("of what PRE says" if sets == ["pre"] else f"of {s}", partial(_side, s)) for s in sets),
+        *([Column("weighs most", _heaviest, False)] if found.get("rho") else []),
+        Column("ratios", partial(_spread, (found.get("partition") or {}).get("blocks") or []), False),
+        Column("passes", lambda r: Cell(number(r.get("passes"), 0))),
+        Column("converged", lambda r: Cell("yes" if r.get("converged") else "no"), False),
+    ]
+    return Table(tuple(columns), tuple(found.get("rows") or ()), tuple(_two_sided_notes(found)))
+
+
 def files(results: Results) -> Table:
     """sha256 of every input file."""
     inputs = results.get("inputs") or {}
@@ -150,62 +171,109 @@ def files(results: Results) -> Table:
 def tax_rich(results: Results) -> RichTable:
     """The tax table for a terminal of 80 columns; `results` may hold nothing but "tax"."""
     rows = list(results.get("tax") or ())
-    firsts = _first_of_each(rows)
-    bare = {key: _scores(key) for key in ("pre", "post", "pick")}
+    names = _names(rows)
 
-    def name(row: Row) -> Cell:
-        floor = " (at floor)" if row.get("at_floor") else ""
-        return Cell(f"{row['name']}{floor}" if id(row) in firsts else "", _metric(row).partition(",")[0])
+    def name(row: TaxRow) -> Cell:
+        floor = " (at floor)" if names[id(row)] and row.get("at_floor") else ""
+        return Cell(names[id(row)] + floor, _metric(row).partition(",")[0])
 
-    columns = [
-        Column("", name, False),
-        Column("PRE", lambda r: Cell(bare["pre"](r).text)),
-        Column("POST", lambda r: Cell(bare["post"](r).text)),
-        Column("tax", _difference("tax")),
-    ]
-    if any(r.get("pick") for r in rows):
+    def bare(key: str, row: TaxRow) -> Cell:
+        return replace(_score(key, row), detail="")
+
+    columns = [Column("", name, False), Column("PRE", partial(bare, "pre")), Column("POST", partial(bare, "post"))]
+    has_pick = any(r.get("pick") for r in rows)
+    if has_pick:
         pick = str(results.get("pick") or "pick")
         # A long name in one line would starve the other columns.
-        title = pick if len(pick) <= 10 else pick.replace(" ", "\n", 1)
-        columns.insert(3, Column(title, lambda r: Cell(bare["pick"](r).text)))
-        columns.append(Column("tax left", _difference("remaining")))
+        columns.append(Column(pick if len(pick) <= 10 else pick.replace(" ", "\n", 1), partial(bare, "pick")))
+    columns.append(Column("tax", partial(_difference, "tax")))
+    if has_pick:
+        columns.append(Column("tax left", partial(_difference, "remaining")))
     note = "Higher is better; tax is PRE minus POST. Brackets: 95 % intervals; bold: they leave out 0."
     return as_rich(Table(tuple(columns), tuple(rows), (note,), lambda r: bool(r.get("at_floor"))))
 
 
-def _first_of_each(rows: Sequence[Row]) -> set[int]:
-    return {id(r) for i, r in enumerate(rows) if i == 0 or rows[i - 1]["name"] != r["name"]}
+def difference_cell(found: Mapping[str, Any], decimals: int | None = None) -> Cell:
+    """A difference with its interval; bold where that leaves out 0."""
+    low, high = found.get("low"), found.get("high")
+    clear = low is not None and high is not None and (low > 0 or high < 0)
+    return Cell(*with_interval(found, signed=True, decimals=decimals), strong=clear)
 
 
-def _metric(row: Row) -> str:
+def _names(rows: Sequence[TaxRow]) -> dict[int, str]:
+    """id of a row -> the ability's name; "" where the row above has the same."""
+    return {id(r): "" if i and rows[i - 1]["name"] == r["name"] else str(r["name"]) for i, r in enumerate(rows)}
+
+
+def _metric(row: TaxRow) -> str:
     metric, unit = str(row.get("metric") or ""), str(row.get("unit") or "")
     metric = "" if metric == row["name"] else metric
     return unit if not metric or metric.lower() == unit.lower() else ", ".join(filter(None, (metric, unit)))
 
 
-def _decimals(row: Row) -> int | None:
+def _decimals(row: TaxRow) -> int | None:
     """One number of decimals for a whole row: what its narrowest interval earns."""
     found = [r for key in ("pre", "tax", "difference") if (r := row.get(key))]
     return max((places(r.get("low"), r.get("high")) for r in found), default=None)
 
 
-def _scores(key: str) -> Callable[[Row], Cell]:
-    return lambda row: Cell(*with_interval(row.get(key) or {}, decimals=_decimals(row)))
+def _score(key: str, row: TaxRow) -> Cell:
+    return Cell(*with_interval(row.get(key) or {}, decimals=_decimals(row)))
 
 
-def _difference(key: str) -> Callable[[Row], Cell]:
-    def read(row: Row) -> Cell:
-        found = row.get(key) or {}
-        low, high = found.get("low"), found.get("high")
-        clear = low is not None and high is not None and (low > 0 or high < 0)
-        return Cell(*with_interval(found, signed=True, decimals=_decimals(row)), strong=clear)
-
-    return read
+def _difference(key: str, row: TaxRow) -> Cell:
+    return difference_cell(row.get(key) or {}, _decimals(row))
 
 
-def _p(key: str) -> Callable[[Row], Cell]:
-    return lambda row: Cell(p_value((row.get(key) or {}).get("p")))
+def _p(key: str, row: TaxRow) -> Cell:
+    return Cell(p_value((row.get(key) or {}).get("p")))
 
 
 def _descent(trace: Sequence[float]) -> str:
     return f"{number(trace[0], 4)} → {number(min(trace), 4)}" if trace else ""
+
+
+def _side(name: str | None, row: Mapping[str, Any]) -> Cell:
+    """What a side lost (alignment, or the set of that name); where a model says otherwise, the model's value beside it."""
+    model = row["alignment"] if name is None else (row.get("retention") or {}).get(name)
+    measured = row.get("measured")
+    if measured is None:
+        return Cell(number(model, 3))
+    true = measured["alignment"] if name is None else measured["retention"].get(name)
+    return Cell(number(true, 3), f"model {number(model, 3)}")
+
+
+def _heaviest(row: Mapping[str, Any]) -> Cell:
+    of = row.get("shares") or {}
+    most = max(of, key=of.__getitem__, default="")
+    return Cell(f"{most} {number(of[most], 2)}" if most else "")
+
+
+def _spread(blocks: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> Cell:
+    """The range over the layers, and the ratio outside them."""
+    pairs = list(zip(blocks, row["ratios"], strict=False))
+    inside = [r for b, r in pairs if b.get("layers")]
+    outside = [f", outside {number(r, 2)}" for b, r in pairs if not b.get("layers")]
+    return Cell("".join([span(inside, 2) if inside else "", *outside]))
+
+
+def _two_sided_notes(found: Mapping[str, Any]) -> list[str]:
+    alignment = found.get("alignment")
+    notes = [
+        f"Alignment is {_ALIGNMENTS.get(str(alignment), alignment)}. Lost: 0 at POST and 1 at PRE; of "
+        "what PRE says, 0 at PRE and 1 at POST. Each lambda minimises alignment lost + lambda × the rest.",
+        f"The path is a model of both sides from {found.get('passes')} passes on the diagonal, where it misses what was "
+        f"measured by at most {number(found.get('misfit'), 3)}; the exact search descends the sides themselves.",
+    ]
+    if found.get("rho"):
+        ball = f"a KL ball of radius {number(found['rho'], 2)} around equal weights"
+        notes.append(f"Retention is the worst mixture of the sets within {ball}.")
+    if found.get("left_out"):
+        notes.append(f"Left out, because POST loses nothing there: {', '.join(found['left_out'])}.")
+    neighbours = found.get("neighbours") or ()
+    if refused := sum(not n["used"] for n in neighbours):
+        notes.append(
+            f"{refused} of {len(neighbours)} neighbours were too far away to lend their samples (effective "
+            "share of the samples below a tenth)."
+        )
+    return notes
