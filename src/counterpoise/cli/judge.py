@@ -118,7 +118,7 @@ def compare(
                 max_tokens=max_tokens or None,
             )
             judge, about = EndpointJudge(endpoint, Store(work), concurrency), endpoint.identity
-            if not _agreed(judge, pairs, max_calls, yes, price_in, price_out, dry_run):
+            if not _agreed(judge, pairs, max_calls, (price_in, price_out), yes=yes, dry_run=dry_run):
                 return
         with bars(quiet) as progress:
             if isinstance(judge, EndpointJudge) and progress is not None:
@@ -218,21 +218,20 @@ def _agreed(
     judge: EndpointJudge,
     pairs: list[OutputPair],
     most: int | None,
+    prices: tuple[Any, Any],
+    *,
     yes: bool,
-    price_in: float | None,
-    price_out: float | None,
     dry_run: bool,
 ) -> bool:
     """Show what asking would take, and ask whether to."""
-    plan = judge.plan(pairs)
-    said = (
-        f"{plan.calls:,} calls to {judge.endpoint.model} at {judge.endpoint.base_url} ({plan.stored:,} answers are there "
-        f"already): about {plan.tokens_in:,} tokens in, "
-        + (f"at most {plan.tokens_out:,} out" if judge.endpoint.max_tokens else "as many out as it writes")
+    plan, endpoint = judge.plan(pairs), judge.endpoint
+    out = f"at most {plan.tokens_out:,} out" if endpoint.max_tokens else "as many out as it writes"
+    cost = "" if None in prices else f", at most about {plan.cost(*prices):,.2f} by your prices"
+    print(
+        f"{plan.calls:,} calls to {endpoint.model} at {endpoint.base_url} ({plan.stored:,} answers are there already): about "
+        f"{plan.tokens_in:,} tokens in, {out}{cost}",
+        file=sys.stderr,
     )
-    if price_in is not None and price_out is not None:
-        said += f", at most about {plan.cost(price_in, price_out):,.2f} by your prices"
-    print(said, file=sys.stderr)
     if most is not None and plan.calls > most:
         raise ValueError(f"{plan.calls:,} calls are needed, more than --max-calls {most:,}; nothing was asked")
     if dry_run:
