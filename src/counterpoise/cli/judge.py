@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -87,7 +86,7 @@ def compare(
         from counterpoise.judging.alpaca import annotated, pair_outputs, read_outputs
         from counterpoise.judging.endpoint import Endpoint
         from counterpoise.judging.judges import EndpointJudge, judge_pairs
-        from counterpoise.records import Store, versions, write_json
+        from counterpoise.records import Store, named, versions, write_json
 
         if sum(x is not None for x in (reward, preference, base_url)) != 1:
             raise ValueError("judge: expected exactly one of --reward, --preference and --base-url")
@@ -121,8 +120,8 @@ def compare(
             if not _agreed(judge, pairs, max_calls, (price_in, price_out), yes=yes, dry_run=dry_run):
                 return
         with bars(quiet) as progress:
-            if isinstance(judge, EndpointJudge) and progress is not None:
-                judge = replace(judge, progress=partial(progress, "judging"))
+            if isinstance(judge, EndpointJudge):
+                judge = replace(judge, progress=named(progress, "judging"))
             found = judge_pairs(judge, pairs)
         made = {"format": "counterpoise judge 1", "command": command_line(), "versions": versions()}
         result = {**made, "judge": about, **found}

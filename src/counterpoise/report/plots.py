@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from counterpoise.report.palette import SERIES, light, look_of
+from counterpoise.report.palette import SERIES, Look, light, look_of
 from counterpoise.tables import reading
 from counterpoise.tables.numbers import number, ratio_list, spoken, with_interval
 from counterpoise.tables.reading import ENDS, RETENTION, VALIDATION, PointEntry, Results
@@ -66,15 +66,12 @@ def plot_taxes(results: Results) -> Figure:
     rows = reading.counted_taxes(results)
     figure = empty_figure("Tax (standard errors at PRE)", "")
     pick = reading.picked(results)
-    kinds = [("tax", "POST", light("ink"), look_of("POST").symbol)]
+    kinds = [("tax", "POST", look_of("POST"))]
     if pick is not None:
-        style = look_of(pick["method"])
-        kinds.append(("remaining", str(pick["name"]), style.colour, style.symbol))
-    for place, (key, name, colour, symbol) in enumerate(kinds):
-        some = [(i, r) for i, r in enumerate(rows) if reading.known(r.get(key))]
-        if some:
-            offset = (0.13 if place == 0 else -0.13) if len(kinds) > 1 else 0.0
-            figure.add_trace(tax_marks(some, key, name, colour, symbol, offset))
+        kinds.append(("remaining", str(pick["name"]), look_of(pick["method"])))
+    for (key, name, look), offset in zip(kinds, (0.13, -0.13) if len(kinds) > 1 else (0.0,), strict=True):
+        if some := [(i, r) for i, r in enumerate(rows) if reading.known(r.get(key))]:
+            figure.add_trace(tax_marks(some, key, name, look, offset))
     figure.add_vline(x=0, line={"color": light("muted"), "width": 1})
     name_rows(figure, [r["name"] for r in rows], list(range(len(rows))))
     return figure
@@ -263,7 +260,7 @@ def hover(results: Results, point: PointEntry) -> str:
     return "<br>".join(lines)
 
 
-def tax_marks(some: Sequence[tuple[int, Any]], key: str, name: str, colour: str, symbol: str, offset: float) -> Trace:
+def tax_marks(some: Sequence[tuple[int, Any]], key: str, name: str, look: Look, offset: float) -> Trace:
     """Taxes in standard errors at PRE with their intervals, one row an ability."""
     scaled = [{k: v / reading.standard_error(r["pre"]) for k, v in r[key].items() if v is not None} for _, r in some]
     told = [
@@ -274,9 +271,9 @@ def tax_marks(some: Sequence[tuple[int, Any]], key: str, name: str, colour: str,
         "type": "scatter",
         "x": [s["value"] for s in scaled],
         "y": [i + offset for i, _ in some],
-        "error_x": error_bars(scaled, colour, thickness=2),
+        "error_x": error_bars(scaled, look.colour, thickness=2),
         "mode": "markers",
-        "marker": {"color": colour, "symbol": symbol, "size": 10},
+        "marker": {"color": look.colour, "symbol": look.symbol, "size": 10},
         "name": label(name),
         "hovertext": [escaped(text) for text in told],
         "hoverinfo": "text",
