@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 from rich.console import Console
 
-from counterpoise.report import marks
+from counterpoise.report import plots
 from counterpoise.tables import numbers, tables
 from counterpoise.tables.grid import Cell, Column, Table, as_html, as_markdown, as_rich
 from report import made
@@ -106,7 +106,7 @@ def test_without_a_pick_there_are_no_columns_for_it(results: dict[str, object]) 
     assert not any((tables.pick_ratios(results), tables.against_ma(results), tables.search_table(results)))
 
 
-@pytest.mark.parametrize("module", [numbers, marks], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [numbers, plots], ids=lambda m: m.__name__)
 def test_examples_in_docstrings(module: ModuleType) -> None:
     found = doctest.testmod(module)
     assert found.attempted > 0

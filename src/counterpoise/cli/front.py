@@ -19,9 +19,12 @@ def front(
 ) -> None:
     """Draw any set of result files on one page: reward against every ability, one colour a method."""
     with plain_errors("nothing was written"):
-        from counterpoise.report.fronts import write_front
+        from counterpoise.records import write_whole
+        from counterpoise.report.comparisons import read_comparisons
+        from counterpoise.report.fronts import fronts_page
 
-        comparisons = write_front(results, out)
+        comparisons = read_comparisons(results)
+        write_whole(out, fronts_page(comparisons))
     for comparison in comparisons:
         print(f"{comparison.reward or 'unnamed reward'}: {', '.join(g.name for g in comparison.groups)}")
         for note in comparison.notes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -87,7 +86,7 @@ def compare(
         from counterpoise.judging.alpaca import annotated, pair_outputs, read_outputs
         from counterpoise.judging.endpoint import Endpoint
         from counterpoise.judging.judges import EndpointJudge, judge_pairs
-        from counterpoise.records import Store, versions, write_json
+        from counterpoise.records import Store, named, versions, write_json
 
         if sum(x is not None for x in (reward, preference, base_url)) != 1:
             raise ValueError("judge: expected exactly one of --reward, --preference and --base-url")
@@ -119,11 +118,11 @@ def compare(
                 max_tokens=max_tokens or None,
             )
             judge, about = EndpointJudge(endpoint, Store(work), concurrency), endpoint.identity
-            if not _agreed(judge, pairs, max_calls, yes, price_in, price_out, dry_run):
+            if not _agreed(judge, pairs, max_calls, (price_in, price_out), yes=yes, dry_run=dry_run):
                 return
         with bars(quiet) as progress:
-            if isinstance(judge, EndpointJudge) and progress is not None:
-                judge = replace(judge, progress=partial(progress, "judging"))
+            if isinstance(judge, EndpointJudge):
+                judge = replace(judge, progress=named(progress, "judging"))
             found = judge_pairs(judge, pairs)
         made = {"format": "counterpoise judge 1", "command": command_line(), "versions": versions()}
         result = {**made, "judge": about, **found}
@@ -210,21 +209,20 @@ def _agreed(
     judge: EndpointJudge,
     pairs: list[OutputPair],
     most: int | None,
+    prices: tuple[Any, Any],
+    *,
     yes: bool,
-    price_in: float | None,
-    price_out: float | None,
     dry_run: bool,
 ) -> bool:
     """Show what asking would take, and ask whether to."""
-    plan = judge.plan(pairs)
-    said = (
-        f"{plan.calls:,} calls to {judge.endpoint.model} at {judge.endpoint.base_url} ({plan.stored:,} answers are there "
-        f"already): about {plan.tokens_in:,} tokens in, "
-        + (f"at most {plan.tokens_out:,} out" if judge.endpoint.max_tokens else "as many out as it writes")
+    plan, endpoint = judge.plan(pairs), judge.endpoint
+    out = f"at most {plan.tokens_out:,} out" if endpoint.max_tokens else "as many out as it writes"
+    cost = "" if None in prices else f", at most about {plan.cost(*prices):,.2f} by your prices"
+    print(
+        f"{plan.calls:,} calls to {endpoint.model} at {endpoint.base_url} ({plan.stored:,} answers are there already): about "
+        f"{plan.tokens_in:,} tokens in, {out}{cost}",
+        file=sys.stderr,
     )
-    if price_in is not None and price_out is not None:
-        said += f", at most about {plan.cost(price_in, price_out):,.2f} by your prices"
-    print(said, file=sys.stderr)
     if most is not None and plan.calls > most:
         raise ValueError(f"{plan.calls:,} calls are needed, more than --max-calls {most:,}; nothing was asked")
     if dry_run:

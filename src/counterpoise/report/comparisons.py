@@ -29,11 +29,6 @@ class MeasuredRun:
     seed: Any
     results: Results
 
-    @property
-    def label(self) -> str:
-        """The name of its first file."""
-        return self.files[0]
-
 
 @dataclass(frozen=True)
 class Group:
@@ -205,14 +200,12 @@ def _groups(files: Sequence[_File]) -> list[Group]:
         command = re.sub(r"--seed[ =]\S+", "", str(content.get("command") or members[0].label))
         group = ("run", content["run"]) if content.get("run") else ("command", command)
         taken = [r.seed for r in groups.get(group, [])]
-        groups.setdefault(group if run.seed not in taken else ("file", run.label), []).append(run)
-    return [Group(_name(key, members), tuple(members)) for key, members in groups.items()]
-
-
-def _name(key: tuple[str, Any], members: Sequence[MeasuredRun]) -> str:
-    if key[0] == "run":
-        return str(key[1])
-    return members[0].label if len(members) == 1 else f"{members[0].label} and {len(members) - 1} more seeds"
+        groups.setdefault(group if run.seed not in taken else ("file", run.files[0]), []).append(run)
+    found = []
+    for (kind, name), members in groups.items():
+        more = f" and {len(members) - 1} more seeds" if len(members) > 1 else ""
+        found.append(Group(str(name) if kind == "run" else members[0].files[0] + more, tuple(members)))
+    return found
 
 
 def _joined(first: dict[str, Any], second: dict[str, Any], label: str) -> dict[str, Any]:
@@ -230,9 +223,8 @@ def _joined(first: dict[str, Any], second: dict[str, Any], label: str) -> dict[s
             )
     for part, items in (second.get("items") or {}).items():
         if new and items != (first.get("items") or {}).get(part):
-            raise ValueError(
-                f"{label}: run {second.get('run')!r} was measured on other items than in the file before it"
-            )
+            run = f"{label}: run {second.get('run')!r}"
+            raise ValueError(f"{run} was measured on other items than in the file before it")
     return {**first, "points": [*first["points"], *new], "pick": first.get("pick")}
 
 

@@ -6,13 +6,10 @@ import html
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from counterpoise.records import write_whole
 from counterpoise.report import plots
-from counterpoise.report.comparisons import Comparison, beaten_by, pooled, read_comparisons
-from counterpoise.report.marks import escaped
+from counterpoise.report.comparisons import Comparison, beaten_by, pooled
 from counterpoise.report.matched import REFERENCE, PointGains, hypervolume_gains, matched, method_gains
 from counterpoise.report.page import Figures, fact_list, header, page, plot_box, section
 from counterpoise.report.palette import SERIES, Look, light, look_of
@@ -40,32 +37,16 @@ _CAPTION = (
 )
 
 
-def write_front(paths: Sequence[str | Path], out: str | Path) -> list[Comparison]:
-    """Read result files and write the page; it appears whole or not at all.
-
-    Raises:
-        ValueError: see `read_comparisons`.
-    """
-    comparisons = read_comparisons(paths)
-    write_whole(Path(out), fronts_page(comparisons))
-    return comparisons
-
-
 def fronts_page(comparisons: Sequence[Comparison]) -> str:
     """The page as text: a figure and three tables a comparison."""
     figures: Figures = {}
     runs = sum(len(p.runs) for p in comparisons)
     title = f"{runs} {'run' if runs == 1 else 'runs'} on {'one front' if len(comparisons) == 1 else f'{len(comparisons)} fronts'}"
-    apart = (
-        "<p class=lead>Files with another reward or other abilities cannot share an axis; each set has its own part.</p>"
-        if len(comparisons) > 1
-        else ""
-    )
-    head = header("reward against abilities, every method", title, apart)
-    body = "".join(
-        _comparison_section(comparison, f"front-{n}", figures) for n, comparison in enumerate(comparisons, start=1)
-    )
-    return page(f"counterpoise: {title}", head + body, figures)
+    apart = "Files with another reward or other abilities cannot share an axis; each set has its own part."
+    head = f"<p class=lead>{apart}</p>" if len(comparisons) > 1 else ""
+    parts = [_comparison_section(c, f"front-{n}", figures) for n, c in enumerate(comparisons, start=1)]
+    body = "".join([header("reward against abilities, every method", title, head), *parts])
+    return page(f"counterpoise: {title}", body, figures)
 
 
 def looks(methods: Sequence[str]) -> dict[str, Look]:
@@ -93,7 +74,7 @@ def front_figure(results: Results, axis: str, part: str) -> Figure:
         symbol = of[kind].symbol if alone else _GROUP_SYMBOLS[groups.index(group) % len(_GROUP_SYMBOLS)]
         marker = {"marker": {"color": of[kind].colour, "symbol": symbol}}
         bars = {"error_x": {"color": of[kind].colour}, "error_y": {"color": of[kind].colour}}
-        for trace in figure.select_traces({"legendgroup": escaped(method)}):
+        for trace in figure.select_traces({"legendgroup": plots.escaped(method)}):
             trace.update(marker if trace.error_x.array is None else {**marker, **bars})
     return figure
 
@@ -117,10 +98,8 @@ def points_table(comparison: Comparison, results: Results) -> Table:
     ]
     notes = [f"Beaten by: points that are at least as good in reward and {title} and better in one, by value alone."]
     if several:
-        notes.append(
-            "Pooled over runs that differ in the seed. Brackets: 95 % intervals over items for these runs; "
-            "over runs: the least and the largest run."
-        )
+        items = "Brackets: 95 % intervals over items for these runs;"
+        notes.append(f"Pooled over runs that differ in the seed. {items} over runs: the least and the largest run.")
     return Table(tuple(columns), tuple(rows), tuple(notes), lambda p: bool(over[id(p)]))
 
 

@@ -157,10 +157,9 @@ def _all_scored(
 
 def _scales(group: Group, part: str, axis: str) -> list[float]:
     """1 for one ability; the standard errors at PRE, averaged over runs, for retention."""
-    counted = _counted(group, axis)
     if axis != RETENTION:
         return [1.0]
-    errors = []
+    counted, errors = _counted(group, axis), []
     for run in group.runs:
         pre = next(p for p in reading.measured_points(run.results, part) if p["method"] == "PRE")
         held = [measurement(run.results, pre, *key) for key in counted]

@@ -88,13 +88,8 @@ def _weighting(record: Record) -> str | None:
     name = record.get("weighting")
     if name is None:
         return None
-    settings = []
-    if record.get("min_effective_tasks") is not None:
-        settings.append(f"at least {record['min_effective_tasks']:g} effective tasks")
-    if record.get("rho") is not None:
-        settings.append(f"rho {record['rho']:.4g}")
-    if record.get("eta") is not None:
-        settings.append(f"eta {record['eta']:g}")
+    told = {"min_effective_tasks": "at least {:g} effective tasks", "rho": "rho {:.4g}", "eta": "eta {:g}"}
+    settings = [text.format(record[key]) for key, text in told.items() if record.get(key) is not None]
     at_end = history.by_round(record, "effective_tasks").values
     if at_end:
         settings.append(f"{at_end[-1]:.1f} of {len(history.tasks(record))} effective at the end")

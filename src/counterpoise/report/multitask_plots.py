@@ -4,13 +4,12 @@ are picked out."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from counterpoise.report import history
 from counterpoise.report.history import Curve, Record
-from counterpoise.report.marks import escaped, label, whiskers
 from counterpoise.report.palette import SERIES, light
-from counterpoise.report.plots import dotted, empty_figure, name_rows
+from counterpoise.report.plots import dotted, empty_figure, escaped, label, name_rows, whiskers
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -29,15 +28,14 @@ def plot_accuracies(record: Record) -> Figure:
     figure = empty_figure("Accuracy (%)", "")
     scores = history.final_scores(record)[:MOST_ROWS]
     places, names = list(range(len(scores) - 1, -1, -1)), [s.task for s in scores]
+    rows: dict[str, Any] = {"y": places, "mode": "markers", "hovertext": [escaped(t) for t in names]}
     if history.best(record) is not None:
         figure.add_scatter(
             x=[100 * (s.validation or 0.0) for s in scores],
-            y=places,
             name="validation, at the best epoch",
-            mode="markers",
             marker={"color": light("muted"), "symbol": "circle-open", "size": 9, "line": {"width": 2}},
-            hovertext=[escaped(t) for t in names],
             hovertemplate="%{hovertext}: %{x:.1f} % on validation<extra></extra>",
+            **rows,
         )
     if scores and scores[0].test:
         ends = [history.wilson_interval(s.accuracy, s.test["examples"]) for s in scores]
@@ -46,13 +44,11 @@ def plot_accuracies(record: Record) -> Figure:
         down = [x - 100 * low for (low, _), x in zip(ends, at, strict=True)]
         figure.add_scatter(
             x=at,
-            y=places,
             error_x=whiskers(up, down, light("blue"), 2),
             name="test",
-            mode="markers",
             marker={"color": light("blue"), "symbol": "diamond", "size": 10},
-            hovertext=[escaped(t) for t in names],
             hovertemplate="%{hovertext}: %{x:.1f} % on test data<extra></extra>",
+            **rows,
         )
     name_rows(figure, names, places)
     return figure
@@ -89,11 +85,7 @@ def plot_curves(record: Record, found: Mapping[str, Curve], title: str, chosen: 
 
 
 def plot_weights(record: Record, found: Mapping[str, Curve]) -> Figure:
-    """Each task's share of the weights over the rounds: lines for few tasks, rows of colour for many.
-
-    Args:
-        found: `history.weight_shares`.
-    """
+    """Each task's share of the weights over the rounds (`history.weight_shares`): lines for few tasks, else rows of colour."""
     if len(found) > FEW:
         return _rows_of_colour(record, found)
     shares = {t: Curve(c.epochs, [100 * v for v in c.values]) for t, c in found.items()}

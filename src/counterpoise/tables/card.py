@@ -23,34 +23,29 @@ def model_card(content: Mapping[str, Any]) -> str:
             command and warnings.
     """
     point = reading.picked(content)
-    mean = point["mean"] if point else content.get("mean")
-    ratios = (
-        tables.pick_ratios(content)
-        if point
-        else tables.ratio_table(
-            reading.block_shares(content["partition"], content["ratios"]), content["partition"].get("rest"), mean
-        )
-    )
-    measured = ("What was measured", as_markdown(tables.ability_taxes(content))) if content.get("tax") else None
-    warnings = "\n".join(f"- {w}" for w in content.get("warnings") or ())
+    if point:
+        mean, ratios = point["mean"], tables.pick_ratios(content)
+    else:
+        mean, partition = content.get("mean"), content["partition"]
+        shares = reading.block_shares(partition, content["ratios"])
+        ratios = tables.ratio_table(shares, partition.get("rest"), mean)
     command = f"```bash\n{content['command']}\n```\n\n" if content.get("command") else ""
-    versions = f"Versions: {reading.version_list(content)}."
-    sections = [
-        ("Ratios", as_markdown(ratios)),
-        measured,
-        ("Warnings", warnings) if warnings else None,
-        ("Made from", "\n\n".join([command + _commits(content) + as_markdown(tables.files(content)), versions])),
+    files, versions = as_markdown(tables.files(content)), reading.version_list(content)
+    sections = {
+        "Ratios": as_markdown(ratios),
+        "What was measured": as_markdown(tables.ability_taxes(content)) if content.get("tax") else "",
+        "Warnings": "\n".join(f"- {w}" for w in content.get("warnings") or ()),
+        "Made from": f"{command}{_commits(content)}{files}\n\nVersions: {versions}.",
+    }
+    card = [
+        _front_matter(content),
+        "# Averaged checkpoint",
+        content.get("verdict") or "Weights before and after alignment, averaged.",
+        f"Every tensor is `pre + ratio * (post - pre)`, with a mean ratio of {number(mean, 3)}; "
+        "`recipe.json` lists which tensor took which ratio.",
+        *(f"## {title}\n\n{text}" for title, text in sections.items() if text),
     ]
-    return "\n\n".join(
-        [
-            _front_matter(content),
-            "# Averaged checkpoint",
-            content.get("verdict") or "Weights before and after alignment, averaged.",
-            f"Every tensor is `pre + ratio * (post - pre)`, with a mean ratio of {number(mean, 3)}; "
-            "`recipe.json` lists which tensor took which ratio.",
-            *(f"## {title}\n\n{text}" for title, text in filter(None, sections)),
-        ]
-    ).rstrip() + "\n"  # fmt: skip
+    return "\n\n".join(card).rstrip() + "\n"
 
 
 def _front_matter(content: Mapping[str, Any]) -> str:
