@@ -173,14 +173,14 @@ def stand_ins(folder: Path) -> dict[str, str]:
 @contextmanager
 def kept_plans() -> Iterator[list[Any]]:
     """Inside, what a dry run would print is kept."""
-    from counterpoise.planning import restore as dry_run
+    from counterpoise.cli import plan as shown
 
-    printed, plans = dry_run.tell, []
-    dry_run.tell = lambda plan, speed, device: plans.append((plan, speed))
+    printed, plans = shown.tell, []
+    shown.tell = lambda plan, speed, device: plans.append((plan, speed))
     try:
         yield plans
     finally:
-        dry_run.tell = printed
+        shown.tell = printed
 
 
 def dry_run_of(command: Command, places: Mapping[str, str], folder: Path) -> Any:

@@ -60,24 +60,26 @@ def compare(
     ] = None,
     model: Annotated[str | None, typer.Option(help="The endpoint's model.")] = None,
     key_variable: Annotated[
-        str, typer.Option(help="Environment variable with the key; '' sends none.")
-    ] = "OPENAI_API_KEY",
+        str | None, typer.Option(help="Environment variable with the key (OPENAI_API_KEY); '' sends none.")
+    ] = None,
     annotations: Annotated[Path | None, typer.Option(help="Also write AlpacaEval's annotations (json).")] = None,
     work: Annotated[Path | None, typer.Option(help="Where answers are kept (default OUT.work).")] = None,
     max_calls: Annotated[int | None, typer.Option(help="Refuse to start when more calls would be needed.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before calling the endpoint.")] = False,
     price_in: Annotated[float | None, typer.Option(help="Price of a million prompt tokens, for the estimate.")] = None,
     price_out: Annotated[float | None, typer.Option(help="Price of a million completion tokens.")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Calls under way at once.")] = 4,
-    timeout: Annotated[float, typer.Option(help="Seconds for one call.")] = 60.0,
-    attempts: Annotated[int, typer.Option(help="Calls before giving up on one question.")] = 6,
-    longest_wait: Annotated[float, typer.Option(help="Longest pause in seconds that a server may ask for.")] = 120.0,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer; 0 leaves the field out.")] = 512,
-    temperature: Annotated[float, typer.Option(help="Of the judge; below 0 leaves the field out.")] = 0.0,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Calls under way at once (4).")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds for one call (60).")] = None,
+    attempts: Annotated[int | None, typer.Option(help="Calls before giving up on one question (6).")] = None,
+    longest_wait: Annotated[
+        float | None, typer.Option(help="Longest pause in seconds that a server may ask for (120).")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer (512); 0 leaves the field out.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of the judge (0); below 0 leaves the field out.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
     dry_run: DryRun = False,
     speed: SpeedOption = None,
-    device: Annotated[str, typer.Option(help="Of a reward or preference model.")] = "cpu",
+    device: Annotated[str | None, typer.Option(help="Of a reward or preference model (cpu).")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Win rate of OURS against THEIRS with a 95 % interval, each pair judged in both orders."""
@@ -90,6 +92,16 @@ def compare(
 
         if sum(x is not None for x in (reward, preference, base_url)) != 1:
             raise ValueError("judge: expected exactly one of --reward, --preference and --base-url")
+        patience = given(key_variable=key_variable, timeout=timeout, attempts=attempts, longest_wait=longest_wait)
+        sent = given(temperature=temperature, max_tokens=max_tokens)
+        costs = given(max_calls=max_calls, yes=yes or None, price_in=price_in, price_out=price_out)
+        if base_url is None:
+            refuse_without("--base-url", given(model=model, **patience, **sent, **costs, concurrency=concurrency))
+        else:
+            refuse_without("--reward or --preference", given(device=device))
+        if not dry_run:
+            refuse_without("--dry-run", given(speed=speed))
+        device = device or "cpu"
         pairs = pair_outputs(read_outputs(ours), read_outputs(theirs))[:limit]
         judge: Judge
         if base_url is None and dry_run:
@@ -107,17 +119,12 @@ def compare(
         else:
             if not model:
                 raise ValueError("judge: --base-url needs --model")
-            endpoint = Endpoint(
-                base_url,
-                model,
-                key_variable,
-                timeout=timeout,
-                attempts=attempts,
-                longest_wait=longest_wait,
-                temperature=temperature if temperature >= 0 else None,
-                max_tokens=max_tokens or None,
-            )
-            judge, about = EndpointJudge(endpoint, Store(work), concurrency), endpoint.identity
+            if sent.get("temperature", 0) < 0:
+                sent["temperature"] = None
+            if "max_tokens" in sent:
+                sent["max_tokens"] = sent["max_tokens"] or None
+            endpoint = Endpoint(base_url, model, **patience, **sent)
+            judge, about = EndpointJudge(endpoint, Store(work), concurrency or 4), endpoint.identity
             if not _agreed(judge, pairs, max_calls, (price_in, price_out), yes=yes, dry_run=dry_run):
                 return
         with bars(quiet) as progress:

@@ -52,7 +52,10 @@ def checked(reward: Reward, name: str) -> Reward:
     """`reward`, refusing a wrong number of scores or one that is not finite."""
 
     def scores(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-        values = np.asarray(reward(prompts, responses), dtype=np.float64)
+        given: Any = reward(prompts, responses)
+        if hasattr(given, "detach"):  # a tensor, perhaps in bfloat16 or on a GPU
+            given = given.detach().double().cpu()
+        values = np.asarray(given, dtype=np.float64)
         if values.shape != (len(responses),):
             raise ValueError(
                 f"reward {name}: expected {len(responses)} numbers, one per response, "

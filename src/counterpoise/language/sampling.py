@@ -100,6 +100,7 @@ def sample(
     """
     from transformers import GenerationConfig
 
+    drawing.check()
     stops = stop_tokens(model, tokenizer)
     pad = stops[0] if stops else 0
     # Said outright: transformers has defaults of its own (top_k 50, for instance).
