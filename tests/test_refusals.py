@@ -1,0 +1,199 @@
+"""Wrong and pointless settings are refused by run and dry run with one message, before a model is loaded or a file written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from counterpoise.cli.app import app
+from multitask.text.worlds import write_folder
+from world import make
+
+RESTORE = "restore pre post -o out --prompts prompts.jsonl --reward world:early_letters --abilities choices:guess.jsonl"
+RESTORE += " --max-new-tokens 6"
+SEARCH = "search pre post -o out.json --prompts prompts.jsonl --reward world:early_letters"
+ONLINE = "--prompts prompts.jsonl --reward world:early_letters"
+RSF, PPO = (f"align pre -o out --method {name} {ONLINE}" for name in ("rsf", "ppo"))
+DPO = "align pre -o out --method dpo --preferences pairs.jsonl"
+RESPOND = "judge respond post -o out.json --prompts prompts.jsonl --max-new-tokens 6"
+COMPARE = "judge compare ours.json theirs.json -o out.json --reward world:early_letters"
+TRAIN = "multitask train --data tasks -o out"
+TWO = "--search two-sided"
+
+WRONG = [
+    (RESTORE, "--search random", "--search: expected hma, two-sided or both, found 'random'"),
+    (RESTORE, "--lambdas 1,2", "--lambdas: does nothing here; add --search two-sided or both"),
+    (RESTORE, "--alignment nonsense --lambdas 9,9 --calibrate 5", "--lambdas: does nothing here"),
+    (RESTORE, "--alignment contrast", "--alignment: does nothing here; add --search two-sided"),
+    (RESTORE, "--calibrate 5", "--calibrate: does nothing here; add --search two-sided"),
+    (RESTORE, "--min-effective-sets 2", "--min-effective-sets: does nothing here; add --search two-sided"),
+    (RESTORE, f"{TWO} --alignment likes", "alignment: expected imitation, contrast, reward, found 'likes'"),
+    (RESTORE, f"{TWO} --lambdas=-1", "lambdas: expected numbers of at least 0, found [-1.0]"),
+    (RESTORE, f"{TWO} --lambdas nan", "lambdas: expected numbers of at least 0"),
+    (RESTORE, f"{TWO} --lambdas a", "--lambdas: expected numbers with commas between them, found 'a'"),
+    (RESTORE, f"{TWO} --min-effective-sets 99", "min_effective_sets: expected a number from 1 to 2, the number of"),
+    (RESTORE, f"{TWO} --calibrate 4 --min-effective-sets 99", "min_effective_sets: expected a number from 1 to 3"),
+    (RESTORE, f"{TWO} --min-effective-sets 0.5", "min_effective_sets: expected a number from 1 to 2"),
+    (RESTORE, f"{TWO} --calibrate -1", "calibrate: expected at least 0 items, found -1"),
+    (RESTORE, f"{TWO} --mean 0.5", "mean: fixes HMA's mean ratio, and the two-sided search has none"),
+    (RESTORE, f"{TWO} --proxy-size 4", "proxy_size: expected at least 8 sequences, found 4"),
+    (RESTORE, "--proxy-size 0", "proxy_size: expected at least 1 response, found 0"),
+    (RESTORE, "--mean 1.2", "mean: expected a number from 0 to 1, found 1.2"),
+    (RESTORE, "--mean nan", "mean: expected a number from 0 to 1, found nan"),
+    (RESTORE, "--mean 0.5 --means 0.2", "--means: does nothing here"),
+    (RESTORE, "--mean 0.5 --keep-reward 0.9", "--keep-reward: does nothing here"),
+    (RESTORE, "--keep-reward 95", "keep_reward: expected a number from 0 to 1, found 95.0"),
+    (RESTORE, "--means=-0.1", "means: expected numbers of at least 0, found [-0.1]"),
+    (RESTORE, "--means nan,0.3", "means: expected numbers of at least 0"),
+    (RESTORE, "--blocks 0", "blocks: expected a number of at least 1, 'layerwise' or 'module', found '0'"),
+    (RESTORE, "--blocks wide", "blocks: expected a number of at least 1, 'layerwise' or 'module', found 'wide'"),
+    (RESTORE, "--blocks 40", "blocks: expected between 1 and 6"),
+    (RESTORE, "--donor me", "donor: expected pre or post, found 'me'"),
+    (RESTORE, "--dtype int8", "--dtype: expected auto, float32, bfloat16, float16, float64, found 'int8'"),
+    (RESTORE, "--temperature nan", "Invalid value for '--temperature'"),
+    (RESTORE, "--temperature -1", "Invalid value for '--temperature'"),
+    (RESTORE, "--max-new-tokens 0", "Invalid value for '--max-new-tokens'"),
+    (RESTORE, "--batch-size 0", "Invalid value for '--batch-size'"),
+    (RESTORE, "--abilities choices:guess.jsonl", "abilities: expected different names, found 'guess' twice"),
+    (RESTORE, "--abilities choices:guess.jsonl?metric=bleu", "unknown option 'metric'; expected name or limit"),
+    (RESTORE, "-o occupied", "occupied: expected a new or empty folder"),
+    (SEARCH, "--mean 0.5 --method random", "--method: expected hma or two-sided, found 'random'"),
+    (SEARCH, "--mean 0.5 --lambda 7", "--lambda: does nothing here; add --method two-sided"),
+    (SEARCH, "--mean 0.5 --lambda 7 --alignment nonsense", "--lambda: does nothing here; add --method two-sided"),
+    (SEARCH, "--mean 0.5 --alignment contrast", "--alignment: does nothing here; add --method two-sided"),
+    (SEARCH, "--method hma", "search: expected --mean with --method hma"),
+    (SEARCH, "--method two-sided --mean 0.5", "search: expected --mean with --method hma"),
+    (SEARCH, "--mean 1.5", "mean: expected a number from 0 to 1, found 1.5"),
+    (SEARCH, "--mean 0.5 --max-passes 0", "max_passes: expected at least 1, found 0"),
+    (SEARCH, "--method two-sided --max-passes -1", "max_passes: expected at least 0, found -1"),
+    (SEARCH, "--method two-sided --lambda -1", "lambdas: expected numbers of at least 0, found [-1.0]"),
+    (SEARCH, "--method two-sided --proxy-size 7", "proxy_size: expected at least 8 sequences, found 7"),
+    (SEARCH, "--mean 0.5 --blocks wide", "blocks: expected a number of at least 1, 'layerwise' or 'module'"),
+    (RSF, "--method sft", "--method: expected rsf, ppo, dpo, found 'sft'"),
+    (RSF, "--preferences pairs.jsonl", "rsf: expected --prompts and --reward alone, found --preferences"),
+    (RSF, "--samples best.jsonl", "rsf with --samples: expected --samples alone, found --prompts"),
+    (RSF, "--n 0", "n: expected at least 1, found 0"),
+    (RSF, "--iterations 0", "iterations: expected at least 1, found 0"),
+    (RSF, "--prompts-per-iteration 0", "prompts_per_iteration: expected at least 1, found 0"),
+    (RSF, "--epochs 0", "epochs: expected at least 1, found 0"),
+    (RSF, "--batch-size 0", "batch_size: expected at least 1, found 0"),
+    (RSF, "--micro-batch-size 0", "micro_batch_size: expected at least 1, found 0"),
+    (RSF, "--draw-batch-size 0", "batch_size: expected at least 1, found 0"),
+    (RSF, "--max-new-tokens 0", "max_new_tokens: expected at least 1, found 0"),
+    (RSF, "--learning-rate -1", "learning_rate: expected a positive number, found -1.0"),
+    (RSF, "--learning-rate nan", "learning_rate: expected a positive number, found nan"),
+    (RSF, "--temperature 0", "temperature: expected a positive number, found 0.0, at which all 32 responses are the same"),
+    (RSF, "--beta 0.1", "--beta: not a setting of rsf; leave it out"),
+    (RSF, "--kl 0.1", "--kl: not a setting of rsf; leave it out"),
+    (PPO, "--n 2", "n: expected 1, found 2; PPO draws one response a prompt"),
+    (PPO, "--temperature 0", "temperature: expected a positive number, found 0.0; PPO learns from the probabilities"),
+    (PPO, "--kl -1", "kl: expected a number of at least 0, found -1.0"),
+    (PPO, "--kl-target 0", "kl_target: expected a positive number, found 0.0"),
+    (DPO, "--prompts prompts.jsonl", "dpo: expected --preferences alone, found --prompts; leave it out"),
+    (DPO, "--beta 0", "beta: expected a positive number, found 0.0"),
+    (DPO, "--n 4", "--n: not a setting of dpo; leave it out"),
+    (DPO, "--max-new-tokens 9", "--max-new-tokens: not a setting of dpo; leave it out"),
+    (DPO, "--kl 0.1", "--kl: not a setting of dpo; leave it out"),
+    (DPO, "--shard", "dpo: expected whole weights, for TRL's loop, found --shard"),
+    (DPO, "--stop-at-reward 1", "dpo: a reward budget needs samples, which dpo does not draw"),
+    (DPO, "--batch-size 12", "dpo: expected a batch size that 1 processes share in micro-batches of 8, found 12"),
+    (RSF, "--l1 -1", "l1: expected a strength of at least 0, found -1.0"),
+    (RSF, "--l2 -1", "l2: expected a strength of at least 0, found -1.0"),
+    (RSF, "--kd -1", "kd: expected a strength of at least 0, found -1.0"),
+    (RSF, "--lora 0", "lora: expected a rank of at least 1, found 0"),
+    (RSF, "--lora 2 --l2 0.1", "--l2: expected no --lora beside it, found one; with LoRA"),
+    (RSF, "--sma 1.5", "sma: expected a decay in [0, 1), found 1.5"),
+    (RSF, "--sma 0.5 --reset-every 0", "sma: expected a reset every 1 or more steps, found 0"),
+    (RSF, "--reset-every 3", "--reset-every: does nothing here; add --sma"),
+    (RSF, "--merge 2", "merging: expected a weight in [0, 1], found 2.0"),
+    (RSF, "--merge 0.1 --merge-keep 0", "merging: expected keep in (0, 1], found 0.0"),
+    (RSF, "--merge-keep 0.5 --merge-base nowhere", "--merge-keep: does nothing here; add --merge"),
+    (RSF, "--merge-base nowhere", "--merge-base: does nothing here; add --merge"),
+    (RSF, "--replay-ratio 4", "--replay-ratio: does nothing here; add --replay"),
+    (RSF, "--replay self --replay-ratio 0", "replay: expected a positive token ratio, found 0.0"),
+    (RSF, "--replay nowhere.jsonl", "nowhere.jsonl: expected a file or folder, found nothing of that name"),
+    (RSF, "--freeze 99", "--freeze: expected 0 to 5 of the 6 layers, found 99"),
+    (RSF, "--bf16 --dtype bfloat16", "bf16: expected float32 weights, found bfloat16"),
+    (RSF, "--dtype auto", "--dtype: expected float32, bfloat16, float16, float64, found 'auto'"),
+    (RSF, "-o occupied", "occupied: expected a new or empty folder"),
+    (RESPOND, "--temperature nan", "Invalid value for '--temperature'"),
+    (RESPOND, "--max-new-tokens 0", "Invalid value for '--max-new-tokens'"),
+    (RESPOND, "--batch-size 0", "Invalid value for '--batch-size'"),
+    (RESPOND, "--prompts nowhere.jsonl", "nowhere.jsonl: expected a file or folder, found nothing of that name"),
+    (COMPARE, "--preference world:early_letters", "judge: expected exactly one of --reward, --preference and --base-url"),
+    (COMPARE, "--model gpt", "--model: does nothing here; add --base-url"),
+    (COMPARE, "--max-calls 3", "--max-calls: does nothing here; add --base-url"),
+    (COMPARE, "--price-in 3", "--price-in: does nothing here; add --base-url"),
+    (COMPARE, "--temperature 0.5", "--temperature: does nothing here; add --base-url"),
+    (COMPARE, "--reward nowhere:nothing", "reward nowhere:nothing: no module 'nowhere' can be imported from here"),
+    (TRAIN, "--epochs 0", "epochs, patience, every: expected at least 1, found 0, 3, 10"),
+    (TRAIN, "--batch-size 0", "batch size: expected at least 1, found 0"),
+    (TRAIN, "--patience 0", "epochs, patience, every: expected at least 1, found 20, 0, 10"),
+    (TRAIN, "--lr -1", "lr: expected a positive number, found -1.0"),
+    (TRAIN, "--dropout 1.5", "dropout: expected a share in [0, 1), found 1.5"),
+    (TRAIN, "--width 0", "expected width and max_tokens of at least 1, found 0 and 256"),
+    (TRAIN, "--weighting best", "weighting: expected one of uniform"),
+    (TRAIN, "--weighting uniform --rho 0.5", "weighting uniform: expected no settings, found rho; leave them out"),
+    (TRAIN, "--rho 0.5 --min-effective-tasks 1", "weighting bandit: expected rho or min_effective_tasks, found both"),
+    (TRAIN, "--vectors glove.txt --dimension 50", "--dimension: does nothing here"),
+    (TRAIN, "--freeze-vectors", "--freeze-vectors: does nothing here; add --vectors"),
+    (TRAIN, "-o occupied", "occupied: expected a new or empty folder"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make(tmp_path_factory.mktemp("refused"))
+    pairs = [{"prompt": f"ab {n}", "chosen": "yes", "rejected": "no no"} for n in range(20)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs))
+    (folder / "best.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+    for name in ("ours", "theirs"):
+        (folder / f"{name}.json").write_text(json.dumps([{"instruction": "a", "output": name, "generator": name}]))
+    write_folder(folder / "tasks")
+    (folder / "occupied").mkdir()
+    (folder / "occupied" / "thesis.txt").write_text("years of work")
+    return folder
+
+
+@pytest.fixture
+def nothing_is_loaded(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Inside, reading a model's weights into memory fails the test, and so does a file that was not there before."""
+    import transformers
+
+    def loaded(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    for kind in ("AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModel"):
+        monkeypatch.setattr(getattr(transformers, kind), "from_pretrained", loaded)
+    monkeypatch.chdir(place)
+    before = {p: p.stat().st_mtime_ns for p in place.rglob("*") if "__pycache__" not in p.parts}
+    yield
+    assert {p: p.stat().st_mtime_ns for p in place.rglob("*") if "__pycache__" not in p.parts} == before
+
+
+def said(result: Result) -> str:
+    """The one line of an error, or what a usage error says, without its frame."""
+    assert result.exit_code in (1, 2), result.output
+    assert isinstance(result.exception, SystemExit)
+    return " ".join(result.output.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(("command", "wrong", "message"), WRONG, ids=[f"{c.split()[0]} {w}" for c, w, _ in WRONG])
+@pytest.mark.usefixtures("nothing_is_loaded")
+def test_run_and_dry_run_refuse_it_alike(command: str, wrong: str, message: str) -> None:
+    words = [*command.split(), *wrong.split()]
+    run = said(CliRunner().invoke(app, words))
+    assert message in run
+    if command not in (SEARCH, TRAIN):
+        assert said(CliRunner().invoke(app, [*words, "--dry-run", "--speed", "1e12,1e11"])) == run
+
+
+@pytest.mark.parametrize("command", [RESTORE, RSF, RESPOND, COMPARE])
+@pytest.mark.usefixtures("nothing_is_loaded")
+def test_a_speed_is_of_a_dry_run(command: str) -> None:
+    run = said(CliRunner().invoke(app, [*command.split(), "--speed", "1e12,1e11"]))
+    assert "--speed: does nothing here; add --dry-run, or leave it out" in run
