@@ -25,7 +25,7 @@ from counterpoise.cli.options import (
     refuse_without,
     speed_of,
 )
-from counterpoise.cli.terminal import bars, command_line, plain_errors, warn
+from counterpoise.cli.terminal import bars, command_line, commands, plain_errors, warn
 
 
 class _AlignByDefault(TyperGroup):
@@ -38,14 +38,11 @@ class _AlignByDefault(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-app = typer.Typer(
-    name="align",
-    cls=_AlignByDefault,
-    help="Align a model with RSF, DPO or PPO, with any mitigation of the alignment tax.\n\n"
+app = commands(
+    "align",
+    "Align a model with RSF, DPO or PPO, with any mitigation of the alignment tax.\n\n"
     "`align MODEL -o OUT ...` is short for `align model MODEL -o OUT ...`: see `align model --help`.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+    cls=_AlignByDefault,
 )
 
 Model = Annotated[
@@ -60,6 +57,9 @@ WorkFolder = Annotated[
 MicroBatch = Annotated[
     int, typer.Option(help="Sequences through the model at once in training: memory and speed, up to rounding.")
 ]
+SETTINGS = "iterations prompts_per_iteration n epochs learning_rate batch_size".split()
+SETTINGS += "draw_batch_size max_new_tokens temperature beta kl kl_target".split()
+"""Options that are settings of a method or of how it draws; those of mitigations are named in their table."""
 METHOD, HELD = "Settings of the method (default: the paper's)", "Mitigations of the alignment tax"
 
 
@@ -142,43 +142,18 @@ def model(
     quiet: Quiet = False,
 ) -> None:
     """Align MODEL and write the result to OUT."""
+    typed = dict(locals())
     kept = f"finished iterations are in {work or f'{out}.work'}; the same command goes on from there"
-    settings = given(
-        iterations=iterations,
-        prompts_per_iteration=prompts_per_iteration,
-        n=n,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        draw_batch_size=draw_batch_size,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        beta=beta,
-        kl=kl,
-        kl_target=kl_target,
-    )
-    held = given(
-        l1=l1,
-        l2=l2,
-        kd=kd,
-        lora=lora,
-        replay=replay,
-        replay_ratio=replay_ratio,
-        sma=sma,
-        reset_every=reset_every,
-        stop_at_reward=stop_at_reward,
-        freeze=freeze,
-        merge=merge,
-        merge_keep=merge_keep,
-        merge_base=merge_base,
-    )
     with plain_errors(kept), bars(quiet or dry_run) as progress:
         from counterpoise.alignment.align import align
         from counterpoise.alignment.from_options import Alignment, Files
+        from counterpoise.alignment.mitigations.table import TABLE
         from counterpoise.alignment.training import processes
 
         if not dry_run:
             refuse_without("--dry-run", given(speed=speed))
+        settings = given(**{name: typed[name] for name in SETTINGS})
+        held = given(**{name: typed[name] for row in TABLE for name in (row.option, *row.partners)})
         wanted = Alignment(
             source,
             out,

@@ -19,14 +19,11 @@ from counterpoise.cli.options import (
 )
 from counterpoise.cli.restore import restore, tax
 from counterpoise.cli.search import search
-from counterpoise.cli.terminal import bars, plain_errors, show_result
+from counterpoise.cli.terminal import bars, commands, plain_errors, show_result
 
-app = typer.Typer(
-    name="counterpoise",
-    help="Keep a model good at everything at once: average the weights before and after alignment, or balance many tasks.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+app = commands(
+    "counterpoise",
+    "Keep a model good at everything at once: average the weights before and after alignment, or balance many tasks.",
 )
 for first in (restore, average, tax, diff):
     app.command()(first)

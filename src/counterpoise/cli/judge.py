@@ -24,18 +24,15 @@ from counterpoise.cli.options import (
     refuse_without,
     speed_of,
 )
-from counterpoise.cli.terminal import bars, command_line, plain_errors
+from counterpoise.cli.terminal import bars, command_line, commands, plain_errors
 
 if TYPE_CHECKING:
     from counterpoise.judging.alpaca import OutputPair
     from counterpoise.judging.judges import EndpointJudge, Judge
 
-app = typer.Typer(
-    name="judge",
-    help="Which of two models answers better: win rate in both orders, by a preference model or a chat endpoint.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+app = commands(
+    "judge",
+    "Which of two models answers better: win rate in both orders, by a preference model or a chat endpoint.",
 )
 
 

@@ -11,17 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from counterpoise.cli.options import Device, Seed, given, refuse_without
-from counterpoise.cli.terminal import bars, command_line, plain_errors
+from counterpoise.cli.terminal import bars, command_line, commands, plain_errors
 
 if TYPE_CHECKING:
     from counterpoise.classification import Score, TaskData
 
-app = typer.Typer(
-    name="multitask",
-    help="Train one text classifier on many tasks, balance them, and ask it.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+app = commands(
+    "multitask",
+    "Train one text classifier on many tasks, balance them, and ask it.",
 )
 
 Data = Annotated[Path, typer.Option(help="Folder or tar archive of task files.")]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
@@ -92,16 +91,11 @@ def probe(device: str, dtype: torch.dtype, *, seconds: float = 0.2) -> Speed:
     a = torch.randn(size, size, device=device).to(dtype)
     b = torch.ones((mib << 20) // dtype.itemsize, device=device, dtype=dtype)
     into = torch.empty_like(b)
-    multiplied, copied = _best(lambda: a @ a, device, seconds), _best(lambda: into.copy_(b), device, seconds)
+    multiplied, copied = _best(lambda: a @ a, seconds), _best(lambda: into.copy_(b), seconds)
     return Speed(2 * size**3 / multiplied, 2 * b.nbytes / copied)
 
 
-def _best(work: Any, device: str, seconds: float) -> float:
-    best, until = math.inf, time.perf_counter() + seconds
-    while best == math.inf or time.perf_counter() < until:
-        begun = time.perf_counter()
-        work()
-        if torch.device(device).type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - begun)
-    return best
+def _best(work: Callable[[], object], seconds: float) -> float:
+    from torch.utils.benchmark import Timer
+
+    return float(min(Timer("work()", globals={"work": work}).blocked_autorange(min_run_time=seconds).times))

@@ -9,6 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import typer
+
+
+def commands(name: str, help: str, **more: Any) -> typer.Typer:
+    """An empty group of commands."""
+    plain: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
+    return typer.Typer(name=name, help=help, **plain, **more)
+
 
 @contextmanager
 def plain_errors(kept: str, *more: type[Exception]) -> Iterator[None]:
