@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from counterpoise.alignment.mitigations.anchors import KD, L1, L2, soft_threshold
+from counterpoise.alignment.mitigations.anchors import KD, L1, L2, OnlineMerging, soft_threshold
 from counterpoise.alignment.mitigations.ema import MovingAverage
-from counterpoise.alignment.mitigations.freezing import FreezeLowest
+from counterpoise.alignment.mitigations.less import FreezeLowest
 from counterpoise.alignment.mitigations.lowrank import LowRank
-from counterpoise.alignment.mitigations.merging import OnlineMerging
 from counterpoise.alignment.mitigations.replay import Replay, read_corpus
 from counterpoise.alignment.rsf import fine_tune
 from counterpoise.alignment.scoring import score_responses

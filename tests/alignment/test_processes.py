@@ -20,10 +20,9 @@ import torch.multiprocessing as mp
 
 from counterpoise.alignment.align import align
 from counterpoise.alignment.distil import Sample, collect, distil
-from counterpoise.alignment.mitigations.anchors import KD, L1, L2
+from counterpoise.alignment.mitigations.anchors import KD, L1, L2, OnlineMerging
 from counterpoise.alignment.mitigations.ema import MovingAverage
 from counterpoise.alignment.mitigations.lowrank import LowRank
-from counterpoise.alignment.mitigations.merging import OnlineMerging
 from counterpoise.alignment.mitigations.replay import Replay
 from counterpoise.alignment.ppo import ppo
 from counterpoise.alignment.rsf import rsf

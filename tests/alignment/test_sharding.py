@@ -17,7 +17,7 @@ from counterpoise.alignment.distil import Sample, distil
 from counterpoise.alignment.dpo import dpo
 from counterpoise.alignment.from_options import Alignment, Files
 from counterpoise.alignment.mitigations.ema import MovingAverage
-from counterpoise.alignment.mitigations.freezing import FreezeLowest
+from counterpoise.alignment.mitigations.less import FreezeLowest
 from counterpoise.alignment.mitigations.lowrank import LowRank
 from counterpoise.alignment.rsf import rsf
 from counterpoise.alignment.training.models import frozen_copy, load

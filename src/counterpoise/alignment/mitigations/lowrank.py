@@ -42,7 +42,6 @@ class LowRank(Mitigation):
             raise ValueError(f"lora: expected a rank of at least 1, found {self.rank}")
 
     def start(self, model: nn.Module, tokenizer: object) -> None:
-        """Put the adapter in and freeze all else."""
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ModuleNotFoundError as error:
@@ -63,7 +62,6 @@ class LowRank(Mitigation):
 
     @torch.no_grad()
     def finish(self, model: nn.Module) -> None:
-        """Add the update to the weights and take the adapter out."""
         from peft.tuners.lora import LoraLayer
 
         for name, module in [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer)]:
@@ -93,5 +91,4 @@ def merged(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _update(module: Any) -> Tensor:
-    update: Tensor = module.get_delta_weight("default")
-    return update
+    return module.get_delta_weight("default")  # type: ignore[no-any-return]
