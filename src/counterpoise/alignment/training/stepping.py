@@ -180,8 +180,3 @@ def rows_at_once(who: str, batch_size: int, micro_batch_size: int, world: int = 
             f"{who}: expected a batch size that {world} processes share in micro-batches of {at_once}, found {batch_size}"
         )
     return at_once
-
-
-def has_own_loss(mitigation: Mitigation) -> bool:
-    """Whether it adds gradients of a loss of its own."""
-    return type(mitigation).add_gradients is not Mitigation.add_gradients

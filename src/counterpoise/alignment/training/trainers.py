@@ -1,13 +1,27 @@
-"""Training through TRL without its own bars, tables and printed log lines: ours are in one place."""
+"""Training through TRL: the settings that its trainers share here; no bars, tables and printed log lines but ours."""
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from transformers import PrinterCallback, TrainerCallback
+
+from counterpoise.alignment.training.run import telling
 from counterpoise.language.loading import without_bars
+from counterpoise.records import Progress
+
+SETTINGS: dict[str, Any] = {
+    "logging_steps": 1,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "disable_tqdm": True,
+    "report_to": "none",
+}
+"""Of every trainer, whatever it trains."""
 
 
 @contextmanager
@@ -29,9 +43,47 @@ def quiet_libraries() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def without_printing(trainer: Any) -> Any:
-    """The trainer, its log lines kept in `trainer.state.log_history` and not printed."""
-    from transformers import PrinterCallback
+def longest(model: Any, max_length: int) -> int:
+    """Tokens of a sequence: `max_length`, or the model's context where that is shorter."""
+    return min(max_length, getattr(model.config, "max_position_embeddings", None) or max_length)
 
+
+def with_pad_token(tokenizer: Any) -> Any:
+    """A copy of the tokenizer that has a pad token: its own, else its end-of-sequence token.
+
+    Raises:
+        ValueError: it has no end-of-sequence token.
+    """
+    if tokenizer.eos_token is None:
+        raise ValueError(
+            "tokenizer: expected an end-of-sequence token, which ends every response, found none; set eos_token in its "
+            "tokenizer_config.json"
+        )
+    tokenizer = copy.deepcopy(tokenizer)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+class Bar(TrainerCallback):
+    """Moves a progress bar with the trainer's steps."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        if self.progress is not None:
+            self.progress(state.global_step, state.max_steps)
+
+
+def trained(trainer: Any, bar: Bar, who: str, *, resume_from: str | None = None) -> list[dict[str, Any]]:
+    """Train, and return the log lines that hold a loss.
+
+    Raises:
+        OSError: the trainer's folder cannot be written.
+    """
     trainer.remove_callback(PrinterCallback)
-    return trainer
+    trainer.add_callback(bar)
+    with telling(f"{who}: expected to write to {trainer.args.output_dir}"):
+        trainer.train(resume_from_checkpoint=resume_from)
+    return [line for line in trainer.state.log_history if "loss" in line]
