@@ -138,7 +138,7 @@ def test_processes_draw_on_their_own(two: Path) -> None:
 
 def test_a_process_without_rows_keeps_the_others_company_at_weight_0(two: Path) -> None:
     assert [each["rows"] for each in told(two)] == [[[[0], 1], [[1], 1]], [[[2], 1], [[1], 0]]]
-    assert [list(r) for r in shared_by_length([3, 1, 2], 2, key=lambda n: n, together=True)] == [[0, 2], [1]]
+    assert [list(r) for r in shared_by_length([3, 1, 2], 2, together=True)] == [[0, 2], [1]]
 
 
 def test_mixed_precision_keeps_float32_rows_and_both_see_one_loss(two: Path, pre: Path) -> None:  # noqa: F811

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,24 +12,25 @@ import torch
 from torch import nn
 
 from counterpoise.alignment.preferences import Preference
-from counterpoise.alignment.training import processes
-from counterpoise.alignment.training.bounds import refuse_settings
+from counterpoise.alignment.training import processes, stepping
 from counterpoise.alignment.training.models import frozen_copy
-from counterpoise.alignment.training.run import Run, stage_of
+from counterpoise.alignment.training.run import Run
 from counterpoise.alignment.training.sharding import is_sharded
-from counterpoise.alignment.training.stepping import Mitigation, Step, finish_all, rows_at_once, start_all, trainable
-from counterpoise.alignment.training.trainers import SETTINGS, Bar, longest, quiet_libraries, trained, with_pad_token
+from counterpoise.alignment.training.stepping import Mitigation
+from counterpoise.alignment.training.trainers import (
+    SETTINGS,
+    Bar,
+    longest,
+    quiet_libraries,
+    train_quietly,
+    with_pad_token,
+)
 from counterpoise.language.scoring import Example
 
 HELD = "mitigations.pt"
 """The mitigations' state inside each of TRL's checkpoints."""
-TOLD = {
-    "loss": "loss",
-    "accuracy": "rewards/accuracies",
-    "margin": "rewards/margins",
-    "chosen": "rewards/chosen",
-    "rejected": "rewards/rejected",
-}
+METRICS = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
+METRICS |= {side: f"rewards/{side}" for side in ("chosen", "rejected")}
 """Names in metrics.jsonl -> TRL's; means over the steps since the last checkpoint."""
 
 
@@ -75,17 +75,17 @@ def dpo(
             (there are no samples to score), kd or replay in several processes.
         ModuleNotFoundError: trl is not installed.
     """
-    refuse_settings(**locals())
+    stepping.refuse_settings(**locals())
     try:
-        from trl import DPOConfig  # type: ignore[attr-defined]
+        from trl import DPOConfig, DPOTrainer  # type: ignore[attr-defined]
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("dpo needs trl; pip install 'counterpoise[align]'") from error
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = processes.started()
     refuse_in_dpo(model, mitigations, world)
     tokenizer = with_pad_token(tokenizer)
-    at_once = rows_at_once("dpo", batch_size, micro_batch_size, world)
+    at_once = stepping.rows_at_once("dpo", batch_size, micro_batch_size, world)
     reference = frozen_copy(model) if reference is None else reference
-    start_all(mitigations, model, tokenizer)
+    stepping.start_all(mitigations, model, tokenizer)
     on_cpu = next(model.parameters()).device.type == "cpu"
     steps = math.ceil(len(preferences) / batch_size) * epochs
     with TemporaryDirectory() as scratch, quiet_libraries():
@@ -99,7 +99,7 @@ def dpo(
             gradient_accumulation_steps=batch_size // (at_once * world),
             max_length=longest(model, max_length),
             # Mitigations add losses before the norm is clipped, so the hook clips; TRL clips when there are none.
-            max_grad_norm=0.0 if mitigations else 1.0,
+            max_grad_norm=0.0 if mitigations else stepping.CLIP,
             save_strategy="no" if run is None else "steps",
             save_steps=max(1, math.ceil(steps / saves)),
             save_total_limit=2,  # the older one counts until the newer has the mitigations' state
@@ -108,29 +108,27 @@ def dpo(
             seed=seed,
             **SETTINGS,
         )
-        trainer = _trainer()(
-            model=model,
-            ref_model=reference,
-            args=config,
-            train_dataset=rows(preferences, tokenizer, chat=chat),
-            processing_class=tokenizer,
-        )
+        pairs = rows(preferences, tokenizer, chat=chat)
+        models: Any = {"model": model, "ref_model": reference}
+        trainer: Any = DPOTrainer(**models, args=config, train_dataset=pairs, processing_class=tokenizer)
         if not len(trainer.train_dataset):
             raise ValueError(
                 f"preferences: expected prompts shorter than {config.max_length} tokens, found none of "
                 f"{len(preferences)}; shorten them or raise max_length"
             )
-        begun = _last_whole(folder)
+        # TRL's last checkpoint that was written to its end.
+        whole = [path.parent for path in folder.glob(f"checkpoint-*/{HELD}")]
+        begun = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
         if begun is not None:
             held = torch.load(begun / HELD, map_location="cpu", weights_only=True)
             for mitigation, state in zip(mitigations, held, strict=True):
                 mitigation.load_state_dict(state)
         held_back = _Held(trainer, mitigations, tokenizer, run)
-        lines = trained(trainer, held_back, "dpo", resume_from=None if begun is None else str(begun))
+        lines = train_quietly(trainer, held_back, "dpo", resume_from=begun)
     for changed in (model, reference):
         changed.__dict__.pop("forward", None)  # TRL's fused head, which would outlive the training
     model.eval()
-    finish_all(mitigations, model)
+    stepping.finish_all(mitigations, model)
     return lines
 
 
@@ -154,12 +152,23 @@ class _Held(Bar):
     """The mitigations' hooks in TRL's training step, and a checkpoint at each of its saves."""
 
     def __init__(self, trainer: Any, mitigations: Sequence[Mitigation], tokenizer: Any, run: Run | None) -> None:
-        super().__init__(stage_of(run, "dpo: steps"))
+        super().__init__(None if run is None else run.stage("dpo: steps"))
         self.trainer, self.mitigations, self.tokenizer, self.run = trainer, mitigations, tokenizer, run
-        self.step: Step | None = None
+        self.step: stepping.Step | None = None
+        self.seen: list[Example] = []
+        self.loss, trainer.compute_loss = trainer.compute_loss, self.compute_loss
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        self.trainer.seen.clear()
+        self.seen.clear()
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **settings: Any) -> Any:
+        """TRL's; remembers the prompts and responses of the step in progress."""
+        masks = (inputs["attention_mask"], inputs["completion_mask"])
+        for ids, there, said in zip(inputs["input_ids"], *masks, strict=True):
+            prompt, response = ids[(there == 1) & (said == 0)], ids[said == 1]
+            if len(response):
+                self.seen.append(Example(tuple(prompt.tolist()), tuple(response.tolist())))
+        return self.loss(model, inputs, *args, **settings)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Losses, clipping, penalties on weights, in the order of `take_step`; once a step, whatever the micro-batches."""
@@ -167,10 +176,10 @@ class _Held(Bar):
             return
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         rate = others["optimizer"].param_groups[0]["lr"]
-        self.step = Step(model, list(self.trainer.seen), rate, args.per_device_train_batch_size)
+        self.step = stepping.Step(model, list(self.seen), rate, args.per_device_train_batch_size)
         for mitigation in self.mitigations:
             mitigation.add_gradients(self.step)
-        torch.nn.utils.clip_grad_norm_(trainable(model).values(), 1.0)
+        torch.nn.utils.clip_grad_norm_(stepping.trainable(model).values(), stepping.CLIP)
         for mitigation in self.mitigations:
             mitigation.before_update(self.step)
 
@@ -191,41 +200,15 @@ class _Held(Bar):
             return
         first = (iteration - 1) * args.save_steps
         lines = [line for line in state.log_history if "loss" in line and line["step"] > first]
-        told = {ours: sum(line[theirs] for line in lines) / len(lines) for ours, theirs in TOLD.items()}
+        told = {ours: sum(line[theirs] for line in lines) / len(lines) for ours, theirs in METRICS.items()}
         run.log({"iteration": iteration, "method": "dpo", "step": state.global_step, **told})
         run.mark(iteration, {"step": state.global_step})
         whole = Path(args.output_dir) / f"checkpoint-{state.global_step}" / HELD
         torch.save([m.state_dict() for m in self.mitigations], whole)
 
 
-def _trainer() -> Any:
-    from trl import DPOTrainer  # type: ignore[attr-defined]
-
-    class Trainer(DPOTrainer):  # type: ignore[misc,valid-type]
-        """Remembers the prompts and responses of the step in progress."""
-
-        def __init__(self, *args: Any, **settings: Any) -> None:
-            self.seen: list[Example] = []
-            super().__init__(*args, **settings)
-
-        def compute_loss(self, model: Any, inputs: Any, *args: Any, **settings: Any) -> Any:
-            masks = (inputs["attention_mask"], inputs["completion_mask"])
-            for ids, there, said in zip(inputs["input_ids"], *masks, strict=True):
-                prompt, response = ids[(there == 1) & (said == 0)], ids[said == 1]
-                if len(response):
-                    self.seen.append(Example(tuple(prompt.tolist()), tuple(response.tolist())))
-            return super().compute_loss(model, inputs, *args, **settings)  # type: ignore[no-untyped-call]
-
-    return Trainer
-
-
-def _last_whole(folder: Path) -> Path | None:
-    """TRL's last checkpoint that was written to its end."""
-    whole = [path.parent for path in folder.glob(f"checkpoint-*/{HELD}")]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-
-
 def refuse_in_dpo(model: nn.Module, mitigations: Sequence[Mitigation], world: int) -> None:
+    """Raise a ValueError for weights that are cut up, and for mitigations that TRL's loop has no place for."""
     processes.refuse_sharded("dpo", cut_up=False)
     if is_sharded(model):
         raise ValueError("dpo: expected whole weights, for TRL's loop, found ones that `shard` cut up; leave it out")

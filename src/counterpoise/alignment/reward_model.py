@@ -14,10 +14,16 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from counterpoise.alignment.preferences import Preference
-from counterpoise.alignment.training.bounds import refuse_settings
 from counterpoise.alignment.training.run import telling
-from counterpoise.alignment.training.stepping import rows_at_once
-from counterpoise.alignment.training.trainers import SETTINGS, Bar, longest, quiet_libraries, trained, with_pad_token
+from counterpoise.alignment.training.stepping import refuse_settings, rows_at_once
+from counterpoise.alignment.training.trainers import (
+    SETTINGS,
+    Bar,
+    longest,
+    quiet_libraries,
+    train_quietly,
+    with_pad_token,
+)
 from counterpoise.checkpoints.files import CheckpointError, refuse_occupied, staged
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language.loading import without_bars
@@ -97,10 +103,9 @@ def train_reward_model(
             seed=seed,
             **SETTINGS,
         )
-        trainer = RewardTrainer(
-            model=model, args=config, train_dataset=Dataset.from_list(learned), processing_class=tokenizer
-        )
-        lines = trained(trainer, Bar(named(progress, "reward model: steps")), "reward model")
+        table = Dataset.from_list(learned)
+        trainer = RewardTrainer(model, args=config, train_dataset=table, processing_class=tokenizer)
+        lines = train_quietly(trainer, Bar(named(progress, "reward model: steps")), "reward model")
     record = {
         "source": str(source),
         "pre": checkpoint.sha256,
@@ -144,10 +149,8 @@ def _encoded(preferences: Sequence[Preference], tokenizer: Any) -> list[dict[str
             return list(tokenizer(text, add_special_tokens=False)["input_ids"])
         return list(tokenizer(prompt, response)["input_ids"])
 
-    return [
-        {"chosen_ids": encode(p.prompt.text, p.chosen), "rejected_ids": encode(p.prompt.text, p.rejected)}
-        for p in preferences
-    ]
+    sides = ("chosen", "rejected")
+    return [{f"{side}_ids": encode(p.prompt.text, getattr(p, side)) for side in sides} for p in preferences]
 
 
 @torch.no_grad()

@@ -24,11 +24,8 @@ class _Anchor(Mitigation):
 
     def __post_init__(self) -> None:
         if not self.strength >= 0:
-            raise ValueError(f"{self._called}: expected a strength of at least 0, found {self.strength}")
-
-    @property
-    def _called(self) -> str:
-        return type(self).__name__.lower()
+            who = type(self).__name__.lower()
+            raise ValueError(f"{who}: expected a strength of at least 0, found {self.strength}")
 
 
 @dataclass
@@ -38,7 +35,7 @@ class _OnWeights(_Anchor):
     pre: Mapping[str, Tensor] | None = field(default=None, repr=False)
 
     def start(self, model: nn.Module, tokenizer: object) -> None:
-        self._pre = weights_before(model, self.pre, self._called)
+        self._pre = weights_before(model, self.pre, type(self).__name__.lower())
 
     def _held(self, model: nn.Module) -> Iterator[tuple[nn.Parameter, Tensor, Tensor]]:
         """Each trained parameter, this process's part of it, and the same part of PRE's."""

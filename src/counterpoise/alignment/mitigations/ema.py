@@ -65,39 +65,29 @@ class MovingAverage(Mitigation):
         if self.reset_every and self._steps % self.reset_every == 0:
             for name, average in self._average.items():
                 parameters[name].copy_(average)
-                own = own_part(average)
-                own.copy_(self._pre[name])
-
-    @property
-    def _just_reset(self) -> bool:
-        return bool(self.reset_every and self._steps and self._steps % self.reset_every == 0)
+                own_part(average).copy_(self._pre[name])
 
     @contextmanager
     def as_finished(self, model: nn.Module) -> Iterator[None]:
-        if self._just_reset:  # the model is the last average, and the average is PRE
-            yield
-            return
         self._swap(model)
         try:
             yield
         finally:
             self._swap(model)
 
+    def finish(self, model: nn.Module) -> None:
+        self._swap(model)
+
     @torch.no_grad()
     def _swap(self, model: nn.Module) -> None:
         """Exchange the weights and their average, one tensor at a time."""
+        if self.reset_every and self._steps and self._steps % self.reset_every == 0:
+            return  # the model is the last average, and the average is PRE
         parameters = trainable(model)
         for name, average in self._average.items():
             weights = parameters[name].detach().clone()
             parameters[name].copy_(average)
             average.copy_(weights)
-
-    @torch.no_grad()
-    def finish(self, model: nn.Module) -> None:
-        if not self._just_reset:
-            parameters = trainable(model)
-            for name, average in self._average.items():
-                parameters[name].copy_(average)
 
     def state_dict(self) -> dict[str, Any]:
         return {"average": self._average, "steps": self._steps}

@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from transformers import PrinterCallback, TrainerCallback
@@ -14,13 +15,8 @@ from counterpoise.alignment.training.run import telling
 from counterpoise.language.loading import without_bars
 from counterpoise.records import Progress
 
-SETTINGS: dict[str, Any] = {
-    "logging_steps": 1,
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "disable_tqdm": True,
-    "report_to": "none",
-}
+SETTINGS: dict[str, Any] = {"logging_steps": 1, "disable_tqdm": True, "report_to": "none"}
+SETTINGS |= {"bf16": False, "gradient_checkpointing": False}
 """Of every trainer, whatever it trains."""
 
 
@@ -49,11 +45,7 @@ def longest(model: Any, max_length: int) -> int:
 
 
 def with_pad_token(tokenizer: Any) -> Any:
-    """A copy of the tokenizer that has a pad token: its own, else its end-of-sequence token.
-
-    Raises:
-        ValueError: it has no end-of-sequence token.
-    """
+    """A copy of the tokenizer that has a pad token: its own, else its end-of-sequence token, which it must have."""
     if tokenizer.eos_token is None:
         raise ValueError(
             "tokenizer: expected an end-of-sequence token, which ends every response, found none; set eos_token in its "
@@ -76,14 +68,10 @@ class Bar(TrainerCallback):
             self.progress(state.global_step, state.max_steps)
 
 
-def trained(trainer: Any, bar: Bar, who: str, *, resume_from: str | None = None) -> list[dict[str, Any]]:
-    """Train, and return the log lines that hold a loss.
-
-    Raises:
-        OSError: the trainer's folder cannot be written.
-    """
+def train_quietly(trainer: Any, bar: Bar, who: str, *, resume_from: Path | None = None) -> list[dict[str, Any]]:
+    """Train, and return the log lines that hold a loss; an OSError says that the trainer's folder cannot be written."""
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(bar)
     with telling(f"{who}: expected to write to {trainer.args.output_dir}"):
-        trainer.train(resume_from_checkpoint=resume_from)
+        trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
     return [line for line in trainer.state.log_history if "loss" in line]
