@@ -27,7 +27,7 @@ from datasets import Dataset
 from trl import RLOOConfig, RLOOTrainer
 
 from counterpoise.alignment.ppo import ppo
-from counterpoise.alignment.training.quiet import quiet_libraries, without_printing
+from counterpoise.alignment.training.trainers import Bar, quiet_libraries, train_quietly
 from counterpoise.demo import NOUNS, make_model, make_tokenizer
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
@@ -110,7 +110,7 @@ def run_rloo(model: Any, tokenizer: Any, seed: int, rate: float, rounds: int, fo
         train_dataset=Dataset.from_list([{"prompt": text} for text in prompts(seed)]),
         processing_class=tokenizer,
     )
-    without_printing(trainer).train()
+    train_quietly(trainer, Bar(None), "rloo")
     return curve[:rounds]
 
 

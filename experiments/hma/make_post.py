@@ -35,7 +35,7 @@ from counterpoise.alignment.ppo import ppo
 from counterpoise.alignment.preferences import Preference
 from counterpoise.alignment.rsf import draw_and_score, rsf
 from counterpoise.alignment.training.precision import compute_in_bfloat16
-from counterpoise.alignment.training.prompts import next_prompts
+from counterpoise.alignment.training.rounds import next_prompts
 from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.rewards import load_reward
 from counterpoise.language.prompts import Prompt, read_prompts

@@ -15,7 +15,7 @@ from transformers import AddedToken
 
 from counterpoise.alignment.distil import collect, distil, read_samples, write_samples
 from counterpoise.alignment.mitigations.replay import read_corpus, response_ids
-from counterpoise.alignment.rsf import best_of_n, fine_tune
+from counterpoise.alignment.rsf import best_of_n, draw_and_score, fine_tune
 from counterpoise.alignment.training.stepping import adam
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing, stop_tokens
@@ -50,7 +50,7 @@ def saying(signs: str, words: Any, end: int) -> Any:
 def test_both_styles_learn_the_same_of_the_same_texts(words: Any, tmp_path: Path) -> None:
     end = stop_tokens(tiny("llama"), words)[-1]  # the template's, where there is one
     model, online, offline = saying("abcdxyz", words, end), tiny("llama"), tiny("llama")
-    kept, _, _ = best_of_n(model, words, PROMPTS, letters, DRAWN)
+    kept = best_of_n(*draw_and_score(model, words, PROMPTS, letters, DRAWN))
     write_samples(tmp_path / "s.jsonl", collect(model, words, PROMPTS, letters, DRAWN))
     samples = read_samples(tmp_path / "s.jsonl")
     assert [e.response[-1] == end for e in kept] == [s.finished for s in samples]

@@ -14,13 +14,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from counterpoise.alignment.dpo import dpo
-from counterpoise.alignment.mitigations.anchors import KD, L1, L2
+from counterpoise.alignment.mitigations.anchors import KD, L1, L2, OnlineMerging
 from counterpoise.alignment.mitigations.ema import MovingAverage
-from counterpoise.alignment.mitigations.freezing import FreezeLowest
+from counterpoise.alignment.mitigations.less import FreezeLowest, RewardBudget
 from counterpoise.alignment.mitigations.lowrank import LowRank
-from counterpoise.alignment.mitigations.merging import OnlineMerging
 from counterpoise.alignment.mitigations.replay import Replay
-from counterpoise.alignment.mitigations.stopping import RewardBudget
 from counterpoise.alignment.preferences import Preference
 from counterpoise.alignment.training.stepping import Mitigation
 from counterpoise.language.prompts import Prompt

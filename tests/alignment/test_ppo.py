@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterpoise.alignment.mitigations.stopping import RewardBudget
+from counterpoise.alignment.mitigations.less import RewardBudget
 from counterpoise.alignment.ppo import ValueHead, look, ppo
 from counterpoise.alignment.ppo_losses import adapted, gae, policy_loss, value_loss, whiten
 from counterpoise.language.prompts import Prompt

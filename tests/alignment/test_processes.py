@@ -20,10 +20,9 @@ import torch.multiprocessing as mp
 
 from counterpoise.alignment.align import align
 from counterpoise.alignment.distil import Sample, collect, distil
-from counterpoise.alignment.mitigations.anchors import KD, L1, L2
+from counterpoise.alignment.mitigations.anchors import KD, L1, L2, OnlineMerging
 from counterpoise.alignment.mitigations.ema import MovingAverage
 from counterpoise.alignment.mitigations.lowrank import LowRank
-from counterpoise.alignment.mitigations.merging import OnlineMerging
 from counterpoise.alignment.mitigations.replay import Replay
 from counterpoise.alignment.ppo import ppo
 from counterpoise.alignment.rsf import rsf
@@ -180,8 +179,7 @@ def everything(number: int, pre: Path, folder: Path) -> None:
             job("rsf", pre, folder / "ill", reward=partial(fails_in_second, kind=kind))
         except BaseException as error:
             found[kind.__name__] = (type(error).__name__, str(error))
-    items = [Example((1,), (5,) * length) for length in (3, 1, 2, 5, 4)]
-    found["shares"] = gathered(lambda: [*shared_by_length(items, 2, key=lambda e: len(e.response))])
+    found["shares"] = gathered(lambda: [*shared_by_length([3, 1, 2, 5, 4], 2)])
     found["dropout"] = with_dropout(number, folder)
     found["forwards"] = forwards()
     found["alone"] = fails_alone()
@@ -233,9 +231,8 @@ def test_two_processes_give_what_one_gives_and_hold_the_same_bits(
 def test_rows_are_shared_from_the_longest_and_none_is_left_out(two: Path) -> None:
     for each in told(two):
         assert each["shares"] == [[[3, 0], [1]], [[4, 2]]]
-    items = [Example((1,), (5,) * length) for length in (3, 1, 2, 5, 4)]
-    alone = [list(way(items, 2, key=lambda e: len(e.response))) for way in (by_length, shared_by_length)]
-    assert alone[0] == alone[1]
+    lengths = [3, 1, 2, 5, 4]
+    assert list(shared_by_length(lengths, 2)) == list(by_length(lengths, 2, key=lambda n: n))
 
 
 def test_a_failure_in_one_process_ends_all_with_one_message(two: Path) -> None:

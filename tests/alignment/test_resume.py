@@ -18,9 +18,8 @@ import torch
 from counterpoise.alignment.align import align
 from counterpoise.alignment.distil import Sample, distil
 from counterpoise.alignment.dpo import dpo
-from counterpoise.alignment.mitigations.anchors import L2
+from counterpoise.alignment.mitigations.anchors import L2, OnlineMerging
 from counterpoise.alignment.mitigations.ema import MovingAverage
-from counterpoise.alignment.mitigations.merging import OnlineMerging
 from counterpoise.alignment.mitigations.replay import Replay
 from counterpoise.alignment.ppo import ppo
 from counterpoise.alignment.preferences import Preference

@@ -17,7 +17,7 @@ from counterpoise.alignment.distil import Sample, distil
 from counterpoise.alignment.dpo import dpo
 from counterpoise.alignment.from_options import Alignment, Files
 from counterpoise.alignment.mitigations.ema import MovingAverage
-from counterpoise.alignment.mitigations.freezing import FreezeLowest
+from counterpoise.alignment.mitigations.less import FreezeLowest
 from counterpoise.alignment.mitigations.lowrank import LowRank
 from counterpoise.alignment.rsf import rsf
 from counterpoise.alignment.training.models import frozen_copy, load
@@ -138,7 +138,7 @@ def test_processes_draw_on_their_own(two: Path) -> None:
 
 def test_a_process_without_rows_keeps_the_others_company_at_weight_0(two: Path) -> None:
     assert [each["rows"] for each in told(two)] == [[[[0], 1], [[1], 1]], [[[2], 1], [[1], 0]]]
-    assert [list(r) for r in shared_by_length([3, 1, 2], 2, key=lambda n: n, together=True)] == [[0, 2], [1]]
+    assert [list(r) for r in shared_by_length([3, 1, 2], 2, together=True)] == [[0, 2], [1]]
 
 
 def test_mixed_precision_keeps_float32_rows_and_both_see_one_loss(two: Path, pre: Path) -> None:  # noqa: F811

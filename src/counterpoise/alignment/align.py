@@ -91,10 +91,13 @@ def align(
         **({"bf16": True} if bf16 else {}),
     }
     settings = json.loads(json.dumps(settings))
-    if (found := _finished(out)) is not None and not differing(found["settings"], settings, except_for=FREE):
-        return {**found, "already_finished": True}
+    if (out / "align.json").is_file():
+        found = json.loads((out / "align.json").read_text(encoding="utf-8"))
+        if not differing(found["settings"], settings, except_for=FREE):
+            return {**found, "already_finished": True}
     refuse_occupied(out.absolute())
-    run = Run(work or out.with_name(f"{out.name}.work"), settings, keep_checkpoints=keep_checkpoints, stages=progress)
+    work = Path(work or out.with_name(f"{out.name}.work"))
+    run = Run(work, settings, keep_checkpoints=keep_checkpoints, stages=progress)
     model, tokenizer = load(checkpoint.folder, dtype=dtype, bf16=bf16, device=device, shard=shard)
     method(model, tokenizer, mitigations=mitigations, run=run)
     record = {
@@ -125,8 +128,7 @@ def describe(method: Callable[..., Any]) -> dict[str, Any]:
     parameters = inspect.signature(bound.func).parameters
     values = {name: p.default for name, p in parameters.items() if p.default is not p.empty} | bound.keywords
     if isinstance(drawing := values.pop("drawing", None), Drawing):
-        drawn = asdict(drawing)
-        values |= {**drawn, "draw_batch_size": drawn["batch_size"], "batch_size": values["batch_size"]}
+        values |= {**asdict(drawing), "draw_batch_size": drawing.batch_size, "batch_size": values["batch_size"]}
         if drawing.n == 1:
             del values["n"]
     values = {name: value for name, value in values.items() if name not in HANDED}
@@ -147,11 +149,3 @@ def _content(item: Any) -> Any:
     if isinstance(item, Prompt):
         return item.key
     return [_content(x) for x in item] if isinstance(item, tuple) else item
-
-
-def _finished(out: Path) -> dict[str, Any] | None:
-    path = out / "align.json"
-    if not path.is_file():
-        return None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found

@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from counterpoise.alignment.mitigations.replay import response_ids
-from counterpoise.alignment.rsf import draw_and_score, fine_tune
+from counterpoise.alignment.rsf import best_of_n, draw_and_score, fine_tune
 from counterpoise.alignment.training import processes
-from counterpoise.alignment.training.bounds import refuse_settings
-from counterpoise.alignment.training.run import Run, stage_of
+from counterpoise.alignment.training.run import Run
 from counterpoise.alignment.training.sharding import is_sharded
-from counterpoise.alignment.training.stepping import Mitigation, adam, finish_all, start_all
+from counterpoise.alignment.training.stepping import Mitigation, adam, finish_all, refuse_settings, start_all
 from counterpoise.evaluation.rewards import Reward
 from counterpoise.language.prompts import Prompt, encode_prompt, read_prompt
 from counterpoise.language.sampling import Drawing, decode, stop_tokens
@@ -61,7 +60,8 @@ def collect(
     Raises:
         ValueError: several processes, whose output files would be one; n equal responses (temperature 0).
     """
-    processes.refuse_several("collect")
+    if (started := processes.started()) > 1:
+        raise ValueError(f"collect: expected one process, found {started} (WORLD_SIZE); start it without torchrun")
     stops = stop_tokens(model, tokenizer)
     found: list[Sample] = []
     for number, start in enumerate(range(0, len(prompts), CHUNK)):
@@ -69,11 +69,10 @@ def collect(
 
         def work(chunk: Sequence[Prompt] = chunk, number: int = number) -> list[Any]:
             how = replace(drawing, seed=drawing.seed * 1000 + number)
-            _, drawn, scores = draw_and_score(model, tokenizer, chunk, reward, how)
-            best = scores.max(dim=1)
-            kept = [drawn[i][j] for i, j in enumerate(best.indices.tolist())]
+            encoded, drawn, scores = draw_and_score(model, tokenizer, chunk, reward, how)
+            kept = [example.response for example in best_of_n(encoded, drawn, scores)]
             finished = [ids[-1] in stops for ids in kept]
-            columns = (decode(tokenizer, kept), best.values.tolist(), scores.mean(1).tolist(), finished)
+            columns = (decode(tokenizer, kept), scores.amax(1).tolist(), scores.mean(1).tolist(), finished)
             return list(map(list, zip(*columns, strict=True)))
 
         pieces = {"what": "collect, finished", **(key or {}), **asdict(drawing), "chunk": number}
@@ -87,10 +86,9 @@ def collect(
 def write_samples(path: str | Path, samples: Iterable[Sample]) -> None:
     """Write a jsonl file: {"messages", "response", "reward", "mean_reward", "finished"} a line, the fields of a `Sample`."""
     with open(path, "w", encoding="utf-8") as file:
-        for sample in samples:
-            messages = [{"role": role, "content": content} for role, content in sample.prompt.messages]
-            record = {"messages": messages, **sample._asdict()}
-            del record["prompt"]
+        for prompt, *values in samples:
+            messages = [{"role": role, "content": content} for role, content in prompt.messages]
+            record = {"messages": messages, **dict(zip(Sample._fields[1:], values, strict=True))}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
@@ -150,8 +148,7 @@ def distil(
     Raises:
         ValueError: DeepSpeed, no sample with a token to learn.
     """
-    sizes = {"batch_size": batch_size, "micro_batch_size": micro_batch_size}
-    refuse_settings(epochs=epochs, learning_rate=learning_rate, **sizes)
+    refuse_settings(**locals())
     processes.refuse_sharded("rsf, distillation style", cut_up=is_sharded(model))
     processes.join(next(model.parameters()).device)
     learned = [response_ids(tokenizer, s.response, chat=chat, finished=s.finished) for s in samples]
@@ -163,26 +160,16 @@ def distil(
     start_all(mitigations, model, tokenizer)
     optimizer = adam(model, learning_rate)
     first = 0
-    if run is not None and (state := run.load(model, optimizer, mitigations)) is not None:
+    if run is not None and (state := run.load(model, tokenizer, optimizer, mitigations)) is not None:
         first = run.done
-        version, internal, gauss = state["order"]
-        order.setstate((version, tuple(internal), gauss))
+        order.setstate(state["order"])
     losses: list[float] = []
+    sizes: dict[str, Any] = {"epochs": 1, "batch_size": batch_size, "micro_batch_size": micro_batch_size}
     for epoch in range(first, epochs):
-        losses += fine_tune(
-            model,
-            examples,
-            optimizer,
-            epochs=1,
-            batch_size=batch_size,
-            micro_batch_size=micro_batch_size,
-            order=order,
-            mitigations=mitigations,
-            progress=stage_of(run, f"epoch {epoch + 1} of {epochs}"),
-        )
+        stage = None if run is None else run.stage(f"epoch {epoch + 1} of {epochs}")
+        losses += fine_tune(model, examples, optimizer, **sizes, order=order, mitigations=mitigations, progress=stage)
         if run is not None:
             told = {"method": "rsf, distillation style", "loss": losses[-1]}
-            loop = {"order": order.getstate()}
-            run.save(epoch + 1, model, tokenizer, optimizer, mitigations, metrics=told, loop=loop)
+            run.save(epoch + 1, metrics=told, loop={"order": order.getstate()})
     finish_all(mitigations, model)
     return losses

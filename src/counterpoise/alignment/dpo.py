@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,27 +10,27 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback
 
 from counterpoise.alignment.preferences import Preference
-from counterpoise.alignment.training import processes
-from counterpoise.alignment.training.bounds import refuse_settings
+from counterpoise.alignment.training import processes, stepping
 from counterpoise.alignment.training.models import frozen_copy
-from counterpoise.alignment.training.quiet import quiet_libraries, without_printing
-from counterpoise.alignment.training.run import Run, telling
+from counterpoise.alignment.training.run import Run
 from counterpoise.alignment.training.sharding import is_sharded
-from counterpoise.alignment.training.stepping import Mitigation, Step, finish_all, has_own_loss, rows_at_once, start_all
+from counterpoise.alignment.training.stepping import Mitigation
+from counterpoise.alignment.training.trainers import (
+    SETTINGS,
+    Bar,
+    longest,
+    quiet_libraries,
+    train_quietly,
+    with_pad_token,
+)
 from counterpoise.language.scoring import Example
 
 HELD = "mitigations.pt"
 """The mitigations' state inside each of TRL's checkpoints."""
-TOLD = {
-    "loss": "loss",
-    "accuracy": "rewards/accuracies",
-    "margin": "rewards/margins",
-    "chosen": "rewards/chosen",
-    "rejected": "rewards/rejected",
-}
+METRICS = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
+METRICS |= {side: f"rewards/{side}" for side in ("chosen", "rejected")}
 """Names in metrics.jsonl -> TRL's; means over the steps since the last checkpoint."""
 
 
@@ -77,19 +75,17 @@ def dpo(
             (there are no samples to score), kd or replay in several processes.
         ModuleNotFoundError: trl is not installed.
     """
+    stepping.refuse_settings(**locals())
     try:
-        from trl import DPOConfig  # type: ignore[attr-defined]
+        from trl import DPOConfig, DPOTrainer  # type: ignore[attr-defined]
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("dpo needs trl; pip install 'counterpoise[align]'") from error
-    sizes = {"batch_size": batch_size, "micro_batch_size": micro_batch_size, "max_length": max_length, "saves": saves}
-    refuse_settings(epochs=epochs, learning_rate=learning_rate, beta=beta, **sizes)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = processes.started()
     refuse_in_dpo(model, mitigations, world)
     tokenizer = with_pad_token(tokenizer)
-    at_once = rows_at_once("dpo", batch_size, micro_batch_size, world)
-    context = getattr(model.config, "max_position_embeddings", None) or max_length
+    at_once = stepping.rows_at_once("dpo", batch_size, micro_batch_size, world)
     reference = frozen_copy(model) if reference is None else reference
-    start_all(mitigations, model, tokenizer)
+    stepping.start_all(mitigations, model, tokenizer)
     on_cpu = next(model.parameters()).device.type == "cpu"
     steps = math.ceil(len(preferences) / batch_size) * epochs
     with TemporaryDirectory() as scratch, quiet_libraries():
@@ -101,98 +97,78 @@ def dpo(
             num_train_epochs=epochs,
             per_device_train_batch_size=at_once,
             gradient_accumulation_steps=batch_size // (at_once * world),
-            max_length=min(max_length, context),
+            max_length=longest(model, max_length),
             # Mitigations add losses before the norm is clipped, so the hook clips; TRL clips when there are none.
-            max_grad_norm=0.0 if mitigations else 1.0,
+            max_grad_norm=0.0 if mitigations else stepping.CLIP,
             save_strategy="no" if run is None else "steps",
             save_steps=max(1, math.ceil(steps / saves)),
             save_total_limit=2,  # the older one counts until the newer has the mitigations' state
-            logging_steps=1,
-            bf16=False,
-            gradient_checkpointing=False,
-            disable_tqdm=True,
-            report_to="none",
             use_cpu=on_cpu,
             ddp_backend="gloo" if on_cpu and world > 1 else None,
             seed=seed,
+            **SETTINGS,
         )
-        trainer = _trainer()(
-            model=model,
-            ref_model=reference,
-            args=config,
-            train_dataset=rows(preferences, tokenizer, chat=chat),
-            processing_class=tokenizer,
-        )
+        pairs = rows(preferences, tokenizer, chat=chat)
+        models: Any = {"model": model, "ref_model": reference}
+        trainer: Any = DPOTrainer(**models, args=config, train_dataset=pairs, processing_class=tokenizer)
         if not len(trainer.train_dataset):
             raise ValueError(
                 f"preferences: expected prompts shorter than {config.max_length} tokens, found none of "
                 f"{len(preferences)}; shorten them or raise max_length"
             )
-        without_printing(trainer).add_callback(_Held(trainer, mitigations, tokenizer, run))
-        begun = _last_whole(folder)
+        # TRL's last checkpoint that was written to its end.
+        whole = [path.parent for path in folder.glob(f"checkpoint-*/{HELD}")]
+        begun = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
         if begun is not None:
             held = torch.load(begun / HELD, map_location="cpu", weights_only=True)
             for mitigation, state in zip(mitigations, held, strict=True):
                 mitigation.load_state_dict(state)
-        with telling(f"dpo: expected to write to {folder}"):
-            trainer.train(resume_from_checkpoint=None if begun is None else str(begun))
+        held_back = _Held(trainer, mitigations, tokenizer, run)
+        lines = train_quietly(trainer, held_back, "dpo", resume_from=begun)
     for changed in (model, reference):
         changed.__dict__.pop("forward", None)  # TRL's fused head, which would outlive the training
     model.eval()
-    finish_all(mitigations, model)
-    return [line for line in trainer.state.log_history if "loss" in line]
+    stepping.finish_all(mitigations, model)
+    return lines
 
 
 def rows(preferences: Sequence[Preference], tokenizer: Any, *, chat: bool) -> Any:
     """The pairs as TRL reads them: messages where the tokenizer has a chat template, else text."""
     from datasets import Dataset
 
-    if chat and getattr(tokenizer, "chat_template", None):
+    def messages(*turns: tuple[str, str]) -> list[dict[str, str]]:
+        return [{"role": role, "content": content} for role, content in turns]
 
-        def said(text: str) -> list[dict[str, str]]:
-            return [{"role": "assistant", "content": text}]
+    def row(p: Preference) -> dict[str, Any]:
+        if not (chat and getattr(tokenizer, "chat_template", None)):
+            return {"prompt": p.prompt.text, "chosen": p.chosen, "rejected": p.rejected}
+        chosen, rejected = (messages(("assistant", said)) for said in (p.chosen, p.rejected))
+        return {"prompt": messages(*p.prompt.messages), "chosen": chosen, "rejected": rejected}
 
-        table: list[dict[str, Any]] = [
-            {
-                "prompt": [{"role": role, "content": content} for role, content in p.prompt.messages],
-                "chosen": said(p.chosen),
-                "rejected": said(p.rejected),
-            }
-            for p in preferences
-        ]
-    else:
-        table = [{"prompt": p.prompt.text, "chosen": p.chosen, "rejected": p.rejected} for p in preferences]
-    return Dataset.from_list(table)
+    return Dataset.from_list([row(p) for p in preferences])
 
 
-def with_pad_token(tokenizer: Any) -> Any:
-    """A copy of the tokenizer that has a pad token: its own, else its end-of-sequence token.
-
-    Raises:
-        ValueError: it has no end-of-sequence token.
-    """
-    if tokenizer.eos_token is None:
-        raise ValueError(
-            "tokenizer: expected an end-of-sequence token, which ends every response, found none; set eos_token in its "
-            "tokenizer_config.json"
-        )
-    tokenizer = copy.deepcopy(tokenizer)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-class _Held(TrainerCallback):
+class _Held(Bar):
     """The mitigations' hooks in TRL's training step, and a checkpoint at each of its saves."""
 
     def __init__(self, trainer: Any, mitigations: Sequence[Mitigation], tokenizer: Any, run: Run | None) -> None:
+        super().__init__(None if run is None else run.stage("dpo: steps"))
         self.trainer, self.mitigations, self.tokenizer, self.run = trainer, mitigations, tokenizer, run
-        self.step: Step | None = None
-        self.told = 0
+        self.step: stepping.Step | None = None
+        self.seen: list[Example] = []
+        self.loss, trainer.compute_loss = trainer.compute_loss, self.compute_loss
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        """Forget the examples of the step before."""
-        self.trainer.seen.clear()
+        self.seen.clear()
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **settings: Any) -> Any:
+        """TRL's; remembers the prompts and responses of the step in progress."""
+        masks = (inputs["attention_mask"], inputs["completion_mask"])
+        for ids, there, said in zip(inputs["input_ids"], *masks, strict=True):
+            prompt, response = ids[(there == 1) & (said == 0)], ids[said == 1]
+            if len(response):
+                self.seen.append(Example(tuple(prompt.tolist()), tuple(response.tolist())))
+        return self.loss(model, inputs, *args, **settings)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Losses, clipping, penalties on weights, in the order of `take_step`; once a step, whatever the micro-batches."""
@@ -200,23 +176,17 @@ class _Held(TrainerCallback):
             return
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         rate = others["optimizer"].param_groups[0]["lr"]
-        self.step = Step(model, list(self.trainer.seen), rate, args.per_device_train_batch_size)
+        self.step = stepping.Step(model, list(self.seen), rate, args.per_device_train_batch_size)
         for mitigation in self.mitigations:
             mitigation.add_gradients(self.step)
-        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
+        torch.nn.utils.clip_grad_norm_(stepping.trainable(model).values(), stepping.CLIP)
         for mitigation in self.mitigations:
             mitigation.before_update(self.step)
 
     def on_optimizer_step(self, *args: Any, **others: Any) -> None:
-        """Weights."""
         if self.step is not None:
             for mitigation in self.mitigations:
                 mitigation.after_update(self.step)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        """Move the bar."""
-        if self.run is not None and (stage := self.run.stage("dpo: steps")) is not None:
-            stage(state.global_step, state.max_steps)
 
     def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """A checkpoint, a line of metrics, and last what makes TRL's own checkpoint whole."""
@@ -230,53 +200,26 @@ class _Held(TrainerCallback):
             return
         first = (iteration - 1) * args.save_steps
         lines = [line for line in state.log_history if "loss" in line and line["step"] > first]
-        told = {ours: sum(line[theirs] for line in lines) / len(lines) for ours, theirs in TOLD.items()}
+        told = {ours: sum(line[theirs] for line in lines) / len(lines) for ours, theirs in METRICS.items()}
         run.log({"iteration": iteration, "method": "dpo", "step": state.global_step, **told})
         run.mark(iteration, {"step": state.global_step})
         whole = Path(args.output_dir) / f"checkpoint-{state.global_step}" / HELD
         torch.save([m.state_dict() for m in self.mitigations], whole)
 
 
-def _trainer() -> Any:
-    from trl import DPOTrainer  # type: ignore[attr-defined]
-
-    class Trainer(DPOTrainer):  # type: ignore[misc,valid-type]
-        """Remembers the prompts and responses of the step in progress."""
-
-        def __init__(self, *args: Any, **settings: Any) -> None:
-            self.seen: list[Example] = []
-            super().__init__(*args, **settings)
-
-        def compute_loss(self, model: Any, inputs: Any, *args: Any, **settings: Any) -> Any:
-            """TRL's."""
-            masks = (inputs["attention_mask"], inputs["completion_mask"])
-            for ids, there, said in zip(inputs["input_ids"], *masks, strict=True):
-                prompt, response = ids[(there == 1) & (said == 0)], ids[said == 1]
-                if len(response):
-                    self.seen.append(Example(tuple(prompt.tolist()), tuple(response.tolist())))
-            return super().compute_loss(model, inputs, *args, **settings)  # type: ignore[no-untyped-call]
-
-    return Trainer
-
-
-def _last_whole(folder: Path) -> Path | None:
-    """TRL's last checkpoint that was written to its end."""
-    whole = [path.parent for path in folder.glob(f"checkpoint-*/{HELD}")]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-
-
 def refuse_in_dpo(model: nn.Module, mitigations: Sequence[Mitigation], world: int) -> None:
+    """Raise a ValueError for weights that are cut up, and for mitigations that TRL's loop has no place for."""
     processes.refuse_sharded("dpo", cut_up=False)
     if is_sharded(model):
         raise ValueError("dpo: expected whole weights, for TRL's loop, found ones that `shard` cut up; leave it out")
     for mitigation in mitigations:
-        own = type(mitigation)
-        if own.stop is not Mitigation.stop:
+        kind = type(mitigation)
+        if kind.stop is not Mitigation.stop:
             raise ValueError(
                 "dpo: a reward budget needs samples, which dpo does not draw; use its checkpoints on the way"
             )
-        if world > 1 and has_own_loss(mitigation):
+        if world > 1 and kind.add_gradients is not Mitigation.add_gradients:
             raise ValueError(
-                f"dpo: {own.__name__} adds a loss of its own, which is not shared among {world} processes; use one process, "
+                f"dpo: {kind.__name__} adds a loss of its own, which is not shared among {world} processes; use one process, "
                 "or l1, l2, sma, merging, freezing or lora"
             )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,12 +15,12 @@ from counterpoise.alignment.distil import Sample, collect, distil, read_samples,
 from counterpoise.alignment.mitigations import table
 from counterpoise.alignment.mitigations.replay import read_corpus
 from counterpoise.alignment.ppo import ppo, refuse_unlikely
+from counterpoise.alignment.preferences import read_preferences
 from counterpoise.alignment.rsf import refuse_equal, rsf
 from counterpoise.alignment.training import processes
-from counterpoise.alignment.training.bounds import refuse_settings
 from counterpoise.alignment.training.models import load, load_frozen
-from counterpoise.alignment.training.precision import refuse_other, weights_cast_once
-from counterpoise.alignment.training.stepping import Mitigation
+from counterpoise.alignment.training.precision import refuse_bf16_of, weights_cast_once
+from counterpoise.alignment.training.stepping import Mitigation, refuse_settings
 from counterpoise.averaging.partition import layerwise
 from counterpoise.checkpoints.files import refuse_occupied, replacing
 from counterpoise.checkpoints.opening import open_checkpoint
@@ -37,15 +37,6 @@ DRAWN = {"n": "n", "max_new_tokens": "max_new_tokens", "temperature": "temperatu
 """Options of how responses are drawn -> fields of `Drawing`."""
 
 
-class How(TypedDict):
-    """How models are loaded, as `load` and `load_frozen` take it."""
-
-    dtype: torch.dtype
-    bf16: bool
-    shard: bool
-    device: str
-
-
 class Files(NamedTuple):
     """The data of an alignment, as typed; a method takes some and refuses the others."""
 
@@ -55,11 +46,7 @@ class Files(NamedTuple):
     samples: Path | None = None
 
     def expect(self, title: str, *needed: str) -> None:
-        """Raise unless exactly those that are needed were given.
-
-        Raises:
-            ValueError: one is missing, or there is another.
-        """
+        """Raise a ValueError unless exactly those that are needed were given."""
         wanted = " and ".join(f"--{name}" for name in needed)
         given = {name: value for name, value in self._asdict().items() if value is not None}
         if missing := [name for name in needed if name not in given]:
@@ -72,13 +59,9 @@ class Files(NamedTuple):
         """The prompts that the method learns on, each once."""
         if self.prompts is not None:
             return read_prompts(self.prompts)
-        if self.samples is not None:
-            asked = [s.prompt for s in read_samples(self.samples)]
-        else:
-            from counterpoise.alignment.preferences import read_preferences
-
-            asked = [p.prompt for p in read_preferences(self.preferences)]  # type: ignore[arg-type]
-        return list({p.key: p for p in asked}.values())
+        read: Any = read_samples if self.samples else read_preferences
+        asked = [record.prompt for record in read(self.samples or self.preferences)]
+        return list({prompt.key: prompt for prompt in asked}.values())
 
 
 @dataclass(frozen=True)
@@ -111,8 +94,8 @@ class Alignment:
     keep_checkpoints: bool = True
 
     @property
-    def how(self) -> How:
-        """How its models are loaded."""
+    def how(self) -> dict[str, Any]:
+        """How its models are loaded, as `load` and `load_frozen` take it."""
         return {"dtype": self.dtype, "bf16": self.bf16, "shard": self.shard, "device": self.device}
 
     @property
@@ -122,46 +105,36 @@ class Alignment:
 
     @property
     def run(self) -> Callable[..., Any]:
-        """The method's function.
-
-        Raises:
-            ValueError: an unknown method.
-        """
+        """The method's function; an unknown one is a ValueError."""
         if self.method == "dpo":
             from counterpoise.alignment.dpo import dpo
 
             return dpo
         if self.method not in METHODS:
             raise ValueError(f"--method: expected {', '.join(METHODS)}, found {self.method!r}")
-        if self.method == "rsf" and self.files.samples is not None:
-            return distil
-        return rsf if self.method == "rsf" else ppo
+        if self.method == "ppo":
+            return ppo
+        return rsf if self.files.samples is None else distil
 
     @property
     def bound(self) -> dict[str, Any]:
         """All settings of the method by name, those that were not given with its defaults; `drawing` where it draws.
 
-        Raises:
-            ValueError: a setting that the method does not have.
+        A setting that the method does not have is a ValueError.
         """
         parameters = inspect.signature(self.run).parameters
         draws = "drawing" in parameters
-        own = {n: v for n, v in self.settings.items() if n not in DRAWN}
-        drawn = {DRAWN[n]: v for n, v in self.settings.items() if n in DRAWN}
         drawable = DRAWN if draws else [n for n in DRAWN if n != "n"] if self.held.get("replay") == "self" else []
-        unknown = [n for n in self.settings if n not in parameters and n not in drawable]
-        if unknown:
-            option, title = "--" + unknown[0].replace("_", "-"), self.title
-            raise ValueError(f"{option}: not a setting of {title}; leave it out")
+        if unknown := [n for n in self.settings if n not in parameters and n not in drawable]:
+            raise ValueError(f"{table.typed(unknown[0])}: not a setting of {self.title}; leave it out")
         plain = {n: p.default for n, p in parameters.items() if isinstance(p.default, (int, float, type(None)))}
-        common: dict[str, Any] = {"micro_batch_size": self.micro_batch_size}
+        plain = {n: v for n, v in plain.items() if n not in ("run", "reference")}
+        own = {n: v for n, v in self.settings.items() if n not in DRAWN}
+        common: dict[str, Any] = {"chat": self.chat, "seed": self.seed}
         if draws:
-            drawing: Drawing = parameters["drawing"].default
-            given = {**asdict(drawing), **drawn, "chat": self.chat, "seed": self.seed}
-            common["drawing"] = Drawing(**given)
-        else:
-            common |= {"chat": self.chat, "seed": self.seed}
-        return {**{n: v for n, v in plain.items() if n not in ("run", "reference")}, **own, **common}
+            drawn = {DRAWN[n]: v for n, v in self.settings.items() if n in DRAWN}
+            common = {"drawing": replace(parameters["drawing"].default, **drawn, **common)}
+        return {**plain, **own, "micro_batch_size": self.micro_batch_size, **common}
 
     @property
     def title(self) -> str:
@@ -190,32 +163,29 @@ class Alignment:
                 "with --lora"
             )
         if self.bf16:
-            refuse_other(self.dtype)
+            refuse_bf16_of(self.dtype)
         if not (self.out / "align.json").is_file():
             refuse_occupied(self.out.absolute())
 
     def bind(self) -> tuple[Callable[..., Any], dict[str, Any]]:
         """The method with its data and settings bound, and what its record tells beside them; reads the data."""
         run, files = self.run, self.files
-        settings = {n: v for n, v in self.bound.items() if n in (*self.settings, "micro_batch_size", "chat", "seed")}
-        if "drawing" in self.bound:
-            settings["drawing"] = self.bound["drawing"]
+        named = (*self.settings, "micro_batch_size", "chat", "seed", "drawing")
+        settings = {n: v for n, v in self.bound.items() if n in named}
+        told = {}
         if files.samples is not None:
-            return partial(run, samples=read_samples(files.samples), **settings), {}
+            settings["samples"] = read_samples(files.samples)
         if files.preferences is not None:
-            from counterpoise.alignment.preferences import read_preferences
-
-            pairs = read_preferences(files.preferences)
-            reference = load_frozen(self.source, dtype=self.dtype, bf16=self.bf16)
-            return partial(run, preferences=pairs, reference=reference, **settings), {}
-        assert files.prompts is not None
-        assert files.reward is not None
-        data: dict[str, Any] = {"prompts": read_prompts(files.prompts)}
-        data["reward"] = load_reward(files.reward, device=self.device)
-        told = {"reward": fingerprint(files.reward)}  # of a module, once it is imported
+            settings["preferences"] = read_preferences(files.preferences)
+            settings["reference"] = load_frozen(self.source, dtype=self.dtype, bf16=self.bf16)
+        if files.prompts is not None:
+            settings["prompts"] = read_prompts(files.prompts)
+        if files.reward is not None:
+            settings["reward"] = load_reward(files.reward, device=self.device)
+            told["reward"] = fingerprint(files.reward)  # of a module, once it is imported
         if run is ppo:
-            data["reference"] = load_frozen(self.source, **self.how)
-        return partial(run, **data, **settings), told
+            settings["reference"] = load_frozen(self.source, **self.how)
+        return partial(run, **settings), told
 
     def mitigations(self) -> list[Mitigation]:
         """The mitigations that were asked for, in the order in which they act; PRE stays memory-mapped."""
@@ -236,43 +206,29 @@ class Alignment:
         asked, drawing = self.files.asked, self.own_drawing
 
         def draw() -> list[Any]:
-            how = self.how
-            model, tokenizer = load(checkpoint.folder, dtype=how["dtype"], bf16=how["bf16"], device=how["device"])
+            model, tokenizer = load(checkpoint.folder, **{**self.how, "shard": False})
             encoded = [encode_prompt(tokenizer, p, chat=drawing.chat) for p in asked]
             with weights_cast_once(model):
                 drawn = sample(model, tokenizer, encoded, drawing)
             return [[list(prompt), list(group[0])] for prompt, group in zip(encoded, drawn, strict=True)]
 
-        given = {name: self.settings[name] for name in ("draw_batch_size",) if name in self.settings}
-        decides = {n: getattr(drawing, n) for n in ("max_new_tokens", "temperature", "chat", "seed")}
-        key = {
-            "what": "replay",
-            "model": checkpoint.sha256,
-            "prompts": digest([p.key for p in asked]),
-            **given,
-            **decides,
-        }
-        kind = f"{self.dtype}{', bf16' * self.bf16}"
-        rows = processes.on_first(lambda: Store(self.folder / "pieces").once({**key, "dtype": kind}, draw))
+        key = {"what": "replay", "model": checkpoint.sha256, "prompts": digest([p.key for p in asked])}
+        key |= {n: v for n, v in self.settings.items() if n == "draw_batch_size"}
+        key |= {n: v for n, v in drawing.decides.items() if n != "n"}
+        key["dtype"] = f"{self.dtype}{', bf16' * self.bf16}"
+        rows = processes.on_first(lambda: Store(self.folder / "pieces").once(key, draw))
         return [Example(tuple(prompt), tuple(response)) for prompt, response in rows]
 
     @property
     def own_drawing(self) -> Drawing:
         """How PRE draws what it replays: one response a prompt."""
-        known = {f.name for f in fields(Drawing)} - {"n"}
-        given = {DRAWN[n]: v for n, v in self.settings.items() if n in DRAWN and DRAWN[n] in known}
+        given = {DRAWN[n]: v for n, v in self.settings.items() if n in DRAWN and n != "n"}
         return Drawing(**given, chat=self.chat, seed=self.seed)
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What `align collect` is asked for.
-
-    Attributes:
-        source: a finished model, a folder or a hub id.
-        out: a new jsonl file.
-        work: where finished chunks are kept.
-    """
+    """What `align collect` asks: responses of a finished model, into a new jsonl file; `work` keeps the finished chunks."""
 
     source: str
     out: Path
@@ -283,21 +239,13 @@ class Collection:
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
 
-    def check(self) -> None:
-        """Raise for what can be seen to be wrong before anything is read.
-
-        Raises:
-            ValueError: `out` exists, a drawing out of range.
-        """
+    def run(self, progress: Progress | None) -> Sequence[Sample]:
+        """`collect` from files to a file, which must not exist."""
         refuse_equal(self.drawing)
         if self.out.exists():
             raise ValueError(
                 f"{self.out}: expected a new file, found one with content; choose another name or remove it"
             )
-
-    def run(self, progress: Progress | None) -> Sequence[Sample]:
-        """`collect` from files to a file."""
-        self.check()
         checkpoint = open_checkpoint(self.source)
         asked, score = read_prompts(self.prompts), load_reward(self.reward, device=self.device)
         model, tokenizer = load(checkpoint.folder, dtype=self.dtype, device=self.device)

@@ -9,9 +9,8 @@ Shape suffixes: N responses of a round, B of a micro-batch, C response tokens (r
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -19,25 +18,18 @@ from torch import Tensor, nn
 
 from counterpoise.alignment.ppo_losses import adapted, gae, policy_loss, value_loss, whiten
 from counterpoise.alignment.rsf import draw_and_score
-from counterpoise.alignment.training import processes
-from counterpoise.alignment.training.bounds import refuse_settings
+from counterpoise.alignment.training import processes, stepping
 from counterpoise.alignment.training.models import frozen_copy
-from counterpoise.alignment.training.prompts import next_prompts, queue_from, queue_state, refuse_long_prompts
-from counterpoise.alignment.training.run import Run, stage_of
-from counterpoise.alignment.training.sharding import clip_norm, is_sharded
-from counterpoise.alignment.training.stepping import (
-    Mitigation,
-    adam,
-    finish_all,
-    rows_of,
-    start_all,
-    take_step,
-    trainable,
-)
+from counterpoise.alignment.training.rounds import Rounds
+from counterpoise.alignment.training.run import Run
+from counterpoise.alignment.training.sharding import clip_norm
+from counterpoise.alignment.training.stepping import Mitigation
 from counterpoise.evaluation.rewards import Reward
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
-from counterpoise.language.scoring import Example, response_tokens, score_responses
+from counterpoise.language.scoring import Example, device_of, response_tokens, score_responses
+from counterpoise.ranks import sum_over_ranks
+from counterpoise.records import Progress
 
 
 @dataclass(frozen=True)
@@ -123,54 +115,38 @@ def ppo(
             is not positive, DeepSpeed.
     """
     refuse_unlikely(drawing)
-    rates = {
-        "learning_rate": learning_rate,
-        "value_learning_rate": value_learning_rate,
-        "kl": kl,
-        "kl_target": kl_target,
-    }
-    clips = {"clip": clip, "value_clip": value_clip, "value_weight": value_weight, "discount": discount, "trace": trace}
-    refuse_settings(**rates, **clips, batch_size=batch_size, micro_batch_size=micro_batch_size)
-    refuse_settings(iterations=iterations, prompts_per_iteration=prompts_per_iteration, epochs=epochs)
-    processes.refuse_sharded("ppo", cut_up=is_sharded(model))
-    processes.join(next(model.parameters()).device)
-    refuse_long_prompts(model, tokenizer, prompts, drawing)
-    order = random.Random(drawing.seed)
-    queue: list[Prompt] = []
+    stepping.refuse_settings(**locals())
+    rounds = Rounds("ppo", model, tokenizer, prompts, drawing, run, iterations, prompts_per_iteration)
     history: list[Round] = []
     reference = frozen_copy(model) if reference is None else reference
-    start_all(mitigations, model, tokenizer)
+    stepping.start_all(mitigations, model, tokenizer)
     head = ValueHead(model)
-    optimizer, head_optimizer = adam(model, learning_rate), adam(head, value_learning_rate)
-    first = 0
-    if run is not None and (state := run.load(model, optimizer, mitigations)) is not None:
-        first, queue, kl = run.done, queue_from(state, order, prompts), state["kl"]
+    optimizer, head_optimizer = stepping.adam(model, learning_rate), stepping.adam(head, value_learning_rate)
+    learner = model, head, optimizer, head_optimizer
+    surrogate = Surrogate(clip, value_clip, value_weight, drawing.temperature)
+    if (state := rounds.begin(optimizer, mitigations)) is not None:
+        kl = state["kl"]
         head.load_state_dict(state["head"])
         head_optimizer.load_state_dict(state["head_optimizer"])
-        iterations = first if state["stopped"] else iterations
-    for index in range(first, iterations):
+    for index in rounds:
         # 1. One response a prompt from the model as it is, and its reward.
-        chosen = next_prompts(queue, order, prompts, prompts_per_iteration)
-        title = f"iteration {index + 1} of {iterations}"
-
-        def draw(chosen: list[Prompt] = chosen, index: int = index, title: str = title) -> list[Any]:
-            how, stage = replace(drawing, seed=drawing.seed * 1000 + index), stage_of(run, f"{title}: drawing")
-            encoded, drawn, scores = draw_and_score(model, tokenizer, chosen, reward, how, progress=stage)
+        def draw(how: Drawing, stage: Progress | None) -> list[Any]:
+            encoded, drawn, scores = draw_and_score(model, tokenizer, rounds.chosen, reward, how, progress=stage)
             return [[[list(p), list(r[0])] for p, r in zip(encoded, drawn, strict=True)], scores[:, 0].tolist()]
 
-        rows, scores = draw() if run is None else run.once("rollouts", index, draw)
+        rows, scores = rounds.once("rollouts", "drawing", draw)
         examples = [Example(tuple(prompt), tuple(response)) for prompt, response in rows]
         mean_reward = sum(scores) / len(scores)
-        stopped = any(m.stop(mean_reward) for m in mitigations)
+        rounds.stopped = any(m.stop(mean_reward) for m in mitigations)
         if index == 0:
             nn.init.constant_(head.linear.bias, mean_reward)
 
         # 2. What the policy, the reference and the value head say of every token, and the advantages.
         model.eval()
         with torch.no_grad():
-            parts = [look(m, head if m is model else None, examples, micro_batch_size, drawing.temperature)
-                     for m in (model, reference)]  # fmt: skip
-        (logprobs_NC, values_NC, mask_NC), (reference_NC, _, _) = parts
+            seen = examples, micro_batch_size, drawing.temperature
+            logprobs_NC, values_NC, mask_NC = look(model, head, *seen)
+            reference_NC, _, _ = look(reference, None, *seen)
         log_ratio_NC = logprobs_NC - reference_NC
         rewards_NC = -kl * log_ratio_NC
         rewards_NC[:, -1] += torch.tensor(scores, dtype=rewards_NC.dtype, device=rewards_NC.device)
@@ -178,54 +154,31 @@ def ppo(
         rollout = Rollout(examples, logprobs_NC, whiten(advantages_NC, mask_NC), returns_NC, values_NC)
 
         # 3. Epochs of minibatch steps on the clipped objective.
-        losses: list[Losses] = [Losses(0.0, 0.0, 0.0, 0)]
-        for epoch in range(0 if stopped else epochs):
-            shuffled = order.sample(range(len(examples)), len(examples))
+        losses, stage = [TokenLosses(0.0, 0.0, 0.0, 0)], rounds.stage("training")
+        for epoch in range(0 if rounds.stopped else epochs):
+            shuffled = rounds.order.sample(range(len(examples)), len(examples))
             for start in range(0, len(shuffled), batch_size):
                 batch = shuffled[start : start + batch_size]
-                update(
-                    model,
-                    head,
-                    optimizer,
-                    head_optimizer,
-                    rollout,
-                    batch,
-                    losses,
-                    clip=clip,
-                    value_clip=value_clip,
-                    value_weight=value_weight,
-                    temperature=drawing.temperature,
-                    micro_batch_size=micro_batch_size,
-                    mitigations=mitigations,
-                )
-                if (stage := stage_of(run, f"{title}: training")) is not None:
+                losses += update(*learner, rollout, batch, surrogate, micro_batch_size, mitigations)
+                if stage is not None:
                     stage(epoch * len(examples) + start + len(batch), epochs * len(examples))
 
         # 4. Tell, adapt the penalty, keep.
         observed_kl = float(log_ratio_NC.sum(1).mean())
-        *sums, tokens = processes.total([sum(column) for column in zip(*losses, strict=True)])
+        *sums, tokens = sum_over_ranks([sum(column) for column in zip(*losses, strict=True)])
         policy, value, clipped = (each / (tokens or 1) for each in sums)
         length = response_tokens(examples) / len(examples)
         history.append(Round(index, mean_reward, observed_kl, kl, policy, value, clipped, length))
         if kl_target is not None:
             kl = adapted(kl, observed_kl, kl_target, len(examples))
-        if run is not None:
-            told = {"method": "ppo", **asdict(history[-1]), "stopped": stopped}
-            loop = {**queue_state(queue, order), "stopped": stopped, "kl": kl}
-            loop |= {"head": head.state_dict(), "head_optimizer": head_optimizer.state_dict()}
-            run.save(index + 1, model, tokenizer, optimizer, mitigations, metrics=told, loop=loop)
-        if stopped:
-            break
-    finish_all(mitigations, model)
+        heads = {"head": head.state_dict(), "head_optimizer": head_optimizer.state_dict()}
+        rounds.save(asdict(history[-1]), kl=kl, **heads)
+    stepping.finish_all(mitigations, model)
     return history
 
 
 def refuse_unlikely(drawing: Drawing) -> None:
-    """Raise where PPO cannot learn from the probabilities of what is drawn.
-
-    Raises:
-        ValueError: a temperature of 0, several responses a prompt, or a number out of range.
-    """
+    """Raise a ValueError for what PPO cannot learn from: several responses a prompt, a temperature of 0, one out of range."""
     if drawing.n != 1:
         raise ValueError(
             f"n: expected 1, found {drawing.n}; PPO draws one response a prompt: raise prompts_per_iteration"
@@ -246,45 +199,52 @@ class ValueHead(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        like = next(iter(trainable(model).values()))
+        like = next(iter(stepping.trainable(model).values()))
         width: int = model.config.get_text_config().hidden_size  # type: ignore[operator,union-attr]
         self.linear = nn.Linear(width, 1, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden_BCH: Tensor) -> Tensor:
-        """Values, (B, C)."""
-        values_BC: Tensor = self.linear(hidden_BCH.to(self.linear.weight.dtype))[..., 0]
-        return values_BC
+        """Values before each token, (B, C)."""
+        return self.linear(hidden_BCH.to(self.linear.weight.dtype))[..., 0]  # type: ignore[no-any-return]
 
 
 def look(
     model: nn.Module, head: ValueHead | None, examples: Sequence[Example], batch_size: int, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities and values of every response token, and the mask, each (N, C); values are 0 without a head."""
-    longest = max(len(e.response) for e in examples)
-    like = torch.zeros(len(examples), longest, device=next(model.parameters()).device)
-    logprobs_NC, values_NC = like.clone(), like.clone()
-    lengths_N = torch.tensor([len(e.response) for e in examples], device=like.device)
-    mask_NC = torch.arange(longest, device=like.device) >= longest - lengths_N[:, None]
-    for rows in rows_of(model, examples, batch_size):
+    lengths_N = torch.tensor([len(e.response) for e in examples], device=device_of(model))
+    longest = int(lengths_N.max())
+    mask_NC = torch.arange(longest, device=lengths_N.device) >= longest - lengths_N[:, None]
+    logprobs_NC, values_NC = (torch.zeros(mask_NC.shape, device=mask_NC.device) for _ in range(2))
+    for rows in stepping.rows_of(model, examples, batch_size):
         scored = score_responses(model, [examples[i] for i in rows], hidden=head is not None)
         if not rows.weight:
             continue
         width = scored.mask_BC.shape[1]
-        logprobs_NC[rows, -width:] = scored.logprobs(temperature).to(like)
+        logprobs_NC[rows, -width:] = scored.logprobs(temperature).to(logprobs_NC)
         if head is not None and scored.hidden_BCH is not None:
-            values_NC[rows, -width:] = (head(scored.hidden_BCH) * scored.mask_BC).to(like)
+            values_NC[rows, -width:] = (head(scored.hidden_BCH) * scored.mask_BC).to(values_NC)
     return processes.add_up(logprobs_NC), processes.add_up(values_NC), mask_NC
 
 
-class Losses(NamedTuple):
+class TokenLosses(NamedTuple):
     """Sums over the tokens of a micro-batch."""
 
     policy: float
     value: float
     clipped: float
     tokens: int
+
+
+class Surrogate(NamedTuple):
+    """What a step makes smaller: how far ratio and value may move, the value loss' weight, and at which temperature."""
+
+    clip: float
+    value_clip: float | None
+    value_weight: float
+    temperature: float
 
 
 def update(
@@ -294,20 +254,15 @@ def update(
     head_optimizer: torch.optim.Optimizer,
     rollout: Rollout,
     batch: list[int],
-    losses: list[Losses],
-    *,
-    clip: float,
-    value_clip: float | None,
-    value_weight: float,
-    temperature: float,
+    surrogate: Surrogate,
     micro_batch_size: int,
     mitigations: Sequence[Mitigation],
-) -> None:
+) -> list[TokenLosses]:
     """One step of both optimisers on the responses `batch`: the mean over their tokens of both losses.
 
-    Raises:
-        ValueError: a loss that is not finite.
+    Returns the losses of each micro-batch of this process; one that is not finite is a ValueError.
     """
+    losses: list[TokenLosses] = []
     examples = [rollout.examples[i] for i in batch]
     tokens = response_tokens(examples)
 
@@ -320,24 +275,24 @@ def update(
         def drawn(values_NC: Tensor) -> Tensor:
             return values_NC[whole, -mask.shape[1] :][mask]
 
-        logprobs, old = scored.logprobs(temperature)[mask], drawn(rollout.logprobs)
-        policy = policy_loss(logprobs, old, drawn(rollout.advantages), clip).sum()
-        value = value_loss(
-            head(scored.hidden_BCH)[mask], drawn(rollout.values), drawn(rollout.returns), value_clip
-        ).sum()
-        loss = rows.weight * (policy + value_weight * value) / tokens
+        logprobs, old = scored.logprobs(surrogate.temperature)[mask], drawn(rollout.logprobs)
+        policy = policy_loss(logprobs, old, drawn(rollout.advantages), surrogate.clip).sum()
+        values, returns = head(scored.hidden_BCH)[mask], drawn(rollout.returns)
+        value = value_loss(values, drawn(rollout.values), returns, surrogate.value_clip).sum()
+        loss = rows.weight * (policy + surrogate.value_weight * value) / tokens
         if rows.weight and not math.isfinite(loss.item()):
             raise ValueError(
                 f"ppo: expected a finite loss, found {policy.item()} of the policy and {value.item()} of the value head; "
                 "lower the learning rates, or check the model's weights"
             )
         loss.backward()  # type: ignore[no-untyped-call]
-        outside = ((logprobs - old).exp() - 1).abs() > clip
+        outside = ((logprobs - old).exp() - 1).abs() > surrogate.clip
         if rows.weight:
-            losses.append(Losses(policy.item(), value.item(), float(outside.sum()), int(mask.sum())))
+            losses.append(TokenLosses(policy.item(), value.item(), float(outside.sum()), int(mask.sum())))
 
-    take_step(model, optimizer, examples, backward, micro_batch_size=micro_batch_size, mitigations=mitigations)
+    stepping.take_step(model, optimizer, examples, backward, micro_batch_size, mitigations)
     processes.add_up_gradients(head.parameters())
-    clip_norm(list(head.parameters()), 1.0)
+    clip_norm(list(head.parameters()), stepping.CLIP)
     head_optimizer.step()
     head_optimizer.zero_grad(set_to_none=True)
+    return losses

@@ -39,28 +39,25 @@ def read_preferences(path: str | Path) -> list[Preference]:
     path = Path(path)
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
         text = file.read()
-    pairs = []
-    for place, record in _records(text, str(path)):
-        pair = _pair(record, place)
-        if pair is not None and pair.chosen != pair.rejected:
-            pairs.append(pair)
+    read = [_pair(record, place) for place, record in _records(text, str(path))]
+    pairs = [pair for pair in read if pair is not None and pair.chosen != pair.rejected]
     if not pairs:
         raise ValueError(f"{path}: expected at least one pair whose responses differ, found none; lines are {LAYOUTS}")
     return pairs
 
 
 def _records(text: str, path: str) -> list[tuple[str, Any]]:
+    found, place = [], path
     try:
         if text.lstrip().startswith("["):
             return [(f"{path}, item {i}", record) for i, record in enumerate(json.loads(text), start=1)]
-        lines = [(f"{path}, line {i}", line) for i, line in enumerate(text.splitlines(), start=1) if line.strip()]
-        found = []
-        for place, line in lines:
-            path = place
-            found.append((place, json.loads(line)))
-        return found
+        for number, line in enumerate(text.splitlines(), start=1):
+            if line.strip():
+                place = f"{path}, line {number}"
+                found.append((place, json.loads(line)))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: expected json, found {error}") from None
+        raise ValueError(f"{place}: expected json, found {error}") from None
+    return found
 
 
 def _pair(record: Any, place: str) -> Preference | None:
@@ -74,9 +71,8 @@ def _pair(record: Any, place: str) -> Preference | None:
     prompt = record.get("prompt", record.get("conversations", record.get("messages")))
     if prompt is None:
         return _transcripts(record, place)
-    return Preference(
-        _prompt(prompt, place), *(_response(record[side], side, place) for side in ("chosen", "rejected"))
-    )
+    sides = (_response(record[side], side, place) for side in ("chosen", "rejected"))
+    return Preference(_prompt(prompt, place), *sides)
 
 
 def _prompt(value: Any, place: str) -> Prompt:
@@ -108,13 +104,8 @@ def _transcripts(record: Mapping[str, Any], place: str) -> Preference | None:
             f'{place}: expected a column prompt, or whole transcripts ("\\n\\nHuman: ... \\n\\nAssistant: ...") in chosen and '
             f"rejected, found columns {sorted(record)} without either"
         )
-    heads, tails = zip(*(_last_turn(side) for side in sides), strict=True)
+    heads, _, tails = zip(*(side.rpartition("\n\nAssistant:") for side in sides), strict=True)
     prompt = transcript(heads[0])
     if heads[0] != heads[1] or prompt is None:
         return None
     return Preference(prompt, tails[0].strip(), tails[1].strip())
-
-
-def _last_turn(text: str) -> tuple[str, str]:
-    head, _, tail = text.rpartition("\n\nAssistant:")
-    return head, tail

@@ -11,18 +11,23 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from torch.nn.utils.rnn import pad_sequence
 
-from counterpoise.alignment.dpo import with_pad_token
 from counterpoise.alignment.preferences import Preference
-from counterpoise.alignment.training.bounds import refuse_settings
-from counterpoise.alignment.training.quiet import quiet_libraries, without_printing
 from counterpoise.alignment.training.run import telling
-from counterpoise.alignment.training.stepping import rows_at_once
+from counterpoise.alignment.training.stepping import refuse_settings, rows_at_once
+from counterpoise.alignment.training.trainers import (
+    SETTINGS,
+    Bar,
+    longest,
+    quiet_libraries,
+    train_quietly,
+    with_pad_token,
+)
 from counterpoise.checkpoints.files import CheckpointError, refuse_occupied, staged
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language.loading import without_bars
-from counterpoise.records import Stages, versions, write_json
+from counterpoise.records import Stages, named, versions, write_json
 
 
 def train_reward_model(
@@ -61,19 +66,18 @@ def train_reward_model(
             micro-batches.
         CheckpointError: no model at `source`, or an occupied `out`.
     """
+    refuse_settings(**locals())
     try:
         from trl import RewardConfig, RewardTrainer  # type: ignore[attr-defined]
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("align reward-model needs trl; pip install 'counterpoise[align]'") from error
-    sizes = {"batch_size": batch_size, "micro_batch_size": micro_batch_size, "max_length": max_length}
-    refuse_settings(epochs=epochs, learning_rate=learning_rate, **sizes)
     if not 0 <= held_out < 1:
         raise ValueError(f"held_out: expected a share in [0, 1), found {held_out}")
     at_once = rows_at_once("reward model", batch_size, micro_batch_size)
     refuse_occupied(Path(out).absolute())
     checkpoint = open_checkpoint(source)
     model, tokenizer = _load(checkpoint.folder, dtype=dtype, device=device)
-    limit = min(max_length, getattr(model.config, "max_position_embeddings", None) or max_length)
+    limit = longest(model, max_length)
     pairs = [pair for pair in _encoded(preferences, tokenizer) if max(map(len, pair.values())) <= limit]
     if not pairs:
         raise ValueError(
@@ -95,26 +99,19 @@ def train_reward_model(
             gradient_accumulation_steps=batch_size // at_once,
             max_length=limit,
             save_strategy="no",
-            logging_steps=1,
-            bf16=False,
-            gradient_checkpointing=False,
-            disable_tqdm=True,
-            report_to="none",
             use_cpu=device == "cpu",
             seed=seed,
+            **SETTINGS,
         )
-        trainer = RewardTrainer(
-            model=model, args=config, train_dataset=Dataset.from_list(learned), processing_class=tokenizer
-        )
-        without_printing(trainer).add_callback(_Bar(progress))
-        with telling(f"reward model: expected to write to {scratch}"):
-            trainer.train()
+        table = Dataset.from_list(learned)
+        trainer = RewardTrainer(model, args=config, train_dataset=table, processing_class=tokenizer)
+        lines = train_quietly(trainer, Bar(named(progress, "reward model: steps")), "reward model")
     record = {
         "source": str(source),
         "pre": checkpoint.sha256,
         "pairs": {"given": len(preferences), "trained": len(learned), "held_out": len(tested)},
         "accuracy": {"before": before, "after": _accuracy(model, tested, tokenizer.pad_token_id, micro_batch_size)},
-        "loss": [line["loss"] for line in trainer.state.log_history if "loss" in line],
+        "loss": [line["loss"] for line in lines],
         "settings": {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed},
         "versions": versions(),
         "command": command,
@@ -152,10 +149,8 @@ def _encoded(preferences: Sequence[Preference], tokenizer: Any) -> list[dict[str
             return list(tokenizer(text, add_special_tokens=False)["input_ids"])
         return list(tokenizer(prompt, response)["input_ids"])
 
-    return [
-        {"chosen_ids": encode(p.prompt.text, p.chosen), "rejected_ids": encode(p.prompt.text, p.rejected)}
-        for p in preferences
-    ]
+    sides = ("chosen", "rejected")
+    return [{f"{side}_ids": encode(p.prompt.text, getattr(p, side)) for side in sides} for p in preferences]
 
 
 @torch.no_grad()
@@ -167,22 +162,9 @@ def _accuracy(model: Any, pairs: Sequence[dict[str, list[int]]], pad: int, batch
     right = 0
     for start in range(0, len(pairs), batch_size):
         batch = pairs[start : start + batch_size]
-        rows = [pair[side] for side in ("chosen_ids", "rejected_ids") for pair in batch]
-        longest = max(map(len, rows))
-        ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=model.device)
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=model.device)
+        rows = [torch.tensor(pair[side]) for side in ("chosen_ids", "rejected_ids") for pair in batch]
+        ids = pad_sequence(rows, batch_first=True, padding_value=pad).to(model.device)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(model.device)
         scores = model(input_ids=ids, attention_mask=mask).logits[:, 0]
         right += int((scores[: len(batch)] > scores[len(batch) :]).sum())
     return right / len(pairs)
-
-
-class _Bar(TrainerCallback):
-    """Moves the progress bar."""
-
-    def __init__(self, stages: Stages | None) -> None:
-        self.stages = stages
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        """One step more."""
-        if self.stages is not None:
-            self.stages("reward model: steps", state.global_step, state.max_steps)

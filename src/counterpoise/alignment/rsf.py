@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from counterpoise.alignment.training import processes
-from counterpoise.alignment.training.bounds import refuse_settings
 from counterpoise.alignment.training.precision import weights_cast_once
-from counterpoise.alignment.training.prompts import next_prompts, queue_from, queue_state, refuse_long_prompts
-from counterpoise.alignment.training.run import Run, stage_of
-from counterpoise.alignment.training.sharding import is_sharded, whole_weights
-from counterpoise.alignment.training.stepping import Mitigation, adam, finish_all, start_all, take_step
+from counterpoise.alignment.training.rounds import Rounds
+from counterpoise.alignment.training.run import Run
+from counterpoise.alignment.training.sharding import whole_weights
+from counterpoise.alignment.training.stepping import Mitigation, adam, finish_all, refuse_settings, start_all, take_step
 from counterpoise.evaluation.rewards import Reward, checked, name_of, rate
 from counterpoise.language.prompts import Prompt, encode_prompt
 from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import Example, response_nll, response_tokens
+from counterpoise.ranks import sum_over_ranks
 from counterpoise.records import Progress
 
 
@@ -87,75 +87,38 @@ def rsf(
             (temperature 0), DeepSpeed.
     """
     refuse_equal(drawing)
-    sizes = {"batch_size": batch_size, "micro_batch_size": micro_batch_size, "learning_rate": learning_rate}
-    refuse_settings(iterations=iterations, prompts_per_iteration=prompts_per_iteration, epochs=epochs, **sizes)
-    processes.refuse_sharded("rsf", cut_up=is_sharded(model))
-    processes.join(next(model.parameters()).device)
-    refuse_long_prompts(model, tokenizer, prompts, drawing)
-    order = random.Random(drawing.seed)
-    queue: list[Prompt] = []
+    refuse_settings(**locals())
+    rounds = Rounds("rsf", model, tokenizer, prompts, drawing, run, iterations, prompts_per_iteration)
     history: list[Iteration] = []
     start_all(mitigations, model, tokenizer)
     optimizer = adam(model, learning_rate)
-    first = 0
-    if run is not None and (kept_state := run.load(model, optimizer, mitigations)) is not None:
-        first, queue = run.done, queue_from(kept_state, order, prompts)
-        iterations = first if kept_state["stopped"] else iterations
-    for index in range(first, iterations):
-        chosen = next_prompts(queue, order, prompts, prompts_per_iteration)
-        title = f"iteration {index + 1} of {iterations}"
+    rounds.begin(optimizer, mitigations)
+    sizes: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "micro_batch_size": micro_batch_size}
+    for index in rounds:
 
-        def draw(chosen: list[Prompt] = chosen, index: int = index, title: str = title) -> list[Any]:
-            stage = progress or stage_of(run, f"{title}: best of {drawing.n}")
-            how = replace(drawing, seed=drawing.seed * 1000 + index)
-            kept, mean, best = best_of_n(model, tokenizer, chosen, reward, how, progress=stage)
-            return [[list(map(list, e)) for e in kept], mean, best]
+        def draw(how: Drawing, stage: Progress | None) -> list[Any]:
+            found = draw_and_score(model, tokenizer, rounds.chosen, reward, how, progress=progress or stage)
+            kept, scores = [list(map(list, e)) for e in best_of_n(*found)], found[2]
+            return [kept, float(scores.mean()), float(scores.amax(1).mean())]
 
-        drawn, mean, best = draw() if run is None else run.once("samples", index, draw)
+        drawn, mean, best = rounds.once("samples", f"best of {drawing.n}", draw)
         kept = [Example(tuple(prompt), tuple(response)) for prompt, response in drawn]
-        stopped = any(m.stop(mean) for m in mitigations)
-        losses = (
-            []
-            if stopped
-            else fine_tune(
-                model,
-                kept,
-                optimizer,
-                epochs=epochs,
-                batch_size=batch_size,
-                micro_batch_size=micro_batch_size,
-                order=order,
-                mitigations=mitigations,
-                progress=stage_of(run, f"{title}: training"),
-            )
-        )
+        rounds.stopped = any(m.stop(mean) for m in mitigations)
+        how = {**sizes, "order": rounds.order, "mitigations": mitigations, "progress": rounds.stage("training")}
+        losses = [] if rounds.stopped else fine_tune(model, kept, optimizer, **how)
         history.append(Iteration(index, mean, best, tuple(losses), tuple(kept)))
-        if run is not None:
-            told = {"method": "rsf", **history[-1].summary(), "stopped": stopped}
-            loop = {**queue_state(queue, order), "stopped": stopped}
-            run.save(index + 1, model, tokenizer, optimizer, mitigations, metrics=told, loop=loop)
+        rounds.save(history[-1].summary())
         if after_iteration is not None:
             after_iteration(history[-1])
-        if stopped:
-            break
     finish_all(mitigations, model)
     return history
 
 
 def best_of_n(
-    model: nn.Module,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    reward: Reward,
-    drawing: Drawing,
-    *,
-    progress: Progress | None = None,
-) -> tuple[list[Example], float, float]:
-    """The response of highest reward among n for each prompt, with the mean reward of all and of the kept."""
-    encoded, drawn, scores = draw_and_score(model, tokenizer, prompts, reward, drawing, progress=progress)
-    best = scores.max(dim=1)
-    kept = [Example(encoded[i], drawn[i][j]) for i, j in enumerate(best.indices.tolist())]
-    return kept, float(scores.mean()), float(best.values.mean())
+    prompts: Sequence[tuple[int, ...]], drawn: Sequence[Sequence[tuple[int, ...]]], scores: torch.Tensor
+) -> list[Example]:
+    """The response of highest reward among n for each prompt, of what `draw_and_score` gave."""
+    return [Example(prompts[i], drawn[i][j]) for i, j in enumerate(scores.max(dim=1).indices.tolist())]
 
 
 def draw_and_score(
@@ -167,11 +130,7 @@ def draw_and_score(
     *,
     progress: Progress | None = None,
 ) -> tuple[list[tuple[int, ...]], list[list[tuple[int, ...]]], torch.Tensor]:
-    """The encoded prompts, n responses for each, and their rewards, (prompts, n) in float64.
-
-    Raises:
-        ValueError: n equal responses (temperature 0).
-    """
+    """The encoded prompts, n responses for each, and their rewards, (prompts, n) in float64; see `refuse_equal`."""
     refuse_equal(drawing)
     encoded = [encode_prompt(tokenizer, prompt, chat=drawing.chat) for prompt in prompts]
 
@@ -192,11 +151,7 @@ def draw_and_score(
 
 
 def refuse_equal(drawing: Drawing) -> None:
-    """Raise where all n responses to a prompt would be the same.
-
-    Raises:
-        ValueError: a temperature of 0 with n above 1, or a number out of range.
-    """
+    """Raise a ValueError for a number out of range, and where all n responses would be the same (a temperature of 0)."""
     drawing.check()
     if drawing.n > 1 and not drawing.temperature > 0:
         raise ValueError(
@@ -214,45 +169,32 @@ def fine_tune(
     batch_size: int,
     micro_batch_size: int,
     order: random.Random,
-    clip: float = 1.0,
     mitigations: Sequence[Mitigation] = (),
     progress: Progress | None = None,
 ) -> list[float]:
     """Supervised epochs on the responses alone; a step's loss is the mean over its response tokens.
 
-    Args:
-        mitigations: already started.
-
-    Returns:
-        The mean loss per response token of each epoch, in nats.
+    The mitigations have started. Returns the mean loss per response token of each epoch, in nats.
     """
     losses = []
     model.train()
     for epoch in range(epochs):
-        total, tokens = 0.0, 0
+        summed, tokens = 0.0, 0
         shuffled = order.sample(list(examples), len(examples))
         for start in range(0, len(shuffled), batch_size):
             batch = shuffled[start : start + batch_size]
             size = response_tokens(batch)
 
             def backward(rows: processes.Rows, batch: list[Example] = batch, size: int = size) -> None:
-                nonlocal total
+                nonlocal summed
                 nll = rows.weight * response_nll(model, [batch[i] for i in rows])
                 (nll / size).backward()  # type: ignore[no-untyped-call]
-                total += nll.item()
+                summed += nll.item()
 
-            take_step(
-                model,
-                optimizer,
-                batch,
-                backward,
-                micro_batch_size=micro_batch_size,
-                mitigations=mitigations,
-                clip=clip,
-            )
+            take_step(model, optimizer, batch, backward, micro_batch_size, mitigations)
             tokens += size
             if progress is not None:
                 progress(epoch * len(examples) + start + len(batch), epochs * len(examples))
-        losses.append(processes.total([total])[0] / tokens)
+        losses.append(sum_over_ranks([summed])[0] / tokens)
     model.eval()
     return losses

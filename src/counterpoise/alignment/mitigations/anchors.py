@@ -1,21 +1,50 @@
-"""Anchors to the model before alignment: L1 and L2 on its weights, KD on its predictions."""
+"""Anchors to the model before alignment: L1, L2 and online merging on its weights, KD on its predictions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from counterpoise.alignment.training.models import frozen_copy, weights_before
-from counterpoise.alignment.training.sharding import own_part
-from counterpoise.alignment.training.stepping import Mitigation, Step, trainable
+from counterpoise.alignment.training.sharding import own_part, part_like
+from counterpoise.alignment.training.stepping import Mitigation, Step, trainable, weights_sha256
 from counterpoise.language.scoring import response_tokens, score_responses
 
 
 @dataclass
-class L1(Mitigation):
+class _Anchor(Mitigation):
+    """What is pulled towards PRE by a strength."""
+
+    strength: float
+
+    def __post_init__(self) -> None:
+        if not self.strength >= 0:
+            who = type(self).__name__.lower()
+            raise ValueError(f"{who}: expected a strength of at least 0, found {self.strength}")
+
+
+@dataclass
+class _OnWeights(_Anchor):
+    """With PRE's tensor of each trained parameter."""
+
+    pre: Mapping[str, Tensor] | None = field(default=None, repr=False)
+
+    def start(self, model: nn.Module, tokenizer: object) -> None:
+        self._pre = weights_before(model, self.pre, type(self).__name__.lower())
+
+    def _held(self, model: nn.Module) -> Iterator[tuple[nn.Parameter, Tensor, Tensor]]:
+        """Each trained parameter, this process's part of it, and the same part of PRE's."""
+        for name, parameter in trainable(model).items():
+            own = own_part(parameter)
+            yield parameter, own, self._pre[name].to(own)
+
+
+@dataclass
+class L1(_OnWeights):
     """Pull the weights towards those before alignment by strength * |theta - pre|_1 (Lin et al. 2024).
 
     Departs from a term in the loss: the proximal form. After the optimiser's update, theta moves to
@@ -34,27 +63,14 @@ class L1(Mitigation):
     tensor([-2.,  0.,  1.])
     """
 
-    strength: float
-    pre: Mapping[str, Tensor] | None = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        _refuse_negative("l1", self.strength)
-
-    def start(self, model: nn.Module, tokenizer: object) -> None:
-        """Find PRE's tensor of each trained parameter."""
-        self._pre = weights_before(model, self.pre, "l1")
-
     @torch.no_grad()
     def after_update(self, step: Step) -> None:
-        """Soft-threshold the distance to PRE."""
-        for name, parameter in trainable(step.model).items():
-            own = own_part(parameter)
-            pre = self._pre[name].to(own)
+        for _, own, pre in self._held(step.model):
             own.copy_(pre + soft_threshold(own - pre, step.learning_rate * self.strength))
 
 
 @dataclass
-class L2(Mitigation):
+class L2(_OnWeights):
     """Pull the weights towards those before alignment by strength * |theta - pre|_2^2 (Lin et al. 2024).
 
     The gradient form: 2 strength (theta - pre) is added to the gradient once per optimiser step, after clipping. The
@@ -73,27 +89,15 @@ class L2(Mitigation):
     {'name': 'L2', 'strength': 0.1}
     """
 
-    strength: float
-    pre: Mapping[str, Tensor] | None = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        _refuse_negative("l2", self.strength)
-
-    def start(self, model: nn.Module, tokenizer: object) -> None:
-        """Find PRE's tensor of each trained parameter."""
-        self._pre = weights_before(model, self.pre, "l2")
-
     @torch.no_grad()
     def before_update(self, step: Step) -> None:
-        """Add the penalty's gradient."""
-        for name, parameter in trainable(step.model).items():
+        for parameter, own, pre in self._held(step.model):
             if parameter.grad is not None:
-                own = own_part(parameter)
-                own_part(parameter.grad).add_(own - self._pre[name].to(own), alpha=2 * self.strength)
+                own_part(parameter.grad).add_(own - pre, alpha=2 * self.strength)
 
 
 @dataclass
-class KD(Mitigation):
+class KD(_Anchor):
     """Distil the model before alignment: strength * mean over response tokens of KL(pre || theta), in nats.
 
     The paper (Lin et al. 2024) keeps the outputs close to PRE's on the training data; here on the prompts and
@@ -112,18 +116,12 @@ class KD(Mitigation):
     {'name': 'KD', 'strength': 0.1}
     """
 
-    strength: float
     reference: nn.Module | None = field(default=None, repr=False)
 
-    def __post_init__(self) -> None:
-        _refuse_negative("kd", self.strength)
-
     def start(self, model: nn.Module, tokenizer: object) -> None:
-        """Copy the model unless a reference was given."""
         self._reference = frozen_copy(model) if self.reference is None else self.reference
 
     def add_gradients(self, step: Step) -> None:
-        """Backpropagate the divergence over the step's examples."""
         tokens = response_tokens(step.examples)
         for rows in step.batches(step.examples):
             batch = [step.examples[i] for i in rows]
@@ -138,11 +136,76 @@ class KD(Mitigation):
             scored.logits_BCV.backward(gradient_BCV)  # type: ignore[no-untyped-call]
 
 
+@dataclass
+class OnlineMerging(Mitigation):
+    """Merge each update with the update that made PRE (Lu et al. 2024, arXiv 2405.17931: OnDARE).
+
+    theta_t = theta_{t-1} + (1 - weight) D(u_t) + weight D(tau), where u_t is the optimiser's update, tau = pre - base the
+    update of instruction tuning, and D keeps each element with probability `keep`, the rest becoming 0, not rescaled.
+    Departs: without `base` (a checkpoint before instruction tuning is often not at hand) tau = pre - theta_{t-1}, the
+    merge of the two models themselves; tau is not clamped and its mask is drawn anew each step, not once; OnTIES and
+    merging every k-th step are not here.
+
+    Args:
+        weight: of tau, in [0, 1]; 0 is no merging. It acts at every step: with a base think of 1e-4, not of 0.1.
+        keep: share of elements kept, in (0, 1].
+        base, pre: weights before instruction tuning, and before alignment; best a `Checkpoint`. One more copy of the
+            weights is held for the length of a step.
+
+    Raises:
+        ValueError: a number out of range; at start, a parameter that `pre` or `base` does not hold.
+
+    >>> OnlineMerging(0.01).describe()
+    {'name': 'OnlineMerging', 'weight': 0.01, 'keep': 1.0, 'seed': 0}
+    """
+
+    weight: float
+    keep: float = 1.0
+    seed: int = 0
+    base: Mapping[str, Tensor] | None = field(default=None, repr=False)
+    pre: Mapping[str, Tensor] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight <= 1:
+            raise ValueError(f"merging: expected a weight in [0, 1], found {self.weight}")
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"merging: expected keep in (0, 1], found {self.keep}")
+
+    def start(self, model: nn.Module, tokenizer: object) -> None:
+        self._steps = 0
+        self._pre = weights_before(model, self.pre, "merging")
+        self._base = None if self.base is None else weights_before(model, self.base, "merging, base")
+
+    def before_update(self, step: Step) -> None:
+        self._before = {name: own_part(p).detach().clone() for name, p in trainable(step.model).items()}
+
+    @torch.no_grad()
+    def after_update(self, step: Step) -> None:
+        random = torch.Generator().manual_seed(self.seed * 1_000_003 + self._steps)
+        for name, parameter in trainable(step.model).items():
+            before, own = self._before[name], own_part(parameter)
+            tau = self._pre[name].to(own) - (before if self._base is None else self._base[name].to(own))
+            kept = [self._thinned(values, parameter, random) for values in (own - before, tau)]
+            own.copy_(before + (1 - self.weight) * kept[0] + self.weight * kept[1])
+        del self._before
+        self._steps += 1
+
+    def _thinned(self, values: Tensor, parameter: Tensor, random: torch.Generator) -> Tensor:
+        if self.keep == 1:
+            return values
+        mask = torch.rand(parameter.shape, generator=random) < self.keep
+        return values * part_like(mask, parameter).to(values.device)
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | ({} if self.base is None else {"base": weights_sha256(self.base)})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self._steps}  # they decide the masks
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._steps = state["steps"]
+
+
 def soft_threshold(values: Tensor, threshold: float) -> Tensor:
     """The proximal map of threshold * |.|_1: sign(v) max(|v| - threshold, 0)."""
     return values - values.clamp(-threshold, threshold)
-
-
-def _refuse_negative(name: str, strength: float) -> None:
-    if not strength >= 0:
-        raise ValueError(f"{name}: expected a strength of at least 0, found {strength}")

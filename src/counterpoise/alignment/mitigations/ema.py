@@ -49,7 +49,6 @@ class MovingAverage(Mitigation):
             raise ValueError(f"sma: expected a reset every 1 or more steps, found {self.reset_every}")
 
     def start(self, model: nn.Module, tokenizer: object) -> None:
-        """The average begins at the model's weights."""
         self._steps = 0
         self._average = {name: p.detach().clone() for name, p in trainable(model).items()}
         if self.reset_every and is_low_rank(model):
@@ -59,7 +58,6 @@ class MovingAverage(Mitigation):
 
     @torch.no_grad()
     def after_update(self, step: Step) -> None:
-        """Move the average; reset when it is time."""
         self._steps += 1
         parameters = trainable(step.model)
         for name, average in self._average.items():
@@ -67,48 +65,34 @@ class MovingAverage(Mitigation):
         if self.reset_every and self._steps % self.reset_every == 0:
             for name, average in self._average.items():
                 parameters[name].copy_(average)
-                own = own_part(average)
-                own.copy_(self._pre[name])
-
-    @property
-    def _just_reset(self) -> bool:
-        return bool(self.reset_every and self._steps and self._steps % self.reset_every == 0)
+                own_part(average).copy_(self._pre[name])
 
     @contextmanager
     def as_finished(self, model: nn.Module) -> Iterator[None]:
-        """Inside, the model holds the average."""
-        if self._just_reset:  # the model is the last average, and the average is PRE
-            yield
-            return
         self._swap(model)
         try:
             yield
         finally:
             self._swap(model)
 
+    def finish(self, model: nn.Module) -> None:
+        self._swap(model)
+
     @torch.no_grad()
     def _swap(self, model: nn.Module) -> None:
         """Exchange the weights and their average, one tensor at a time."""
+        if self.reset_every and self._steps and self._steps % self.reset_every == 0:
+            return  # the model is the last average, and the average is PRE
         parameters = trainable(model)
         for name, average in self._average.items():
             weights = parameters[name].detach().clone()
             parameters[name].copy_(average)
             average.copy_(weights)
 
-    @torch.no_grad()
-    def finish(self, model: nn.Module) -> None:
-        """The model takes the average."""
-        if not self._just_reset:
-            parameters = trainable(model)
-            for name, average in self._average.items():
-                parameters[name].copy_(average)
-
     def state_dict(self) -> dict[str, Any]:
-        """The average and the number of steps."""
         return {"average": self._average, "steps": self._steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
         self._steps = state["steps"]
         for name, average in self._average.items():
             own_part(average).copy_(part_like(state["average"][name], average))

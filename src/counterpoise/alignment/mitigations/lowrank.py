@@ -42,19 +42,15 @@ class LowRank(Mitigation):
             raise ValueError(f"lora: expected a rank of at least 1, found {self.rank}")
 
     def start(self, model: nn.Module, tokenizer: object) -> None:
-        """Put the adapter in and freeze all else."""
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError("lora needs peft; pip install 'counterpoise[align]'") from error
         from transformers.pytorch_utils import Conv1D
 
-        config = LoraConfig(
-            r=self.rank,
-            lora_alpha=self.scale * self.rank,  # type: ignore[arg-type]
-            target_modules="all-linear",
-            fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
-        )
+        alpha: Any = self.scale * self.rank
+        transposed = any(isinstance(m, Conv1D) for m in model.modules())
+        config = LoraConfig(r=self.rank, lora_alpha=alpha, target_modules="all-linear", fan_in_fan_out=transposed)
         device = next(model.parameters()).device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -63,12 +59,12 @@ class LowRank(Mitigation):
 
     @torch.no_grad()
     def finish(self, model: nn.Module) -> None:
-        """Add the update to the weights and take the adapter out."""
         from peft.tuners.lora import LoraLayer
 
-        for name, module in [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer)]:
-            base: Any = module.get_base_layer()
-            own_part(base.weight).add_(part_like(_update(module), base.weight))
+        adapters: list[tuple[str, Any]] = [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer)]
+        for name, module in adapters:
+            base = module.get_base_layer()
+            own_part(base.weight).add_(part_like(module.get_delta_weight("default"), base.weight))
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, base)
         model.requires_grad_(True)
@@ -87,11 +83,6 @@ def merged(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     plain = {n.replace(".base_layer.", "."): t for n, t in state.items() if ".lora_" not in n}
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
-            weight = plain[f"{name}.weight"]
-            plain[f"{name}.weight"] = weight + _update(module).to(weight.device)
+            weight, update = plain[f"{name}.weight"], module.get_delta_weight("default")  # type: ignore[attr-defined]
+            plain[f"{name}.weight"] = weight + update.to(weight.device)
     return plain
-
-
-def _update(module: Any) -> Tensor:
-    update: Tensor = module.get_delta_weight("default")
-    return update

@@ -49,13 +49,11 @@ class Replay(Mitigation):
             raise ValueError("replay: expected examples, found none")
 
     def start(self, model: nn.Module, tokenizer: object) -> None:
-        """Shuffle."""
         self._order = random.Random(self.seed)
         self._queue: list[int] = []
         self._owed = 0.0
 
     def add_gradients(self, step: Step) -> None:
-        """Backpropagate the loss of the tokens that are due."""
         size = response_tokens(step.examples)
         batch = self._draw(self.ratio * size)
         for rows in step.batches(batch):
@@ -72,17 +70,13 @@ class Replay(Mitigation):
         return batch
 
     def describe(self) -> dict[str, Any]:
-        """With the digest of the examples."""
         return {**super().describe(), "examples": digest(self.examples)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it is in the shuffled examples, and what it owes."""
         return {"order": self._order.getstate(), "queue": self._queue, "owed": self._owed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
-        version, internal, gauss = state["order"]
-        self._order.setstate((version, tuple(internal), gauss))
+        self._order.setstate(state["order"])
         self._queue, self._owed = list(state["queue"]), state["owed"]
 
 

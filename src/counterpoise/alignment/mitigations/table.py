@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
 
-from counterpoise.alignment.mitigations.anchors import KD, L1, L2
+from counterpoise.alignment.mitigations.anchors import KD, L1, L2, OnlineMerging
 from counterpoise.alignment.mitigations.ema import MovingAverage
-from counterpoise.alignment.mitigations.freezing import FreezeLowest
+from counterpoise.alignment.mitigations.less import FreezeLowest, RewardBudget
 from counterpoise.alignment.mitigations.lowrank import LowRank
-from counterpoise.alignment.mitigations.merging import OnlineMerging
 from counterpoise.alignment.mitigations.replay import Replay
-from counterpoise.alignment.mitigations.stopping import RewardBudget
 from counterpoise.alignment.training.models import WITH_LORA
 from counterpoise.alignment.training.stepping import Mitigation
 from counterpoise.checkpoints.checkpoint import Checkpoint
@@ -25,32 +23,20 @@ from counterpoise.language.scoring import Example
 
 @dataclass(frozen=True)
 class Sources:
-    """What mitigations are built from, each made when it is first asked for.
+    """What mitigations are built from, each made when it is first asked for."""
 
-    Attributes:
-        pre: PRE's weights, memory-mapped.
-        frozen: PRE as a model that runs and is never trained.
-        replayed: the examples of a corpus, or of PRE itself.
-    """
-
-    pre: Checkpoint | None = None
-    frozen: Callable[[], nn.Module | None] = lambda: None
-    replayed: Callable[[str], Sequence[Example]] = lambda corpus: [Example((1,), (1,))]
+    pre: Checkpoint | None = None  # PRE's weights, memory-mapped
+    frozen: Callable[[], nn.Module | None] = lambda: None  # PRE as a model that runs and is never trained
+    replayed: Callable[[str], Sequence[Example]] = lambda corpus: [Example((1,), (1,))]  # of a corpus, or of PRE itself
     seed: int = 0
 
 
 class Taken(NamedTuple):
-    """What a mitigation takes while training, in bytes.
+    """What a mitigation takes while training, in bytes."""
 
-    Attributes:
-        resident: what lies in memory all the time, by its name in a plan.
-        moment: beside it, at a step of the optimiser.
-        frozen: models like PRE that are held.
-    """
-
-    resident: Mapping[str, int] = {}
-    moment: int = 0
-    frozen: int = 0
+    resident: Mapping[str, int] = {}  # all the time, by its name in a plan
+    moment: int = 0  # beside it, at a step of the optimiser
+    frozen: int = 0  # models like PRE that are held
 
 
 @dataclass(frozen=True)
@@ -60,14 +46,14 @@ class Row:
     Attributes:
         option: the option that asks for it, without its dashes.
         build: from the option's value, all options that were given, and the sources.
-        partners: options that do nothing without it, and what they are where they are not given.
+        partners: options that do nothing without it.
         takes: from bytes of what is trained.
         on_weights: whether it needs PRE's weights beside those that are trained, which LoRA has not.
     """
 
     option: str
     build: Callable[[Any, Mapping[str, Any], Sources], Mitigation]
-    partners: Mapping[str, Any] = field(default_factory=dict)
+    partners: Sequence[str] = ()
     takes: Callable[[int], Taken] = lambda trained: Taken()
     on_weights: bool = False
 
@@ -78,20 +64,19 @@ def _merging(weight: float, given: Mapping[str, Any], sources: Sources) -> Mitig
     return OnlineMerging(weight, given.get("merge_keep", 1.0), sources.seed, base=opened, pre=sources.pre)
 
 
+def _average(decay: float, given: Mapping[str, Any], sources: Sources) -> Mitigation:
+    return MovingAverage(decay, given.get("reset_every"), sources.pre)
+
+
 TABLE = (
     Row("lora", lambda v, _, s: LowRank(v, seed=s.seed), takes=lambda n: Taken({"LoRA": n})),
     Row("freeze", lambda v, _, s: FreezeLowest(v)),
-    Row("replay", lambda v, g, s: Replay(g.get("replay_ratio", 1.0), s.replayed(v), s.seed), {"replay_ratio": 1.0}),
+    Row("replay", lambda v, g, s: Replay(g.get("replay_ratio", 1.0), s.replayed(v), s.seed), ("replay_ratio",)),
     Row("kd", lambda v, _, s: KD(v, s.frozen()), takes=lambda n: Taken(frozen=1)),
     Row("l2", lambda v, _, s: L2(v, s.pre), on_weights=True),
-    Row("merge", _merging, {"merge_keep": 1.0, "merge_base": None}, lambda n: Taken(moment=n), on_weights=True),
+    Row("merge", _merging, ("merge_keep", "merge_base"), lambda n: Taken(moment=n), on_weights=True),
     Row("l1", lambda v, _, s: L1(v, s.pre), on_weights=True),
-    Row(
-        "sma",
-        lambda v, g, s: MovingAverage(v, g.get("reset_every"), s.pre),
-        {"reset_every": None},
-        lambda n: Taken({"moving average": n}),
-    ),
+    Row("sma", _average, ("reset_every",), lambda n: Taken({"moving average": n})),
     Row("stop_at_reward", lambda v, _, s: RewardBudget(v)),
 )
 """In the order in which they act."""
@@ -103,19 +88,12 @@ def chosen(given: Mapping[str, Any]) -> list[Row]:
 
 
 def build(given: Mapping[str, Any], sources: Sources) -> list[Mitigation]:
-    """The mitigations that were asked for, in the order in which they act.
-
-    Raises:
-        ValueError: see `check`.
-    """
+    """The mitigations that were asked for, in the order in which they act."""
     return [row.build(given[row.option], given, sources) for row in chosen(given)]
 
 
 def check(given: Mapping[str, Any]) -> None:
     """Raise for options that do not go together or are out of range; no file but the corpus is looked for.
-
-    Args:
-        given: the options that were given, by name.
 
     Raises:
         ValueError: an option without its partner, an anchor on weights beside LoRA, a number out of range, no such corpus.
@@ -124,9 +102,9 @@ def check(given: Mapping[str, Any]) -> None:
     for row in TABLE:
         for partner in row.partners:
             if partner in given and row.option not in asked:
-                raise ValueError(f"{_typed(partner)}: does nothing here; add {_typed(row.option)}, or leave it out")
+                raise ValueError(f"{typed(partner)}: does nothing here; add {typed(row.option)}, or leave it out")
     if "lora" in asked and (anchors := [row.option for row in chosen(given) if row.on_weights]):
-        raise ValueError(f"{_typed(anchors[0])}: expected no --lora beside it, found one; {WITH_LORA}")
+        raise ValueError(f"{typed(anchors[0])}: expected no --lora beside it, found one; {WITH_LORA}")
     build(given, Sources())
     corpus = given.get("replay", "self")
     if corpus != "self" and not Path(corpus).is_file():
@@ -134,14 +112,11 @@ def check(given: Mapping[str, Any]) -> None:
 
 
 def check_layers(given: Mapping[str, Any], layers: int) -> None:
-    """Raise where more layers are to keep their weights than there are.
-
-    Raises:
-        ValueError: `freeze` outside [0, layers).
-    """
+    """Raise a ValueError where more layers are to keep their weights than there are."""
     if "freeze" in given and not 0 <= given["freeze"] < layers:
         raise ValueError(f"--freeze: expected 0 to {layers - 1} of the {layers} layers, found {given['freeze']}")
 
 
-def _typed(option: str) -> str:
+def typed(option: str) -> str:
+    """An option as it is typed."""
     return "--" + option.replace("_", "-")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from counterpoise.alignment.mitigations.lowrank import is_low_rank
 from counterpoise.alignment.training import processes
-from counterpoise.alignment.training.precision import compute_in_bfloat16
+from counterpoise.alignment.training.precision import M, compute_in_bfloat16
 from counterpoise.alignment.training.sharding import is_sharded, own_part, part_like
 from counterpoise.alignment.training.sharding import shard as cut_up
 from counterpoise.alignment.training.stepping import trainable
@@ -21,7 +21,6 @@ from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language.loading import without_bars
 
-M = TypeVar("M", bound=nn.Module)
 WITH_LORA = "with LoRA, whose factors are no part of PRE, use kd, replay or sma"
 
 
@@ -54,11 +53,7 @@ def weights_before(model: nn.Module, pre: Mapping[str, Tensor] | None, who: str)
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    """A copy of `model` that is never trained.
-
-    Raises:
-        ValueError: the model is cut up among processes.
-    """
+    """A copy of `model` that is never trained; of one that is cut up among processes there is none (a ValueError)."""
     if is_sharded(model):
         raise ValueError(
             "reference: expected one beside a model that `shard` cut up, found none; give load_frozen(..., shard=True)"

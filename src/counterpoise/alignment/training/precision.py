@@ -27,18 +27,14 @@ def compute_in_bfloat16(model: M) -> M:
     >>> layer(torch.ones(1, 4)).dtype, layer.weight.dtype
     (torch.bfloat16, torch.float32)
     """
-    refuse_other(next(model.parameters()).dtype)
+    refuse_bf16_of(next(model.parameters()).dtype)
     model.register_forward_pre_hook(_enter)
     model.register_forward_hook(_leave, always_call=True)
     return model
 
 
-def refuse_other(dtype: torch.dtype) -> None:
-    """Raise for weights that mixed precision is not for.
-
-    Raises:
-        ValueError: they are not float32.
-    """
+def refuse_bf16_of(dtype: torch.dtype) -> None:
+    """Raise a ValueError for weights that mixed precision is not for: other than float32."""
     if dtype != torch.float32:
         raise ValueError(
             f"bf16: expected float32 weights, found {str(dtype).removeprefix('torch.')}; give one of the two"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from counterpoise.language.scoring import by_length
-from counterpoise.ranks import sum_over_ranks, world_size
+from counterpoise.ranks import world_size
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=12)
@@ -37,13 +37,17 @@ SILENCE = {True: 1, False: 60}
 """Seconds in which the first process may tell an error and end the others, by whether it is sure to have met it too."""
 
 
+def started() -> int:
+    """How many processes torchrun or accelerate started, whether or not they have met."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def join(device: torch.device | str) -> None:
     """Meet the other processes that torchrun or accelerate started; nothing in one process, or when it was done before.
 
-    Raises:
-        ValueError: WORLD_SIZE says several, but something else that torchrun sets is missing.
+    A ValueError says that something that torchrun sets beside WORLD_SIZE is missing.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    if started() == 1 or dist.is_initialized():
         return
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
@@ -58,25 +62,18 @@ def asked_for(sharded: str) -> bool:
 
 
 def expected(shard: bool) -> int | None:
-    """How many processes `shard` will find: as torchrun says, None before it has said so; 1 without `shard`.
-
-    Raises:
-        ValueError: torchrun started one alone.
-    """
+    """How many processes `shard` will find (one alone is a ValueError), None before torchrun has said so; 1 without `shard`."""
     if not shard:
         return 1
-    started = os.environ.get("WORLD_SIZE")
-    if started == "1":
+    if "WORLD_SIZE" not in os.environ:
+        return None
+    if started() == 1:
         raise ValueError(ALONE)
-    return None if started is None else int(started)
+    return started()
 
 
 def refuse_sharded(method: str, *, cut_up: bool) -> None:
-    """Raise under DeepSpeed, and under accelerate's FSDP where `shard` did not cut the model up.
-
-    Raises:
-        ValueError: accelerate was started with one of them.
-    """
+    """Raise a ValueError under DeepSpeed, and under accelerate's FSDP where `shard` did not cut the model up."""
     for sharded in ("FSDP", "DEEPSPEED"):
         if asked_for(sharded) and not (sharded == "FSDP" and cut_up):
             raise ValueError(
@@ -85,21 +82,10 @@ def refuse_sharded(method: str, *, cut_up: bool) -> None:
             )
 
 
-def refuse_several(what: str) -> None:
-    """Raise where torchrun or accelerate started several processes.
-
-    Raises:
-        ValueError: WORLD_SIZE is more than 1.
-    """
-    if (started := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
-        raise ValueError(f"{what}: expected one process, found {started} (WORLD_SIZE); start it without torchrun")
-
-
 def own_device(device: torch.device | str) -> torch.device:
     """Of this process: where there are several, cuda is the GPU number LOCAL_RANK of those that it sees."""
     found, local = torch.device(device), int(os.environ.get("LOCAL_RANK", "0"))
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if several and found.type == "cuda" and found.index is None:
+    if started() > 1 and found.type == "cuda" and found.index is None:
         return torch.device("cuda", local % max(1, torch.cuda.device_count()))
     return found
 
@@ -108,7 +94,7 @@ def rank() -> int:
     """The number of this process, from 0."""
     if world_size() > 1:
         return dist.get_rank()
-    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+    return int(os.environ.get("RANK", "0")) if started() > 1 else 0
 
 
 def is_first() -> bool:
@@ -117,30 +103,23 @@ def is_first() -> bool:
 
 
 class Rows(list[int]):
-    """Indices of one micro-batch.
-
-    Attributes:
-        weight: 1, or 0 where the rows are another process's: whatever they give is not counted.
-    """
+    """Indices of one micro-batch; of weight 0 where the rows are another process's: whatever they give is not counted."""
 
     weight = 1
 
 
-def shared_by_length(
-    items: Sequence[Any], batch_size: int, *, key: Callable[[Any], Any], together: bool = False
-) -> Iterator[Rows]:
-    """`by_length` over this process's share: each world-th of the items, counted from the longest.
+def shared_by_length(lengths: Sequence[int], batch_size: int, *, together: bool = False) -> Iterator[Rows]:
+    """`by_length` over this process's share: each world-th of the rows, counted from the longest.
 
-    Args:
-        together: every process yields equally often, as weights that are cut up need it: one that has no rows left gets
-            the last row with weight 0.
+    With `together` every process yields equally often, as weights that are cut up need it: one that has no rows left
+    gets the last row with weight 0.
     """
-    longest_first = [i for rows in by_length(items, max(1, len(items)), key=key) for i in rows]
+    longest_first = [i for rows in by_length(lengths, max(1, len(lengths)), key=lambda n: n) for i in rows]
     own = longest_first[rank() :: world_size()] if world_size() > 1 else longest_first
     for start in range(0, len(own), batch_size):
         yield Rows(own[start : start + batch_size])
     if together:
-        most = -(-len(items) // world_size())  # the first process's
+        most = -(-len(lengths) // world_size())  # the first process's
         for _ in range(-(-most // batch_size) - -(-len(own) // batch_size)):
             idle = Rows(longest_first[-1:])
             idle.weight = 0
@@ -193,36 +172,25 @@ def gathered(work: Callable[[], T]) -> list[T]:
     """
     if world_size() == 1:
         return [work()]
-    value, own = None, None
+    value, failure, told = cast("Any", (None, None, None))
     try:
         value = work()
     except Exception as error:
-        own = error
-    failure = None if own is None else _told(own)
+        failure, told = error, (RuntimeError, f"process {rank()} failed:\n{''.join(traceback.format_exception(error))}")
+        if kinds := [kind for kind in TOLD if isinstance(error, kind)]:
+            told = kinds[0], str(error)
     found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, (value, failure))
-    if own is not None:
-        raise _known(own)
-    for _, other in found:
-        if other is not None:
-            kind, message = other
-            raise _known(kind(message))
+    dist.all_gather_object(found, (value, told))
+    failure = failure or next((kind(message) for kind, message in (other for _, other in found if other)), None)
+    if failure is not None:
+        failure.known_to_all = True
+        raise failure
     return [value for value, _ in found]
 
 
 def on_first(work: Callable[[], T]) -> T:
-    """What `work` returns in the first process, which alone does it; the others wait for it.
-
-    Raises:
-        Exception: it failed; raised in all.
-    """
-    found: list[Any] = gathered(lambda: work() if is_first() else None)
-    return found[0]  # type: ignore[no-any-return]
-
-
-def total(values: Sequence[float]) -> list[float]:
-    """The values of all processes, added elementwise."""
-    return sum_over_ranks(values)
+    """What `work` returns in the first process, which alone does it while the others wait; its errors are raised in all."""
+    return gathered(lambda: work() if is_first() else None)[0]  # type: ignore[return-value]
 
 
 def add_up(tensor: Tensor) -> Tensor:
@@ -260,15 +228,3 @@ def one_message() -> Iterator[None]:
         if known:
             raise SystemExit(1) from None
         raise
-
-
-def _known(error: Exception) -> Exception:
-    error.known_to_all = True  # type: ignore[attr-defined]
-    return error
-
-
-def _told(error: Exception) -> tuple[type[Exception], str]:
-    kind = next((kind for kind in TOLD if isinstance(error, kind)), None)
-    if kind is not None:
-        return kind, str(error)
-    return RuntimeError, f"process {rank()} failed:\n{''.join(traceback.format_exception(error))}"

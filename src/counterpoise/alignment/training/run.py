@@ -19,7 +19,7 @@ from counterpoise.alignment.training.sharding import is_sharded, moments_like, o
 from counterpoise.alignment.training.stepping import Mitigation
 from counterpoise.checkpoints.files import replacing, staged
 from counterpoise.language.loading import without_bars
-from counterpoise.records import Progress, Stages, Store, digest, write_json
+from counterpoise.records import Progress, Stages, Store, digest, named, write_json, write_whole
 
 T = TypeVar("T")
 FREE = ("micro_batch_size",)
@@ -48,34 +48,36 @@ class Run:
     """
 
     def __init__(
-        self,
-        folder: str | Path,
-        settings: Mapping[str, Any],
-        *,
-        keep_checkpoints: bool = True,
-        stages: Stages | None = None,
+        self, folder: Path, settings: Mapping[str, Any], *, keep_checkpoints: bool = True, stages: Stages | None = None
     ) -> None:
-        self.folder, self.keep_checkpoints, self._stages = Path(folder), keep_checkpoints, stages
+        self.folder, self.keep_checkpoints, self._stages = folder, keep_checkpoints, stages
         self.settings = json.loads(json.dumps(settings))
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "settings.json"
         if path.is_file() and self.done:
-            _refuse_other(self.folder, json.loads(path.read_text(encoding="utf-8")), self.settings)
-            self._refuse_fewer()
+            self._refuse_other(json.loads(path.read_text(encoding="utf-8")))
         if processes.is_first():
             write_json(path, self.settings)
         self._store = Store(self.folder / "pieces")
         self._key = digest({k: v for k, v in self.settings.items() if k not in EXTENDED})
 
-    def _refuse_fewer(self) -> None:
+    def _refuse_other(self, kept: Mapping[str, Any]) -> None:
+        if names := differing(kept, self.settings, except_for=EXTENDED):
+            first = names[0]
+            raise ValueError(
+                f"{self.folder}: expected the run that was begun there, with {first} = {kept.get(first)!r}, found "
+                f"{self.settings.get(first)!r}{f' (and {len(names) - 1} more differ)' if names[1:] else ''}; "
+                "give the same settings to go on, or another --out or --work"
+            )
         asked = self.settings.get("iterations", self.done)
         if asked < self.done:
             earlier = self.checkpoint(asked)
-            kept = f"{earlier} is the model after {asked}, a whole checkpoint to be copied or given to restore and front as it is"
+            whole_one = f"{earlier} is the model after {asked}, a whole checkpoint"
+            kept_as = f"{whole_one} to be copied or given to restore and front as it is"
             lost = f"no checkpoint of iteration {asked} was kept, so it takes another --work to train it again"
             raise ValueError(
                 f"{self.folder}: expected at least {self.done} iterations, which are done there, found {asked}; "
-                f"{kept if earlier.is_dir() else lost}"
+                f"{kept_as if earlier.is_dir() else lost}"
             )
 
     @property
@@ -89,16 +91,17 @@ class Run:
 
     def stage(self, name: str) -> Progress | None:
         """A progress callback for one stage, in the first process."""
-        stages = self._stages if processes.is_first() else None
-        return None if stages is None else lambda done, total: stages(name, done, total)
+        return named(self._stages if processes.is_first() else None, name)
 
     def load(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, mitigations: Sequence[Mitigation]
+        self, model: nn.Module, tokenizer: Any, optimizer: torch.optim.Optimizer, mitigations: Sequence[Mitigation]
     ) -> dict[str, Any] | None:
         """Put the last finished iteration's state back and drop what came after it; None at the very start.
 
-        Call it after every mitigation has started. Returns what the loop itself gave to `save`.
+        Call it after every mitigation has started: `save` keeps what was given here. Returns what the loop itself gave to
+        `save`.
         """
+        self._model, self._tokenizer, self._optimizer, self._mitigations = model, tokenizer, optimizer, mitigations
         processes.on_first(lambda: self.drop_after(self.done))
         if not self.done:
             return None
@@ -113,34 +116,20 @@ class Run:
             mitigation.load_state_dict(kept)
         random = [state["torch"], *state.get("torch of others", [])]
         torch.set_rng_state(random[processes.rank()] if processes.rank() < len(random) else random[0])
-        loop: dict[str, Any] = state["loop"]
-        return loop
+        return state["loop"]  # type: ignore[no-any-return]
 
-    def save(
-        self,
-        iteration: int,
-        model: nn.Module,
-        tokenizer: Any,
-        optimizer: torch.optim.Optimizer,
-        mitigations: Sequence[Mitigation],
-        *,
-        metrics: Mapping[str, Any],
-        loop: Mapping[str, Any],
-    ) -> None:
+    def save(self, iteration: int, *, metrics: Mapping[str, Any], loop: Mapping[str, Any]) -> None:
         """Write iteration number `iteration` (from 1): checkpoint, a line of metrics, and last the state.
 
-        Of several processes the first writes, and the others wait.
-
-        Raises:
-            OSError: a full disk or the like; what was finished before stays as it was.
+        Of several processes the first writes, and the others wait. A full disk or the like is an OSError; what was
+        finished before stays as it was.
         """
-
         random, *others = processes.gathered(torch.get_rng_state)
-        self.save_checkpoint(iteration, model, tokenizer, mitigations)
+        self.save_checkpoint(iteration, self._model, self._tokenizer, self._mitigations)
         state = whole({
-            "weights": {n: p.data for n, p in model.named_parameters() if p.requires_grad},
-            "optimizer": optimizer.state_dict(),
-            "mitigations": [m.state_dict() for m in mitigations],
+            "weights": {n: p.data for n, p in self._model.named_parameters() if p.requires_grad},
+            "optimizer": self._optimizer.state_dict(),
+            "mitigations": [m.state_dict() for m in self._mitigations],
             "torch": random,
             "torch of others": others,
             "loop": dict(loop),
@@ -157,27 +146,21 @@ class Run:
         """Count the iteration as finished, with the state from which the next one goes on."""
         with replacing(self._state(iteration)) as partial:
             torch.save(dict(state), partial)
-        for path in self.folder.glob("state-*.pt"):
-            if path != self._state(iteration):
-                path.unlink()
+        for path in {*self.folder.glob("state-*.pt")} - {self._state(iteration)}:
+            path.unlink()
 
     def save_checkpoint(
         self, iteration: int, model: nn.Module, tokenizer: Any, mitigations: Sequence[Mitigation]
     ) -> None:
-        """Write iteration-NNNN/, the model as it would be if training ended now; all processes call it.
-
-        Raises:
-            OSError: it cannot be written.
-        """
+        """Write iteration-NNNN/, the model as it would be if training ended now; all processes call it."""
 
         def write() -> None:
             with telling(f"iteration {iteration}: expected to write to {self.folder}"):
                 with staged(self.checkpoint(iteration)) as folder:
                     save_model(model, state, tokenizer, folder)
                 if not self.keep_checkpoints:
-                    for path in self.folder.glob("iteration-*"):
-                        if path != self.checkpoint(iteration):
-                            shutil.rmtree(path)
+                    for path in {*self.folder.glob("iteration-*")} - {self.checkpoint(iteration)}:
+                        shutil.rmtree(path)
 
         with ExitStack() as stack:
             for mitigation in mitigations:
@@ -211,15 +194,8 @@ class Run:
             if int(path.name.rpartition("-")[2]) > iteration:
                 shutil.rmtree(path)
         kept = [line for line in self.metrics() if line.get("iteration", 0) <= iteration]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
         if (self.folder / "metrics.jsonl").is_file():
-            with replacing(self.folder / "metrics.jsonl") as partial:
-                partial.write_text(text, encoding="utf-8")
-
-
-def stage_of(run: Run | None, name: str) -> Progress | None:
-    """The progress callback of a run's stage; None without a run."""
-    return None if run is None else run.stage(name)
+            write_whole(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def finished_state(model: nn.Module) -> dict[str, Any] | None:
@@ -253,13 +229,3 @@ def telling(place: str) -> Iterator[None]:
 def differing(kept: Mapping[str, Any], settings: Mapping[str, Any], *, except_for: Sequence[str]) -> list[str]:
     """Names of the settings in which two runs differ; one that is missing is None."""
     return [n for n in {**kept, **settings} if n not in except_for and kept.get(n) != settings.get(n)]
-
-
-def _refuse_other(folder: Path, kept: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    if names := differing(kept, settings, except_for=EXTENDED):
-        first = names[0]
-        raise ValueError(
-            f"{folder}: expected the run that was begun there, with {first} = {kept.get(first)!r}, found "
-            f"{settings.get(first)!r}{f' (and {len(names) - 1} more differ)' if names[1:] else ''}; "
-            "give the same settings to go on, or another --out or --work"
-        )

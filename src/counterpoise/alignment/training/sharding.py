@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from counterpoise.alignment.training import processes
+from counterpoise.alignment.training.precision import M
 from counterpoise.ranks import sum_over_ranks, world_size
-
-M = TypeVar("M", bound=nn.Module)
 
 
 def shard(model: M, device: torch.device | str, *, bf16: bool = False) -> M:

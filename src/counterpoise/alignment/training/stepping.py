@@ -1,4 +1,4 @@
-"""One optimiser step, with the places where a mitigation of the alignment tax plugs in.
+"""One optimiser step, with the places where a mitigation of the alignment tax plugs in, and what its settings may be.
 
 RSF, PPO and the distillation style take their steps here; DPO calls the same hooks from TRL's trainer (dpo.py).
 """
@@ -6,6 +6,7 @@ RSF, PPO and the distillation style take their steps here; DPO calls the same ho
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
@@ -18,6 +19,17 @@ from counterpoise.alignment.training import processes
 from counterpoise.alignment.training.sharding import clip_norm, is_sharded
 from counterpoise.checkpoints.checkpoint import Checkpoint
 from counterpoise.language.scoring import Example
+
+COUNTS = "iterations prompts_per_iteration epochs batch_size micro_batch_size max_length saves"
+RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    (COUNTS, lambda v: v >= 1, "at least 1"),
+    ("learning_rate beta kl_target clip value_clip", lambda v: 0 < v < math.inf, "a positive number"),
+    ("kl value_weight value_learning_rate", lambda v: 0 <= v < math.inf, "a number of at least 0"),
+    ("discount trace", lambda v: 0 <= v <= 1, "a number from 0 to 1"),
+)
+"""Settings of the methods, what they may be, and how that is said."""
+CLIP = 1.0
+"""Largest norm of the gradients of all losses together; penalties on weights come after it."""
 
 
 @dataclass(frozen=True)
@@ -98,19 +110,14 @@ def take_step(
     optimizer: torch.optim.Optimizer,
     examples: Sequence[Example],
     backward: Callable[[processes.Rows], None],
-    *,
     micro_batch_size: int,
-    mitigations: Sequence[Mitigation] = (),
-    clip: float = 1.0,
+    mitigations: Sequence[Mitigation],
 ) -> None:
-    """Accumulate the gradients of `examples`, clip their norm, update once.
+    """Accumulate the gradients of `examples`, clip their norm to CLIP, update once.
 
     Several processes share the examples and add their gradients up; from there on each does the same with the same
-    numbers, so that weights stay equal bit for bit.
-
-    Args:
-        backward: given the indices of a micro-batch, adds the gradients of its share of the step's loss, times their weight.
-        clip: largest norm of the gradients of all losses together; penalties on weights come after it.
+    numbers, so that weights stay equal bit for bit. `backward` is given the indices of a micro-batch and adds the gradients
+    of its share of the step's loss, times their weight.
     """
     step = Step(model, examples, optimizer.param_groups[0]["lr"], micro_batch_size)
     for rows in step.batches(examples):
@@ -119,7 +126,7 @@ def take_step(
         mitigation.add_gradients(step)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     processes.add_up_gradients(parameters)
-    clip_norm(parameters, clip)
+    clip_norm(parameters, CLIP)
     for mitigation in mitigations:
         mitigation.before_update(step)
     optimizer.step()
@@ -131,7 +138,7 @@ def take_step(
 def rows_of(model: nn.Module, examples: Sequence[Example], batch_size: int) -> Iterator[processes.Rows]:
     """This process's share of `examples` in micro-batches of like length, for passes through `model`."""
     lengths = [len(e.prompt) + len(e.response) for e in examples]
-    return processes.shared_by_length(lengths, batch_size, key=lambda n: n, together=is_sharded(model))
+    return processes.shared_by_length(lengths, batch_size, together=is_sharded(model))
 
 
 def start_all(mitigations: Sequence[Mitigation], model: nn.Module, tokenizer: Any) -> None:
@@ -168,11 +175,23 @@ def weights_sha256(weights: Mapping[str, Tensor]) -> Any:
     return found.hexdigest()
 
 
+def refuse_settings(**settings: Any) -> None:
+    """Raise a ValueError for a setting outside its range; None and names that are not known here pass.
+
+    >>> refuse_settings(epochs=0)
+    Traceback (most recent call last):
+    ValueError: epochs: expected at least 1, found 0
+    """
+    for name, value in settings.items():
+        for names, fits, expected in RANGES:
+            if name in names.split() and value is not None and not fits(value):
+                raise ValueError(f"{name}: expected {expected}, found {value}")
+
+
 def rows_at_once(who: str, batch_size: int, micro_batch_size: int, world: int = 1) -> int:
     """How many rows of a step each process runs at once, for a trainer that accumulates micro-batches of one size.
 
-    Raises:
-        ValueError: `world` processes cannot share the batch in such micro-batches.
+    A batch that `world` processes cannot share in such micro-batches is a ValueError.
     """
     at_once = min(micro_batch_size, max(1, batch_size // world))
     if batch_size % (at_once * world):
@@ -180,8 +199,3 @@ def rows_at_once(who: str, batch_size: int, micro_batch_size: int, world: int = 
             f"{who}: expected a batch size that {world} processes share in micro-batches of {at_once}, found {batch_size}"
         )
     return at_once
-
-
-def has_own_loss(mitigation: Mitigation) -> bool:
-    """Whether it adds gradients of a loss of its own."""
-    return type(mitigation).add_gradients is not Mitigation.add_gradients

@@ -1,0 +1,118 @@
+"""Rounds of drawing responses and learning from them, as rsf and ppo have them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from counterpoise.alignment.training import processes
+from counterpoise.alignment.training.run import Run
+from counterpoise.alignment.training.sharding import is_sharded
+from counterpoise.alignment.training.stepping import Mitigation
+from counterpoise.language.prompts import Prompt, encode_prompt
+from counterpoise.language.sampling import Drawing
+from counterpoise.language.scoring import device_of
+from counterpoise.records import Progress
+
+T = TypeVar("T")
+
+
+@dataclass
+class Rounds:
+    """The rounds of one training, by their index; of a run that was stopped, those that are left.
+
+    Attributes:
+        method: its name.
+        run: where each round is kept; without one nothing is.
+        size: prompts of a round, drawn without replacement until exhausted, then reshuffled.
+        stopped: set by the method where a mitigation ends the training: the round in progress is the last.
+        chosen: the prompts of the round in progress.
+        order: of prompts and of steps.
+
+    Raises:
+        ValueError: DeepSpeed, no prompts, or one that is too long for the model's context.
+    """
+
+    method: str
+    model: nn.Module
+    tokenizer: Any
+    prompts: Sequence[Prompt]
+    drawing: Drawing
+    run: Run | None
+    iterations: int
+    size: int
+    stopped = False
+
+    def __post_init__(self) -> None:
+        processes.refuse_sharded(self.method, cut_up=is_sharded(self.model))
+        processes.join(device_of(self.model))
+        _refuse_long(self.model, self.tokenizer, self.prompts, self.drawing)
+        self.order = random.Random(self.drawing.seed)
+        self._index, self._queue, self.chosen = 0, list[Prompt](), list[Prompt]()
+
+    def begin(self, optimizer: torch.optim.Optimizer, mitigations: Sequence[Mitigation]) -> dict[str, Any] | None:
+        """Put the last whole round's state back: what the method itself gave to `save`; None at the very start."""
+        if self.run is None or (state := self.run.load(self.model, self.tokenizer, optimizer, mitigations)) is None:
+            return None
+        self.order.setstate(state["order"])
+        by_key = {p.key: p for p in self.prompts}
+        self._index, self.stopped = self.run.done, state["stopped"]
+        self._queue = [by_key[key] for key in state["queue"]]
+        return state
+
+    def __iter__(self) -> Iterator[int]:
+        while self._index < self.iterations and not self.stopped:
+            self.chosen = next_prompts(self._queue, self.order, self.prompts, self.size)
+            yield self._index
+            self._index += 1
+
+    def stage(self, what: str) -> Progress | None:
+        """The progress of one stage of the round."""
+        title = f"iteration {self._index + 1} of {self.iterations}: {what}"
+        return None if self.run is None else self.run.stage(title)
+
+    def once(self, what: str, stage: str, draw: Callable[[Drawing, Progress | None], T]) -> T:
+        """The json value that `draw` gives with the round's own seed; a run keeps it as `what`."""
+
+        def work() -> T:
+            return draw(replace(self.drawing, seed=self.drawing.seed * 1000 + self._index), self.stage(stage))
+
+        return work() if self.run is None else self.run.once(what, self._index, work)
+
+    def save(self, told: Mapping[str, Any], **loop: Any) -> None:
+        """Keep the round: `told` of it in the metrics, `loop` for `begin`."""
+        if self.run is not None:
+            told = {"method": self.method, **told, "stopped": self.stopped}
+            loop |= {"queue": [p.key for p in self._queue], "order": self.order.getstate(), "stopped": self.stopped}
+            self.run.save(self._index + 1, metrics=told, loop=loop)
+
+
+def next_prompts(queue: list[Prompt], order: random.Random, prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """The next `count` prompts, at most all; `queue` holds what is left of a shuffle and is refilled when empty."""
+    chosen: list[Prompt] = []
+    while len(chosen) < min(count, len(prompts)):
+        if not queue:
+            queue += order.sample(list(prompts), len(prompts))
+        chosen.append(queue.pop())
+    return chosen
+
+
+def _refuse_long(model: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], drawing: Drawing) -> None:
+    if not prompts:
+        raise ValueError("prompts: expected at least one, found none")
+    new, limit = drawing.max_new_tokens, getattr(model.config, "max_position_embeddings", None)
+    if limit is None:
+        return
+    lengths = [len(encode_prompt(tokenizer, p, chat=drawing.chat)) for p in prompts]
+    length, worst = max(zip(lengths, prompts, strict=True), key=lambda pair: pair[0])
+    if length + new > limit:
+        many = sum(each + new > limit for each in lengths)
+        raise ValueError(
+            f"prompts: expected at most {limit - new} tokens (a context of {limit} less {new} to generate), found {length} "
+            f"in {worst.text[:60]!r} ({many} of {len(prompts)} are too long); drop or shorten them, or lower max_new_tokens"
+        )
