@@ -129,7 +129,7 @@ def describe(method: Callable[..., Any]) -> dict[str, Any]:
     values = {name: p.default for name, p in parameters.items() if p.default is not p.empty} | bound.keywords
     if isinstance(drawing := values.pop("drawing", None), Drawing):
         values |= {**asdict(drawing), "draw_batch_size": drawing.batch_size, "batch_size": values["batch_size"]}
-        if drawing.n == 1:
+        if parameters["drawing"].default.n == 1:  # ppo draws one
             del values["n"]
     values = {name: value for name, value in values.items() if name not in HANDED}
     plain = {k: v for k, v in values.items() if isinstance(v, (int, float, str, type(None)))}

@@ -80,10 +80,10 @@ def dpo(
         from trl import DPOConfig, DPOTrainer  # type: ignore[attr-defined]
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("dpo needs trl; pip install 'counterpoise[align]'") from error
-    world = processes.started()
-    refuse_in_dpo(model, mitigations, world)
+    world, at_once = refuse_in_dpo(mitigations, batch_size, micro_batch_size)
+    if is_sharded(model):
+        raise ValueError("dpo: expected whole weights, for TRL's loop, found ones that `shard` cut up; leave it out")
     tokenizer = with_pad_token(tokenizer)
-    at_once = stepping.rows_at_once("dpo", batch_size, micro_batch_size, world)
     reference = frozen_copy(model) if reference is None else reference
     stepping.start_all(mitigations, model, tokenizer)
     on_cpu = next(model.parameters()).device.type == "cpu"
@@ -207,11 +207,10 @@ class _Held(Bar):
         torch.save([m.state_dict() for m in self.mitigations], whole)
 
 
-def refuse_in_dpo(model: nn.Module, mitigations: Sequence[Mitigation], world: int) -> None:
-    """Raise a ValueError for weights that are cut up, and for mitigations that TRL's loop has no place for."""
+def refuse_in_dpo(mitigations: Sequence[Mitigation], batch_size: int, micro_batch_size: int) -> tuple[int, int]:
+    """Raise a ValueError for what TRL's loop has no place for; else how many processes, and pairs at once in each."""
+    world = processes.started()
     processes.refuse_sharded("dpo", cut_up=False)
-    if is_sharded(model):
-        raise ValueError("dpo: expected whole weights, for TRL's loop, found ones that `shard` cut up; leave it out")
     for mitigation in mitigations:
         kind = type(mitigation)
         if kind.stop is not Mitigation.stop:
@@ -223,3 +222,4 @@ def refuse_in_dpo(model: nn.Module, mitigations: Sequence[Mitigation], world: in
                 f"dpo: {kind.__name__} adds a loss of its own, which is not shared among {world} processes; use one process, "
                 "or l1, l2, sma, merging, freezing or lora"
             )
+    return world, stepping.rows_at_once("dpo", batch_size, micro_batch_size, world)

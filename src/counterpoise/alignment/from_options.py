@@ -157,6 +157,13 @@ class Alignment:
         if drawing is not None:
             (refuse_equal if self.run is rsf else refuse_unlikely)(drawing)
         table.check(self.held)
+        if self.held.get("replay") == "self":
+            self.own_drawing.check()
+        if self.method == "dpo":
+            from counterpoise.alignment.dpo import refuse_in_dpo
+
+            mitigations = table.build(self.held, table.Sources())
+            refuse_in_dpo(mitigations, settings["batch_size"], settings["micro_batch_size"])
         if self.shard and self.method == "dpo":
             raise ValueError(
                 "dpo: expected whole weights, for TRL's loop, found --shard or accelerate's FSDP; leave it out, or train "

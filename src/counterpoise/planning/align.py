@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,7 +12,6 @@ from counterpoise.alignment.from_options import DRAWN, LONGEST_TEXT, Alignment
 from counterpoise.alignment.mitigations import table
 from counterpoise.alignment.mitigations.replay import read_corpus
 from counterpoise.alignment.preferences import read_preferences
-from counterpoise.alignment.training.stepping import rows_at_once
 from counterpoise.checkpoints.checkpoint import short
 from counterpoise.language.costs import Plan, Shape, Stage, drawing_bytes, drawn, optimiser_bytes, step_bytes, trained
 from counterpoise.language.prompts import Prompt
@@ -43,12 +41,6 @@ def plan_align(wanted: Alignment, *, shared_by: int | None = 1) -> Plan:
     weights, micro = shape.parameters * itemsize, wanted.micro_batch_size
     table.check_layers(held, shape.layers)
     settings, files = wanted.bound, wanted.files
-    if wanted.method == "dpo":
-        from counterpoise.alignment.dpo import refuse_in_dpo
-
-        world = int(os.environ.get("WORLD_SIZE", "1"))
-        refuse_in_dpo(model.model, table.build(held, table.Sources()), world)
-        rows_at_once("dpo", int(settings["batch_size"]), int(settings["micro_batch_size"]), world)
     if "merge_base" in held:
         look(held["merge_base"])
     loop, asked, responses = _loop(wanted)
