@@ -162,13 +162,13 @@ class Alignment:
         if self.method == "dpo":
             from counterpoise.alignment.dpo import refuse_in_dpo
 
+            if self.shard:
+                raise ValueError(
+                    "dpo: expected whole weights, for TRL's loop, found --shard or accelerate's FSDP; leave it out, or "
+                    "train with --lora"
+                )
             mitigations = table.build(self.held, table.Sources())
             refuse_in_dpo(mitigations, settings["batch_size"], settings["micro_batch_size"])
-        if self.shard and self.method == "dpo":
-            raise ValueError(
-                "dpo: expected whole weights, for TRL's loop, found --shard or accelerate's FSDP; leave it out, or train "
-                "with --lora"
-            )
         if self.bf16:
             refuse_bf16_of(self.dtype)
         if not (self.out / "align.json").is_file():

@@ -13,11 +13,7 @@ Donor = Literal["pre", "post"]
 
 
 def refuse_donor(donor: str | None) -> None:
-    """Raise for what is neither side.
-
-    Raises:
-        ValueError: neither pre nor post.
-    """
+    """Raise a ValueError for what is neither side."""
     if donor not in (None, *get_args(Donor)):
         raise ValueError(f"donor: expected {' or '.join(get_args(Donor))}, found {donor!r}")
 

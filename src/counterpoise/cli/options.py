@@ -86,15 +86,7 @@ def given(**options: Any) -> dict[str, Any]:
 
 
 def refuse_without(partner: str, options: Mapping[str, Any]) -> None:
-    """Raise for an option that does nothing without another.
-
-    Args:
-        partner: what to add.
-        options: those that were typed, by name.
-
-    Raises:
-        ValueError: there is one.
-    """
+    """Raise a ValueError for the first of some options that were typed: it does nothing without `partner`."""
     for name in options:
         raise ValueError(f"--{name.replace('_', '-')}: does nothing here; add {partner}, or leave it out")
 
