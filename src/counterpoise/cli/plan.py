@@ -12,11 +12,7 @@ from counterpoise.language.costs import Plan, Speed
 
 
 def show_plan(plan: Plan, speed: Speed, how: str, device: str) -> None:
-    """Print a plan.
-
-    Args:
-        how: where the speed comes from, in words.
-    """
+    """Print a plan; `how` says where the speed comes from."""
     from rich.console import Console
     from rich.table import Table
 
