@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,15 +61,14 @@ MicroBatch = Annotated[
 SETTINGS = "iterations prompts_per_iteration n epochs learning_rate batch_size".split()
 SETTINGS += "draw_batch_size max_new_tokens temperature beta kl kl_target".split()
 """Options that are settings of a method or of how it draws; those of mitigations are named in their table."""
-METHOD, HELD = "Settings of the method (default: the paper's)", "Mitigations of the alignment tax"
 
 
-def _setting(text: str) -> Any:
-    return typer.Option(help=text, rich_help_panel=METHOD)
+def _grouped(panel: str) -> Callable[[str], Any]:
+    return lambda text: typer.Option(help=text, rich_help_panel=panel)
 
 
-def _held(text: str) -> Any:
-    return typer.Option(help=text, rich_help_panel=HELD)
+_setting = _grouped("Settings of the method (default: the paper's)")
+_held = _grouped("Mitigations of the alignment tax")
 
 
 @app.command()

@@ -49,10 +49,7 @@ class Request:
     work: Path | None = None
 
     def check(self, files: int) -> None:
-        """Raise for what can be seen to be wrong before anything is read.
-
-        Args:
-            files: abilities that are files.
+        """Raise for what can be seen to be wrong before anything is read; `files` is the number of abilities from files.
 
         Raises:
             ValueError: a setting out of range, or one that has no effect beside another.
