@@ -18,7 +18,7 @@ from counterpoise.language.prompts import Prompt, read_prompts
 from counterpoise.planning.looking import fit, judged, lengths, look, look_at_abilities, look_at_reward, said_of
 from counterpoise.planning.stages import restore_stages
 from counterpoise.restoration.request import Request
-from counterpoise.search.candidates import HMA, Extent, TwoSided
+from counterpoise.search.candidates import HMA, Extent, Ramp, TwoSided
 
 BOUNDS = "every response as long as --max-new-tokens, no early end of a search or of training: upper bounds"
 ASSUMED = (
@@ -44,8 +44,10 @@ def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True) -
     second = look(str(request.post), base=first)
     told, mapped = fit(first, second, request.drop, request.out)
     cut = partition({n: tuple(p.shape) for n, p in second.model.named_parameters()}, request.blocks)
-    hma = any(isinstance(s, HMA) for s in request.searches)
-    told.append(f"HMA: {len(cut)} blocks" if hma else "two-sided search alone")
+    searched = [s.title for s in request.searches if not isinstance(s, Ramp)]
+    told.append(
+        f"HMA: {len(cut)} blocks" if HMA.title in searched else f"{' and '.join(searched) or 'no'} search alone"
+    )
     unloaded = Panel(read_prompts(panel.prompts), lambda *_: [], (), prompt_limit=panel.prompt_limit)
     parts: dict[Part, list[Prompt]] = {p: unloaded.prompts_of(p) for p in get_args(Part)}
     told.append("prompts: " + ", ".join(f"{len(chosen):,} {part}" for part, chosen in parts.items()))
