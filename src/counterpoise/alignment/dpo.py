@@ -220,6 +220,6 @@ def refuse_in_dpo(model: nn.Module, mitigations: Sequence[Mitigation], world: in
             )
         if world > 1 and kind.add_gradients is not Mitigation.add_gradients:
             raise ValueError(
-                f"dpo: {kind.__name__} adds a loss of its own, which is not shared among {world} processes; use one process, "
-                "or l1, l2, sma, merging, freezing or lora"
+                f"dpo: {kind.__name__} adds a loss of its own, which is not shared among {world} processes; use one "
+                "process, or l1, l2, sma, merging, freezing or lora"
             )
