@@ -219,7 +219,7 @@ def refuse_in_dpo(mitigations: Sequence[Mitigation], batch_size: int, micro_batc
             )
         if world > 1 and kind.add_gradients is not Mitigation.add_gradients:
             raise ValueError(
-                f"dpo: {kind.__name__} adds a loss of its own, which is not shared among {world} processes; use one process, "
-                "or l1, l2, sma, merging, freezing or lora"
+                f"dpo: {kind.__name__} adds a loss of its own, which is not shared among {world} processes; use one "
+                "process, or l1, l2, sma, merging, freezing or lora"
             )
     return world, stepping.rows_at_once("dpo", batch_size, micro_batch_size, world)

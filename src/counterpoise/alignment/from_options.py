@@ -235,7 +235,7 @@ class Alignment:
 
 @dataclass(frozen=True)
 class Collection:
-    """What `align collect` asks: responses of a finished model, into a new jsonl file; `work` keeps the finished chunks."""
+    """What `align collect` asks: responses of a finished model, in a new jsonl file; `work` keeps finished chunks."""
 
     source: str
     out: Path

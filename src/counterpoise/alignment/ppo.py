@@ -178,7 +178,7 @@ def ppo(
 
 
 def refuse_unlikely(drawing: Drawing) -> None:
-    """Raise a ValueError for what PPO cannot learn from: several responses a prompt, a temperature of 0, one out of range."""
+    """Raise a ValueError for several responses a prompt, a temperature of 0 (PPO learns from probabilities), bad numbers."""
     if drawing.n != 1:
         raise ValueError(
             f"n: expected 1, found {drawing.n}; PPO draws one response a prompt: raise prompts_per_iteration"

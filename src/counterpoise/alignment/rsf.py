@@ -151,7 +151,7 @@ def draw_and_score(
 
 
 def refuse_equal(drawing: Drawing) -> None:
-    """Raise a ValueError for a number out of range, and where all n responses would be the same (a temperature of 0)."""
+    """Raise a ValueError for a number out of range, and where all n responses would be the same (temperature 0)."""
     drawing.check()
     if drawing.n > 1 and not drawing.temperature > 0:
         raise ValueError(

@@ -12,7 +12,7 @@ from counterpoise.averaging.partition import layerwise
 
 @dataclass
 class FreezeLowest(Mitigation):
-    """The first `layers` layers and the input embeddings, where the tasks share most of their features, keep their weights.
+    """The first `layers` layers and the input embeddings, where tasks share most of their features, keep their weights.
 
     No equation in the paper: its finding that averaging the input third costs no reward (Lin et al. 2024)
     suggests it. Where the head is tied to the embeddings it is frozen with them.
@@ -49,7 +49,7 @@ class FreezeLowest(Mitigation):
 
 @dataclass
 class RewardBudget(Mitigation):
-    """End training as soon as the mean reward of the model's own samples reaches `budget`, as little alignment as gives it.
+    """End training as soon as the mean reward of the model's own samples reaches `budget`: no more alignment than needed.
 
     The paper (Lin et al. 2024) stops RSF after 2, 4, 6 or 8 of 10 iterations, which the checkpoints of every
     iteration give without this. A budget is asked of the samples that an iteration draws anyway, before it learns from

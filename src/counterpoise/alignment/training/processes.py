@@ -62,7 +62,7 @@ def asked_for(sharded: str) -> bool:
 
 
 def expected(shard: bool) -> int | None:
-    """How many processes `shard` will find (one alone is a ValueError), None before torchrun has said so; 1 without `shard`."""
+    """How many processes `shard` will find (one is a ValueError), None before torchrun has said so; 1 without `shard`."""
     if not shard:
         return 1
     if "WORLD_SIZE" not in os.environ:
@@ -103,7 +103,7 @@ def is_first() -> bool:
 
 
 class Rows(list[int]):
-    """Indices of one micro-batch; of weight 0 where the rows are another process's: whatever they give is not counted."""
+    """Indices of one micro-batch; of weight 0 where the rows are another process's and what they give does not count."""
 
     weight = 1
 
@@ -189,7 +189,7 @@ def gathered(work: Callable[[], T]) -> list[T]:
 
 
 def on_first(work: Callable[[], T]) -> T:
-    """What `work` returns in the first process, which alone does it while the others wait; its errors are raised in all."""
+    """What `work` returns in the first process, which alone does it; the others wait, and its errors are raised in all."""
     return gathered(lambda: work() if is_first() else None)[0]  # type: ignore[return-value]
 
 

@@ -113,6 +113,7 @@ def _refuse_long(model: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], dr
     if length + new > limit:
         many = sum(each + new > limit for each in lengths)
         raise ValueError(
-            f"prompts: expected at most {limit - new} tokens (a context of {limit} less {new} to generate), found {length} "
-            f"in {worst.text[:60]!r} ({many} of {len(prompts)} are too long); drop or shorten them, or lower max_new_tokens"
+            f"prompts: expected at most {limit - new} tokens (a context of {limit} less {new} to generate), found "
+            f"{length} in {worst.text[:60]!r} ({many} of {len(prompts)} are too long); drop or shorten them, or lower "
+            "max_new_tokens"
         )

@@ -98,8 +98,8 @@ class Run:
     ) -> dict[str, Any] | None:
         """Put the last finished iteration's state back and drop what came after it; None at the very start.
 
-        Call it after every mitigation has started: `save` keeps what was given here. Returns what the loop itself gave to
-        `save`.
+        Call it after every mitigation has started: `save` keeps what was given here. Returns what the loop itself gave
+        to `save`.
         """
         self._model, self._tokenizer, self._optimizer, self._mitigations = model, tokenizer, optimizer, mitigations
         processes.on_first(lambda: self.drop_after(self.done))

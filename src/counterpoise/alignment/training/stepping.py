@@ -116,8 +116,8 @@ def take_step(
     """Accumulate the gradients of `examples`, clip their norm to CLIP, update once.
 
     Several processes share the examples and add their gradients up; from there on each does the same with the same
-    numbers, so that weights stay equal bit for bit. `backward` is given the indices of a micro-batch and adds the gradients
-    of its share of the step's loss, times their weight.
+    numbers, so that weights stay equal bit for bit. `backward` is given the indices of a micro-batch and adds the
+    gradients of its share of the step's loss, times their weight.
     """
     step = Step(model, examples, optimizer.param_groups[0]["lr"], micro_batch_size)
     for rows in step.batches(examples):
