@@ -202,9 +202,9 @@ def _groups(files: Sequence[_File]) -> list[Group]:
         taken = [r.seed for r in groups.get(group, [])]
         groups.setdefault(group if run.seed not in taken else ("file", run.files[0]), []).append(run)
     found = []
-    for (kind, name), measured in groups.items():
-        more = f" and {len(measured) - 1} more seeds" if len(measured) > 1 else ""
-        found.append(Group(str(name) if kind == "run" else measured[0].files[0] + more, tuple(measured)))
+    for (kind, name), seeds in groups.items():
+        more = f" and {len(seeds) - 1} more seeds" if len(seeds) > 1 else ""
+        found.append(Group(str(name) if kind == "run" else seeds[0].files[0] + more, tuple(seeds)))
     return found
 
 
