@@ -29,10 +29,7 @@ ASSUMED = (
 
 
 def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True) -> Plan:
-    """What `restore` with this request and panel would do.
-
-    Args:
-        present: whether its device is here.
+    """What `restore` with this request and panel would do; `present` says whether its device is here.
 
     Raises:
         ValueError, CheckpointError: whatever `restore` would refuse before it loads a model.
