@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counterpoise.alignment.mitigations.less import RewardBudget
-from counterpoise.alignment.ppo import ValueHead, look, ppo
+from counterpoise.alignment.ppo import ValueHead, ppo, score_tokens
 from counterpoise.alignment.ppo_losses import adapted, gae, policy_loss, value_loss, whiten
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
@@ -102,7 +102,7 @@ def test_per_token_log_probabilities_are_those_of_scoring_each_response_on_its_o
     model = tiny("llama").double()
     examples = [Example((1, 5), (6, 7, 8)), Example((1, 9, 4, 5), (6,)), Example((1,), (9, 9, 9, 2))]
     scored = score_responses(model, examples)
-    logprobs, values, mask = look(model, ValueHead(model), examples, 2, 1.0)
+    logprobs, values, mask = score_tokens(model, ValueHead(model), examples, 2, 1.0)
     alone = continuation_logprobs(model, [e.prompt for e in examples], [[e.response] for e in examples])
     assert scored.logprobs().sum(1).tolist() == pytest.approx([a[0] for a in alone])
     assert logprobs.sum(1).tolist() == pytest.approx([a[0] for a in alone], rel=1e-5)

@@ -23,7 +23,7 @@ from counterpoise.language.sampling import Drawing, decode, stop_tokens
 from counterpoise.language.scoring import Example
 from counterpoise.records import Progress, Store, digest
 
-CHUNK = 128
+STORED_TOGETHER = 128
 """Prompts whose responses are drawn, scored and stored together."""
 
 
@@ -64,8 +64,8 @@ def collect(
         raise ValueError(f"collect: expected one process, found {started} (WORLD_SIZE); start it without torchrun")
     stops = stop_tokens(model, tokenizer)
     found: list[Sample] = []
-    for number, start in enumerate(range(0, len(prompts), CHUNK)):
-        chunk = prompts[start : start + CHUNK]
+    for number, start in enumerate(range(0, len(prompts), STORED_TOGETHER)):
+        chunk = prompts[start : start + STORED_TOGETHER]
 
         def work(chunk: Sequence[Prompt] = chunk, number: int = number) -> list[Any]:
             how = replace(drawing, seed=drawing.seed * 1000 + number)

@@ -145,8 +145,8 @@ def ppo(
         model.eval()
         with torch.no_grad():
             seen = examples, micro_batch_size, drawing.temperature
-            logprobs_NC, values_NC, mask_NC = look(model, head, *seen)
-            reference_NC, _, _ = look(reference, None, *seen)
+            logprobs_NC, values_NC, mask_NC = score_tokens(model, head, *seen)
+            reference_NC, _, _ = score_tokens(reference, None, *seen)
         log_ratio_NC = logprobs_NC - reference_NC
         rewards_NC = -kl * log_ratio_NC
         rewards_NC[:, -1] += torch.tensor(scores, dtype=rewards_NC.dtype, device=rewards_NC.device)
@@ -210,7 +210,7 @@ class ValueHead(nn.Module):
         return self.linear(hidden_BCH.to(self.linear.weight.dtype))[..., 0]  # type: ignore[no-any-return]
 
 
-def look(
+def score_tokens(
     model: nn.Module, head: ValueHead | None, examples: Sequence[Example], batch_size: int, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities and values of every response token, and the mask, each (N, C); values are 0 without a head."""

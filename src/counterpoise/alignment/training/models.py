@@ -87,10 +87,10 @@ def load_frozen(
             match = match_name(name, checkpoint)
             if match and checkpoint.dtype(match) == parameter.dtype and checkpoint.shape(match) == parameter.shape:
                 parameter.data = checkpoint[match]
-    return placed(model, device, bf16=bf16, shard=shard).requires_grad_(False).eval()
+    return readied(model, device, bf16=bf16, shard=shard).requires_grad_(False).eval()
 
 
-def placed(model: M, device: torch.device | str, *, bf16: bool, shard: bool) -> M:
+def readied(model: M, device: torch.device | str, *, bf16: bool, shard: bool) -> M:
     """The model on this process's device, in mixed precision with `bf16`, its weights cut up with `shard`."""
     own = processes.own_device(device)
     model = cut_up(model, own, bf16=bf16) if shard else model.to(own)
@@ -98,7 +98,7 @@ def placed(model: M, device: torch.device | str, *, bf16: bool, shard: bool) -> 
 
 
 def load(folder: Path, *, dtype: torch.dtype, bf16: bool = False, device: str, shard: bool = False) -> tuple[Any, Any]:
-    """The causal language model, as `placed` puts it, and the tokenizer of a checkpoint folder.
+    """The causal language model, as `readied` puts it, and the tokenizer of a checkpoint folder.
 
     Raises:
         CheckpointError: no causal language model, one whose head is missing, or no tokenizer.
@@ -121,4 +121,4 @@ def load(folder: Path, *, dtype: torch.dtype, bf16: bool = False, device: str, s
             f"{folder}: expected a causal language model, found a checkpoint without {missing[0]} (a classifier, or "
             "another head); give the model that writes text"
         )
-    return placed(model, device, bf16=bf16, shard=shard).eval(), tokenizer
+    return readied(model, device, bf16=bf16, shard=shard).eval(), tokenizer
