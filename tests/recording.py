@@ -96,7 +96,7 @@ LEFT_OUT = {"seconds", "date", "versions", "commit", "hostname", "wall_s", "coun
 CHANGING = (
     (r"\b\d+(\.\d+)?(e[+-]?\d+)? ?(s|ms|min|h|seconds|minutes)\b", "TIME"),
     (r"TIME( TIME)+", "TIME"),
-    (r"\d{4}-\d\d-\d\d", "DATE"),
+    (r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d)?)?", "DATE"),
     (r"\b(python|torch|transformers|safetensors|numpy|counterpoise) \d[\w.+]*", r"\1 VERSION"),
 )
 
