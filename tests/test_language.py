@@ -61,8 +61,8 @@ def test_a_transcript_is_read_as_its_turns_and_nothing_else_is(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("line", "found"), [
-    ("{prompt: hi}", r"line 2: expected one JSON object, found '\{prompt: hi\}"),
-    ('{"text": "hi"}', r'line 2: expected \{"prompt": "text"\} or .*, found \'\{"text": "hi"\}\''),
+    ("{prompt: hi}", r"line 2: expected json, found '\{prompt: hi\}"),
+    ('{"text": "hi"}', r'line 2: expected \{"prompt": "text"\} or .*, found \{"text": "hi"\}'),
     ('{"prompt": 3}', "line 2: expected"),
     ('"hi"', "line 2: expected"),
     ('{"messages": []}', "line 2: expected"),

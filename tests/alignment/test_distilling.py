@@ -71,7 +71,7 @@ def test_whether_a_response_finished_is_kept_and_older_files_are_taken_for_finis
     file.write_text('{"prompt": "a", "response": "b"}\n')
     assert read_samples(file)[0].finished
     file.write_text('{"prompt": "a", "response": "b", "finished": "no"}\n')
-    with pytest.raises(ValueError, match=r"line 1: expected \"finished\" to be true or false, found 'no'"):
+    with pytest.raises(ValueError, match=r"line 1: expected two numbers and a boolean in .*'finished'.*'no'"):
         read_samples(file)
 
 

@@ -191,7 +191,7 @@ def test_the_corpus_is_read_in_pieces_and_mistakes_are_named(tmp_path: Path) -> 
     assert ["".join(words.decode(list(e.prompt + e.response))) for e in found] == ["abcd", "efg", "abcd"]
     assert found[0].prompt == (4,)
     path.write_text('{"text": "abc"}\n{"txt": "abc"}\n')
-    with pytest.raises(ValueError, match=r"line 2: expected .*found '\{\"txt\": \"abc\"\}'"):
+    with pytest.raises(ValueError, match=r"line 2: expected .*found \{'txt': 'abc'\}"):
         read_corpus(path, words)
     path.write_text('{"text": "a"}\n')
     with pytest.raises(ValueError, match="found none"):

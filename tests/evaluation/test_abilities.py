@@ -268,12 +268,14 @@ def test_repeats_count_once_and_archives_and_blank_lines_are_read(tmp_path: Path
     assert (found.name, plain.name) == ("a", "b")
     assert isinstance(found, FileAbility)
     assert len(found.items) == 20
+    limited = load_abilities([f"continue:{tmp_path / 'b.jsonl'}?limit=1"])[0]
+    assert [len(a.measure(tiny("llama"), tokenizer(), "proxy", limit=2)[0].keys) for a in (plain, limited)] == [2, 1]
     assert found.fingerprint == plain.fingerprint  # order, extra fields and names decide nothing
 
 
 @pytest.mark.parametrize(("kind", "line", "found"), [
     ("choices", "{", "Expecting property name"),
-    ("choices", "[1, 2]", r"not an object; found '\[1, 2\]'"),
+    ("choices", "[1, 2]", r"expected a json object, found '\[1, 2\]'"),
     ("choices", '{"choices": ["a", "b"], "gold": 0}', "expected the field 'query'; found"),
     ("choices", '{"query": "q", "choices": ["a", "b"]}', "expected the field 'gold'"),
     ("choices", '{"query": "q", "choices": ["a"], "gold": 0}', "choices: expected a list of at least two texts"),

@@ -10,6 +10,7 @@ import pytest
 
 from counterpoise.evaluation.abilities import load_abilities
 from counterpoise.evaluation.parts import PARTS
+from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import continuation_logprobs
 from tiny import tiny, tokenizer
 
@@ -38,7 +39,7 @@ def test_a_local_task_scores_as_by_hand_and_its_parts_do_not_mix(task: Path) -> 
     model, words = tiny("llama"), tokenizer()
     seen: dict[str, tuple[str, ...]] = {}
     for part in PARTS:
-        logprob, accuracy = ability.measure(model, words, part, batch_size=4)
+        logprob, accuracy = ability.measure(model, words, part, Drawing(batch_size=4))
         seen[part] = logprob.keys
         assert accuracy.chance == pytest.approx(100 / 3)
         chosen = [ITEMS[ability.keys.index(key)] for key in logprob.keys]  # type: ignore[attr-defined]

@@ -373,7 +373,7 @@ def test_files_that_are_no_outputs(tmp_path: Path) -> None:
         '{"instruction": "a", "output": "b"}': "'generator' is missing",
         '[{"instruction": "a", "output": 3, "generator": "g"}]': "'output' is int",
         "[7]": "'instruction' is missing",
-        "rubbish": "line 1: expected a json list",
+        "rubbish": "line 1: expected json, found 'rubbish'",
     }.items():
         (tmp_path / "f.json").write_text(text)
         with pytest.raises(ValueError, match=message):

@@ -45,10 +45,10 @@ def test_sentiment_ranks_obvious_texts(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(("text", "found"), [
-    ("review,label\nfine,1\n", r"expected columns text and label, found \['review', 'label'\]"),
+    ("review,label\nfine,1\n", r"expected the columns text and label in the first line, found \['review', 'label'\]"),
     ("text,label\nfine,good\npoor,bad\n", r"expected the labels 0 and 1, found \['bad', 'good'\]"),
     ("text,label\nfine,1\n", r"expected the labels 0 and 1, found \['1'\]"),
-    ("", "expected columns text and label, found None"),
+    ("", r"expected the columns text and label in the first line, found \[\]"),
 ])  # fmt: skip
 def test_a_file_that_is_not_labelled_text_is_refused(tmp_path: Path, text: str, found: str) -> None:
     (tmp_path / "r.csv").write_text(text)

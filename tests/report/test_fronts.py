@@ -238,7 +238,7 @@ def test_every_method_has_a_colour_of_its_own() -> None:
 
 def test_files_that_are_no_results(tmp_path: Path) -> None:
     for text, message in {
-        "rubbish": "expected a json result file",
+        "rubbish": "expected json, found 'rubbish'",
         "[]": "with points or a tax table, found neither",
         '{"points": []}': "with points or a tax table, found neither",
         '{"points": [{"name": "a"}]}': "found one without method",

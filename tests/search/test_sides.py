@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -251,6 +252,7 @@ def test_calibration_reads_the_validation_part_alone() -> None:
     found = calibration(ability, words, limit=5)
     allowed = {tuple(words(i.fields["query"])["input_ids"]) for i in items if part_of(i.key) == "validation"}
     assert len(found) == 5
+    assert calibration(replace(ability, limit=2), words, limit=5) == found  # `?limit` is of what is measured
     assert {e.prompt for e in found} <= allowed
     assert {words.decode(list(e.response)) for e in found} == {" yes"}
     written = Generation("talk", tuple(Item({"messages": [], "reference": f"{i}"}) for i in range(40)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -17,14 +18,19 @@ from counterpoise.alignment.training import processes
 from counterpoise.alignment.training.run import Run
 from counterpoise.alignment.training.sharding import is_sharded
 from counterpoise.alignment.training.stepping import Mitigation, adam, finish_all, refuse_settings, start_all
+from counterpoise.checkpoints.reading import json_lines
 from counterpoise.evaluation.rewards import Reward
-from counterpoise.language.prompts import Prompt, encode_prompt, read_prompt
+from counterpoise.language.prompts import Prompt, encode_prompt, prompt_of
 from counterpoise.language.sampling import Drawing, decode, stop_tokens
 from counterpoise.language.scoring import Example
 from counterpoise.records import Progress, Store, digest
 
 STORED_TOGETHER = 128
 """Prompts whose responses are drawn, scored and stored together."""
+
+
+USUAL = {"reward": math.nan, "mean_reward": math.nan, "finished": True}
+"""What a line of a file of samples may leave out, and what then holds."""
 
 
 class Sample(NamedTuple):
@@ -101,19 +107,16 @@ def read_samples(path: str | Path) -> list[Sample]:
         ValueError: a line of another form, with its number; no line at all.
     """
     samples = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            place = f"{path}, line {number}"
-            prompt, record = read_prompt(line, place), json.loads(line)
-            if not isinstance(record.get("response"), str):
-                raise ValueError(f'{place}: expected a column "response" with text, found columns {sorted(record)}')
-            best, mean = (float(record.get(name, "nan")) for name in ("reward", "mean_reward"))
-            finished = record.get("finished", True)
-            if not isinstance(finished, bool):
-                raise ValueError(f'{place}: expected "finished" to be true or false, found {finished!r}')
-            samples.append(Sample(prompt, record["response"], best, mean, finished))
+    for place, record in json_lines(path):
+        prompt = prompt_of(record, place)
+        if not isinstance(record.get("response"), str):
+            raise ValueError(f'{place}: expected a column "response" with text, found columns {sorted(record)}')
+        best, mean, finished = (record.get(name, usual) for name, usual in USUAL.items())
+        if not all(isinstance(v, float | int) for v in (best, mean)) or not isinstance(finished, bool):
+            raise ValueError(
+                f"{place}: expected two numbers and a boolean in {[*USUAL]}, found {[best, mean, finished]}"
+            )
+        samples.append(Sample(prompt, record["response"], float(best), float(mean), finished))
     if not samples:
         raise ValueError(f'{path}: expected lines {{"messages": ..., "response": ...}}, found none')
     return samples

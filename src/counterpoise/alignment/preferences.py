@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from counterpoise.checkpoints.reading import json_records
 from counterpoise.language.prompts import TURN, Prompt, transcript
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -36,28 +35,11 @@ def read_preferences(path: str | Path) -> list[Preference]:
     Raises:
         ValueError: a missing column or another form, with the line; no pair at all.
     """
-    path = Path(path)
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        text = file.read()
-    read = [_pair(record, place) for place, record in _records(text, str(path))]
+    read = [_pair(record, place) for place, record in json_records(path)]
     pairs = [pair for pair in read if pair is not None and pair.chosen != pair.rejected]
     if not pairs:
         raise ValueError(f"{path}: expected at least one pair whose responses differ, found none; lines are {LAYOUTS}")
     return pairs
-
-
-def _records(text: str, path: str) -> list[tuple[str, Any]]:
-    found, place = [], path
-    try:
-        if text.lstrip().startswith("["):
-            return [(f"{path}, item {i}", record) for i, record in enumerate(json.loads(text), start=1)]
-        for number, line in enumerate(text.splitlines(), start=1):
-            if line.strip():
-                place = f"{path}, line {number}"
-                found.append((place, json.loads(line)))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place}: expected json, found {error}") from None
-    return found
 
 
 def _pair(record: Any, place: str) -> Preference | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,7 @@ from counterpoise.checkpoints.checkpoint import copy_companions, hash_in_backgro
 from counterpoise.checkpoints.files import CheckpointError, refuse_occupied, staged
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.checkpoints.preflight import Pair, preflight, stretches
+from counterpoise.checkpoints.reading import parse_json, read_text
 from counterpoise.checkpoints.rounding import narrow, wide_dtype
 from counterpoise.records import Stages, named, versions, write_json
 
@@ -88,7 +88,7 @@ class MergeRecipe:
     def read(cls, path: str | Path) -> MergeRecipe:
         """Read the recipe.json of a merge."""
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = parse_json(read_text(path), str(path))
             if content.get("format") != MERGE_FORMAT:
                 raise ValueError(f"expected format: {MERGE_FORMAT}, found {content.get('format')!r}")
             plan = {**content["plan"], "weights": tuple(content["plan"]["weights"])}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from counterpoise.averaging.partition import Block, Partition
+from counterpoise.checkpoints.reading import parse_json, read_text
 
 FORMAT = "counterpoise recipe 1"
 
@@ -73,6 +73,6 @@ class Recipe:
     def read(cls, path: str | Path) -> Recipe:
         """Read a recipe.json, as `average` and `search` write it."""
         try:
-            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+            return cls.from_json(parse_json(read_text(path), str(path)))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: not a recipe ({error}); expected the recipe.json of counterpoise") from None

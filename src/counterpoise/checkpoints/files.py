@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import json
 import mmap
 import os
 import re
@@ -17,6 +16,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
+
+from counterpoise.checkpoints.reading import parse_json, read_text
 
 Outcome = TypeVar("Outcome")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -109,9 +110,9 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_text(path), str(path))
     except ValueError as error:
-        raise CheckpointError(f"{path}: expected json, found something else ({error}); fetch it again") from None
+        raise CheckpointError(f"{error}; fetch it again") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a json object, found a {type(content).__name__}; fetch it again")
     return content

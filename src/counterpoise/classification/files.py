@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import re
 import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from counterpoise.checkpoints.reading import decoded, json_lines, lines_of
 
 LabelledText = tuple[str, str]
 """A text and its label."""
@@ -42,19 +42,6 @@ def members(source: str | Path) -> Iterator[tuple[str, bytes]]:
                 yield member.name.removeprefix("./"), content.read()
 
 
-def _utf8(content: bytes, place: str) -> str:
-    """The text of utf-8 bytes, with or without a byte order mark, or a ValueError that names the line."""
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        found = content[error.start : error.start + 1].hex()
-        raise ValueError(
-            f"{place}, line {line}: expected utf-8, found the byte 0x{found}; save the file as utf-8 "
-            f"(for instance: iconv -f latin1 -t utf-8)"
-        ) from None
-
-
 def read_rows(content: bytes, place: str) -> list[LabelledText]:
     """The rows of a csv, tsv or jsonl file, told apart by the end of `place`; columns text and label.
 
@@ -64,10 +51,10 @@ def read_rows(content: bytes, place: str) -> list[LabelledText]:
         >>> read_rows(b'label,text\\n1,"good, very"\\n', "books.csv")
         [('good, very', '1')]
     """
-    text = _utf8(content, place)
+    text = decoded(content, place)
     if not text.strip():
         raise ValueError(f"{place}: expected rows with text and label, found an empty file; fill it or leave it out")
-    rows = list(_json_rows(text, place) if place.endswith(".jsonl") else _table_rows(text, place))
+    rows = list(_json_rows(text, place) if place.endswith(".jsonl") else table_rows(text, place))
     if not rows:
         raise ValueError(f"{place}: expected rows with text and label, found none; fill the file or leave it out")
     return rows
@@ -76,7 +63,7 @@ def read_rows(content: bytes, place: str) -> list[LabelledText]:
 def tab_rows(text: str, place: str) -> list[LabelledText]:
     """The rows of LABEL<TAB>TEXT lines; blank lines are passed over."""
     rows = []
-    for where, line in _lines(text, place):
+    for where, line in lines_of(text, place):
         label, tab, rest = line.partition("\t")
         if not tab or not label.strip():
             raise ValueError(f"{where}: expected LABEL<TAB>TEXT, found {line[:60]!r}")
@@ -86,7 +73,8 @@ def tab_rows(text: str, place: str) -> list[LabelledText]:
     return rows
 
 
-def _table_rows(text: str, place: str) -> Iterator[LabelledText]:
+def table_rows(text: str, place: str) -> Iterator[LabelledText]:
+    """The rows of a csv or, as the end of `place` says, a tsv, whose first line names the columns text and label."""
     tabs = place.endswith(".tsv")
     lines = io.StringIO(text, newline="")
     reader = csv.reader(lines, "excel-tab", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines, strict=True)
@@ -111,22 +99,10 @@ def _table_rows(text: str, place: str) -> Iterator[LabelledText]:
 
 
 def _json_rows(text: str, place: str) -> Iterator[LabelledText]:
-    for where, line in _lines(text, place):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: expected a json object a line, found {line[:60]!r} ({error})") from None
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str) or "label" not in row:
-            raise ValueError(f'{where}: expected {{"text": "...", "label": ...}}, found {line[:60]!r}')
-        if re.search("[\ud800-\udfff]", f"{row['text']}{row['label']}"):
-            raise ValueError(f"{where}: expected text, found half of a surrogate pair (\\ud800 to \\udfff); remove it")
+    for where, row in json_lines(place, text):
+        if not isinstance(row.get("text"), str) or "label" not in row:
+            raise ValueError(f'{where}: expected {{"text": "...", "label": ...}}, found {str(row)[:60]}')
         yield row["text"], _label(row["label"], where)
-
-
-def _lines(text: str, place: str) -> Iterator[tuple[str, str]]:
-    """Where each line that is not blank stands, and the line."""
-    lines = enumerate(text.split("\n"), start=1)
-    return ((f"{place}, line {number}", line) for number, line in lines if line.strip())
 
 
 def _label(value: object, where: str) -> str:

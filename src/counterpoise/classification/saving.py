@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
 from counterpoise.checkpoints.files import staged
+from counterpoise.checkpoints.reading import parse_json, read_text
 from counterpoise.classification.classifier import TextClassifier
 from counterpoise.classification.models import Design, HardSharing, Pretrained, build_encoder, check_device, seeded
 from counterpoise.classification.vectors import SubwordTokens, Vocabulary
@@ -121,7 +121,4 @@ def _pretrained(path: Path) -> tuple[SubwordTokens, Pretrained]:
 def _read(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected this file beside {CONFIG}, found none; copy the whole folder")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: expected json, found: {error}; copy the folder again") from None
+    return parse_json(read_text(path), str(path))

@@ -16,7 +16,7 @@ from torch import nn
 from counterpoise.evaluation.generation import bleu
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import Part, part_of
-from counterpoise.evaluation.specs import limit_of, options_of
+from counterpoise.evaluation.specs import fewest, limit_of, options_of
 from counterpoise.language.sampling import SCORING, Drawing
 from counterpoise.records import digest
 from counterpoise.statistics.bootstrap import Array
@@ -82,7 +82,7 @@ class HarnessAbility:
         from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
 
-        chosen = self._chosen(part, min((n for n in (limit, self.limit) if n is not None), default=None))
+        chosen = self._chosen(part, fewest(limit, self.limit))
         device = str(next(model.parameters()).device)
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=drawing.batch_size, device=device)
         task = self.task.task_name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +12,10 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
 
+from counterpoise.checkpoints.reading import json_lines
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import Part, part_of
+from counterpoise.evaluation.specs import fewest
 from counterpoise.language.sampling import SCORING, Drawing
 from counterpoise.records import digest
 
@@ -99,7 +100,6 @@ class FileAbility(ABC):
         Raises:
             ValueError: no item is in that part.
         """
-        limit = min((n for n in (limit, self.limit) if n is not None), default=None)
         chosen = sorted((i for i in self.items if part_of(i.key) == part), key=lambda i: i.key)[:limit]
         if not chosen:
             raise ValueError(
@@ -112,24 +112,18 @@ class FileAbility(ABC):
         self, model: nn.Module, tokenizer: Any, part: Part, drawing: Drawing = SCORING, *, limit: int | None = None
     ) -> list[Measurement]:
         """See `abilities.Ability.measure`; plain text unless an item has messages."""
-        return self.score(model, tokenizer, self.items_of(part, limit), drawing)
+        return self.score(model, tokenizer, self.items_of(part, fewest(limit, self.limit)), drawing)
 
 
 def read_items(path: Path, clean: Callable[[dict[str, Any]], dict[str, Any]]) -> list[Item]:
     items: dict[str, Item] = {}
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-                if not isinstance(record, dict):
-                    raise ValueError("not an object")
-                item = Item(clean(record))
-            except (ValueError, KeyError, TypeError) as error:
-                said = f"expected the field {error}" if isinstance(error, KeyError) else error
-                raise ValueError(f"{path}, line {number}: {said}; found {line.strip()[:80]!r}") from None
-            items.setdefault(item.key, item)
+    for place, record in json_lines(path):
+        try:
+            item = Item(clean(record))
+        except (ValueError, KeyError, TypeError) as error:
+            said = f"expected the field {error}" if isinstance(error, KeyError) else error
+            raise ValueError(f"{place}: {said}; found {json.dumps(record)[:80]}") from None
+        items.setdefault(item.key, item)
     if not items:
         raise ValueError(f"{path}: expected one json object a line, found an empty file")
     return list(items.values())

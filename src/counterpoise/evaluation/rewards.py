@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import hashlib
 import inspect
-import io
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,6 +13,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from counterpoise.checkpoints.files import sha256
+from counterpoise.checkpoints.reading import read_text
+from counterpoise.classification.files import table_rows
 from counterpoise.evaluation.specs import RewardSpec, imported
 from counterpoise.language.prompts import Prompt, encode_prompt
 from counterpoise.language.sampling import Drawing, decode, sample
@@ -134,12 +133,7 @@ def sentiment(path: str | Path) -> Reward:
 
 
 def read_labelled(path: Path) -> tuple[list[str], list[int]]:
-    csv.field_size_limit(sys.maxsize)
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as raw:
-        rows = csv.DictReader(io.TextIOWrapper(raw, encoding="utf-8", newline=""))
-        if not {"text", "label"} <= set(rows.fieldnames or ()):
-            raise ValueError(f"{path}: expected columns text and label, found {rows.fieldnames}")
-        records = [(row["text"], row["label"]) for row in rows]
+    records = list(table_rows(read_text(path), str(path)))
     labels = {label for _, label in records}
     if labels != {"0", "1"}:
         raise ValueError(f"{path}: expected the labels 0 and 1, found {sorted(labels)[:5]}")
@@ -233,10 +227,10 @@ def fingerprint(reward: str | Reward) -> str:
     _, head, tail = RewardSpec.read(reward)
     for place in (Path(tail or "."), Path(reward)):
         if place.is_file():
-            return digest([head, _sha256(place)])
+            return digest([head, sha256(place)])
     if Path(reward).is_dir():
         files = sorted(f for f in Path(reward).iterdir() if f.is_file())
-        return digest([[f.name, _sha256(f)] for f in files])
+        return digest([[f.name, sha256(f)] for f in files])
     module = sys.modules.get(head) if tail else None
     return reward if module is None else digest([reward, _source(module)])
 
@@ -246,11 +240,6 @@ def _source(thing: Any) -> str:
         return inspect.getsource(thing)
     except (OSError, TypeError):
         return ""
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def name_of(reward: str | Reward) -> str:

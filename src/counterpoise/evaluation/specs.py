@@ -60,3 +60,8 @@ def limit_of(spec: str, options: Mapping[str, str]) -> int | None:
     if limit is not None and not (limit.isdecimal() and int(limit) > 0):
         raise ValueError(f"{spec}: limit: expected a number above 0, found {limit!r}")
     return None if limit is None else int(limit)
+
+
+def fewest(*limits: int | None) -> int | None:
+    """The smallest of the limits that are given; None where none is."""
+    return min((n for n in limits if n is not None), default=None)

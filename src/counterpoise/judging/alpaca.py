@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from counterpoise.checkpoints.reading import json_records
 
 FIELDS = ("instruction", "output", "generator")
 
@@ -32,25 +33,15 @@ def read_outputs(path: str | Path) -> list[Output]:
     Raises:
         ValueError: not such a file; the message names the place.
     """
-    text = Path(path).read_text(encoding="utf-8")
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError:
-        rows = [_line(line, f"{path}, line {n}") for n, line in enumerate(text.splitlines(), 1) if line.strip()]
-    if isinstance(rows, dict):  # a jsonl file of one line
-        rows = [rows]
-    if not isinstance(rows, list) or not rows:
-        raise ValueError(f"{path}: expected a json list of outputs with at least one, found {type(rows).__name__}")
     found = []
-    for number, row in enumerate(rows):
-        for field in FIELDS:
-            value = row.get(field) if isinstance(row, dict) else None
-            if not isinstance(value, str):
-                raise ValueError(
-                    f"{path}, output {number}: expected the strings {', '.join(FIELDS)}; {field!r} is "
-                    f"{'missing' if value is None else type(value).__name__}"
-                )
+    for place, row in json_records(path):
+        given = row if isinstance(row, dict) else {}
+        if wrong := [field for field in FIELDS if not isinstance(given.get(field), str)]:
+            kind = type(given[wrong[0]]).__name__ if wrong[0] in given else "missing"
+            raise ValueError(f"{place}: expected the strings {', '.join(FIELDS)}; {wrong[0]!r} is {kind}")
         found.append(Output(*(row[field] for field in FIELDS)))
+    if not found:
+        raise ValueError(f"{path}: expected a json list of outputs with at least one, found none")
     if len(names := {o.generator for o in found}) > 1:
         raise ValueError(f"{path}: expected the outputs of one generator, found {', '.join(sorted(names)[:5])}")
     return found
@@ -98,13 +89,6 @@ def annotated(pairs: Sequence[OutputPair], scores: Sequence[float | None], annot
         }
         for pair, score in zip(pairs, scores, strict=True)
     ]
-
-
-def _line(line: str, place: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place}: expected a json list of outputs, or one json object a line ({error})") from None
 
 
 def _short(output: Output) -> str:

@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from counterpoise.checkpoints.reading import json_lines
+
 TURN = re.compile(r"\n\n(Human|Assistant):")
 """What stands before each turn of an HH transcript."""
 
@@ -38,23 +40,16 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     the user.
     """
     prompts: dict[str, Prompt] = {}
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            prompt = read_prompt(line, f"{path}, line {number}")
-            prompts.setdefault(prompt.key, prompt)
+    for place, record in json_lines(path):
+        prompt = prompt_of(record, place)
+        prompts.setdefault(prompt.key, prompt)
     if not prompts:
         raise ValueError(f'{path}: expected at least one line {{"prompt": "..."}}, found none')
     return list(prompts.values())
 
 
-def read_prompt(line: str, place: str) -> Prompt:
-    """One line of `read_prompts`; `place` says where it stands, in errors."""
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place}: expected one JSON object, found {line[:60]!r} ({error})") from None
+def prompt_of(record: dict[str, Any], place: str) -> Prompt:
+    """The prompt of one line of `read_prompts`; `place` says where it stands, in errors."""
     match record:
         case {"prompt": str(text)}:
             return transcript(text) or Prompt((("user", text),))
@@ -65,7 +60,7 @@ def read_prompt(line: str, place: str) -> Prompt:
             return Prompt(tuple((m["role"], m["content"]) for m in messages))
     raise ValueError(
         f'{place}: expected {{"prompt": "text"}} or {{"messages": [{{"role": ..., "content": ...}}]}}, '
-        f"found {line.strip()[:80]!r}"
+        f"found {json.dumps(record)[:80]}"
     )
 
 

@@ -28,7 +28,7 @@ from counterpoise.evaluation.abilities import is_file, load_abilities, refuse_re
 from counterpoise.evaluation.items import FileAbility
 from counterpoise.evaluation.parts import Part
 from counterpoise.evaluation.rewards import python_reward, read_labelled
-from counterpoise.evaluation.specs import RewardSpec
+from counterpoise.evaluation.specs import RewardSpec, fewest
 from counterpoise.language.costs import Items, Lengths, Shape, shape_of
 from counterpoise.language.loading import without_bars
 from counterpoise.language.prompts import Prompt, encode_prompt
@@ -262,7 +262,7 @@ def look_at_abilities(
 
 
 def _of_file(ability: FileAbility, part: Part, words: Words, limit: int | None, new: int) -> Items:
-    read = [ability.wording(item.fields) for item in ability.items_of(part, limit)]
+    read = [ability.wording(item.fields) for item in ability.items_of(part, fewest(limit, ability.limit))]
     following = [c for wording in read for c in wording.continuations]
     context, answer = words.mean([wording.context for wording in read]), words.mean(following)
     each = len(following) / len(read)
@@ -273,7 +273,7 @@ def _of_harness(spec: str, limit: int | None) -> tuple[Items, list[str]]:
     from counterpoise.evaluation.harness import find_task
 
     task = find_task(spec)
-    most = min((n for n in (limit, task.limit) if n is not None), default=None)
+    most = fewest(limit, task.limit)
     count, told = most or UNSEEN["items"], []
     if most is None:
         told.append(f"{task.name}: {count:,} items a part (data sets of lm-eval are not loaded; --limit bounds them)")

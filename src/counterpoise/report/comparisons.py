@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from counterpoise.checkpoints.reading import parse_json, read_text
 from counterpoise.evaluation.results import measurement
 from counterpoise.statistics.bootstrap import interval
 from counterpoise.tables import reading
@@ -233,10 +233,7 @@ def _signature(content: Results) -> tuple[Any, ...]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: expected a json result file, found something else ({error})") from None
+    content = parse_json(read_text(path), str(path))
     points = content.get("points") if isinstance(content, dict) else None
     if not points and isinstance(content, dict):
         points = _from_tax(content) or _from_partwise(content)

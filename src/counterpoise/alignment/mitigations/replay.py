@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from counterpoise.alignment.training.stepping import Mitigation, Step
-from counterpoise.language.prompts import encode_prompt, read_prompt
+from counterpoise.checkpoints.reading import json_lines
+from counterpoise.language.prompts import encode_prompt, prompt_of
 from counterpoise.language.sampling import turn_end
 from counterpoise.language.scoring import Example, response_nll, response_tokens
 from counterpoise.records import digest
@@ -90,33 +90,25 @@ def read_corpus(path: str | Path, tokenizer: Any, *, max_tokens: int = 512, chat
         ValueError: a line of another form, with its number; nothing to learn.
     """
     examples: list[Example] = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                examples += _pieces(line, f"{path}, line {number}", tokenizer, max_tokens, chat)
+    for place, record in json_lines(path):
+        examples += _pieces(record, place, tokenizer, max_tokens, chat)
     if not examples:
         raise ValueError(f'{path}: expected lines {{"text": "..."}} of two tokens or more, found none')
     return examples
 
 
-def _pieces(line: str, place: str, tokenizer: Any, max_tokens: int, chat: bool) -> list[Example]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place}: expected one JSON object, found {line[:60]!r} ({error})") from None
+def _pieces(record: dict[str, Any], place: str, tokenizer: Any, max_tokens: int, chat: bool) -> list[Example]:
     match record:
         case {"text": str(text)}:
             ids = list(tokenizer(text)["input_ids"])
             parts = [ids[i : i + max_tokens] for i in range(0, len(ids), max_tokens)]
             return [Example(tuple(part[:1]), tuple(part[1:])) for part in parts if len(part) > 1]
         case {"response": str(response)}:
-            prompt = encode_prompt(tokenizer, read_prompt(line, place), chat=chat)
+            prompt = encode_prompt(tokenizer, prompt_of(record, place), chat=chat)
             learned = response_ids(tokenizer, response, chat=chat)
             example = Example(prompt, learned[: max(0, max_tokens - len(prompt))])
             return [example] if example.response else []
-    raise ValueError(
-        f'{place}: expected {{"text": ...}} or {{"prompt": ..., "response": ...}}, found {line.strip()[:80]!r}'
-    )
+    raise ValueError(f'{place}: expected {{"text": ...}} or {{"prompt": ..., "response": ...}}, found {record!s:.80}')
 
 
 def response_ids(tokenizer: Any, response: str, *, chat: bool = True, finished: bool = True) -> tuple[int, ...]:

@@ -1,0 +1,77 @@
+"""Text and json that other people wrote: opened with the same care everywhere, and an error names the file and line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def read_text(path: str | Path) -> str:
+    """A file's text, lines ending in "\\n": utf-8 or marked utf-16, with or without a byte order mark, gzipped or not.
+
+    Raises:
+        ValueError: another encoding, with the line; a gzip file that is cut short or damaged.
+    """
+    content = Path(path).read_bytes()
+    try:
+        return decoded(gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content, str(path))
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: expected a whole gzip file, found it damaged ({error}); fetch it again") from None
+
+
+def decoded(content: bytes, place: str) -> str:
+    """`read_text` of bytes that `place` names."""
+    try:
+        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{place}, line {line}: expected utf-8, found {error}; save it as utf-8") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def parse_json(text: str, place: str) -> Any:
+    """The value of a json text that stands at `place`.
+
+    Raises:
+        ValueError: not json, nested too deeply, half of a surrogate pair, which is no text.
+    """
+    try:
+        found = json.loads(text)
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(found, ensure_ascii=False).encode()
+        return found
+    except UnicodeEncodeError:
+        problem = "half of a surrogate pair (\\ud800 to \\udfff), which is no character"
+    except RecursionError:
+        problem = "brackets nested too deeply"
+    except ValueError as error:
+        problem = str(error)
+    raise ValueError(f"{place}: expected json, found {text.strip()[:60]!r} ({problem})")
+
+
+def lines_of(text: str, path: str | Path) -> Iterator[tuple[str, str]]:
+    """Where each line that is not blank stands, and the line; only "\n" ends one, not U+2028 or U+0085."""
+    return ((f"{path}, line {n}", line) for n, line in enumerate(text.split("\n"), start=1) if line.strip())
+
+
+def json_lines(path: str | Path, text: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a jsonl file, blank lines left out, each after its place ("FILE, line N") for messages.
+
+    Raises:
+        ValueError: a line that is no json object.
+    """
+    for place, line in lines_of(read_text(path) if text is None else text, path):
+        if not isinstance(record := parse_json(line, place), dict):
+            raise ValueError(f"{place}: expected a json object, found {line.strip()[:60]!r}")
+        yield place, record
+
+
+def json_records(path: str | Path) -> Iterator[tuple[str, Any]]:
+    """`json_lines`, or the items of a file that is one json list ("FILE, item N")."""
+    if not (text := read_text(path)).lstrip().startswith("["):
+        return json_lines(path, text)
+    return ((f"{path}, item {i}", record) for i, record in enumerate(parse_json(text, str(path)), start=1))
