@@ -89,7 +89,7 @@ WRONG = [
     (RSF, "--temperature 0", "temperature: expected a positive number, found 0.0, at which all 32 responses are the same"),
     (RSF, "--beta 0.1", "--beta: not a setting of rsf; leave it out"),
     (RSF, "--kl 0.1", "--kl: not a setting of rsf; leave it out"),
-    (PPO, "--n 2", "n: expected 1, found 2; PPO draws one response a prompt"),
+    (PPO, "--n 2", "--n: not a setting of ppo; leave it out"),
     (PPO, "--temperature 0", "temperature: expected a positive number, found 0.0; PPO learns from the probabilities"),
     (PPO, "--kl -1", "kl: expected a number of at least 0, found -1.0"),
     (PPO, "--kl-target 0", "kl_target: expected a positive number, found 0.0"),

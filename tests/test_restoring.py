@@ -27,8 +27,9 @@ from counterpoise.language.prompts import read_prompts
 from counterpoise.report.comparisons import read_comparisons
 from counterpoise.report.matched import matched
 from counterpoise.restoration.pick import choose
+from counterpoise.restoration.request import Request
 from counterpoise.restoration.restore import measure_tax, restore
-from counterpoise.search.candidates import HMA
+from counterpoise.search.candidates import HMA, Ramp, Search, TwoSided
 from counterpoise.search.descent import SearchResult
 from counterpoise.search.recipes import Wanted, find_recipe
 from counterpoise.tables import reading
@@ -255,6 +256,7 @@ def test_tax_and_search_stand_alone(world: Path, tmp_path: Path) -> None:
         ({"keep_reward": 95}, "keep_reward: expected a number from 0 to 1"),
         ({"searches": [HMA(proxy_size=0)]}, "proxy_size: expected at least 1"),
         ({"searches": [HMA(blocks=40)]}, "blocks: expected between 1 and 6"),
+        ({"searches": [HMA(), HMA(blocks=2)]}, "searches: expected one hma, found more"),
     ],
 )
 def test_wrong_settings_are_refused_before_any_work(
@@ -263,6 +265,17 @@ def test_wrong_settings_are_refused_before_any_work(
     with pytest.raises(ValueError, match=message):
         restore(world / "pre", world / "post", tmp_path / "out", panel(world), **{**SETTINGS, **wrong})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_searched_decides_the_settings_of_a_result(tmp_path: Path) -> None:
+    def request(*found: Search, **more: Any) -> Request:
+        return Request("pre", "post", tmp_path, found, **more)
+
+    assert request(TwoSided(), cut=7).blocks == 7
+    assert request(HMA(blocks=4), cut=7).blocks == request(Ramp("linear", blocks=4), cut=7).blocks == 4
+    alike, other = (request(HMA(), Ramp("linear", blocks=b)) for b in (3, 5))
+    assert alike.settings == other.settings
+    assert alike.more_settings != other.more_settings
 
 
 def test_the_grid_may_extrapolate_with_ma_alone(world: Path, tmp_path: Path) -> None:

@@ -124,7 +124,8 @@ class Alignment:
         """
         parameters = inspect.signature(self.run).parameters
         draws = "drawing" in parameters
-        drawable = DRAWN if draws else [n for n in DRAWN if n != "n"] if self.held.get("replay") == "self" else []
+        several = draws and parameters["drawing"].default.n > 1  # responses a prompt: PPO draws one
+        drawable = [n for n in DRAWN if n != "n" or several] if draws or self.held.get("replay") == "self" else []
         if unknown := [n for n in self.settings if n not in parameters and n not in drawable]:
             raise ValueError(f"{table.typed(unknown[0])}: not a setting of {self.title}; leave it out")
         plain = {n: p.default for n, p in parameters.items() if isinstance(p.default, (int, float, type(None)))}

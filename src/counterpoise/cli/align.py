@@ -179,7 +179,8 @@ def model(
             return
         from counterpoise.language.dtypes import warning
 
-        wanted.check()
+        with processes.one_message():
+            wanted.check()
         processes.join(device)
         told = warning(wanted.dtype, dtype_of("bfloat16") if bf16 else wanted.dtype, device)
         if told and processes.is_first():

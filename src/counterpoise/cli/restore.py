@@ -127,7 +127,7 @@ def restore(
             searches.append(TwoSided(**two, proxy_size=proxy_size))
         picked = given(means=means and numbers(means, "--means"), keep_reward=keep_reward, mean=mean, work=work)
         fitted = {"donor": donor, "drop": drop or (), "allow_unrelated": allow_unrelated, "dtype": dtype_of(dtype)}
-        request = Request(pre, post, out, searches, **picked, **fitted, device=device)
+        request = Request(pre, post, out, searches, cut=cut, **picked, **fitted, device=device)
         drawing = Drawing(replies, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
         files = PanelFiles(prompts, reward, abilities, limit, prompt_limit, drawing)
         if dry_run:

@@ -160,6 +160,7 @@ def _longest_replayed(corpus: str, model: Source, words: Words, *, chat: bool) -
 def _spoken(settings: Mapping[str, Any]) -> str:
     told = dict(settings)
     if (drawing := settings.get("drawing")) is not None:
-        told |= {name: getattr(drawing, of) for name, of in DRAWN.items()} | {"seed": drawing.seed}
+        told |= {name: getattr(drawing, of) for name, of in DRAWN.items() if of != "n" or drawing.n > 1}
+        told["seed"] = drawing.seed
     plain = {n: v for n, v in told.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
     return ", ".join(f"{n} {v:g}" for n, v in plain.items())

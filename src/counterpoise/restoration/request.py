@@ -32,6 +32,7 @@ class Request:
         donor: whose config, tokenizer and chat template go into OUT.
         drop: patterns of tensors to leave out when one side alone has them.
         work: where finished pieces are kept; by default OUT.work.
+        cut: how the report cuts the model where neither HMA nor the random ratios say.
     """
 
     pre: str | Path
@@ -47,6 +48,7 @@ class Request:
     device: str = "cpu"
     dtype: torch.dtype | None = None
     work: Path | None = None
+    cut: int | str = 3
 
     def check(self, files: int) -> None:
         """Raise for what can be seen to be wrong before anything is read; `files` is the number of abilities from files.
@@ -61,6 +63,8 @@ class Request:
         refuse_donor(self.donor)
         for search in self.searches:
             search.check(files)
+            if sum(type(s) is type(search) for s in self.searches) > 1 and not isinstance(search, Ramp):
+                raise ValueError(f"searches: expected one {search.title}, found more; give each a restore of its own")
         if self.mean is not None and not any(isinstance(s, HMA) for s in self.searches):
             raise ValueError(
                 "mean: fixes HMA's mean ratio, and the two-sided search has none; use lambdas, or search both"
@@ -80,8 +84,8 @@ class Request:
 
     @property
     def blocks(self) -> int | str:
-        """How the report cuts the model: as HMA, or the random ratios, do."""
-        return next((s.blocks for s in self.searches if isinstance(s, (HMA, Ramp))), 3)
+        """How the report cuts the model."""
+        return next((s.blocks for s in self.searches if isinstance(s, (HMA, Ramp))), self.cut)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -109,6 +113,7 @@ class Request:
             found |= {"search": "both" if hma else two.title, "lambdas": list(two.lambdas), "alignment": two.alignment}
             found |= {"calibrate": two.calibrate, "min_effective_sets": two.min_effective_sets}
             found |= {"two_sided_blocks": two.blocks}
-        if ramps not in ([], [s.kind for s in CONTROLS]) or len(sizes) != 1:
+        cuts = {s.blocks for s in self.searches if isinstance(s, (HMA, Ramp))}
+        if ramps not in ([], [s.kind for s in CONTROLS]) or len(sizes) != 1 or len(cuts) > 1:
             found["searches"] = [repr(s) for s in self.searches]  # nothing that the words above can say
         return found
