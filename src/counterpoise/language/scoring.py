@@ -1,4 +1,8 @@
-"""Log-probabilities of given tokens: of continuations that share a context, and of responses, differentiably."""
+"""Log-probabilities of given tokens: of continuations that share a context, and of responses, differentiably.
+
+Rows are padded in front and a context's cache is shared where that changes nothing for the model at hand, which is
+measured once (`ways.py`); else padding stands behind, where a causal model does not see it, and nothing is shared.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from counterpoise.language.ways import Plain, asking, probes, remembered, warn_of
 
 T = TypeVar("T")
 
@@ -31,7 +37,8 @@ def continuation_logprobs(
     """Summed log-probability, in nats, of each continuation of each context.
 
     The context of an item is run once and its cache shared by the item's continuations, so that four choices cost
-    little more than one. Attention is causal, so the numbers are those of scoring each pair on its own.
+    little more than one; where the model's cache cannot be shared, each pair is run. Attention is causal, so the numbers
+    are those of scoring each pair on its own.
 
     Args:
         contexts: token ids, at least one each.
@@ -42,6 +49,7 @@ def continuation_logprobs(
         raise ValueError("continuation_logprobs: expected at least one token in every context and continuation")
     longest = [len(c) + max(map(len, group)) for c, group in zip(contexts, continuations, strict=True)]
     refuse_too_long(model, longest, 0)
+    shared = way_of(model).shares
     scores: list[list[float]] = [[] for _ in contexts]
     was_training = model.training
     model.eval()
@@ -49,7 +57,8 @@ def continuation_logprobs(
     for rows in by_length(range(len(contexts)), batch_size, key=lambda i: (len(continuations[i]), longest[i])):
         for _, group in groupby(rows, key=lambda i: len(continuations[i])):
             together = list(group)
-            sums = _score_group(model, [contexts[i] for i in together], [continuations[i] for i in together])
+            group_of = _score_group if shared else _score_pairs
+            sums = group_of(model, [contexts[i] for i in together], [continuations[i] for i in together])
             for i, values in zip(together, sums.tolist(), strict=True):
                 scores[i] = values
     model.train(was_training)
@@ -92,6 +101,17 @@ def _score_group(
     return (first_logp_B.double() + rest_logp_B).view(-1, choices)
 
 
+def _score_pairs(
+    model: nn.Module, contexts: list[Sequence[int]], continuations: list[Sequence[Sequence[int]]]
+) -> Tensor:
+    """What `_score_group` gives, every pair on its own: no more rows at once than there are contexts."""
+    pairs = [Example(tuple(c), tuple(r)) for c, group in zip(contexts, continuations, strict=True) for r in group]
+    sums = torch.zeros(len(pairs), dtype=torch.float64)
+    for rows in by_length(pairs, len(contexts), key=lambda e: len(e.prompt) + len(e.response)):
+        sums[rows] = _sums(score_responses(model, [pairs[i] for i in rows])).cpu()
+    return sums.view(len(contexts), -1)
+
+
 class Scored(NamedTuple):
     """One batch of responses as a model sees them; rows end together, so a short response has its padding in front.
 
@@ -117,25 +137,97 @@ class Scored(NamedTuple):
 
 def score_responses(model: nn.Module, examples: Sequence[Example], *, hidden: bool = False) -> Scored:
     """Run `model` over prompts and responses; only the responses' positions go through the vocabulary-sized head."""
+    return _score_rows(model, examples, hidden=hidden, in_front=way_of(model).pads_in_front)
+
+
+def _score_rows(
+    model: nn.Module, examples: Sequence[Example], *, hidden: bool = False, in_front: bool, pad: int = 0
+) -> Scored:
     device = device_of(model)
-    ids_BT, mask_BT = left_pad([e.prompt + e.response for e in examples], 0, device)
+    rows = [e.prompt + e.response for e in examples]
     longest = max(len(e.response) for e in examples)
-    out = model(
-        input_ids=ids_BT,
-        attention_mask=mask_BT,
-        position_ids=position_ids_of(mask_BT),
-        use_cache=False,
-        logits_to_keep=longest + 1,
-        output_hidden_states=hidden,
-    )
-    logits_BCV = out.logits[:, -(longest + 1) : -1]
     lengths_B = torch.tensor([len(e.response) for e in examples], device=device)
-    return Scored(
-        logits_BCV if logits_BCV.dtype == torch.float64 else logits_BCV.float(),
-        ids_BT[:, -longest:],
-        torch.arange(longest, device=device) >= longest - lengths_B[:, None],
-        out.hidden_states[-1][:, -(longest + 1) : -1] if hidden else None,
-    )
+    mask_BC = torch.arange(longest, device=device) >= longest - lengths_B[:, None]
+    if in_front:
+        ids_BT, mask_BT = left_pad(rows, pad, device)
+        out = model(
+            input_ids=ids_BT,
+            attention_mask=mask_BT,
+            position_ids=position_ids_of(mask_BT),
+            use_cache=False,
+            logits_to_keep=longest + 1,
+            output_hidden_states=hidden,
+        )
+        logits_BCV = out.logits[:, -(longest + 1) : -1]
+        hidden_BCH = out.hidden_states[-1][:, -(longest + 1) : -1] if hidden else None
+        targets_BC = ids_BT[:, -longest:]
+    else:  # neither mask nor positions: both are the model's own, and what stands behind a row is not seen
+        ids_BT, mask_BT = _right_pad(rows, device)
+        targets_at_BC = (mask_BT.sum(1, keepdim=True) - longest + torch.arange(longest, device=device)).clamp(min=1)
+        kept = ids_BT.shape[1] + 1 - int(targets_at_BC.min())
+        out = model(input_ids=ids_BT, use_cache=False, logits_to_keep=kept, output_hidden_states=hidden)
+
+        def before_targets(values_BTX: Tensor) -> Tensor:  # some models keep the logits of all positions
+            columns_BC = targets_at_BC - 1 - (ids_BT.shape[1] - values_BTX.shape[1])
+            return values_BTX[torch.arange(len(rows), device=device)[:, None], columns_BC]
+
+        logits_BCV = before_targets(out.logits)
+        hidden_BCH = before_targets(out.hidden_states[-1]) if hidden else None
+        targets_BC = ids_BT.gather(1, targets_at_BC)
+    wide_BCV = logits_BCV if logits_BCV.dtype == torch.float64 else logits_BCV.float()
+    return Scored(wide_BCV, targets_BC, mask_BC, hidden_BCH)
+
+
+class Way(NamedTuple):
+    """How given tokens may be scored without changing a model's numbers.
+
+    Attributes:
+        pads_in_front: rows of different length may end together.
+        shares: the cache of a context may be repeated and continued.
+    """
+
+    pads_in_front: bool
+    shares: bool
+
+
+def way_of(model: nn.Module) -> Way:
+    """Measured once a model; a warning names what cannot be done.
+
+    Raises:
+        ValueError: what follows a token changes its probability: no causal language model.
+    """
+    return remembered(model, "scoring", _measured)
+
+
+def _measured(model: nn.Module) -> Way:
+    contexts, continuations = probes(model)
+    pairs = [Example(c, r) for c, group in zip(contexts, continuations, strict=True) for r in group]
+
+    def padded(pad: int) -> Tensor:
+        return _sums(_score_rows(model, pairs, in_front=True, pad=pad))
+
+    with asking(model):
+        plain = scored_plainly(model, pairs)
+        in_front = plain.agrees(lambda: padded(0), unseen=lambda: padded(contexts[0][0]))
+        shares = in_front and plain.agrees(lambda: _score_group(model, contexts, continuations).flatten())
+    if not shares:
+        warn_of(model, "each continuation is scored on its own, as " + ("its cache cannot be shared" if in_front else
+                "padding in front of a text changes its numbers: it is put behind"))  # fmt: skip
+    return Way(in_front, shares)
+
+
+def scored_plainly(model: nn.Module, examples: Sequence[Example]) -> Plain:
+    """Summed log-probabilities of the responses, one at a time without padding or cache: what other ways must give.
+
+    Raises:
+        ValueError: see `Plain`.
+    """
+    alone = torch.cat([_sums(_score_rows(model, [e], in_front=False)) for e in examples])
+    return Plain(model, alone, _sums(_score_rows(model, examples, in_front=False)))
+
+
+def _sums(scored: Scored) -> Tensor:
+    return scored.logprobs().double().sum(1)
 
 
 def response_nll(model: nn.Module, examples: Sequence[Example]) -> Tensor:

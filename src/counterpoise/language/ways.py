@@ -1,0 +1,105 @@
+"""What may be done to a model without changing its numbers, found by measuring: once a model, in milliseconds.
+
+Attention does not care how a batch is padded or whether a cache is shared; recurrent states, convolutions and learned
+positions often do, and what a family does changes between versions of transformers. So a few tokens are scored plainly,
+one row at a time without padding or cache, and in the quick way; the quick way is taken where the two agree.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+W = TypeVar("W")
+CLOSE = 1e-3
+"""Nats that two ways of computing the same log-probabilities, summed over a few tokens, may differ by."""
+NOISE, NARROW = 4.0, 64.0
+"""In bfloat16 they differ by more: so many times what two plain forwards differ by, or so many times its resolution, which
+is half a nat. (SmolLM2 of 135M in bfloat16: 0.3 nats between cache and plain forward, 2e-5 in float32.)"""
+SAME = 2.0
+"""What stands in padding changes nothing in any dtype, but for the rounding of experts that see other rows."""
+LENGTHS = ((11, (3, 2)), (4, (2, 3)))
+"""Tokens of the contexts, and of their continuations, that are tried."""
+
+
+def remembered(model: nn.Module, what: str, measure: Callable[[nn.Module], W]) -> W:
+    """What `measure` found of this model, measured when it is first asked for; kept in the model's own dict."""
+    kept: dict[str, W] = vars(model).setdefault("_counterpoise_ways", {})
+    if what not in kept:
+        kept[what] = measure(model)
+    return kept[what]
+
+
+@contextmanager
+def asking(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is asked, not trained: no dropout, no gradients."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def probes(model: nn.Module) -> tuple[list[tuple[int, ...]], list[list[tuple[int, ...]]]]:
+    """Contexts of two lengths with two continuations each, of tokens spread over the vocabulary, the same every time."""
+    config = model.config.get_text_config()  # type: ignore[operator,union-attr]
+    random = torch.Generator().manual_seed(0)
+
+    def text(length: int) -> tuple[int, ...]:
+        return tuple(
+            torch.randint(min(4, config.vocab_size - 1), config.vocab_size, (length,), generator=random).tolist()
+        )
+
+    fits = (getattr(config, "max_position_embeddings", None) or 64) - 4  # room for the continuations
+    contexts = [text(max(1, min(length, fits))) for length, _ in LENGTHS]
+    return contexts, [[text(length) for length in following] for _, following in LENGTHS]
+
+
+class Plain:
+    """Log-probabilities as a plain forward gives them, and how far from them another way of computing them may be.
+
+    Args:
+        alone: sums in nats, one row at a time.
+        together: the same rows in one batch, without padding that a causal model could see.
+
+    Raises:
+        ValueError: the two differ although the arithmetic is fine: the model sees what follows.
+    """
+
+    def __init__(self, model: nn.Module, alone: Tensor, together: Tensor) -> None:
+        self.alone = alone
+        noise, eps = float((alone - together).abs().max()), torch.finfo(computing_dtype(model)).eps
+        if not noise <= max(20 * CLOSE, 2 * NARROW * eps):
+            raise ValueError(
+                f"{type(model).__name__}: expected a causal language model, found one in which the tokens that follow change "
+                f"a token's probability, by {noise:.2g} nats; choose a model that reads from left to right"
+            )
+        self.close, self.same = (max(CLOSE, NOISE * noise, times * eps) for times in (NARROW, SAME))
+
+    def agrees(self, way: Callable[[], Tensor], *, unseen: Callable[[], Tensor] | None = None) -> bool:
+        """Whether the sums of another way are these, and not changed by what must be `unseen`; one that fails is not."""
+        try:
+            found = way()
+            changed = 0.0 if unseen is None else float((unseen() - found).abs().max())
+            return float((found - self.alone).abs().max()) <= self.close and changed <= self.same
+        except Exception:  # a cache without the method, of other shapes, of which there is none: all that can go wrong
+            return False
+
+
+def computing_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype of a model's matrix products, also where mixed precision makes it another than that of its weights."""
+    token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
+    dtype: torch.dtype = model(input_ids=token).logits.dtype
+    return min(dtype, next(model.parameters()).dtype, key=lambda d: -torch.finfo(d).eps)
+
+
+def warn_of(model: nn.Module, what: str) -> None:
+    """Say once a model what its kind makes necessary."""
+    warnings.warn(f"{getattr(model.config, 'model_type', type(model).__name__)}: {what}", stacklevel=2)
