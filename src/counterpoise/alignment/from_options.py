@@ -25,6 +25,7 @@ from counterpoise.averaging.partition import layerwise
 from counterpoise.checkpoints.files import refuse_occupied, replacing
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.evaluation.rewards import fingerprint, load_reward
+from counterpoise.language.loading import refuse_unmeasurable
 from counterpoise.language.prompts import Prompt, encode_prompt, read_prompts
 from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import Example
@@ -148,7 +149,7 @@ class Alignment:
         Raises:
             ValueError: an unknown method, data or settings that are not its own, a number out of range, mitigations that
                 do not go together, sharding with dpo, mixed precision of other weights than float32.
-            CheckpointError: `out` is occupied.
+            CheckpointError: `out` is occupied, a model that cannot be sampled from.
         """
         needed = {distil: ("samples",), rsf: ("prompts", "reward"), ppo: ("prompts", "reward")}
         self.files.expect(self.title, *needed.get(self.run, ("preferences",)))
@@ -174,6 +175,7 @@ class Alignment:
             refuse_bf16_of(self.dtype)
         if not (self.out / "align.json").is_file():
             refuse_occupied(self.out.absolute())
+        refuse_unmeasurable(self.source)
 
     def bind(self) -> tuple[Callable[..., Any], dict[str, Any]]:
         """The method with its data and settings bound, and what its record tells beside them; reads the data."""
@@ -250,6 +252,7 @@ class Collection:
     def run(self, progress: Progress | None) -> Sequence[Sample]:
         """`collect` from files to a file, which must not exist."""
         refuse_equal(self.drawing)
+        refuse_unmeasurable(self.source)
         if self.out.exists():
             raise ValueError(
                 f"{self.out}: expected a new file, found one with content; choose another name or remove it"

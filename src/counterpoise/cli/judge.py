@@ -160,12 +160,14 @@ def respond(
 
         from counterpoise.checkpoints.files import resolve
         from counterpoise.language.dtypes import placed
+        from counterpoise.language.loading import refuse_unmeasurable
         from counterpoise.language.prompts import encode_prompt, read_prompts
         from counterpoise.language.sampling import Drawing, decode, sample
         from counterpoise.records import named, write_json
 
         drawing = Drawing(1, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
         drawing.check()
+        refuse_unmeasurable(model)
         if not dry_run:
             refuse_without("--dry-run", given(speed=speed))
         wanted = read_prompts(prompts)[:limit]

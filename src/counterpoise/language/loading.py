@@ -1,9 +1,19 @@
-"""Loading models without noise."""
+"""Loading models without noise, and refusing those that write no text before anything of them is read."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from counterpoise.checkpoints.files import CheckpointError, first_line
+
+UNFIT = {
+    "bert-generation": "which reads in both directions unless its config says is_decoder",
+}
+"""Families with a causal class of transformers that cannot be measured all the same; docs/families.md lists all."""
 
 
 @contextlib.contextmanager
@@ -18,3 +28,52 @@ def without_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def refuse_unmeasurable(*sources: str | Path) -> None:
+    """Raise for a model that cannot be sampled from and scored, by its config alone.
+
+    What is no checkpoint at all, and an adapter, whose base is the model, pass: others speak of them.
+
+    Raises:
+        CheckpointError: an encoder-decoder, a masked language model, a family without a causal class, one of `UNFIT`.
+    """
+    from transformers import AutoConfig
+
+    for source in sources:
+        name, _, revision = str(source).partition("@")
+        folder = Path(source).expanduser()
+        if folder.is_dir():
+            name, revision = str(folder), ""
+        if not (folder / "config.json").is_file() and (
+            folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)
+        ):
+            continue
+        try:
+            config = AutoConfig.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
+        except OSError:
+            continue
+        except (ValueError, KeyError) as error:
+            why: str | None = first_line(error)
+        else:
+            why = unmeasurable(config)
+        if why is not None:
+            raise CheckpointError(
+                f"{source}: expected a causal language model, found {why}; average, merge and diff take it, measuring, "
+                "searching and aligning do not"
+            )
+
+
+def unmeasurable(config: Any) -> str | None:
+    """Why models of this config cannot be sampled from and scored, with the family's name; None where they can."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    family, kind = config.model_type, type(config)
+    one_way = getattr(config, "is_decoder", False) or getattr(config, "causal", False)
+    if getattr(config, "is_encoder_decoder", False):
+        return f"{family}, an encoder-decoder"
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return f"{family}, of which transformers has no causal language model"
+    if kind in MODEL_FOR_MASKED_LM_MAPPING and not one_way:
+        return f"{family}, a masked language model: its config does not say is_decoder"
+    return f"{family}, {UNFIT[family]}" if family in UNFIT and not one_way else None

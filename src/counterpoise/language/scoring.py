@@ -66,7 +66,7 @@ def continuation_logprobs(
 
 
 def _score_group(
-    model: nn.Module, contexts: list[Sequence[int]], continuations: list[Sequence[Sequence[int]]]
+    model: nn.Module, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[Sequence[int]]]
 ) -> Tensor:
     """Summed log-probabilities, shape (items, choices), of equally many choices per item."""
     device = device_of(model)
@@ -102,7 +102,7 @@ def _score_group(
 
 
 def _score_pairs(
-    model: nn.Module, contexts: list[Sequence[int]], continuations: list[Sequence[Sequence[int]]]
+    model: nn.Module, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[Sequence[int]]]
 ) -> Tensor:
     """What `_score_group` gives, every pair on its own: no more rows at once than there are contexts."""
     pairs = [Example(tuple(c), tuple(r)) for c, group in zip(contexts, continuations, strict=True) for r in group]

@@ -24,6 +24,7 @@ from counterpoise.evaluation.measurement import tax_table
 from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.results import write_results
 from counterpoise.evaluation.workbench import Workbench
+from counterpoise.language.loading import refuse_unmeasurable
 from counterpoise.records import Stages, Store, digest, named, versions, write_whole
 from counterpoise.restoration.compare import search_and_pick
 from counterpoise.restoration.request import KEEP, MEANS, RESULT, Request
@@ -159,6 +160,7 @@ def measure_tax(
     progress: Stages | None = None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Reward and abilities of PRE and POST on the held-out part: the rows of `tax_table`, and the preflight's warnings."""
+    refuse_unmeasurable(pre, post)
     pair = preflight(pre, post, drop=drop)
     on: dict[str, Any] = {"device": device, "dtype": dtype, "allow_unrelated": allow_unrelated}
     with contextlib.ExitStack() as stack:

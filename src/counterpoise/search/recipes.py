@@ -17,6 +17,7 @@ from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.workbench import Workbench
+from counterpoise.language.loading import refuse_unmeasurable
 from counterpoise.records import Stages, Store, versions, write_json
 from counterpoise.search.both_sides import BothSides
 from counterpoise.search.candidates import HMA, PASSES, TwoSided, cut_of, refuse_means
@@ -50,7 +51,7 @@ class Wanted:
     dtype: torch.dtype | None = None
 
     def check(self) -> None:
-        """Raise a ValueError for settings out of range, before anything is read."""
+        """Raise a ValueError for settings out of range or a model that cannot be measured, before weights are read."""
         self.search.check(0)
         if isinstance(self.search, HMA):
             refuse_means([self.at], self.at)
@@ -60,6 +61,7 @@ class Wanted:
             least = 0
         if self.max_passes < least:
             raise ValueError(f"max_passes: expected at least {least}, found {self.max_passes}")
+        refuse_unmeasurable(self.pre, self.post)
 
 
 def find_recipe(wanted: Wanted, panel: Panel, *, progress: Stages | None = None) -> tuple[SearchResult | Found, Recipe]:
