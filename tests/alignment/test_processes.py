@@ -33,7 +33,7 @@ from counterpoise.alignment.training.run import Run
 from counterpoise.alignment.training.stepping import Mitigation, Step
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language.prompts import Prompt
-from counterpoise.language.sampling import Drawing, sample
+from counterpoise.language.sampling import Drawing, sample, way_of
 from counterpoise.language.scoring import Example, by_length
 from tiny import save_pair, tiny, tokenizer
 
@@ -151,6 +151,7 @@ def tiny_with_dropout() -> torch.nn.Module:
 def forwards() -> int:
     """How often this process runs the model to draw three responses of one token to each of twelve prompts."""
     model, calls = tiny("llama"), []
+    way_of(model)  # measured once, in every process
     model.register_forward_pre_hook(lambda *_: calls.append(1))
     prompts = [(1, *range(5, 8 + i)) for i in range(12)]
     sample(sharing(model), tokenizer(), prompts, Drawing(n=3, max_new_tokens=1, batch_size=3))

@@ -6,12 +6,23 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import partial
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from counterpoise.language.scoring import by_length, device_of, left_pad, position_ids_of, refuse_too_long
+from counterpoise.language.scoring import (
+    Example,
+    by_length,
+    device_of,
+    left_pad,
+    position_ids_of,
+    refuse_too_long,
+    scored_plainly,
+)
+from counterpoise.language.ways import asking, probes, remembered, succeeds, warn_of
 from counterpoise.records import Progress
 
 
@@ -110,23 +121,17 @@ def sample(
         max_new_tokens=drawing.max_new_tokens, eos_token_id=list(stops) or None, pad_token_id=pad, **how
     )
     refuse_too_long(model, prompts, drawing.max_new_tokens)
-    device, n = device_of(model), drawing.n
+    device, n, way = device_of(model), drawing.n, way_of(model)
     responses: list[list[tuple[int, ...]]] = [[] for _ in prompts]
     done = 0
     was_training = model.training
     model.eval()
     fork = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
     with fork, _blank_generation_config(model):
-        for number, rows in enumerate(by_length(prompts, max(1, drawing.batch_size // n), key=len)):
+        for number, rows in enumerate(_batches(prompts, max(1, drawing.batch_size // n), way)):
             torch.manual_seed(drawing.seed * 1_000_003 + number)
             ids_BT, mask_BT = left_pad([prompts[i] for i in rows], pad, device)
-            out = model.generate(  # type: ignore[operator]
-                input_ids=ids_BT.repeat_interleave(n, dim=0),
-                attention_mask=mask_BT.repeat_interleave(n, dim=0),
-                past_key_values=_prefilled(model, ids_BT, mask_BT, n),
-                generation_config=config,
-                synced_gpus=False,  # each process draws on its own, where weights are cut up among several
-            )
+            out = _generate(model, ids_BT, mask_BT, n, way, config)
             drawn = out[:, ids_BT.shape[1] :].view(len(rows), n, -1).tolist()
             for i, texts in zip(rows, drawn, strict=True):
                 responses[i] = [_cut_after(tokens, stops) for tokens in texts]
@@ -154,6 +159,89 @@ def _blank_generation_config(model: nn.Module) -> Iterator[None]:
     finally:
         config.clear()
         config.update(own)
+
+
+class Way(NamedTuple):
+    """How responses may be drawn without changing a model's numbers.
+
+    Attributes:
+        pads_in_front: prompts of different length may be answered together.
+        shares: the cache of a prompt may be repeated for its responses.
+        caches: a cache may be kept from token to token; else all is computed again for each.
+    """
+
+    pads_in_front: bool
+    shares: bool
+    caches: bool
+
+
+WAYS = (Way(True, True, True), Way(True, False, True), Way(False, False, True), Way(False, False, False))
+"""From the quickest to the one that is left: prompts of one length together, without a cache."""
+
+
+def way_of(model: nn.Module) -> Way:
+    """Measured once a model: the first of WAYS whose log-probabilities, token by token, are those of a plain forward.
+
+    A warning names what cannot be done.
+
+    Raises:
+        ValueError: see `scoring.way_of`.
+    """
+    return remembered(model, "drawing", _measured)
+
+
+def _measured(model: nn.Module) -> Way:
+    from transformers import GenerationConfig
+
+    prompts, _ = probes(model)
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=3, do_sample=False, pad_token_id=0, output_logits=True, return_dict_in_generate=True
+    )
+
+    def agrees(way: Way) -> bool:
+        examples, sums = [], []
+        for rows in _batches(prompts, len(prompts), way):
+            ids_BT, mask_BT = left_pad([prompts[i] for i in rows], 0, device_of(model))
+            out = _generate(model, ids_BT, mask_BT, 2, way, config)
+            new_BC = out.sequences[:, ids_BT.shape[1] :]
+            logp_BCV = torch.stack(out.logits, 1).log_softmax(-1, dtype=torch.float32)
+            sums.append(logp_BCV.gather(2, new_BC[..., None]).double().sum((1, 2)))
+            twice = [prompts[i] for i in rows for _ in range(2)]
+            examples += [Example(p, tuple(r)) for p, r in zip(twice, new_BC.tolist(), strict=True)]
+        return scored_plainly(model, examples).agrees(lambda: torch.cat(sums))
+
+    with asking(model), _blank_generation_config(model):
+        way = next((w for w in WAYS[:-1] if succeeds(partial(agrees, w))), WAYS[-1])
+    if way != WAYS[0]:
+        caches = (
+            "keeps a cache of its own"
+            if way.caches
+            else "is computed anew for each token, as its cache changes its numbers"
+        )
+        together = "" if way.pads_in_front else "; only prompts of one length are answered together"
+        warn_of(model, f"each response {caches}{together}")
+    return way
+
+
+def _batches(prompts: Sequence[tuple[int, ...]], size: int, way: Way) -> Iterator[list[int]]:
+    """Prompts answered together, longest first; of one length where padding would change the numbers."""
+    for rows in by_length(prompts, size, key=len):
+        if way.pads_in_front:
+            yield rows
+        else:
+            yield from (list(same) for _, same in groupby(rows, key=lambda i: len(prompts[i])))
+
+
+def _generate(model: nn.Module, ids_BT: Tensor, mask_BT: Tensor, n: int, way: Way, config: Any) -> Any:
+    """What `generate` gives for n responses to each prompt, after the prompt."""
+    config.use_cache = way.caches
+    return model.generate(  # type: ignore[operator]
+        input_ids=ids_BT.repeat_interleave(n, dim=0),
+        attention_mask=mask_BT.repeat_interleave(n, dim=0),
+        past_key_values=_prefilled(model, ids_BT, mask_BT, n) if way.shares else None,
+        generation_config=config,
+        synced_gpus=False,  # each process draws on its own, where weights are cut up among several
+    )
 
 
 def _prefilled(model: nn.Module, ids_BT: Tensor, mask_BT: Tensor, n: int) -> Any:

@@ -26,10 +26,15 @@ SAME = 2.0
 LENGTHS = ((11, (3, 2)), (4, (2, 3)))
 """Tokens of the contexts, and of their continuations, that are tried."""
 
+FOUND = "_counterpoise_ways"
+"""The attribute of a model that keeps what was found."""
+
 
 def remembered(model: nn.Module, what: str, measure: Callable[[nn.Module], W]) -> W:
-    """What `measure` found of this model, measured when it is first asked for; kept in the model's own dict."""
-    kept: dict[str, W] = vars(model).setdefault("_counterpoise_ways", {})
+    """What `measure` found of this model, measured when it is first asked for, and kept with the model itself."""
+    kept: dict[str, W] | None = getattr(model, FOUND, None)  # also through what wraps the model
+    if kept is None:
+        kept = vars(model)[FOUND] = {}
     if what not in kept:
         kept[what] = measure(model)
     return kept[what]
@@ -85,12 +90,21 @@ class Plain:
 
     def agrees(self, way: Callable[[], Tensor], *, unseen: Callable[[], Tensor] | None = None) -> bool:
         """Whether the sums of another way are these, and not changed by what must be `unseen`; one that fails is not."""
-        try:
+
+        def same() -> bool:
             found = way()
             changed = 0.0 if unseen is None else float((unseen() - found).abs().max())
             return float((found - self.alone).abs().max()) <= self.close and changed <= self.same
-        except Exception:  # a cache without the method, of other shapes, of which there is none: all that can go wrong
-            return False
+
+        return succeeds(same)
+
+
+def succeeds(check: Callable[[], bool]) -> bool:
+    """Whether a check passes; one that fails on the way does not."""
+    try:
+        return check()
+    except Exception:  # a cache without the method, of another shape, where there is none: whatever can go wrong
+        return False
 
 
 def computing_dtype(model: nn.Module) -> torch.dtype:

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from counterpoise.language.sampling import way_of
 from counterpoise.language.scoring import by_length
 from counterpoise.ranks import world_size
 
@@ -161,7 +162,10 @@ class SharedSampling:
 
 def sharing(model: nn.Module) -> Any:
     """What to sample from: the model itself in one process."""
-    return model if world_size() == 1 else SharedSampling(model)
+    if world_size() == 1:
+        return model
+    way_of(model)  # which asks the model more than a process's turn allows
+    return SharedSampling(model)
 
 
 def gathered(work: Callable[[], T]) -> list[T]:
