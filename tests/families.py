@@ -5,7 +5,6 @@ Run it to try them all and to write the table of docs/families.md: python tests/
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,7 +22,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from counterpoise.averaging.average import average
 from counterpoise.averaging.partition import whole
 from counterpoise.averaging.resident import ResidentAverage
+from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.preflight import preflight
+from counterpoise.language import sampling, scoring
 from counterpoise.language.loading import unmeasurable
 from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import Example, continuation_logprobs, row_nlls, score_responses
@@ -87,7 +88,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "xmod": {"default_language": "en_XX", "languages": ["en_XX"]},
     "zamba": {"num_hidden_layers": 6, "layers_block_type": ["mamba", "mamba", "hybrid"] * 2, "attention_hidden_size": 32,
               "attention_head_dim": 8},
-    "zamba2": {"layers_block_type": ["mamba", "hybrid"] * 2, "n_mamba_heads": 4, "num_key_value_heads": 4, "head_dim": 8, "attention_hidden_size": 32},
+    "zamba2": {"layers_block_type": ["mamba", "hybrid"] * 2, "n_mamba_heads": 4, "num_key_value_heads": 4, "head_dim": 8,
+               "attention_hidden_size": 32},
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
 """What a family needs besides."""
@@ -127,14 +129,14 @@ def config_of(family: str, **settings: Any) -> Any:
     return kind(**small | SPECIAL.get(family, {}) | settings)
 
 
-def build(family: str) -> nn.Module:
+def build(family: str, **settings: Any) -> nn.Module:
     """A tiny model of a family, its weights large enough that all of the context tells."""
     with torch.device("meta"):
-        count = sum(p.numel() for p in AutoModelForCausalLM.from_config(config_of(family)).parameters())
+        count = sum(p.numel() for p in AutoModelForCausalLM.from_config(config_of(family, **settings)).parameters())
     if count > LARGEST:
         raise ValueError(f"{count:,} parameters at these sizes")
     torch.manual_seed(0)
-    model: nn.Module = AutoModelForCausalLM.from_config(config_of(family)).float().eval()
+    model: nn.Module = AutoModelForCausalLM.from_config(config_of(family, **settings)).float().eval()
     return nudge(model, scale=0.1)
 
 
@@ -167,11 +169,14 @@ def scores_as_a_plain_forward_does(model: nn.Module) -> None:
         found = torch.tensor([s for group in continuation_logprobs(model, CONTEXTS, CHOICES) for s in group])
         torch.testing.assert_close(found, wanted, atol=CLOSE, rtol=0)
         torch.testing.assert_close(-row_nlls(model, EXAMPLES), wanted, atol=CLOSE, rtol=0)
-        hidden = score_responses(model, EXAMPLES, hidden=True).hidden_BCH
-        assert hidden is not None
-        alone = score_responses(model, EXAMPLES[:1], hidden=True).hidden_BCH
-        assert alone is not None
-        torch.testing.assert_close(hidden[0, -4:], alone[0], atol=CLOSE, rtol=CLOSE)
+
+
+def has_the_hidden_states_of_a_plain_forward(model: nn.Module) -> None:
+    with torch.no_grad():
+        together, alone = (score_responses(model, e, hidden=True).hidden_BCH for e in (EXAMPLES, EXAMPLES[:1]))
+    assert together is not None
+    assert alone is not None
+    torch.testing.assert_close(together[0, -4:], alone[0], atol=CLOSE, rtol=CLOSE)
 
 
 def has_the_gradient_of_a_plain_forward(model: nn.Module) -> None:
@@ -224,5 +229,68 @@ def is_searched_as_it_is_written(model: nn.Module) -> None:
 
 PROMISES: tuple[Callable[[nn.Module], None], ...] = (
     scores_as_a_plain_forward_does, has_the_gradient_of_a_plain_forward, draws_what_each_prompt_alone_would,
-    is_searched_as_it_is_written,
 )  # fmt: skip
+"""What holds of every family that is not refused."""
+SCORED = {
+    scoring.Way(True, True): "cache shared",
+    scoring.Way(True, False): "each text on its own",
+    scoring.Way(False, False): "each text on its own, padded behind",
+}
+DRAWN = {
+    sampling.WAYS[0]: "cache shared",
+    sampling.WAYS[1]: "a cache each",
+    sampling.WAYS[2]: "a cache each, one length at a time",
+    sampling.WAYS[3]: "no cache, one length at a time",
+}
+
+
+def row(family: str) -> str:
+    """The family's line in docs/families.md.
+
+    Raises:
+        AssertionError: a promise is broken.
+    """
+    try:
+        config = config_of(family)
+        why = unmeasurable(config) or unmeasurable((model := build(family)).config)
+    except (ValueError, TypeError, AttributeError, KeyError, ImportError):
+        return f"| `{family}` | not tried: no small model of it is built here | | | |"
+    if why is not None:
+        return f"| `{family}` | refused: {why.partition(', ')[2]} | | | |"
+    for promise in PROMISES:
+        promise(model)
+    cells = [SCORED[scoring.way_of(model)], DRAWN[sampling.way_of(model)]]
+    for check, refusal in (
+        (has_the_hidden_states_of_a_plain_forward, ValueError),
+        (is_searched_as_it_is_written, CheckpointError),
+    ):
+        try:
+            check(model)
+            cells.append("yes")
+        except refusal:
+            cells.append("refused")
+    return f"| `{family}` | " + " | ".join(cells) + " |"
+
+
+HEAD = "| model type | scored | drawn | PPO | restored and searched |\n|---|---|---|---|---|"
+
+
+def write(page: Path) -> None:
+    """Put the table into the page, after what stands before its head; broken promises are printed and left out."""
+    rows = []
+    for family in FAMILIES:
+        try:
+            rows.append(row(family))
+        except AssertionError as error:
+            print(f"{family}: {type(error).__name__} {error}", file=sys.stderr)
+        print(rows[-1], flush=True)
+    page.write_text(
+        page.read_text(encoding="utf-8").partition(HEAD)[0] + HEAD + "\n" + "\n".join(rows) + "\n", encoding="utf-8"
+    )
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    write(Path(sys.argv[1]))

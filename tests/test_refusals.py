@@ -192,6 +192,34 @@ def test_run_and_dry_run_refuse_it_alike(command: str, wrong: str, message: str)
         assert said(CliRunner().invoke(app, [*words, "--dry-run", "--speed", "1e12,1e11"])) == run
 
 
+FOREIGN = {
+    "t5": "found t5, an encoder-decoder; average, merge and diff take it",
+    "bert": "found bert, a masked language model: its config does not say is_decoder",
+    "vit": "found vit, of which transformers has no causal language model",
+    "xlnet": "found xlnet, which reads in both directions",
+    "nobodys": "expected a causal language model, found ",
+}
+TAX = RESTORE.replace("restore", "tax").replace("-o out ", "")
+MEASURE = (RESTORE, f"{SEARCH} --mean 0.5", TAX, RSF, PPO, DPO, RESPOND)
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"), [*((c, "t5") for c in MEASURE), *((RESTORE, kind) for kind in FOREIGN if kind != "t5")]
+)
+@pytest.mark.usefixtures("nothing_is_loaded")
+def test_run_and_dry_run_refuse_a_model_that_cannot_be_measured(command: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    words = [
+        str(tmp_path) if word == "post" or (word == "pre" and "post" not in command) else word
+        for word in command.split()
+    ]
+    run = said(CliRunner().invoke(app, words))
+    assert FOREIGN[kind] in run
+    assert run.startswith(f"error: {tmp_path}: ")
+    if words[0] not in ("search", "tax"):
+        assert said(CliRunner().invoke(app, [*words, "--dry-run", "--speed", "1e12,1e11"])) == run
+
+
 @pytest.mark.parametrize("command", [RESTORE, RSF, RESPOND, COMPARE])
 @pytest.mark.usefixtures("nothing_is_loaded")
 def test_a_speed_is_of_a_dry_run(command: str) -> None:

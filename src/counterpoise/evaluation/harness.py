@@ -17,7 +17,7 @@ from counterpoise.evaluation.generation import bleu
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import Part, part_of
 from counterpoise.evaluation.specs import fewest, limit_of, options_of
-from counterpoise.language.sampling import SCORING, Drawing
+from counterpoise.language.sampling import SCORING, Drawing, way_of
 from counterpoise.records import digest
 from counterpoise.statistics.bootstrap import Array
 
@@ -83,8 +83,16 @@ class HarnessAbility:
         from lm_eval.models.huggingface import HFLM
 
         chosen = self._chosen(part, fewest(limit, self.limit))
-        device = str(next(model.parameters()).device)
-        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=drawing.batch_size, device=device)
+        device, batch_size = str(next(model.parameters()).device), drawing.batch_size
+        if self.task.OUTPUT_TYPE == "generate_until":  # lm-eval pads in front and keeps a cache
+            way = way_of(model)
+            batch_size = batch_size if way.pads_in_front else 1
+            if not way.caches:
+                raise ValueError(
+                    f"{self.source}: expected a model that gives the same numbers with a cache, as lm-eval draws with one, "
+                    f"found {type(model).__name__}; use an ability of generate:FILE.jsonl"
+                )
+        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=device)
         task = self.task.task_name
         self.task.set_fewshot_seed(FEWSHOT_SEED)
         found = evaluate(

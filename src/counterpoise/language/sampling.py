@@ -211,7 +211,12 @@ def _measured(model: nn.Module) -> Way:
         return scored_plainly(model, examples).agrees(lambda: torch.cat(sums))
 
     with asking(model), _blank_generation_config(model):
-        way = next((w for w in WAYS[:-1] if succeeds(partial(agrees, w))), WAYS[-1])
+        way = next((w for w in WAYS if succeeds(partial(agrees, w))), None)
+    if way is None:
+        raise ValueError(
+            f"{type(model).__name__}: expected a model whose `generate` gives what a plain forward gives, found that it does "
+            "not, with a cache or without; it can be averaged, but not drawn from"
+        )
     if way != WAYS[0]:
         caches = (
             "keeps a cache of its own"

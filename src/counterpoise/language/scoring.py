@@ -174,6 +174,9 @@ def _score_rows(
         logits_BCV = before_targets(out.logits)
         hidden_BCH = before_targets(out.hidden_states[-1]) if hidden else None
         targets_BC = ids_BT.gather(1, targets_at_BC)
+    if hidden_BCH is not None and hidden_BCH.shape[:2] != targets_BC.shape:
+        raise ValueError(f"{type(model).__name__}: expected one last hidden state a token, found {tuple(hidden_BCH.shape)}; "
+                         "its value head cannot be trained: use rsf or dpo in the place of ppo")  # fmt: skip
     wide_BCV = logits_BCV if logits_BCV.dtype == torch.float64 else logits_BCV.float()
     return Scored(wide_BCV, targets_BC, mask_BC, hidden_BCH)
 
