@@ -59,9 +59,9 @@ class Partition:
             if name in seen:
                 raise ValueError(f"partition {self.name}: the tensor {name} stands in two blocks; expected exactly one")
             seen.add(name)
-        if any(not b.weight > 0 for b in self.blocks):
-            found = [b.weight for b in self.blocks]
-            raise ValueError(f"partition {self.name}: expected positive block weights, found {found}")
+        found = [b.weight for b in self.blocks]
+        if any(not w > 0 for w in found) or not math.isfinite(sum(found)):
+            raise ValueError(f"partition {self.name}: expected positive, finite block weights, found {found}")
 
     def __len__(self) -> int:
         return len(self.blocks)
