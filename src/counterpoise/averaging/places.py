@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from counterpoise.averaging.mix import Donor
 from counterpoise.checkpoints.files import CheckpointError
-from counterpoise.checkpoints.naming import Fusion, Naming
+from counterpoise.checkpoints.naming import Fusion, Naming, config_of, writer_of
+from counterpoise.checkpoints.preflight import Pair
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -89,6 +91,17 @@ def places(model: Any, shapes: Shapes, source: str) -> dict[str, Place]:
             f"config of one {type(model).__name__}"
         )
     return found
+
+
+def refuse_unmeasured(pair: Pair, donor: Donor) -> None:
+    """Raise, from the headers alone, for a pair whose tensors have no place in the model that would be measured."""
+    giver = pair.giver(donor)
+    if (config := config_of(giver.folder)) is None:
+        return
+    kind = writer_of(config, giver.source)
+    with torch.device("meta"):
+        model = kind(config)
+    places(model, pair.shapes, pair.post.source)
 
 
 def _within(fusion: Fusion, shapes: Shapes, held: Mapping[str, Tensor]) -> dict[str, Place]:

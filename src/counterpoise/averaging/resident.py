@@ -7,7 +7,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +15,7 @@ from torch import Tensor, nn
 from counterpoise.averaging.mix import Donor, mix
 from counterpoise.averaging.partition import Partition
 from counterpoise.averaging.places import Place, places
-from counterpoise.checkpoints.files import CheckpointError
-from counterpoise.checkpoints.naming import class_of
+from counterpoise.checkpoints.naming import writer_of
 from counterpoise.checkpoints.preflight import Buffers, Pair, stretches
 from counterpoise.checkpoints.rounding import key_of, wide_dtype
 from counterpoise.language.dtypes import computed_in
@@ -157,25 +155,6 @@ def _load(pair: Pair, donor: Donor, dtype: torch.dtype) -> nn.Module:
     for tensor in loaded.state_dict(keep_vars=True).values():  # one that kept its dtype is still PRE's own memory
         tensor.data = tensor.data.clone()
     return loaded
-
-
-def writer_of(config: Any, source: str) -> Any:
-    """The class of a config that writes text.
-
-    Raises:
-        CheckpointError: there is none, or it is an encoder-decoder.
-    """
-    kind = class_of(config, generating=True)
-    if config.is_encoder_decoder:
-        raise CheckpointError(
-            f"{source}: {', '.join(config.architectures or [config.model_type])} is an encoder-decoder, expected a model "
-            "that writes text after its prompt: such models can be averaged, merged and diffed, not measured or searched"
-        )
-    if kind is None:
-        raise CheckpointError(
-            f"{source}: expected a model that writes text, found {', '.join(config.architectures or [config.model_type])}"
-        )
-    return kind
 
 
 def compute_dtype(pair: Pair, device: str | torch.device) -> torch.dtype:

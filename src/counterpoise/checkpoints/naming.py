@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from counterpoise.checkpoints.files import CheckpointError
+
 
 class Spot(NamedTuple):
     """Where a model keeps a tensor of the disk: its parameter, and which of the tensors that become it (pattern, number)."""
@@ -180,18 +182,44 @@ def config_of(folder: Path) -> Any | None:
         return None
 
 
-def class_of(config: Any, *, generating: bool = False) -> Any | None:
-    """The class of transformers that a config names, else the one that writes text; None where there is none.
-
-    Args:
-        generating: only one that writes text.
-    """
+def class_of(config: Any) -> Any | None:
+    """The class of transformers that a config names, else the one that writes text; None where there is none."""
     import transformers
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
+    from transformers.models.auto import modeling_auto as auto
 
-    for name in config.architectures or ():
-        kind = getattr(transformers, name, None)
-        if kind is not None and hasattr(kind, "base_model_prefix") and (not generating or kind.can_generate()):
-            return kind
-    maps = (MODEL_FOR_CAUSAL_LM_MAPPING,) if generating else (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING)
-    return next((m[type(config)] for m in maps if type(config) in m), None)
+    kinds = [getattr(transformers, name, None) for name in config.architectures or ()]
+    found = next((kind for kind in kinds if hasattr(kind, "base_model_prefix")), None)
+    maps = (auto.MODEL_FOR_CAUSAL_LM_MAPPING, auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, auto.MODEL_MAPPING)
+    return found or next((m[type(config)] for m in maps if type(config) in m), None)
+
+
+def writer_of(config: Any, source: str) -> Any:
+    """The class of transformers that writes text with a config; of a model saved without its head, the one with a head.
+
+    Raises:
+        CheckpointError: there is none, or it is an encoder-decoder.
+    """
+    from transformers.models.auto import modeling_auto as auto
+
+    named = ", ".join(config.architectures or [config.model_type])
+    if config.is_encoder_decoder:
+        raise CheckpointError(
+            f"{source}: expected a model that goes on with its prompt, found {named}, an encoder-decoder; such models can be "
+            "averaged, merged and diffed, not measured, searched or aligned"
+        )
+    found = class_of(config)
+    if found is not None and found is auto.MODEL_MAPPING.get(type(config), None):
+        maps = (auto.MODEL_FOR_CAUSAL_LM_MAPPING, auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
+        found = next((m[type(config)] for m in maps if type(config) in m), found)
+    if found is None or not found.can_generate():
+        raise CheckpointError(
+            f"{source}: expected a causal language model, which goes on with its prompt, found {named}"
+        )
+    return found
+
+
+def refuse_wordless(*sources: str | Path) -> None:
+    """Raise for checkpoints that cannot be measured, from their configs alone; hub ids are seen to once they are here."""
+    for source in sources:
+        if (config := config_of(Path(source).expanduser())) is not None:
+            writer_of(config, str(source))

@@ -159,6 +159,7 @@ def respond(
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from counterpoise.checkpoints.files import resolve
+        from counterpoise.checkpoints.naming import refuse_wordless
         from counterpoise.language.dtypes import placed
         from counterpoise.language.prompts import encode_prompt, read_prompts
         from counterpoise.language.sampling import Drawing, decode, sample
@@ -177,6 +178,7 @@ def respond(
             tell(plan, speed_of(speed), device)
             return
         folder = resolve(model)
+        refuse_wordless(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
         encoded = [encode_prompt(tokenizer, p, chat=drawing.chat) for p in wanted]

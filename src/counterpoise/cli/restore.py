@@ -173,11 +173,13 @@ def tax(
             raise ValueError(
                 f"--json {json_out}: expected a folder {json_out.absolute().parent}, found none; make it first"
             )
+        from counterpoise.checkpoints.naming import refuse_wordless
         from counterpoise.evaluation.panel import PanelFiles
         from counterpoise.language.sampling import Drawing
         from counterpoise.records import write_json
         from counterpoise.restoration.restore import measure_tax
 
+        refuse_wordless(pre, post)
         drawing = Drawing(replies, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
         panel = PanelFiles(prompts, reward, abilities, limit, prompt_limit, drawing).load(usable_device(device))
         rows, warnings = measure_tax(

@@ -11,6 +11,7 @@ import torch
 
 from counterpoise.averaging.mix import Donor, refuse_donor
 from counterpoise.checkpoints.files import refuse_occupied
+from counterpoise.checkpoints.naming import refuse_wordless
 from counterpoise.search.candidates import CONTROLS, HMA, Ramp, Search, TwoSided, refuse_means
 
 RESULT = "restore.json"
@@ -55,7 +56,7 @@ class Request:
 
         Raises:
             ValueError: a setting out of range, or one that has no effect beside another.
-            CheckpointError: `out` is occupied.
+            CheckpointError: `out` is occupied, or a side writes no text.
         """
         refuse_means(self.means, self.mean)
         if not 0 <= self.keep_reward <= 1:  # NaN as well
@@ -71,6 +72,7 @@ class Request:
             )
         if not (self.out / RESULT).is_file():
             refuse_occupied(self.out.absolute())
+        refuse_wordless(self.pre, self.post)
 
     @property
     def folder(self) -> Path:

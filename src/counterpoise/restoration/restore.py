@@ -18,6 +18,7 @@ from counterpoise.averaging.average import average, describe_inputs
 from counterpoise.averaging.mix import Donor
 from counterpoise.averaging.partition import partition
 from counterpoise.checkpoints.files import CheckpointError
+from counterpoise.checkpoints.naming import refuse_wordless
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.evaluation.items import FileAbility
 from counterpoise.evaluation.measurement import tax_table
@@ -159,6 +160,7 @@ def measure_tax(
     progress: Stages | None = None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Reward and abilities of PRE and POST on the held-out part: the rows of `tax_table`, and the preflight's warnings."""
+    refuse_wordless(pre, post)
     pair = preflight(pre, post, drop=drop)
     on: dict[str, Any] = {"device": device, "dtype": dtype, "allow_unrelated": allow_unrelated}
     with contextlib.ExitStack() as stack:

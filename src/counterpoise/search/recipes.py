@@ -14,6 +14,7 @@ from counterpoise.averaging.average import describe_inputs
 from counterpoise.averaging.partition import Partition
 from counterpoise.averaging.recipe import Recipe
 from counterpoise.checkpoints.files import CheckpointError
+from counterpoise.checkpoints.naming import refuse_wordless
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.workbench import Workbench
@@ -60,6 +61,7 @@ class Wanted:
             least = 0
         if self.max_passes < least:
             raise ValueError(f"max_passes: expected at least {least}, found {self.max_passes}")
+        refuse_wordless(self.pre, self.post)
 
 
 def find_recipe(wanted: Wanted, panel: Panel, *, progress: Stages | None = None) -> tuple[SearchResult | Found, Recipe]:
