@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from counterpoise.averaging.mix import Donor, mix, refuse_donor
+from counterpoise.averaging.mix import LARGEST, Donor, mix, refuse_donor
 from counterpoise.averaging.partition import partition, whole
 from counterpoise.averaging.recipe import Recipe
 from counterpoise.averaging.streaming import check_written, other_inputs, stream
@@ -114,6 +113,6 @@ def _plan(pair: Pair, ratios: float | Sequence[float] | Recipe, blocks: int | st
         if len(ratios) != len(cut):
             raise ValueError(f"ratios: expected {len(cut)}, one per block ({cut.name}), found {len(ratios)}")
         plan = Recipe(cut, tuple(float(r) for r in ratios))
-    if wrong := [r for r in plan.ratios if not (math.isfinite(r) and r >= 0)]:
+    if wrong := [r for r in plan.ratios if not 0 <= r <= LARGEST]:
         raise ValueError(f"ratios: expected numbers of at least 0 (1 keeps the whole update), found {wrong[0]}")
     return plan

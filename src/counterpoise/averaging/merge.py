@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from counterpoise.averaging.mix import Donor, mix, refuse_donor
+from counterpoise.averaging.mix import LARGEST, Donor, mix, refuse_donor
 from counterpoise.averaging.streaming import check_written, other_inputs, stream
 from counterpoise.averaging.thinning import elected_mean, generator_for, kept, largest
 from counterpoise.checkpoints.checkpoint import copy_companions, hash_in_background
@@ -60,8 +60,10 @@ class Merge:
                 raise ValueError(f"{label}: expected {', '.join(get_args(choices))}, found {value!r}")
         if not 0 < self.density <= 1:
             raise ValueError(f"density: expected a share in (0, 1], found {self.density}")
-        if not math.isfinite(self.ratio):
-            raise ValueError(f"ratio: expected a finite number, found {self.ratio}")
+        if not abs(self.ratio * self.scale) <= LARGEST:
+            raise ValueError(
+                f"ratio: expected a finite number, over the density at most {LARGEST:g}, found {self.ratio}"
+            )
         if not (all(w > 0 for w in self.weights) and math.isfinite(sum(self.weights))):
             raise ValueError(f"weights: expected positive numbers with a finite sum, found {list(self.weights)}")
 

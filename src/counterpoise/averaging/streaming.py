@@ -102,17 +102,19 @@ def check_written(folder: Path, pair: Pair, naming: Naming | None) -> None:
             "a config.json that fits the weights of PRE and POST"
         )
     stored = {s.parameter: n for n, s in naming.read(found).spots.items()}
-    for group in naming.ties:
-        first, *more = [written[stored[p]] for p in group if p in stored]
-        if any(not torch.equal(first, other) for other in more):
-            untied = Naming.of(folder, tied=False)
-            if untied is not None and not untied.lacking(found):
-                config = read_json(folder / "config.json")
-                parts = [config, *(v for v in [config.get("text_config")] if isinstance(v, dict))]
-                for part in parts:
-                    part["tie_word_embeddings"] = False
-                write_json(folder / "config.json", config)
-            return
+    groups = [[written[stored[p]] for p in group if p in stored] for group in naming.ties]
+    if any(not torch.equal(first, other) for first, *more in filter(None, groups) for other in more):
+        _say_untied(folder, found)
+
+
+def _say_untied(folder: Path, found: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
+    """`tie_word_embeddings: false`, where that is all it means: T5's kind scales its output by it."""
+    config, naming = read_json(folder / "config.json"), Naming.of(folder, tied=False)
+    if naming is not None and not naming.model.config.is_encoder_decoder and not naming.lacking(found):
+        for part in (config, config.get("text_config")):
+            if isinstance(part, dict):
+                part["tie_word_embeddings"] = False
+        write_json(folder / "config.json", config)
 
 
 def other_inputs(told: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[str]:
