@@ -23,9 +23,10 @@ from counterpoise.averaging.average import average
 from counterpoise.averaging.partition import whole
 from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.checkpoints.files import CheckpointError
+from counterpoise.checkpoints.naming import writer_of
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.language import sampling, scoring
-from counterpoise.language.loading import unmeasurable
+from counterpoise.language.loading import unfit
 from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import Example, continuation_logprobs, row_nlls, score_responses
 from tiny import nudge, tokenizer
@@ -252,11 +253,15 @@ def row(family: str) -> str:
     """
     try:
         config = config_of(family)
-        why = unmeasurable(config) or unmeasurable((model := build(family)).config)
+        writer_of(config, family)
+        why = unfit(config)
+        model = build(family)
+    except CheckpointError as error:
+        return f"| `{family}` | refused: {str(error).partition(', found ')[2].partition(';')[0]} | | | |"
     except (ValueError, TypeError, AttributeError, KeyError, ImportError):
         return f"| `{family}` | not tried: no small model of it is built here | | | |"
     if why is not None:
-        return f"| `{family}` | refused: {why.partition(', ')[2]} | | | |"
+        return f"| `{family}` | refused: {why.partition(': ')[0]} | | | |"
     for promise in PROMISES:
         promise(model)
     cells = [SCORED[scoring.way_of(model)], DRAWN[sampling.way_of(model)]]

@@ -307,7 +307,7 @@ def test_pre_and_post_of_two_precisions(tmp_path: Path, before: str, after: str,
 
 
 def test_one_ratio_needs_no_layers(tmp_path: Path) -> None:
-    stacks = [f"{side}.block.{i}.w" for side in ("encoder", "decoder") for i in range(2)]
+    stacks = [f"{side}.block.{i}.w" for side in ("left", "right") for i in range(2)]
     pre = {n: torch.randn(4) for n in [*stacks, "shared.weight"]}
     post = {n: t + 0.1 for n, t in pre.items()}
     folders = [write(tmp_path / n, [t]) for n, t in (("pre", pre), ("post", post))]
@@ -315,7 +315,9 @@ def test_one_ratio_needs_no_layers(tmp_path: Path) -> None:
     made = load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(made[n], torch.lerp(pre[n], post[n], 0.5)) for n in pre)
     assert Recipe.read(tmp_path / "out" / "recipe.json") == recipe
-    with pytest.raises(ValueError, match=r"expected one stack of layers, found decoder\.block, encoder\.block"):
+    with pytest.raises(
+        ValueError, match=r"expected one stack of layers, or an encoder and a decoder, found left\.block, right\.block"
+    ):
         average(*folders, tmp_path / "more", [0.1, 0.2])
 
 

@@ -83,7 +83,7 @@ def test_by_module_cuts_across_layers_and_weighs_parameters() -> None:
 def test_experts_are_one_kind_and_belong_to_their_layer() -> None:
     moe = {f"model.layers.{i}.block_sparse_moe.experts.{e}.w1.weight": (4, 4) for i in range(3) for e in range(8)}
     assert [len(b.tensors) for b in thirds(moe).blocks] == [8, 8, 8]
-    assert [b.name for b in by_module(moe).blocks] == ["block_sparse_moe.experts.w1"]
+    assert [b.name for b in by_module(moe).blocks] == ["experts"]
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -91,8 +91,10 @@ def test_what_does_not_fit_is_refused() -> None:
         thirds(["weight"])
     with pytest.raises(ValueError, match=r"expected between 1 and 2 .*found 3"):
         thirds(names(2))
-    with pytest.raises(ValueError, match=r"one stack of layers, found decoder.block, encoder.block"):
-        thirds([f"{s}.block.{i}.w" for s in ("encoder", "decoder") for i in range(3)])
+    with pytest.raises(
+        ValueError, match=r"one stack of layers, or an encoder and a decoder, found left.block, right.block"
+    ):
+        thirds([f"{s}.block.{i}.w" for s in ("left", "right") for i in range(3)])
     with pytest.raises(ValueError, match=r"in no block, first other.weight"):
         thirds(names(3)).ratios(["other.weight"], [0, 0, 0])
     with pytest.raises(ValueError, match=r"expected 3 ratios, found 2"):

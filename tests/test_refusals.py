@@ -193,11 +193,11 @@ def test_run_and_dry_run_refuse_it_alike(command: str, wrong: str, message: str)
 
 
 FOREIGN = {
-    "t5": "found t5, an encoder-decoder; average, merge and diff take it",
+    "t5": "found t5, an encoder-decoder; such models can be averaged, merged and diffed",
     "bert": "found bert, a masked language model: its config does not say is_decoder",
-    "vit": "found vit, of which transformers has no causal language model",
+    "vit": "expected a causal language model, which goes on with its prompt, found vit",
     "xlnet": "found xlnet, which reads in both directions",
-    "nobodys": "expected a causal language model, found ",
+    "nobodys": "expected the config of a causal language model, found: ",
 }
 TAX = RESTORE.replace("restore", "tax").replace("-o out ", "")
 MEASURE = (RESTORE, f"{SEARCH} --mean 0.5", TAX, RSF, PPO, DPO, RESPOND)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from counterpoise.averaging.mix import Donor, mix, refuse_donor
+from counterpoise.averaging.mix import LARGEST, Donor, mix, refuse_donor
 from counterpoise.averaging.partition import partition, whole
 from counterpoise.averaging.recipe import Recipe
-from counterpoise.averaging.streaming import other_inputs, stream
+from counterpoise.averaging.streaming import check_written, other_inputs, stream
 from counterpoise.checkpoints.checkpoint import copy_companions, hash_in_background
-from counterpoise.checkpoints.files import refuse_occupied, staged
+from counterpoise.checkpoints.files import in_background, refuse_occupied, staged
+from counterpoise.checkpoints.naming import Naming
 from counterpoise.checkpoints.preflight import Buffers, Pair, preflight
 from counterpoise.records import Progress, versions, write_json
 
@@ -37,7 +37,8 @@ def average(
 
     Args:
         pre, post: folders or hub ids; POST may be a LoRA adapter on PRE.
-        out: a new folder; it appears whole or not at all. Same shards and tensor names as POST.
+        out: a new folder; it appears whole or not at all. Same shards and tensor names as POST,
+            without the prefixes of wrappers.
         ratios: one share of the update for all tensors, one per block, or a recipe (whose partition is then used).
         blocks: how the model is cut when `ratios` is a sequence: a number of equal blocks, "layerwise" or "module".
         donor: whose config, tokenizer and chat template are copied.
@@ -46,7 +47,8 @@ def average(
         progress: called with (done, total) bytes.
 
     Raises:
-        CheckpointError: the two do not fit (see `preflight`), NaN or Inf, unrelated models, an occupied `out`.
+        CheckpointError: the two do not fit (see `preflight`), NaN or Inf, unrelated models, an occupied `out`, a
+            checkpoint that its class could not load whole (see `check_written`).
     """
     from counterpoise.tables.card import model_card
 
@@ -55,6 +57,7 @@ def average(
     pair = preflight(pre, post, drop=drop, out=out)
     hashes = hash_in_background([pair.pre, pair.post])
     plan, buffers = _plan(pair, ratios, blocks), Buffers()
+    naming = in_background(lambda: Naming.of(pair.giver(donor).folder))
     shares = plan.partition.ratios(pair.names, plan.ratios)
 
     def mixed(name: str, key: int, start: int, pre: Tensor, posts: list[Tensor]) -> Tensor:
@@ -73,6 +76,7 @@ def average(
         inputs = describe_inputs(pair)
         # An adapter brings no config of its own, but may bring a tokenizer.
         copy_companions(pair.giver(donor), folder)
+        check_written(folder, pair, naming.result())
         settings = {**plan.settings, "donor": donor, "dropped": list(pair.dropped)}
         warnings += tuple(other_inputs(plan.inputs, inputs))
         recipe = Recipe(plan.partition, plan.ratios, inputs, settings, versions(), warnings)
@@ -109,6 +113,6 @@ def _plan(pair: Pair, ratios: float | Sequence[float] | Recipe, blocks: int | st
         if len(ratios) != len(cut):
             raise ValueError(f"ratios: expected {len(cut)}, one per block ({cut.name}), found {len(ratios)}")
         plan = Recipe(cut, tuple(float(r) for r in ratios))
-    if wrong := [r for r in plan.ratios if not (math.isfinite(r) and r >= 0)]:
+    if wrong := [r for r in plan.ratios if not 0 <= r <= LARGEST]:
         raise ValueError(f"ratios: expected numbers of at least 0 (1 keeps the whole update), found {wrong[0]}")
     return plan

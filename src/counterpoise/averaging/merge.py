@@ -14,11 +14,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from counterpoise.averaging.mix import Donor, mix, refuse_donor
-from counterpoise.averaging.streaming import other_inputs, stream
+from counterpoise.averaging.mix import LARGEST, Donor, mix, refuse_donor
+from counterpoise.averaging.streaming import check_written, other_inputs, stream
 from counterpoise.averaging.thinning import elected_mean, generator_for, kept, largest
 from counterpoise.checkpoints.checkpoint import copy_companions, hash_in_background
-from counterpoise.checkpoints.files import CheckpointError, refuse_occupied, staged
+from counterpoise.checkpoints.files import CheckpointError, in_background, refuse_occupied, staged
+from counterpoise.checkpoints.naming import Naming
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.checkpoints.preflight import Pair, preflight, stretches
 from counterpoise.checkpoints.reading import parse_json, read_text
@@ -59,10 +60,12 @@ class Merge:
                 raise ValueError(f"{label}: expected {', '.join(get_args(choices))}, found {value!r}")
         if not 0 < self.density <= 1:
             raise ValueError(f"density: expected a share in (0, 1], found {self.density}")
-        if not math.isfinite(self.ratio):
-            raise ValueError(f"ratio: expected a finite number, found {self.ratio}")
-        if not all(0 < w < math.inf for w in self.weights):
-            raise ValueError(f"weights: expected positive numbers, found {list(self.weights)}")
+        if not abs(self.ratio * self.scale) <= LARGEST:
+            raise ValueError(
+                f"ratio: expected a finite number, over the density at most {LARGEST:g}, found {self.ratio}"
+            )
+        if not (all(w > 0 for w in self.weights) and math.isfinite(sum(self.weights))):
+            raise ValueError(f"weights: expected positive numbers with a finite sum, found {list(self.weights)}")
 
     @property
     def scale(self) -> float:
@@ -140,6 +143,7 @@ def merge(
     refuse_occupied(Path(out).absolute())
     pairs = _pairs(pre, posts, patterns, out)
     hashes = hash_in_background([pairs[0].pre, *(p.post for p in pairs)])
+    naming = in_background(lambda: Naming.of(pairs[0].giver(giver).folder))
     with staged(out) as folder:
         keepers = _keepers(pairs, plan, progress)
         mixed = partial(_merged, plan, keepers)
@@ -148,6 +152,7 @@ def merge(
         hashes.result()
         # An adapter brings no config of its own, but may bring a tokenizer.
         copy_companions(pairs[0].giver(giver), folder)
+        check_written(folder, pairs[0], naming.result())
         names = ["post"] if len(pairs) == 1 else [f"post {i}" for i in range(1, len(pairs) + 1)]
         checkpoints = {"pre": pairs[0].pre, **{n: p.post for n, p in zip(names, pairs, strict=True)}}
         inputs = {name: {"source": c.source, "sha256": c.sha256} for name, c in checkpoints.items()}

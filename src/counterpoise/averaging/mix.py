@@ -10,6 +10,8 @@ from torch import Tensor
 from counterpoise.checkpoints.rounding import NARROW, PIECE, key_of, narrow_piece, wide_dtype
 
 Donor = Literal["pre", "post"]
+LARGEST = torch.finfo(torch.float32).max
+"""Of a ratio: the arithmetic is float32's."""
 
 
 def refuse_donor(donor: str | None) -> None:

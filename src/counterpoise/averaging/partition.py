@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,11 @@ import numpy as np
 
 OUTSIDE = "outside the layers"
 """The block of embeddings, final norm and head, where they have a ratio of their own."""
+
+NO_TEXT = re.compile(
+    r"vision|visual|image|img|audio|speech|video|vq|codec|qformer|perceiver|resampler|projector|connector|mtp|talker|token2wav"
+)
+"""In the names of stacks that read or make no text, beside one that does."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,9 @@ class Partition:
             if name in seen:
                 raise ValueError(f"partition {self.name}: the tensor {name} stands in two blocks; expected exactly one")
             seen.add(name)
-        if any(not b.weight > 0 for b in self.blocks):
-            found = [b.weight for b in self.blocks]
-            raise ValueError(f"partition {self.name}: expected positive block weights, found {found}")
+        found = [b.weight for b in self.blocks]
+        if any(not w > 0 for w in found) or not math.isfinite(sum(found)):
+            raise ValueError(f"partition {self.name}: expected positive, finite block weights, found {found}")
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -155,61 +159,95 @@ def thirds(names: Iterable[str]) -> Partition:
 def layerwise(names: Iterable[str]) -> Partition:
     """One block a layer."""
     names = list(names)
-    return equal(names, len(_by_layer(names)[0]))
+    return equal(names, max(map(len, _stacks(names)[0].values())))
 
 
 def equal(names: Iterable[str], k: int) -> Partition:
     """`k` blocks of consecutive layers, as equal as can be (26 layers in 9 blocks: eight of 3 and one of 2).
 
+    Of an encoder-decoder, block i holds part i of the encoder's layers and part i of the decoder's. Of a model with eyes or
+    ears the layers of the text stack count, and the rest stands outside.
+
     Raises:
         ValueError: no layers to be found in the names, or fewer than `k`.
     """
-    layers, rest = _by_layer(names)
-    if not 1 <= k <= len(layers):
-        raise ValueError(f"blocks: expected between 1 and {len(layers)} (the number of layers), found {k}")
-    bounds = [round(i * len(layers) / k) for i in range(k + 1)]
-    numbers = list(layers)
+    stacks, rest = _stacks(names)
+    most = max(map(len, stacks.values()))
+    if not 1 <= k <= most:
+        raise ValueError(f"blocks: expected between 1 and {most} (the number of layers), found {k}")
     blocks = []
-    for first, stop in itertools.pairwise(bounds):
-        inside = numbers[first:stop]
-        label = f"layer {inside[0]}" if len(inside) == 1 else f"layers {inside[0]}-{inside[-1]}"
-        tensors = tuple(t for n in inside for t in layers[n])
-        blocks.append(Block(label, float(len(inside)), tensors, tuple(inside)))
-    title = {1: "one block", 3: "thirds", len(layers): "layerwise"}.get(k, f"{k} equal blocks")
+    for i in range(k):
+        labels, tensors, inside = [], [], []
+        for side, layers in stacks.items():
+            found = list(layers)[round(i * len(layers) / k) : round((i + 1) * len(layers) / k)]
+            if found:
+                label = f"layer {found[0]}" if len(found) == 1 else f"layers {found[0]}-{found[-1]}"
+                labels.append(f"{side} {label}".strip())
+            inside += found
+            tensors += [t for n in found for t in layers[n]]
+        numbers = tuple(sorted(set(inside)))
+        blocks.append(Block(", ".join(labels), float(len(inside)), tuple(tensors), numbers))
+    title = {1: "one block", 3: "thirds", most: "layerwise"}.get(k, f"{k} equal blocks")
     return Partition(title, tuple(blocks), tuple(rest))
 
 
 def by_module(shapes: Mapping[str, Sequence[int]]) -> Partition:
-    """One block a kind of module (`self_attn.q_proj`, `mlp.up_proj`, ...), across all layers, weighted by parameters."""
-    layers, rest = _by_layer(shapes)
+    """One block a kind of module (`self_attn.q_proj`, `mlp.up_proj`, ...), across all layers, weighted by parameters.
+
+    Of a mixture of experts three blocks are `experts`, `router` and `shared`, whatever the family calls them.
+    """
+    stacks, rest = _stacks(shapes)
     kinds: dict[str, list[str]] = {}
-    for tensors in layers.values():
-        for tensor in tensors:
-            kind = re.split(r"(?:^|\.)\d+\.", tensor, maxsplit=1)[1].rsplit(".", 1)[0]
-            kinds.setdefault(re.sub(r"\.\d+(?=\.|$)", "", kind), []).append(tensor)
+    numbers = sorted({n for layers in stacks.values() for n in layers})
+    for tensors in (tensors for layers in stacks.values() for tensors in layers.values()):
+        inside = {t: re.split(r"(?:^|\.)\d+\.", t, maxsplit=1)[1] for t in tensors}
+        paths = {t: re.sub(r"\.\d+(?=\.|$)", "", p.rsplit(".", 1)[0]) for t, p in inside.items()}
+        mixtures = {m[1] for p in paths.values() if (m := re.match(r"(.*?)\.?\b(?:experts|router)(?:\.|$)", p))}
+        for tensor, path in paths.items():
+            kind = _kind_of_expert(path, mixtures, len(shapes[tensor])) or path
+            kinds.setdefault(kind, []).append(tensor)
     sizes = {kind: float(sum(math.prod(shapes[t]) for t in tensors)) for kind, tensors in kinds.items()}
-    blocks = [Block(kind, sizes[kind], tuple(tensors), tuple(layers)) for kind, tensors in kinds.items()]
+    blocks = [Block(kind, sizes[kind], tuple(tensors), tuple(numbers)) for kind, tensors in kinds.items()]
     return Partition("by module", tuple(blocks), tuple(rest))
 
 
-def _by_layer(names: Iterable[str]) -> tuple[dict[int, list[str]], list[str]]:
-    """Tensors of each layer, and those outside; a layer is the first number between dots, as in `model.layers.11.mlp`."""
+def _kind_of_expert(path: str, mixtures: Collection[str], dimensions: int) -> str | None:
+    """`experts`, `router` or `shared` for a module of a mixture (`mlp.gate` beside `mlp.experts`), None for any other."""
+    if mixtures and "shared" in path:
+        return "shared"
+    if not any(path == m or path.startswith(f"{m}." if m else "") for m in mixtures):
+        return None
+    parts = path.split(".")
+    return "experts" if "router" not in parts and ("experts" in parts or dimensions == 3) else "router"
+
+
+def _stacks(names: Iterable[str]) -> tuple[dict[str, dict[int, list[str]]], list[str]]:
+    """Tensors of each layer of the stacks that are cut, by a word for the stack, and the tensors outside.
+
+    A layer is the first number between dots, as in `model.layers.11.mlp`. One stack is cut, called ""; of an
+    encoder-decoder two.
+    """
     stacks: dict[str, dict[int, list[str]]] = {}
-    rest = []
+    names = list(names)
     for name in names:
-        found = re.match(r"(?:(.*?)\.)?(\d+)\.", name)
-        if found is None:
-            rest.append(name)
-        else:
+        if found := re.match(r"(?:(.*?)\.)?(\d+)\.", name):
             stacks.setdefault(found[1] or "", {}).setdefault(int(found[2]), []).append(name)
     if not stacks:
         raise ValueError("partition: no layers found; expected tensor names such as model.layers.0.mlp.up_proj.weight")
     deep = {prefix: layers for prefix, layers in stacks.items() if len(layers) > 1} or stacks
-    if len(deep) > 1:
+    deep = {prefix: layers for prefix, layers in deep.items() if not NO_TEXT.search(prefix)} or deep
+    sizes = {prefix: sum(map(len, layers.values())) for prefix, layers in deep.items()}
+    deep = {prefix: layers for prefix, layers in deep.items() if 3 * sizes[prefix] > max(sizes.values())}
+    called = {"".join(s for s in ("decoder", "encoder") if s in p.split(".")): p for p in deep} if len(deep) > 1 else {}
+    if len(deep) == 1:
+        chosen = {"": deep[next(iter(deep))]}
+    elif len(deep) == 2 and called.keys() == {"encoder", "decoder"}:
+        chosen = {side: deep[called[side]] for side in ("encoder", "decoder")}
+    else:
         raise ValueError(
-            f"partition: expected one stack of layers, found {', '.join(sorted(deep))}; "
+            f"partition: expected one stack of layers, or an encoder and a decoder, found {', '.join(sorted(deep))}; "
             "give a Partition of your own (Python) for models with several"
         )
-    (prefix,) = deep
-    rest += [t for p, layers in stacks.items() if p != prefix for tensors in layers.values() for t in tensors]
-    return dict(sorted(deep[prefix].items())), rest
+    chosen = {side: dict(sorted(layers.items())) for side, layers in chosen.items()}
+    cut = {t for layers in chosen.values() for tensors in layers.values() for t in tensors}
+    return chosen, [n for n in names if n not in cut]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from counterpoise.averaging.mix import Donor, mix
 from counterpoise.averaging.partition import Partition
-from counterpoise.checkpoints.checkpoint import match_name
-from counterpoise.checkpoints.files import CheckpointError
+from counterpoise.averaging.places import Place, places
+from counterpoise.checkpoints.naming import writer_of
 from counterpoise.checkpoints.preflight import Buffers, Pair, stretches
 from counterpoise.checkpoints.rounding import key_of, wide_dtype
 from counterpoise.language.dtypes import computed_in
@@ -29,7 +29,8 @@ class ResidentAverage:
     """A model that can be any average of a pair without a checkpoint being written.
 
     After any sequence of settings each of its tensors equals mix(pre, post, r) bit for bit, as it would lie on disk,
-    cast to the compute dtype. PRE and POST stay memory-mapped: beside the model itself, no copy of it is held.
+    cast to the compute dtype. PRE and POST stay memory-mapped: beside the model itself, no copy of it is held. Experts that
+    lie apart on disk and are one parameter in memory are written into it, and take their part of its gradient.
 
     Args:
         pair: what `preflight` returned.
@@ -39,7 +40,7 @@ class ResidentAverage:
         device: where the model runs. The mixing is done on the CPU on every device, so that the bits are the same.
 
     Raises:
-        CheckpointError: the model's parameters and the tensors on disk are not one to one (fused experts).
+        CheckpointError: the model's parameters and the tensors on disk are not one to one; an encoder-decoder.
     """
 
     def __init__(
@@ -54,13 +55,13 @@ class ResidentAverage:
         self.pair = pair
         model = _load(pair, donor, dtype or compute_dtype(pair, device)) if model is None else model
         self.model = model.to(device).eval()
-        self._tensors = _match(pair, self.model)
+        self._places = places(self.model, pair.shapes, pair.post.source)
         self._ratios: dict[str, float] = {}
         self._buffers = Buffers()
 
     def set(self, partition: Partition, ratios: Sequence[float] | np.ndarray) -> None:
         """Move the model to the average with one ratio per block; tensors whose ratio stays are not touched."""
-        for name, ratio in partition.ratios(self._tensors, ratios).items():
+        for name, ratio in partition.ratios(self._places, ratios).items():
             if self._ratios.get(name) != ratio:
                 self._ratios.pop(name, None)  # an interrupted write must not pass for a finished one
                 self._write(name, ratio)
@@ -79,7 +80,7 @@ class ResidentAverage:
             The loss and a float64 array of shape (K,).
         """
         self.set(partition, ratios)
-        per_tensor: dict[str, float] = dict.fromkeys(self._tensors, 0.0)
+        per_tensor: dict[str, float] = dict.fromkeys(self._places, 0.0)
         with self._consuming_gradients(per_tensor):
             loss = objective(self.model)
         rest = math.fsum(per_tensor[n] for n in partition.rest if n in per_tensor) / partition.weights.sum()
@@ -87,7 +88,11 @@ class ResidentAverage:
         return loss, np.array(blocks)
 
     def _write(self, name: str, ratio: float) -> None:
-        target, (pre, post) = self._tensors[name].data, self.pair.tensors(name)
+        place, (pre, post) = self._places[name], self.pair.tensors(name)
+        target = place.view
+        if target is None or not target.is_contiguous():
+            place.put(mix(pre, post, ratio))
+            return
         key, direct = key_of(pre, post), target.dtype == post.dtype and target.device.type == "cpu"
         for start, (a, b, part) in stretches(pre, post, target.view(-1)):
             if direct:
@@ -97,43 +102,58 @@ class ResidentAverage:
 
     @contextlib.contextmanager
     def _consuming_gradients(self, sums: dict[str, float]) -> Iterator[None]:
-        parameters = {n: t for n, t in self._tensors.items() if isinstance(t, nn.Parameter)}
-        before = {n: t.requires_grad for n, t in parameters.items()}
+        parts: defaultdict[nn.Parameter, list[tuple[str, Place]]] = defaultdict(list)
+        for place in self._places.values():
+            for name, parameter in place.parameters.items():
+                if isinstance(parameter, nn.Parameter):
+                    parts[parameter].append((name, place))
+        before = [(p, p.requires_grad) for p in parts]
         hooks = []
-        for name, parameter in parameters.items():
+        for parameter, inside in parts.items():
             parameter.requires_grad_(True)
             parameter.grad = None
-            consume = partial(self._consume, name, sums)
+            consume = partial(self._consume, inside, sums)
             hooks.append(parameter.register_post_accumulate_grad_hook(consume))  # type: ignore[no-untyped-call]
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
-            for name, parameter in parameters.items():
-                parameter.requires_grad_(before[name])
+            for parameter, wanted in before:
+                parameter.requires_grad_(wanted)
                 parameter.grad = None
 
-    def _consume(self, name: str, sums: dict[str, float], parameter: Tensor) -> None:
-        """Add <gradient, post - pre>, chunk by chunk, and free the gradient."""
+    def _consume(self, inside: Sequence[tuple[str, Place]], sums: dict[str, float], parameter: Tensor) -> None:
+        """Add <gradient, post - pre> of each tensor in a parameter, chunk by chunk, and free the gradient."""
         assert parameter.grad is not None
-        pre, post = self.pair.tensors(name)
-        wide, total = wide_dtype(pre, post), 0.0
-        for _, (before, after, gradient) in stretches(pre, post, parameter.grad):
-            gap = self._buffers[wide, 0][: len(gradient)].copy_(after).sub_(before)
-            total += float(torch.dot(gap, gradient.to(device="cpu", dtype=wide)))
-        sums[name] += total
+        for name, place in inside:
+            pre, post = self.pair.tensors(place.name)
+            wide, total = wide_dtype(pre, post), 0.0
+            if place.view is None:
+                gap = place.moved(post.to(wide) - pre.to(wide))[name]
+                total = float(torch.dot(gap.flatten(), parameter.grad.flatten().to(gap)))
+            else:
+                for _, (before, after, gradient) in stretches(pre, post, place.own(parameter.grad)):
+                    gap = self._buffers[wide, 0][: len(gradient)].copy_(after).sub_(before)
+                    total += float(torch.dot(gap, gradient.to(device="cpu", dtype=wide)))
+            sums[place.name] += total
         parameter.grad = None
 
 
 def _load(pair: Pair, donor: Donor, dtype: torch.dtype) -> nn.Module:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    """PRE's weights, by the names that OUT will have, in the class that will load OUT."""
+    from transformers import AutoConfig
 
+    giver = pair.giver(donor)
     with without_bars():
-        config = AutoConfig.from_pretrained(pair.giver(donor).folder, trust_remote_code=False)
-        loaded: nn.Module = AutoModelForCausalLM.from_pretrained(
-            pair.pre.folder, config=config, dtype=dtype, trust_remote_code=False
-        )
+        config = AutoConfig.from_pretrained(giver.folder, trust_remote_code=False)
+        kind = writer_of(config, giver.source)
+        weights = {n: pair.tensors(n)[0] for n in pair.names}
+        # torch multiplies experts in groups up to float32 only
+        how = {"experts_implementation": "eager"} if dtype == torch.float64 else {}
+        loaded: nn.Module = kind.from_pretrained(None, config=config, state_dict=weights, dtype=dtype, **how)
+    for tensor in loaded.state_dict(keep_vars=True).values():  # one that kept its dtype is still PRE's own memory
+        tensor.data = tensor.data.clone()
     return loaded
 
 
@@ -149,30 +169,3 @@ def main_dtype(pair: Pair) -> torch.dtype:
     for name in pair.names:
         elements[pair.post.dtype(name)] += math.prod(pair.post.shape(name))
     return max((d for d in elements if d.is_floating_point), key=elements.__getitem__)
-
-
-def _match(pair: Pair, model: nn.Module) -> dict[str, Tensor]:
-    """The model's tensor for each name on disk; tied tensors once, under the name of the first."""
-    on_disk = dict.fromkeys(pair.names)
-    tensors: dict[str, Tensor] = {}
-    owners: set[int] = set()
-    unmatched: list[str] = []
-    kept = {id(t) for t in model.state_dict(keep_vars=True).values()}
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if id(tensor) not in kept:  # a buffer computed when the model is built
-            continue
-        found = match_name(name, on_disk)
-        if found is None:
-            unmatched.append(name)
-        else:
-            tensors[found] = tensor
-            owners.add(id(tensor))
-    tied = dict.fromkeys(n for n, t in model.state_dict(keep_vars=True).items() if id(t) in owners)
-    unused = [n for n in pair.names if n not in tensors and match_name(n, tied) is None]
-    unmatched += [name for name, tensor in tensors.items() if tensor.shape != pair.post.shape(name)]
-    if wrong := [*unmatched, *unused]:
-        raise CheckpointError(
-            f"{pair.post.source}: the model in memory and the tensors on disk are not one to one, first {wrong[0]}; expected a "
-            "dense model (fused experts and encoder-decoder heads can be averaged on disk, but not searched)"
-        )
-    return tensors

@@ -38,6 +38,8 @@ DTYPES = {
 }  # fmt: skip
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")  # one head: GPT-NeoX has another name for it on disk
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+OWN_MODULE = ("levit",)  # the one model of transformers with a part that is called `module`
 EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tokens_embed")
 
 
@@ -68,15 +70,17 @@ class Checkpoint(Mapping[str, Tensor]):
         self.source = source or str(folder)
         self.files = weight_files(self.folder)
         self.entries: dict[str, Entry] = {}
-        for file in self.files:
-            for name, entry in read_header(file).items():
-                if name in self.entries:
-                    raise CheckpointError(
-                        f"{self.source}: the tensor {name} stands in both {self.entries[name].file.name} "
-                        f"and {file.name}; expected each once"
-                    )
-                self.entries[name] = entry
-        self._check_index()
+        stored = [(name, entry) for file in self.files for name, entry in read_header(file).items()]
+        own_module = bool(self.config.get("auto_map")) or self.config.get("model_type") in OWN_MODULE
+        clean = unwrapped([name for name, _ in stored], own_module=own_module)
+        for raw, entry in stored:
+            if (name := clean[raw]) in self.entries:
+                raise CheckpointError(
+                    f"{self.source}: the tensor {name} stands in both {self.entries[name].file.name} and "
+                    f"{entry.file.name}{'' if raw == name else f' (there as {raw})'}; expected each once"
+                )
+            self.entries[name] = entry
+        self._check_index(clean)
         self._maps: dict[Path, mmap.mmap] = {}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -123,20 +127,27 @@ class Checkpoint(Mapping[str, Tensor]):
 
     @property
     def layout(self) -> dict[str, list[str]]:
-        """Tensor names of each weight file, in the order they lie in it."""
-        return {file.name: [n for n, e in self.entries.items() if e.file == file] for file in self.files}
+        """Tensor names of each weight file, by its path within the folder, in the order they lie in it."""
+        return {self._path(file): [n for n, e in self.entries.items() if e.file == file] for file in self.files}
 
     @cached_property
     def sha256(self) -> dict[str, str]:
-        """sha256 of each weight file and of config.json, by file name."""
+        """sha256 of each weight file and of config.json, by path within the folder."""
         hashed = [*self.files, *filter(Path.is_file, [self.folder / "config.json"])]
-        return {file.name: sha256(file) for file in hashed}
+        return {self._path(file): sha256(file) for file in hashed}
 
     @property
     def companions(self) -> list[Path]:
         """Config, tokenizer, chat template and generation config: all but the weights that decides what a model says."""
         wanted = [(self.folder, p) for p in OF_THE_MODEL] + [(self.tokenizer_folder, p) for p in OF_THE_TOKENIZER]
         return sorted({p for folder, pattern in wanted for p in folder.glob(pattern) if p.is_file()})
+
+    def store_again(self, name: str, other: str) -> None:
+        """Read the tensor `other` under `name` as well: what is tied here and stored apart in the other checkpoint."""
+        self.entries[name] = self.entries[other]
+
+    def _path(self, file: Path) -> str:
+        return file.relative_to(self.folder).as_posix()
 
     def _mapped(self, file: Path) -> mmap.mmap:
         if file not in self._maps:
@@ -145,9 +156,9 @@ class Checkpoint(Mapping[str, Tensor]):
                 self._maps[file] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
         return self._maps[file]
 
-    def _check_index(self) -> None:
+    def _check_index(self, stored: Mapping[str, str]) -> None:
         listed = weight_map(self.folder) if (self.folder / INDEX).is_file() else {}
-        if missing := sorted(set(listed) - set(self.entries)):
+        if missing := sorted(set(listed) - set(stored)):
             raise CheckpointError(
                 f"{self.source}: {INDEX} lists {len(missing)} tensors that its files do not hold, first {missing[0]}; "
                 "the copy is incomplete, fetch it again"
@@ -168,6 +179,29 @@ def match_name(wanted: str, names: Mapping[str, Any]) -> str | None:
         return shorter
     longer = [name for name in names if name.partition(".")[2] == wanted]
     return longer[0] if len(longer) == 1 else None
+
+
+def unwrapped(names: Sequence[str], *, own_module: bool = False) -> dict[str, str]:
+    """Stored name -> the name without what torch.compile, DDP, FSDP, PEFT and TRL put around a model, wherever it stands.
+
+    Args:
+        own_module: the model itself calls a part of it `module`: only a first one is a wrapper's.
+
+    >>> unwrapped(["module.model._orig_mod.layers.0.w", "base_model.model.lm_head.weight"])
+    {'module.model._orig_mod.layers.0.w': 'model.layers.0.w', 'base_model.model.lm_head.weight': 'lm_head.weight'}
+    """
+    within: dict[str, list[str]] = {}  # the modules around each tensor
+    for name in names:
+        parts = [p for p in name.split(".")[:-1] if p not in WRAPPERS]
+        while parts[:1] == ["module"]:
+            del parts[0]
+        within[name] = parts if own_module else [p for p in parts if p != "module"]
+    while based := [parts for parts in within.values() if parts[:1] in (["base_model"], ["pretrained_model"])]:
+        # PEFT puts `base_model.model.` before all, others `base_model.` alone before `model.layers` and `lm_head`.
+        count = 2 if all(parts[:2] == ["base_model", "model"] for parts in based) else 1
+        for parts in based:
+            del parts[:count]
+    return {name: ".".join([*parts, name.rpartition(".")[2]]) for name, parts in within.items()}
 
 
 def module_of(name: str) -> str:

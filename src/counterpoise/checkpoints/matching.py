@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from counterpoise.checkpoints.checkpoint import EMBEDDINGS, HEADS, Checkpoint, match_name, module_of
+import torch
+
+from counterpoise.checkpoints.checkpoint import Checkpoint
 from counterpoise.checkpoints.files import CheckpointError, read_json
+from counterpoise.checkpoints.naming import Naming, Spot, config_of
 
 # Settings that make another model, and those that change what the same tensors compute.
 SIZES = ("hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads", "n_head", "num_key_value_heads",
@@ -23,12 +26,6 @@ def same_architecture(pre: Checkpoint, post: Checkpoint) -> list[str]:
     if kinds[0] != kinds[1]:
         raise CheckpointError(
             f"PRE is a {kinds[0]} model, POST a {kinds[1]} one; expected one model before and after training"
-        )
-    tied = [c.config.get("tie_word_embeddings") for c in (pre, post)]
-    if None not in tied and tied[0] != tied[1]:
-        raise CheckpointError(
-            f"tie_word_embeddings is {tied[0]} in PRE and {tied[1]} in POST: the heads cannot be averaged; "
-            "save both with tied or both with untied embeddings"
         )
     settings = [c.config | (c.config.get("text_config") or {}) for c in (pre, post)]
     differing = [k for k in settings[0] if k in settings[1] and settings[0][k] != settings[1][k]]
@@ -78,12 +75,14 @@ def same_names(pre: Checkpoint, post: Checkpoint, drop: Sequence[str]) -> tuple[
     def spare(names: list[str]) -> list[str]:
         return [n for n in names if not any(fnmatchcase(n, pattern) for pattern in drop)]
 
-    elsewhere = _elsewhere(pre, post)
     computed = {n for checkpoint in (pre, post) for n in checkpoint if is_computed(n, checkpoint.shape(n))}
+    same = set(pre) - computed == set(post) - computed
+    elsewhere, copies = ({}, set[str]()) if same else _elsewhere(pre, post)
+    computed |= copies
     common = [n for n in post if (n in pre or n in elsewhere) and n not in computed]
     used = {elsewhere.get(n, n) for n in common} | computed
     only_post = [n for n in post if n not in pre and n not in elsewhere and n not in computed]
-    only_pre = [n for n in pre if n not in used and not _tied_source(post, n)]
+    only_pre = [n for n in pre if n not in used]
     for here, there, names in (("POST", "PRE", spare(only_post)), ("PRE", "POST", spare(only_pre))):
         if names:
             pattern = _pattern(names[0], [*common, *used])
@@ -113,17 +112,41 @@ def is_computed(name: str, shape: tuple[int, ...]) -> bool:
     return mask or (last == "masked_bias" and math.prod(shape) == 1) or (last == "inv_freq" and "rotary" in module)
 
 
-def _elsewhere(pre: Checkpoint, post: Checkpoint) -> dict[str, str]:
-    """POST's name -> PRE's, for tensors that PRE has under another name; no tensor of PRE serves twice but a tied one."""
-    found: dict[str, str] = {}
-    for name in post:
-        if name in pre:
-            continue
-        if source := _tied_source(pre, name):
-            found[name] = source
-        elif (other := match_name(name, pre)) and other not in post and other not in found.values():
+def _elsewhere(pre: Checkpoint, post: Checkpoint) -> tuple[dict[str, str], set[str]]:
+    """POST's name -> PRE's, where transformers reads the two as one tensor; and PRE's copies of what POST has once.
+
+    A copy that PRE stores of a tied tensor, and POST does not, is left out where it is one. Where it is another tensor, PRE
+    is not tied: then POST's one tensor stands for both.
+    """
+    naming = Naming.of(post.folder, tied=True)
+    if naming is None:
+        return {}, set()
+    (before, after), found = (naming.read(c).spots for c in (pre, post)), dict[str, str]()
+    held = {spot: name for name, spot in before.items()}
+    kept = {spot.parameter: name for name, spot in after.items()}
+    for name, spot in after.items():
+        if (other := held.get(spot, name)) != name:
             found[name] = other
-    return found
+    copies: set[str] = set()
+    for group in naming.ties:
+        mine = [held[Spot(p)] for p in group if Spot(p) in held]
+        theirs = [kept[p] for p in group if p in kept]
+        if mine and _tied(pre, post):
+            found |= {n: mine[0] for n in theirs if after[n] not in held}
+        if theirs and _tied(post, pre):
+            source = pre.get(found.get(theirs[0], theirs[0]))
+            for name in (n for n in mine if before[n].parameter not in kept):
+                if source is not None and pre[name].shape == source.shape and torch.equal(pre[name], source):
+                    copies.add(name)
+                else:
+                    post.store_again(name, theirs[0])
+    return found, copies
+
+
+def _tied(checkpoint: Checkpoint, other: Checkpoint) -> bool:
+    """Does the class take an output head that is not stored from the embedding?"""
+    config = config_of(checkpoint.folder) or config_of(other.folder)
+    return bool(getattr(config, "tie_word_embeddings", False))
 
 
 def _pattern(name: str, common: Sequence[str]) -> str:
@@ -142,11 +165,3 @@ def same_shape(pre: Checkpoint, post: Checkpoint, name: str, name_in_pre: str) -
         raise CheckpointError(
             f"{name} has the shape {shapes[0]} in PRE and {shapes[1]} in POST ({advice}); expected one model"
         )
-
-
-def _tied_source(checkpoint: Checkpoint, name: str) -> str | None:
-    """The embedding that an absent output head is tied to, for checkpoints that say so in their config."""
-    if name in checkpoint or name not in HEADS or not checkpoint.config.get("tie_word_embeddings", True):
-        return None
-    sources = [n for n in checkpoint if module_of(n) in EMBEDDINGS]
-    return sources[0] if len(sources) == 1 else None

@@ -12,6 +12,7 @@ from torch import nn
 
 from counterpoise.averaging.mix import Donor
 from counterpoise.averaging.partition import Partition, whole
+from counterpoise.averaging.places import refuse_unmeasured
 from counterpoise.averaging.resident import ResidentAverage, compute_dtype, main_dtype
 from counterpoise.checkpoints.checkpoint import companions_sha256
 from counterpoise.checkpoints.preflight import Pair, scan
@@ -82,6 +83,7 @@ class Workbench:
         cls, pair: Pair, panel: Panel, store: Store, *, allow_unrelated: bool, progress: Stages | None, **on: Any
     ) -> Workbench:
         """A workbench once every tensor was read: `warnings` are those of `preflight` and `scan`, too."""
+        refuse_unmeasured(pair, on.get("donor", "post"))
         _, told = scan(pair, allow_unrelated=allow_unrelated, progress=named(progress, "reading both checkpoints"))
         bench = cls(pair, panel, store, **on, progress=progress)
         bench.warnings = (*pair.warnings, *told, *bench.warnings)

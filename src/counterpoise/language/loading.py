@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from counterpoise.checkpoints.files import CheckpointError, first_line
+from counterpoise.checkpoints.naming import writer_of
 
 POSITIONS = "whose positions transformers counts in another way when it generates"
 UNFIT = {
@@ -41,7 +42,7 @@ def refuse_unmeasurable(*sources: str | Path) -> None:
     What is no checkpoint at all, and an adapter, whose base is the model, pass: others speak of them.
 
     Raises:
-        CheckpointError: an encoder-decoder, a masked language model, a family without a causal class, one of `UNFIT`.
+        CheckpointError: an encoder-decoder, a masked language model, a family that writes no text, one of `UNFIT`.
     """
     from transformers import AutoConfig
 
@@ -59,26 +60,21 @@ def refuse_unmeasurable(*sources: str | Path) -> None:
         except OSError:
             continue
         except (ValueError, KeyError) as error:
-            why: str | None = first_line(error).rstrip(".")
-        else:
-            why = unmeasurable(config)
-        if why is not None:
+            said = first_line(error).rstrip(".")
+            raise CheckpointError(f"{source}: expected the config of a causal language model, found: {said}") from None
+        writer_of(config, str(source))
+        if (why := unfit(config)) is not None:
             raise CheckpointError(
-                f"{source}: expected a causal language model, found {why}; average, merge and diff take it, measuring, "
-                "searching and aligning do not"
+                f"{source}: expected a causal language model, found {config.model_type}, {why}; such models can be averaged, "
+                "merged and diffed, not measured, searched or aligned"
             )
 
 
-def unmeasurable(config: Any) -> str | None:
-    """Why models of this config cannot be sampled from and scored, with the family's name; None where they can."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+def unfit(config: Any) -> str | None:
+    """Why a model with a head that writes text cannot be sampled from and scored all the same; None where it can."""
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
-    family, kind = config.model_type, type(config)
     one_way = getattr(config, "is_decoder", False) or getattr(config, "causal", False)
-    if getattr(config, "is_encoder_decoder", False):
-        return f"{family}, an encoder-decoder"
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return f"{family}, of which transformers has no causal language model"
-    if (kind in MODEL_FOR_MASKED_LM_MAPPING or family == "bert-generation") and not one_way:
-        return f"{family}, a masked language model: its config does not say is_decoder"
-    return f"{family}, {UNFIT[family]}" if family in UNFIT else None
+    if (type(config) in MODEL_FOR_MASKED_LM_MAPPING or config.model_type == "bert-generation") and not one_way:
+        return "a masked language model: its config does not say is_decoder"
+    return UNFIT.get(config.model_type)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from counterpoise.averaging.places import refuse_unmeasured
 from counterpoise.checkpoints.checkpoint import Checkpoint, short
 from counterpoise.checkpoints.files import (
     COMPANIONS,
@@ -22,6 +23,7 @@ from counterpoise.checkpoints.files import (
     resolve,
     weight_files,
 )
+from counterpoise.checkpoints.naming import writer_of
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.evaluation.abilities import is_file, load_abilities, refuse_repeats
@@ -125,13 +127,15 @@ def _has_weights(folder: Path, ours: bool) -> bool:
 
 
 def _on_meta(folder: Path, source: str, classifier: bool) -> tuple[nn.Module, Any]:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    kind: Any = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
     try:
         with without_bars(), torch.device("meta"):
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            made: nn.Module = kind.from_config(config)
+            build = AutoModelForSequenceClassification.from_config if classifier else writer_of(config, source)
+            made: nn.Module = build(config)
+    except CheckpointError:
+        raise
     except (ValueError, KeyError, OSError) as error:
         wanted = "sequence-classification" if classifier else "causal language"
         said = first_line(error)
@@ -148,6 +152,7 @@ def fit(pre: Source, post: Source, drop: Sequence[str], out: Path) -> tuple[list
     if pre.weights is not None and post.weights is not None:
         folders = [folder_of(source.name)[0] for source in (pre, post)]  # a hub id is not fetched again
         pair = preflight(*folders, drop=drop, out=out)
+        refuse_unmeasured(pair, "post")
         told = [f"preflight: {len(pair.names)} tensors fit", *(f"warning: {w}" for w in pair.warnings)]
         return told, sum(f.stat().st_size for c in (pair.pre, pair.post) for f in c.files)
     kinds = [s.model.config.model_type for s in (pre, post)]  # type: ignore[union-attr]
