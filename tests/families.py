@@ -91,6 +91,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
               "attention_head_dim": 8},
     "zamba2": {"layers_block_type": ["mamba", "hybrid"] * 2, "n_mamba_heads": 4, "num_key_value_heads": 4, "head_dim": 8,
                "attention_hidden_size": 32},
+    "youtu": {"pad_token_id": None},  # transformers sets the row of the padding to 0 where it loads one
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
 """What a family needs besides."""
