@@ -18,7 +18,6 @@ from counterpoise.alignment.training.sharding import shard as cut_up
 from counterpoise.alignment.training.stepping import trainable
 from counterpoise.checkpoints.checkpoint import match_name
 from counterpoise.checkpoints.files import CheckpointError
-from counterpoise.checkpoints.naming import refuse_wordless
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language.loading import without_bars
 
@@ -106,7 +105,6 @@ def load(folder: Path, *, dtype: torch.dtype, bf16: bool = False, device: str, s
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    refuse_wordless(folder)
     try:
         with without_bars():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
