@@ -103,3 +103,35 @@ def test_what_does_not_fit_is_refused() -> None:
         Partition("mine", (Block("a", 1, ("x",), (0,)), Block("b", 1, ("x",), (1,))))
     with pytest.raises(ValueError, match=r"a number, layerwise or module, found 'quarters'"):
         partition(dict.fromkeys(names(3), (1,)), "quarters")
+
+
+@pytest.mark.parametrize(
+    ("text", "others"),
+    [
+        ("model.language_model.layers", ["model.encoder.layers"]),  # ears that are called encoder
+        ("model.layers", ["model.protein_encoder.model.encoder.layer", "model.gated_cross_attn_layers"]),
+        ("language_model.model.layers", ["vision_tower.vision_model.encoder.layers", "audio_tower.layers"]),
+        ("model.text_model.layers", ["model.vision_model.encoder.layers", "model.connector.blocks"]),
+        ("model.layers", ["visual.blocks", "mtp.layers", "model.altup_projections"]),
+    ],
+)
+def test_the_stack_that_reads_text_is_cut(text: str, others: list[str]) -> None:
+    held = [f"{text}.{i}.{m}.weight" for i in range(6) for m in ("q", "k", "v", "o", "up")]
+    rest = [f"{p}.{i}.w" for p in others for i in range(6)]
+    cut = thirds([*rest, *held])
+    assert {t for b in cut.blocks for t in b.tensors} == set(held)
+    assert set(cut.rest) == set(rest)
+
+
+@pytest.mark.parametrize(
+    "sides", [("encoder.encoder.layer", "decoder.bert.encoder.layer"), ("model.encoder.layers", "model.decoder.layers")]
+)
+def test_an_encoder_and_a_decoder_of_other_depths_are_both_cut(sides: tuple[str, str]) -> None:
+    held = [f"{p}.{i}.w" for p, n in zip(sides, (24, 2), strict=True) for i in range(n)]
+    cut = equal(held, 2)
+    assert [b.name for b in cut.blocks] == [
+        "encoder layers 0-11, decoder layer 0",
+        "encoder layers 12-23, decoder layer 1",
+    ]
+    assert len(layerwise(held)) == 24
+    assert cut.rest == ()

@@ -11,11 +11,13 @@ from typer.testing import CliRunner, Result
 
 from counterpoise.cli.app import app
 from multitask.text.worlds import write_folder
+from tiny import nudge, tiny
 from world import make
 
 RESTORE = "restore pre post -o out --prompts prompts.jsonl --reward world:early_letters --abilities choices:guess.jsonl"
 RESTORE += " --max-new-tokens 6"
 SEARCH = "search pre post -o out.json --prompts prompts.jsonl --reward world:early_letters"
+TAX = "tax pre post --prompts prompts.jsonl --reward world:early_letters --abilities choices:guess.jsonl"
 ONLINE = "--prompts prompts.jsonl --reward world:early_letters"
 RSF, PPO = (f"align pre -o out --method {name} {ONLINE}" for name in ("rsf", "ppo"))
 DPO = "align pre -o out --method dpo --preferences pairs.jsonl"
@@ -199,7 +201,6 @@ FOREIGN = {
     "xlnet": "found xlnet, which reads in both directions",
     "nobodys": "expected the config of a causal language model, found: ",
 }
-TAX = RESTORE.replace("restore", "tax").replace("-o out ", "")
 MEASURE = (RESTORE, f"{SEARCH} --mean 0.5", TAX, RSF, PPO, DPO, RESPOND)
 
 
@@ -217,6 +218,46 @@ def test_run_and_dry_run_refuse_a_model_that_cannot_be_measured(command: str, ki
     assert FOREIGN[kind] in run
     assert run.startswith(f"error: {tmp_path}: ")
     if words[0] not in ("search", "tax"):
+        assert said(CliRunner().invoke(app, [*words, "--dry-run", "--speed", "1e12,1e11"])) == run
+
+
+@pytest.fixture(scope="module")
+def wordless(place: Path) -> Path:
+    """An encoder-decoder and a classifier, pre and post of each."""
+    import transformers as t
+
+    sizes = {"d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 3, "num_heads": 4, "vocab_size": 64}
+    models = {
+        "t5": t.T5ForConditionalGeneration(t.T5Config(**sizes, decoder_start_token_id=0)),
+        "bert": tiny("bert"),
+    }
+    for name, model in models.items():
+        for side in ("pre", "post"):
+            model.save_pretrained(place / f"{name}-{side}")
+            nudge(model)
+    return place
+
+
+@pytest.mark.parametrize("command", [RESTORE, SEARCH, TAX, RSF, RESPOND])
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("t5", "found T5ForConditionalGeneration, an encoder-decoder"), ("bert", "found BertForSequence")],
+)
+@pytest.mark.usefixtures("wordless", "nothing_is_loaded")
+def test_what_writes_no_text_is_refused_by_its_name_before_anything_is_read(
+    command: str, name: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from counterpoise.checkpoints import preflight
+
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("the weights were read")
+
+    monkeypatch.setattr(preflight, "scan", read)
+    typed = f"{command} --mean 0.5" if command == SEARCH else command
+    words = [f"{name}-{w}" if w in ("pre", "post") else w for w in typed.split()]
+    run = said(CliRunner().invoke(app, words))
+    assert found in run
+    if command not in (SEARCH, TAX):
         assert said(CliRunner().invoke(app, [*words, "--dry-run", "--speed", "1e12,1e11"])) == run
 
 

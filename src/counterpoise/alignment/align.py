@@ -21,6 +21,7 @@ from counterpoise.alignment.training.stepping import Mitigation, weights_sha256
 from counterpoise.checkpoints.checkpoint import Checkpoint
 from counterpoise.checkpoints.files import refuse_occupied, staged
 from counterpoise.checkpoints.opening import open_checkpoint
+from counterpoise.language.loading import refuse_unmeasurable
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
 from counterpoise.records import Stages, digest, versions, write_json
@@ -96,6 +97,7 @@ def align(
         if not differing(found["settings"], settings, except_for=FREE):
             return {**found, "already_finished": True}
     refuse_occupied(out.absolute())
+    refuse_unmeasurable(checkpoint.folder)
     work = Path(work or out.with_name(f"{out.name}.work"))
     run = Run(work, settings, keep_checkpoints=keep_checkpoints, stages=progress)
     model, tokenizer = load(checkpoint.folder, dtype=dtype, bf16=bf16, device=device, shard=shard)

@@ -14,7 +14,7 @@ OUTSIDE = "outside the layers"
 """The block of embeddings, final norm and head, where they have a ratio of their own."""
 
 NO_TEXT = re.compile(
-    r"vision|visual|image|img|audio|speech|video|vq|codec|qformer|perceiver|resampler|projector|connector|mtp|talker|token2wav"
+    r"vision|visual|image|img|audio|speech|video|protein|cross_attn|vq|codec|qformer|perceiver|resampler|projector|connector|mtp|talker|token2wav"
 )
 """In the names of stacks that read or make no text, beside one that does."""
 
@@ -236,14 +236,15 @@ def _stacks(names: Iterable[str]) -> tuple[dict[str, dict[int, list[str]]], list
         raise ValueError("partition: no layers found; expected tensor names such as model.layers.0.mlp.up_proj.weight")
     deep = {prefix: layers for prefix, layers in stacks.items() if len(layers) > 1} or stacks
     deep = {prefix: layers for prefix, layers in deep.items() if not NO_TEXT.search(prefix)} or deep
-    sizes = {prefix: sum(map(len, layers.values())) for prefix, layers in deep.items()}
-    deep = {prefix: layers for prefix, layers in deep.items() if 3 * sizes[prefix] > max(sizes.values())}
-    called = {"".join(s for s in ("decoder", "encoder") if s in p.split(".")): p for p in deep} if len(deep) > 1 else {}
-    if len(deep) == 1:
-        chosen = {"": deep[next(iter(deep))]}
-    elif len(deep) == 2 and called.keys() == {"encoder", "decoder"}:
-        chosen = {side: deep[called[side]] for side in ("encoder", "decoder")}
-    else:
+    deep = {prefix: layers for prefix, layers in deep.items() if "language_model" in prefix} or deep
+    by_size = sorted(deep, key=lambda prefix: sum(map(len, deep[prefix].values())))
+    sides = {
+        next((s for s in p.split(".") if s in ("encoder", "decoder")), ""): p for p in by_size
+    }  # the largest of each
+    chosen = {s: deep[sides[s]] for s in ("encoder", "decoder")} if sides.keys() >= {"encoder", "decoder"} else {}
+    chosen = chosen or {"": deep[by_size[-1]]}
+    others = [p for p in by_size if all(deep[p] is not layers for layers in chosen.values())]
+    if any(3 * sum(map(len, deep[p].values())) > sum(map(len, deep[by_size[-1]].values())) for p in others):
         raise ValueError(
             f"partition: expected one stack of layers, or an encoder and a decoder, found {', '.join(sorted(deep))}; "
             "give a Partition of your own (Python) for models with several"

@@ -60,8 +60,7 @@ def stream(
 
 
 def _refuse_non_finite(name: str, written: Tensor) -> None:
-    wide = torch.promote_types(written.dtype, torch.float32)
-    if not written.is_floating_point() or math.isfinite(float(written.sum(dtype=wide))):
+    if not written.is_floating_point() or math.isfinite(float(written.sum())):  # in its own dtype: forty times as fast
         return
     if bad := int((~written.isfinite()).sum()):  # finite values may have an infinite sum
         raise CheckpointError(

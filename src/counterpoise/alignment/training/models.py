@@ -19,7 +19,7 @@ from counterpoise.alignment.training.stepping import trainable
 from counterpoise.checkpoints.checkpoint import match_name
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.opening import open_checkpoint
-from counterpoise.language.loading import refuse_unmeasurable, without_bars
+from counterpoise.language.loading import without_bars
 
 WITH_LORA = "with LoRA, whose factors are no part of PRE, use kd, replay or sma"
 
@@ -105,7 +105,6 @@ def load(folder: Path, *, dtype: torch.dtype, bf16: bool = False, device: str, s
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    refuse_unmeasurable(folder)
     try:
         with without_bars():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
