@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 from counterpoise.averaging.average import average
 from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.checkpoints.checkpoint import companions_sha256
-from counterpoise.checkpoints.files import CheckpointError, sha256
+from counterpoise.checkpoints.files import CheckpointError
+from counterpoise.checkpoints.hashing import sha256
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.checkpoints.preflight import preflight
 from tiny import tiny, tokenizer

@@ -46,7 +46,8 @@ def average(
         progress: called with (done, total) bytes.
 
     Raises:
-        CheckpointError: the two do not fit (see `preflight`), NaN or Inf, unrelated models, an occupied `out`.
+        CheckpointError: the two do not fit (see `preflight`), NaN or Inf, unrelated models, an occupied `out`, an
+            input that changes meanwhile.
     """
     from counterpoise.tables.card import model_card
 
@@ -72,7 +73,7 @@ def average(
         hashes.result()
         inputs = describe_inputs(pair)
         # An adapter brings no config of its own, but may bring a tokenizer.
-        copy_companions(pair.giver(donor), folder)
+        warnings += tuple(copy_companions(pair.giver(donor), folder))
         settings = {**plan.settings, "donor": donor, "dropped": list(pair.dropped)}
         warnings += tuple(other_inputs(plan.inputs, inputs))
         recipe = Recipe(plan.partition, plan.ratios, inputs, settings, versions(), warnings)
@@ -82,6 +83,7 @@ def average(
         (folder / "README.md").write_text(model_card(content), encoding="utf-8")
         if also is not None:
             also(folder)
+        pair.refuse_changed()
     return recipe
 
 

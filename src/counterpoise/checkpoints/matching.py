@@ -1,4 +1,4 @@
-"""Which tensor of PRE is which of POST, and do the two mean the same: architecture, vocabulary, names, shapes."""
+"""Which tensor of PRE is which of POST, and do the two mean the same: vocabulary, names, shapes."""
 
 from __future__ import annotations
 
@@ -9,39 +9,6 @@ from typing import Any
 
 from counterpoise.checkpoints.checkpoint import EMBEDDINGS, HEADS, Checkpoint, match_name, module_of
 from counterpoise.checkpoints.files import CheckpointError, read_json
-
-# Settings that make another model, and those that change what the same tensors compute.
-SIZES = ("hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads", "n_head", "num_key_value_heads",
-         "head_dim", "num_local_experts", "num_experts")  # fmt: skip
-FUNCTION = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "sliding_window", "hidden_act",
-            "activation_function", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "num_experts_per_tok")  # fmt: skip
-
-
-def same_architecture(pre: Checkpoint, post: Checkpoint) -> list[str]:
-    """Refuse another model; warn of settings that differ without changing a shape."""
-    kinds = [c.config.get("model_type") for c in (pre, post)]
-    if kinds[0] != kinds[1]:
-        raise CheckpointError(
-            f"PRE is a {kinds[0]} model, POST a {kinds[1]} one; expected one model before and after training"
-        )
-    tied = [c.config.get("tie_word_embeddings") for c in (pre, post)]
-    if None not in tied and tied[0] != tied[1]:
-        raise CheckpointError(
-            f"tie_word_embeddings is {tied[0]} in PRE and {tied[1]} in POST: the heads cannot be averaged; "
-            "save both with tied or both with untied embeddings"
-        )
-    settings = [c.config | (c.config.get("text_config") or {}) for c in (pre, post)]
-    differing = [k for k in settings[0] if k in settings[1] and settings[0][k] != settings[1][k]]
-    if wrong := [k for k in differing if k in SIZES and None not in (settings[0][k], settings[1][k])]:
-        k = wrong[0]
-        raise CheckpointError(
-            f"{k} is {settings[0][k]} in PRE and {settings[1][k]} in POST; expected one model before and after training"
-        )
-    return [
-        f"{k} is {settings[0][k]} in PRE and {settings[1][k]} in POST; the donor's is kept"
-        for k in differing
-        if k in FUNCTION
-    ]
 
 
 def same_vocabulary(pre: Checkpoint, post: Checkpoint) -> list[str]:
