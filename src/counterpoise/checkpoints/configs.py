@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,7 +66,7 @@ def understood(config: dict[str, Any], place: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: values of a wrong type, or others that transformers refuses.
     """
-    from transformers import CONFIG_MAPPING
+    from transformers import CONFIG_MAPPING, AutoConfig
     from transformers.utils import logging
 
     names = config.get("architectures")
@@ -83,8 +83,8 @@ def understood(config: dict[str, Any], place: Path) -> dict[str, Any]:
     verbosity = logging.get_verbosity()
     logging.set_verbosity(40)  # token ids outside the vocabulary and the like: not asked here
     try:
-        plain = {k: v for k, v in copy.deepcopy(config).items() if k != "quantization_config"}
-        return _plain(CONFIG_MAPPING[kind].from_dict(plain).to_dict())
+        read = AutoConfig.from_pretrained(place.parent, trust_remote_code=False).to_dict()
+        return _plain(json.loads(json.dumps(read, default=str)))  # tuples as lists, numbers as keys as text
     except Exception as error:  # of any kind: what others wrote meets code that takes it for granted
         said = " ".join(str(error).split())
         raise CheckpointError(
