@@ -19,7 +19,8 @@ from counterpoise.checkpoints.rounding import key_of, narrow, wide_dtype
 
 ADAPTER = "adapter_model.safetensors"
 PEFTS_OWN = 8  # its rank and alpha where none are given
-PATIENCE = 5.0
+PATIENCE = 1.0  # seconds
+LONGEST_PATTERN, MOST_REPEATS = 2000, 10_000
 LOW_RANK = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?$")
 CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 CONV1D = ("c_attn", "q_attn", "c_proj", "c_fc")  # their layers that hold weights as (in, out); a head is (out, in)
@@ -97,30 +98,24 @@ class LoraCheckpoint(Checkpoint):
         return bool(self.settings.get("fan_in_fan_out"))
 
     def _matched_scalings(self) -> dict[str, float]:
-        """Base tensor -> alpha / rank, or alpha / sqrt(rank). The patterns are others' and may never end: 5 s for all."""
-        import regex  # of transformers; the only one that can be told when to stop
+        """Base tensor -> alpha / rank, or alpha / sqrt(rank), with the first pattern that matches, as PEFT takes it.
 
-        place = self.adapter_folder / "adapter_config.json"
-        patterns, ends = [], time.monotonic() + PATIENCE
-        for text, alpha in (self.settings.get("alpha_pattern") or {}).items():
-            try:
-                patterns.append((regex.compile(rf"(.*\.)?({text})$"), float(alpha)))
-            except (regex.error, RecursionError, OverflowError, MemoryError) as error:
-                raise CheckpointError(
-                    f"{place}: expected regular expressions in alpha_pattern, found {text!r:.80} ({error})"
-                ) from None
-        found = {}
+        The patterns are others' and may never end: all of them together have a few seconds.
+        """
+        place, ends, found = self.adapter_folder / "adapter_config.json", time.monotonic() + PATIENCE, {}
+        given = (self.settings.get("alpha_pattern") or {}).items()
+        patterns = [(text, _compiled(text, place), float(alpha)) for text, alpha in given]
         for name, pair in self._pairs.items():
             module = LOW_RANK.match(pair["A"])[1].removeprefix("base_model.model.")  # type: ignore[index]
             rank = self._adapter.shape(pair["A"])[0]
             alpha = float(self.settings.get("lora_alpha", PEFTS_OWN))
-            for pattern, value in patterns:
+            for text, pattern, value in patterns:
                 try:
                     hit = pattern.match(module, timeout=max(1e-3, ends - time.monotonic()))
                 except TimeoutError:
                     raise CheckpointError(
-                        f"{place}: the alpha_pattern {pattern.pattern!r:.80} was still not matched after {PATIENCE} s; write it "
-                        "without nested repeats, or merge the adapter with PEFT and give the merged checkpoint"
+                        f"{place}: expected an alpha_pattern that is matched at once, found {text!r:.80} still at it after "
+                        f"{PATIENCE:g} s; write it without nested repeats"
                     ) from None
                 if hit:
                     alpha = value
@@ -226,6 +221,22 @@ class _Adapter(Checkpoint):
         self.folder, self.source, self.files = file.parent, str(file), [file]
         self.entries = read_header(file)
         self._watch, self._maps = watch, {}
+
+
+def _compiled(text: str, place: Path) -> Any:
+    """A pattern of PEFT's, for the one engine that can be told when to stop; it unrolls counts, so these are bounded."""
+    import regex  # transformers needs it, too
+
+    try:
+        counts = [max(1, int(n)) for n in re.findall(r"(?<=[{,])\d{1,9}", text[: LONGEST_PATTERN + 1])]
+        if len(text) > LONGEST_PATTERN or math.prod(counts) > MOST_REPEATS:
+            raise re.error("too long, or too many repeats")
+        re.compile(whole := rf"(.*\.)?({text})$")
+        return regex.compile(whole)
+    except (re.error, regex.error, RecursionError, OverflowError, ValueError) as error:
+        raise CheckpointError(
+            f"{place}: expected names or short regular expressions in alpha_pattern, found {text!r:.80} ({error})"
+        ) from None
 
 
 def _number(value: Any) -> bool:
