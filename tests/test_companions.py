@@ -32,7 +32,15 @@ FOLDERS = [
     "checkpoint-500/config.json", "checkpoint-500/model.safetensors", "onnx/config.json", "onnx/model.onnx",
     "sub/tokenizer.json", "sub/model.bin",
 ]  # fmt: skip
-OF_AN_EARLIER_RUN = ["README.md", "recipe.json", "report.html", "restore.json", ".gitattributes", ".cache/x.json"]
+OF_AN_EARLIER_RUN = [
+    "README.md",
+    "recipe.json",
+    "report.html",
+    "restore.json",
+    "align.json",
+    ".gitattributes",
+    ".cache/x.json",
+]
 
 
 def fill(folder: Path, names: list[str]) -> None:

@@ -140,22 +140,24 @@ def test_a_folder_that_somebody_holds_is_left_alone(tmp_path: Path) -> None:
     assert held.is_dir()
 
 
-def test_of_a_hub_repository_only_its_top_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Folders inside hold other formats and checkpoints of the training."""
+def test_of_a_hub_repository_what_is_copied_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no code, no other format, no checkpoint of the training."""
     import huggingface_hub
     from huggingface_hub.utils import filter_repo_objects
 
     def fetch(name: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
         assert (name, revision) == ("org/model", "v1.0")
-        there = ["model.safetensors", "config.json", "chat_template.jinja", "modeling_own.py", "pytorch_model.bin",
-                 "original/consolidated.safetensors", "checkpoint-10/model.safetensors"]  # fmt: skip
+        there = [*wanted, "modeling_own.py", "pytorch_model.bin", "original/consolidated.safetensors", "original/params.json",
+                 "checkpoint-10/model.safetensors", "checkpoint-10/config.json", "onnx/model.onnx", "model.gguf"]  # fmt: skip
         fetched.extend(filter_repo_objects(there, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
         return str(tmp_path)
 
+    wanted = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "config.json", "chat_template.jinja",
+              "additional_chat_templates/rag.jinja", "tekken.json", "qwen.tiktoken", "tokenizer.model"]  # fmt: skip
     fetched: list[str] = []
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     assert resolve("org/model@v1.0") == tmp_path
-    assert fetched == ["model.safetensors", "config.json", "chat_template.jinja"]
+    assert fetched == wanted
 
 
 def test_a_link_keeps_pointing_and_its_target_its_mode(tmp_path: Path) -> None:

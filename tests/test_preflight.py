@@ -164,6 +164,12 @@ def test_tokenizers_that_disagree(pair: tuple[Path, Path]) -> None:
     assert "give 2 tokens another id, first 'a'" in preflight(*pair).warnings[0]
 
 
+@pytest.mark.parametrize("content", [{"model": None}, {"model": {"vocab": [1]}}, {"added_tokens": [{}]}])
+def test_a_tokenizer_of_another_shape_is_named(pair: tuple[Path, Path], content: dict[str, object]) -> None:
+    (pair[1] / "tokenizer.json").write_text(json.dumps(content))
+    refused(*pair, "post/tokenizer.json: expected a vocabulary as tokenizers writes it")
+
+
 def test_too_little_disk(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1, 1, 1000))

@@ -27,7 +27,8 @@ FETCHED_NOT = [p for p in LEFT if p not in ("*.safetensors", "*.index.json")] + 
 """What is not fetched of a hub repository: folders inside hold other formats, often many times the weights."""
 OF_THE_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.spm",
                     "*.tiktoken", "tekken.json", "chat_template*", "additional_chat_templates/*")  # fmt: skip
-REPLACED = ("README.md", "recipe.json", "report.html", "restore.json", "model.safetensors.index.json", "adapter_*")
+REPLACED = ("README.md", "recipe.json", "report.html", "restore.json", "align.json", "metrics.jsonl",
+            "model.safetensors.index.json", "adapter_*")  # fmt: skip
 """What an average has of its own; of these nobody needs to hear that they are left."""
 
 

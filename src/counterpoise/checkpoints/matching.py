@@ -34,9 +34,14 @@ def _vocabulary(checkpoint: Checkpoint) -> dict[str, Any]:
     if not path.is_file():
         return {}
     content = read_json(path)
-    vocab = content.get("model", {}).get("vocab", {})
-    table = dict(vocab) if isinstance(vocab, dict) else {entry[0]: i for i, entry in enumerate(vocab)}
-    return table | {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+    try:
+        vocab = content.get("model", {}).get("vocab", {})
+        table = dict(vocab) if isinstance(vocab, dict) else {entry[0]: i for i, entry in enumerate(vocab)}
+        return table | {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: expected a vocabulary as tokenizers writes it, found another ({error})"
+        ) from None
 
 
 def same_names(pre: Checkpoint, post: Checkpoint, drop: Sequence[str]) -> tuple[list[str], list[str], dict[str, str]]:

@@ -97,7 +97,8 @@ def preflight(pre: str | Path, post: str | Path, *, drop: Sequence[str] = (), ou
             "the wider of the two and written in POST's"
         )
     if out is not None:
-        needed, free = sum(map(second.size, names)), free_bytes(Path(out))
+        beside = max(sum(p.stat().st_size for p in c.companions.values()) for c in (first, second))
+        needed, free = sum(map(second.size, names)) + beside, free_bytes(Path(out))
         if free < needed * 1.02 + (16 << 20):
             raise CheckpointError(
                 f"{out}: {needed / 1e9:.2f} GB will be written, {free / 1e9:.2f} GB are free; make room"
