@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def same_architecture(pre: Checkpoint, post: Checkpoint) -> list[str]:
         ) from None
     warnings = []
     for path, before, after in differing:
-        values = f"{path} is {before!s:.200} in PRE and {after!s:.200} in POST"
+        values = f"{path:.200} is {before!s:.200} in PRE and {after!s:.200} in POST"
         if not KINDS.fullmatch(path.rpartition(".")[2]):
             warnings.append(f"{values}; the donor's is kept")
         elif None not in (before, after):
@@ -116,7 +117,7 @@ def _plain(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _differing(pre: dict[str, Any], post: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(path, PRE's value, POST's) of all that differs; what one config alone has, and no default, says nothing."""
+    """(path, PRE's value, POST's) of all that differs, of lists the first place; what one config alone has says nothing."""
     whole = "model_type" in pre or not path
     for key in [*pre, *(k for k in post if k not in pre)]:
         if LEFT_OUT.fullmatch(key) or (whole and not (key in pre and key in post)):
@@ -126,6 +127,7 @@ def _differing(pre: dict[str, Any], post: dict[str, Any], path: str = "") -> Ite
         if isinstance(first, dict) and isinstance(second, dict):
             yield from _differing(first, second, where)
         elif isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
-            yield from ((f"{where}[{i}]", a, b) for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b)
+            apart = ((f"{where}[{i}]", a, b) for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b)
+            yield from islice(apart, 1)
         elif first != second:
             yield where, first, second
