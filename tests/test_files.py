@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 from counterpoise.checkpoints.checkpoint import hash_in_background
-from counterpoise.checkpoints.files import CheckpointError, hash_early, replacing, resolve, sha256, staged
+from counterpoise.checkpoints.files import CheckpointError, replacing, resolve, staged
+from counterpoise.checkpoints.hashing import hash_early, sha256, state_of
 from counterpoise.checkpoints.opening import open_checkpoint
 from tiny import save_pair, tiny
 
@@ -47,7 +48,7 @@ def test_a_file_under_two_names_is_hashed_early_once(tmp_path: Path) -> None:
     (post / shards[0]).unlink()
     (post / shards[0]).symlink_to(pre / shards[0])
     code = (
-        "import sys, pathlib, counterpoise.checkpoints.files as f\n"
+        "import sys, pathlib, counterpoise.checkpoints.hashing as f\n"
         "f.hash_early(*sys.argv[1:])\n"
         "for folder in sys.argv[1:]:\n"
         "    for file in f.weight_files(pathlib.Path(folder)): print(f.sha256(file))"
@@ -61,16 +62,16 @@ def test_a_file_under_two_names_is_hashed_early_once(tmp_path: Path) -> None:
 
 def test_whatever_goes_wrong_in_hashing_reaches_who_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not OSError alone: `result` would wait for ever."""
-    from counterpoise.checkpoints import files
+    from counterpoise.checkpoints import hashing
 
     def fail(file: Path) -> str:
         raise MemoryError(str(file))
 
     pre, post = save_pair(tmp_path)
-    monkeypatch.setattr(files, "_hash", fail)
+    monkeypatch.setattr(hashing, "_hash", fail)
     hash_early(pre)
     with pytest.raises(MemoryError):
-        files._under_way[files._state(pre / "model.safetensors")].result(timeout=10)
+        hashing._under_way[state_of(pre / "model.safetensors")].result(timeout=10)
     with pytest.raises(MemoryError):
         hash_in_background([open_checkpoint(post)]).result(timeout=10)
 
@@ -79,7 +80,7 @@ def test_a_failed_run_does_not_wait_for_its_hashes(tmp_path: Path) -> None:
     """A fifo never ends: hashing it would hold up the exit, were the thread not a daemon."""
     os.mkfifo(tmp_path / "model.safetensors")
     code = (
-        "import sys, threading, counterpoise.checkpoints.files as f\n"
+        "import sys, threading, counterpoise.checkpoints.hashing as f\n"
         "f._hash = lambda file: open(file, 'rb').read()\n"
         "f.weight_files = lambda folder: [folder / 'model.safetensors']\n"
         "f.hash_early(sys.argv[1]); raise SystemExit(3)"
@@ -95,11 +96,11 @@ def header(folder: Path, content: object) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\xff\xfe not json", "not a safetensors file"),
-        ([1, 2], "not a safetensors file"),
-        ({"a": {"dtype": "F32", "shape": [2]}}, "not a safetensors file"),
-        ({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, r"a of shape \(3,\) in F32 takes 12 bytes"),
-        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}, "damaged: a"),
+        (b"\xff\xfe not json", "not a whole safetensors file"),
+        ([1, 2], "not a whole safetensors file"),
+        ({"a": {"dtype": "F32", "shape": [2]}}, "not a whole safetensors file"),
+        ({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, "invalid shape, data type, or offset"),
+        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}, "integer `-8`, expected usize"),
     ],
 )
 def test_a_damaged_header_is_named(tmp_path: Path, content: object, message: str) -> None:
@@ -139,22 +140,24 @@ def test_a_folder_that_somebody_holds_is_left_alone(tmp_path: Path) -> None:
     assert held.is_dir()
 
 
-def test_of_a_hub_repository_only_its_top_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Folders inside hold other formats and checkpoints of the training."""
+def test_of_a_hub_repository_what_is_copied_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no code, no other format, no checkpoint of the training."""
     import huggingface_hub
     from huggingface_hub.utils import filter_repo_objects
 
     def fetch(name: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
         assert (name, revision) == ("org/model", "v1.0")
-        there = ["model.safetensors", "config.json", "chat_template.jinja", "modeling_own.py", "pytorch_model.bin",
-                 "original/consolidated.safetensors", "checkpoint-10/model.safetensors"]  # fmt: skip
+        there = [*wanted, "modeling_own.py", "pytorch_model.bin", "original/consolidated.safetensors", "original/params.json",
+                 "checkpoint-10/model.safetensors", "checkpoint-10/config.json", "onnx/model.onnx", "model.gguf"]  # fmt: skip
         fetched.extend(filter_repo_objects(there, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
         return str(tmp_path)
 
+    wanted = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "config.json", "chat_template.jinja",
+              "additional_chat_templates/rag.jinja", "tekken.json", "qwen.tiktoken", "tokenizer.model"]  # fmt: skip
     fetched: list[str] = []
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     assert resolve("org/model@v1.0") == tmp_path
-    assert fetched == ["model.safetensors", "config.json", "chat_template.jinja"]
+    assert fetched == wanted
 
 
 def test_a_link_keeps_pointing_and_its_target_its_mode(tmp_path: Path) -> None:

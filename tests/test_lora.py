@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from counterpoise.averaging.average import average
 from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.checkpoints.checkpoint import companions_sha256
-from counterpoise.checkpoints.files import CheckpointError, sha256
+from counterpoise.checkpoints.files import CheckpointError
+from counterpoise.checkpoints.hashing import sha256
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.checkpoints.preflight import preflight
 from tiny import tiny, tokenizer
@@ -193,3 +197,86 @@ def test_a_resident_average_of_a_base_and_its_adapter(tmp_path: Path) -> None:
     resident.set(recipe.partition, recipe.ratios)
     written, state = open_checkpoint(tmp_path / "out"), resident.model.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in written.items())
+
+
+def edit(folder: Path, **changes: object) -> Path:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return folder
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> tuple[Path, Path]:
+    return adapter(tmp_path, *CASES["plain"])[:2]
+
+
+@pytest.mark.parametrize(("pattern", "found"), [
+    (r"(?:(\w|\w\w|\.)+)+[!?]", "still at it after 1 s"), (r"(.|..|...)+(.|..|...)+[!?]", "still at it after 1 s"),
+    ("(((a{99}){99}){99}){99}", "too many repeats"), ("a{999999999}", "too many repeats"), ("x" * 100_000, "too long"),
+    ("(" * 500 + ")" * 500, "recursion"), ("(layers", "unterminated subpattern"), ("*", "nothing to repeat"),
+])  # fmt: skip
+def test_a_pattern_that_never_ends_or_means_nothing_is_soon_refused(
+    plain: tuple[Path, Path], pattern: str, found: str
+) -> None:
+    pre, folder = plain
+    edit(folder, alpha_pattern={pattern: 3})
+    begun = time.monotonic()
+    with pytest.raises(CheckpointError, match=rf"adapter_config\.json: expected .*{found}") as raised:
+        preflight(pre, folder)
+    assert "\n" not in str(raised.value)
+    assert time.monotonic() - begun < 8
+
+
+def test_patterns_mean_what_they_mean_to_peft(tmp_path: Path) -> None:
+    patterns = {r"layers\.[0-2]\..*": 3, "up_proj": 5, r"(layers.)+4\.self_attn\.(q|v)_proj": 7, "proj": 100}
+    settings = {"target_modules": LLAMA, "alpha_pattern": patterns}
+    pre, folder, merged = adapter(tmp_path, "llama", settings)
+    for name, tensor in open_checkpoint(folder, base=open_checkpoint(pre)).items():
+        torch.testing.assert_close(tensor, merged[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"lora_alpha": "16"}, {"lora_alpha": None}, {"lora_alpha": float("nan")}, {"r": None}, {"r": [4]}, {"r": True},
+     {"alpha_pattern": ["q_proj"]}, {"alpha_pattern": {"q_proj": "4"}}, {"alpha_pattern": "q_proj"}, {"rank_pattern": 3},
+     {"rank_pattern": {"q_proj": None}}, {"peft_type": 3}, {"peft_type": None}],
+)  # fmt: skip
+def test_a_value_of_a_wrong_type_in_an_adapter_is_one_clear_error(plain: tuple[Path, Path], change: Any) -> None:
+    pre, folder = plain
+    edit(folder, **change)
+    with pytest.raises(
+        CheckpointError, match=r"expected (a LoRA adapter|lora_alpha|r|alpha_pattern|rank_pattern)"
+    ) as raised:
+        preflight(pre, folder)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_rank_of_nothing_is_no_adapter(plain: tuple[Path, Path]) -> None:
+    pre, folder = plain
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    cut = {n: t[:0] if ".lora_A." in n else t[:, :0] if ".lora_B." in n else t for n, t in tensors.items()}
+    save_file({n: t.contiguous() for n, t in cut.items()}, path)
+    with pytest.raises(CheckpointError, match="does not fit PRE's"):
+        preflight(pre, folder)
+
+
+def test_a_folder_of_named_adapters_names_them(tmp_path: Path) -> None:
+    pre, folder, _ = adapter(tmp_path, *CASES["plain"])
+    for name in ("helpful", "harmless"):
+        shutil.copytree(folder, tmp_path / "named" / name)
+    with pytest.raises(
+        CheckpointError, match=r"named adapters \(harmless, helpful\); give one of them: .*named/harmless"
+    ):
+        preflight(pre, tmp_path / "named")
+    assert len(preflight(pre, tmp_path / "named" / "helpful").names) == 57
+
+
+def test_placeholders_of_zero_3_in_an_adapter_are_named(plain: tuple[Path, Path]) -> None:
+    pre, folder = plain
+    path = folder / "adapter_model.safetensors"
+    save_file(dict.fromkeys(load_file(path), torch.empty(0)), path)
+    with pytest.raises(
+        CheckpointError, match=r"36 empty tensors of the shape \[0\].*zero_to_fp32.*stage3_gather_16bit"
+    ):
+        preflight(pre, folder)

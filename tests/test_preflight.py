@@ -62,7 +62,10 @@ def test_architecture_vocabulary_and_tied_weights(pair: tuple[Path, Path]) -> No
     for change, match in (
         ({"model_type": "qwen2"}, "PRE is a llama model, POST a qwen2 one"),
         ({"vocab_size": 65}, "vocabulary of 64, POST of 65; resize"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "found quantised ones .*gptq.*dequantise"),
+        (
+            {"quantization_config": {"quant_method": "gptq"}},
+            "quantization_config 'gptq' .*none is quantised.*delete that key",
+        ),
     ):
         before = (post / "config.json").read_text()
         edit_config(post, **change)
@@ -106,6 +109,22 @@ def test_quantised_tensors_are_refused(pair: tuple[Path, Path]) -> None:
     refused(*pair, "quantised ones .*up_proj.qweight")
 
 
+@pytest.mark.parametrize("side", [0, 1])
+def test_placeholders_of_zero_3_are_named(pair: tuple[Path, Path], side: int) -> None:
+    edit_weights(pair[side], lambda t: t.update({"model.layers.0.mlp.up_proj.weight": torch.empty(0)}))
+    refused(*pair, r"1 empty tensors of the shape \[0\], first model\.layers\.0\.mlp\.up_proj\.weight: DeepSpeed ZeRO-3 saved "
+                   "its placeholders. Gather .* zero_to_fp32.py.*stage3_gather_16bit_weights_on_model_save")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["weight", "weight.absmax", "weight.quant_state.bitsandbytes__nf4"])
+def test_a_quantization_config_is_only_left_over_where_nothing_is_quantised(pair: tuple[Path, Path], name: str) -> None:
+    edit_config(pair[1], quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    refused(*pair, "none is quantised .*delete that key from config.json")
+    small = torch.ones(4, 1, dtype=torch.uint8)
+    edit_weights(pair[1], lambda t: t.update({f"model.layers.0.mlp.up_proj.{name}": small}))
+    refused(*pair, f"found quantised ones .*bitsandbytes.*up_proj.{name}.*dequantise")
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("side", [0, 1])
 def test_non_finite_numbers_are_named(pair: tuple[Path, Path], bad: float, side: int) -> None:
@@ -142,6 +161,12 @@ def test_tokenizers_that_disagree(pair: tuple[Path, Path]) -> None:
     vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
     path.write_text(json.dumps(content))
     assert "give 2 tokens another id, first 'a'" in preflight(*pair).warnings[0]
+
+
+@pytest.mark.parametrize("content", [{"model": None}, {"model": {"vocab": [1]}}, {"added_tokens": [{}]}])
+def test_a_tokenizer_of_another_shape_is_named(pair: tuple[Path, Path], content: dict[str, object]) -> None:
+    (pair[1] / "tokenizer.json").write_text(json.dumps(content))
+    refused(*pair, "post/tokenizer.json: expected a vocabulary as tokenizers writes it")
 
 
 def test_too_little_disk(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

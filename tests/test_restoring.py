@@ -49,6 +49,32 @@ def done(world: Path) -> tuple[Path, dict[str, Any]]:
     return out, restore(world / "pre", world / "post", out, panel(world), **SETTINGS)
 
 
+@pytest.mark.parametrize("command", ["restore", "search", "tax"])
+@pytest.mark.parametrize(("name", "end"), [("model.safetensors", b"\0\0\0\0"), ("tokenizer_config.json", b"\n ")])
+def test_an_input_that_changes_meanwhile_is_never_recorded(
+    world: Path, tmp_path: Path, command: str, name: str, end: bytes
+) -> None:
+    for side in ("pre", "post"):
+        shutil.copytree(world / side, tmp_path / side)
+    pre, post, work, stages = tmp_path / "pre", tmp_path / "post", tmp_path / "work", set()
+
+    def meddle(stage: str, done: int, total: int) -> None:
+        if len(stages | {stage}) == 3 and len(stages) == 2:  # once both were read and hashed
+            content = (post / name).read_bytes()
+            (post / name).write_bytes(content[: -len(end)] + end if name.endswith("safetensors") else content + end)
+        stages.add(stage)
+
+    held = panel(world)
+    commands = {
+        "restore": lambda: restore(pre, post, tmp_path / "out", held, work=work, progress=meddle, **SETTINGS),
+        "search": lambda: find_recipe(Wanted(pre, post, tmp_path / "out", HMA(3, 8), 0.5, work), held, progress=meddle),
+        "tax": lambda: measure_tax(pre, post, held, work=work, progress=meddle),
+    }
+    with pytest.raises(CheckpointError, match=f"post/{name}: .* changed while it was read"):
+        commands[command]()
+    assert not (tmp_path / "out").exists()
+
+
 def test_out_is_a_checkpoint_with_recipe_card_and_report(done: tuple[Path, dict[str, Any]]) -> None:
     out, result = done
     expected = {"model.safetensors", "config.json", "tokenizer.json", "recipe.json", "restore.json", "report.html"}

@@ -14,7 +14,8 @@ from counterpoise.averaging.partition import partition, whole
 from counterpoise.averaging.recipe import Recipe
 from counterpoise.averaging.streaming import check_written, other_inputs, stream
 from counterpoise.checkpoints.checkpoint import copy_companions, hash_in_background
-from counterpoise.checkpoints.files import in_background, refuse_occupied, staged
+from counterpoise.checkpoints.files import refuse_occupied, staged
+from counterpoise.checkpoints.hashing import in_background
 from counterpoise.checkpoints.naming import Naming
 from counterpoise.checkpoints.preflight import Buffers, Pair, preflight
 from counterpoise.records import Progress, versions, write_json
@@ -47,8 +48,8 @@ def average(
         progress: called with (done, total) bytes.
 
     Raises:
-        CheckpointError: the two do not fit (see `preflight`), NaN or Inf, unrelated models, an occupied `out`, a
-            checkpoint that its class could not load whole (see `check_written`).
+        CheckpointError: the two do not fit (see `preflight`), NaN or Inf, unrelated models, an occupied `out`, an
+            input that changes meanwhile, a checkpoint that its class could not load whole (see `check_written`).
     """
     from counterpoise.tables.card import model_card
 
@@ -75,7 +76,7 @@ def average(
         hashes.result()
         inputs = describe_inputs(pair)
         # An adapter brings no config of its own, but may bring a tokenizer.
-        copy_companions(pair.giver(donor), folder)
+        warnings += tuple(copy_companions(pair.giver(donor), folder))
         check_written(folder, pair, naming.result())
         settings = {**plan.settings, "donor": donor, "dropped": list(pair.dropped)}
         warnings += tuple(other_inputs(plan.inputs, inputs))
@@ -86,6 +87,7 @@ def average(
         (folder / "README.md").write_text(model_card(content), encoding="utf-8")
         if also is not None:
             also(folder)
+        pair.refuse_changed()
     return recipe
 
 

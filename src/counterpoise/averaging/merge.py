@@ -18,7 +18,8 @@ from counterpoise.averaging.mix import LARGEST, Donor, mix, refuse_donor
 from counterpoise.averaging.streaming import check_written, other_inputs, stream
 from counterpoise.averaging.thinning import elected_mean, generator_for, kept, largest
 from counterpoise.checkpoints.checkpoint import copy_companions, hash_in_background
-from counterpoise.checkpoints.files import CheckpointError, in_background, refuse_occupied, staged
+from counterpoise.checkpoints.files import CheckpointError, refuse_occupied, staged
+from counterpoise.checkpoints.hashing import in_background
 from counterpoise.checkpoints.naming import Naming
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.checkpoints.preflight import Pair, preflight, stretches
@@ -130,7 +131,8 @@ def merge(
         progress: called with (stage, done, total).
 
     Raises:
-        CheckpointError: the checkpoints do not fit (see `preflight`), NaN or Inf, unrelated models, an occupied `out`.
+        CheckpointError: the checkpoints do not fit (see `preflight`), NaN or Inf, unrelated models, an occupied `out`, an
+            input that changes meanwhile.
         ValueError: a number of weights that is not that of the POSTs.
     """
     refuse_donor(donor)
@@ -151,12 +153,12 @@ def merge(
         verdicts = [w for s in scans for w in s.verdict(allow_unrelated=allow_unrelated)]
         hashes.result()
         # An adapter brings no config of its own, but may bring a tokenizer.
-        copy_companions(pairs[0].giver(giver), folder)
+        left = copy_companions(pairs[0].giver(giver), folder)
         check_written(folder, pairs[0], naming.result())
         names = ["post"] if len(pairs) == 1 else [f"post {i}" for i in range(1, len(pairs) + 1)]
         checkpoints = {"pre": pairs[0].pre, **{n: p.post for n, p in zip(names, pairs, strict=True)}}
         inputs = {name: {"source": c.source, "sha256": c.sha256} for name, c in checkpoints.items()}
-        told = [*(w for p in pairs for w in p.warnings), *verdicts]
+        told = [*(w for p in pairs for w in p.warnings), *verdicts, *left]
         if again.inputs and len(again.inputs) != len(inputs):
             told.append(f"the recipe was made for {len(again.inputs) - 1} POSTs, not for {len(posts)}")
         else:
@@ -165,6 +167,8 @@ def merge(
         recipe = MergeRecipe(plan, inputs, settings, versions(), tuple(dict.fromkeys(told)))
         write_json(folder / "recipe.json", recipe.to_json())
         (folder / "README.md").write_text(_card(recipe), encoding="utf-8")
+        for pair in pairs:
+            pair.refuse_changed()
     return recipe
 
 

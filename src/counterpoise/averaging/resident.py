@@ -66,6 +66,7 @@ class ResidentAverage:
                 self._ratios.pop(name, None)  # an interrupted write must not pass for a finished one
                 self._write(name, ratio)
                 self._ratios[name] = ratio
+        self.pair.refuse_changed()  # what is measured from here on is recorded under the hashes of the files
 
     def loss_and_gradient(
         self, partition: Partition, ratios: Sequence[float] | np.ndarray, objective: Objective
@@ -83,6 +84,7 @@ class ResidentAverage:
         per_tensor: dict[str, float] = dict.fromkeys(self._places, 0.0)
         with self._consuming_gradients(per_tensor):
             loss = objective(self.model)
+        self.pair.refuse_changed()
         rest = math.fsum(per_tensor[n] for n in partition.rest if n in per_tensor) / partition.weights.sum()
         blocks = [math.fsum(per_tensor.get(n, 0.0) for n in b.tensors) + rest * b.weight for b in partition.blocks]
         return loss, np.array(blocks)

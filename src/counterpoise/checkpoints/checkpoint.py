@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import mmap
 import os
 import re
@@ -11,7 +10,6 @@ import shutil
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,39 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from counterpoise.checkpoints.files import (
-    INDEX,
-    OF_THE_MODEL,
-    OF_THE_TOKENIZER,
-    CheckpointError,
-    in_background,
-    read_json,
-    sha256,
-    weight_files,
-    weight_map,
-)  # fmt: skip
+from counterpoise.checkpoints.companions import beside, lost_code, of_the_tokenizer, told
+from counterpoise.checkpoints.files import INDEX, CheckpointError, read_json, weight_files, weight_map
+from counterpoise.checkpoints.hashing import Watch, changed, in_background
+from counterpoise.checkpoints.headers import DTYPE_NAMES, Entry, read_header
 
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")  # one head: GPT-NeoX has another name for it on disk
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 OWN_MODULE = ("levit",)  # the one model of transformers with a part that is called `module`
 EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tokens_embed")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Where a tensor lies: its file, byte range, dtype and shape."""
-
-    file: Path
-    start: int
-    stop: int
-    dtype: torch.dtype
-    shape: tuple[int, ...]
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -69,6 +43,7 @@ class Checkpoint(Mapping[str, Tensor]):
         self.folder = Path(folder)
         self.source = source or str(folder)
         self.files = weight_files(self.folder)
+        self._watch = Watch([*self.files, *filter(Path.is_file, [self.folder / "config.json"])])
         self.entries: dict[str, Entry] = {}
         stored = [(name, entry) for file in self.files for name, entry in read_header(file).items()]
         own_module = bool(self.config.get("auto_map")) or self.config.get("model_type") in OWN_MODULE
@@ -89,6 +64,8 @@ class Checkpoint(Mapping[str, Tensor]):
         if count == 0:
             return torch.empty(entry.shape, dtype=entry.dtype)
         mapped = self._mapped(entry.file)
+        if mapped.size() < entry.stop:  # to read past the end of a file kills the process
+            raise changed(entry.file)
         return torch.frombuffer(mapped, dtype=entry.dtype, count=count, offset=entry.start).view(entry.shape)
 
     def __iter__(self) -> Iterator[str]:
@@ -134,13 +111,38 @@ class Checkpoint(Mapping[str, Tensor]):
     def sha256(self) -> dict[str, str]:
         """sha256 of each weight file and of config.json, by path within the folder."""
         hashed = [*self.files, *filter(Path.is_file, [self.folder / "config.json"])]
-        return {self._path(file): sha256(file) for file in hashed}
+        return {self._path(file): self._watch.sha256(file) for file in hashed}
+
+    def hashed(self, file: Path) -> str:
+        """sha256 of a file of this checkpoint, which `refuse_changed` looks at from now on."""
+        return self._watch.sha256(file)
+
+    def refuse_changed(self) -> None:
+        """Look once more at every file that was read or hashed.
+
+        Raises:
+            CheckpointError: one changed since it was opened.
+        """
+        self._watch.check()
 
     @property
-    def companions(self) -> list[Path]:
-        """Config, tokenizer, chat template and generation config: all but the weights that decides what a model says."""
-        wanted = [(self.folder, p) for p in OF_THE_MODEL] + [(self.tokenizer_folder, p) for p in OF_THE_TOKENIZER]
-        return sorted({p for folder, pattern in wanted for p in folder.glob(pattern) if p.is_file()})
+    def companions(self) -> dict[str, Path]:
+        """What goes with the weights, by name inside the folder: config, tokenizer, chat templates, licence and so on."""
+        return self._beside[0]
+
+    @property
+    def left(self) -> list[str]:
+        """What lies beside the weights and is not copied: code, other weights, what training leaves."""
+        return self._beside[1]
+
+    @property
+    def _beside(self) -> tuple[dict[str, Path], list[str]]:
+        kept, left = beside(self.folder, self.files)
+        if self.tokenizer_folder != self.folder:
+            own, _ = beside(self.tokenizer_folder)
+            kept = {n: p for n, p in kept.items() if not of_the_tokenizer(n)}
+            kept |= {n: p for n, p in own.items() if of_the_tokenizer(n)}
+        return dict(sorted(kept.items())), left
 
     def store_again(self, name: str, other: str) -> None:
         """Read the tensor `other` under `name` as well: what is tied here and stored apart in the other checkpoint."""
@@ -151,6 +153,7 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def _mapped(self, file: Path) -> mmap.mmap:
         if file not in self._maps:
+            self._watch.check(file)  # the header that was read is this file's
             with file.open("rb") as opened:
                 # A private map: torch wants a writable buffer, and nothing written to it would reach the file.
                 self._maps[file] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -218,44 +221,6 @@ def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def read_header(file: Path) -> dict[str, Entry]:
-    """Where each tensor of a safetensors file lies, in the order of their bytes.
-
-    Raises:
-        CheckpointError: not a whole safetensors file, or a dtype that no plain checkpoint has.
-    """
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        length = struct.unpack("<Q", opened.read(8))[0] if size >= 8 else size
-        if length + 8 > size:
-            raise CheckpointError(f"{file}: not a whole safetensors file (header of {length} bytes, file of {size})")
-        try:
-            header = json.loads(opened.read(length))
-            header.pop("__metadata__", None)
-            lying = sorted(header.items(), key=lambda pair: pair[1]["data_offsets"])
-            found = [(n, t["dtype"], tuple(map(int, t["shape"])), *map(int, t["data_offsets"])) for n, t in lying]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{file}: not a safetensors file ({type(error).__name__}: {error})") from None
-    entries = {}
-    for name, dtype, shape, *offsets in found:
-        if dtype not in DTYPES:
-            raise CheckpointError(
-                f"{file}: the tensor {name} has the dtype {dtype}, which is a quantised or unknown "
-                f"one; expected one of {', '.join(DTYPES)}"
-            )
-        start, stop = (8 + length + offset for offset in offsets)
-        if stop > size:
-            raise CheckpointError(f"{file}: cut short: {name} ends at byte {stop}, the file at {size}; fetch it again")
-        wanted = math.prod(shape) * DTYPES[dtype].itemsize
-        if start < 8 + length or stop - start != wanted:
-            raise CheckpointError(
-                f"{file}: damaged: {name} of shape {shape} in {dtype} takes {wanted} bytes, its place is {offsets}; "
-                "fetch it again"
-            )
-        entries[name] = Entry(file, start, stop, DTYPES[dtype], shape)
-    return entries
-
-
 def hash_in_background(checkpoints: Sequence[Checkpoint]) -> Future[list[dict[str, str]]]:
     """Start computing the `sha256` of the checkpoints beside other work; call `.result()` before reading them."""
     return in_background(lambda: [checkpoint.sha256 for checkpoint in checkpoints])
@@ -293,12 +258,19 @@ class TensorFile:
         self._file.close()
 
 
-def copy_companions(donor: Checkpoint, folder: Path) -> None:
-    """Copy config, tokenizer, chat template and generation config of `donor` into `folder`."""
-    for path in donor.companions:
-        shutil.copyfile(path, folder / path.name)
+def copy_companions(donor: Checkpoint, folder: Path) -> list[str]:
+    """Copy what goes with the weights of `donor` into `folder`; warnings of what is left."""
+    for name, path in donor.companions.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / name)
+    return left_behind(donor)
+
+
+def left_behind(donor: Checkpoint) -> list[str]:
+    """Warnings of what lies beside the weights of `donor` and is not copied, and of code that its configs name."""
+    return told(donor.source, donor.left) + lost_code(donor.companions)
 
 
 def companions_sha256(donor: Checkpoint) -> dict[str, str]:
-    """sha256 of what `copy_companions` copies, by file name."""
-    return {path.name: sha256(path) for path in donor.companions}
+    """sha256 of what `copy_companions` copies, by name; from now on `refuse_changed` looks at them, too."""
+    return {name: donor.hashed(path) for name, path in donor.companions.items()}

@@ -1,31 +1,22 @@
-"""Checkpoint folders as files: found, hashed, copied, and written in one step. Nothing here needs torch."""
+"""Checkpoint folders as files: found, and written in one step. Nothing here needs torch."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import fcntl
-import hashlib
-import mmap
 import os
 import re
 import secrets
 import shutil
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from counterpoise.checkpoints.companions import FETCHED_NOT
 from counterpoise.checkpoints.reading import parse_json, read_text
 
-Outcome = TypeVar("Outcome")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-OF_THE_MODEL = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
-                "LICENSE*")  # fmt: skip
-OF_THE_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
-                    "chat_template*")  # fmt: skip
-COMPANIONS = (*OF_THE_MODEL, *OF_THE_TOKENIZER)
 
 
 class CheckpointError(ValueError):
@@ -36,7 +27,7 @@ class CheckpointError(ValueError):
 
 
 def resolve(source: str | Path) -> Path:
-    """The local folder of `source`; a hub id is fetched (weights, config, tokenizer; never code)."""
+    """The local folder of `source`; a hub id is fetched (weights and all that goes with them; never code)."""
     path = Path(source).expanduser()
     if path.is_dir():
         return path
@@ -47,9 +38,8 @@ def resolve(source: str | Path) -> Path:
         raise CheckpointError(f"{source}: no such folder, and not a hub id (org/name or org/name@revision)")
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.safetensors", "*.json", *COMPANIONS]
-    try:  # folders inside a repository hold other formats and training checkpoints, often many times the weights
-        return Path(snapshot_download(found[1], revision=found[2], allow_patterns=patterns, ignore_patterns=["*/*"]))
+    try:
+        return Path(snapshot_download(found[1], revision=found[2], allow_patterns=["*"], ignore_patterns=FETCHED_NOT))
     except Exception as error:
         raise CheckpointError(
             f"{source}: no such folder here, and the hub did not give it ({type(error).__name__}: {first_line(error)})"
@@ -92,6 +82,9 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder}: expected safetensors, found the pickle {found[0]}, which can run code when opened. Convert it once "
             "where you trust it: AutoModel.from_pretrained(folder).save_pretrained(new_folder)"
         )
+    if named := sorted(p.parent.name for p in folder.glob("*/adapter_config.json")):
+        raise CheckpointError(f"{folder}: expected a checkpoint or an adapter, found a folder of named adapters "
+                              f"({', '.join(named)}); give one of them: {folder / named[0]}")  # fmt: skip
     raise CheckpointError(f"{folder}: expected {WEIGHTS} or {INDEX}, found neither")
 
 
@@ -100,6 +93,16 @@ def weight_map(folder: Path) -> dict[str, str]:
     found = read_json(folder / INDEX).get("weight_map")
     if not isinstance(found, dict) or not found or not all(isinstance(f, str) for f in found.values()):
         raise CheckpointError(f"{folder / INDEX}: expected a weight_map of tensor and file names; fetch it again")
+    home = folder.resolve()
+    for name in sorted(set(found.values())):
+        try:  # also through a linked folder; a shard that is itself a link is the user's own
+            inside = ".." not in Path(name).parts and (folder / name).parent.resolve().is_relative_to(home)
+        except (OSError, ValueError):
+            inside = False
+        if not inside:
+            raise CheckpointError(
+                f"{folder / INDEX}: expected a weight_map of files in this folder, found {name[:200]!r}; fetch it again"
+            )
     return found
 
 
@@ -116,60 +119,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a json object, found a {type(content).__name__}; fetch it again")
     return content
-
-
-# Hashing
-
-_under_way: dict[tuple[Path, int, int], Future[dict[tuple[Path, int, int], str]]] = {}
-
-
-def sha256(file: Path) -> str:
-    """sha256 of a file's content; waits for it where `hash_early` has begun, reads the file otherwise."""
-    begun = _under_way.pop(state := _state(file), None)
-    return _hash(file) if begun is None else begun.result()[state]
-
-
-def hash_early(*sources: str | Path) -> None:
-    """Begin hashing the weights of local folders in the background, while other things are imported.
-
-    What cannot be read is left for the preflight to complain about.
-    """
-    work: dict[tuple[Path, int, int], Path] = {}  # two names may lead to one file
-    for folder in (Path(s).expanduser() for s in sources):
-        with contextlib.suppress(CheckpointError, OSError):
-            work |= {state: file for file in weight_files(folder) if (state := _state(file)) not in _under_way}
-    hashes = in_background(lambda: {state: _hash(file) for state, file in work.items()})
-    _under_way.update(dict.fromkeys(work, hashes))
-
-
-def in_background(work: Callable[[], Outcome]) -> Future[Outcome]:
-    """Start `work` in a thread of its own, a daemon: a failed or stopped run does not wait for it."""
-    done: Future[Outcome] = Future()
-
-    def run() -> None:
-        try:
-            done.set_result(work())
-        except BaseException as error:  # whatever it is: somebody waits
-            done.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return done
-
-
-def _state(file: Path) -> tuple[Path, int, int]:
-    found = file.stat()
-    return file.resolve(), found.st_size, found.st_mtime_ns
-
-
-def _hash(file: Path) -> str:
-    """By memory map: the pages are shared with the arithmetic, where `read` would copy each once more."""
-    total = hashlib.sha256()
-    with file.open("rb") as opened:
-        if size := os.fstat(opened.fileno()).st_size:
-            with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
-                for start in range(0, size, 1 << 22):
-                    total.update(view[start : start + (1 << 22)])
-    return total.hexdigest()
 
 
 # Writing

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from counterpoise.checkpoints.checkpoint import EMBEDDINGS, HEADS, Checkpoint, match_name, module_of, read_header
-from counterpoise.checkpoints.files import CheckpointError, read_json, sha256
+from counterpoise.checkpoints.checkpoint import EMBEDDINGS, HEADS, Checkpoint, match_name, module_of
+from counterpoise.checkpoints.files import CheckpointError, read_json
+from counterpoise.checkpoints.hashing import Watch
+from counterpoise.checkpoints.headers import read_header, refuse_unsaved
 from counterpoise.checkpoints.rounding import key_of, narrow, wide_dtype
 
 ADAPTER = "adapter_model.safetensors"
+PEFTS_OWN = 8  # its rank and alpha where none are given
+PATIENCE = 1.0  # seconds
+LONGEST_PATTERN, MOST_REPEATS = 2000, 10_000
 LOW_RANK = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?$")
 CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 CONV1D = ("c_attn", "q_attn", "c_proj", "c_fc")  # their layers that hold weights as (in, out); a head is (out, in)
@@ -38,15 +44,19 @@ class LoraCheckpoint(Checkpoint):
                 f"{source}: expected {ADAPTER} beside adapter_config.json, found none; save the adapter "
                 "with safe_serialization (PEFT's default)"
             )
+        self._watch = Watch([folder / ADAPTER, folder / "adapter_config.json"])
         self.settings: dict[str, Any] = read_json(folder / "adapter_config.json")
+        self._refuse_wrong_types()
         self._refuse_unsupported()
-        self._adapter = _Adapter(folder / ADAPTER)
+        self._adapter = _Adapter(folder / ADAPTER, self._watch)
+        refuse_unsaved(source, {key: entry.shape for key, entry in self._adapter.entries.items()})
         self._pairs: dict[str, dict[str, str]] = {}
         self._replaced: dict[str, str] = {}
         for key in self._adapter.entries:
             self._place(key)
         for name, pair in self._pairs.items():
             self._check_pair(name, pair)
+        self._scalings = self._matched_scalings()
 
     def __getitem__(self, name: str) -> Tensor:
         weight = self.base[name]
@@ -60,7 +70,7 @@ class LoraCheckpoint(Checkpoint):
         if update.shape != weight.shape or self._transposed(name, pair["A"]):
             update = update.T
         work = wide_dtype(weight)
-        adapted = weight.to(work) + self._scaling(pair["A"], low.shape[0]) * update.to(work)
+        adapted = weight.to(work) + self._scalings[name] * update.to(work)
         return narrow(adapted, weight.dtype, key=key_of(weight, adapted))
 
     @property
@@ -72,7 +82,12 @@ class LoraCheckpoint(Checkpoint):
     @cached_property
     def sha256(self) -> dict[str, str]:
         """sha256 of the adapter's two files."""
-        return {name: sha256(self.adapter_folder / name) for name in (ADAPTER, "adapter_config.json")}
+        return {name: self._watch.sha256(self.adapter_folder / name) for name in (ADAPTER, "adapter_config.json")}
+
+    def refuse_changed(self) -> None:
+        """Look once more at the files of the adapter and of its base."""
+        self.base.refuse_changed()
+        super().refuse_changed()
 
     def _transposed(self, name: str, key: str) -> bool:
         """Is a square weight held as (in, out)? PEFT's flag is that of the layer it met last, where kinds are mixed."""
@@ -82,11 +97,46 @@ class LoraCheckpoint(Checkpoint):
             return module_of(name) in CONV1D
         return bool(self.settings.get("fan_in_fan_out"))
 
-    def _scaling(self, key: str, rank: int) -> float:
-        module = LOW_RANK.match(key)[1].removeprefix("base_model.model.")  # type: ignore[index]
-        patterns = (self.settings.get("alpha_pattern") or {}).items()
-        numerator = next((v for p, v in patterns if re.match(rf"(.*\.)?({p})$", module)), self.settings["lora_alpha"])
-        return float(numerator) / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
+    def _matched_scalings(self) -> dict[str, float]:
+        """Base tensor -> alpha / rank, or alpha / sqrt(rank), with the first pattern that matches, as PEFT takes it.
+
+        The patterns are others' and may never end: all of them together have a few seconds.
+        """
+        place, ends, found = self.adapter_folder / "adapter_config.json", time.monotonic() + PATIENCE, {}
+        given = (self.settings.get("alpha_pattern") or {}).items()
+        patterns = [(text, _compiled(text, place), float(alpha)) for text, alpha in given]
+        for name, pair in self._pairs.items():
+            module = LOW_RANK.match(pair["A"])[1].removeprefix("base_model.model.")  # type: ignore[index]
+            rank = self._adapter.shape(pair["A"])[0]
+            alpha = float(self.settings.get("lora_alpha", PEFTS_OWN))
+            for text, pattern, value in patterns:
+                try:
+                    hit = pattern.match(module, timeout=max(1e-3, ends - time.monotonic()))
+                except TimeoutError:
+                    raise CheckpointError(
+                        f"{place}: expected an alpha_pattern that is matched at once, found {text!r:.80} still at it after "
+                        f"{PATIENCE:g} s; write it without nested repeats"
+                    ) from None
+                if hit:
+                    alpha = value
+                    break
+            found[name] = alpha / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
+        return found
+
+    def _refuse_wrong_types(self) -> None:
+        for key in ("lora_alpha", "r"):
+            if not _number(value := self.settings.get(key, PEFTS_OWN)):
+                raise CheckpointError(
+                    f"{self.adapter_folder / 'adapter_config.json'}: expected {key} to be a number, found {value!r:.80}; "
+                    "save the adapter again with PEFT"
+                )
+        for key in ("alpha_pattern", "rank_pattern"):
+            value = self.settings.get(key) or {}
+            if not (isinstance(value, dict) and all(map(_number, value.values()))):
+                raise CheckpointError(
+                    f"{self.adapter_folder / 'adapter_config.json'}: expected {key} to be an object of numbers, found "
+                    f"{value!r:.80}; save the adapter again with PEFT"
+                )
 
     def _refuse_unsupported(self) -> None:
         kind = self.settings.get("peft_type")
@@ -151,7 +201,13 @@ class LoraCheckpoint(Checkpoint):
             found = next(iter(pair))
             raise CheckpointError(f"{self.source}: of {name} only lora_{found} is there; the adapter is incomplete")
         low, high = (self._adapter.shape(pair[side]) for side in "AB")
-        if len(low) != 2 or len(high) != 2 or self.base.shape(name) not in ((high[0], low[1]), (low[1], high[0])):
+        if (
+            len(low) != 2
+            or len(high) != 2
+            or not low[0]
+            or low[0] != high[1]
+            or self.base.shape(name) not in ((high[0], low[1]), (low[1], high[0]))
+        ):
             raise CheckpointError(
                 f"{self.source}: B {high} times A {low} does not fit PRE's {name} {self.base.shape(name)}: "
                 "another base model or a resized vocabulary"
@@ -161,7 +217,27 @@ class LoraCheckpoint(Checkpoint):
 class _Adapter(Checkpoint):
     """The adapter's own file as a mapping."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, watch: Watch) -> None:
         self.folder, self.source, self.files = file.parent, str(file), [file]
         self.entries = read_header(file)
-        self._maps = {}
+        self._watch, self._maps = watch, {}
+
+
+def _compiled(text: str, place: Path) -> Any:
+    """A pattern of PEFT's, for the one engine that can be told when to stop; it unrolls counts, so these are bounded."""
+    import regex  # transformers needs it, too
+
+    try:
+        counts = [max(1, int(n)) for n in re.findall(r"(?<=[{,])\d{1,9}", text[: LONGEST_PATTERN + 1])]
+        if len(text) > LONGEST_PATTERN or math.prod(counts) > MOST_REPEATS:
+            raise re.error("too long, or too many repeats")
+        re.compile(whole := rf"(.*\.)?({text})$")
+        return regex.compile(whole)
+    except (re.error, regex.error, RecursionError, OverflowError, ValueError) as error:
+        raise CheckpointError(
+            f"{place}: expected names or short regular expressions in alpha_pattern, found {text!r:.80} ({error})"
+        ) from None
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

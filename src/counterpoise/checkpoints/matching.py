@@ -1,4 +1,4 @@
-"""Which tensor of PRE is which of POST, and do the two mean the same: architecture, vocabulary, names, shapes."""
+"""Which tensor of PRE is which of POST, and do the two mean the same: vocabulary, names, shapes."""
 
 from __future__ import annotations
 
@@ -12,33 +12,6 @@ import torch
 from counterpoise.checkpoints.checkpoint import Checkpoint
 from counterpoise.checkpoints.files import CheckpointError, read_json
 from counterpoise.checkpoints.naming import Naming, Spot, config_of
-
-# Settings that make another model, and those that change what the same tensors compute.
-SIZES = ("hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads", "n_head", "num_key_value_heads",
-         "head_dim", "num_local_experts", "num_experts")  # fmt: skip
-FUNCTION = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "sliding_window", "hidden_act",
-            "activation_function", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "num_experts_per_tok")  # fmt: skip
-
-
-def same_architecture(pre: Checkpoint, post: Checkpoint) -> list[str]:
-    """Refuse another model; warn of settings that differ without changing a shape."""
-    kinds = [c.config.get("model_type") for c in (pre, post)]
-    if kinds[0] != kinds[1]:
-        raise CheckpointError(
-            f"PRE is a {kinds[0]} model, POST a {kinds[1]} one; expected one model before and after training"
-        )
-    settings = [c.config | (c.config.get("text_config") or {}) for c in (pre, post)]
-    differing = [k for k in settings[0] if k in settings[1] and settings[0][k] != settings[1][k]]
-    if wrong := [k for k in differing if k in SIZES and None not in (settings[0][k], settings[1][k])]:
-        k = wrong[0]
-        raise CheckpointError(
-            f"{k} is {settings[0][k]} in PRE and {settings[1][k]} in POST; expected one model before and after training"
-        )
-    return [
-        f"{k} is {settings[0][k]} in PRE and {settings[1][k]} in POST; the donor's is kept"
-        for k in differing
-        if k in FUNCTION
-    ]
 
 
 def same_vocabulary(pre: Checkpoint, post: Checkpoint) -> list[str]:
@@ -64,9 +37,14 @@ def _vocabulary(checkpoint: Checkpoint) -> dict[str, Any]:
     if not path.is_file():
         return {}
     content = read_json(path)
-    vocab = content.get("model", {}).get("vocab", {})
-    table = dict(vocab) if isinstance(vocab, dict) else {entry[0]: i for i, entry in enumerate(vocab)}
-    return table | {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+    try:
+        vocab = content.get("model", {}).get("vocab", {})
+        table = dict(vocab) if isinstance(vocab, dict) else {entry[0]: i for i, entry in enumerate(vocab)}
+        return table | {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: expected a vocabulary as tokenizers writes it, found another ({error})"
+        ) from None
 
 
 def same_names(pre: Checkpoint, post: Checkpoint, drop: Sequence[str]) -> tuple[list[str], list[str], dict[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from counterpoise.checkpoints.checkpoint import Checkpoint
+from counterpoise.checkpoints.configs import understood
 from counterpoise.checkpoints.files import CheckpointError, resolve
 from counterpoise.checkpoints.lora import LoraCheckpoint
 
@@ -15,7 +16,8 @@ def open_checkpoint(source: str | Path, *, base: Checkpoint | None = None) -> Ch
     A folder that holds a PEFT LoRA adapter is read as `base` with the adapter applied.
 
     Raises:
-        CheckpointError: nothing there, pickled weights, incomplete shards, an adapter without its base.
+        CheckpointError: nothing there, pickled weights, incomplete shards, an adapter without its base, a
+            config with values of a wrong type.
     """
     folder = resolve(source)
     if (folder / "adapter_config.json").is_file():
@@ -24,4 +26,6 @@ def open_checkpoint(source: str | Path, *, base: Checkpoint | None = None) -> Ch
                 f"{source}: a LoRA adapter, expected a whole checkpoint here; only POST may be an adapter"
             )
         return LoraCheckpoint(base, folder, source=str(source))
-    return Checkpoint(folder, source=str(source))
+    checkpoint = Checkpoint(folder, source=str(source))
+    understood(checkpoint.config, folder / "config.json")
+    return checkpoint

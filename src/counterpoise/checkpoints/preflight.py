@@ -12,14 +12,17 @@ import torch
 from torch import Tensor
 
 from counterpoise.checkpoints.checkpoint import Checkpoint, hash_in_background, short
+from counterpoise.checkpoints.configs import same_architecture
 from counterpoise.checkpoints.files import CheckpointError, free_bytes
-from counterpoise.checkpoints.matching import same_architecture, same_names, same_shape, same_vocabulary
+from counterpoise.checkpoints.headers import refuse_unsaved
+from counterpoise.checkpoints.matching import is_computed, same_names, same_shape, same_vocabulary
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.checkpoints.rounding import wide_dtype
 
 CHUNK = 1 << 20  # elements worked on at once: 2 to 4 MiB, which stay in the processor's cache
 WARN_DISTANCE, REFUSE_DISTANCE = 0.5, 1.2
-QUANTISED_SUFFIXES = ("qweight", "qzeros", "scales", "weight_scale", "weight_scale_inv", "absmax", "quant_state", "SCB")
+QUANTISED_SUFFIXES = ("qweight", "qzeros", "scales", "weight_scale", "weight_scale_inv", "absmax", "quant_state", "quant_map",
+                      "SCB", "weight_packed")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,11 @@ class Pair:
     def tensors(self, name: str) -> tuple[Tensor, Tensor]:
         """PRE's and POST's tensor of a name."""
         return self.pre[self.elsewhere.get(name, name)], self.post[name]
+
+    def refuse_changed(self) -> None:
+        """Raise a CheckpointError when a file of either changed since it was opened; asked after the last reading."""
+        self.pre.refuse_changed()
+        self.post.refuse_changed()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -77,6 +85,7 @@ def preflight(pre: str | Path, post: str | Path, *, drop: Sequence[str] = (), ou
     second = open_checkpoint(post, base=first)
     for checkpoint in (first, second):
         _refuse_quantised(checkpoint)
+        refuse_unsaved(checkpoint.source, {n: checkpoint.shape(n) for n in checkpoint})
     warnings = [*same_architecture(first, second), *same_vocabulary(first, second)]
     names, dropped, elsewhere = same_names(first, second, drop)
     for name in names:
@@ -88,7 +97,8 @@ def preflight(pre: str | Path, post: str | Path, *, drop: Sequence[str] = (), ou
             "the wider of the two and written in POST's"
         )
     if out is not None:
-        needed, free = sum(map(second.size, names)), free_bytes(Path(out))
+        beside = max(sum(p.stat().st_size for p in c.companions.values()) for c in (first, second))
+        needed, free = sum(map(second.size, names)) + beside, free_bytes(Path(out))
         if free < needed * 1.02 + (16 << 20):
             raise CheckpointError(
                 f"{out}: {needed / 1e9:.2f} GB will be written, {free / 1e9:.2f} GB are free; make room"
@@ -189,16 +199,30 @@ def scan(
         if progress is not None:
             progress(done, len(pair.names))
     hashes.result()
+    pair.refuse_changed()
     return result, result.verdict(allow_unrelated=allow_unrelated)
 
 
 def _refuse_quantised(checkpoint: Checkpoint) -> None:
-    method = checkpoint.config.get("quantization_config") or {}
-    tensor = next((n for n in checkpoint if n.rpartition(".")[2] in QUANTISED_SUFFIXES), None)
-    tensor = tensor or next((n for n, e in checkpoint.entries.items() if "float8" in str(e.dtype)), None)
-    if method or tensor:
-        found = f"quantization_config {method.get('quant_method', '')!r}" if method else f"the tensor {tensor}"
+    settings = checkpoint.config.get("quantization_config")
+    method = (settings.get("quant_method") or "of no method") if isinstance(settings, dict) and settings else None
+    tensor = next((n for n, e in checkpoint.entries.items() if _quantised(n, e.dtype, e.shape)), None)
+    if tensor:
+        found = f"quantization_config {method!r}, the tensor {tensor}" if method else f"the tensor {tensor}"
         raise CheckpointError(
             f"{checkpoint.source}: expected plain weights, found quantised ones ({found}); "
             "dequantise it, or use the checkpoint that it was made from"
         )
+    if method:
+        raise CheckpointError(
+            f"{checkpoint.source}: expected plain weights, found a quantization_config {method!r} in config.json beside tensors "
+            "of which none is quantised (left over from a merge?); delete that key from config.json"
+        )
+
+
+def _quantised(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
+    """By its name or dtype; masks that older versions stored are small integers, too."""
+    last = name.rpartition(".")[2]
+    if last in QUANTISED_SUFFIXES or last.startswith("bitsandbytes__") or "float8" in str(dtype):
+        return True
+    return last.startswith("weight") and dtype in (torch.uint8, torch.int8) and not is_computed(name, shape)

@@ -46,7 +46,7 @@ def average(
             raise ValueError("average: expected exactly one of --ratio, --ratios and --recipe")
         if ratios is None:
             refuse_without("--ratios", given(blocks=blocks))
-        from counterpoise.checkpoints.files import hash_early
+        from counterpoise.checkpoints.hashing import hash_early
 
         hash_early(pre, post)  # torch takes longer to import than a gigabyte to hash
         gc.disable()  # the collector would look through all that is imported, again and again: a tenth of the time

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from counterpoise.checkpoints.files import sha256
+from counterpoise.checkpoints.hashing import sha256
 from counterpoise.checkpoints.reading import read_text
 from counterpoise.classification.files import table_rows
 from counterpoise.evaluation.specs import RewardSpec, imported

@@ -99,7 +99,9 @@ class Workbench:
         """The tokenizer of the donor."""
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self.giver.tokenizer_folder, trust_remote_code=False)
+        found = AutoTokenizer.from_pretrained(self.giver.tokenizer_folder, trust_remote_code=False)
+        self.giver.refuse_changed()
+        return found
 
     def model_at(self, end: float) -> nn.Module:
         """The resident model as PRE (0), POST (1) or a plain average between them."""

@@ -14,15 +14,17 @@ from torch import nn
 
 from counterpoise.averaging.places import refuse_unmeasured
 from counterpoise.checkpoints.checkpoint import Checkpoint, short
+from counterpoise.checkpoints.companions import FETCHED_NOT
+from counterpoise.checkpoints.configs import understood
 from counterpoise.checkpoints.files import (
-    COMPANIONS,
     CheckpointError,
     first_line,
     free_bytes,
     pickles,
+    read_json,
     resolve,
     weight_files,
-)
+)  # fmt: skip
 from counterpoise.checkpoints.naming import writer_of
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.checkpoints.preflight import preflight
@@ -40,7 +42,6 @@ CHARACTERS = 4
 """Characters a token, where there is no tokenizer to ask."""
 UNSEEN = {"items": 1000, "prompt": 300, "choices": 4, "continuation": 10, "generated": 256}
 """Of an lm-eval task, whose data set is not loaded: items a part where no limit is given, and tokens an item."""
-SMALL_FILES = [*COMPANIONS, "adapter_config.json"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ def look(source: str, *, base: Source | None = None, classifier: bool = False) -
         weights = open_checkpoint(folder, base=None if base is None else base.weights)
     if adapter and base is not None:
         folder = base.folder
+    if (place := folder / "config.json").is_file():
+        understood(read_json(place), place)
     model, config = _on_meta(folder, source, classifier)
     stored = getattr(config, "dtype", None)
     if weights is not None:
@@ -110,7 +113,8 @@ def folder_of(source: str) -> tuple[Path, bool]:
     with contextlib.suppress(Exception):
         return Path(snapshot_download(name, revision=revision or None, local_files_only=True)), False
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=SMALL_FILES)), False
+        no_weights = [*FETCHED_NOT, "*.safetensors*"]
+        return Path(snapshot_download(name, revision=revision or None, ignore_patterns=no_weights)), False
     except Exception as error:
         said = f"{type(error).__name__}: {first_line(error)}"
         raise CheckpointError(f"{source}: no such folder here, and the hub did not give its config ({said})") from None

@@ -17,6 +17,7 @@ import torch
 from counterpoise.averaging.average import average, describe_inputs
 from counterpoise.averaging.mix import Donor
 from counterpoise.averaging.partition import partition
+from counterpoise.checkpoints.checkpoint import left_behind
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.evaluation.items import FileAbility
@@ -98,15 +99,21 @@ def run(
         "inputs": describe_inputs(pair),
         **panel.source,
         "settings": settings,
-        "warnings": list(bench.warnings),
+        "warnings": [*bench.warnings, *left_behind(bench.giver)],
         "partition": cut.summary(shapes),
     }
     recipe = search_and_pick(bench, request, result)
     result["seconds"] = round(time.time() - begun, 1)
     result["out"] = None if recipe is None else str(out)
+    pair.refuse_changed()
     if recipe is None:
         _write_report(work, result)
         return result
+
+    def finish(folder: Path) -> None:
+        _write_report(folder, result, card=True)
+        pair.refuse_changed()  # what was measured is what was averaged
+
     average(
         request.pre,
         request.post,
@@ -115,7 +122,7 @@ def run(
         donor=request.donor,
         drop=request.drop,
         allow_unrelated=request.allow_unrelated,
-        also=lambda folder: _write_report(folder, result, card=True),
+        also=finish,
         progress=named(progress, "writing the checkpoint"),
     )
     return result
@@ -167,4 +174,5 @@ def measure_tax(
         folder = work if work is not None else stack.enter_context(tempfile.TemporaryDirectory())
         bench = Workbench.scanned(pair, panel, Store(folder), progress=progress, **on)
         before, after = bench.ends("held-out")
+        pair.refuse_changed()
     return tax_table(before.scores, after.scores), list(bench.warnings)

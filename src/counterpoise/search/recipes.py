@@ -91,6 +91,7 @@ def find_recipe(wanted: Wanted, panel: Panel, *, progress: Stages | None = None)
         both = BothSides(bench, cut, form=search.alignment, size=search.proxy_size)
         passes = wanted.max_passes
         [found] = both.exact([wanted.at], max_passes=passes) if passes else both.path([wanted.at])
+    pair.refuse_changed()
     recipe = Recipe(cut, found.ratios, describe_inputs(pair), settings, versions(), bench.warnings)
     write_json(out, recipe.to_json())
     return found, recipe
