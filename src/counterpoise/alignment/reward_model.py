@@ -27,6 +27,7 @@ from counterpoise.alignment.training.trainers import (
 from counterpoise.checkpoints.files import CheckpointError, refuse_occupied, staged
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language.loading import without_bars
+from counterpoise.language.templates import has_template, render
 from counterpoise.records import Stages, named, versions, write_json
 
 
@@ -143,9 +144,8 @@ def _encoded(preferences: Sequence[Preference], tokenizer: Any) -> list[dict[str
     """Both sides of each pair as `counterpoise.evaluation.rewards.classifier` encodes them."""
 
     def encode(prompt: str, response: str) -> list[int]:
-        if getattr(tokenizer, "chat_template", None):
-            chat = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-            text = tokenizer.apply_chat_template(chat, tokenize=False)
+        if has_template(tokenizer):
+            text = render(tokenizer, (("user", prompt), ("assistant", response)))
             return list(tokenizer(text, add_special_tokens=False)["input_ids"])
         return list(tokenizer(prompt, response)["input_ids"])
 

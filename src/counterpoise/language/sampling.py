@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from counterpoise.language.scoring import by_length, device_of, left_pad, position_ids_of, refuse_too_long
+from counterpoise.language.templates import has_template, render
 from counterpoise.records import Progress
 
 
@@ -68,11 +69,10 @@ def stop_tokens(model: nn.Module, tokenizer: Any) -> tuple[int, ...]:
 
 def turn_end(tokenizer: Any) -> int | None:
     """The special token that the chat template puts after what the assistant said; None without template or token."""
-    if not getattr(tokenizer, "chat_template", None):
+    if not has_template(tokenizer):
         return None
     said = "counterpoise"
-    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
-    _, found, after = str(tokenizer.apply_chat_template(messages, tokenize=False)).rpartition(said)
+    _, found, after = render(tokenizer, (("user", "?"), ("assistant", said))).rpartition(said)
     ids = tokenizer(after if found else "", add_special_tokens=False)["input_ids"]
     added = tokenizer.added_tokens_decoder
     return next((int(i) for i in ids if i in added and added[i].special), None)
