@@ -200,7 +200,7 @@ def context_of(config: Any) -> int | None:
     """Tokens that a model of this config has positions for; None where it sets no bound."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     found: int | None = getattr(text, "max_position_embeddings", None)
-    return found
+    return found if found and found > 0 else None  # XLNet's -1
 
 
 def refuse_too_long(model: nn.Module, rows: Sequence[Any], new_tokens: int) -> None:

@@ -25,6 +25,7 @@ from counterpoise.checkpoints.files import (
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.evaluation.abilities import is_file, load_abilities, refuse_repeats
+from counterpoise.evaluation.classifiers import adapter_of, refuse_labels
 from counterpoise.evaluation.items import FileAbility
 from counterpoise.evaluation.parts import Part
 from counterpoise.evaluation.rewards import python_reward, read_labelled
@@ -216,16 +217,16 @@ def look_at_reward(spec: str) -> Source | None:
     if kind == "function":
         python_reward(head, tail)
         return None
-    found = look(spec, classifier=True)
+    adapter = adapter_of(spec)
+    found = look(adapter.base if adapter else spec, classifier=True)
     config: Any = found.model.config
-    kinds = config.architectures or []
-    if kinds and not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+    kinds, labels = config.architectures or [], adapter and adapter.labels
+    if kinds and not labels and not any(kind.endswith("ForSequenceClassification") for kind in kinds):
         raise ValueError(
             f"reward {spec}: expected a sequence-classification model, found {kinds[0]}, whose head transformers does not "
             "know; wrap it in a Python function (module:function)"
         )
-    if config.num_labels not in (1, 2):
-        raise ValueError(f"reward {spec}: expected a model of one or two outputs, found {config.num_labels}")
+    refuse_labels(spec, labels or config.num_labels)
     return found
 
 
