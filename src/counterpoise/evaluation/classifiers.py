@@ -230,4 +230,4 @@ def _positions(config: Any) -> int:
     """How many tokens a model has positions for; RoBERTa's begin after the padding's."""
     positions = context_of(config) or 512
     offset = config.model_type in ("camembert", "longformer", "roberta", "xlm-roberta")
-    return positions - offset * (int(config.pad_token_id or 0) + 1)
+    return positions - offset * (int(getattr(config, "pad_token_id", None) or 0) + 1)

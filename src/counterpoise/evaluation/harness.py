@@ -220,6 +220,10 @@ def _refuse_code(spec: str, folder: Path) -> None:
                     waiting.append(file.parent / token.value)
 
 
+def _hidden(bar: Any, *args: Any, **settings: Any) -> Any:
+    return bar(*args, **{**settings, "disable": True})
+
+
 @contextmanager
 def _silent() -> Iterator[list[str]]:
     """Inside, lm-eval and datasets draw no bars and say nothing; what lm-eval would have said is in the list."""
@@ -239,7 +243,7 @@ def _silent() -> Iterator[list[str]]:
     log.addHandler(handler)
     log.propagate = False
     for module, bar in zip(drawn, before, strict=True):
-        module.tqdm = partial(bar, disable=True)  # type: ignore[attr-defined]
+        module.tqdm = partial(_hidden, bar)  # type: ignore[attr-defined]
     try:
         yield said
     finally:

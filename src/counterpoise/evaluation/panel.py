@@ -16,7 +16,7 @@ from counterpoise.evaluation.items import FileAbility
 from counterpoise.evaluation.measurement import Measurement, Scores
 from counterpoise.evaluation.parts import PARTS, Part, part_of
 from counterpoise.evaluation.rewards import Reward, draw_rated, fingerprint, load_reward, name_of
-from counterpoise.language.prompts import Prompt, encode_prompt, read_prompts, refuse_long_prompts
+from counterpoise.language.prompts import Prompt, encode_prompts, read_prompts
 from counterpoise.language.sampling import SCORING, Drawing
 from counterpoise.records import Progress, Store, digest
 
@@ -122,9 +122,8 @@ class Panel:
         Raises:
             ValueError: the first of them, with its file and line, and how many there are.
         """
-        asked, how = self.asked, self.drawing
-        lengths = [len(encode_prompt(tokenizer, p, chat=how.chat)) for p in asked]
-        refuse_long_prompts(asked, lengths, how.max_new_tokens, context)
+        how = self.drawing
+        encode_prompts(tokenizer, self.asked, chat=how.chat, new=how.max_new_tokens, limit=context)
         for ability in self.abilities:
             if isinstance(ability, FileAbility):
                 ability.refuse_long(tokenizer, how, context, self.limit)

@@ -106,6 +106,15 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, *, chat: bool = True) -> tuple
     return tuple(ids)
 
 
+def encode_prompts(
+    tokenizer: Any, prompts: Sequence[Prompt], *, chat: bool, new: int, limit: int | None
+) -> list[tuple[int, ...]]:
+    """`encode_prompt` of each, where all fit a context of `limit` with `new` tokens more; see `refuse_long_prompts`."""
+    encoded = [encode_prompt(tokenizer, p, chat=chat) for p in prompts]
+    refuse_long_prompts(prompts, list(map(len, encoded)), new, limit)
+    return encoded
+
+
 def named(prompt: Prompt) -> str:
     """Where a prompt stands, or how it begins."""
     return prompt.place or f"prompt {prompt.text[:60]!r}"

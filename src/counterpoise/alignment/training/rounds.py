@@ -14,7 +14,7 @@ from counterpoise.alignment.training import processes
 from counterpoise.alignment.training.run import Run
 from counterpoise.alignment.training.sharding import is_sharded
 from counterpoise.alignment.training.stepping import Mitigation
-from counterpoise.language.prompts import Prompt, encode_prompt, refuse_long_prompts
+from counterpoise.language.prompts import Prompt, encode_prompts
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import context_of, device_of
 from counterpoise.records import Progress
@@ -106,5 +106,4 @@ def _refuse_long(model: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], dr
     if not prompts:
         raise ValueError("prompts: expected at least one, found none")
     if (limit := context_of(model.config)) is not None:
-        lengths = [len(encode_prompt(tokenizer, p, chat=drawing.chat)) for p in prompts]
-        refuse_long_prompts(prompts, lengths, drawing.max_new_tokens, limit)
+        encode_prompts(tokenizer, prompts, chat=drawing.chat, new=drawing.max_new_tokens, limit=limit)
