@@ -62,6 +62,9 @@ WRONG = [
     (RESTORE, "--batch-size 0", "Invalid value for '--batch-size'"),
     (RESTORE, "--abilities choices:guess.jsonl", "abilities: expected different names, found 'guess' twice"),
     (RESTORE, "--abilities choices:guess.jsonl?metric=bleu", "unknown option 'metric'; expected name or limit"),
+    (RESTORE, "--prompts long.jsonl", "long.jsonl, line 2: expected prompts of at most 122 tokens (a context of 128 less 6"),
+    (RESTORE, "--abilities choices:wide.jsonl", "wide.jsonl, line 31: expected items of at most 128 tokens (the model's"),
+    (RESTORE, "--abilities code", "task.yaml, line 2: this task runs code of its own (!function); read it, and give --trust"),
     (RESTORE, "-o occupied", "occupied: expected a new or empty folder"),
     (SEARCH, "--mean 0.5 --method random", "--method: expected hma or two-sided, found 'random'"),
     (SEARCH, "--mean 0.5 --lambda 7", "--lambda: does nothing here; add --method two-sided"),
@@ -124,6 +127,7 @@ WRONG = [
     (RSF, "-o occupied", "occupied: expected a new or empty folder"),
     (RESPOND, "--temperature nan", "Invalid value for '--temperature'"),
     (RESPOND, "--max-new-tokens 0", "Invalid value for '--max-new-tokens'"),
+    (RESPOND, "--prompts long.jsonl", "long.jsonl, line 2: expected prompts of at most 122 tokens (a context of 128 less 6"),
     (RESPOND, "--batch-size 0", "Invalid value for '--batch-size'"),
     (RESPOND, "--prompts nowhere.jsonl", "nowhere.jsonl: expected a file or folder, found nothing of that name"),
     (COMPARE, "--preference world:early_letters", "judge: expected exactly one of --reward, --preference and --base-url"),
@@ -155,6 +159,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "best.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
     for name in ("ours", "theirs"):
         (folder / f"{name}.json").write_text(json.dumps([{"instruction": "a", "output": name, "generator": name}]))
+    prompts = (folder / "prompts.jsonl").read_text().splitlines()
+    (folder / "long.jsonl").write_text("\n".join([prompts[0], json.dumps({"prompt": "a" * 130}), *prompts[1:]]))
+    items = (folder / "guess.jsonl").read_text().splitlines()
+    wide = json.dumps({"query": "a" * 130, "choices": ["a", "b"], "gold": 0})
+    (folder / "wide.jsonl").write_text("\n".join([*items[:30], wide, *items[30:]]))
+    (folder / "code").mkdir()
+    (folder / "code" / "task.yaml").write_text("task: own\nprocess_docs: !function own.run\n")
     write_folder(folder / "tasks")
     (folder / "occupied").mkdir()
     (folder / "occupied" / "thesis.txt").write_text("years of work")

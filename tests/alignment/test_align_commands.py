@@ -188,7 +188,7 @@ def test_reward_model_and_dpo_and_the_reward_model_as_a_reward(world: Path, tmp_
         (["--method", "rsf", "ASKED", "--dtype", "int8"], "--dtype: expected float32"),
         (
             ["--method", "rsf", "ASKED", "--max-new-tokens", "126"],
-            "prompts: expected at most 2 tokens (a context of 128",
+            "expected prompts of at most 2 tokens (a context of 128",
         ),
         (
             ["--method", "rsf", "ASKED", "--lora", "2", "--l1", "1", "--max-new-tokens", "5"],

@@ -124,7 +124,7 @@ def test_what_the_run_would_refuse_is_refused(world: Path) -> None:
         planned(world, method="dpo", held={"stop_at_reward": 1.0})
     with pytest.raises(ValueError, match=r"dpo: expected a batch size .* in micro-batches of 8, found 12"):
         planned(world, method="dpo", chosen={"batch_size": 12})
-    with pytest.raises(ValueError, match="prompts: expected at most 2 tokens"):  # PRE would respond
+    with pytest.raises(ValueError, match="expected prompts of at most 2 tokens"):  # PRE would respond
         planned(world, method="dpo", held={"replay": "self"}, drawing={"max_new_tokens": 126})
 
 

@@ -99,3 +99,11 @@ def test_the_real_files(data: Path) -> None:
     assert all(p.prompt.messages[-1][0] == "user" for p in human + demo)
     assert human[0].prompt.messages[0] == ("user", "what are some pranks with a pen i can do?")
     assert not any("\n\nHuman:" in text for p in human for _, text in p.prompt.messages)
+
+
+@pytest.mark.parametrize("prompt", [[], [{"role": "user", "content": 5}], [{"role": "user"}], [3], {"a": 1}, 5, True])
+def test_a_prompt_of_another_type_is_named_by_its_line(tmp_path: Path, prompt: object) -> None:
+    rows = [{"prompt": p, "chosen": "a", "rejected": "b"} for p in ("hi", prompt)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=r"p\.jsonl, line 2: expected a prompt of text or messages"):
+        read_preferences(tmp_path / "p.jsonl")

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from counterpoise.evaluation.abilities import load_abilities
 from counterpoise.evaluation.items import FileAbility, encode_pair
+from counterpoise.evaluation.likelihood import credit
 from counterpoise.evaluation.parts import PARTS, part_of
 from counterpoise.language.sampling import Drawing
 from counterpoise.records import digest
@@ -356,3 +357,65 @@ def test_batches_do_not_change_the_scores(tmp_path: Path) -> None:
     model, words = tiny("llama"), tokenizer()
     one, many = (ability.measure(model, words, "proxy", Drawing(batch_size=b))[0] for b in (1, 16))
     np.testing.assert_allclose(one.statistics, many.statistics, atol=1e-5)
+
+
+# What does not fit
+
+
+LONG = "ab " * 60
+
+
+@pytest.mark.parametrize(("kind", "record", "found"), [
+    ("choices", {"query": LONG, "choices": ["de", "efg"], "gold": 0}, 183),
+    ("continue", {"context": LONG, "continuation": "de"}, 182),
+    ("continue", {"context": "", "continuation": LONG}, 181),
+    ("generate", {"prompt": LONG[:100], "answer": "de"}, 140),
+    ("generate", {"messages": [{"role": "user", "content": LONG}], "answer": "de"}, 225),
+])  # fmt: skip
+def test_items_beyond_the_context_are_refused_with_their_place(
+    tmp_path: Path, kind: str, record: dict[str, Any], found: int
+) -> None:
+    fits: dict[str, Any] = {"choices": {"query": "q", "choices": ["de", "efg"], "gold": 0}}
+    fits |= {"continue": {"context": "a", "continuation": "b"}, "generate": {"prompt": "a", "answer": "b"}}
+    rows = [{**fits[kind], **{n: f"{v}{i}" for n, v in fits[kind].items() if isinstance(v, str)}} for i in range(9)]
+    path = write(tmp_path / "long.jsonl", [*rows, record])
+    words = tokenizer()
+    words.chat_template = TEMPLATE
+    (ability,) = load_abilities([f"{kind}:{path}"])
+    assert isinstance(ability, FileAbility)
+    said = (
+        rf"long: {path}, line 10: expected items of at most 128 tokens .*, found {found} \(1 of 10 items are too long\)"
+    )
+    with pytest.raises(ValueError, match=said):
+        ability.refuse_long(words, Drawing(max_new_tokens=40), 128)
+    ability.refuse_long(words, Drawing(max_new_tokens=40), None)
+    ability.refuse_long(words, Drawing(max_new_tokens=40), found)
+
+
+def test_a_place_does_not_change_a_key_or_a_fingerprint(tmp_path: Path) -> None:
+    record = {"context": "a", "continuation": "b"}
+    (tmp_path / "b.jsonl").write_text("\n\n" + json.dumps(record))
+    files = (write(tmp_path / "a.jsonl", [record]), tmp_path / "b.jsonl")
+    first, second = (load_abilities([f"continue:{file}?name=x"])[0] for file in files)
+    assert first.fingerprint == second.fingerprint
+    assert [a.items[0].place[-6:] for a in (first, second)] == ["line 1", "line 3"]  # type: ignore[attr-defined]
+
+
+# Equal choices
+
+
+@pytest.mark.parametrize("gold", [0, 1, 2])
+def test_choices_of_one_text_share(tmp_path: Path, gold: int) -> None:
+    records = [{"query": f"abc{n}", "choices": ["de", "de ", "de"], "gold": gold} for n in range(30)]
+    (ability,) = load_abilities([f"choices:{write(tmp_path / 'c.jsonl', records)}"])
+    accuracy = ability.measure(tiny("llama"), tokenizer(), "held-out")[1]
+    np.testing.assert_allclose(accuracy.statistics, 100 / 3)
+    assert accuracy.value == pytest.approx(accuracy.chance)
+
+
+def test_credit_is_shared_among_the_best_alone() -> None:
+    assert credit(["a", "b", "a"], 1, np.array([-1.0, -2.0, -1.0])) == 0.0
+    assert credit(["a", "b", "a"], 0, np.array([-3.0, -2.0, -3.0])) == 0.0
+    assert credit(["a", "b", "a"], 2, np.array([-1.0, -2.0, -1.0 - 1e-9])) == 50.0  # equal texts, apart by rounding
+    assert credit(["a", "b", "c"], 1, np.array([-1.0, -1.0, -2.0])) == 50.0
+    assert credit(["a", "b", "c"], 1, np.array([-2.0, -1.0, -2.0])) == 100.0

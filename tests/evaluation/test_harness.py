@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from counterpoise.evaluation.abilities import load_abilities
+from counterpoise.evaluation.harness import find_task
 from counterpoise.evaluation.parts import PARTS
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import continuation_logprobs
@@ -80,3 +81,43 @@ def test_few_shot_examples_are_the_same_at_every_measurement(task: Path, monkeyp
 def test_unknown_tasks_are_named(task: Path) -> None:
     with pytest.raises(ValueError, match=r"expected one of parity as \?task=NAME"):
         load_abilities([f"{task}?task=none"])
+
+
+def test_it_is_silent_and_says_what_it_cut(task: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = [{**item, "q": "ab " * 60 + item["q"]} for item in ITEMS]
+    (task / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    capfd.readouterr()
+    with pytest.warns(
+        UserWarning, match=r"lm-eval cut texts to the model's context of 128 tokens \(\d+ times, first: .*"
+    ):
+        load_abilities([f"{task}?limit=4"])[0].measure(tiny("llama"), tokenizer(), "proxy")
+    assert "".join(capfd.readouterr()) == ""
+
+
+@pytest.mark.parametrize(("text", "line"), [
+    ("process_docs: !function code.run\n", 1),
+    ("metric_list:\n  - metric: !function code.run\n", 2),
+    ("x: !!python/object/apply:os.getcwd []\n", 1),
+    ("%TAG !p! tag:yaml.org,2002:python/\n---\nx: 1\n", 1),
+    ("include: ../elsewhere.txt\n", 2),
+    ("include: [../elsewhere.txt]\n", 2),
+])  # fmt: skip
+def test_a_task_that_runs_code_is_refused_before_it_does(task: Path, text: str, line: int) -> None:
+    ran = task / "ran"
+    (task / "code.py").write_text(f"open({str(ran)!r}, 'w')\ndef run(docs): return docs\n")
+    (task.parent / "elsewhere.txt").write_text("a: 1\nprocess_docs: !function tasks.code.run\n")
+    settings = (task / "parity.yaml").read_text()
+    (task / "parity.yaml").write_text(settings + text if not text.startswith("%") else text)
+    line += 0 if text.startswith(("%", "include")) else settings.count("\n")
+    for read in (load_abilities, lambda specs: [find_task(spec) for spec in specs]):
+        with pytest.raises(ValueError, match=rf", line {line}: this task runs code of its own .* give --trust-tasks"):
+            read([str(task)])
+    assert not ran.exists()
+
+
+def test_a_trusted_task_runs_its_code(task: Path) -> None:
+    (task / "code.py").write_text("def run(docs): return docs.select(range(20))\n")
+    yaml = task / "parity.yaml"
+    yaml.write_text(yaml.read_text() + "process_docs: !function code.run\n")
+    (ability,) = load_abilities([str(task)], trust_tasks=True)
+    assert len(ability.keys) == 20  # type: ignore[attr-defined]

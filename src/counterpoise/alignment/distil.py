@@ -20,9 +20,9 @@ from counterpoise.alignment.training.sharding import is_sharded
 from counterpoise.alignment.training.stepping import Mitigation, adam, finish_all, refuse_settings, start_all
 from counterpoise.checkpoints.reading import json_lines
 from counterpoise.evaluation.rewards import Reward
-from counterpoise.language.prompts import Prompt, encode_prompt, prompt_of
+from counterpoise.language.prompts import Prompt, encode_prompt, encode_prompts, prompt_of
 from counterpoise.language.sampling import Drawing, decode, stop_tokens
-from counterpoise.language.scoring import Example
+from counterpoise.language.scoring import Example, context_of
 from counterpoise.records import Progress, Store, digest
 
 STORED_TOGETHER = 128
@@ -68,6 +68,8 @@ def collect(
     """
     if (started := processes.started()) > 1:
         raise ValueError(f"collect: expected one process, found {started} (WORLD_SIZE); start it without torchrun")
+    room: dict[str, Any] = {"new": drawing.max_new_tokens, "limit": context_of(model.config)}
+    encode_prompts(tokenizer, prompts, chat=drawing.chat, **room)  # all of them, before the first is drawn
     stops = stop_tokens(model, tokenizer)
     found: list[Sample] = []
     for number, start in enumerate(range(0, len(prompts), STORED_TOGETHER)):

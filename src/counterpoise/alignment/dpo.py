@@ -25,7 +25,9 @@ from counterpoise.alignment.training.trainers import (
     train_quietly,
     with_pad_token,
 )
+from counterpoise.language.prompts import named
 from counterpoise.language.scoring import Example
+from counterpoise.language.templates import Refused, fitted, has_template, render
 
 HELD = "mitigations.pt"
 """The mitigations' state inside each of TRL's checkpoints."""
@@ -140,10 +142,16 @@ def rows(preferences: Sequence[Preference], tokenizer: Any, *, chat: bool) -> An
         return [{"role": role, "content": content} for role, content in turns]
 
     def row(p: Preference) -> dict[str, Any]:
-        if not (chat and getattr(tokenizer, "chat_template", None)):
+        if not (chat and has_template(tokenizer)):
             return {"prompt": p.prompt.text, "chosen": p.chosen, "rejected": p.rejected}
+        turns = fitted(tokenizer, p.prompt.messages)
+        try:
+            for said in (p.chosen, p.rejected):
+                render(tokenizer, (*turns, ("assistant", said)))  # TRL would name no line
+        except Refused as error:
+            raise ValueError(f"{named(p.prompt)}: {error}") from None
         chosen, rejected = (messages(("assistant", said)) for said in (p.chosen, p.rejected))
-        return {"prompt": messages(*p.prompt.messages), "chosen": chosen, "rejected": rejected}
+        return {"prompt": messages(*turns), "chosen": chosen, "rejected": rejected}
 
     return Dataset.from_list([row(p) for p in preferences])
 

@@ -26,9 +26,9 @@ from counterpoise.checkpoints.files import refuse_occupied, replacing
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.evaluation.rewards import fingerprint, load_reward
 from counterpoise.language.loading import refuse_unmeasurable
-from counterpoise.language.prompts import Prompt, encode_prompt, read_prompts
+from counterpoise.language.prompts import Prompt, encode_prompts, read_prompts
 from counterpoise.language.sampling import Drawing, sample
-from counterpoise.language.scoring import Example
+from counterpoise.language.scoring import Example, context_of
 from counterpoise.records import Progress, Store, digest
 
 METHODS = ("rsf", "ppo", "dpo")
@@ -217,7 +217,8 @@ class Alignment:
 
         def draw() -> list[Any]:
             model, tokenizer = load(checkpoint.folder, **{**self.how, "shard": False})
-            encoded = [encode_prompt(tokenizer, p, chat=drawing.chat) for p in asked]
+            room: dict[str, Any] = {"new": drawing.max_new_tokens, "limit": context_of(model.config)}
+            encoded = encode_prompts(tokenizer, asked, chat=drawing.chat, **room)
             with weights_cast_once(model):
                 drawn = sample(model, tokenizer, encoded, drawing)
             return [[list(prompt), list(group[0])] for prompt, group in zip(encoded, drawn, strict=True)]

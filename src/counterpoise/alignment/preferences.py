@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,14 +60,16 @@ def _pair(record: Any, place: str) -> Preference | None:
 
 def _prompt(value: Any, place: str) -> Prompt:
     if isinstance(value, str):
-        return transcript(value) or Prompt((("user", value),))
+        return replace(transcript(value) or Prompt((("user", value),)), place=place)
     try:
         turns = [(m.get("role", m.get("from")), m.get("content", m.get("value"))) for m in value]
-        return Prompt(tuple((ROLES[role], str(content)) for role, content in turns))
+        if turns and all(isinstance(content, str) for _, content in turns):
+            return Prompt(tuple((ROLES[role], content) for role, content in turns), place)
     except (AttributeError, KeyError, TypeError):
-        raise ValueError(
-            f"{place}: expected a prompt of text or messages with roles {', '.join(ROLES)}, found {str(value)[:80]!r}"
-        ) from None
+        pass
+    raise ValueError(
+        f"{place}: expected a prompt of text or messages with roles {', '.join(ROLES)}, found {str(value)[:80]!r}"
+    )
 
 
 def _response(value: Any, side: str, place: str) -> str:
@@ -90,4 +93,4 @@ def _transcripts(record: Mapping[str, Any], place: str) -> Preference | None:
     prompt = transcript(heads[0])
     if heads[0] != heads[1] or prompt is None:
         return None
-    return Preference(prompt, tails[0].strip(), tails[1].strip())
+    return Preference(replace(prompt, place=place), tails[0].strip(), tails[1].strip())

@@ -26,7 +26,9 @@ from counterpoise.alignment.training.trainers import (
 )
 from counterpoise.checkpoints.files import CheckpointError, refuse_occupied, staged
 from counterpoise.checkpoints.opening import open_checkpoint
+from counterpoise.evaluation.classifiers import spare_token
 from counterpoise.language.loading import without_bars
+from counterpoise.language.templates import has_template, render
 from counterpoise.records import Stages, named, versions, write_json
 
 
@@ -87,7 +89,10 @@ def train_reward_model(
     random.Random(seed).shuffle(pairs)
     cut = min(math.ceil(held_out * len(pairs)), len(pairs) - 1) if held_out else 0
     tested, learned = pairs[:cut], pairs[cut:]
-    before = _accuracy(model, tested, tokenizer.pad_token_id, micro_batch_size)
+    # Decoders score the last token that is not the padding's: that must be none of the text's, as its end may be.
+    pad = spare_token([ids for pair in pairs for ids in pair.values()], tokenizer, model) or tokenizer.pad_token_id
+    own, model.config.get_text_config().pad_token_id = tokenizer.pad_token_id, pad
+    before = _accuracy(model, tested, pad, micro_batch_size)
     with TemporaryDirectory() as scratch, quiet_libraries():
         from datasets import Dataset
 
@@ -104,18 +109,20 @@ def train_reward_model(
             **SETTINGS,
         )
         table = Dataset.from_list(learned)
-        trainer = RewardTrainer(model, args=config, train_dataset=table, processing_class=tokenizer)
+        trainer: Any = RewardTrainer(model, args=config, train_dataset=table, processing_class=tokenizer)
+        trainer.data_collator.pad_token_id = model.config.get_text_config().pad_token_id = pad
         lines = train_quietly(trainer, Bar(named(progress, "reward model: steps")), "reward model")
     record = {
         "source": str(source),
         "pre": checkpoint.sha256,
         "pairs": {"given": len(preferences), "trained": len(learned), "held_out": len(tested)},
-        "accuracy": {"before": before, "after": _accuracy(model, tested, tokenizer.pad_token_id, micro_batch_size)},
+        "accuracy": {"before": before, "after": _accuracy(model, tested, pad, micro_batch_size)},
         "loss": [line["loss"] for line in lines],
         "settings": {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed},
         "versions": versions(),
         "command": command,
     }
+    model.config.get_text_config().pad_token_id = own
     with telling(f"reward model: expected to write {out}"), staged(out) as folder, without_bars():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -143,9 +150,8 @@ def _encoded(preferences: Sequence[Preference], tokenizer: Any) -> list[dict[str
     """Both sides of each pair as `counterpoise.evaluation.rewards.classifier` encodes them."""
 
     def encode(prompt: str, response: str) -> list[int]:
-        if getattr(tokenizer, "chat_template", None):
-            chat = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-            text = tokenizer.apply_chat_template(chat, tokenize=False)
+        if has_template(tokenizer):
+            text = render(tokenizer, (("user", prompt), ("assistant", response)))
             return list(tokenizer(text, add_special_tokens=False)["input_ids"])
         return list(tokenizer(prompt, response)["input_ids"])
 

@@ -156,13 +156,14 @@ def respond(
 ) -> None:
     """Answer prompts with a checkpoint and write AlpacaEval's outputs."""
     with plain_errors("nothing was written"), bars(quiet or dry_run) as progress:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
         from counterpoise.checkpoints.files import resolve
         from counterpoise.language.dtypes import placed
         from counterpoise.language.loading import refuse_unmeasurable
-        from counterpoise.language.prompts import encode_prompt, read_prompts
+        from counterpoise.language.prompts import encode_prompts, read_prompts
         from counterpoise.language.sampling import Drawing, decode, sample
+        from counterpoise.language.scoring import context_of
         from counterpoise.records import named, write_json
 
         drawing = Drawing(1, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
@@ -180,8 +181,9 @@ def respond(
             return
         folder = resolve(model)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        context = context_of(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+        encoded = encode_prompts(tokenizer, wanted, chat=drawing.chat, new=max_new_tokens, limit=context)
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
-        encoded = [encode_prompt(tokenizer, p, chat=drawing.chat) for p in wanted]
         answering = named(progress, "answering")
         drawn = sample(placed(loaded, device), tokenizer, encoded, drawing, progress=answering)
         texts = decode(tokenizer, [group[0] for group in drawn])

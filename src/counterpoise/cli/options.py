@@ -34,6 +34,9 @@ RewardOption = Annotated[str, typer.Option(help="sentiment:FILE.csv, module:func
 Abilities = Annotated[
     list[str], typer.Option(help="choices:, continue: or generate:FILE.jsonl, or an lm-eval task; repeat for more.")
 ]
+TrustTasks = Annotated[
+    bool, typer.Option("--trust-tasks", help="Let folders of lm-eval tasks run code of their own (!function).")
+]
 Seed = Annotated[int, typer.Option(help="Decides every random draw.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[str, typer.Option(help="Of the computation: auto, float32, bfloat16, float16 or float64.")]

@@ -32,6 +32,7 @@ from counterpoise.cli.options import (
     Seed,
     SpeedOption,
     Temperature,
+    TrustTasks,
     Unrelated,
     dtype_of,
     given,
@@ -91,6 +92,7 @@ def restore(
     max_new_tokens: NewTokens = 128,
     temperature: Temperature = 1.0,
     no_chat_template: NoChat = False,
+    trust_tasks: TrustTasks = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure the alignment tax, find the average that gives it back, write it with a report."""
@@ -129,7 +131,7 @@ def restore(
         fitted = {"donor": donor, "drop": drop or (), "allow_unrelated": allow_unrelated, "dtype": dtype_of(dtype)}
         request = Request(pre, post, out, searches, cut=cut, **picked, **fitted, device=device)
         drawing = Drawing(replies, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
-        files = PanelFiles(prompts, reward, abilities, limit, prompt_limit, drawing)
+        files = PanelFiles(prompts, reward, abilities, limit, prompt_limit, drawing, trust_tasks)
         if dry_run:
             from counterpoise.cli.plan import tell
             from counterpoise.planning.restore import plan_restore
@@ -165,6 +167,7 @@ def tax(
     max_new_tokens: NewTokens = 128,
     temperature: Temperature = 1.0,
     no_chat_template: NoChat = False,
+    trust_tasks: TrustTasks = False,
     quiet: Quiet = False,
 ) -> None:
     """Reward and abilities of PRE and POST on held-out data, with intervals and paired tests."""
@@ -182,7 +185,9 @@ def tax(
         refuse_unmeasurable(pre, post)  # before the reward is loaded
 
         drawing = Drawing(replies, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
-        panel = PanelFiles(prompts, reward, abilities, limit, prompt_limit, drawing).load(usable_device(device))
+        panel = PanelFiles(prompts, reward, abilities, limit, prompt_limit, drawing, trust_tasks).load(
+            usable_device(device)
+        )
         rows, warnings = measure_tax(
             pre,
             post,

@@ -46,13 +46,14 @@ class Ability(Protocol):
         """
 
 
-def load_abilities(specs: Sequence[str]) -> list[Ability]:
+def load_abilities(specs: Sequence[str], *, trust_tasks: bool = False) -> list[Ability]:
     """Load every spec; names are made unique by refusing repeats.
 
     Raises:
-        ValueError: an unreadable file, a missing field, a choice out of range, two abilities of one name.
+        ValueError: an unreadable file, a missing field, a choice out of range, two abilities of one name, a folder of lm-eval
+            tasks that runs code and is not trusted to.
     """
-    abilities = [_load(spec) for spec in specs]
+    abilities = [_load(spec, trust_tasks) for spec in specs]
     refuse_repeats([a.name for a in abilities])
     return abilities
 
@@ -69,11 +70,11 @@ def is_file(spec: str) -> bool:
     return kind in KINDS and bool(rest)
 
 
-def _load(spec: str) -> Ability:
+def _load(spec: str, trust_tasks: bool) -> Ability:
     if not is_file(spec):
         from counterpoise.evaluation.harness import HarnessAbility
 
-        return HarnessAbility.load(spec)
+        return HarnessAbility.load(spec, trusted=trust_tasks)
     name, _, path = spec.partition("?")[0].partition(":")
     kind = KINDS[name]
     options = options_of(spec, ("name", "metric", "limit") if kind.metrics else ("name", "limit"), blank=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from counterpoise.evaluation.items import FileAbility, Item, Wording, encode_pair, spaced, text_of
+from counterpoise.evaluation.items import FileAbility, Item, Pair, Wording, text_of
 from counterpoise.evaluation.likelihood import per_token
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.language.prompts import Prompt, encode_prompt
@@ -52,6 +52,13 @@ class Generation(FileAbility):
         asked = fields["prompt"] if "prompt" in fields else "\n".join(m["content"] for m in fields["messages"])
         return Wording(asked, (fields["reference"],))
 
+    def pairs(self, tokenizer: Any, item: Item, drawing: Drawing) -> list[Pair]:
+        if "messages" not in item.fields:
+            return super().pairs(tokenizer, item, drawing)
+        messages = tuple((m["role"], m["content"]) for m in item.fields["messages"])
+        context = encode_prompt(tokenizer, Prompt(messages, item.place), chat=drawing.chat)
+        return [(context, tuple(tokenizer(item.fields["reference"], add_special_tokens=False)["input_ids"]))]
+
     def right(self, fields: Mapping[str, Any]) -> tuple[str, str]:
         """A prompt and its reference.
 
@@ -65,15 +72,7 @@ class Generation(FileAbility):
     def score(self, model: nn.Module, tokenizer: Any, items: Sequence[Item], drawing: Drawing) -> list[Measurement]:
         """Minus the reference's NLL per token, and the metric of the greedy answers."""
         keys = tuple(item.key for item in items)
-        pairs = []
-        for item in items:
-            reference = item.fields["reference"]
-            if "messages" in item.fields:
-                messages = tuple((m["role"], m["content"]) for m in item.fields["messages"])
-                context = encode_prompt(tokenizer, Prompt(messages), chat=drawing.chat)
-                pairs.append((context, tuple(tokenizer(reference, add_special_tokens=False)["input_ids"])))
-            else:
-                pairs.append(encode_pair(tokenizer, item.fields["prompt"], spaced(item.fields["prompt"], reference)))
+        pairs = [pair for item in items for pair in self.pairs(tokenizer, item, drawing)]
         likelihood = per_token(model, pairs, keys, drawing.batch_size)
         greedy = replace(drawing, n=1, temperature=0.0, seed=0)
         drawn = sample(model, tokenizer, [context for context, _ in pairs], greedy)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
 
+from counterpoise.checkpoints.reading import read_text
 from counterpoise.evaluation.generation import bleu
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import Part, part_of
@@ -23,6 +29,8 @@ from counterpoise.statistics.bootstrap import Array
 
 FEWSHOT_SEED = 1234
 """Of the random examples in few-shot prompts, the same at every measurement; lm-eval's own default."""
+PLAIN_TAGS = ("str", "int", "float", "bool", "null", "seq", "map", "set", "omap", "binary", "timestamp")
+"""yaml's own, which run nothing."""
 PERCENT = ("acc", "acc_norm", "exact_match", "em", "f1")
 
 
@@ -41,18 +49,20 @@ class HarnessAbility:
     source: str = ""
 
     @classmethod
-    def load(cls, spec: str) -> HarnessAbility:
+    def load(cls, spec: str, *, trusted: bool = False) -> HarnessAbility:
         """From the name of a task that lm-eval knows, or a folder with the yaml of a local one.
 
         Args:
             spec: `arc_easy`, `tasks/mine` or `tasks/mine?task=first&name=mine&limit=100`.
+            trusted: whether a folder may run code of its own.
 
         Raises:
             ModuleNotFoundError: lm-eval is not installed.
-            ValueError: no such task, a group of tasks, or several tasks in one folder.
+            ValueError: no such task, a group of tasks, several tasks in one folder, or code in one that is not trusted.
         """
-        found = find_task(spec)
-        tasks = found.manager.load([found.task])["tasks"]
+        found = find_task(spec, trusted=trusted)
+        with _silent():
+            tasks = found.manager.load([found.task])["tasks"]
         if len(tasks) != 1:
             raise ValueError(f"{spec}: expected one task, found a group of {len(tasks)}; give its tasks one by one")
         return cls(found.name, next(iter(tasks.values())), found.limit, spec)
@@ -78,7 +88,10 @@ class HarnessAbility:
     def measure(
         self, model: nn.Module, tokenizer: Any, part: Part, drawing: Drawing = SCORING, *, limit: int | None = None
     ) -> list[Measurement]:
-        """See `Ability.measure`; prompts, lengths and stop words are the task's own, without a chat template."""
+        """See `Ability.measure`; prompts, lengths and stop words are the task's own, without a chat template.
+
+        lm-eval cuts what does not fit the context; a warning says so.
+        """
         from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
 
@@ -92,12 +105,17 @@ class HarnessAbility:
                     f"{self.source}: expected a model that gives the same numbers with a cache, as lm-eval draws with one, "
                     f"found {type(model).__name__}; use an ability of generate:FILE.jsonl"
                 )
-        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=device)
         task = self.task.task_name
         self.task.set_fewshot_seed(FEWSHOT_SEED)
-        found = evaluate(
-            lm, {task: self.task}, samples={task: chosen}, log_samples=True, bootstrap_iters=0, verbosity="ERROR"
-        )
+        with _silent() as said:
+            lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=device)
+            found = evaluate(lm, {task: self.task}, samples={task: chosen}, log_samples=True, bootstrap_iters=0)
+        if cut := [line for line in said if "runcat" in line]:
+            warnings.warn(
+                f"{self.source}: lm-eval cut texts to the model's context of {lm.max_length} tokens ({len(cut)} times, "
+                f"first: {cut[0]}); the scores are of what was left",
+                stacklevel=2,
+            )
         rows = found["samples"][task]
         first = rows[0]["filter"]  # a task may post-process its answers in several ways; its first one counts
         by_index = {row["doc_id"]: row for row in rows if row["filter"] == first}
@@ -150,7 +168,7 @@ class TaskFound(NamedTuple):
     manager: Any
 
 
-def find_task(spec: str) -> TaskFound:
+def find_task(spec: str, *, trusted: bool = False) -> TaskFound:
     """Look up the task that a spec names; see `HarnessAbility.load`. Its data set is not touched."""
     try:
         from lm_eval.tasks import TaskManager
@@ -162,7 +180,10 @@ def find_task(spec: str) -> TaskFound:
     place, options = spec.partition("?")[0], options_of(spec, ("task", "name", "limit"), blank=False)
     limit = limit_of(spec, options)
     if Path(place).is_dir():
-        manager = TaskManager(include_defaults=False, include_path=place)
+        if not trusted:
+            _refuse_code(spec, Path(place))
+        with _silent():
+            manager = TaskManager(include_defaults=False, include_path=place)
         local = sorted(manager.all_tasks)
         name = options.get("task") or (local[0] if len(local) == 1 else "")
     else:
@@ -177,12 +198,78 @@ def find_task(spec: str) -> TaskFound:
     return TaskFound(options.get("name") or name, name, limit, kind, manager)
 
 
+def _refuse_code(spec: str, folder: Path) -> None:
+    """Raise where a yaml of the folder, or one that it includes, names code; nothing of it is constructed."""
+    import yaml
+
+    waiting, seen = sorted(folder.rglob("*.yaml")), set[Path]()
+    while waiting:
+        file = waiting.pop(0).resolve()
+        if file in seen or not file.is_file():
+            continue
+        seen.add(file)
+        try:
+            tokens = list(yaml.scan(read_text(file)))
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ValueError(f"{file}: expected yaml, found {' '.join(str(error).split())}") from None
+        for token in tokens:
+            plain = isinstance(token, yaml.TagToken) and token.value[0] == "!!" and token.value[1] in PLAIN_TAGS
+            if isinstance(token, (yaml.TagToken, yaml.DirectiveToken)) and not plain:
+                raise ValueError(
+                    f"{spec}: {file}, line {token.start_mark.line + 1}: this task runs code of its own "
+                    f"({''.join(map(str, token.value or ()))}); read it, and give --trust-tasks to let it"
+                )
+        key = ""
+        for before, token in pairwise(tokens):
+            if isinstance(token, yaml.ScalarToken):
+                if isinstance(before, yaml.KeyToken):
+                    key = token.value
+                elif key == "include":
+                    waiting.append(file.parent / token.value)
+
+
+def _hidden(bar: Any, *args: Any, **settings: Any) -> Any:
+    return bar(*args, **{**settings, "disable": True})
+
+
+@contextmanager
+def _silent() -> Iterator[list[str]]:
+    """Inside, lm-eval and datasets draw no bars and say nothing; what lm-eval would have said is in the list."""
+    import datasets
+
+    said: list[str] = []
+    log, bars = logging.getLogger("lm_eval"), datasets.are_progress_bars_disabled()
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    drawn = [
+        m
+        for name, m in list(sys.modules.items())
+        if name.startswith("lm_eval.") and isinstance(getattr(m, "tqdm", None), type)
+    ]
+    before, passed = [m.tqdm for m in drawn], log.propagate
+    datasets.disable_progress_bars()
+    log.addHandler(handler)
+    log.propagate = False
+    for module, bar in zip(drawn, before, strict=True):
+        module.tqdm = partial(_hidden, bar)  # type: ignore[attr-defined]
+    try:
+        yield said
+    finally:
+        for module, bar in zip(drawn, before, strict=True):
+            module.tqdm = bar  # type: ignore[attr-defined]
+        log.propagate = passed
+        log.removeHandler(handler)
+        if not bars:
+            datasets.enable_progress_bars()
+
+
 @cache
 def _all_tasks() -> Any:
     """lm-eval's own tasks; reading them all takes some ten seconds."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager()
+    with _silent():
+        return TaskManager()
 
 
 def _named(thing: Any) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, get_args
 
 from torch import nn
 
@@ -22,14 +22,19 @@ from counterpoise.records import digest
 
 @dataclass(frozen=True)
 class Item:
-    """One item: its fields, and the hash of their content, which decides its part."""
+    """One item: its fields, the hash of their content, which decides its part, and the file and line where it stands."""
 
     fields: Mapping[str, Any]
+    place: str = field(default="", compare=False)
 
     @cached_property
     def key(self) -> str:
         """sha256 of the content."""
         return digest(self.fields)
+
+
+Pair = tuple[tuple[int, ...], tuple[int, ...]]
+"""Token ids of a context and of what follows it."""
 
 
 class Wording(NamedTuple):
@@ -76,6 +81,11 @@ class FileAbility(ABC):
     def wording(fields: Mapping[str, Any]) -> Wording:
         """What a model reads of an item: what a dry run counts the tokens of."""
 
+    def pairs(self, tokenizer: Any, item: Item, drawing: Drawing) -> list[Pair]:
+        """Token ids of an item's context before each of its continuations."""
+        context, continuations = self.wording(item.fields)
+        return [encode_pair(tokenizer, context, spaced(context, text)) for text in continuations]
+
     @abstractmethod
     def right(self, fields: Mapping[str, Any]) -> tuple[str, str]:
         """A context and its right answer: what a search may be calibrated on."""
@@ -108,6 +118,32 @@ class FileAbility(ABC):
             )
         return chosen
 
+    def refuse_long(self, tokenizer: Any, drawing: Drawing, context: int | None, limit: int | None = None) -> None:
+        """Raise where an item that `measure` takes, at most `limit` a part, does not fit a context of so many tokens.
+
+        Raises:
+            ValueError: the first such item and how many there are.
+        """
+        if context is None:
+            return
+        new, chosen = drawing.max_new_tokens if self.draws else 0, []
+        for part in get_args(Part):
+            found = sorted((i for i in self.items if part_of(i.key) == part), key=lambda i: i.key)
+            chosen += found[: fewest(limit, self.limit)]
+        used, sizes = {item.key for item in chosen}, []
+        for item in self.items:
+            said = self.wording(item.fields)
+            bytes_ = len(said.context.encode()) + max(len(text.encode()) for text in said.continuations)
+            if item.key in used and ("messages" in item.fields or bytes_ + new > context // 2):  # else it fits surely
+                pairs = self.pairs(tokenizer, item, drawing)
+                sizes.append((item, max(len(a) + max(len(b), new) for a, b in pairs)))
+        if long := [(item, size) for item, size in sizes if size > context]:
+            raise ValueError(
+                f"{self.name}: {long[0][0].place}: expected items of at most {context} tokens (the model's context"
+                f"{f', {new} of them drawn' if new else ''}), found {long[0][1]} ({len(long)} of {len(used)} items are too "
+                "long); shorten or drop them"
+            )
+
     def measure(
         self, model: nn.Module, tokenizer: Any, part: Part, drawing: Drawing = SCORING, *, limit: int | None = None
     ) -> list[Measurement]:
@@ -119,7 +155,7 @@ def read_items(path: Path, clean: Callable[[dict[str, Any]], dict[str, Any]]) ->
     items: dict[str, Item] = {}
     for place, record in json_lines(path):
         try:
-            item = Item(clean(record))
+            item = Item(clean(record), place)
         except (ValueError, KeyError, TypeError) as error:
             said = f"expected the field {error}" if isinstance(error, KeyError) else error
             raise ValueError(f"{place}: {said}; found {json.dumps(record)[:80]}") from None
@@ -137,7 +173,7 @@ def text_of(record: dict[str, Any], name: str, *, empty: bool = False) -> str:
     return value
 
 
-def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def encode_pair(tokenizer: Any, context: str, continuation: str) -> Pair:
     """Token ids of a context and of what follows it, split where tokenising them together splits them.
 
     Context and continuation are tokenised as one text, as the model saw text in training; the border is where the

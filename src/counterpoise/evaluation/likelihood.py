@@ -8,10 +8,14 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from counterpoise.evaluation.items import FileAbility, Item, Wording, encode_pair, spaced, text_of
+from counterpoise.evaluation.items import FileAbility, Item, Pair, Wording, text_of
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import continuation_logprobs
+from counterpoise.statistics.bootstrap import Array
+
+SHARED = "accuracy 2"
+"""What accuracy means, by version: choices of one text share. Part of the fingerprint."""
 
 
 class Choices(FileAbility):
@@ -19,13 +23,18 @@ class Choices(FileAbility):
 
     kind = "choices"
 
+    @property
+    def metric_id(self) -> str:
+        """The metric with its version."""
+        return SHARED
+
     @staticmethod
     def clean(record: dict[str, Any]) -> dict[str, Any]:
         choices, gold = record["choices"], record["gold"]
         texts = isinstance(choices, list) and all(isinstance(c, str) and c.strip() for c in choices)
         if not texts or len(choices) < 2:
             raise ValueError("choices: expected a list of at least two texts")
-        if not isinstance(gold, int) or not 0 <= gold < len(choices):
+        if type(gold) is not int or not 0 <= gold < len(choices):
             raise ValueError(f"gold: expected a number from 0 to {len(choices) - 1}, found {gold!r}")
         return {"query": text_of(record, "query"), "choices": choices, "gold": gold}
 
@@ -40,8 +49,7 @@ class Choices(FileAbility):
         """Log-probability of the gold choice per token, and accuracy by log-probability per character."""
         contexts, groups, lengths = [], [], []
         for item in items:
-            query = item.fields["query"]
-            pairs = [encode_pair(tokenizer, query, spaced(query, choice)) for choice in item.fields["choices"]]
+            pairs = self.pairs(tokenizer, item, drawing)
             border = min(len(c) for c, _ in pairs)  # one shared context, also where a choice changes its last token
             contexts.append(pairs[0][0][:border])
             groups.append([(*c[border:], *r) for c, r in pairs])
@@ -49,13 +57,30 @@ class Choices(FileAbility):
         scores = continuation_logprobs(model, contexts, groups, batch_size=drawing.batch_size)
         gold = [item.fields["gold"] for item in items]
         logp = [s[g] / len(group[g]) for s, g, group in zip(scores, gold, groups, strict=True)]
-        hits = [100.0 * (int(np.argmax(np.divide(s, n))) == g) for s, n, g in zip(scores, lengths, gold, strict=True)]
+        hits = [
+            credit(item.fields["choices"], g, np.divide(s, n))
+            for item, s, n, g in zip(items, scores, lengths, gold, strict=True)
+        ]
         chance = 100 * float(np.mean([1 / len(item.fields["choices"]) for item in items]))
         keys = tuple(item.key for item in items)
         return [
             Measurement("logprob", "nats/token", np.array(logp)[:, None], "mean", None, keys),
             Measurement("accuracy", "%", np.array(hits)[:, None], "mean", chance, keys),
         ]
+
+
+def credit(choices: Sequence[str], gold: int, scores: Array) -> float:
+    """100 where the gold choice scores best; its share where others score as well, or say the same.
+
+    Equal texts may score apart by rounding, in the last bits and as the batch falls.
+
+    >>> credit(["a", "b", "a"], 2, np.array([-1.0, -2.0, -1.0]))
+    50.0
+    """
+    texts = [choice.strip() for choice in choices]
+    best = int(np.argmax(scores))
+    shared = [i for i, text in enumerate(texts) if text == texts[best] or scores[i] == scores[best]]
+    return 100.0 / len(shared) if gold in shared else 0.0
 
 
 class Continuation(FileAbility):
@@ -76,14 +101,11 @@ class Continuation(FileAbility):
 
     def score(self, model: nn.Module, tokenizer: Any, items: Sequence[Item], drawing: Drawing) -> list[Measurement]:
         """Minus the NLL per token."""
-        texts = [(i.fields["context"], i.fields["continuation"]) for i in items]
-        pairs = [encode_pair(tokenizer, context, spaced(context, text)) for context, text in texts]
+        pairs = [pair for item in items for pair in self.pairs(tokenizer, item, drawing)]
         return [per_token(model, pairs, tuple(item.key for item in items), drawing.batch_size)]
 
 
-def per_token(
-    model: nn.Module, pairs: list[tuple[tuple[int, ...], tuple[int, ...]]], keys: tuple[str, ...], batch_size: int
-) -> Measurement:
+def per_token(model: nn.Module, pairs: Sequence[Pair], keys: tuple[str, ...], batch_size: int) -> Measurement:
     """Minus the NLL per token: sum of log-probabilities over sum of tokens."""
     sums = continuation_logprobs(model, [c for c, _ in pairs], [[r] for _, r in pairs], batch_size=batch_size)
     statistics = np.array([[s[0], len(r)] for s, (_, r) in zip(sums, pairs, strict=True)], dtype=np.float64)

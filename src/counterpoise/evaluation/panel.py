@@ -12,10 +12,11 @@ import numpy as np
 from torch import nn
 
 from counterpoise.evaluation.abilities import Ability, load_abilities
+from counterpoise.evaluation.items import FileAbility
 from counterpoise.evaluation.measurement import Measurement, Scores
-from counterpoise.evaluation.parts import Part, part_of
+from counterpoise.evaluation.parts import PARTS, Part, part_of
 from counterpoise.evaluation.rewards import Reward, draw_rated, fingerprint, load_reward, name_of
-from counterpoise.language.prompts import Prompt, read_prompts
+from counterpoise.language.prompts import Prompt, encode_prompts, read_prompts
 from counterpoise.language.sampling import SCORING, Drawing
 from counterpoise.records import Progress, Store, digest
 
@@ -56,12 +57,14 @@ class Panel:
         limit: int | None = None,
         prompt_limit: int | None = None,
         drawing: Drawing = SCORING,
+        trust_tasks: bool = False,
     ) -> Panel:
         """From a prompts file, a reward (a spec of `load_reward` or a callable) and ability specs.
 
         Args:
             device: of a reward that is a model.
             limit, prompt_limit, drawing: see `Panel`.
+            trust_tasks: whether folders of lm-eval tasks may run code of their own.
 
         Raises:
             ValueError: an unreadable file, a spec that is none, a drawing out of range.
@@ -70,7 +73,7 @@ class Panel:
         return cls(
             read_prompts(prompts),
             load_reward(reward, device=device, batch_size=drawing.batch_size),
-            load_abilities(abilities),
+            load_abilities(abilities, trust_tasks=trust_tasks),
             reward_id=fingerprint(reward),
             limit=limit,
             prompt_limit=prompt_limit,
@@ -96,14 +99,34 @@ class Panel:
 
     def prompts_of(self, part: Part) -> list[Prompt]:
         """The prompts of a part, in the order of their content hash."""
-        chosen = sorted((p for p in self.prompts if part_of(p.key) == part), key=lambda p: p.key)
-        chosen = chosen if part == "proxy" else chosen[: self.prompt_limit]
-        if not chosen:
+        if not (chosen := self._chosen(part)):
             raise ValueError(
                 f"prompts: expected some in the {part} part, found none among {len(self.prompts)}; "
                 "give at least some twenty prompts"
             )
         return chosen
+
+    def _chosen(self, part: Part) -> list[Prompt]:
+        chosen = sorted((p for p in self.prompts if part_of(p.key) == part), key=lambda p: p.key)
+        return chosen if part == "proxy" else chosen[: self.prompt_limit]
+
+    @property
+    def asked(self) -> list[Prompt]:
+        """The prompts of all parts, in the order of their file."""
+        keys = {p.key for part in PARTS for p in self._chosen(part)}
+        return [p for p in self.prompts if p.key in keys]
+
+    def refuse_long(self, tokenizer: Any, context: int | None) -> None:
+        """Raise where a prompt or an item does not go through the chat template, or not into the model's context.
+
+        Raises:
+            ValueError: the first of them, with its file and line, and how many there are.
+        """
+        how = self.drawing
+        encode_prompts(tokenizer, self.asked, chat=how.chat, new=how.max_new_tokens, limit=context)
+        for ability in self.abilities:
+            if isinstance(ability, FileAbility):
+                ability.refuse_long(tokenizer, how, context, self.limit)
 
     def measure(
         self,
@@ -159,6 +182,7 @@ class PanelFiles:
     limit: int | None = None
     prompt_limit: int | None = None
     drawing: Drawing = SCORING
+    trust_tasks: bool = False
 
     def load(self, device: str) -> Panel:
         """The panel itself; a reward that is a model goes to `device`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,8 @@ def load_reward(spec: str | Reward, *, device: str = "cpu", batch_size: int = 16
             `sentiment:FILE.csv`: log-odds of "positive" under a bag-of-words classifier fitted to FILE (columns text
             and label, 0 or 1; may be gzipped);
             `module:function`: a Python callable over (prompts, responses), importable from here;
-            anything else: a sequence-classification model, a local folder or a hub id (`id@revision` allowed).
+            anything else: a sequence-classification model or a LoRA adapter on one, a local folder or a hub id
+            (`id@revision` allowed).
         device, batch_size: for a model.
     """
     if not isinstance(spec, str):
@@ -153,71 +153,11 @@ def python_reward(module: str, function: str) -> Reward:
     return found
 
 
-def _positions(config: Any) -> int:
-    """How many tokens a model has positions for; RoBERTa's begin after the padding's."""
-    positions = int(getattr(config, "max_position_embeddings", 512))
-    offset = config.model_type in ("camembert", "longformer", "roberta", "xlm-roberta")
-    return positions - offset * (int(config.pad_token_id) + 1)
-
-
 def classifier(source: str, *, device: str = "cpu", batch_size: int = 16) -> Reward:
-    """A sequence-classification model as a reward: its one output, or the log-odds of the last of two labels.
+    """A sequence-classification model, or a LoRA adapter on one, as a reward; see `classifiers`."""
+    from counterpoise.evaluation.classifiers import Classifier, load_classifier
 
-    Prompt and response go through the model's own chat template when it has one, else as a text pair.
-    """
-    import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    from counterpoise.language.dtypes import placed
-
-    name, _, revision = source.partition("@")
-    settings: dict[str, Any] = {"revision": revision or None} if not Path(source).exists() else {}
-    name = name if settings else source
-    settings["trust_remote_code"] = False  # unset, transformers asks at the terminal
-    tokenizer = AutoTokenizer.from_pretrained(name, **settings)
-    model, found = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True, **settings)
-    if missing := sorted(found["missing_keys"]):
-        raise ValueError(
-            f"reward {source}: expected a trained sequence-classification model, found no {missing[0]} in it (a language "
-            "model without a reward head?); its scores would be random"
-        )
-    model = placed(model, device)
-    if model.config.num_labels not in (1, 2):
-        raise ValueError(f"reward {source}: expected a model of one or two outputs, found {model.config.num_labels}")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id
-
-    limit = min(tokenizer.model_max_length, _positions(model.config))
-
-    def encode(prompts: Sequence[str], responses: Sequence[str]) -> Any:
-        options = {"padding": True, "truncation": True, "max_length": limit, "return_tensors": "pt"}
-        if getattr(tokenizer, "chat_template", None):
-            chats = [
-                [{"role": "user", "content": p}, {"role": "assistant", "content": r}]
-                for p, r in zip(prompts, responses, strict=True)
-            ]
-            texts = [tokenizer.apply_chat_template(c, tokenize=False) for c in chats]
-            return tokenizer(texts, add_special_tokens=False, **options)  # the template has written them
-        return tokenizer(list(prompts), list(responses), **options)
-
-    @torch.no_grad()
-    def score(prompts: Sequence[str], responses: Sequence[str]) -> Sequence[float]:
-        values: list[float] = []
-        for start in range(0, len(responses), batch_size):
-            stop = start + batch_size
-            batch = encode(prompts[start:stop], responses[start:stop]).to(device)
-            if batch["input_ids"].shape[1] >= limit:
-                warnings.warn(
-                    f"reward {source}: some prompts with their responses fill its {limit} tokens, what goes beyond is cut "
-                    "off and not rated; shorten them or take a model of a longer context",
-                    stacklevel=2,
-                )
-            logits = model(**batch).logits.double()
-            values += (logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]).tolist()
-        return values
-
-    return score
+    return Classifier(source, *load_classifier(source, device), batch_size)
 
 
 def fingerprint(reward: str | Reward) -> str:
@@ -229,8 +169,12 @@ def fingerprint(reward: str | Reward) -> str:
         if place.is_file():
             return digest([head, sha256(place)])
     if Path(reward).is_dir():
+        from counterpoise.evaluation.classifiers import adapter_of
+
         files = sorted(f for f in Path(reward).iterdir() if f.is_file())
-        return digest([[f.name, sha256(f)] for f in files])
+        found = [[f.name, sha256(f)] for f in files]
+        adapter = adapter_of(reward)
+        return digest(found if adapter is None else [*found, fingerprint(adapter.base)])
     module = sys.modules.get(head) if tail else None
     return reward if module is None else digest([reward, _source(module)])
 

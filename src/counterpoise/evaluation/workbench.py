@@ -20,6 +20,7 @@ from counterpoise.evaluation.measurement import Scores
 from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.parts import Part
 from counterpoise.language import dtypes
+from counterpoise.language.scoring import context_of
 from counterpoise.records import NUMERICS, Progress, Stages, Store, digest, named
 from counterpoise.statistics.bootstrap import Array
 
@@ -84,8 +85,9 @@ class Workbench:
     ) -> Workbench:
         """A workbench once every tensor was read: `warnings` are those of `preflight` and `scan`, too."""
         refuse_unmeasured(pair, on.get("donor", "post"))
-        _, told = scan(pair, allow_unrelated=allow_unrelated, progress=named(progress, "reading both checkpoints"))
         bench = cls(pair, panel, store, **on, progress=progress)
+        panel.refuse_long(bench.tokenizer, bench.context)
+        _, told = scan(pair, allow_unrelated=allow_unrelated, progress=named(progress, "reading both checkpoints"))
         bench.warnings = (*pair.warnings, *told, *bench.warnings)
         return bench
 
@@ -102,6 +104,13 @@ class Workbench:
         found = AutoTokenizer.from_pretrained(self.giver.tokenizer_folder, trust_remote_code=False)
         self.giver.refuse_changed()
         return found
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that the donor's model has positions for."""
+        from transformers import AutoConfig
+
+        return context_of(AutoConfig.from_pretrained(self.giver.folder, trust_remote_code=False))
 
     def model_at(self, end: float) -> nn.Module:
         """The resident model as PRE (0), POST (1) or a plain average between them."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from counterpoise.checkpoints.reading import json_lines
+from counterpoise.language.templates import Refused, has_template, render
 
 TURN = re.compile(r"\n\n(Human|Assistant):")
 """What stands before each turn of an HH transcript."""
@@ -18,9 +21,14 @@ TURN = re.compile(r"\n\n(Human|Assistant):")
 
 @dataclass(frozen=True)
 class Prompt:
-    """One conversation that waits for a response: messages in the chat format, `{"role": ..., "content": ...}`."""
+    """One conversation that waits for a response: messages in the chat format, `{"role": ..., "content": ...}`.
+
+    Attributes:
+        place: the file and line where it stands, for messages.
+    """
 
     messages: tuple[tuple[str, str], ...]
+    place: str = field(default="", compare=False, repr=False)
 
     @property
     def text(self) -> str:
@@ -52,12 +60,12 @@ def prompt_of(record: dict[str, Any], place: str) -> Prompt:
     """The prompt of one line of `read_prompts`; `place` says where it stands, in errors."""
     match record:
         case {"prompt": str(text)}:
-            return transcript(text) or Prompt((("user", text),))
+            return replace(transcript(text) or Prompt((("user", text),)), place=place)
         case {"messages": [*messages]} if messages and all(
             isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
             for m in messages
         ):
-            return Prompt(tuple((m["role"], m["content"]) for m in messages))
+            return Prompt(tuple((m["role"], m["content"]) for m in messages), place)
     raise ValueError(
         f'{place}: expected {{"prompt": "text"}} or {{"messages": [{{"role": ..., "content": ...}}]}}, '
         f"found {json.dumps(record)[:80]}"
@@ -81,12 +89,47 @@ def transcript(text: str) -> Prompt | None:
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt, *, chat: bool = True) -> tuple[int, ...]:
-    """Token ids of `prompt`: through the tokenizer's chat template when it has one and `chat` holds, else plain text."""
-    if chat and getattr(tokenizer, "chat_template", None):
-        messages = [{"role": role, "content": content} for role, content in prompt.messages]
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
-    else:
-        ids = tokenizer(prompt.text)["input_ids"]
-        if ids and ids[-1] == tokenizer.eos_token_id and not prompt.text.endswith(tokenizer.eos_token):
-            ids = ids[:-1]  # some tokenizers end every text; a response is to follow
+    """Token ids of `prompt`: through the tokenizer's chat template when it has one and `chat` holds, else plain text.
+
+    Raises:
+        ValueError: the template refuses it; the message says which prompt and why.
+    """
+    if chat and has_template(tokenizer):
+        try:
+            text = render(tokenizer, prompt.messages, reply=True)
+        except Refused as error:
+            raise ValueError(f"{named(prompt)}: {error}") from None
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    ids = tokenizer(prompt.text)["input_ids"]
+    if ids and ids[-1] == tokenizer.eos_token_id and not prompt.text.endswith(tokenizer.eos_token):
+        ids = ids[:-1]  # some tokenizers end every text; a response is to follow
     return tuple(ids)
+
+
+def encode_prompts(
+    tokenizer: Any, prompts: Sequence[Prompt], *, chat: bool, new: int, limit: int | None
+) -> list[tuple[int, ...]]:
+    """`encode_prompt` of each, where all fit a context of `limit` with `new` tokens more; see `refuse_long_prompts`."""
+    encoded = [encode_prompt(tokenizer, p, chat=chat) for p in prompts]
+    refuse_long_prompts(prompts, list(map(len, encoded)), new, limit)
+    return encoded
+
+
+def named(prompt: Prompt) -> str:
+    """Where a prompt stands, or how it begins."""
+    return prompt.place or f"prompt {prompt.text[:60]!r}"
+
+
+def refuse_long_prompts(prompts: Sequence[Prompt], lengths: Sequence[int], new: int, limit: int | None) -> None:
+    """Raise where a prompt of so many tokens and `new` more do not fit a context of `limit`; None has room for all.
+
+    Raises:
+        ValueError: the first of them, and how many there are.
+    """
+    room = math.inf if limit is None else limit - new
+    if long := [i for i, length in enumerate(lengths) if length > room]:
+        raise ValueError(
+            f"{named(prompts[long[0]])}: expected prompts of at most {room} tokens (a context of {limit} less {new} to "
+            f"generate), found {lengths[long[0]]} ({len(long)} of {len(prompts)} are too long); drop or shorten them, or "
+            "lower max_new_tokens"
+        )

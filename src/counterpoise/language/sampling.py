@@ -22,6 +22,7 @@ from counterpoise.language.scoring import (
     refuse_too_long,
     scored_plainly,
 )
+from counterpoise.language.templates import has_template, render
 from counterpoise.language.ways import asking, probes, remembered, succeeds, warn_of
 from counterpoise.records import Progress
 
@@ -79,11 +80,10 @@ def stop_tokens(model: nn.Module, tokenizer: Any) -> tuple[int, ...]:
 
 def turn_end(tokenizer: Any) -> int | None:
     """The special token that the chat template puts after what the assistant said; None without template or token."""
-    if not getattr(tokenizer, "chat_template", None):
+    if not has_template(tokenizer):
         return None
     said = "counterpoise"
-    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
-    _, found, after = str(tokenizer.apply_chat_template(messages, tokenize=False)).rpartition(said)
+    _, found, after = render(tokenizer, (("user", "?"), ("assistant", said))).rpartition(said)
     ids = tokenizer(after if found else "", add_special_tokens=False)["input_ids"]
     added = tokenizer.added_tokens_decoder
     return next((int(i) for i in ids if i in added and added[i].special), None)

@@ -291,8 +291,15 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
+def context_of(config: Any) -> int | None:
+    """Tokens that a model of this config has positions for; None where it sets no bound."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    found: int | None = getattr(text, "max_position_embeddings", None)
+    return found if found and found > 0 else None  # XLNet's -1
+
+
 def refuse_too_long(model: nn.Module, rows: Sequence[Any], new_tokens: int) -> None:
-    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    limit = context_of(getattr(model, "config", None))
     longest = max((row if isinstance(row, int) else len(row) for row in rows), default=0)
     if limit is not None and longest + new_tokens > limit:
         raise ValueError(

@@ -29,14 +29,16 @@ from counterpoise.checkpoints.naming import writer_of
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.evaluation.abilities import is_file, load_abilities, refuse_repeats
+from counterpoise.evaluation.classifiers import adapter_of, refuse_labels
 from counterpoise.evaluation.items import FileAbility
 from counterpoise.evaluation.parts import Part
 from counterpoise.evaluation.rewards import python_reward, read_labelled
 from counterpoise.evaluation.specs import RewardSpec, fewest
 from counterpoise.language.costs import Items, Lengths, Shape, shape_of
 from counterpoise.language.loading import without_bars
-from counterpoise.language.prompts import Prompt, encode_prompt
+from counterpoise.language.prompts import Prompt, encode_prompt, refuse_long_prompts
 from counterpoise.language.sampling import Drawing
+from counterpoise.language.scoring import context_of
 
 CHARACTERS = 4
 """Characters a token, where there is no tokenizer to ask."""
@@ -210,22 +212,6 @@ class Words:
         return sum(found) / max(1, len(found))
 
 
-def refuse_longer_than_context(source: Source, lengths: Sequence[int], new: int) -> None:
-    """What a run says once it has loaded the model.
-
-    Raises:
-        ValueError: a prompt that does not fit with its response.
-    """
-    limit = getattr(source.model.config, "max_position_embeddings", None)
-    longest = max(lengths, default=0)
-    if limit is not None and longest + new > limit:
-        raise ValueError(
-            f"prompts: expected at most {limit - new} tokens (a context of {limit} less {new} to generate), found "
-            f"{longest} in the longest ({sum(n + new > limit for n in lengths)} of {len(lengths)} are too long); drop or "
-            "shorten them, or lower max_new_tokens"
-        )
-
-
 def look_at_reward(spec: str) -> Source | None:
     """Check a reward without loading it; its architecture when it is a model.
 
@@ -240,30 +226,33 @@ def look_at_reward(spec: str) -> Source | None:
     if kind == "function":
         python_reward(head, tail)
         return None
-    found = look(spec, classifier=True)
+    adapter = adapter_of(spec)
+    found = look(adapter.base if adapter else spec, classifier=True)
     config: Any = found.model.config
-    kinds = config.architectures or []
-    if kinds and not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+    kinds, labels = config.architectures or [], adapter and adapter.labels
+    if kinds and not labels and not any(kind.endswith("ForSequenceClassification") for kind in kinds):
         raise ValueError(
             f"reward {spec}: expected a sequence-classification model, found {kinds[0]}, whose head transformers does not "
             "know; wrap it in a Python function (module:function)"
         )
-    if config.num_labels not in (1, 2):
-        raise ValueError(f"reward {spec}: expected a model of one or two outputs, found {config.num_labels}")
+    refuse_labels(spec, labels or config.num_labels)
     return found
 
 
 def look_at_abilities(
-    specs: Sequence[str], source: Source, *, limit: int | None, new: int
+    specs: Sequence[str], source: Source, *, limit: int | None, drawing: Drawing, trust_tasks: bool = False
 ) -> tuple[dict[Part, list[Items]], list[str]]:
     """The items of every ability on validation and held-out data, and what had to be taken for granted.
 
     Raises:
-        ValueError: an unreadable file, no such task of lm-eval, two abilities of one name.
+        ValueError: an unreadable file, an item that does not fit the context, no such task of lm-eval, one that runs
+            code and is not trusted, two abilities of one name.
     """
-    words = Words.of(source.folder)
+    words, new = Words.of(source.folder), drawing.max_new_tokens
     loaded = [a for a in load_abilities([s for s in specs if is_file(s)]) if isinstance(a, FileAbility)]
-    tasks = [_of_harness(spec, limit) for spec in specs if not is_file(spec)]
+    for ability in loaded if words.tokenizer else ():
+        ability.refuse_long(words.tokenizer, drawing, context_of(source.model.config), limit)
+    tasks = [_of_harness(spec, limit, trust_tasks) for spec in specs if not is_file(spec)]
     parts: tuple[Part, ...] = ("validation", "held-out")
     found = {p: [*(_of_file(a, p, words, limit, new) for a in loaded), *(items for items, _ in tasks)] for p in parts}
     refuse_repeats([i.name for i in found["validation"]])
@@ -278,10 +267,10 @@ def _of_file(ability: FileAbility, part: Part, words: Words, limit: int | None, 
     return Items(ability.name, len(read), context, each, answer, generated=new if ability.draws else 0)
 
 
-def _of_harness(spec: str, limit: int | None) -> tuple[Items, list[str]]:
+def _of_harness(spec: str, limit: int | None, trusted: bool) -> tuple[Items, list[str]]:
     from counterpoise.evaluation.harness import find_task
 
-    task = find_task(spec)
+    task = find_task(spec, trusted=trusted)
     most = fewest(limit, task.limit)
     count, told = most or UNSEEN["items"], []
     if most is None:
@@ -322,7 +311,7 @@ def lengths(
     words, new = Words.of(source.folder), drawing.max_new_tokens
     found = words.prompts(prompts, chat=drawing.chat)
     if longest_refused:
-        refuse_longer_than_context(source, found, new)
+        refuse_long_prompts(prompts, found, new, context_of(source.model.config))
     assumed = [] if words.tokenizer else [f"no tokenizer: {CHARACTERS} characters a token, no chat template"]
     mean = sum(found) / len(found)
     told = [f"prompts of {mean:.0f} tokens in the mean, the longest {max(found)}", *assumed]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import get_args
 
 import torch
@@ -56,11 +55,10 @@ def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True) -
         dtype = torch.float32 if second.dtype == torch.float16 else computed_in(second.dtype, device)
     shape, itemsize = second.shape, dtype.itemsize
     two_sided = [s for s in request.searches if isinstance(s, TwoSided)]
-    size = request.settings["proxy_size"]
-    needed = size if two_sided else math.ceil(size / 0.8)
-    asked = parts["validation"] + parts["held-out"] + parts["proxy"][:needed]
-    at, assumed = lengths(second, asked, drawing, itemsize, drawing.batch_size // 2)
-    items, unseen = look_at_abilities(panel.abilities, second, limit=panel.limit, new=drawing.max_new_tokens)
+    at, assumed = lengths(second, unloaded.asked, drawing, itemsize, drawing.batch_size // 2)
+    items, unseen = look_at_abilities(
+        panel.abilities, second, limit=panel.limit, drawing=drawing, trust_tasks=panel.trust_tasks
+    )
     told += [f"{i.name}: {i.count:,} validation items" for i in items["validation"]]
     scale = Extent(shape, judge.shape if judge else None, at, len(parts["proxy"]), means)
     counts = {part: len(chosen) for part, chosen in parts.items()}

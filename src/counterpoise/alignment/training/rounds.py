@@ -14,9 +14,9 @@ from counterpoise.alignment.training import processes
 from counterpoise.alignment.training.run import Run
 from counterpoise.alignment.training.sharding import is_sharded
 from counterpoise.alignment.training.stepping import Mitigation
-from counterpoise.language.prompts import Prompt, encode_prompt
+from counterpoise.language.prompts import Prompt, encode_prompts
 from counterpoise.language.sampling import Drawing
-from counterpoise.language.scoring import device_of
+from counterpoise.language.scoring import context_of, device_of
 from counterpoise.records import Progress
 
 T = TypeVar("T")
@@ -105,15 +105,5 @@ def next_prompts(queue: list[Prompt], order: random.Random, prompts: Sequence[Pr
 def _refuse_long(model: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], drawing: Drawing) -> None:
     if not prompts:
         raise ValueError("prompts: expected at least one, found none")
-    new, limit = drawing.max_new_tokens, getattr(model.config, "max_position_embeddings", None)
-    if limit is None:
-        return
-    lengths = [len(encode_prompt(tokenizer, p, chat=drawing.chat)) for p in prompts]
-    length, worst = max(zip(lengths, prompts, strict=True), key=lambda pair: pair[0])
-    if length + new > limit:
-        many = sum(each + new > limit for each in lengths)
-        raise ValueError(
-            f"prompts: expected at most {limit - new} tokens (a context of {limit} less {new} to generate), found "
-            f"{length} in {worst.text[:60]!r} ({many} of {len(prompts)} are too long); drop or shorten them, or lower "
-            "max_new_tokens"
-        )
+    if (limit := context_of(model.config)) is not None:
+        encode_prompts(tokenizer, prompts, chat=drawing.chat, new=drawing.max_new_tokens, limit=limit)
