@@ -341,7 +341,7 @@ def test_a_short_word_that_is_no_secret_stays_in_the_answers(monkeypatch: pytest
 )
 def test_a_usage_that_is_no_count_is_an_error(count: str) -> None:
     chat = Chat()
-    body = '{"choices": [{"message": {"content": "A"}}], "usage": {"prompt_tokens": %s}}' % count
+    body = '{"choices": [{"message": {"content": "A"}}], "usage": {"prompt_tokens": COUNT}}'.replace("COUNT", count)
     chat.script = [(200, {}, body.encode())] * 3
     with serving(chat) as url, pytest.raises(EndpointError, match="3 attempts, the last: an answer whose usage"):
         quick(url).ask(ASK)
@@ -349,7 +349,7 @@ def test_a_usage_that_is_no_count_is_an_error(count: str) -> None:
 
 @pytest.mark.parametrize("usage", ["null", "{}", '{"prompt_tokens": null}', '{"prompt_tokens": 0.0}'])
 def test_a_usage_without_counts_counts_nothing(usage: str) -> None:
-    body = '{"choices": [{"message": {"content": "A"}}], "usage": %s}' % usage
+    body = '{"choices": [{"message": {"content": "A"}}], "usage": USAGE}'.replace("USAGE", usage)
     with serving(Chat(lambda question: (200, {}, body.encode()))) as url:
         assert quick(url).ask(ASK)["usage"] == {"prompt_tokens": 0, "completion_tokens": 0}
 

@@ -241,11 +241,11 @@ class _Cut:
         return super().do_open(made, request, **settings)  # type: ignore[misc]
 
 
-class _Http(_Cut, urllib.request.HTTPHandler):
+class _Http(_Cut, urllib.request.HTTPHandler):  # type: ignore[misc]
     pass
 
 
-class _Https(_Cut, urllib.request.HTTPSHandler):
+class _Https(_Cut, urllib.request.HTTPSHandler):  # type: ignore[misc]
     pass
 
 
