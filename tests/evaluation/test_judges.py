@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import json
+import socket
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -231,6 +235,53 @@ def test_a_slow_server_times_out(how: str) -> None:
         quick(url, timeout=0.2, attempts=2).ask(ASK)
 
 
+@contextlib.contextmanager
+def dripping(before: bytes, drop: bytes) -> Iterator[tuple[str, list[bool]]]:
+    """Sends `before`, then `drop` again and again, and notes when its connection was cut."""
+    cut: list[bool] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    line = server.accept()[0]
+                    with line:
+                        line.recv(65536)
+                        try:
+                            line.sendall(before)
+                            for _ in range(400):
+                                time.sleep(0.02)
+                                line.sendall(drop)
+                        except OSError:
+                            cut.append(True)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/v1", cut
+        server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize(
+    ("before", "drop"),
+    [
+        (b"", b"H"),  # the status line
+        (b"HTTP/1.1 200 OK\r\nX-Slow: ", b"a"),
+        (b"HTTP/1.1 100 Continue\r\n", b"A: b\r\n"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n", b" "),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0"),  # the size of a chunk
+        (b"HTTP/1.1 500 Oh\r\nContent-Length: 9999\r\n\r\n", b"x"),
+    ],
+)
+def test_the_time_limit_holds_wherever_a_server_drips_and_the_connection_is_cut(before: bytes, drop: bytes) -> None:
+    with dripping(before, drop) as (url, cut):
+        start = time.monotonic()
+        with pytest.raises(EndpointError, match=r"2 attempts, the last: no answer in 0\.3 s"):
+            quick(url, timeout=0.3, attempts=2).ask(ASK)
+        assert time.monotonic() - start < 2.0
+        while len(cut) < 2 and time.monotonic() - start < 8.0:
+            time.sleep(0.05)
+        assert len(cut) == 2
+
+
 def test_a_server_that_is_down() -> None:
     with serving(Chat()) as url:
         pass
@@ -253,6 +304,62 @@ def test_errors_that_would_not_change_are_not_repeated_and_do_not_show_the_key()
         assert f"HTTP {code} bad key *** indeed" in str(caught.value)
         assert KEY not in str(caught.value)
     assert len(chat.asked) == 4
+
+
+@pytest.mark.parametrize("key", [KEY, 'sk-a"b\\c/d'])
+def test_a_key_that_the_server_repeats_is_neither_stored_nor_printed(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    chat = Chat()
+    escaped = "".join(f"\\u{ord(c):04x}" for c in key)
+    body = '{"choices": [{"message": {"content": "K\\nA"}, "finish_reason": "K"}], "usage": {"prompt_tokens": 1}}'
+    answers = [(200, {"X-Key": key}, body.replace("K", k).encode()) for k in (json.dumps(key)[1:-1], escaped)]
+    chat.script = [a for a in answers for _ in range(2)]
+    with serving(chat) as url:
+        judge = EndpointJudge(quick(url), Store(tmp_path), concurrency=1)
+        judge_pairs(judge, pairs([(1, 2), (2, 1)]))
+    written = "".join(p.read_text() for p in tmp_path.rglob("*") if p.is_file())
+    assert "***" in written
+    assert not any(k in written for k in (key, json.dumps(key)[1:-1], escaped))
+    padding = " " * 1990
+    for code, said_ in ((200, f"<html>{key}"), (200, "x" * 70 + key), (400, key), (400, padding + key), (500, key)):
+        chat.script = [failed(code, said_, Location=f"http://127.0.0.1:9/{key}", Retry_After=key)] * 3
+        with serving(chat) as url, pytest.raises(EndpointError) as caught:
+            quick(url).ask(ASK)
+        assert not any(key[:n] in str(caught.value) for n in range(6, len(key)))
+
+
+def test_a_short_word_that_is_no_secret_stays_in_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "A")
+    with serving(Chat(lambda question: said("A"))) as url:
+        assert quick(url).ask(ASK)["text"] == "A"
+
+
+@pytest.mark.parametrize(
+    "count", ["Infinity", "-Infinity", "NaN", "1e999", "-1", '"9"', "1.5", "true", "[9]", "1e13", "9" * 4000, "{}"]
+)
+def test_a_usage_that_is_no_count_is_an_error(count: str) -> None:
+    chat = Chat()
+    body = '{"choices": [{"message": {"content": "A"}}], "usage": {"prompt_tokens": COUNT}}'.replace("COUNT", count)
+    chat.script = [(200, {}, body.encode())] * 3
+    with serving(chat) as url, pytest.raises(EndpointError, match="3 attempts, the last: an answer whose usage"):
+        quick(url).ask(ASK)
+
+
+@pytest.mark.parametrize("usage", ["null", "{}", '{"prompt_tokens": null}', '{"prompt_tokens": 0.0}'])
+def test_a_usage_without_counts_counts_nothing(usage: str) -> None:
+    body = '{"choices": [{"message": {"content": "A"}}], "usage": USAGE}'.replace("USAGE", usage)
+    with serving(Chat(lambda question: (200, {}, body.encode()))) as url:
+        assert quick(url).ask(ASK)["usage"] == {"prompt_tokens": 0, "completion_tokens": 0}
+
+
+def test_an_answer_that_is_nested_without_end_is_rubbish() -> None:
+    with (
+        serving(Chat(lambda question: (200, {}, b"[" * 200_000))) as url,
+        pytest.raises(EndpointError, match="an answer"),
+    ):
+        quick(url).ask(ASK)
 
 
 def test_a_redirect_does_not_carry_the_key_elsewhere() -> None:

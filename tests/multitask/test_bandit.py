@@ -132,7 +132,7 @@ def test_one_call_too_many_for_the_promised_window():
 
 
 def test_hold_keeps_the_share_of_absent_tasks():
-    balance = BanditMTL(4, rho=1.2)
+    balance = BanditMTL(4, rho=1.2, missing="hold")
     balance(loss_tensor(1.0, 2.0, 3.0, 1.5))
     balance.step()
     before = balance.probabilities()

@@ -31,16 +31,16 @@ class Model(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.05)
 
 
-def loader() -> DataLoader:
-    return DataLoader(TensorDataset(*rows(24, 0)), batch_size=6)
+def loader(tasks=None) -> DataLoader:
+    return DataLoader(TensorDataset(*rows(24, 0, tasks)), batch_size=6)
 
 
-def fit(model, folder, epochs: int, checkpoint=None):
+def fit(model, folder, epochs: int, checkpoint=None, tasks=None):
     trainer = lightning.Trainer(
         max_epochs=epochs, accelerator="cpu", devices=1, logger=False, default_root_dir=folder,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
     )  # fmt: skip
-    trainer.fit(model, loader(), ckpt_path=checkpoint)
+    trainer.fit(model, loader(tasks), ckpt_path=checkpoint)
     return trainer
 
 
@@ -63,3 +63,14 @@ def test_the_recipe_is_the_plain_loop_and_resumes_bitwise(tmp_path):
     fit(resumed, tmp_path, 2, checkpoint=tmp_path / "half.ckpt")
     assert resumed.balance.weights() == balance.weights() != half_weights
     assert all(map(torch.equal, resumed.toy.parameters(), toy.parameters()))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_one_task_a_batch_moves_the_weights_and_resumes_bitwise(tmp_path):
+    tasks = [0] * 6 + [1] * 6 + [2] * 6 + [0] * 6
+    straight, half, resumed = Model(), Model(), Model()
+    fit(straight, tmp_path, 2, tasks=tasks)
+    assert max(straight.balance.weights()) > 0.35
+    fit(half, tmp_path, 1, tasks=tasks).save_checkpoint(tmp_path / "half.ckpt")
+    fit(resumed, tmp_path, 2, checkpoint=tmp_path / "half.ckpt", tasks=tasks)
+    assert resumed.balance.weights() == straight.balance.weights() != half.balance.weights()

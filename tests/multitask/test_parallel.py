@@ -20,16 +20,17 @@ MICRO = 2
 # The last step has a task that one rank never sees, and one that nobody sees.
 PLACES = [[0, 1, 1, 2, 0, 2, 2, 0]] * 4 + [[0, 2, 0, 2, 0, 0, 0, 0]]
 ROWS = [rows(8, seed, tasks=tasks) for seed, tasks in enumerate(PLACES)]
+ONE_TASK_A_BATCH = [rows(8, seed, tasks=[seed % 3] * 8) for seed in range(7)]
 
 
-def loop(rank: int, world: int, *, counted: bool, method=BanditMTL) -> dict:
+def loop(rank: int, world: int, *, counted: bool, method=BanditMTL, given=ROWS) -> dict:
     """Train the toy on this rank's rows, in micro-batches when the window is counted beforehand."""
     toy = Toy()
     weighting = method(TASKS, **({"rho": 0.4} if method is BanditMTL else {})).double()
     everything = torch.nn.ModuleList([toy, weighting])
     optimizer = torch.optim.SGD(everything.parameters(), lr=0.1)
     history = []
-    for x, y, task in ROWS:
+    for x, y, task in given:
         optimizer.zero_grad()
         mine = slice(rank * 8 // world, (rank + 1) * 8 // world)
         totals = [float((task == i).sum()) for i in range(3)] if counted else None
@@ -124,6 +125,7 @@ def worker(rank: int, port: int, folder: str) -> None:
         "sum": sum_over_ranks([1.0 + rank, 1e-9 * rank]),
         "counted": loop(rank, 2, counted=True),
         "uncounted": loop(rank, 2, counted=False),
+        "alternating": loop(rank, 2, counted=True, given=ONE_TASK_A_BATCH),
         "uncertainty": loop(rank, 2, counted=True, method=UncertaintyWeighting),
         "accelerate": accelerated(rank, 2),
         "own_parameters": own_parameters(rank, 2),
@@ -166,10 +168,11 @@ def test_there_were_two_ranks_and_sums_are_float64(ranks):
     assert world_size() == 1
 
 
-@pytest.mark.parametrize("way", ["counted", "uncounted", "uncertainty"])
+@pytest.mark.parametrize("way", ["counted", "uncounted", "uncertainty", "alternating"])
 def test_two_ranks_are_one_rank(ranks, way):
     method = UncertaintyWeighting if way == "uncertainty" else BanditMTL
-    one = loop(0, 1, counted=way != "uncounted", method=method)
+    given = ONE_TASK_A_BATCH if way == "alternating" else ROWS
+    one = loop(0, 1, counted=way != "uncounted", method=method, given=given)
     for rank in ranks:
         torch.testing.assert_close(rank[way]["weights"], one["weights"], rtol=0, atol=1e-12)
         for a, b in zip(rank[way]["gradients"], one["gradients"], strict=True):

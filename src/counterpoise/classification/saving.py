@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,13 @@ REPORT = "report.html"
 """The page of the run, which `counterpoise.report.multitask` draws from training.json."""
 
 
-def save(classifier: TextClassifier, out: str | Path, record: Mapping[str, Any] | None = None) -> Path:
+def save(
+    classifier: TextClassifier,
+    out: str | Path,
+    record: Mapping[str, Any] | None = None,
+    *,
+    also: Callable[[Path], None] | None = None,
+) -> Path:
     """Write a classifier that `load` gives back with the same predictions, bit for bit.
 
     The folder appears whole or not at all. It holds config.json (tasks, labels, settings), model.safetensors, and a
@@ -36,6 +42,7 @@ def save(classifier: TextClassifier, out: str | Path, record: Mapping[str, Any] 
         classifier: what to save.
         out: a new or empty folder.
         record: how it came about, for instance settings and history; anything json takes.
+        also: writes more files into the folder before it appears.
 
     Raises:
         ValueError: something stands at `out`.
@@ -59,6 +66,8 @@ def save(classifier: TextClassifier, out: str | Path, record: Mapping[str, Any] 
         if record is not None:
             write_json(folder / RECORD, dict(record))
         write_json(folder / CONFIG, config)
+        if also is not None:
+            also(folder)
     return Path(out)
 
 

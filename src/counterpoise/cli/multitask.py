@@ -111,15 +111,13 @@ def train(
             **asdict(run),
             "test": {name: score._asdict() for name, score in tested.items()},
         }
-        saving.save(built, out, record)
+        page = multitask_page(record)
+        saving.save(built, out, record, also=lambda folder: write_whole(folder / saving.REPORT, page))
     best = run.epochs[run.best_epoch - 1]
     print(f"best epoch {run.best_epoch} of {len(run.epochs)} ({run.stopped}), {run.epochs[-1].seconds:.0f} s")
     print(f"validation accuracy {100 * best.mean_accuracy:.2f} %, task variance {best.task_variance:.4g}")
     if tested:
         _show_scores(tested)
-    saved = f"the model is in {out}; draw the page with: counterpoise multitask report {out}"
-    with plain_errors(saved, KeyError, ImportError):
-        write_whole(out / saving.REPORT, multitask_page(record))
     print(f"wrote {out}; the run as a page: {out / saving.REPORT}")
 
 

@@ -7,6 +7,7 @@ import email.utils
 import http.client
 import json
 import os
+import socket
 import threading
 import time
 import urllib.error
@@ -14,10 +15,15 @@ import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from email.message import Message
 from typing import Any
+
+from counterpoise.checkpoints.files import in_background
 
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # may well be answered the next time
 LARGEST = 8 << 20  # bytes of an answer
+SECRET = 8  # characters of a key from which on it is one; servers at home take "x" or "EMPTY", which answers may hold
+MOST_TOKENS = 10**12
 
 
 class EndpointError(OSError):
@@ -31,8 +37,8 @@ class Endpoint:
     Attributes:
         base_url: up to and without /chat/completions, such as http://127.0.0.1:8000/v1.
         key_variable: the environment variable that holds the key; "" or an unset one sends none. The key is read at each
-            call and stands in no attribute, message or file.
-        timeout: seconds for one whole call, however slowly its answer drips.
+            call and stands in no attribute, message or file, also where the server repeats it (from 8 characters on).
+        timeout: seconds for one whole call: name, connection, headers and body, however slowly they drip.
         attempts: calls in all before giving up.
         backoff: seconds before the second attempt; doubled before each further one.
         longest_wait: seconds; a server that asks for a longer pause (Retry-After) ends the run instead.
@@ -85,48 +91,76 @@ class Endpoint:
             if attempt and stop.wait(max(pause, self.backoff * 2 ** (attempt - 1))):
                 raise self._end(f"stopped after {attempt} attempts, the last: {trouble}")
             try:
-                return _reading(self._post(messages))
-            except urllib.error.HTTPError as error:
-                trouble, pause = self._told(error)
+                code, headers, body = self._post(messages)
+                if 200 <= code < 300:
+                    return self._reading(body)
             except (_Rubbish, http.client.HTTPException, OSError) as error:
                 reason = getattr(error, "reason", error)
                 slow = isinstance(error, TimeoutError) or isinstance(reason, TimeoutError)
                 trouble, pause = f"no answer in {self.timeout:g} s" if slow else self._clean(str(reason)), 0.0
+            else:
+                trouble, pause = self._told(code, headers, body)
         raise self._end(f"{self.attempts} attempts, the last: {trouble}; is the server up, and the base URL right?")
 
-    def _post(self, messages: Sequence[Mapping[str, str]]) -> bytes:
+    def _post(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, Message, bytes]:
+        """Status, headers and body, with the key taken out. The time limit is this thread's wait for another one: the
+        library's own is for each single byte."""
         body: dict[str, Any] = {"model": self.model, "messages": list(messages)}
         body |= {k: v for k in ("temperature", "max_tokens") if (v := getattr(self, k)) is not None}
         headers = {"Content-Type": "application/json", "User-Agent": "counterpoise"}
-        if key := self._key():
+        key = self._key()
+        if key:
             headers["Authorization"] = f"Bearer {key}"
         url = f"{self.base_url.rstrip('/')}/chat/completions"
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-        deadline = time.monotonic() + self.timeout
-        pieces, size = [], 0
-        with urllib.request.build_opener(_NoRedirect).open(request, timeout=self.timeout) as answer:
-            while piece := answer.read1(1 << 16):
-                pieces.append(piece)
-                size += len(piece)
-                if time.monotonic() > deadline:
-                    raise TimeoutError
-                if size > LARGEST:
-                    raise _Rubbish(f"an answer of more than {LARGEST >> 20} MiB")
-        return b"".join(pieces)
+        line = _Line()
 
-    def _told(self, error: urllib.error.HTTPError) -> tuple[str, float]:
+        def exchange() -> tuple[int, Message, bytes]:
+            opener = urllib.request.build_opener(_NoRedirect, _Http(line), _Https(line))
+            try:
+                answer = opener.open(request, timeout=self.timeout)
+            except urllib.error.HTTPError as error:
+                answer = error
+            pieces, size = [], 0
+            with answer:
+                while piece := answer.read1(1 << 16):
+                    pieces.append(piece)
+                    size += len(piece)
+                    if size > LARGEST:
+                        raise _Rubbish(f"an answer of more than {LARGEST >> 20} MiB")
+            return answer.status, answer.headers, b"".join(pieces)
+
+        try:
+            status, told, said = in_background(exchange).result(self.timeout)
+        finally:
+            line.cut()
+        return status, told, said.replace(key.encode(), b"***") if len(key) >= SECRET else said
+
+    def _reading(self, body: bytes) -> dict[str, Any]:
+        try:
+            content = json.loads(body)
+            choice = content["choices"][0]
+            message = choice["message"]
+            text, refusal, finish = message.get("content"), message.get("refusal"), choice.get("finish_reason")
+            usage = content.get("usage")
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+            raise _Rubbish(f"an answer without choices[0].message: {body[:80]!r}") from None
+        for what, value in (("content", text), ("finish_reason", finish)):
+            if value is not None and not isinstance(value, str):
+                raise _Rubbish(f"a message whose {what} is no text but {type(value).__name__}")
+        counts = _counts({} if usage is None else usage)
+        finish = None if finish is None else self._masked(finish)
+        return {"text": self._masked(text or ""), "finish": finish, "refusal": bool(refusal), "usage": counts}
+
+    def _told(self, code: int, headers: Message, said: bytes) -> tuple[str, float]:
         """What an HTTP error says and how long it asks to wait; one that would not change ends the run."""
-        with error:
-            said = ""
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                said = getattr(error.fp, "read1", error.read)(2000).decode(errors="replace")
-        trouble = f"HTTP {error.code} {self._clean(said)[:300]}".strip()
-        if error.code in (401, 403):
+        trouble = f"HTTP {code} {self._clean(said.decode(errors='replace'))[:300]}".strip()
+        if code in (401, 403):
             state = "is set" if self._key() else "is not set"
             raise self._end(f"{trouble}; the key is read from {self.key_variable or 'no variable'}, which {state}")
-        if error.code not in AGAIN:
+        if code not in AGAIN:
             raise self._end(f"{trouble}; expected an OpenAI-compatible /chat/completions for the model {self.model!r}")
-        pause = _retry_after(error.headers.get("Retry-After"))
+        pause = _retry_after(headers.get("Retry-After"))
         if pause > self.longest_wait:
             raise self._end(f"{trouble}; it asks to wait {pause:.0f} s, more than {self.longest_wait:g}; go on later")
         return trouble, pause
@@ -142,10 +176,13 @@ class Endpoint:
         return key
 
     def _clean(self, text: str) -> str:
-        """On one line, without the key should the server repeat it."""
+        """On one line, without the key."""
+        return " ".join("".join(c if c.isprintable() else " " for c in self._masked(text)).split())
+
+    def _masked(self, text: str) -> str:
+        """Without the key, should the server repeat it."""
         key = self._key()
-        text = text.replace(key, "***") if key else text
-        return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+        return text.replace(key, "***") if len(key) >= SECRET else text
 
 
 class _Rubbish(Exception):
@@ -159,19 +196,70 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _reading(body: bytes) -> dict[str, Any]:
-    try:
-        content = json.loads(body)
-        choice = content["choices"][0]
-        message = choice["message"]
-        text, refusal = message.get("content"), message.get("refusal")
-        usage = content.get("usage") or {}
-        counts = {k: int(usage.get(k) or 0) for k in ("prompt_tokens", "completion_tokens")}
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        raise _Rubbish(f"an answer without choices[0].message: {body[:80]!r}") from None
-    if text is not None and not isinstance(text, str):
-        raise _Rubbish(f"a message whose content is no text but {type(text).__name__}")
-    return {"text": text or "", "finish": choice.get("finish_reason"), "refusal": bool(refusal), "usage": counts}
+class _Line:
+    """The connections of one call, so that they can be cut from another thread."""
+
+    def __init__(self) -> None:
+        self.lock, self.over = threading.Lock(), False
+        self.ends: list[socket.socket] = []
+
+    def add(self, made: socket.socket) -> None:
+        """Keep another end of a connection: the library's own may be wrapped, or put aside, by then."""
+        with self.lock:
+            if self.over:
+                raise TimeoutError
+            self.ends.append(socket.socket(fileno=os.dup(made.fileno())))
+
+    def cut(self) -> None:
+        """End all connections, now and later."""
+        with self.lock:
+            self.over = True
+            for end in self.ends:
+                with end, contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+
+class _Cut:
+    """A handler whose connections a line holds."""
+
+    def __init__(self, line: _Line) -> None:
+        super().__init__()
+        self.line = line
+
+    def do_open(self, http_class: Any, request: urllib.request.Request, **settings: Any) -> Any:
+        def made(*args: Any, **more: Any) -> Any:
+            connection = http_class(*args, **more)
+            connect = connection.connect
+
+            def connecting() -> None:
+                connect()
+                self.line.add(connection.sock)
+
+            connection.connect = connecting
+            return connection
+
+        return super().do_open(made, request, **settings)  # type: ignore[misc]
+
+
+class _Http(_Cut, urllib.request.HTTPHandler):  # type: ignore[misc]
+    pass
+
+
+class _Https(_Cut, urllib.request.HTTPSHandler):  # type: ignore[misc]
+    pass
+
+
+def _counts(usage: Any) -> dict[str, int]:
+    found = (
+        {k: usage.get(k) for k in ("prompt_tokens", "completion_tokens")}
+        if isinstance(usage, dict)
+        else {"usage": usage}
+    )
+    for name, count in found.items():
+        whole = isinstance(count, int) or (isinstance(count, float) and count.is_integer())
+        if count is not None and (isinstance(count, bool) or not whole or not 0 <= count <= MOST_TOKENS):
+            raise _Rubbish(f"an answer whose usage holds {name} = {str(count)[:40]}, no number of tokens")
+    return {k: int(v or 0) for k, v in found.items()}
 
 
 def _retry_after(value: str | None) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from counterpoise.multitask.losses import Batch, Counts, Losses, Tasks, WindowMeans, gather
 from counterpoise.multitask.mirror import ball_radius, best_response_floats, divergence, hold, mirror_floats
-from counterpoise.multitask.weighting import Weighting, on_device, weighted_sum
+from counterpoise.multitask.weighting import Missing, Weighting, on_device, weighted_sum
 from counterpoise.ranks import world_size
 
 
@@ -38,12 +38,16 @@ class BanditMTL(Weighting):
         min_effective_tasks: rho = log(m / min_effective_tasks), in [1, m].
         eta: step size of the ascent, in 1 / units of loss.
         micro_batches: calls per optimiser step when `window_counts` are not given (see `Weighting`).
-        drawn_by: how tasks come to be in a batch. None: an absent task keeps its share of the weight (see `hold`).
+        drawn_by: how tasks come to be in a batch. None: whichever way; an absent task counts as `missing` says.
             A sequence: each example's task is drawn with these known probabilities, all above 0; losses and gradients
             are weighted by their inverse, so both are unbiased. "p": the batches are drawn by p itself (`draw`), fed
             with `observe` instead of weighted; calling the module is then an error.
         exploration: with `drawn_by="p"`, the share of the uniform distribution mixed into p.
         normalize: divide each task's loss by its mean in the first window it was seen in (that window runs undivided).
+        missing: "last": an absent task counts with its last known loss, so that one task a batch moves the weights to
+            where full batches would; one that was never seen keeps its share. "hold": every absent task keeps its share
+            (see `hold`), so that one task a batch never moves them. Not used with `drawn_by`, which corrects instead.
+        half_life: see `Weighting`.
 
     Raises:
         ValueError: both or none of rho and min_effective_tasks, or one out of range. See `Weighting` for the rest.
@@ -73,8 +77,10 @@ class BanditMTL(Weighting):
         drawn_by: Sequence[float] | Literal["p"] | None = None,
         exploration: float = 0.05,
         normalize: bool = False,
+        missing: Missing = "last",
+        half_life: float = 0.0,
     ) -> None:
-        super().__init__(tasks, micro_batches=micro_batches)
+        super().__init__(tasks, micro_batches=micro_batches, missing=missing, half_life=half_life)
         m = len(self.tasks)
         if m < 2:
             raise ValueError(f"BanditMTL weighs tasks against each other: expected at least 2, found {m}.")
@@ -88,6 +94,7 @@ class BanditMTL(Weighting):
         if isinstance(drawn_by, str) and not self.samples:
             raise ValueError(f'drawn_by must be None, "p" or one probability per task, found {drawn_by!r}.')
         self._drawn_by = None if drawn_by is None or isinstance(drawn_by, str) else _simplex(m, drawn_by)
+        self.compares = drawn_by is None and self.rho > 0.0  # each drawn task is feedback of its own
         self._log_p, self._initial, self._multiplier = [-math.log(m)] * m, [math.nan] * m, 0.0
         self._cached: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
@@ -163,7 +170,10 @@ class BanditMTL(Weighting):
             total = sum(counts)
             losses = [x * c / (total * d) for x, c, d in zip(losses, counts, drawn_by, strict=True)]
         elif 0.0 in counts:
-            losses = hold(self._log_p, losses, [c > 0.0 for c in counts], self.eta)
+            losses, known = self.compared(means)
+            losses = self._in_units(losses)
+            if not all(known):
+                losses = hold(self._log_p, losses, known, self.eta)
         own["_log_p"], own["_multiplier"] = mirror_floats(self._log_p, losses, self.rho, self.eta)
         self._cached.clear()
 

@@ -17,7 +17,8 @@ class DWA(Weighting):
     L_i(t) is the mean loss of epoch t (Liu, Johns, Davison: End-to-End Multi-Task Learning with Attention, CVPR 2019,
     eq. 7).
 
-    Uniform (1 each) during the first two epochs. A task that an epoch did not see has r_i = 1.
+    Uniform (1 each) during the first two epochs. A task that an epoch did not see keeps the r_i of the last two that
+    saw it; before those r_i is 1.
 
     Args, beside those of every `Weighting`:
         steps_per_epoch: after how many `step()`s the averages roll on; the paper's epoch.
@@ -64,8 +65,12 @@ class DWA(Weighting):
                 self._seen_steps[i] += 1
         self._steps += 1
         if self._steps == self.steps_per_epoch:
-            averages = [s / n if n else math.nan for s, n in zip(self._sums, self._seen_steps, strict=True)]
-            self._epochs = [*self._epochs, averages][-2:]
+            newer = self._epochs[-1] if self._epochs else [math.nan] * len(self.tasks)
+            older = self._epochs[0] if len(self._epochs) == 2 else newer
+            both = zip(self._seen_steps, older, newer, strict=True)
+            averages = zip(self._sums, self._seen_steps, newer, strict=True)
+            rolled = [[b if n else a for n, a, b in both], [s / n if n else b for s, n, b in averages]]
+            self._epochs = rolled if self._epochs else rolled[1:]
             self._begin_epoch()
 
     def state(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from counterpoise.multitask.losses import Batch, Losses, Tasks, WindowMeans, gather
-from counterpoise.multitask.weighting import Weighting, wide
+from counterpoise.multitask.weighting import Weighting
 
 _EPSILON = 1e-8
 
@@ -22,9 +22,9 @@ class FAMO(Weighting):
 
     The losses after the step are those of the same batch, computed again and given to `step(losses_after)`. Departure:
     without them `step()` waits, and takes the next batch's losses as "after", which costs no second pass and adds the
-    noise between batches. Losses must be positive. Absent tasks, not in the paper, are no part of the comparison: they
-    keep their share but for Adam's momentum, and are compared with the loss they were last seen with. A step with one
-    task has nothing to compare and leaves w as it is.
+    noise between batches. Losses must be positive. Absent tasks, not in the paper, count in c with their last known loss
+    and in the comparison with how it last fell; one of which no fall is known falls as the others do on average. While
+    the fall of one task alone is known, w stays as it is.
 
     Args:
         tasks: names, or how many.
@@ -49,14 +49,15 @@ class FAMO(Weighting):
         self._logits_M = torch.zeros(len(self.tasks), dtype=torch.float64)
         self._adam = torch.optim.Adam([self._logits_M], lr=lr, weight_decay=weight_decay)
         self._before: list[float | None] = [None] * len(self.tasks)
+        self._falls = [math.nan] * len(self.tasks)
 
     def weights(self) -> list[float]:
         """z, in task order."""
         return self._shares().tolist()  # type: ignore[no-any-return]
 
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
-        values_K = wide(batch.values_K)
-        z_K = batch.of_present(self._shares()).to(values_K)
+        values_K, indices = self.joined_by_known(batch)
+        z_K = self._shares()[indices].to(values_K)
         scaled_K = z_K / (values_K.detach() + _EPSILON)
         return (z_K * torch.log(values_K + _EPSILON)).sum() / scaled_K.sum()
 
@@ -78,12 +79,14 @@ class FAMO(Weighting):
     def state(self) -> dict[str, Any]:
         """w, Adam's moments, and the losses that wait for their successors."""
         adam = copy.deepcopy(self._adam.state_dict())
-        return {"logits": self._logits_M.clone(), "adam": adam, "before": list(self._before)}
+        falls_M = torch.tensor(self._falls, dtype=torch.float64)
+        return {"logits": self._logits_M.clone(), "adam": adam, "before": list(self._before), "falls": falls_M}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self._logits_M.copy_(state["logits"])
         self._adam.load_state_dict(copy.deepcopy(state["adam"]))
         self._before = list(state["before"])
+        self._falls = state["falls"].tolist() if "falls" in state else [math.nan] * len(self.tasks)  # an older state
 
     def _shares(self) -> Tensor:
         return torch.softmax(self._logits_M, dim=0)
@@ -91,14 +94,15 @@ class FAMO(Weighting):
     def _learn(self, after: dict[int, float]) -> None:
         before = {i: x for i, x in enumerate(self._before) if x is not None and i in after}
         values = [after[i] for i in before] + list(before.values())
-        if len(before) < 2 or not all(0.0 <= x < float("inf") for x in values):
+        if not before or not all(0.0 <= x < float("inf") for x in values):
             return
-        fall = [math.log(x + _EPSILON) - math.log(after[i] + _EPSILON) for i, x in before.items()]
-        fall_K, present = torch.tensor(fall, dtype=torch.float64), list(before)
-        z_M = self._shares()
-        z_K = z_M[present]
-        fall_M = ((z_K @ fall_K) / z_K.sum()).repeat(len(z_M))  # absent tasks fall as the others do on average
-        fall_M[present] = fall_K
+        for i, x in before.items():
+            self._falls[i] = math.log(x + _EPSILON) - math.log(after[i] + _EPSILON)
+        known = [i for i, x in enumerate(self._falls) if math.isfinite(x)]
+        if len(known) < 2:
+            return
+        fall_M, z_M = torch.tensor(self._falls, dtype=torch.float64), self._shares()
+        fall_M[fall_M.isnan()] = (z_M[known] @ fall_M[known]) / z_M[known].sum()
         self._logits_M.grad = z_M * (fall_M - z_M @ fall_M)  # the softmax's transposed Jacobian times the fall
         self._adam.step()
         self._logits_M.grad = None

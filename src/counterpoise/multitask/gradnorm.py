@@ -23,7 +23,7 @@ class GradNorm(Weighting):
     After each step w is rescaled to add up to m. One extra backward pass per task, over the shared parameters only
     (see `JacobianWeighting` for how to keep it cheap).
     Departures: w takes an Adam step of its own (the paper leaves the optimiser open) and is kept above 1e-6;
-    absent tasks keep their weight.
+    absent tasks count with their last known loss and gradient norm.
 
     Args:
         tasks: names, or how many.
@@ -51,6 +51,7 @@ class GradNorm(Weighting):
         self._adam = torch.optim.Adam([self._weights_M], lr=lr)
         self._initial = [math.nan] * len(self.tasks)
         self._norms_K: Tensor | None = None
+        self._known_norms = [math.nan] * len(self.tasks)
 
     def weights(self) -> list[float]:
         """w, in task order."""
@@ -73,11 +74,16 @@ class GradNorm(Weighting):
         norms_K, self._norms_K = self._norms_K.double().cpu(), None
         if not bool(norms_K.isfinite().all()):
             return
-        ratios_K = torch.tensor([means.means[i] / max(self._initial[i], 1e-12) for i in present], dtype=torch.float64)
-        weighted_K = self._weights_M[present] * norms_K
+        for i, norm in zip(present, norms_K.tolist(), strict=True):
+            self._known_norms[i] = norm
+        losses, _ = self.compared(means)
+        known = [i for i, norm in enumerate(self._known_norms) if math.isfinite(norm)]
+        norms_K = torch.tensor(self._known_norms, dtype=torch.float64)[known]
+        ratios_K = torch.tensor([losses[i] / max(self._initial[i], 1e-12) for i in known], dtype=torch.float64)
+        weighted_K = self._weights_M[known] * norms_K
         target_K = weighted_K.mean() * (ratios_K / ratios_K.mean()).clamp(min=0.0) ** self.asymmetry
         self._weights_M.grad = torch.zeros_like(self._weights_M)
-        self._weights_M.grad[present] = torch.sign(weighted_K - target_K) * norms_K
+        self._weights_M.grad[known] = torch.sign(weighted_K - target_K) * norms_K
         self._adam.step()
         self._weights_M.grad = None
         self._weights_M.clamp_(min=1e-6)
@@ -92,12 +98,14 @@ class GradNorm(Weighting):
             "adam": copy.deepcopy(self._adam.state_dict()),
             "initial": torch.tensor(self._initial, dtype=torch.float64),
             "norms": self._norms_K,
+            "known_norms": torch.tensor(self._known_norms, dtype=torch.float64),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         self._weights_M.copy_(state["weights"])
         self._adam.load_state_dict(copy.deepcopy(state["adam"]))
         self._initial, self._norms_K = state["initial"].tolist(), state["norms"]
+        self._known_norms = state["known_norms"].tolist() if "known_norms" in state else [math.nan] * len(self.tasks)
 
     def _gradient_norms(self, batch: Batch) -> Tensor:
         norms = []

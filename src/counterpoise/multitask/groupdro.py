@@ -10,7 +10,7 @@ from torch import Tensor
 
 from counterpoise.multitask.losses import Batch, Tasks, WindowMeans
 from counterpoise.multitask.mirror import hold, mirror_floats
-from counterpoise.multitask.weighting import Weighting, weighted_sum
+from counterpoise.multitask.weighting import Missing, Weighting, weighted_sum
 
 
 class GroupDRO(Weighting):
@@ -18,8 +18,8 @@ class GroupDRO(Weighting):
     Hashimoto, Liang: Distributionally Robust Neural Networks for Group Shifts, ICLR 2020, algorithm 1).
 
     `BanditMTL` without its ball: nothing keeps the weight from ending on one task. Departures: p moves after the
-    descent instead of before it, so that it stays fixed inside a window; it is floored at 1e-12; absent tasks keep
-    their share.
+    descent instead of before it, so that it stays fixed inside a window; it is floored at 1e-12; absent tasks
+    count with their last known loss (`missing`).
 
     Args, beside those of every `Weighting`:
         eta: step size of the ascent; the authors' code uses 0.01.
@@ -32,8 +32,16 @@ class GroupDRO(Weighting):
         [0.269, 0.731]
     """
 
-    def __init__(self, tasks: Tasks, *, eta: float = 0.01, micro_batches: int = 1) -> None:
-        super().__init__(tasks, micro_batches=micro_batches)
+    def __init__(
+        self,
+        tasks: Tasks,
+        *,
+        eta: float = 0.01,
+        micro_batches: int = 1,
+        missing: Missing = "last",
+        half_life: float = 0.0,
+    ) -> None:
+        super().__init__(tasks, micro_batches=micro_batches, missing=missing, half_life=half_life)
         if not 0.0 < eta < math.inf:
             raise ValueError(f"eta must be positive and finite, found {eta}.")
         self.eta = eta
@@ -48,9 +56,9 @@ class GroupDRO(Weighting):
         return weighted_sum(batch.of_present(weights_M), batch.values_K, scale_K)
 
     def update(self, means: WindowMeans) -> None:
-        losses = means.means
-        if 0.0 in means.counts:
-            losses = hold(self._log_p, losses, [c > 0.0 for c in means.counts], self.eta)
+        losses, known = self.compared(means)
+        if not all(known):
+            losses = hold(self._log_p, losses, known, self.eta)
         self._log_p, _ = mirror_floats(self._log_p, losses, math.inf, self.eta)
 
     def state(self) -> dict[str, Any]:

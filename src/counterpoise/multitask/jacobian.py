@@ -34,7 +34,7 @@ class JacobianWeighting(Weighting):
     whole_batch_only = True
 
     def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], aggregate: Callable[[Tensor], Tensor]) -> None:
-        super().__init__(tasks)
+        super().__init__(tasks, missing="hold")  # a remembered gradient would be that of other weights
         self.shared = shared_parameters(shared)
         self.aggregate = aggregate
 

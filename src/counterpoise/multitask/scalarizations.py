@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from counterpoise.multitask.losses import Batch, Tasks
-from counterpoise.multitask.weighting import Weighting, weighted_sum, wide
+from counterpoise.multitask.weighting import Missing, Weighting, weighted_sum
 
 
 class Uniform(Weighting):
@@ -21,6 +21,8 @@ class Uniform(Weighting):
         >>> float(Uniform(2)(torch.tensor([1.0, 3.0])))
         2.0
     """
+
+    compares = False
 
     def weights(self) -> list[float]:
         """The same share, 1/m, for every task."""
@@ -35,12 +37,14 @@ class Tchebycheff(Weighting):
     """max_i c_i (l_i - z_i): only the worst task is trained (Bowman 1976; for text classification Mao, Yun, Liu, Du:
     Tchebycheff Procedure for Multi-task Text Classification, ACL 2020).
 
-    The maximum of means is not a sum over micro-batches, so the whole batch must come in one call.
+    The maximum of means is not a sum over micro-batches, so the whole batch must come in one call. An absent task takes
+    part with its last known loss, as a constant: while it is the worst one, the others are not trained.
 
     Args:
         tasks: names, or how many.
         preferences: c, >= 0 and adding up to 1; uniform by default.
         ideal: z, the losses one would wish for; 0 by default.
+        missing: "hold": absent tasks take no part. See `Weighting`.
 
     Example:
         >>> float(Tchebycheff(2)(torch.tensor([1.0, 3.0])))
@@ -50,9 +54,14 @@ class Tchebycheff(Weighting):
     whole_batch_only = True
 
     def __init__(
-        self, tasks: Tasks, *, preferences: Sequence[float] | None = None, ideal: Sequence[float] | None = None
+        self,
+        tasks: Tasks,
+        *,
+        preferences: Sequence[float] | None = None,
+        ideal: Sequence[float] | None = None,
+        missing: Missing = "last",
     ) -> None:
-        super().__init__(tasks)
+        super().__init__(tasks, missing=missing)
         m = len(self.tasks)
         self.preferences = [1.0 / m] * m if preferences is None else [float(x) for x in preferences]
         self.ideal = [0.0] * m if ideal is None else [float(x) for x in ideal]
@@ -65,9 +74,9 @@ class Tchebycheff(Weighting):
         return self._excess(batch).max()
 
     def _excess(self, batch: Batch) -> Tensor:
-        values_K = wide(batch.values_K)
+        values_K, indices = self.joined_by_known(batch)
         both = torch.tensor([self.preferences, self.ideal], dtype=values_K.dtype, device=values_K.device)
-        preferences_K, ideal_K = batch.of_present(both)
+        preferences_K, ideal_K = both[:, indices]
         return preferences_K * (values_K - ideal_K)  # type: ignore[no-any-return]
 
 
@@ -90,8 +99,9 @@ class SmoothTchebycheff(Tchebycheff):
         smoothing: float = 0.1,
         preferences: Sequence[float] | None = None,
         ideal: Sequence[float] | None = None,
+        missing: Missing = "last",
     ) -> None:
-        super().__init__(tasks, preferences=preferences, ideal=ideal)
+        super().__init__(tasks, preferences=preferences, ideal=ideal, missing=missing)
         if not smoothing > 0.0:
             raise ValueError(f"smoothing must be positive, found {smoothing}: Tchebycheff is its limit at 0.")
         self.smoothing = smoothing

@@ -10,18 +10,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import functional as F
-from transformers import Trainer, TrainerCallback
+from transformers import DataCollatorWithFlattening, Trainer, TrainerCallback
 
 from counterpoise.checkpoints.files import replacing
+from counterpoise.multitask.own_losses import SPAN, Labels, counted, own_losses, refuse_another_loss
 from counterpoise.multitask.weighting import Weighting
 from counterpoise.ranks import sum_over_ranks, world_size
 
 STATE_FILE = "weighting.pt"
 """The weighting's state inside each checkpoint."""
 
-ExampleLosses = Callable[[Any, Tensor], Tensor]
-"""From the model's outputs and the labels to one loss per example, (B,)."""
+ExampleLosses = Callable[[Any, Labels], Tensor]
+"""From the model's outputs and the labels to one loss per example, (B,); several label columns come by name."""
 
 
 def with_weighting(base: type) -> type:
@@ -29,20 +29,24 @@ def with_weighting(base: type) -> type:
 
     The data set gets a column that names each row's task. One forward pass per micro-batch gives the loss of every
     example, split by task: means over tokens for language models (as the trainers have it with `num_items_in_batch`),
-    over examples for classifiers. The window's counts are given to the weighting before its first backward pass, so
-    accumulation steps and processes give the gradients of the one big batch. The weights are saved in every checkpoint
-    (`weighting.pt`), restored bit for bit on resume, and logged as `weighting/...`. Evaluation is unweighted.
+    over examples for classifiers, regressors and question answering. Which loss that is the model says (its class,
+    `problem_type`, `num_labels`), and the first batch is compared with the model's own. The window's counts are given
+    to the weighting before its first backward pass, so accumulation steps and processes give the gradients of the one
+    big batch. The weights are saved in every checkpoint (`weighting.pt`), restored bit for bit on resume, and logged as
+    `weighting/...`. Evaluation is unweighted.
 
     The class takes, beside the base's arguments:
         weighting: any weighting of this package.
         task_column: the column with the task's name or index; "task" by default.
         example_losses: for a model whose loss is neither causal language modeling, nor token or sequence
-            classification or regression: outputs and labels to one loss per example.
+            classification, regression or question answering: outputs and labels to one loss per example. Several
+            label columns come as a mapping by name.
 
     Raises:
-        ValueError: packing or padding-free batches (rows of different tasks are joined), label smoothing, a custom
-            compute_loss_func, several GPUs in one process, a training set without the task column, a task
-            column that names unknown tasks.
+        ValueError: packing or padding-free batches (rows of different tasks are joined), by a setting, a collator or
+            as found in a batch; a model whose own loss is another one, or that takes several label columns, without
+            example_losses; label smoothing, a custom compute_loss_func, several GPUs in one process, a training set
+            without the task column, a task column that names unknown tasks.
         TypeError: no `Weighting`, which an adversarial one is not: it needs features that the trainer does not pass on.
 
     Example:
@@ -93,18 +97,21 @@ class _Weighted(Trainer):
         **kwargs: Any,
     ) -> None:
         settings = kwargs.get("args", args[1] if len(args) > 1 else None)
-        _refuse(settings, kwargs, weighting)
+        collator = kwargs.get("data_collator", args[2] if len(args) > 2 else None)
+        _refuse(settings, kwargs | {"data_collator": collator}, weighting)
         if not hasattr(Trainer, "loss_is_scaled_for_ga"):
             raise ImportError("with_weighting needs Trainer.loss_is_scaled_for_ga: upgrade transformers.")
         self.weighting, self.task_column, self.example_losses = weighting, task_column, example_losses
         self._micro_counts: deque[list[float]] = deque()
         self._window_counts: list[float] = []
+        self._compared_with_own = example_losses is not None
         super().__init__(*args, **kwargs)
         if self.args.n_gpu > 1:
             raise ValueError(f"found {self.args.n_gpu} GPUs in one process: launch one process per GPU with torchrun.")
         self.loss_is_scaled_for_ga = True
         inner = self.accelerator.unwrap_model(self.model)
-        self._loss_shifts_labels: bool = self._loss_shifts_labels or _falls_back_to_shifting(inner)
+        self._inner: Any = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+        self._loss_shifts_labels: bool = self._loss_shifts_labels or _falls_back_to_shifting(self._inner)
         self.data_collator: Any = TaskCollator(self.data_collator, task_column, weighting.tasks)
         weighting.to(self.args.device)
         weighting.averages_gradients = False
@@ -118,7 +125,7 @@ class _Weighted(Trainer):
         task_B = inputs.pop(self.task_column, None)
         if not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs.get("labels")
+        labels = self._labels(inputs)
         found: list[Any] = []
         inner = self.accelerator.unwrap_model(model)
         hook = inner.register_forward_hook(lambda *call: found.append(call[2]))
@@ -127,11 +134,12 @@ class _Weighted(Trainer):
             super().compute_loss(model, inputs, num_items_in_batch=None)
         finally:
             hook.remove()
-        loss = self._weighted_loss(found[0], labels, task_B)
         routing = getattr(found[0], "aux_loss", None)  # of a mixture of experts, as the model weighs it
         if routing is not None:
-            coefficient = getattr(inner, "router_aux_loss_coef", 0.0)
-            loss = loss + coefficient * routing.to(loss.device) / self.current_gradient_accumulation_steps
+            routing = getattr(inner, "router_aux_loss_coef", 0.0) * routing
+        loss = self._weighted_loss(found[0], labels, task_B, routing)
+        if routing is not None:
+            loss = loss + routing.to(loss.device) / self.current_gradient_accumulation_steps
         return (loss, found[0]) if return_outputs else loss
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
@@ -140,7 +148,7 @@ class _Weighted(Trainer):
         if lacking := next((b for b in batches if self.task_column not in b), None):
             raise _no_column(self.task_column, lacking)
         m = len(self.weighting.tasks)
-        counts = [_per_task(self._valid(b["labels"]).sum(-1), b[self.task_column], m) for b in batches]
+        counts = [_per_task(self._counted(b).sum(-1), b[self.task_column], m) for b in batches]
         self._micro_counts = deque(torch.stack(counts).tolist() if counts else [])
         self._window_counts = sum_over_ranks([sum(c) for c in zip(*self._micro_counts, strict=True)] or [0.0] * m)
         return batches, num_items
@@ -189,45 +197,57 @@ class _Weighted(Trainer):
         if columns is not None and self.task_column not in columns:
             self._signature_columns = [*columns, self.task_column]
 
-    def _weighted_loss(self, outputs: Any, labels: Tensor, task_B: Tensor) -> Tensor:
-        losses_BT = self._losses(outputs, labels)
+    def _weighted_loss(self, outputs: Any, labels: Labels, task_B: Tensor, routing: Tensor | None) -> Tensor:
         counts = self._micro_counts.popleft()
+        if self.example_losses is not None:
+            losses_BT = self.example_losses(outputs, labels)
+            if losses_BT.shape != task_B.shape:
+                found = tuple(losses_BT.shape)
+                raise ValueError(
+                    f"example_losses: expected one loss per example, {tuple(task_B.shape)}, found {found}."
+                )
+            losses_BT = losses_BT.unsqueeze(-1)
+        else:
+            losses_BT = own_losses(self._inner, outputs, labels, shifts=self._loss_shifts_labels)
         if not any(counts):  # every label of this micro-batch is masked: a differentiable zero
             return losses_BT.sum() * 0.0
+        spans_masked = not isinstance(labels, Tensor) and sum(counts) < len(task_B)  # their means differ by end
+        if not self._compared_with_own and not spans_masked:
+            self._compared_with_own = True
+            own = getattr(outputs, "loss", None)
+            own = own if own is None or routing is None else own.detach() - routing.detach().to(own.device)
+            refuse_another_loss(self._inner, own, losses_BT.detach().sum() / sum(counts))
         sums_M = _per_task(losses_BT.sum(-1), task_B, len(counts))
         means_M = sums_M / sums_M.new_tensor(counts).clamp(min=1.0)
         return self.weighting(means_M, counts, self._window_counts)  # type: ignore[no-any-return]
 
-    def _losses(self, outputs: Any, labels: Tensor) -> Tensor:
-        """Losses with one row per example, 0 where there is no label."""
-        if self.example_losses is not None:
-            return self.example_losses(outputs, labels).unsqueeze(-1)
-        if getattr(outputs, "log_probs", None) is not None:  # TRL's fused head: per token, 0 on ignored positions
-            return -outputs.log_probs  # type: ignore[no-any-return]
-        logits = (outputs["logits"] if isinstance(outputs, Mapping) else outputs[1]).float()
-        if labels.is_floating_point():
-            # Regression and multi-label classification, as transformers computes them.
-            several = getattr(self.model.config, "problem_type", None) == "multi_label_classification"
-            loss = F.binary_cross_entropy_with_logits if several else F.mse_loss
-            rows = len(labels)
-            losses_BC = loss(logits.reshape(rows, -1), labels.float().reshape(rows, -1), reduction="none")
-            return losses_BC.mean(-1, keepdim=True)
-        if self._loss_shifts_labels:
-            logits, labels = logits[:, :-1], labels[:, 1:]
-        if logits.shape[:-1] != labels.shape:
+    def _labels(self, inputs: Mapping[str, Any]) -> Labels:
+        """The label column, or the columns by name where there are several."""
+        names = [n for n in self.label_names or ["labels"] if inputs.get(n) is not None]
+        if len(names) == 1:
+            return inputs[names[0]]  # type: ignore[no-any-return]
+        found = {n: inputs[n] for n in names}
+        if self.example_losses is None and set(names) != set(SPAN):
             raise ValueError(
-                f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} are neither those of a language model "
-                f"nor of token or sequence classification: pass example_losses=... (outputs and labels to (B,) losses)."
+                f"expected one label column, found {names or sorted(inputs)}: {type(self._inner).__name__} takes "
+                f"{self.label_names or 'none'}. Pass example_losses=..., which gets the columns by name and gives one "
+                f"loss per example, (B,)."
             )
-        losses = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), reduction="none")
-        return losses.reshape(len(labels), -1)
+        return found
 
-    def _valid(self, labels: Tensor) -> Tensor:
-        """1 where a label counts, (B, T); one per example where the loss is one per example."""
-        if self.example_losses is not None or labels.is_floating_point():
-            return labels.new_ones(len(labels), 1, dtype=torch.float32)
-        labels_BT = labels.reshape(len(labels), -1)
-        return (labels_BT[:, 1:] if self._loss_shifts_labels else labels_BT).ne(-100).float()
+    def _counted(self, inputs: Mapping[str, Any]) -> Tensor:
+        """How much each label of a micro-batch counts, (B, T); refuses one whose rows were joined."""
+        labels, rows = self._labels(inputs), len(inputs[self.task_column])
+        columns = [labels] if isinstance(labels, Tensor) else list(labels.values())
+        if found := [len(x) for x in columns if len(x) != rows]:
+            raise ValueError(
+                f"{type(self.data_collator.inner).__name__} made {found[0]} row(s) of {rows} examples: joined rows of "
+                f"different tasks have one loss, which belongs to none of them. Choose a collator that pads."
+            )
+        if self.example_losses is not None:
+            return torch.ones(rows, 1, device=inputs[self.task_column].device)
+        length = inputs["input_ids"].shape[1] if not isinstance(labels, Tensor) else 0
+        return counted(self._inner, labels, shifts=self._loss_shifts_labels, length=length)
 
 
 class _CloseWindow(TrainerCallback):
@@ -258,7 +278,6 @@ class _CloseWindow(TrainerCallback):
 
 def _falls_back_to_shifting(model: Any) -> bool:
     """Whether a model without a loss type of its own (GPT2LMHeadModel) computes the shifted loss, by transformers' default."""
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not type(model).__name__.endswith("LMHeadModel") or getattr(model.config, "is_encoder_decoder", False):
         return False
     return getattr(model.loss_function, "__name__", "") == "ForCausalLMLoss"
@@ -289,6 +308,12 @@ def _refuse(settings: Any, kwargs: Mapping[str, Any], weighting: Weighting) -> N
                 f"{name}=True joins rows of different tasks into one sequence, whose loss then belongs to none of "
                 f"them: expected {name}=False with a task weighting. Group the rows by length if padding is the worry."
             )
+    collator = kwargs.get("data_collator")
+    if isinstance(collator, DataCollatorWithFlattening) or getattr(collator, "padding_free", False):
+        raise ValueError(
+            f"{type(collator).__name__} joins rows of different tasks into one sequence, whose loss then belongs to none "
+            f"of them: expected a collator that pads, such as DataCollatorForSeq2Seq."
+        )
     if getattr(settings, "label_smoothing_factor", 0.0):
         raise ValueError("label_smoothing_factor is not supported with a task weighting: expected 0.")
     if getattr(settings, "loss_type", "nll") != "nll":

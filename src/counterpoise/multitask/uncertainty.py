@@ -25,6 +25,8 @@ class UncertaintyWeighting(Weighting):
         2.0
     """
 
+    compares = False
+
     def __init__(self, tasks: Tasks, *, micro_batches: int = 1) -> None:
         super().__init__(tasks, micro_batches=micro_batches)
         self.log_variance_M = nn.Parameter(torch.zeros(len(self.tasks)))

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from counterpoise.multitask.losses import Batch, Counts, Losses, Tasks, Window, WindowMeans, by_task, gather, task_names
 from counterpoise.ranks import sum_over_ranks, world_size
+
+ALONE = 20
+"""So many windows in a row from which nothing can be learned are said once."""
+
+Missing = Literal["last", "hold"]
+"""What an absent task counts with: its last known loss, or what leaves its share of the weight as it is."""
 
 
 class Weighting(nn.Module, ABC):
@@ -29,6 +36,14 @@ class Weighting(nn.Module, ABC):
     Args:
         tasks: names, or how many.
         micro_batches: the most calls between two `step()`s when `window_counts` are not given. One more call raises.
+        missing: what a task that is not in a window counts with. "last": its last known loss, so that loaders which
+            give one task a batch teach as much as full batches do. "hold": nothing; only the tasks of one window are
+            compared.
+        half_life: with "last", the known loss is an average over the windows that held the task, whose weight halves
+            after so many of them; 0: the last one alone. It calms the weights where batches are small.
+
+    Warns:
+        UserWarning: once, after `ALONE` windows in a row from which a method that compares tasks could learn nothing.
 
     Raises:
         KeyError: losses or counts with unknown task names, or lacking one.
@@ -39,12 +54,22 @@ class Weighting(nn.Module, ABC):
     whole_batch_only: ClassVar[bool] = False
     """The method needs all the losses of a window in one call on one process, and raises otherwise."""
 
-    def __init__(self, tasks: Tasks, *, micro_batches: int = 1) -> None:
+    compares = True
+    """The method learns from how the tasks differ, so that one which only ever sees one task learns nothing."""
+
+    def __init__(
+        self, tasks: Tasks, *, micro_batches: int = 1, missing: Missing = "last", half_life: float = 0.0
+    ) -> None:
         super().__init__()
         if micro_batches < 1:
             raise ValueError(f"micro_batches must be at least 1, found {micro_batches}.")
         if self.whole_batch_only and micro_batches > 1:
             raise ValueError(f"{self._one_call_needed()} Found micro_batches={micro_batches}: leave it at 1.")
+        if missing not in ("last", "hold"):
+            raise ValueError(f'missing must be "last" or "hold", found {missing!r}.')
+        if not 0.0 <= half_life < math.inf or (half_life and missing == "hold"):
+            raise ValueError(f'half_life must be finite, >= 0, and is for missing="last", found {half_life}.')
+        self.missing, self.half_life = missing, half_life
         self.tasks = task_names(tasks)
         self.micro_batches = micro_batches
         self.averages_gradients = True
@@ -55,6 +80,7 @@ class Weighting(nn.Module, ABC):
         self.updates = self.skipped = 0
         """How many windows it has learned from, and how many it dropped for a non-finite loss."""
         self._window = Window(len(self.tasks))
+        self._known, self._alone = list(self.last_losses), 0
 
     def forward(self, losses: Losses, counts: Counts | None = None, window_counts: Counts | None = None) -> Tensor:
         """The scalar to call `backward()` on.
@@ -92,8 +118,27 @@ class Weighting(nn.Module, ABC):
             return
         triples = zip(means.means, means.counts, self.last_losses, strict=True)
         own["last_losses"] = [mean if count else before for mean, count, before in triples]
+        self._know(means)
         self.update(means)
         own["updates"] += 1
+
+    def compared(self, means: WindowMeans) -> tuple[list[float], list[bool]]:
+        """The losses to compare, in task order, and for which tasks there is one: those of the window, and with
+        `missing="last"` the known losses of the others."""
+        here = [c > 0.0 for c in means.counts]
+        if self.missing == "hold" or all(here):
+            return means.means, here
+        losses = [x if seen else k for x, seen, k in zip(means.means, here, self._known, strict=True)]
+        known = [math.isfinite(x) for x in losses]
+        return [x if k else 0.0 for x, k in zip(losses, known, strict=True)], known
+
+    def joined_by_known(self, batch: Batch) -> tuple[Tensor, list[int]]:
+        """The values of the tasks present, then, as constants, the known ones of those absent; and their indices."""
+        present = [i for i, _ in batch.sizes()]
+        absent = set() if self.missing == "hold" else set(range(len(self.tasks))) - set(present)
+        known = sorted(i for i in absent if math.isfinite(self._known[i]))
+        values_K = wide(batch.values_K)
+        return torch.cat([values_K, values_K.new_tensor([self._known[i] for i in known])]), present + known
 
     def discard(self) -> None:
         """Drop the open window, for instance after a batch that ran out of memory and will not be stepped."""
@@ -144,6 +189,8 @@ class Weighting(nn.Module, ABC):
             "updates": self.updates,
             "skipped": self.skipped,
             "losses": torch.tensor(self.last_losses, dtype=torch.float64),
+            "known": torch.tensor(self._known, dtype=torch.float64),
+            "alone": self._alone,
             "window": self._window.state(),
             **self.state(),
         }
@@ -158,8 +205,33 @@ class Weighting(nn.Module, ABC):
                 f"the tasks of the saved run, in their order, or start without its state."
             )
         self.last_losses, self.updates, self.skipped = state["losses"].tolist(), state["updates"], state["skipped"]
+        # An older state holds neither of the two.
+        self._known, self._alone = state.get("known", state["losses"]).tolist(), state.get("alone", 0)
         self._window.load(state["window"])
         self.load_state(state)
+
+    def _know(self, means: WindowMeans) -> None:
+        """Keep each task's known loss, and say once that nothing can be learned."""
+        own, known = vars(self), self.last_losses  # see `step`
+        if self.half_life:
+            fresh = 1.0 - 0.5 ** (1.0 / self.half_life)
+            triples = zip(self._known, means.means, means.counts, strict=True)
+            known = [k if c == 0.0 else x if math.isnan(k) else k + fresh * (x - k) for k, x, c in triples]
+        own["_known"] = known
+        if not self.compares or len(self.tasks) == 1 or self._alone >= ALONE:
+            return
+        several = 0.0 not in means.counts or sum(self.compared(means)[1]) > 1
+        own["_alone"] = 0 if several else self._alone + 1
+        if self._alone == ALONE:
+            there = next(t for t, c in zip(self.tasks, means.counts, strict=True) if c > 0.0)
+            nothing, instead = " and nothing is known of the others", "let the batches alternate between the tasks"
+            if self.missing == "hold":
+                nothing, instead = "", "take a weighting that remembers, as BanditMTL with missing='last' does"
+            warnings.warn(
+                f"{type(self).__name__}: {ALONE} windows in a row held one task alone (now {there!r}){nothing}, so no "
+                f"weight was learned from them: mix the tasks in each batch or window, or {instead}.",
+                stacklevel=3,
+            )
 
     def _scale(self, batch: Batch, totals: list[float] | None) -> Tensor | None:
         """world * count / window count: gradients are averaged over ranks and added over micro-batches."""

@@ -87,6 +87,28 @@ def test_the_run_is_a_page_that_can_be_drawn_again(trained, tmp_path):
     refused(call("report", tmp_path / "gone"), "expected the record that `counterpoise multitask train` writes")
 
 
+def test_the_folder_is_absent_or_whole_whenever_a_kill_may_come(trained, tmp_path):
+    """What stands at OUT is looked at before every file that is opened, made, renamed or removed."""
+    data, model, found, watching = trained[0], tmp_path / "model", [], [True]
+
+    def look(event, arguments):
+        if watching and event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"):
+            watching.clear()  # looking opens the folder
+            found.append(sorted(os.listdir(model)) if model.exists() else [])
+            watching.append(True)
+
+    sys.addaudithook(look)  # there is no way to take it out again
+    try:
+        assert call("train", "--data", data, *QUICK, "-o", model).exit_code == 0
+    finally:
+        watching.clear()
+    whole = ["config.json", "model.safetensors", "report.html", "training.json", "vocabulary.json"]
+    assert sorted(os.listdir(model)) == whole
+    assert [x for x in found if x not in ([], whole)] == []
+    assert [] in found
+    assert whole in found
+
+
 def refused(result, message):
     assert result.exit_code == 1
     assert message in result.stderr
