@@ -15,6 +15,7 @@ from counterpoise.evaluation.results import measurement
 from counterpoise.statistics.bootstrap import interval
 from counterpoise.tables import reading
 from counterpoise.tables.reading import ENDS, HELD_OUT, RETENTION, PointEntry, Results
+from counterpoise.tables.shape import check_results
 
 
 @dataclass(frozen=True)
@@ -234,13 +235,14 @@ def _signature(content: Results) -> tuple[Any, ...]:
 
 def _read(path: Path) -> dict[str, Any]:
     content = parse_json(read_text(path), str(path))
-    points = content.get("points") if isinstance(content, dict) else None
-    if not points and isinstance(content, dict):
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a result file with points or a tax table, found a {type(content).__name__}")
+    check_results(content, str(path))
+    points = content.get("points")
+    if not points:
         points = _from_tax(content) or _from_partwise(content)
     if not points:
         raise ValueError(f"{path}: expected a result file with points or a tax table, found neither")
-    if broken := next((k for k in ("name", "method") for p in points if k not in p), None):
-        raise ValueError(f"{path}: expected every point to have a name and a method, found one without {broken}")
     return {**content, "points": points}
 
 
