@@ -3,7 +3,8 @@
     python tests/fuzz/run.py --cases 20000 --seed 0 --out FILE
 
 Each case is a forked process with 1 GB of address space beyond what it starts with and ten seconds of time. Case N of a
-seed is always the same. FILE is written as it goes; the same command goes on from it. `--only N` shows one case.
+seed is always the same. FILE is written as it goes; the same command goes on from it. `--only N` shows one case, `--targets
+A,B` breaks files of those kinds alone.
 """
 
 from __future__ import annotations
@@ -45,12 +46,13 @@ STARVED = re.compile(r"memory|DefaultCPUAllocator", re.I)
 class World:
     """The good files, with every command run once, so that a forked case finds all imports done."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, targets: Sequence[Target] = TARGETS) -> None:
         torch.set_num_threads(1)
+        self.targets = targets
         self.folder = make(folder / "good")
         self.places = folder / "case"
         bad = []
-        for target in {t.command: t for t in TARGETS}.values():
+        for target in {t.command: t for t in targets}.values():
             ended, said = self._end(self._begin(target, None), 300)
             if ended != "0":
                 bad.append(f"{target.command}: expected the good files to work, found {ended}\n{said[-600:]}")
@@ -65,7 +67,7 @@ class World:
     def case(self, number: int, seed: int) -> tuple[Target, str, str]:
         """The target of case `number`, how it ended ("right", "refused", or what is wrong), and what was said."""
         draw = random.Random(f"{seed} {number}")
-        target = draw.choices(TARGETS, [t.share for t in TARGETS])[0]
+        target = draw.choices(self.targets, [t.share for t in self.targets])[0]
         begun = time.monotonic()
         ended, said = self._end(self._begin(target, draw), SECONDS)
         return target, self._verdict(ended, said, time.monotonic() - begun), said
@@ -180,9 +182,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", type=int)
+    parser.add_argument("--targets", help="comma between names; other numbers than without")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        world = World(Path(folder))
+        chosen = [t for t in TARGETS if t.name in asked.targets.split(",")] if asked.targets else TARGETS
+        world = World(Path(folder), chosen)
         if asked.only is not None:
             target, verdict, said = world.case(asked.only, asked.seed)
             print(f"{target}\n{verdict}\n{said}")
