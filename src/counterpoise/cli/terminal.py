@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,12 +32,15 @@ CLEANING = 10.0
 DAMAGED = "a file is damaged or cut short ({}); make or fetch it again"
 FULL = "out of memory ({}); give a smaller --batch-size, a shorter --max-new-tokens or another --device"
 FAILED = "the device failed ({}); try --device cpu, or start the command again"
+TEMPLATE = "the chat template cannot say this conversation ({}); mend it, or give --no-chat-template"
+UNREADABLE = "transformers cannot read {} ({}); fetch it again, or mend its config.json or tokenizer"
+READERS = ("from_pretrained", "from_config", "for_model", "from_dict")
 KINDS = {
     "builtins.EOFError": DAMAGED, "zlib.error": DAMAGED, "_lzma.LZMAError": DAMAGED, "_csv.Error": DAMAGED,
     "tarfile.TarError": DAMAGED, "safetensors._safetensors_rust.SafetensorError": DAMAGED,
     "builtins.MemoryError": FULL, "torch.OutOfMemoryError": FULL,
     "torch.AcceleratorError": FAILED, "torch.distributed.DistError": FAILED,
-    "jinja2.exceptions.TemplateError": "the chat template cannot say this conversation ({}); mend it, or give --no-chat-template",
+    "jinja2.exceptions.TemplateError": TEMPLATE,
     "huggingface_hub.errors.StrictDataclassError": "config.json does not describe a model that transformers builds ({})",
     "httpx.HTTPError": "the network failed ({}); try again, or give a local folder",
     "httpx2.HTTPError": "the network failed ({}); try again, or give a local folder",
@@ -137,7 +141,29 @@ def _said(error: Exception, more: tuple[type[Exception], ...]) -> str | None:
             return f"{first}; give another --dtype or --device"
         if first.startswith(("CUDA error", "cuDNN error", "NCCL error", "HIP error", "MPS backend")):
             return FAILED.format(first)
+    if (read := _read_by_transformers(error)) is not None:
+        first = f"{type(error).__name__}: {first}"
+        return TEMPLATE.format(first) if read == "template" else UNREADABLE.format(read, first)
     return first if type(error) is Exception else None  # tokenizers and other Rust say what is wrong so
+
+
+def _read_by_transformers(error: Exception) -> str | None:
+    """What transformers was given to read when it failed: a folder, or a "template"; None where it was not reading.
+
+    A wrong type in a config or tokenizer, or a template that divides by zero, ends in any kind of error, deep in there.
+    """
+    found = inner = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        room, name = str(frame.f_globals.get("__name__")).partition(".")[0], frame.f_code.co_name
+        if room == "counterpoise":
+            found = inner = None
+        elif inner is None:
+            inner = room
+            if room == "transformers" and name in READERS:
+                found = str(frame.f_locals.get("pretrained_model_name_or_path", "the model's config.json"))
+            elif room == "transformers" and name == "apply_chat_template":
+                found = "template"
+    return found
 
 
 @contextmanager
