@@ -113,7 +113,9 @@ def test_real_errors_of_other_libraries_are_said_too(capsys: pytest.CaptureFixtu
         assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("bug", [KeyError("a"), AttributeError("b"), TypeError("c"), AssertionError("d"), RuntimeError("e")])
+@pytest.mark.parametrize(
+    "bug", [KeyError("a"), AttributeError("b"), TypeError("c"), AssertionError("d"), RuntimeError("e")]
+)
 def test_a_bug_keeps_its_traceback_and_is_called_one(bug: Exception) -> None:
     with pytest.raises(type(bug)) as raised, plain_errors("nothing"):
         raise bug
@@ -123,7 +125,9 @@ def test_a_bug_keeps_its_traceback_and_is_called_one(bug: Exception) -> None:
 def test_a_full_disk_is_named_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit), plain_errors("nothing"):
         write_whole(Path("/dev/full"), "x")
-    assert capsys.readouterr().err == "error: /dev/full: No space left on device; make room, or choose a place with more\n"
+    assert (
+        capsys.readouterr().err == "error: /dev/full: No space left on device; make room, or choose a place with more\n"
+    )
 
 
 @pytest.mark.parametrize("limit", [10, 20_000])
@@ -134,10 +138,25 @@ def test_a_checkpoint_that_finds_no_room_names_out_and_leaves_nothing(tmp_path: 
     def bounded() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    command = [sys.executable, "-m", "counterpoise", "average", pre, post, "-o", tmp_path / "out", "--ratio", "0.5", "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "counterpoise",
+        "average",
+        pre,
+        post,
+        "-o",
+        tmp_path / "out",
+        "--ratio",
+        "0.5",
+        "--quiet",
+    ]
     done = subprocess.run(list(map(str, command)), preexec_fn=bounded, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == f"error: {tmp_path / 'out'}: File too large; choose a file system (or a limit, see ulimit -f) for larger files\n"
+    assert (
+        done.stderr
+        == f"error: {tmp_path / 'out'}: File too large; choose a file system (or a limit, see ulimit -f) for larger files\n"
+    )
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -153,7 +172,9 @@ def test_a_failed_write_of_safetensors_names_out(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
         save_file({"a": torch.ones(300)}, folder / "model.safetensors")
     """
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True, check=False
+    )
     assert done.stderr.startswith(f"error: {tmp_path / 'out'}: File too large; choose")
     assert done.returncode == 1
     assert not list(tmp_path.iterdir())

@@ -83,7 +83,9 @@ def make(folder: Path) -> Path:
             nudge(model)
         model.save_pretrained(folder / side, max_shard_size="8KB" if side == "sharded" else "1GB")
         words.save_pretrained(folder / side)
-    adapted = get_peft_model(tiny("llama"), LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    adapted = get_peft_model(
+        tiny("llama"), LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    )
     adapted.save_pretrained(folder / "adapter")
     average(folder / "pre", folder / "post", folder / "averaged", [0.1, 0.5, 0.9])
     (folder / "averaged" / "recipe.json").rename(folder / "recipe.json")
@@ -109,9 +111,13 @@ def make(folder: Path) -> Path:
         (folder / f"{who}.json").write_text(json.dumps(found))
     rows = [f"{'good fine' if n % 2 else 'bad poor'} {p},{n % 2}" for n, p in enumerate(said)]
     (folder / "reward.csv").write_text("\n".join(["text,label", *rows]) + "\n")
-    (folder / "glove.txt").write_text("".join(f"{w} {' '.join(['0.1', '-0.2', '0.3'])}\n" for w in "the a red sea".split()))
+    (folder / "glove.txt").write_text(
+        "".join(f"{w} {' '.join(['0.1', '-0.2', '0.3'])}\n" for w in "the a red sea".split())
+    )
     write_folder(folder / "tasks", colours=60, animals=60)
-    (folder / "fuzz_reward.py").write_text("def score(prompts, responses):\n    return [float(len(r)) for r in responses]\n")
+    (folder / "fuzz_reward.py").write_text(
+        "def score(prompts, responses):\n    return [float(len(r)) for r in responses]\n"
+    )
     (folder / "restore.json").write_text(json.dumps(made.results()))
     for seed, name in enumerate(("results.json", "other.json")):
         write_results(folder / name, _results(seed))
@@ -127,5 +133,7 @@ def _results(seed: int) -> dict[str, object]:
         return Scores(measured("reward", "", reward), {"piqa": [measured("accuracy", "%", ability)]})
 
     at = {"PRE": (0.0, 1.0), "POST": (1.0, 0.5), "MA 0.5": (0.6, 0.8), "HMA 0.5": (0.7, 0.8)}
-    points = [Measured(n, n.split()[0], scored(*v), (0.5,) * ("MA" in n), 0.5 if "MA" in n else None) for n, v in at.items()]
+    points = [
+        Measured(n, n.split()[0], scored(*v), (0.5,) * ("MA" in n), 0.5 if "MA" in n else None) for n, v in at.items()
+    ]
     return results(points, run="rsf", seed=seed, reward="helpful")

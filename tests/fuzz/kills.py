@@ -27,7 +27,13 @@ from typing import Any
 
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[1])]
-os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "COLUMNS": "200",
+    "TERM": "dumb",
+    "NO_COLOR": "1",
+}
 
 import torch
 
@@ -40,8 +46,8 @@ PANEL = "--prompts prompts.jsonl --reward world:early_letters --max-new-tokens 6
 COMMANDS = {
     "average": "average pre post -o out --ratios 0.1,0.5,0.9 --quiet",
     "merge": "merge pre post post -o out --method dare-ties --quiet",
-    "restore": f"restore pre post -o out {PANEL} --abilities choices:guess.jsonl --means 0.5 --keep-reward 0.5 --proxy-size 12 "
-               "--prompt-limit 12 --limit 12 --no-controls",
+    "restore": f"restore pre post -o out {PANEL} --abilities choices:guess.jsonl --abilities continue:text.jsonl --mean 0.5 "
+               "--proxy-size 12 --prompt-limit 30 --no-controls",
     "align": f"align pre -o out --method rsf {PANEL} --iterations 2 --prompts-per-iteration 8 --n 2 --batch-size 8",
     "multitask train": "multitask train --data tasks -o out --epochs 2 --width 4 --dimension 8 --quiet",
 }  # fmt: skip
@@ -72,6 +78,7 @@ class World:
                 self.seconds[name] = time.monotonic() - begun
                 assert ended == 0, f"{name}: expected it to work when nobody kills it, found {ended}\n{said}"
             self.whole[name] = _content(self.place / "out")
+            assert self.whole[name], f"{name}: expected a result, found none\n{said}"
 
     def kill(self, number: int, seed: int) -> tuple[str, str, str]:
         """The command, the signal, and what came of it: "finished", "stopped", or what is wrong."""
@@ -192,7 +199,9 @@ def main() -> None:
         world = World(Path(folder))
         for number in range(asked.kills):
             name, sign, verdict = world.kill(number, asked.seed)
-            counts.setdefault(f"{name}, {sign}", Counter())[verdict if verdict in ("finished", "stopped") else "failed"] += 1
+            counts.setdefault(f"{name}, {sign}", Counter())[
+                verdict if verdict in ("finished", "stopped") else "failed"
+            ] += 1
             if verdict not in ("finished", "stopped"):
                 failures.append({"kill": number, "command": name, "signal": sign, "verdict": verdict})
                 print(failures[-1])

@@ -9,7 +9,22 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-ODD = ["\u2028", "\u0085", "\ufeff", "\x00", "\U0001f600", "e\u0301", "\u202e", "\r", "\ud800", "\t", '"', "\\", "{{", "x" * 5000]
+ODD = [
+    "\u2028",
+    "\u0085",
+    "\ufeff",
+    "\x00",
+    "\U0001f600",
+    "e\u0301",
+    "\u202e",
+    "\r",
+    "\ud800",
+    "\t",
+    '"',
+    "\\",
+    "{{",
+    "x" * 5000,
+]
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 3, 2**31, 2**63, 10**30, -(10**30), 1e308, -0.0, 0.5, float("nan"), float("inf"),
     "", "a", "1", "NaN", "../../x", "/etc/hostname", "\x00", "\ud83d", "\u2028", [], [[]], [None], ["a"], [1, 2], {}, {"a": 1},

@@ -29,7 +29,13 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[1])]
-os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "COLUMNS": "200",
+    "TERM": "dumb",
+    "NO_COLOR": "1",
+}
 
 import torch
 from safetensors import safe_open
@@ -135,7 +141,9 @@ class World:
         told = [line for line in said.rstrip("\n").split("\n") if not line.startswith("warning: ")]
         if not errors or STARVED.search(errors[0]):
             return "memory" if errors else "silent"
-        left = [p.name for p in self.places.iterdir() if ".partial-" in p.name or re.match(r"\..*\.[0-9a-f]{16}$", p.name)]
+        left = [
+            p.name for p in self.places.iterdir() if ".partial-" in p.name or re.match(r"\..*\.[0-9a-f]{16}$", p.name)
+        ]
         if left or (self.places / "out").exists():
             return "leftovers"
         return "refused" if told[-1] == errors[-1] and len(errors) == 1 else "many lines"

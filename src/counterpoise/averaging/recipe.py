@@ -76,7 +76,9 @@ class Recipe:
         try:
             return cls.from_json(parse_json(read_text(path), str(path)))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise ValueError(f"{path}: not a recipe ({type(error).__name__}: {str(error)[:200]}); expected the recipe.json of counterpoise") from None
+            raise ValueError(
+                f"{path}: not a recipe ({type(error).__name__}: {str(error)[:200]}); expected the recipe.json of counterpoise"
+            ) from None
 
 
 def refuse_unlike(content: Mapping[str, Any]) -> None:

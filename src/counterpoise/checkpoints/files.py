@@ -272,7 +272,9 @@ def refuse_occupied(out: Path) -> None:
     if not folder.is_dir():
         raise CheckpointError(f"{out}: expected a folder to write in, found the file {folder}; choose another place")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise CheckpointError(f"{out}: expected a folder to write in, but {folder} may not be written to; choose another")
+        raise CheckpointError(
+            f"{out}: expected a folder to write in, but {folder} may not be written to; choose another"
+        )
 
 
 def free_bytes(out: Path) -> int:

@@ -119,7 +119,11 @@ def plain_errors(kept: str, *more: type[Exception]) -> Iterator[None]:
 
 def _said(error: Exception, more: tuple[type[Exception], ...]) -> str | None:
     """What a user is told; None of a bug. What Python itself says of a lost file or key tells no stranger what to do."""
-    if isinstance(error, FileNotFoundError) and error.filename is not None and error.strerror == os.strerror(errno.ENOENT):
+    if (
+        isinstance(error, FileNotFoundError)
+        and error.filename is not None
+        and error.strerror == os.strerror(errno.ENOENT)
+    ):
         return f"{error.filename}: expected a file or folder, found nothing of that name; check the path"
     if isinstance(error, OSError) and error.errno in ADVICE:
         place = error.filename2 or error.filename or "what is written or read"

@@ -30,9 +30,13 @@ def check_results(content: Mapping[str, Any], place: str) -> None:
                 at = f"{place}: points[{number}].statistics.{name}.{metric}"
                 widths = {len(row) if isinstance(row, list) else 1 for row in rows}
                 if len(rows) != len(about.get("keys") or ()) or len(widths) > 1:
-                    raise ValueError(f"{at}: expected one row of one length for each of the items' keys, found {len(rows)}")
+                    raise ValueError(
+                        f"{at}: expected one row of one length for each of the items' keys, found {len(rows)}"
+                    )
                 if widths - ({10} if about["aggregate"] == "bleu" else {1, 2}):
-                    raise ValueError(f"{at}: expected the columns of {about['aggregate']!r}, found {max(widths)} of them")
+                    raise ValueError(
+                        f"{at}: expected the columns of {about['aggregate']!r}, found {max(widths)} of them"
+                    )
 
 
 class _Each:
@@ -46,7 +50,10 @@ SCORE = {"value": "number", "low": "bound", "high": "bound", "p": "number"}
 METRICS = _Each(_Each(SCORE))
 ROW = {"name": "text!", "metric": "text", "unit": "text", "pre": SCORE, "post": SCORE, "pick": SCORE, "reward": SCORE,
        "tax": SCORE, "remaining": SCORE}  # fmt: skip
-BLOCKS = {"name": "text", "blocks": _Each({"name": "text!", "layers": _Each("count", keys=False), "parameters": "count"}, keys=False)}
+BLOCKS = {
+    "name": "text",
+    "blocks": _Each({"name": "text!", "layers": _Each("count", keys=False), "parameters": "count"}, keys=False),
+}
 POINT = {
     "name": "text!", "method": "text!", "part": "text", "mean": "bound", "ratios": _Each("bound", keys=False), "blocks": "text",
     "reward": SCORE, "retention": SCORE, "abilities": METRICS, "statistics": _Each(_Each(_Each("row", keys=False))),
