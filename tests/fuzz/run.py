@@ -64,10 +64,9 @@ class World:
                 bad.append(f"{target.command}: expected the good files to work, found {ended}\n{said[-600:]}")
                 continue
             # Once more in this process, for its imports.
-            place = self._place(target, None)
-            with open(os.devnull, "w") as nowhere, contextlib.chdir(place):
-                with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-                    _command(target.command)
+            place, hear = self._place(target, None), contextlib.redirect_stdout
+            with open(os.devnull, "w") as none, contextlib.chdir(place), hear(none), contextlib.redirect_stderr(none):
+                _command(target.command)
         assert not bad, "\n".join(bad)
 
     def case(self, number: int, seed: int) -> tuple[Target, str, str]:

@@ -64,7 +64,8 @@ RESULTS = {
     "seed": "count", "reward": "text", "pick": "text", "command": "text", "hypervolume": _Each("number"),
     "floored": _Each("text", keys=False), "versions": _Each("text"), "partition": BLOCKS, "two_sided": {"partition": BLOCKS},
     "settings": {"keep_reward": "bound", "mean": "bound"},
-    "partwise": _Each({"part": "text!", "ratio": "bound!", "reward": SCORE, "abilities": METRICS, "retention": SCORE}, keys=False),
+    "partwise": _Each({"part": "text!", "ratio": "bound!", "reward": SCORE, "abilities": METRICS, "retention": SCORE},
+                      keys=False),
 }  # fmt: skip
 
 
