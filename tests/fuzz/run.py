@@ -207,7 +207,7 @@ def main() -> None:
         found |= {"command": f"python tests/fuzz/run.py --cases {asked.cases} --seed {asked.seed}", **about}
 
         def keep() -> None:
-            if asked.out and (found["done"] % 100 == 0 or found["done"] == asked.cases):
+            if asked.out and (found["done"] % 20 == 0 or found["done"] == asked.cases):
                 write_json(asked.out, found)
 
         fuzz(world, range(found.get("done", 0), asked.cases), asked.seed, found, keep)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 LARGEST = 1e100
@@ -75,7 +75,7 @@ def _is_number(value: Any, *, finite: bool) -> bool:
     return abs(value) <= LARGEST or not (finite or math.isfinite(value))
 
 
-KINDS = {
+KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "text": ("a text", lambda v: isinstance(v, str)),
     "count": ("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool) and abs(v) < 1 << 63),
     "number": ("a number", lambda v: _is_number(v, finite=False)),
