@@ -21,7 +21,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from contextlib import suppress
+from contextlib import chdir, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,8 @@ class World:
             for _ in range(2):  # the first also imports
                 self._fresh()
                 if not self.seconds.get(name):
-                    _here(self.place, COMMANDS[name])
+                    with chdir(self.place):
+                        _here(self.place, COMMANDS[name])
                     self._fresh()
                 begun = time.monotonic()
                 ended, said = self._end(self._begin(name), 300)
@@ -209,7 +210,6 @@ def main() -> None:
                 about = {"seed": asked.seed, "commit": commit.stdout.strip(), "versions": versions()}
                 told = {"command": f"python tests/fuzz/kills.py --kills {asked.kills} --seed {asked.seed}", **about}
                 write_json(asked.out, {**told, "kills": number + 1, "counts": counts, "failures": failures})
-        os.chdir("/")
     print(f"{asked.kills} kills, {len(failures)} failed: {dict(sum(counts.values(), Counter()))}")
 
 
