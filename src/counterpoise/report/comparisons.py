@@ -217,7 +217,7 @@ def _joined(first: dict[str, Any], second: dict[str, Any], label: str) -> dict[s
         known = have.get((point.get("part"), point["name"]))
         if known is None:
             new.append(point)
-        elif known["reward"] != point["reward"]:
+        elif known.get("reward") != point.get("reward"):
             raise ValueError(
                 f"{label}: {point['name']} of run {second.get('run')!r}, seed {second.get('seed')}, has another reward than "
                 "in the file before it; one of the two is stale"
@@ -263,6 +263,7 @@ def _from_tax(content: Results) -> list[dict[str, Any]]:
         steps = [
             (r[key]["value"] - r["pre"]["value"]) / reading.standard_error(r["pre"])
             for r in reading.counted_taxes(content)
+            if reading.known(r["pre"]) and reading.known(r[key])
         ]
         retention = {"value": float(np.mean(steps)), "low": None, "high": None} if steps else None
         point = {"name": name, "method": method, "part": HELD_OUT}
@@ -277,7 +278,7 @@ def _from_partwise(content: Results) -> list[dict[str, Any]]:
         {
             "name": f"{row['part']} {row['ratio']:g}",
             **about,
-            **{k: row[k] for k in ("reward", "abilities", "retention")},
+            **{k: row.get(k) for k in ("reward", "abilities", "retention")},
         }
         for row in content.get("partwise") or ()
     ]

@@ -48,7 +48,7 @@ class _Each:
 
 SCORE = {"value": "number", "low": "bound", "high": "bound", "p": "number"}
 METRICS = _Each(_Each(SCORE))
-ROW = {"name": "text!", "metric": "text", "unit": "text", "pre": SCORE, "post": SCORE, "pick": SCORE, "reward": SCORE,
+ROW = {"name": "text!", "metric": "text!", "unit": "text", "pre": SCORE, "post": SCORE, "pick": SCORE, "reward": SCORE,
        "tax": SCORE, "remaining": SCORE}  # fmt: skip
 BLOCKS = {
     "name": "text",
@@ -93,7 +93,9 @@ class _Reader:
             expected, fits = KINDS[shape.rstrip("!")]
             if (value is None and shape.endswith("!")) or (value is not None and not fits(value)):
                 self._refuse(at, expected, value)
-        elif value is None:
+        elif value is None and not (
+            isinstance(shape, dict) and any(str(kind).endswith("!") for kind in shape.values())
+        ):
             return
         elif isinstance(shape, _Each):
             if not isinstance(value, dict if shape.keys else list):
