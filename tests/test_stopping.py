@@ -19,7 +19,7 @@ from counterpoise.checkpoints import files
 from counterpoise.checkpoints.files import CheckpointError, refuse_occupied, replacing, staged
 from counterpoise.cli.terminal import KINDS, plain_errors
 from counterpoise.records import Store, write_whole
-from tiny import save_pair
+from tiny import save_pair, tokenizer
 
 WORKING = """
 import sys, time
@@ -113,6 +113,22 @@ def test_real_errors_of_other_libraries_are_said_too(capsys: pytest.CaptureFixtu
         assert said.count("\n") == 1
 
 
+def test_what_transformers_cannot_read_is_the_files_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wrong types end in any kind of error: AttributeError here."""
+    from transformers import AutoConfig
+
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "dtype": "a"}')
+    words = tokenizer()
+    words.chat_template = "{{ 1 // 0 }}"
+    for work, message in (
+        (lambda: AutoConfig.from_pretrained(tmp_path), f"transformers cannot read {tmp_path} (AttributeError: "),
+        (lambda: words.apply_chat_template([{"role": "user", "content": "a"}]), "this conversation (ZeroDivisionError"),
+    ):
+        with pytest.raises(SystemExit), plain_errors("nothing"):
+            work()
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "bug", [KeyError("a"), AttributeError("b"), TypeError("c"), AssertionError("d"), RuntimeError("e")]
 )
@@ -199,8 +215,16 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(tmp_path: 
     (tmp_path / "file").write_text("x")
     with pytest.raises(CheckpointError, match="expected a folder to write in, found the file"):
         refuse_occupied(tmp_path / "file" / "deep" / "out")
-    with pytest.raises(CheckpointError, match="may not be written to"):
-        refuse_occupied(Path("/proc/out"))
+    if not (child := os.fork()):  # root may write anywhere
+        try:
+            if os.geteuid() == 0:
+                os.setuid(65534)
+            refuse_occupied(Path("/usr/counterpoise-out"))
+        except CheckpointError as error:
+            os._exit(3 if "but /usr may not be written to" in str(error) else 4)
+        finally:
+            os._exit(5)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
     with pytest.raises(IsADirectoryError), replacing(tmp_path):
         pass
 
