@@ -156,16 +156,17 @@ def _read_by_transformers(error: Exception) -> str | None:
 
     A wrong type in a config or tokenizer, or a template that divides by zero, ends in any kind of error, deep in there.
     """
-    found = inner = None
+    found = None
+    inside = False
     for frame, _ in traceback.walk_tb(error.__traceback__):
         room, name = str(frame.f_globals.get("__name__")).partition(".")[0], frame.f_code.co_name
         if room == "counterpoise":
-            found = inner = None
-        elif inner is None:
-            inner = room
-            if room == "transformers" and name in READERS:
+            found, inside = None, False
+        elif room == "transformers" and not inside:
+            inside = True
+            if name in READERS:
                 found = str(frame.f_locals.get("pretrained_model_name_or_path", "the model's config.json"))
-            elif room == "transformers" and name == "apply_chat_template":
+            elif name == "apply_chat_template":
                 found = "template"
     return found
 
