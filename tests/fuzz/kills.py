@@ -121,7 +121,11 @@ class World:
 
     def _begin(self, name: str) -> int:
         sys.stdout.flush()
+        # Until the child has its own way out, a signal would take it through the parent's, which removes the world.
+        held = set(SIGNALS) - {signal.SIGKILL}
+        signal.pthread_sigmask(signal.SIG_BLOCK, held)
         if child := os.fork():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
             return child
         status = 99
         try:
@@ -130,6 +134,7 @@ class World:
             os.dup2(said, 2)
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
             status = _here(self.place, COMMANDS[name])
         except KeyboardInterrupt:  # before or after the command
             status = 130
