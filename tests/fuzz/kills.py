@@ -84,7 +84,7 @@ class World:
     def kill(self, number: int, seed: int) -> tuple[str, str, str]:
         """The command, the signal, and what came of it: "finished", "stopped", or what is wrong."""
         draw = random.Random(f"{seed} {number}")
-        name, sign = draw.choice(list(COMMANDS)), draw.choice(list(SIGNALS))
+        name, sign = list(COMMANDS)[number % len(COMMANDS)], list(SIGNALS)[number % len(SIGNALS)]  # each pair in turn
         self._fresh()
         child = self._begin(name)
         time.sleep(draw.random() * 1.05 * self.seconds[name])
