@@ -239,15 +239,35 @@ def test_every_method_has_a_colour_of_its_own() -> None:
 def test_files_that_are_no_results(tmp_path: Path) -> None:
     for text, message in {
         "rubbish": "expected json, found 'rubbish'",
-        "[]": "with points or a tax table, found neither",
+        "[]": "with points or a tax table, found a list",
         '{"points": []}': "with points or a tax table, found neither",
-        '{"points": [{"name": "a"}]}': "found one without method",
+        '{"points": [{"name": "a"}]}': "points\\[0\\].method: expected a text, found 'None'",
     }.items():
         (tmp_path / "f.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             read_comparisons([tmp_path / "f.json"])
     with pytest.raises(ValueError, match="at least one result file"):
         read_comparisons([])
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({"points": [None]}, r"points\[0\]: expected an object, found 'None'"),
+        ({"points": [{"name": "a", "method": 3}]}, r"points\[0\].method: expected a text, found '3'"),
+        ({"tax": {"a": 1}}, "tax: expected a list"),
+        ({"seed": []}, "seed: expected a whole number"),
+        ({"hypervolume": {"MA": "x"}}, "hypervolume.MA: expected a number, found 'x'"),
+        ({"points": [{"name": "a", "method": "b", "reward": {"value": 1, "low": float("inf")}}]}, "low: expected a finite"),
+        ({"items": {"x": {"reward": {"reward": {"keys": ["k"], "aggregate": "mean"}}}},
+          "points": [{"name": "a", "method": "b", "part": "x", "statistics": {"reward": {"reward": [1, 2]}}}]},
+         r"points\[0\].statistics.reward.reward: expected one row of one length for each of the items' keys, found 2"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_kind_is_named_with_its_place(tmp_path: Path, broken: dict[str, Any], message: str) -> None:
+    (tmp_path / "f.json").write_text(json.dumps({**made.results(), **broken}))
+    with pytest.raises(ValueError, match=f"f.json: .*{message}"):
+        read_comparisons([tmp_path / "f.json"])
 
 
 def test_names_from_outside_stay_text(tmp_path: Path) -> None:

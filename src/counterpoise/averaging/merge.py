@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from counterpoise.averaging.mix import LARGEST, Donor, mix, refuse_donor
+from counterpoise.averaging.recipe import refuse_unlike
 from counterpoise.averaging.streaming import check_written, other_inputs, stream
 from counterpoise.averaging.thinning import elected_mean, generator_for, kept, largest
 from counterpoise.checkpoints.checkpoint import copy_companions, hash_in_background
@@ -93,13 +94,16 @@ class MergeRecipe:
         """Read the recipe.json of a merge."""
         try:
             content = parse_json(read_text(path), str(path))
-            if content.get("format") != MERGE_FORMAT:
-                raise ValueError(f"expected format: {MERGE_FORMAT}, found {content.get('format')!r}")
+            if (found := content.get("format") if isinstance(content, dict) else content) != MERGE_FORMAT:
+                raise ValueError(f"expected format: {MERGE_FORMAT}, found {str(found)[:60]!r}")
+            refuse_unlike(content)
             plan = {**content["plan"], "weights": tuple(content["plan"]["weights"])}
             rest = {k: content[k] for k in ("inputs", "settings", "versions")}
             return cls(Merge(**plan), **rest, warnings=tuple(content["warnings"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: not the recipe of a merge ({error})") from None
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(
+                f"{path}: not the recipe of a merge ({type(error).__name__}: {str(error)[:200]})"
+            ) from None
 
 
 def merge(

@@ -61,8 +61,9 @@ class Recipe:
         Raises:
             ValueError: not a recipe.
         """
-        if (found := content.get("format")) != FORMAT:
-            raise ValueError(f"expected a recipe (format: {FORMAT}), found format {found!r}")
+        if (found := content.get("format") if isinstance(content, dict) else content) != FORMAT:
+            raise ValueError(f"expected a recipe (format: {FORMAT}), found format {str(found)[:60]!r}")
+        refuse_unlike(content)
         listed = content["blocks"]
         blocks = [Block(b["name"], float(b["weight"]), tuple(b["tensors"]), tuple(b["layers"])) for b in listed]
         cut = Partition(content["partition"], tuple(blocks), tuple(content["rest"]["tensors"]))
@@ -74,5 +75,19 @@ class Recipe:
         """Read a recipe.json, as `average` and `search` write it."""
         try:
             return cls.from_json(parse_json(read_text(path), str(path)))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: not a recipe ({error}); expected the recipe.json of counterpoise") from None
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(
+                f"{path}: not a recipe ({type(error).__name__}: {str(error)[:200]}); expected the recipe.json of counterpoise"
+            ) from None
+
+
+def refuse_unlike(content: Mapping[str, Any]) -> None:
+    """Raise a ValueError where what is told beside the plan of a recipe, of average or merge, is of another kind."""
+    for name in ("inputs", "settings", "versions"):
+        if not isinstance(content[name], dict):
+            raise ValueError(f"{name}: expected an object, found {str(content[name])[:60]!r}")
+    if wrong := [side for side, told in content["inputs"].items() if not isinstance(told, dict)]:
+        raise ValueError(f"inputs: expected an object for {wrong[0]}, found {str(content['inputs'][wrong[0]])[:60]!r}")
+    texts = [*content["warnings"], *content["settings"].get("dropped", ())]
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise ValueError(f"warnings, dropped: expected texts, found {str(wrong[0])[:60]!r}")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -124,32 +125,42 @@ def read_json(path: Path) -> dict[str, Any]:
 # Writing
 
 
+LOST = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""Errors of writing (the last one of reading too); who raises them often names no file, and shutil the one it reads."""
+UNSYNCED = (errno.EINVAL, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
+"""What file systems answer that cannot flush a folder."""
+TEMPORARY = re.compile(r"\..+\.\d+\.[0-9a-f]{16}")
+"""A name that `replacing` writes under."""
+
+
 @contextlib.contextmanager
 def staged(out: str | Path) -> Iterator[Path]:
     """A temporary folder beside `out` that becomes `out` in one step when the block ends, and vanishes when it fails.
 
     Raises:
-        CheckpointError: `out` exists and is not an empty folder.
+        CheckpointError: `out` exists and is not an empty folder, or nothing can be written there.
+        OSError: a failed write, with `out` as its filename.
     """
     target = Path(out).absolute()
     refuse_occupied(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _sweep_abandoned(target)
-    folder, lock = _locked_folder(target)
-    try:
-        yield folder
-        for path in (*sorted(folder.rglob("*")), folder):
-            _fsync(path)
-        refuse_occupied(target)
-        if target.is_dir():
-            target.rmdir()
-        folder.rename(target)
-        _fsync(target.parent)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    finally:
-        os.close(lock)
+    with _named(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep_abandoned(target.parent.glob(f".{glob.escape(target.name[:50])}.partial-*"))
+        folder, lock = _locked_folder(target)
+        try:
+            yield folder
+            for path in (*sorted(folder.rglob("*")), folder):
+                _fsync(path)
+            refuse_occupied(target)
+            if target.is_dir():
+                target.rmdir()
+            folder.rename(target)
+            _fsync(target.parent)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        finally:
+            os.close(lock)
 
 
 @contextlib.contextmanager
@@ -157,70 +168,128 @@ def replacing(path: Path) -> Iterator[Path]:
     """A path beside `path` to write a file to, which takes its place in one step when the block ends, or vanishes.
 
     A link stays and its target is replaced, with the mode that it had; to a device or a pipe (/dev/stdout) is written directly.
+    It is locked until then; what killed processes left in the folder is removed, once a process.
+
+    Raises:
+        OSError: no such folder, a folder at `path`, or a failed write, with `path` as its filename.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "expected a file to write, found a folder", str(path))
     if path.exists() and (not path.is_file() or path.absolute().is_relative_to("/dev")):
-        yield path
+        with _named(path):
+            yield path
         return
     path = path.resolve()
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "no such folder, make it first", str(path.parent))
+    if path.parent not in _swept:
+        _swept.add(path.parent)
+        _sweep_abandoned(p for p in path.parent.glob(".*") if TEMPORARY.fullmatch(p.name))
     partial = path.with_name(f".{path.name[:50]}.{os.getpid()}.{secrets.token_hex(8)}")
-    try:
-        yield partial
-        if path.exists():
-            shutil.copymode(path, partial)
-        _fsync(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    lock = None
+    with _named(path):
+        try:
+            lock = os.open(partial, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            _lock(lock)
+            yield partial
+            if path.exists():
+                shutil.copymode(path, partial)
+            _fsync(partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+            if lock is not None:
+                os.close(lock)
+
+
+_swept: set[Path] = set()
 
 
 def refuse_occupied(out: Path) -> None:
-    """Raise when something stands at `out` that writing there would destroy."""
+    """Raise when something stands at `out` that writing there would destroy, or when nothing can be written there."""
+    if out.is_symlink():
+        raise CheckpointError(
+            f"{out}: expected a new or empty folder, found a link to {os.readlink(out)}; give the folder itself, or remove "
+            "the link"
+        )
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise CheckpointError(
             f"{out}: expected a new or empty folder, found a {'folder with content' if out.is_dir() else 'file'}; "
             "choose another name or remove it"
         )
+    folder = _standing(out)
+    if not folder.is_dir():
+        raise CheckpointError(f"{out}: expected a folder to write in, found the file {folder}; choose another place")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise CheckpointError(
+            f"{out}: expected a folder to write in, but {folder} may not be written to; choose another"
+        )
 
 
 def free_bytes(out: Path) -> int:
     """Free space on the disk that `out` will lie on."""
-    folder = out.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return shutil.disk_usage(_standing(out)).free
+
+
+def _standing(out: Path) -> Path:
+    """The nearest thing above `out` that exists."""
+    return next(p for p in out.absolute().parents if p.exists())
+
+
+@contextlib.contextmanager
+def _named(target: Path) -> Iterator[None]:
+    """A failed write says where; safetensors and tokenizers tell of it in words of their own."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in LOST and (error.errno != errno.EIO or error.filename is None):
+            raise OSError(error.errno, os.strerror(error.errno), str(target)) from error
+        raise
+    except Exception as error:
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(target)) from error
+        raise
 
 
 def _locked_folder(target: Path) -> tuple[Path, int]:
     """A new folder beside `target`, locked for as long as the descriptor is open: also a killed process lets go of it."""
     while True:
-        folder = target.parent / f".{target.name}.partial-{secrets.token_hex(4)}"
+        folder = target.parent / f".{target.name[:50]}.partial-{secrets.token_hex(4)}"
         folder.mkdir()
         with contextlib.suppress(FileNotFoundError):  # swept up before it was locked
             lock = os.open(folder, os.O_RDONLY)
-            with contextlib.suppress(OSError):  # a file system without locks: then nothing is swept up there
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            _lock(lock)
             if folder.exists():
                 return folder, lock
             os.close(lock)
 
 
-def _sweep_abandoned(target: Path) -> None:
-    """Remove what killed processes left beside `target`: folders that nobody holds locked."""
-    for path in target.parent.glob(f".{target.name}.partial-*"):
+def _lock(descriptor: int) -> None:
+    with contextlib.suppress(OSError):  # a file system without locks: then nothing is swept up there
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def _sweep_abandoned(paths: Iterable[Path]) -> None:
+    """Remove what killed processes left: those of `paths` that nobody, of this machine or another, holds locked."""
+    for path in paths:
         with contextlib.suppress(OSError):
-            lock = os.open(path, os.O_RDONLY)
+            lock = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path, ignore_errors=True)
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
             finally:
                 os.close(lock)
 
 
 def _fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
+    """Flush a file to the disk, and a folder where its file system can."""
+    folder = path.is_dir()
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if not folder or error.errno not in UNSYNCED:
+            raise

@@ -15,6 +15,7 @@ from counterpoise.evaluation.results import measurement
 from counterpoise.statistics.bootstrap import interval
 from counterpoise.tables import reading
 from counterpoise.tables.reading import ENDS, HELD_OUT, RETENTION, PointEntry, Results
+from counterpoise.tables.shape import check_results
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,7 @@ def _joined(first: dict[str, Any], second: dict[str, Any], label: str) -> dict[s
         known = have.get((point.get("part"), point["name"]))
         if known is None:
             new.append(point)
-        elif known["reward"] != point["reward"]:
+        elif known.get("reward") != point.get("reward"):
             raise ValueError(
                 f"{label}: {point['name']} of run {second.get('run')!r}, seed {second.get('seed')}, has another reward than "
                 "in the file before it; one of the two is stale"
@@ -234,13 +235,14 @@ def _signature(content: Results) -> tuple[Any, ...]:
 
 def _read(path: Path) -> dict[str, Any]:
     content = parse_json(read_text(path), str(path))
-    points = content.get("points") if isinstance(content, dict) else None
-    if not points and isinstance(content, dict):
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a result file with points or a tax table, found a {type(content).__name__}")
+    check_results(content, str(path))
+    points = content.get("points")
+    if not points:
         points = _from_tax(content) or _from_partwise(content)
     if not points:
         raise ValueError(f"{path}: expected a result file with points or a tax table, found neither")
-    if broken := next((k for k in ("name", "method") for p in points if k not in p), None):
-        raise ValueError(f"{path}: expected every point to have a name and a method, found one without {broken}")
     return {**content, "points": points}
 
 
@@ -261,6 +263,7 @@ def _from_tax(content: Results) -> list[dict[str, Any]]:
         steps = [
             (r[key]["value"] - r["pre"]["value"]) / reading.standard_error(r["pre"])
             for r in reading.counted_taxes(content)
+            if reading.known(r["pre"]) and reading.known(r[key])
         ]
         retention = {"value": float(np.mean(steps)), "low": None, "high": None} if steps else None
         point = {"name": name, "method": method, "part": HELD_OUT}
@@ -275,7 +278,7 @@ def _from_partwise(content: Results) -> list[dict[str, Any]]:
         {
             "name": f"{row['part']} {row['ratio']:g}",
             **about,
-            **{k: row[k] for k in ("reward", "abilities", "retention")},
+            **{k: row.get(k) for k in ("reward", "abilities", "retention")},
         }
         for row in content.get("partwise") or ()
     ]

@@ -161,8 +161,8 @@ def _scales(group: Group, part: str, axis: str) -> list[float]:
         return [1.0]
     counted, errors = _counted(group, axis), []
     for run in group.runs:
-        pre = next(p for p in reading.measured_points(run.results, part) if p["method"] == "PRE")
-        held = [measurement(run.results, pre, *key) for key in counted]
+        pre = next((p for p in reading.measured_points(run.results, part) if p["method"] == "PRE"), None)
+        held = [None if pre is None else measurement(run.results, pre, *key) for key in counted]
         if all(m is not None for m in held):  # a file without items has no say
             errors.append([interval(m.statistics, m.aggregate).standard_error for m in held if m is not None])
     return [float(e) if e > 0 else 1.0 for e in np.mean(errors, axis=0)] if errors else [1.0] * len(counted)
