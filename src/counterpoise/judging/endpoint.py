@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from email.message import Message
 from typing import Any
 
-from counterpoise.checkpoints.files import in_background
+from counterpoise.checkpoints.hashing import in_background
 
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # may well be answered the next time
 LARGEST = 8 << 20  # bytes of an answer
