@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from counterpoise.statistics.bootstrap import Array, interval, paired_difference, paired_replicates, score
+from counterpoise.statistics.bootstrap import Array, Studentised, interval, paired, paired_difference, score
+
+BOUNDS = {"%": (0.0, 100.0), "BLEU": (0.0, 100.0)}
+"""What scores of a unit cannot leave, nor their intervals."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,10 @@ class Scores:
 
 
 def interval_of(m: Measurement) -> dict[str, float]:
-    """Value and 95 % bootstrap interval over the items."""
+    """Value and 95 % interval over the items."""
     value, low, high, _ = interval(m.statistics, m.aggregate)
-    return {"value": value, "low": low, "high": high}
+    least, most = BOUNDS.get(m.unit, (-math.inf, math.inf))
+    return {"value": value, "low": max(low, least), "high": min(high, most)}
 
 
 def difference(a: Measurement, b: Measurement) -> dict[str, float]:
@@ -118,13 +123,10 @@ def tax_table(pre: Scores, post: Scores, pick: Scores | None = None) -> list[dic
 
 def steps_from_pre(pre: Scores, scores: Scores, counted: Sequence[str]) -> dict[str, Any]:
     """Retention: minus the mean over `counted` abilities of tax / standard error at PRE; 0 is PRE, lower is worse."""
-    values, replicates = [], []
+    parts, scales = [], []
     for number, name in enumerate(counted):
         before, now = pre.abilities[name][0], scores.abilities[name][0]
-        error = interval(before.statistics, before.aggregate)[3]
-        scale = error if error > 0 else 1.0
-        values.append((now.value - before.value) / scale)
-        replicates.append(paired_replicates(now.statistics, before.statistics, before.aggregate, seed=number) / scale)
-    mean = np.mean(replicates, axis=0)
-    low, high = np.quantile(mean, [0.025, 0.975])
-    return {"value": float(np.mean(values)), "low": float(low), "high": float(high)}
+        scales.append(interval(before.statistics, before.aggregate).standard_error or 1.0)
+        parts.append(paired(now.statistics, before.statistics, before.aggregate, seed=number))
+    value, low, high, _ = Studentised.mean(parts, scales).interval()
+    return {"value": value, "low": low, "high": high}
