@@ -121,12 +121,50 @@ def tax_table(pre: Scores, post: Scores, pick: Scores | None = None) -> list[dic
     return rows
 
 
-def steps_from_pre(pre: Scores, scores: Scores, counted: Sequence[str]) -> dict[str, Any]:
-    """Retention: minus the mean over `counted` abilities of tax / standard error at PRE; 0 is PRE, lower is worse."""
-    parts, scales = [], []
-    for number, name in enumerate(counted):
-        before, now = pre.abilities[name][0], scores.abilities[name][0]
-        scales.append(interval(before.statistics, before.aggregate).standard_error or 1.0)
-        parts.append(paired(now.statistics, before.statistics, before.aggregate, seed=number))
-    value, low, high, _ = Studentised.mean(parts, scales).interval()
-    return {"value": value, "low": low, "high": high}
+def unit_of(before: Measurement, after: Measurement) -> float:
+    """What an ability's loss is measured in: how far POST is from PRE, or two standard errors of that where it is less.
+
+    So PRE is at 0, POST at -1 on an ability that it lost and at about +1 on one that it gained, and where nothing measurable
+    moved nothing counts for much: no ability outweighs the others, and the number of items decides nothing.
+    """
+    value, _, _, error = paired(after.statistics, before.statistics, before.aggregate).interval()
+    return max(abs(value), 2 * error) or 1.0
+
+
+def units(pre: Scores, post: Scores, counted: Sequence[str]) -> dict[str, float]:
+    """`unit_of` each counted ability's primary metric."""
+    return {name: unit_of(pre.abilities[name][0], post.abilities[name][0]) for name in counted}
+
+
+def retention(pre: Scores, scores: Scores, unit: Mapping[str, float]) -> dict[str, Any]:
+    """`retention_of` the primary metrics of the abilities that `unit` has."""
+    return retention_of({name: (pre.abilities[name][0], scores.abilities[name][0]) for name in unit}, unit)
+
+
+def retention_of(pairs: Mapping[str, tuple[Measurement, Measurement]], unit: Mapping[str, float]) -> dict[str, Any]:
+    """Minus the mean share of its own loss that is left of each ability: 0 is PRE, about -1 POST; see `unit_of`.
+
+    Args:
+        pairs: an ability as PRE and as this model has it.
+
+    Returns:
+        value, low, high (95 %, items resampled, the units held fixed); below: of how many abilities the interval lies below
+        PRE; worst: the ability of the least value, with its interval. A gain on one does not hide a loss on another.
+    """
+    parts = {
+        name: paired(now.statistics, before.statistics, before.aggregate, seed=number)
+        for number, (name, (before, now)) in enumerate(pairs.items())
+    }
+    value, low, high, _ = Studentised.mean(list(parts.values()), [unit[name] for name in parts]).interval()
+    alone = {name: [v / unit[name] for v in part.interval()[:3]] for name, part in parts.items()}
+    worst = min(alone, key=lambda name: alone[name][0])
+    least = dict(zip(("value", "low", "high"), alone[worst], strict=True))
+    below = sum(top < 0 for _, _, top in alone.values())
+    return {
+        "value": value,
+        "low": low,
+        "high": high,
+        "below": below,
+        "of": len(alone),
+        "worst": {"name": worst, **least},
+    }

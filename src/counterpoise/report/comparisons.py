@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from counterpoise.checkpoints.reading import parse_json, read_text
-from counterpoise.evaluation.results import measurement
+from counterpoise.evaluation.results import measurement, with_retention
 from counterpoise.statistics.bootstrap import interval
 from counterpoise.tables import reading
 from counterpoise.tables.reading import ENDS, HELD_OUT, RETENTION, PointEntry, Results
@@ -241,7 +241,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: expected a result file with points or a tax table, found neither")
     if broken := next((k for k in ("name", "method") for p in points if k not in p), None):
         raise ValueError(f"{path}: expected every point to have a name and a method, found one without {broken}")
-    return {**content, "points": points}
+    found: dict[str, Any] = {**content, "points": points}
+    if not content.get("items"):
+        return found
+    floor = reading.floored(content)
+    return with_retention(found, {a: m for a, m in reading.primary(content).items() if a not in floor})
 
 
 def _from_tax(content: Results) -> list[dict[str, Any]]:
@@ -258,10 +262,7 @@ def _from_tax(content: Results) -> list[dict[str, Any]]:
         for row in rows:
             scores.setdefault(row["name"], {})[row["metric"]] = row[key]
         reward = next(iter(scores.pop("reward", {}).values()), None)
-        steps = [
-            (r[key]["value"] - r["pre"]["value"]) / reading.standard_error(r["pre"])
-            for r in reading.counted_taxes(content)
-        ]
+        steps = [(r[key]["value"] - r["pre"]["value"]) / reading.tax_unit(r) for r in reading.counted_taxes(content)]
         retention = {"value": float(np.mean(steps)), "low": None, "high": None} if steps else None
         point = {"name": name, "method": method, "part": HELD_OUT}
         found.append({**point, "reward": reward, "abilities": scores, "retention": retention})

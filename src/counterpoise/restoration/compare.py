@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from counterpoise.averaging.recipe import Recipe
-from counterpoise.evaluation.measurement import above_floor, difference, steps_from_pre, tax_table
+from counterpoise.evaluation.measurement import above_floor, difference, retention, tax_table, units
 from counterpoise.evaluation.results import items_of, statistics_of
 from counterpoise.evaluation.workbench import Point, Workbench
 from counterpoise.restoration.pick import choose, no_gain, verdict
@@ -70,9 +70,8 @@ def _finish(
 
 
 def _rows(points: Sequence[Point], counted: list[str]) -> list[dict[str, Any]]:
-    rows = []
+    rows, unit = [], units(points[0].scores, points[1].scores, counted)
     for p in points:
-        retention = steps_from_pre(points[0].scores, p.scores, counted) if counted else None
         rows.append(
             {
                 "name": p.name,
@@ -82,7 +81,7 @@ def _rows(points: Sequence[Point], counted: list[str]) -> list[dict[str, Any]]:
                 "blocks": p.partition.name,
                 "ratios": list(p.ratios),
                 **p.scores.summary(),
-                "retention": retention,
+                "retention": retention(points[0].scores, p.scores, unit) if unit else None,
                 "on_front": False,
                 "statistics": statistics_of(p.scores),
             }

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from counterpoise.evaluation.measurement import steps_from_pre
+from counterpoise.evaluation.measurement import retention, units
 from counterpoise.evaluation.workbench import Point
 
 
@@ -23,11 +23,10 @@ def choose(pre: Point, post: Point, able: Sequence[Point], counted: Sequence[str
     gain = post.scores.reward.value - pre.scores.reward.value
     needed = pre.scores.reward.value + keep * gain
 
-    def kept(point: Point) -> float:
-        return float(steps_from_pre(pre.scores, point.scores, counted)["value"])
-
-    found = [p for p in able if p.scores.reward.value >= needed and counted and kept(p) > kept(post)]
-    return max(found, key=kept) if found else None
+    unit = units(pre.scores, post.scores, counted)
+    kept = {id(p): retention(pre.scores, p.scores, unit)["value"] for p in (*able, post)} if unit else {}
+    found = [p for p in able if p.scores.reward.value >= needed and unit and kept[id(p)] > kept[id(post)]]
+    return max(found, key=lambda p: kept[id(p)]) if found else None
 
 
 def no_gain(gain: Mapping[str, float]) -> str:
