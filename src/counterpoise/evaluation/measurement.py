@@ -136,6 +136,27 @@ def units(pre: Scores, post: Scores, counted: Sequence[str]) -> dict[str, float]
     return {name: unit_of(pre.abilities[name][0], post.abilities[name][0]) for name in counted}
 
 
+def reward_kept(pre: Scores, post: Scores, scores: Scores) -> dict[str, float] | None:
+    """The share of POST's gain in reward that a model has, with its 95 % interval; None where the gain is not above 0.
+
+    A ratio of two sums over the same prompts: without a gain that is clear of 0 it has no interval.
+    """
+    if difference(post.reward, pre.reward)["low"] <= 0:
+        return None
+    columns = [s.reward.statistics - pre.reward.statistics for s in (scores, post)]
+    return interval(np.hstack(columns), "ratio")._asdict()
+
+
+def tax_given_back(pre: Scores, post: Scores, scores: Scores, unit: Mapping[str, float]) -> dict[str, float] | None:
+    """The share of POST's mean tax that a model is free of, with its 95 % interval; None where that tax is not above 0."""
+    if not unit or retention(pre, post, unit)["high"] >= 0:
+        return None
+    pairs = [{n: (pre.abilities[n][0], s.abilities[n][0]) for n in unit} for s in (scores, post)]
+    left, all_of_it = (Studentised.mean([*_steps(p).values()], [*unit.values()]) for p in pairs)
+    low, high = np.quantile(1 - left.drawn / all_of_it.drawn, [0.025, 0.975])
+    return {"value": 1 - left.value / all_of_it.value, "low": float(low), "high": float(high)}
+
+
 def retention(pre: Scores, scores: Scores, unit: Mapping[str, float]) -> dict[str, Any]:
     """`retention_of` the primary metrics of the abilities that `unit` has."""
     return retention_of({name: (pre.abilities[name][0], scores.abilities[name][0]) for name in unit}, unit)
@@ -151,10 +172,7 @@ def retention_of(pairs: Mapping[str, tuple[Measurement, Measurement]], unit: Map
         value, low, high (95 %, items resampled, the units held fixed); below: of how many abilities the interval lies below
         PRE; worst: the ability of the least value, with its interval. A gain on one does not hide a loss on another.
     """
-    parts = {
-        name: paired(now.statistics, before.statistics, before.aggregate, seed=number)
-        for number, (name, (before, now)) in enumerate(pairs.items())
-    }
+    parts = _steps(pairs)
     value, low, high, _ = Studentised.mean(list(parts.values()), [unit[name] for name in parts]).interval()
     alone = {name: [v / unit[name] for v in part.interval()[:3]] for name, part in parts.items()}
     worst = min(alone, key=lambda name: alone[name][0])
@@ -167,4 +185,12 @@ def retention_of(pairs: Mapping[str, tuple[Measurement, Measurement]], unit: Map
         "below": below,
         "of": len(alone),
         "worst": {"name": worst, **least},
+    }
+
+
+def _steps(pairs: Mapping[str, tuple[Measurement, Measurement]]) -> dict[str, Studentised]:
+    """Each ability's step from PRE; the same items are drawn whatever model is asked for."""
+    return {
+        name: paired(now.statistics, before.statistics, before.aggregate, seed=number)
+        for number, (name, (before, now)) in enumerate(pairs.items())
     }
