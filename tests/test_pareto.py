@@ -10,9 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy.stats import bootstrap, kstest
+from scipy.stats import kstest, ttest_1samp
 
-from counterpoise.statistics.bootstrap import bootstrap_weights, interval, paired_difference, paired_replicates, score
+from counterpoise.statistics.bootstrap import (
+    bootstrap_weights,
+    interval,
+    paired,
+    paired_difference,
+    paired_replicates,
+    score,
+)
 from counterpoise.statistics.front import front, hypervolume
 
 # Few values, so that ties and copies are common.
@@ -66,28 +73,59 @@ def test_hypervolume_is_the_share_of_random_points_below(d: int) -> None:
     assert hypervolume(points[front(points)], np.zeros(d)) == pytest.approx(hypervolume(points, np.zeros(d)), abs=1e-12)
 
 
-def test_interval_is_scipys() -> None:
-    values = np.random.default_rng(0).gamma(2.0, size=80)
-    ours = interval(values[:, None], "mean", resamples=20_000)
-    theirs = bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1))
-    noise = 0.08 * ours.standard_error  # three standard errors of the difference of two quantiles from 20,000 draws
+def test_with_many_items_the_interval_is_students() -> None:
+    values = np.random.default_rng(0).gamma(2.0, size=2000)
+    ours, theirs = interval(values[:, None], "mean", resamples=20_000), ttest_1samp(values, 0).confidence_interval()
     assert ours.value == pytest.approx(values.mean(), rel=1e-12)
-    assert ours.low == pytest.approx(theirs.confidence_interval.low, abs=noise)
-    assert ours.high == pytest.approx(theirs.confidence_interval.high, abs=noise)
-    assert ours.standard_error == pytest.approx(theirs.standard_error, rel=0.02)
+    np.testing.assert_allclose(ours[1:3], theirs, atol=0.12 * ours.standard_error)
+    assert ours.standard_error == pytest.approx(values.std(ddof=1) / 2000**0.5, rel=0.02)
 
 
-def test_interval_of_a_ratio_is_scipys() -> None:
-    random = np.random.default_rng(1)
-    tokens = random.integers(1, 30, size=60).astype(float)
-    nll = tokens * random.gamma(3.0, size=60)
-    ours = interval(np.stack([nll, tokens], 1), "ratio", resamples=20_000)
-    theirs = bootstrap(
-        (nll, tokens), lambda a, b, axis: a.sum(axis) / b.sum(axis), paired=True, n_resamples=20_000,
-        method="percentile", rng=np.random.default_rng(2),
-    )  # fmt: skip
-    assert ours.value == pytest.approx(nll.sum() / tokens.sum(), rel=1e-12)
-    np.testing.assert_allclose(ours[1:3], theirs.confidence_interval, atol=0.08 * ours.standard_error)
+@pytest.mark.parametrize("items", [16, 24, 40, 100])
+@pytest.mark.parametrize("world", ["normal", "skewed", "ratio", "difference"])
+def test_intervals_hold_the_truth_as_often_as_they_say(world: str, items: int) -> None:
+    random, held = np.random.default_rng([items, 7]), []
+    for _ in range(600):
+        x, y = random.exponential(size=(2, items))
+        if world == "difference":
+            found = paired_difference((x + y)[:, None], (1.5 * y)[:, None], "mean", resamples=1000)[1:3]
+        elif world == "ratio":
+            found = interval(np.stack([x * (1 + y), 1 + y], 1), "ratio", resamples=1000)[1:3]
+        else:
+            values = random.normal(size=items) if world == "normal" else x
+            found = interval(values[:, None], "mean", resamples=1000)[1:3]
+        truth = {"normal": 0.0, "skewed": 1.0, "ratio": 1.0, "difference": 0.5}[world]
+        held.append(found[0] <= truth <= found[1])
+    assert 0.93 - 0.015 <= np.mean(held) <= 0.975  # 600 samples: a standard error of 0.01
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "ratio", "bleu"])
+def test_the_error_of_a_score_is_the_jackknifes(aggregate: str) -> None:
+    random = np.random.default_rng(3)
+    totals = np.sort(random.integers(5, 30, size=(300, 4)))[:, ::-1]
+    bleu = np.hstack([totals[:, :1], totals[:, :1] + 2, random.binomial(totals, [0.8, 0.6, 0.4, 0.3]), totals])
+    items = {"mean": random.gamma(1.0, size=(300, 1)), "ratio": random.gamma(2.0, size=(300, 2)), "bleu": bleu}[
+        aggregate
+    ]
+    other = np.roll(items, 1, axis=0) * 1.1
+    left = [score(np.delete(items, i, 0), aggregate) - score(np.delete(other, i, 0), aggregate) for i in range(300)]
+    ours = paired(items, other, aggregate)
+    assert ours.error == pytest.approx(300**0.5 * np.std(left), rel=0.02)
+    assert ours.errors.mean() == pytest.approx(ours.error, rel=0.05)
+
+
+def test_very_many_items_are_resampled_in_groups_with_the_same_spread() -> None:
+    values = np.random.default_rng(6).exponential(size=(100_000, 1))
+    found = interval(values, "mean")
+    assert found.value == pytest.approx(values.mean(), rel=1e-12)
+    assert found.standard_error == pytest.approx(values.std() / 100_000**0.5, rel=0.05)
+
+
+def test_p_is_below_a_twentieth_just_when_the_interval_leaves_zero_out() -> None:
+    random = np.random.default_rng(5)
+    for _ in range(50):
+        found = paired_difference(random.exponential(size=(20, 1)), np.full((20, 1), 0.65), "mean")
+        assert (found.p < 0.05) == (found.low > 0 or found.high < 0) or abs(found.p - 0.05) < 2e-3
 
 
 def test_a_resample_draws_as_many_items_as_there_are() -> None:

@@ -26,12 +26,13 @@ from counterpoise.evaluation.workbench import Point
 from counterpoise.language.prompts import read_prompts
 from counterpoise.report.comparisons import read_comparisons
 from counterpoise.report.matched import matched
-from counterpoise.restoration.pick import choose
+from counterpoise.restoration.pick import choose, reached, shares
 from counterpoise.restoration.request import Request
 from counterpoise.restoration.restore import measure_tax, restore
 from counterpoise.search.candidates import HMA, Ramp, Search, TwoSided
 from counterpoise.search.descent import SearchResult
 from counterpoise.search.recipes import Wanted, find_recipe
+from counterpoise.statistics.bootstrap import Array
 from counterpoise.tables import reading
 from world import early_letters, make, panel, searches
 
@@ -363,3 +364,41 @@ def test_another_tokenizer_is_another_run(world: Path, tmp_path: Path) -> None:
     (tmp_path / "post" / "tokenizer_config.json").write_text(json.dumps(settings))
     restore(world / "pre", tmp_path / "post", tmp_path / "b", panel(world), **asked)
     assert len(list((tmp_path / "work").glob("reward-*"))) >= 2 * stored
+
+
+def scored(reward: Array, *abilities: Array) -> Scores:
+    def measured(name: str, values: Array) -> Measurement:
+        return Measurement(name, "", values[:, None], "mean", None, tuple(map(str, range(len(values)))))
+
+    return Scores(measured("reward", reward), {f"a{n}": [measured("x", v)] for n, v in enumerate(abilities)})
+
+
+def test_the_verdict_says_what_was_asked_what_came_and_how_sure_that_is() -> None:
+    noise = np.random.default_rng(0).normal(size=(3, 200))
+    base, item, jitter = noise
+    pre, post = scored(base, item, item), scored(base + 2 + jitter, item - 1 + 0.3 * jitter, item - 3)
+    pick = scored(base + 1.8 + jitter, item - 0.5, item - 1)
+    found = shares(pre, post, pick, ["a0", "a1"])
+    kept, back = found["reward_kept"], found["tax_given_back"]
+    assert kept["low"] < 0.9 < kept["high"] < 1
+    assert back["low"] < 1 - (0.5 + 1 / 3) / 2 < back["high"] < 1
+    said = reached({"asked": 0.95, **found}, "MA 0.8")
+    share = r"\d\d% \[\d\d, \d\d\]"
+    assert re.match(
+        rf"The demand was missed: MA 0\.8 keeps {share} of the reward gain \(asked for 95%\) and gives", said
+    )
+    assert re.search(rf"{share} of the mean tax of 2 abilities; 2 of them still below PRE, a0 the most", said)
+    assert reached({"asked": 0.8, **found}, "MA 0.8").startswith("MA 0.8 keeps")
+
+
+def test_no_share_is_said_of_a_gain_or_a_tax_that_held_out_data_does_not_confirm() -> None:
+    base, item, jitter = np.random.default_rng(1).normal(size=(3, 40))
+    pre, post = scored(base, item), scored(base + 0.06 + jitter, item - 0.05 + jitter)
+    found = shares(pre, post, post, ["a0"])
+    assert found["reward_kept"] is None
+    assert found["tax_given_back"] is None
+    said = reached({"asked": 0.95, **found}, "MA 0.4")
+    assert "POST's gain in reward was not confirmed on held-out data (" in said
+    assert "POST's mean tax is not clear of 0" in said
+    assert "%" not in said
+    assert "no ability above floor" in reached({"asked": None, **shares(pre, post, post, [])}, "MA 0.4")

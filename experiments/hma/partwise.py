@@ -25,7 +25,7 @@ import torch
 from counterpoise.averaging.partition import thirds
 from counterpoise.averaging.recipe import Recipe
 from counterpoise.checkpoints.preflight import preflight, scan
-from counterpoise.evaluation.measurement import difference, interval_of, steps_from_pre, tax_table
+from counterpoise.evaluation.measurement import difference, interval_of, retention, tax_table, units
 from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.rewards import fingerprint, load_reward
 from counterpoise.evaluation.workbench import Workbench
@@ -83,15 +83,16 @@ def main() -> None:
 def against_ma(bench: Workbench, run: dict[str, Any]) -> list[dict[str, Any]]:
     """HMA minus MA at each mean, from the store."""
     cut = thirds(bench.pair.names)
-    pre = bench.point("PRE", bench.whole, [0.0], "validation")
+    pre, post = (bench.point(n, bench.whole, [r], "validation", name=n) for n, r in (("PRE", 0.0), ("POST", 1.0)))
     counted = [a for a in pre.scores.abilities if a not in {r["name"] for r in run["tax"] if r["at_floor"]}]
+    unit = units(pre.scores, post.scores, counted)
     rows = []
     for search in run["search"]:
         hma, ma = (
             bench.point(m, c, r, "validation")
             for m, c, r in (("HMA", cut, search["ratios"]), ("MA", bench.whole, [search["mean"]]))
         )
-        kept = [steps_from_pre(pre.scores, p.scores, counted) for p in (hma, ma)]
+        kept = [retention(pre.scores, p.scores, unit) for p in (hma, ma)]
         rows.append(
             {
                 "mean": search["mean"],
@@ -99,7 +100,7 @@ def against_ma(bench: Workbench, run: dict[str, Any]) -> list[dict[str, Any]]:
                 "retention": {
                     "hma": kept[0],
                     "ma": kept[1],
-                    "difference": steps_from_pre(ma.scores, hma.scores, counted),
+                    "difference": retention(ma.scores, hma.scores, unit),
                 },
                 "rows": [{k: r[k] for k in ("name", "metric", "tax")} for r in tax_table(hma.scores, ma.scores)],
             }
@@ -111,7 +112,7 @@ def partwise(bench: Workbench, ratios: list[float], floored: list[str]) -> list[
     """One third at a time, against POST, items paired."""
     cut = thirds(bench.pair.names)
     pre, post = (bench.point(n, bench.whole, [r], "validation", name=n) for n, r in (("PRE", 0.0), ("POST", 1.0)))
-    counted = [a for a in pre.scores.abilities if a not in floored]
+    unit = units(pre.scores, post.scores, [a for a in pre.scores.abilities if a not in floored])
     rows = []
     for name, index in PARTS.items():
         for ratio in ratios:
@@ -123,7 +124,7 @@ def partwise(bench: Workbench, ratios: list[float], floored: list[str]) -> list[
                     "part": name,
                     "ratio": ratio,
                     **point.scores.summary(),
-                    "retention": steps_from_pre(pre.scores, point.scores, counted),
+                    "retention": retention(pre.scores, point.scores, unit),
                     "reward_minus_post": difference(point.scores.reward, post.scores.reward),
                     "gain_over_post": [
                         {k: row[k] for k in ("name", "metric", "tax")} for row in tax_table(point.scores, post.scores)

@@ -7,15 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from counterpoise.evaluation.results import measurement
+from counterpoise.evaluation.results import loss_units, measurement
 from counterpoise.report.comparisons import Group, MeasuredRun
-from counterpoise.statistics.bootstrap import (
-    Difference,
-    interval,
-    paired_difference,
-    paired_replicates,
-    resampled_difference,
-)
+from counterpoise.statistics.bootstrap import Difference, Studentised, paired, paired_difference
 from counterpoise.tables import reading
 from counterpoise.tables.numbers import number
 
@@ -48,16 +42,16 @@ def minus(runs: Sequence[MeasuredRun], name: str, other: str, ability: str, metr
 
 
 def retention_minus(runs: Sequence[MeasuredRun], name: str, other: str) -> Difference:
-    """The same in the mean over abilities, in standard errors at PRE."""
-    results = runs[0].results
+    """The same in the mean over abilities, each as a share of its own loss."""
     floor = set().union(*(reading.floored(r.results) for r in runs))
-    drawn, values = [], []
-    for key in [(a, m) for a, m in reading.primary(results).items() if a not in floor]:
+    counted = {a: m for a, m in reading.primary(runs[0].results).items() if a not in floor}
+    part = runs[0].results["points"][0]["part"]
+    units = [u for r in runs if (u := loss_units(r.results, part, counted))]
+    parts = []
+    for seed, key in enumerate(counted.items()):
         (a, aggregate), (b, _) = (statistics(runs, n, *key) for n in (name, other))
-        errors = [interval(*statistics([r], "PRE", *key)).standard_error for r in runs]
-        drawn.append(paired_replicates(a, b, aggregate) / np.mean(errors))
-        values.append(minus(runs, name, other, *key).value / np.mean(errors))
-    return resampled_difference(float(np.mean(values)), np.mean(drawn, axis=0))
+        parts.append(paired(a, b, aggregate, seed=seed))
+    return Studentised.mean(parts, [float(np.mean([u[name] for u in units])) for name in counted]).difference()
 
 
 def told(found: Any, digits: int = 2) -> str:

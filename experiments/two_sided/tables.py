@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from curves import CURVES, REQUIRED
 
-from counterpoise.evaluation.results import measurement
+from counterpoise.evaluation.results import loss_units, measurement
 from counterpoise.report.comparisons import Comparison, Group, pooled, read_comparisons
 from counterpoise.report.matched import method_gains
 from counterpoise.statistics.bootstrap import interval
@@ -99,13 +99,10 @@ def of_method(results: File, *methods: str) -> list[File]:
 
 
 def scales(group: Group) -> list[float]:
-    """Standard errors at PRE, averaged over seeds: the unit of retention."""
-    errors = []
-    for run in group.runs:
-        pre = scored(group, run.results, of_method(run.results, "PRE")[0])
-        assert pre is not None
-        errors.append([interval(s.items, s.aggregate).standard_error for s in pre.abilities])
-    return [float(e) if e > 0 else 1.0 for e in np.mean(errors, axis=0)]
+    """The unit of each ability's loss, averaged over seeds."""
+    counted = {a: m for a, m in reading.primary(group.runs[0].results).items() if a not in group.floored}
+    found = [[*u.values()] for run in group.runs if (u := loss_units(run.results, HELD_OUT, counted))]
+    return [float(u) for u in np.mean(found, axis=0)]
 
 
 def difference(found: Any, digits: int = 2) -> str:
@@ -183,7 +180,7 @@ def matched_table(group: Group) -> str:
 
 
 def worst_table(group: Group) -> str:
-    """The largest tax over abilities, in standard errors at PRE, of the sum and of the worst-ability search."""
+    """The largest share of its own loss that is left over abilities, of the sum and of the worst-ability search."""
     body = []
     for run in group.runs:
         pre = scored(group, run.results, of_method(run.results, "PRE")[0])

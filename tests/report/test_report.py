@@ -163,7 +163,7 @@ def test_values_that_are_no_numbers(value: float | None) -> None:
     names = [t["name"] for t in page.figures["front"]["retention|validation"]["data"]]
     assert {"PRE", "POST"} & set(names) == {"POST"}
     rows = page.figures["taxes"][""]["layout"]["yaxis"]["ticktext"]
-    assert rows == ["multi30k", "lambada", "piqa"]
+    assert rows == ["multi30k", "lambada", "arc_easy"]  # piqa's tax is not known
 
 
 def test_results_are_only_read() -> None:

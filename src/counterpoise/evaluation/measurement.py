@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from counterpoise.statistics.bootstrap import Array, interval, paired_difference, paired_replicates, score
+from counterpoise.statistics.bootstrap import Array, Studentised, interval, paired, paired_difference, score
+
+BOUNDS = {"%": (0.0, 100.0), "BLEU": (0.0, 100.0)}
+"""What scores of a unit cannot leave, nor their intervals."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,10 @@ class Scores:
 
 
 def interval_of(m: Measurement) -> dict[str, float]:
-    """Value and 95 % bootstrap interval over the items."""
+    """Value and 95 % interval over the items."""
     value, low, high, _ = interval(m.statistics, m.aggregate)
-    return {"value": value, "low": low, "high": high}
+    least, most = BOUNDS.get(m.unit, (-math.inf, math.inf))
+    return {"value": value, "low": max(low, least), "high": min(high, most)}
 
 
 def difference(a: Measurement, b: Measurement) -> dict[str, float]:
@@ -116,15 +121,76 @@ def tax_table(pre: Scores, post: Scores, pick: Scores | None = None) -> list[dic
     return rows
 
 
-def steps_from_pre(pre: Scores, scores: Scores, counted: Sequence[str]) -> dict[str, Any]:
-    """Retention: minus the mean over `counted` abilities of tax / standard error at PRE; 0 is PRE, lower is worse."""
-    values, replicates = [], []
-    for number, name in enumerate(counted):
-        before, now = pre.abilities[name][0], scores.abilities[name][0]
-        error = interval(before.statistics, before.aggregate)[3]
-        scale = error if error > 0 else 1.0
-        values.append((now.value - before.value) / scale)
-        replicates.append(paired_replicates(now.statistics, before.statistics, before.aggregate, seed=number) / scale)
-    mean = np.mean(replicates, axis=0)
-    low, high = np.quantile(mean, [0.025, 0.975])
-    return {"value": float(np.mean(values)), "low": float(low), "high": float(high)}
+def unit_of(before: Measurement, after: Measurement) -> float:
+    """What an ability's loss is measured in: how far POST is from PRE, or two standard errors of that where it is less.
+
+    So PRE is at 0, POST at -1 on an ability that it lost and at about +1 on one that it gained, and where nothing measurable
+    moved nothing counts for much: no ability outweighs the others, and the number of items decides nothing.
+    """
+    value, _, _, error = paired(after.statistics, before.statistics, before.aggregate).interval()
+    return max(abs(value), 2 * error) or 1.0
+
+
+def units(pre: Scores, post: Scores, counted: Sequence[str]) -> dict[str, float]:
+    """`unit_of` each counted ability's primary metric."""
+    return {name: unit_of(pre.abilities[name][0], post.abilities[name][0]) for name in counted}
+
+
+def reward_kept(pre: Scores, post: Scores, scores: Scores) -> dict[str, float] | None:
+    """The share of POST's gain in reward that a model has, with its 95 % interval; None where the gain is not above 0.
+
+    A ratio of two sums over the same prompts: without a gain that is clear of 0 it has no interval.
+    """
+    if difference(post.reward, pre.reward)["low"] <= 0:
+        return None
+    columns = [s.reward.statistics - pre.reward.statistics for s in (scores, post)]
+    return interval(np.hstack(columns), "ratio")._asdict()
+
+
+def tax_given_back(pre: Scores, post: Scores, scores: Scores, unit: Mapping[str, float]) -> dict[str, float] | None:
+    """The share of POST's mean tax that a model is free of, with its 95 % interval; None where that tax is not above 0."""
+    if not unit or retention(pre, post, unit)["high"] >= 0:
+        return None
+    pairs = [{n: (pre.abilities[n][0], s.abilities[n][0]) for n in unit} for s in (scores, post)]
+    left, all_of_it = (Studentised.mean([*_steps(p).values()], [*unit.values()]) for p in pairs)
+    low, high = np.quantile(1 - left.drawn / all_of_it.drawn, [0.025, 0.975])
+    return {"value": 1 - left.value / all_of_it.value, "low": float(low), "high": float(high)}
+
+
+def retention(pre: Scores, scores: Scores, unit: Mapping[str, float]) -> dict[str, Any]:
+    """`retention_of` the primary metrics of the abilities that `unit` has."""
+    return retention_of({name: (pre.abilities[name][0], scores.abilities[name][0]) for name in unit}, unit)
+
+
+def retention_of(pairs: Mapping[str, tuple[Measurement, Measurement]], unit: Mapping[str, float]) -> dict[str, Any]:
+    """Minus the mean share of its own loss that is left of each ability: 0 is PRE, about -1 POST; see `unit_of`.
+
+    Args:
+        pairs: an ability as PRE and as this model has it.
+
+    Returns:
+        value, low, high (95 %, items resampled, the units held fixed); below: of how many abilities the interval lies below
+        PRE; worst: the ability of the least value, with its interval. A gain on one does not hide a loss on another.
+    """
+    parts = _steps(pairs)
+    value, low, high, _ = Studentised.mean(list(parts.values()), [unit[name] for name in parts]).interval()
+    alone = {name: [v / unit[name] for v in part.interval()[:3]] for name, part in parts.items()}
+    worst = min(alone, key=lambda name: alone[name][0])
+    least = dict(zip(("value", "low", "high"), alone[worst], strict=True))
+    below = sum(top < 0 for _, _, top in alone.values())
+    return {
+        "value": value,
+        "low": low,
+        "high": high,
+        "below": below,
+        "of": len(alone),
+        "worst": {"name": worst, **least},
+    }
+
+
+def _steps(pairs: Mapping[str, tuple[Measurement, Measurement]]) -> dict[str, Studentised]:
+    """Each ability's step from PRE; the same items are drawn whatever model is asked for."""
+    return {
+        name: paired(now.statistics, before.statistics, before.aggregate, seed=number)
+        for number, (name, (before, now)) in enumerate(pairs.items())
+    }

@@ -9,7 +9,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from counterpoise.evaluation.measurement import Measurement, Scores, above_floor, steps_from_pre, tax_table
+from counterpoise.evaluation.measurement import (
+    Measurement,
+    Scores,
+    above_floor,
+    retention,
+    retention_of,
+    tax_table,
+    unit_of,
+    units,
+)
 from counterpoise.records import write_whole
 
 DIGITS, KEY_LENGTH = 8, 16  # of a statistic, of an item's key: enough for every score shown, a third of the bytes
@@ -58,7 +67,7 @@ def results(
     """
     _check(points)
     pre, post = points[0].scores, points[1].scores
-    counted = above_floor(pre)
+    unit = units(pre, post, above_floor(pre))
     rows = [
         {
             "name": p.name,
@@ -68,7 +77,7 @@ def results(
             "ratios": list(p.ratios),
             "settings": dict(p.settings),
             **p.scores.summary(),
-            "retention": steps_from_pre(pre, p.scores, counted) if counted else None,
+            "retention": retention(pre, p.scores, unit) if unit else None,
             "statistics": statistics_of(p.scores),
         }
         for p in points
@@ -114,6 +123,35 @@ def measurement(content: Mapping[str, Any], point: Mapping[str, Any], name: str,
     statistics = np.array(values, dtype=np.float64)
     statistics = statistics[:, None] if statistics.ndim == 1 else statistics
     return Measurement(metric, about["unit"], statistics, about["aggregate"], about["chance"], tuple(about["keys"]))
+
+
+def loss_units(content: Mapping[str, Any], part: str, counted: Mapping[str, str]) -> dict[str, float] | None:
+    """`measurement.unit_of` abilities by these metrics, from PRE's and POST's items; None when the file does not hold them."""
+    at = {p["method"]: p for p in content["points"] if p.get("part") == part}
+    pairs = _pairs(content, at.get("PRE", {}), at.get("POST", {}), counted)
+    return {name: unit_of(*pair) for name, pair in pairs.items()} if pairs else None
+
+
+def with_retention(content: Mapping[str, Any], counted: Mapping[str, str]) -> dict[str, Any]:
+    """A results file whose points have the retention of today, from their items; None where they hold none."""
+    pres = {p.get("part"): p for p in content["points"] if p["method"] == "PRE"}
+    units = {part: loss_units(content, str(part), counted) for part in pres}
+
+    def kept(point: Mapping[str, Any]) -> dict[str, Any] | None:
+        part = point.get("part")
+        pairs = _pairs(content, pres.get(part, {}), point, counted)
+        return retention_of(pairs, unit) if pairs and (unit := units.get(part)) else None
+
+    return {**content, "points": [{**point, "retention": kept(point)} for point in content["points"]]}
+
+
+def _pairs(
+    content: Mapping[str, Any], pre: Mapping[str, Any], point: Mapping[str, Any], counted: Mapping[str, str]
+) -> dict[str, tuple[Measurement, Measurement]] | None:
+    """Each ability as PRE and as the point has it; None where one is missing, or nothing is counted."""
+    held = {n: (measurement(content, pre, n, m), measurement(content, point, n, m)) for n, m in counted.items()}
+    found = {n: (a, b) for n, (a, b) in held.items() if a is not None and b is not None}
+    return found if found and len(found) == len(held) else None
 
 
 def _all(scores: Scores) -> dict[str, list[Measurement]]:

@@ -51,7 +51,7 @@ def judge_pairs(judge: Judge, pairs: Sequence[OutputPair]) -> dict[str, Any]:
     out and counted: scoring it by the other order alone would let the position of the responses decide.
 
     Returns:
-        Plain json: `win_rate` with its 95 % bootstrap interval over prompts (None when no prompt has both verdicts),
+        Plain json: `win_rate` with its 95 % interval over prompts (None when no prompt has both verdicts),
         `scores` (one a prompt, None where left out), `verdicts` by order, `position` (the share of decided verdicts that
         went to the response shown first, over prompts not left out: 0.5 is no bias) and `lengths`.
     """
@@ -227,8 +227,10 @@ def _larger(a: float, b: float) -> Verdict:
 
 
 def _interval(statistics: list[Any], aggregate: str) -> dict[str, float] | None:
-    names = ("value", "low", "high")
-    return dict(zip(names, interval(statistics, aggregate), strict=False)) if statistics else None
+    if not statistics:
+        return None
+    value, low, high, _ = interval(statistics, aggregate)
+    return {"value": value, "low": max(low, 0.0), "high": min(high, 1.0)}  # shares, all of them
 
 
 def _lengths(pairs: Sequence[OutputPair], scores: Sequence[float | None]) -> dict[str, Any]:

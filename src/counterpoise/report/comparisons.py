@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from counterpoise.checkpoints.reading import parse_json, read_text
-from counterpoise.evaluation.results import measurement
+from counterpoise.evaluation.results import measurement, with_retention
 from counterpoise.statistics.bootstrap import interval
 from counterpoise.tables import reading
 from counterpoise.tables.reading import ENDS, HELD_OUT, RETENTION, PointEntry, Results
@@ -243,7 +243,11 @@ def _read(path: Path) -> dict[str, Any]:
         points = _from_tax(content) or _from_partwise(content)
     if not points:
         raise ValueError(f"{path}: expected a result file with points or a tax table, found neither")
-    return {**content, "points": points}
+    found: dict[str, Any] = {**content, "points": points}
+    if not content.get("items"):
+        return found
+    floor = reading.floored(content)
+    return with_retention(found, {a: m for a, m in reading.primary(content).items() if a not in floor})
 
 
 def _from_tax(content: Results) -> list[dict[str, Any]]:
@@ -261,7 +265,7 @@ def _from_tax(content: Results) -> list[dict[str, Any]]:
             scores.setdefault(row["name"], {})[row["metric"]] = row[key]
         reward = next(iter(scores.pop("reward", {}).values()), None)
         steps = [
-            (r[key]["value"] - r["pre"]["value"]) / reading.standard_error(r["pre"])
+            (r[key]["value"] - r["pre"]["value"]) / reading.tax_unit(r)
             for r in reading.counted_taxes(content)
             if reading.known(r["pre"]) and reading.known(r[key])
         ]

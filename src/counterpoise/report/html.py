@@ -26,8 +26,8 @@ _GLOSSARY = {
     "Two-sided": "Gives each block the ratio at which alignment lost plus lambda times what PRE says and POST forgot is least, "
     "with no fixed mean: from a model of both sides (path), then on the sides themselves (exact).",
     "Tax": "PRE's score minus POST's. Every score is oriented so that higher is better; log-likelihoods are negated losses.",
-    "Retention": "Minus the mean over abilities of the tax, each divided by its standard error at PRE. 0 is PRE; −2 means "
-    "two standard errors lost on average. Abilities at floor are left out.",
+    "Retention": "Minus the mean over abilities of the share of its own loss that is left. 0 is PRE, −1 is POST where it lost "
+    "every ability. A change of less than two standard errors counts as that share of them. Abilities at floor are left out.",
     "Front": "The points that no other beats in both reward and retention.",
     "Validation and held-out": "Prompts and items are split by content. Ratios are searched on the proxy part, the pick is "
     "made on validation, and the tax table is measured on held-out data that decided nothing.",
@@ -89,8 +89,8 @@ def _tax_section(results: Results, figures: Figures) -> str:
     if not table:
         return ""
     caption = (
-        "Each ability by its first metric, on held-out data, with 95 % intervals. Right of 0 is lost. One unit is the "
-        "standard error of PRE's score."
+        "Each ability by its first metric, on held-out data, with 95 % intervals. Right of 0 is lost. 1 is all that POST "
+        "lost, or two standard errors of that where it is less."
     )
     content = as_html(table)
     if (figure := plots.plot_taxes(results)).data:

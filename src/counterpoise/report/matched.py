@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from counterpoise.evaluation.results import measurement
+from counterpoise.evaluation.results import loss_units, measurement
 from counterpoise.report.comparisons import Comparison, Group, MeasuredRun
-from counterpoise.statistics.bootstrap import Difference, interval
+from counterpoise.statistics.bootstrap import Difference
 from counterpoise.statistics.equal_reward import (
     Fronts,
     Matched,
@@ -156,13 +156,10 @@ def _all_scored(
 
 
 def _scales(group: Group, part: str, axis: str) -> list[float]:
-    """1 for one ability; the standard errors at PRE, averaged over runs, for retention."""
+    """1 for one ability; the unit of each ability's loss, averaged over runs, for retention."""
     if axis != RETENTION:
         return [1.0]
-    counted, errors = _counted(group, axis), []
-    for run in group.runs:
-        pre = next((p for p in reading.measured_points(run.results, part) if p["method"] == "PRE"), None)
-        held = [None if pre is None else measurement(run.results, pre, *key) for key in counted]
-        if all(m is not None for m in held):  # a file without items has no say
-            errors.append([interval(m.statistics, m.aggregate).standard_error for m in held if m is not None])
-    return [float(e) if e > 0 else 1.0 for e in np.mean(errors, axis=0)] if errors else [1.0] * len(counted)
+    counted = dict(_counted(group, axis))
+    units = [loss_units(run.results, part, counted) for run in group.runs]
+    found = [[*u.values()] for u in units if u]  # a file without items has no say
+    return [float(u) for u in np.mean(found, axis=0)] if found else [1.0] * len(counted)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 Trace = dict[str, Any]
-RETENTION_TITLE = "Retention (standard errors from PRE)"
+RETENTION_TITLE = "Retention (0: PRE; −1: all that each ability lost)"
 
 
 def plot_front(results: Results, axis: str, part: str = VALIDATION) -> Figure:
@@ -59,12 +59,12 @@ def plot_front(results: Results, axis: str, part: str = VALIDATION) -> Figure:
 
 
 def plot_taxes(results: Results) -> Figure:
-    """The tax of POST and what the pick leaves of it, ability by ability, in standard errors at PRE, with intervals.
+    """The tax of POST and what the pick leaves of it, ability by ability, as shares of its own loss, with intervals.
 
     Primary metrics, held-out data. Abilities at floor are left out, as they are from the mean.
     """
     rows = reading.counted_taxes(results)
-    figure = empty_figure("Tax (standard errors at PRE)", "")
+    figure = empty_figure("Tax left (1: all that POST lost)", "")
     pick = reading.picked(results)
     kinds = [("tax", "POST", look_of("POST"))]
     if pick is not None:
@@ -261,8 +261,8 @@ def hover(results: Results, point: PointEntry) -> str:
 
 
 def tax_marks(some: Sequence[tuple[int, Any]], key: str, name: str, look: Look, offset: float) -> Trace:
-    """Taxes in standard errors at PRE with their intervals, one row an ability."""
-    scaled = [{k: v / reading.standard_error(r["pre"]) for k, v in r[key].items() if v is not None} for _, r in some]
+    """Taxes as shares of each ability's own with their intervals, one row an ability."""
+    scaled = [{k: v / reading.tax_unit(r) for k, v in r[key].items() if v is not None} for _, r in some]
     told = [
         f"{r['name']} {r['metric']}, {name}: tax {' '.join(with_interval(r[key], signed=True))} {r.get('unit') or ''}"
         for _, r in some

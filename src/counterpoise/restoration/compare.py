@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from counterpoise.averaging.recipe import Recipe
-from counterpoise.evaluation.measurement import above_floor, difference, steps_from_pre, tax_table
+from counterpoise.evaluation.measurement import above_floor, difference, retention, tax_table, units
 from counterpoise.evaluation.results import items_of, statistics_of
 from counterpoise.evaluation.workbench import Point, Workbench
-from counterpoise.restoration.pick import choose, no_gain, verdict
+from counterpoise.restoration.pick import choose, no_gain, shares, verdict
 from counterpoise.restoration.request import Request
 from counterpoise.search.candidates import Candidate
 from counterpoise.statistics.front import front
@@ -24,7 +24,7 @@ def search_and_pick(bench: Workbench, request: Request, result: dict[str, Any]) 
     gain = difference(post.scores.reward, pre.scores.reward)
     result["search"] = []
     if gain["value"] <= 0 or gain["p"] >= 0.05:
-        _finish(bench, result, [pre, post], counted, None)
+        _finish(bench, result, [pre, post], counted, None, None)
         result["verdict"] = no_gain(gain)
         return None
     candidates = [Candidate("MA", f"MA {mean:g}", whole, (mean,), i) for i, mean in enumerate(request.grid)]
@@ -41,13 +41,19 @@ def search_and_pick(bench: Workbench, request: Request, result: dict[str, Any]) 
     else:
         able = [p for p, c in zip(measured, candidates, strict=True) if c.pickable]
         pick = choose(pre, post, able, counted, request.keep_reward)
-    _finish(bench, result, points, counted, pick)
+    asked = request.keep_reward if request.mean is None else None
+    _finish(bench, result, points, counted, pick, asked)
     result["verdict"] = verdict(result, pick, request.keep_reward, {c.name for c in candidates if c.pickable})
     return None if pick is None else Recipe(pick.partition, pick.ratios)
 
 
 def _finish(
-    bench: Workbench, result: dict[str, Any], points: Sequence[Point], counted: list[str], pick: Point | None
+    bench: Workbench,
+    result: dict[str, Any],
+    points: Sequence[Point],
+    counted: list[str],
+    pick: Point | None,
+    asked: float | None,
 ) -> None:
     """The points as json, their front, and the held-out numbers of PRE, POST, the pick and MA at the pick's mean."""
     result["points"] = _rows(points, counted)
@@ -62,6 +68,8 @@ def _finish(
     result["floored"] = [name for name in points[0].scores.abilities if name not in counted]
     result["items"] = {p.part: items_of(p.scores) for p in (points[0], final[0])}
     result["points"] += _rows(final, [n for n in counted if n in final[0].scores.abilities])
+    if pick is not None:
+        result["shares"] = {"asked": asked, **shares(final[0].scores, final[1].scores, final[2].scores, counted)}
     if len(final) > 3:
         result["pick_against_ma"] = [
             {"name": row["name"], "metric": row["metric"], "difference": row["tax"]}
@@ -70,9 +78,8 @@ def _finish(
 
 
 def _rows(points: Sequence[Point], counted: list[str]) -> list[dict[str, Any]]:
-    rows = []
+    rows, unit = [], units(points[0].scores, points[1].scores, counted)
     for p in points:
-        retention = steps_from_pre(points[0].scores, p.scores, counted) if counted else None
         rows.append(
             {
                 "name": p.name,
@@ -82,7 +89,7 @@ def _rows(points: Sequence[Point], counted: list[str]) -> list[dict[str, Any]]:
                 "blocks": p.partition.name,
                 "ratios": list(p.ratios),
                 **p.scores.summary(),
-                "retention": retention,
+                "retention": retention(points[0].scores, p.scores, unit) if unit else None,
                 "on_front": False,
                 "statistics": statistics_of(p.scores),
             }

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from counterpoise.evaluation.measurement import steps_from_pre
+from counterpoise.evaluation.measurement import Scores, difference, retention, reward_kept, tax_given_back, units
 from counterpoise.evaluation.workbench import Point
 
 
@@ -23,11 +23,10 @@ def choose(pre: Point, post: Point, able: Sequence[Point], counted: Sequence[str
     gain = post.scores.reward.value - pre.scores.reward.value
     needed = pre.scores.reward.value + keep * gain
 
-    def kept(point: Point) -> float:
-        return float(steps_from_pre(pre.scores, point.scores, counted)["value"])
-
-    found = [p for p in able if p.scores.reward.value >= needed and counted and kept(p) > kept(post)]
-    return max(found, key=kept) if found else None
+    unit = units(pre.scores, post.scores, counted)
+    kept = {id(p): retention(pre.scores, p.scores, unit)["value"] for p in (*able, post)} if unit else {}
+    found = [p for p in able if p.scores.reward.value >= needed and unit and kept[id(p)] > kept[id(post)]]
+    return max(found, key=lambda p: kept[id(p)]) if found else None
 
 
 def no_gain(gain: Mapping[str, float]) -> str:
@@ -40,8 +39,6 @@ def no_gain(gain: Mapping[str, float]) -> str:
 
 def verdict(result: dict[str, Any], pick: Point | None, keep: float, pickable: Collection[str]) -> str:
     """What was lost, what the pick keeps and gives back, in two sentences; or why none of the `pickable` was picked."""
-    rows = {r["name"]: r for r in result["points"] if r["part"] == "held-out"}
-    pre, post = rows["PRE"], rows["POST"]
     taxed = [
         r["name"]
         for r in result["tax"]
@@ -57,16 +54,44 @@ def verdict(result: dict[str, Any], pick: Point | None, keep: float, pickable: C
             f"{cost} (held-out). No average keeps {keep:.0%} of the reward gain with less tax than POST: no point beats both "
             f"ends, so no checkpoint was written.{_next_best(result, pickable)}"
         )
-    chosen = rows[pick.name]
-    gain, kept = (row["reward"]["value"] - pre["reward"]["value"] for row in (post, chosen))
-    share = f"keeps {kept / gain:.0%} of the reward gain" if gain > 0 else f"moves the reward by {kept:+.3g}"
-    if post["retention"] is None:
-        back = "there is no ability above floor to give back"
-    elif (lost := post["retention"]["value"]) < 0:
-        back = f"gives back {1 - chosen['retention']['value'] / lost:.0%} of the mean tax"
+    return f"{reached(result['shares'], pick.name)} {cost} (held-out)."
+
+
+def shares(pre: Scores, post: Scores, pick: Scores, counted: Collection[str]) -> dict[str, Any]:
+    """What the pick keeps of the gain and gives back of the tax on this part, with intervals; None where neither is sure."""
+    unit = units(pre, post, [*counted])
+    return {
+        "gain": difference(post.reward, pre.reward),
+        "reward_kept": reward_kept(pre, post, pick),
+        "tax_given_back": tax_given_back(pre, post, pick, unit),
+        "retention": retention(pre, pick, unit) if unit else None,
+    }
+
+
+def reached(found: Mapping[str, Any], name: str) -> str:
+    """One sentence that can be quoted: what was asked for, what came, of how many abilities, and how sure that is."""
+    kept, back, left, asked = (found[key] for key in ("reward_kept", "tax_given_back", "retention", "asked"))
+    missed = "" if kept is None or asked is None or kept["value"] >= asked else "The demand was missed: "
+    demand = "" if asked is None else f" (asked for {asked:.0%})"
+    if kept is None:
+        gain = f"{found['gain']['value']:+.3g} [{found['gain']['low']:+.3g}, {found['gain']['high']:+.3g}]"
+        first = (
+            f"{name}: POST's gain in reward was not confirmed on held-out data ({gain}), so no share of it can be said"
+        )
     else:
-        back = "POST has no mean tax to give back"
-    return f"{cost} (held-out). {pick.name} {share} and {back}, on held-out data."
+        first = f"{missed}{name} keeps {_percent(kept)} of the reward gain{demand}"
+    if left is None:
+        return f"{first}; there is no ability above floor to give back."
+    if back is None:
+        return f"{first}; POST's mean tax is not clear of 0 on held-out data, so no share of it can be given back."
+    below = f"; {left['below']} of them still below PRE, {left['worst']['name']} the most" if left["below"] else ""
+    return (
+        f"{first} and gives back {_percent(back)} of the mean tax of {left['of']} abilities{below}, on held-out data."
+    )
+
+
+def _percent(share: Mapping[str, float]) -> str:
+    return f"{share['value']:.0%} [{100 * share['low']:.0f}, {100 * share['high']:.0f}]"
 
 
 def _next_best(result: dict[str, Any], pickable: Collection[str]) -> str:

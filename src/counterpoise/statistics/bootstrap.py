@@ -7,7 +7,8 @@ their sum into a score: "mean" (d = 1), "ratio" (d = 2, sum of the first over su
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -16,10 +17,12 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 RESAMPLES = 2000
+FLOOR = 0.2  # of the sample's variance: least that of a resample
+MOST = 4096  # items, or groups of items, that are resampled
 
 
 class Interval(NamedTuple):
-    """A score, its 95 % percentile bootstrap interval and its standard error."""
+    """A score, its 95 % interval and its standard error."""
 
     value: float
     low: float
@@ -36,30 +39,111 @@ class Difference(NamedTuple):
     p: float
 
 
+@dataclass(frozen=True)
+class Studentised:
+    """A value, resampled over items, with the error of each resample, so that skewed and few items are covered.
+
+    The bootstrap-t (Efron 1979; Hall 1988): t = (resampled - value) / its error, whose quantiles replace the normal's.
+    Errors are the delta method's in each resample. A resample of few items may be one of them over and over: without
+    variance its t would be infinite. So none counts as having less than a fifth of the sample's variance, and one nth of
+    the sample's is added to every resample's and to the value's own (experiments/statistics has what that covers).
+
+    Attributes:
+        drawn, errors: shape (resamples,).
+        error: the standard error of `value` that belongs to them.
+    """
+
+    value: float
+    drawn: Array
+    errors: Array
+    error: float
+
+    @classmethod
+    def of(cls, sides: Sequence[tuple[Array, int]], aggregate: str, weights: Array) -> Studentised:
+        """The sum of sign * score over `sides`, each statistics of the same items and its sign."""
+        joined = np.hstack([s for s, _ in sides])
+        one, two = np.triu_indices(joined.shape[1])
+        products = joined[:, one] * joined[:, two] * np.where(one == two, 1.0, 2.0)
+
+        def seen(sums: Array, squares: Array) -> tuple[Array, Array]:
+            """The value at these sums, and its variance: scores do not change when all sums grow alike (Euler)."""
+            each = np.split(sums, len(sides), axis=1)
+            value = sum(sign * _aggregate(aggregate)(part) for part, (_, sign) in zip(each, sides, strict=True))
+            slopes = [sign * _gradient(aggregate, part) for part, (_, sign) in zip(each, sides, strict=True)]
+            slope = np.hstack(slopes)
+            return np.asarray(value), np.maximum((slope[:, one] * slope[:, two] * squares).sum(1), 0.0)
+
+        value, variance = seen(joined.sum(0)[None], products.sum(0)[None])
+        drawn, variances = seen(weights @ joined, weights @ products)
+        more = variance / len(joined)
+        errors = np.sqrt(np.maximum(variances, FLOOR * variance) + more)
+        return cls(float(value[0]), drawn, errors, float(np.sqrt(variance + more)[0]))
+
+    @classmethod
+    def mean(cls, parts: Sequence[Studentised], scales: Sequence[float]) -> Studentised:
+        """The mean of values of independent items, each divided by its scale."""
+        rows = [
+            (p.value / s, p.drawn / s, (p.errors / s) ** 2, (p.error / s) ** 2)
+            for p, s in zip(parts, scales, strict=True)
+        ]
+        value, drawn, errors, error = (sum(column) / len(rows) for column in zip(*rows, strict=True))
+        k = len(rows)
+        return cls(float(value), drawn, np.sqrt(errors / k), float(np.sqrt(error / k)))
+
+    @property
+    def t(self) -> Array:
+        """The studentised resamples, shape (resamples,)."""
+        return (self.drawn - self.value) / np.where(self.errors > 0, self.errors, np.inf)
+
+    def interval(self) -> Interval:
+        """The value with its 95 % interval and its standard error."""
+        low, high = np.quantile(self.t, [0.025, 0.975])
+        deviation = float(self.drawn.std(ddof=1))
+        return Interval(
+            self.value, self.value - float(high) * self.error, self.value - float(low) * self.error, deviation
+        )
+
+    def difference(self) -> Difference:
+        """The value as a difference: its interval, and its p, below 0.05 just when the interval leaves 0 out.
+
+        p is twice the smaller share of resamples whose t is as far out as that of 0, with one added to both counts so
+        that it is never 0.
+        """
+        _, low, high, _ = self.interval()
+        if self.error == 0:
+            return Difference(self.value, low, high, 1.0 if self.value == 0 else 2 / (len(self.drawn) + 1))
+        own = self.value / self.error
+        tail = min(int((self.t <= own).sum()), int((self.t >= own).sum()))
+        return Difference(self.value, low, high, min(1.0, 2 * (tail + 1) / (len(self.drawn) + 1)))
+
+
 def interval(statistics: ArrayLike, aggregate: str, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
-    """The score with its 95 % percentile bootstrap interval over the items.
+    """The score with its 95 % interval over the items, see `Studentised`.
 
     Args:
         statistics: shape (items, d).
     """
     s = _statistics(statistics)
-    drawn = _replicates(s, aggregate, seed, resamples)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Interval(score(s, aggregate), float(low), float(high), float(drawn.std(ddof=1)))
+    return Studentised.of([(s, 1)], aggregate, bootstrap_weights(len(s), resamples, seed)).interval()
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, aggregate: str, *, resamples: int = RESAMPLES) -> Difference:
-    """score(a) - score(b) on the same items, with its 95 % interval and two-sided p by paired bootstrap.
+    """score(a) - score(b) on the same items, with its 95 % interval and two-sided p by paired resampling."""
+    return paired(a, b, aggregate, resamples=resamples).difference()
 
-    p is twice the smaller share of resampled differences on one side of 0, with one added to both counts so that it is
-    never 0: below 0.05 just when the interval leaves 0 out (up to that one).
-    """
-    value = score(a, aggregate) - score(b, aggregate)
-    return resampled_difference(value, paired_replicates(a, b, aggregate, resamples=resamples))
+
+def paired(a: ArrayLike, b: ArrayLike, aggregate: str, *, seed: int = 0, resamples: int = RESAMPLES) -> Studentised:
+    """score(a) - score(b), the same items drawn for both."""
+    first, second = _pair(a, b)
+    return Studentised.of([(first, 1), (second, -1)], aggregate, bootstrap_weights(len(first), resamples, seed))
 
 
 def resampled_difference(value: float, drawn: Array) -> Difference:
-    """A difference with the interval and the p that its resamples, shape (resamples,), give it."""
+    """A difference with the percentile interval and the p that its resamples, shape (resamples,), give it.
+
+    For what has no influence of single items: areas under fronts, points at equal reward. p is twice the smaller share of
+    resampled differences on one side of 0, with one added to both counts.
+    """
     low, high = np.quantile(drawn, [0.025, 0.975])
     tail = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     return Difference(value, float(low), float(high), min(1.0, 2 * (tail + 1) / (len(drawn) + 1)))
@@ -69,10 +153,9 @@ def paired_replicates(
     a: ArrayLike, b: ArrayLike, aggregate: str, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Array:
     """Resampled score(a) - score(b), the same items drawn for both; shape (resamples,)."""
-    first, second = _statistics(a), _statistics(b)
-    if first.shape != second.shape:
-        raise ValueError(f"expected the same items on both sides, found shapes {first.shape} and {second.shape}")
-    return _replicates(first, aggregate, seed, resamples) - _replicates(second, aggregate, seed, resamples)
+    first, second = _pair(a, b)
+    weights, of = bootstrap_weights(len(first), resamples, seed), _aggregate(aggregate)
+    return of(weights @ first) - of(weights @ second)
 
 
 def score(statistics: ArrayLike, aggregate: str) -> float:
@@ -87,14 +170,28 @@ def bootstrap_weights(items: int, resamples: int, seed: int) -> Array:
     return weights.astype(np.float64)
 
 
-def _replicates(s: Array, aggregate: str, seed: int, resamples: int) -> Array:
-    return _aggregate(aggregate)(bootstrap_weights(len(s), resamples, seed) @ s)
+def _pair(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
+    first, second = _statistics(a), _statistics(b)
+    if first.shape != second.shape:
+        raise ValueError(f"expected the same items on both sides, found shapes {first.shape} and {second.shape}")
+    return first, second
 
 
 def _aggregate(name: str) -> Callable[[Array], Array]:
     if name not in ("mean", "ratio", "bleu"):
         raise ValueError(f"aggregate: expected mean, ratio or bleu, found {name!r}")
     return _bleu if name == "bleu" else lambda sums: sums[:, 0] / sums[:, 1]
+
+
+def _gradient(name: str, sums: Array) -> Array:
+    """How a score changes with each of its sums, shape (m, d)."""
+    if name != "bleu":
+        return np.stack([1 / sums[:, 1], -sums[:, 0] / sums[:, 1] ** 2], axis=1)
+    lengths, references, hits, totals = sums[:, [0]], sums[:, [1]], sums[:, 2:6], sums[:, 6:10]
+    short = np.where((references > lengths) & (lengths > 0), 1.0, 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slopes = np.hstack([short * references / lengths**2, -short / lengths, 0.25 / hits, -0.25 / totals])
+    return _bleu(sums)[:, None] * np.where(np.isfinite(slopes), slopes, 0.0)
 
 
 def _bleu(sums: Array) -> Array:
@@ -115,4 +212,8 @@ def _statistics(statistics: ArrayLike) -> Array:
             f"expected finite statistics of shape (items, d) with at least one item, found shape {s.shape}"
         )
     # The mean is the ratio whose second statistic is 1 for every item.
-    return np.hstack([s, np.ones_like(s)]) if s.shape[1] == 1 else s
+    s = np.hstack([s, np.ones_like(s)]) if s.shape[1] == 1 else s
+    if len(s) > MOST:  # of very many items, random groups are resampled: the same spread, in bounded memory
+        groups = np.random.default_rng(len(s)).permutation(len(s)) % MOST
+        s = np.stack([np.bincount(groups, weights=column, minlength=MOST) for column in s.T], axis=1)
+    return s

@@ -61,11 +61,16 @@ def standard_error(score: Mapping[str, Any]) -> float:
     return 0.0 if low is None or high is None else (high - low) / (2 * 1.96)
 
 
+def tax_unit(row: Mapping[str, Any]) -> float:
+    """The unit of an ability's loss, from its tax row: the tax, or two standard errors of it where it is less."""
+    return max(abs(row["tax"]["value"]), 2 * standard_error(row["tax"])) or 1.0
+
+
 def counted_taxes(results: Results) -> list[Mapping[str, Any]]:
-    """The first tax row of each ability that is not at floor, where PRE's score has a standard error; the last one first."""
+    """The first tax row of each ability that is not at floor; the last one first."""
     rows = results.get("tax") or ()
     first = {r["name"]: r for r in reversed(rows) if r["name"] != "reward" and not r.get("at_floor")}
-    return [r for r in first.values() if standard_error(r.get("pre") or {}) > 0]
+    return [r for r in first.values() if known(r.get("tax"))]
 
 
 def plottable(results: Results, part: str, axis: str) -> list[PointEntry]:
