@@ -96,8 +96,8 @@ def stratified(tasks: Sequence[Resampled], weights: Sequence[float]) -> list[Dif
     Args:
         weights: of each task; they sum to 1.
     """
-    values = sum(w * t.values for w, t in zip(weights, tasks, strict=True))
-    drawn = sum(w * t.drawn for w, t in zip(weights, tasks, strict=True))
+    values = np.sum([w * t.values for w, t in zip(weights, tasks, strict=True)], axis=0)
+    drawn = np.sum([w * t.drawn for w, t in zip(weights, tasks, strict=True)], axis=0)
     items = sum(t.items for t in tasks)
     return [resolved(resampled_difference(float(v), d), d, items) for v, d in zip(values, drawn, strict=True)]
 
