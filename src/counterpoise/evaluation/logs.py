@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ SAMPLES = re.compile(r"samples_(?P<task>.+?)_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.
 UP = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "em", "f1", "bleu", "logprob")
 """Metrics that are known to be better when higher, for samples without their results file; logprob is made here."""
 PER = {"word_perplexity": "nats/word", "byte_perplexity": "nats/byte", "bits_per_byte": "bits/byte"}
+FIELDS = (
+    "doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "doc_hash", "prompt_hash", "target_hash",
+)  # fmt: skip
 PART = "held-out"
 
 
@@ -140,8 +143,9 @@ def _task(name: str, file: Path, header: Mapping[str, Any]) -> Task:
         kept = keys.setdefault(kind := str(row.get("filter", "none")), [])
         at, several = len(kept), len(keys) > 1
         kept.append(_key(row, place))
-        measured = {m: _values(m, row.get(m), task) for m in row.get("metrics") or ()}
-        found = {} if several else _likelihoods(row)  # the same for every filter
+        metrics = row.get("metrics") or [k for k in row if k not in FIELDS]  # logs of before 0.4.6 do not list them
+        measured = {m: _values(m, row.get(m), task) for m in metrics}
+        found = {} if several else _likelihoods(row, metrics)  # the same for every filter
         for metric, values in [*measured.items(), *found.items()]:
             if values is None:
                 continue
@@ -225,7 +229,7 @@ def _values(metric: str, value: Any, task: Task) -> tuple[float, ...] | None:
     return None
 
 
-def _likelihoods(row: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
+def _likelihoods(row: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, tuple[float, ...]]:
     """Log-likelihood of the gold, and where there are several choices what calibration needs."""
     answers = [r[0] if isinstance(r, list) and r else r for r in row.get("resps") or ()]
     if not answers or not all(isinstance(r, list) and len(r) == 2 for r in answers):
@@ -235,8 +239,8 @@ def _likelihoods(row: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
     except (TypeError, ValueError):
         return {}
     if len(logs) == 1:
-        return {} if "perplexity" in row["metrics"] else {"logprob": (logs[0],)}
-    if "acc_mutual_info" in row["metrics"]:  # the second half is without the question
+        return {} if "perplexity" in metrics else {"logprob": (logs[0],)}
+    if "acc_mutual_info" in metrics:  # the second half is without the question
         logs = logs[: len(logs) // 2]
     best = logs.index(max(logs))
     gold = _gold(row, len(logs), best)
@@ -265,6 +269,7 @@ def _gold(row: Mapping[str, Any], choices: int, best: int) -> int | None:
 def _groups(header: Mapping[str, Any]) -> dict[str, Group]:
     """Every group with its tasks, and which weights give the number that lm-eval itself gives it."""
     below, results = header.get("group_subtasks") or {}, header.get("results") or {}
+    counts = {t: n.get("effective") for t, n in (header.get("n-samples") or {}).items()}
 
     def leaves(name: str) -> list[str]:
         inside = below.get(name) or ()
@@ -276,14 +281,14 @@ def _groups(header: Mapping[str, Any]) -> dict[str, Group]:
         weights = {}
         for key, value in (results.get(name) or {}).items():
             metric, comma, kind = key.partition(",")
-            rows = [r for t in tasks if isinstance((r := results.get(t) or {}).get(key), (int, float))]
-            if not comma or metric.endswith("_stderr") or not rows or not isinstance(value, (int, float)):
+            found = {t: v for t in tasks if isinstance(v := (results.get(t) or {}).get(key), (int, float))}
+            if not comma or metric.endswith("_stderr") or not found or not isinstance(value, (int, float)):
                 continue
-            sizes = {"size": [r.get("sample_len") or 0 for r in rows], "macro": [1] * len(rows)}
+            sizes = {"size": [counts.get(t) or 0 for t in found], "macro": [1] * len(found)}
             weights[metric, kind] = tuple(
                 way
                 for way, w in sizes.items()
-                if sum(w) and close(sum(n * r[key] for n, r in zip(w, rows, strict=True)) / sum(w), value)
+                if sum(w) and close(sum(n * v for n, v in zip(w, found.values(), strict=True)) / sum(w), value)
             )
         if weights and tasks != [name]:
             groups[name] = Group(tuple(tasks), weights)
