@@ -173,4 +173,4 @@ def _share(count: int, items: int) -> dict[str, float]:
     middle = (share + z2 / (2 * items)) / (1 + z2 / items)
     half = _NORMAL / (1 + z2 / items) * math.sqrt(share * (1 - share) / items + z2 / (4 * items**2))
     low, high = max(0.0, middle - half), min(1.0, middle + half)
-    return {"value": 100 * share, "low": 100 * low * (count > 0), "high": 100 * high, "count": count}
+    return {"value": 100 * count / items, "low": 100 * low * (count > 0), "high": 100 * high, "count": count}
