@@ -123,7 +123,7 @@ def lm_eval(model: str, tasks: str, names: str, out: str, *more: str) -> None:
     command += ["--log_samples", "--output_path", out, "--device", "cpu", "--batch_size", "8", *more]
     subprocess.run(
         [str(Path(sys.executable).with_name(command[0])), *command[1:]],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=True, capture_output=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=True, capture_output=True, timeout=240,
     )  # fmt: skip
 
 
