@@ -1,12 +1,12 @@
 """`counterpoise tax --from` on logs that lm-eval writes here, and what many rows take.
 
-    python experiments/logs/run.py
+    python experiments/logs/run.py [--rows]
 
 Trains nothing: two tiny models of random weights are measured by lm-eval's command line on local tasks (choices in a
 group, texts with two filters and BLEU, a last word, rolling likelihoods), and again with a limit, few-shot examples,
 another version of a task and shuffled documents. results/transcript.txt is what counterpoise says of them. Then logs in
-lm-eval's format are made of 100,000 rows in one task, and of 57 tasks in a group: results/rows.json has the seconds and
-the peak memory.
+lm-eval's format are made of 100,000 rows in one task, and of 57 tasks in a group: results/rows.json has the seconds (of the
+clock, and of the processor, which other work on the machine does not change) and the peak memory. --rows does that alone.
 """
 
 from __future__ import annotations
@@ -48,22 +48,28 @@ def main() -> None:
     (HERE / "results").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         os.chdir(name)
-        models()
-        for folder, version, shuffled in (("tasks", 1, False), ("shuffled", 1, True), ("newer", 2, False)):
-            write_tasks(Path(folder), version, shuffled)
-        names = "both,texts,last,rolling"
-        lm_eval("A", "tasks", names, "out_A")
-        lm_eval("B", "tasks", names, "out_B")
-        lm_eval("B", "tasks", names.replace(",rolling", ""), "few_B", "--limit", "20")
-        lm_eval("B", "shuffled", names, "shuffled_B")
-        lm_eval("B", "newer", names, "newer_B")
-        lm_eval("B", "tasks", "last", "shots_B", "--num_fewshot", "1")
-        sides = ("out_B", "few_B", "shuffled_B", "newer_B", "shots_B")
-        told = [counterpoise("out_A", other)[0] for other in sides]
-        (HERE / "results" / "transcript.txt").write_text("\n".join(told), encoding="utf-8")
+        if "--rows" not in sys.argv:
+            transcribe()
         rows = {"versions": versions(), "one task of 100,000 items": made("long", 1, 100_000)}
         rows["57 tasks of 246 items in a group"] = made("many", 57, 246)
         (HERE / "results" / "rows.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def transcribe() -> None:
+    """Run lm-eval and keep what counterpoise says of its logs."""
+    models()
+    for folder, version, shuffled in (("tasks", 1, False), ("shuffled", 1, True), ("newer", 2, False)):
+        write_tasks(Path(folder), version, shuffled)
+    names = "both,texts,last,rolling"
+    lm_eval("A", "tasks", names, "out_A")
+    lm_eval("B", "tasks", names, "out_B")
+    lm_eval("B", "tasks", names.replace(",rolling", ""), "few_B", "--limit", "20")
+    lm_eval("B", "shuffled", names, "shuffled_B")
+    lm_eval("B", "newer", names, "newer_B")
+    lm_eval("B", "tasks", "last", "shots_B", "--num_fewshot", "1")
+    sides = ("out_B", "few_B", "shuffled_B", "newer_B", "shots_B")
+    told = [counterpoise("out_A", other)[0] for other in sides]
+    (HERE / "results" / "transcript.txt").write_text("\n".join(told), encoding="utf-8")
 
 
 def models() -> None:
@@ -160,10 +166,12 @@ def made(name: str, tasks: int, items: int) -> dict[str, Any]:
     size = sum(f.stat().st_size for f in Path(f"{name}_pre").iterdir())
     seconds = counterpoise(f"{name}_pre", f"{name}_post")[1]
     alone = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], capture_output=True, check=True); "
-    alone += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    alone += "r = resource.getrusage(resource.RUSAGE_CHILDREN); print(r.ru_maxrss, r.ru_utime + r.ru_stime)"
     command = [sys.executable, "-m", "counterpoise", "tax", "--from", f"{name}_pre", f"{name}_post"]
-    peak = subprocess.run([sys.executable, "-c", alone, *command], capture_output=True, text=True, check=True).stdout
-    return {"seconds": round(seconds, 1), "peak_MiB": round(int(peak) / 1024), "MB_a_side": round(size / 1e6)}
+    used = subprocess.run([sys.executable, "-c", alone, *command], capture_output=True, text=True, check=True).stdout
+    peak, processor = map(float, used.split())
+    found = {"seconds": round(seconds, 1), "processor_seconds": round(processor, 1), "peak_MiB": round(peak / 1024)}
+    return {**found, "MB_a_side": round(size / 1e6)}
 
 
 def line(task: str, i: int, logs: list[float]) -> dict[str, Any]:

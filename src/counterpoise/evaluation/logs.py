@@ -247,7 +247,8 @@ def _likelihoods(row: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, tu
     if gold is None or not math.isfinite(logs[best]):
         return {}
     shares = [math.exp(v - logs[best]) for v in logs]
-    shares = [v / sum(shares) for v in shares]
+    whole = sum(shares)
+    shares = [v / whole for v in shares]
     brier = sum((v - (i == gold)) ** 2 for i, v in enumerate(shares))
     return {"logprob": (logs[gold],), CALIBRATION: (shares[best], float(best == gold), brier)}
 
@@ -255,10 +256,10 @@ def _likelihoods(row: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, tu
 def _gold(row: Mapping[str, Any], choices: int, best: int) -> int | None:
     """The right choice: by number, by its text, or by what accuracy says of the likeliest one."""
     target = str(row.get("target")).strip()
-    texts = [str(a.get("arg_1")).strip() for a in (row.get("arguments") or {}).values() if isinstance(a, dict)]
-    if re.fullmatch(r"\d+", target) and int(target) < choices:
+    if target.isdecimal() and int(target) < choices:
         gold: int | None = int(target)
     else:
+        texts = [str(a.get("arg_1")).strip() for a in (row.get("arguments") or {}).values() if isinstance(a, dict)]
         gold = texts.index(target) if texts.count(target) == 1 and texts.index(target) < choices else None
     right = row.get("acc")
     if right is None or (gold is not None and (gold == best) == bool(right)):

@@ -14,10 +14,11 @@ _GLOSSARY = {
     "Tax": "PRE's score minus POST's on the same items, found by their content. Losses and error rates are negated, so that "
     "higher is better in every row.",
     "Groups": "The mean of a group's tasks with the weights that give lm-eval's own number; items are resampled within tasks.",
-    "p and Holm": "McNemar's exact test where a task's items are right or wrong, else the paired bootstrap. Holm's adjustment bounds "
-    "the chance of any wrong call: over the first metric of all tasks, over their likelihoods, over all further metrics, "
-    "and over groups.",
-    "Right to wrong": "A mean that stands still can hide items that were lost and others that were won.",
+    "p and Holm": "McNemar's exact test where a task's items are right or wrong, else the paired bootstrap. Holm's adjustment "
+    "bounds the chance of any wrong call: over the first metric of all tasks, over their likelihoods, over all further "
+    "metrics, and over groups.",
+    "Lost and won": "Shares of the items that went from right to wrong and from wrong to right, in percent. A mean that stands "
+    "still can hide both.",
     "Calibration": "How far the probabilities that the choices' log-likelihoods give are from how often they are right.",
     "Intervals": "95 %, over items. They say nothing of another seed of the training or of sampling.",
 }
