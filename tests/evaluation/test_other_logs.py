@@ -118,6 +118,38 @@ def test_a_log_that_this_python_cannot_unpack_says_what_can(
         read_log(str(inspected["6.eval"]))
 
 
+@pytest.mark.parametrize("form", ["eval", "json"])
+def test_inspects_grades_parts_and_unscored_samples(tmp_path: Path, form: str) -> None:
+    """Written by hand in Inspect's format, so that it is read where Inspect is not installed."""
+
+    def log(name: str, grades: str) -> Path:
+        samples: list[dict[str, Any]] = []
+        for i, grade in enumerate(grades):
+            said = [{"id": f"{name}{i}", "role": "user", "content": f"q{i}"}, {"role": "assistant", "content": name}]
+            scores = {} if grade == "-" else {"judge": {"value": grade}, "parts": {"value": {"a": i, "b": "yes"}}}
+            samples.append({"id": i, "epoch": 1, "input": said[:1], "target": "t", "messages": said, "scores": scores})
+        head = {"version": 2, "status": "success", "eval": {"task": "quiz", "task_version": 0, "created": "2026"}}
+        file = tmp_path / f"{name}.{form}"
+        if form == "json":
+            file.write_text(json.dumps({**head, "samples": samples}))
+            return file
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+            for sample in samples:
+                packed.writestr(f"samples/{sample['id']}_epoch_1.json", json.dumps(sample))
+            packed.writestr("header.json", json.dumps(head))
+        return file
+
+    found = tax(log("one", "CCCPI"), log("two", "CIN-C"))
+    row = rows(found)["quiz", "judge"]
+    assert (row["items"], row["pre"]["value"], row["post"]["value"]) == (4, 75, 50)
+    assert row["flips"] == {**row["flips"], "p": 1.0}
+    assert [row["flips"][k]["count"] for k in ("lost", "won")] == [2, 1]
+    assert found["notes"] == [
+        f"quiz: 1 of 5 items have no number for {m}; left out." for m in ("judge", "parts/a", "parts/b")
+    ]
+    assert rows(found)["quiz", "parts/a"]["tax"]["value"] == 0
+
+
 def own(folder: Path) -> Path:
     """A results file of PRE, POST and an average, with reward, accuracy, likelihood per token and BLEU."""
     draw = np.random.default_rng(0)

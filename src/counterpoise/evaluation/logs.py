@@ -121,6 +121,8 @@ def _lm_eval(spec: str, files: Iterable[Path]) -> Log:
             log.groups |= _groups(headers[place])
             log.prompting |= {k: headers[place].get(k) for k in ("chat_template_sha", "system_instruction_sha")}
         log.tasks[task] = _task(task, file, headers[place])
+    if not all(headers.values()):
+        log.notes.append(f"{spec} has samples without their results_*.json: the versions of its tasks are not known.")
     return log
 
 
