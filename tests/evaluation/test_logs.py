@@ -211,6 +211,17 @@ def group_logs(folder: Path, number: float, *, sizes: tuple[int, ...] = (40, 10)
     return made
 
 
+def paired_error(row: dict[str, Any]) -> float:
+    """The standard error of a difference of shares, from the items that flipped alone."""
+    lost, won = (row["flips"][k]["count"] / row["items"] for k in ("lost", "won"))
+    return float(100 * math.sqrt((lost + won - (lost - won) ** 2) / row["items"]))
+
+
+def spread(row: dict[str, Any]) -> float:
+    """The standard error that a 95 % interval of a difference speaks of."""
+    return float((row["tax"]["high"] - row["tax"]["low"]) / 2 / 1.96)
+
+
 @pytest.mark.parametrize("way", ["size", "macro"])
 def test_a_group_has_the_weights_that_give_lm_evals_own_number(tmp_path: Path, way: Any) -> None:
     found = tax(*group_logs(tmp_path, way))
@@ -220,18 +231,21 @@ def test_a_group_has_the_weights_that_give_lm_evals_own_number(tmp_path: Path, w
     for column in ("pre", "post", "tax"):
         value = sum(w * leaf[column]["value"] for w, leaf in zip(weights, leaves, strict=True))
         assert group[column]["value"] == pytest.approx(value)
-    half = math.hypot(
-        *(w * (leaf["tax"]["high"] - leaf["tax"]["low"]) / 2 for w, leaf in zip(weights, leaves, strict=True))
-    )
-    assert (group["tax"]["high"] - group["tax"]["low"]) / 2 == pytest.approx(half, rel=0.2)
+    wanted = math.hypot(*(w * paired_error(leaf) for w, leaf in zip(weights, leaves, strict=True)))
+    assert spread(group) == pytest.approx(wanted, rel=0.15)
 
 
 def test_tasks_of_one_size_are_resampled_apart(tmp_path: Path) -> None:
-    found = tax(*group_logs(tmp_path, "size", sizes=(40, 40)))  # type: ignore[arg-type]
-    leaves = [of(found, t, "acc")["tax"] for t in "tu"]
-    half = math.hypot(*((leaf["high"] - leaf["low"]) / 4 for leaf in leaves))
-    group = of(found, "g", "acc")["tax"]
-    assert (group["high"] - group["low"]) / 2 == pytest.approx(half, rel=0.2)  # drawn alike it would be their mean
+    logs = group_logs(tmp_path, "size", sizes=(40, 40))  # type: ignore[arg-type]
+    for log in logs:  # twins: drawn alike, they would flip together
+        shutil.copy(log / f"samples_t_{DATE}.jsonl", log / f"samples_u_{DATE}.jsonl")
+        file = log / f"results_{DATE}.json"
+        content = json.loads(file.read_text())
+        content["results"]["u"] = content["results"]["g"] = content["results"]["t"]
+        file.write_text(json.dumps(content))
+    found = tax(*logs)
+    wanted = paired_error(of(found, "t", "acc")) / math.sqrt(2)
+    assert spread(of(found, "g", "acc")) == pytest.approx(wanted, rel=0.15)
 
 
 def test_a_group_whose_number_is_no_mean_is_said(tmp_path: Path) -> None:
