@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest, ttest_rel
 
 from counterpoise.statistics.bootstrap import bootstrap_weights, interval, paired_difference, score
-from counterpoise.statistics.paired import MOST, flips, grouped, holm, tax_of
+from counterpoise.statistics.paired import MOST, calibration, flips, grouped, holm, tax_of
 
 
 @pytest.mark.parametrize(("lost", "won", "items"), [(0, 0, 30), (5, 0, 40), (9, 3, 50), (700, 600, 5000)])
@@ -52,3 +52,20 @@ def test_holm_bounds_all_tests_together() -> None:
     draw = np.random.default_rng(2)
     called = [min(holm(draw.random(20).tolist())) < 0.05 for _ in range(1000)]
     assert np.mean(called) == pytest.approx(0.05, abs=0.02)
+
+
+def test_intervals_of_calibration_errors_are_reflected_because_resampling_adds_to_them() -> None:
+    """PRE is calibrated, so that its true error is 0; POST is sure of what is right in 30 %, so that it is 65."""
+    draw = np.random.default_rng(3)
+    covered = []
+    for _ in range(40):
+        sure = draw.uniform(0.3, 1, 60)
+        calibrated = np.stack([sure, draw.random(60) < sure, np.zeros(60)], axis=1)
+        boastful = np.stack([np.full(60, 0.95), draw.random(60) < 0.3, np.ones(60)], axis=1)
+        found = calibration(calibrated, boastful)
+        rise = found["ece"]["rise"]
+        covered.append((found["ece"]["pre"]["low"] <= 0, rise["low"] <= 65 <= rise["high"]))
+    calm, risen = np.mean(covered, axis=0)
+    assert calm > 0.4  # percentiles never reach 0
+    assert risen > 0.7  # percentiles: 0.4
+    assert found["brier"]["rise"]["value"] == 100

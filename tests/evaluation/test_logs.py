@@ -123,6 +123,12 @@ def test_documents_in_another_order_are_paired_by_content(tmp_path: Path) -> Non
     assert of(straight, "t", "acc")["flips"]["lost"]["count"] == sum(x > y for x, y in zip(before, after, strict=True))
 
 
+def test_p_of_right_and_wrong_items_is_mcnemars(tmp_path: Path) -> None:
+    log = write(tmp_path / "a", {"t": scored([1.0] * 40)})
+    found = of(tax(log, write(tmp_path / "b", {"t": scored([0.0] * 5 + [1.0] * 35)})), "t", "acc")
+    assert found["tax"]["p"] == found["flips"]["p"] == pytest.approx(2 / 2**5)
+
+
 def test_copies_of_a_document_pair_by_prompt_first_and_then_in_order(tmp_path: Path) -> None:
     a = [row(0, {"acc": 1.0}, prompt=p) for p in "xxy"]
     b = [row(0, {"acc": v}, prompt=p) for p, v in (("y", 1.0), ("x", 1.0), ("z", 0.0))]

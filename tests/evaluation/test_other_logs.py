@@ -150,6 +150,18 @@ def test_inspects_grades_parts_and_unscored_samples(tmp_path: Path, form: str) -
     assert rows(found)["quiz", "parts/a"]["tax"]["value"] == 0
 
 
+def test_an_items_epochs_are_one_value(tmp_path: Path) -> None:
+    grades = [("C", "I"), ("C", "C"), ("I", "I")]
+    samples = [
+        {"id": i, "epoch": e, "input": str(i), "target": "t", "scores": {"judge": {"value": grade}}}
+        for e in (0, 1) for i, grade in enumerate(g[e] for g in grades)
+    ]  # fmt: skip
+    content = {"status": "success", "eval": {"task": "quiz"}, "samples": samples}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    row = rows(tax(tmp_path / "a.json", tmp_path / "a.json"))["quiz", "judge"]
+    assert (row["items"], row["pre"]["value"], row["flips"]) == (3, 0.5, None)
+
+
 def own(folder: Path) -> Path:
     """A results file of PRE, POST and an average, with reward, accuracy, likelihood per token and BLEU."""
     draw = np.random.default_rng(0)

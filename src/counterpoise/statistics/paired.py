@@ -118,7 +118,9 @@ def calibration(a: ArrayLike, b: ArrayLike) -> dict[str, dict[str, Any]]:
     """Expected calibration error and Brier score of two models on the same items, in percent, lower is better.
 
     ECE (Guo et al. 2017, eq. 3) over ten bins of equal width; Brier (1950) sums the squares over the choices. Resampling
-    adds to an ECE, which is a sum of absolute values: its intervals are reflected at the value (basic bootstrap).
+    adds to an ECE, which is a sum of absolute values: its intervals are reflected at the value (basic bootstrap). That
+    undoes part of it: where one model is calibrated perfectly, the worst case, the rise is covered in .82 at 60 items, .89
+    at 200 and .85 at 1,000 (percentiles: .41, .31 and .39; 150 simulations each). Brier scores have no such trouble.
 
     Args:
         a, b: shape (items, 3): confidence in the likeliest choice, whether it is right, Brier score.
