@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from counterpoise.checkpoints.reading import json_lines, json_records, read_text
+from counterpoise.checkpoints.reading import json_lines, json_records, read_text, stream_json_lines
 from counterpoise.language.prompts import read_prompts
 
 LINES = '{"a": "\u2028 \u0085 é"}\n\n{"a": 2}\n'
@@ -25,6 +25,10 @@ def test_marks_line_ends_and_gzip_are_no_part_of_the_text(
     assert read_text(tmp_path / "a") == LINES
     found = list(json_lines(tmp_path / "a"))
     assert found == [(f"{tmp_path}/a, line 1", {"a": "\u2028 \u0085 é"}), (f"{tmp_path}/a, line 3", {"a": 2})]
+    if end != "\r" and not (
+        gzipped and encoding == "utf-16"
+    ):  # what was written by a program, and is read line by line
+        assert list(stream_json_lines(tmp_path / "a")) == found
 
 
 @pytest.mark.parametrize(("content", "message"), [

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+GZIP, UTF16 = b"\x1f\x8b", (b"\xff\xfe", b"\xfe\xff")
+DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
+
 
 def read_text(path: str | Path) -> str:
     """A file's text, lines ending in "\\n": utf-8 or marked utf-16, with or without a byte order mark, gzipped or not.
@@ -18,17 +21,17 @@ def read_text(path: str | Path) -> str:
     """
     content = Path(path).read_bytes()
     try:
-        return decoded(gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content, str(path))
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        return decoded(gzip.decompress(content) if content.startswith(GZIP) else content, str(path))
+    except DAMAGED as error:
         raise ValueError(f"{path}: expected a whole gzip file, found it damaged ({error}); fetch it again") from None
 
 
-def decoded(content: bytes, place: str) -> str:
-    """`read_text` of bytes that `place` names."""
+def decoded(content: bytes, place: str, first: int = 1) -> str:
+    """`read_text` of bytes that `place` names and whose first line has the number `first` there."""
     try:
-        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        text = content.decode("utf-16" if content.startswith(UTF16) else "utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line = content.count(b"\n", 0, error.start) + first
         raise ValueError(f"{place}, line {line}: expected utf-8, found {error}; save it as utf-8") from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
@@ -65,9 +68,27 @@ def json_lines(path: str | Path, text: str | None = None) -> Iterator[tuple[str,
         ValueError: a line that is no json object.
     """
     for place, line in lines_of(read_text(path) if text is None else text, path):
-        if not isinstance(record := parse_json(line, place), dict):
-            raise ValueError(f"{place}: expected a json object, found {line.strip()[:60]!r}")
-        yield place, record
+        yield place, _object(line, place)
+
+
+def stream_json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """`json_lines` of a file that may be too large for memory: one line is held at a time.
+
+    Raises:
+        ValueError: as `json_lines`.
+    """
+    with open(path, "rb") as file:
+        head = file.read(2)
+    if head in UTF16:
+        yield from json_lines(path)
+        return
+    try:
+        with gzip.open(path, "rb") if head == GZIP else open(path, "rb") as file:
+            for n, content in enumerate(file, start=1):
+                if content.strip():
+                    yield (place := f"{path}, line {n}"), _object(decoded(content, str(path), n), place)
+    except DAMAGED as error:
+        raise ValueError(f"{path}: expected a whole gzip file, found it damaged ({error}); fetch it again") from None
 
 
 def json_records(path: str | Path) -> Iterator[tuple[str, Any]]:
@@ -75,3 +96,9 @@ def json_records(path: str | Path) -> Iterator[tuple[str, Any]]:
     if not (text := read_text(path)).lstrip().startswith("["):
         return json_lines(path, text)
     return ((f"{path}, item {i}", record) for i, record in enumerate(parse_json(text, str(path)), start=1))
+
+
+def _object(line: str, place: str) -> dict[str, Any]:
+    if not isinstance(record := parse_json(line, place), dict):
+        raise ValueError(f"{place}: expected a json object, found {line.strip()[:60]!r}")
+    return record

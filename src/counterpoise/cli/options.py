@@ -29,11 +29,15 @@ ProxySize = Annotated[int, typer.Option(help="Responses that the search sees, on
 DonorOption = Annotated[str, typer.Option(help="Whose config, tokenizer and chat template go into OUT: post or pre.")]
 Drop = Annotated[list[str] | None, typer.Option(help="Pattern of tensors to leave out when one side alone has them.")]
 Unrelated = Annotated[bool, typer.Option("--allow-unrelated", help="Go on when the two look like unrelated models.")]
-Prompts = Annotated[Path, typer.Option(help='jsonl: {"prompt": str} or {"messages": [...]} a line.')]
-RewardOption = Annotated[str, typer.Option(help="sentiment:FILE.csv, module:function, a model folder or a hub id.")]
-Abilities = Annotated[
-    list[str], typer.Option(help="choices:, continue: or generate:FILE.jsonl, or an lm-eval task; repeat for more.")
-]
+_PROMPTS = typer.Option(help='jsonl: {"prompt": str} or {"messages": [...]} a line.')
+_REWARD = typer.Option(help="sentiment:FILE.csv, module:function, a model folder or a hub id.")
+_ABILITIES = typer.Option(help="choices:, continue: or generate:FILE.jsonl, or an lm-eval task; repeat for more.")
+Prompts = Annotated[Path, _PROMPTS]
+MaybePrompts = Annotated[Path | None, _PROMPTS]
+RewardOption = Annotated[str, _REWARD]
+MaybeReward = Annotated[str | None, _REWARD]
+Abilities = Annotated[list[str], _ABILITIES]
+MaybeAbilities = Annotated[list[str] | None, _ABILITIES]
 TrustTasks = Annotated[
     bool, typer.Option("--trust-tasks", help="Let folders of lm-eval tasks run code of their own (!function).")
 ]

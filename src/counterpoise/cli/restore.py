@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from counterpoise.cli.logs import tax_of_logs
 from counterpoise.cli.options import (
     Abilities,
     AlignmentForm,
@@ -17,6 +18,9 @@ from counterpoise.cli.options import (
     DryRun,
     Dtype,
     Limit,
+    MaybeAbilities,
+    MaybePrompts,
+    MaybeReward,
     NewTokens,
     NoChat,
     Out,
@@ -148,11 +152,21 @@ def restore(
 
 
 def tax(
+    ctx: typer.Context,
     pre: Pre,
     post: Post,
-    prompts: Prompts,
-    reward: RewardOption,
-    abilities: Abilities,
+    prompts: MaybePrompts = None,
+    reward: MaybeReward = None,
+    abilities: MaybeAbilities = None,
+    from_logs: Annotated[
+        bool,
+        typer.Option(
+            "--from",
+            help="PRE and POST are two finished runs, and no model is needed: lm-eval's --log_samples (folder or "
+            "files), Inspect logs, results files of counterpoise (FILE#POINT).",
+        ),
+    ] = False,
+    page: Annotated[Path | None, typer.Option(help="With --from: also write the page (html).")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Also write the table as json.")] = None,
     work: Annotated[Path | None, typer.Option(help="Keep finished pieces here and go on from them.")] = None,
     drop: Drop = None,
@@ -170,12 +184,26 @@ def tax(
     trust_tasks: TrustTasks = False,
     quiet: Quiet = False,
 ) -> None:
-    """Reward and abilities of PRE and POST on held-out data, with intervals and paired tests."""
-    with plain_errors("nothing was written"), bars(quiet) as progress:
-        if json_out and not json_out.absolute().parent.is_dir():
-            raise ValueError(
-                f"--json {json_out}: expected a folder {json_out.absolute().parent}, found none; make it first"
-            )
+    """Reward and abilities of PRE and POST on held-out data, with intervals and paired tests.
+
+    Needs --prompts, --reward and --abilities; or --from, which compares two finished runs.
+    """
+    if not from_logs and not (prompts and reward and abilities):
+        lacking = next(name for name in ("prompts", "reward", "abilities") if not ctx.params[name])
+        ctx.fail(f"Missing option '--{lacking}'.")
+    with plain_errors("nothing was written"), bars(quiet or from_logs) as progress:
+        for option, file in (("--json", json_out), ("--page", page)):
+            if file and not file.absolute().parent.is_dir():
+                raise ValueError(
+                    f"{option} {file}: expected a folder {file.absolute().parent}, found none; make it first"
+                )
+        if from_logs:
+            tax_of_logs(ctx, pre, post, json_out, page)
+            return
+        refuse_without("--from", given(page=page))
+        assert prompts
+        assert reward
+        assert abilities
         from counterpoise.evaluation.panel import PanelFiles
         from counterpoise.language.loading import refuse_unmeasurable
         from counterpoise.language.sampling import Drawing

@@ -27,7 +27,7 @@ def plotly_script() -> str:
 
 def page(title: str, body: str, figures: Figures) -> str:
     """A page around a body and its figures, with scripts, style and data inside."""
-    plotly, script = plotly_script().replace("\r", ""), _resource("page.js")
+    plotly, script = plotly_script().replace("\r", "") if figures else "", _resource("page.js")
     sums = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (plotly, script)]
     hashes = " ".join(f"'sha256-{found}'" for found in sums)
     return Template(_resource("page.html")).substitute(

@@ -1,0 +1,178 @@
+"""Two models on the same items, item by item: flips between right and wrong, calibration, p values of many tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from counterpoise.statistics.bootstrap import (
+    RESAMPLES,
+    Array,
+    Difference,
+    bootstrap_weights,
+    interval,
+    paired_difference,
+    paired_replicates,
+    resampled_difference,
+    score,
+)
+
+MOST = 1000  # groups of items that are resampled
+BINS = 10
+_NORMAL = 1.959964
+
+
+def grouped(statistics: ArrayLike, most: int = MOST) -> Array:
+    """The statistics of at most `most` random groups of items, the same groups for every array of as many items.
+
+    All scores are functions of sums, so that groups of independent items spread as the items do, in bounded memory.
+
+    Args:
+        statistics: shape (items, d); a mean (d = 1) gets its counts as second statistic.
+    """
+    s = np.asarray(statistics, dtype=np.float64)
+    if len(s) <= most:
+        return s
+    s = np.hstack([s, np.ones_like(s)]) if s.shape[1] == 1 else s
+    of = np.random.default_rng(len(s)).permutation(len(s)) % most
+    return np.stack([np.bincount(of, column, most) for column in s.T], axis=1)
+
+
+def tax_of(a: ArrayLike, b: ArrayLike, aggregate: str) -> Difference:
+    """score(a) - score(b) of the same items by paired bootstrap.
+
+    2,000 resamples cannot resolve a p below 0.001, which no adjustment for many tasks would leave significant: where the
+    bootstrap's p is at that floor, Student's t with the resamples' standard error gives it, if it is smaller.
+    """
+    first, second = grouped(a), grouped(b)
+    return resolved(
+        paired_difference(first, second, aggregate), paired_replicates(first, second, aggregate), len(first)
+    )
+
+
+def resolved(found: Difference, drawn: Array, items: int) -> Difference:
+    """A difference whose p is not held up by the number of its resamples; see `tax_of`."""
+    from scipy.special import stdtr
+
+    spread = float(drawn.std(ddof=1))
+    if found.p > 2 / (len(drawn) + 1) or spread == 0 or items < 3:
+        return found
+    return found._replace(p=min(found.p, 2 * float(stdtr(items - 1, -abs(found.value) / spread))))
+
+
+class Resampled(NamedTuple):
+    """Two scores of the same items and their difference (a, b, a - b), and their resamples.
+
+    Attributes:
+        values: shape (3,).
+        drawn: shape (3, resamples).
+    """
+
+    values: Array
+    drawn: Array
+    items: int
+
+
+def resampled(a: ArrayLike, b: ArrayLike, aggregate: str, seed: int) -> Resampled:
+    """What `stratified` needs of one task; tasks of as many items need seeds of their own, or are drawn alike."""
+    first, second = grouped(a), grouped(b)
+    sides = []
+    for one in (first, second):
+        nothing = np.zeros_like(one)
+        if aggregate != "bleu":
+            nothing[:, 1:] = one[:, 1:]  # a ratio whose numerator is 0
+        sides.append(paired_replicates(one, nothing, aggregate, seed=seed))
+    values = [score(first, aggregate), score(second, aggregate)]
+    return Resampled(np.array([*values, values[0] - values[1]]), np.array([*sides, sides[0] - sides[1]]), len(first))
+
+
+def stratified(tasks: Sequence[Resampled], weights: Sequence[float]) -> list[Difference]:
+    """The weighted mean over tasks of a, of b and of a - b, items resampled within each task.
+
+    Args:
+        weights: of each task; they sum to 1.
+    """
+    values = np.sum([w * t.values for w, t in zip(weights, tasks, strict=True)], axis=0)
+    drawn = np.sum([w * t.drawn for w, t in zip(weights, tasks, strict=True)], axis=0)
+    items = sum(t.items for t in tasks)
+    return [resolved(resampled_difference(float(v), d), d, items) for v, d in zip(values, drawn, strict=True)]
+
+
+def flips(lost: int, won: int, items: int) -> dict[str, Any]:
+    """Shares (in percent) of the items that went from right to wrong ("lost") and from wrong to right ("won").
+
+    Their 95 % intervals are Wilson's (1927), p is McNemar's exact one (1947): of the items that flipped, half should
+    have gone each way.
+    """
+    from scipy.special import bdtr
+
+    p = min(1.0, 2 * float(bdtr(min(lost, won), lost + won, 0.5))) if lost + won else 1.0
+    return {"lost": _share(lost, items), "won": _share(won, items), "p": p}
+
+
+def calibration(a: ArrayLike, b: ArrayLike) -> dict[str, dict[str, Any]]:
+    """Expected calibration error and Brier score of two models on the same items, in percent, lower is better.
+
+    ECE (Guo et al. 2017, eq. 3) over ten bins of equal width; Brier (1950) sums the squares over the choices. Resampling
+    adds to an ECE, which is a sum of absolute values: its intervals are reflected at the value (basic bootstrap). That
+    undoes part of it: where one model is calibrated perfectly, the worst case, the rise is covered in .82 at 60 items, .89
+    at 200 and .85 at 1,000 (percentiles: .41, .31 and .39; 150 simulations each). Brier scores have no such trouble.
+
+    Args:
+        a, b: shape (items, 3): confidence in the likeliest choice, whether it is right, Brier score.
+
+    Returns:
+        "ece", "brier" -> pre, post, and rise (post minus pre).
+    """
+    both = [np.asarray(x, dtype=np.float64) for x in (a, b)]
+    brier = [grouped(100 * x[:, 2:]) for x in both]
+    scores = [interval(x, "mean")._asdict() for x in brier]
+    rise = paired_difference(brier[1], brier[0], "mean")._asdict()
+    found = {"brier": {"pre": scores[0], "post": scores[1], "rise": rise}}
+    errors = [_ece(x) for x in both]
+    sides = {}
+    for name, (value, drawn) in zip(("pre", "post"), errors, strict=True):
+        low, high = np.quantile(2 * value - drawn, [0.025, 0.975])
+        sides[name] = {"value": value, "low": max(0.0, float(low)), "high": float(high)}
+    value = errors[1][0] - errors[0][0]
+    rise = resampled_difference(value, 2 * value - (errors[1][1] - errors[0][1]))._asdict()
+    return {"ece": {**sides, "rise": rise}, **found}
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's (1979) adjusted p values: the share of tests that are wrongly called is bounded for all together.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    adjusted, largest = [0.0] * len(p), 0.0
+    for rank, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+def _ece(items: Array) -> tuple[float, Array]:
+    """The error, and its resamples."""
+    of = np.minimum((items[:, 0] * BINS).astype(int), BINS - 1)
+    gaps = np.zeros((len(items), BINS + 1))
+    gaps[np.arange(len(items)), of] = 100 * (items[:, 0] - items[:, 1])
+    gaps[:, BINS] = 1.0
+    sums = grouped(gaps)
+
+    def error(s: Array) -> Array:
+        return np.asarray(np.abs(s[:, :BINS]).sum(1) / s[:, BINS])
+
+    return float(error(sums.sum(0, keepdims=True))[0]), error(bootstrap_weights(len(sums), RESAMPLES, 0) @ sums)
+
+
+def _share(count: int, items: int) -> dict[str, float]:
+    share, z2 = count / items, _NORMAL**2
+    middle = (share + z2 / (2 * items)) / (1 + z2 / items)
+    half = _NORMAL / (1 + z2 / items) * math.sqrt(share * (1 - share) / items + z2 / (4 * items**2))
+    low, high = max(0.0, middle - half), min(1.0, middle + half)
+    return {"value": 100 * count / items, "low": 100 * low * (count > 0), "high": 100 * high, "count": count}

@@ -1,0 +1,89 @@
+"""The tables of `counterpoise tax --from`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from counterpoise.tables.grid import Cell, Column, Table
+from counterpoise.tables.numbers import MISSING, number, p_value, places, with_interval
+from counterpoise.tables.tables import difference_cell
+
+Row = Mapping[str, Any]
+_READ = (
+    "Higher is better; tax is PRE minus POST. Brackets: 95 % intervals, items paired; bold: they leave out 0.",
+    "Holm: p adjusted over the tasks. Lost / won: % of items from right to wrong / wrong to right.",
+)
+_LIKELIHOODS = "Perplexities stand as log-likelihoods: minus the logarithm of lm-eval's number."
+
+
+def taxes(result: Mapping[str, Any]) -> Table:
+    """Every task, metric and group, with all intervals."""
+    columns = (
+        Column("task", lambda r: Cell(str(r["name"]), _of(r)), False),
+        Column("metric", lambda r: Cell(_metric(r)), False),
+        Column("PRE", lambda r: Cell(*with_interval(r["pre"], decimals=_decimals(r)))),
+        Column("POST", lambda r: Cell(*with_interval(r["post"], decimals=_decimals(r)))),
+        Column("tax", lambda r: difference_cell(r["tax"], _decimals(r))),
+        Column("p", lambda r: Cell(p_value(r["tax"]["p"]), f"Holm {p_value(r['tax']['p_holm'])}")),
+        Column("lost", _flip("lost")),
+        Column("won", _flip("won")),
+    )
+    return Table(columns, tuple(result["tax"]), _notes(result), lambda r: r["up"] is None)
+
+
+def brief_taxes(result: Mapping[str, Any]) -> Table:
+    """The same for a terminal."""
+
+    def bare(key: str) -> Callable[[Row], Cell]:
+        return lambda row: Cell(number(row[key]["value"], _decimals(row)))
+
+    def flipped(row: Row) -> Cell:
+        return Cell(" / ".join(_flip(key)(row).text for key in ("lost", "won")) if row["flips"] else MISSING)
+
+    columns = (
+        Column("", lambda r: Cell(str(r["name"]), _metric(r)), False),
+        Column("PRE", bare("pre")),
+        Column("POST", bare("post")),
+        Column("tax", lambda r: difference_cell(r["tax"], _decimals(r))),
+        Column("p\nHolm", lambda r: Cell(p_value(r["tax"]["p"]), p_value(r["tax"]["p_holm"]))),
+        Column("lost / won", flipped),
+    )
+    return Table(columns, tuple(result["tax"]), _notes(result), lambda r: r["up"] is None)
+
+
+def calibrations(result: Mapping[str, Any]) -> Table:
+    """Calibration error and Brier score of both runs."""
+    columns = (
+        Column("calibration", lambda r: Cell(str(r["name"])), False),
+        Column("%", lambda r: Cell("ECE" if r["measure"] == "ece" else "Brier"), False),
+        Column("PRE", lambda r: Cell(number(r["pre"]["value"], 1))),
+        Column("POST", lambda r: Cell(number(r["post"]["value"], 1))),
+        Column("POST − PRE", lambda r: difference_cell(r["rise"])),
+        Column("p", lambda r: Cell(p_value(r["rise"]["p"]))),
+    )
+    note = "Lower is better. ECE: expected calibration error of the choices' probabilities, ten bins."
+    return Table(columns, tuple(result["calibration"]), (note,))
+
+
+def _notes(result: Mapping[str, Any]) -> tuple[str, ...]:
+    some = any("perplexity" in r["metric"] or r["metric"] == "bits_per_byte" for r in result["tax"])
+    return (*_READ, _LIKELIHOODS) if some else _READ
+
+
+def _of(row: Row) -> str:
+    return f"{row['items']:,} items" + (f", {row['tasks']} tasks by {row['weights']}" if "tasks" in row else "")
+
+
+def _metric(row: Row) -> str:
+    return ", ".join(
+        filter(None, (str(row["metric"]), str(row["unit"]), "" if row["up"] is not None else "direction?"))
+    )
+
+
+def _decimals(row: Row) -> int:
+    return max(places(row[k].get("low"), row[k].get("high")) for k in ("pre", "tax"))
+
+
+def _flip(key: str) -> Callable[[Row], Cell]:
+    return lambda row: Cell(*with_interval(row["flips"][key], decimals=1)) if row["flips"] else Cell(MISSING)

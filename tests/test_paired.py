@@ -1,0 +1,71 @@
+"""Flips, p values of many tasks, and items in groups."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest, ttest_rel
+
+from counterpoise.statistics.bootstrap import bootstrap_weights, interval, paired_difference, score
+from counterpoise.statistics.paired import MOST, calibration, flips, grouped, holm, tax_of
+
+
+@pytest.mark.parametrize(("lost", "won", "items"), [(0, 0, 30), (5, 0, 40), (9, 3, 50), (700, 600, 5000)])
+def test_flips_have_wilsons_intervals_and_mcnemars_p(lost: int, won: int, items: int) -> None:
+    found = flips(lost, won, items)
+    for count, key in ((lost, "lost"), (won, "won")):
+        wanted = binomtest(count, items).proportion_ci(method="wilson")
+        assert found[key]["value"] == 100 * count / items
+        assert (found[key]["low"], found[key]["high"]) == pytest.approx((100 * wanted.low, 100 * wanted.high), abs=1e-4)
+    assert found["p"] == pytest.approx(binomtest(lost, lost + won).pvalue if lost + won else 1.0)
+
+
+def test_many_items_in_groups_keep_their_score_and_its_interval() -> None:
+    draw = np.random.default_rng(0)
+    items = np.hstack([draw.normal(3, 1, (6000, 1)), draw.integers(1, 9, (6000, 1))])
+    for statistics, aggregate in ((items[:, :1], "mean"), (items, "ratio")):
+        few = grouped(statistics)
+        assert few.shape == (MOST, 2)
+        assert score(few, aggregate) == pytest.approx(score(statistics, aggregate))
+        errors = [interval(s, aggregate).standard_error for s in (few, statistics)]
+        assert errors[0] == pytest.approx(errors[1], rel=0.1)
+    bootstrap_weights.cache_clear()
+    assert grouped(items[:40]) is not None
+    np.testing.assert_array_equal(grouped(items[:40]), items[:40])
+
+
+def test_p_is_not_held_up_by_the_number_of_resamples() -> None:
+    draw = np.random.default_rng(1)
+    a = draw.normal(size=(60, 1))
+    b = a - 1 + draw.normal(size=(60, 1))
+    assert paired_difference(a, b, "mean").p == pytest.approx(2 / 2001)
+    assert tax_of(a, b, "mean").p == pytest.approx(ttest_rel(a[:, 0], b[:, 0]).pvalue, rel=0.9)
+    near = a - 0.1 + draw.normal(size=(60, 1))
+    assert tax_of(a, near, "mean") == paired_difference(a, near, "mean")
+    assert tax_of(a, a, "mean").p == 1
+
+
+def test_holm_bounds_all_tests_together() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
+    draw = np.random.default_rng(2)
+    called = [min(holm(draw.random(20).tolist())) < 0.05 for _ in range(1000)]
+    assert np.mean(called) == pytest.approx(0.05, abs=0.02)
+
+
+def test_intervals_of_calibration_errors_are_reflected_because_resampling_adds_to_them() -> None:
+    """PRE is calibrated, so that its true error is 0; POST is sure of what is right in 30 %, so that it is 65."""
+    draw = np.random.default_rng(3)
+    covered = []
+    for _ in range(40):
+        sure = draw.uniform(0.3, 1, 60)
+        calibrated = np.stack([sure, draw.random(60) < sure, np.zeros(60)], axis=1)
+        boastful = np.stack([np.full(60, 0.95), draw.random(60) < 0.3, np.ones(60)], axis=1)
+        found = calibration(calibrated, boastful)
+        rise = found["ece"]["rise"]
+        covered.append((found["ece"]["pre"]["low"] <= 0, rise["low"] <= 65 <= rise["high"]))
+    calm, risen = np.mean(covered, axis=0)
+    assert calm > 0.4  # percentiles never reach 0
+    assert risen > 0.7  # percentiles: 0.4
+    assert found["brier"]["rise"]["value"] == 100
