@@ -48,6 +48,7 @@ def main(figures: bool) -> None:
         "mitigations-matched": stacked(every, at_equal_reward),
         "mitigations-points": stacked(every, every_point),
         "methods": methods_table(groups),
+        "methods-others": methods_table(groups, others=True),
         "thirds": thirds_table(groups),
         "equal-means": equal_means_table(groups),
         "found": found_table(groups),
@@ -162,14 +163,17 @@ def filled(head: list[str], body: list[list[str]]) -> str:
     return rows(head, body) if body else ""
 
 
-def methods_table(groups: Sequence[Group]) -> str:
-    """What each method did: reward gained and abilities lost."""
+def methods_table(groups: Sequence[Group], *, others: bool = False) -> str:
+    """What each method did: reward gained and abilities lost, by the metric that counts; or by the `others`."""
     body, names = [], []
     for g in groups:
-        names = list(reading.primary(g.runs[0].results).items())
-        taxes = [told(minus(g.runs, "POST", "PRE", a, m)) for a, m in [("reward", "reward"), *names]]
-        body.append([g.name, str(len(g.runs)), *taxes])
-    return filled(["aligned by", "seeds", "reward, POST minus PRE", *(f"{a} ({m})" for a, m in names)], body)
+        primary, abilities = reading.primary(g.runs[0].results), g.runs[0].results["points"][0]["abilities"]
+        names = [(a, m) for a, metrics in abilities.items() for m in metrics if (m != primary[a]) == others]
+        gains = [told(minus(g.runs, "POST", "PRE", a, m), 1 if others else 2) for a, m in names]
+        reward = [] if others else [told(minus(g.runs, "POST", "PRE", "reward", "reward"))]
+        body.append([g.name, str(len(g.runs)), *reward, *gains])
+    first = [] if others else ["reward, POST minus PRE"]
+    return filled(["aligned by", "seeds", *first, *(f"{a} ({m})" for a, m in names)], body)
 
 
 def thirds_table(groups: Sequence[Group]) -> str:

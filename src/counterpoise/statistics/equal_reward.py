@@ -63,8 +63,8 @@ def reward_matched(
     """Ability of a point minus that of the reference curve at the point's reward, by paired bootstrap, pooled over runs.
 
     The curve is drawn as straight lines between its points, and read where it has the point's reward; if more than once,
-    where it keeps most. Ability is the mean over abilities of score / scale: with the standard errors at PRE as scales it
-    is retention up to a constant that cancels. Prompts and items are resampled as pairs: the same ones for the point and
+    where it keeps most. Ability is the mean over abilities of score / scale: with the unit of each ability's loss as its
+    scale it is retention up to a constant that cancels. Prompts and items are resampled as pairs: the same ones for the point and
     for every point of the curve, in every run, so that what all share cancels. The runs themselves are not resampled: the
     interval speaks of these, and `by_run` shows how far they differ.
 
