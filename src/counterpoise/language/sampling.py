@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from counterpoise.language.scoring import by_length, device_of, left_pad, position_ids_of, refuse_too_long
@@ -24,9 +28,9 @@ class Drawing:
         max_new_tokens: of the longest response.
         temperature: 0 is greedy.
         chat: whether a prompt goes through the tokenizer's chat template, where it has one.
-        batch_size: responses drawn at once, or n where that is more; it decides the random draws.
-        seed: two models asked with the same seed and prompts see the same random numbers, so that their rewards can be
-            compared in pairs.
+        batch_size: responses drawn at once, or n where that is more.
+        seed: of the random numbers, one for each (prompt, reply, token): two models that are asked the same see the same
+            ones, so that their rewards can be compared in pairs.
     """
 
     n: int = 1
@@ -89,7 +93,9 @@ def sample(
 ) -> list[list[tuple[int, ...]]]:
     """Draw `drawing.n` responses for each prompt, by ancestral sampling (greedy when the temperature is 0).
 
-    Nothing else shapes the draws: of the model's own generation config only the ids that end a response count.
+    Nothing else shapes the draws: of the model's own generation config only the ids that end a response count. What is
+    drawn does not depend on the batch, on n, on the other prompts or on what ran before, but for the last bits of the
+    logits: a token changes where its random number falls between two that differ in those (`InverseCdf`).
 
     Args:
         prompts: token ids, one tuple a prompt.
@@ -103,11 +109,8 @@ def sample(
     drawing.check()
     stops = stop_tokens(model, tokenizer)
     pad = stops[0] if stops else 0
-    # Said outright: transformers has defaults of its own (top_k 50, for instance).
-    how: dict[str, Any] = {"do_sample": drawing.temperature > 0}
-    how |= {"temperature": drawing.temperature, "top_k": 0, "top_p": 1.0} if how["do_sample"] else {}
     config = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=drawing.max_new_tokens, eos_token_id=list(stops) or None, pad_token_id=pad, **how
+        max_new_tokens=drawing.max_new_tokens, eos_token_id=list(stops) or None, pad_token_id=pad, do_sample=False
     )
     refuse_too_long(model, prompts, drawing.max_new_tokens)
     device, n = device_of(model), drawing.n
@@ -115,16 +118,18 @@ def sample(
     done = 0
     was_training = model.training
     model.eval()
-    fork = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-    with fork, _blank_generation_config(model):
-        for number, rows in enumerate(by_length(prompts, max(1, drawing.batch_size // n), key=len)):
-            torch.manual_seed(drawing.seed * 1_000_003 + number)
+    with _blank_generation_config(model):
+        for rows in by_length(prompts, max(1, drawing.batch_size // n), key=len):
             ids_BT, mask_BT = left_pad([prompts[i] for i in rows], pad, device)
+            draws = (
+                [InverseCdf([prompts[i] for i in rows], drawing, ids_BT.shape[1])] if drawing.temperature > 0 else []
+            )
             out = model.generate(  # type: ignore[operator]
                 input_ids=ids_BT.repeat_interleave(n, dim=0),
                 attention_mask=mask_BT.repeat_interleave(n, dim=0),
                 past_key_values=_prefilled(model, ids_BT, mask_BT, n),
                 generation_config=config,
+                logits_processor=draws,
                 synced_gpus=False,  # each process draws on its own, where weights are cut up among several
             )
             drawn = out[:, ids_BT.shape[1] :].view(len(rows), n, -1).tolist()
@@ -135,6 +140,40 @@ def sample(
                 progress(done, len(prompts))
     model.train(was_training)
     return responses
+
+
+class InverseCdf:
+    """Draws each row's next token by the inverse of its distribution function, for `generate` to take.
+
+    Token i is drawn where u lies between the sums of the probabilities before i and up to i; u is uniform, a number of its
+    own for each (seed, prompt, reply, position), from Philox (Salmon et al. 2011), the same on every machine.
+
+    Args:
+        prompts: token ids, `drawing.n` rows of each.
+        begin: columns before the first drawn token.
+    """
+
+    def __init__(self, prompts: Sequence[tuple[int, ...]], drawing: Drawing, begin: int) -> None:
+        self.temperature, self.begin = drawing.temperature, begin
+        rows = [uniforms(prompt, reply, drawing) for prompt in prompts for reply in range(drawing.n)]
+        self.uniforms_BT = torch.from_numpy(np.stack(rows))
+
+    def __call__(self, ids_BT: Tensor, logits_BV: Tensor) -> Tensor:
+        """Scores for the next token: 0 for the drawn one, minus infinity for all others."""
+        u_B = self.uniforms_BT[:, ids_BT.shape[1] - self.begin].to(logits_BV.device)
+        p_BV = torch.softmax(logits_BV.float() / self.temperature, dim=-1)
+        below_BV = p_BV.double().cumsum(-1)
+        reached_B1 = torch.searchsorted(below_BV, (u_B * below_BV[:, -1])[:, None], right=True)
+        last_B1 = (p_BV > 0).int().cumsum(-1).argmax(-1, keepdim=True)  # of any probability: u may round up to the sum
+        return torch.full_like(logits_BV, -math.inf).scatter_(1, torch.minimum(reached_B1, last_B1), 0.0)
+
+
+def uniforms(prompt: Sequence[int], reply: int, drawing: Drawing) -> NDArray[np.float64]:
+    """The random numbers of one response, in [0, 1): shape (max_new_tokens,)."""
+    named = json.dumps([drawing.seed, list(prompt), reply]).encode()
+    key = int.from_bytes(hashlib.sha256(named).digest()[:16])
+    raw = np.random.Philox(key=key).random_raw(drawing.max_new_tokens)
+    return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 @contextmanager
