@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -98,7 +99,7 @@ def sample(
     logits: a token changes where its random number falls between two that differ in those (`InverseCdf`).
 
     Args:
-        prompts: token ids, one tuple a prompt.
+        prompts: token ids, one tuple a prompt; the same one again draws other responses.
 
     Returns:
         For each prompt its n responses as token ids; a finished response ends with the first of `stop_tokens`, a
@@ -115,15 +116,18 @@ def sample(
     refuse_too_long(model, prompts, drawing.max_new_tokens)
     device, n = device_of(model), drawing.n
     responses: list[list[tuple[int, ...]]] = [[] for _ in prompts]
+    seen: Counter[tuple[int, ...]] = Counter()
+    keys = []
+    for prompt in prompts:
+        keys.append((prompt, seen[prompt]))
+        seen[prompt] += 1
     done = 0
     was_training = model.training
     model.eval()
     with _blank_generation_config(model):
         for rows in by_length(prompts, max(1, drawing.batch_size // n), key=len):
             ids_BT, mask_BT = left_pad([prompts[i] for i in rows], pad, device)
-            draws = (
-                [InverseCdf([prompts[i] for i in rows], drawing, ids_BT.shape[1])] if drawing.temperature > 0 else []
-            )
+            draws = [InverseCdf([keys[i] for i in rows], drawing, ids_BT.shape[1])] if drawing.temperature > 0 else []
             out = model.generate(  # type: ignore[operator]
                 input_ids=ids_BT.repeat_interleave(n, dim=0),
                 attention_mask=mask_BT.repeat_interleave(n, dim=0),
@@ -146,31 +150,35 @@ class InverseCdf:
     """Draws each row's next token by the inverse of its distribution function, for `generate` to take.
 
     Token i is drawn where u lies between the sums of the probabilities before i and up to i; u is uniform, a number of its
-    own for each (seed, prompt, reply, position), from Philox (Salmon et al. 2011), the same on every machine.
+    own for each (seed, prompt, reply, position), from Philox (Salmon et al. 2011), the same on every machine. What has no
+    probability is never drawn.
 
     Args:
-        prompts: token ids, `drawing.n` rows of each.
+        keys: token ids of a prompt, and how often it came before; `drawing.n` rows of each.
         begin: columns before the first drawn token.
     """
 
-    def __init__(self, prompts: Sequence[tuple[int, ...]], drawing: Drawing, begin: int) -> None:
+    def __init__(self, keys: Sequence[tuple[tuple[int, ...], int]], drawing: Drawing, begin: int) -> None:
         self.temperature, self.begin = drawing.temperature, begin
-        rows = [uniforms(prompt, reply, drawing) for prompt in prompts for reply in range(drawing.n)]
+        rows = [uniforms(*key, reply, drawing) for key in keys for reply in range(drawing.n)]
         self.uniforms_BT = torch.from_numpy(np.stack(rows))
 
     def __call__(self, ids_BT: Tensor, logits_BV: Tensor) -> Tensor:
         """Scores for the next token: 0 for the drawn one, minus infinity for all others."""
         u_B = self.uniforms_BT[:, ids_BT.shape[1] - self.begin].to(logits_BV.device)
-        p_BV = torch.softmax(logits_BV.float() / self.temperature, dim=-1)
-        below_BV = p_BV.double().cumsum(-1)
-        reached_B1 = torch.searchsorted(below_BV, (u_B * below_BV[:, -1])[:, None], right=True)
-        last_B1 = (p_BV > 0).int().cumsum(-1).argmax(-1, keepdim=True)  # of any probability: u may round up to the sum
-        return torch.full_like(logits_BV, -math.inf).scatter_(1, torch.minimum(reached_B1, last_B1), 0.0)
+        below_BV = torch.softmax(logits_BV.float() / self.temperature, dim=-1).cumsum(-1, dtype=torch.float64)
+        total_B = below_BV[:, -1]
+        if not total_B.isfinite().all():
+            raise ValueError("sampling: expected logits that are numbers, found NaN or infinity; try dtype float32")
+        reached_B1 = torch.searchsorted(
+            below_BV, (u_B * total_B)[:, None], right=True
+        )  # u < 1: below the total in float64
+        return torch.full_like(logits_BV, -math.inf).scatter_(1, reached_B1, 0.0)
 
 
-def uniforms(prompt: Sequence[int], reply: int, drawing: Drawing) -> NDArray[np.float64]:
-    """The random numbers of one response, in [0, 1): shape (max_new_tokens,)."""
-    named = json.dumps([drawing.seed, list(prompt), reply]).encode()
+def uniforms(prompt: Sequence[int], before: int, reply: int, drawing: Drawing) -> NDArray[np.float64]:
+    """The random numbers of one response, in [0, 1): shape (max_new_tokens,); `before`: how often the prompt came before."""
+    named = json.dumps([drawing.seed, list(prompt), before, reply]).encode()
     key = int.from_bytes(hashlib.sha256(named).digest()[:16])
     raw = np.random.Philox(key=key).random_raw(drawing.max_new_tokens)
     return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
