@@ -22,7 +22,7 @@ from counterpoise.averaging.recipe import Recipe
 from counterpoise.checkpoints.checkpoint import Checkpoint
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.rounding import key_of, narrow
-from tiny import CAUSAL, FAMILIES, save_pair
+from tiny import CAUSAL, FAMILIES, apart, save_pair
 
 
 def folder_hash(folder: Path) -> str:
@@ -61,7 +61,7 @@ def test_mix_keeps_the_sign_of_zero_and_integers() -> None:
 def test_mix_of_two_dtypes_is_computed_in_the_wider() -> None:
     pre, post = torch.randn(1000), torch.randn(1000).bfloat16()
     assert torch.equal(
-        mix(pre, post, 0.3), narrow(torch.lerp(pre, post.float(), 0.3), torch.bfloat16, key=key_of(pre, post))
+        mix(pre, post, 0.3), narrow(apart(pre, post.float(), 0.3), torch.bfloat16, key=key_of(pre, post))
     )
 
 
@@ -88,7 +88,7 @@ def test_updates_of_one_unit_in_the_last_place_are_kept_by_their_share(
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_average_equals_lerp_and_loads(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
+def test_average_equals_the_formula_and_loads(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
     pre, post = save_pair(tmp_path, family, dtype=dtype)
     recipe = average(pre, post, tmp_path / "out", [0.1, 0.5, 0.9], blocks=3)
     a, b, made = (load_file(p / "model.safetensors") for p in (pre, post, tmp_path / "out"))
@@ -96,7 +96,7 @@ def test_average_equals_lerp_and_loads(tmp_path: Path, family: str, dtype: torch
     ratios = recipe.partition.ratios(made, recipe.ratios)
     assert len(set(ratios.values())) == 3  # 0.1, 0.9, and 0.5 of both the middle and the rest
     for name, tensor in made.items():
-        wide = torch.lerp(a[name].float(), b[name].float(), ratios[name])
+        wide = apart(a[name].float(), b[name].float(), ratios[name])
         assert torch.equal(tensor, narrow(wide, dtype, key=key_of(a[name], b[name]))), name
     if family in CAUSAL:
         import transformers
@@ -136,7 +136,7 @@ def test_average_keeps_posts_shards_whatever_pres_are(tmp_path: Path) -> None:
         == json.loads((post / "model.safetensors.index.json").read_text())["weight_map"]
     )
     for name in source:
-        assert torch.equal(out[name], torch.lerp(Checkpoint(pre)[name], source[name], 0.6))
+        assert torch.equal(out[name], apart(Checkpoint(pre)[name], source[name], 0.6))
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0])
@@ -299,7 +299,7 @@ def test_pre_and_post_of_two_precisions(tmp_path: Path, before: str, after: str,
     assert f"PRE is stored in {before}, POST in {after}" in recipe.warnings[0]
     made = load_file(tmp_path / "out" / "model.safetensors")
     for name in post:
-        wide = torch.lerp(pre[name].double(), post[name].double(), ratio)
+        wide = apart(pre[name].double(), post[name].double(), ratio)
         assert made[name].dtype == second
         torch.testing.assert_close(made[name].double(), wide, rtol=2**-7, atol=1e-6)
         if ratio == 1:
@@ -313,7 +313,7 @@ def test_one_ratio_needs_no_layers(tmp_path: Path) -> None:
     folders = [write(tmp_path / n, [t]) for n, t in (("pre", pre), ("post", post))]
     recipe = average(*folders, tmp_path / "out", 0.5)
     made = load_file(tmp_path / "out" / "model.safetensors")
-    assert all(torch.equal(made[n], torch.lerp(pre[n], post[n], 0.5)) for n in pre)
+    assert all(torch.equal(made[n], apart(pre[n], post[n], 0.5)) for n in pre)
     assert Recipe.read(tmp_path / "out" / "recipe.json") == recipe
     with pytest.raises(
         ValueError, match=r"expected one stack of layers, or an encoder and a decoder, found left\.block, right\.block"

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AddedToken
 
 from counterpoise.language.prompts import Prompt, encode_prompt, read_prompts
-from counterpoise.language.sampling import Drawing, decode, sample, stop_tokens, turn_end
+from counterpoise.language.sampling import Drawing, InverseCdf, decode, sample, stop_tokens, turn_end
 from counterpoise.language.scoring import Example, by_length, continuation_logprobs, response_nll, response_tokens
 from tiny import CAUSAL, tiny, tokenizer
 
@@ -112,6 +115,63 @@ def test_sampling_is_decided_by_the_seed_alone() -> None:
     assert sample(model, words, RAGGED, Drawing(n=3, max_new_tokens=5, seed=2)) != first
     assert [len(group) for group in first] == [3] * 5
     assert len({r for group in first for r in group}) > 10  # n responses, not n copies of one
+
+
+def test_a_response_is_the_same_in_any_company() -> None:
+    model, words = tiny("llama", dtype=torch.float64), tokenizer()
+    how = {"max_new_tokens": 8, "seed": 3}
+    whole = sample(model, words, RAGGED, Drawing(n=3, **how))
+    for size in (1, 2, 7, 15):
+        assert sample(model, words, RAGGED, Drawing(n=3, batch_size=size, **how)) == whole
+    assert sample(model, words, RAGGED[::-1], Drawing(n=3, batch_size=4, **how)) == whole[::-1]
+    torch.manual_seed(5)
+    torch.rand(3)
+    assert [sample(model, words, [p], Drawing(n=1, **how))[0] for p in RAGGED] == [group[:1] for group in whole]
+    assert [group[:3] for group in sample(model, words, RAGGED, Drawing(n=5, **how))] == whole
+
+
+def test_the_same_prompt_again_draws_other_responses() -> None:
+    model, words = tiny("llama"), tokenizer()
+    [first], [again] = sample(model, words, [(1, 5)] * 2, Drawing(max_new_tokens=12))
+    assert first != again
+    assert sample(model, words, [(1, 7), (1, 5)], Drawing(max_new_tokens=12))[1] == [first]
+
+
+def test_two_threads_draw_what_each_draws_alone() -> None:
+    models, words = [tiny(f, dtype=torch.float64) for f in ("llama", "gpt2")], tokenizer()
+
+    def draw(model: torch.nn.Module) -> list[list[tuple[int, ...]]]:
+        return sample(model, words, RAGGED, Drawing(n=4, max_new_tokens=12, batch_size=5))
+
+    alone = [draw(m) for m in models]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(draw, models * 3)) == alone * 3
+
+
+def drawn_from(logits_V: torch.Tensor, uniforms: torch.Tensor | None = None, count: int = 20_000) -> torch.Tensor:
+    """Tokens that `InverseCdf` draws of the same logits, one a row."""
+    draw = InverseCdf([((1,), 0)], Drawing(n=count, max_new_tokens=1), 1)
+    draw.uniforms_BT = draw.uniforms_BT if uniforms is None else uniforms[:, None]
+    rows = len(draw.uniforms_BT)
+    return draw(torch.ones(rows, 1, dtype=torch.long), logits_V.repeat(rows, 1)).argmax(-1)
+
+
+def test_draws_have_the_frequencies_of_the_softmax() -> None:
+    logits = torch.from_numpy(np.random.default_rng(0).normal(size=50).astype(np.float32))
+    seen = torch.bincount(drawn_from(logits), minlength=50).numpy()
+    wanted = 20_000 * logits.double().softmax(-1).numpy()
+    assert scipy.stats.chisquare(seen, wanted).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("possible", [[2, 5], [0], [9], [0, 9]])
+def test_what_has_no_probability_is_never_drawn(possible: list[int]) -> None:
+    logits = torch.full((10,), -torch.inf)
+    logits[possible] = torch.tensor([0.3, 1.7])[: len(possible)]
+    ends = torch.tensor([0.0, 1 - 2.0**-53], dtype=torch.float64)
+    assert drawn_from(logits, ends).tolist() == [possible[0], possible[-1]]
+    assert set(drawn_from(logits, count=500).tolist()) == set(possible)
+    with pytest.raises(ValueError, match="logits that are numbers"):
+        drawn_from(torch.full((10,), torch.nan), ends)
 
 
 @pytest.mark.parametrize("family", CAUSAL)

@@ -83,6 +83,26 @@ def test_gradient_equals_finite_differences(tmp_path: Path, family: str) -> None
         )
 
 
+def test_the_padding_token_has_its_gradient_where_it_stands_in_the_text(tmp_path: Path) -> None:
+    folders = save_pair(tmp_path, "llama", dtype=torch.float64, scale=0.05, tied=True)
+    for folder in folders:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "pad_token_id": 5}))
+    pair = preflight(*folders)
+    resident, cut = ResidentAverage(pair), thirds(pair.names)
+    text = ProxySet(tuple(Example((1, 5, 5, 9 + i), (5, 20 + i, 5, 7)) for i in range(4)), 4)
+    ratios, h = np.array([0.2, 0.5, 0.9]), 1e-2
+    gradient = resident.loss_and_gradient(cut, ratios, text.backward)[1]
+    numeric = []
+    for step in h * np.eye(3):
+        ends = []
+        for moved in (ratios + step, ratios - step):
+            resident.set(cut, moved)
+            ends.append(text.nll(resident.model))
+        numeric.append((ends[0] - ends[1]) / (2 * h))
+    np.testing.assert_allclose(gradient, numeric, rtol=1e-3, atol=1e-5)
+
+
 def test_gradient_does_not_depend_on_batches_and_leaves_nothing_behind(tmp_path: Path) -> None:
     pair = preflight(*save_pair(tmp_path, "gpt2", dtype=torch.float64))
     resident, cut = ResidentAverage(pair), layerwise(pair.names)

@@ -91,3 +91,9 @@ def tokenizer():  # type: ignore[no-untyped-def]
     return PreTrainedTokenizerFast(
         tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
+
+
+def apart(pre: torch.Tensor, post: torch.Tensor, ratio: float) -> torch.Tensor:
+    """pre + ratio (post - pre) as numpy computes it, an operation after the other, each rounded."""
+    a, b = (t.contiguous().numpy() for t in (pre, post))
+    return torch.from_numpy(a - (a - b) * a.dtype.type(ratio))

@@ -44,7 +44,7 @@ def make(folder: Path) -> Path:
                 words,
                 prompts,
                 early_letters,
-                drawing=Drawing(n=8, max_new_tokens=6),
+                drawing=Drawing(n=8, max_new_tokens=6, seed=3),
                 iterations=2,
                 prompts_per_iteration=24,
                 epochs=4,

@@ -195,12 +195,12 @@ def panel(files: tuple[Path, str], prompt_limit: int | None = None, **drawn: int
 
 
 def test_a_panel_measures_the_reward_of_sampled_responses_and_every_ability(files: tuple[Path, str]) -> None:
-    model, words, mine = tiny("llama"), tokenizer(), panel(files, seed=3)
+    model, words, mine = tiny("llama"), tokenizer(), panel(files, seed=1)
     done: list[tuple[int, int]] = []
     found = mine.measure(model, words, "validation", progress=lambda *at: done.append(at))
     prompts = mine.prompts_of("validation")
     drawn = sample(
-        model, words, [encode_prompt(words, p) for p in prompts], Drawing(max_new_tokens=6, batch_size=8, seed=3)
+        model, words, [encode_prompt(words, p) for p in prompts], Drawing(max_new_tokens=6, batch_size=8, seed=1)
     )
     wanted = vowels([p.text for p in prompts], decode(words, [group[0] for group in drawn]))
     assert found.reward.statistics[:, 0].tolist() == wanted

@@ -22,7 +22,7 @@ from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.rounding import key_of, narrow
 from counterpoise.cli.app import app
 from merging import dense
-from tiny import nudge, save_pair, tiny, tokenizer
+from tiny import apart, nudge, save_pair, tiny, tokenizer
 
 COARSE = st.sampled_from([-2.0, -1.0, -0.5, -0.0, 0.0, 0.5, 1.0, 2.0])  # many equal magnitudes
 
@@ -150,7 +150,7 @@ def test_density_1_of_one_post_is_the_average(models, tmp_path: Path, method: st
     pre, (post, *_) = models[torch.float32]
     merge(pre, [post], tmp_path / "out", Merge(method=method, density=1.0, ratio=0.6))  # type: ignore[arg-type]
     for name, tensor in Checkpoint(tmp_path / "out").items():
-        assert torch.equal(tensor, torch.lerp(Checkpoint(pre)[name], Checkpoint(post)[name], 0.6))
+        assert torch.equal(tensor, apart(Checkpoint(pre)[name], Checkpoint(post)[name], 0.6))
 
 
 @pytest.mark.parametrize("method", ["dare", "dare-ties"])

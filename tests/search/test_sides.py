@@ -176,7 +176,7 @@ def test_far_neighbours_are_refused_and_far_points_are_out_of_reach(tmp_path: Pa
 def test_the_search_runs_on_the_reward_and_repeats_itself(tmp_path: Path) -> None:
     model, _ = resident(tmp_path, scale=0.15)
     cut, words = thirds(model.pair.names), tokenizer()
-    before, after = ("".join(decode(words, [e.response for e in said(model, cut, r)])) for r in (0.0, 1.0))
+    before, after = ("".join(decode(words, [e.response for e in said(model, cut, r, seed=4)])) for r in (0.0, 1.0))
     liked = {c for c in after if after.count(c) > before.count(c)}  # what POST says more often than PRE
     retention = {"text": Likelihood(model, cut, ProxySet(tuple(said(model, cut, 0.0)), 16).backward)}
 

@@ -42,7 +42,7 @@ def bowl(centre: float, bends: np.ndarray) -> Formula:
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Likelihood, dict[str, Likelihood]]:
     model, cut = resident(tmp_path_factory.mktemp("pair"))
-    post, pre = (ProxySet(tuple(said(model, cut, ratio)), 12) for ratio in (1.0, 0.0))
+    post, pre = (ProxySet(tuple(said(model, cut, ratio, count=48, seed=4)), 12) for ratio in (1.0, 0.0))
     return Likelihood(model, cut, post.backward), {"text": Likelihood(model, cut, pre.backward)}
 
 

@@ -6,7 +6,6 @@ import json
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ from counterpoise.evaluation.rewards import Reward
 from counterpoise.language.prompts import Prompt, encode_prompt, encode_prompts, prompt_of
 from counterpoise.language.sampling import Drawing, decode, stop_tokens
 from counterpoise.language.scoring import Example, context_of
-from counterpoise.records import Progress, Store, digest
+from counterpoise.records import NUMERICS, Progress, Store, digest
 
 STORED_TOGETHER = 128
 """Prompts whose responses are drawn, scored and stored together."""
@@ -72,18 +71,17 @@ def collect(
     encode_prompts(tokenizer, prompts, chat=drawing.chat, **room)  # all of them, before the first is drawn
     stops = stop_tokens(model, tokenizer)
     found: list[Sample] = []
-    for number, start in enumerate(range(0, len(prompts), STORED_TOGETHER)):
+    for start in range(0, len(prompts), STORED_TOGETHER):
         chunk = prompts[start : start + STORED_TOGETHER]
 
-        def work(chunk: Sequence[Prompt] = chunk, number: int = number) -> list[Any]:
-            how = replace(drawing, seed=drawing.seed * 1000 + number)
-            encoded, drawn, scores = draw_and_score(model, tokenizer, chunk, reward, how)
+        def work(chunk: Sequence[Prompt] = chunk) -> list[Any]:
+            encoded, drawn, scores = draw_and_score(model, tokenizer, chunk, reward, drawing)
             kept = [example.response for example in best_of_n(encoded, drawn, scores)]
             finished = [ids[-1] in stops for ids in kept]
             columns = (decode(tokenizer, kept), scores.amax(1).tolist(), scores.mean(1).tolist(), finished)
             return list(map(list, zip(*columns, strict=True)))
 
-        pieces = {"what": "collect, finished", **(key or {}), **asdict(drawing), "chunk": number}
+        pieces = {"what": "collect, finished", "numerics": NUMERICS, **(key or {}), **drawing.decides}
         rows = work() if store is None else store.once({**pieces, "prompts": digest([p.key for p in chunk])}, work)
         found += [Sample(p, *row) for p, row in zip(chunk, rows, strict=True)]
         if progress is not None:

@@ -29,7 +29,7 @@ from counterpoise.language.loading import refuse_unmeasurable
 from counterpoise.language.prompts import Prompt, encode_prompts, read_prompts
 from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import Example, context_of
-from counterpoise.records import Progress, Store, digest
+from counterpoise.records import NUMERICS, Progress, Store, digest
 
 METHODS = ("rsf", "ppo", "dpo")
 LONGEST_TEXT = 512
@@ -223,8 +223,12 @@ class Alignment:
                 drawn = sample(model, tokenizer, encoded, drawing)
             return [[list(prompt), list(group[0])] for prompt, group in zip(encoded, drawn, strict=True)]
 
-        key = {"what": "replay", "model": checkpoint.sha256, "prompts": digest([p.key for p in asked])}
-        key |= {n: v for n, v in self.settings.items() if n == "draw_batch_size"}
+        key = {
+            "what": "replay",
+            "numerics": NUMERICS,
+            "model": checkpoint.sha256,
+            "prompts": digest([p.key for p in asked]),
+        }
         key |= {n: v for n, v in drawing.decides.items() if n != "n"}
         key["dtype"] = f"{self.dtype}{', bf16' * self.bf16}"
         rows = processes.on_first(lambda: Store(self.folder / "pieces").once(key, draw))

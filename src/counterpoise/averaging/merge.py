@@ -17,7 +17,7 @@ from torch import Tensor
 from counterpoise.averaging.mix import LARGEST, Donor, mix, refuse_donor
 from counterpoise.averaging.recipe import refuse_unlike
 from counterpoise.averaging.streaming import check_written, other_inputs, stream
-from counterpoise.averaging.thinning import elected_mean, generator_for, kept, largest
+from counterpoise.averaging.thinning import elected_mean, generator_for, in_order, kept, largest
 from counterpoise.checkpoints.checkpoint import copy_companions, hash_in_background
 from counterpoise.checkpoints.files import CheckpointError, refuse_occupied, staged
 from counterpoise.checkpoints.hashing import in_background
@@ -212,7 +212,7 @@ def _merged(
     sparse = [update * mask * plan.scale for update, mask in zip(updates, masks, strict=True)]
     weights = plan.weights or (1.0,) * len(posts)
     if plan.method == "dare":
-        update = sum((u * w for u, w in zip(sparse, weights, strict=True)), torch.zeros(())) / math.fsum(weights)
+        update = in_order([u * w for u, w in zip(sparse, weights, strict=True)]) / math.fsum(weights)
     else:
         update = elected_mean(sparse, weights)
     return narrow(pre.to(update.dtype) + plan.ratio * update, posts[0].dtype, key=key, start=start)

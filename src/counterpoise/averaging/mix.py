@@ -25,8 +25,9 @@ def mix(
 ) -> Tensor:
     """theta(r) = pre + r (post - pre), in POST's dtype: Lin et al. 2024, section 5 (their weight is 1 - r).
 
-    Computed in at least float32 and rounded once, to bfloat16 and float16 stochastically: rounding to the nearest would
-    turn an update of one unit in the last place into none or all of it (`rounding.narrow`). A ratio of 0 or 1 gives that
+    Computed in at least float32, as pre - r (pre - post), by operations that every processor rounds alike (`torch.lerp` fuses
+    two of them on some), and rounded once, to bfloat16 and float16 stochastically: rounding to the nearest would turn an
+    update of one unit in the last place into none or all of it (`rounding.narrow`). A ratio of 0 or 1 gives that
     side's very bytes, and so do elements that are equal in both; above 1 it extrapolates (ExPO). Integer tensors, which
     carry no update, are POST's.
 
@@ -43,22 +44,23 @@ def mix(
     elif ratio == 0:
         result = pre.to(post.dtype)
     else:
-        wide = wide_dtype(pre, post)
-        if wide == pre.dtype == post.dtype:
-            return torch.lerp(pre, post, ratio) if out is None else torch.lerp(pre, post, ratio, out=out)
+        key = key_of(pre, post) if key is None and post.dtype in NARROW else key or 0
         result = torch.empty(post.shape, dtype=post.dtype) if out is None else out
-        if post.dtype not in NARROW:
-            return result.copy_(torch.lerp(pre.to(wide), post.to(wide), ratio))
-        key = key_of(pre, post) if key is None else key
-        _mix_narrow(pre.reshape(-1), post.reshape(-1), ratio, wide, key, start, result.view(-1))
+        _mix(pre.reshape(-1), post.reshape(-1), ratio, key, start, result.view(-1))
         return result
     return result if out is None else out.copy_(result)
 
 
-def _mix_narrow(pre: Tensor, post: Tensor, ratio: float, wide: torch.dtype, key: int, start: int, out: Tensor) -> None:
+def _mix(pre: Tensor, post: Tensor, ratio: float, key: int, start: int, out: Tensor) -> None:
     """Piece by piece in buffers that are allocated once: in fresh ones, page faults cost several times the arithmetic."""
+    wide = wide_dtype(pre, post)
     before, after = (torch.empty(min(PIECE, post.numel()), dtype=wide) for _ in range(2))
     for begin in range(0, post.numel(), PIECE):
         a, b, part = (t[begin : begin + PIECE] for t in (pre, post, out))
-        mixed = before[: len(part)].copy_(a).lerp_(after[: len(part)].copy_(b), ratio)
-        narrow_piece(mixed.to(torch.float32), part, key=key, start=start + begin)
+        first, gap = before[: len(part)].copy_(a), after[: len(part)].copy_(b)
+        torch.sub(first, gap, out=gap)  # so that -0.0 in both stays -0.0
+        mixed = first.sub_(gap.mul_(ratio))
+        if part.dtype in NARROW:
+            narrow_piece(mixed.to(torch.float32), part, key=key, start=start + begin)
+        else:
+            part.copy_(mixed)

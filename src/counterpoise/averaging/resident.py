@@ -55,6 +55,8 @@ class ResidentAverage:
         self.pair = pair
         model = _load(pair, donor, dtype or compute_dtype(pair, device)) if model is None else model
         self.model = model.to(device).eval()
+        words = self.model.get_input_embeddings()  # type: ignore[operator]
+        words.padding_idx = None  # or the gradient of that token is dropped where it stands in a text
         self._places = places(self.model, pair.shapes, pair.post.source)
         self._ratios: dict[str, float] = {}
         self._buffers = Buffers()

@@ -8,6 +8,7 @@ mergekit enlarges by what keeps the tensor's L1 norm instead; the two differ by 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -33,12 +34,17 @@ def elected_mean(updates: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     >>> elected_mean([a, b, c], [1, 1, 1])
     tensor([2., 4.])
     """
-    stacked = torch.stack(list(updates))
-    of = torch.tensor(list(weights), dtype=stacked.dtype).view(-1, *[1] * (stacked.dim() - 1))
-    weighted = stacked * of
-    agrees = (weighted.sign() == weighted.sum(0).sign()) & (stacked != 0)
-    total = (of * agrees).sum(0)
-    return torch.where(total > 0, (weighted * agrees).sum(0) / total, 0)
+    weighted = [update * weight for update, weight in zip(updates, weights, strict=True)]
+    sign = in_order(weighted).sign()
+    agrees = [(part.sign() == sign) & (part != 0) for part in weighted]
+    total = in_order([part * weight for part, weight in zip(agrees, weights, strict=True)])
+    elected = in_order([part * mask for part, mask in zip(weighted, agrees, strict=True)])
+    return torch.where(total > 0, elected / total, 0)
+
+
+def in_order(parts: Sequence[Tensor]) -> Tensor:
+    """The sum of a few tensors, one after the other, as every processor adds them."""
+    return functools.reduce(torch.add, parts)
 
 
 @dataclass

@@ -84,7 +84,7 @@ class Panel:
     @property
     def settings(self) -> dict[str, Any]:
         """How responses are drawn and how much is measured, as plain json."""
-        names = ("max_new_tokens", "temperature", "batch_size", "chat", "seed")
+        names = ("max_new_tokens", "temperature", "chat", "seed")
         drawn = {name: getattr(self.drawing, name) for name in names}
         return {"limit": self.limit, "prompt_limit": self.prompt_limit, "replies": self.drawing.n, **drawn}
 
@@ -153,7 +153,7 @@ class Panel:
         drawing = {"tokens": how.max_new_tokens, "temperature": how.temperature, "chat": how.chat, "seed": how.seed}
         chosen = self.prompts_of(part)
         key = {"what": "reward", "reward": self.reward_id, "prompts": digest([p.key for p in chosen]), **drawing}
-        key |= {"batch": how.batch_size} | ({"replies": how.n} if how.n > 1 else {})
+        key |= {"replies": how.n} if how.n > 1 else {}
         means = kept(
             key, lambda: draw_rated(model, tokenizer, chosen, self.reward, self.draws()).rewards.mean(1).tolist()
         )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -10,7 +13,9 @@ from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from counterpoise.language.scoring import (
@@ -36,9 +41,9 @@ class Drawing:
         max_new_tokens: of the longest response.
         temperature: 0 is greedy.
         chat: whether a prompt goes through the tokenizer's chat template, where it has one.
-        batch_size: responses drawn at once, or n where that is more; it decides the random draws.
-        seed: two models asked with the same seed and prompts see the same random numbers, so that their rewards can be
-            compared in pairs.
+        batch_size: responses drawn at once, or n where that is more.
+        seed: of the random numbers, one for each (prompt, reply, token): two models that are asked the same see the same
+            ones, so that their rewards can be compared in pairs.
     """
 
     n: int = 1
@@ -100,10 +105,12 @@ def sample(
 ) -> list[list[tuple[int, ...]]]:
     """Draw `drawing.n` responses for each prompt, by ancestral sampling (greedy when the temperature is 0).
 
-    Nothing else shapes the draws: of the model's own generation config only the ids that end a response count.
+    Nothing else shapes the draws: of the model's own generation config only the ids that end a response count. What is
+    drawn does not depend on the batch, on n, on the other prompts or on what ran before, but for the last bits of the
+    logits: a token changes where its random number falls between two that differ in those (`InverseCdf`).
 
     Args:
-        prompts: token ids, one tuple a prompt.
+        prompts: token ids, one tuple a prompt; the same one again draws other responses.
 
     Returns:
         For each prompt its n responses as token ids; a finished response ends with the first of `stop_tokens`, a
@@ -114,24 +121,25 @@ def sample(
     drawing.check()
     stops = stop_tokens(model, tokenizer)
     pad = stops[0] if stops else 0
-    # Said outright: transformers has defaults of its own (top_k 50, for instance).
-    how: dict[str, Any] = {"do_sample": drawing.temperature > 0}
-    how |= {"temperature": drawing.temperature, "top_k": 0, "top_p": 1.0} if how["do_sample"] else {}
     config = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=drawing.max_new_tokens, eos_token_id=list(stops) or None, pad_token_id=pad, **how
+        max_new_tokens=drawing.max_new_tokens, eos_token_id=list(stops) or None, pad_token_id=pad, do_sample=False
     )
     refuse_too_long(model, prompts, drawing.max_new_tokens)
     device, n, way = device_of(model), drawing.n, way_of(model)
     responses: list[list[tuple[int, ...]]] = [[] for _ in prompts]
+    seen: Counter[tuple[int, ...]] = Counter()
+    keys = []
+    for prompt in prompts:
+        keys.append((prompt, seen[prompt]))
+        seen[prompt] += 1
     done = 0
     was_training = model.training
     model.eval()
-    fork = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-    with fork, _blank_generation_config(model):
-        for number, rows in enumerate(_batches(prompts, max(1, drawing.batch_size // n), way)):
-            torch.manual_seed(drawing.seed * 1_000_003 + number)
+    with _blank_generation_config(model):
+        for rows in _batches(prompts, max(1, drawing.batch_size // n), way):
             ids_BT, mask_BT = left_pad([prompts[i] for i in rows], pad, device)
-            out = _generate(model, ids_BT, mask_BT, n, way, config)
+            draws = [InverseCdf([keys[i] for i in rows], drawing, ids_BT.shape[1])] if drawing.temperature > 0 else []
+            out = _generate(model, ids_BT, mask_BT, n, way, config, draws)
             drawn = out[:, ids_BT.shape[1] :].view(len(rows), n, -1).tolist()
             for i, texts in zip(rows, drawn, strict=True):
                 responses[i] = [_cut_after(tokens, stops) for tokens in texts]
@@ -140,6 +148,44 @@ def sample(
                 progress(done, len(prompts))
     model.train(was_training)
     return responses
+
+
+class InverseCdf:
+    """Draws each row's next token by the inverse of its distribution function, for `generate` to take.
+
+    Token i is drawn where u lies between the sums of the probabilities before i and up to i; u is uniform, a number of its
+    own for each (seed, prompt, reply, position), from Philox (Salmon et al. 2011), the same on every machine. What has no
+    probability is never drawn.
+
+    Args:
+        keys: token ids of a prompt, and how often it came before; `drawing.n` rows of each.
+        begin: columns before the first drawn token.
+    """
+
+    def __init__(self, keys: Sequence[tuple[tuple[int, ...], int]], drawing: Drawing, begin: int) -> None:
+        self.temperature, self.begin = drawing.temperature, begin
+        rows = [uniforms(*key, reply, drawing) for key in keys for reply in range(drawing.n)]
+        self.uniforms_BT = torch.from_numpy(np.stack(rows))
+
+    def __call__(self, ids_BT: Tensor, logits_BV: Tensor) -> Tensor:
+        """Scores for the next token: 0 for the drawn one, minus infinity for all others."""
+        u_B = self.uniforms_BT[:, ids_BT.shape[1] - self.begin].to(logits_BV.device)
+        below_BV = torch.softmax(logits_BV.float() / self.temperature, dim=-1).cumsum(-1, dtype=torch.float64)
+        total_B = below_BV[:, -1]
+        if not total_B.isfinite().all():
+            raise ValueError("sampling: expected logits that are numbers, found NaN or infinity; try dtype float32")
+        reached_B1 = torch.searchsorted(
+            below_BV, (u_B * total_B)[:, None], right=True
+        )  # u < 1: below the total in float64
+        return torch.full_like(logits_BV, -math.inf).scatter_(1, reached_B1, 0.0)
+
+
+def uniforms(prompt: Sequence[int], before: int, reply: int, drawing: Drawing) -> NDArray[np.float64]:
+    """The random numbers of one response, in [0, 1): shape (max_new_tokens,); `before`: how often the prompt came before."""
+    named = json.dumps([drawing.seed, list(prompt), before, reply]).encode()
+    key = int.from_bytes(hashlib.sha256(named).digest()[:16])
+    raw = np.random.Philox(key=key).random_raw(drawing.max_new_tokens)
+    return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 @contextmanager
@@ -237,7 +283,9 @@ def _batches(prompts: Sequence[tuple[int, ...]], size: int, way: Way) -> Iterato
             yield from (list(same) for _, same in groupby(rows, key=lambda i: len(prompts[i])))
 
 
-def _generate(model: nn.Module, ids_BT: Tensor, mask_BT: Tensor, n: int, way: Way, config: Any) -> Any:
+def _generate(
+    model: nn.Module, ids_BT: Tensor, mask_BT: Tensor, n: int, way: Way, config: Any, draws: Sequence[InverseCdf] = ()
+) -> Any:
     """What `generate` gives for n responses to each prompt, after the prompt."""
     config.use_cache = way.caches
     return model.generate(  # type: ignore[operator]
@@ -245,6 +293,7 @@ def _generate(model: nn.Module, ids_BT: Tensor, mask_BT: Tensor, n: int, way: Wa
         attention_mask=mask_BT.repeat_interleave(n, dim=0),
         past_key_values=_prefilled(model, ids_BT, mask_BT, n) if way.shares else None,
         generation_config=config,
+        logits_processor=list(draws),
         synced_gpus=False,  # each process draws on its own, where weights are cut up among several
     )
 
