@@ -15,7 +15,7 @@ import json, sys
 from pathlib import Path
 from counterpoise.averaging.average import average
 from counterpoise.averaging.merge import Merge, merge
-from counterpoise.checkpoints.files import sha256
+from counterpoise.checkpoints.hashing import sha256
 here, out = Path(sys.argv[1]), Path(sys.argv[2])
 for kind in ("float32", "bfloat16", "float16"):
     average(here / kind / "pre", here / kind / "post", out / kind, 0.3)

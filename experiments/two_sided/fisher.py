@@ -133,7 +133,7 @@ class Moved(nn.Module):
 
     def __init__(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.model, self.tensors = model, tensors
+        self.model, self.tensors, self.config = model, tensors, model.config
 
     def forward(self, **inputs: Any) -> Any:
         """The model's output."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from counterpoise.checkpoints.checkpoint import unwrapped
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.judging.judges import Ranker
 from counterpoise.language.scoring import by_length
@@ -95,9 +96,10 @@ def pairrm(source: str | Path, *, device: str = "cpu", batch_size: int = 16) -> 
     checkpoint = open_checkpoint(source)
     refuse_no_pairrm(source, checkpoint.config)
     model = PairRM(DebertaV2Config(**checkpoint.config))
-    missing = model.load_state_dict(dict(checkpoint), strict=False).missing_keys
-    if missing:
-        raise ValueError(f"--preference {source}: expected a trained PairRM, found no {sorted(missing)[0]} in it")
+    names = unwrapped([*model.state_dict()])  # a checkpoint is read without what wraps a model: here `pretrained_model`
+    if missing := sorted(own for own, plain in names.items() if plain not in checkpoint):
+        raise ValueError(f"--preference {source}: expected a trained PairRM, found no {missing[0]} in it")
+    model.load_state_dict({own: checkpoint[plain] for own, plain in names.items()})
     model = model.to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
     for name, mark in MARKS.items():
