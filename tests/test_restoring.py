@@ -217,7 +217,8 @@ def test_when_too_much_is_asked_the_next_best_is_named(world: Path, tmp_path: Pa
         **{**SETTINGS, "keep_reward": float(kept)},
         work=work,
     )
-    assert again["pick"] == name
+    at = {p["name"]: p["retention"]["value"] for p in again["points"] if p["part"] == "validation"}
+    assert at[again["pick"]] >= at[name]  # it is accepted, and left only for one that keeps more
 
 
 def test_a_fixed_mean_writes_hma_there(world: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_the_reward_rises() -> None:
         PROMPTS,
         count_early_letters,
         drawing=Drawing(n=8, max_new_tokens=8),
-        iterations=6,
+        iterations=8,
         epochs=3,
         learning_rate=1e-2,
     )

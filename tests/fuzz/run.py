@@ -98,6 +98,7 @@ class World:
             said = os.open(place / "said", os.O_WRONLY | os.O_CREAT)
             os.dup2(said, 1)
             os.dup2(said, 2)
+            sys.stdout, sys.stderr = (os.fdopen(fd, "w", closefd=False) for fd in (1, 2))  # pytest has others
             os.chdir(place)
             if draw is not None:
                 pages = int(Path("/proc/self/statm").read_text().split()[0])

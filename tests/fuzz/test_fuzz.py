@@ -16,10 +16,12 @@ CASES, KILLS = 250, 20
 
 @pytest.fixture(autouse=True)
 def _back_again() -> Iterator[None]:
-    """The commands run in folders of their own."""
-    before = os.getcwd()
+    """The commands run in folders and an environment of their own."""
+    before, environment = os.getcwd(), dict(os.environ)
     yield
     os.chdir(before)
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 def test_broken_files_end_in_a_right_result_or_one_clear_line(tmp_path: Path) -> None:
