@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AddedToken
 
-from counterpoise.language.prompts import Prompt, encode_prompt, read_prompts
+from counterpoise.language.prompts import Prompt, encode_prompt, encode_prompts, read_prompts
 from counterpoise.language.sampling import Drawing, InverseCdf, decode, sample, stop_tokens, turn_end
 from counterpoise.language.scoring import Example, by_length, continuation_logprobs, response_nll, response_tokens
 from tiny import CAUSAL, tiny, tokenizer
@@ -373,3 +373,11 @@ def test_by_length_covers_everything_once_longest_first(lengths: list[int], size
     assert [lengths[i] for i in rows] == sorted(lengths, reverse=True)
     assert [len(batch) for batch in batches[:-1]] == [size] * (len(batches) - 1)
     assert all(0 < len(batch) <= size for batch in batches)
+
+
+def test_a_prompt_without_a_token_is_named(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "ab"}\n{"prompt": ""}\n')
+    with pytest.raises(
+        ValueError, match=r"p\.jsonl, line 2: expected a prompt of at least one token, found none \(1 of 2\)"
+    ):
+        encode_prompts(tokenizer(), read_prompts(tmp_path / "p.jsonl"), chat=False, new=3, limit=None)

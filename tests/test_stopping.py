@@ -120,8 +120,11 @@ def test_what_transformers_cannot_read_is_the_files_fault(tmp_path: Path, capsys
     (tmp_path / "config.json").write_text('{"model_type": "llama", "dtype": "a"}')
     words = tokenizer()
     words.chat_template = "{{ 1 // 0 }}"
+    broken = tokenizer()
+    broken.name_or_path, broken.model_max_length = "the broken one", [1]
     for work, message in (
         (lambda: AutoConfig.from_pretrained(tmp_path), f"transformers cannot read {tmp_path} (AttributeError: "),
+        (lambda: broken("abc"), "transformers cannot read the broken one (TypeError: "),
         (lambda: words.apply_chat_template([{"role": "user", "content": "a"}]), "this conversation (ZeroDivisionError"),
     ):
         with pytest.raises(SystemExit), plain_errors("nothing"):

@@ -37,6 +37,7 @@ os.environ |= {
 
 import torch
 
+from counterpoise.checkpoints import files
 from counterpoise.cli.app import app
 from counterpoise.records import versions, write_json
 from multitask.text.worlds import write_folder
@@ -128,6 +129,7 @@ class World:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
             return child
         status = 99
+        files._swept.clear()  # a command by itself has swept no folder yet
         try:
             said = os.open(self.place / "said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(said, 1)
@@ -136,6 +138,7 @@ class World:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
             status = _here(self.place, COMMANDS[name])
+            signal.pthread_sigmask(signal.SIG_BLOCK, held)  # or one could still take the way that removes the world
         except KeyboardInterrupt:  # before or after the command
             status = 130
         except BaseException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,9 @@ class Recipe:
             raise ValueError(f"expected a recipe (format: {FORMAT}), found format {str(found)[:60]!r}")
         refuse_unlike(content)
         listed = content["blocks"]
-        blocks = [Block(b["name"], float(b["weight"]), tuple(b["tensors"]), tuple(b["layers"])) for b in listed]
+        blocks = [
+            Block(b["name"], float(b["weight"]), tuple(b["tensors"]), tuple(map(index, b["layers"]))) for b in listed
+        ]
         cut = Partition(content["partition"], tuple(blocks), tuple(content["rest"]["tensors"]))
         rest = {name: content[name] for name in ("inputs", "settings", "versions")}
         return cls(cut, tuple(float(b["ratio"]) for b in listed), **rest, warnings=tuple(content["warnings"]))

@@ -168,6 +168,8 @@ def _read_by_transformers(error: Exception) -> str | None:
                 found = str(frame.f_locals.get("pretrained_model_name_or_path", "the model's config.json"))
             elif name == "apply_chat_template":
                 found = "template"
+            elif str(frame.f_globals.get("__name__")).startswith("transformers.tokenization"):
+                found = str(getattr(frame.f_locals.get("self"), "name_or_path", "the tokenizer"))
     return found
 
 

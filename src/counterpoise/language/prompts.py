@@ -121,11 +121,16 @@ def named(prompt: Prompt) -> str:
 
 
 def refuse_long_prompts(prompts: Sequence[Prompt], lengths: Sequence[int], new: int, limit: int | None) -> None:
-    """Raise where a prompt of so many tokens and `new` more do not fit a context of `limit`; None has room for all.
+    """Raise where a prompt of so many tokens and `new` more do not fit a context of `limit` (None has room for all), or has none.
 
     Raises:
         ValueError: the first of them, and how many there are.
     """
+    if empty := [i for i, length in enumerate(lengths) if not length]:
+        raise ValueError(
+            f"{named(prompts[empty[0]])}: expected a prompt of at least one token, found none ({len(empty)} of {len(prompts)}); "
+            "drop it, or mend the chat template that wrote nothing"
+        )
     room = math.inf if limit is None else limit - new
     if long := [i for i, length in enumerate(lengths) if length > room]:
         raise ValueError(
