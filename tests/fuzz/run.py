@@ -46,7 +46,7 @@ from fuzz.cases import TARGETS, Target, make
 from fuzz.mutate import KINDS
 
 SECONDS, MEMORY = 10.0, 1 << 30
-STARVED = re.compile(r"memory|DefaultCPUAllocator", re.I)
+STARVED = re.compile(r"out of memory|MemoryError|DefaultCPUAllocator", re.I)
 
 
 class World:

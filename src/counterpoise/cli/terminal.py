@@ -34,7 +34,7 @@ FULL = "out of memory ({}); give a smaller --batch-size, a shorter --max-new-tok
 FAILED = "the device failed ({}); try --device cpu, or start the command again"
 TEMPLATE = "the chat template cannot say this conversation ({}); mend it, or give --no-chat-template"
 UNREADABLE = "transformers cannot read {} ({}); fetch it again, or mend its config.json or tokenizer"
-READERS = ("from_pretrained", "from_config", "for_model", "from_dict")
+READERS = ("from_pretrained", "from_config", "for_model", "from_dict", "__init__")
 KINDS = {
     "builtins.EOFError": DAMAGED, "zlib.error": DAMAGED, "_lzma.LZMAError": DAMAGED, "_csv.Error": DAMAGED,
     "tarfile.TarError": DAMAGED, "safetensors._safetensors_rust.SafetensorError": DAMAGED,
