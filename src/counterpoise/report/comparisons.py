@@ -142,6 +142,8 @@ def pooled(comparison: Comparison) -> dict[str, Any]:
 def beaten_by(results: Results, point: PointEntry, axis: str = RETENTION) -> list[str]:
     """Names of the points of the same part that are at least as good in reward and on `axis`, and better in one."""
     part = point.get("part", reading.VALIDATION)
+    if not reading.known(point.get("reward")):
+        return []
     here = point["reward"]["value"], reading.score_value(results, point, axis)
     names = []
     for other in reading.plottable(results, part, axis):
