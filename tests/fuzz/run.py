@@ -29,7 +29,7 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[1])]
-import fuzz.environment  # noqa: F401, I001  (first of all)
+import fuzz.environment  # noqa: I001  (first of all)
 import torch
 from safetensors import safe_open
 
