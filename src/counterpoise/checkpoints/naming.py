@@ -201,7 +201,7 @@ def writer_of(config: Any, source: str) -> Any:
     """
     from transformers.models.auto import modeling_auto as auto
 
-    named = ", ".join(map(str, config.architectures or [config.model_type]))
+    named = ", ".join(config.architectures or [config.model_type])
     if config.is_encoder_decoder:
         raise CheckpointError(
             f"{source}: expected a model that goes on with its prompt, found {named}, an encoder-decoder; such models can be "

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from counterpoise.checkpoints.files import CheckpointError, first_line
+from counterpoise.checkpoints.configs import understood
+from counterpoise.checkpoints.files import CheckpointError, first_line, read_json
 from counterpoise.checkpoints.naming import writer_of
 
 POSITIONS = "whose positions transformers counts in another way when it generates"
@@ -55,6 +56,8 @@ def refuse_unmeasurable(*sources: str | Path) -> None:
             folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)
         ):
             continue
+        if (place := folder / "config.json").is_file():
+            understood(read_json(place), place)  # values of the wrong type are refused in one place
         try:
             config = AutoConfig.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
         except OSError:
