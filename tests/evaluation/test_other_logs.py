@@ -145,7 +145,8 @@ def test_inspects_grades_parts_and_unscored_samples(tmp_path: Path, form: str) -
     assert row["flips"] == {**row["flips"], "p": 1.0}
     assert [row["flips"][k]["count"] for k in ("lost", "won")] == [2, 1]
     assert found["notes"] == [
-        f"quiz: 1 of 5 items have no number for {m}; left out." for m in ("judge", "parts/a", "parts/b")
+        *(f"quiz: 1 of 5 items have no number for {m}; left out." for m in ("judge", "parts/a", "parts/b")),
+        "Whether higher is better is not known: quiz parts/a; shown as if, and not counted.",
     ]
     assert rows(found)["quiz", "parts/a"]["tax"]["value"] == 0
 

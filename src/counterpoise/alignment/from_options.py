@@ -208,10 +208,11 @@ class Alignment:
         """The texts of a corpus, or PRE's own responses to the prompts, drawn once."""
         checkpoint = open_checkpoint(self.source)
         if corpus != "self":
-            from transformers import AutoTokenizer
+            from transformers import AutoConfig, AutoTokenizer
 
             tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
-            limit = min(LONGEST_TEXT, checkpoint.config.get("max_position_embeddings", LONGEST_TEXT))
+            config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+            limit = min(LONGEST_TEXT, context_of(config) or LONGEST_TEXT)
             return read_corpus(corpus, tokenizer, max_tokens=limit, chat=self.chat)
         asked, drawing = self.files.asked, self.own_drawing
 

@@ -90,7 +90,8 @@ def train_reward_model(
     cut = min(math.ceil(held_out * len(pairs)), len(pairs) - 1) if held_out else 0
     tested, learned = pairs[:cut], pairs[cut:]
     # Decoders score the last token that is not the padding's: that must be none of the text's, as its end may be.
-    pad = spare_token([ids for pair in pairs for ids in pair.values()], tokenizer, model) or tokenizer.pad_token_id
+    spare = spare_token([ids for pair in pairs for ids in pair.values()], tokenizer, model)
+    pad = tokenizer.pad_token_id if spare is None else spare
     own, model.config.get_text_config().pad_token_id = tokenizer.pad_token_id, pad
     before = _accuracy(model, tested, pad, micro_batch_size)
     with TemporaryDirectory() as scratch, quiet_libraries():

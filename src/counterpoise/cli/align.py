@@ -96,9 +96,7 @@ def model(
     epochs: Annotated[int | None, _setting("rsf (2), ppo (2): passes over a round; dpo (3).")] = None,
     learning_rate: Annotated[float | None, _setting("rsf (1e-5), ppo (1e-6), dpo (1e-6).")] = None,
     batch_size: Annotated[int | None, _setting("Responses or pairs per optimiser step (32).")] = None,
-    draw_batch_size: Annotated[
-        int | None, _setting("Responses drawn at once (64), at least n; decides the random draws.")
-    ] = None,
+    draw_batch_size: Annotated[int | None, _setting("Responses drawn at once (64), at least n.")] = None,
     max_new_tokens: Annotated[int | None, _setting("rsf, ppo (128): longest response.")] = None,
     temperature: Annotated[float | None, _setting("rsf, ppo (1): of sampled responses.")] = None,
     beta: Annotated[float | None, _setting("dpo (0.1): inverse temperature.")] = None,
@@ -217,7 +215,7 @@ def collect(
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Annotated[str, typer.Option(help="Of the computation.")] = "float32",
-    micro_batch_size: Annotated[int, typer.Option(help="Sequences at once; decides the random draws.")] = 64,
+    micro_batch_size: Annotated[int, typer.Option(help="Sequences at once.")] = 64,
     max_new_tokens: NewTokens = 128,
     temperature: Temperature = 1.0,
     no_chat_template: NoChat = False,

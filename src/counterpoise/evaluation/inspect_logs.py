@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from counterpoise.checkpoints.reading import decoded, parse_json, read_text
-from counterpoise.evaluation.logged import Column, Key, Log, Task, close, hashed
+from counterpoise.evaluation.logged import UP, Column, Key, Log, Task, close, hashed
 
 GRADES = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
 """Correct, partial, incorrect, no answer, as Inspect's value_to_float."""
@@ -73,6 +73,7 @@ def _members(file: Path, wanted: Callable[[str], bool]) -> Iterator[Any]:
 def _task(task: Task, file: Path, head: Mapping[str, Any]) -> Task:
     scored: dict[str, dict[Any, list[float]]] = {}
     keys: dict[Any, Key] = {}
+    graded: dict[str, bool] = {}  # in letters or words: C, I, P, N, yes, no
     inside = _members(file, lambda name: name.startswith("samples/") and name.endswith(".json"))
     for sample in head.get("samples") or () if file.suffix != ".eval" else inside:
         who = sample.get("id")
@@ -85,6 +86,7 @@ def _task(task: Task, file: Path, head: Mapping[str, Any]) -> Task:
                     task.left_out[metric] = "its values are no numbers"
                 else:
                     scored.setdefault(metric, {}).setdefault(who, []).append(number)
+                    graded[metric] = graded.get(metric, True) and isinstance(part, str)
     reported = {s["name"]: s for s in ((head.get("results") or {}).get("scores") or ())}
     order = list(keys.values())
     for metric, values in scored.items():
@@ -93,6 +95,7 @@ def _task(task: Task, file: Path, head: Mapping[str, Any]) -> Task:
             if who in values:
                 column.put(at, [float(np.mean(values[who]))])  # over epochs
         found = (reported.get(metric.partition("/")[0]) or {}).get("metrics") or {}
+        column.up = True if graded[metric] or "accuracy" in found or metric.partition("/")[0] in UP else None
         own = found.get("accuracy") or found.get("mean") or {}
         column.reported = own.get("value") if "/" not in metric else None
         mean = float(np.mean([v[0] for v in column.values if v is not None]))

@@ -82,7 +82,7 @@ def compare(pre: Log, post: Log) -> dict[str, Any]:
             rows.append(row)
             if name in grouped_tasks:
                 kept[name, metric, kind] = resampled(*sides, a.aggregate, seed=sizes[min(items, MOST)])
-        sizes[min(rows[-1]["items"], MOST) if rows else 0] += 1
+        sizes.update({min(row["items"], MOST) for row in rows[before:]})
     if not rows:
         raise ValueError(f"tax --from: expected items that both logs have, found none; {' '.join(notes)}")
     rows += _group_rows(pre, post, kept, rows, notes)

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 CALIBRATION = "calibration"
 """The aggregate of (confidence, right, Brier score) of each item; see `counterpoise.statistics.calibration`."""
+UP = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "em", "f1", "bleu", "logprob")
+"""Metrics that are known to be better when higher, where a log does not say; logprob is made here."""
 Values = tuple[float, ...]
 
 

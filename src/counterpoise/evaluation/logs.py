@@ -11,13 +11,11 @@ from typing import Any
 
 from counterpoise.checkpoints.reading import parse_json, read_text, stream_json_lines
 from counterpoise.evaluation import inspect_logs
-from counterpoise.evaluation.logged import CALIBRATION, Column, Group, Key, Log, Task, close, hashed, of_hex
+from counterpoise.evaluation.logged import CALIBRATION, UP, Column, Group, Key, Log, Task, close, hashed, of_hex
 from counterpoise.evaluation.results import measurement
 from counterpoise.statistics.bootstrap import score
 
 SAMPLES = re.compile(r"samples_(?P<task>.+?)_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl(\.gz)?$")
-UP = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "em", "f1", "bleu", "logprob")
-"""Metrics that are known to be better when higher, for samples without their results file; logprob is made here."""
 PER = {"word_perplexity": "nats/word", "byte_perplexity": "nats/byte", "bits_per_byte": "bits/byte"}
 FIELDS = (
     "doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "doc_hash", "prompt_hash", "target_hash",

@@ -114,6 +114,7 @@ def tax_table(pre: Scores, post: Scores, pick: Scores | None = None) -> list[dic
                     "post": interval_of(after),
                     "pick": interval_of(now) if pick else None,
                     "tax": difference(before, after),
+                    "unit_of_loss": unit_of(before, after),
                     "remaining": difference(before, now) if pick else None,
                     "at_floor": floor,
                 }

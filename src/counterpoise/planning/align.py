@@ -16,6 +16,7 @@ from counterpoise.checkpoints.checkpoint import short
 from counterpoise.language.costs import Plan, Shape, Stage, drawing_bytes, drawn, optimiser_bytes, step_bytes, trained
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
+from counterpoise.language.scoring import context_of
 from counterpoise.planning.looking import Source, Words, judged, lengths, look, look_at_reward, room_for, said_of
 from counterpoise.planning.restore import ASSUMED, BOUNDS
 from counterpoise.planning.stages import DRAWING, REPLAYED, TRAINING, Loop, align_stages
@@ -149,7 +150,7 @@ def _loop(wanted: Alignment) -> tuple[Loop, list[Prompt], list[str]]:
 
 def _longest_replayed(corpus: str, model: Source, words: Words, *, chat: bool) -> tuple[int, int]:
     """Tokens of the longest prompt and response of a corpus."""
-    limit = min(LONGEST_TEXT, getattr(model.model.config, "max_position_embeddings", LONGEST_TEXT))
+    limit = min(LONGEST_TEXT, context_of(model.model.config) or LONGEST_TEXT)
     if words.tokenizer is None:
         return 1, limit - 1
     examples = read_corpus(corpus, words.tokenizer, max_tokens=limit, chat=chat)

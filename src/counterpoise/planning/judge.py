@@ -12,6 +12,7 @@ from counterpoise.language.costs import Plan, Stage, cache_bytes, drawing, drawi
 from counterpoise.language.dtypes import computed_in
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
+from counterpoise.language.scoring import context_of
 from counterpoise.planning.looking import Words, judged, lengths, look, look_at_reward, said_of
 from counterpoise.planning.restore import ASSUMED
 
@@ -67,7 +68,7 @@ def plan_compare(pairs: Sequence[OutputPair], *, reward: str | None, preference:
         rows = [read(*row) for row in zip(*sizes, strict=True)] * 2
         what = f"{len(pairs):,} pairs in both orders"
     config: Any = judge.model.config
-    limit = getattr(config, "max_position_embeddings", None)
+    limit = context_of(config)
     if preference is None and limit is not None:
         rows = [min(row, limit) for row in rows]
     work = forward(judge.shape, sum(rows) / len(rows), sequences=len(rows))

@@ -141,8 +141,8 @@ def paired(a: ArrayLike, b: ArrayLike, aggregate: str, *, seed: int = 0, resampl
 def resampled_difference(value: float, drawn: Array) -> Difference:
     """A difference with the percentile interval and the p that its resamples, shape (resamples,), give it.
 
-    For what has no influence of single items: areas under fronts, points at equal reward. p is twice the smaller share of
-    resampled differences on one side of 0, with one added to both counts.
+    For what has no influence of single items: areas under fronts, points at equal reward, means over tasks. p is twice the
+    smaller share of resampled differences on one side of 0, with one added to both counts.
     """
     low, high = np.quantile(drawn, [0.025, 0.975])
     tail = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))

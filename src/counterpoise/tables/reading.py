@@ -63,7 +63,8 @@ def standard_error(score: Mapping[str, Any]) -> float:
 
 def tax_unit(row: Mapping[str, Any]) -> float:
     """The unit of an ability's loss, from its tax row: the tax, or two standard errors of it where it is less."""
-    return max(abs(row["tax"]["value"]), 2 * standard_error(row["tax"])) or 1.0
+    held = row.get("unit_of_loss")  # files of before there were units have the interval alone
+    return float(held or max(abs(row["tax"]["value"]), 2 * standard_error(row["tax"])) or 1.0)
 
 
 def counted_taxes(results: Results) -> list[Mapping[str, Any]]:

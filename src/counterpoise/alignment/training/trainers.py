@@ -13,6 +13,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from counterpoise.alignment.training.run import telling
 from counterpoise.language.loading import without_bars
+from counterpoise.language.scoring import context_of
 from counterpoise.records import Progress
 
 SETTINGS: dict[str, Any] = {"logging_steps": 1, "disable_tqdm": True, "report_to": "none"}
@@ -41,7 +42,7 @@ def quiet_libraries() -> Iterator[None]:
 
 def longest(model: Any, max_length: int) -> int:
     """Tokens of a sequence: `max_length`, or the model's context where that is shorter."""
-    return min(max_length, getattr(model.config, "max_position_embeddings", None) or max_length)
+    return min(max_length, context_of(model.config) or max_length)
 
 
 def with_pad_token(tokenizer: Any) -> Any:
