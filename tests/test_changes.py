@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -108,14 +110,15 @@ def test_weights_that_change_before_they_are_hashed_are_noticed(tmp_path: Path) 
 def test_a_file_that_shrinks_while_it_is_hashed_ends_with_a_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Meddling:
-        """Cuts the file after the first stretch."""
+    really = hashlib.file_digest
 
-        def update(self, part: memoryview) -> None:
-            os.truncate(tmp_path / "f", 10)
+    def meddling(opened: BinaryIO, kind: str) -> object:
+        opened.read(1)
+        os.truncate(tmp_path / "f", 10)
+        return really(opened, kind)
 
     (tmp_path / "f").write_bytes(bytes(9 << 20))
-    monkeypatch.setattr("counterpoise.checkpoints.hashing.hashlib.sha256", Meddling)
+    monkeypatch.setattr("counterpoise.checkpoints.hashing.hashlib.file_digest", meddling)
     with pytest.raises(CheckpointError, match=CHANGED):
         Watch([tmp_path / "f"]).sha256(tmp_path / "f")
 

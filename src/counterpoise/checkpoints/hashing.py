@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import mmap
-import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -107,13 +105,6 @@ def state_of(file: Path) -> State:
 
 
 def _hash(file: Path) -> str:
-    """By memory map: the pages are shared with the arithmetic, where `read` would copy each once more."""
-    total = hashlib.sha256()
+    """Read, not mapped: a file that shrinks meanwhile would kill the process that maps it."""
     with file.open("rb") as opened:
-        if size := os.fstat(opened.fileno()).st_size:
-            with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
-                for start in range(0, size, 1 << 22):
-                    if mapped.size() < size:  # to read past the end of a file kills the process
-                        raise changed(file)
-                    total.update(view[start : start + (1 << 22)])
-    return total.hexdigest()
+        return hashlib.file_digest(opened, "sha256").hexdigest()
