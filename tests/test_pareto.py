@@ -207,7 +207,7 @@ def test_bad_statistics_are_refused(statistics, aggregate: str, found: str) -> N
 
 
 def test_other_items_and_infinite_points_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"the same items on both sides, found shapes \(2, 2\) and \(3, 2\)"):
+    with pytest.raises(ValueError, match=r"the same items on both sides, found shapes \(2, 1\) and \(3, 1\)"):
         paired_difference([[1.0]] * 2, [[1.0]] * 3, "mean")
     with pytest.raises(ValueError, match="finite points"):
         front([[1.0, np.inf]])

@@ -135,3 +135,16 @@ def test_an_encoder_and_a_decoder_of_other_depths_are_both_cut(sides: tuple[str,
     ]
     assert len(layerwise(held)) == 24
     assert cut.rest == ()
+
+
+def test_experts_beside_the_attention_leave_it_a_block_of_its_own() -> None:
+    """Gemma 4's layers hold experts and router themselves, without a module around the two."""
+    inside = {
+        "experts.gate_up_proj": (4, 8, 8),
+        "router.proj.weight": (4, 8),
+        "self_attn.q_proj.weight": (8, 8),
+        "norm.weight": (8,),
+    }
+    shapes = {f"model.layers.{i}.{name}": shape for i in range(2) for name, shape in inside.items()}
+    cut = {b.name: len(b.tensors) for b in by_module(shapes).blocks}
+    assert cut == {"experts": 2, "router": 2, "self_attn.q_proj": 2, "norm": 2}

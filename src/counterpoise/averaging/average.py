@@ -116,5 +116,7 @@ def _plan(pair: Pair, ratios: float | Sequence[float] | Recipe, blocks: int | st
             raise ValueError(f"ratios: expected {len(cut)}, one per block ({cut.name}), found {len(ratios)}")
         plan = Recipe(cut, tuple(float(r) for r in ratios))
     if wrong := [r for r in plan.ratios if not 0 <= r <= LARGEST]:
-        raise ValueError(f"ratios: expected numbers of at least 0 (1 keeps the whole update), found {wrong[0]}")
+        raise ValueError(
+            f"ratios: expected numbers of at least 0 (1 keeps the whole update) and at most {LARGEST:g}, found {wrong[0]}"
+        )
     return plan

@@ -215,9 +215,12 @@ def _kind_of_expert(path: str, mixtures: Collection[str], dimensions: int) -> st
     """`experts`, `router` or `shared` for a module of a mixture (`mlp.gate` beside `mlp.experts`), None for any other."""
     if mixtures and "shared" in path:
         return "shared"
-    if not any(path == m or path.startswith(f"{m}." if m else "") for m in mixtures):
-        return None
     parts = path.split(".")
+    inside = any(path == m or path.startswith(f"{m}.") for m in mixtures if m)
+    if not inside and not (
+        "" in mixtures and parts[0] in ("experts", "router")
+    ):  # Gemma 4's stand beside the attention
+        return None
     return "experts" if "router" not in parts and ("experts" in parts or dimensions == 3) else "router"
 
 

@@ -43,7 +43,8 @@ class Checkpoint(Mapping[str, Tensor]):
         self.folder = Path(folder)
         self.source = source or str(folder)
         self.files = weight_files(self.folder)
-        self._watch = Watch([*self.files, *filter(Path.is_file, [self.folder / "config.json"])])
+        self._hashed = [*self.files, *filter(Path.is_file, [self.folder / "config.json"])]
+        self._watch = Watch(self._hashed)
         self.entries: dict[str, Entry] = {}
         stored = [(name, entry) for file in self.files for name, entry in read_header(file).items()]
         own_module = bool(self.config.get("auto_map")) or self.config.get("model_type") in OWN_MODULE
@@ -110,8 +111,7 @@ class Checkpoint(Mapping[str, Tensor]):
     @cached_property
     def sha256(self) -> dict[str, str]:
         """sha256 of each weight file and of config.json, by path within the folder."""
-        hashed = [*self.files, *filter(Path.is_file, [self.folder / "config.json"])]
-        return {self._path(file): self._watch.sha256(file) for file in hashed}
+        return {self._path(file): self._watch.sha256(file) for file in self._hashed}
 
     def hashed(self, file: Path) -> str:
         """sha256 of a file of this checkpoint, which `refuse_changed` looks at from now on."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from counterpoise.evaluation.logged import CALIBRATION, Column, Key, Log, Task
+from counterpoise.evaluation.measurement import bounded
 from counterpoise.statistics.bootstrap import Array, interval
 from counterpoise.statistics.paired import (
     MOST,
@@ -202,8 +203,8 @@ def _row(name: str, metric: str, kind: str, a: Column, b: Column) -> tuple[dict[
         "unit": unit,
         "up": a.up,
         "items": len(a.values),
-        "pre": _score(sides[0], a.aggregate),
-        "post": _score(sides[1], a.aggregate),
+        "pre": _score(sides[0], a.aggregate, unit, negated=a.up is False),
+        "post": _score(sides[1], a.aggregate, unit, negated=a.up is False),
         "tax": tax,
         "flips": flipped,
         "reported": {"pre": a.reported, "post": b.reported},
@@ -211,9 +212,8 @@ def _row(name: str, metric: str, kind: str, a: Column, b: Column) -> tuple[dict[
     return row, sides
 
 
-def _score(statistics: Array, aggregate: str) -> dict[str, float]:
-    value, low, high, _ = interval(grouped(statistics), aggregate)
-    return {"value": value, "low": low, "high": high}
+def _score(statistics: Array, aggregate: str, unit: str, *, negated: bool) -> dict[str, float]:
+    return bounded(interval(grouped(statistics), aggregate), unit, negated=negated)
 
 
 def _group_rows(

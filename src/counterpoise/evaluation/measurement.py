@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from counterpoise.statistics.bootstrap import Array, Studentised, interval, paired, paired_difference, score
+from counterpoise.statistics.bootstrap import Array, Interval, Studentised, interval, paired, paired_difference, score
 
 BOUNDS = {"%": (0.0, 100.0), "BLEU": (0.0, 100.0)}
 """What scores of a unit cannot leave, nor their intervals."""
@@ -66,9 +66,14 @@ class Scores:
 
 def interval_of(m: Measurement) -> dict[str, float]:
     """Value and 95 % interval over the items."""
-    value, low, high, _ = interval(m.statistics, m.aggregate)
-    least, most = BOUNDS.get(m.unit, (-math.inf, math.inf))
-    return {"value": value, "low": max(low, least), "high": min(high, most)}
+    return bounded(interval(m.statistics, m.aggregate), m.unit)
+
+
+def bounded(found: Interval, unit: str, *, negated: bool = False) -> dict[str, float]:
+    """Value and interval as plain json, without what scores of a unit (`negated`: minus them) cannot be."""
+    least, most = BOUNDS.get(unit, (-math.inf, math.inf))
+    least, most = (-most, -least) if negated else (least, most)
+    return {"value": found.value, "low": max(found.low, least), "high": min(found.high, most)}
 
 
 def difference(a: Measurement, b: Measurement) -> dict[str, float]:

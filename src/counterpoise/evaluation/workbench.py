@@ -67,7 +67,7 @@ class Workbench:
         told = dtypes.warning(main_dtype(pair), dtype, device)
         self.warnings: tuple[str, ...] = () if told is None else (told,)
         self.whole = whole(pair.names)
-        self.giver = pair.pre if donor == "pre" else pair.post
+        self.giver = pair.giver(donor)
         self.inputs = {
             "numerics": NUMERICS,
             "pre": pair.pre.sha256,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from counterpoise.averaging.mix import Donor
 from counterpoise.averaging.places import refuse_unmeasured
 from counterpoise.checkpoints.checkpoint import Checkpoint, short
 from counterpoise.checkpoints.companions import FETCHED_NOT
@@ -149,7 +150,7 @@ def _on_meta(folder: Path, source: str, classifier: bool) -> tuple[nn.Module, An
     return made, config
 
 
-def fit(pre: Source, post: Source, drop: Sequence[str], out: Path) -> tuple[list[str], int]:
+def fit(pre: Source, post: Source, drop: Sequence[str], out: Path, donor: Donor) -> tuple[list[str], int]:
     """What `preflight` says of two checkpoints, as far as they are at hand, and the bytes that are mapped.
 
     Raises:
@@ -158,7 +159,7 @@ def fit(pre: Source, post: Source, drop: Sequence[str], out: Path) -> tuple[list
     if pre.weights is not None and post.weights is not None:
         folders = [folder_of(source.name)[0] for source in (pre, post)]  # a hub id is not fetched again
         pair = preflight(*folders, drop=drop, out=out)
-        refuse_unmeasured(pair, "post")
+        refuse_unmeasured(pair, donor)
         told = [f"preflight: {len(pair.names)} tensors fit", *(f"warning: {w}" for w in pair.warnings)]
         return told, sum(f.stat().st_size for c in (pair.pre, pair.post) for f in c.files)
     kinds = [s.model.config.model_type for s in (pre, post)]  # type: ignore[union-attr]

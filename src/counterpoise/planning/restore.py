@@ -38,7 +38,8 @@ def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True) -
     request.check(sum(map(is_file, panel.abilities)))
     first = look(str(request.pre))
     second = look(str(request.post), base=first)
-    told, mapped = fit(first, second, request.drop, request.out)
+    told, mapped = fit(first, second, request.drop, request.out, request.donor)
+    giver = first if request.donor == "pre" else second  # whose tokenizer and context count
     cut = partition({n: tuple(p.shape) for n, p in second.model.named_parameters()}, request.blocks)
     searched = [s.title for s in request.searches if not isinstance(s, Ramp)]
     told.append(
@@ -55,9 +56,9 @@ def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True) -
         dtype = torch.float32 if second.dtype == torch.float16 else computed_in(second.dtype, device)
     shape, itemsize = second.shape, dtype.itemsize
     two_sided = [s for s in request.searches if isinstance(s, TwoSided)]
-    at, assumed = lengths(second, unloaded.asked, drawing, itemsize, drawing.batch_size // 2)
+    at, assumed = lengths(giver, unloaded.asked, drawing, itemsize, drawing.batch_size // 2)
     items, unseen = look_at_abilities(
-        panel.abilities, second, limit=panel.limit, drawing=drawing, trust_tasks=panel.trust_tasks
+        panel.abilities, giver, limit=panel.limit, drawing=drawing, trust_tasks=panel.trust_tasks
     )
     told += [f"{i.name}: {i.count:,} validation items" for i in items["validation"]]
     scale = Extent(shape, judge.shape if judge else None, at, len(parts["proxy"]), means)

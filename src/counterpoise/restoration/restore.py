@@ -79,7 +79,7 @@ def run(
     begun, out, work = time.time(), request.out, request.folder
     request.check(sum(isinstance(a, FileAbility) for a in panel.abilities))
     pair = preflight(request.pre, request.post, drop=request.drop, out=out)
-    shapes = {n: pair.post.shape(n) for n in pair.names}
+    shapes = pair.shapes
     cut = partition(shapes, request.blocks)
     on: dict[str, Any] = {"donor": request.donor, "device": request.device, "dtype": request.dtype}
     unrelated = request.allow_unrelated

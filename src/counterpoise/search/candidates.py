@@ -220,7 +220,7 @@ class TwoSided:
             "passes": both.diagonal.passes,
             "misfit": both.diagonal.misfit,
             "neighbours": both.measured["neighbours"],
-            "partition": cut.summary({n: bench.pair.post.shape(n) for n in bench.pair.names}),
+            "partition": cut.summary(bench.pair.shapes),
             "rows": rows,
         }
         named = [(f"two-sided {r['how']}", r) for r in rows]
@@ -275,7 +275,7 @@ def row(found: Found, how: str, truth: Mapping[str, Any] | None = None) -> dict[
 
 def cut_of(pair: Pair, blocks: int | str) -> Partition:
     """The pair's tensors in blocks."""
-    return partition({n: pair.post.shape(n) for n in pair.names}, blocks)
+    return partition(pair.shapes, blocks)
 
 
 def refuse_blocks(blocks: int | str) -> None:

@@ -171,10 +171,9 @@ def bootstrap_weights(items: int, resamples: int, seed: int) -> Array:
 
 
 def _pair(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
-    first, second = _statistics(a), _statistics(b)
-    if first.shape != second.shape:
-        raise ValueError(f"expected the same items on both sides, found shapes {first.shape} and {second.shape}")
-    return first, second
+    if np.shape(a) != np.shape(b):  # before very many items become groups
+        raise ValueError(f"expected the same items on both sides, found shapes {np.shape(a)} and {np.shape(b)}")
+    return _statistics(a), _statistics(b)
 
 
 def _aggregate(name: str) -> Callable[[Array], Array]:

@@ -42,13 +42,19 @@ def grouped(statistics: ArrayLike, most: int = MOST) -> Array:
     return np.stack([np.bincount(of, column, most) for column in s.T], axis=1)
 
 
+def _grouped_alike(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
+    if np.shape(a) != np.shape(b):  # as groups they would be as many
+        raise ValueError(f"expected the same items on both sides, found shapes {np.shape(a)} and {np.shape(b)}")
+    return grouped(a), grouped(b)
+
+
 def tax_of(a: ArrayLike, b: ArrayLike, aggregate: str) -> Difference:
     """score(a) - score(b) of the same items by paired bootstrap.
 
     2,000 resamples cannot resolve a p below 0.001, which no adjustment for many tasks would leave significant: where the
     bootstrap's p is at that floor, Student's t with the resamples' standard error gives it, if it is smaller.
     """
-    first, second = grouped(a), grouped(b)
+    first, second = _grouped_alike(a, b)
     return resolved(
         paired_difference(first, second, aggregate), paired_replicates(first, second, aggregate), len(first)
     )
@@ -79,7 +85,7 @@ class Resampled(NamedTuple):
 
 def resampled(a: ArrayLike, b: ArrayLike, aggregate: str, seed: int) -> Resampled:
     """What `stratified` needs of one task; tasks of as many items need seeds of their own, or are drawn alike."""
-    first, second = grouped(a), grouped(b)
+    first, second = _grouped_alike(a, b)
     sides = []
     for one in (first, second):
         nothing = np.zeros_like(one)
@@ -130,7 +136,9 @@ def calibration(a: ArrayLike, b: ArrayLike) -> dict[str, dict[str, Any]]:
     """
     both = [np.asarray(x, dtype=np.float64) for x in (a, b)]
     brier = [grouped(100 * x[:, 2:]) for x in both]
-    scores = [interval(x, "mean")._asdict() for x in brier]
+    scores = [
+        {"value": v, "low": max(0.0, low), "high": high} for v, low, high, _ in (interval(x, "mean") for x in brier)
+    ]
     rise = paired_difference(brier[1], brier[0], "mean")._asdict()
     found = {"brier": {"pre": scores[0], "post": scores[1], "rise": rise}}
     errors = [_ece(x) for x in both]
