@@ -49,7 +49,7 @@ JOBS = {
     "--proxy-size 16 --max-new-tokens 6 --quiet",
     "search-two-sided": "search pre post -o two-sided.json --prompts prompts.jsonl --reward letters:letters "
     "--method two-sided --lambda 0.5 --alignment contrast --proxy-size 16 --max-new-tokens 6 --quiet",
-    "tax": f"tax pre post {PANEL} {QUICK} --json tax.json --work tax.work",
+    "tax": f"tax pre post {PANEL} {QUICK} --json --work tax.work",
     "restore": f"restore pre post -o restored {PANEL} {QUICK} {SEARCH}",
     "restore-mean": f"restore pre post -o restored-mean {PANEL} {QUICK} --mean 0.4 --proxy-size 16 --no-controls --replies 2",
     "restore-both": f"restore pre post -o restored-both {PANEL} {QUICK} {SEARCH} --search both --lambdas 0.5,2 --calibrate 5",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
-from typer.core import TyperGroup
 
+from counterpoise.cli.help import Commands, Group, general, group, machine, measured, option
 from counterpoise.cli.options import (
     Device,
     DryRun,
@@ -21,15 +20,18 @@ from counterpoise.cli.options import (
     Seed,
     SpeedOption,
     Temperature,
+    WholeDtype,
+    WorkFolder,
+    device_of,
     dtype_of,
     given,
     refuse_without,
     speed_of,
 )
-from counterpoise.cli.terminal import bars, command_line, commands, plain_errors, warn
+from counterpoise.cli.terminal import bars, command_line, plain_errors, warn
 
 
-class _AlignByDefault(TyperGroup):
+class _AlignByDefault(Group):
     """`align MODEL ...` is the command `model`; the other commands go by their names."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -39,7 +41,7 @@ class _AlignByDefault(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-app = commands(
+app = Commands(
     "align",
     "Align a model with RSF, DPO or PPO, with any mitigation of the alignment tax.\n\n"
     "`align MODEL -o OUT ...` is short for `align model MODEL -o OUT ...`: see `align model --help`.",
@@ -49,26 +51,22 @@ app = commands(
 Model = Annotated[
     str, typer.Argument(help="Checkpoint to start from: a folder, or a hub id (org/name, org/name@revision).")
 ]
-WeightsDtype = Annotated[
-    str, typer.Option("--dtype", help="Of the trained weights and of OUT: float32, bfloat16, float16 or float64.")
-]
-WorkFolder = Annotated[
-    Path | None, typer.Option(help="Checkpoints on the way, state to go on from (default OUT.work).")
+WeightsDtype = Annotated[WholeDtype, machine(None, "Of the trained weights and of OUT.", "--dtype")]
+StateFolder = Annotated[
+    Path | None,
+    general("FOLDER", "Checkpoints on the way, state to go on from (default OUT.work)."),
 ]
 MicroBatch = Annotated[
-    int, typer.Option(help="Sequences through the model at once in training: memory and speed, up to rounding.")
+    int,
+    machine("N", "Sequences through the model at once in training: memory and speed, up to rounding."),
 ]
 SETTINGS = "iterations prompts_per_iteration n epochs learning_rate batch_size".split()
 SETTINGS += "draw_batch_size max_new_tokens temperature beta kl kl_target".split()
 """Options that are settings of a method or of how it draws; those of mitigations are named in their table."""
 
 
-def _grouped(panel: str) -> Callable[[str], Any]:
-    return lambda text: typer.Option(help=text, rich_help_panel=panel)
-
-
-_setting = _grouped("Settings of the method (default: the paper's)")
-_held = _grouped("Mitigations of the alignment tax")
+_setting = group("Settings of the method (default: the paper's)")
+_held = group("Mitigations of the alignment tax")
 
 
 @app.command()
@@ -77,69 +75,82 @@ def model(
         str, typer.Argument(metavar="MODEL", help="PRE: a folder, or a hub id (org/name, org/name@revision).")
     ],
     out: Out,
-    method: Annotated[str, typer.Option(help="rsf, ppo or dpo.")],
+    method: Annotated[Literal["rsf", "ppo", "dpo"], option(None, "How it is aligned.")],
     prompts: Annotated[
-        Path | None, typer.Option(help='rsf, ppo: jsonl of {"prompt": str} or {"messages": [...]}.')
+        Path | None,
+        measured("FILE", 'rsf, ppo: jsonl of {"prompt": str} or {"messages": [...]}.'),
     ] = None,
     reward: Annotated[
-        str | None, typer.Option(help="rsf, ppo: sentiment:FILE.csv, module:function, a model folder or a hub id.")
+        str | None,
+        measured("REWARD", "rsf, ppo: sentiment:FILE.csv, module:function, a model folder or a hub id."),
     ] = None,
     preferences: Annotated[
-        Path | None, typer.Option(help="dpo: jsonl or json (.gz) of prompt, chosen, rejected, or of HH transcripts.")
+        Path | None,
+        measured("FILE", "dpo: jsonl or json (.gz) of prompt, chosen, rejected, or of HH transcripts."),
     ] = None,
     samples: Annotated[
-        Path | None, typer.Option(help="rsf, distillation style: what `align collect` wrote, instead of prompts.")
+        Path | None,
+        measured("FILE", "rsf, distillation style: what `align collect` wrote, instead of prompts."),
     ] = None,
-    iterations: Annotated[int | None, _setting("rsf (10), ppo (10): rounds of drawing and training.")] = None,
-    prompts_per_iteration: Annotated[int | None, _setting("rsf (2048), ppo (512): prompts of a round.")] = None,
-    n: Annotated[int | None, _setting("rsf (32): responses per prompt.")] = None,
-    epochs: Annotated[int | None, _setting("rsf (2), ppo (2): passes over a round; dpo (3).")] = None,
-    learning_rate: Annotated[float | None, _setting("rsf (1e-5), ppo (1e-6), dpo (1e-6).")] = None,
-    batch_size: Annotated[int | None, _setting("Responses or pairs per optimiser step (32).")] = None,
-    draw_batch_size: Annotated[int | None, _setting("Responses drawn at once (64), at least n.")] = None,
-    max_new_tokens: Annotated[int | None, _setting("rsf, ppo (128): longest response.")] = None,
-    temperature: Annotated[float | None, _setting("rsf, ppo (1): of sampled responses.")] = None,
-    beta: Annotated[float | None, _setting("dpo (0.1): inverse temperature.")] = None,
-    kl: Annotated[float | None, _setting("ppo (0.1): weight of the KL penalty to PRE in the reward.")] = None,
-    kl_target: Annotated[float | None, _setting("ppo: adapt the weight towards this KL per response, nats.")] = None,
-    l1: Annotated[float | None, _held("Strength of L1 towards PRE (paper: 0.04 to 1).")] = None,
-    l2: Annotated[float | None, _held("Strength of L2 towards PRE (paper: 0.01 to 0.1).")] = None,
-    kd: Annotated[float | None, _held("Strength of distillation from PRE (paper: 1e-5 to 1e-1).")] = None,
-    lora: Annotated[int | None, _held("Rank of a LoRA update (paper: 16 to 512).")] = None,
-    replay: Annotated[str | None, _held("jsonl of texts to learn again, or 'self': PRE's own responses.")] = None,
+    iterations: Annotated[int | None, _setting("N", "rsf (10), ppo (10): rounds of drawing and training.")] = None,
+    prompts_per_iteration: Annotated[int | None, _setting("N", "rsf (2048), ppo (512): prompts of a round.")] = None,
+    n: Annotated[int | None, _setting("N", "rsf (32): responses per prompt.")] = None,
+    epochs: Annotated[int | None, _setting("N", "rsf (2), ppo (2): passes over a round; dpo (3).")] = None,
+    learning_rate: Annotated[float | None, _setting("X", "rsf (1e-5), ppo (1e-6), dpo (1e-6).")] = None,
+    batch_size: Annotated[int | None, _setting("N", "Responses or pairs per optimiser step (32).")] = None,
+    draw_batch_size: Annotated[int | None, _setting("N", "Responses drawn at once (64), at least n.")] = None,
+    max_new_tokens: Annotated[int | None, _setting("N", "rsf, ppo (128): longest response.")] = None,
+    temperature: Annotated[float | None, _setting("X", "rsf, ppo (1): of sampled responses.")] = None,
+    beta: Annotated[float | None, _setting("X", "dpo (0.1): inverse temperature.")] = None,
+    kl: Annotated[float | None, _setting("X", "ppo (0.1): weight of the KL penalty to PRE in the reward.")] = None,
+    kl_target: Annotated[
+        float | None, _setting("X", "ppo: adapt the weight towards this KL per response, nats.")
+    ] = None,
+    l1: Annotated[float | None, _held("X", "Strength of L1 towards PRE (paper: 0.04 to 1).")] = None,
+    l2: Annotated[float | None, _held("X", "Strength of L2 towards PRE (paper: 0.01 to 0.1).")] = None,
+    kd: Annotated[float | None, _held("X", "Strength of distillation from PRE (paper: 1e-5 to 1e-1).")] = None,
+    lora: Annotated[int | None, _held("N", "Rank of a LoRA update (paper: 16 to 512).")] = None,
+    replay: Annotated[
+        str | None, _held("TEXT", "jsonl of texts to learn again, or 'self': PRE's own responses.")
+    ] = None,
     replay_ratio: Annotated[
-        float | None, _held("With --replay (1): replayed tokens per response token (paper: 0.25 to 4).")
+        float | None, _held("X", "With --replay (1): replayed tokens per response token (paper: 0.25 to 4).")
     ] = None,
-    sma: Annotated[float | None, _held("Decay of a moving average of the weights, which is the result.")] = None,
-    reset_every: Annotated[int | None, _held("With --sma: Elastic Reset each so many steps.")] = None,
-    stop_at_reward: Annotated[float | None, _held("End when the mean reward of the samples reaches this.")] = None,
-    freeze: Annotated[int | None, _held("Keep the lowest so many layers and the embeddings.")] = None,
-    merge: Annotated[float | None, _held("Online merging: weight of PRE in each step's update.")] = None,
-    merge_keep: Annotated[float | None, _held("With --merge (1): share of elements kept (OnDARE).")] = None,
-    merge_base: Annotated[str | None, _held("With --merge: the checkpoint before instruction tuning.")] = None,
+    sma: Annotated[float | None, _held("X", "Decay of a moving average of the weights, which is the result.")] = None,
+    reset_every: Annotated[int | None, _held("N", "With --sma: Elastic Reset each so many steps.")] = None,
+    stop_at_reward: Annotated[float | None, _held("X", "End when the mean reward of the samples reaches this.")] = None,
+    freeze: Annotated[int | None, _held("N", "Keep the lowest so many layers and the embeddings.")] = None,
+    merge: Annotated[float | None, _held("X", "Online merging: weight of PRE in each step's update.")] = None,
+    merge_keep: Annotated[float | None, _held("X", "With --merge (1): share of elements kept (OnDARE).")] = None,
+    merge_base: Annotated[str | None, _held("TEXT", "With --merge: the checkpoint before instruction tuning.")] = None,
     dry_run: DryRun = False,
     speed: SpeedOption = None,
-    work: WorkFolder = None,
+    work: StateFolder = None,
     last_checkpoint_only: Annotated[
-        bool, typer.Option("--last-checkpoint-only", help="Keep one checkpoint on the way, not every iteration's.")
+        bool,
+        general(None, "Keep one checkpoint on the way, not every iteration's.", "--last-checkpoint-only"),
     ] = False,
     seed: Seed = 0,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: WeightsDtype = "float32",
     bf16: Annotated[
-        bool, typer.Option("--bf16", help="Mixed precision: float32 weights, computed with in bfloat16.")
+        bool,
+        machine(None, "Mixed precision: float32 weights, computed with in bfloat16.", "--bf16"),
     ] = False,
     shard: Annotated[
         bool,
-        typer.Option(
-            "--shard", help="rsf, ppo: cut weights, gradients and moments up among torchrun's processes (FSDP)."
-        ),
+        machine(None, "rsf, ppo: cut weights, gradients and moments up among torchrun's processes (FSDP).", "--shard"),
     ] = False,
     micro_batch_size: MicroBatch = 8,
     no_chat_template: NoChat = False,
     quiet: Quiet = False,
 ) -> None:
-    """Align MODEL and write the result to OUT."""
+    """Align MODEL and write the result to OUT.
+
+    Example:
+      counterpoise align pre -o post --method rsf --prompts prompts.jsonl \\
+          --reward sentiment:reviews.csv
+    """
     typed = dict(locals())
     kept = f"finished iterations are in {work or f'{out}.work'}; the same command goes on from there"
     with plain_errors(kept), bars(quiet or dry_run) as progress:
@@ -150,6 +161,7 @@ def model(
 
         if not dry_run:
             refuse_without("--dry-run", given(speed=speed))
+        device = device_of(device)
         settings = given(**{name: typed[name] for name in SETTINGS})
         held = given(**{name: typed[name] for row in TABLE for name in (row.option, *row.partners)})
         wanted = Alignment(
@@ -163,7 +175,7 @@ def model(
             micro_batch_size,
             not no_chat_template,
             seed,
-            dtype_of(dtype, auto=False),
+            dtype_of(dtype),
             bf16,
             shard or processes.asked_for("FSDP"),
             device,
@@ -207,29 +219,36 @@ def model(
 @app.command()
 def collect(
     source: Annotated[str, typer.Argument(metavar="MODEL", help="A finished model: a folder or a hub id.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The jsonl file to write.")],
+    out: Annotated[Path, option("FILE", "The jsonl file to write.", "-o", "--out")],
     prompts: Prompts,
     reward: RewardOption,
-    n: Annotated[int, typer.Option(help="Responses per prompt.")] = 32,
-    work: Annotated[Path | None, typer.Option(help="Where finished pieces are kept (default OUT.work).")] = None,
+    n: Annotated[int, option("N", "Responses per prompt.")] = 32,
+    work: WorkFolder = None,
     seed: Seed = 0,
-    device: Device = "cpu",
-    dtype: Annotated[str, typer.Option(help="Of the computation.")] = "float32",
-    micro_batch_size: Annotated[int, typer.Option(help="Sequences at once.")] = 64,
+    device: Device = "auto",
+    dtype: Annotated[WholeDtype, machine(None, "Of the computation.")] = "float32",
+    micro_batch_size: Annotated[int, machine("N", "Sequences at once.")] = 64,
     max_new_tokens: NewTokens = 128,
     temperature: Temperature = 1.0,
     no_chat_template: NoChat = False,
     quiet: Quiet = False,
 ) -> None:
-    """Collect the best of n responses once, for RSF in distillation style: `align PRE --method rsf --samples OUT`."""
+    """Collect the best of n responses once, for RSF in distillation style.
+
+    Example:
+      counterpoise align collect pre -o best.jsonl --prompts prompts.jsonl \\
+          --reward sentiment:reviews.csv
+      counterpoise align pre -o post --method rsf --samples best.jsonl
+    """
     work = work or out.with_name(f"{out.name}.work")
     with plain_errors(f"finished pieces are in {work}; the same command goes on from there"), bars(quiet) as progress:
         from counterpoise.alignment.from_options import Collection
         from counterpoise.language.sampling import Drawing
         from counterpoise.records import named
 
+        device = device_of(device)
         drawing = Drawing(n, max_new_tokens, temperature, not no_chat_template, micro_batch_size, seed)
-        wanted = Collection(source, out, prompts, reward, drawing, work, dtype_of(dtype, auto=False), device)
+        wanted = Collection(source, out, prompts, reward, drawing, work, dtype_of(dtype), device)
         found = wanted.run(named(progress, f"best of {n}"))
     count = len(found)
     print(f"{count} responses, mean reward of all {sum(s.mean_reward for s in found) / count:.4f}, "
@@ -241,19 +260,23 @@ def collect(
 def reward_model(
     source: Annotated[str, typer.Argument(metavar="MODEL", help="A language model: a folder or a hub id.")],
     out: Out,
-    preferences: Annotated[Path, typer.Option(help="jsonl or json (.gz) of prompt, chosen, rejected, or HH.")],
-    epochs: Annotated[int, typer.Option(help="Passes over the pairs.")] = 1,
-    learning_rate: Annotated[float, typer.Option(help="Falls linearly to 0.")] = 1e-5,
-    batch_size: Annotated[int, typer.Option(help="Pairs per optimiser step.")] = 32,
+    preferences: Annotated[Path, option("FILE", "jsonl or json (.gz) of prompt, chosen, rejected, or HH.")],
+    epochs: Annotated[int, option("N", "Passes over the pairs.")] = 1,
+    learning_rate: Annotated[float, option("X", "Falls linearly to 0.")] = 1e-5,
+    batch_size: Annotated[int, option("N", "Pairs per optimiser step.")] = 32,
     micro_batch_size: MicroBatch = 8,
-    max_length: Annotated[int, typer.Option(help="Pairs with more tokens on a side are left out.")] = 1024,
-    held_out: Annotated[float, typer.Option(help="Share of the pairs that measures the accuracy.")] = 0.1,
+    max_length: Annotated[int, option("N", "Pairs with more tokens on a side are left out.")] = 1024,
+    held_out: Annotated[float, option("X", "Share of the pairs that measures the accuracy.")] = 0.1,
     seed: Seed = 0,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: WeightsDtype = "float32",
     quiet: Quiet = False,
 ) -> None:
-    """Train a reward model on preferences: OUT serves as --reward OUT here and in restore."""
+    """Train a reward model on preferences: OUT serves as --reward OUT here and in restore.
+
+    Example:
+      counterpoise align reward-model pre -o judge --preferences hh.jsonl.gz
+    """
     with plain_errors("nothing was written"), bars(quiet) as progress:
         from counterpoise.alignment.preferences import read_preferences
         from counterpoise.alignment.reward_model import train_reward_model
@@ -269,8 +292,8 @@ def reward_model(
             max_length=max_length,
             held_out=held_out,
             seed=seed,
-            device=device,
-            dtype=dtype_of(dtype, auto=False),
+            device=device_of(device),
+            dtype=dtype_of(dtype),
             command=command_line(),
             progress=progress,
         )

@@ -5,55 +5,56 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from counterpoise.cli.align import app as align
 from counterpoise.cli.average import average, diff
 from counterpoise.cli.front import front
+from counterpoise.cli.help import Commands, Version, option
 from counterpoise.cli.judge import app as judge
 from counterpoise.cli.merge import merge
 from counterpoise.cli.multitask import app as multitask
-from counterpoise.cli.options import (
-    Quiet,
-    Seed,
-)
+from counterpoise.cli.options import AsJson, Quiet, Seed
 from counterpoise.cli.restore import restore, tax
 from counterpoise.cli.search import search
-from counterpoise.cli.terminal import bars, commands, plain_errors, show_result
+from counterpoise.cli.terminal import bars, plain_errors, show_result
 
-app = commands(
+app = Commands(
     "counterpoise",
     "Keep a model good at everything at once: average the weights before and after alignment, or balance many tasks.",
+    add_completion=True,
 )
+
+
+@app.callback()
+def start(version: Version = False) -> None:
+    pass
+
+
 for first in (restore, average, tax, diff):
     app.command()(first)
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write.")] = Path("counterpoise-demo"),
+    out: Annotated[Path, option("FOLDER", "Folder to write.", "-o", "--out")] = Path("counterpoise-demo"),
     seed: Seed = 0,
-    open_page: Annotated[bool, typer.Option("--open", help="Open the report in a browser at the end.")] = False,
+    open_page: Annotated[bool, option(None, "Open the report in a browser at the end.", "--open")] = False,
+    as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """The whole story from nothing, offline, in about two minutes: train, align, measure the tax, give it back."""
+    """The whole story from nothing, offline, in about two minutes: train, align, measure the tax, give it back.
+
+    Example:
+      counterpoise demo --open
+    """
     with plain_errors("nothing was kept"), bars(quiet) as progress:
         from counterpoise.demo import run_demo
 
         result = run_demo(out, seed=seed, progress=progress)
-    show_result(result["restore"], out / "restored", None)
+    show_result(result["restore"], out / "restored", None, as_json=as_json)
     if open_page:
         import webbrowser
 
         webbrowser.open((out / "restored" / "report.html").absolute().as_uri())
-
-
-@app.command()
-def version() -> None:
-    """Print the version."""
-    from importlib.metadata import version as of
-
-    print(of("counterpoise"))
 
 
 app.add_typer(align)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
+from counterpoise.cli.help import option
 from counterpoise.cli.options import (
+    AsJson,
     Blocks,
     DonorOption,
     Drop,
@@ -22,25 +23,28 @@ from counterpoise.cli.options import (
     numbers,
     refuse_without,
 )
-from counterpoise.cli.terminal import bars, plain_errors, warn
+from counterpoise.cli.terminal import bars, plain_errors, print_json, warn
 
 
 def average(
     pre: Pre,
     post: Post,
     out: Out,
-    ratio: Annotated[
-        float | None, typer.Option(help="Share of the update to keep; above 1 extrapolates (ExPO).")
-    ] = None,
-    ratios: Annotated[str | None, typer.Option(help="One share per block, from input to output: 0,0.44,0.76.")] = None,
-    recipe: Annotated[Path | None, typer.Option(help="A recipe.json.")] = None,
+    ratio: Annotated[float | None, option("X", "Share of the update to keep; above 1 extrapolates (ExPO).")] = None,
+    ratios: Annotated[str | None, option("X,X", "One share per block, from input to output: 0,0.44,0.76.")] = None,
+    recipe: Annotated[Path | None, option("FILE", "A recipe.json.")] = None,
     blocks: RatioBlocks = None,
     donor: DonorOption = "post",
     drop: Drop = None,
     allow_unrelated: Unrelated = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write pre + ratio * (post - pre), streaming from disk to disk."""
+    """Write pre + ratio * (post - pre), streaming from disk to disk.
+
+    Example:
+      counterpoise average pre post -o averaged --ratio 0.6
+      counterpoise average pre post -o averaged --ratios 0,0.44,0.76
+    """
     with plain_errors("nothing was written"), bars(quiet) as progress:
         if sum(x is not None for x in (ratio, ratios, recipe)) != 1:
             raise ValueError("average: expected exactly one of --ratio, --ratios and --recipe")
@@ -61,7 +65,7 @@ def average(
             out,
             plan,
             blocks=blocks or 3,
-            donor=donor,  # type: ignore[arg-type]
+            donor=donor,
             drop=drop or (),
             allow_unrelated=allow_unrelated,
             progress=progress and (lambda done, total: progress("averaging", done, total)),
@@ -76,9 +80,14 @@ def diff(
     blocks: Blocks = "3",
     drop: Drop = None,
     allow_unrelated: Unrelated = False,
+    as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """How far POST moved from PRE: relative change per block and per kind of module."""
+    """How far POST moved from PRE: relative change per block and per kind of module.
+
+    Example:
+      counterpoise diff pre post --blocks layerwise
+    """
     with plain_errors("nothing was written"), bars(quiet) as progress:
         from counterpoise.averaging.diff import diff as run
 
@@ -90,11 +99,15 @@ def diff(
             allow_unrelated=allow_unrelated,
             progress=progress and (lambda done, total: progress("reading both", done, total)),
         )
+    warn(warnings)
+    if as_json:
+        print_json([asdict(row) for row in rows])
+        return
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", "part", "parameters", "|post - pre| / |pre|", "elements changed", box=None)
+    table = Table("", "part", "parameters", "change", "changed", box=None)
     for row in rows:
         table.add_row(row.kind, row.name, f"{row.parameters:,}", f"{row.change:.3e}", f"{row.changed:.1%}")
     Console().print(table)
-    warn(warnings)
+    print("change: |post - pre| / |pre|; changed: share of the elements")

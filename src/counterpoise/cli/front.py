@@ -7,17 +7,24 @@ from typing import Annotated
 
 import typer
 
+from counterpoise.cli.help import option
 from counterpoise.cli.terminal import plain_errors
 
 
 def front(
-    results: Annotated[list[Path], typer.Argument(help="Result files: restore.json, or any json with points.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Page to write; one that is there is replaced.")] = Path(
+    results: Annotated[
+        list[Path], typer.Argument(metavar="RESULT...", help="Result files: restore.json, or any json with points.")
+    ],
+    out: Annotated[Path, option("FILE", "Page to write; one that is there is replaced.", "-o", "--out")] = Path(
         "front.html"
     ),
-    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser at the end.")] = False,
+    open_page: Annotated[bool, option(None, "Open the page in a browser at the end.", "--open")] = False,
 ) -> None:
-    """Draw any set of result files on one page: reward against every ability, one colour a method."""
+    """Draw any set of result files on one page: reward against every ability, one colour a method.
+
+    Example:
+      counterpoise front seed-0/restore.json seed-1/restore.json --open
+    """
     with plain_errors("nothing was written"):
         from counterpoise.records import write_whole
         from counterpoise.report.comparisons import read_comparisons

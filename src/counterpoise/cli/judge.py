@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from counterpoise.cli.help import Commands, general, group, machine, option
 from counterpoise.cli.options import (
+    AsJson,
     BatchSize,
     Device,
     DryRun,
@@ -20,66 +22,102 @@ from counterpoise.cli.options import (
     Seed,
     SpeedOption,
     Temperature,
+    device_of,
     given,
     refuse_without,
     speed_of,
 )
-from counterpoise.cli.terminal import bars, command_line, commands, plain_errors
+from counterpoise.cli.terminal import bars, command_line, plain_errors, print_json
 
 if TYPE_CHECKING:
     from counterpoise.judging.alpaca import OutputPair
     from counterpoise.judging.judges import EndpointJudge, Judge
 
-app = commands(
+app = Commands(
     "judge",
     "Which of two models answers better: win rate in both orders, by a preference model or a chat endpoint.",
 )
 
+asked = group("Endpoint")
+
 
 @app.command()
 def compare(
-    ours: Annotated[Path, typer.Argument(help='AlpacaEval json: [{"instruction", "output", "generator"}, ...].')],
-    theirs: Annotated[Path, typer.Argument(help="The reference's outputs to the same instructions.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Result file (json) to write.")],
+    ours: Annotated[
+        Path, typer.Argument(metavar="OURS", help='AlpacaEval json: [{"instruction", "output", "generator"}, ...].')
+    ],
+    theirs: Annotated[Path, typer.Argument(metavar="THEIRS", help="The reference's outputs to the same instructions.")],
+    out: Annotated[Path, option("FILE", "Result file (json) to write.", "-o", "--out")],
     reward: Annotated[
         str | None,
-        typer.Option(help="Judge by a reward: a model folder or hub id, module:function, sentiment:FILE.csv."),
+        option("REWARD", "Judge by a reward: a model folder or hub id, module:function, sentiment:FILE.csv."),
     ] = None,
     preference: Annotated[
         str | None,
-        typer.Option(
-            help="Judge by a pairwise model: PairRM (llm-blender/PairRM-hf, or its folder), or "
-            "module:function(instructions, firsts, seconds) -> P(first is better)."
+        option(
+            "TEXT",
+            "Judge by a pairwise model: PairRM (llm-blender/PairRM-hf, or its folder), or "
+            "module:function(instructions, firsts, seconds) -> P(first is better).",
         ),
     ] = None,
     base_url: Annotated[
-        str | None, typer.Option(help="Judge by an OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1.")
+        str | None,
+        asked("TEXT", "Judge by an OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1."),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="The endpoint's model.")] = None,
+    model: Annotated[str | None, asked("TEXT", "The endpoint's model.")] = None,
     key_variable: Annotated[
-        str | None, typer.Option(help="Environment variable with the key (OPENAI_API_KEY); '' sends none.")
+        str | None,
+        asked("TEXT", "Environment variable with the key (OPENAI_API_KEY); '' sends none."),
     ] = None,
-    annotations: Annotated[Path | None, typer.Option(help="Also write AlpacaEval's annotations (json).")] = None,
-    work: Annotated[Path | None, typer.Option(help="Where answers are kept (default OUT.work).")] = None,
-    max_calls: Annotated[int | None, typer.Option(help="Refuse to start when more calls would be needed.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before calling the endpoint.")] = False,
-    price_in: Annotated[float | None, typer.Option(help="Price of a million prompt tokens, for the estimate.")] = None,
-    price_out: Annotated[float | None, typer.Option(help="Price of a million completion tokens.")] = None,
-    concurrency: Annotated[int | None, typer.Option(min=1, help="Calls under way at once (4).")] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds for one call (60).")] = None,
-    attempts: Annotated[int | None, typer.Option(help="Calls before giving up on one question (6).")] = None,
+    annotations: Annotated[Path | None, option("FILE", "Also write AlpacaEval's annotations (json).")] = None,
+    work: Annotated[
+        Path | None,
+        general("FOLDER", "Where answers are kept (default OUT.work)."),
+    ] = None,
+    max_calls: Annotated[
+        int | None,
+        asked("N", "Refuse to start when more calls would be needed."),
+    ] = None,
+    yes: Annotated[bool, asked(None, "Do not ask before calling the endpoint.", "--yes")] = False,
+    price_in: Annotated[
+        float | None,
+        asked("X", "Price of a million prompt tokens, for the estimate."),
+    ] = None,
+    price_out: Annotated[float | None, asked("X", "Price of a million completion tokens.")] = None,
+    concurrency: Annotated[int | None, asked("N", "Calls under way at once (4).", min=1)] = None,
+    timeout: Annotated[float | None, asked("X", "Seconds for one call (60).")] = None,
+    attempts: Annotated[
+        int | None,
+        asked("N", "Calls before giving up on one question (6)."),
+    ] = None,
     longest_wait: Annotated[
-        float | None, typer.Option(help="Longest pause in seconds that a server may ask for (120).")
+        float | None,
+        asked("X", "Longest pause in seconds that a server may ask for (120)."),
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer (512); 0 leaves the field out.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Of the judge (0); below 0 leaves the field out.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
+    max_tokens: Annotated[
+        int | None,
+        asked("N", "Longest answer (512); 0 leaves the field out."),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        asked("X", "Of the judge (0); below 0 leaves the field out."),
+    ] = None,
+    limit: Annotated[int | None, option("N", "At most so many prompts.", min=1)] = None,
     dry_run: DryRun = False,
     speed: SpeedOption = None,
-    device: Annotated[str | None, typer.Option(help="Of a reward or preference model (cpu).")] = None,
+    device: Annotated[
+        str | None,
+        machine("DEVICE", "Of a reward or preference model (auto)."),
+    ] = None,
+    as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Win rate of OURS against THEIRS with a 95 % interval, each pair judged in both orders."""
+    """Win rate of OURS against THEIRS with a 95 % interval, each pair judged in both orders.
+
+    Example:
+      counterpoise judge compare ours.json theirs.json -o win.json \\
+          --preference llm-blender/PairRM-hf
+    """
     work = work or out.with_name(out.name + ".work")
     with plain_errors(f"answers are in {work}; the same command goes on from there"):
         from counterpoise.judging.alpaca import annotated, pair_outputs, read_outputs
@@ -98,7 +136,7 @@ def compare(
             refuse_without("--reward or --preference", given(device=device))
         if not dry_run:
             refuse_without("--dry-run", given(speed=speed))
-        device = device or "cpu"
+        device = "cpu" if base_url else device_of(device or "auto")
         pairs = pair_outputs(read_outputs(ours), read_outputs(theirs))[:limit]
         judge: Judge
         if base_url is None and dry_run:
@@ -134,16 +172,19 @@ def compare(
         if annotations is not None:
             name = about.get("model") or about.get("reward") or about.get("preference")
             write_json(annotations, annotated(pairs, found["scores"], str(name)))
-    _show(result, out)
+    if as_json:
+        print_json(result)
+    else:
+        _show(result, out)
 
 
 @app.command()
 def respond(
-    model: Annotated[str, typer.Argument(help="Checkpoint: a folder or a hub id.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint: a folder or a hub id.")],
     prompts: Prompts,
-    out: Annotated[Path, typer.Option("-o", "--out", help="AlpacaEval json to write.")],
-    generator: Annotated[str | None, typer.Option(help="Its name in the file (default: MODEL's last part).")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
+    out: Annotated[Path, option("FILE", "AlpacaEval json to write.", "-o", "--out")],
+    generator: Annotated[str | None, option("TEXT", "Its name in the file (default: MODEL's last part).")] = None,
+    limit: Annotated[int | None, option("N", "At most so many prompts.", min=1)] = None,
     max_new_tokens: NewTokens = 256,
     temperature: Temperature = 0.7,
     batch_size: BatchSize = 16,
@@ -151,10 +192,14 @@ def respond(
     seed: Seed = 0,
     dry_run: DryRun = False,
     speed: SpeedOption = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Answer prompts with a checkpoint and write AlpacaEval's outputs."""
+    """Answer prompts with a checkpoint and write AlpacaEval's outputs.
+
+    Example:
+      counterpoise judge respond restored --prompts prompts.jsonl -o ours.json
+    """
     with plain_errors("nothing was written"), bars(quiet or dry_run) as progress:
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -179,6 +224,7 @@ def respond(
             plan = plan_respond(model, wanted, drawing, device=device if speed is None else None)
             tell(plan, speed_of(speed), device)
             return
+        device = device_of(device)
         folder = resolve(model)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         context = context_of(AutoConfig.from_pretrained(folder, trust_remote_code=False))

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import typer
 
-from counterpoise.cli.terminal import command_line
+from counterpoise.cli.terminal import command_line, print_json
 
-_TAKEN = ("pre", "post", "from_logs", "json_out", "page", "quiet")
+_TAKEN = ("pre", "post", "from_logs", "page", "as_json", "quiet")
 
 
-def tax_of_logs(ctx: typer.Context, pre: str, post: str, json_out: Path | None, page: Path | None) -> None:
+def tax_of_logs(ctx: typer.Context, pre: str, post: str, page: Path | None, *, as_json: bool) -> None:
     """Compare two finished runs, print the table, and write what was asked for.
 
     Raises:
@@ -25,22 +25,23 @@ def tax_of_logs(ctx: typer.Context, pre: str, post: str, json_out: Path | None, 
 
     from counterpoise.evaluation.log_tax import compare
     from counterpoise.evaluation.logs import read_log
-    from counterpoise.records import write_json, write_whole
+    from counterpoise.records import write_whole
     from counterpoise.tables.grid import as_rich
     from counterpoise.tables.logs import brief_taxes, calibrations
 
     result = {"command": command_line(), **compare(read_log(pre), read_log(post, "POST"))}
-    if json_out:
-        write_json(json_out, result)
     if page:
         from counterpoise.report.logs import logs_page
 
         write_whole(page, logs_page(result))
+    if as_json:
+        print_json(result)
+        return
     console = Console()
     for table in filter(None, (brief_taxes(result), calibrations(result))):
         console.print(as_rich(table))
     for note in result["notes"]:
         print(f"note: {note}")
     print(result["verdict"])
-    for written in filter(None, (json_out, page)):
-        print(f"wrote {written}")
+    if page:
+        print(f"wrote {page}")

@@ -3,36 +3,47 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
+from counterpoise.cli.help import matched, option
 from counterpoise.cli.options import Drop, Out, Pre, Quiet, Unrelated, given, numbers
 from counterpoise.cli.terminal import bars, plain_errors, warn
 
 
 def merge(
     pre: Pre,
-    posts: Annotated[list[str], typer.Argument(help="One or several checkpoints after; may be LoRA adapters on PRE.")],
+    posts: Annotated[
+        list[str],
+        typer.Argument(metavar="POST...", help="One or several checkpoints after; may be LoRA adapters on PRE."),
+    ],
     out: Out,
-    method: Annotated[str | None, typer.Option(help="ties (the default), dare or dare-ties.")] = None,
-    density: Annotated[float | None, typer.Option(help="Share of each update that is kept (0.2).")] = None,
-    ratio: Annotated[float | None, typer.Option(help="Share of the merged update that goes onto PRE (1).")] = None,
-    weights: Annotated[str | None, typer.Option(help="One a POST, with commas: 1,0.5. Default: equal.")] = None,
+    method: Annotated[Literal["ties", "dare", "dare-ties"] | None, option(None, "Of merging (default ties).")] = None,
+    density: Annotated[float | None, option("X", "Share of each update that is kept (0.2).")] = None,
+    ratio: Annotated[float | None, option("X", "Share of the merged update that goes onto PRE (1).")] = None,
+    weights: Annotated[str | None, option("X,X", "One a POST, with commas: 1,0.5. Default: equal.")] = None,
     scope: Annotated[
-        str | None, typer.Option(help="ties ranks elements in the whole model (the default) or in each tensor.")
+        Literal["model", "tensor"] | None,
+        option(None, "ties ranks elements in the whole model (the default) or in each tensor."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of dare's random draw (0).")] = None,
-    recipe: Annotated[Path | None, typer.Option(help="A merge's recipe.json, instead of the options above.")] = None,
+    seed: Annotated[int | None, option("N", "Of dare's random draw (0).")] = None,
+    recipe: Annotated[Path | None, option("FILE", "A merge's recipe.json, instead of the options above.")] = None,
     donor: Annotated[
-        str | None,
-        typer.Option(help="Whose config and tokenizer go into OUT: post (the first) or pre (post, or the recipe's)."),
+        Literal["post", "pre"] | None,
+        matched(
+            None, "Whose config and tokenizer go into OUT: post (the first) or pre (default post, or the recipe's)."
+        ),
     ] = None,
     drop: Drop = None,
     allow_unrelated: Unrelated = False,
     quiet: Quiet = False,
 ) -> None:
-    """Merge one or several POSTs into PRE by TIES or DARE, streaming from disk to disk."""
+    """Merge one or several POSTs into PRE by TIES or DARE, streaming from disk to disk.
+
+    Example:
+      counterpoise merge pre maths code -o merged --method ties --density 0.2
+    """
     with plain_errors("nothing was written"), bars(quiet) as progress:
         from counterpoise.averaging.merge import Merge, MergeRecipe
         from counterpoise.averaging.merge import merge as run

@@ -6,70 +6,77 @@ import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from counterpoise.cli.options import Device, Seed, given, refuse_without
-from counterpoise.cli.terminal import bars, command_line, commands, plain_errors
+from counterpoise.cli.help import Commands, option
+from counterpoise.cli.options import AsJson, Device, Quiet, Seed, device_of, given, refuse_without
+from counterpoise.cli.terminal import bars, command_line, plain_errors, print_json
 
 if TYPE_CHECKING:
     from counterpoise.classification import Score, TaskData
 
-app = commands(
+app = Commands(
     "multitask",
     "Train one text classifier on many tasks, balance them, and ask it.",
 )
 
-Data = Annotated[Path, typer.Option(help="Folder or tar archive of task files.")]
+Data = Annotated[Path, option("PATH", "Folder or tar archive of task files.")]
 LayoutOption = Annotated[
-    str, typer.Option(help="folder (NAME.csv, .tsv, .jsonl: text,label), fdu-mtl, or newsgroups (20news-bydate).")
+    Literal["folder", "fdu-mtl", "newsgroups"],
+    option(None, "folder: NAME.csv, .tsv or .jsonl of text,label; newsgroups: 20news-bydate."),
 ]
-TasksOption = Annotated[str | None, typer.Option(help="Names, separated by commas; all by default.")]
-ModelFolder = Annotated[Path, typer.Argument(help="Folder that train wrote.")]
-TextsAtOnce = Annotated[int, typer.Option(help="Texts at once.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print json lines instead of a table.")]
+TasksOption = Annotated[str | None, option("A,B", "Names, separated by commas; all by default.")]
+ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder that train wrote.")]
+TextsAtOnce = Annotated[int, option("N", "Texts at once.")]
 
 
 @app.command()
 def train(
     data: Data,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write; it appears whole or not at all.")],
+    out: Annotated[Path, option("FOLDER", "Folder to write; it appears whole or not at all.", "-o", "--out")],
     layout: LayoutOption = "folder",
     tasks: TasksOption = None,
-    model: Annotated[str, typer.Option(help="textcnn, bilstm, or a folder or hub id of an encoder.")] = "textcnn",
-    vectors: Annotated[Path | None, typer.Option(help="Word vectors in GloVe's text format, plain or .gz.")] = None,
+    model: Annotated[str, option("TEXT", "textcnn, bilstm, or a folder or hub id of an encoder.")] = "textcnn",
+    vectors: Annotated[Path | None, option("FILE", "Word vectors in GloVe's text format, plain or .gz.")] = None,
     weighting: Annotated[
         str,
-        typer.Option(
-            help="uniform, bandit, uncertainty, dwa, gradnorm, tchebycheff, smooth-tchebycheff, famo, groupdro, mgda, "
-            "pcgrad, cagrad, upgrad, adversarial or tchebycheff-adversarial."
+        option(
+            "TEXT",
+            "uniform, bandit, uncertainty, dwa, gradnorm, tchebycheff, smooth-tchebycheff, famo, groupdro, mgda, "
+            "pcgrad, cagrad, upgrad, adversarial or tchebycheff-adversarial.",
         ),
     ] = "bandit",
     min_effective_tasks: Annotated[
-        float | None, typer.Option(help="bandit: at least so many tasks keep weight (default: half of them).")
+        float | None,
+        option("X", "bandit: at least so many tasks keep weight (default: half of them)."),
     ] = None,
-    rho: Annotated[float | None, typer.Option(help="bandit: radius of the ball, instead.")] = None,
-    eta: Annotated[
-        float | None, typer.Option(help="bandit (default 0.5), groupdro (0.01): step of the weights.")
-    ] = None,
-    normalize: Annotated[bool, typer.Option(help="bandit: losses over each task's first.")] = False,
-    epochs: Annotated[int, typer.Option(help="At most; an epoch shows the largest task once.")] = 20,
-    patience: Annotated[int, typer.Option(help="Stop after so many epochs without a better mean accuracy.")] = 3,
-    batch_size: Annotated[int, typer.Option(help="Examples of every task in a step.")] = 32,
-    lr: Annotated[float | None, typer.Option(help="Step of Adam (default 1e-3; 2e-5 for an encoder).")] = None,
+    rho: Annotated[float | None, option("X", "bandit: radius of the ball, instead.")] = None,
+    eta: Annotated[float | None, option("X", "bandit (default 0.5), groupdro (0.01): step of the weights.")] = None,
+    normalize: Annotated[bool, option(None, "bandit: losses over each task's first.")] = False,
+    epochs: Annotated[int, option("N", "At most; an epoch shows the largest task once.")] = 20,
+    patience: Annotated[int, option("N", "Stop after so many epochs without a better mean accuracy.")] = 3,
+    batch_size: Annotated[int, option("N", "Examples of every task in a step.")] = 32,
+    lr: Annotated[float | None, option("X", "Step of Adam (default 1e-3; 2e-5 for an encoder).")] = None,
     width: Annotated[
-        int | None, typer.Option(help="Filters per kernel of textcnn, units per direction of bilstm (100).")
+        int | None,
+        option("N", "Filters per kernel of textcnn, units per direction of bilstm (100)."),
     ] = None,
-    dimension: Annotated[int | None, typer.Option(help="Of word vectors when there is no --vectors (100).")] = None,
-    dropout: Annotated[float, typer.Option(help="Share of the features dropped in training.")] = 0.5,
-    max_tokens: Annotated[int, typer.Option(help="Longer texts are cut.")] = 256,
-    freeze_vectors: Annotated[bool, typer.Option("--freeze-vectors", help="Leave the word vectors as read.")] = False,
+    dimension: Annotated[int | None, option("N", "Of word vectors when there is no --vectors (100).")] = None,
+    dropout: Annotated[float, option("X", "Share of the features dropped in training.")] = 0.5,
+    max_tokens: Annotated[int, option("N", "Longer texts are cut.")] = 256,
+    freeze_vectors: Annotated[bool, option(None, "Leave the word vectors as read.", "--freeze-vectors")] = False,
     seed: Seed = 0,
-    device: Device = "cpu",
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    device: Device = "auto",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Train one model on all tasks, and write it with its history."""
+    """Train one model on all tasks, and write it with its history.
+
+    Example:
+      counterpoise multitask train --data reviews -o model --weighting bandit
+    """
     asked: dict[str, Any] = {"rho": rho, "min_effective_tasks": min_effective_tasks, "eta": eta, "normalize": normalize}
     with plain_errors("nothing was written", KeyError, ImportError), bars(quiet) as progress:
         from dataclasses import asdict
@@ -92,7 +99,7 @@ def train(
         balance.check_weighting(weighting, **asked)
         found = _read(data, layout, tasks, need=("train", "validation"))
         built = classifier.build_classifier(
-            found, design, vectors=vectors, dimension=dimension or 100, seed=seed, device=device
+            found, design, vectors=vectors, dimension=dimension or 100, seed=seed, device=device_of(device)
         )
         rounds = training.rounds_per_epoch(found, batch_size)
         weighing = balance.weighting_for(weighting, built, rounds_per_epoch=rounds, seed=seed, **asked)
@@ -113,6 +120,9 @@ def train(
         }
         page = multitask_page(record)
         saving.save(built, out, record, also=lambda folder: write_whole(folder / saving.REPORT, page))
+    if as_json:
+        print_json(record)
+        return
     best = run.epochs[run.best_epoch - 1]
     print(f"best epoch {run.best_epoch} of {len(run.epochs)} ({run.stopped}), {run.epochs[-1].seconds:.0f} s")
     print(f"validation accuracy {100 * best.mean_accuracy:.2f} %, task variance {best.task_variance:.4g}")
@@ -127,19 +137,20 @@ def evaluate(
     data: Data,
     layout: LayoutOption = "folder",
     tasks: TasksOption = None,
-    part: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
+    part: Annotated[Literal["test", "validation", "train"], option(None, "Of the data.")] = "test",
     batch_size: TextsAtOnce = 64,
-    device: Device = "cpu",
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Accuracy and loss of every task the model has, on held-out data."""
+    """Accuracy and loss of every task the model has, on held-out data.
+
+    Example:
+      counterpoise multitask evaluate model --data reviews
+    """
     with plain_errors("nothing was changed", KeyError, ImportError):
         from counterpoise.classification import classifier, saving
-        from counterpoise.classification.data import SPLITS
 
-        if part not in SPLITS:
-            raise ValueError(f"--part: expected {', '.join(SPLITS)}, found {part!r}")
-        loaded = saving.load(model, device=device)
+        loaded = saving.load(model, device=device_of(device))
         found = _read(data, layout, tasks or ",".join(loaded.tasks), need=(part,))
         scores = classifier.evaluate(loaded, found, part, batch_size=batch_size)
     if as_json:
@@ -152,17 +163,23 @@ def evaluate(
 @app.command()
 def predict(
     model: ModelFolder,
-    task: Annotated[str, typer.Option(help="Which of the model's tasks.")],
-    text: Annotated[str | None, typer.Argument(help="One text; without it, a text a line from stdin.")] = None,
+    task: Annotated[str, option("TEXT", "Which of the model's tasks.")],
+    text: Annotated[
+        str | None, typer.Argument(metavar="[TEXT]", help="One text; without it, a text a line from stdin.")
+    ] = None,
     batch_size: TextsAtOnce = 64,
-    device: Device = "cpu",
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """The label of each text: task, label and probability, separated by tabs; --json gives every label's."""
+    """The label of each text: task, label and probability, separated by tabs; --json gives every label's, a line a text.
+
+    Example:
+      counterpoise multitask predict model --task books "It kept me up all night."
+    """
     with plain_errors("nothing was changed", KeyError, ImportError):
         from counterpoise.classification import saving
 
-        loaded = saving.load(model, device=device)
+        loaded = saving.load(model, device=device_of(device))
         loaded.task(task)
         texts = [text] if text is not None else [line.rstrip("\r\n") for line in sys.stdin]
         if not texts:
@@ -179,11 +196,13 @@ def predict(
 @app.command()
 def report(
     model: ModelFolder,
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="The page (default report.html in the folder).")
-    ] = None,
+    out: Annotated[Path | None, option("FILE", "The page (default report.html in the folder).", "-o", "--out")] = None,
 ) -> None:
-    """Draw the page of a training run again: losses, weights and accuracy by task over time."""
+    """Draw the page of a training run again: losses, weights and accuracy by task over time.
+
+    Example:
+      counterpoise multitask report model -o run.html
+    """
     with plain_errors("nothing was changed", KeyError, ImportError):
         from counterpoise.classification import saving
         from counterpoise.records import write_whole

@@ -2,36 +2,76 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
+from counterpoise.cli.help import drawn, general, machine, matched, measured, option, searched
+
 Pre = Annotated[
-    str, typer.Argument(help="Checkpoint before alignment: a folder, or a hub id (org/name, org/name@revision).")
+    str,
+    typer.Argument(
+        metavar="PRE", help="Checkpoint before alignment: a folder, or a hub id (org/name, org/name@revision)."
+    ),
 ]
-Post = Annotated[str, typer.Argument(help="Checkpoint after alignment; may be a LoRA adapter on PRE.")]
-Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write; it appears whole or not at all.")]
-Blocks = Annotated[str, typer.Option(help="Number of equal blocks of layers, 'layerwise' or 'module'.")]
+Post = Annotated[str, typer.Argument(metavar="POST", help="Checkpoint after alignment; may be a LoRA adapter on PRE.")]
+Out = Annotated[Path, option("FOLDER", "Folder to write; it appears whole or not at all.", "-o", "--out")]
+WorkFolder = Annotated[
+    Path | None,
+    general("FOLDER", "Where finished pieces are kept (default OUT.work)."),
+]
+Seed = Annotated[int, general("N", "Decides every random draw.")]
+Quiet = Annotated[bool, general(None, "No progress on stderr.", "-q", "--quiet")]
+AsJson = Annotated[bool, general(None, "Print json, and nothing else, on stdout.", "--json")]
+DryRun = Annotated[
+    bool,
+    general(
+        None,
+        "Check everything, tell stages, memory and time, and stop: nothing is drawn, trained or written.",
+        "--dry-run",
+    ),
+]
+SpeedOption = Annotated[
+    str | None,
+    general(
+        "F,B", "Dry run: FLOP/s and bytes/s of the device, as 4e14,2e12 (default: a short probe of it).", "--speed"
+    ),
+]
+
+Blocks = Annotated[str, option("CUT", "Number of equal blocks of layers, layerwise or module.")]
 RatioBlocks = Annotated[
-    str | None, typer.Option(help="With --ratios: number of equal blocks, 'layerwise' or 'module' (default 3).")
+    str | None,
+    option("CUT", "With --ratios: number of equal blocks, layerwise or module (default 3)."),
 ]
 SearchBlocks = Annotated[
     str | None,
-    typer.Option(help="Number of equal blocks, 'layerwise' or 'module' (default: 3 for HMA, layerwise for two-sided)."),
+    searched("CUT", "Number of equal blocks, layerwise or module (default: 3 for HMA, layerwise for two-sided)."),
 ]
 AlignmentForm = Annotated[
-    str | None,
-    typer.Option(help="Two-sided: what alignment means: imitation, contrast or reward (default imitation)."),
+    Literal["imitation", "contrast", "reward"] | None,
+    searched(None, "Two-sided: what alignment means (default imitation)."),
 ]
-ProxySize = Annotated[int, typer.Option(help="Responses that the search sees, on each side.")]
-DonorOption = Annotated[str, typer.Option(help="Whose config, tokenizer and chat template go into OUT: post or pre.")]
-Drop = Annotated[list[str] | None, typer.Option(help="Pattern of tensors to leave out when one side alone has them.")]
-Unrelated = Annotated[bool, typer.Option("--allow-unrelated", help="Go on when the two look like unrelated models.")]
-_PROMPTS = typer.Option(help='jsonl: {"prompt": str} or {"messages": [...]} a line.')
-_REWARD = typer.Option(help="sentiment:FILE.csv, module:function, a model folder or a hub id.")
-_ABILITIES = typer.Option(help="choices:, continue: or generate:FILE.jsonl, or an lm-eval task; repeat for more.")
+ProxySize = Annotated[int, searched("N", "Responses that the search sees, on each side.")]
+
+DonorOption = Annotated[
+    Literal["post", "pre"],
+    matched(None, "Whose config, tokenizer and chat template go into OUT."),
+]
+Drop = Annotated[
+    list[str] | None,
+    matched("PATTERN", "Tensors to leave out when one side alone has them; repeat for more."),
+]
+Unrelated = Annotated[
+    bool,
+    matched(None, "Go on when the two look like unrelated models.", "--allow-unrelated"),
+]
+
+_PROMPTS = measured("FILE", 'jsonl: {"prompt": str} or {"messages": [...]} a line.')
+_REWARD = measured("REWARD", "sentiment:FILE.csv, module:function, a model folder or a hub id.")
+_ABILITIES = measured("ABILITY", "choices:, continue: or generate:FILE.jsonl, or an lm-eval task; repeat for more.")
 Prompts = Annotated[Path, _PROMPTS]
 MaybePrompts = Annotated[Path | None, _PROMPTS]
 RewardOption = Annotated[str, _REWARD]
@@ -39,34 +79,36 @@ MaybeReward = Annotated[str | None, _REWARD]
 Abilities = Annotated[list[str], _ABILITIES]
 MaybeAbilities = Annotated[list[str] | None, _ABILITIES]
 TrustTasks = Annotated[
-    bool, typer.Option("--trust-tasks", help="Let folders of lm-eval tasks run code of their own (!function).")
-]
-Seed = Annotated[int, typer.Option(help="Decides every random draw.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
-Dtype = Annotated[str, typer.Option(help="Of the computation: auto, float32, bfloat16, float16 or float64.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Sequences at once.")]
-NewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest response.")]
-Temperature = Annotated[float, typer.Option(min=0, help="Of sampled responses; 0 is greedy.")]
-NoChat = Annotated[bool, typer.Option("--no-chat-template", help="Give prompts as plain text.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="At most so many items per ability and part.")]
-PromptLimit = Annotated[int | None, typer.Option(min=1, help="At most so many validation and held-out prompts.")]
-Replies = Annotated[
-    int, typer.Option(min=1, help="Responses a prompt whose mean is its reward, where reward is measured.")
-]
-DryRun = Annotated[
     bool,
-    typer.Option(
-        "--dry-run",
-        help="Check everything, tell stages, memory and time, and stop: nothing is drawn, trained or written.",
-    ),
+    measured(None, "Let folders of lm-eval tasks run code of their own (!function).", "--trust-tasks"),
 ]
-SpeedOption = Annotated[
-    str | None,
-    typer.Option(
-        "--speed", help="Dry run: FLOP/s and bytes/s of the device, as 4e14,2e12 (default: a short probe of it)."
-    ),
+Limit = Annotated[
+    int | None,
+    measured("N", "At most so many items per ability and part.", min=1),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+PromptLimit = Annotated[
+    int | None,
+    measured("N", "At most so many validation and held-out prompts.", min=1),
+]
+Replies = Annotated[
+    int,
+    measured("N", "Responses a prompt whose mean is its reward, where reward is measured.", min=1),
+]
+
+NewTokens = Annotated[int, drawn("N", "Longest response.", "--max-new-tokens", min=1)]
+Temperature = Annotated[float, drawn("T", "Of sampled responses; 0 is greedy.", min=0)]
+NoChat = Annotated[bool, drawn(None, "Give prompts as plain text.", "--no-chat-template")]
+
+Device = Annotated[
+    str,
+    machine("DEVICE", "auto, cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."),
+]
+WholeDtype = Literal["float32", "bfloat16", "float16", "float64"]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16", "float64"],
+    machine(None, "Of the computation."),
+]
+BatchSize = Annotated[int, machine("N", "Sequences at once.", min=1)]
 
 
 def numbers(text: str, option: str) -> list[float]:
@@ -77,13 +119,10 @@ def numbers(text: str, option: str) -> list[float]:
         raise ValueError(f"{option}: expected numbers with commas between them, found {text!r}") from None
 
 
-def dtype_of(name: str, *, auto: bool = True) -> Any:
-    """The torch dtype; None for auto, where that is a choice."""
+def dtype_of(name: str) -> Any:
+    """The torch dtype; None for auto."""
     import torch
 
-    names = (*["auto"] * auto, "float32", "bfloat16", "float16", "float64")
-    if name not in names:
-        raise ValueError(f"--dtype: expected {', '.join(names)}, found {name!r}")
     return None if name == "auto" else getattr(torch, name)
 
 
@@ -112,10 +151,22 @@ def speed_of(text: str | None) -> tuple[float, float] | None:
     return found[0], found[1]
 
 
+def device_of(name: str) -> str:
+    """The device of --device: for auto the GPU that is here, else the cpu, and it is said which."""
+    if name != "auto":
+        return name
+    import torch
+
+    name = "cuda" if torch.cuda.is_available() else "cpu"
+    print(f"device: {name}", file=sys.stderr)
+    return name
+
+
 def usable_device(name: str) -> str:
     """The device, refused here when it cannot be used."""
     from counterpoise.language.dtypes import why_unusable
 
+    name = device_of(name)
     if why := why_unusable(name):
         raise ValueError(f"--device: {name!r} cannot be used here ({why})")
     return name

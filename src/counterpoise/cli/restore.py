@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from counterpoise.cli.help import general, option, searched
 from counterpoise.cli.logs import tax_of_logs
 from counterpoise.cli.options import (
     Abilities,
     AlignmentForm,
+    AsJson,
     BatchSize,
     Device,
     DonorOption,
@@ -38,6 +40,8 @@ from counterpoise.cli.options import (
     Temperature,
     TrustTasks,
     Unrelated,
+    WorkFolder,
+    device_of,
     dtype_of,
     given,
     numbers,
@@ -45,7 +49,7 @@ from counterpoise.cli.options import (
     speed_of,
     usable_device,
 )
-from counterpoise.cli.terminal import bars, command_line, plain_errors, show_result, show_tax, warn
+from counterpoise.cli.terminal import bars, command_line, plain_errors, print_json, show_result, show_tax, warn
 
 
 def restore(
@@ -55,34 +59,37 @@ def restore(
     prompts: Prompts,
     reward: RewardOption,
     abilities: Abilities,
-    search: Annotated[str, typer.Option(help="hma, two-sided in its place, or both.")] = "hma",
+    search: Annotated[
+        Literal["hma", "two-sided", "both"],
+        searched(None, "What looks for ratios per block."),
+    ] = "hma",
     blocks: SearchBlocks = None,
-    mean: Annotated[float | None, typer.Option(help="Write HMA at this mean ratio instead of picking.")] = None,
+    mean: Annotated[float | None, searched("X", "Write HMA at this mean ratio instead of picking.")] = None,
     keep_reward: Annotated[
-        float | None, typer.Option(help="Share of the reward gain that the pick must keep (default 0.95).")
+        float | None, searched("X", "Share of the reward gain that the pick must keep (default 0.95).")
     ] = None,
     means: Annotated[
         str | None,
-        typer.Option(
-            help="Mean ratios of the grid; above 1 extrapolates (ExPO), with MA alone (default 0.2,0.4,0.6,0.8)."
+        searched(
+            "X,X", "Mean ratios of the grid; above 1 extrapolates (ExPO), with MA alone (default 0.2,0.4,0.6,0.8)."
         ),
     ] = None,
     lambdas: Annotated[
         str | None,
-        typer.Option(help="Two-sided: prices of what PRE could do, in units of alignment (default 0.25,0.5,1,2,4)."),
+        searched("X,X", "Two-sided: prices of what PRE could do, in units of alignment (default 0.25,0.5,1,2,4)."),
     ] = None,
     alignment: AlignmentForm = None,
     calibrate: Annotated[
-        int | None, typer.Option(help="Two-sided: also retain the answers of so many validation items an ability.")
+        int | None, searched("N", "Two-sided: also retain the answers of so many validation items an ability.")
     ] = None,
     min_effective_sets: Annotated[
-        float | None, typer.Option(help="Two-sided: guard the worst retention set, at least so many always counting.")
+        float | None, searched("X", "Two-sided: guard the worst retention set, at least so many always counting.")
     ] = None,
     proxy_size: ProxySize = 256,
-    controls: Annotated[bool, typer.Option(help="Also measure LiNeS, a reversed ramp and random ratios.")] = True,
+    controls: Annotated[bool, searched(None, "Also measure LiNeS, a reversed ramp and random ratios.")] = True,
     dry_run: DryRun = False,
     speed: SpeedOption = None,
-    work: Annotated[Path | None, typer.Option(help="Where finished pieces are kept (default OUT.work).")] = None,
+    work: WorkFolder = None,
     donor: DonorOption = "post",
     drop: Drop = None,
     allow_unrelated: Unrelated = False,
@@ -90,16 +97,22 @@ def restore(
     prompt_limit: PromptLimit = None,
     replies: Replies = 1,
     seed: Seed = 0,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: Dtype = "auto",
     batch_size: BatchSize = 16,
     max_new_tokens: NewTokens = 128,
     temperature: Temperature = 1.0,
     no_chat_template: NoChat = False,
     trust_tasks: TrustTasks = False,
+    as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure the alignment tax, find the average that gives it back, write it with a report."""
+    """Measure the alignment tax, find the average that gives it back, write it with a report.
+
+    Example:
+      counterpoise restore pre post -o restored --prompts prompts.jsonl \\
+          --reward sentiment:reviews.csv --abilities choices:arc_easy.jsonl
+    """
     with (
         plain_errors(f"finished pieces are in {work or f'{out}.work'}; the same command goes on from there"),
         bars(quiet or dry_run) as progress,
@@ -107,10 +120,8 @@ def restore(
         from counterpoise.evaluation.panel import PanelFiles
         from counterpoise.language.sampling import Drawing
         from counterpoise.restoration.request import Request
-        from counterpoise.search.candidates import CONTROLS, HMA, SEARCHES, Ramp, TwoSided
+        from counterpoise.search.candidates import CONTROLS, HMA, Ramp, TwoSided
 
-        if search not in (*SEARCHES, "both"):
-            raise ValueError(f"--search: expected {', '.join(SEARCHES)} or both, found {search!r}")
         two = given(
             lambdas=lambdas and numbers(lambdas, "--lambdas"),
             alignment=alignment,
@@ -131,6 +142,7 @@ def restore(
             searches += [Ramp(ramp.kind, cut) for ramp in CONTROLS]
         if search != "hma":
             searches.append(TwoSided(**two, proxy_size=proxy_size))
+        device = device_of(device)
         picked = given(means=means and numbers(means, "--means"), keep_reward=keep_reward, mean=mean, work=work)
         fitted = {"donor": donor, "drop": drop or (), "allow_unrelated": allow_unrelated, "dtype": dtype_of(dtype)}
         request = Request(pre, post, out, searches, cut=cut, **picked, **fitted, device=device)
@@ -148,7 +160,7 @@ def restore(
         request.check(sum(map(is_file, abilities)))
         usable_device(device)
         result = run(request, files.load(device), command=command_line(), progress=progress)
-    show_result(result, out, work)
+    show_result(result, out, work, as_json=as_json)
 
 
 def tax(
@@ -160,45 +172,49 @@ def tax(
     abilities: MaybeAbilities = None,
     from_logs: Annotated[
         bool,
-        typer.Option(
-            "--from",
-            help="PRE and POST are two finished runs, and no model is needed: lm-eval's --log_samples (folder or "
+        option(
+            None,
+            "PRE and POST are two finished runs, and no model is needed: lm-eval's --log_samples (folder or "
             "files), Inspect logs, results files of counterpoise (FILE#POINT).",
+            "--from",
         ),
     ] = False,
-    page: Annotated[Path | None, typer.Option(help="With --from: also write the page (html).")] = None,
-    json_out: Annotated[Path | None, typer.Option("--json", help="Also write the table as json.")] = None,
-    work: Annotated[Path | None, typer.Option(help="Keep finished pieces here and go on from them.")] = None,
+    page: Annotated[Path | None, option("FILE", "With --from: also write the page (html).")] = None,
+    work: Annotated[
+        Path | None,
+        general("FOLDER", "Keep finished pieces here and go on from them."),
+    ] = None,
     drop: Drop = None,
     allow_unrelated: Unrelated = False,
     limit: Limit = None,
     prompt_limit: PromptLimit = None,
     replies: Replies = 1,
     seed: Seed = 0,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: Dtype = "auto",
     batch_size: BatchSize = 16,
     max_new_tokens: NewTokens = 128,
     temperature: Temperature = 1.0,
     no_chat_template: NoChat = False,
     trust_tasks: TrustTasks = False,
+    as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Reward and abilities of PRE and POST on held-out data, with intervals and paired tests.
 
     Needs --prompts, --reward and --abilities; or --from, which compares two finished runs.
+
+    Example:
+      counterpoise tax --from pre_logs post_logs --page tax.html
     """
     if not from_logs and not (prompts and reward and abilities):
         lacking = next(name for name in ("prompts", "reward", "abilities") if not ctx.params[name])
         ctx.fail(f"Missing option '--{lacking}'.")
     with plain_errors("nothing was written"), bars(quiet or from_logs) as progress:
-        for option, file in (("--json", json_out), ("--page", page)):
-            if file and not file.absolute().parent.is_dir():
-                raise ValueError(
-                    f"{option} {file}: expected a folder {file.absolute().parent}, found none; make it first"
-                )
+        if page and not page.absolute().parent.is_dir():
+            raise ValueError(f"--page {page}: expected a folder {page.absolute().parent}, found none; make it first")
         if from_logs:
-            tax_of_logs(ctx, pre, post, json_out, page)
+            tax_of_logs(ctx, pre, post, page, as_json=as_json)
             return
         refuse_without("--from", given(page=page))
         assert prompts
@@ -207,15 +223,13 @@ def tax(
         from counterpoise.evaluation.panel import PanelFiles
         from counterpoise.language.loading import refuse_unmeasurable
         from counterpoise.language.sampling import Drawing
-        from counterpoise.records import write_json
         from counterpoise.restoration.restore import measure_tax
 
         refuse_unmeasurable(pre, post)  # before the reward is loaded
 
         drawing = Drawing(replies, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
-        panel = PanelFiles(prompts, reward, abilities, limit, prompt_limit, drawing, trust_tasks).load(
-            usable_device(device)
-        )
+        device = usable_device(device)
+        panel = PanelFiles(prompts, reward, abilities, limit, prompt_limit, drawing, trust_tasks).load(device)
         rows, warnings = measure_tax(
             pre,
             post,
@@ -227,7 +241,8 @@ def tax(
             dtype=dtype_of(dtype),
             progress=progress,
         )
-        if json_out:
-            write_json(json_out, rows)
     warn(warnings)
-    show_tax({"tax": rows})
+    if as_json:
+        print_json(rows)
+    else:
+        show_tax({"tax": rows})

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import typer
-
+from counterpoise.cli.help import option
 from counterpoise.cli.options import (
     AlignmentForm,
     BatchSize,
@@ -25,6 +24,7 @@ from counterpoise.cli.options import (
     Seed,
     Temperature,
     Unrelated,
+    WorkFolder,
     dtype_of,
     given,
     refuse_without,
@@ -36,26 +36,26 @@ from counterpoise.cli.terminal import bars, plain_errors, warn
 def search(
     pre: Pre,
     post: Post,
-    out: Annotated[Path, typer.Option("-o", "--out", help="The recipe to write.")],
+    out: Annotated[Path, option("FILE", "The recipe to write.", "-o", "--out")],
     prompts: Prompts,
     reward: RewardOption,
-    mean: Annotated[float | None, typer.Option(help="HMA's mean ratio, in [0, 1].")] = None,
-    method: Annotated[str, typer.Option(help="hma or two-sided.")] = "hma",
+    mean: Annotated[float | None, option("X", "HMA's mean ratio, in [0, 1].")] = None,
+    method: Annotated[Literal["hma", "two-sided"], option(None, "Which search.")] = "hma",
     price: Annotated[
         float | None,
-        typer.Option("--lambda", help="Two-sided: the price of what PRE could do, in units of alignment (default 1)."),
+        option("X", "Two-sided: the price of what PRE could do, in units of alignment (default 1).", "--lambda"),
     ] = None,
     alignment: AlignmentForm = None,
     blocks: SearchBlocks = None,
     proxy_size: ProxySize = 256,
     max_passes: Annotated[
-        int, typer.Option(help="Most points that the search evaluates; two-sided: 0 writes the path.")
+        int, option("N", "Most points that the search evaluates; two-sided: 0 writes the path.")
     ] = 12,
-    work: Annotated[Path | None, typer.Option(help="Where finished pieces are kept (default OUT.work).")] = None,
+    work: WorkFolder = None,
     drop: Drop = None,
     allow_unrelated: Unrelated = False,
     seed: Seed = 0,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: Dtype = "auto",
     batch_size: BatchSize = 16,
     max_new_tokens: NewTokens = 128,
@@ -63,7 +63,13 @@ def search(
     no_chat_template: NoChat = False,
     quiet: Quiet = False,
 ) -> None:
-    """Find HMA's ratios at a mean, or the two-sided search's at a lambda, and write them as a recipe."""
+    """Find HMA's ratios at a mean, or the two-sided search's at a lambda, and write them as a recipe.
+
+    Example:
+      counterpoise search pre post -o recipe.json --mean 0.6 \\
+          --prompts prompts.jsonl --reward sentiment:reviews.csv
+      counterpoise average pre post -o averaged --recipe recipe.json
+    """
     work = work or out.with_name(out.name + ".work")
     with plain_errors(f"finished pieces are in {work}; the same command goes on from there"), bars(quiet) as progress:
         from counterpoise.evaluation.panel import PanelFiles
@@ -72,8 +78,6 @@ def search(
         from counterpoise.search.descent import SearchResult
         from counterpoise.search.recipes import Wanted, find_recipe
 
-        if method not in SEARCHES:
-            raise ValueError(f"--method: expected {' or '.join(SEARCHES)}, found {method!r}")
         if method == "hma":
             refuse_without("--method two-sided", {"lambda": price} if price is not None else given(alignment=alignment))
         if (mean is None) == (method == "hma"):
@@ -82,11 +86,12 @@ def search(
             )
         how = SEARCHES[method](**given(blocks=blocks, alignment=alignment), proxy_size=proxy_size)
         at = mean if mean is not None else 1.0 if price is None else price
+        device = usable_device(device)
         fitted = {"drop": drop or (), "allow_unrelated": allow_unrelated, "dtype": dtype_of(dtype), "device": device}
         wanted = Wanted(pre, post, out, how, at, work, max_passes, **fitted)
         wanted.check()
         drawing = Drawing(1, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
-        panel = PanelFiles(prompts, reward, [], drawing=drawing).load(usable_device(device))
+        panel = PanelFiles(prompts, reward, [], drawing=drawing).load(device)
         found, recipe = find_recipe(wanted, panel, progress=progress)
         if isinstance(found, SearchResult):
             gained = f"{found.passes} passes, proxy loss {found.trace[0]:.4f} -> {found.value:.4f} nats/token"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import os
 import shlex
@@ -15,15 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-
-import typer
-
-
-def commands(name: str, help: str, **more: Any) -> typer.Typer:
-    """An empty group of commands."""
-    plain: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
-    return typer.Typer(name=name, help=help, **plain, **more)
-
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals after which a command cleans up, says what is kept, and ends with status 128 + their number."""
@@ -175,23 +167,35 @@ def _read_by_transformers(error: Exception) -> str | None:
 
 @contextmanager
 def bars(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
-    """Progress bars on stderr, one a stage; finished ones stay as a line."""
+    """What is being done, as one live line on stderr, and a line at the end on where the time went.
+
+    A stderr that is no terminal gets the last line alone.
+    """
     if quiet:
         yield None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        tasks: dict[str, Any] = {}
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn())
+    spent: dict[str, float] = {}
+    begun = last = time.monotonic()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        line = progress.add_task("starting", total=None)
 
         def advance(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=total)
-            progress.update(tasks[stage], completed=done, total=total)
+            nonlocal last
+            if stage not in spent:
+                progress.reset(line, description=stage, total=total)
+            spent[stage] = spent.get(stage, 0.0) - last + (last := time.monotonic())
+            progress.update(line, description=stage, completed=done, total=total)
 
         yield advance
+    if len(spent) > 1:
+        longest = sorted(spent, key=lambda stage: -spent[stage])[:3]
+        told = ", ".join(f"{stage} {spent[stage]:.0f} s" for stage in longest)
+        print(f"{len(spent)} stages in {time.monotonic() - begun:.0f} s; the longest: {told}", file=sys.stderr)
 
 
 def warn(warnings: Sequence[str]) -> None:
@@ -200,9 +204,17 @@ def warn(warnings: Sequence[str]) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def show_result(result: dict[str, Any], out: Path, work: Path | None) -> None:
+def print_json(value: object) -> None:
+    """The value on stdout."""
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def show_result(result: dict[str, Any], out: Path, work: Path | None, *, as_json: bool = False) -> None:
     """What a finished restore found and where it lies."""
     warn(result["warnings"])
+    if as_json:
+        print_json(result)
+        return
     show_tax(result)
     if result.get("already_finished"):
         print(f"{out} holds the result of this very run already; nothing was done again.")
