@@ -421,3 +421,12 @@ def test_the_commands_for_the_papers_models_are_ones_that_the_command_line_knows
         options = group.make_context(words[0], [*rest, "--dry-run"]).params
         assert options["dry_run"]
         assert options["device" if "--device" in words else "out"]
+
+
+def test_a_dry_run_is_json_when_asked(world: Path) -> None:
+    for found in (restore(world, "--json"), align(world, "dpo", "--preferences", world / "pairs.jsonl", "--json")):
+        assert found.exit_code == 0, found.output
+        plan = json.loads(found.stdout)
+        assert plan["seconds"] == pytest.approx(sum(s["seconds"] for s in plan["stages"]))
+        assert plan["peak"] >= sum(plan["resident"].values())
+        assert {"told", "assumed", "disk", "mapped", "device"} <= set(plan)

@@ -152,7 +152,7 @@ def restore(
             from counterpoise.cli.plan import tell
             from counterpoise.planning.restore import plan_restore
 
-            tell(plan_restore(request, files, present=speed is None), speed_of(speed), device)
+            tell(plan_restore(request, files, present=speed is None), speed_of(speed), device, as_json=as_json)
             return
         from counterpoise.evaluation.abilities import is_file
         from counterpoise.restoration.restore import run
