@@ -29,6 +29,7 @@ from counterpoise.cli.options import (
     refuse_without,
     speed_of,
 )
+from counterpoise.cli.push import Push, check_push, push
 from counterpoise.cli.terminal import bars, command_line, plain_errors, print_json, warn
 
 
@@ -144,6 +145,7 @@ def model(
     ] = False,
     micro_batch_size: MicroBatch = 8,
     no_chat_template: NoChat = False,
+    push_to: Push = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -161,6 +163,7 @@ def model(
         from counterpoise.alignment.mitigations.table import TABLE
         from counterpoise.alignment.training import processes
 
+        check_push(push_to)
         if not dry_run:
             refuse_without("--dry-run", given(speed=speed))
         device = device_of(device)
@@ -212,6 +215,8 @@ def model(
             command=command_line(),
             progress=progress,
         )
+        if processes.is_first():
+            push(out, push_to)
     if not processes.is_first():
         return
     if as_json:

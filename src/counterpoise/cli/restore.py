@@ -49,6 +49,7 @@ from counterpoise.cli.options import (
     speed_of,
     usable_device,
 )
+from counterpoise.cli.push import Push, check_push, push
 from counterpoise.cli.terminal import bars, command_line, plain_errors, print_json, show_result, show_tax, warn
 
 
@@ -104,6 +105,7 @@ def restore(
     temperature: Temperature = 1.0,
     no_chat_template: NoChat = False,
     trust_tasks: TrustTasks = False,
+    push_to: Push = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -122,6 +124,7 @@ def restore(
         from counterpoise.restoration.request import Request
         from counterpoise.search.candidates import CONTROLS, HMA, Ramp, TwoSided
 
+        check_push(push_to)
         two = given(
             lambdas=lambdas and numbers(lambdas, "--lambdas"),
             alignment=alignment,
@@ -160,6 +163,8 @@ def restore(
         request.check(sum(map(is_file, abilities)))
         usable_device(device)
         result = run(request, files.load(device), command=command_line(), progress=progress)
+        if result["out"]:
+            push(out, push_to)
     show_result(result, out, work, as_json=as_json)
 
 

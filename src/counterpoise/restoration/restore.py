@@ -26,7 +26,7 @@ from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.results import write_results
 from counterpoise.evaluation.workbench import Workbench
 from counterpoise.language.loading import refuse_unmeasurable
-from counterpoise.records import Stages, Store, digest, named, versions, write_whole
+from counterpoise.records import Stages, Store, digest, named, public, versions, write_whole
 from counterpoise.restoration.compare import search_and_pick
 from counterpoise.restoration.request import KEEP, MEANS, RESULT, Request
 from counterpoise.search.candidates import CONTROLS, HMA, Search
@@ -148,6 +148,7 @@ def _write_report(folder: Path, result: dict[str, Any], *, card: bool = False) -
     from counterpoise.report.html import report_page
     from counterpoise.tables.card import model_card
 
+    result = public(result)
     write_whole(folder / "report.html", report_page(result))
     if card:
         (folder / "README.md").write_text(model_card(result), encoding="utf-8")
