@@ -104,7 +104,7 @@ def align(
     run = Run(work, settings, keep_checkpoints=keep_checkpoints, stages=progress)
     model, tokenizer = load(checkpoint.folder, dtype=dtype, bf16=bf16, device=device, shard=shard)
     method(model, tokenizer, mitigations=mitigations, run=run)
-    record = public(
+    record: dict[str, Any] = public(
         {
             "source": checkpoint.source,
             "revision": checkpoint.revision,

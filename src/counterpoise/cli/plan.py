@@ -16,9 +16,9 @@ from counterpoise.language.costs import Plan, Speed
 def show_plan(plan: Plan, speed: Speed, how: str, device: str, *, as_json: bool = False) -> None:
     """Print a plan; `how` says where the speed comes from."""
     if as_json:
-        stages = [{**asdict(stage), "seconds": stage.work.seconds(speed)} for stage in plan.stages]
+        listed = [{**asdict(stage), "seconds": stage.work.seconds(speed)} for stage in plan.stages]
         told = {"seconds": plan.seconds(speed), "peak": plan.peak, "speed": speed._asdict(), "how": how}
-        print_json({**asdict(plan), "stages": stages, **told, "device": device})
+        print_json({**asdict(plan), "stages": listed, **told, "device": device})
         return
     from rich.console import Console
     from rich.table import Table
