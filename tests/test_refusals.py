@@ -61,7 +61,7 @@ WRONG = [
     (RESTORE, "--max-new-tokens 0", "Invalid value for '--max-new-tokens'"),
     (RESTORE, "--batch-size 0", "Invalid value for '--batch-size'"),
     (RESTORE, "--abilities choices:guess.jsonl", "abilities: expected different names, found 'guess' twice"),
-    (RESTORE, "--abilities choices:guess.jsonl?metric=bleu", "unknown option 'metric'; expected name or limit"),
+    (RESTORE, "--abilities choices:guess.jsonl?metric=bleu", "unknown option 'metric'; expected name, limit or primary"),
     (RESTORE, "--prompts long.jsonl", "long.jsonl, line 2: expected prompts of at most 122 tokens (a context of 128 less 6"),
     (RESTORE, "--abilities choices:wide.jsonl", "wide.jsonl, line 31: expected items of at most 128 tokens (the model's"),
     (RESTORE, "--abilities code", "task.yaml, line 2: this task runs code of its own (!function); read it, and give --trust"),

@@ -314,7 +314,7 @@ def test_bad_specs_are_refused(tmp_path: Path) -> None:
         ("?metric=rouge", "metric: expected exact or bleu, found 'rouge'"),
         ("?limit=0", "limit: expected a number above 0, found '0'"),
         ("?limit=-3", "limit: expected a number above 0, found '-3'"),
-        ("?size=3", "unknown option 'size'; expected name, metric or limit"),
+        ("?size=3", "unknown option 'size'; expected name, metric, limit or primary"),
     ):
         with pytest.raises(ValueError, match=found):
             load_abilities([f"generate:{path}{query}"])

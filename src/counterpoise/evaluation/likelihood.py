@@ -22,6 +22,7 @@ class Choices(FileAbility):
     """Lines of query, choices and gold, the number of the right one."""
 
     kind = "choices"
+    always = ("logprob", "accuracy")
 
     @property
     def metric_id(self) -> str:
@@ -87,6 +88,7 @@ class Continuation(FileAbility):
     """Lines of context, which may be empty, and continuation."""
 
     kind = "continue"
+    always = ("-nll",)
 
     @staticmethod
     def clean(record: dict[str, Any]) -> dict[str, Any]:

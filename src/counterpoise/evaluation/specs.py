@@ -62,6 +62,27 @@ def limit_of(spec: str, options: Mapping[str, str]) -> int | None:
     return None if limit is None else int(limit)
 
 
+def primary_of(spec: str, options: Mapping[str, str], metrics: Sequence[str]) -> str | None:
+    """The option `primary`, as one of the `metrics` that there are; None where it is not given.
+
+    A metric of which less is better is called by its name, with or without the minus of its negated score.
+
+    Raises:
+        ValueError: none of them.
+    """
+    if (wanted := options.get("primary")) is None:
+        return None
+    named = {bare(m): m for m in metrics}
+    if bare(wanted) not in named:
+        raise ValueError(f"{spec}: primary: expected {' or '.join(named) or 'nothing'}, found {wanted!r}")
+    return named[bare(wanted)]
+
+
+def bare(metric: str) -> str:
+    """A metric's name without the minus that says it was negated."""
+    return metric.removeprefix("-")
+
+
 def fewest(*limits: int | None) -> int | None:
     """The smallest of the limits that are given; None where none is."""
     return min((n for n in limits if n is not None), default=None)

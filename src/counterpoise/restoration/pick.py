@@ -7,7 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from counterpoise.evaluation.measurement import Scores, difference, retention, reward_kept, tax_given_back, units
+from counterpoise.evaluation.specs import bare
 from counterpoise.evaluation.workbench import Point
+from counterpoise.tables.reading import KINDS, kind_of
 
 
 def choose(pre: Point, post: Point, able: Sequence[Point], counted: Sequence[str], keep: float) -> Point | None:
@@ -39,22 +41,34 @@ def no_gain(gain: Mapping[str, float]) -> str:
 
 def verdict(result: dict[str, Any], pick: Point | None, keep: float, pickable: Collection[str]) -> str:
     """What was lost, what the pick keeps and gives back, in two sentences; or why none of the `pickable` was picked."""
-    taxed = [
-        r["name"]
-        for r in result["tax"]
-        if r["name"] != "reward" and not r["at_floor"] and r["tax"]["value"] > 0 and r["tax"]["p"] < 0.05
-    ]
-    cost = (
-        f"Alignment significantly lowered {', '.join(dict.fromkeys(taxed))}"
-        if taxed
-        else "No ability fell significantly"
-    )
+    cost = lowered(result["tax"])
     if pick is None:
         return (
             f"{cost} (held-out). No average keeps {keep:.0%} of the reward gain with less tax than POST: no point beats both "
             f"ends, so no checkpoint was written.{_next_best(result, pickable)}"
         )
     return f"{reached(result['shares'], pick.name)} {cost} (held-out)."
+
+
+def lowered(tax: Sequence[Mapping[str, Any]]) -> str:
+    """Which abilities fell, in the measure that counts, and how many of those measured the other way too fell by that."""
+    rows: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for r in tax:
+        if r["name"] != "reward" and not r["at_floor"]:
+            rows.setdefault(r["name"], {}).setdefault(kind_of(r["unit"]), r)
+
+    def fell(r: Mapping[str, Any]) -> bool:
+        return bool(r["tax"]["value"] > 0 and r["tax"]["p"] < 0.05)
+
+    firsts = [next(iter(of.values())) for of in rows.values()]
+    names = [f"{r['name']} ({bare(r['metric'])})" for r in firsts if fell(r)]
+    said = f"Alignment significantly lowered {', '.join(names)}" if names else "No ability fell significantly"
+    told = []
+    for kind in KINDS:
+        if others := [of[kind] for of in rows.values() if list(of)[1:] == [kind]]:
+            down = sum(map(fell, others))
+            told.append(f"; by {kind} {down or 'none'} of {len(others)}")
+    return said + "".join(told)
 
 
 def shares(pre: Scores, post: Scores, pick: Scores, counted: Collection[str]) -> dict[str, Any]:

@@ -86,6 +86,7 @@ def run(
     bench = Workbench.scanned(pair, panel, Store(work), allow_unrelated=unrelated, progress=progress, **on)
     settings = {**request.settings, **panel.settings, **request.more_settings, "dtype": str(bench.dtype)}
     decided = {k: v for k, v in settings.items() if (k, v) != ("replies", 1)}  # as before there were replies
+    decided |= {"primary": panel.primary} if panel.primary else {}
     key = digest([bench.inputs, decided, panel.fingerprint])
     if (finished := _finished(out, work, key)) is not None:
         return finished

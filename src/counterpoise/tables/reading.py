@@ -15,6 +15,12 @@ PointEntry = Mapping[str, Any]
 VALIDATION, HELD_OUT = "validation", "held-out"
 RETENTION = "retention"
 ENDS = ("PRE", "POST")
+KINDS = ("likelihood", "accuracy")
+"""Of metrics: how likely right answers are, and whether answers are right (or how good: BLEU)."""
+BY_KIND = {f"{RETENTION} by {kind}": kind for kind in KINDS}
+"""Axis -> kind: retention of the abilities that are measured both ways, by one of the two."""
+OWN_LOSS = "share of own loss"
+"""The unit of retention since commit 5f31904."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,34 @@ def primary(results: Results) -> dict[str, str]:
     return found
 
 
+def counted(results: Results) -> dict[str, str]:
+    """`primary` of the abilities that are not at floor."""
+    return {a: m for a, m in primary(results).items() if a not in floored(results)}
+
+
+def kind_of(unit: str) -> str:
+    """Which of the `KINDS` a metric is, by its unit.
+
+    >>> kind_of("nats/token"), kind_of("%"), kind_of("BLEU")
+    ('likelihood', 'accuracy', 'accuracy')
+    """
+    return KINDS[not unit.startswith("nats")]
+
+
+def by_kind(results: Results) -> dict[str, dict[str, str]]:
+    """Kind -> ability -> its first metric of that kind, of the abilities that are not at floor and have both kinds."""
+    found: dict[str, dict[str, str]] = {}
+    for row in results.get("tax") or ():
+        found.setdefault(row["name"], {}).setdefault(kind_of(str(row.get("unit") or "")), row["metric"])
+    both = {n: of for n, of in found.items() if len(of) == len(KINDS) and n in counted(results)}
+    return {kind: {n: of[kind] for n, of in both.items()} for kind in KINDS} if both else {}
+
+
+def is_old(results: Results) -> bool:
+    """Whether a file that was read holds retention in another unit than today's."""
+    return bool(results.get("retention_unit", OWN_LOSS) != OWN_LOSS)
+
+
 def unit(results: Results, ability: str) -> str:
     """Unit of an ability's primary metric, from the tax rows; "" when unknown."""
     return next((str(r.get("unit") or "") for r in results.get("tax") or () if r["name"] == ability), "")
@@ -103,9 +137,16 @@ def floored(results: Results) -> set[str]:
 
 def axis_score(results: Results, point: PointEntry, axis: str) -> Mapping[str, Any] | None:
     """Retention, or the primary metric of the ability `axis`, with its interval; None when it is not `known`."""
-    if axis == RETENTION:
-        return known(point.get("retention"))
+    if axis == RETENTION or axis in BY_KIND:
+        return known(retained(point, axis))
     return known(ability_score(point, axis, primary(results).get(axis, "")))
+
+
+def retained(point: PointEntry, axis: str) -> Mapping[str, Any] | None:
+    """Retention, or retention by a kind of metric; None where it was not measured."""
+    found: Mapping[str, Any] | None
+    found = point.get(RETENTION) if axis == RETENTION else (point.get("retention_by") or {}).get(BY_KIND[axis])
+    return found
 
 
 def ability_score(point: PointEntry, ability: str, metric: str) -> Mapping[str, Any] | None:
@@ -115,15 +156,15 @@ def ability_score(point: PointEntry, ability: str, metric: str) -> Mapping[str, 
 
 
 def axes(results: Results) -> list[str]:
-    """What the horizontal axis of the front can show: retention when it was measured, then each ability."""
-    has = any(known(p.get("retention")) for p in results.get("points") or ())
-    return [*([RETENTION] if has else []), *primary(results)]
+    """What the horizontal axis of the front can show: retention, also by either kind, where measured; each ability."""
+    points = results.get("points") or ()
+    return [*(a for a in (RETENTION, *BY_KIND) if any(known(retained(p, a)) for p in points)), *primary(results)]
 
 
 def axis_label(results: Results, axis: str, retention: str = RETENTION) -> str:
-    """An ability with its primary metric, and whether it is at floor; `retention` for that axis."""
-    if axis == RETENTION:
-        return retention
+    """An ability with its primary metric, and whether it is at floor; `retention` for that axis, and what it is by."""
+    if axis == RETENTION or axis in BY_KIND:
+        return (retention if axis == RETENTION else axis) + (", older unit" if is_old(results) else "")
     floor = ", at floor" if axis in floored(results) else ""
     return f"{axis} ({primary(results)[axis]}{floor})"
 
