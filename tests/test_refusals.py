@@ -62,6 +62,8 @@ WRONG = [
     (RESTORE, "--batch-size 0", "Invalid value for '--batch-size'"),
     (RESTORE, "--abilities choices:guess.jsonl", "abilities: expected different names, found 'guess' twice"),
     (RESTORE, "--abilities choices:guess.jsonl?metric=bleu", "unknown option 'metric'; expected name, limit or primary"),
+    (RESTORE, "--abilities choices:guess.jsonl?primary=bleu", "primary: expected logprob or accuracy, found 'bleu'"),
+    (RESTORE, "--abilities continue:guess.jsonl?primary=accuracy", "primary: expected nll, found 'accuracy'"),
     (RESTORE, "--prompts long.jsonl", "long.jsonl, line 2: expected prompts of at most 122 tokens (a context of 128 less 6"),
     (RESTORE, "--abilities choices:wide.jsonl", "wide.jsonl, line 31: expected items of at most 128 tokens (the model's"),
     (RESTORE, "--abilities code", "task.yaml, line 2: this task runs code of its own (!function); read it, and give --trust"),

@@ -26,7 +26,7 @@ from counterpoise.evaluation.workbench import Point
 from counterpoise.language.prompts import read_prompts
 from counterpoise.report.comparisons import read_comparisons
 from counterpoise.report.matched import matched
-from counterpoise.restoration.pick import choose, reached, shares
+from counterpoise.restoration.pick import choose, lowered, reached, shares
 from counterpoise.restoration.request import Request
 from counterpoise.restoration.restore import measure_tax, restore
 from counterpoise.search.candidates import HMA, Ramp, Search, TwoSided
@@ -144,6 +144,38 @@ def test_a_second_run_says_it_is_finished_and_other_settings_are_refused(
     assert before == {f: f.stat().st_mtime_ns for f in out.iterdir()}
     with pytest.raises(CheckpointError, match="other inputs or settings"):
         restore(world / "pre", world / "post", out, panel(world), **{**SETTINGS, "keep_reward": 0.6})
+
+
+def test_the_primary_metric_decides_a_result_and_its_key_and_no_piece_is_measured_again(
+    world: Path, done: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out, result = done
+    held = panel(world)
+    by_accuracy = [dataclasses.replace(a, primary="accuracy") if a.name == "guess" else a for a in held.abilities]  # type: ignore[type-var]
+    other = dataclasses.replace(held, abilities=by_accuracy)
+    with pytest.raises(CheckpointError, match="other inputs or settings"):
+        restore(world / "pre", world / "post", out, other, **SETTINGS)
+    work = tmp_path / "work"
+    shutil.copytree(world / "restored.work", work)
+    pieces = {f.name for f in work.glob("*.json")}
+    again = restore(world / "pre", world / "post", tmp_path / "out", other, work=work, **SETTINGS)
+    assert len(pieces) > 10
+    assert {f.name for f in work.glob("*.json")} - {"restore.json"} == pieces - {"restore.json"}
+    assert again["key"] != result["key"]
+    assert [reading.primary(r)["guess"] for r in (result, again)] == ["logprob", "accuracy"]
+    for name in ("text", "guess"):
+        assert again["points"][3]["abilities"][name] == result["points"][3]["abilities"][name]
+
+
+def test_what_fell_is_said_in_the_measure_that_counts() -> None:
+    def row(name: str, metric: str, unit: str, tax: float, p: float) -> dict[str, Any]:
+        return {"name": name, "metric": metric, "unit": unit, "at_floor": False, "tax": {"value": tax, "p": p}}
+
+    arc = [row("arc", "logprob", "nats", 1.2, 0.001), row("arc", "accuracy", "%", 3.3, 0.4)]
+    text = row("text", "-nll", "nats", 0.6, 0.001)
+    assert lowered([*arc, text]) == "Alignment significantly lowered arc (logprob), text (nll); by accuracy none of 1"
+    assert lowered([*arc[::-1], text]) == "Alignment significantly lowered text (nll); by likelihood 1 of 1"
+    assert lowered([arc[1]]) == "No ability fell significantly"
 
 
 def test_a_stopped_run_leaves_no_out_and_the_next_one_goes_on(

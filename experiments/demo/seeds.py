@@ -17,6 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from counterpoise.tables.reading import KINDS, kind_of
+
 HERE = Path(__file__).parent
 METHODS = ("MA", "HMA", "LiNeS", "reversed", "random")
 
@@ -64,15 +66,16 @@ def read(seed: int) -> dict[str, Any]:
 
 
 def row(found: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of the table; shares are of the gain and of the tax on held-out data."""
+    """The numbers of the table; shares are of the gain and of the tax on held-out data, by either kind of metric."""
     reward = next(r for r in found["tax"] if r["name"] == "reward")
-    primary = {r["name"]: r for r in reversed(found["tax"]) if r["name"] != "reward" and not r["at_floor"]}
-    lost = [r["name"] for r in primary.values() if r["tax"]["low"] > 0]
-    kept = back = None
-    if found["pick"]:
-        kept = reward["remaining"]["value"] / reward["tax"]["value"]
-        back = statistics.mean(1 - primary[n]["remaining"]["value"] / primary[n]["tax"]["value"] for n in lost)
-    return {"reward": reward, "lost": lost, "abilities": len(primary), "kept": kept, "back": back}
+    kept = reward["remaining"]["value"] / reward["tax"]["value"] if found["pick"] else None
+    made: dict[str, Any] = {"reward": reward, "kept": kept}
+    for kind in KINDS:
+        rows = [r for r in found["tax"] if r is not reward and not r["at_floor"] and kind_of(r["unit"]) == kind]
+        lost = [r for r in rows if r["tax"]["low"] > 0]
+        shares = [1 - r["remaining"]["value"] / r["tax"]["value"] for r in lost if found["pick"]]
+        made[kind] = {"lost": f"{len(lost)} of {len(rows)}", "back": statistics.mean(shares) if shares else None}
+    return made
 
 
 def page(results: list[dict[str, Any]]) -> str:
@@ -84,29 +87,32 @@ def page(results: list[dict[str, Any]]) -> str:
         "[results](results). No seed was left out or picked. A miniature world: each seed invents its own language,",
         "countries and tales, trains its own model of 0.7 M parameters and aligns it with RSF.",
         "",
-        "Held-out data. *Abilities lost*: how many of the abilities fell significantly (95 % interval above 0, primary",
-        "metric). *Reward kept* and *given back*: the pick's share of the reward gain, and the share of the tax it undoes,",
-        "averaged over the abilities lost. Hypervolume of each method's front is on validation data (the rectangle spanned",
-        "by PRE and POST is 1).",
+        "Held-out data. *Lost*: how many of the abilities fell significantly (95 % interval of the tax above 0), by the",
+        "likelihood of the right answer, which counts for the pick, and by accuracy (exact match for the translation; the",
+        "tales have a likelihood alone). *Reward kept* and *given back*: the pick's share of the reward gain, and the share",
+        "of the tax it undoes, averaged over the abilities lost by that measure. Hypervolume of each method's front is by",
+        "likelihood on validation data (the rectangle spanned by PRE and POST is 1).",
         "",
-        "| seed | reward PRE → POST | abilities lost | pick | reward kept | given back | "
-        + " | ".join(f"HV {m}" for m in METHODS)
-        + " | seconds |",
-        "|---:|---|---|---|---:|---:|" + "---:|" * (len(METHODS) + 1),
+        "| seed | reward PRE → POST | lost by likelihood | by accuracy | pick | reward kept | given back, likelihood "
+        "| accuracy | " + " | ".join(f"HV {m}" for m in METHODS) + " | seconds |",
+        "|---:|---|---|---|---|---:|---:|---:|" + "---:|" * (len(METHODS) + 1),
     ]
     rows = [row(found) for found in results]
     for found, r in zip(results, rows, strict=True):
         volumes = [f"{found['hypervolume'].get(m, float('nan')):.3f}" for m in METHODS]
-        shares = [f"{r[k]:.0%}" if r[k] is not None else "–" for k in ("kept", "back")]
+        shares = [f"{v:.0%}" if v is not None else "–" for v in (r["kept"], *(r[k]["back"] for k in KINDS))]
         lines.append(
             f"| {found['seed']} | {r['reward']['pre']['value']:.2f} → {r['reward']['post']['value']:.2f} "
-            f"| {len(r['lost'])} of {r['abilities']} | {found['pick'] or 'none'} | {' | '.join(shares)} "
+            f"| {' | '.join(r[k]['lost'] for k in KINDS)} | {found['pick'] or 'none'} | {' | '.join(shares)} "
             f"| {' | '.join(volumes)} | {sum(found['seconds'].values()):.0f} |"
         )
     lines.append(
-        "| mean ± s.e. | | | | "
+        "| mean ± s.e. | | | | | "
         + " | ".join(
-            [spread([r[k] for r in rows if r[k] is not None], "%") for k in ("kept", "back")]
+            [
+                spread([v for v in values if v is not None], "%")
+                for values in ([r["kept"] for r in rows], *([r[k]["back"] for r in rows] for k in KINDS))
+            ]
             + [spread([f["hypervolume"][m] for f in results if m in f["hypervolume"]]) for m in METHODS]
         )
         + " | |"
