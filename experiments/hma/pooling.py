@@ -45,8 +45,7 @@ def retention_minus(runs: Sequence[MeasuredRun], name: str, other: str, kind: st
     """The same in the mean over abilities, each as a share of its own loss; of a kind, over those that have both kinds."""
     floor = set().union(*(reading.floored(r.results) for r in runs))
     results = runs[0].results
-    metrics = reading.by_kind(results)[kind] if kind else reading.primary(results)
-    counted = {a: m for a, m in metrics.items() if a not in floor}
+    counted = {a: m for a, m in reading.counted(results, kind).items() if a not in floor}
     part = runs[0].results["points"][0]["part"]
     units = [u for r in runs if (u := loss_units(r.results, part, counted))]
     parts = []

@@ -30,7 +30,6 @@ from counterpoise.tables.reading import HELD_OUT, RETENTION
 
 HERE = Path(__file__).resolve().parent
 RESULTS, OTHERS = HERE / "results", HERE.parent / "two_sided" / "results"
-AXES = (RETENTION, *reading.BY_KIND)
 AT_EQUAL_MEANS = ("HMA thirds", "HMA 6", "HMA 9", "HMA layerwise", "LiNeS", "reversed", "random thirds")
 
 
@@ -177,9 +176,9 @@ def methods_table(groups: Sequence[Group]) -> str:
             if name == "reward":
                 shown = [told(minus(g.runs, "POST", "PRE", "reward", "reward")), ""]
             body.append([g.name, str(len(g.runs)), name, *shown])
-        both = reading.by_kind(g.runs[0].results)
-        means = [told(retention_minus(g.runs, "POST", "PRE", kind)) for kind in both]
-        body.append([g.name, str(len(g.runs)), f"retention, the {len(both['accuracy'])} measured both ways", *means])
+        count = len(reading.counted(g.runs[0].results, "accuracy"))
+        means = [told(retention_minus(g.runs, "POST", "PRE", kind)) for kind in reading.KINDS]
+        body.append([g.name, str(len(g.runs)), f"retention, the {count} measured both ways", *means])
     head = ["aligned by", "seeds", "POST minus PRE", "by likelihood, nats", "by accuracy, points"]
     return filled(head, body)
 
@@ -214,10 +213,10 @@ def equal_means_table(groups: Sequence[Group]) -> str:
                 reward = minus(runs, p["name"], reference, "reward", "reward")
                 kept = retention_minus(runs, p["name"], reference)
                 first = p is points[0]
-                gains = [told(method_gains(g, method, HELD_OUT, a)) if first else "" for a in AXES]
+                gains = [told(method_gains(g, method, HELD_OUT, a)) if first else "" for a in reading.MEANS]
                 body.append([g.name, str(len(runs)), p["name"], told(reward), told(kept), *gains])
     head = ["aligned by", "seeds", "point", "reward minus MA's at its mean", "retention minus MA's at its mean"]
-    return filled([*head, *(f"{a} at equal reward, all points of the method" for a in AXES)], body)
+    return filled([*head, *(f"{a} at equal reward, all points of the method" for a in reading.MEANS)], body)
 
 
 def found_table(groups: Sequence[Group]) -> str:

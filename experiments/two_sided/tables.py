@@ -146,11 +146,10 @@ def curves_table(group: Group) -> str:
 
 def kinds_table(group: Group) -> str:
     """Retention minus MA's at equal reward by likelihood and by accuracy, over the abilities measured both ways."""
-    axes = ("retention", *reading.BY_KIND)
     body = []
     for method in [m for m in CURVES if m != "MA" and of_method(group.runs[0].results, m)]:
-        body.append([method, *(difference(method_gains(group, method, HELD_OUT, axis)) for axis in axes)])
-    both = reading.by_kind(group.runs[0].results)
+        body.append([method, *(difference(method_gains(group, method, HELD_OUT, axis)) for axis in reading.MEANS)])
+    both = {kind: reading.counted(group.runs[0].results, kind) for kind in reading.KINDS}
     head = [f"by {kind}: {', '.join(f'{a} {m}' for a, m in metrics.items())}" for kind, metrics in both.items()]
     return markdown(["curve", "all abilities, by likelihood", *head], body)
 
@@ -237,7 +236,7 @@ def points_table(group: Group) -> str:
         row = [p["name"], str(p["runs"]), mean, text, spoken(p["reward"]), spoken(p["retention"]), *sides]
         gain, tax = shares(group, p["name"])
         body.append([*row, f"{gain:.0%}", f"{tax:.0%}" if taxed else "–"])
-    head = ["point", "seeds", "mean ratio", "ratios (first seed)", "reward", "retention", *reading.BY_KIND]
+    head = ["point", "seeds", "mean ratio", "ratios (first seed)", "reward", *reading.MEANS]
     return markdown([*head, "of the reward gain", "of the tax"], body)
 
 

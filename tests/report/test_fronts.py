@@ -217,7 +217,7 @@ def both_ways(tmp_path: Path, name: str, *, turned: bool = False) -> Path:
 
 def test_likelihood_and_accuracy_stand_side_by_side_from_the_items(tmp_path: Path) -> None:
     (panel,) = read_comparisons([both_ways(tmp_path, "both")])
-    by_likelihood, by_accuracy = reading.BY_KIND
+    _, by_likelihood, by_accuracy = reading.MEANS
     points = {p["name"]: p["retention_by"] for p in pooled(panel)["points"]}
     assert points["POST"]["likelihood"]["value"] == pytest.approx(-1)
     assert points["POST"]["accuracy"]["value"] == 0

@@ -19,7 +19,7 @@ from counterpoise.evaluation.measurement import (
     unit_of,
 )
 from counterpoise.records import write_whole
-from counterpoise.tables.reading import OWN_LOSS, by_kind, counted
+from counterpoise.tables.reading import MEANS, OWN_LOSS, counted
 
 DIGITS, KEY_LENGTH = 8, 16  # of a statistic, of an item's key: enough for every score shown, a third of the bytes
 
@@ -136,7 +136,7 @@ def loss_units(content: Mapping[str, Any], part: str, metrics: Mapping[str, str]
 def with_retention(content: Mapping[str, Any]) -> dict[str, Any]:
     """A results file whose points have the retention of today, from their items; None where they hold none."""
     pres = {p.get("part"): p for p in content["points"] if p["method"] == "PRE"}
-    sides = {"": counted(content), **by_kind(content)}
+    sides = {kind: counted(content, kind) for kind in MEANS.values()}
     units = {(part, kind): loss_units(content, str(part), of) for part in pres for kind, of in sides.items()}
 
     def kept(point: Mapping[str, Any], kind: str = "") -> dict[str, Any] | None:

@@ -171,7 +171,7 @@ def _pool(some: Sequence[tuple[Results, PointEntry]]) -> dict[str, Any]:
         "reward": _pool_score(some, "reward"),
         "abilities": {name: {metric: _pool_score(some, name, metric) for metric in found} for name, found in abilities},
         "retention": _pool_score(some, RETENTION),
-        "retention_by": {kind: _pool_score(some, axis) for axis, kind in reading.BY_KIND.items()},
+        "retention_by": {kind: _pool_score(some, axis) for axis, kind in reading.MEANS.items() if kind},
     }
 
 

@@ -115,12 +115,9 @@ def hypervolume_table(comparison: Comparison) -> Table:
     gains = hypervolume_gains(comparison, part)
     groups = {g.name: g for g in comparison.groups}
     others = [key for key, _ in rows if key[1] != REFERENCE]
-    kept = {key: method_gains(groups[key[0]], key[1], part) for key in others}
-    sides = {
-        axis: {key: method_gains(groups[key[0]], key[1], part, axis) for key in others}
-        for axis in reading.axes(comparison.runs[0].results)
-        if axis in reading.BY_KIND
-    }
+    means = [axis for axis in reading.axes(comparison.runs[0].results) if axis in reading.MEANS]
+    sides = {axis: {key: method_gains(groups[key[0]], key[1], part, axis) for key in others} for axis in means}
+    kept = sides.pop(RETENTION, {})
     columns = [
         Column("method", lambda r: Cell(r[0][1], r[0][0] if len(comparison.groups) > 1 else ""), False),
         Column("hypervolume", lambda r: Cell(number(sum(r[1]) / len(r[1]), 3))),
@@ -137,7 +134,7 @@ def hypervolume_table(comparison: Comparison) -> Table:
         ]
     if any(kept.values()):
         columns += [
-            Column("retention at equal reward", lambda r: _gain(kept.get(r[0])) if r[0] in kept else Cell("")),
+            Column("retention at equal reward", _gain_of(kept)),
             Column("p", lambda r: Cell(p_value(g.p) if (g := kept.get(r[0])) else "")),
             Column("points above", lambda r: Cell(_points_above(kept.get(r[0]))), False),
             *(Column(f"{axis}, too", _gain_of(found)) for axis, found in sides.items()),

@@ -17,8 +17,8 @@ RETENTION = "retention"
 ENDS = ("PRE", "POST")
 KINDS = ("likelihood", "accuracy")
 """Of metrics: how likely right answers are, and whether answers are right (or how good: BLEU)."""
-BY_KIND = {f"{RETENTION} by {kind}": kind for kind in KINDS}
-"""Axis -> kind: retention of the abilities that are measured both ways, by one of the two."""
+MEANS = {RETENTION: "", **{f"{RETENTION} by {kind}": kind for kind in KINDS}}
+"""Axis -> kind of its metrics: "" the primary ones of all abilities, else one kind, of the abilities measured both ways."""
 OWN_LOSS = "share of own loss"
 """The unit of retention since commit 5f31904."""
 
@@ -95,11 +95,6 @@ def primary(results: Results) -> dict[str, str]:
     return found
 
 
-def counted(results: Results) -> dict[str, str]:
-    """`primary` of the abilities that are not at floor."""
-    return {a: m for a, m in primary(results).items() if a not in floored(results)}
-
-
 def kind_of(unit: str) -> str:
     """Which of the `KINDS` a metric is, by its unit.
 
@@ -109,13 +104,15 @@ def kind_of(unit: str) -> str:
     return KINDS[not unit.startswith("nats")]
 
 
-def by_kind(results: Results) -> dict[str, dict[str, str]]:
-    """Kind -> ability -> its first metric of that kind, of the abilities that are not at floor and have both kinds."""
+def counted(results: Results, kind: str = "") -> dict[str, str]:
+    """Each ability that is not at floor, with its primary metric; or of those measured both ways the first of a kind."""
+    floor = floored(results)
+    if not kind:
+        return {a: m for a, m in primary(results).items() if a not in floor}
     found: dict[str, dict[str, str]] = {}
     for row in results.get("tax") or ():
         found.setdefault(row["name"], {}).setdefault(kind_of(str(row.get("unit") or "")), row["metric"])
-    both = {n: of for n, of in found.items() if len(of) == len(KINDS) and n in counted(results)}
-    return {kind: {n: of[kind] for n, of in both.items()} for kind in KINDS} if both else {}
+    return {name: of[kind] for name, of in found.items() if len(of) == len(KINDS) and name not in floor}
 
 
 def is_old(results: Results) -> bool:
@@ -137,16 +134,15 @@ def floored(results: Results) -> set[str]:
 
 def axis_score(results: Results, point: PointEntry, axis: str) -> Mapping[str, Any] | None:
     """Retention, or the primary metric of the ability `axis`, with its interval; None when it is not `known`."""
-    if axis == RETENTION or axis in BY_KIND:
+    if axis in MEANS:
         return known(retained(point, axis))
     return known(ability_score(point, axis, primary(results).get(axis, "")))
 
 
 def retained(point: PointEntry, axis: str) -> Mapping[str, Any] | None:
-    """Retention, or retention by a kind of metric; None where it was not measured."""
-    found: Mapping[str, Any] | None
-    found = point.get(RETENTION) if axis == RETENTION else (point.get("retention_by") or {}).get(BY_KIND[axis])
-    return found
+    """Retention on one of the `MEANS`; None where it was not measured."""
+    found: Mapping[str, Any] = point.get("retention_by") or {}
+    return found.get(kind) if (kind := MEANS[axis]) else point.get(RETENTION)
 
 
 def ability_score(point: PointEntry, ability: str, metric: str) -> Mapping[str, Any] | None:
@@ -158,12 +154,12 @@ def ability_score(point: PointEntry, ability: str, metric: str) -> Mapping[str, 
 def axes(results: Results) -> list[str]:
     """What the horizontal axis of the front can show: retention, also by either kind, where measured; each ability."""
     points = results.get("points") or ()
-    return [*(a for a in (RETENTION, *BY_KIND) if any(known(retained(p, a)) for p in points)), *primary(results)]
+    return [*(a for a in MEANS if any(known(retained(p, a)) for p in points)), *primary(results)]
 
 
 def axis_label(results: Results, axis: str, retention: str = RETENTION) -> str:
     """An ability with its primary metric, and whether it is at floor; `retention` for that axis, and what it is by."""
-    if axis == RETENTION or axis in BY_KIND:
+    if axis in MEANS:
         return (retention if axis == RETENTION else axis) + (", older unit" if is_old(results) else "")
     floor = ", at floor" if axis in floored(results) else ""
     return f"{axis} ({primary(results)[axis]}{floor})"

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 from counterpoise.tables.grid import Cell, Column, Table, as_rich
 from counterpoise.tables.numbers import number, p_value, places, ratio_list, span, with_interval
 from counterpoise.tables.reading import (
-    BY_KIND,
     ENDS,
     HELD_OUT,
     KINDS,
-    RETENTION,
+    MEANS,
     Results,
     Share,
     axes,
-    by_kind,
+    counted,
     kind_of,
     measured_points,
     parts,
@@ -79,7 +78,7 @@ def both_kinds(results: Results) -> Table:
             sides.setdefault(row["name"], {}).setdefault(kind_of(str(row.get("unit") or "")), row)
     points = {p["name"]: p.get("retention_by") or {} for p in measured_points(results, HELD_OUT)}
     models = {"POST": "tax", **({str(results["pick"]): "remaining"} if results.get("pick") else {})}
-    count = len(next(iter(by_kind(results).values()), {}))
+    count = len(counted(results, KINDS[0]))
 
     def name(row: str) -> Cell:
         if row:
@@ -162,7 +161,7 @@ def measured(results: Results) -> Table:
         Column("part", lambda p: Cell(str(p.get("part") or "")), False),
         Column("ratios", lambda p: Cell("" if p["method"] in ENDS else ratio_list(p.get("ratios") or [])), False),
         Column("reward", lambda p: Cell(*with_interval(p.get("reward") or {}))),
-        *(Column(a, partial(_retained, a)) for a in axes(results) if a == RETENTION or a in BY_KIND),
+        *(Column(a, partial(_retained, a)) for a in axes(results) if a in MEANS),
         Column("on the front", lambda p: Cell("yes" if p.get("on_front") else "")),
     )
     return Table(columns, tuple(rows), quiet=lambda p: not p.get("on_front"))
