@@ -114,7 +114,7 @@ def test_both_measures_of_an_ability_stand_in_one_row() -> None:
     assert list(cells) == [*made.ABILITIES, ""]
     assert [c.text for c in cells["lambada"]] == ["lambada", "+0.171", "–", "+0.072", "–"]
     assert [c.strong for c in cells["arc_easy"]] == [False, True, True, True, False]
-    assert [c.text for c in cells[""]] == ["mean of the 3 measured both ways", "+0.90", "+0.300", "+0.30", "+0.100"]
+    assert [c.text for c in cells[""]] == ["mean of 3", "+0.90", "+0.300", "+0.30", "+0.100"]
     assert cells[""][1].detail == "[+0.70, +1.00]"  # a tax is minus a retention
     assert [r for r in table.rows if table.quiet(r)] == ["boolq"]
     assert not tables.both_kinds({})

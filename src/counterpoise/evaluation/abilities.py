@@ -81,7 +81,7 @@ def _load(spec: str, trust_tasks: bool) -> Ability:
         return HarnessAbility.load(spec, trusted=trust_tasks)
     name, _, path = spec.partition("?")[0].partition(":")
     kind = KINDS[name]
-    options = options_of(spec, ("name", *(("metric",) if kind.metrics else ()), "limit", "primary"), blank=True)
+    options = options_of(spec, ("name", *(("metric",) if kind.metrics else ()), "limit", "primary"))
     asked = options.get("metric")
     if asked is not None and asked not in kind.metrics:
         raise ValueError(f"{spec}: metric: expected {' or '.join(kind.metrics)}, found {asked!r}")

@@ -189,7 +189,7 @@ def find_task(spec: str, *, trusted: bool = False) -> TaskFound:
             f"ability {spec!r}: expected choices:, continue: or generate:FILE.jsonl, or a task of lm-eval, which is "
             "not installed; pip install 'counterpoise[eval]'"
         ) from error
-    place, options = spec.partition("?")[0], options_of(spec, ("task", "name", "limit", "primary"), blank=False)
+    place, options = spec.partition("?")[0], options_of(spec, ("task", "name", "limit", "primary"))
     limit = limit_of(spec, options)
     if Path(place).is_dir():
         if not trusted:

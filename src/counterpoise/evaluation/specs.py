@@ -46,9 +46,9 @@ def imported(module: str, function: str) -> Any:
     return found if callable(found) else None
 
 
-def options_of(spec: str, known: Sequence[str], *, blank: bool) -> dict[str, str]:
-    """The options after an ability's `?`, `blank` ones too if so; a ValueError for one that is not `known`."""
-    options = dict(parse_qsl(spec.partition("?")[2], keep_blank_values=blank))
+def options_of(spec: str, known: Sequence[str]) -> dict[str, str]:
+    """The options after an ability's `?`; a ValueError for one that is not `known`."""
+    options = dict(parse_qsl(spec.partition("?")[2], keep_blank_values=True))
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"{spec}: unknown option {unknown[0]!r}; expected {', '.join(known[:-1])} or {known[-1]}")
     return options

@@ -80,11 +80,6 @@ def both_kinds(results: Results) -> Table:
     models = {"POST": "tax", **({str(results["pick"]): "remaining"} if results.get("pick") else {})}
     count = len(counted(results, KINDS[0]))
 
-    def name(row: str) -> Cell:
-        if row:
-            return Cell(row, "; ".join(_metric(r) for r in sides[row].values()))
-        return Cell(f"mean of the {count} measured both ways", "shares of each one's own loss")
-
     def taxed(model: str, kind: str, row: str) -> Cell:
         if row:
             found = sides[row].get(kind)
@@ -99,11 +94,13 @@ def both_kinds(results: Results) -> Table:
     ]
     note = (
         "Likelihood: how probable right answers are, in nats. Accuracy: whether answers are right (accuracy, exact match, "
-        "BLEU), in points. Positive is lost; bold: the interval leaves out 0. A loss in one is not yet a loss in the other."
+        "BLEU), in points. Positive is lost; bold: the interval leaves out 0. A loss in one is not yet a loss in the other. "
+        "Mean: of the abilities measured both ways, in shares of each one's own loss."
     )
     rows = (*sides, *([""] if count else []))
     floor = {n for n, of in sides.items() if any(r.get("at_floor") for r in of.values())}
-    return Table((Column("", name, False), *columns), rows, (note,), lambda row: row in floor)
+    name = Column("", lambda row: Cell(row or f"mean of {count}"), False)
+    return Table((name, *columns), rows, (note,), lambda row: row in floor)
 
 
 def against_ma(results: Results) -> Table:
