@@ -256,6 +256,9 @@ def test_a_dry_run_of_restore_tells_and_writes_nothing(world: Path, monkeypatch:
     found = restore(world, "--search", "both", "--lambdas", "1,2", "--means", "0.5,1.2")
     assert found.exit_code == 0, found.output
     assert "57 tensors fit" in found.output
+    surely = "to within 5 points: about 2,300 validation prompts, for an average that keeps just that (assumed"
+    assert f"--keep-reward 0.95 at --confidence 0.9, {surely}" in found.output
+    assert "about 350 validation prompts" in restore(world, "--confidence", 0.5).output
     words = " ".join(found.output.split())
     for told in (
         "search: HMA",
@@ -363,6 +366,12 @@ def test_a_real_restore_takes_the_operations_of_its_dry_run(world: Path, tmp_pat
     [search] = (s.work.flops for s in plan.stages if s.name == "search: HMA")
     [found] = result["search"]  # it converges before its last pass, and responses end before their last token
     assert said - search + search * found["passes"] / PASSES == pytest.approx(did, rel=0.25)
+    assert not [line for line in plan.told if "--keep-reward" in line]  # at a fixed mean nothing is demanded
+    told = plan_restore(Request(*ends, tmp_path / "out", keep_reward=0.7), files).told
+    [line] = [
+        line for line in told if line.startswith("--keep-reward 0.7 at --confidence 0.9, to within 5 points: about ")
+    ]
+    assert f"from PRE and POST in {tmp_path / 'out' / 'restore.json'}" in line
 
 
 def test_pickled_weights_do_not_pass_for_a_config_alone(world: Path, tmp_path: Path) -> None:
