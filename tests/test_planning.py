@@ -256,9 +256,9 @@ def test_a_dry_run_of_restore_tells_and_writes_nothing(world: Path, monkeypatch:
     found = restore(world, "--search", "both", "--lambdas", "1,2", "--means", "0.5,1.2")
     assert found.exit_code == 0, found.output
     assert "57 tensors fit" in found.output
-    surely = "to within 5 points: about 2,300 validation prompts, for an average that keeps just that (assumed"
+    surely = "to within 5 points: about 2,800 validation prompts, for an average that keeps just that (assumed"
     assert f"--keep-reward 0.95 at --confidence 0.9, {surely}" in found.output
-    assert "about 350 validation prompts" in restore(world, "--confidence", 0.5).output
+    assert "about 430 validation prompts" in restore(world, "--confidence", 0.5).output
     words = " ".join(found.output.split())
     for told in (
         "search: HMA",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import get_args
 
 import torch
@@ -18,7 +19,6 @@ from counterpoise.language.dtypes import computed_in
 from counterpoise.language.prompts import Prompt, read_prompts
 from counterpoise.planning.looking import fit, judged, lengths, look, look_at_abilities, look_at_reward, said_of
 from counterpoise.planning.stages import restore_stages
-from counterpoise.restoration.pick import rounded
 from counterpoise.restoration.request import RESULT, Request
 from counterpoise.search.candidates import HMA, Extent, Ramp, TwoSided
 from counterpoise.statistics.demand import WITHIN, would_do
@@ -31,7 +31,7 @@ ASSUMED = (
 )
 
 
-SPREAD, OF_POST = 1.11, 0.67
+SPREAD, OF_POST = 1.23, 0.67
 """From prompt to prompt, what an average has beyond the demanded reward: of the gain, and of the spread of POST's own gain;
 medians of the committed runs of SmolLM2-135M-Instruct (experiments/statistics)."""
 
@@ -88,22 +88,15 @@ def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True) -
 
 def _prompts_for(request: Request) -> str:
     """How many prompts make the pick sure: by PRE and POST where an earlier run measured them, else by other models."""
-    spread, why = (
-        SPREAD,
-        f"assumed: its reward beyond the demand varies by {SPREAD:g} of the gain from prompt to prompt",
-    )
-    for path in (request.out / RESULT, request.folder / RESULT):
-        if not path.is_file():
-            continue
+    spread, why = SPREAD, "assumed"
+    for path in filter(Path.is_file, (request.out / RESULT, request.folder / RESULT)):
         content = read_json(path)
-        ends = {
-            p["method"]: p for p in content["points"] if p["part"] == "validation" and p["method"] in ("PRE", "POST")
-        }
-        pre, post = (measurement(content, ends[name], "reward", "reward") for name in ("PRE", "POST"))
-        if pre is not None and post is not None and post.value > pre.value:
+        found = [measurement(content, p, "reward", "reward") for p in content["points"][:2]]  # PRE and POST, validation
+        if (pre := found[0]) and (post := found[1]) and post.value > pre.value:
             spread = OF_POST * float((post.statistics - pre.statistics).std()) / (post.value - pre.value)
-            why = f"from PRE and POST in {path}: varies by {spread:.2g} of the gain from prompt to prompt"
+            why = f"from PRE and POST in {path}"
     return (
         f"--keep-reward {request.keep_reward:g} at --confidence {request.confidence:g}, to within {100 * WITHIN:g} points: about "
-        f"{rounded(would_do(spread, request.confidence)):,} validation prompts, for an average that keeps just that ({why})"
+        f"{would_do(spread, request.confidence):,} validation prompts, for an average that keeps just that ({why}: its reward "
+        f"beyond the demand varies by {spread:.2f} of the gain from prompt to prompt)"
     )

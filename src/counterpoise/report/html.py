@@ -18,10 +18,6 @@ _CAPTION = (
     "on the same items, so two points can differ for certain although their bars overlap. Faded points are beaten by "
     "another in both directions."
 )
-_PARTS = {
-    reading.HELD_OUT: "held-out data (the verdict's)",
-    reading.VALIDATION: "validation data (every point; the pick was made here)",
-}
 _GLOSSARY = {
     "Ratio": "The share of the alignment update that is kept: pre + ratio × (post − pre). 0 is PRE, 1 is POST. A block is "
     "a set of tensors that share one.",
@@ -84,7 +80,7 @@ def _front_section(results: Results, figures: Figures) -> str:
     parts = parts[::-1] if reading.picked(results) else parts  # first the data that the verdict speaks of
     menus = {
         "horizontal axis:": {a: reading.axis_label(results, a, "retention, all abilities") for a in axes},
-        "measured on:": {part: _PARTS[part] for part in parts},
+        "measured on:": {part: f"{part} data" for part in parts},
     }
     draw = partial(plots.plot_front, results)
     title = "Reward against abilities"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -15,16 +15,9 @@ from counterpoise.statistics.demand import WITHIN, surest
 from counterpoise.tables.reading import KINDS, kind_of
 
 
-class Choice(NamedTuple):
-    """A pick, and what json says of how sure it is; see `statistics.demand.Surest`."""
-
-    pick: Point | None
-    told: dict[str, Any]
-
-
 def choose(
     pre: Point, post: Point, able: Sequence[Point], counted: Sequence[str], keep: float, confidence: float
-) -> Choice:
+) -> tuple[Point | None, dict[str, Any]]:
     """Among averages that surely keep the share `keep` of the reward gain, the one with the smallest mean tax.
 
     Where none does so surely, the surest of those that keep it on these prompts; see `statistics.demand.surest`.
@@ -35,7 +28,7 @@ def choose(
         confidence: of a pick's share being above `keep` less `WITHIN`.
 
     Returns:
-        No pick when no average has both more reward than PRE and less tax than POST at the reward asked for.
+        The pick, and for json how sure it is. None when no average has less tax than POST at the reward asked for.
     """
     unit = units(pre.scores, post.scores, counted)
     kept = {id(p): retention(pre.scores, p.scores, unit)["value"] for p in (*able, post)} if unit else {}
@@ -45,7 +38,7 @@ def choose(
     steps = np.hstack([np.empty((len(gain), 0)), *(p.scores.reward.statistics - start for p in less)])
     index, sure, enough = surest(steps, gain, [kept[id(p)] for p in less], keep, confidence)
     told = {"confidence": confidence, "within": WITHIN, "sure": sure, "prompts": len(gain), "would_do": enough}
-    return Choice(None if index is None else less[index], told)
+    return None if index is None else less[index], told
 
 
 def no_gain(gain: Mapping[str, float]) -> str:
@@ -108,8 +101,8 @@ def reached(found: Mapping[str, Any], name: str) -> str:
             f"{name}: POST's gain in reward was not confirmed on held-out data ({gain}), so no share of it can be said"
         )
     elif asked is not None and round(100 * kept["value"]) < 100 * asked:  # as it is printed
-        first = f"The demand was missed: asked for {_share(asked)}, got {_percent(kept)} of the reward gain. {name}"
-        first += " keeps that"
+        got = f"asked for {_share(asked)}, got {_percent(kept)} of the reward gain"
+        first = f"The demand was missed: {got}. {name} keeps that"
     else:
         demand = "" if asked is None else f" (asked for {_share(asked)})"
         first = f"{name} keeps {_percent(kept)} of the reward gain{demand}"
@@ -130,18 +123,8 @@ def _unsure(choice: Mapping[str, Any] | None, keep: float) -> str:
     return (
         f" It was not sure: on {choice['prompts']:,} validation prompts no average keeps {_share(keep)} at "
         f"{_share(choice['confidence'])} confidence, not even to within {100 * WITHIN:g} points. Of those that keep it there "
-        f"this is the surest; about {rounded(choice['would_do']):,} prompts would do."
+        f"this is the surest; about {choice['would_do']:,} prompts would do."
     )
-
-
-def rounded(count: int) -> int:
-    """A count to two digits, upwards.
-
-    >>> rounded(1234), rounded(98), rounded(7)
-    (1300, 98, 7)
-    """
-    step = 10 ** max(0, len(str(count)) - 2)
-    return -(-count // step) * step
 
 
 def _share(number: float) -> str:

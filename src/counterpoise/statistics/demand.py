@@ -21,9 +21,8 @@ class Surest(NamedTuple):
     """The candidate to take.
 
     Attributes:
-        index: None where no candidate keeps the demanded share in the sample.
-        sure: whether it keeps it, to within `WITHIN`, at the confidence that was asked for.
-        would_do: where not: items with which it is found sure in `POWER` of the cases, if it keeps what it keeps here.
+        index: None where none keeps the demanded share in the sample.
+        would_do: where it is not sure, so many items would be enough in `POWER` of the cases, if it keeps what it keeps here.
     """
 
     index: int | None
@@ -60,7 +59,7 @@ def surest(
     if (t >= bound).any():
         return Surest(int(kept[np.where(t >= bound, of_worth, -np.inf).argmax()]), True, None)
     factor = (bound + float(ndtri(POWER))) / float(t.max())
-    return Surest(int(kept[t.argmax()]), False, math.ceil(len(moved) * factor**2))
+    return Surest(int(kept[t.argmax()]), False, _two_digits(len(moved) * factor**2))
 
 
 def would_do(spread: float, confidence: float) -> int:
@@ -69,4 +68,9 @@ def would_do(spread: float, confidence: float) -> int:
     Args:
         spread: the standard deviation over items of what it is beyond the demand, as a share of the gain.
     """
-    return math.ceil((max(float(ndtri(confidence)) + float(ndtri(POWER)), 0.0) * spread / WITHIN) ** 2)
+    return _two_digits((max(float(ndtri(confidence)) + float(ndtri(POWER)), 0.0) * spread / WITHIN) ** 2)
+
+
+def _two_digits(count: float) -> int:
+    step = 10 ** max(0, int(math.log10(max(count, 1))) - 1)
+    return math.ceil(count / step) * step
