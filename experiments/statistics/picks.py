@@ -1,6 +1,6 @@
 """How often a pick misses what was demanded of it, and what it costs to be sure: rules compared on simulated prompts.
 
-    python experiments/statistics/picks.py [--samples 200]
+    python experiments/statistics/picks.py [--samples 100]
 
 A world is a committed run: how its candidates' rewards vary and vary together from prompt to prompt, and how their measured
 retention does, are its items'; what they truly keep is its fronts, each smoothed between PRE and POST by a cubic, so that
@@ -219,7 +219,7 @@ def spreads(world: World) -> dict[str, float]:
 def main() -> None:
     """Simulate what is missing, then write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--samples", type=int, default=100)
     samples, place = parser.parse_args().samples, HERE / "picks.json"
     content: dict[str, Any] = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {"rows": {}}
     worlds = {name: world_of(*run) for name, run in RUNS.items()}

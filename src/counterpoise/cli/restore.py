@@ -70,8 +70,7 @@ def restore(
         float | None, searched("X", "Share of the reward gain that the pick must keep (default 0.95).")
     ] = None,
     confidence: Annotated[
-        float | None,
-        typer.Option(help="How sure it must be that the pick keeps it, to within 5 points; 0: on these prompts (0.9)."),
+        float | None, searched("X", "How sure that must be, to within 5 points; 0: as on these prompts (default 0.9).")
     ] = None,
     means: Annotated[
         str | None,
