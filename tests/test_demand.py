@@ -22,7 +22,7 @@ def picks(shares: list[float], n: int, confidence: float, samples: int = 200) ->
     sure = wrong = missed = 0
     for seed in range(samples):
         found = surest(*world(shares, n, seed), worth, 0.9, confidence, resamples=300)
-        miss = found.index is not None and shares[found.index] < 0.9 - WITHIN
+        miss = found.which is not None and shares[found.which] < 0.9 - WITHIN
         sure, wrong, missed = sure + found.sure, wrong + (found.sure and miss), missed + miss
     return sure, wrong, missed
 
@@ -41,13 +41,13 @@ def test_the_best_of_many_noisy_candidates_is_held_to_a_joint_bound(n: int) -> N
 def test_with_plenty_of_prompts_the_bound_costs_nothing() -> None:
     shares = [0.8, 0.92, 0.97]
     found = [surest(*world(shares, 8000, seed, 0.5), 1 - np.array(shares), 0.9, 0.9) for seed in range(5)]
-    assert [(f.index, f.sure, f.would_do) for f in found] == [(1, True, None)] * 5
+    assert [(f.which, f.sure, f.would_do) for f in found] == [(1, True, None)] * 5
 
 
 def test_where_none_is_sure_the_surest_is_taken_and_as_many_prompts_as_it_names_do() -> None:
     shares = [0.6, 0.93]
     found = [surest(*world(shares, 60, seed), np.array([0.4, 0.07]), 0.9, 0.9, resamples=300) for seed in range(60)]
-    unsure = [f for f in found if f.index == 1 and not f.sure]
+    unsure = [f for f in found if f.which == 1 and not f.sure]
     assert len(unsure) > 10
     assert all(f.would_do is not None and f.would_do > 60 for f in unsure)
     steps, gain = world(shares, 4000, 0)

@@ -21,11 +21,11 @@ class Surest(NamedTuple):
     """The candidate to take.
 
     Attributes:
-        index: None where none keeps the demanded share in the sample.
+        which: None where none keeps the demanded share in the sample.
         would_do: where it is not sure, so many items would be enough in `POWER` of the cases, if it keeps what it keeps here.
     """
 
-    index: int | None
+    which: int | None
     sure: bool
     would_do: int | None
 
@@ -72,5 +72,5 @@ def would_do(spread: float, confidence: float) -> int:
 
 
 def _two_digits(count: float) -> int:
-    step = 10 ** max(0, int(math.log10(max(count, 1))) - 1)
+    step: int = 10 ** max(0, int(math.log10(max(count, 1))) - 1)
     return math.ceil(count / step) * step
