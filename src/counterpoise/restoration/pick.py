@@ -121,9 +121,8 @@ def _unsure(choice: Mapping[str, Any] | None, keep: float) -> str:
     if choice is None or choice["sure"]:
         return ""
     return (
-        f" It was not sure: on {choice['prompts']:,} validation prompts no average keeps {_share(keep)} at "
-        f"{_share(choice['confidence'])} confidence, not even to within {100 * WITHIN:g} points. Of those that keep it there "
-        f"this is the surest; about {choice['would_do']:,} prompts would do."
+        f" It was not sure: no average keeps {_share(keep)} to within {100 * WITHIN:g} points at {_share(choice['confidence'])} "
+        f"confidence on {choice['prompts']:,} validation prompts; this is the surest, and about {choice['would_do']:,} would do."
     )
 
 
