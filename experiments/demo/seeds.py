@@ -19,10 +19,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from counterpoise.tables.reading import KINDS, kind_of
 from counterpoise import demo
 from counterpoise.evaluation.results import write_results
 from counterpoise.restoration.restore import run as restore
+from counterpoise.tables.reading import KINDS, kind_of
 
 HERE = Path(__file__).parent
 METHODS = ("MA", "HMA", "LiNeS", "reversed", "random")
