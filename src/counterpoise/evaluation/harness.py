@@ -19,7 +19,7 @@ import numpy as np
 from torch import nn
 
 from counterpoise.checkpoints.reading import read_text
-from counterpoise.evaluation.generation import bleu
+from counterpoise.evaluation.logged import made_of, of_item
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import Part, part_of
 from counterpoise.evaluation.specs import fewest, limit_of, options_of, primary_of
@@ -307,15 +307,8 @@ def _named(thing: Any) -> str:
 
 def _statistics(name: str, values: list[Any]) -> tuple[Array, str, str] | None:
     """Per-item statistics, aggregate and unit; None for a metric that is no sum over items."""
-    if name == "bleu":
-        answers = [str(answer) for _, answer in values]
-        references = [str(gold[0] if isinstance(gold, (list, tuple)) else gold) for gold, _ in values]
-        return bleu(answers, references), "bleu", "BLEU"
-    if name in ("word_perplexity", "byte_perplexity", "bits_per_byte"):  # (log-likelihood, words or bytes)
-        return np.array(values, dtype=np.float64), "ratio", f"nats/{'word' if name[0] == 'w' else 'byte'}"
-    if not all(isinstance(v, (bool, int, float, np.number)) for v in values):
+    rows = [of_item(name, value) for value in values]
+    if None in rows:
         return None
-    numbers = np.array(values, dtype=np.float64)[:, None]
-    if name == "perplexity":  # what lm-eval averages, before it takes the exponential
-        return numbers, "mean", "nats"
-    return (100 * numbers, "mean", "%") if name in PERCENT else (numbers, "mean", "")
+    statistics = np.array(rows, dtype=np.float64)
+    return (100 * statistics, "mean", "%") if name in PERCENT else (statistics, *made_of(name, statistics.shape[1]))
