@@ -54,29 +54,6 @@ class HarnessAbility:
     source: str = ""
     primary: str | None = None
 
-    @classmethod
-    def load(cls, spec: str, *, trusted: bool = False) -> HarnessAbility:
-        """From the name of a task that lm-eval knows, or a folder with the yaml of a local one.
-
-        Args:
-            spec: `arc_easy`, `tasks/mine` or `tasks/mine?task=first&name=mine&limit=100`.
-            trusted: whether a folder may run code of its own.
-
-        Raises:
-            ModuleNotFoundError: lm-eval is not installed.
-            ValueError: no such task, a group of tasks, several tasks in one folder, code in one that is not trusted, a
-                primary metric that it does not report.
-        """
-        found = find_task(spec, trusted=trusted)
-        with _silent():
-            tasks = found.manager.load([found.task])["tasks"]
-        if len(tasks) != 1:
-            raise ValueError(f"{spec}: expected one task, found a group of {len(tasks)}; give its tasks one by one")
-        task = next(iter(tasks.values()))
-        if not found.output_type:  # written in Python: what it reports shows when it is loaded
-            primary_of(spec, {} if found.primary is None else {"primary": found.primary}, list(task.aggregation()))
-        return cls(found.name, task, found.limit, spec, found.primary)
-
     @cached_property
     def keys(self) -> tuple[str, ...]:
         """sha256 of every document's content, in lm-eval's order."""
@@ -117,7 +94,7 @@ class HarnessAbility:
                 )
         task = self.task.task_name
         self.task.set_fewshot_seed(FEWSHOT_SEED)
-        with _silent() as said:
+        with silent() as said:
             lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=device)
             found = evaluate(lm, {task: self.task}, samples={task: chosen}, log_samples=True, bootstrap_iters=0)
         if cut := [line for line in said if "runcat" in line]:
@@ -168,8 +145,9 @@ class TaskFound(NamedTuple):
     Attributes:
         name: what results call it.
         task: what lm-eval calls it.
-        output_type: "multiple_choice", "generate_until", ...; "" for one that is written in Python.
+        output_type: "multiple_choice", "generate_until", ...; "" for one that is written in Python, and for tasks of several.
         primary: the metric that counts, where that was asked for.
+        tasks: 1, or how many a group or tag has.
     """
 
     name: str
@@ -178,10 +156,11 @@ class TaskFound(NamedTuple):
     output_type: str
     manager: Any
     primary: str | None
+    tasks: int = 1
 
 
 def find_task(spec: str, *, trusted: bool = False) -> TaskFound:
-    """Look up the task that a spec names; see `HarnessAbility.load`. Its data set is not touched."""
+    """Look up the task, group or tag that a spec names; see `harness_groups.load_task`. Its data set is not touched."""
     try:
         from lm_eval.tasks import TaskManager
     except ModuleNotFoundError as error:
@@ -194,7 +173,7 @@ def find_task(spec: str, *, trusted: bool = False) -> TaskFound:
     if Path(place).is_dir():
         if not trusted:
             _refuse_code(spec, Path(place))
-        with _silent():
+        with silent():
             manager = TaskManager(include_defaults=False, include_path=place)
         local = sorted(manager.all_tasks)
         name = options.get("task") or (local[0] if len(local) == 1 else "")
@@ -203,12 +182,17 @@ def find_task(spec: str, *, trusted: bool = False) -> TaskFound:
     if name not in manager.all_tasks:
         expected = f"one of {', '.join(local)} as ?task=NAME" if local else "a file spec or the name of an lm-eval task"
         raise ValueError(f"ability {spec!r}: expected {expected}; `lm-eval ls tasks` lists what lm-eval has")
-    if name not in manager.all_subtasks:
-        raise ValueError(f"{spec}: expected one task, found a group of them; give its tasks one by one")
-    settings = manager.task_index[name].cfg or {}
-    kind = "" if "class" in settings else str(settings.get("output_type", "generate_until"))
-    primary = primary_of(spec, options, _reported(settings, kind)) if kind else options.get("primary")
-    return TaskFound(options.get("name") or name, name, limit, kind, manager, primary)
+    try:
+        leaves = _leaves(manager.task_index, name, spec)
+    except RecursionError:
+        raise ValueError(f"{spec}: expected a group of tasks, found one that contains itself") from None
+    kinds = ["" if "class" in c else str(c.get("output_type", "generate_until")) for c in leaves]
+    primary = options.get("primary")
+    if all(kinds):
+        named = [metric for c, kind in zip(leaves, kinds, strict=True) for metric in _reported(c, kind)]
+        primary = primary_of(spec, options, list(dict.fromkeys(named)))
+    kind = kinds[0] if len(set(kinds)) == 1 else ""
+    return TaskFound(options.get("name") or name, name, limit, kind, manager, primary, len(leaves))
 
 
 def _reported(settings: Mapping[str, Any], kind: str) -> list[str]:
@@ -224,6 +208,19 @@ def _reported(settings: Mapping[str, Any], kind: str) -> list[str]:
         pairs = name in PAIRS if several and not own else entry.get("aggregation", name) in PAIRS
         found += [name] if name in SUMS or not pairs else []
     return found
+
+
+def _leaves(index: Mapping[str, Any], item: Any, spec: str) -> list[Mapping[str, Any]]:
+    """The settings of every task below a name, or below what a group's yaml has in its place."""
+    name = item if isinstance(item, str) else item.get("group") or item.get("task")
+    if (entry := index.get(name) if isinstance(name, str) else None) is not None:
+        inside: Any = sorted(entry.tags) if entry.kind.name == "TAG" else (entry.cfg or {}).get("task")
+        own = entry.cfg or {}
+    elif isinstance(item, str):
+        raise ValueError(f"{spec}: expected a group of tasks that are there, found {item!r} in it, which is not")
+    else:
+        inside, own = item.get("task"), item
+    return [leaf for one in inside for leaf in _leaves(index, one, spec)] if isinstance(inside, list) else [own]
 
 
 def _refuse_code(spec: str, folder: Path) -> None:
@@ -261,7 +258,7 @@ def _hidden(bar: Any, *args: Any, **settings: Any) -> Any:
 
 
 @contextmanager
-def _silent() -> Iterator[list[str]]:
+def silent() -> Iterator[list[str]]:
     """Inside, lm-eval and datasets draw no bars and say nothing; what lm-eval would have said is in the list."""
     import datasets
 
@@ -296,7 +293,7 @@ def _all_tasks() -> Any:
     """lm-eval's own tasks; reading them all takes some ten seconds."""
     from lm_eval.tasks import TaskManager
 
-    with _silent():
+    with silent():
         return TaskManager()
 
 

@@ -73,7 +73,7 @@ class Watch:
 
     def state(self) -> dict[str, Any]:
         """PRE's scores and the checkpoint that is kept, as plain json."""
-        pre = self.pre and {name: m.to_json() for name, m in self.pre.items()}
+        pre = None if self.pre is None else {name: m.to_json() for name, m in self.pre.items()}
         return {"pre": pre, "floored": self.floored, "panel": self.fingerprint if pre else None, "kept": self.kept}
 
     def start(self, model: nn.Module, tokenizer: Any, step: int, stored: Mapping[str, Any] | None) -> None:

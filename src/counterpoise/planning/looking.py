@@ -273,7 +273,7 @@ def _of_harness(spec: str, limit: int | None, trusted: bool) -> tuple[Items, lis
 
     task = find_task(spec, trusted=trusted)
     most = fewest(limit, task.limit)
-    count, told = most or UNSEEN["items"], []
+    count, told = task.tasks * (most or UNSEEN["items"]), []
     if most is None:
         told.append(f"{task.name}: {count:,} items a part (data sets of lm-eval are not loaded; --limit bounds them)")
     if not task.output_type:

@@ -2,7 +2,8 @@
 
 A measurement is an array of per-item sufficient statistics, shape (items, d), and the name of the aggregate that turns
 their sum into a score: "mean" (d = 1), "ratio" (d = 2, sum of the first over sum of the second, for losses per token) or
-"bleu" (corpus BLEU). Resampling items is then one matrix product, whatever the score.
+"bleu" (corpus BLEU). Resampling items is then one matrix product, whatever the score. "mean by 60:2 25:1" is the weighted
+mean of the scores of the first 60 items and of the other 25, which are resampled apart: see `weighted`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ Array = NDArray[np.float64]
 RESAMPLES = 2000
 FLOOR = 0.2  # of the sample's variance: least that of a resample
 MOST = 4096  # items, or groups of items, that are resampled
+_BY, _APART = " by ", 1000  # between an aggregate and its tasks; between their seeds
 
 
 class Interval(NamedTuple):
@@ -123,8 +125,7 @@ def interval(statistics: ArrayLike, aggregate: str, *, seed: int = 0, resamples:
     Args:
         statistics: shape (items, d).
     """
-    s = _statistics(statistics)
-    return Studentised.of([(s, 1)], aggregate, bootstrap_weights(len(s), resamples, seed)).interval()
+    return _studentised([(np.asarray(statistics, dtype=np.float64), 1)], aggregate, seed, resamples).interval()
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, aggregate: str, *, resamples: int = RESAMPLES) -> Difference:
@@ -135,7 +136,39 @@ def paired_difference(a: ArrayLike, b: ArrayLike, aggregate: str, *, resamples: 
 def paired(a: ArrayLike, b: ArrayLike, aggregate: str, *, seed: int = 0, resamples: int = RESAMPLES) -> Studentised:
     """score(a) - score(b), the same items drawn for both."""
     first, second = _pair(a, b)
-    return Studentised.of([(first, 1), (second, -1)], aggregate, bootstrap_weights(len(first), resamples, seed))
+    return _studentised([(first, 1), (second, -1)], aggregate, seed, resamples)
+
+
+def weighted(aggregate: str, strata: Sequence[tuple[int, float]]) -> str:
+    """The aggregate of several tasks: of each its number of items, in their order, and its weight.
+
+    >>> weighted("mean", [(60, 2), (25, 1)])
+    'mean by 60:2 25:1'
+    """
+    return f"{aggregate}{_BY}{' '.join(f'{items}:{weight}' for items, weight in strata)}"
+
+
+def _strata(aggregate: str, items: int) -> tuple[str, list[tuple[slice, float]]]:
+    """The aggregate of each task, and which items are its own with its share in the mean."""
+    base, _, listed = aggregate.partition(_BY)
+    if not listed:
+        return base, [(slice(0, items), 1.0)]
+    pairs = [one.partition(":") for one in listed.split()]
+    fits = all(n.isdecimal() and int(n) and w.replace(".", "", 1).isdecimal() for n, _, w in pairs)
+    if not fits or sum(int(n) for n, _, _ in pairs) != items or not any(float(w) for _, _, w in pairs):
+        raise ValueError(f"aggregate {aggregate[:80]!r}: expected ITEMS:WEIGHT of each task, of {items} items together")
+    sizes, weights = [int(n) for n, _, _ in pairs], [float(w) for _, _, w in pairs]
+    ends = np.cumsum(sizes).tolist()
+    return base, [(slice(end - n, end), w / sum(weights)) for end, n, w in zip(ends, sizes, weights, strict=True)]
+
+
+def _studentised(sides: Sequence[tuple[Array, int]], aggregate: str, seed: int, resamples: int) -> Studentised:
+    base, strata = _strata(aggregate, len(sides[0][0]))
+    made = []
+    for number, (cut, _) in enumerate(strata):
+        own = [(_statistics(s[cut], len(strata)), sign) for s, sign in sides]
+        made.append(Studentised.of(own, base, bootstrap_weights(len(own[0][0]), resamples, seed + _APART * number)))
+    return made[0] if len(made) == 1 else Studentised.mean(made, [1 / (len(made) * w) for _, w in strata])
 
 
 def resampled_difference(value: float, drawn: Array) -> Difference:
@@ -154,13 +187,20 @@ def paired_replicates(
 ) -> Array:
     """Resampled score(a) - score(b), the same items drawn for both; shape (resamples,)."""
     first, second = _pair(a, b)
-    weights, of = bootstrap_weights(len(first), resamples, seed), _aggregate(aggregate)
-    return of(weights @ first) - of(weights @ second)
+    base, strata = _strata(aggregate, len(first))
+    found, of = np.zeros(resamples), _aggregate(base)
+    for number, (cut, share) in enumerate(strata):
+        one, two = (_statistics(side[cut], len(strata)) for side in (first, second))
+        weights = bootstrap_weights(len(one), resamples, seed + _APART * number)
+        found += share * (of(weights @ one) - of(weights @ two))
+    return found
 
 
 def score(statistics: ArrayLike, aggregate: str) -> float:
     """The score of all items."""
-    return float(_aggregate(aggregate)(_statistics(statistics).sum(0, keepdims=True))[0])
+    s = np.asarray(statistics, dtype=np.float64)
+    base, strata = _strata(aggregate, len(s))
+    return float(sum(w * _aggregate(base)(_statistics(s[cut]).sum(0, keepdims=True))[0] for cut, w in strata))
 
 
 @lru_cache(maxsize=32)
@@ -173,7 +213,7 @@ def bootstrap_weights(items: int, resamples: int, seed: int) -> Array:
 def _pair(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
     if np.shape(a) != np.shape(b):  # before very many items become groups
         raise ValueError(f"expected the same items on both sides, found shapes {np.shape(a)} and {np.shape(b)}")
-    return _statistics(a), _statistics(b)
+    return np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
 
 
 def _aggregate(name: str) -> Callable[[Array], Array]:
@@ -204,7 +244,7 @@ def _bleu(sums: Array) -> Array:
     return np.where(defined, 100 * np.exp(logs + brevity), 0.0)
 
 
-def _statistics(statistics: ArrayLike) -> Array:
+def _statistics(statistics: ArrayLike, tasks: int = 1) -> Array:
     s = np.asarray(statistics, dtype=np.float64)
     if s.ndim != 2 or len(s) == 0 or not np.isfinite(s).all():
         raise ValueError(
@@ -212,7 +252,9 @@ def _statistics(statistics: ArrayLike) -> Array:
         )
     # The mean is the ratio whose second statistic is 1 for every item.
     s = np.hstack([s, np.ones_like(s)]) if s.shape[1] == 1 else s
-    if len(s) > MOST:  # of very many items, random groups are resampled: the same spread, in bounded memory
-        groups = np.random.default_rng(len(s)).permutation(len(s)) % MOST
-        s = np.stack([np.bincount(groups, weights=column, minlength=MOST) for column in s.T], axis=1)
+    if len(s) > (
+        most := max(MOST // tasks, 32)
+    ):  # of very many items, random groups are resampled: the same spread, in bounded memory
+        groups = np.random.default_rng(len(s)).permutation(len(s)) % most
+        s = np.stack([np.bincount(groups, weights=column, minlength=most) for column in s.T], axis=1)
     return s

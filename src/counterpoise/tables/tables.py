@@ -44,7 +44,7 @@ _ALIGNMENTS = {
 
 def ability_taxes(results: Results) -> Table:
     """PRE, POST and the pick on held-out data, the tax and what the pick leaves of it."""
-    rows = list(results.get("tax") or ())
+    rows = _with_subtasks(results)
     names = _names(rows)
     has_pick = any(r.get("pick") for r in rows)
     notes = [
@@ -210,7 +210,7 @@ def files(results: Results) -> Table:
 
 def tax_rich(results: Results) -> RichTable:
     """The tax table for a terminal of 80 columns; `results` may hold nothing but "tax"."""
-    rows = list(results.get("tax") or ())
+    rows = _with_subtasks(results)
     names = _names(rows)
 
     def name(row: TaxRow) -> Cell:
@@ -238,6 +238,14 @@ def difference_cell(found: Mapping[str, Any], decimals: int | None = None) -> Ce
     low, high = found.get("low"), found.get("high")
     clear = low is not None and high is not None and (low > 0 or high < 0)
     return Cell(*with_interval(found, signed=True, decimals=decimals), strong=clear)
+
+
+def _with_subtasks(results: Results) -> list[TaxRow]:
+    """The tax, each group of tasks with its subtasks beneath it."""
+    named = (
+        [row, *({**s, "name": f"· {s['name']}"} for s in row.get("subtasks") or ())] for row in results.get("tax") or ()
+    )
+    return [row for rows in named for row in rows]
 
 
 def _names(rows: Sequence[TaxRow]) -> dict[int, str]:
