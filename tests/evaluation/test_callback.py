@@ -16,7 +16,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from accelerate.state import AcceleratorState
 from datasets import Dataset
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -293,7 +292,6 @@ def one_of_two(rank: int, port: int, spec: str, out: str) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
                    "MASTER_PORT": str(port)}  # fmt: skip
     torch.set_num_threads(1)
-    AcceleratorState._reset_state(reset_partial_state=True)  # what the parent's trainers left
     warnings.simplefilter("ignore")
     callback = TaxCallback([spec], every=2, at_most=6.0)
     measured, alone = [], callback._watch._measured
@@ -304,7 +302,7 @@ def one_of_two(rank: int, port: int, spec: str, out: str) -> None:
 
 
 def test_two_processes_stop_together(tmp_path: Path, spec: str) -> None:
-    mp.start_processes(one_of_two, (free_port(), spec, str(tmp_path)), nprocs=2, start_method="fork")
+    mp.spawn(one_of_two, (free_port(), spec, str(tmp_path)), nprocs=2)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first[0] == second[0]
     steps, _, kept, _ = first[0]
