@@ -23,8 +23,8 @@ class TaxCallback(TrainerCallback, ExportableState):
     Logged to whatever the trainer logs to: `tax/NAME` of each ability and `tax/mean`, with `_low` and `_high`, the ends of
     their 95 % intervals (items paired). They are in points: of a hundred for accuracy, exact match and BLEU, hundredths of
     a nat (about 1 % of the probability) for likelihoods. An ability is watched by its first metric in points of a hundred,
-    else by its first. Training goes on as it would have without the callback, bit for bit. Several processes: the first one
-    measures and the others wait.
+    else by its first; another one that its spec names as primary comes before. Training goes on as it would have without the
+    callback, bit for bit. Several processes: the first one measures and the others wait.
 
     With a bound, training stops as soon as a whole interval lies beyond it. Every look that does not stop it is saved as
     one of the trainer's own checkpoints (unless its save_strategy is "no"), which takes the place of the one before; those

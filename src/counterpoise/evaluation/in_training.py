@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from counterpoise.evaluation.abilities import load_abilities
 from counterpoise.evaluation.measurement import BOUNDS, Measurement, at_floor
-from counterpoise.evaluation.panel import Panel
+from counterpoise.evaluation.panel import Panel, primary_first
 from counterpoise.evaluation.parts import Part
 from counterpoise.ranks import from_first
 from counterpoise.records import digest
@@ -69,7 +69,7 @@ class Watch:
     def fingerprint(self) -> str:
         """sha256 over all that decides the numbers."""
         how = self.panel.drawing.decides
-        return digest([[a.fingerprint for a in self.panel.abilities], self.panel.limit, self.part, how])
+        return digest([[[a.fingerprint, a.primary] for a in self.panel.abilities], self.panel.limit, self.part, how])
 
     def state(self) -> dict[str, Any]:
         """PRE's scores and the checkpoint that is kept, as plain json."""
@@ -102,7 +102,7 @@ class Watch:
                 f"TaxCallback: the checkpoint holds no scores of PRE: PRE is the model at step {step}", stacklevel=3
             )
         found = from_first(lambda: self._measured(model, tokenizer))
-        self.pre = {name: counting(ms) for name, ms in found.items()}
+        self.pre = {name: ms[0] for name, ms in found.items()}
         self.floored = [name for name, ms in found.items() if at_floor(ms)]
         if self.floored:
             warnings.warn(
@@ -129,7 +129,8 @@ class Watch:
     def _measured(self, model: nn.Module, tokenizer: Any) -> dict[str, list[Measurement]]:
         how, limit = self.panel.drawing, self.panel.limit
         with undisturbed(model):
-            return {a.name: a.measure(model, tokenizer, self.part, how, limit=limit) for a in self.panel.abilities}
+            found = [(a, a.measure(model, tokenizer, self.part, how, limit=limit)) for a in self.panel.abilities]
+        return {a.name: primary_first(a, ms) if a.primary else sorted(ms, key=_in_nats) for a, ms in found}
 
     def _taxes(self, now: Mapping[str, list[Measurement]]) -> Taxes:
         pre, parts = self.pre or {}, {}
@@ -144,9 +145,9 @@ class Watch:
         return {n: dict(zip(("value", "low", "high"), s.interval(), strict=False)) for n, s in found.items()}
 
 
-def counting(measured: Sequence[Measurement]) -> Measurement:
-    """The metric that is watched: the first one in points of a hundred (accuracy, exact match, BLEU), else the first."""
-    return next((m for m in measured if m.unit in BOUNDS), measured[0])
+def _in_nats(m: Measurement) -> bool:
+    """What is in points of a hundred (accuracy, exact match, BLEU) is watched before what is not."""
+    return m.unit not in BOUNDS
 
 
 def logged(taxes: Taxes) -> dict[str, float]:
