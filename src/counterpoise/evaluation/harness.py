@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -168,6 +167,7 @@ def find_task(spec: str, *, trusted: bool = False) -> TaskFound:
             f"ability {spec!r}: expected choices:, continue: or generate:FILE.jsonl, or a task of lm-eval, which is "
             "not installed; pip install 'counterpoise[eval]'"
         ) from error
+    _sandbox()
     place, options = spec.partition("?")[0], options_of(spec, ("task", "name", "limit", "primary"))
     limit = limit_of(spec, options)
     if Path(place).is_dir():
@@ -234,23 +234,67 @@ def _refuse_code(spec: str, folder: Path) -> None:
             continue
         seen.add(file)
         try:
-            tokens = list(yaml.scan(read_text(file)))
+            text = read_text(file)
+            for token in yaml.scan(text):
+                plain = isinstance(token, yaml.TagToken) and token.value[0] == "!!" and token.value[1] in PLAIN_TAGS
+                if isinstance(token, (yaml.TagToken, yaml.DirectiveToken)) and not plain:
+                    raise _code(
+                        f"{spec}: {file}, line {token.start_mark.line + 1}", "".join(map(str, token.value or ()))
+                    )
+            settings = list(_settings(yaml.safe_load(text)))
         except (yaml.YAMLError, RecursionError) as error:
             raise ValueError(f"{file}: expected yaml, found {' '.join(str(error).split())}") from None
-        for token in tokens:
-            plain = isinstance(token, yaml.TagToken) and token.value[0] == "!!" and token.value[1] in PLAIN_TAGS
-            if isinstance(token, (yaml.TagToken, yaml.DirectiveToken)) and not plain:
-                raise ValueError(
-                    f"{spec}: {file}, line {token.start_mark.line + 1}: this task runs code of its own "
-                    f"({''.join(map(str, token.value or ()))}); read it, and give --trust-tasks to let it"
-                )
-        key = ""
-        for before, token in pairwise(tokens):
-            if isinstance(token, yaml.ScalarToken):
-                if isinstance(before, yaml.KeyToken):
-                    key = token.value
-                elif key == "include":
-                    waiting.append(file.parent / token.value)
+        for key, value in settings:
+            if key == "include":
+                waiting += [file.parent / str(name) for name in (value if isinstance(value, list) else [value])]
+            if (key == "hf_evaluate" and value) or (key == "metric" and not _known_metric(value)):
+                raise _code(f"{spec}: {file}", f"{key}: {value!s:.80}, of the evaluate library")
+
+
+def _code(place: str, found: str) -> ValueError:
+    return ValueError(f"{place}: this task runs code of its own ({found}); read it, and give --trust-tasks to let it")
+
+
+def _settings(content: Any) -> Iterator[tuple[Any, Any]]:
+    """Every key with its value, however deep; what several aliases stand for is looked at once."""
+    waiting, seen = [content], set[int]()
+    while waiting:
+        if id(found := waiting.pop()) in seen:
+            continue
+        seen.add(id(found))
+        if isinstance(found, dict):
+            yield from found.items()
+        waiting += found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
+
+
+def _known_metric(name: Any) -> bool:
+    """lm-eval has it; any other name is looked up in Hugging Face's evaluate, which runs a script of that name."""
+    import lm_eval.api.metrics  # noqa: F401  (fills the registry)
+    from lm_eval.api.registry import metric_registry
+
+    return isinstance(name, str) and name in metric_registry
+
+
+@cache
+def _sandbox() -> None:
+    """From now on lm-eval renders a task's templates in jinja's sandbox: plain jinja reaches all of Python."""
+    from jinja2.exceptions import TemplateError
+    from jinja2.sandbox import SandboxedEnvironment
+    from lm_eval import utils
+
+    own = utils.env
+    box = SandboxedEnvironment(undefined=own.undefined, keep_trailing_newline=own.keep_trailing_newline)
+    box.filters |= own.filters
+
+    def apply_template(template: str, doc: dict[str, Any]) -> str:
+        try:
+            return box.from_string(template).render(**doc)
+        except TemplateError as error:
+            raise ValueError(
+                f"expected a template of lm-eval that fits its documents, found {template[:80]!r} ({error}); mend the task"
+            ) from None
+
+    utils.apply_template = apply_template
 
 
 def _hidden(bar: Any, *args: Any, **settings: Any) -> Any:
