@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, ttest_rel
 
-from counterpoise.statistics.bootstrap import interval, paired_difference, score
-from counterpoise.statistics.paired import MOST, calibration, flips, grouped, holm, tax_of
+from counterpoise.statistics.bootstrap import grouped, interval, paired_difference, score
+from counterpoise.statistics.paired import MOST, calibration, flips, holm, tax_of
 
 
 @pytest.mark.parametrize(("lost", "won", "items"), [(0, 0, 30), (5, 0, 40), (9, 3, 50), (700, 600, 5000)])
@@ -24,12 +24,12 @@ def test_many_items_in_groups_keep_their_score_and_its_interval() -> None:
     draw = np.random.default_rng(0)
     items = np.hstack([draw.normal(3, 1, (6000, 1)), draw.integers(1, 9, (6000, 1))])
     for statistics, aggregate in ((items[:, :1], "mean"), (items, "ratio")):
-        few = grouped(statistics)
+        few = grouped(statistics, MOST)
         assert few.shape == (MOST, 2)
         assert score(few, aggregate) == pytest.approx(score(statistics, aggregate))
         errors = [interval(s, aggregate).standard_error for s in (few, statistics)]
         assert errors[0] == pytest.approx(errors[1], rel=0.1)
-    np.testing.assert_array_equal(grouped(items[:40]), items[:40])
+    np.testing.assert_array_equal(grouped(items[:40], MOST), items[:40])
 
 
 def test_p_is_not_held_up_by_the_number_of_resamples() -> None:

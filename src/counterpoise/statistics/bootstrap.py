@@ -182,18 +182,40 @@ def resampled_difference(value: float, drawn: Array) -> Difference:
     return Difference(value, float(low), float(high), min(1.0, 2 * (tail + 1) / (len(drawn) + 1)))
 
 
+def replicates(statistics: ArrayLike, aggregate: str, *, seed: int = 0, resamples: int = RESAMPLES) -> Array:
+    """Resampled scores, shape (resamples,); arrays of as many items are drawn alike."""
+    s = np.asarray(statistics, dtype=np.float64)
+    base, strata = _strata(aggregate, len(s))
+    found = np.zeros(resamples)
+    for number, (cut, share) in enumerate(strata):
+        own = _statistics(s[cut], len(strata))
+        weights = bootstrap_weights(len(own), resamples, seed + _APART * number)
+        found += share * _aggregate(base)(weights @ own)
+    return found
+
+
 def paired_replicates(
     a: ArrayLike, b: ArrayLike, aggregate: str, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Array:
     """Resampled score(a) - score(b), the same items drawn for both; shape (resamples,)."""
-    first, second = _pair(a, b)
-    base, strata = _strata(aggregate, len(first))
-    found, of = np.zeros(resamples), _aggregate(base)
-    for number, (cut, share) in enumerate(strata):
-        one, two = (_statistics(side[cut], len(strata)) for side in (first, second))
-        weights = bootstrap_weights(len(one), resamples, seed + _APART * number)
-        found += share * (of(weights @ one) - of(weights @ two))
-    return found
+    first, second = (replicates(s, aggregate, seed=seed, resamples=resamples) for s in _pair(a, b))
+    return first - second
+
+
+def grouped(statistics: ArrayLike, most: int) -> Array:
+    """The statistics of at most `most` random groups of items, the same groups for every array of as many items.
+
+    All scores are functions of sums, so that groups of independent items spread as the items do, in bounded memory.
+
+    Args:
+        statistics: shape (items, d); a mean (d = 1) gets its counts as second statistic.
+    """
+    s = np.asarray(statistics, dtype=np.float64)
+    if len(s) <= most:
+        return s
+    s = np.hstack([s, np.ones_like(s)]) if s.shape[1] == 1 else s
+    of = np.random.default_rng(len(s)).permutation(len(s)) % most
+    return np.stack([np.bincount(of, column, most) for column in s.T], axis=1)
 
 
 def score(statistics: ArrayLike, aggregate: str) -> float:
@@ -251,10 +273,4 @@ def _statistics(statistics: ArrayLike, tasks: int = 1) -> Array:
             f"expected finite statistics of shape (items, d) with at least one item, found shape {s.shape}"
         )
     # The mean is the ratio whose second statistic is 1 for every item.
-    s = np.hstack([s, np.ones_like(s)]) if s.shape[1] == 1 else s
-    if len(s) > (
-        most := max(MOST // tasks, 32)
-    ):  # of very many items, random groups are resampled: the same spread, in bounded memory
-        groups = np.random.default_rng(len(s)).permutation(len(s)) % most
-        s = np.stack([np.bincount(groups, weights=column, minlength=most) for column in s.T], axis=1)
-    return s
+    return grouped(np.hstack([s, np.ones_like(s)]) if s.shape[1] == 1 else s, max(MOST // tasks, 32))

@@ -14,9 +14,11 @@ from counterpoise.statistics.bootstrap import (
     Array,
     Difference,
     bootstrap_weights,
+    grouped,
     interval,
     paired_difference,
     paired_replicates,
+    replicates,
     resampled_difference,
     score,
 )
@@ -26,26 +28,10 @@ BINS = 10
 _NORMAL = 1.959964
 
 
-def grouped(statistics: ArrayLike, most: int = MOST) -> Array:
-    """The statistics of at most `most` random groups of items, the same groups for every array of as many items.
-
-    All scores are functions of sums, so that groups of independent items spread as the items do, in bounded memory.
-
-    Args:
-        statistics: shape (items, d); a mean (d = 1) gets its counts as second statistic.
-    """
-    s = np.asarray(statistics, dtype=np.float64)
-    if len(s) <= most:
-        return s
-    s = np.hstack([s, np.ones_like(s)]) if s.shape[1] == 1 else s
-    of = np.random.default_rng(len(s)).permutation(len(s)) % most
-    return np.stack([np.bincount(of, column, most) for column in s.T], axis=1)
-
-
 def _grouped_alike(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
     if np.shape(a) != np.shape(b):  # as groups they would be as many
         raise ValueError(f"expected the same items on both sides, found shapes {np.shape(a)} and {np.shape(b)}")
-    return grouped(a), grouped(b)
+    return grouped(a, MOST), grouped(b, MOST)
 
 
 def tax_of(a: ArrayLike, b: ArrayLike, aggregate: str) -> Difference:
@@ -86,12 +72,7 @@ class Resampled(NamedTuple):
 def resampled(a: ArrayLike, b: ArrayLike, aggregate: str, seed: int) -> Resampled:
     """What `stratified` needs of one task; tasks of as many items need seeds of their own, or are drawn alike."""
     first, second = _grouped_alike(a, b)
-    sides = []
-    for one in (first, second):
-        nothing = np.zeros_like(one)
-        if aggregate != "bleu":
-            nothing[:, 1:] = one[:, 1:]  # a ratio whose numerator is 0
-        sides.append(paired_replicates(one, nothing, aggregate, seed=seed))
+    sides = [replicates(s, aggregate, seed=seed) for s in (first, second)]
     values = [score(first, aggregate), score(second, aggregate)]
     return Resampled(np.array([*values, values[0] - values[1]]), np.array([*sides, sides[0] - sides[1]]), len(first))
 
@@ -135,7 +116,7 @@ def calibration(a: ArrayLike, b: ArrayLike) -> dict[str, dict[str, Any]]:
         "ece", "brier" -> pre, post, and rise (post minus pre).
     """
     both = [np.asarray(x, dtype=np.float64) for x in (a, b)]
-    brier = [grouped(100 * x[:, 2:]) for x in both]
+    brier = [grouped(100 * x[:, 2:], MOST) for x in both]
     scores = [
         {"value": v, "low": max(0.0, low), "high": high} for v, low, high, _ in (interval(x, "mean") for x in brier)
     ]
@@ -170,7 +151,7 @@ def _ece(items: Array) -> tuple[float, Array]:
     gaps = np.zeros((len(items), BINS + 1))
     gaps[np.arange(len(items)), of] = 100 * (items[:, 0] - items[:, 1])
     gaps[:, BINS] = 1.0
-    sums = grouped(gaps)
+    sums = grouped(gaps, MOST)
 
     def error(s: Array) -> Array:
         return np.asarray(np.abs(s[:, :BINS]).sum(1) / s[:, BINS])
