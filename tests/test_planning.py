@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -234,11 +235,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def restore(world: Path, *more: object, pre: str = "pre", post: str = "post") -> Result:
+def restore(world: Path, *more: object, pre: str | Path = "pre", post: str | Path = "post") -> Result:
     files = ["--prompts", world / "prompts.jsonl", "--reward", "world:early_letters"]
     abilities = ["--abilities", f"continue:{world / 'text.jsonl'}", "--abilities", f"choices:{world / 'guess.jsonl'}"]
     out = ["-o", world / "out", "--max-new-tokens", 6, "--dry-run", "--speed", "1e9,1e9"]
     return run("restore", world / pre, world / post, *files, *abilities, *out, *more)
+
+
+def test_companions_that_are_left_are_named_as_the_run_names_them(world: Path, tmp_path: Path) -> None:
+    for side in ("pre", "post"):
+        shutil.copytree(world / side, tmp_path / side)
+        (tmp_path / side / f"{side}.py").write_text("")
+    for donor in ("pre", "post"):
+        out = " ".join(restore(world, "--donor", donor, pre=tmp_path / "pre", post=tmp_path / "post").output.split())
+        assert f"warning: not copied from {tmp_path / donor}: {donor}.py (weights, code, " in out
 
 
 def align(world: Path, method: str, *more: object, source: str = "pre") -> Result:
