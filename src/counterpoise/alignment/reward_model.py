@@ -92,7 +92,10 @@ def train_reward_model(
     # Decoders score the last token that is not the padding's: that must be none of the text's, as its end may be.
     spare = spare_token([ids for pair in pairs for ids in pair.values()], tokenizer, model)
     pad = tokenizer.pad_token_id if spare is None else spare
-    own, tokenizer.pad_token_id = tokenizer.pad_token_id, pad  # when training begins, the model's is set to the tokenizer's
+    own, tokenizer.pad_token_id = (
+        tokenizer.pad_token_id,
+        pad,
+    )  # when training begins, the model's is set to the tokenizer's
     model.config.get_text_config().pad_token_id = pad
     before = _accuracy(model, tested, pad, micro_batch_size)
     with TemporaryDirectory() as scratch, quiet_libraries():
