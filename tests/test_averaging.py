@@ -184,7 +184,7 @@ def test_a_recipe_whose_words_are_no_words_is_refused(tmp_path: Path, wrong: Cal
     content = json.loads((tmp_path / "a" / "recipe.json").read_text())
     wrong(content)
     (tmp_path / "r.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="r.json: not a recipe .*expected texts, found"):
+    with pytest.raises(ValueError, match=r"r\.json: not a recipe .*expected texts, found"):
         Recipe.read(tmp_path / "r.json")
 
 
