@@ -3,18 +3,19 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torchjd import aggregation
 
 from counterpoise.multitask import MGDA, CAGrad, GradNorm, JacobianWeighting, PCGrad, UPGrad
-from counterpoise.multitask.jacobian import project_weights
+from counterpoise.multitask.jacobian import project_weights, shortest
 
 from .toy import TASKS, Toy, gradients, rows
 
 ROUTES = {
-    "mgda": (MGDA, {}, lambda: aggregation.MGDA()),
+    "mgda": (MGDA, {}, lambda: shortest),
     "pcgrad": (PCGrad, {}, lambda: aggregation.PCGrad()),
     "cagrad": (CAGrad, {"radius": 0.5}, lambda: aggregation.CAGrad(c=0.5)),
     "upgrad": (UPGrad, {}, lambda: aggregation.UPGrad(projector=project_weights)),
@@ -51,6 +52,27 @@ def test_mgda_and_upgrad_help_every_task_where_the_sum_does_not():
         method(2, shared=[theta])(rows_KN @ theta).backward()
         assert (rows_KN @ theta.grad >= -1e-5).all()
     assert (rows_KN @ rows_KN.sum(0) < 0).any()
+
+
+@pytest.mark.parametrize("tasks", [2, 3, 8])
+def test_mgda_finds_the_shortest_point_that_a_quadratic_program_finds(tasks):
+    from qpsolvers import solve_qp
+
+    torch.manual_seed(tasks)
+    for scale in (1e-6, 1.0, 1e6):
+        rows_KN = scale * (torch.randn(tasks, 12, dtype=torch.float64) + 0.5)
+        gram = (rows_KN @ rows_KN.T).numpy() / scale**2
+        ones, zeros = np.ones((1, tasks)), np.zeros(tasks)
+        weights = solve_qp(gram + 1e-13 * np.eye(tasks), zeros, None, None, ones, [1.0], zeros, None, solver="quadprog")
+        torch.testing.assert_close(shortest(rows_KN), torch.from_numpy(weights) @ rows_KN, rtol=1e-7, atol=1e-7 * scale)
+    frank_wolfe = aggregation.MGDA(epsilon=1e-5, max_iters=3000)(rows_KN)
+    assert float(shortest(rows_KN).norm()) <= float(frank_wolfe.norm()) * (1 + 1e-12)
+
+
+def test_mgda_is_zero_where_the_gradients_are_opposed():
+    rows_KN = torch.tensor([[1.0, 2.0], [-2.0, -4.0], [0.0, 0.0]])
+    assert shortest(rows_KN).norm() < 1e-6
+    assert shortest(torch.zeros(3, 2)).tolist() == [0.0, 0.0]
 
 
 def test_upgrad_equals_torchjds_own_projector():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,11 +57,10 @@ class JacobianWeighting(Weighting):
 
 class MGDA(JacobianWeighting):
     """The shortest convex combination of the tasks' gradients (Sener, Koltun: Multi-Task Learning as Multi-Objective
-    Optimization, NeurIPS 2018, algorithm 2), by torchjd's Frank-Wolfe solver on raw, unnormalised gradients.
+    Optimization, NeurIPS 2018, equation 3), of raw, unnormalised gradients.
 
-    Args, beside those of every `JacobianWeighting`:
-        tolerance: the solver stops when its step falls below this.
-        max_iterations: or after so many.
+    Departure: exact, as one non-negative least-squares problem (`shortest`), where the paper's Frank-Wolfe steps stop at
+    a tolerance.
 
     Example:
         >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
@@ -69,11 +69,8 @@ class MGDA(JacobianWeighting):
         tensor([1., 1.])
     """
 
-    def __init__(
-        self, tasks: Tasks, *, shared: Iterable[Tensor], tolerance: float = 1e-3, max_iterations: int = 100
-    ) -> None:
-        aggregate = torchjd_aggregator("MGDA", epsilon=tolerance, max_iters=max_iterations)
-        super().__init__(tasks, shared=shared, aggregate=aggregate)
+    def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor]) -> None:
+        super().__init__(tasks, shared=shared, aggregate=shortest)
 
 
 class PCGrad(JacobianWeighting):
@@ -130,11 +127,30 @@ def project_weights(weights_TM: Tensor, gramian_MM: Tensor) -> Tensor:
     """
     from scipy.optimize import nnls
 
-    values, vectors = np.linalg.eigh(gramian_MM.detach().cpu().double().numpy())
-    root = np.sqrt(np.maximum(values, 0.0) / max(float(values[-1]), 1e-300))[:, None] * vectors.T
+    root = _root(gramian_MM)
     rows = weights_TM.detach().cpu().double().numpy()
     solved = np.stack([u + nnls(root, -root @ u)[0] for u in rows])
     return torch.as_tensor(solved, dtype=weights_TM.dtype, device=weights_TM.device)
+
+
+def shortest(rows_KN: Tensor) -> Tensor:
+    """The point of the rows' convex hull that is nearest to 0, (n,).
+
+    With G = R'R, the u >= 0 that minimises ||R u||^2 + (1 - sum u)^2 is that combination times a positive number: where
+    u_i > 0, (G u)_i = 1 - sum u, and elsewhere it is at least that (Lawson, Hanson: Solving Least Squares Problems,
+    chapter 23).
+    """
+    from scipy.optimize import nnls
+
+    root = _root(rows_KN @ rows_KN.T)
+    u, _ = nnls(np.vstack([root, np.ones(len(root))]), np.append(np.zeros(len(root)), 1.0))
+    return rows_KN.new_tensor(u / u.sum()) @ rows_KN
+
+
+def _root(gramian_MM: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """R with R'R = G over its largest eigenvalue."""
+    values, vectors = np.linalg.eigh(gramian_MM.detach().cpu().double().numpy())
+    return np.sqrt(np.maximum(values, 0.0) / max(float(values[-1]), 1e-300))[:, None] * vectors.T  # type: ignore[no-any-return]
 
 
 def shared_parameters(shared: Iterable[Tensor]) -> list[Tensor]:

@@ -31,6 +31,10 @@ class UncertaintyWeighting(Weighting):
         super().__init__(tasks, micro_batches=micro_batches)
         self.log_variance_M = nn.Parameter(torch.zeros(len(self.tasks)))
 
+    def reset(self) -> None:
+        super().reset()
+        nn.init.zeros_(self.log_variance_M)
+
     def weights(self) -> list[float]:
         """exp(-s_i) / 2, what each task's loss is multiplied with, in task order."""
         return [float(x) for x in (0.5 * torch.exp(-self.log_variance_M.detach().double())).tolist()]
