@@ -14,7 +14,6 @@ import copy
 import json
 import math
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -144,12 +143,7 @@ def one(parts: list[Any], words: int, names: list[str], classes: list[int], vari
     steps = max(len(p["train"][1]) for p in parts) // SETTINGS["batch"]
     path, effective, training = [], [], []
     for epoch in range(SETTINGS["epochs"]):
-        orders = [
-            torch.cat(
-                [torch.randperm(len(p["train"][1])) for _ in range(1 + steps * SETTINGS["batch"] // len(p["train"][1]))]
-            )
-            for p in parts
-        ]
+        orders = [shuffled(len(p["train"][1]), steps * SETTINGS["batch"]) for p in parts]
         sums = torch.zeros(len(parts), dtype=torch.float64)
         for step in range(steps):
             losses = []
@@ -178,6 +172,11 @@ def one(parts: list[Any], words: int, names: list[str], classes: list[int], vari
         **score(model, parts, "test"),
         **score(averaged.module, parts, "averaged"),
     }
+
+
+def shuffled(rows: int, length: int) -> Tensor:
+    """At least `length` indices: every row once, in random order, before any comes again."""
+    return torch.cat([torch.randperm(rows) for _ in range(1 + length // rows)])
 
 
 @torch.no_grad()
@@ -261,14 +260,11 @@ def main() -> None:
             parts, words = encode(tasks)
             for variant in missing:
                 found = one(parts, words, [t.name for t in tasks], [len(t.labels) for t in tasks], variant, seed)
-                told = {**common.provenance(), "settings": SETTINGS}
-                told["command"] = "python experiments/banditmtl/cycling.py DATA"
+                told = common.provenance("python experiments/banditmtl/cycling.py DATA", SETTINGS)
                 with STORE.open("a", encoding="utf-8") as file:
                     print(json.dumps({"kind": kind, **found, "provenance": told}), file=file)
                 print(kind, seed, variant, found["effective_tasks"], found["test_accuracy"], flush=True)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
-        sys.argv.append("--seeds=5")  # provenance() reads the second word
     main()
