@@ -1,0 +1,83 @@
+"""Dual-balancing multi-task learning (Lin et al., 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from counterpoise.multitask.jacobian import JacobianWeighting
+from counterpoise.multitask.losses import Batch, Tasks, WindowMeans
+
+_EPSILON = 1e-8
+
+
+class DBMTL(JacobianWeighting):
+    """Balances losses by their logarithm and gradients by their length: the sum of the running averages of
+    grad log l_i, each brought to the length of the longest (Lin et al.: Dual-Balancing for Multi-Task Learning, 2023,
+    algorithm 1, as LibMTL has it). The heads get the gradient of log l_i. Losses must be positive.
+
+    An absent task takes part with its average as it stands. One number per task and shared parameter to remember.
+
+    Args, beside those of every `JacobianWeighting`:
+        forgetting: beta, the share of the past in the average, in [0, 1).
+        decay: sigma; at step t the share is beta / t^sigma.
+
+    Example:
+        >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
+        >>> DBMTL(2, shared=[theta], forgetting=0.0)([theta[0] * 2, theta[1].square()]).backward()
+        >>> theta.grad
+        tensor([2., 2.])
+    """
+
+    def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], forgetting: float = 0.9, decay: float = 0.0) -> None:
+        if not 0.0 <= forgetting < 1.0 or not decay >= 0.0:
+            raise ValueError(f"forgetting must lie in [0, 1), decay be >= 0, found {forgetting} and {decay}.")
+        super().__init__(tasks, shared=shared, aggregate=_equally_long)
+        self.forgetting, self.decay = forgetting, decay
+        self.reset()
+
+    def reset(self) -> None:
+        super().reset()
+        self._average_MN: Tensor | None = None
+
+    def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
+        """The sum of the logarithms, with the shared parameters' gradient exchanged."""
+        logs = [torch.log(x + _EPSILON) for x in batch.single()]
+        present = [i for i, _ in batch.sizes()]
+        return super().combine(Batch(torch.stack(logs), present, batch.counts, logs), scale_K)
+
+    def rows(self, rows_KN: Tensor, present: list[int]) -> Tensor:
+        """The averages of all tasks, (m, n); in training kept for `update`."""
+        share = self.forgetting / (self.updates + 1) ** self.decay
+        before_MN = self._average_MN
+        if before_MN is None:
+            before_MN = rows_KN.new_zeros(len(self.tasks), rows_KN.shape[1])
+        averages_MN = before_MN.clone()
+        averages_MN[present] = rows_KN + share * (before_MN[present] - rows_KN)
+        if self.training:
+            self._waiting_MN = averages_MN
+        return averages_MN
+
+    def update(self, means: WindowMeans) -> None:
+        """Keep the averages that `combine` made."""
+        if self._waiting_MN is not None:
+            self._average_MN, self._waiting_MN = self._waiting_MN, None
+
+    def abandon(self) -> None:
+        self._waiting_MN: Tensor | None = None
+
+    def state(self) -> dict[str, Any]:
+        return {"average": self._average_MN, "waiting": self._waiting_MN}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        device = self.shared[0].device
+        both = [None if x is None else x.to(device) for x in (state["average"], state["waiting"])]
+        self._average_MN, self._waiting_MN = both
+
+
+def _equally_long(rows_MN: Tensor) -> Tensor:
+    lengths_M = rows_MN.norm(dim=1)
+    return (lengths_M.max() / (lengths_M + _EPSILON)) @ rows_MN

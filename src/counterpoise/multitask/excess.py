@@ -1,0 +1,106 @@
+"""ExcessMTL: Group DRO's update on excess risks (He, Zhou, Zhang, Yang, Zhao, ICML 2024)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from counterpoise.multitask.jacobian import jacobian, shared_parameters
+from counterpoise.multitask.losses import Batch, Tasks, WindowMeans
+from counterpoise.multitask.mirror import hold, mirror_floats
+from counterpoise.multitask.weighting import Weighting, weighted_sum
+
+
+class ExcessMTL(Weighting):
+    """p_i <- p_i exp(eta E_i) / sum, where E_i estimates how far task i's loss is above the least it can have (He, Zhou,
+    Zhang, Yang, Zhao: Robust Multi-Task Learning with Excess Risks, ICML 2024, equations 6, 7 and 9): a task whose labels
+    are noise has a large loss and no excess, and gets no weight for it.
+
+    E_i = g_i' H_i^-1 g_i with the task's gradient g_i on the shared parameters and H_i the diagonal root of its summed
+    squares, over its mean in the first `warmup` windows with the task. One backward pass per task, over the shared
+    parameters only, and one number per task and shared parameter to remember.
+    Departures: p moves after the descent, so that it stays fixed inside a window, and is floored at 1e-12; absent tasks
+    count with their last known excess.
+
+    Args:
+        tasks: names, or how many.
+        shared: the parameters that all tasks share.
+        eta: step size of the ascent; LibMTL's default is 0.01.
+        warmup: windows with a task over which its first excess is averaged; the paper takes three epochs.
+
+    Example:
+        >>> theta = torch.ones(2, requires_grad=True)
+        >>> weighting = ExcessMTL(2, shared=[theta], eta=1.0)
+        >>> for falling in (1.0, 0.1):
+        ...     weighting([falling * theta[0].square(), theta[1].square()]).backward()
+        ...     weighting.step()
+        >>> weighting.weights()[0] < 0.45
+        True
+    """
+
+    whole_batch_only = True
+
+    def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], eta: float = 0.01, warmup: int = 1) -> None:
+        super().__init__(tasks)
+        if not 0.0 < eta < math.inf or warmup < 1:
+            raise ValueError(f"eta must be positive and finite, warmup at least 1, found {eta} and {warmup}.")
+        self.shared, self.eta, self.warmup = shared_parameters(shared), eta, warmup
+        self.reset()
+
+    def reset(self) -> None:
+        super().reset()
+        m = len(self.tasks)
+        self._log_p = [-math.log(m)] * m
+        self._squares: list[Tensor | None] = [None] * m
+        self._first, self._windows, self._excess = [0.0] * m, [0] * m, [math.nan] * m
+
+    def weights(self) -> list[float]:
+        """p, in task order."""
+        return list(map(math.exp, self._log_p))
+
+    def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
+        """sum_i p_i l_i; in training also squares each task's gradient on the shared parameters."""
+        if self.training:
+            self._measured = jacobian(batch.single(), self.shared).square()
+        weights_M = torch.tensor(self.weights(), dtype=torch.float64)
+        return weighted_sum(batch.of_present(weights_M), batch.values_K, scale_K)
+
+    def update(self, means: WindowMeans) -> None:
+        """The ascent on the excess risks of the gradients that `combine` squared."""
+        measured_KN, self._measured = self._measured, None
+        if measured_KN is None or not bool(measured_KN.isfinite().all()):
+            return
+        for i, square_N in zip([i for i, c in enumerate(means.counts) if c > 0.0], measured_KN, strict=True):
+            before = self._squares[i]
+            summed = square_N.clone() if before is None else before + square_N
+            self._squares[i] = summed
+            excess = float((square_N / torch.sqrt(summed + 1e-7)).double().sum())
+            self._windows[i] += 1
+            if self._windows[i] > self.warmup:
+                self._excess[i] = excess / (self._first[i] + 1e-7)
+            else:
+                self._first[i] += excess / self.warmup
+        known = [math.isfinite(x) for x in self._excess]
+        if any(known):
+            filled = hold(self._log_p, self._excess, known, self.eta)
+            self._log_p, _ = mirror_floats(self._log_p, filled, math.inf, self.eta)
+
+    def abandon(self) -> None:
+        self._measured: Tensor | None = None
+
+    def state(self) -> dict[str, Any]:
+        squares = [None if x is None else x.clone() for x in self._squares]
+        kept = {"log_p": self._log_p, "first": self._first, "excess": self._excess}
+        tensors = {name: torch.tensor(x, dtype=torch.float64) for name, x in kept.items()}
+        return {**tensors, "squares": squares, "windows": list(self._windows), "measured": self._measured}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self._log_p, self._first = state["log_p"].tolist(), state["first"].tolist()
+        self._excess, self._windows = state["excess"].tolist(), list(state["windows"])
+        device = self.shared[0].device
+        self._squares = [None if x is None else x.to(device) for x in state["squares"]]
+        self._measured = state["measured"]
