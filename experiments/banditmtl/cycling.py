@@ -194,12 +194,12 @@ def table(runs: list[dict[str, Any]], kind: str) -> str:
     """One row a variant, paired by seed with uniform weighting."""
     runs = [r for r in runs if r["kind"] == kind]
     by = {(r["variant"], r["seed"]): r for r in runs}
-    seeds = sorted({r["seed"] for r in runs})
+    seeds = [s for s in sorted({r["seed"] for r in runs}) if all((v, s) in by for v in VARIANTS)]
     head = ["variant", "effective tasks by epoch, seed 0", "swing of a weight", "movement a step",
             "training-loss variance ×1000", "mean accuracy − uniform", "worst task − uniform",
             "worst, averaged model − uniform's"]  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for variant in [v for v in VARIANTS if (v, seeds[0]) in by]:
+    lines = [f"{len(seeds)} seeds.", "", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for variant in VARIANTS:
         mine = [by[variant, s] for s in seeds]
         base = [by["uniform", s] for s in seeds]
         variance = statistics.fmean(1000 * statistics.pvariance(r["train_loss"]) for r in mine)

@@ -20,7 +20,7 @@ Prior = Literal["uniform", "proportional", "sqrt"] | float | Counts
 """The centre of the ball: by name, by the temperature T of share^(1/T), or a number per task."""
 
 _TEMPERATURES = {"uniform": math.inf, "proportional": 1.0, "sqrt": 2.0}
-_FLOOR = 1e-12  # the prior, relative to uniform, of a task that was never seen
+_FLOOR = 1e-9  # the prior, relative to uniform, of a task that was never seen
 
 
 class BanditMTL(Weighting):
@@ -204,7 +204,7 @@ class BanditMTL(Weighting):
         elif 0.0 in counts:
             losses, known = self.compared(means)
             losses = self._in_units(losses)
-        own["_center"] = center = self._fixed or self._powers(self._shares.known())
+        own["_center"] = center = self._fixed or self._powers(self._shares.sums)
         log_center = list(map(math.log, center))
         log_p = list(map(add, self._tilt, log_center))
         if not all(known):

@@ -23,7 +23,6 @@ class DBMTL(JacobianWeighting):
 
     Args, beside those of every `JacobianWeighting`:
         forgetting: beta, the share of the past in the average, in [0, 1).
-        decay: sigma; at step t the share is beta / t^sigma.
 
     Example:
         >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
@@ -32,11 +31,11 @@ class DBMTL(JacobianWeighting):
         tensor([2., 2.])
     """
 
-    def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], forgetting: float = 0.9, decay: float = 0.0) -> None:
-        if not 0.0 <= forgetting < 1.0 or not decay >= 0.0:
-            raise ValueError(f"forgetting must lie in [0, 1), decay be >= 0, found {forgetting} and {decay}.")
+    def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], forgetting: float = 0.9) -> None:
+        if not 0.0 <= forgetting < 1.0:
+            raise ValueError(f"forgetting must lie in [0, 1), found {forgetting}.")
         super().__init__(tasks, shared=shared, aggregate=_equally_long)
-        self.forgetting, self.decay = forgetting, decay
+        self.forgetting, self.missing = forgetting, "last"
         self.reset()
 
     def reset(self) -> None:
@@ -51,12 +50,10 @@ class DBMTL(JacobianWeighting):
 
     def rows(self, rows_KN: Tensor, present: list[int]) -> Tensor:
         """The averages of all tasks, (m, n); in training kept for `update`."""
-        share = self.forgetting / (self.updates + 1) ** self.decay
-        before_MN = self._average_MN
-        if before_MN is None:
-            before_MN = rows_KN.new_zeros(len(self.tasks), rows_KN.shape[1])
-        averages_MN = before_MN.clone()
-        averages_MN[present] = rows_KN + share * (before_MN[present] - rows_KN)
+        averages_MN = rows_KN.new_zeros(len(self.tasks), rows_KN.shape[1])
+        if self._average_MN is not None:
+            averages_MN += self._average_MN.to(averages_MN)
+        averages_MN[present] = rows_KN + self.forgetting * (averages_MN[present] - rows_KN)
         if self.training:
             self._waiting_MN = averages_MN
         return averages_MN
@@ -73,9 +70,7 @@ class DBMTL(JacobianWeighting):
         return {"average": self._average_MN, "waiting": self._waiting_MN}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        device = self.shared[0].device
-        both = [None if x is None else x.to(device) for x in (state["average"], state["waiting"])]
-        self._average_MN, self._waiting_MN = both
+        self._average_MN, self._waiting_MN = state["average"], state["waiting"]
 
 
 def _equally_long(rows_MN: Tensor) -> Tensor:

@@ -76,8 +76,7 @@ class ExcessMTL(Weighting):
             return
         for i, square_N in zip([i for i, c in enumerate(means.counts) if c > 0.0], measured_KN, strict=True):
             before = self._squares[i]
-            summed = square_N.clone() if before is None else before + square_N
-            self._squares[i] = summed
+            summed = self._squares[i] = square_N.clone() if before is None else before.to(square_N) + square_N
             excess = float((square_N / torch.sqrt(summed + 1e-7)).double().sum())
             self._windows[i] += 1
             if self._windows[i] > self.warmup:
@@ -93,14 +92,11 @@ class ExcessMTL(Weighting):
         self._measured: Tensor | None = None
 
     def state(self) -> dict[str, Any]:
-        squares = [None if x is None else x.clone() for x in self._squares]
         kept = {"log_p": self._log_p, "first": self._first, "excess": self._excess}
         tensors = {name: torch.tensor(x, dtype=torch.float64) for name, x in kept.items()}
-        return {**tensors, "squares": squares, "windows": list(self._windows), "measured": self._measured}
+        return {**tensors, "squares": list(self._squares), "windows": list(self._windows), "measured": self._measured}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self._log_p, self._first = state["log_p"].tolist(), state["first"].tolist()
         self._excess, self._windows = state["excess"].tolist(), list(state["windows"])
-        device = self.shared[0].device
-        self._squares = [None if x is None else x.to(device) for x in state["squares"]]
-        self._measured = state["measured"]
+        self._squares, self._measured = list(state["squares"]), state["measured"]

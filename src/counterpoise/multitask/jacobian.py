@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -29,7 +30,15 @@ class JacobianWeighting(Weighting):
     Args:
         tasks: names, or how many.
         shared: the parameters that all tasks share, for instance `encoder.parameters()`.
-        aggregate: the map from a Jacobian (k, n) to a gradient (n,), for instance a torchjd aggregator.
+        aggregate: the map from a Jacobian (k, n) to a gradient (n,), for instance any torchjd aggregator. What one with
+            a memory of its own remembers (those of torchjd with a `reset()`) is not in the state here.
+
+    Example:
+        >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
+        >>> middle = JacobianWeighting(3, shared=[theta], aggregate=lambda rows_KN: rows_KN.median(dim=0).values)
+        >>> middle([theta[0], 2 * theta[0], 9 * theta[0]]).backward()
+        >>> theta.grad
+        tensor([2., 0.])
     """
 
     whole_batch_only = True
@@ -39,6 +48,15 @@ class JacobianWeighting(Weighting):
         self.shared = shared_parameters(shared)
         self.aggregate = aggregate
 
+    def reset(self) -> None:
+        super().reset()
+        if hasattr(self.aggregate, "reset"):
+            self.aggregate.reset()
+
+    def rows(self, rows_KN: Tensor, present: list[int]) -> Tensor:
+        """What is aggregated, of the Jacobian's rows of the tasks present; a method may change it."""
+        return rows_KN
+
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
         """The sum of the losses, with the shared parameters' gradient exchanged."""
         total = batch.values_K.sum()
@@ -47,7 +65,8 @@ class JacobianWeighting(Weighting):
         rows_KN = jacobian(batch.single(), self.shared)
         if not bool(rows_KN.isfinite().all()):  # no aggregator can use it; the loss says what is wrong
             return total
-        change_N = self.aggregate(rows_KN) - rows_KN.sum(dim=0)
+        present = [i for i, _ in batch.sizes()]
+        change_N = self.aggregate(self.rows(rows_KN, present)) - rows_KN.sum(dim=0)
         parts = torch.split(change_N, [p.numel() for p in self.shared])
         for parameter, change in zip(self.shared, parts, strict=True):
             moved = parameter - parameter.detach()
@@ -118,6 +137,97 @@ class UPGrad(JacobianWeighting):
 
     def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor]) -> None:
         super().__init__(tasks, shared=shared, aggregate=torchjd_aggregator("UPGrad", projector=project_weights))
+
+
+class AlignedMTL(JacobianWeighting):
+    """The mean gradient after the Jacobian's singular values are all brought to the smallest (Senushkin, Patakin,
+    Kuznetsov, Konushin: Independent Component Alignment for Multi-Task Learning, CVPR 2023, algorithm 1), by torchjd.
+
+    Example:
+        >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
+        >>> AlignedMTL(2, shared=[theta])([4 * theta[0], theta[1]]).backward()
+        >>> theta.grad
+        tensor([0.5000, 0.5000])
+    """
+
+    def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor]) -> None:
+        super().__init__(tasks, shared=shared, aggregate=torchjd_aggregator("AlignedMTL"))
+
+
+class IMTLG(JacobianWeighting):
+    """The combination, with weights that add up to 1, whose projections onto all tasks' gradients are equal (Liu et al.:
+    Towards Impartial Multi-task Learning, ICLR 2021, section 3.1), by torchjd.
+
+    Example:
+        >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
+        >>> IMTLG(2, shared=[theta])([4 * theta[0], theta[1]]).backward()
+        >>> theta.grad
+        tensor([0.8000, 0.8000])
+    """
+
+    def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor]) -> None:
+        super().__init__(tasks, shared=shared, aggregate=torchjd_aggregator("IMTLG"))
+
+
+class FairGrad(JacobianWeighting):
+    """The direction J'w that is fair to the tasks' gains: J J' w = w^(-1/a) (Ban, Ji: Fair Resource Allocation in
+    Multi-Task Learning, ICML 2024, equation 4), by torchjd on gradients brought to length 1 on average, where its solver
+    is exact.
+
+    Args, beside those of every `JacobianWeighting`:
+        fairness: a, > 0; 1 is the direction of `NashMTL`, more favours the task that gains least.
+
+    Example:
+        >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
+        >>> FairGrad(2, shared=[theta], fairness=1.0)([4 * theta[0], theta[1]]).backward()
+        >>> [round(x, 3) for x in theta.grad.tolist()]
+        [1.0, 1.0]
+    """
+
+    def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], fairness: float = 1.0) -> None:
+        if not 0.0 < fairness < math.inf:
+            raise ValueError(f"fairness must be positive and finite, found {fairness}.")
+        solve = torchjd_aggregator("FairGrad", alpha=fairness)
+        power = (1.0 - fairness) / (1.0 + fairness)  # w scales with size^(-2a / (1 + a))
+
+        def aggregate(rows_KN: Tensor) -> Tensor:
+            size = rows_KN.square().sum(dim=1).mean().sqrt()
+            if not size > 0.0:
+                return rows_KN.sum(dim=0)
+            return solve(rows_KN / size) * size**power
+
+        super().__init__(tasks, shared=shared, aggregate=aggregate)
+        self.fairness = fairness
+
+
+class NashMTL(FairGrad):
+    """The tasks' bargaining solution: J'w with J J' w = 1 / w, no longer than `max_norm` (Navon et al.: Multi-Task
+    Learning as a Bargaining Game, ICML 2022, claim 3.1 and algorithm 1).
+
+    Departure: solved exactly, as `FairGrad` with fairness 1, where the paper's code takes steps of a convex-concave
+    procedure.
+
+    Args, beside those of every `JacobianWeighting`:
+        max_norm: of the direction, 1 in the paper's code; infinity: no bound. Unbounded it has the length sqrt(k).
+
+    Example:
+        >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
+        >>> NashMTL(2, shared=[theta])([4 * theta[0], theta[1]]).backward()
+        >>> [round(x, 3) for x in theta.grad.tolist()]
+        [0.707, 0.707]
+    """
+
+    def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], max_norm: float = 1.0) -> None:
+        super().__init__(tasks, shared=shared)
+        if not max_norm > 0.0:
+            raise ValueError(f"max_norm must be positive, found {max_norm}.")
+        self.max_norm, fair = max_norm, self.aggregate
+
+        def bounded(rows_KN: Tensor) -> Tensor:
+            direction_N = fair(rows_KN)
+            return direction_N * min(1.0, max_norm / max(float(direction_N.norm()), 1e-300))
+
+        self.aggregate = bounded
 
 
 def project_weights(weights_TM: Tensor, gramian_MM: Tensor) -> Tensor:

@@ -282,14 +282,8 @@ class Shares:
     def add(self, counts: Sequence[float]) -> None:
         """Count a window."""
         everything = sum(counts)
-        self.windows += 1
-        self.sums = [s + c / everything for s, c in zip(self.sums, counts, strict=True)]
+        self.sums, self.windows = [s + c / everything for s, c in zip(self.sums, counts, strict=True)], self.windows + 1
         self.squares = [s + (c / everything) ** 2 for s, c in zip(self.squares, counts, strict=True)]
-
-    def known(self) -> list[float]:
-        """The shares in the windows so far; equal ones before the first."""
-        n = self.windows
-        return [s / n for s in self.sums] if n else [1.0 / len(self.sums)] * len(self.sums)
 
     def errors(self) -> list[float]:
         """The standard error of each share, as of windows drawn independently; infinite before the second."""

@@ -113,7 +113,7 @@ def divergence(log_p_M: Tensor, prior_M: Tensor | None = None) -> float:
     prior = [1.0] * len(log_p_M) if prior_M is None else prior_M.tolist()
     ratios = [x - math.log(c) for x, c in zip(log_p_M.tolist(), prior, strict=True)]
     top = max(ratios)
-    return _tempered([x - top for x in ratios], 1.0, prior).kl
+    return _tempered([max(x - top, -1e4) for x in ratios], 1.0, prior).kl  # a weight of 0 adds 0, not nan
 
 
 def hold(log_p: Sequence[float], losses: Sequence[float], seen: Sequence[bool], eta: float) -> list[float]:

@@ -183,7 +183,9 @@ class Weighting(nn.Module, ABC):
             found["task_variance"] = sum((x - mean) ** 2 for x in known) / len(known)
             found["worst_task_loss"] = max(known)
         if any(errors := self._shares.errors()) and self._shares.windows > 1:
-            found |= {f"share/{t}": x for t, x in zip(self.tasks, self._shares.known(), strict=True)}
+            found |= {
+                f"share/{t}": x / self._shares.windows for t, x in zip(self.tasks, self._shares.sums, strict=True)
+            }
             found |= {f"share_error/{t}": x for t, x in zip(self.tasks, errors, strict=True)}
         found |= {"updates": float(self.updates), "skipped": float(self.skipped)}
         return found | {f"weight/{t}": w for t, w in zip(self.tasks, self.weights() or [], strict=False)}
