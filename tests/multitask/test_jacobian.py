@@ -143,21 +143,20 @@ def test_excess_mtl_is_torchjds_with_one_step_of_warmup():
     assert max(ours.weights()) > 1.05 * min(ours.weights())
 
 
-def test_excess_mtl_leaves_a_task_of_noise_alone_where_group_dro_goes_for_it():
-    """Task 0: labels of pure noise, a loss that stays at 2.0; the others can be solved."""
+def test_excess_mtl_leaves_a_task_of_noisy_labels_alone_where_group_dro_goes_for_it():
+    """Task 0 cannot get below 2.0; both are solved as fast."""
     theta = torch.zeros(2, dtype=torch.float64, requires_grad=True)
-    ours, other = ExcessMTL(3, shared=[theta], eta=0.05), GroupDRO(3, eta=0.05)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(300):
-        noise = 0.2 * torch.randn(2, dtype=torch.float64, generator=generator)
-        losses = torch.stack([2.0 + 1e-3 * (theta * noise).sum(), (theta[0] - 1 + noise[0]) ** 2, (theta[1] + 1) ** 2])
+    ours, other = ExcessMTL(2, shared=[theta], eta=0.05), GroupDRO(2, eta=0.05)
+    for _ in range(60):
+        losses = torch.stack([2.0 + (theta[0] - 1).square(), (theta[1] + 1).square()])
         (gradient,) = torch.autograd.grad(ours(losses), theta)
         other(losses.detach())
         ours.step()
         other.step()
-        theta = (theta - 0.05 * gradient).detach().requires_grad_()
-        ours.shared = [theta]
-    assert ours.weights()[0] < 0.5 < 0.9 < other.weights()[0]
+        with torch.no_grad():
+            theta -= 0.1 * gradient
+    assert ours.weights()[0] == pytest.approx(0.5, abs=0.05)
+    assert other.weights()[0] > 0.99
 
 
 @pytest.mark.parametrize("name", ["ConFIG", "DualProj", "GradVac", "TrimmedMean", "Krum"])
@@ -189,7 +188,9 @@ def test_mgda_finds_the_shortest_point_that_a_quadratic_program_finds(tasks):
         rows_KN = scale * (torch.randn(tasks, 12, dtype=torch.float64) + 0.5)
         gram = (rows_KN @ rows_KN.T).numpy() / scale**2
         ones, zeros = np.ones((1, tasks)), np.zeros(tasks)
-        weights = solve_qp(gram + 1e-13 * np.eye(tasks), zeros, None, None, ones, [1.0], zeros, None, solver="quadprog")
+        weights = solve_qp(
+            gram + 1e-13 * np.eye(tasks), zeros, None, None, ones, np.ones(1), zeros, None, solver="quadprog"
+        )
         torch.testing.assert_close(shortest(rows_KN), torch.from_numpy(weights) @ rows_KN, rtol=1e-7, atol=1e-7 * scale)
     frank_wolfe = aggregation.MGDA(epsilon=1e-5, max_iters=3000)(rows_KN)
     assert float(shortest(rows_KN).norm()) <= float(frank_wolfe.norm()) * (1 + 1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ class RLW(Weighting):
     random number moves it.
 
     Args, beside those of every `Weighting`:
-        seed: of the draws.
+        seed: of the draws, >= 0.
 
     Example:
         >>> round(sum(RLW(3, seed=1).weights()), 9)
@@ -32,8 +33,8 @@ class RLW(Weighting):
 
     def weights(self) -> list[float]:
         """Those of the window at hand, in task order."""
-        generator = torch.Generator().manual_seed((self.seed << 32) + self.updates + self.skipped)
-        normal_M = torch.randn(len(self.tasks), generator=generator, dtype=torch.float64)
+        random = np.random.default_rng([self.seed, self.updates + self.skipped])
+        normal_M = torch.from_numpy(random.standard_normal(len(self.tasks)))
         return torch.softmax(normal_M, dim=0).tolist()  # type: ignore[no-any-return]
 
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
