@@ -74,7 +74,7 @@ def test_rlw_is_torchjds_on_the_same_normal_numbers_and_no_other_draw_moves_it(m
         torch.manual_seed(window)
         normal = torch.from_numpy(np.random.default_rng([5, window]).standard_normal(4))
         with monkeypatch.context() as patched:
-            patched.setattr(torch, "randn", lambda *size, **where: normal)
+            patched.setattr(torch, "randn", lambda *size, drawn=normal, **where: drawn)
             theirs = value_and_gradient(torchjd.Random(), losses)
         for a, b in zip(value_and_gradient(ours, losses), theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=0)

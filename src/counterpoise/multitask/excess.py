@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from counterpoise.multitask.groupdro import GroupDRO
 from counterpoise.multitask.jacobian import jacobian, shared_parameters
 from counterpoise.multitask.losses import Batch, Tasks, WindowMeans
 from counterpoise.multitask.mirror import hold, mirror_floats
-from counterpoise.multitask.weighting import Weighting, weighted_sum
 
 
-class ExcessMTL(Weighting):
+class ExcessMTL(GroupDRO):
     """p_i <- p_i exp(eta E_i) / sum, where E_i estimates how far task i's loss is above the least it can have (He, Zhou,
     Zhang, Yang, Zhao: Robust Multi-Task Learning with Excess Risks, ICML 2024, equations 6, 7 and 9): a task whose labels
     are noise has a large loss and no excess, and gets no weight for it.
@@ -45,29 +45,22 @@ class ExcessMTL(Weighting):
     whole_batch_only = True
 
     def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], eta: float = 0.01, warmup: int = 1) -> None:
-        super().__init__(tasks)
-        if not 0.0 < eta < math.inf or warmup < 1:
-            raise ValueError(f"eta must be positive and finite, warmup at least 1, found {eta} and {warmup}.")
-        self.shared, self.eta, self.warmup = shared_parameters(shared), eta, warmup
-        self.reset()
+        super().__init__(tasks, eta=eta)
+        if warmup < 1:
+            raise ValueError(f"warmup must be at least 1, found {warmup}.")
+        self.shared, self.warmup = shared_parameters(shared), warmup
 
     def reset(self) -> None:
         super().reset()
         m = len(self.tasks)
-        self._log_p = [-math.log(m)] * m
         self._squares: list[Tensor | None] = [None] * m
         self._first, self._windows, self._excess = [0.0] * m, [0] * m, [math.nan] * m
-
-    def weights(self) -> list[float]:
-        """p, in task order."""
-        return list(map(math.exp, self._log_p))
 
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
         """sum_i p_i l_i; in training also squares each task's gradient on the shared parameters."""
         if self.training:
             self._measured = jacobian(batch.single(), self.shared).square()
-        weights_M = torch.tensor(self.weights(), dtype=torch.float64)
-        return weighted_sum(batch.of_present(weights_M), batch.values_K, scale_K)
+        return super().combine(batch, scale_K)
 
     def update(self, means: WindowMeans) -> None:
         """The ascent on the excess risks of the gradients that `combine` squared."""
@@ -92,11 +85,13 @@ class ExcessMTL(Weighting):
         self._measured: Tensor | None = None
 
     def state(self) -> dict[str, Any]:
-        kept = {"log_p": self._log_p, "first": self._first, "excess": self._excess}
-        tensors = {name: torch.tensor(x, dtype=torch.float64) for name, x in kept.items()}
-        return {**tensors, "squares": list(self._squares), "windows": list(self._windows), "measured": self._measured}
+        both = (torch.tensor(x, dtype=torch.float64) for x in (self._first, self._excess))
+        kept = dict(zip(("first", "excess"), both, strict=True))
+        kept |= {"squares": list(self._squares), "windows": list(self._windows), "measured": self._measured}
+        return super().state() | kept
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self._log_p, self._first = state["log_p"].tolist(), state["first"].tolist()
-        self._excess, self._windows = state["excess"].tolist(), list(state["windows"])
-        self._squares, self._measured = list(state["squares"]), state["measured"]
+        super().load_state(state)
+        self._first, self._excess = state["first"].tolist(), state["excess"].tolist()
+        self._squares, self._windows = list(state["squares"]), list(state["windows"])
+        self._measured = state["measured"]
