@@ -59,10 +59,11 @@ def same(a, b) -> bool:
 def test_losses_go_down_and_weights_are_those_of_the_method(method):
     toy, weighting, optimizer = build(method)
     before = sum(float(x.detach()) for x in toy.losses(*rows(6, 0))[0].values())
-    train(toy, weighting, optimizer, [0] * 30)
+    steps = 4 if method == "dbmtl" else 30  # the logarithm of losses that can reach 0 falls without end
+    train(toy, weighting, optimizer, [0] * steps)
     after = sum(float(x.detach()) for x in toy.losses(*rows(6, 0))[0].values())
     assert after < 0.9 * before
-    assert weighting.updates == 30
+    assert weighting.updates == steps
     weights = weighting.weights()
     assert weights is None or (len(weights) == 3 and min(weights) > 0)
 

@@ -17,7 +17,7 @@ _EPSILON = 1e-8
 class DBMTL(JacobianWeighting):
     """Balances losses by their logarithm and gradients by their length: the sum of the running averages of
     grad log l_i, each brought to the length of the longest (Lin et al.: Dual-Balancing for Multi-Task Learning, 2023,
-    algorithm 1, as LibMTL has it). The heads get the gradient of log l_i. Losses must be positive.
+    algorithm 1, as LibMTL has it). The heads get the gradient of log l_i. Losses must be positive; near 0 steps grow.
 
     An absent task takes part with its average as it stands. One number per task and shared parameter to remember.
 
