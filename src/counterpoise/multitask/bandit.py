@@ -119,7 +119,7 @@ class BanditMTL(Weighting):
     def reset(self) -> None:
         super().reset()
         m = len(self.tasks)
-        self._center = self._fixed or [1.0] * m
+        self._center = self._center_now = self._fixed or [1.0] * m
         # log(p / prior), with the prior relative to uniform: for the uniform prior log p itself.
         self._tilt, self._initial, self._multiplier = [-math.log(m)] * m, [math.nan] * m, 0.0
         self._cached: dict[tuple[torch.device, torch.dtype], Tensor] = {}
