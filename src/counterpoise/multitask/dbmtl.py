@@ -31,6 +31,8 @@ class DBMTL(JacobianWeighting):
         tensor([2., 2.])
     """
 
+    _waiting_MN: Tensor | None
+
     def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], forgetting: float = 0.9) -> None:
         if not 0.0 <= forgetting < 1.0:
             raise ValueError(f"forgetting must lie in [0, 1), found {forgetting}.")
@@ -64,7 +66,7 @@ class DBMTL(JacobianWeighting):
             self._average_MN, self._waiting_MN = self._waiting_MN, None
 
     def abandon(self) -> None:
-        self._waiting_MN: Tensor | None = None
+        self._waiting_MN = None
 
     def state(self) -> dict[str, Any]:
         return {"average": self._average_MN, "waiting": self._waiting_MN}
@@ -75,4 +77,4 @@ class DBMTL(JacobianWeighting):
 
 def _equally_long(rows_MN: Tensor) -> Tensor:
     lengths_M = rows_MN.norm(dim=1)
-    return (lengths_M.max() / (lengths_M + _EPSILON)) @ rows_MN
+    return (lengths_M.max() / (lengths_M + _EPSILON)) @ rows_MN  # type: ignore[no-any-return]

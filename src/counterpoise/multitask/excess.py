@@ -43,6 +43,7 @@ class ExcessMTL(GroupDRO):
     """
 
     whole_batch_only = True
+    _measured: Tensor | None
 
     def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], eta: float = 0.01, warmup: int = 1) -> None:
         super().__init__(tasks, eta=eta)
@@ -82,11 +83,11 @@ class ExcessMTL(GroupDRO):
             self._log_p, _ = mirror_floats(self._log_p, filled, math.inf, self.eta)
 
     def abandon(self) -> None:
-        self._measured: Tensor | None = None
+        self._measured = None
 
     def state(self) -> dict[str, Any]:
         both = (torch.tensor(x, dtype=torch.float64) for x in (self._first, self._excess))
-        kept = dict(zip(("first", "excess"), both, strict=True))
+        kept: dict[str, Any] = dict(zip(("first", "excess"), both, strict=True))
         kept |= {"squares": list(self._squares), "windows": list(self._windows), "measured": self._measured}
         return super().state() | kept
 
