@@ -183,12 +183,12 @@ def make_tokenizer(vocabulary: Sequence[str]) -> Any:
     )
 
 
-def make_model(words: int, seed: int) -> nn.Module:
-    """A Llama of six layers, 0.7 M parameters."""
+def make_model(words: int, seed: int, *, layers: int = 6) -> nn.Module:
+    """A Llama, of 0.7 M parameters with six layers."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=words, hidden_size=96, intermediate_size=256, num_hidden_layers=6, num_attention_heads=4,
+        vocab_size=words, hidden_size=96, intermediate_size=256, num_hidden_layers=layers, num_attention_heads=4,
         num_key_value_heads=4, max_position_embeddings=64, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
         pad_token_id=0,
         initializer_range=0.1,  # about 1 / sqrt(hidden_size): the usual 0.02 learns several times slower here

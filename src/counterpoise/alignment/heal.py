@@ -1,0 +1,223 @@
+"""`heal`: a checkpoint between two others, taught by both; resumable on the way and atomic at its end. See teaching.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from counterpoise.alignment.align import align
+from counterpoise.alignment.divergences import DIVERGENCES
+from counterpoise.alignment.teaching import PRE, Asked, Ids, Teachers, answers, teach
+from counterpoise.alignment.training import processes
+from counterpoise.alignment.training.precision import refuse_bf16_of
+from counterpoise.alignment.training.stepping import refuse_settings
+from counterpoise.averaging.line import beside
+from counterpoise.checkpoints.files import refuse_occupied
+from counterpoise.checkpoints.preflight import Pair, preflight
+from counterpoise.evaluation.abilities import Ability, load_abilities
+from counterpoise.evaluation.parts import Part, part_of
+from counterpoise.language.loading import refuse_unmeasurable
+from counterpoise.language.prompts import Prompt, encode_prompts, read_prompts
+from counterpoise.language.sampling import Drawing
+from counterpoise.language.scoring import context_of
+from counterpoise.records import Stages
+
+DRAWING = Drawing(max_new_tokens=64)
+CHECKED = 64
+"""Validation prompts that a point is judged by, on each side."""
+OPENING = 8
+"""Tokens of the longest opening that PRE draws from its start token."""
+KEEP_BY = ("uniform", "bandit")
+
+
+@dataclass(frozen=True)
+class Healing:
+    """A student, its two teachers, what it is asked, and where the result goes.
+
+    Attributes:
+        start: the student: POST, PRE, an average of them; another model of the same shapes is warned of and allowed.
+        post, pre: the teachers of alignment and of what there was before.
+        prompts: of alignment, a file or read; the proxy part is taught on, the validation part looked at.
+        abilities: specs or loaded; the questions of their items are asked, split likewise, and no answer is read.
+        openings: where there is no question, so many openings of PRE's own are continued.
+        settings: of `teach` by name; those that are missing take its defaults.
+    """
+
+    start: str | Path
+    post: str | Path
+    pre: str | Path
+    out: Path
+    prompts: str | Path | Sequence[Prompt]
+    abilities: Sequence[str | Ability] = ()
+    openings: int = 256
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    drawing: Drawing = DRAWING
+    dtype: torch.dtype = torch.float32
+    bf16: bool = False
+    shard: bool = False
+    device: str = "cpu"
+    work: Path | None = None
+    trust_tasks: bool = False
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """How its models are loaded."""
+        return {"dtype": self.dtype, "bf16": self.bf16, "shard": self.shard, "device": self.device}
+
+    def check(self) -> None:
+        """Raise for what can be seen to be wrong before anything is read.
+
+        Raises:
+            ValueError: a setting out of range, mixed precision of other weights than float32.
+            CheckpointError: `out` is occupied, a model that cannot be sampled from.
+        """
+        self.drawing.check()
+        refuse_settings(openings=self.openings, **{k: v for k, v in self.settings.items() if not isinstance(v, str)})
+        for name, known in (("divergence", tuple(DIVERGENCES)), ("keep_by", KEEP_BY)):
+            if (found := self.settings.get(name, known[0])) not in known:
+                raise ValueError(f"{name}: expected {' or '.join(known)}, found {found!r}")
+        if self.bf16:
+            refuse_bf16_of(self.dtype)
+        if not (self.out / "align.json").is_file():
+            refuse_occupied(self.out.absolute())
+        refuse_unmeasurable(self.start, self.post, self.pre)
+
+    def pairs(self) -> tuple[Pair, Pair]:
+        """PRE with POST, and with the student; other names, shapes or tokenizers are a CheckpointError."""
+        return preflight(self.pre, self.post), preflight(self.pre, self.start, out=self.out)
+
+    def sources(self, tokenizer: Any, context: int | None) -> list[Asked]:
+        """The alignment prompts and the questions of each ability that has some.
+
+        Raises:
+            ValueError: no prompts in a part, one that does not fit, and nothing to keep abilities by: no question, and no
+                token by which PRE would begin a text of its own.
+        """
+        how, prompts = self.drawing, self.prompts
+        if isinstance(prompts, (str, Path)):
+            prompts = read_prompts(prompts)
+        room: dict[str, Any] = {"chat": how.chat, "new": how.max_new_tokens, "limit": context}
+        parts: tuple[Part, Part] = ("proxy", "validation")
+        cut = [sorted((p for p in prompts if part_of(p.key) == part), key=lambda p: p.key) for part in parts]
+        if not all(cut):
+            raise ValueError(
+                f"prompts: expected some in the proxy and in the validation part, found {len(cut[0])} and {len(cut[1])} among "
+                f"{len(prompts)}; give at least some twenty prompts"
+            )
+        taught, checked = (tuple(encode_prompts(tokenizer, c, **room)) for c in (cut[0], cut[1][:CHECKED]))
+        found = [Asked("alignment", taught, checked)]
+        specs = [a for a in self.abilities if isinstance(a, str)]
+        loaded = [*(a for a in self.abilities if not isinstance(a, str)), *load_abilities(specs, trust_tasks=self.trust_tasks)]
+        for ability in loaded:
+            asked = [ability.questions(tokenizer, part, how) for part in parts]
+            taught, checked = (tuple(q for q in qs if context is None or len(q) + how.max_new_tokens <= context) for qs in asked)
+            if taught and checked:
+                found.append(Asked(ability.name, taught, checked[: max(8, CHECKED // len(loaded))]))
+        if len(found) == 1 and begins(tokenizer) is None:
+            raise ValueError(
+                "heal: expected questions to keep abilities by, or a tokenizer with a token that begins or ends texts, from which "
+                "PRE draws openings of its own, found neither; give --abilities"
+            )
+        return found
+
+    def run(self, *, command: str | None = None, progress: Stages | None = None) -> dict[str, Any]:
+        """Heal, from files to files; see `heal`."""
+        from transformers import AutoTokenizer
+
+        processes.join(self.device)
+        self.check()
+        pair, own = self.pairs()
+        tokenizer = AutoTokenizer.from_pretrained(own.post.tokenizer_folder, trust_remote_code=False)
+        sources = self.sources(tokenizer, context_of_folder(own.post.folder))
+        teachers = Teachers(pair.post.folder, pair.pre.folder, **self.how)
+        if len(sources) == 1:
+            drawn = openings(teachers(PRE), tokenizer, self.openings + CHECKED, self.drawing.seed)
+            sources.append(Asked("openings", tuple(drawn[CHECKED:]), tuple(drawn[:CHECKED])))
+        warnings = [*pair.warnings, *own.warnings, *off_line(pair, own)]
+        told = {"align_teacher": pair.post.sha256, "keep_teacher": pair.pre.sha256}
+        method = partial(
+            teach, asked=sources, teachers=teachers, start=own.post.folder, drawing=self.drawing, **self.settings
+        )
+        record = align(
+            own.post.folder, self.out, method, told=told, work=self.work, **self.how, command=command, progress=progress
+        )
+        return {**record, "warnings": warnings}
+
+
+def heal(
+    start: str | Path,
+    out: str | Path,
+    align_teacher: str | Path,
+    keep_teacher: str | Path,
+    prompts: str | Path | Sequence[Prompt],
+    *,
+    abilities: Sequence[str | Ability] = (),
+    drawing: Drawing = DRAWING,
+    work: str | Path | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    progress: Stages | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Heal the checkpoint `start` with two teachers, POST for alignment and PRE for what there was before.
+
+    The student answers alignment prompts and questions of the abilities itself; on each answer it learns from the teacher of
+    its side, by the whole distribution at every token. No reward, label or reference is read. See docs/heal.md.
+
+    Args:
+        start, align_teacher, keep_teacher, prompts, abilities: see `Healing`.
+        out: a new folder; it appears whole or not at all, with align.json and metrics.jsonl.
+        drawing: how the student answers.
+        work: points on the way and the state to go on from (default OUT.work).
+        settings: of `teaching.teach`: steps, every, batch_size, learning_rate, divergence, keep_by, micro_batch_size.
+
+    Returns:
+        The content of align.json, with the warnings.
+
+    Raises:
+        ValueError, CheckpointError: see `Healing.check`, `Healing.pairs` and `Healing.sources`.
+
+    >>> heal("post", "healed", "post", "pre", "prompts.jsonl", abilities=["choices:arc.jsonl"])  # doctest: +SKIP
+    """
+    given: dict[str, Any] = {"abilities": abilities, "settings": settings, "drawing": drawing, "dtype": dtype}
+    folder = None if work is None else Path(work)
+    wanted = Healing(start, align_teacher, keep_teacher, Path(out), prompts, **given, device=device, work=folder)
+    return wanted.run(progress=progress)
+
+
+def off_line(pair: Pair, model: Pair) -> list[str]:
+    """A warning where the student is no average of the two."""
+    found = beside(pair, model)
+    if found.spread <= 0.01:
+        return []
+    return [
+        f"the student is no average of the two teachers: it lies {found.distance:.2f} times |POST - PRE| away from the line between "
+        "them; it is healed all the same"
+    ]
+
+
+def openings(pre: torch.nn.Module, tokenizer: Any, count: int, seed: int) -> list[Ids]:
+    """PRE's own beginnings of texts: what it draws from its start token, cut after 1, 2, ... OPENING tokens in turn."""
+    first = begins(tokenizer)
+    assert first is not None
+    drawn = answers(pre, tokenizer, [(first,)] * count, Drawing(max_new_tokens=OPENING, seed=seed))
+    ends = tokenizer.eos_token_id
+    return [(first, *(t for t in e.response[: 1 + i % OPENING] if t != ends)) for i, e in enumerate(drawn)]
+
+
+def begins(tokenizer: Any) -> int | None:
+    """The token that begins a text, or ends one; None where the tokenizer has neither."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    return bos if bos is not None else eos  # type: ignore[no-any-return]
+
+
+def context_of_folder(folder: Path) -> int | None:
+    """Tokens that a checkpoint's model has positions for."""
+    from transformers import AutoConfig
+
+    return context_of(AutoConfig.from_pretrained(folder, trust_remote_code=False))
