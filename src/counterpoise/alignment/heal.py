@@ -112,16 +112,21 @@ class Healing:
         taught, checked = (tuple(encode_prompts(tokenizer, c, **room)) for c in (cut[0], cut[1][:CHECKED]))
         found = [Asked("alignment", taught, checked)]
         specs = [a for a in self.abilities if isinstance(a, str)]
-        loaded = [*(a for a in self.abilities if not isinstance(a, str)), *load_abilities(specs, trust_tasks=self.trust_tasks)]
+        loaded = [
+            *(a for a in self.abilities if not isinstance(a, str)),
+            *load_abilities(specs, trust_tasks=self.trust_tasks),
+        ]
         for ability in loaded:
             asked = [ability.questions(tokenizer, part, how) for part in parts]
-            taught, checked = (tuple(q for q in qs if context is None or len(q) + how.max_new_tokens <= context) for qs in asked)
+            taught, checked = (
+                tuple(q for q in qs if context is None or len(q) + how.max_new_tokens <= context) for qs in asked
+            )
             if taught and checked:
                 found.append(Asked(ability.name, taught, checked[: max(8, CHECKED // len(loaded))]))
         if len(found) == 1 and begins(tokenizer) is None:
             raise ValueError(
-                "heal: expected questions to keep abilities by, or a tokenizer with a token that begins or ends texts, from which "
-                "PRE draws openings of its own, found neither; give --abilities"
+                "heal: expected questions to keep abilities by, or a tokenizer with a token that begins or ends texts, from "
+                "which PRE draws openings of its own, found neither; give --abilities"
             )
         return found
 
@@ -196,8 +201,8 @@ def off_line(pair: Pair, model: Pair) -> list[str]:
     if found.spread <= 0.01:
         return []
     return [
-        f"the student is no average of the two teachers: it lies {found.distance:.2f} times |POST - PRE| away from the line between "
-        "them; it is healed all the same"
+        f"the student is no average of the two teachers: it lies {found.distance:.2f} times |POST - PRE| away from the line "
+        "between them; it is healed all the same"
     ]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from counterpoise.alignment.divergences import diverge
 from counterpoise.alignment.training.models import frozen_copy, weights_before
 from counterpoise.alignment.training.sharding import own_part, part_like
 from counterpoise.alignment.training.stepping import Mitigation, Step, trainable, weights_sha256
