@@ -136,7 +136,17 @@ class World:
             cost = {k: sum(line[k] for line in told) for k in ("drawn", "trained", "seconds")}
             first = first or cost
             line = beside(self.pair, preflight(self.folder / "pre", out))._asdict()
-            yield self.measured(arm.name, f"healed {arm.start}", out, **arm._asdict(), **cost, line=line, path=told)
+            yield self.measured(
+                arm.name,
+                f"healed {arm.start}",
+                out,
+                start=arm.start,
+                steps=arm.steps,
+                also=dict(arm.also),
+                **cost,
+                line=line,
+                path=told,
+            )
             if arm is HEALED[0]:
                 for name, strength in TRAINED.items():
                     out = self.trained(name, strength, first["trained"])
