@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,12 +13,13 @@ import torch
 
 from counterpoise.alignment.align import align
 from counterpoise.alignment.divergences import DIVERGENCES
-from counterpoise.alignment.teaching import PRE, Asked, Ids, Teachers, answers, teach
+from counterpoise.alignment.teaching import PRE, Asked, Ids, Teachers, answers, best_of, teach
 from counterpoise.alignment.training import processes
 from counterpoise.alignment.training.precision import refuse_bf16_of
 from counterpoise.alignment.training.stepping import refuse_settings
 from counterpoise.averaging.line import beside
 from counterpoise.checkpoints.files import refuse_occupied
+from counterpoise.checkpoints.matching import refuse_moved_tokens
 from counterpoise.checkpoints.preflight import Pair, preflight
 from counterpoise.evaluation.abilities import Ability, load_abilities
 from counterpoise.evaluation.parts import Part, part_of
@@ -25,13 +27,27 @@ from counterpoise.language.loading import refuse_unmeasurable
 from counterpoise.language.prompts import Prompt, encode_prompts, read_prompts
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import context_of
-from counterpoise.records import Stages
+from counterpoise.records import Stages, read_lines, write_json, write_whole
 
 DRAWING = Drawing(max_new_tokens=64)
 CHECKED = 64
 """Validation prompts that a point is judged by, on each side."""
 OPENING = 8
 """Tokens of the longest opening that PRE draws from its start token."""
+CARD = """---
+tags:
+  - counterpoise
+---
+
+# Healed checkpoint
+
+This is no average. It began as `{start}` and answered alignment prompts and questions of abilities; on its own answers it
+learned from two teachers, `{post}` where alignment is asked and `{pre}` elsewhere ({divergence} divergence, {after[step]} of
+{steps} steps, {trained:,} tokens). No reward, label or reference was read. On validation prompts it went from
+{before[align]:.4f} to {after[align]:.4f} nats per token from the first teacher, and from {before[keep]:.4f} to
+{after[keep]:.4f} from the second. It lies {line[distance]:.2f} times the distance of the two from the line between them.
+`align.json` has all settings and hashes, `metrics.jsonl` every point.
+"""
 KEEP_BY = ("uniform", "bandit")
 
 
@@ -77,10 +93,7 @@ class Healing:
             CheckpointError: `out` is occupied, a model that cannot be sampled from.
         """
         self.drawing.check()
-        refuse_settings(openings=self.openings, **{k: v for k, v in self.settings.items() if not isinstance(v, str)})
-        for name, known in (("divergence", tuple(DIVERGENCES)), ("keep_by", KEEP_BY)):
-            if (found := self.settings.get(name, known[0])) not in known:
-                raise ValueError(f"{name}: expected {' or '.join(known)}, found {found!r}")
+        refuse_teaching(openings=self.openings, **self.settings)
         if self.bf16:
             refuse_bf16_of(self.dtype)
         if not (self.out / "align.json").is_file():
@@ -89,7 +102,10 @@ class Healing:
 
     def pairs(self) -> tuple[Pair, Pair]:
         """PRE with POST, and with the student; other names, shapes or tokenizers are a CheckpointError."""
-        return preflight(self.pre, self.post), preflight(self.pre, self.start, out=self.out)
+        found = preflight(self.pre, self.post), preflight(self.pre, self.start, out=self.out)
+        for pair in found:
+            refuse_moved_tokens(pair.pre, pair.post)
+        return found
 
     def sources(self, tokenizer: Any, context: int | None) -> list[Asked]:
         """The alignment prompts and the questions of each ability that has some.
@@ -137,13 +153,14 @@ class Healing:
         processes.join(self.device)
         self.check()
         pair, own = self.pairs()
+        warnings = [*pair.warnings, *own.warnings, *off_line(pair, own)]
         tokenizer = AutoTokenizer.from_pretrained(own.post.tokenizer_folder, trust_remote_code=False)
         sources = self.sources(tokenizer, context_of_folder(own.post.folder))
-        teachers = Teachers(pair.post.folder, pair.pre.folder, **self.how)
+        turns = too_large(pair, self)
+        teachers = Teachers(pair.post.folder, pair.pre.folder, turns=turns, **self.how)
         if len(sources) == 1:
             drawn = openings(teachers(PRE), tokenizer, self.openings + CHECKED, self.drawing.seed)
             sources.append(Asked("openings", tuple(drawn[CHECKED:]), tuple(drawn[:CHECKED])))
-        warnings = [*pair.warnings, *own.warnings, *off_line(pair, own)]
         told = {"align_teacher": pair.post.sha256, "keep_teacher": pair.pre.sha256}
         method = partial(
             teach, asked=sources, teachers=teachers, start=own.post.folder, drawing=self.drawing, **self.settings
@@ -151,7 +168,23 @@ class Healing:
         record = align(
             own.post.folder, self.out, method, told=told, work=self.work, **self.how, command=command, progress=progress
         )
-        return {**record, "warnings": warnings}
+        looked = read_lines(self.out / "metrics.jsonl")
+        best = looked[best_of(looked)]
+        healed: dict[str, Any] = {
+            **{name: str(source) for name, source in (("start", self.start), ("post", self.post), ("pre", self.pre))},
+            "before": looked[0],
+            "after": best,
+            "line": beside(pair, preflight(self.pre, self.out))._asdict(),
+            **{k: sum(line[k] for line in looked) for k in ("drawn", "trained", "seconds")},
+            "warnings": warnings,
+        }
+        if processes.is_first() and not (self.out / "README.md").is_file():
+            write_json(self.out / "heal.json", healed)
+            write_whole(
+                self.out / "README.md",
+                CARD.format(**healed, **{k: record["settings"][k] for k in ("divergence", "steps")}),
+            )
+        return {**record, "healed": healed, "warnings": warnings}
 
 
 def heal(
@@ -195,6 +228,14 @@ def heal(
     return wanted.run(progress=progress)
 
 
+def refuse_teaching(**settings: Any) -> None:
+    """Raise a ValueError for a setting of `teach` that is out of range, or a name that is none."""
+    refuse_settings(**{k: v for k, v in settings.items() if not isinstance(v, str)})
+    for name, known in (("divergence", tuple(DIVERGENCES)), ("keep_by", KEEP_BY)):
+        if (found := settings.get(name, known[0])) not in known:
+            raise ValueError(f"{name}: expected {', '.join(known)}, found {found!r}")
+
+
 def off_line(pair: Pair, model: Pair) -> list[str]:
     """A warning where the student is no average of the two."""
     found = beside(pair, model)
@@ -204,6 +245,29 @@ def off_line(pair: Pair, model: Pair) -> list[str]:
         f"the student is no average of the two teachers: it lies {found.distance:.2f} times |POST - PRE| away from the line "
         "between them; it is healed all the same"
     ]
+
+
+def too_large(pair: Pair, wanted: Healing) -> bool:
+    """Whether both teachers do not fit beside what is trained, so that they take turns from disk.
+
+    What is mapped takes no memory of its own: on the CPU, in the dtype of its file.
+    """
+    size = sum(math.prod(shape) for shape in pair.shapes.values()) * wanted.dtype.itemsize
+    on_cpu = torch.device(wanted.device).type == "cpu"
+    held = sum(not on_cpu or c.dtype(pair.names[0]) != wanted.dtype for c in (pair.pre, pair.post))
+    room = free_memory(wanted.device)
+    return held == 2 and room is not None and room < 6 * size  # weights, gradients, two moments, two teachers
+
+
+def free_memory(device: str) -> int | None:
+    """Bytes that are free on a device that is here; None where nobody says."""
+    if torch.device(device).type == "cuda" and torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+    told = Path("/proc/meminfo")
+    lines = (
+        told.read_text(encoding="utf-8").splitlines() if torch.device(device).type == "cpu" and told.is_file() else []
+    )
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def openings(pre: torch.nn.Module, tokenizer: Any, count: int, seed: int) -> list[Ids]:

@@ -197,8 +197,13 @@ def teach(
             balance.step()
         return tokens
 
+    begun = time.time()
     if not looked:
-        looked.append(look()[0])
+        found, tokens = look()
+        looked.append(found)
+        if not run.metrics() and processes.is_first():
+            told = {"method": "heal", "step": 0, **found, "drawn": tokens, "trained": 0}
+            run.log({"iteration": 0, **told, "seconds": round(time.time() - begun, 1)})
     while run.done * every < steps and not ended(looked):
         begun, point, trained = time.time(), run.done + 1, 0
         stage = run.stage(f"healing, point {point} of {math.ceil(steps / every)}")
@@ -241,17 +246,17 @@ def height(number: int, steps: int) -> float:
 
 
 def usual_rate(parameters: int) -> float:
-    """3e-4 at 1.35 million parameters, falling with their root: 3e-5 at 135 million, to two digits.
+    """3e-4 up to 1.35 million parameters, falling with their root: 3e-5 at 135 million, to two digits.
 
     >>> usual_rate(1_350_000), usual_rate(135_000_000), usual_rate(7_000_000_000)
     (0.0003, 3e-05, 4.2e-06)
     """
-    return float(f"{3e-4 * math.sqrt(1.35e6 / parameters):.2g}")
+    return float(f"{3e-4 * min(1.0, math.sqrt(1.35e6 / parameters)):.2g}")
 
 
 def bandit(names: Sequence[str]) -> BanditMTL:
-    """Draws abilities, at least half of them effective; their divergences count in units of what they were at first."""
-    return BanditMTL(list(names), min_effective_tasks=max(1.0, len(names) / 2), drawn_by="p", normalize=True)
+    """Draws abilities, more than half of them always effective; their divergences count in units of what they were at first."""
+    return BanditMTL(list(names), min_effective_tasks=(len(names) + 1) / 2, drawn_by="p", normalize=True)
 
 
 def shares(count: int, size: int, number: int, seed: int, balance: BanditMTL | None) -> list[int]:
