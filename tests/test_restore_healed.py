@@ -17,7 +17,7 @@ from test_refusals import RESTORE
 from tiny import tokenizer
 from world import make, panel, searches
 
-GIVEN: dict[str, Any] = {**searches(hma=False, controls=False), "means": [0.3], "keep_reward": 0.2}
+GIVEN: dict[str, Any] = {**searches(hma=False, controls=False)}
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +41,9 @@ def in_bfloat16(world: Path, folder: Path) -> Path:
 @pytest.mark.parametrize("start", ["POST", "LiNeS 0.8", "pick"])
 def test_healed_points_may_be_picked_and_what_was_measured_is_written(start: str, world: Path, tmp_path: Path) -> None:
     pair = in_bfloat16(world, tmp_path) if start == "POST" else world
-    how: dict[str, Any] = {**GIVEN, "heal": 6, "heal_from": start, "dtype": torch.float32}
-    if start != "pick":
-        how["means"] = [0.05]  # an average that keeps too little
+    # "pick": an average that may be picked; else one that keeps too little
+    means = {"means": [0.3], "keep_reward": 0.0} if start == "pick" else {"means": [0.05], "keep_reward": 0.2}
+    how: dict[str, Any] = {**GIVEN, **means, "heal": 6, "heal_from": start, "dtype": torch.float32}
     found = counterpoise.restore(
         pair / "pre", pair / "post", tmp_path / "out", panel(world, limit=8, prompt_limit=12), **how
     )

@@ -321,8 +321,8 @@ def spoil(folder: Path, how: str) -> None:
         ("", "--prompts-per-step 0", "batch_size: expected at least 1, found 0"),
         ("", "--openings 0", "openings: expected at least 1, found 0"),
         ("", "--learning-rate nan", "learning_rate: expected a positive number, found nan"),
-        ("", "--divergence kl", "divergence: expected reverse, forward, jensen-shannon, found 'kl'"),
-        ("", "--keep-by turns", "keep_by: expected uniform, bandit, found 'turns'"),
+        ("", "--divergence kl", "'kl' is not one of 'reverse', 'forward', 'jensen-shannon'"),
+        ("", "--keep-by turns", "'turns' is not one of 'uniform', 'bandit'"),
         ("", "--bf16 --dtype bfloat16", "bf16: expected float32 weights, found bfloat16"),
         ("", "--prompts nowhere.jsonl", "nowhere.jsonl: expected a file or folder, found nothing of that name"),
         ("", "--abilities choices:nowhere.jsonl", "nowhere.jsonl: expected a file or folder, found nothing"),
@@ -338,10 +338,10 @@ def test_run_and_dry_run_refuse_the_same_things_with_the_same_words(
         CliRunner().invoke(app, [*HEAL.split(), *options.split(), *more])
         for more in ([], ["--dry-run", "--speed", "1e9,1e9"])
     ]
-    assert [r.exit_code for r in said] == [1, 1]
+    assert said[0].exit_code == said[1].exit_code != 0
     texts = [" ".join(r.output.split()) for r in said]
     assert message in texts[0]
-    assert texts[0].partition("error: ")[2].split(";")[0] == texts[1].partition("error: ")[2].split(";")[0]
+    assert texts[0].lower().partition("error")[2].split(";")[0] == texts[1].lower().partition("error")[2].split(";")[0]
     assert not (folder / "out").exists()
 
 

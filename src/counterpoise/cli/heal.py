@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -60,7 +59,9 @@ def heal(
     seed: Seed = 0,
     device: Device = "auto",
     dtype: WeightsDtype = "float32",
-    bf16: Annotated[bool, machine(None, "Mixed precision: float32 weights, computed with in bfloat16.", "--bf16")] = False,
+    bf16: Annotated[
+        bool, machine(None, "Mixed precision: float32 weights, computed with in bfloat16.", "--bf16")
+    ] = False,
     shard: Annotated[bool, machine(None, "Cut weights up among torchrun's processes (FSDP).", "--shard")] = False,
     batch_size: BatchSize = 64,
     micro_batch_size: Annotated[int, machine("N", "Sequences through the model at once in training.")] = 8,
@@ -85,7 +86,12 @@ def heal(
 
         if not dry_run:
             refuse_without("--dry-run", given(speed=speed))
-        settings = {"steps": steps, "every": every, "batch_size": prompts_per_step, "divergence": divergence}
+        settings: dict[str, Any] = {
+            "steps": steps,
+            "every": every,
+            "batch_size": prompts_per_step,
+            "divergence": divergence,
+        }
         settings |= {"keep_by": keep_by, "micro_batch_size": micro_batch_size, **given(learning_rate=learning_rate)}
         device = device_of(device)
         drawing = Drawing(1, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
