@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +23,8 @@ from counterpoise.checkpoints.files import refuse_occupied
 from counterpoise.checkpoints.matching import refuse_moved_tokens
 from counterpoise.checkpoints.preflight import Pair, preflight
 from counterpoise.evaluation.abilities import Ability, load_abilities
-from counterpoise.evaluation.parts import Part, part_of
+from counterpoise.evaluation.panel import Panel
+from counterpoise.evaluation.parts import PARTS
 from counterpoise.language.loading import refuse_unmeasurable
 from counterpoise.language.prompts import Prompt, encode_prompts, read_prompts
 from counterpoise.language.sampling import Drawing
@@ -114,31 +116,18 @@ class Healing:
             ValueError: no prompts in a part, one that does not fit, and nothing to keep abilities by: no question, and no
                 token by which PRE would begin a text of its own.
         """
-        how, prompts = self.drawing, self.prompts
-        if isinstance(prompts, (str, Path)):
-            prompts = read_prompts(prompts)
+        how, parts, prompts, abilities = self.drawing, PARTS[:2], self.prompts, self.abilities
+        panel = Panel(read_prompts(prompts) if isinstance(prompts, (str, Path)) else prompts, lambda *_: [], ())
         room: dict[str, Any] = {"chat": how.chat, "new": how.max_new_tokens, "limit": context}
-        parts: tuple[Part, Part] = ("proxy", "validation")
-        cut = [sorted((p for p in prompts if part_of(p.key) == part), key=lambda p: p.key) for part in parts]
-        if not all(cut):
-            raise ValueError(
-                f"prompts: expected some in the proxy and in the validation part, found {len(cut[0])} and {len(cut[1])} among "
-                f"{len(prompts)}; give at least some twenty prompts"
-            )
-        taught, checked = (tuple(encode_prompts(tokenizer, c, **room)) for c in (cut[0], cut[1][:CHECKED]))
-        found = [Asked("alignment", taught, checked)]
-        specs = [a for a in self.abilities if isinstance(a, str)]
-        loaded = [
-            *(a for a in self.abilities if not isinstance(a, str)),
-            *load_abilities(specs, trust_tasks=self.trust_tasks),
-        ]
+        cut = [tuple(encode_prompts(tokenizer, panel.prompts_of(part), **room)) for part in parts]
+        found = [Asked("alignment", cut[0], cut[1][:CHECKED])]
+        specs = [a for a in abilities if isinstance(a, str)]
+        loaded = load_abilities(specs, trust_tasks=self.trust_tasks) + [a for a in abilities if not isinstance(a, str)]
         for ability in loaded:
-            asked = [ability.questions(tokenizer, part, how) for part in parts]
-            taught, checked = (
-                tuple(q for q in qs if context is None or len(q) + how.max_new_tokens <= context) for qs in asked
-            )
-            if taught and checked:
-                found.append(Asked(ability.name, taught, checked[: max(8, CHECKED // len(loaded))]))
+            asked = (ability.questions(tokenizer, part, how) for part in parts)
+            cut = [tuple(q for q in qs if context is None or len(q) + how.max_new_tokens <= context) for qs in asked]
+            if all(cut):
+                found.append(Asked(ability.name, cut[0], cut[1][: max(8, CHECKED // len(loaded))]))
         if len(found) == 1 and begins(tokenizer) is None:
             raise ValueError(
                 "heal: expected questions to keep abilities by, or a tokenizer with a token that begins or ends texts, from "
@@ -148,14 +137,16 @@ class Healing:
 
     def run(self, *, command: str | None = None, progress: Stages | None = None) -> dict[str, Any]:
         """Heal, from files to files; see `heal`."""
-        from transformers import AutoTokenizer
+        from transformers import AutoConfig, AutoTokenizer
 
         processes.join(self.device)
         self.check()
         pair, own = self.pairs()
         warnings = [*pair.warnings, *own.warnings, *off_line(pair, own)]
         tokenizer = AutoTokenizer.from_pretrained(own.post.tokenizer_folder, trust_remote_code=False)
-        sources = self.sources(tokenizer, context_of_folder(own.post.folder))
+        sources = self.sources(
+            tokenizer, context_of(AutoConfig.from_pretrained(own.post.folder, trust_remote_code=False))
+        )
         turns = too_large(pair, self)
         teachers = Teachers(pair.post.folder, pair.pre.folder, turns=turns, **self.how)
         if len(sources) == 1:
@@ -169,21 +160,19 @@ class Healing:
             own.post.folder, self.out, method, told=told, work=self.work, **self.how, command=command, progress=progress
         )
         looked = read_lines(self.out / "metrics.jsonl")
-        best = looked[best_of(looked)]
         healed: dict[str, Any] = {
-            **{name: str(source) for name, source in (("start", self.start), ("post", self.post), ("pre", self.pre))},
+            "start": str(self.start),
+            "post": str(self.post),
+            "pre": str(self.pre),
             "before": looked[0],
-            "after": best,
-            "line": beside(pair, preflight(self.pre, self.out))._asdict(),
-            **{k: sum(line[k] for line in looked) for k in ("drawn", "trained", "seconds")},
+            "after": looked[best_of(looked)],
             "warnings": warnings,
+            **{k: sum(line[k] for line in looked) for k in ("drawn", "trained", "seconds")},
+            "line": beside(pair, preflight(self.pre, self.out))._asdict(),
         }
         if processes.is_first() and not (self.out / "README.md").is_file():
             write_json(self.out / "heal.json", healed)
-            write_whole(
-                self.out / "README.md",
-                CARD.format(**healed, **{k: record["settings"][k] for k in ("divergence", "steps")}),
-            )
+            write_whole(self.out / "README.md", CARD.format(**healed, **record["settings"]))
         return {**record, "healed": healed, "warnings": warnings}
 
 
@@ -263,11 +252,8 @@ def free_memory(device: str) -> int | None:
     """Bytes that are free on a device that is here; None where nobody says."""
     if torch.device(device).type == "cuda" and torch.cuda.is_available():
         return int(torch.cuda.mem_get_info(torch.device(device))[0])
-    told = Path("/proc/meminfo")
-    lines = (
-        told.read_text(encoding="utf-8").splitlines() if torch.device(device).type == "cpu" and told.is_file() else []
-    )
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    known = torch.device(device).type == "cpu" and "SC_AVPHYS_PAGES" in os.sysconf_names
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else None
 
 
 def openings(pre: torch.nn.Module, tokenizer: Any, count: int, seed: int) -> list[Ids]:
@@ -283,10 +269,3 @@ def begins(tokenizer: Any) -> int | None:
     """The token that begins a text, or ends one; None where the tokenizer has neither."""
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     return bos if bos is not None else eos  # type: ignore[no-any-return]
-
-
-def context_of_folder(folder: Path) -> int | None:
-    """Tokens that a checkpoint's model has positions for."""
-    from transformers import AutoConfig
-
-    return context_of(AutoConfig.from_pretrained(folder, trust_remote_code=False))
