@@ -172,7 +172,7 @@ class Healing:
         }
         if processes.is_first() and not (self.out / "README.md").is_file():
             write_json(self.out / "heal.json", healed)
-            write_whole(self.out / "README.md", CARD.format(**healed, **record["settings"]))
+            write_whole(self.out / "README.md", CARD.format(**{**record["settings"], **healed}))
         return {**record, "healed": healed, "warnings": warnings}
 
 

@@ -34,12 +34,13 @@ def healed(bench: Workbench, request: Request, pick: Point | None) -> tuple[list
     decided = [bench.inputs, panel.settings, panel.fingerprint, name, *start.ratios, request.heal, request.keep_by]
     folder = request.folder / f"heal-{digest(decided)[:12]}"
     fitted: dict[str, Any] = {"donor": request.donor, "drop": request.drop, "allow_unrelated": request.allow_unrelated}
-    for side, recipe in (("start", start), ("post", Recipe(bench.whole, (1.0,)))):  # POST may be an adapter
-        if not (folder / side).is_dir():
-            average(request.pre, request.post, folder / side, recipe, **fitted)
+    post = Recipe(bench.whole, (1.0,))
+    for side, recipe in {"post": post, "post" if start == post else "start": start}.items():  # POST may be an adapter
+        if not (at := folder / side).is_dir():
+            average(request.pre, request.post, at, recipe, **fitted)
     bench.free()
     record = Healing(
-        folder / "start", folder / "post", request.pre, folder / "healed", panel.prompts, panel.abilities,
+        at, folder / "post", request.pre, folder / "healed", panel.prompts, panel.abilities,
         settings={"steps": request.heal, "keep_by": request.keep_by, "micro_batch_size": panel.drawing.batch_size},
         drawing=panel.draws(n=1, temperature=1.0), device=request.device,
         dtype=torch.promote_types(bench.dtype, torch.float32), work=folder / "run",
