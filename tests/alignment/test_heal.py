@@ -146,7 +146,9 @@ def test_healing_lowers_what_it_lost_and_says_in_its_folder_how_it_was_made(worl
     assert line.distance > 0.01
     card = (tmp_path / "out" / "README.md").read_text()
     assert "This is no average" in card
-    assert str(world / "pre") in card
+    assert "`post` where alignment is asked and `pre` elsewhere" in card
+    assert card.startswith("---")
+    assert str(world) not in card
     assert json.loads((tmp_path / "out" / "align.json").read_text())["settings"]["method"] == "teach"
     assert any(not torch.equal(before[n], t) for n, t in weights(tmp_path / "out").items())
     assert all(torch.equal(before[n], t) for n, t in weights(world / "post").items())  # the teachers were not trained

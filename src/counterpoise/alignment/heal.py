@@ -29,19 +29,14 @@ from counterpoise.language.loading import refuse_unmeasurable
 from counterpoise.language.prompts import Prompt, encode_prompts, read_prompts
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import context_of
-from counterpoise.records import Stages, read_lines, write_json, write_whole
+from counterpoise.records import Stages, public, read_lines, write_json, write_whole
 
 DRAWING = Drawing(max_new_tokens=64)
 CHECKED = 64
 """Validation prompts that a point is judged by, on each side."""
 OPENING = 8
 """Tokens of the longest opening that PRE draws from its start token."""
-CARD = """---
-tags:
-  - counterpoise
----
-
-# Healed checkpoint
+CARD = """# Healed checkpoint
 
 This is no average. It began as `{start}` and answered alignment prompts and questions of abilities; on its own answers it
 learned from two teachers, `{post}` where alignment is asked and `{pre}` elsewhere ({divergence} divergence, {after[step]} of
@@ -170,9 +165,11 @@ class Healing:
             **{k: sum(line[k] for line in looked) for k in ("drawn", "trained", "seconds")},
             "line": beside(pair, preflight(self.pre, self.out))._asdict(),
         }
-        if processes.is_first() and not (self.out / "README.md").is_file():
+        healed = public(healed)
+        if processes.is_first() and not (self.out / "heal.json").is_file():
+            front = (self.out / "README.md").read_text(encoding="utf-8").partition("# Aligned checkpoint")[0]
+            write_whole(self.out / "README.md", front + CARD.format(**{**record["settings"], **healed}))
             write_json(self.out / "heal.json", healed)
-            write_whole(self.out / "README.md", CARD.format(**{**record["settings"], **healed}))
         return {**record, "healed": healed, "warnings": warnings}
 
 
