@@ -239,7 +239,7 @@ def height(number: int, steps: int) -> float:
     """The share of the learning rate at a step: up in a straight line over a fifth of the steps, then down to a tenth.
 
     >>> [round(height(i, 10), 2) for i in range(10)]
-    [0.5, 1.0, 0.89, 0.78, 0.66, 0.55, 0.44, 0.33, 0.21, 0.1]
+    [0.5, 1.0, 0.89, 0.78, 0.66, 0.55, 0.44, 0.32, 0.21, 0.1]
     """
     rise = math.ceil(steps / 5)
     return min((number + 1) / rise, 1 - 0.9 * max(0, number + 1 - rise) / max(1, steps - rise))
