@@ -48,7 +48,8 @@ def search_and_pick(bench: Workbench, request: Request, result: dict[str, Any]) 
             pick, result["choice"] = choose(pre, post, able, counted, request.keep_reward, request.confidence)
     asked = request.keep_reward if request.mean is None else None
     _finish(bench, result, points, counted, pick, asked, best)
-    result["verdict"] = verdict(result, pick, request.keep_reward, {c.name for c in candidates if c.pickable})
+    pickable = {c.name for c in candidates if c.pickable} | {p.name for p in points if p.instead}
+    result["verdict"] = verdict(result, pick, request.keep_reward, pickable)
     return pick
 
 
