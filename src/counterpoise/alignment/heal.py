@@ -28,7 +28,7 @@ from counterpoise.evaluation.parts import PARTS
 from counterpoise.language.loading import refuse_unmeasurable
 from counterpoise.language.prompts import Prompt, encode_prompts, read_prompts
 from counterpoise.language.sampling import Drawing
-from counterpoise.language.scoring import context_of
+from counterpoise.language.ways import context_of
 from counterpoise.records import Stages, public, read_lines, write_json, write_whole
 
 DRAWING = Drawing(max_new_tokens=64)

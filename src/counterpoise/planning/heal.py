@@ -5,7 +5,7 @@ from __future__ import annotations
 from counterpoise.alignment.heal import Healing, off_line, too_large
 from counterpoise.checkpoints.checkpoint import short
 from counterpoise.language.costs import Lengths, Plan, Stage, optimiser_bytes
-from counterpoise.language.scoring import context_of
+from counterpoise.language.ways import context_of
 from counterpoise.planning.looking import Words, fit, look
 from counterpoise.planning.restore import ASSUMED, BOUNDS
 from counterpoise.planning.stages import heal_stages
