@@ -10,13 +10,12 @@ import numpy as np
 
 from counterpoise.evaluation.logged import CALIBRATION, Column, Key, Log, Task
 from counterpoise.evaluation.measurement import bounded
-from counterpoise.statistics.bootstrap import Array, interval
+from counterpoise.statistics.bootstrap import Array, grouped, interval
 from counterpoise.statistics.paired import (
     MOST,
     Resampled,
     calibration,
     flips,
-    grouped,
     holm,
     resampled,
     stratified,
@@ -213,7 +212,7 @@ def _row(name: str, metric: str, kind: str, a: Column, b: Column) -> tuple[dict[
 
 
 def _score(statistics: Array, aggregate: str, unit: str, *, negated: bool) -> dict[str, float]:
-    return bounded(interval(grouped(statistics), aggregate), unit, negated=negated)
+    return bounded(interval(grouped(statistics, MOST), aggregate), unit, negated=negated)
 
 
 def _group_rows(

@@ -82,13 +82,17 @@ class Studentised:
     @classmethod
     def mean(cls, parts: Sequence[Studentised], scales: Sequence[float]) -> Studentised:
         """The mean of values of independent items, each divided by its scale."""
+        return cls.total(parts, [1 / (s * len(scales)) for s in scales])
+
+    @classmethod
+    def total(cls, parts: Sequence[Studentised], weights: Sequence[float]) -> Studentised:
+        """The weighted sum of values of independent items: their errors add up in squares."""
         rows = [
-            (p.value / s, p.drawn / s, (p.errors / s) ** 2, (p.error / s) ** 2)
-            for p, s in zip(parts, scales, strict=True)
+            (w * p.value, w * p.drawn, (w * p.errors) ** 2, (w * p.error) ** 2)
+            for p, w in zip(parts, weights, strict=True)
         ]
-        value, drawn, errors, error = (sum(column) / len(rows) for column in zip(*rows, strict=True))
-        k = len(rows)
-        return cls(float(value), drawn, np.sqrt(errors / k), float(np.sqrt(error / k)))
+        value, drawn, errors, error = (sum(column) for column in zip(*rows, strict=True))
+        return cls(float(value), drawn, np.sqrt(errors), float(np.sqrt(error)))
 
     @property
     def t(self) -> Array:
@@ -123,8 +127,13 @@ def interval(statistics: ArrayLike, aggregate: str, *, seed: int = 0, resamples:
     Args:
         statistics: shape (items, d).
     """
+    return scored(statistics, aggregate, seed=seed, resamples=resamples).interval()
+
+
+def scored(statistics: ArrayLike, aggregate: str, *, seed: int = 0, resamples: int = RESAMPLES) -> Studentised:
+    """The score of these items, resampled; shape (items, d)."""
     s = _statistics(statistics)
-    return Studentised.of([(s, 1)], aggregate, bootstrap_weights(len(s), resamples, seed)).interval()
+    return Studentised.of([(s, 1)], aggregate, bootstrap_weights(len(s), resamples, seed))
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, aggregate: str, *, resamples: int = RESAMPLES) -> Difference:
@@ -212,7 +221,29 @@ def _statistics(statistics: ArrayLike) -> Array:
         )
     # The mean is the ratio whose second statistic is 1 for every item.
     s = np.hstack([s, np.ones_like(s)]) if s.shape[1] == 1 else s
-    if len(s) > MOST:  # of very many items, random groups are resampled: the same spread, in bounded memory
-        groups = np.random.default_rng(len(s)).permutation(len(s)) % MOST
-        s = np.stack([np.bincount(groups, weights=column, minlength=MOST) for column in s.T], axis=1)
-    return s
+    return grouped(s, MOST)
+
+
+def grouped(statistics: ArrayLike, most: int) -> Array:
+    """The statistics of at most `most` random groups of items, the same groups for every array of as many items.
+
+    All scores are functions of sums, so that groups of independent items spread as the items do, in bounded memory.
+
+    Args:
+        statistics: shape (items, d); see `clustered`.
+    """
+    s = np.asarray(statistics, dtype=np.float64)
+    return s if len(s) <= most else clustered(s, np.random.default_rng(len(s)).permutation(len(s)) % most)
+
+
+def clustered(statistics: ArrayLike, groups: ArrayLike) -> Array:
+    """Sums of the statistics over the items of each group: what is resampled where items are not independent.
+
+    Args:
+        statistics: shape (items, d); a mean (d = 1) gets its counts as second statistic.
+        groups: the group of each item, shape (items,).
+    """
+    s = np.asarray(statistics, dtype=np.float64)
+    s = np.hstack([s, np.ones_like(s)]) if s.shape[1] == 1 else s
+    _, of = np.unique(np.asarray(groups), return_inverse=True)
+    return np.stack([np.bincount(of, column) for column in s.T], axis=1)
