@@ -197,7 +197,7 @@ def _pool_score(
         low, high = value + of.low - of.value, value + of.high - of.value
     elif all(s.get("low") is not None and s.get("high") is not None for s in known):
         low, high = (float(np.mean([s[k] for s in known])) for k in ("low", "high"))
-    return {"value": value, "low": low, "high": high, "from": min(values), "to": max(values)}
+    return {"value": value, "low": low, "high": high, "runs": values}
 
 
 def _groups(files: Sequence[_File]) -> list[Group]:

@@ -158,6 +158,23 @@ def resampled_difference(value: float, drawn: Array) -> Difference:
     return Difference(value, float(low), float(high), min(1.0, 2 * (tail + 1) / (len(drawn) + 1)))
 
 
+def over_runs(values: Sequence[float]) -> Difference | None:
+    """The mean of independent runs' differences, with Student's t: what another seed of the training would give.
+
+    An interval over items speaks of the runs that there are; this one of runs like them, and is wide where they are few.
+    None with fewer than two.
+    """
+    from scipy.special import stdtr, stdtrit
+
+    found, n = np.asarray(values, dtype=np.float64), len(values)
+    if n < 2:
+        return None
+    value, error = float(found.mean()), float(found.std(ddof=1)) / n**0.5
+    half = error * float(stdtrit(n - 1, 0.975))
+    p = 2 * float(stdtr(n - 1, -abs(value) / error)) if error else float(value == 0)
+    return Difference(value, value - half, value + half, p)
+
+
 def paired_replicates(
     a: ArrayLike, b: ArrayLike, aggregate: str, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Array:

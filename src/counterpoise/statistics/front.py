@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -33,6 +35,33 @@ def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
     ref = np.asarray(reference, dtype=np.float64)
     p = _points(points)
     return _volume(p[(p > ref).all(1)] - ref)
+
+
+def areas(x: ArrayLike, y: ArrayLike, of: int | None = None) -> Array:
+    """Area dominated above the origin by m sets of n points at once; `hypervolume` in two dimensions.
+
+    More points dominate more. To be compared with `of` points, the area is the mean over all choices of so many of the n, by
+    counting: the i-th highest of the j points that reach as far is a choice's highest in C(n - i, of - 1) of C(n, of).
+
+    Args:
+        x, y: shape (m, n).
+        of: from 1 to n, where it is given.
+
+    >>> areas([[1.0, 0.5]], [[0.5, 1.0]])
+    array([0.75])
+    >>> areas([[1.0, 0.5]], [[0.5, 1.0]], of=1)
+    array([0.5])
+    """
+    xs, ys = (np.maximum(np.asarray(v, dtype=np.float64), 0.0) for v in (x, y))
+    order, n = np.argsort(-xs, axis=1), xs.shape[1]
+    xs, ys = np.take_along_axis(xs, order, 1), np.take_along_axis(ys, order, 1)
+    steps = xs - np.pad(xs[:, 1:], ((0, 0), (0, 1)))
+    count = n if of is None else of
+    shares = np.array([math.comb(n - i, count - 1) / math.comb(n, count) for i in range(1, n + 1)])
+    area: Array = np.zeros(len(xs))
+    for j in range(n):
+        area += steps[:, j] * (-np.sort(-ys[:, : j + 1], axis=1) @ shares[: j + 1])
+    return area
 
 
 def _volume(p: Array) -> float:
