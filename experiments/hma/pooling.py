@@ -32,7 +32,7 @@ def statistics(runs: Sequence[MeasuredRun], name: str, ability: str, metric: str
     held = [m for m in found if m is not None]
     if len(held) < len(runs) or len({m.keys for m in held}) > 1:
         raise ValueError(f"{name}, {ability}: expected the same items in {len(runs)} runs; were they measured alike?")
-    return np.mean([m.statistics for m in held], axis=0), held[0].aggregate
+    return np.mean([m.sampled for m in held], axis=0), held[0].aggregate
 
 
 def minus(runs: Sequence[MeasuredRun], name: str, other: str, ability: str, metric: str) -> Difference:

@@ -89,7 +89,7 @@ def scored(group: Group, results: File, point: File) -> ModelStatistics | None:
     """A point's items: its reward and the primary metric of every ability that is not at floor."""
     wanted = [(a, m) for a, m in reading.primary(results).items() if a not in group.floored]
     found = [measurement(results, point, *key) for key in [("reward", "reward"), *wanted]]
-    held = [Statistics(m.statistics, m.aggregate) for m in found if m is not None]
+    held = [Statistics(m.sampled, m.aggregate) for m in found if m is not None]
     return ModelStatistics(held[0], tuple(held[1:])) if len(held) == len(found) else None
 
 

@@ -103,7 +103,9 @@ def items_of(scores: Scores) -> dict[str, Any]:
     """What these items are, once for all points of a part: reward or ability -> metric -> keys, aggregate, unit, chance."""
 
     def about(m: Measurement) -> dict[str, Any]:
-        return {"aggregate": m.aggregate, "unit": m.unit, "chance": m.chance, "keys": [k[:KEY_LENGTH] for k in m.keys]}
+        held = {"keys": m.keys, "groups": m.groups} if m.groups else {"keys": m.keys}
+        short = {name: [k[:KEY_LENGTH] for k in some] for name, some in held.items()}
+        return {"aggregate": m.aggregate, "unit": m.unit, "chance": m.chance, **short}
 
     return {name: {m.metric: about(m) for m in measurements} for name, measurements in _all(scores).items()}
 
@@ -123,7 +125,8 @@ def measurement(content: Mapping[str, Any], point: Mapping[str, Any], name: str,
         return None
     statistics = np.array(values, dtype=np.float64)
     statistics = statistics[:, None] if statistics.ndim == 1 else statistics
-    return Measurement(metric, about["unit"], statistics, about["aggregate"], about["chance"], tuple(about["keys"]))
+    keys, groups = (tuple(about.get(name) or ()) for name in ("keys", "groups"))
+    return Measurement(metric, about["unit"], statistics, about["aggregate"], about["chance"], keys, groups)
 
 
 def loss_units(content: Mapping[str, Any], part: str, metrics: Mapping[str, str]) -> dict[str, float] | None:
