@@ -1,6 +1,6 @@
 """How often 95 % intervals hold the truth: percentile, BCa and studentised bootstrap, few items, skewed and not.
 
-    python experiments/statistics/coverage.py [--samples 4000]
+    python experiments/statistics/coverage.py [--samples 3000] [--together 400]
 
 Writes coverage.json and README.md beside itself; some minutes on one core. Beside means of independent items: the mean of a
 group of three tasks, and items of which one to three share half their variance (a passage).
@@ -112,19 +112,27 @@ def cover(world: str, n: int, samples: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Simulate all, then write the table."""
+    """Simulate what coverage.json does not hold yet, then write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=4000)
-    samples = parser.parse_args().samples
-    rows = [cover(world, n, samples) for n in SIZES for world in WORLDS]
-    together = [
-        {"world": w, "items": n, **of_groups(*WORLDS[w], n, samples)} for n in SIZES for w in ("normal", "exponential")
-    ]
+    parser.add_argument("--samples", type=int, default=3000)
+    parser.add_argument("--together", type=int, default=400, help="samples of groups and clusters")
+    given, kept = parser.parse_args(), HERE / "coverage.json"
+    found = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    if found.get("samples") != given.samples:
+        found = {**about(given.samples), "rows": [cover(w, n, given.samples) for n in SIZES for w in WORLDS]}
+    if found.get("together", {}).get("samples") != given.together:
+        pairs = [(w, n) for n in SIZES for w in ("normal", "exponential")]
+        rows = [{"world": w, "items": n, **of_groups(*WORLDS[w], n, given.together)} for w, n in pairs]
+        found["together"] = {**about(given.together), "rows": rows}
+    write_json(kept, found)
+    write_whole(HERE / "README.md", page(json.loads(kept.read_text(encoding="utf-8"))))
+
+
+def about(samples: int) -> dict[str, Any]:
+    """What was run."""
     git = ["git", "describe", "--always", "--dirty"]
     commit = subprocess.run(git, cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
-    about = {"command": " ".join(sys.argv), "commit": commit, "samples": samples, "versions": versions()}
-    write_json(HERE / "coverage.json", {**about, "rows": rows, "together": together})
-    write_whole(HERE / "README.md", page(json.loads((HERE / "coverage.json").read_text(encoding="utf-8"))))
+    return {"command": " ".join(sys.argv), "commit": commit, "samples": samples, "versions": versions()}
 
 
 def page(content: dict[str, Any]) -> str:
@@ -147,13 +155,14 @@ def page(content: dict[str, Any]) -> str:
         "",
         "## Groups of tasks, and clusters of items",
         "",
-        "Three tasks of n, n and 2n items with the weights 0.25, 0.25 and 0.5; and n clusters of one to three items that share "
-        "half their variance. In brackets the mean width.",
+        f"Commit {content['together']['commit']}, {content['together']['samples']:,} samples a row. Three tasks of n, n and 2n "
+        "items with the weights 0.25, 0.25 and 0.5; and n clusters of one to three items that share half their variance. In "
+        "brackets the mean width.",
         "",
     ]
-    names = [k for k in content["together"][0] if k not in ("world", "items")]
+    names = [k for k in content["together"]["rows"][0] if k not in ("world", "items")]
     lines += ["| n | distribution | " + " | ".join(names) + " |", "|---:|---|" + "---:|" * len(names)]
-    for row in content["together"]:
+    for row in content["together"]["rows"]:
         cells = [f"{row[k]['covered']:.3f} ({row[k]['width']:.2f})" for k in names]
         lines.append(f"| {row['items']} | {row['world']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
