@@ -148,7 +148,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
         reward_matched([PointAndCurve(point, [scored([0, 0, 0], [1, 1]), scored([2, 2, 2], [1, 1])])])
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(CURVES.filter(lambda c: len(c) <= 7))
 def test_an_area_of_fewer_points_is_the_mean_over_all_choices_of_them(points: list[tuple[float, float]]) -> None:
     x, y = (np.array([p[i] for p in points])[None] for i in (0, 1))
