@@ -95,7 +95,7 @@ def points_table(comparison: Comparison, results: Results) -> Table:
         Column("point", lambda p: Cell(str(p["name"]), f"{p['runs']} runs" if p["runs"] > 1 else ""), False),
         Column("data", lambda p: Cell(str(p.get("part") or "")), False),
         Column("reward", lambda p: Cell(*with_interval(p.get("reward") or {}))),
-        *([Column("reward over runs", lambda p: _over(p.get("reward")))] if several else []),
+        *([Column("reward over runs", lambda p: over_runs_cell(_of_runs(p), signed=False))] if several else []),
         *scores[:1],
         Column("beaten by", lambda p: Cell(_few(over[id(p)])), False),
         *scores[1:],
@@ -140,21 +140,13 @@ def hypervolume_table(comparison: Comparison) -> Table:
         columns += [
             Column(f"minus {REFERENCE}'s of as many points", lambda r: _gain(gains.get(r[0]))),
             Column("p", lambda r: Cell(p_value(gains[r[0]].p) if r[0] in gains else "")),
-            *(
-                [Column("over runs", lambda r: over_runs_cell(gains[r[0]].seeds if r[0] in gains else ()))]
-                if several
-                else []
-            ),
+            *_over_runs(several, lambda r: gains.get(r[0])),
         ]
     if any(kept.values()):
         columns += [
             Column("retention at equal reward", _gain_of(kept)),
             Column("p", lambda r: Cell(p_value(g.p) if (g := kept.get(r[0])) else "")),
-            *(
-                [Column("over runs", lambda r: over_runs_cell(g.seeds if (g := kept.get(r[0])) else ()))]
-                if several
-                else []
-            ),
+            *_over_runs(several, lambda r: kept.get(r[0])),
             Column("points above", lambda r: Cell(_points_above(kept.get(r[0]))), False),
             *(Column(f"{axis}, too", _gain_of(found)) for axis, found in sides.items()),
         ]
@@ -192,11 +184,7 @@ def matched_table(comparison: Comparison, rows: Sequence[PointGains]) -> Table:
         Column("data", lambda r: Cell(r.part), False),
         *(Column(reading.axis_label(results, a), _gain_on(a)) for a in axes),
         *([Column("p", lambda r: Cell(p_value(r.gains[first].p if first in r.gains else None)))] if paired else []),
-        *(
-            [Column("over runs", lambda r: over_runs_cell(g.seeds if (g := r.gains.get(first)) else ()))]
-            if several
-            else []
-        ),
+        *_over_runs(several, lambda r: r.gains.get(first)),
     ]
     notes = [
         f"Score minus that of {REFERENCE} (with PRE and POST as its ends) at the same reward, read off straight lines between "
@@ -286,8 +274,12 @@ def _about(row: PointGains, comparison: Comparison) -> str:
     return ", ".join(told)
 
 
-def _over(found: Mapping[str, Any] | None) -> Cell:
-    return over_runs_cell((found or {}).get("runs") or (), signed=False)
+def _over_runs(several: bool, of: Callable[[Any], Matched | None]) -> list[Column]:
+    return [Column("over runs", lambda r: over_runs_cell(g.seeds if (g := of(r)) else ()))] if several else []
+
+
+def _of_runs(point: Mapping[str, Any]) -> Sequence[float]:
+    return (point.get("reward") or {}).get("runs") or ()
 
 
 def _points_above(found: Matched | None) -> str:

@@ -60,13 +60,9 @@ POINT = {
     "reward": SCORE, "retention": SCORE, "retention_by": _Each(SCORE), "abilities": METRICS,
     "statistics": _Each(_Each(_Each("row", keys=False))),
 }  # fmt: skip
-ITEMS = {
-    "unit": "text",
-    "aggregate": "text!",
-    "chance": "number",
-    "keys": _Each("text", keys=False),
-    "groups": _Each("text", keys=False),
-}
+ITEMS = {"unit": "text", "aggregate": "text!", "chance": "number"} | dict.fromkeys(
+    ("keys", "groups"), _Each("text", keys=False)
+)
 RESULTS = {
     "points": _Each(POINT, keys=False), "tax": _Each(ROW, keys=False), "items": _Each(_Each(_Each(ITEMS))), "run": "text",
     "seed": "count", "reward": "text", "retention_unit": "text", "pick": "text", "command": "text",
