@@ -94,8 +94,8 @@ def reward_matched(
     if not drawn:
         return None
     seen = tuple(v for v in by_run if v is not None)
-    found = resampled_difference(float(np.mean(seen)), np.mean(drawn, axis=0))
-    return Matched(*found, tuple(by_run), float(np.mean(outside)), seen)
+    said = resampled_difference(float(np.mean(seen)), np.mean(drawn, axis=0))
+    return Matched(*said, tuple(by_run), float(np.mean(outside)), seen)
 
 
 class Fronts(NamedTuple):
