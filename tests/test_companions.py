@@ -63,7 +63,7 @@ def test_all_that_is_neither_weights_nor_code_is_copied_and_the_rest_is_named(tm
     assert all((tmp_path / "out" / n).read_bytes() == (post / n).read_bytes() for n in COPIED)
     (line,) = recipe.warnings
     assert line.startswith(f"not copied from {post}: MODEL.ONNX, adapters.zip, additional_chat_templates/helper.py, ")
-    assert set(Checkpoint(post).left) == {*CODE_AND_WEIGHTS, "checkpoint-500/", "onnx/", "sub/"}
+    assert set(Checkpoint(post).beside[1]) == {*CODE_AND_WEIGHTS, "checkpoint-500/", "onnx/", "sub/"}
     again = merge(pre, [post], tmp_path / "merged", Merge())
     assert names_in(tmp_path / "merged") == names_in(tmp_path / "out")
     assert line in again.warnings

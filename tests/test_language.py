@@ -18,7 +18,14 @@ from transformers import AddedToken
 
 from counterpoise.language.prompts import Prompt, encode_prompt, encode_prompts, read_prompts
 from counterpoise.language.sampling import Drawing, InverseCdf, decode, sample, stop_tokens, turn_end
-from counterpoise.language.scoring import Example, by_length, continuation_logprobs, response_nll, response_tokens
+from counterpoise.language.scoring import (
+    Example,
+    by_length,
+    continuation_logprobs,
+    response_nll,
+    response_tokens,
+    score_responses,
+)
 from tiny import CAUSAL, tiny, tokenizer
 
 EOS = 2
@@ -353,6 +360,22 @@ def test_response_nll_is_the_sum_over_response_tokens(family: str) -> None:
     alone = [response_nll(model, [e]).item() for e in EXAMPLES]
     assert alone == pytest.approx(wanted, rel=1e-10)
     assert response_tokens(EXAMPLES) == 1 + 3 + 2 + 4 + 1
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma", "gpt2", "gpt_neox"])
+def test_float64_with_eager_attention_gives_in_padded_batches_what_each_row_alone_gives(family: str) -> None:
+    model = tiny(family, dtype=torch.float64)
+    model.set_attn_implementation("eager")  # type: ignore[operator]  # a row of masked scores there was once NaN
+    found = score_responses(model, EXAMPLES).logprobs()
+    alone = [logprobs(model, e.prompt + e.response)[-len(e.response) :] for e in EXAMPLES]
+    for row, wanted in zip(found, alone, strict=True):
+        torch.testing.assert_close(row[-len(wanted) :], wanted, rtol=1e-10, atol=1e-10)
+    together = continuation_logprobs(model, RAGGED, CHOICES)
+    for context, group, values in zip(RAGGED, CHOICES, together, strict=True):
+        apart = [float(logprobs(model, (*context, *c))[len(context) - 1 :].sum()) for c in group]
+        assert values == pytest.approx(apart, abs=2e-5)
+    response_nll(model, EXAMPLES).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_the_gradient_of_response_nll_does_not_depend_on_padding() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -234,11 +235,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def restore(world: Path, *more: object, pre: str = "pre", post: str = "post") -> Result:
+def restore(world: Path, *more: object, pre: str | Path = "pre", post: str | Path = "post") -> Result:
     files = ["--prompts", world / "prompts.jsonl", "--reward", "world:early_letters"]
     abilities = ["--abilities", f"continue:{world / 'text.jsonl'}", "--abilities", f"choices:{world / 'guess.jsonl'}"]
     out = ["-o", world / "out", "--max-new-tokens", 6, "--dry-run", "--speed", "1e9,1e9"]
     return run("restore", world / pre, world / post, *files, *abilities, *out, *more)
+
+
+def test_companions_that_are_left_are_named_as_the_run_names_them(world: Path, tmp_path: Path) -> None:
+    for side in ("pre", "post"):
+        shutil.copytree(world / side, tmp_path / side)
+        (tmp_path / side / f"{side}.py").write_text("")
+    for donor in ("pre", "post"):
+        out = " ".join(restore(world, "--donor", donor, pre=tmp_path / "pre", post=tmp_path / "post").output.split())
+        assert f"warning: not copied from {tmp_path / donor}: {donor}.py (weights, code, " in out
 
 
 def align(world: Path, method: str, *more: object, source: str = "pre") -> Result:
@@ -256,6 +266,9 @@ def test_a_dry_run_of_restore_tells_and_writes_nothing(world: Path, monkeypatch:
     found = restore(world, "--search", "both", "--lambdas", "1,2", "--means", "0.5,1.2")
     assert found.exit_code == 0, found.output
     assert "57 tensors fit" in found.output
+    surely = "to within 5 points: about 2,800 validation prompts, for an average that keeps just that (assumed"
+    assert f"--keep-reward 0.95 at --confidence 0.9, {surely}" in found.output
+    assert "about 430 validation prompts" in restore(world, "--confidence", 0.5).output
     words = " ".join(found.output.split())
     for told in (
         "search: HMA",
@@ -363,6 +376,12 @@ def test_a_real_restore_takes_the_operations_of_its_dry_run(world: Path, tmp_pat
     [search] = (s.work.flops for s in plan.stages if s.name == "search: HMA")
     [found] = result["search"]  # it converges before its last pass, and responses end before their last token
     assert said - search + search * found["passes"] / PASSES == pytest.approx(did, rel=0.25)
+    assert not [line for line in plan.told if "--keep-reward" in line]  # at a fixed mean nothing is demanded
+    told = plan_restore(Request(*ends, tmp_path / "out", keep_reward=0.7), files).told
+    [line] = [
+        line for line in told if line.startswith("--keep-reward 0.7 at --confidence 0.9, to within 5 points: about ")
+    ]
+    assert f"from PRE and POST in {tmp_path / 'out' / 'restore.json'}" in line
 
 
 def test_pickled_weights_do_not_pass_for_a_config_alone(world: Path, tmp_path: Path) -> None:

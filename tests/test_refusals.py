@@ -48,6 +48,8 @@ WRONG = [
     (RESTORE, "--mean nan", "mean: expected a number from 0 to 1, found nan"),
     (RESTORE, "--mean 0.5 --means 0.2", "--means: does nothing here"),
     (RESTORE, "--mean 0.5 --keep-reward 0.9", "--keep-reward: does nothing here"),
+    (RESTORE, "--mean 0.5 --confidence 0.9", "--confidence: does nothing here"),
+    (RESTORE, "--confidence 1", "confidence: expected a number from 0 to below 1, found 1.0"),
     (RESTORE, "--keep-reward 95", "keep_reward: expected a number from 0 to 1, found 95.0"),
     (RESTORE, "--means=-0.1", "means: expected numbers of at least 0, found [-0.1]"),
     (RESTORE, "--means nan,0.3", "means: expected numbers of at least 0"),

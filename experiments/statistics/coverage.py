@@ -125,7 +125,9 @@ def main() -> None:
         rows = [{"world": w, "items": n, **of_groups(*WORLDS[w], n, given.together)} for w, n in pairs]
         found["together"] = {**about(given.together), "rows": rows}
     write_json(kept, found)
-    write_whole(HERE / "README.md", page(json.loads(kept.read_text(encoding="utf-8"))))
+    readme = HERE / "README.md"
+    _, mark, picks = readme.read_text(encoding="utf-8").partition("\n# Does the pick")  # picks.py writes that part
+    write_whole(readme, page(json.loads(kept.read_text(encoding="utf-8"))) + mark + picks)
 
 
 def about(samples: int) -> dict[str, Any]:

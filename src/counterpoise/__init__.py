@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from counterpoise.checkpoints.checkpoint import Checkpoint
     from counterpoise.checkpoints.files import CheckpointError
     from counterpoise.checkpoints.opening import open_checkpoint
+    from counterpoise.evaluation.callback import TaxCallback
     from counterpoise.evaluation.panel import Panel
     from counterpoise.language.sampling import Drawing
     from counterpoise.multitask import BanditMTL
@@ -40,6 +41,7 @@ _ROOMS = {
     "checkpoints.checkpoint": "Checkpoint",
     "checkpoints.files": "CheckpointError",
     "checkpoints.opening": "open_checkpoint",
+    "evaluation.callback": "TaxCallback",
     "evaluation.panel": "Panel",
     "language.sampling": "Drawing",
     "multitask": "BanditMTL",
@@ -51,8 +53,8 @@ _HOMES = {name: room for room, names in _ROOMS.items() for name in names.split()
 
 __all__ = [
     "HMA", "BanditMTL", "Checkpoint", "CheckpointError", "Drawing", "Panel", "Partition", "Ramp", "Recipe",
-    "ResidentAverage", "TwoSided", "align", "average", "by_module", "equal", "hma", "layerwise", "measure_tax", "mix",
-    "open_checkpoint", "restore", "thirds",
+    "ResidentAverage", "TaxCallback", "TwoSided", "align", "average", "by_module", "equal", "hma", "layerwise", "measure_tax",
+    "mix", "open_checkpoint", "restore", "thirds",
 ]  # fmt: skip
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+T = TypeVar("T")
 _AVAILABLE = dist.is_available()
 
 
@@ -51,3 +52,19 @@ def average_gradients(*parameters: Tensor) -> tuple[Tensor, ...]:
         return parameters
     averaged: tuple[Tensor, ...] = _Average.apply(*parameters)  # type: ignore[no-untyped-call]
     return averaged
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What `make` gives on rank 0, on every rank; where it fails there, all of them fail."""
+    if world_size() == 1:
+        return make()
+    found: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            found[0] = make()
+        except Exception as error:
+            found[1] = error
+    dist.broadcast_object_list(found, src=0)
+    if found[1] is not None:
+        raise found[1]
+    return cast("T", found[0])

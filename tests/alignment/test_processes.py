@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -114,11 +115,15 @@ def entry(number: int, port: int, work: Callable[..., None], *inputs: Any) -> No
 
 
 def in_two(work: Callable[..., None], *inputs: Any) -> None:
-    """`work(rank, *inputs)` in two processes that find each other as under torchrun."""
+    """`work(rank, *inputs)` in two processes that find each other as under torchrun.
+
+    They are forked from a server that has imported and not computed: this process has threads of torch, which a fork breaks.
+    """
+    multiprocessing.set_forkserver_preload(["trl", "peft", work.__module__])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.start_processes(entry, args=(port, work, *inputs), nprocs=2, start_method="fork")
+    mp.start_processes(entry, args=(port, work, *inputs), nprocs=2, start_method="forkserver")
 
 
 def fails_in_second(prompts: Sequence[str], responses: Sequence[str], *, kind: type[Exception]) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 
@@ -49,6 +50,23 @@ def test_it_learns_and_serves_as_a_reward(family: str, chat: bool, tmp_path: Pat
     )
     assert sum(a > b for a, b in zip(good, bad, strict=True)) >= 38
     assert reward(["qrs"], ["abc"]) == pytest.approx(reward(["qrs", "qrstuvqrs"], ["abc", "abcdefghabc"])[:1], abs=1e-5)
+
+
+def test_the_end_of_a_text_that_is_also_the_padding_is_scored_in_training_as_it_is_later(tmp_path: Path) -> None:
+    pre, _ = save_pair(tmp_path)
+    words = tokenizer()
+    words.chat_template = CHAT + "{{ eos_token }}"
+    words.pad_token = words.eos_token
+    words.save_pretrained(pre)
+    given = pairs(16)
+    still = {"learning_rate": 1e-12, "batch_size": 16, "micro_batch_size": 16, "held_out": 0}
+    record = train_reward_model(pre, tmp_path / "rm", given, **still)
+    reward = load_reward(str(tmp_path / "rm"))
+    prompts = [p.prompt.text for p in given]
+    chosen, rejected = (reward(prompts, [getattr(p, side) for p in given]) for side in ("chosen", "rejected"))
+    losses = [math.log1p(math.exp(bad - good)) for good, bad in zip(chosen, rejected, strict=True)]
+    assert record["loss"] == [pytest.approx(sum(losses) / len(losses), abs=1e-6)]
+    assert max(losses) - min(losses) > 1e-3  # the texts are told apart
 
 
 def test_a_model_is_aligned_on_it(tmp_path: Path) -> None:

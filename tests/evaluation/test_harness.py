@@ -127,6 +127,7 @@ def test_it_is_silent_and_says_what_it_cut(task: Path, capfd: pytest.CaptureFixt
     ("%TAG !p! tag:yaml.org,2002:python/\n---\nx: 1\n", 1),
     ("include: ../elsewhere.txt\n", 2),
     ("include: [../elsewhere.txt]\n", 2),
+    ("x: &away ../elsewhere.txt\ninclude: *away\n", 2),
 ])  # fmt: skip
 def test_a_task_that_runs_code_is_refused_before_it_does(task: Path, text: str, line: int) -> None:
     ran = task / "ran"
@@ -134,11 +135,37 @@ def test_a_task_that_runs_code_is_refused_before_it_does(task: Path, text: str, 
     (task.parent / "elsewhere.txt").write_text("a: 1\nprocess_docs: !function tasks.code.run\n")
     settings = (task / "parity.yaml").read_text()
     (task / "parity.yaml").write_text(settings + text if not text.startswith("%") else text)
-    line += 0 if text.startswith(("%", "include")) else settings.count("\n")
+    line += 0 if text.startswith(("%", "include", "x: &")) else settings.count("\n")
     for read in (load_abilities, lambda specs: [find_task(spec) for spec in specs]):
         with pytest.raises(ValueError, match=rf", line {line}: this task runs code of its own .* give --trust-tasks"):
             read([str(task)])
     assert not ran.exists()
+
+
+@pytest.mark.parametrize("metric", ["metric: ./code", "metric: acc, hf_evaluate: true"])
+def test_a_metric_of_the_evaluate_library_is_code(task: Path, metric: str) -> None:
+    yaml = task / "parity.yaml"
+    yaml.write_text(yaml.read_text().replace("metric: acc", metric))
+    with pytest.raises(
+        ValueError, match=r"this task runs code of its own .* of the evaluate library.; .* --trust-tasks"
+    ):
+        find_task(str(task))
+
+
+@pytest.mark.parametrize("template", ["{{ cycler.__init__.__globals__.os.getcwd() }}", "{{ q.__class__.__mro__ }}"])
+def test_a_template_does_not_reach_python(task: Path, template: str) -> None:
+    yaml = task / "parity.yaml"
+    yaml.write_text(yaml.read_text().replace("'{{q}}:'", f"'{template}'"))
+    with pytest.raises(ValueError, match=r"expected a template of lm-eval .*unsafe"):
+        load_abilities([str(task)])[0].measure(tiny("llama"), tokenizer(), "proxy")
+
+
+def test_a_template_may_use_filters_loops_and_methods(task: Path) -> None:
+    yaml = task / "parity.yaml"
+    text = "{{ q.upper()|replace('IS', 'are')|regex_replace('EVEN', 'odd') }}{% for o in options[:1] %} {{ o }}{% endfor %}"
+    yaml.write_text(yaml.read_text().replace("'{{q}}:'", json.dumps(text)))
+    ability = load_abilities([str(task)])[0]
+    assert ability.task.doc_to_text(ITEMS[7]) == "are 7 odd yes"  # type: ignore[attr-defined]
 
 
 def test_a_trusted_task_runs_its_code(task: Path) -> None:

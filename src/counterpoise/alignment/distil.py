@@ -21,7 +21,8 @@ from counterpoise.checkpoints.reading import json_lines
 from counterpoise.evaluation.rewards import Reward
 from counterpoise.language.prompts import Prompt, encode_prompt, encode_prompts, prompt_of
 from counterpoise.language.sampling import Drawing, decode, stop_tokens
-from counterpoise.language.scoring import Example, context_of
+from counterpoise.language.scoring import Example
+from counterpoise.language.ways import context_of
 from counterpoise.records import NUMERICS, Progress, Store, digest
 
 STORED_TOGETHER = 128

@@ -28,7 +28,8 @@ from counterpoise.evaluation.rewards import fingerprint, load_reward
 from counterpoise.language.loading import refuse_unmeasurable
 from counterpoise.language.prompts import Prompt, encode_prompts, read_prompts
 from counterpoise.language.sampling import Drawing, sample
-from counterpoise.language.scoring import Example, context_of
+from counterpoise.language.scoring import Example
+from counterpoise.language.ways import context_of
 from counterpoise.records import NUMERICS, Progress, Store, digest
 
 METHODS = ("rsf", "ppo", "dpo")

@@ -92,7 +92,11 @@ def train_reward_model(
     # Decoders score the last token that is not the padding's: that must be none of the text's, as its end may be.
     spare = spare_token([ids for pair in pairs for ids in pair.values()], tokenizer, model)
     pad = tokenizer.pad_token_id if spare is None else spare
-    own, model.config.get_text_config().pad_token_id = tokenizer.pad_token_id, pad
+    own, tokenizer.pad_token_id = (
+        tokenizer.pad_token_id,
+        pad,
+    )  # when training begins, the model's is set to the tokenizer's
+    model.config.get_text_config().pad_token_id = pad
     before = _accuracy(model, tested, pad, micro_batch_size)
     with TemporaryDirectory() as scratch, quiet_libraries():
         from datasets import Dataset
@@ -111,7 +115,6 @@ def train_reward_model(
         )
         table = Dataset.from_list(learned)
         trainer: Any = RewardTrainer(model, args=config, train_dataset=table, processing_class=tokenizer)
-        trainer.data_collator.pad_token_id = model.config.get_text_config().pad_token_id = pad
         lines = train_quietly(trainer, Bar(named(progress, "reward model: steps")), "reward model")
     record = {
         "source": str(source),
@@ -123,7 +126,7 @@ def train_reward_model(
         "versions": versions(),
         "command": command,
     }
-    model.config.get_text_config().pad_token_id = own
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id = own
     with telling(f"reward model: expected to write {out}"), staged(out) as folder, without_bars():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

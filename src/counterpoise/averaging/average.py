@@ -12,12 +12,9 @@ from torch import Tensor
 from counterpoise.averaging.mix import LARGEST, Donor, mix, refuse_donor
 from counterpoise.averaging.partition import partition, whole
 from counterpoise.averaging.recipe import Recipe
-from counterpoise.averaging.streaming import check_written, other_inputs, stream
+from counterpoise.averaging.streaming import other_inputs, write
 from counterpoise.checkpoints.about import described, inherited
-from counterpoise.checkpoints.checkpoint import copy_companions, hash_in_background
 from counterpoise.checkpoints.files import refuse_occupied, staged
-from counterpoise.checkpoints.hashing import in_background
-from counterpoise.checkpoints.naming import Naming
 from counterpoise.checkpoints.preflight import Buffers, Pair, preflight
 from counterpoise.records import Progress, public, versions, write_json
 
@@ -57,9 +54,7 @@ def average(
     refuse_donor(donor)
     refuse_occupied(Path(out).absolute())
     pair = preflight(pre, post, drop=drop, out=out)
-    hashes = hash_in_background([pair.pre, pair.post])
     plan, buffers = _plan(pair, ratios, blocks), Buffers()
-    naming = in_background(lambda: Naming.of(pair.giver(donor).folder))
     shares = plan.partition.ratios(pair.names, plan.ratios)
 
     def mixed(name: str, key: int, start: int, pre: Tensor, posts: list[Tensor]) -> Tensor:
@@ -70,18 +65,14 @@ def average(
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # one computes, one hashes: more on chunks of 2 MiB cost processor time and save none
         try:
-            [scanned] = stream([pair], folder, mixed, {n: pair.post.size(n) for n in pair.names}, progress)
+            sizes = {n: pair.post.size(n) for n in pair.names}
+            warned = write([pair], folder, mixed, sizes, progress, donor=donor, allow_unrelated=allow_unrelated)
         finally:
             torch.set_num_threads(threads)
-        warnings = (*pair.warnings, *scanned.verdict(allow_unrelated=allow_unrelated))
-        hashes.result()
         inputs = describe_inputs(pair)
-        # An adapter brings no config of its own, but may bring a tokenizer.
-        warnings += tuple(copy_companions(pair.giver(donor), folder))
-        check_written(folder, pair, naming.result())
         settings = {**plan.settings, "donor": donor, "dropped": list(pair.dropped)}
-        warnings += tuple(other_inputs(plan.inputs, inputs))
-        warnings += tuple(inherited({side.upper(): told.get("card", {}) for side, told in inputs.items()})[1])
+        _, licences = inherited({side.upper(): found.get("card", {}) for side, found in inputs.items()})
+        warnings = (*warned, *other_inputs(plan.inputs, inputs), *licences)
         recipe = Recipe(plan.partition, plan.ratios, inputs, settings, versions(), warnings)
         told = public(recipe.to_json())
         write_json(folder / "recipe.json", told)

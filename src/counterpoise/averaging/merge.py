@@ -16,13 +16,10 @@ from torch import Tensor
 
 from counterpoise.averaging.mix import LARGEST, Donor, mix, refuse_donor
 from counterpoise.averaging.recipe import refuse_unlike
-from counterpoise.averaging.streaming import check_written, other_inputs, stream
+from counterpoise.averaging.streaming import other_inputs, write
 from counterpoise.averaging.thinning import elected_mean, generator_for, in_order, kept, largest
 from counterpoise.checkpoints.about import described, inherited
-from counterpoise.checkpoints.checkpoint import copy_companions, hash_in_background
 from counterpoise.checkpoints.files import CheckpointError, refuse_occupied, staged
-from counterpoise.checkpoints.hashing import in_background
-from counterpoise.checkpoints.naming import Naming
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.checkpoints.preflight import Pair, preflight, stretches
 from counterpoise.checkpoints.reading import parse_json, read_text
@@ -149,21 +146,14 @@ def merge(
         raise ValueError(f"merge: expected one weight per POST, found {len(plan.weights)} for {len(posts)}")
     refuse_occupied(Path(out).absolute())
     pairs = _pairs(pre, posts, patterns, out)
-    hashes = hash_in_background([pairs[0].pre, *(p.post for p in pairs)])
-    naming = in_background(lambda: Naming.of(pairs[0].giver(giver).folder))
     with staged(out) as folder:
         keepers = _keepers(pairs, plan, progress)
-        mixed = partial(_merged, plan, keepers)
-        scans = stream(pairs, folder, mixed, dict.fromkeys(keepers, 1), named(progress, "merging"))
-        verdicts = [w for s in scans for w in s.verdict(allow_unrelated=allow_unrelated)]
-        hashes.result()
-        # An adapter brings no config of its own, but may bring a tokenizer.
-        left = copy_companions(pairs[0].giver(giver), folder)
-        check_written(folder, pairs[0], naming.result())
+        mixed, merging = partial(_merged, plan, keepers), named(progress, "merging")
+        counts = dict.fromkeys(keepers, 1)
+        told = write(pairs, folder, mixed, counts, merging, donor=giver, allow_unrelated=allow_unrelated)
         names = ["post"] if len(pairs) == 1 else [f"post {i}" for i in range(1, len(pairs) + 1)]
         checkpoints = {"pre": pairs[0].pre, **{n: p.post for n, p in zip(names, pairs, strict=True)}}
         inputs = {name: public({"source": c.source}) | described(c) for name, c in checkpoints.items()}
-        told = [*(w for p in pairs for w in p.warnings), *verdicts, *left]
         if again.inputs and len(again.inputs) != len(inputs):
             told.append(f"the recipe was made for {len(again.inputs) - 1} POSTs, not for {len(posts)}")
         else:

@@ -80,7 +80,7 @@ def places(model: Any, shapes: Shapes, source: str) -> dict[str, Place]:
     held: dict[str, Tensor] = model.state_dict(keep_vars=True)
     found = {n: Place(n, {s.parameter: held[s.parameter]}, held[s.parameter].data) for n, s in reading.spots.items()}
     for fusion in reading.fused:
-        found |= _within(fusion, {n: shapes[n] for names in fusion.names.values() for n in names}, held)
+        found |= _within(fusion, {n: shapes[n] for n in fusion.tensors}, held)
     owned = {id(p) for place in found.values() for p in place.parameters.values()}
     missing = naming.not_ignored(missing=(n for n, t in held.items() if id(t) not in owned))
     unused = naming.not_ignored(unexpected=(n for n in shapes if n not in found))
@@ -106,11 +106,8 @@ def refuse_unmeasured(pair: Pair, donor: Donor) -> None:
 
 def _within(fusion: Fusion, shapes: Shapes, held: Mapping[str, Tensor]) -> dict[str, Place]:
     """The places of tensors that are converted together."""
-    try:
-        made = fusion.convert({n: torch.empty(shape, device="meta") for n, shape in shapes.items()})
-        if any(held[n].shape != t.shape for n, t in made.items()):
-            return {}
-    except (RuntimeError, ValueError, KeyError, IndexError):  # some of the experts are not there
+    made = fusion.made(shapes)
+    if not made or any(held[n].shape != shape for n, shape in made.items()):
         return {}
     parameters = {n: held[n] for n in made}
     views = fusion.revert({n: p.data for n, p in parameters.items()})

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from counterpoise.checkpoints.checkpoint import Checkpoint, TensorFile
+from counterpoise.checkpoints.checkpoint import Checkpoint, TensorFile, copy_companions, hash_in_background
 from counterpoise.checkpoints.files import INDEX, WEIGHTS, CheckpointError, read_json
+from counterpoise.checkpoints.hashing import in_background
 from counterpoise.checkpoints.naming import Naming
 from counterpoise.checkpoints.preflight import Pair, Scan, stretches
 from counterpoise.checkpoints.rounding import key_of
@@ -21,17 +22,40 @@ Mixed = Callable[[str, int, int, Tensor, list[Tensor]], Tensor]
 """(name, key, start, PRE's stretch, each POST's) -> what is written; `key` and `start` as `mix` takes them."""
 
 
-def stream(
-    pairs: Sequence[Pair], folder: Path, mixed: Mixed, told: Mapping[str, int], progress: Progress | None
-) -> list[Scan]:
-    """Write what becomes of each stretch, in the first POST's shards; scan all inputs in the same pass.
+def write(
+    pairs: Sequence[Pair],
+    folder: Path,
+    mixed: Mixed,
+    told: Mapping[str, int],
+    progress: Progress | None,
+    *,
+    donor: str,
+    allow_unrelated: bool,
+) -> list[str]:
+    """Write weights and companions of OUT, hashing and scanning all inputs in the same pass; warnings of what was found.
 
     Args:
         told: what each tensor counts in `progress`.
+        donor: "pre" or "post" (the first): whose config, tokenizer and chat template are copied.
 
     Raises:
-        CheckpointError: NaN or Inf, in an input or in what is written.
+        CheckpointError: NaN or Inf, in an input or in what is written; unrelated models; see `check_written`.
     """
+    giver = pairs[0].giver(donor)
+    hashes = hash_in_background([pairs[0].pre, *(p.post for p in pairs)])
+    naming = in_background(lambda: Naming.of(giver.folder))
+    scans = _stream(pairs, folder, mixed, told, progress)
+    verdicts = [warning for scan in scans for warning in scan.verdict(allow_unrelated=allow_unrelated)]
+    hashes.result()
+    left = copy_companions(giver, folder)  # an adapter brings no config of its own, but may bring a tokenizer
+    check_written(folder, pairs[0], naming.result())
+    return [*(w for pair in pairs for w in pair.warnings), *verdicts, *left]
+
+
+def _stream(
+    pairs: Sequence[Pair], folder: Path, mixed: Mixed, told: Mapping[str, int], progress: Progress | None
+) -> list[Scan]:
+    """What becomes of each stretch, in the first POST's shards."""
     first, scans, done = pairs[0], [Scan(p) for p in pairs], 0
     wanted = set(first.names)
     layout = {file: [n for n in names if n in wanted] for file, names in first.post.layout.items()}

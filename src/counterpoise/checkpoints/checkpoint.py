@@ -128,15 +128,11 @@ class Checkpoint(Mapping[str, Tensor]):
     @property
     def companions(self) -> dict[str, Path]:
         """What goes with the weights, by name inside the folder: config, tokenizer, chat templates, licence and so on."""
-        return self._beside[0]
+        return self.beside[0]
 
     @property
-    def left(self) -> list[str]:
-        """What lies beside the weights and is not copied: code, other weights, what training leaves."""
-        return self._beside[1]
-
-    @property
-    def _beside(self) -> tuple[dict[str, Path], list[str]]:
+    def beside(self) -> tuple[dict[str, Path], list[str]]:
+        """`companions`, and what lies there and is not copied: code, other weights, what training leaves."""
         kept, left = beside(self.folder, self.files)
         if self.tokenizer_folder != self.folder:
             own, _ = beside(self.tokenizer_folder)
@@ -268,7 +264,8 @@ def copy_companions(donor: Checkpoint, folder: Path) -> list[str]:
 
 def left_behind(donor: Checkpoint) -> list[str]:
     """Warnings of what lies beside the weights of `donor` and is not copied, and of code that its configs name."""
-    return told(donor.source, donor.left) + lost_code(donor.companions)
+    companions, left = donor.beside
+    return told(donor.source, left) + lost_code(companions)
 
 
 def companions_sha256(donor: Checkpoint) -> dict[str, str]:

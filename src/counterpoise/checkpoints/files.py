@@ -27,20 +27,30 @@ class CheckpointError(ValueError):
 # Finding
 
 
-def resolve(source: str | Path) -> Path:
-    """The local folder of `source`; a hub id is fetched (weights and all that goes with them; never code)."""
+def hub_id(source: str | Path) -> tuple[str, str | None] | None:
+    """The repository and the revision that `org/name` or `org/name@revision` names; None for what is here, or no such id.
+
+    >>> hub_id("org/name@refs/pr/1"), hub_id("./org/name")
+    (('org/name', 'refs/pr/1'), None)
+    """
+    found = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?", str(source))
+    return None if found is None or Path(source).exists() else (found[1], found[2])
+
+
+def resolve(source: str | Path, *, weights: bool = True) -> Path:
+    """The local folder of `source`; a hub id is fetched (`weights` and all that goes with them; never code)."""
     path = Path(source).expanduser()
     if path.is_dir():
         return path
     if path.is_file():
         raise CheckpointError(f"{source}: expected a checkpoint folder, found a file; give the folder that holds it")
-    found = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?", str(source))
-    if found is None:
+    if (found := hub_id(source)) is None:
         raise CheckpointError(f"{source}: no such folder, and not a hub id (org/name or org/name@revision)")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(found[1], revision=found[2], allow_patterns=["*"], ignore_patterns=FETCHED_NOT))
+        unwanted = FETCHED_NOT if weights else [*FETCHED_NOT, "*.safetensors*"]
+        return Path(snapshot_download(found[0], revision=found[1], ignore_patterns=unwanted))
     except Exception as error:
         raise CheckpointError(
             f"{source}: no such folder here, and the hub did not give it ({type(error).__name__}: {first_line(error)})"

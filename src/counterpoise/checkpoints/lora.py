@@ -125,18 +125,12 @@ class LoraCheckpoint(Checkpoint):
         return found
 
     def _refuse_wrong_types(self) -> None:
-        for key in ("lora_alpha", "r"):
-            if not _number(value := self.settings.get(key, PEFTS_OWN)):
+        for key, plain in (("lora_alpha", True), ("r", True), ("alpha_pattern", False), ("rank_pattern", False)):
+            found = self.settings.get(key, PEFTS_OWN) if plain else self.settings.get(key) or {}
+            if not (_number(found) if plain else isinstance(found, dict) and all(map(_number, found.values()))):
                 raise CheckpointError(
-                    f"{self.adapter_folder / 'adapter_config.json'}: expected {key} to be a number, found {value!r:.80}; "
-                    "save the adapter again with PEFT"
-                )
-        for key in ("alpha_pattern", "rank_pattern"):
-            value = self.settings.get(key) or {}
-            if not (isinstance(value, dict) and all(map(_number, value.values()))):
-                raise CheckpointError(
-                    f"{self.adapter_folder / 'adapter_config.json'}: expected {key} to be an object of numbers, found "
-                    f"{value!r:.80}; save the adapter again with PEFT"
+                    f"{self.adapter_folder / 'adapter_config.json'}: expected {key} to be "
+                    f"{'a number' if plain else 'an object of numbers'}, found {found!r:.80}; save the adapter again with PEFT"
                 )
 
     def _refuse_unsupported(self) -> None:

@@ -45,6 +45,19 @@ class Fusion:
         found = made.convert(self.parameter, model=self.model, config=self.model.config)
         return {k: v[0] if isinstance(v, list) else v for k, v in found.items()}
 
+    @property
+    def tensors(self) -> list[str]:
+        """The tensors on disk."""
+        return [name for names in self.names.values() for name in names]
+
+    def made(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """Shapes of the parameters, given those on disk; none where some of the tensors (a few experts) are not there."""
+        try:
+            found = self.convert({n: torch.empty(shapes[n], device="meta") for n in self.tensors})
+        except (RuntimeError, ValueError, KeyError, IndexError):
+            return {}
+        return {name: tuple(values.shape) for name, values in found.items()}
+
     def revert(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors on disk as views of the parameters; left out is what would be a copy, which each caller must see to."""
         back = self.converter.reverse_transform()
@@ -148,15 +161,11 @@ class Naming:
 
     def lacking(self, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> list[str]:
         """What the class would not find in a checkpoint of these tensors (name -> dtype, shape), or find of another shape."""
-        reading = self.read(tensors)
-        together = {n for fusion in reading.fused for names in fusion.names.values() for n in names}
-        found = {s.parameter: tensors[n][1] for n, s in reading.spots.items() if n not in together}
+        reading, shapes = self.read(tensors), {n: shape for n, (_, shape) in tensors.items()}
+        together = {n for fusion in reading.fused for n in fusion.tensors}
+        found = {s.parameter: shapes[n] for n, s in reading.spots.items() if n not in together}
         for fusion in reading.fused:
-            values = {n: torch.empty(tensors[n][1], device="meta") for names in fusion.names.values() for n in names}
-            try:
-                found |= {k: tuple(v.shape) for k, v in fusion.convert(values).items()}
-            except (RuntimeError, ValueError, KeyError, IndexError):  # some of the experts are not there
-                continue
+            found |= fusion.made(shapes)
         for group in self.ties:
             if there := [n for n in group if n in found]:
                 found |= dict.fromkeys((n for n in group if n not in found), found[there[0]])

@@ -15,6 +15,7 @@ from counterpoise.checkpoints.files import resolve
 from counterpoise.classification.data import SplitName, TaskData
 from counterpoise.classification.models import Design, HardSharing, Pretrained, build_encoder, check_device, seeded
 from counterpoise.classification.vectors import SubwordTokens, TokenIds, Vocabulary, token_ids, word_vectors
+from counterpoise.language.ways import context_of
 from counterpoise.multitask.losses import task_names
 
 
@@ -176,7 +177,7 @@ def _pretrained(design: Design) -> tuple[SubwordTokens, Pretrained]:
 
     folder = resolve(design.model)
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder, dtype=torch.float32)
-    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or math.inf)
+    longest = min(tokenizer.model_max_length, context_of(model.config) or math.inf)
     if design.max_tokens > longest:
         raise ValueError(f"max_tokens: {design.model} reads at most {longest} tokens, found {design.max_tokens}")
     return SubwordTokens(tokenizer), Pretrained(model)

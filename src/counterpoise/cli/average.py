@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +23,7 @@ from counterpoise.cli.options import (
     refuse_without,
 )
 from counterpoise.cli.push import Push, check_push, push
-from counterpoise.cli.terminal import bars, plain_errors, print_json, warn
+from counterpoise.cli.terminal import bars, plain_errors, print_json, uncollected, warn
 
 
 def average(
@@ -47,7 +46,7 @@ def average(
       counterpoise average pre post -o averaged --ratio 0.6
       counterpoise average pre post -o averaged --ratios 0,0.44,0.76
     """
-    with plain_errors("nothing was written"), bars(quiet) as progress:
+    with plain_errors("nothing was written"), uncollected(), bars(quiet) as progress:
         if sum(x is not None for x in (ratio, ratios, recipe)) != 1:
             raise ValueError("average: expected exactly one of --ratio, --ratios and --recipe")
         check_push(push_to)
@@ -56,11 +55,9 @@ def average(
         from counterpoise.checkpoints.hashing import hash_early
 
         hash_early(pre, post)  # torch takes longer to import than a gigabyte to hash
-        gc.disable()  # the collector would look through all that is imported, again and again: a tenth of the time
         from counterpoise.averaging.average import average as run
         from counterpoise.averaging.recipe import Recipe
 
-        gc.enable()
         plan: Any = Recipe.read(recipe) if recipe else numbers(ratios, "--ratios") if ratios else ratio
         made = run(
             pre,
@@ -92,7 +89,7 @@ def diff(
     Example:
       counterpoise diff pre post --blocks layerwise
     """
-    with plain_errors("nothing was written"), bars(quiet) as progress:
+    with plain_errors("nothing was written"), uncollected(), bars(quiet) as progress:
         from counterpoise.averaging.diff import diff as run
 
         rows, warnings = run(

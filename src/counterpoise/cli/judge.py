@@ -209,7 +209,7 @@ def respond(
         from counterpoise.language.loading import refuse_unmeasurable
         from counterpoise.language.prompts import encode_prompts, read_prompts
         from counterpoise.language.sampling import Drawing, decode, sample
-        from counterpoise.language.scoring import context_of
+        from counterpoise.language.ways import context_of
         from counterpoise.records import named, write_json
 
         drawing = Drawing(1, max_new_tokens, temperature, not no_chat_template, batch_size, seed)

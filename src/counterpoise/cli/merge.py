@@ -10,7 +10,7 @@ import typer
 from counterpoise.cli.help import matched, option
 from counterpoise.cli.options import Drop, Out, Pre, Quiet, Unrelated, given, numbers
 from counterpoise.cli.push import Push, check_push, push
-from counterpoise.cli.terminal import bars, plain_errors, warn
+from counterpoise.cli.terminal import bars, plain_errors, uncollected, warn
 
 
 def merge(
@@ -46,7 +46,7 @@ def merge(
     Example:
       counterpoise merge pre maths code -o merged --method ties --density 0.2
     """
-    with plain_errors("nothing was written"), bars(quiet) as progress:
+    with plain_errors("nothing was written"), uncollected(), bars(quiet) as progress:
         from counterpoise.averaging.merge import Merge, MergeRecipe
         from counterpoise.averaging.merge import merge as run
 

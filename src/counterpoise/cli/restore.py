@@ -69,6 +69,9 @@ def restore(
     keep_reward: Annotated[
         float | None, searched("X", "Share of the reward gain that the pick must keep (default 0.95).")
     ] = None,
+    confidence: Annotated[
+        float | None, searched("X", "How sure that must be, to within 5 points; 0: as on these prompts (default 0.9).")
+    ] = None,
     means: Annotated[
         str | None,
         searched(
@@ -135,7 +138,7 @@ def restore(
         if search == "hma":
             refuse_without("--search two-sided or both", {name: two[name] for name in two if name != "blocks"})
         if mean is not None:
-            nothing = given(keep_reward=keep_reward, means=means)
+            nothing = given(keep_reward=keep_reward, confidence=confidence, means=means)
             refuse_without("a grid to pick from in the place of --mean", nothing)
         if not dry_run:
             refuse_without("--dry-run", given(speed=speed))
@@ -147,6 +150,7 @@ def restore(
             searches.append(TwoSided(**two, proxy_size=proxy_size))
         device = device_of(device)
         picked = given(means=means and numbers(means, "--means"), keep_reward=keep_reward, mean=mean, work=work)
+        picked |= given(confidence=confidence)
         fitted = {"donor": donor, "drop": drop or (), "allow_unrelated": allow_unrelated, "dtype": dtype_of(dtype)}
         request = Request(pre, post, out, searches, cut=cut, **picked, **fitted, device=device)
         drawing = Drawing(replies, max_new_tokens, temperature, not no_chat_template, batch_size, seed)

@@ -1,7 +1,8 @@
 """Abilities: things PRE could do, with items that measure them.
 
 Specs: `choices:FILE`, `continue:FILE`, `generate:FILE` (jsonl, may be gzipped; options after `?`, as in
-`generate:fr-en.jsonl?primary=bleu&name=translation&limit=200`), or the name or folder of an lm-eval task.
+`generate:fr-en.jsonl?primary=bleu&name=translation&limit=200`), or the name or folder of an lm-eval task, group or
+tag.
 """
 
 from __future__ import annotations
@@ -76,9 +77,9 @@ def is_file(spec: str) -> bool:
 
 def _load(spec: str, trust_tasks: bool) -> Ability:
     if not is_file(spec):
-        from counterpoise.evaluation.harness import HarnessAbility
+        from counterpoise.evaluation.harness_groups import load_task
 
-        return HarnessAbility.load(spec, trusted=trust_tasks)
+        return load_task(spec, trusted=trust_tasks)
     name, _, path = spec.partition("?")[0].partition(":")
     kind = KINDS[name]
     options = options_of(spec, ("name", *(("metric",) if kind.metrics else ()), "limit", "primary"))

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from counterpoise.checkpoints.files import CheckpointError, first_line, read_json, resolve
+from counterpoise.checkpoints.files import CheckpointError, first_line, hub_id, read_json, resolve
 from counterpoise.checkpoints.headers import read_header
 from counterpoise.checkpoints.lora import ADAPTER
 from counterpoise.language.dtypes import placed
 from counterpoise.language.loading import without_bars
-from counterpoise.language.scoring import context_of
 from counterpoise.language.templates import has_template, render
+from counterpoise.language.ways import context_of
 
 Row = dict[str, list[int]]
 """One text as a tokenizer gives it, without padding."""
@@ -49,9 +49,8 @@ def adapter_of(source: str) -> AdapterReward | None:
     """
     from transformers.utils.peft_utils import find_adapter_config_file
 
-    name, _, revision = source.partition("@")
-    local = Path(source).exists()
-    if find_adapter_config_file(source if local else name, revision=None if local else revision or None) is None:
+    name, revision = hub_id(source) or (source, None)
+    if find_adapter_config_file(name, revision=revision) is None:
         return None
     if find_spec("peft") is None:
         raise ModuleNotFoundError(f"reward {source}: a LoRA adapter needs peft; pip install 'counterpoise[align]'")
@@ -93,19 +92,18 @@ def load_classifier(source: str, device: str) -> tuple[Any, Any]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     adapter = adapter_of(source)
-    name, _, revision = (adapter.base if adapter else source).partition("@")
-    settings: dict[str, Any] = {"revision": revision or None} if not Path(name).exists() else {}
+    whole = adapter.base if adapter else source
+    name, revision = hub_id(whole) or (whole, None)
+    settings: dict[str, Any] = {"revision": revision} if revision else {}
     settings["trust_remote_code"] = False  # unset, transformers asks at the terminal
-    if adapter and adapter.labels:
-        settings |= {"num_labels": adapter.labels, "ignore_mismatched_sizes": True}
-    words, own = (name, settings), adapter and (adapter.folder / "tokenizer_config.json").is_file()
-    if adapter and own:
-        words = (str(adapter.folder), {"trust_remote_code": False})
+    own = adapter is not None and (adapter.folder / "tokenizer_config.json").is_file()
+    more = {"num_labels": adapter.labels, "ignore_mismatched_sizes": True} if adapter and adapter.labels else {}
     try:
         with without_bars():
-            tokenizer = AutoTokenizer.from_pretrained(words[0], **_known(words[1]))
+            words = (str(adapter.folder), {"trust_remote_code": False}) if adapter and own else (name, settings)
+            tokenizer = AutoTokenizer.from_pretrained(words[0], **words[1])
             model, found = AutoModelForSequenceClassification.from_pretrained(
-                name, output_loading_info=True, **settings
+                name, output_loading_info=True, **settings, **more
             )
     except OSError as error:
         of = f"its base {name}" if adapter else "a sequence-classification model"
@@ -120,10 +118,6 @@ def load_classifier(source: str, device: str) -> tuple[Any, Any]:
         model = _merged(source, model, adapter.folder)
     refuse_labels(source, model.config.num_labels)
     return placed(model, device), tokenizer
-
-
-def _known(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name in ("revision", "trust_remote_code")}
 
 
 def _merged(source: str, model: Any, folder: Path) -> Any:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ import numpy as np
 from torch import nn
 
 from counterpoise.checkpoints.reading import read_text
-from counterpoise.evaluation.generation import bleu
+from counterpoise.evaluation.logged import made_of, of_item
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import Part, part_of
 from counterpoise.evaluation.specs import fewest, limit_of, options_of, primary_of
@@ -54,29 +53,6 @@ class HarnessAbility:
     limit: int | None = None
     source: str = ""
     primary: str | None = None
-
-    @classmethod
-    def load(cls, spec: str, *, trusted: bool = False) -> HarnessAbility:
-        """From the name of a task that lm-eval knows, or a folder with the yaml of a local one.
-
-        Args:
-            spec: `arc_easy`, `tasks/mine` or `tasks/mine?task=first&name=mine&limit=100`.
-            trusted: whether a folder may run code of its own.
-
-        Raises:
-            ModuleNotFoundError: lm-eval is not installed.
-            ValueError: no such task, a group of tasks, several tasks in one folder, code in one that is not trusted, a
-                primary metric that it does not report.
-        """
-        found = find_task(spec, trusted=trusted)
-        with _silent():
-            tasks = found.manager.load([found.task])["tasks"]
-        if len(tasks) != 1:
-            raise ValueError(f"{spec}: expected one task, found a group of {len(tasks)}; give its tasks one by one")
-        task = next(iter(tasks.values()))
-        if not found.output_type:  # written in Python: what it reports shows when it is loaded
-            primary_of(spec, {} if found.primary is None else {"primary": found.primary}, list(task.aggregation()))
-        return cls(found.name, task, found.limit, spec, found.primary)
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
@@ -126,7 +102,7 @@ class HarnessAbility:
                 )
         task = self.task.task_name
         self.task.set_fewshot_seed(FEWSHOT_SEED)
-        with _silent() as said:
+        with silent() as said:
             lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=device)
             found = evaluate(lm, {task: self.task}, samples={task: chosen}, log_samples=True, bootstrap_iters=0)
         if cut := [line for line in said if "runcat" in line]:
@@ -179,8 +155,9 @@ class TaskFound(NamedTuple):
     Attributes:
         name: what results call it.
         task: what lm-eval calls it.
-        output_type: "multiple_choice", "generate_until", ...; "" for one that is written in Python.
+        output_type: "multiple_choice", "generate_until", ...; "" for one that is written in Python, and for tasks of several.
         primary: the metric that counts, where that was asked for.
+        tasks: 1, or how many a group or tag has.
     """
 
     name: str
@@ -189,10 +166,11 @@ class TaskFound(NamedTuple):
     output_type: str
     manager: Any
     primary: str | None
+    tasks: int = 1
 
 
 def find_task(spec: str, *, trusted: bool = False) -> TaskFound:
-    """Look up the task that a spec names; see `HarnessAbility.load`. Its data set is not touched."""
+    """Look up the task, group or tag that a spec names; see `harness_groups.load_task`. Its data set is not touched."""
     try:
         from lm_eval.tasks import TaskManager
     except ModuleNotFoundError as error:
@@ -200,12 +178,13 @@ def find_task(spec: str, *, trusted: bool = False) -> TaskFound:
             f"ability {spec!r}: expected choices:, continue: or generate:FILE.jsonl, or a task of lm-eval, which is "
             "not installed; pip install 'counterpoise[eval]'"
         ) from error
+    _sandbox()
     place, options = spec.partition("?")[0], options_of(spec, ("task", "name", "limit", "primary"))
     limit = limit_of(spec, options)
     if Path(place).is_dir():
         if not trusted:
             _refuse_code(spec, Path(place))
-        with _silent():
+        with silent():
             manager = TaskManager(include_defaults=False, include_path=place)
         local = sorted(manager.all_tasks)
         name = options.get("task") or (local[0] if len(local) == 1 else "")
@@ -214,12 +193,17 @@ def find_task(spec: str, *, trusted: bool = False) -> TaskFound:
     if name not in manager.all_tasks:
         expected = f"one of {', '.join(local)} as ?task=NAME" if local else "a file spec or the name of an lm-eval task"
         raise ValueError(f"ability {spec!r}: expected {expected}; `lm-eval ls tasks` lists what lm-eval has")
-    if name not in manager.all_subtasks:
-        raise ValueError(f"{spec}: expected one task, found a group of them; give its tasks one by one")
-    settings = manager.task_index[name].cfg or {}
-    kind = "" if "class" in settings else str(settings.get("output_type", "generate_until"))
-    primary = primary_of(spec, options, _reported(settings, kind)) if kind else options.get("primary")
-    return TaskFound(options.get("name") or name, name, limit, kind, manager, primary)
+    try:
+        leaves = _leaves(manager.task_index, name, spec)
+    except RecursionError:
+        raise ValueError(f"{spec}: expected a group of tasks, found one that contains itself") from None
+    kinds = ["" if "class" in c else str(c.get("output_type", "generate_until")) for c in leaves]
+    primary = options.get("primary")
+    if all(kinds):
+        named = [metric for c, kind in zip(leaves, kinds, strict=True) for metric in _reported(c, kind)]
+        primary = primary_of(spec, options, list(dict.fromkeys(named)))
+    kind = kinds[0] if len(set(kinds)) == 1 else ""
+    return TaskFound(options.get("name") or name, name, limit, kind, manager, primary, len(leaves))
 
 
 def _reported(settings: Mapping[str, Any], kind: str) -> list[str]:
@@ -237,6 +221,19 @@ def _reported(settings: Mapping[str, Any], kind: str) -> list[str]:
     return found
 
 
+def _leaves(index: Mapping[str, Any], item: Any, spec: str) -> list[Mapping[str, Any]]:
+    """The settings of every task below a name, or below what a group's yaml has in its place."""
+    name = item if isinstance(item, str) else item.get("group") or item.get("task")
+    if (entry := index.get(name) if isinstance(name, str) else None) is not None:
+        inside: Any = sorted(entry.tags) if entry.kind.name == "TAG" else (entry.cfg or {}).get("task")
+        own = entry.cfg or {}
+    elif isinstance(item, str):
+        raise ValueError(f"{spec}: expected a group of tasks that are there, found {item!r} in it, which is not")
+    else:
+        inside, own = item.get("task"), item
+    return [leaf for one in inside for leaf in _leaves(index, one, spec)] if isinstance(inside, list) else [own]
+
+
 def _refuse_code(spec: str, folder: Path) -> None:
     """Raise where a yaml of the folder, or one that it includes, names code; nothing of it is constructed."""
     import yaml
@@ -248,23 +245,67 @@ def _refuse_code(spec: str, folder: Path) -> None:
             continue
         seen.add(file)
         try:
-            tokens = list(yaml.scan(read_text(file)))
+            text = read_text(file)
+            for token in yaml.scan(text):
+                plain = isinstance(token, yaml.TagToken) and token.value[0] == "!!" and token.value[1] in PLAIN_TAGS
+                if isinstance(token, (yaml.TagToken, yaml.DirectiveToken)) and not plain:
+                    raise _code(
+                        f"{spec}: {file}, line {token.start_mark.line + 1}", "".join(map(str, token.value or ()))
+                    )
+            settings = list(_settings(yaml.safe_load(text)))
         except (yaml.YAMLError, RecursionError) as error:
             raise ValueError(f"{file}: expected yaml, found {' '.join(str(error).split())}") from None
-        for token in tokens:
-            plain = isinstance(token, yaml.TagToken) and token.value[0] == "!!" and token.value[1] in PLAIN_TAGS
-            if isinstance(token, (yaml.TagToken, yaml.DirectiveToken)) and not plain:
-                raise ValueError(
-                    f"{spec}: {file}, line {token.start_mark.line + 1}: this task runs code of its own "
-                    f"({''.join(map(str, token.value or ()))}); read it, and give --trust-tasks to let it"
-                )
-        key = ""
-        for before, token in pairwise(tokens):
-            if isinstance(token, yaml.ScalarToken):
-                if isinstance(before, yaml.KeyToken):
-                    key = token.value
-                elif key == "include":
-                    waiting.append(file.parent / token.value)
+        for key, value in settings:
+            if key == "include":
+                waiting += [file.parent / str(name) for name in (value if isinstance(value, list) else [value])]
+            if (key == "hf_evaluate" and value) or (key == "metric" and not _known_metric(value)):
+                raise _code(f"{spec}: {file}", f"{key}: {value!s:.80}, of the evaluate library")
+
+
+def _code(place: str, found: str) -> ValueError:
+    return ValueError(f"{place}: this task runs code of its own ({found}); read it, and give --trust-tasks to let it")
+
+
+def _settings(content: Any) -> Iterator[tuple[Any, Any]]:
+    """Every key with its value, however deep; what several aliases stand for is looked at once."""
+    waiting, seen = [content], set[int]()
+    while waiting:
+        if id(found := waiting.pop()) in seen:
+            continue
+        seen.add(id(found))
+        if isinstance(found, dict):
+            yield from found.items()
+        waiting += found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
+
+
+def _known_metric(name: Any) -> bool:
+    """lm-eval has it; any other name is looked up in Hugging Face's evaluate, which runs a script of that name."""
+    import lm_eval.api.metrics  # noqa: F401  (fills the registry)
+    from lm_eval.api.registry import metric_registry
+
+    return isinstance(name, str) and name in metric_registry
+
+
+@cache
+def _sandbox() -> None:
+    """From now on lm-eval renders a task's templates in jinja's sandbox: plain jinja reaches all of Python."""
+    from jinja2.exceptions import TemplateError
+    from jinja2.sandbox import SandboxedEnvironment
+    from lm_eval import utils
+
+    own = utils.env
+    box = SandboxedEnvironment(undefined=own.undefined, keep_trailing_newline=own.keep_trailing_newline)
+    box.filters |= own.filters
+
+    def apply_template(template: str, doc: dict[str, Any]) -> str:
+        try:
+            return box.from_string(template).render(**doc)
+        except TemplateError as error:
+            raise ValueError(
+                f"expected a template of lm-eval that fits its documents, found {template[:80]!r} ({error}); mend the task"
+            ) from None
+
+    utils.apply_template = apply_template
 
 
 def _hidden(bar: Any, *args: Any, **settings: Any) -> Any:
@@ -272,7 +313,7 @@ def _hidden(bar: Any, *args: Any, **settings: Any) -> Any:
 
 
 @contextmanager
-def _silent() -> Iterator[list[str]]:
+def silent() -> Iterator[list[str]]:
     """Inside, lm-eval and datasets draw no bars and say nothing; what lm-eval would have said is in the list."""
     import datasets
 
@@ -307,7 +348,7 @@ def _all_tasks() -> Any:
     """lm-eval's own tasks; reading them all takes some ten seconds."""
     from lm_eval.tasks import TaskManager
 
-    with _silent():
+    with silent():
         return TaskManager()
 
 
@@ -318,15 +359,8 @@ def _named(thing: Any) -> str:
 
 def _statistics(name: str, values: list[Any]) -> tuple[Array, str, str] | None:
     """Per-item statistics, aggregate and unit; None for a metric that is no sum over items."""
-    if name == "bleu":
-        answers = [str(answer) for _, answer in values]
-        references = [str(gold[0] if isinstance(gold, (list, tuple)) else gold) for gold, _ in values]
-        return bleu(answers, references), "bleu", "BLEU"
-    if name in ("word_perplexity", "byte_perplexity", "bits_per_byte"):  # (log-likelihood, words or bytes)
-        return np.array(values, dtype=np.float64), "ratio", f"nats/{'word' if name[0] == 'w' else 'byte'}"
-    if not all(isinstance(v, (bool, int, float, np.number)) for v in values):
+    rows = [of_item(name, value) for value in values]
+    if None in rows:
         return None
-    numbers = np.array(values, dtype=np.float64)[:, None]
-    if name == "perplexity":  # what lm-eval averages, before it takes the exponential
-        return numbers, "mean", "nats"
-    return (100 * numbers, "mean", "%") if name in PERCENT else (numbers, "mean", "")
+    statistics = np.array(rows, dtype=np.float64)
+    return (100 * statistics, "mean", "%") if name in PERCENT else (statistics, *made_of(name, statistics.shape[1]))

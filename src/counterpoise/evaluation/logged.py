@@ -9,10 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+
 CALIBRATION = "calibration"
 """The aggregate of (confidence, right, Brier score) of each item; see `counterpoise.statistics.calibration`."""
 UP = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "em", "f1", "bleu", "logprob")
 """Metrics that are known to be better when higher, where a log does not say; logprob is made here."""
+PER = {"word_perplexity": "nats/word", "byte_perplexity": "nats/byte", "bits_per_byte": "bits/byte"}
+"""Metrics of lm-eval that are pairs (log-likelihood, words or bytes) per item, and the unit of their ratio here."""
 Values = tuple[float, ...]
 
 
@@ -94,6 +98,32 @@ class Log:
     notes: list[str] = field(default_factory=list)
     named: bool = True
     prompting: dict[str, Any] = field(default_factory=dict)
+
+
+def of_item(metric: str, value: Any) -> Values | None:
+    """The statistics of one item, higher is better for likelihoods, from what lm-eval says of it; None where it is no sum."""
+    if isinstance(value, (bool, int, float, np.number, np.bool_)):
+        return (float(value),)
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        return None
+    if metric in PER and all(isinstance(v, (int, float)) for v in value):
+        unit = math.log(2) if metric == "bits_per_byte" else 1.0
+        return float(value[0]) / unit, float(value[1])
+    gold, answer = (v[0] if isinstance(v, (list, tuple)) and len(v) == 1 else v for v in value)
+    if metric == "bleu" and isinstance(gold, str) and isinstance(answer, str):
+        from counterpoise.evaluation.generation import bleu  # torch comes with it
+
+        return tuple(map(float, bleu([answer], [gold])[0]))
+    return None
+
+
+def made_of(metric: str, width: int) -> tuple[str, str]:
+    """Aggregate and unit of a metric of so many statistics an item."""
+    if metric == CALIBRATION:
+        return CALIBRATION, ""
+    if metric in PER:
+        return "ratio", PER[metric]
+    return ("bleu", "BLEU") if width == 10 else ("mean", "nats" if metric in ("perplexity", "logprob") else "")
 
 
 def hashed(content: Any) -> int:

@@ -11,12 +11,25 @@ from typing import Any
 
 from counterpoise.checkpoints.reading import parse_json, read_text, stream_json_lines
 from counterpoise.evaluation import inspect_logs
-from counterpoise.evaluation.logged import CALIBRATION, UP, Column, Group, Key, Log, Task, close, hashed, of_hex
+from counterpoise.evaluation.logged import (
+    CALIBRATION,
+    PER,
+    UP,
+    Column,
+    Group,
+    Key,
+    Log,
+    Task,
+    close,
+    hashed,
+    made_of,
+    of_hex,
+    of_item,
+)
 from counterpoise.evaluation.results import measurement
 from counterpoise.statistics.bootstrap import score
 
 SAMPLES = re.compile(r"samples_(?P<task>.+?)_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl(\.gz)?$")
-PER = {"word_perplexity": "nats/word", "byte_perplexity": "nats/byte", "bits_per_byte": "bits/byte"}
 FIELDS = (
     "doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "doc_hash", "prompt_hash", "target_hash",
 )  # fmt: skip
@@ -144,14 +157,18 @@ def _task(name: str, file: Path, header: Mapping[str, Any]) -> Task:
         at, several = len(kept), len(keys) > 1
         kept.append(_key(row, place))
         metrics = row.get("metrics") or [k for k in row if k not in FIELDS]  # logs of before 0.4.6 do not list them
-        measured = {m: _values(m, row.get(m), task) for m in metrics}
+        measured = {m: of_item(m, row.get(m)) for m in metrics}
+        missing = "no sum over items that can be had from a log"
+        task.left_out |= {m: missing for m, v in measured.items() if v is None and row.get(m) is not None}
         found = {} if several else _likelihoods(row, metrics)  # the same for every filter
         for metric, values in [*measured.items(), *found.items()]:
             if values is None:
                 continue
             if (column := task.columns.get((metric, kind))) is None:
                 up = directions.get(metric, True if metric in UP else None)
-                column = task.columns[metric, kind] = _column(metric, len(values), up, kept)
+                aggregate, unit = made_of(metric, len(values))
+                up = True if aggregate == "ratio" or unit == "nats" else up  # log-likelihoods
+                column = task.columns[metric, kind] = Column(kept, aggregate=aggregate, unit=unit, up=up)
             if len(values) != _width(column):
                 raise ValueError(f"{place}: expected {metric} as in the lines before, found {row.get(metric)!r:.60}")
             column.put(at, [-v for v in values] if column.up is False else values)
@@ -164,16 +181,6 @@ def _task(name: str, file: Path, header: Mapping[str, Any]) -> Task:
             del task.columns[metric, kind]
             task.left_out[metric] = "lm-eval's own number is neither a mean nor a ratio of sums over its items"
     return task
-
-
-def _column(metric: str, width: int, up: bool | None, keys: list[Key]) -> Column:
-    if metric == CALIBRATION:
-        return Column(keys, aggregate=CALIBRATION)
-    if metric in PER:
-        return Column(keys, aggregate="ratio", unit=PER[metric])
-    if width == 10:
-        return Column(keys, aggregate="bleu", unit="BLEU", up=up)
-    return Column(keys, unit="nats", up=True) if metric in ("perplexity", "logprob") else Column(keys, up=up)
 
 
 def _width(column: Column) -> int:
@@ -208,25 +215,6 @@ def _key(row: Mapping[str, Any], place: str) -> Key:
 def _first_argument(arguments: Any) -> str:
     first = next(iter(arguments.values()), {}) if isinstance(arguments, dict) else (arguments or [[""]])[0]
     return str(first.get("arg_0") if isinstance(first, dict) else first[0])
-
-
-def _values(metric: str, value: Any, task: Task) -> tuple[float, ...] | None:
-    """The statistics of one item; None, and said in the task, where its metric is no sum over items."""
-    if isinstance(value, (bool, int, float)):
-        return (float(value),)
-    pair = isinstance(value, list) and len(value) == 2
-    if pair and metric in PER and all(isinstance(v, (int, float)) for v in value):
-        unit = math.log(2) if metric == "bits_per_byte" else 1.0
-        return float(value[0]) / unit, float(value[1])
-    if pair and metric == "bleu":
-        gold, answer = (v[0] if isinstance(v, list) and len(v) == 1 else v for v in value)
-        if isinstance(gold, str) and isinstance(answer, str):
-            from counterpoise.evaluation.generation import bleu  # torch comes with it
-
-            return tuple(map(float, bleu([answer], [gold])[0]))
-    if value is not None:
-        task.left_out[metric] = "no sum over items that can be had from a log"
-    return None
 
 
 def _likelihoods(row: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, tuple[float, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,10 +31,11 @@ class Measurement:
 
     Attributes:
         statistics: float64 of shape (items, d); see `counterpoise.statistics.bootstrap`.
-        aggregate: "mean", "ratio" or "bleu".
+        aggregate: "mean", "ratio" or "bleu", of several tasks `bootstrap.weighted`.
         chance: the score of guessing; None where there is none.
         keys: sha256 of each item's content, so that two models are compared on the same items.
         groups: the group of each item, which is resampled whole; () where each is by itself.
+        subtasks: of a group of tasks, in the order of its items: the name of each and how many are its own.
     """
 
     metric: str
@@ -44,6 +45,7 @@ class Measurement:
     chance: float | None
     keys: tuple[str, ...]
     groups: tuple[str, ...] = ()
+    subtasks: tuple[tuple[str, int], ...] = ()
 
     @property
     def sampled(self) -> Array:
@@ -57,22 +59,23 @@ class Measurement:
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict; `from_json` reads it back bit for bit."""
-        content = {**vars(self), "statistics": self.statistics.tolist(), "keys": list(self.keys)}
-        del content["groups"]
-        return {**content, "groups": list(self.groups)} if self.groups else content
+        plain = {**vars(self), "statistics": self.statistics.tolist(), "keys": list(self.keys)}
+        return {k: v for k, v in plain.items() if v or k not in ("groups", "subtasks")}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Measurement:
         """Read what `to_json` wrote."""
         statistics = np.array(content["statistics"], dtype=np.float64)
-        return cls(
-            **{
-                **content,
-                "statistics": statistics,
-                "keys": tuple(content["keys"]),
-                "groups": tuple(content.get("groups") or ()),
-            }
-        )
+        subtasks = tuple((name, items) for name, items in content.get("subtasks") or ())
+        listed = {name: tuple(content.get(name) or ()) for name in ("keys", "groups")}
+        return cls(**{**content, "statistics": statistics, "subtasks": subtasks, **listed})
+
+    def apart(self) -> list[tuple[str, Measurement]]:
+        """Each subtask by itself."""
+        ends = np.cumsum([items for _, items in self.subtasks]).tolist()
+        cuts = [(name, slice(end - items, end)) for (name, items), end in zip(self.subtasks, ends, strict=True)]
+        plain = replace(self, aggregate=self.aggregate.split()[0], chance=None, groups=(), subtasks=())
+        return [(name, replace(plain, statistics=self.statistics[cut], keys=self.keys[cut])) for name, cut in cuts]
 
 
 @dataclass(frozen=True)
@@ -134,28 +137,36 @@ def above_floor(pre: Scores) -> list[str]:
 
 
 def tax_table(pre: Scores, post: Scores, pick: Scores | None = None) -> list[dict[str, Any]]:
-    """Rows of reward and of every metric of every ability: PRE, POST, the tax (PRE minus POST), and what a pick leaves."""
+    """Rows of reward and of every metric of every ability: PRE, POST, the tax (PRE minus POST), and what a pick leaves.
+
+    A row of a group of tasks holds theirs as "subtasks".
+    """
     rows = []
     for name in ("reward", *pre.abilities):
         floor = name != "reward" and at_floor(pre.abilities[name])
         columns = [[s.reward] if name == "reward" else s.abilities[name] for s in (pre, post, pick or pre)]
         for before, after, now in zip(*columns, strict=True):
-            rows.append(
-                {
-                    "name": name,
-                    "metric": before.metric,
-                    "unit": before.unit,
-                    "items": len(before.keys),
-                    "pre": interval_of(before),
-                    "post": interval_of(after),
-                    "pick": interval_of(now) if pick else None,
-                    "tax": difference(before, after),
-                    "unit_of_loss": unit_of(before, after),
-                    "remaining": difference(before, now) if pick else None,
-                    "at_floor": floor,
-                }
-            )
+            measured = (before, after, now if pick else None)
+            row = {**_tax_row(name, *measured), "unit_of_loss": unit_of(before, after), "at_floor": floor}
+            if before.subtasks:
+                each = zip(*(m.apart() for m in (before, after, now)), strict=True)
+                row["subtasks"] = [_tax_row(a[0], a[1], b[1], c[1] if pick else None) for a, b, c in each]
+            rows.append(row)
     return rows
+
+
+def _tax_row(name: str, before: Measurement, after: Measurement, now: Measurement | None) -> dict[str, Any]:
+    return {
+        "name": name,
+        "metric": before.metric,
+        "unit": before.unit,
+        "items": len(before.keys),
+        "pre": interval_of(before),
+        "post": interval_of(after),
+        "pick": now and interval_of(now),
+        "tax": difference(before, after),
+        "remaining": now and difference(before, now),
+    }
 
 
 def unit_of(before: Measurement, after: Measurement) -> float:

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from counterpoise.evaluation.measurement import (
     Measurement,
     Scores,
@@ -103,9 +101,10 @@ def items_of(scores: Scores) -> dict[str, Any]:
     """What these items are, once for all points of a part: reward or ability -> metric -> keys, aggregate, unit, chance."""
 
     def about(m: Measurement) -> dict[str, Any]:
-        held = {"keys": m.keys, "groups": m.groups} if m.groups else {"keys": m.keys}
-        short = {name: [k[:KEY_LENGTH] for k in some] for name, some in held.items()}
-        return {"aggregate": m.aggregate, "unit": m.unit, "chance": m.chance, **short}
+        listed = {"keys": m.keys, **({"groups": m.groups} if m.groups else {})}
+        short = {name: [k[:KEY_LENGTH] for k in some] for name, some in listed.items()}
+        what = {"aggregate": m.aggregate, "unit": m.unit, "chance": m.chance, **short}
+        return {**what, "subtasks": m.subtasks} if m.subtasks else what
 
     return {name: {m.metric: about(m) for m in measurements} for name, measurements in _all(scores).items()}
 
@@ -123,10 +122,9 @@ def measurement(content: Mapping[str, Any], point: Mapping[str, Any], name: str,
     values = ((point.get("statistics") or {}).get(name) or {}).get(metric)
     if about is None or values is None:
         return None
-    statistics = np.array(values, dtype=np.float64)
-    statistics = statistics[:, None] if statistics.ndim == 1 else statistics
-    keys, groups = (tuple(about.get(name) or ()) for name in ("keys", "groups"))
-    return Measurement(metric, about["unit"], statistics, about["aggregate"], about["chance"], keys, groups)
+    rows = [v if isinstance(v, list) else [v] for v in values]
+    what = {key: about.get(key) for key in ("unit", "aggregate", "chance", "keys", "groups", "subtasks")}
+    return Measurement.from_json({"metric": metric, "statistics": rows, **what})
 
 
 def loss_units(content: Mapping[str, Any], part: str, metrics: Mapping[str, str]) -> dict[str, float] | None:

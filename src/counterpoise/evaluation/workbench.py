@@ -20,7 +20,7 @@ from counterpoise.evaluation.measurement import Scores
 from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.parts import Part
 from counterpoise.language import dtypes
-from counterpoise.language.scoring import context_of
+from counterpoise.language.ways import context_of
 from counterpoise.records import NUMERICS, Progress, Stages, Store, digest, named
 from counterpoise.statistics.bootstrap import Array
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from counterpoise.checkpoints.configs import understood
-from counterpoise.checkpoints.files import CheckpointError, first_line, read_json
+from counterpoise.checkpoints.files import CheckpointError, first_line, hub_id, read_json
 from counterpoise.checkpoints.naming import writer_of
 
 POSITIONS = "whose positions transformers counts in another way when it generates"
@@ -48,16 +47,12 @@ def refuse_unmeasurable(*sources: str | Path) -> None:
     from transformers import AutoConfig
 
     for source in sources:
-        name, _, revision = str(source).partition("@")
-        folder = Path(source).expanduser()
-        if folder.is_dir():
-            name, revision = str(folder), ""
-        if not (folder / "config.json").is_file() and (
-            folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)
-        ):
-            continue
-        if (place := folder / "config.json").is_file():
+        name, revision = hub_id(source) or ("", None)
+        if (place := Path(source).expanduser() / "config.json").is_file():
+            name = str(place.parent)
             understood(read_json(place), place)  # values of the wrong type are refused in one place
+        if not name:
+            continue
         try:
             config = AutoConfig.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
         except OSError:

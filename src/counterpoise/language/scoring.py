@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from counterpoise.language.ways import Plain, asking, probes, remembered, warn_of
+from counterpoise.language.ways import Plain, asking, context_of, probes, remembered, warn_of
 
 T = TypeVar("T")
 
@@ -289,13 +289,6 @@ def position_ids_of(mask: Tensor) -> Tensor:
 
 def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
-
-
-def context_of(config: Any) -> int | None:
-    """Tokens that a model of this config has positions for; None where it sets no bound."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    found: int | None = getattr(text, "max_position_embeddings", None)
-    return found if found and found > 0 else None  # XLNet's -1
 
 
 def refuse_too_long(model: nn.Module, rows: Sequence[Any], new_tokens: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,13 @@ def remembered(model: nn.Module, what: str, measure: Callable[[nn.Module], W]) -
     return kept[what]
 
 
+def context_of(config: Any) -> int | None:
+    """Tokens that a model of this config has positions for; None where it sets no bound."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    found: int | None = getattr(text, "max_position_embeddings", None)
+    return found if found and found > 0 else None  # XLNet's -1
+
+
 @contextmanager
 def asking(model: nn.Module) -> Iterator[None]:
     """Inside, the model is asked, not trained: no dropout, no gradients."""
@@ -62,7 +69,7 @@ def probes(model: nn.Module) -> tuple[list[tuple[int, ...]], list[list[tuple[int
             torch.randint(min(4, config.vocab_size - 1), config.vocab_size, (length,), generator=random).tolist()
         )
 
-    fits = (getattr(config, "max_position_embeddings", None) or 64) - 4  # room for the continuations
+    fits = (context_of(config) or 64) - 4  # room for the continuations
     contexts = [text(max(1, min(length, fits))) for length, _ in LENGTHS]
     return contexts, [[text(length) for length in following] for _, following in LENGTHS]
 

@@ -16,7 +16,7 @@ from counterpoise.checkpoints.checkpoint import short
 from counterpoise.language.costs import Plan, Shape, Stage, drawing_bytes, drawn, optimiser_bytes, step_bytes, trained
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
-from counterpoise.language.scoring import context_of
+from counterpoise.language.ways import context_of
 from counterpoise.planning.looking import Source, Words, judged, lengths, look, look_at_reward, room_for, said_of
 from counterpoise.planning.restore import ASSUMED, BOUNDS
 from counterpoise.planning.stages import DRAWING, REPLAYED, TRAINING, Loop, align_stages

@@ -12,7 +12,7 @@ from counterpoise.language.costs import Plan, Stage, cache_bytes, drawing, drawi
 from counterpoise.language.dtypes import computed_in
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
-from counterpoise.language.scoring import context_of
+from counterpoise.language.ways import context_of
 from counterpoise.planning.looking import Words, judged, lengths, look, look_at_reward, said_of
 from counterpoise.planning.restore import ASSUMED
 

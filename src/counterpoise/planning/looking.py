@@ -14,13 +14,13 @@ from torch import nn
 
 from counterpoise.averaging.mix import Donor
 from counterpoise.averaging.places import refuse_unmeasured
-from counterpoise.checkpoints.checkpoint import Checkpoint, short
-from counterpoise.checkpoints.companions import FETCHED_NOT
+from counterpoise.checkpoints.checkpoint import Checkpoint, left_behind, short
 from counterpoise.checkpoints.configs import understood
 from counterpoise.checkpoints.files import (
     CheckpointError,
     first_line,
     free_bytes,
+    hub_id,
     pickles,
     read_json,
     resolve,
@@ -39,7 +39,7 @@ from counterpoise.language.costs import Items, Lengths, Shape, shape_of
 from counterpoise.language.loading import without_bars
 from counterpoise.language.prompts import Prompt, encode_prompt, refuse_long_prompts
 from counterpoise.language.sampling import Drawing
-from counterpoise.language.scoring import context_of
+from counterpoise.language.ways import context_of
 
 CHARACTERS = 4
 """Characters a token, where there is no tokenizer to ask."""
@@ -109,18 +109,11 @@ def folder_of(source: str) -> tuple[Path, bool]:
     """The folder, and whether it is the user's own: all that should be in it is."""
     from huggingface_hub import snapshot_download
 
-    path = Path(source).expanduser()
-    if path.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
+    if (found := hub_id(source)) is None:
         return resolve(source), True
-    name, _, revision = source.partition("@")
     with contextlib.suppress(Exception):
-        return Path(snapshot_download(name, revision=revision or None, local_files_only=True)), False
-    try:
-        no_weights = [*FETCHED_NOT, "*.safetensors*"]
-        return Path(snapshot_download(name, revision=revision or None, ignore_patterns=no_weights)), False
-    except Exception as error:
-        said = f"{type(error).__name__}: {first_line(error)}"
-        raise CheckpointError(f"{source}: no such folder here, and the hub did not give its config ({said})") from None
+        return Path(snapshot_download(found[0], revision=found[1], local_files_only=True)), False
+    return resolve(source, weights=False), False
 
 
 def _has_weights(folder: Path, ours: bool) -> bool:
@@ -160,7 +153,10 @@ def fit(pre: Source, post: Source, drop: Sequence[str], out: Path, donor: Donor)
         folders = [folder_of(source.name)[0] for source in (pre, post)]  # a hub id is not fetched again
         pair = preflight(*folders, drop=drop, out=out)
         refuse_unmeasured(pair, donor)
-        told = [f"preflight: {len(pair.names)} tensors fit", *(f"warning: {w}" for w in pair.warnings)]
+        told = [
+            f"preflight: {len(pair.names)} tensors fit",
+            *(f"warning: {w}" for w in (*pair.warnings, *left_behind(pair.giver(donor)))),
+        ]
         return told, sum(f.stat().st_size for c in (pair.pre, pair.post) for f in c.files)
     kinds = [s.model.config.model_type for s in (pre, post)]  # type: ignore[union-attr]
     shapes = [{n: tuple(p.shape) for n, p in s.model.named_parameters()} for s in (pre, post)]
@@ -273,7 +269,7 @@ def _of_harness(spec: str, limit: int | None, trusted: bool) -> tuple[Items, lis
 
     task = find_task(spec, trusted=trusted)
     most = fewest(limit, task.limit)
-    count, told = most or UNSEEN["items"], []
+    count, told = task.tasks * (most or UNSEEN["items"]), []
     if most is None:
         told.append(f"{task.name}: {count:,} items a part (data sets of lm-eval are not loaded; --limit bounds them)")
     if not task.output_type:

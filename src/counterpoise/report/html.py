@@ -77,6 +77,7 @@ def _front_section(results: Results, figures: Figures) -> str:
     axes, parts = reading.axes(results), reading.parts(results)
     if not axes or not parts:
         return ""
+    parts = parts[::-1] if reading.picked(results) else parts  # first the data that the verdict speaks of
     menus = {
         "horizontal axis:": {a: reading.axis_label(results, a, "retention, all abilities") for a in axes},
         "measured on:": {part: f"{part} data" for part in parts},

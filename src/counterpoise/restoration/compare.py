@@ -40,7 +40,7 @@ def search_and_pick(bench: Workbench, request: Request, result: dict[str, Any]) 
         pick = next(p for p in measured if p.method == "HMA")
     else:
         able = [p for p, c in zip(measured, candidates, strict=True) if c.pickable]
-        pick = choose(pre, post, able, counted, request.keep_reward)
+        pick, result["choice"] = choose(pre, post, able, counted, request.keep_reward, request.confidence)
     asked = request.keep_reward if request.mean is None else None
     _finish(bench, result, points, counted, pick, asked)
     result["verdict"] = verdict(result, pick, request.keep_reward, {c.name for c in candidates if c.pickable})

@@ -28,7 +28,7 @@ from counterpoise.evaluation.workbench import Workbench
 from counterpoise.language.loading import refuse_unmeasurable
 from counterpoise.records import Stages, Store, digest, named, public, versions, write_whole
 from counterpoise.restoration.compare import search_and_pick
-from counterpoise.restoration.request import KEEP, MEANS, RESULT, Request
+from counterpoise.restoration.request import CONFIDENCE, KEEP, MEANS, RESULT, Request
 from counterpoise.search.candidates import CONTROLS, HMA, Search
 
 
@@ -42,6 +42,7 @@ def restore(
     means: Sequence[float] = MEANS,
     mean: float | None = None,
     keep_reward: float = KEEP,
+    confidence: float = CONFIDENCE,
     donor: Donor = "post",
     drop: Sequence[str] = (),
     allow_unrelated: bool = False,
@@ -57,7 +58,7 @@ def restore(
     part, and what is reported of the pick was measured on the held-out part. A killed run goes on from its work folder.
 
     Args:
-        pre, post, out, searches, means, mean, keep_reward, donor, drop, work: see `Request`.
+        pre, post, out, searches, means, mean, keep_reward, confidence, donor, drop, work: see `Request`.
         panel: prompts, reward and abilities; see `Panel.load`.
         dtype: of the computation; by default that of POST, or a wider one where the device would imitate it.
 
@@ -68,7 +69,7 @@ def restore(
         ValueError, CheckpointError: see `Request.check` and `preflight`.
     """
     folder = None if work is None else Path(work)
-    given = (tuple(searches), means, mean, keep_reward, donor, drop, allow_unrelated, device, dtype, folder)
+    given = (tuple(searches), means, mean, keep_reward, confidence, donor, drop, allow_unrelated, device, dtype, folder)
     return run(Request(pre, post, Path(out), *given), panel, progress=progress)
 
 

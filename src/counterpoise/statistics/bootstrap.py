@@ -2,7 +2,8 @@
 
 A measurement is an array of per-item sufficient statistics, shape (items, d), and the name of the aggregate that turns
 their sum into a score: "mean" (d = 1), "ratio" (d = 2, sum of the first over sum of the second, for losses per token) or
-"bleu" (corpus BLEU). Resampling items is then one matrix product, whatever the score.
+"bleu" (corpus BLEU). Resampling items is then one matrix product, whatever the score. "mean by 60:2 25:1" is the weighted
+mean of the scores of the first 60 items and of the other 25, which are resampled apart: see `weighted`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ Array = NDArray[np.float64]
 RESAMPLES = 2000
 FLOOR = 0.2  # of the sample's variance: least that of a resample
 MOST = 4096  # items, or groups of items, that are resampled
+_BY, _APART = " by ", 1000  # between an aggregate and its tasks; between their seeds
 
 
 class Interval(NamedTuple):
@@ -132,8 +134,7 @@ def interval(statistics: ArrayLike, aggregate: str, *, seed: int = 0, resamples:
 
 def scored(statistics: ArrayLike, aggregate: str, *, seed: int = 0, resamples: int = RESAMPLES) -> Studentised:
     """The score of these items, resampled; shape (items, d)."""
-    s = _statistics(statistics)
-    return Studentised.of([(s, 1)], aggregate, bootstrap_weights(len(s), resamples, seed))
+    return _studentised([(np.asarray(statistics, dtype=np.float64), 1)], aggregate, seed, resamples)
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, aggregate: str, *, resamples: int = RESAMPLES) -> Difference:
@@ -144,7 +145,39 @@ def paired_difference(a: ArrayLike, b: ArrayLike, aggregate: str, *, resamples: 
 def paired(a: ArrayLike, b: ArrayLike, aggregate: str, *, seed: int = 0, resamples: int = RESAMPLES) -> Studentised:
     """score(a) - score(b), the same items drawn for both."""
     first, second = _pair(a, b)
-    return Studentised.of([(first, 1), (second, -1)], aggregate, bootstrap_weights(len(first), resamples, seed))
+    return _studentised([(first, 1), (second, -1)], aggregate, seed, resamples)
+
+
+def weighted(aggregate: str, strata: Sequence[tuple[int, float]]) -> str:
+    """The aggregate of several tasks: of each its number of items, in their order, and its weight.
+
+    >>> weighted("mean", [(60, 2), (25, 1)])
+    'mean by 60:2 25:1'
+    """
+    return f"{aggregate}{_BY}{' '.join(f'{items}:{weight}' for items, weight in strata)}"
+
+
+def _strata(aggregate: str, items: int) -> tuple[str, list[tuple[slice, float]]]:
+    """The aggregate of each task, and which items are its own with its share in the mean."""
+    base, _, listed = aggregate.partition(_BY)
+    if not listed:
+        return base, [(slice(0, items), 1.0)]
+    pairs = [one.partition(":") for one in listed.split()]
+    fits = all(n.isdecimal() and int(n) and w.replace(".", "", 1).isdecimal() for n, _, w in pairs)
+    if not fits or sum(int(n) for n, _, _ in pairs) != items or not any(float(w) for _, _, w in pairs):
+        raise ValueError(f"aggregate {aggregate[:80]!r}: expected ITEMS:WEIGHT of each task, of {items} items together")
+    sizes, weights = [int(n) for n, _, _ in pairs], [float(w) for _, _, w in pairs]
+    ends = np.cumsum(sizes).tolist()
+    return base, [(slice(end - n, end), w / sum(weights)) for end, n, w in zip(ends, sizes, weights, strict=True)]
+
+
+def _studentised(sides: Sequence[tuple[Array, int]], aggregate: str, seed: int, resamples: int) -> Studentised:
+    base, strata = _strata(aggregate, len(sides[0][0]))
+    made = []
+    for number, (cut, _) in enumerate(strata):
+        own = [(_statistics(s[cut], len(strata)), sign) for s, sign in sides]
+        made.append(Studentised.of(own, base, bootstrap_weights(len(own[0][0]), resamples, seed + _APART * number)))
+    return made[0] if len(made) == 1 else Studentised.total(made, [w for _, w in strata])
 
 
 def resampled_difference(value: float, drawn: Array) -> Difference:
@@ -175,18 +208,43 @@ def over_runs(values: Sequence[float]) -> Difference | None:
     return Difference(value, value - half, value + half, p)
 
 
+def replicates(statistics: ArrayLike, aggregate: str, *, seed: int = 0, resamples: int = RESAMPLES) -> Array:
+    """Resampled scores, shape (resamples,); arrays of as many items are drawn alike."""
+    s = np.asarray(statistics, dtype=np.float64)
+    base, strata = _strata(aggregate, len(s))
+    found = np.zeros(resamples)
+    for number, (cut, share) in enumerate(strata):
+        own = _statistics(s[cut], len(strata))
+        weights = bootstrap_weights(len(own), resamples, seed + _APART * number)
+        found += share * _aggregate(base)(weights @ own)
+    return found
+
+
 def paired_replicates(
     a: ArrayLike, b: ArrayLike, aggregate: str, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Array:
     """Resampled score(a) - score(b), the same items drawn for both; shape (resamples,)."""
-    first, second = _pair(a, b)
-    weights, of = bootstrap_weights(len(first), resamples, seed), _aggregate(aggregate)
-    return of(weights @ first) - of(weights @ second)
+    first, second = (replicates(s, aggregate, seed=seed, resamples=resamples) for s in _pair(a, b))
+    return first - second
+
+
+def grouped(statistics: ArrayLike, most: int) -> Array:
+    """The statistics of at most `most` random groups of items, the same groups for every array of as many items.
+
+    All scores are functions of sums, so that groups of independent items spread as the items do, in bounded memory.
+
+    Args:
+        statistics: shape (items, d); a mean (d = 1) gets its counts as second statistic.
+    """
+    s = np.asarray(statistics, dtype=np.float64)
+    return s if len(s) <= most else clustered(s, np.random.default_rng(len(s)).permutation(len(s)) % most)
 
 
 def score(statistics: ArrayLike, aggregate: str) -> float:
     """The score of all items."""
-    return float(_aggregate(aggregate)(_statistics(statistics).sum(0, keepdims=True))[0])
+    s = np.asarray(statistics, dtype=np.float64)
+    base, strata = _strata(aggregate, len(s))
+    return float(sum(w * _aggregate(base)(_statistics(s[cut]).sum(0, keepdims=True))[0] for cut, w in strata))
 
 
 @lru_cache(maxsize=32)
@@ -199,7 +257,7 @@ def bootstrap_weights(items: int, resamples: int, seed: int) -> Array:
 def _pair(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
     if np.shape(a) != np.shape(b):  # before very many items become groups
         raise ValueError(f"expected the same items on both sides, found shapes {np.shape(a)} and {np.shape(b)}")
-    return _statistics(a), _statistics(b)
+    return np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
 
 
 def _aggregate(name: str) -> Callable[[Array], Array]:
@@ -230,27 +288,14 @@ def _bleu(sums: Array) -> Array:
     return np.where(defined, 100 * np.exp(logs + brevity), 0.0)
 
 
-def _statistics(statistics: ArrayLike) -> Array:
+def _statistics(statistics: ArrayLike, tasks: int = 1) -> Array:
     s = np.asarray(statistics, dtype=np.float64)
     if s.ndim != 2 or len(s) == 0 or not np.isfinite(s).all():
         raise ValueError(
             f"expected finite statistics of shape (items, d) with at least one item, found shape {s.shape}"
         )
     # The mean is the ratio whose second statistic is 1 for every item.
-    s = np.hstack([s, np.ones_like(s)]) if s.shape[1] == 1 else s
-    return grouped(s, MOST)
-
-
-def grouped(statistics: ArrayLike, most: int) -> Array:
-    """The statistics of at most `most` random groups of items, the same groups for every array of as many items.
-
-    All scores are functions of sums, so that groups of independent items spread as the items do, in bounded memory.
-
-    Args:
-        statistics: shape (items, d); see `clustered`.
-    """
-    s = np.asarray(statistics, dtype=np.float64)
-    return s if len(s) <= most else clustered(s, np.random.default_rng(len(s)).permutation(len(s)) % most)
+    return grouped(np.hstack([s, np.ones_like(s)]) if s.shape[1] == 1 else s, max(MOST // tasks, 32))
 
 
 def clustered(statistics: ArrayLike, groups: ArrayLike) -> Array:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from counterpoise.checkpoints.about import inherited
+from counterpoise.checkpoints.files import hub_id
 from counterpoise.tables import reading, tables
 from counterpoise.tables.grid import as_markdown
 from counterpoise.tables.numbers import number
-
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 def model_card(content: Mapping[str, Any]) -> str:
@@ -85,8 +83,8 @@ def front_matter(inputs: Mapping[str, Any], *, relation: str, results: Sequence[
     """
     from huggingface_hub import ModelCardData
 
-    sources = [str((told or {}).get("source") or "").partition("@")[0] for told in inputs.values()]
-    hub = dict.fromkeys(s for s in sources if HUB_ID.fullmatch(s) and not Path(s).exists())
+    sources = [str((told or {}).get("source") or "") for told in inputs.values()]
+    hub = dict.fromkeys(found[0] for s in sources if (found := hub_id(s)))
     taken, _ = inherited({name: (told or {}).get("card") or {} for name, told in inputs.items()})
     made: dict[str, Any] = {"base_model": list(hub) or None, "base_model_relation": relation if hub else None}
     tags = ["merge"] * (relation == "merge") + ["counterpoise"]

@@ -34,7 +34,7 @@ def check_results(content: Mapping[str, Any], place: str) -> None:
                     raise ValueError(
                         f"{at}: expected one row of one length for each of the items' keys, found {len(rows)}"
                     )
-                if widths - ({10} if about["aggregate"] == "bleu" else {1, 2}):
+                if widths - ({10} if about["aggregate"].startswith("bleu") else {1, 2}):
                     raise ValueError(
                         f"{at}: expected the columns of {about['aggregate']!r}, found {max(widths)} of them"
                     )
@@ -51,6 +51,7 @@ SCORE = {"value": "number", "low": "bound", "high": "bound", "p": "number"}
 METRICS = _Each(_Each(SCORE))
 ROW = {"name": "text!", "metric": "text!", "unit": "text", "pre": SCORE, "post": SCORE, "pick": SCORE, "reward": SCORE,
        "tax": SCORE, "remaining": SCORE}  # fmt: skip
+GROUP = {**ROW, "subtasks": _Each(ROW, keys=False)}
 BLOCKS = {
     "name": "text",
     "blocks": _Each({"name": "text!", "layers": _Each("count", keys=False), "parameters": "count"}, keys=False),
@@ -64,7 +65,7 @@ ITEMS = {"unit": "text", "aggregate": "text!", "chance": "number"} | dict.fromke
     ("keys", "groups"), _Each("text", keys=False)
 )
 RESULTS = {
-    "points": _Each(POINT, keys=False), "tax": _Each(ROW, keys=False), "items": _Each(_Each(_Each(ITEMS))), "run": "text",
+    "points": _Each(POINT, keys=False), "tax": _Each(GROUP, keys=False), "items": _Each(_Each(_Each(ITEMS))), "run": "text",
     "seed": "count", "reward": "text", "retention_unit": "text", "pick": "text", "command": "text",
     "hypervolume": _Each("number"), "floored": _Each("text", keys=False), "versions": _Each("text"), "partition": BLOCKS,
     "two_sided": {"partition": BLOCKS},

@@ -52,7 +52,7 @@ _ALIGNMENTS = {
 
 def ability_taxes(results: Results) -> Table:
     """PRE, POST and the pick on held-out data, the tax and what the pick leaves of it."""
-    rows = list(results.get("tax") or ())
+    rows = _with_subtasks(results)
     names = _names(rows)
     has_pick = any(r.get("pick") for r in rows)
     notes = [
@@ -226,7 +226,7 @@ def files(results: Results) -> Table:
 
 def tax_rich(results: Results) -> RichTable:
     """The tax table for a terminal of 80 columns; `results` may hold nothing but "tax"."""
-    rows = list(results.get("tax") or ())
+    rows = _with_subtasks(results)
     names = _names(rows)
 
     def name(row: TaxRow) -> Cell:
@@ -264,6 +264,14 @@ def over_runs_cell(values: Sequence[float], *, signed: bool = True) -> Cell:
     value, interval = with_interval(found._asdict(), signed=signed)
     p = f", p {p_value(found.p)}" if signed else ""
     return Cell(value, f"{interval}{p}, {len(values)} runs", strong=signed and (found.low > 0 or found.high < 0))
+
+
+def _with_subtasks(results: Results) -> list[TaxRow]:
+    """The tax, each group of tasks with its subtasks beneath it."""
+    named = (
+        [row, *({**s, "name": f"· {s['name']}"} for s in row.get("subtasks") or ())] for row in results.get("tax") or ()
+    )
+    return [row for rows in named for row in rows]
 
 
 def _names(rows: Sequence[TaxRow]) -> dict[int, str]:

@@ -16,7 +16,8 @@ from counterpoise.alignment.training.sharding import is_sharded
 from counterpoise.alignment.training.stepping import Mitigation
 from counterpoise.language.prompts import Prompt, encode_prompts
 from counterpoise.language.sampling import Drawing
-from counterpoise.language.scoring import context_of, device_of
+from counterpoise.language.scoring import device_of
+from counterpoise.language.ways import context_of
 from counterpoise.records import Progress
 
 T = TypeVar("T")

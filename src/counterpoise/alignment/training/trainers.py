@@ -13,7 +13,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from counterpoise.alignment.training.run import telling
 from counterpoise.language.loading import without_bars
-from counterpoise.language.scoring import context_of
+from counterpoise.language.ways import context_of
 from counterpoise.records import Progress
 
 SETTINGS: dict[str, Any] = {"logging_steps": 1, "disable_tqdm": True, "report_to": "none"}
