@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from counterpoise.report import plots
 from counterpoise.report.comparisons import Comparison, beaten_by, pooled
-from counterpoise.report.matched import REFERENCE, PointGains, hypervolume_gains, matched, method_gains
+from counterpoise.report.matched import PointGains, hypervolume_gains, matched, method_gains
 from counterpoise.report.page import Figures, fact_list, header, page, plot_box, section
 from counterpoise.report.palette import SERIES, Look, light, look_of
 from counterpoise.statistics.equal_reward import Matched
 from counterpoise.tables import reading
 from counterpoise.tables.grid import Cell, Column, Table, as_html
 from counterpoise.tables.numbers import number, p_value, with_interval
-from counterpoise.tables.reading import ENDS, RETENTION, Results
+from counterpoise.tables.reading import ENDS, REFERENCE, RETENTION, Results
 from counterpoise.tables.tables import EQUALLY_MANY, VOLUME, difference_cell, over_runs_cell
 
 if TYPE_CHECKING:
