@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -163,6 +165,27 @@ def test_the_same_bytes_on_every_run_and_from_the_recipe(tmp_path: Path) -> None
         recipe.inputs["pre"]["sha256"]["model.safetensors"]
         == hashlib.sha256((pre / "model.safetensors").read_bytes()).hexdigest()
     )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda r: r["blocks"][0].update(name=0.5),
+        lambda r: r["blocks"][0]["tensors"].append(None),
+        lambda r: r["rest"]["tensors"].append(3),
+        lambda r: r.update(partition=7),
+        lambda r: r["settings"].update(command=1.5),
+        lambda r: r["inputs"]["pre"].update(source=2.0),
+    ],
+)
+def test_a_recipe_whose_words_are_no_words_is_refused(tmp_path: Path, wrong: Callable[[Any], None]) -> None:
+    pre, post = save_pair(tmp_path)
+    average(pre, post, tmp_path / "a", [0, 0.44, 0.76])
+    content = json.loads((tmp_path / "a" / "recipe.json").read_text())
+    wrong(content)
+    (tmp_path / "r.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"r\.json: not a recipe .*expected texts, found"):
+        Recipe.read(tmp_path / "r.json")
 
 
 def raw_weights(folder: Path) -> bytes:

@@ -79,6 +79,17 @@ def test_conv1d_and_linear_layers_in_one_adapter_equal_pefts_merge(tmp_path: Pat
         torch.testing.assert_close(tensor, merged[name], rtol=1e-5, atol=1e-6)
 
 
+def test_a_flag_that_a_linear_layer_cannot_mean_is_no_word_on_it(tmp_path: Path) -> None:
+    """PEFT sets fan_in_fan_out to False where it meets a Linear, and warns."""
+    pre, folder, merged = adapter(tmp_path, *CASES["plain"])
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"fan_in_fan_out": True}))
+    read = open_checkpoint(folder, base=open_checkpoint(pre))
+    assert any(len(set(t.shape)) == 1 < t.ndim for t in read.values())
+    for name, tensor in read.items():
+        torch.testing.assert_close(tensor, merged[name], rtol=1e-5, atol=1e-6)
+
+
 def test_a_square_embedding_equals_pefts_merge(tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 

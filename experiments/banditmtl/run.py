@@ -270,19 +270,18 @@ def rounded(values: Any) -> list[float]:
     return [round(float(v), 5) for v in values]
 
 
-def provenance() -> dict[str, Any]:
-    """Commit, versions, settings and command, without machine paths."""
+def provenance(command: str | None = None, settings: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Commit, versions, settings and command, without machine paths; the last two as given for another script."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
 
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/src", ":/experiments/banditmtl/*.py")
     commit = git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
-    command = shlex.join(["python", "experiments/banditmtl/run.py", "DATA", *sys.argv[2:]])
     return {
         "commit": commit,
-        "command": command,
-        "settings": {**COMMON, **SETTINGS.get(sys.argv[2], {})},
+        "command": command or shlex.join(["python", "experiments/banditmtl/run.py", "DATA", *sys.argv[2:]]),
+        "settings": settings or {**COMMON, **SETTINGS.get(sys.argv[2], {})},
         "versions": versions(),
         "threads": torch.get_num_threads(),
         "date": time.strftime("%Y-%m-%d"),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from counterpoise.alignment.align import align
+    from counterpoise.alignment.heal import heal
     from counterpoise.averaging.average import average
     from counterpoise.averaging.mix import mix
     from counterpoise.averaging.partition import Partition, by_module, equal, layerwise, thirds
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 # Names are resolved on first use, so that `counterpoise --help` does not import torch.
 _ROOMS = {
     "alignment.align": "align",
+    "alignment.heal": "heal",
     "averaging.average": "average",
     "averaging.mix": "mix",
     "averaging.partition": "Partition by_module equal layerwise thirds",
@@ -53,8 +55,8 @@ _HOMES = {name: room for room, names in _ROOMS.items() for name in names.split()
 
 __all__ = [
     "HMA", "BanditMTL", "Checkpoint", "CheckpointError", "Drawing", "Panel", "Partition", "Ramp", "Recipe",
-    "ResidentAverage", "TaxCallback", "TwoSided", "align", "average", "by_module", "equal", "hma", "layerwise", "measure_tax",
-    "mix", "open_checkpoint", "restore", "thirds",
+    "ResidentAverage", "TaxCallback", "TwoSided", "align", "average", "by_module", "equal", "heal", "hma", "layerwise",
+    "measure_tax", "mix", "open_checkpoint", "restore", "thirds",
 ]  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from counterpoise.alignment.rsf import fine_tune, rsf
+from counterpoise.alignment.rsf import Iteration, fine_tune, rsf
 from counterpoise.checkpoints.files import refuse_occupied
 from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.parts import part_of
@@ -119,23 +119,7 @@ def run_demo(
     refuse_occupied(out.absolute())
     out.mkdir(parents=True, exist_ok=True)
     try:
-        world = World.invent(seed)
-        tokenizer = make_tokenizer(world.vocabulary())
-        abilities = write_world(world, out, seed)
-
-        model = make_model(len(tokenizer), seed)
-        study(model, tokenizer, world, seed=seed, epochs=epochs, progress=progress)
-        _save(model, tokenizer, out / "pre")
-        studied = time.time()
-
-        prompts = [Prompt((("user", p),)) for p in _tell_prompts()]
-        rounds = rsf(  # two rounds of best of 8 towards cheer
-            model, tokenizer, [p for p in prompts if part_of(p.group or p.key) == "proxy"], cheer,
-            drawing=Drawing(n=8, batch_size=128, max_new_tokens=24, seed=seed), iterations=2,
-            prompts_per_iteration=128, epochs=4, learning_rate=1e-3, batch_size=16, micro_batch_size=16,
-            progress=named(progress, "aligning: best of 8"),
-        )  # fmt: skip
-        _save(model, tokenizer, out / "post")
+        abilities, rounds, studied = make_pair(out, seed=seed, epochs=epochs, progress=progress)
         aligned = time.time()
 
         command = f"counterpoise demo --seed {seed}"
@@ -167,6 +151,31 @@ def asked(out: Path, abilities: Sequence[str], seed: int) -> tuple[Request, Pane
     return Request(out / "pre", out / "post", out / "restored", [HMA(proxy_size=96), *CONTROLS]), panel
 
 
+def make_pair(
+    out: Path, *, seed: int, epochs: int = EPOCHS, layers: int = 6, progress: Stages | None = None
+) -> tuple[list[str], list[Iteration], float]:
+    """A world's files, PRE and POST below `out`; returns what `--abilities` calls its abilities, RSF's rounds, and when PRE
+    was done."""
+    world = World.invent(seed)
+    tokenizer = make_tokenizer(world.vocabulary())
+    abilities = write_world(world, out, seed)
+
+    model = make_model(len(tokenizer), seed, layers=layers)
+    study(model, tokenizer, world, seed=seed, epochs=epochs, progress=progress)
+    _save(model, tokenizer, out / "pre")
+    studied = time.time()
+
+    prompts = [Prompt((("user", p),)) for p in _tell_prompts()]
+    rounds = rsf(  # two rounds of best of 8 towards cheer
+        model, tokenizer, [p for p in prompts if part_of(p.group or p.key) == "proxy"], cheer,
+        drawing=Drawing(n=8, batch_size=128, max_new_tokens=24, seed=seed), iterations=2,
+        prompts_per_iteration=128, epochs=4, learning_rate=1e-3, batch_size=16, micro_batch_size=16,
+        progress=named(progress, "aligning: best of 8"),
+    )  # fmt: skip
+    _save(model, tokenizer, out / "post")
+    return abilities, rounds, studied
+
+
 def make_tokenizer(vocabulary: Sequence[str]) -> Any:
     """One token a word, <s> in front."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -183,12 +192,12 @@ def make_tokenizer(vocabulary: Sequence[str]) -> Any:
     )
 
 
-def make_model(words: int, seed: int) -> nn.Module:
-    """A Llama of six layers, 0.7 M parameters."""
+def make_model(words: int, seed: int, *, layers: int = 6) -> nn.Module:
+    """A Llama, of 0.7 M parameters with six layers."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=words, hidden_size=96, intermediate_size=256, num_hidden_layers=6, num_attention_heads=4,
+        vocab_size=words, hidden_size=96, intermediate_size=256, num_hidden_layers=layers, num_attention_heads=4,
         num_key_value_heads=4, max_position_embeddings=64, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
         pad_token_id=0,
         initializer_range=0.1,  # about 1 / sqrt(hidden_size): the usual 0.02 learns several times slower here

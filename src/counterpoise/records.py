@@ -85,6 +85,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The values of a jsonl file that a run writes; none where there is no file. A kill may have cut the last one."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write readable json with a stable order of keys, whole or not at all."""
     write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -50,5 +50,5 @@ def test_every_block_of_the_page_runs(tmp_path, monkeypatch):
                 result = CliRunner().invoke(app, arguments)
                 assert result.exit_code == 0, f"{line}\n{result.output}"
         ran.append(language)
-    assert (ran.count("python"), ran.count("console"), ran.count("")) == (12, 1, 1)
+    assert (ran.count("python"), ran.count("console"), ran.count("")) == (15, 1, 1)
     assert (tmp_path / "model" / "report.html").read_text() == (tmp_path / "again.html").read_text()

@@ -15,8 +15,8 @@ from .test_weightings import build, same
 from .toy import METHODS, TASKS, rows
 
 LOSSES = [0.5, 0.5, 1.5]
-COMPARE_WITHIN_A_WINDOW = {"mgda", "pcgrad", "cagrad", "upgrad"}
-COMPARE_NOTHING = {"uniform", "uncertainty", "bandit_importance"}
+COMPARE_WITHIN_A_WINDOW = {"mgda", "pcgrad", "cagrad", "upgrad", "aligned", "imtl_g", "fairgrad", "nash"}
+COMPARE_NOTHING = {"uniform", "uncertainty", "bandit_importance", "rlw", "imtl_l"}
 
 
 def alone(i: int, loss: float) -> list[torch.Tensor | None]:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,6 +11,8 @@ from torchjd import scalarization as torchjd
 from counterpoise.multitask import (
     DWA,
     FAMO,
+    IMTLL,
+    RLW,
     GradNorm,
     GroupDRO,
     SmoothTchebycheff,
@@ -53,6 +56,36 @@ def test_uncertainty_is_torchjds_and_trains_the_same():
     torch.testing.assert_close(torch.tensor(ours.weights()), (0.5 * torch.exp(-theirs.log_var)).float())
 
 
+def test_imtl_l_is_torchjds_and_trains_the_same():
+    ours, theirs = IMTLL(4).double(), torchjd.IMTLL(4).double()
+    optimizers = [torch.optim.SGD(x.parameters(), lr=0.1) for x in (ours, theirs)]
+    for losses in batches(5):
+        assert_same(ours, theirs, losses)
+        for optimizer in optimizers:
+            optimizer.step()
+        ours.step()
+    torch.testing.assert_close(-ours.log_variance_M, theirs.log_scale)
+    assert ours.weights() == pytest.approx(theirs.log_scale.exp().tolist())
+
+
+def test_rlw_is_torchjds_on_the_same_normal_numbers_and_no_other_draw_moves_it(monkeypatch):
+    ours, windows = RLW(4, seed=5), []
+    for window, losses in enumerate(batches(3)):
+        torch.manual_seed(window)
+        normal = torch.from_numpy(np.random.default_rng([5, window]).standard_normal(4))
+        with monkeypatch.context() as patched:
+            patched.setattr(torch, "randn", lambda *size, drawn=normal, **where: drawn)
+            theirs = value_and_gradient(torchjd.Random(), losses)
+        for a, b in zip(value_and_gradient(ours, losses), theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+        windows.append(ours.weights())
+        ours.step()
+    assert RLW(4, seed=5).weights() == windows[0] != windows[1]
+    assert RLW(4, seed=6).weights() != windows[0]
+    seen = np.mean([RLW(4, seed=s).weights() for s in range(500)], axis=0)
+    assert seen == pytest.approx([0.25] * 4, abs=0.03)
+
+
 def test_dwa_is_torchjds_epoch_by_epoch():
     ours, theirs = DWA(4, steps_per_epoch=3), torchjd.DWA()
     for step, losses in enumerate(batches(12)):
@@ -80,6 +113,15 @@ def test_smooth_tchebycheff_is_torchjds(smoothing):
     assert_same(SmoothTchebycheff(4, smoothing=smoothing), torchjd.STCH(smoothing), batches(1)[0])
 
 
+@pytest.mark.parametrize("smoothing", [1e-3, 1e-12, 1e-30, 1e-300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_smooth_tchebycheff_does_not_overflow_at_a_small_mu(smoothing, dtype):
+    losses = torch.tensor([1.0, 3000.0, 2.0], dtype=dtype)
+    value, gradient = value_and_gradient(SmoothTchebycheff(3, smoothing=smoothing), losses)
+    assert float(value) == pytest.approx(1000.0, rel=1e-6)
+    assert gradient.tolist() == pytest.approx([0.0, 1 / 3, 0.0])
+
+
 def test_tchebycheff_is_the_worst_task_and_the_limit_of_the_smooth_one():
     losses = torch.tensor([1.0, 3.0, 2.0], dtype=torch.float64)
     value, gradient = value_and_gradient(Tchebycheff(3), losses)
@@ -102,6 +144,7 @@ def test_tchebycheff_is_the_worst_task_and_the_limit_of_the_smooth_one():
         lambda: DWA(3, steps_per_epoch=0),
         lambda: DWA(3, steps_per_epoch=1, temperature=0),
         lambda: FAMO(3, lr=-1),
+        lambda: FAMO(3, min_losses=[0.0]),
         lambda: GroupDRO(3, eta=0),
     ],
 )
@@ -119,6 +162,20 @@ def test_famo_is_torchjds():
         expected = torch.softmax(theirs._w.detach(), 0)
         torch.testing.assert_close(torch.tensor(ours.weights()).double(), expected, rtol=1e-6, atol=1e-7)
     assert max(ours.weights()) > 0.26
+
+
+def test_famo_takes_off_what_the_losses_cannot_go_below_as_torchjd_does():
+    least = [0.05, 0.0, 0.09, -0.5]
+    ours, theirs = (
+        FAMO(4, min_losses=least),
+        torchjd.FAMO(4, min_losses=torch.tensor(least, dtype=torch.float64)).double(),
+    )
+    for before, after in zip(batches(6)[::2], batches(6)[1::2], strict=True):
+        assert_same(ours, theirs, before)
+        ours.step(after)
+        theirs.update(after)
+        expected = torch.softmax(theirs._w.detach(), 0)
+        torch.testing.assert_close(torch.tensor(ours.weights()).double(), expected, rtol=1e-6, atol=1e-7)
 
 
 def test_famo_without_losses_after_takes_the_next_batch():
@@ -179,6 +236,7 @@ def test_group_dro_is_its_update():
 
 
 def test_gradnorm_step_descends_on_its_own_loss():
+    torch.manual_seed(4)
     layer = nn.Linear(3, 2, bias=False).double()
     x = torch.tensor([[1.0, -0.5, 2.0]], dtype=torch.float64)
     weighting = GradNorm(2, shared=layer.parameters(), asymmetry=1.5, lr=0.01)

@@ -309,6 +309,26 @@ def test_trl_trains_on_the_weighted_sum(tmp_path, batch, accumulate):
     assert trainer.weighting.weights() != [1 / 3] * 3
 
 
+@pytest.mark.parametrize("name", ["DPOTrainer", "KTOTrainer", "RewardTrainer", "GRPOTrainer", "RLOOTrainer"])
+def test_a_trainer_without_a_loss_per_row_is_refused_by_what_it_is(name):
+    import trl
+
+    with pytest.raises(ValueError, match=rf"{name} has no loss per row.*drawn_by='p'"):
+        with_weighting(getattr(trl, name))(model=None, weighting=Uniform(TASKS), example_losses=lambda *a: None)
+
+
+def test_a_compute_loss_of_ones_own_is_not_dropped_in_silence(tmp_path):
+    class Own(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            return 2 * super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
+    given = {"model": tiny_llama(), "args": arguments, "train_dataset": token_rows(), "weighting": Uniform(TASKS)}
+    with pytest.raises(ValueError, match=r"Own computes a loss of its own.*example_losses"):
+        with_weighting(Own)(**given)
+    with_weighting(Own)(**given, example_losses=lambda outputs, labels: outputs.logits.mean((1, 2)))
+
+
 @pytest.mark.parametrize("setting", ["packing", "padding_free"])
 def test_packing_is_refused_before_the_data_is_touched(tmp_path, setting):
     with pytest.raises(ValueError, match=f"{setting}=True joins rows of different tasks"):

@@ -8,13 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from counterpoise.multitask import (
+    DBMTL,
     DWA,
     FAMO,
+    IMTLG,
+    IMTLL,
     MGDA,
+    RLW,
+    AlignedMTL,
     BanditMTL,
     CAGrad,
+    ExcessMTL,
+    FairGrad,
     GradNorm,
     GroupDRO,
+    NashMTL,
     PCGrad,
     SmoothTchebycheff,
     Tchebycheff,
@@ -38,10 +46,21 @@ METHODS: dict[str, Callable[[list[Tensor]], Weighting]] = {
     "bandit": lambda shared: BanditMTL(TASKS, min_effective_tasks=2),
     "bandit_normalized": lambda shared: BanditMTL(TASKS, rho=0.3, normalize=True),
     "bandit_importance": lambda shared: BanditMTL(TASKS, rho=0.3, drawn_by=[0.5, 0.2, 0.3]),
+    "bandit_proportional": lambda shared: BanditMTL(TASKS, rho=0.3, prior="proportional"),
+    "bandit_sqrt": lambda shared: BanditMTL(TASKS, rho="30%", prior="sqrt"),
+    "bandit_sizes": lambda shared: BanditMTL(TASKS, rho=0.3, prior=[100, 30, 10]),
+    "rlw": lambda shared: RLW(TASKS, seed=3),
+    "imtl_l": lambda shared: IMTLL(TASKS),
+    "excess": lambda shared: ExcessMTL(TASKS, shared=shared, eta=0.5),
     "mgda": lambda shared: MGDA(TASKS, shared=shared),
     "pcgrad": lambda shared: PCGrad(TASKS, shared=shared),
     "cagrad": lambda shared: CAGrad(TASKS, shared=shared),
     "upgrad": lambda shared: UPGrad(TASKS, shared=shared),
+    "aligned": lambda shared: AlignedMTL(TASKS, shared=shared),
+    "imtl_g": lambda shared: IMTLG(TASKS, shared=shared),
+    "fairgrad": lambda shared: FairGrad(TASKS, shared=shared, fairness=2.0),
+    "nash": lambda shared: NashMTL(TASKS, shared=shared),
+    "dbmtl": lambda shared: DBMTL(TASKS, shared=shared),
 }
 """One row per weighting: everything in test_weightings.py runs on each."""
 

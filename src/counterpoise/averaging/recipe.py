@@ -91,6 +91,17 @@ def refuse_unlike(content: Mapping[str, Any]) -> None:
             raise ValueError(f"{name}: expected an object, found {str(content[name])[:60]!r}")
     if wrong := [side for side, told in content["inputs"].items() if not isinstance(told, dict)]:
         raise ValueError(f"inputs: expected an object for {wrong[0]}, found {str(content['inputs'][wrong[0]])[:60]!r}")
-    texts = [*content["warnings"], *content["settings"].get("dropped", ())]
-    if wrong := [text for text in texts if not isinstance(text, str)]:
-        raise ValueError(f"warnings, dropped: expected texts, found {str(wrong[0])[:60]!r}")
+    told = {"warnings": content["warnings"], "dropped": content["settings"].get("dropped", ())}
+    told |= {
+        "command": [content["settings"].get("command") or ""],
+        "sources": [i.get("source", "") for i in content["inputs"].values()],
+    }
+    blocks = content.get("blocks", ())
+    told |= {
+        "blocks": [b["name"] for b in blocks],
+        "tensors": [n for b in (*blocks, content.get("rest", {"tensors": ()})) for n in b["tensors"]],
+    }
+    told |= {"partition": [content.get("partition", "")]}
+    for name, texts in told.items():
+        if wrong := [text for text in texts if not isinstance(text, str)]:
+            raise ValueError(f"{name}: expected texts, found {str(wrong[0])[:60]!r}")

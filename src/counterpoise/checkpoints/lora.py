@@ -68,8 +68,8 @@ class LoraCheckpoint(Checkpoint):
         pair = self._pairs[name]
         low, high = self._adapter[pair["A"]], self._adapter[pair["B"]]
         update = product(high.float(), low.float())
-        if update.shape != weight.shape or self._transposed(name, pair["A"]):
-            update = update.T
+        if update.shape != weight.shape or (len(set(weight.shape)) == 1 and self._transposed(name, pair["A"])):
+            update = update.T  # what is not square says by its shape how it is held
         work = wide_dtype(weight)
         adapted = weight.to(work) + self._scalings[name] * update.to(work)
         return narrow(adapted, weight.dtype, key=key_of(weight, adapted))
@@ -91,12 +91,16 @@ class LoraCheckpoint(Checkpoint):
         super().refuse_changed()
 
     def _transposed(self, name: str, key: str) -> bool:
-        """Is a square weight held as (in, out)? PEFT's flag is that of the layer it met last, where kinds are mixed."""
+        """Is a square weight held as (in, out)? PEFT's flag is that of the layer it met last, and no word on a Linear."""
         if ".lora_embedding_" in key:
             return True
         if self.base.config.get("model_type") in CONV1D_MODELS:
             return module_of(name) in CONV1D
-        return bool(self.settings.get("fan_in_fan_out"))
+        if not self.settings.get("fan_in_fan_out"):
+            return False
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+        return self.base.config.get("model_type") not in CONFIG_MAPPING_NAMES
 
     def _matched_scalings(self) -> dict[str, float]:
         """Base tensor -> alpha / rank, or alpha / sqrt(rank), with the first pattern that matches, as PEFT takes it.

@@ -32,6 +32,17 @@ def same_vocabulary(pre: Checkpoint, post: Checkpoint) -> list[str]:
     return [f"{message}; the donor's tokenizer is kept"]
 
 
+def refuse_moved_tokens(pre: Checkpoint, post: Checkpoint) -> None:
+    """Raise a CheckpointError where a token that both know has two ids: one would teach the other another language."""
+    words = [_vocabulary(c) for c in (pre, post)]
+    if moved := sorted(w for w in words[0].keys() & words[1].keys() if words[0][w] != words[1][w]):
+        ids = [w[moved[0]] for w in words]
+        raise CheckpointError(
+            f"{pre.source} and {post.source} give {len(moved)} tokens two ids, first {moved[0]!r} ({ids[0]} and {ids[1]}): "
+            "expected one tokenizer; teachers and student read the same ids"
+        )
+
+
 def _vocabulary(checkpoint: Checkpoint) -> dict[str, Any]:
     path = checkpoint.tokenizer_folder / "tokenizer.json"
     if not path.is_file():

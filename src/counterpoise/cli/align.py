@@ -21,6 +21,7 @@ from counterpoise.cli.options import (
     Seed,
     SpeedOption,
     Temperature,
+    WeightsDtype,
     WholeDtype,
     WorkFolder,
     device_of,
@@ -53,7 +54,6 @@ app = Commands(
 Model = Annotated[
     str, typer.Argument(help="Checkpoint to start from: a folder, or a hub id (org/name, org/name@revision).")
 ]
-WeightsDtype = Annotated[WholeDtype, machine(None, "Of the trained weights and of OUT.", "--dtype")]
 StateFolder = Annotated[
     Path | None,
     general("FOLDER", "Checkpoints on the way, state to go on from (default OUT.work)."),

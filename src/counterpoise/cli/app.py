@@ -8,6 +8,7 @@ from typing import Annotated
 from counterpoise.cli.align import app as align
 from counterpoise.cli.average import average, diff
 from counterpoise.cli.front import front
+from counterpoise.cli.heal import heal
 from counterpoise.cli.help import Commands, Version, option
 from counterpoise.cli.judge import app as judge
 from counterpoise.cli.merge import merge
@@ -29,7 +30,7 @@ def start(version: Version = False) -> None:
     pass
 
 
-for first in (restore, average, tax, diff):
+for first in (restore, heal, average, tax, diff):
     app.command()(first)
 
 

@@ -107,6 +107,7 @@ Device = Annotated[
     machine("DEVICE", "auto, cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."),
 ]
 WholeDtype = Literal["float32", "bfloat16", "float16", "float64"]
+WeightsDtype = Annotated[WholeDtype, machine(None, "Of the trained weights and of OUT.", "--dtype")]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16", "float64"],
     machine(None, "Of the computation."),

@@ -90,6 +90,15 @@ def restore(
         float | None, searched("X", "Two-sided: guard the worst retention set, at least so many always counting.")
     ] = None,
     proxy_size: ProxySize = 256,
+    heal: Annotated[
+        int | None, searched("STEPS", "Also heal for so many steps with both as teachers; its points may be picked.")
+    ] = None,
+    heal_from: Annotated[
+        str | None, searched("START", "Where healing begins: POST (default), PRE, pick, or an average as 'LiNeS 0.8'.")
+    ] = None,
+    keep_by: Annotated[
+        Literal["uniform", "bandit"] | None, searched(None, "With --heal: who is asked how much (default uniform).")
+    ] = None,
     controls: Annotated[bool, searched(None, "Also measure LiNeS, a reversed ramp and random ratios.")] = True,
     dry_run: DryRun = False,
     speed: SpeedOption = None,
@@ -140,6 +149,9 @@ def restore(
         if mean is not None:
             nothing = given(keep_reward=keep_reward, confidence=confidence, means=means)
             refuse_without("a grid to pick from in the place of --mean", nothing)
+        healing = given(heal_from=heal_from, keep_by=keep_by)
+        if heal is None:
+            refuse_without("--heal STEPS", healing)
         if not dry_run:
             refuse_without("--dry-run", given(speed=speed))
         cut = 3 if blocks is None else blocks
@@ -152,7 +164,7 @@ def restore(
         picked = given(means=means and numbers(means, "--means"), keep_reward=keep_reward, mean=mean, work=work)
         picked |= given(confidence=confidence)
         fitted = {"donor": donor, "drop": drop or (), "allow_unrelated": allow_unrelated, "dtype": dtype_of(dtype)}
-        request = Request(pre, post, out, searches, cut=cut, **picked, **fitted, device=device)
+        request = Request(pre, post, out, searches, cut=cut, **picked, **fitted, device=device, heal=heal, **healing)
         drawing = Drawing(replies, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
         files = PanelFiles(prompts, reward, abilities, limit, prompt_limit, drawing, trust_tasks)
         if dry_run:

@@ -50,6 +50,9 @@ class Ability(Protocol):
             limit: at most so many items.
         """
 
+    def questions(self, tokenizer: Any, part: Part, drawing: Drawing) -> list[tuple[int, ...]]:
+        """Token ids of what the items of a part ask, as a model would read it before it answers."""
+
 
 def load_abilities(specs: Sequence[str], *, trust_tasks: bool = False) -> list[Ability]:
     """Load every spec; names are made unique by refusing repeats.

@@ -118,6 +118,11 @@ class HarnessAbility:
         groups = tuple(self.groups[i] for i in chosen)
         return [replace(m, groups=groups if len(set(groups)) < len(groups) else ()) for m in found]
 
+    def questions(self, tokenizer: Any, part: Part, drawing: Drawing) -> list[tuple[int, ...]]:
+        """See `Ability.questions`; none of a task whose contexts are no plain text."""
+        texts = [self.task.doc_to_text(self.task.eval_docs[i]) for i in self._chosen(part, self.limit)]
+        return [tuple(tokenizer(text)["input_ids"]) for text in texts if isinstance(text, str) and text]
+
     def _chosen(self, part: Part, limit: int | None) -> list[int]:
         indices = {key: i for i, key in reversed(list(enumerate(self.keys))) if part_of(self.groups[i]) == part}
         if not indices:

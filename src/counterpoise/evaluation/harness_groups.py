@@ -68,6 +68,10 @@ class HarnessGroup:
         """sha256 over those of the subtasks and how they weigh."""
         return digest([[a.fingerprint for a in self.subtasks], dict(self.counts), dict(self.sized)])
 
+    def questions(self, tokenizer: Any, part: Part, drawing: Drawing) -> list[tuple[int, ...]]:
+        """See `Ability.questions`: those of all its tasks."""
+        return [ids for task in self.subtasks for ids in task.questions(tokenizer, part, drawing)]
+
     def measure(
         self, model: nn.Module, tokenizer: Any, part: Part, drawing: Drawing = SCORING, *, limit: int | None = None
     ) -> list[Measurement]:

@@ -17,6 +17,7 @@ from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import Part, clusters, in_part, placement
 from counterpoise.evaluation.specs import fewest
 from counterpoise.language.groups import groups_of
+from counterpoise.language.prompts import Prompt, encode_prompt
 from counterpoise.language.sampling import SCORING, Drawing
 from counterpoise.records import digest
 
@@ -95,6 +96,17 @@ class FileAbility(ABC):
         """Token ids of an item's context before each of its continuations."""
         context, continuations = self.wording(item.fields)
         return [encode_pair(tokenizer, context, spaced(context, text)) for text in continuations]
+
+    def questions(self, tokenizer: Any, part: Part, drawing: Drawing) -> list[tuple[int, ...]]:
+        """Token ids of what the items of a part ask, without any answer; see `abilities.Ability.questions`."""
+        first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        found = []
+        for item in self.items_of(part, self.limit):
+            messages = tuple((m["role"], m["content"]) for m in item.fields.get("messages", ()))
+            plain = (("user", self.wording(item.fields).context),)
+            ids = encode_prompt(tokenizer, Prompt(messages or plain, item.place), chat=drawing.chat and bool(messages))
+            found.append(ids or (first,))
+        return found
 
     @abstractmethod
     def right(self, fields: Mapping[str, Any]) -> tuple[str, str]:

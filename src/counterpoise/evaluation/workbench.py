@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from counterpoise.averaging.partition import Partition, whole
 from counterpoise.averaging.places import refuse_unmeasured
 from counterpoise.averaging.resident import ResidentAverage, compute_dtype, main_dtype
 from counterpoise.checkpoints.checkpoint import companions_sha256
-from counterpoise.checkpoints.preflight import Pair, scan
+from counterpoise.checkpoints.preflight import Pair, preflight, scan
 from counterpoise.evaluation.measurement import Scores
 from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.parts import Part
@@ -35,6 +36,8 @@ class Point:
     ratios: tuple[float, ...]
     part: Part
     scores: Scores
+    instead: Path | None = None
+    """Of a healed model: its checkpoint, which stands in PRE's place."""
 
     @property
     def mean(self) -> float:
@@ -77,7 +80,7 @@ class Workbench:
             "dtype": str(self.dtype),
             "device": device,
         }
-        self._progress = progress
+        self.stages = progress
 
     @classmethod
     def scanned(
@@ -95,6 +98,15 @@ class Workbench:
     def resident(self) -> ResidentAverage:
         """The model, loaded when it is first needed."""
         return ResidentAverage(self.pair, donor=self.donor, dtype=self.dtype, device=self.device)
+
+    def free(self) -> None:
+        """Let go of the model; it is loaded again when it is needed."""
+        self.__dict__.pop("resident", None)
+
+    def again(self, point: Point, part: Part) -> Point:
+        """The same model, measured on another part."""
+        same: dict[str, Any] = {"name": point.name, "instead": point.instead}
+        return self.point(point.method, point.partition, point.ratios, part, **same)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -122,10 +134,23 @@ class Workbench:
         return [self.point(name, self.whole, [r], part, name=name) for name, r in (("PRE", 0.0), ("POST", 1.0))]
 
     def point(
-        self, method: str, cut: Partition, ratios: Sequence[float] | Array, part: Part, *, name: str | None = None
+        self,
+        method: str,
+        cut: Partition,
+        ratios: Sequence[float] | Array,
+        part: Part,
+        *,
+        name: str | None = None,
+        instead: Path | None = None,
     ) -> Point:
-        """Measure the average with these ratios on a part, or read it from the store."""
+        """Measure the average with these ratios on a part, or read it from the store; `instead` stands in PRE's place."""
         name = name or f"{method} {cut.mean(ratios):.2g}"
+        if instead is not None:
+            self.free()  # one model in memory
+            pair = preflight(instead, self.pair.post.source, drop=self.pair.dropped)
+            on: dict[str, Any] = {"donor": self.donor, "device": self.device, "dtype": self.dtype}
+            other = Workbench(pair, self.panel, self.store, **on, progress=self.stages)
+            return replace(other.point(method, cut, ratios, part, name=name), instead=instead)
         self.resident.set(cut, ratios)
         scores = self.panel.measure(
             self.resident.model,
@@ -139,4 +164,4 @@ class Workbench:
 
     def stage(self, name: str) -> Progress | None:
         """A progress callback for one stage."""
-        return named(self._progress, name)
+        return named(self.stages, name)

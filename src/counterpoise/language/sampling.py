@@ -71,6 +71,10 @@ class Drawing:
             raise ValueError(f"temperature: expected a finite number of at least 0, found {self.temperature}")
 
 
+class NoNumbers(ValueError):
+    """A model gives NaN or infinity."""
+
+
 SCORING = Drawing(batch_size=16)
 """The default where models are measured: 16 sequences at once are scored."""
 
@@ -173,7 +177,7 @@ class InverseCdf:
         below_BV = torch.softmax(logits_BV.float() / self.temperature, dim=-1).cumsum(-1, dtype=torch.float64)
         total_B = below_BV[:, -1]
         if not total_B.isfinite().all():
-            raise ValueError("sampling: expected logits that are numbers, found NaN or infinity; try dtype float32")
+            raise NoNumbers("sampling: expected logits that are numbers, found NaN or infinity; try dtype float32")
         reached_B1 = torch.searchsorted(
             below_BV, (u_B * total_B)[:, None], right=True
         )  # u < 1: below the total in float64

@@ -118,7 +118,7 @@ class Scored(NamedTuple):
     Shape suffixes: B rows, C response tokens, V words, H hidden.
 
     Attributes:
-        logits_BCV: before each response token, float32 or wider.
+        logits_BCV: before each response token, float32 or wider unless asked for as the model gives them.
         targets_BC: the response tokens.
         mask_BC: where a response token stands.
         hidden_BCH: the last hidden states before each response token.
@@ -135,13 +135,21 @@ class Scored(NamedTuple):
         return logp_BC.masked_fill(~self.mask_BC, 0.0)
 
 
-def score_responses(model: nn.Module, examples: Sequence[Example], *, hidden: bool = False) -> Scored:
+def score_responses(
+    model: nn.Module, examples: Sequence[Example], *, hidden: bool = False, wide: bool = True
+) -> Scored:
     """Run `model` over prompts and responses; only the responses' positions go through the vocabulary-sized head."""
-    return _score_rows(model, examples, hidden=hidden, in_front=way_of(model).pads_in_front)
+    return _score_rows(model, examples, hidden=hidden, wide=wide, in_front=way_of(model).pads_in_front)
 
 
 def _score_rows(
-    model: nn.Module, examples: Sequence[Example], *, hidden: bool = False, in_front: bool, pad: int = 0
+    model: nn.Module,
+    examples: Sequence[Example],
+    *,
+    hidden: bool = False,
+    wide: bool = True,
+    in_front: bool,
+    pad: int = 0,
 ) -> Scored:
     device = device_of(model)
     rows = [e.prompt + e.response for e in examples]
@@ -177,8 +185,9 @@ def _score_rows(
     if hidden_BCH is not None and hidden_BCH.shape[:2] != targets_BC.shape:
         raise ValueError(f"{type(model).__name__}: expected one last hidden state a token, found {tuple(hidden_BCH.shape)}; "
                          "its value head cannot be trained: use rsf or dpo in the place of ppo")  # fmt: skip
-    wide_BCV = logits_BCV if logits_BCV.dtype == torch.float64 else logits_BCV.float()
-    return Scored(wide_BCV, targets_BC, mask_BC, hidden_BCH)
+    if wide and logits_BCV.dtype != torch.float64:
+        logits_BCV = logits_BCV.float()
+    return Scored(logits_BCV, targets_BC, mask_BC, hidden_BCH)
 
 
 class Way(NamedTuple):

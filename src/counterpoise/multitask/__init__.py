@@ -6,24 +6,8 @@ loss = balance(losses)                                   # dict or tensor of tas
 loss.backward(); optimizer.step(); balance.step()
 ```
 
-Every other method is called the same way. Hugging Face and TRL trainers: `with_weighting`. Lightning: make the
-weighting a submodule, and close its window once per optimiser step,
-
-```python
-class Model(lightning.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.balance = BanditMTL(tasks, min_effective_tasks=2)   # saved and restored with the module
-
-    def training_step(self, batch, batch_idx):
-        return self.balance(self.task_losses(batch))
-
-    def on_train_batch_end(self, outputs, batch, batch_idx):
-        self.balance.step()
-        self.log_dict(self.balance.metrics())
-```
-
-and when Lightning accumulates gradients, build it with `micro_batches=n` and call `step()` every n batches.
+Every other method is called the same way; `step()` once per optimiser step. Hugging Face and TRL trainers:
+`with_weighting`. Lightning: docs/multitask.md.
 """
 
 from __future__ import annotations
@@ -39,23 +23,37 @@ from counterpoise.multitask.adversarial import (
     tchebycheff_adversarial,
 )
 from counterpoise.multitask.bandit import BanditMTL
+from counterpoise.multitask.dbmtl import DBMTL
 from counterpoise.multitask.dwa import DWA
+from counterpoise.multitask.excess import ExcessMTL
 from counterpoise.multitask.famo import FAMO
 from counterpoise.multitask.gradnorm import GradNorm
 from counterpoise.multitask.groupdro import GroupDRO
-from counterpoise.multitask.jacobian import MGDA, CAGrad, JacobianWeighting, PCGrad, UPGrad
+from counterpoise.multitask.jacobian import (
+    IMTLG,
+    MGDA,
+    AlignedMTL,
+    CAGrad,
+    FairGrad,
+    JacobianWeighting,
+    NashMTL,
+    PCGrad,
+    UPGrad,
+)
 from counterpoise.multitask.losses import Counts, Losses
 from counterpoise.multitask.mirror import MirrorStep, ball_radius, best_response, divergence, hold, mirror_step
+from counterpoise.multitask.rlw import RLW
 from counterpoise.multitask.scalarizations import SmoothTchebycheff, Tchebycheff, Uniform
-from counterpoise.multitask.uncertainty import UncertaintyWeighting
+from counterpoise.multitask.uncertainty import IMTLL, UncertaintyWeighting
 from counterpoise.multitask.weighting import Weighting
 
 if TYPE_CHECKING:
     from counterpoise.multitask.trainer import with_weighting
 
 __all__ = [
-    "DWA", "FAMO", "MGDA", "Adversarial", "BanditMTL", "CAGrad", "Counts", "GradNorm", "GroupDRO",
-    "JacobianWeighting", "Losses", "MirrorStep", "PCGrad", "SmoothTchebycheff", "TaskDiscriminator", "Tchebycheff",
+    "DBMTL", "DWA", "FAMO", "IMTLG", "IMTLL", "MGDA", "RLW", "Adversarial", "AlignedMTL", "BanditMTL", "CAGrad",
+    "Counts", "ExcessMTL", "FairGrad", "GradNorm", "GroupDRO", "JacobianWeighting", "Losses", "MirrorStep", "NashMTL",
+    "PCGrad", "SmoothTchebycheff", "TaskDiscriminator", "Tchebycheff",
     "UPGrad", "UncertaintyWeighting", "Uniform", "Weighting", "adversarial_mtl", "ball_radius", "best_response",
     "difference_penalty", "divergence", "hold", "mirror_step", "reverse_gradient", "tchebycheff_adversarial",
     "with_weighting",

@@ -6,43 +6,56 @@ import math
 import warnings
 from array import array
 from collections.abc import Sequence
+from operator import add, sub
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from counterpoise.multitask.losses import Batch, Counts, Losses, Tasks, WindowMeans, gather
+from counterpoise.multitask.losses import Batch, Counts, Losses, Tasks, WindowMeans, by_task, gather
 from counterpoise.multitask.mirror import ball_radius, best_response_floats, divergence, hold, mirror_floats
-from counterpoise.multitask.weighting import Missing, Weighting, on_device, weighted_sum
-from counterpoise.ranks import world_size
+from counterpoise.multitask.weighting import Missing, Weighting, weighted_sum
+
+Prior = Literal["uniform", "proportional", "sqrt"] | float | Counts
+"""The centre of the ball: by name, by the temperature T of share^(1/T), or a number per task."""
+
+_TEMPERATURES = {"uniform": math.inf, "proportional": 1.0, "sqrt": 2.0}
+_FLOOR = 1e-9  # the prior, relative to uniform, of a task that was never seen
 
 
 class BanditMTL(Weighting):
-    """Weights the tasks by a bandit adversary that favours the large losses, inside a ball around uniform weights.
+    """Weights the tasks by a bandit adversary that favours the large losses, inside a ball around a prior.
 
-    min over theta, max over p of sum_i p_i l_i(theta), with KL(p || uniform) <= rho (Mao, Wang, Liu, Lin, Hu:
-    BanditMTL, ACL 2021). The maximum is mean + sqrt(2 rho Var) + ..., so it penalises the variance of the task losses.
+    min over theta, max over p of sum_i p_i l_i(theta), with KL(p || prior) <= rho (Mao, Wang, Liu, Lin, Hu:
+    BanditMTL, ACL 2021, whose prior is uniform). The maximum is mean + sqrt(2 rho Var) + ..., with the mean and the
+    variance of the task losses under the prior, so it penalises that variance.
     `balance(losses)` descends on the p held at the start of the optimiser step; `balance.step()` moves p by one
     `mirror_step` on that window's losses.
 
     Departures: the order (descend, then ascend) is that of the public re-implementation; the paper's own could not be
-    read. Absent tasks, windows, ranks and the floor of 1e-12 under the weights are not in the paper.
+    read. Other priors, absent tasks, windows, ranks and the floor of 1e-12 under the weights are not in the paper.
 
-    rho is read relative to log m: at least m exp(-rho) tasks stay effective, which `min_effective_tasks` says directly.
+    rho is read relative to log(1 / min prior), at which the ball holds every weighting. For the uniform prior that is
+    log m, and at least m exp(-rho) tasks stay effective, which `min_effective_tasks` says directly.
     Losses should be in comparable units (a 4-way and a binary cross-entropy are not: see `normalize`).
     Never feed policy-gradient surrogates, whose size means nothing.
 
     Args:
         tasks: names, or how many; at least two.
-        rho: radius of the ball, >= 0; 0 is uniform weighting. Exactly one of rho and min_effective_tasks.
-        min_effective_tasks: rho = log(m / min_effective_tasks), in [1, m].
+        rho: radius of the ball, >= 0; 0 keeps p at the prior. Or, as "30%", a share of log(1 / min prior). Exactly one
+            of rho and min_effective_tasks.
+        min_effective_tasks: rho = log(m / min_effective_tasks), in [1, m]; for the uniform prior.
         eta: step size of the ascent, in 1 / units of loss.
         micro_batches: calls per optimiser step when `window_counts` are not given (see `Weighting`).
+        prior: the centre of the ball. "uniform"; "proportional" to the share of the rows that is each task's, which is
+            what a plain trainer on the same batches minimises; "sqrt" of that share, or a temperature T > 0 for
+            share^(1/T); or one positive number per task, such as the sizes of the data sets, in proportion to which.
+            The shares are those of `drawn_by`, else those seen so far, and the prior then moves with them.
         drawn_by: how tasks come to be in a batch. None: whichever way; an absent task counts as `missing` says.
             A sequence: each example's task is drawn with these known probabilities, all above 0; losses and gradients
             are weighted by their inverse, so both are unbiased. "p": the batches are drawn by p itself (`draw`), fed
             with `observe` instead of weighted; calling the module is then an error.
-        exploration: with `drawn_by="p"`, the share of the uniform distribution mixed into p.
+        exploration: with `drawn_by="p"`, the share of the prior mixed into p.
         normalize: divide each task's loss by its mean in the first window it was seen in (that window runs undivided).
         missing: "last": an absent task counts with its last known loss, so that one task a batch moves the weights to
             where full batches would; one that was never seen keeps its share. "hold": every absent task keeps its share
@@ -50,7 +63,8 @@ class BanditMTL(Weighting):
         half_life: see `Weighting`.
 
     Raises:
-        ValueError: both or none of rho and min_effective_tasks, or one out of range. See `Weighting` for the rest.
+        ValueError: both or none of rho and min_effective_tasks, one out of range, or min_effective_tasks with a prior
+            that is not uniform; a prior of the shares drawn with drawn_by="p". See `Weighting` for the rest.
 
     Example:
         >>> balance = BanditMTL(["books", "dvd", "kitchen"], min_effective_tasks=2)
@@ -70,10 +84,11 @@ class BanditMTL(Weighting):
         self,
         tasks: Tasks,
         *,
-        rho: float | None = None,
+        rho: float | str | None = None,
         min_effective_tasks: float | None = None,
         eta: float = 0.5,
         micro_batches: int = 1,
+        prior: Prior = "uniform",
         drawn_by: Sequence[float] | Literal["p"] | None = None,
         exploration: float = 0.05,
         normalize: bool = False,
@@ -84,7 +99,6 @@ class BanditMTL(Weighting):
         m = len(self.tasks)
         if m < 2:
             raise ValueError(f"BanditMTL weighs tasks against each other: expected at least 2, found {m}.")
-        self.rho = _radius(m, rho, min_effective_tasks)
         if not 0.0 < eta < math.inf:
             raise ValueError(f"eta must be positive and finite, found {eta}.")
         if not 0.0 <= exploration <= 1.0:
@@ -93,9 +107,21 @@ class BanditMTL(Weighting):
         self.samples = drawn_by == "p"
         if isinstance(drawn_by, str) and not self.samples:
             raise ValueError(f'drawn_by must be None, "p" or one probability per task, found {drawn_by!r}.')
+        self.drawn_by = drawn_by
         self._drawn_by = None if drawn_by is None or isinstance(drawn_by, str) else _simplex(m, drawn_by)
+        self.prior = prior
+        self._fixed = self._read_prior(prior)
+        self._part = _part_of_the_largest(rho) if isinstance(rho, str) else None
+        self.rho = _radius(m, rho, min_effective_tasks, self._fixed, self._temperature == math.inf)
         self.compares = drawn_by is None and self.rho > 0.0  # each drawn task is feedback of its own
-        self._log_p, self._initial, self._multiplier = [-math.log(m)] * m, [math.nan] * m, 0.0
+        self.reset()
+
+    def reset(self) -> None:
+        super().reset()
+        m = len(self.tasks)
+        self._center = self._center_now = self._fixed or [1.0] * m
+        # log(p / prior), with the prior relative to uniform: for the uniform prior log p itself.
+        self._tilt, self._initial, self._multiplier = [-math.log(m)] * m, [math.nan] * m, 0.0
         self._cached: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def forward(self, losses: Losses, counts: Counts | None = None, window_counts: Counts | None = None) -> Tensor:
@@ -125,22 +151,27 @@ class BanditMTL(Weighting):
         return torch.multinomial(self.probabilities(), size, replacement=True, generator=generator)
 
     def probabilities(self) -> Tensor:
-        """p in task order, float64, (m,); with `drawn_by="p"` mixed with uniform, as `draw` needs it."""
+        """p in task order, float64, (m,); with `drawn_by="p"` mixed with the prior, as `draw` needs it."""
         p = torch.tensor(self.weights(), dtype=torch.float64)
         if self.samples:
-            p = (1.0 - self.exploration) * p + self.exploration / len(p)
+            center = torch.tensor(self._center, dtype=torch.float64)
+            p = (1.0 - self.exploration) * p + self.exploration * center / center.sum()
         return p / p.sum()
 
     def weights(self) -> list[float]:
-        return list(map(math.exp, self._log_p))
+        """p, in task order."""
+        return self._weights(self._center)
 
     def metrics(self) -> dict[str, float]:
-        """`Weighting.metrics` and effective_tasks, kl, lambda (where finite), and robust_value: the maximum over the ball."""
-        kl = divergence(torch.tensor(self._log_p, dtype=torch.float64))
-        effective = len(self.tasks) * math.exp(-kl)
+        """`Weighting.metrics` and effective_tasks (exp of p's entropy), kl from the prior, lambda (where finite), and
+        robust_value: the maximum over the ball.
+        """
+        log_p_M = torch.tensor(self.weights(), dtype=torch.float64).log()
+        effective = len(self.tasks) * math.exp(-divergence(log_p_M))
+        kl = divergence(log_p_M, torch.tensor(self._center, dtype=torch.float64))
         found = super().metrics() | {"kl": kl, "effective_tasks": effective, "lambda": self._multiplier}
         if all(map(math.isfinite, self.last_losses)):
-            response = best_response_floats(self.last_losses, self.rho)
+            response = best_response_floats(self.last_losses, self.rho, self._center)
             found["robust_value"] = sum(p * x for p, x in zip(response, self.last_losses, strict=True))
         return {name: number for name, number in found.items() if math.isfinite(number)}  # JSON has no infinite lambda
 
@@ -150,12 +181,13 @@ class BanditMTL(Weighting):
         key = values_K.device, torch.float64 if exact else torch.float32
         weights_M = self._cached.get(key)
         if weights_M is None:
-            weights = self._in_units(self.weights())
+            weights = self._in_units(self._weights(self._center_now))
             # frombuffer: several times faster than torch.tensor on a list.
             weights_M = torch.frombuffer(array("d" if exact else "f", weights), dtype=key[1])
             if values_K.device.type != "cpu":
                 weights_M = weights_M.to(values_K.device, non_blocking=True)
-            if not weights_M.is_inference():  # autograd would refuse it in the next training call
+            # An inference tensor autograd would refuse in the next training call; a moving prior is of this call.
+            if self._fixed and not weights_M.is_inference():
                 self._cached[key] = weights_M
         return weighted_sum(batch.of_present(weights_M), values_K, scale_K)
 
@@ -165,26 +197,33 @@ class BanditMTL(Weighting):
         if self.normalize:
             triples = zip(means.means, counts, self._initial, strict=True)
             own["_initial"] = [x if c > 0.0 and math.isnan(u) else u for x, c, u in triples]
-        losses = self._in_units(means.means)
+        losses, known = self._in_units(means.means), [True]
         if (drawn_by := self._draw_probabilities()) is not None:
             total = sum(counts)
             losses = [x * c / (total * d) for x, c, d in zip(losses, counts, drawn_by, strict=True)]
         elif 0.0 in counts:
             losses, known = self.compared(means)
             losses = self._in_units(losses)
-            if not all(known):
-                losses = hold(self._log_p, losses, known, self.eta)
-        own["_log_p"], own["_multiplier"] = mirror_floats(self._log_p, losses, self.rho, self.eta)
+        own["_center"] = center = self._fixed or self._powers(self._shares.sums)
+        log_center = list(map(math.log, center))
+        log_p = list(map(add, self._tilt, log_center))
+        if not all(known):
+            losses = hold(log_p, losses, known, self.eta)
+        if self._part is not None and not self._fixed:
+            own["rho"] = self._part * _largest([c for c in center if c > _FLOOR], sum(center))
+        log_p, own["_multiplier"] = mirror_floats(log_p, losses, self.rho, self.eta, center)
+        own["_tilt"] = list(map(sub, log_p, log_center))
         self._cached.clear()
 
     def state(self) -> dict[str, Any]:
-        """log p, lambda, and the initial losses that `normalize` divides by."""
-        log_p_M, initial_M = (torch.tensor(x, dtype=torch.float64) for x in (self._log_p, self._initial))
-        return {"log_p": log_p_M, "initial": initial_M, "lambda": self._multiplier}
+        """log(p / prior), lambda, the prior, and the initial losses that `normalize` divides by."""
+        log_p_M, initial_M = (torch.tensor(x, dtype=torch.float64) for x in (self._tilt, self._initial))
+        return {"log_p": log_p_M, "initial": initial_M, "lambda": self._multiplier, "center": list(self._center)}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self._log_p, self._initial = state["log_p"].tolist(), state["initial"].tolist()
+        self._tilt, self._initial = state["log_p"].tolist(), state["initial"].tolist()
         self._multiplier = state["lambda"]
+        self._center = list(state.get("center", self._center))  # an older state's prior is uniform
         self._cached.clear()
 
     def _in_units(self, values: list[float]) -> list[float]:
@@ -198,29 +237,86 @@ class BanditMTL(Weighting):
             return self.probabilities().tolist()  # type: ignore[no-any-return]
         return self._drawn_by
 
-    def _scale(self, batch: Batch, totals: list[float] | None) -> Tensor | None:
-        drawn_by = self._draw_probabilities()
-        if drawn_by is None:
-            return super()._scale(batch, totals)
-        # E[count_i / all counts] = drawn_by_i, so l_i count_i / (all counts * drawn_by_i) has the mean l_i.
-        everything = sum(self._totals(batch, totals) or [c for _, c in batch.sizes()])
-        parts = [world_size() * c / (everything * drawn_by[i]) for i, c in batch.sizes()]
-        return on_device(parts, batch.values_K.device)
+    def share_of_rows(self, counts: Sequence[float]) -> list[float]:
+        """See `Weighting`; those of `drawn_by` where they are known. Brings a prior that moves to the window at hand."""
+        shares = self._draw_probabilities() or super().share_of_rows(counts)
+        vars(self)["_center_now"] = self._fixed or self._powers(shares)
+        return shares
+
+    def _weights(self, center: list[float]) -> list[float]:
+        raw = [c * math.exp(x) for x, c in zip(self._tilt, center, strict=True)]
+        total = 1.0 if self._fixed else sum(raw)
+        return [x / total for x in raw]
+
+    def _powers(self, shares: Sequence[float]) -> list[float]:
+        """share^(1/T) over its mean."""
+        powers = [x ** (1.0 / self._temperature) for x in shares]
+        mean = sum(powers) / len(powers)
+        return [max(x / mean, _FLOOR) for x in powers]
+
+    def _read_prior(self, prior: Prior) -> list[float] | None:
+        """The prior relative to uniform; None where it moves with the shares seen, to the power of 1 / temperature."""
+        m, self._temperature = len(self.tasks), 1.0
+        if isinstance(prior, str | float | int):
+            self._temperature = _TEMPERATURES.get(prior, math.nan) if isinstance(prior, str) else float(prior)
+            if not self._temperature > 0.0:
+                raise ValueError(
+                    f'prior must be "uniform", "proportional", "sqrt", a temperature above 0 or a number per task, '
+                    f"found {prior!r}."
+                )
+            if self._temperature == math.inf:
+                return [1.0] * m
+            if self.samples:
+                raise ValueError(
+                    f'prior={prior!r} follows the shares in which tasks are drawn, which drawn_by="p" makes p itself: '
+                    f"expected a number per task, such as the sizes of their data."
+                )
+            numbers = self._drawn_by
+        else:
+            numbers = by_task(self.tasks, prior, "prior")
+            if 0.0 in numbers:
+                raise ValueError(f"prior must be above 0 for every task, found {numbers}: leave out a task of none.")
+        return numbers and self._powers(numbers)
 
 
-def _radius(m: int, rho: float | None, min_effective_tasks: float | None) -> float:
+def _largest(prior: Sequence[float], total: float) -> float:
+    """log(1 / min prior), the radius from which on the ball holds every weighting."""
+    return math.log(total / min(prior))
+
+
+def _part_of_the_largest(rho: str) -> float:
+    try:
+        part = float(rho.removesuffix("%")) / 100.0 if rho.endswith("%") else math.nan
+    except ValueError:
+        part = math.nan
+    if not 0.0 <= part < 1.0:
+        raise ValueError(f'rho must be a number or a share of log(1 / min prior) such as "30%", found {rho!r}.')
+    return part
+
+
+def _radius(
+    m: int, rho: float | str | None, min_effective_tasks: float | None, prior: list[float] | None, uniform: bool
+) -> float:
     if (rho is None) == (min_effective_tasks is None):
         raise ValueError(
             f"expected exactly one of rho and min_effective_tasks, found rho={rho} and "
             f"min_effective_tasks={min_effective_tasks}. rho = log({m} / min_effective_tasks)."
         )
+    if min_effective_tasks is not None and not uniform:
+        raise ValueError(
+            "min_effective_tasks counts from the uniform prior: with another one say rho, or its share of the largest "
+            'radius, rho="30%".'
+        )
+    largest = _largest(prior or [1.0] * m, sum(prior or [1.0] * m))
+    if isinstance(rho, str):
+        return _part_of_the_largest(rho) * largest
     radius = ball_radius(m, min_effective_tasks) if min_effective_tasks is not None else float(rho or 0.0)
     if not radius >= 0.0:
-        raise ValueError(f"rho must be >= 0, found {rho}: 0 is uniform weighting.")
-    if radius >= math.log(m):
+        raise ValueError(f"rho must be >= 0, found {rho}: 0 keeps the weights at the prior.")
+    if prior and radius >= largest:
         warnings.warn(
-            f"rho = {radius:.4g} >= log({m}) = {math.log(m):.4g}: the ball holds every weighting, and what is left is "
-            f"Group DRO's update, which may put all weight on one task. Choose a smaller rho (or min_effective_tasks "
+            f"rho = {radius:.4g} >= log(1 / min prior) = {largest:.4g}: the ball holds every weighting, and what is left "
+            f"is Group DRO's update, which may put all weight on one task. Choose a smaller rho (or min_effective_tasks "
             f"> 1), or GroupDRO if you meant that.",
             stacklevel=3,
         )

@@ -40,6 +40,10 @@ class DWA(Weighting):
         if not temperature > 0.0:
             raise ValueError(f"temperature must be positive, found {temperature}.")
         self.steps_per_epoch, self.temperature = steps_per_epoch, temperature
+        self.reset()
+
+    def reset(self) -> None:
+        super().reset()
         self._epochs: list[list[float]] = []
         self._begin_epoch()
 

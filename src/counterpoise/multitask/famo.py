@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,14 +23,15 @@ class FAMO(Weighting):
 
     The losses after the step are those of the same batch, computed again and given to `step(losses_after)`. Departure:
     without them `step()` waits, and takes the next batch's losses as "after", which costs no second pass and adds the
-    noise between batches. Losses must be positive. Absent tasks, not in the paper, count in c with their last known loss
-    and in the comparison with how it last fell; one of which no fall is known falls as the others do on average. While
-    the fall of one task alone is known, w stays as it is.
+    noise between batches. Losses must be above `min_losses`. Absent tasks, not in the paper, count in c with their last
+    known loss and in the comparison with how it last fell; one of which no fall is known falls as the others do on
+    average. While the fall of one task alone is known, w stays as it is.
 
     Args:
         tasks: names, or how many.
         lr: step size of w; the paper uses 0.025.
         weight_decay: decay of w (gamma); 0.001 in the paper's algorithm.
+        min_losses: b, a bound that each task's loss stays above, taken off it everywhere; 0 by default.
 
     Example:
         >>> weighting = FAMO(2)
@@ -41,23 +43,34 @@ class FAMO(Weighting):
 
     whole_batch_only = True
 
-    def __init__(self, tasks: Tasks, *, lr: float = 0.025, weight_decay: float = 1e-3) -> None:
+    def __init__(
+        self, tasks: Tasks, *, lr: float = 0.025, weight_decay: float = 1e-3, min_losses: Sequence[float] | None = None
+    ) -> None:
         super().__init__(tasks)
         if lr < 0.0 or weight_decay < 0.0:
             raise ValueError(f"lr and weight_decay must be >= 0, found {lr} and {weight_decay}.")
+        self.lr, self.weight_decay = lr, weight_decay
+        self.min_losses = [0.0] * len(self.tasks) if min_losses is None else [float(x) for x in min_losses]
+        if len(self.min_losses) != len(self.tasks) or not all(map(math.isfinite, self.min_losses)):
+            raise ValueError(f"min_losses must be {len(self.tasks)} finite numbers, found {self.min_losses}.")
+        self.reset()
+
+    def reset(self) -> None:
+        super().reset()
         # A plain tensor: neither the user's optimiser nor .to(dtype) may touch it.
         self._logits_M = torch.zeros(len(self.tasks), dtype=torch.float64)
-        self._adam = torch.optim.Adam([self._logits_M], lr=lr, weight_decay=weight_decay)
+        self._adam = torch.optim.Adam([self._logits_M], lr=self.lr, weight_decay=self.weight_decay)
         self._before: list[float | None] = [None] * len(self.tasks)
         self._falls = [math.nan] * len(self.tasks)
 
     def weights(self) -> list[float]:
         """z, in task order."""
-        return self._shares().tolist()  # type: ignore[no-any-return]
+        return self._softmax().tolist()  # type: ignore[no-any-return]
 
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
         values_K, indices = self.joined_by_known(batch)
-        z_K = self._shares()[indices].to(values_K)
+        values_K = values_K - values_K.new_tensor(self.min_losses)[indices]
+        z_K = self._softmax()[indices].to(values_K)
         scaled_K = z_K / (values_K.detach() + _EPSILON)
         return (z_K * torch.log(values_K + _EPSILON)).sum() / scaled_K.sum()
 
@@ -88,11 +101,12 @@ class FAMO(Weighting):
         self._before = list(state["before"])
         self._falls = state["falls"].tolist() if "falls" in state else [math.nan] * len(self.tasks)  # an older state
 
-    def _shares(self) -> Tensor:
+    def _softmax(self) -> Tensor:
         return torch.softmax(self._logits_M, dim=0)
 
     def _learn(self, after: dict[int, float]) -> None:
-        before = {i: x for i, x in enumerate(self._before) if x is not None and i in after}
+        before = {i: x - self.min_losses[i] for i, x in enumerate(self._before) if x is not None and i in after}
+        after = {i: x - self.min_losses[i] for i, x in after.items()}
         values = [after[i] for i in before] + list(before.values())
         if not before or not all(0.0 <= x < float("inf") for x in values):
             return
@@ -101,7 +115,7 @@ class FAMO(Weighting):
         known = [i for i, x in enumerate(self._falls) if math.isfinite(x)]
         if len(known) < 2:
             return
-        fall_M, z_M = torch.tensor(self._falls, dtype=torch.float64), self._shares()
+        fall_M, z_M = torch.tensor(self._falls, dtype=torch.float64), self._softmax()
         fall_M[fall_M.isnan()] = (z_M[known] @ fall_M[known]) / z_M[known].sum()
         self._logits_M.grad = z_M * (fall_M - z_M @ fall_M)  # the softmax's transposed Jacobian times the fall
         self._adam.step()

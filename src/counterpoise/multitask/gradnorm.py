@@ -45,10 +45,14 @@ class GradNorm(Weighting):
     def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], asymmetry: float = 1.5, lr: float = 0.025) -> None:
         super().__init__(tasks)
         self.shared = shared_parameters(shared)
-        self.asymmetry = asymmetry
+        self.asymmetry, self.lr = asymmetry, lr
+        self.reset()
+
+    def reset(self) -> None:
+        super().reset()
         # A plain tensor: neither the user's optimiser nor .to(dtype) may touch it.
         self._weights_M = torch.ones(len(self.tasks), dtype=torch.float64)
-        self._adam = torch.optim.Adam([self._weights_M], lr=lr)
+        self._adam = torch.optim.Adam([self._weights_M], lr=self.lr)
         self._initial = [math.nan] * len(self.tasks)
         self._norms_K: Tensor | None = None
         self._known_norms = [math.nan] * len(self.tasks)

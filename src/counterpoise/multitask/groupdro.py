@@ -45,6 +45,10 @@ class GroupDRO(Weighting):
         if not 0.0 < eta < math.inf:
             raise ValueError(f"eta must be positive and finite, found {eta}.")
         self.eta = eta
+        self.reset()
+
+    def reset(self) -> None:
+        super().reset()
         self._log_p = [-math.log(len(self.tasks))] * len(self.tasks)
 
     def weights(self) -> list[float]:

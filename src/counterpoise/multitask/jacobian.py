@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +30,15 @@ class JacobianWeighting(Weighting):
     Args:
         tasks: names, or how many.
         shared: the parameters that all tasks share, for instance `encoder.parameters()`.
-        aggregate: the map from a Jacobian (k, n) to a gradient (n,), for instance a torchjd aggregator.
+        aggregate: the map from a Jacobian (k, n) to a gradient (n,), for instance any torchjd aggregator. What one with
+            a memory of its own remembers (those of torchjd with a `reset()`) is not in the state here.
+
+    Example:
+        >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
+        >>> middle = JacobianWeighting(3, shared=[theta], aggregate=lambda rows_KN: rows_KN.median(dim=0).values)
+        >>> middle([theta[0], 2 * theta[0], 9 * theta[0]]).backward()
+        >>> theta.grad
+        tensor([2., 0.])
     """
 
     whole_batch_only = True
@@ -38,6 +48,15 @@ class JacobianWeighting(Weighting):
         self.shared = shared_parameters(shared)
         self.aggregate = aggregate
 
+    def reset(self) -> None:
+        super().reset()
+        if hasattr(self.aggregate, "reset"):
+            self.aggregate.reset()
+
+    def rows(self, rows_KN: Tensor, present: list[int]) -> Tensor:
+        """What is aggregated, of the Jacobian's rows of the tasks present; a method may change it."""
+        return rows_KN
+
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
         """The sum of the losses, with the shared parameters' gradient exchanged."""
         total = batch.values_K.sum()
@@ -46,7 +65,8 @@ class JacobianWeighting(Weighting):
         rows_KN = jacobian(batch.single(), self.shared)
         if not bool(rows_KN.isfinite().all()):  # no aggregator can use it; the loss says what is wrong
             return total
-        change_N = self.aggregate(rows_KN) - rows_KN.sum(dim=0)
+        present = [i for i, _ in batch.sizes()]
+        change_N = self.aggregate(self.rows(rows_KN, present)) - rows_KN.sum(dim=0)
         parts = torch.split(change_N, [p.numel() for p in self.shared])
         for parameter, change in zip(self.shared, parts, strict=True):
             moved = parameter - parameter.detach()
@@ -56,11 +76,10 @@ class JacobianWeighting(Weighting):
 
 class MGDA(JacobianWeighting):
     """The shortest convex combination of the tasks' gradients (Sener, Koltun: Multi-Task Learning as Multi-Objective
-    Optimization, NeurIPS 2018, algorithm 2), by torchjd's Frank-Wolfe solver on raw, unnormalised gradients.
+    Optimization, NeurIPS 2018, equation 3), of raw, unnormalised gradients.
 
-    Args, beside those of every `JacobianWeighting`:
-        tolerance: the solver stops when its step falls below this.
-        max_iterations: or after so many.
+    Departure: exact, as one non-negative least-squares problem (`shortest`), where the paper's Frank-Wolfe steps stop at
+    a tolerance.
 
     Example:
         >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
@@ -69,11 +88,8 @@ class MGDA(JacobianWeighting):
         tensor([1., 1.])
     """
 
-    def __init__(
-        self, tasks: Tasks, *, shared: Iterable[Tensor], tolerance: float = 1e-3, max_iterations: int = 100
-    ) -> None:
-        aggregate = torchjd_aggregator("MGDA", epsilon=tolerance, max_iters=max_iterations)
-        super().__init__(tasks, shared=shared, aggregate=aggregate)
+    def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor]) -> None:
+        super().__init__(tasks, shared=shared, aggregate=shortest)
 
 
 class PCGrad(JacobianWeighting):
@@ -123,6 +139,97 @@ class UPGrad(JacobianWeighting):
         super().__init__(tasks, shared=shared, aggregate=torchjd_aggregator("UPGrad", projector=project_weights))
 
 
+class AlignedMTL(JacobianWeighting):
+    """The mean gradient after the Jacobian's singular values are all brought to the smallest (Senushkin, Patakin,
+    Kuznetsov, Konushin: Independent Component Alignment for Multi-Task Learning, CVPR 2023, algorithm 1), by torchjd.
+
+    Example:
+        >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
+        >>> AlignedMTL(2, shared=[theta])([4 * theta[0], theta[1]]).backward()
+        >>> theta.grad
+        tensor([0.5000, 0.5000])
+    """
+
+    def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor]) -> None:
+        super().__init__(tasks, shared=shared, aggregate=torchjd_aggregator("AlignedMTL"))
+
+
+class IMTLG(JacobianWeighting):
+    """The combination, with weights that add up to 1, whose projections onto all tasks' gradients are equal (Liu et al.:
+    Towards Impartial Multi-task Learning, ICLR 2021, section 3.1), by torchjd.
+
+    Example:
+        >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
+        >>> IMTLG(2, shared=[theta])([4 * theta[0], theta[1]]).backward()
+        >>> theta.grad
+        tensor([0.8000, 0.8000])
+    """
+
+    def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor]) -> None:
+        super().__init__(tasks, shared=shared, aggregate=torchjd_aggregator("IMTLG"))
+
+
+class FairGrad(JacobianWeighting):
+    """The direction J'w that is fair to the tasks' gains: J J' w = w^(-1/a) (Ban, Ji: Fair Resource Allocation in
+    Multi-Task Learning, ICML 2024, equation 4), by torchjd on gradients brought to length 1 on average, where its solver
+    is exact.
+
+    Args, beside those of every `JacobianWeighting`:
+        fairness: a, > 0; 1 is the direction of `NashMTL`, more favours the task that gains least.
+
+    Example:
+        >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
+        >>> FairGrad(2, shared=[theta], fairness=1.0)([4 * theta[0], theta[1]]).backward()
+        >>> [round(x, 3) for x in theta.grad.tolist()]
+        [1.0, 1.0]
+    """
+
+    def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], fairness: float = 1.0) -> None:
+        if not 0.0 < fairness < math.inf:
+            raise ValueError(f"fairness must be positive and finite, found {fairness}.")
+        solve = torchjd_aggregator("FairGrad", alpha=fairness)
+        power = (1.0 - fairness) / (1.0 + fairness)  # w scales with size^(-2a / (1 + a))
+
+        def aggregate(rows_KN: Tensor) -> Tensor:
+            size = rows_KN.square().sum(dim=1).mean().sqrt()
+            if not size > 0.0:
+                return rows_KN.sum(dim=0)
+            return solve(rows_KN / size) * size**power
+
+        super().__init__(tasks, shared=shared, aggregate=aggregate)
+        self.fairness = fairness
+
+
+class NashMTL(FairGrad):
+    """The tasks' bargaining solution: J'w with J J' w = 1 / w, no longer than `max_norm` (Navon et al.: Multi-Task
+    Learning as a Bargaining Game, ICML 2022, claim 3.1 and algorithm 1).
+
+    Departure: solved exactly, as `FairGrad` with fairness 1, where the paper's code takes steps of a convex-concave
+    procedure.
+
+    Args, beside those of every `JacobianWeighting`:
+        max_norm: of the direction, 1 in the paper's code; infinity: no bound. Unbounded it has the length sqrt(k).
+
+    Example:
+        >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
+        >>> NashMTL(2, shared=[theta])([4 * theta[0], theta[1]]).backward()
+        >>> [round(x, 3) for x in theta.grad.tolist()]
+        [0.707, 0.707]
+    """
+
+    def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], max_norm: float = 1.0) -> None:
+        super().__init__(tasks, shared=shared)
+        if not max_norm > 0.0:
+            raise ValueError(f"max_norm must be positive, found {max_norm}.")
+        self.max_norm, fair = max_norm, self.aggregate
+
+        def bounded(rows_KN: Tensor) -> Tensor:
+            direction_N = fair(rows_KN)
+            return direction_N * min(1.0, max_norm / max(float(direction_N.norm()), 1e-300))
+
+        self.aggregate = bounded
+
+
 def project_weights(weights_TM: Tensor, gramian_MM: Tensor) -> Tensor:
     """The weights v >= u, per row u, with the least v' G v: those of the projection onto the dual cone.
 
@@ -130,11 +237,30 @@ def project_weights(weights_TM: Tensor, gramian_MM: Tensor) -> Tensor:
     """
     from scipy.optimize import nnls
 
-    values, vectors = np.linalg.eigh(gramian_MM.detach().cpu().double().numpy())
-    root = np.sqrt(np.maximum(values, 0.0) / max(float(values[-1]), 1e-300))[:, None] * vectors.T
+    root = _root(gramian_MM)
     rows = weights_TM.detach().cpu().double().numpy()
     solved = np.stack([u + nnls(root, -root @ u)[0] for u in rows])
     return torch.as_tensor(solved, dtype=weights_TM.dtype, device=weights_TM.device)
+
+
+def shortest(rows_KN: Tensor) -> Tensor:
+    """The point of the rows' convex hull that is nearest to 0, (n,).
+
+    With G = R'R, the u >= 0 that minimises ||R u||^2 + (1 - sum u)^2 is that combination times a positive number: where
+    u_i > 0, (G u)_i = 1 - sum u, and elsewhere it is at least that (Lawson, Hanson: Solving Least Squares Problems,
+    chapter 23).
+    """
+    from scipy.optimize import nnls
+
+    root = _root(rows_KN @ rows_KN.T)
+    u, _ = nnls(np.vstack([root, np.ones(len(root))]), np.append(np.zeros(len(root)), 1.0))
+    return rows_KN.new_tensor(u / u.sum()) @ rows_KN
+
+
+def _root(gramian_MM: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """R with R'R = G over its largest eigenvalue."""
+    values, vectors = np.linalg.eigh(gramian_MM.detach().cpu().double().numpy())
+    return np.sqrt(np.maximum(values, 0.0) / max(float(values[-1]), 1e-300))[:, None] * vectors.T  # type: ignore[no-any-return]
 
 
 def shared_parameters(shared: Iterable[Tensor]) -> list[Tensor]:

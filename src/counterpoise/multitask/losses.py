@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -261,3 +262,43 @@ class Window:
             return [values_K.tolist() for values_K in waiting]
         together = torch.cat([values_K.double() for values_K in waiting]).cpu()
         return [part.tolist() for part in torch.split(together, [len(values_K) for values_K in waiting])]
+
+
+class Shares:
+    """The share of the rows that is each task's: the mean, over the windows so far, of its count over all counts.
+
+    A row's weight is divided by it. The window at hand takes part: over all orders of the same windows, a task's count
+    over its share then adds up to 1 exactly, from the first window that holds the task on.
+    """
+
+    def __init__(self, tasks: int) -> None:
+        self.windows, self.sums, self.squares = 0, [0.0] * tasks, [0.0] * tasks
+
+    def including(self, counts: Sequence[float]) -> list[float]:
+        """The shares, were a window of these counts the last."""
+        everything, n = sum(counts), self.windows + 1
+        return [(s + c / everything) / n for s, c in zip(self.sums, counts, strict=True)]
+
+    def add(self, counts: Sequence[float]) -> None:
+        """Count a window."""
+        everything = sum(counts)
+        self.sums, self.windows = [s + c / everything for s, c in zip(self.sums, counts, strict=True)], self.windows + 1
+        self.squares = [s + (c / everything) ** 2 for s, c in zip(self.squares, counts, strict=True)]
+
+    def errors(self) -> list[float]:
+        """The standard error of each share, as of windows drawn independently; infinite before the second."""
+        n = self.windows
+        if n < 2:
+            return [math.inf] * len(self.sums)
+        pairs = zip(self.sums, self.squares, strict=True)
+        return [math.sqrt(max(q - s * s / n, 0.0) / (n * (n - 1))) for s, q in pairs]
+
+    def state(self) -> Tensor:
+        """Windows, sums and squares, (1 + 2 m,)."""
+        return torch.tensor([float(self.windows), *self.sums, *self.squares], dtype=torch.float64)
+
+    def load(self, state: Tensor) -> None:
+        """Go on from `state()`."""
+        m = len(self.sums)
+        windows, *rest = state.tolist()
+        self.windows, self.sums, self.squares = int(windows), rest[:m], rest[m:]

@@ -1,4 +1,4 @@
-"""The mathematics of BanditMTL: mirror ascent inside a KL ball around the uniform weights.
+"""The mathematics of BanditMTL: mirror ascent inside a KL ball around a prior, by default the uniform weights.
 
 Everything here is a pure function in float64. A call handles a few dozen tasks, where Python floats
 on the host are faster than one tensor operation per formula, so the functions that end in `_floats`
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from operator import mul
+from operator import mul, sub
 from typing import NamedTuple
 
 import torch
@@ -50,18 +50,21 @@ def ball_radius(tasks: int, min_effective_tasks: float) -> float:
     return math.log(tasks / min_effective_tasks)
 
 
-def mirror_step(log_p_M: Tensor, losses_M: Tensor, *, rho: float, eta: float) -> MirrorStep:
+def mirror_step(
+    log_p_M: Tensor, losses_M: Tensor, *, rho: float, eta: float, prior_M: Tensor | None = None
+) -> MirrorStep:
     """One step of mirror gradient ascent on <p, losses>, projected onto the KL ball.
 
-    q_i = p_i exp(eta l_i); p_i <- q_i^(1/(1+lambda)) / sum_j q_j^(1/(1+lambda)), where lambda >= 0 is the root of
-    KL(p || uniform) = rho, or 0 when q, normalised, is inside the ball. This is the exact maximiser of
-    eta <p, l> - KL(p || p_t) over the ball (Mao et al., BanditMTL, ACL 2021).
+    q_i = p_i exp(eta l_i); p_i <- q_i^s prior_i^(1-s) / sum_j q_j^s prior_j^(1-s) with s = 1 / (1 + lambda), where
+    lambda >= 0 is the root of KL(p || prior) = rho, or 0 when q, normalised, is inside the ball. This is the exact
+    maximiser of eta <p, l> - KL(p || p_t) over the ball (Mao et al., BanditMTL, ACL 2021, whose prior is uniform).
 
     Args:
         log_p_M: log weights, (m,); they need not be normalised.
         losses_M: task losses, (m,), any finite values: only differences matter and none is exponentiated raw.
         rho: radius of the ball; infinity drops it (the update of Group DRO).
         eta: step size of the ascent, in 1 / units of loss.
+        prior_M: the ball's centre, (m,), positive, of any sum; uniform by default.
 
     Returns:
         log weights (float64, normalised, floored at `LOG_FLOOR`) and lambda (infinity when rho = 0).
@@ -71,18 +74,21 @@ def mirror_step(log_p_M: Tensor, losses_M: Tensor, *, rho: float, eta: float) ->
         >>> [round(w, 4) for w in step.log_p_M.exp().tolist()]
         [0.5744, 0.4256]
     """
-    log_p, multiplier = mirror_floats(log_p_M.tolist(), losses_M.tolist(), rho, eta)
+    prior = None if prior_M is None else prior_M.tolist()
+    log_p, multiplier = mirror_floats(log_p_M.tolist(), losses_M.tolist(), rho, eta, prior)
     return MirrorStep(torch.tensor(log_p, dtype=torch.float64), multiplier)
 
 
-def best_response(losses_M: Tensor, rho: float) -> Tensor:
-    """The weights that maximise <p, losses> over the KL ball: proportional to exp(beta l) with KL(p) = rho.
+def best_response(losses_M: Tensor, rho: float, prior_M: Tensor | None = None) -> Tensor:
+    """The weights that maximise <p, losses> over the KL ball: p_i ~ prior_i exp(beta l_i) with KL(p || prior) = rho.
 
-    When the ball reaches the uniform weights over the largest losses (always at rho >= log m), those are returned.
+    When the ball reaches the prior's weights over the largest losses alone (always at rho >= log(1 / min prior), log m
+    for the uniform prior), those are returned.
 
     Args:
         losses_M: task losses, (m,).
         rho: radius of the ball, >= 0.
+        prior_M: the ball's centre, (m,), positive, of any sum; uniform by default.
 
     Returns:
         float64 weights, (m,).
@@ -91,19 +97,23 @@ def best_response(losses_M: Tensor, rho: float) -> Tensor:
         >>> round(float(best_response(torch.tensor([1.0, 0.4]), 0.02) @ torch.tensor([1.0, 0.4]).double()), 6)
         0.759799
     """
-    return torch.tensor(best_response_floats(losses_M.tolist(), rho), dtype=torch.float64)
+    prior = None if prior_M is None else prior_M.tolist()
+    return torch.tensor(best_response_floats(losses_M.tolist(), rho, prior), dtype=torch.float64)
 
 
-def divergence(log_p_M: Tensor) -> float:
-    """KL(p || uniform) = sum_i p_i log(m p_i), without the cancellation that ruins it near the uniform weights.
+def divergence(log_p_M: Tensor, prior_M: Tensor | None = None) -> float:
+    """KL(p || prior) = sum_i p_i log(p_i / prior_i), without the cancellation that ruins it near the prior.
+
+    The prior is uniform by default. Neither p nor the prior need add up to 1.
 
     Example:
         >>> divergence(torch.zeros(4))
         0.0
     """
-    log_p = log_p_M.tolist()
-    top = max(log_p)
-    return _tempered([x - top for x in log_p], 1.0).kl
+    prior = [1.0] * len(log_p_M) if prior_M is None else prior_M.tolist()
+    ratios = [x - math.log(c) for x, c in zip(log_p_M.tolist(), prior, strict=True)]
+    top = max(ratios)
+    return _tempered([max(x - top, -1e4) for x in ratios], 1.0, prior).kl  # a weight of 0 adds 0, not nan
 
 
 def hold(log_p: Sequence[float], losses: Sequence[float], seen: Sequence[bool], eta: float) -> list[float]:
@@ -125,19 +135,27 @@ def hold(log_p: Sequence[float], losses: Sequence[float], seen: Sequence[bool], 
     return [loss if here else filled for loss, here in zip(losses, seen, strict=True)]
 
 
-def mirror_floats(log_p: Sequence[float], losses: Sequence[float], rho: float, eta: float) -> tuple[list[float], float]:
+def mirror_floats(
+    log_p: Sequence[float], losses: Sequence[float], rho: float, eta: float, prior: Sequence[float] | None = None
+) -> tuple[list[float], float]:
     """`mirror_step` on plain floats."""
-    log_q = [a + eta * b for a, b in zip(log_p, losses, strict=True)]
+    highest = max(losses)  # taken off first: eta * 1e12 would swallow what the losses differ by
+    log_q = [a + eta * (b - highest) for a, b in zip(log_p, losses, strict=True)]
+    log_prior = [0.0] * len(log_q)
+    if prior is not None:
+        log_prior = list(map(math.log, prior))
+        log_q = list(map(sub, log_q, log_prior))
+    prior = prior or [1.0] * len(log_q)
     top = max(log_q)
-    log_q = [x - top for x in log_q]
-    untempered = _tempered(log_q, 1.0)
-    if untempered.kl <= rho:
-        temper, log_z = 1.0, math.log(untempered.total)
-    else:
-        temper = _temper(log_q, rho, 1.0, untempered)
+    log_q = [x - top for x in log_q]  # from here on log(q / prior)
+    at = _tempered(log_q, 1.0, prior)
+    temper = 1.0
+    if at.kl > rho:
+        temper = _temper(log_q, rho, 1.0, at, prior)
         log_q = [temper * x for x in log_q]
-        log_z = math.log(sum(map(math.exp, log_q)))
-    new = [x - log_z for x in log_q]
+        at = _tempered(log_q, 1.0, prior)
+    log_z = math.log(at.total)
+    new = [x + c - log_z for x, c in zip(log_q, log_prior, strict=True)]
     if min(new) < LOG_FLOOR:
         new = [max(x, LOG_FLOOR) for x in new]
         excess = math.log(sum(map(math.exp, new)))
@@ -145,26 +163,28 @@ def mirror_floats(log_p: Sequence[float], losses: Sequence[float], rho: float, e
     return new, (1.0 / temper - 1.0 if temper > 0.0 else math.inf)
 
 
-def best_response_floats(losses: Sequence[float], rho: float) -> list[float]:
+def best_response_floats(losses: Sequence[float], rho: float, prior: Sequence[float] | None = None) -> list[float]:
     """`best_response` on plain floats."""
+    prior = prior or [1.0] * len(losses)
+    everything = sum(prior)
     top = max(losses)
     spread = top - min(losses)
     if spread == 0.0 or rho == 0.0:
-        return [1.0 / len(losses)] * len(losses)
+        return [c / everything for c in prior]
     gaps = [(x - top) / spread for x in losses]
-    ties = sum(1 for x in gaps if x == 0.0)
-    if rho >= math.log(len(gaps) / ties):
-        return [1.0 / ties if x == 0.0 else 0.0 for x in gaps]
+    ties = sum(c for x, c in zip(gaps, prior, strict=True) if x == 0.0)
+    if rho >= math.log(everything / ties):
+        return [c / ties if x == 0.0 else 0.0 for x, c in zip(gaps, prior, strict=True)]
     # The root exists. Past this beta every other task has underflowed and the divergence no longer grows.
     furthest = 745.0 / -max(x for x in gaps if x < 0.0)
-    beta = _temper(gaps, rho, furthest, _tempered(gaps, furthest))
-    weights = [math.exp(beta * x) for x in gaps]
+    beta = _temper(gaps, rho, furthest, _tempered(gaps, furthest, prior), prior)
+    weights = [c * math.exp(beta * x) for x, c in zip(gaps, prior, strict=True)]
     total = sum(weights)
     return [w / total for w in weights]
 
 
 class _Tempered(NamedTuple):
-    """p = softmax(s log q): its KL from uniform, the mean of log q under it, and the sums behind both."""
+    """p ~ prior (q / prior)^s: its KL from the prior, the mean of log(q / prior) under it, and the sums behind both."""
 
     kl: float
     mean: float
@@ -172,11 +192,12 @@ class _Tempered(NamedTuple):
     total: float
 
 
-def _temper(log_q: Sequence[float], rho: float, upper: float, at: _Tempered) -> float:
-    """The s in [0, upper] with KL(softmax(s log q) || uniform) = rho, or `upper` when `at`, there, is inside the ball.
+def _temper(log_q: Sequence[float], rho: float, upper: float, at: _Tempered, prior: Sequence[float]) -> float:
+    """The s in [0, upper] with KL(p_s || prior) = rho, or `upper` when `at`, there, is inside the ball.
 
-    g(s) = KL - rho is increasing with g' = s Var_{p_s}(log q): Newton from the root of its quadratic expansion, or
-    from the upper end when that is near, inside a bracket that bisection falls back on. `log_q` has its maximum at 0.
+    `log_q` is log(q / prior) with its maximum at 0, and p_s ~ prior exp(s log_q). g(s) = KL - rho is increasing with
+    g' = s Var_{p_s}(log_q): Newton from the root of its quadratic expansion, or from the upper end when that is near,
+    inside a bracket that bisection falls back on.
     """
     if at.kl <= rho:
         return upper
@@ -184,12 +205,14 @@ def _temper(log_q: Sequence[float], rho: float, upper: float, at: _Tempered) -> 
         return 0.0
     low, high = 0.0, upper
     s = upper
-    if at.kl >= 2.0 * rho:  # the expansion s^2 Var_u(log q) / 2
-        mean = sum(log_q) / len(log_q)
-        s = min(upper, math.sqrt(2.0 * rho * len(log_q) / sum([(x - mean) ** 2 for x in log_q])))
+    if at.kl >= 2.0 * rho:  # the expansion s^2 Var_prior(log_q) / 2
+        everything = sum(prior)
+        mean = sum(map(mul, prior, log_q)) / everything
+        squares = sum([c * (x - mean) ** 2 for x, c in zip(log_q, prior, strict=True)])
+        s = min(upper, math.sqrt(2.0 * rho * everything / squares)) if squares > 0.0 else upper
     for _ in range(_MAX_ITERATIONS):
         if s < upper:
-            at = _tempered(log_q, s)
+            at = _tempered(log_q, s, prior)
         if at.kl > rho:
             high = s
         else:
@@ -207,25 +230,25 @@ def _temper(log_q: Sequence[float], rho: float, upper: float, at: _Tempered) -> 
     return low
 
 
-def _tempered(log_q: Sequence[float], s: float) -> _Tempered:
-    weights = list(map(math.exp, log_q)) if s == 1.0 else [math.exp(s * x) for x in log_q]
+def _tempered(log_q: Sequence[float], s: float, prior: Sequence[float]) -> _Tempered:
+    weights = list(map(mul, prior, map(math.exp, log_q if s == 1.0 else [s * x for x in log_q])))
     total = sum(weights)
     weighted = list(map(mul, weights, log_q))
     mean = sum(weighted) / total
-    kl = s * mean - math.log(total / len(log_q))
+    kl = s * mean - math.log(total / sum(prior))
     if kl < _NEAR_UNIFORM:
-        kl = _near_uniform([s * (x - mean) for x in log_q])
+        kl = _near_prior([s * (x - mean) for x in log_q], prior)
     return _Tempered(kl, mean, weighted, total)
 
 
-def _near_uniform(y: Sequence[float]) -> float:
-    """KL(softmax(y) || uniform) for almost equal y, as a mean of non-negative terms: nothing cancels.
+def _near_prior(y: Sequence[float], prior: Sequence[float]) -> float:
+    """KL(p || prior) for p ~ prior exp(y) with almost equal y, as a mean of non-negative terms: nothing cancels.
 
-    With d = m p - 1, whose mean is 0, KL = mean((1 + d) log(1 + d) - d).
+    With d = p / prior - 1, whose mean under the prior is 0, KL = E_prior((1 + d) log(1 + d) - d).
     """
-    e = [math.expm1(v) for v in y]
-    shift = sum(e) / len(e)
-    return sum(_entropy_term((v - shift) / (1.0 + shift)) for v in e) / len(e)
+    e, everything = [math.expm1(v) for v in y], sum(prior)
+    shift = sum(map(mul, prior, e)) / everything
+    return sum([c * _entropy_term((v - shift) / (1.0 + shift)) for v, c in zip(e, prior, strict=True)]) / everything
 
 
 def _entropy_term(d: float) -> float:

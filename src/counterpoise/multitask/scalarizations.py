@@ -102,9 +102,14 @@ class SmoothTchebycheff(Tchebycheff):
         missing: Missing = "last",
     ) -> None:
         super().__init__(tasks, preferences=preferences, ideal=ideal, missing=missing)
-        if not smoothing > 0.0:
-            raise ValueError(f"smoothing must be positive, found {smoothing}: Tchebycheff is its limit at 0.")
+        if not 0.0 < smoothing < math.inf:
+            raise ValueError(
+                f"smoothing must be positive and finite, found {smoothing}: Tchebycheff is its limit at 0."
+            )
         self.smoothing = smoothing
 
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
-        return self.smoothing * torch.logsumexp(self._excess(batch) / self.smoothing, dim=0)
+        excess_K = self._excess(batch)
+        worst = excess_K.max().detach()  # taken off first: at a small mu the quotients overflow
+        mu = max(self.smoothing, torch.finfo(excess_K.dtype).tiny)
+        return worst + mu * torch.logsumexp((excess_K - worst) / mu, dim=0)

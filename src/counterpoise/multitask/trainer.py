@@ -43,10 +43,11 @@ def with_weighting(base: type) -> type:
             label columns come as a mapping by name.
 
     Raises:
-        ValueError: packing or padding-free batches (rows of different tasks are joined), by a setting, a collator or
-            as found in a batch; a model whose own loss is another one, or that takes several label columns, without
-            example_losses; label smoothing, a custom compute_loss_func, several GPUs in one process, a training set
-            without the task column, a task column that names unknown tasks.
+        ValueError: another trainer of TRL's than SFTTrainer (DPO, KTO, GRPO and the like have no loss per row), or a
+            compute_loss of one's own without example_losses; packing or padding-free batches (rows of different tasks
+            are joined), by a setting, a collator or as found in a batch; a model whose own loss is another one, or that
+            takes several label columns, without example_losses; label smoothing, a custom compute_loss_func, several
+            GPUs in one process, a training set without the task column, a task column that names unknown tasks.
         TypeError: no `Weighting`, which an adversarial one is not: it needs features that the trainer does not pass on.
 
     Example:
@@ -99,6 +100,7 @@ class _Weighted(Trainer):
         settings = kwargs.get("args", args[1] if len(args) > 1 else None)
         collator = kwargs.get("data_collator", args[2] if len(args) > 2 else None)
         _refuse(settings, kwargs | {"data_collator": collator}, weighting)
+        _refuse_own_loss(type(self).__mro__, example_losses)
         if not hasattr(Trainer, "loss_is_scaled_for_ga"):
             raise ImportError("with_weighting needs Trainer.loss_is_scaled_for_ga: upgrade transformers.")
         self.weighting, self.task_column, self.example_losses = weighting, task_column, example_losses
@@ -292,6 +294,24 @@ def _no_column(column: str, found: Iterable[str]) -> ValueError:
 
 def _per_task(values_B: Tensor, task_B: Tensor, m: int) -> Tensor:
     return values_B.new_zeros(m).index_add(0, task_B.to(values_B.device), values_B)
+
+
+def _refuse_own_loss(classes: Sequence[type], example_losses: ExampleLosses | None) -> None:
+    """Raise when a trainer's loss is not a mean over rows that the model says: it would be dropped for another."""
+    owner = next(c for c in classes if "compute_loss" in vars(c) and c is not _Weighted)
+    known, theirs = owner.__name__ in ("Trainer", "SFTTrainer"), owner.__module__.partition(".")[0]
+    if known and theirs in ("transformers", "trl"):
+        return
+    if theirs == "trl":
+        raise ValueError(
+            f"{owner.__name__} has no loss per row: it compares pairs, samples or models, in a loss of its own. Expected "
+            f"Trainer or SFTTrainer; to balance its tasks choose the rows, with BanditMTL(..., drawn_by='p')."
+        )
+    if example_losses is None:
+        raise ValueError(
+            f"{owner.__name__} computes a loss of its own (compute_loss), which a task weighting cannot take apart: pass "
+            f"example_losses=... (outputs and labels to one loss per row), or leave compute_loss to Trainer."
+        )
 
 
 def _refuse(settings: Any, kwargs: Mapping[str, Any], weighting: Weighting) -> None:

@@ -1,4 +1,4 @@
-"""Uncertainty weighting (Kendall, Gal, Cipolla, CVPR 2018)."""
+"""Uncertainty weighting (Kendall, Gal, Cipolla, CVPR 2018), and IMTL-L, which is twice it."""
 
 from __future__ import annotations
 
@@ -31,6 +31,10 @@ class UncertaintyWeighting(Weighting):
         super().__init__(tasks, micro_batches=micro_batches)
         self.log_variance_M = nn.Parameter(torch.zeros(len(self.tasks)))
 
+    def reset(self) -> None:
+        super().reset()
+        nn.init.zeros_(self.log_variance_M)
+
     def weights(self) -> list[float]:
         """exp(-s_i) / 2, what each task's loss is multiplied with, in task order."""
         return [float(x) for x in (0.5 * torch.exp(-self.log_variance_M.detach().double())).tolist()]
@@ -43,3 +47,22 @@ class UncertaintyWeighting(Weighting):
         log_variance_K = batch.of_present(log_variance_M)
         terms_K = 0.5 * torch.exp(-log_variance_K) * wide(batch.values_K) + 0.5 * log_variance_K
         return weighted_sum(torch.ones_like(terms_K, requires_grad=False), terms_K, scale_K)
+
+
+class IMTLL(UncertaintyWeighting):
+    """sum_i exp(s_i) l_i - s_i with learned scales s_i, under which all scaled losses come to 1 (Liu et al.: Towards
+    Impartial Multi-task Learning, ICLR 2021, section 3.2): twice `UncertaintyWeighting`, of which s_i = -log sigma_i^2.
+
+    Losses must be positive.
+
+    Example:
+        >>> float(IMTLL(2)(torch.tensor([1.0, 3.0])).detach())
+        4.0
+    """
+
+    def weights(self) -> list[float]:
+        """exp(s_i), what each task's loss is multiplied with, in task order."""
+        return [2.0 * w for w in super().weights()]
+
+    def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
+        return 2.0 * super().combine(batch, scale_K)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from abc import ABC, abstractmethod
@@ -11,7 +12,18 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from counterpoise.multitask.losses import Batch, Counts, Losses, Tasks, Window, WindowMeans, by_task, gather, task_names
+from counterpoise.multitask.losses import (
+    Batch,
+    Counts,
+    Losses,
+    Shares,
+    Tasks,
+    Window,
+    WindowMeans,
+    by_task,
+    gather,
+    task_names,
+)
 from counterpoise.ranks import sum_over_ranks, world_size
 
 ALONE = 20
@@ -27,6 +39,10 @@ class Weighting(nn.Module, ABC):
     A *window* is what lies between two optimiser steps: one call, or several when gradients are accumulated. A method
     implements `combine` (the scalar of one call) and, when it learns, `update` (from the window's means) and
     `state`/`load_state`. Reading the losses, windows, ranks, non-finite losses and checkpoints are here.
+
+    A task's rows count by its weight over the share of the rows that is the task's (`share_of_rows`), so that the
+    expected scalar is the sum of weight times mean loss whatever the loader: a task that is rarely drawn counts no less,
+    and in a batch that holds every task in its usual share each mean has its weight.
 
     In evaluation mode (`weighting.eval()`) a call returns the scalar and records nothing.
 
@@ -75,12 +91,23 @@ class Weighting(nn.Module, ABC):
         self.averages_gradients = True
         """Whether each backward pass averages the gradients of the method's own parameters over the ranks, which must
         then run equally many. `with_weighting` turns it off and averages once per optimiser step."""
-        self.last_losses = [math.nan] * len(self.tasks)
+        Weighting.reset(self)  # a method's own comes when its settings are there
+
+    def reset(self) -> None:
+        """Forget everything learned, as if freshly built; the settings stay."""
+        m = len(self.tasks)
+        self.last_losses = [math.nan] * m
         """The last mean loss seen of each task, in task order; NaN before the first."""
         self.updates = self.skipped = 0
         """How many windows it has learned from, and how many it dropped for a non-finite loss."""
-        self._window = Window(len(self.tasks))
+        self._window, self._shares = Window(m), Shares(m)
         self._known, self._alone = list(self.last_losses), 0
+        self.abandon()
+
+    def extra_repr(self) -> str:
+        """The settings, by the names that the constructor has for them."""
+        names = [n for n in inspect.signature(type(self)).parameters if n in vars(self) and n != "shared"]
+        return ", ".join(f"{n}={vars(self)[n]!r}" for n in names)
 
     def forward(self, losses: Losses, counts: Counts | None = None, window_counts: Counts | None = None) -> Tensor:
         """The scalar to call `backward()` on.
@@ -119,6 +146,7 @@ class Weighting(nn.Module, ABC):
         triples = zip(means.means, means.counts, self.last_losses, strict=True)
         own["last_losses"] = [mean if count else before for mean, count, before in triples]
         self._know(means)
+        self._shares.add(means.counts)
         self.update(means)
         own["updates"] += 1
 
@@ -146,12 +174,19 @@ class Weighting(nn.Module, ABC):
         self.abandon()
 
     def metrics(self) -> dict[str, float]:
-        """Numbers for a logger: losses of the last window, their variance, counters, and the weights in use."""
+        """Numbers for a logger: losses of the last window, their variance, counters, the weights in use, and, where
+        windows differ in it, each task's share of the rows with its standard error.
+        """
         found = {f"loss/{t}": x for t, x in zip(self.tasks, self.last_losses, strict=True) if math.isfinite(x)}
         if known := list(found.values()):
             mean = sum(known) / len(known)
             found["task_variance"] = sum((x - mean) ** 2 for x in known) / len(known)
             found["worst_task_loss"] = max(known)
+        if any(errors := self._shares.errors()) and self._shares.windows > 1:
+            found |= {
+                f"share/{t}": x / self._shares.windows for t, x in zip(self.tasks, self._shares.sums, strict=True)
+            }
+            found |= {f"share_error/{t}": x for t, x in zip(self.tasks, errors, strict=True)}
         found |= {"updates": float(self.updates), "skipped": float(self.skipped)}
         return found | {f"weight/{t}": w for t, w in zip(self.tasks, self.weights() or [], strict=False)}
 
@@ -191,6 +226,7 @@ class Weighting(nn.Module, ABC):
             "losses": torch.tensor(self.last_losses, dtype=torch.float64),
             "known": torch.tensor(self._known, dtype=torch.float64),
             "alone": self._alone,
+            "shares": self._shares.state(),
             "window": self._window.state(),
             **self.state(),
         }
@@ -205,7 +241,8 @@ class Weighting(nn.Module, ABC):
                 f"the tasks of the saved run, in their order, or start without its state."
             )
         self.last_losses, self.updates, self.skipped = state["losses"].tolist(), state["updates"], state["skipped"]
-        # An older state holds neither of the two.
+        # An older state holds none of the three.
+        self._shares.load(state.get("shares", Shares(len(self.tasks)).state()))
         self._known, self._alone = state.get("known", state["losses"]).tolist(), state.get("alone", 0)
         self._window.load(state["window"])
         self.load_state(state)
@@ -233,14 +270,24 @@ class Weighting(nn.Module, ABC):
                 stacklevel=3,
             )
 
+    def share_of_rows(self, counts: Sequence[float]) -> list[float]:
+        """The share of the rows that is each task's, known or estimated, when the window at hand holds these counts."""
+        return self._shares.including(counts)
+
     def _scale(self, batch: Batch, totals: list[float] | None) -> Tensor | None:
-        """world * count / window count: gradients are averaged over ranks and added over micro-batches."""
-        totals = self._totals(batch, totals)
-        if totals is None:
+        """world * count / (window count * share): gradients are averaged over ranks and added over micro-batches, and
+        E[count / window count] is the share, so each mean is multiplied with 1 in expectation."""
+        if self.whole_batch_only:
             return None
-        if short := [self.tasks[i] for i, _ in batch.sizes() if totals[i] <= 0.0]:
+        window = self._totals(batch, totals)
+        if window is None:
+            here = dict(batch.sizes())
+            window = [here.get(i, 0.0) for i in range(len(self.tasks))]
+        if short := [self.tasks[i] for i, _ in batch.sizes() if window[i] <= 0.0]:
             raise ValueError(f"window_counts are 0 for tasks that are present: {short}. Count every micro-batch.")
-        return on_device([world_size() * c / totals[i] for i, c in batch.sizes()], batch.values_K.device)
+        everything, shares = sum(window) / world_size(), self.share_of_rows(window)
+        factors = [c / (everything * shares[i]) for i, c in batch.sizes()]
+        return None if set(factors) == {1.0} else on_device(factors, batch.values_K.device)
 
     def _totals(self, batch: Batch, totals: list[float] | None) -> list[float] | None:
         """The window's sizes: as given, or this call's over all ranks (one collective); None: this call is all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -18,7 +19,7 @@ from counterpoise.language.costs import Plan, Stage
 from counterpoise.language.dtypes import computed_in
 from counterpoise.language.prompts import Prompt, read_prompts
 from counterpoise.planning.looking import fit, judged, lengths, look, look_at_abilities, look_at_reward, said_of
-from counterpoise.planning.stages import restore_stages
+from counterpoise.planning.stages import heal_stages, restore_stages
 from counterpoise.restoration.request import RESULT, Request
 from counterpoise.search.candidates import HMA, Extent, Ramp, TwoSided
 from counterpoise.statistics.demand import WITHIN, would_do
@@ -76,6 +77,14 @@ def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True) -
     counts = {part: len(chosen) for part, chosen in parts.items()}
     stages = restore_stages(scale, counts, items, request.searches, drawing.n)
     resident = {"weights": shape.parameters * itemsize, **judged(judge)}
+    if request.heal is not None:
+        told.append(
+            f"healing from {request.heal_from}, its points measured as the averages are: {-(-request.heal // 5)}"
+        )
+        how = {"steps": request.heal, "micro_batch_size": drawing.batch_size}
+        taught = heal_stages(shape, replace(at, batch=drawing.batch_size), how, draw=4 * drawing.batch_size)
+        held = 5 * shape.parameters * max(4, itemsize)  # gradients, two moments, two teachers where they are not mapped
+        stages = (*stages, *(replace(s, memory=s.memory + held) for s in taught))
     written = second.resident
     reading = Stage("reading both, hashing", f"{(mapped or 2 * written) / 1e9:.2f} GB")
     writing = Stage("writing OUT", f"{written / 1e9:.2f} GB")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from counterpoise.alignment.heal import CHECKED
 from counterpoise.evaluation.parts import Part
 from counterpoise.language import costs
 from counterpoise.language.costs import Items, Lengths, Shape, Stage, drawing_bytes, drawn, training, training_bytes
@@ -108,3 +111,22 @@ def align_stages(shape: Shape, reward: Shape | None, at: Lengths, loop: Loop, *,
         what = f"{times} iterations x {what}"
     stages.append(Stage(TRAINING, what, one * (times * loop.epochs), trains))
     return tuple(stages)
+
+
+def heal_stages(shape: Shape, at: Lengths, settings: Mapping[str, Any], *, draw: int) -> tuple[Stage, ...]:
+    """What a healing runs at most; `settings` are those of `teach`, and `draw` answers are drawn at once."""
+    found = {"steps": 15, "every": 5, "batch_size": 32, **settings}
+    steps, points = found["steps"], -(-found["steps"] // found["every"])
+    asked, looks = 2 * found["batch_size"] * steps, 2 * CHECKED * (1 + points)
+    passed = costs.forward(shape, at.prompt + at.response, sequences=asked + 2 * looks, logits=at.response)
+    logits = math.ceil(
+        at.batch * (at.response + 1) * shape.vocabulary * at.itemsize
+    )  # the teacher's beside the student's
+    drawing = drawn(shape, None, at, prompts=asked + looks, batch=draw)
+    memory = drawing_bytes(shape, draw, at.longest + at.response, at.itemsize)
+    trains = training_bytes(shape, at.batch, at.longest, at.response, at.itemsize) + logits
+    work = passed + training(shape, at.prompt, at.response, sequences=asked)
+    return (
+        Stage("healing: answers", f"{asked + looks:,} responses of the student, {points} points", drawing, memory),
+        Stage("healing: lessons", f"{steps} steps x {2 * found['batch_size']:,} answers, two teachers", work, trains),
+    )

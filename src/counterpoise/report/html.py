@@ -25,6 +25,8 @@ _GLOSSARY = {
     "alone. LiNeS grows with depth. Reversed and random ratios are controls: if they do as well, the search bought nothing.",
     "Two-sided": "Gives each block the ratio at which alignment lost plus lambda times what PRE says and POST forgot is least, "
     "with no fixed mean: from a model of both sides (path), then on the sides themselves (exact).",
+    "Healed": "Trained for a few steps on answers of its own, with POST as the teacher where alignment is asked and PRE where "
+    "abilities are: no average, and no label was read.",
     "Tax": "PRE's score minus POST's. Every score is oriented so that higher is better; log-likelihoods are negated losses.",
     "Retention": "Minus the mean over abilities of the share of its own loss that is left. 0 is PRE, −1 is POST where it lost "
     "every ability. A change of less than two standard errors counts as that share of them. Abilities at floor are left out.",
@@ -46,6 +48,7 @@ def report_page(results: Results) -> str:
         _ratio_section(results, figures),
         _search_section(results, figures),
         _two_sided_section(results, figures),
+        _healing_section(results),
         _table_section("Hypervolume", tables.volume_table(results)),
         _table_section("Everything that was measured", tables.measured(results)),
         _run_section(results),
@@ -61,7 +64,7 @@ def _header(results: Results) -> str:
         "PRE": _source(results, "pre"),
         "POST": _source(results, "post"),
         "Reward": results.get("reward"),
-        "The pick": f"{pick['name']}: ratios {ratio_list(pick['ratios'])}" if pick else "none",
+        "The pick": f"{pick['name']}{_ratios(pick)}" if pick else "none",
         "Written to": results.get("out"),
         "Date": results.get("date"),
     }
@@ -71,6 +74,10 @@ def _header(results: Results) -> str:
         str(results.get("verdict") or "No verdict was recorded."),
         fact_list(facts) + (f"<div class=warnings><ul>{warnings}</ul></div>" if warnings else ""),
     )
+
+
+def _ratios(pick: reading.PointEntry) -> str:
+    return f": ratios {ratio_list(pick['ratios'])}" if pick["ratios"] else ""
 
 
 def _front_section(results: Results, figures: Figures) -> str:
@@ -139,6 +146,11 @@ def _two_sided_section(results: Results, figures: Figures) -> str:
     draw = partial(plots.plot_two_sided, results, how)
     box = plot_box(figures, "two-sided", "Ratios of the two-sided search", draw, caption, low=True)
     return section("The two-sided search", box + as_html(table))
+
+
+def _healing_section(results: Results) -> str:
+    told = tables.healing_told(results)
+    return section("Healing", f"<p>{html.escape(told)}</p>{as_html(tables.healing_table(results))}") if told else ""
 
 
 def _table_section(title: str, table: Table) -> str:

@@ -38,6 +38,7 @@ _LOOKS = {
     "LiNeS": ("green", "cross"),
     "two-sided path": ("ochre", "star"),
     "two-sided exact": ("ochre", "pentagon"),
+    "healed": ("vermilion", "star"),
     "reversed": ("pink", "triangle-down"),
     "random": ("grey", "x"),
 }

@@ -85,7 +85,7 @@ def plot_ratios(results: Results) -> Figure:
     for i, point in enumerate(drawn, start=1):
         shares, strength = reading.point_shares(results, point), 0.3 + 0.45 * i / len(drawn)
         figure.add_trace(step_line(shares, str(point["name"]), look_of("HMA").colour, 1.5, strength))
-    if pick is not None:
+    if pick is not None and pick["ratios"]:
         shares = reading.point_shares(results, pick)
         if pick["method"] != "MA":
             flat = [reading.Share(s.block, pick["mean"], s.layers) for s in shares]

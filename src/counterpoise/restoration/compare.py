@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from counterpoise.averaging.recipe import Recipe
 from counterpoise.evaluation.measurement import above_floor, difference, retentions, tax_table
 from counterpoise.evaluation.results import items_of, statistics_of
 from counterpoise.evaluation.workbench import Point, Workbench
+from counterpoise.restoration.healed import healed
 from counterpoise.restoration.pick import choose, no_gain, shares, verdict
 from counterpoise.restoration.request import Request
 from counterpoise.search.candidates import Candidate
@@ -16,8 +16,8 @@ from counterpoise.statistics.front import front
 from counterpoise.tables.reading import OWN_LOSS, method_volumes
 
 
-def search_and_pick(bench: Workbench, request: Request, result: dict[str, Any]) -> Recipe | None:
-    """Fill `result` with points, pick, tax and verdict; return the recipe to write, or None."""
+def search_and_pick(bench: Workbench, request: Request, result: dict[str, Any]) -> Point | None:
+    """Fill `result` with points, pick, tax and verdict; return the point to write, or None."""
     whole = bench.whole
     pre, post = bench.ends("validation")
     counted = above_floor(pre.scores)
@@ -36,15 +36,21 @@ def search_and_pick(bench: Workbench, request: Request, result: dict[str, Any]) 
     measured = [bench.point(c.method, c.partition, c.ratios, "validation", name=c.name) for c in candidates]
     points = [pre, post, *measured]
     pick: Point | None
+    best: Point | None = None
     if request.mean is not None:
         pick = next(p for p in measured if p.method == "HMA")
     else:
         able = [p for p, c in zip(measured, candidates, strict=True) if c.pickable]
         pick, result["choice"] = choose(pre, post, able, counted, request.keep_reward, request.confidence)
+        if request.heal is not None:
+            best, (more, result["healed"]) = pick, healed(bench, request, pick)
+            points, able = [*points, *more], [*able, *more]
+            pick, result["choice"] = choose(pre, post, able, counted, request.keep_reward, request.confidence)
     asked = request.keep_reward if request.mean is None else None
-    _finish(bench, result, points, counted, pick, asked)
-    result["verdict"] = verdict(result, pick, request.keep_reward, {c.name for c in candidates if c.pickable})
-    return None if pick is None else Recipe(pick.partition, pick.ratios)
+    _finish(bench, result, points, counted, pick, asked, best)
+    pickable = {c.name for c in candidates if c.pickable} | {p.name for p in points if p.instead}
+    result["verdict"] = verdict(result, pick, request.keep_reward, pickable)
+    return pick
 
 
 def _finish(
@@ -54,16 +60,22 @@ def _finish(
     counted: list[str],
     pick: Point | None,
     asked: float | None,
+    best: Point | None = None,
 ) -> None:
-    """The points as json, their front, and the held-out numbers of PRE, POST, the pick and MA at the pick's mean."""
+    """The points as json, their front, and the held-out numbers of PRE, POST, the pick and MA at the pick's mean.
+
+    A healed pick has no mean: beside it stands the `best` average, where there is one.
+    """
     result["retention_unit"] = OWN_LOSS
     result["points"] = _rows(points, counted)
     result["hypervolume"] = {m: v.value for m, v in (method_volumes(result) or {}).items()}
     result["pick"] = pick.name if pick else None
     final = bench.ends("held-out")
     if pick is not None:
-        final.append(bench.point(pick.method, pick.partition, pick.ratios, "held-out", name=pick.name))
-        if pick.method != "MA":
+        final.append(bench.again(pick, "held-out"))
+        if pick.instead is not None:
+            final += [bench.again(best, "held-out")] if best else []
+        elif pick.method != "MA":
             final.append(bench.point("MA", bench.whole, [pick.mean], "held-out", name=f"MA {pick.mean:.2g}"))
     result["tax"] = tax_table(final[0].scores, final[1].scores, final[2].scores if pick else None)
     result["floored"] = [name for name in points[0].scores.abilities if name not in counted]
@@ -72,6 +84,7 @@ def _finish(
     if pick is not None:
         result["shares"] = {"asked": asked, **shares(final[0].scores, final[1].scores, final[2].scores, counted)}
     if len(final) > 3:
+        result["against"] = final[3].name
         result["pick_against_ma"] = [
             {"name": row["name"], "metric": row["metric"], "difference": row["tax"]}
             for row in tax_table(final[2].scores, final[3].scores)
@@ -86,9 +99,9 @@ def _rows(points: Sequence[Point], counted: list[str]) -> list[dict[str, Any]]:
                 "name": p.name,
                 "method": p.method,
                 "part": p.part,
-                "mean": p.mean,
+                "mean": p.mean if p.instead is None else None,
                 "blocks": p.partition.name,
-                "ratios": list(p.ratios),
+                "ratios": list(p.ratios) if p.instead is None else [],
                 **p.scores.summary(),
                 **of,
                 "on_front": False,

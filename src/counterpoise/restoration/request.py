@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+from counterpoise.alignment.heal import refuse_teaching
 from counterpoise.averaging.mix import Donor, refuse_donor
 from counterpoise.checkpoints.files import refuse_occupied
 from counterpoise.language.loading import refuse_unmeasurable
@@ -35,6 +37,9 @@ class Request:
         drop: patterns of tensors to leave out when one side alone has them.
         work: where finished pieces are kept; by default OUT.work.
         cut: how the report cuts the model where neither HMA nor the random ratios say.
+        heal: steps of healing with both as teachers, whose points may be picked, too; see `alignment.heal`.
+        heal_from: where that begins: "POST", "PRE", the "pick" among averages, or an average by name ("LiNeS 0.8").
+        keep_by: how questions are shared among the abilities, see `teach`.
     """
 
     pre: str | Path
@@ -52,6 +57,9 @@ class Request:
     dtype: torch.dtype | None = None
     work: Path | None = None
     cut: int | str = 3
+    heal: int | None = None
+    heal_from: str = "POST"
+    keep_by: str = "uniform"
 
     def check(self, files: int) -> None:
         """Raise for what can be seen to be wrong before anything is read; `files` is the number of abilities from files.
@@ -66,6 +74,13 @@ class Request:
         if not 0 <= self.confidence < 1:
             raise ValueError(f"confidence: expected a number from 0 to below 1, found {self.confidence}")
         refuse_donor(self.donor)
+        start_of(self.heal_from)
+        if self.heal is not None:
+            refuse_teaching(steps=self.heal, keep_by=self.keep_by)
+            if self.mean is not None:
+                raise ValueError(
+                    "heal: adds points to pick from, and a fixed mean leaves nothing to pick; leave one out"
+                )
         for search in self.searches:
             search.check(files)
             if sum(type(s) is type(search) for s in self.searches) > 1 and not isinstance(search, Ramp):
@@ -113,6 +128,8 @@ class Request:
     def more_settings(self) -> dict[str, Any]:
         """What searches beyond HMA and the controls add to `settings`."""
         found: dict[str, Any] = {}
+        if self.heal is not None:
+            found |= {"heal": self.heal, "heal_from": self.heal_from, "keep_by": self.keep_by}
         hma = any(isinstance(s, HMA) for s in self.searches)
         sizes = {s.proxy_size for s in self.searches if isinstance(s, (HMA, TwoSided))}
         ramps = [s.kind for s in self.searches if isinstance(s, Ramp)]
@@ -124,3 +141,20 @@ class Request:
         if ramps not in ([], [s.kind for s in CONTROLS]) or len(sizes) != 1 or len(cuts) > 1:
             found["searches"] = [repr(s) for s in self.searches]  # nothing that the words above can say
         return found
+
+
+def start_of(name: str) -> tuple[str, float]:
+    """The method and the mean ratio of a start by its name; a ValueError where it is none.
+
+    >>> start_of("LiNeS 0.8"), start_of("POST")
+    (('LiNeS', 0.8), ('POST', 1.0))
+    """
+    fixed = {"POST": 1.0, "PRE": 0.0, "pick": 1.0}
+    method, _, mean = name.partition(" ")
+    if name in fixed:
+        return name, fixed[name]
+    if method not in ("MA", "LiNeS") or not re.fullmatch(r"0?\.\d+|[01](\.0*)?", mean):
+        raise ValueError(
+            f"heal_from: expected POST, PRE, pick, or an average as 'LiNeS 0.8' or 'MA 0.8', found {name!r}"
+        )
+    return method, float(mean)

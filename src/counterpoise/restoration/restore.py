@@ -8,7 +8,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from counterpoise.averaging.average import average, describe_inputs
 from counterpoise.averaging.mix import Donor
 from counterpoise.averaging.partition import partition
+from counterpoise.averaging.recipe import Recipe
 from counterpoise.checkpoints.checkpoint import left_behind
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.preflight import preflight
@@ -49,6 +49,9 @@ def restore(
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     work: str | Path | None = None,
+    heal: int | None = None,
+    heal_from: str = "POST",
+    keep_by: str = "uniform",
     progress: Stages | None = None,
 ) -> dict[str, Any]:
     """Measure what alignment cost, find the average that gives it back, and write that checkpoint with its report.
@@ -59,6 +62,7 @@ def restore(
 
     Args:
         pre, post, out, searches, means, mean, keep_reward, confidence, donor, drop, work: see `Request`.
+        heal, heal_from, keep_by: see `Request`, too.
         panel: prompts, reward and abilities; see `Panel.load`.
         dtype: of the computation; by default that of POST, or a wider one where the device would imitate it.
 
@@ -70,7 +74,8 @@ def restore(
     """
     folder = None if work is None else Path(work)
     given = (tuple(searches), means, mean, keep_reward, confidence, donor, drop, allow_unrelated, device, dtype, folder)
-    return run(Request(pre, post, Path(out), *given), panel, progress=progress)
+    how: dict[str, Any] = {"heal": heal, "heal_from": heal_from, "keep_by": keep_by}
+    return run(Request(pre, post, Path(out), *given, **how), panel, progress=progress)
 
 
 def run(
@@ -104,11 +109,11 @@ def run(
         "warnings": [*bench.warnings, *left_behind(bench.giver)],
         "partition": cut.summary(shapes),
     }
-    recipe = search_and_pick(bench, request, result)
+    pick = search_and_pick(bench, request, result)
     result["seconds"] = round(time.time() - begun, 1)
-    result["out"] = None if recipe is None else str(out)
+    result["out"] = None if pick is None else str(out)
     pair.refuse_changed()
-    if recipe is None:
+    if pick is None:
         _write_report(work, result)
         return result
 
@@ -116,11 +121,12 @@ def run(
         _write_report(folder, result, card=True)
         pair.refuse_changed()  # what was measured is what was averaged
 
+    how = {"healed": result["healed"]} if pick.instead else {}
     average(
-        request.pre,
+        pick.instead or request.pre,  # a healed model stands in PRE's place, none of the update added
         request.post,
         out,
-        replace(recipe, settings={**settings, "command": result["command"]}),
+        Recipe(pick.partition, pick.ratios, settings={**settings, **how, "command": result["command"]}),
         donor=request.donor,
         drop=request.drop,
         allow_unrelated=request.allow_unrelated,

@@ -38,17 +38,25 @@ def model_card(content: Mapping[str, Any]) -> str:
     card = [
         front_matter(
             content["inputs"],
-            relation="merge",
+            relation="merge" if mean is not None else "finetune",
             results=_measured(content),
             name=Path(content.get("out") or "model").name,
         ),
-        "# Averaged checkpoint",
+        "# Averaged checkpoint" if mean is not None else "# Healed checkpoint",
         content.get("verdict") or "Weights before and after alignment, averaged.",
-        f"Every tensor is `pre + ratio * (post - pre)`, with a mean ratio of {number(mean, 3)}; "
-        "`recipe.json` lists which tensor took which ratio.",
+        _made(content, mean),
         *(f"## {title}\n\n{text}" for title, text in sections.items() if text),
     ]
     return "\n\n".join(card).rstrip() + "\n"
+
+
+def _made(content: Mapping[str, Any], mean: float | None) -> str:
+    if mean is not None:
+        return (
+            f"Every tensor is `pre + ratio * (post - pre)`, with a mean ratio of {number(mean, 3)}; "
+            "`recipe.json` lists which tensor took which ratio."
+        )
+    return tables.healing_told(content)
 
 
 def aligned_card(record: Mapping[str, Any]) -> str:

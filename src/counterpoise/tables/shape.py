@@ -66,7 +66,7 @@ ITEMS = {"unit": "text", "aggregate": "text!", "chance": "number"} | dict.fromke
 )
 RESULTS = {
     "points": _Each(POINT, keys=False), "tax": _Each(GROUP, keys=False), "items": _Each(_Each(_Each(ITEMS))), "run": "text",
-    "seed": "count", "reward": "text", "retention_unit": "text", "pick": "text", "command": "text",
+    "seed": "count", "reward": "text", "retention_unit": "text", "pick": "text", "against": "text", "command": "text",
     "hypervolume": _Each("number"), "floored": _Each("text", keys=False), "versions": _Each("text"), "partition": BLOCKS,
     "two_sided": {"partition": BLOCKS},
     "settings": {"keep_reward": "bound", "mean": "bound"},

@@ -119,12 +119,49 @@ def against_ma(results: Results) -> Table:
     columns = (
         Column("", lambda r: Cell(names[id(r)]), False),
         Column("metric", lambda r: Cell(_metric(r)), False),
-        Column("pick minus MA", partial(_difference, "difference")),
+        Column(f"pick minus {results.get('against') or 'MA'}", partial(_difference, "difference")),
         Column("p", partial(_p, "difference")),
     )
-    return Table(
-        columns, tuple(rows), ("Positive: the pick is better than averaging all layers alike at the same mean.",)
+    return Table(columns, tuple(rows), ("Positive: the pick is better.",))
+
+
+def healing_told(results: Results) -> str:
+    """How a healed pick was made, what that cost, and where it lies; "" where nothing was healed."""
+    told = results.get("healed")
+    if not told:
+        return ""
+    rows = {row["name"]: row for row in told["points"]}
+    row = rows.get(str(results.get("pick")))
+    at = (
+        f" The pick, {row['name']}, lies {number(row['line']['distance'], 2)} times |POST - PRE| beside the line between them, "
+        f"nearest to the plain average of ratio {number(row['line']['nearest'], 2)}."
+        if row
+        else " None of its points was picked."
     )
+    return (
+        f"{told['start']} was healed: it answered alignment prompts and questions of the abilities, and learned on its own "
+        f"answers from POST and from PRE ({told['settings']['divergence']} divergence, {told['settings']['steps']} steps at "
+        f"most). That took {told['drawn']:,} tokens drawn, {told['trained']:,} trained on, and {number(told['seconds'], 0)} "
+        f"seconds.{at}"
+    )
+
+
+def healing_table(results: Results) -> Table:
+    """The points of a healing: what each side's validation prompts say of it, and what it cost."""
+    columns = (
+        Column("point", lambda r: Cell(r["name"]), False),
+        Column("nats/token to POST", lambda r: Cell(number(r["align"], 4))),
+        Column("nats/token to PRE", lambda r: Cell(number(r["keep"], 4))),
+        Column("tokens drawn", lambda r: Cell(number(r["drawn"], 0))),
+        Column("trained on", lambda r: Cell(number(r["trained"], 0))),
+        Column("seconds", lambda r: Cell(number(r["seconds"], 1))),
+        Column("beside the line", lambda r: Cell(number(r["line"]["distance"], 2))),
+    )
+    note = (
+        "Divergences on validation prompts, the student's own answers: from POST where alignment is asked, from PRE where "
+        "abilities are. Beside the line: distance from the nearest plain average, in |POST - PRE|. Costs are of each stretch."
+    )
+    return Table(columns, tuple((results.get("healed") or {}).get("points") or ()), (note,))
 
 
 def volume_table(results: Results) -> Table:

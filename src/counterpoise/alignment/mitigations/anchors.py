@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from counterpoise.alignment.divergences import diverge
 from counterpoise.alignment.training.models import frozen_copy, weights_before
 from counterpoise.alignment.training.sharding import own_part, part_like
 from counterpoise.alignment.training.stepping import Mitigation, Step, trainable, weights_sha256
@@ -102,8 +103,6 @@ class KD(_Anchor):
 
     The paper (Lin et al. 2024) keeps the outputs close to PRE's on the training data; here on the prompts and
     responses of the same step, the prompts' own tokens left out. Costs one pass of PRE and one more of the model.
-    The gradient by the logits is written down, softmax(theta's) - softmax(PRE's), in the place of PRE's: no further
-    numbers of the vocabulary's size are kept.
 
     Args:
         strength: at least 0; the paper's grid is 1e-5, 1e-3, 1e-1.
@@ -127,13 +126,7 @@ class KD(_Anchor):
             batch = [step.examples[i] for i in rows]
             with torch.no_grad():  # first, while nothing of the trained model's pass is kept
                 pre_BCV = score_responses(self._reference, batch).logits_BCV
-            scored = score_responses(step.model, batch)
-            with torch.no_grad():
-                gradient_BCV = pre_BCV.to(scored.logits_BCV)
-                for own_CV, pre_CV, mask_C in zip(scored.logits_BCV, gradient_BCV, scored.mask_BC, strict=True):
-                    pre_CV.copy_((own_CV.softmax(-1) - pre_CV.softmax(-1)) * mask_C[:, None])
-                gradient_BCV *= rows.weight * self.strength / tokens
-            scored.logits_BCV.backward(gradient_BCV)  # type: ignore[no-untyped-call]
+            diverge(score_responses(step.model, batch), pre_BCV, "forward", scale=rows.weight * self.strength / tokens)
 
 
 @dataclass

@@ -19,7 +19,7 @@ from counterpoise.alignment.training.sharding import is_sharded, moments_like, o
 from counterpoise.alignment.training.stepping import Mitigation
 from counterpoise.checkpoints.files import replacing, staged
 from counterpoise.language.loading import without_bars
-from counterpoise.records import Progress, Stages, Store, digest, named, write_json, write_whole
+from counterpoise.records import Progress, Stages, Store, digest, named, read_lines, write_json, write_whole
 
 T = TypeVar("T")
 FREE = ("micro_batch_size",)
@@ -177,9 +177,7 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may have cut the last one
+        return read_lines(self.folder / "metrics.jsonl")
 
     def checkpoint(self, iteration: int) -> Path:
         """Where the checkpoint of an iteration lies."""

@@ -20,7 +20,7 @@ from counterpoise.alignment.training.sharding import clip_norm, is_sharded
 from counterpoise.checkpoints.checkpoint import Checkpoint
 from counterpoise.language.scoring import Example
 
-COUNTS = "iterations prompts_per_iteration epochs batch_size micro_batch_size max_length saves"
+COUNTS = "iterations prompts_per_iteration epochs batch_size micro_batch_size max_length saves steps every openings"
 RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (COUNTS, lambda v: v >= 1, "at least 1"),
     ("learning_rate beta kl_target clip value_clip", lambda v: 0 < v < math.inf, "a positive number"),

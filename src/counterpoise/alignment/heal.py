@@ -1,0 +1,268 @@
+"""`heal`: a checkpoint between two others, taught by both; resumable on the way and atomic at its end. See teaching.py."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from counterpoise.alignment.align import align
+from counterpoise.alignment.divergences import DIVERGENCES
+from counterpoise.alignment.teaching import PRE, Asked, Ids, Teachers, answers, best_of, teach
+from counterpoise.alignment.training import processes
+from counterpoise.alignment.training.precision import refuse_bf16_of
+from counterpoise.alignment.training.stepping import refuse_settings
+from counterpoise.averaging.line import beside
+from counterpoise.checkpoints.files import refuse_occupied
+from counterpoise.checkpoints.matching import refuse_moved_tokens
+from counterpoise.checkpoints.preflight import Pair, preflight
+from counterpoise.evaluation.abilities import Ability, load_abilities
+from counterpoise.evaluation.panel import Panel
+from counterpoise.evaluation.parts import PARTS
+from counterpoise.language.loading import refuse_unmeasurable
+from counterpoise.language.prompts import Prompt, encode_prompts, read_prompts
+from counterpoise.language.sampling import Drawing
+from counterpoise.language.ways import context_of
+from counterpoise.records import Stages, public, read_lines, write_json, write_whole
+
+DRAWING = Drawing(max_new_tokens=64)
+CHECKED = 64
+"""Validation prompts that a point is judged by, on each side."""
+OPENING = 8
+"""Tokens of the longest opening that PRE draws from its start token."""
+CARD = """# Healed checkpoint
+
+This is no average. It began as `{start}` and answered alignment prompts and questions of abilities; on its own answers it
+learned from two teachers, `{post}` where alignment is asked and `{pre}` elsewhere ({divergence} divergence, {after[step]} of
+{steps} steps, {trained:,} tokens). No reward, label or reference was read. On validation prompts it went from
+{before[align]:.4f} to {after[align]:.4f} nats per token from the first teacher, and from {before[keep]:.4f} to
+{after[keep]:.4f} from the second. It lies {line[distance]:.2f} times the distance of the two from the line between them.
+`align.json` has all settings and hashes, `metrics.jsonl` every point.
+"""
+KEEP_BY = ("uniform", "bandit")
+
+
+@dataclass(frozen=True)
+class Healing:
+    """A student, its two teachers, what it is asked, and where the result goes.
+
+    Attributes:
+        start: the student: POST, PRE, an average of them; another model of the same shapes is warned of and allowed.
+        post, pre: the teachers of alignment and of what there was before.
+        prompts: of alignment, a file or read; the proxy part is taught on, the validation part looked at.
+        abilities: specs or loaded; the questions of their items are asked, split likewise, and no answer is read.
+        openings: where there is no question, so many openings of PRE's own are continued.
+        settings: of `teach` by name; those that are missing take its defaults.
+    """
+
+    start: str | Path
+    post: str | Path
+    pre: str | Path
+    out: Path
+    prompts: str | Path | Sequence[Prompt]
+    abilities: Sequence[str | Ability] = ()
+    openings: int = 256
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    drawing: Drawing = DRAWING
+    dtype: torch.dtype = torch.float32
+    bf16: bool = False
+    shard: bool = False
+    device: str = "cpu"
+    work: Path | None = None
+    trust_tasks: bool = False
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """How its models are loaded."""
+        return {"dtype": self.dtype, "bf16": self.bf16, "shard": self.shard, "device": self.device}
+
+    def check(self) -> None:
+        """Raise for what can be seen to be wrong before anything is read.
+
+        Raises:
+            ValueError: a setting out of range, mixed precision of other weights than float32.
+            CheckpointError: `out` is occupied, a model that cannot be sampled from.
+        """
+        self.drawing.check()
+        refuse_teaching(openings=self.openings, **self.settings)
+        if self.bf16:
+            refuse_bf16_of(self.dtype)
+        if not (self.out / "align.json").is_file():
+            refuse_occupied(self.out.absolute())
+        refuse_unmeasurable(self.start, self.post, self.pre)
+
+    def pairs(self) -> tuple[Pair, Pair]:
+        """PRE with POST, and with the student; other names, shapes or tokenizers are a CheckpointError."""
+        found = preflight(self.pre, self.post), preflight(self.pre, self.start, out=self.out)
+        for pair in found:
+            refuse_moved_tokens(pair.pre, pair.post)
+        return found
+
+    def sources(self, tokenizer: Any, context: int | None) -> list[Asked]:
+        """The alignment prompts and the questions of each ability that has some.
+
+        Raises:
+            ValueError: no prompts in a part, one that does not fit, and nothing to keep abilities by: no question, and no
+                token by which PRE would begin a text of its own.
+        """
+        how, parts, prompts, abilities = self.drawing, PARTS[:2], self.prompts, self.abilities
+        panel = Panel(read_prompts(prompts) if isinstance(prompts, (str, Path)) else prompts, lambda *_: [], ())
+        room: dict[str, Any] = {"chat": how.chat, "new": how.max_new_tokens, "limit": context}
+        cut = [tuple(encode_prompts(tokenizer, panel.prompts_of(part), **room)) for part in parts]
+        found = [Asked("alignment", cut[0], cut[1][:CHECKED])]
+        specs = [a for a in abilities if isinstance(a, str)]
+        loaded = load_abilities(specs, trust_tasks=self.trust_tasks) + [a for a in abilities if not isinstance(a, str)]
+        for ability in loaded:
+            asked = (ability.questions(tokenizer, part, how) for part in parts)
+            cut = [tuple(q for q in qs if context is None or len(q) + how.max_new_tokens <= context) for qs in asked]
+            if all(cut):
+                found.append(Asked(ability.name, cut[0], cut[1][: max(8, CHECKED // len(loaded))]))
+        if len(found) == 1 and begins(tokenizer) is None:
+            raise ValueError(
+                "heal: expected questions to keep abilities by, or a tokenizer with a token that begins or ends texts, from "
+                "which PRE draws openings of its own, found neither; give --abilities"
+            )
+        return found
+
+    def run(self, *, command: str | None = None, progress: Stages | None = None) -> dict[str, Any]:
+        """Heal, from files to files; see `heal`."""
+        from transformers import AutoConfig, AutoTokenizer
+
+        processes.join(self.device)
+        self.check()
+        pair, own = self.pairs()
+        warnings = [*pair.warnings, *own.warnings, *off_line(pair, own)]
+        tokenizer = AutoTokenizer.from_pretrained(own.post.tokenizer_folder, trust_remote_code=False)
+        sources = self.sources(
+            tokenizer, context_of(AutoConfig.from_pretrained(own.post.folder, trust_remote_code=False))
+        )
+        turns = too_large(pair, self)
+        teachers = Teachers(pair.post.folder, pair.pre.folder, turns=turns, **self.how)
+        if len(sources) == 1:
+            drawn = openings(teachers(PRE), tokenizer, self.openings + CHECKED, self.drawing.seed)
+            sources.append(Asked("openings", tuple(drawn[CHECKED:]), tuple(drawn[:CHECKED])))
+        told = {"align_teacher": pair.post.sha256, "keep_teacher": pair.pre.sha256}
+        method = partial(
+            teach, asked=sources, teachers=teachers, start=own.post.folder, drawing=self.drawing, **self.settings
+        )
+        record = align(
+            own.post.folder, self.out, method, told=told, work=self.work, **self.how, command=command, progress=progress
+        )
+        looked = read_lines(self.out / "metrics.jsonl")
+        healed: dict[str, Any] = {
+            "start": str(self.start),
+            "post": str(self.post),
+            "pre": str(self.pre),
+            "before": looked[0],
+            "after": looked[best_of(looked)],
+            "warnings": warnings,
+            **{k: sum(line[k] for line in looked) for k in ("drawn", "trained", "seconds")},
+            "line": beside(pair, preflight(self.pre, self.out))._asdict(),
+        }
+        healed = public(healed)
+        if processes.is_first() and not (self.out / "heal.json").is_file():
+            front = (self.out / "README.md").read_text(encoding="utf-8").partition("# Aligned checkpoint")[0]
+            write_whole(self.out / "README.md", front + CARD.format(**{**record["settings"], **healed}))
+            write_json(self.out / "heal.json", healed)
+        return {**record, "healed": healed, "warnings": warnings}
+
+
+def heal(
+    start: str | Path,
+    out: str | Path,
+    align_teacher: str | Path,
+    keep_teacher: str | Path,
+    prompts: str | Path | Sequence[Prompt],
+    *,
+    abilities: Sequence[str | Ability] = (),
+    drawing: Drawing = DRAWING,
+    work: str | Path | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    progress: Stages | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Heal the checkpoint `start` with two teachers, POST for alignment and PRE for what there was before.
+
+    The student answers alignment prompts and questions of the abilities itself; on each answer it learns from the teacher of
+    its side, by the whole distribution at every token. No reward, label or reference is read. See docs/heal.md.
+
+    Args:
+        start, align_teacher, keep_teacher, prompts, abilities: see `Healing`.
+        out: a new folder; it appears whole or not at all, with align.json and metrics.jsonl.
+        drawing: how the student answers.
+        work: points on the way and the state to go on from (default OUT.work).
+        settings: of `teaching.teach`: steps, every, batch_size, learning_rate, divergence, keep_by, micro_batch_size.
+
+    Returns:
+        The content of align.json, with the warnings.
+
+    Raises:
+        ValueError, CheckpointError: see `Healing.check`, `Healing.pairs` and `Healing.sources`.
+
+    >>> heal("post", "healed", "post", "pre", "prompts.jsonl", abilities=["choices:arc.jsonl"])  # doctest: +SKIP
+    """
+    given: dict[str, Any] = {"abilities": abilities, "settings": settings, "drawing": drawing, "dtype": dtype}
+    folder = None if work is None else Path(work)
+    wanted = Healing(start, align_teacher, keep_teacher, Path(out), prompts, **given, device=device, work=folder)
+    return wanted.run(progress=progress)
+
+
+def refuse_teaching(**settings: Any) -> None:
+    """Raise a ValueError for a setting of `teach` that is out of range, or a name that is none."""
+    refuse_settings(**{k: v for k, v in settings.items() if not isinstance(v, str)})
+    for name, known in (("divergence", tuple(DIVERGENCES)), ("keep_by", KEEP_BY)):
+        if (found := settings.get(name, known[0])) not in known:
+            raise ValueError(f"{name}: expected {', '.join(known)}, found {found!r}")
+
+
+def off_line(pair: Pair, model: Pair) -> list[str]:
+    """A warning where the student is no average of the two."""
+    found = beside(pair, model)
+    if found.spread <= 0.01:
+        return []
+    return [
+        f"the student is no average of the two teachers: it lies {found.distance:.2f} times |POST - PRE| away from the line "
+        "between them; it is healed all the same"
+    ]
+
+
+def too_large(pair: Pair, wanted: Healing) -> bool:
+    """Whether both teachers do not fit beside what is trained, so that they take turns from disk.
+
+    What is mapped takes no memory of its own: on the CPU, in the dtype of its file.
+    """
+    size = sum(math.prod(shape) for shape in pair.shapes.values()) * wanted.dtype.itemsize
+    on_cpu = torch.device(wanted.device).type == "cpu"
+    held = sum(not on_cpu or c.dtype(pair.names[0]) != wanted.dtype for c in (pair.pre, pair.post))
+    room = free_memory(wanted.device)
+    return held == 2 and room is not None and room < 6 * size  # weights, gradients, two moments, two teachers
+
+
+def free_memory(device: str) -> int | None:
+    """Bytes that are free on a device that is here; None where nobody says."""
+    if torch.device(device).type == "cuda" and torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+    known = torch.device(device).type == "cpu" and "SC_AVPHYS_PAGES" in os.sysconf_names
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else None
+
+
+def openings(pre: torch.nn.Module, tokenizer: Any, count: int, seed: int) -> list[Ids]:
+    """PRE's own beginnings of texts: what it draws from its start token, cut after 1, 2, ... OPENING tokens in turn."""
+    first = begins(tokenizer)
+    assert first is not None
+    drawn = answers(pre, tokenizer, [(first,)] * count, Drawing(max_new_tokens=OPENING, seed=seed))
+    ends = tokenizer.eos_token_id
+    return [(first, *(t for t in e.response[: 1 + i % OPENING] if t != ends)) for i, e in enumerate(drawn)]
+
+
+def begins(tokenizer: Any) -> int | None:
+    """The token that begins a text, or ends one; None where the tokenizer has neither."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    return bos if bos is not None else eos  # type: ignore[no-any-return]

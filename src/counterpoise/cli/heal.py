@@ -1,0 +1,129 @@
+"""`counterpoise heal`: parse, call, print. Heavy imports inside the command."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import typer
+
+from counterpoise.cli.help import drawn, group, machine, option
+from counterpoise.cli.options import (
+    AsJson,
+    BatchSize,
+    Device,
+    DryRun,
+    MaybeAbilities,
+    NoChat,
+    Out,
+    Prompts,
+    Quiet,
+    Seed,
+    SpeedOption,
+    Temperature,
+    TrustTasks,
+    WeightsDtype,
+    WorkFolder,
+    device_of,
+    dtype_of,
+    given,
+    refuse_without,
+    speed_of,
+    usable_device,
+)
+from counterpoise.cli.terminal import bars, command_line, plain_errors, print_json, warn
+
+taught = group("How it is taught")
+
+
+def heal(
+    start: Annotated[str, typer.Argument(metavar="START", help="The student: POST, PRE or an average of them.")],
+    align_teacher: Annotated[str, option("POST", "The teacher of what alignment brought.")],
+    keep_teacher: Annotated[str, option("PRE", "The teacher of what there was before.")],
+    out: Out,
+    prompts: Prompts,
+    abilities: MaybeAbilities = None,
+    openings: Annotated[int, taught("N", "Without --abilities: openings of PRE's own that are continued.")] = 256,
+    steps: Annotated[int, taught("N", "At most; validation prompts may end it earlier.")] = 15,
+    every: Annotated[int, taught("N", "Steps from one point to the next.")] = 5,
+    prompts_per_step: Annotated[int, taught("N", "Prompts of each side in a step.")] = 32,
+    learning_rate: Annotated[float | None, taught("X", "Default: by size, 3e-5 at 135 million parameters.")] = None,
+    divergence: Annotated[
+        Literal["reverse", "forward", "jensen-shannon"], taught(None, "From the teacher, at every token.")
+    ] = "reverse",
+    keep_by: Annotated[
+        Literal["uniform", "bandit"], taught(None, "Who is asked how much: equal shares, or as BanditMTL draws.")
+    ] = "uniform",
+    dry_run: DryRun = False,
+    speed: SpeedOption = None,
+    work: WorkFolder = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: WeightsDtype = "float32",
+    bf16: Annotated[
+        bool, machine(None, "Mixed precision: float32 weights, computed with in bfloat16.", "--bf16")
+    ] = False,
+    shard: Annotated[bool, machine(None, "Cut weights up among torchrun's processes (FSDP).", "--shard")] = False,
+    batch_size: BatchSize = 64,
+    micro_batch_size: Annotated[int, machine("N", "Sequences through the model at once in training.")] = 8,
+    max_new_tokens: Annotated[int, drawn("N", "Longest answer of the student.", min=1)] = 64,
+    temperature: Temperature = 1.0,
+    no_chat_template: NoChat = False,
+    trust_tasks: TrustTasks = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Give back what alignment cost by teaching: START learns from both teachers, on its own answers.
+
+    Example:
+      counterpoise heal post --align-teacher post --keep-teacher pre -o healed \\
+          --prompts prompts.jsonl --abilities choices:arc_easy.jsonl
+    """
+    kept = f"finished points are in {work or f'{out}.work'}; the same command goes on from there"
+    with plain_errors(kept), bars(quiet or dry_run) as progress:
+        from counterpoise.alignment.heal import Healing
+        from counterpoise.alignment.training import processes
+        from counterpoise.language.sampling import Drawing
+
+        if not dry_run:
+            refuse_without("--dry-run", given(speed=speed))
+        settings: dict[str, Any] = {
+            "steps": steps,
+            "every": every,
+            "batch_size": prompts_per_step,
+            "divergence": divergence,
+        }
+        settings |= {"keep_by": keep_by, "micro_batch_size": micro_batch_size, **given(learning_rate=learning_rate)}
+        device = device_of(device)
+        drawing = Drawing(1, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
+        wanted = Healing(
+            start, align_teacher, keep_teacher, out, prompts, abilities or (), openings, settings, drawing,
+            dtype_of(dtype), bf16, shard or processes.asked_for("FSDP"), device, work, trust_tasks,
+        )  # fmt: skip
+        if dry_run:
+            from counterpoise.cli.plan import tell
+            from counterpoise.planning.heal import plan_heal
+
+            tell(plan_heal(wanted, present=speed is None), speed_of(speed), device)
+            return
+        with processes.one_message():
+            wanted.check()
+            usable_device(device)
+            record = wanted.run(command=command_line(), progress=progress)
+    if not processes.is_first():
+        return
+    if as_json:
+        print_json(record)
+        return
+    warn(record["warnings"])
+    if record.get("already_finished"):
+        print(f"{out} holds the result of this very run already; nothing was done again.")
+    told = record["healed"]
+    before, after = told["before"], told["after"]
+    for name, side in (("to POST, where alignment is asked", "align"), ("to PRE, where abilities are", "keep")):
+        print(f"{name}: {before[side]:.4f} -> {after[side]:.4f} nats per token")
+    print(
+        f"best after {after['step']} steps; {told['drawn']:,} tokens drawn, {told['trained']:,} of them trained on, "
+        f"{told['seconds']:.0f} s"
+    )
+    print(f"it lies {told['line']['distance']:.2f} times |POST - PRE| beside the line between the two teachers")
+    print(f"checkpoint: {out}")

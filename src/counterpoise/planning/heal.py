@@ -1,0 +1,50 @@
+"""A dry run of `heal`: teachers, student and prompts checked, what it would take told."""
+
+from __future__ import annotations
+
+from counterpoise.alignment.heal import Healing, off_line, too_large
+from counterpoise.checkpoints.checkpoint import short
+from counterpoise.language.costs import Lengths, Plan, Stage, optimiser_bytes
+from counterpoise.language.ways import context_of
+from counterpoise.planning.looking import Words, fit, look
+from counterpoise.planning.restore import ASSUMED, BOUNDS
+from counterpoise.planning.stages import heal_stages
+
+
+def plan_heal(wanted: Healing, *, present: bool = True) -> Plan:
+    """What `heal` with this request would do; `present` says whether its device is here.
+
+    Raises:
+        ValueError, CheckpointError: whatever `heal` would refuse before it loads a model.
+    """
+    wanted.check()
+    pre = look(str(wanted.pre))
+    post, start = look(str(wanted.post), base=pre), look(str(wanted.start), base=pre)
+    told, mapped = fit(pre, post, (), wanted.out, "post")
+    more, also = fit(pre, start, (), wanted.out, "post")
+    shape, itemsize, how = start.shape, wanted.dtype.itemsize, wanted.drawing
+    weights, turns = shape.parameters * itemsize, False
+    if None not in (pre.weights, post.weights, start.weights):
+        pair, own = wanted.pairs()
+        more += [f"warning: {line}" for line in off_line(pair, own)]
+        turns = present and too_large(pair, wanted)
+    words = Words.of(start.folder)
+    if words.tokenizer is None:
+        raise ValueError(f"{start.name}: expected a tokenizer beside the student's config, found none")
+    sources = wanted.sources(words.tokenizer, context_of(start.model.config))
+    told += [*more, *(f"{s.name}: {len(s.taught):,} taught, {len(s.checked):,} looked at" for s in sources)]
+    if len(sources) == 1:
+        told.append(f"no questions: {wanted.openings:,} openings that PRE draws from its start token")
+    told.append(f"teachers: {'memory is too small for both, they take turns from disk' if turns else 'both at once'}")
+    lengths = [len(ids) for s in sources for ids in (*s.taught, *s.checked)]
+    micro = wanted.settings.get("micro_batch_size", 8)
+    at = Lengths(sum(lengths) / len(lengths), max(lengths), how.max_new_tokens, micro, itemsize)
+    writing = Stage("writing OUT", f"{weights / 1e9:.2f} GB")
+    stages = (*heal_stages(shape, at, wanted.settings, draw=how.batch_size), writing)
+    resident = {"weights": weights, **optimiser_bytes(shape.parameters, itemsize)}
+    if wanted.device != "cpu" or pre.dtype != wanted.dtype:  # else they are mapped
+        resident["teachers"] = (1 if turns else 2) * weights
+    points = -(-wanted.settings.get("steps", 15) // wanted.settings.get("every", 5))
+    told.append(f"on the way: {points} checkpoints, and the state (weights and Adam's moments) up to twice")
+    dtype = "bfloat16" if wanted.bf16 else short(wanted.dtype)
+    return Plan(stages, resident, dtype, mapped + also, (7 + points) * weights, tuple(told), (BOUNDS, *ASSUMED))

@@ -1,0 +1,55 @@
+"""Points beyond the averages: a start between PRE and POST, healed with both as teachers, measured every few steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from counterpoise.alignment.heal import Healing
+from counterpoise.averaging.average import average
+from counterpoise.averaging.line import beside
+from counterpoise.averaging.partition import layerwise
+from counterpoise.averaging.recipe import Recipe
+from counterpoise.checkpoints.preflight import preflight
+from counterpoise.evaluation.workbench import Point, Workbench
+from counterpoise.records import digest, read_lines
+from counterpoise.restoration.request import Request, start_of
+from counterpoise.search.hma import linear_ramp
+
+
+def healed(bench: Workbench, request: Request, pick: Point | None) -> tuple[list[Point], dict[str, Any]]:
+    """The points of a healing on validation data, and what restore.json tells of it.
+
+    Args:
+        pick: the best average, from which "pick" heals; where there is none, POST.
+    """
+    method, mean = start_of(request.heal_from)
+    start, panel, deep = Recipe(bench.whole, (mean,)), bench.panel, layerwise(bench.pair.names)
+    if method == "LiNeS":
+        start = Recipe(deep, tuple(linear_ramp(deep, mean)))
+    elif method == "pick" and pick is not None:
+        start = Recipe(pick.partition, pick.ratios)
+    name = pick.name if method == "pick" and pick is not None else "POST" if method == "pick" else request.heal_from
+    decided = [bench.inputs, panel.settings, panel.fingerprint, name, *start.ratios, request.heal, request.keep_by]
+    folder = request.folder / f"heal-{digest(decided)[:12]}"
+    fitted: dict[str, Any] = {"donor": request.donor, "drop": request.drop, "allow_unrelated": request.allow_unrelated}
+    post = Recipe(bench.whole, (1.0,))
+    for side, recipe in {"post": post, "post" if start == post else "start": start}.items():  # POST may be an adapter
+        if not (at := folder / side).is_dir():
+            average(request.pre, request.post, at, recipe, **fitted)
+    bench.free()
+    record = Healing(
+        at, folder / "post", request.pre, folder / "healed", panel.prompts, panel.abilities,
+        settings={"steps": request.heal, "keep_by": request.keep_by, "micro_batch_size": panel.drawing.batch_size},
+        drawing=panel.draws(n=1, temperature=1.0), device=request.device,
+        dtype=torch.promote_types(bench.dtype, torch.float32), work=folder / "run",
+    ).run(progress=bench.stages)  # fmt: skip
+    points, told = [], []
+    for metrics in read_lines(folder / "run" / "metrics.jsonl")[1:]:  # after the start
+        at = folder / "run" / f"iteration-{metrics['iteration']:04d}"
+        title = f"{name} healed {metrics['step']}"
+        points.append(bench.point("healed", bench.whole, [0.0], "validation", name=title, instead=at))
+        told.append({"name": title, **metrics, "line": beside(bench.pair, preflight(request.pre, at))._asdict()})
+    costs = {k: sum(row[k] for row in told) for k in ("drawn", "trained", "seconds")}
+    return points, {"start": name, "settings": record["settings"], "points": told, **costs}

@@ -1,0 +1,367 @@
+"""Healing: its divergences and their gradients, its steps, its end, what it refuses, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import counterpoise
+from counterpoise.alignment import teaching
+from counterpoise.alignment.divergences import DIVERGENCES, diverge
+from counterpoise.alignment.heal import Healing
+from counterpoise.alignment.teaching import Lesson, Teachers, bandit, ended, height, in_turn, shares
+from counterpoise.alignment.training.stepping import take_step
+from counterpoise.averaging.line import beside
+from counterpoise.checkpoints.files import CheckpointError
+from counterpoise.checkpoints.preflight import preflight
+from counterpoise.cli.app import app
+from counterpoise.language.sampling import Drawing
+from counterpoise.language.scoring import Example, Scored, score_responses
+from tiny import nudge, save_pair, tiny, tokenizer
+from world import make
+
+EXAMPLES = [
+    Example((1, 5), (6, 7, 8)),
+    Example((1,), (9, 2)),
+    Example((1, 4, 4, 4), (3,)),
+    Example((1, 8), (5, 5, 5, 2)),
+]
+DRAWN = Drawing(max_new_tokens=6, batch_size=32)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(autouse=True)
+def few_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("counterpoise.alignment.heal.CHECKED", 12)
+
+
+def healing(world: Path, out: Path, **changed: Any) -> Healing:
+    settings = {"steps": 4, "every": 2, "batch_size": 6, "learning_rate": 3e-3, **changed.pop("settings", {})}
+    given: dict[str, Any] = {
+        "start": world / "post", "post": world / "post", "pre": world / "pre", "prompts": world / "prompts.jsonl",
+        "abilities": [f"choices:{world / 'guess.jsonl'}", f"continue:{world / 'text.jsonl'}"], "drawing": DRAWN,
+    }  # fmt: skip
+    return Healing(out=out, settings=settings, **{**given, **changed})
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    found = counterpoise.open_checkpoint(folder)
+    return {name: found[name].clone() for name in found}
+
+
+def as_scored(logits: torch.Tensor, mask: torch.Tensor) -> Scored:
+    return Scored(logits, torch.zeros(mask.shape, dtype=torch.int64), mask, None)
+
+
+@pytest.mark.parametrize("kind", DIVERGENCES)
+def test_a_divergence_is_its_definition_and_its_gradient_that_of_finite_differences(kind: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    own, teacher = (torch.randn(2, 3, 7, generator=random, dtype=torch.float64) for _ in range(2))
+    mask = torch.tensor([[True, True, True], [False, True, True]])
+    own.requires_grad_(True)
+    found = diverge(as_scored(own * 1.0, mask), teacher.clone(), kind, scale=0.5)
+    q, p = own.detach().softmax(-1), teacher.softmax(-1)
+    m = (p + q) / 2
+
+    def kl(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a * (a / b).log()).sum(-1)
+
+    wanted = {"reverse": kl(q, p), "forward": kl(p, q), "jensen-shannon": (kl(p, m) + kl(q, m)) / 2}[kind]
+    assert found == pytest.approx((wanted * mask).sum(1).tolist())
+    for place in [(0, 0, 3), (0, 2, 6), (1, 0, 1), (1, 1, 0)]:
+        sums = []
+        for step in (1e-5, -1e-5):
+            moved = own.detach().clone()
+            moved[place] += step
+            sums.append(sum(diverge(as_scored(moved, mask), teacher.clone(), kind)))
+        assert own.grad is not None
+        assert float(own.grad[place]) == pytest.approx(0.5 * (sums[0] - sums[1]) / 2e-5, abs=1e-8)
+
+
+@pytest.mark.parametrize("kind", DIVERGENCES)
+def test_a_divergence_is_worked_out_in_chunks_and_of_what_has_no_probability_counts_nothing(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = torch.Generator().manual_seed(1)
+    own, teacher = (torch.randn(2, 5, 7, generator=random) for _ in range(2))
+    own[..., 6] = teacher[..., 6] = -math.inf
+    mask = torch.ones(2, 5, dtype=torch.bool)
+    gradients = []
+    for chunk in (1, 1 << 22):
+        monkeypatch.setattr("counterpoise.alignment.divergences.CHUNK", chunk)
+        leaf = own.clone().requires_grad_(True)
+        found = diverge(as_scored(leaf * 1.0, mask), teacher.clone(), kind, scale=1.0)
+        assert all(map(math.isfinite, found))
+        assert leaf.grad is not None
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-7, rtol=1e-5)
+    assert gradients[0].isfinite().all()
+    assert diverge(as_scored(own, mask), own.clone(), kind) == pytest.approx([0.0, 0.0], abs=1e-6)
+
+
+def test_a_step_learns_half_of_each_teacher_however_it_is_cut_into_micro_batches() -> None:
+    teachers = [nudge(tiny("llama"), scale=0.3, seed=s).requires_grad_(False) for s in (1, 2)]
+    found = []
+    for micro in (1, 3, 8):
+        model = tiny("llama")
+        lessons = [Lesson(lambda t=t: t, "reverse", EXAMPLES[i::2], [i, i]) for i, t in enumerate(teachers)]  # type: ignore[misc]
+        take_step(model, torch.optim.SGD(model.parameters(), lr=1.0), EXAMPLES, lambda rows: None, micro, lessons)
+        found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    model = tiny("llama")
+    loss = torch.zeros(())
+    for i, teacher in enumerate(teachers):
+        own, there = (score_responses(m, EXAMPLES[i::2]) for m in (model, teacher))
+        kl = torch.nn.functional.kl_div(
+            there.logits_BCV.log_softmax(-1), own.logits_BCV.log_softmax(-1), reduction="none", log_target=True
+        ).sum(-1)
+        loss = loss + (kl * own.mask_BC).sum() / own.mask_BC.sum() / 2
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    wanted = torch.cat([(p - p.grad).detach().flatten() for p in model.parameters() if p.grad is not None])
+    for one in found:
+        torch.testing.assert_close(one, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_healing_lowers_what_it_lost_and_says_in_its_folder_how_it_was_made(world: Path, tmp_path: Path) -> None:
+    before = weights(world / "post")
+    told = healing(world, tmp_path / "out").run()["healed"]
+    assert told["after"]["loss"] < told["before"]["loss"]
+    assert told["before"]["align"] == pytest.approx(0.0, abs=1e-6)
+    assert {"guess", "text"} <= told["after"].keys()
+    assert told["drawn"] > told["trained"] > 0
+    line = beside(preflight(world / "pre", world / "post"), preflight(world / "pre", tmp_path / "out"))
+    assert told["line"] == pytest.approx(line._asdict())
+    assert line.distance > 0.01
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "This is no average" in card
+    assert "`post` where alignment is asked and `pre` elsewhere" in card
+    assert card.startswith("---")
+    assert str(world) not in card
+    assert json.loads((tmp_path / "out" / "align.json").read_text())["settings"]["method"] == "teach"
+    assert any(not torch.equal(before[n], t) for n, t in weights(tmp_path / "out").items())
+    assert all(torch.equal(before[n], t) for n, t in weights(world / "post").items())  # the teachers were not trained
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("keep_by", ["uniform", "bandit"])
+def test_a_healing_that_was_stopped_goes_on_bit_for_bit(
+    keep_by: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = partial(healing, world, settings={"keep_by": keep_by})
+    made(tmp_path / "whole").run()
+    steps = iter(range(100))
+
+    def dying(*given: Any) -> None:
+        if next(steps) == 2:
+            raise Killed
+        take_step(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(teaching, "take_step", dying)
+        with pytest.raises(Killed):
+            made(tmp_path / "cut").run()
+    assert not (tmp_path / "cut").exists()
+    made(tmp_path / "cut").run()
+    whole, cut = (weights(tmp_path / name) for name in ("whole", "cut"))
+    assert all(torch.equal(whole[n], cut[n]) for n in whole)
+    lines = [
+        [json.loads(x) for x in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("whole", "cut")
+    ]
+    assert [{**x, "seconds": 0} for x in lines[0]] == [{**x, "seconds": 0} for x in lines[1]]
+    assert made(tmp_path / "cut").run()["already_finished"]
+
+
+@pytest.mark.parametrize("rate", [0.5, 1e30])
+def test_a_divergence_that_grows_ends_healing_and_the_best_point_stays(
+    rate: float, world: Path, tmp_path: Path
+) -> None:
+    told = healing(world, tmp_path / "out", settings={"steps": 40, "learning_rate": rate}).run()
+    assert told["healed"]["after"]["step"] == 0  # no point was better than the start
+    assert told["iterations"] <= teaching.PATIENCE
+    assert all(torch.equal(weights(world / "post")[n], t) for n, t in weights(tmp_path / "out").items())
+
+
+def test_healing_ends_after_points_without_progress_and_not_before() -> None:
+    def looks(*losses: float) -> list[dict[str, float]]:
+        return [{"loss": x} for x in losses]
+
+    assert not ended(looks(3.0))
+    assert not ended(looks(3.0, 2.0, 2.5))
+    assert not ended(looks(3.0, 2.0, 2.5, 1.9))
+    assert ended(looks(3.0, 2.0, 2.5, 2.4))
+
+
+def test_teachers_that_take_turns_teach_the_same_and_one_is_held_at_a_time(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    healing(world, tmp_path / "both").run()
+    monkeypatch.setattr("counterpoise.alignment.heal.too_large", lambda *given: True)
+    healing(world, tmp_path / "turns").run()
+    both, turns = (weights(tmp_path / name) for name in ("both", "turns"))
+    assert all(torch.equal(both[n], turns[n]) for n in both)
+    teachers = Teachers(world / "post", world / "pre", turns=True)
+    assert teachers(0) is teachers(0)
+    teachers(1)
+    assert list(teachers._held) == [1]
+
+
+def test_every_prompt_comes_once_before_any_comes_twice_and_abilities_have_equal_shares() -> None:
+    prompts = [(i,) for i in range(5)]
+    found = [in_turn(prompts, "0 1", i) for i in range(10)]
+    assert sorted(found[:5]) == sorted(found[5:]) == prompts
+    assert found[:5] != found[5:]
+    counts = torch.tensor([shares(3, 8, number, 0, None) for number in range(6)])
+    assert counts.sum(1).tolist() == [8] * 6
+    assert counts.sum(0).tolist() == [16] * 3
+    assert height(0, 1) == 1.0
+
+
+def test_the_bandit_asks_more_of_the_ability_that_is_left_behind() -> None:
+    balance = bandit(["near", "far"])
+    for far in (0.2, 0.2, 0.19, 0.2):
+        balance.observe(torch.tensor([0.1 if far == 0.2 else 0.02, far]), [4, 4])
+        balance.step()
+    near, far = (float(p) for p in balance.probabilities())
+    assert far > near
+    drawn = [shares(2, 64, number, 0, balance)[1] for number in range(8)]
+    assert sum(drawn) > 32 * 8
+    assert shares(2, 64, 3, 0, balance) == shares(2, 64, 3, 0, balance)
+
+
+def test_without_abilities_openings_of_pre_are_continued(world: Path, tmp_path: Path) -> None:
+    told = healing(world, tmp_path / "out", abilities=(), openings=40).run()
+    assert "openings" in told["healed"]["before"]
+    assert told["healed"]["after"]["keep"] < told["healed"]["before"]["keep"]
+
+
+def test_questions_hold_no_answer(world: Path) -> None:
+    sources = healing(world, world / "none").sources(tokenizer(), 128)
+    assert [s.name for s in sources] == ["alignment", "guess", "text"]
+    words = tokenizer()
+    asked = {tuple(words(json.loads(line)["query"])["input_ids"]) for line in (world / "guess.jsonl").open()}
+    assert {*sources[1].taught, *sources[1].checked} <= asked
+    assert not {*sources[1].taught} & {*sources[1].checked}
+
+
+def test_a_student_that_is_no_average_is_warned_of_and_healed(world: Path, tmp_path: Path) -> None:
+    counterpoise.average(world / "pre", world / "post", tmp_path / "average", [0.3, 0.9, 0.6])
+    assert healing(world, tmp_path / "a", start=tmp_path / "average").run()["warnings"] == []
+    nudge(tiny("llama"), scale=0.1, seed=9).save_pretrained(tmp_path / "other")  # type: ignore[operator]
+    tokenizer().save_pretrained(tmp_path / "other")
+    [warning] = healing(world, tmp_path / "b", start=tmp_path / "other").run()["warnings"]
+    assert "no average of the two teachers" in warning
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_average_lies_on_the_line_whatever_its_dtype(dtype: torch.dtype, tmp_path: Path) -> None:
+    pre, post = save_pair(tmp_path, dtype=dtype, scale=0.005)
+    counterpoise.average(pre, post, tmp_path / "ma", 0.25)
+    counterpoise.average(pre, post, tmp_path / "blocks", [0.0, 0.5, 1.0])
+    pair = preflight(pre, post)
+    plain, blocks = (beside(pair, preflight(pre, tmp_path / name)) for name in ("ma", "blocks"))
+    assert plain.nearest == pytest.approx(0.25, abs=0.02)
+    assert plain.spread <= 0.01
+    assert blocks.spread <= 0.01 < blocks.distance
+    assert beside(pair, preflight(pre, post)) == pytest.approx((1.0, 0.0, 0.0), abs=1e-6)
+
+
+@pytest.fixture
+def folder(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the world to spoil, in which commands run."""
+    shutil.copytree(world, tmp_path / "w")
+    monkeypatch.chdir(tmp_path / "w")
+    return tmp_path / "w"
+
+
+HEAL = "heal post --align-teacher post --keep-teacher pre -o out --prompts prompts.jsonl --max-new-tokens 6 --quiet"
+
+
+def spoil(folder: Path, how: str) -> None:
+    if how == "vocabulary":
+        config = json.loads((folder / "pre" / "config.json").read_text())
+        (folder / "pre" / "config.json").write_text(json.dumps({**config, "vocab_size": 63}))
+    if how == "tokenizer":
+        content = json.loads((folder / "pre" / "tokenizer.json").read_text())
+        words = content["model"]["vocab"]
+        content["model"]["vocab"] = {w: (i + 7) % len(words) for w, i in words.items()}
+        content["added_tokens"] = [{**t, "id": (t["id"] + 7) % len(words)} for t in content["added_tokens"]]
+        (folder / "pre" / "tokenizer.json").write_text(json.dumps(content))
+    if how == "tokens":
+        for side in ("pre", "post"):
+            path = folder / side / "tokenizer_config.json"
+            config = json.loads(path.read_text())
+            path.write_text(json.dumps({k: v for k, v in config.items() if k not in ("bos_token", "eos_token")}))
+
+
+@pytest.mark.parametrize(
+    ("how", "options", "message"),
+    [
+        ("vocabulary", "", "PRE has a vocabulary of 63, POST of 64"),
+        ("tokenizer", "", "pre and post give 47 tokens two ids, first"),
+        (
+            "tokens",
+            "",
+            "expected questions to keep abilities by, or a tokenizer with a token that begins or ends texts",
+        ),
+        ("", "--steps 0", "steps: expected at least 1, found 0"),
+        ("", "--every 0", "every: expected at least 1, found 0"),
+        ("", "--prompts-per-step 0", "batch_size: expected at least 1, found 0"),
+        ("", "--openings 0", "openings: expected at least 1, found 0"),
+        ("", "--learning-rate nan", "learning_rate: expected a positive number, found nan"),
+        ("", "--divergence kl", "'kl' is not one of 'reverse', 'forward', 'jensen-shannon'"),
+        ("", "--keep-by turns", "'turns' is not one of 'uniform', 'bandit'"),
+        ("", "--bf16 --dtype bfloat16", "bf16: expected float32 weights, found bfloat16"),
+        ("", "--prompts nowhere.jsonl", "nowhere.jsonl: expected a file or folder, found nothing of that name"),
+        ("", "--abilities choices:nowhere.jsonl", "nowhere.jsonl: expected a file or folder, found nothing"),
+        ("", "--max-new-tokens 126", "prompts of at most 2 tokens (a context of 128 less 126"),
+        ("", "-o pre", "pre: expected a new or empty folder"),
+    ],
+)
+def test_run_and_dry_run_refuse_the_same_things_with_the_same_words(
+    folder: Path, how: str, options: str, message: str
+) -> None:
+    spoil(folder, how)
+    said = [
+        CliRunner().invoke(app, [*HEAL.split(), *options.split(), *more])
+        for more in ([], ["--dry-run", "--speed", "1e9,1e9"])
+    ]
+    assert said[0].exit_code == said[1].exit_code != 0
+    texts = [" ".join(r.output.split()) for r in said]
+    assert message in texts[0]
+    assert texts[0].lower().partition("error")[2].split(";")[0] == texts[1].lower().partition("error")[2].split(";")[0]
+    assert not (folder / "out").exists()
+
+
+def test_the_command_heals_after_a_dry_run_that_writes_nothing(folder: Path) -> None:
+    more = "--abilities choices:guess.jsonl --steps 2 --every 1 --prompts-per-step 4".split()
+    dry = CliRunner().invoke(app, [*HEAL.split(), *more, "--dry-run", "--speed", "1e9,1e9"])
+    assert dry.exit_code == 0, dry.output
+    assert "teachers: both at once" in dry.output
+    assert not (folder / "out").exists()
+    assert not (folder / "out.work").exists()
+    run = CliRunner().invoke(app, [*HEAL.split(), *more])
+    assert run.exit_code == 0, run.output
+    assert "nats per token" in run.output
+    assert (folder / "out" / "heal.json").is_file()
+
+
+def test_another_architecture_is_no_teacher(world: Path, tmp_path: Path) -> None:
+    tiny("gpt2").save_pretrained(tmp_path / "gpt2")  # type: ignore[operator]
+    tokenizer().save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(CheckpointError):
+        healing(world, tmp_path / "out", post=tmp_path / "gpt2").run()
