@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from run import read_lines
-from scipy.stats import t as student
 
 from counterpoise.report.palette import SERIES, light
+from counterpoise.statistics.bootstrap import over_runs
 
 HERE = Path(__file__).resolve().parent
 Run = dict[str, Any]
@@ -133,12 +133,11 @@ def against(runs: list[Run], base: list[Run], number: Number, digits: int = 2) -
     """The mean difference from `base`, paired by seed, with its 95 % interval (Student's t); bold when 0 is outside."""
     of = {r["seed"]: number(r) for r in base}
     gaps = [number(r) - of[r["seed"]] for r in runs if r["seed"] in of]
-    if len(gaps) < 2:
+    if (found := over_runs(gaps)) is None:
         return "–"
-    mean, error = statistics.mean(gaps), statistics.stdev(gaps) / len(gaps) ** 0.5
-    half = error * float(student.ppf(0.975, len(gaps) - 1))
-    text = f"{mean:+.{digits}f} [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]".replace("-", "−")
-    return f"**{text}**" if abs(mean) > half else text
+    mean, low, high, _ = found
+    text = f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]".replace("-", "−")
+    return f"**{text}**" if low > 0 or high < 0 else text
 
 
 def by_method(runs: list[Run]) -> dict[str, list[Run]]:

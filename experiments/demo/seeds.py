@@ -22,6 +22,8 @@ from typing import Any
 from counterpoise import demo
 from counterpoise.evaluation.results import write_results
 from counterpoise.restoration.restore import run as restore
+from counterpoise.statistics.bootstrap import over_runs
+from counterpoise.tables.numbers import p_value, spoken
 from counterpoise.tables.reading import KINDS, kind_of
 
 HERE = Path(__file__).parent
@@ -130,18 +132,34 @@ def page(results: list[dict[str, Any]]) -> str:
         )
         + " | |"
     )
-    paired = [f["hypervolume"]["HMA"] - f["hypervolume"]["MA"] for f in results if "HMA" in f["hypervolume"]]
-    ramp = [f["hypervolume"]["LiNeS"] - f["hypervolume"]["HMA"] for f in results if "HMA" in f["hypervolume"]]
     lines += [
         "",
-        f"HMA's hypervolume minus MA's, paired over seeds: {spread(paired)} (n = {len(paired)}). "
-        f"LiNeS's minus HMA's: {spread(ramp)}.",
+        "## The worlds as the sample",
+        "",
+        "Hypervolume against another method's in the same world, with Student's 95 % interval over the worlds. Every method has",
+        "one point at each mean of the same grid. Bold leaves out 0.",
+        "",
+        "| | difference | p | worlds above |",
+        "|---|---:|---:|---:|",
+        *(versus(results, *pair) for pair in [*((m, "MA") for m in METHODS[1:]), ("LiNeS", "HMA")]),
         "",
         f"Commit {results[0]['commit']}; versions "
         + ", ".join(f"{k} {v}" for k, v in results[0]["versions"].items())
         + ". Times are of a shared machine with two cores.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def versus(results: list[dict[str, Any]], method: str, other: str) -> str:
+    """A row: one method's hypervolume minus another's, over worlds."""
+    volumes = [f["hypervolume"] for f in results]
+    gaps = [v[method] - v[other] for v in volumes if method in v and other in v]
+    found = over_runs(gaps)
+    if found is None:
+        return f"| {method} minus {other} | – | – | – |"
+    text = spoken(found._asdict(), signed=True, decimals=3)
+    text = f"**{text}**" if found.low > 0 or found.high < 0 else text
+    return f"| {method} minus {other} | {text} | {p_value(found.p)} | {sum(g > 0 for g in gaps)} of {len(gaps)} |"
 
 
 def spread(values: list[float], unit: str = "") -> str:

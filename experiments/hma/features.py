@@ -53,7 +53,7 @@ def main() -> None:
 def texts(work: Path, count: int) -> list[str]:
     """What both models read."""
     lines = (work / "lambada_openai.jsonl").read_text(encoding="utf-8").splitlines()[:count]
-    held = [p.text for p in read_prompts(work / "prompts.jsonl") if part_of(p.key) == "held-out"]
+    held = [p.text for p in read_prompts(work / "prompts.jsonl") if part_of(p.group or p.key) == "held-out"]
     return [json.loads(line)["context"] for line in lines] + held[:count]
 
 

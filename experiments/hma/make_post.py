@@ -87,7 +87,9 @@ def main() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(work / "pre")
     model = AutoModelForCausalLM.from_pretrained(work / "pre", dtype=torch.float32)
-    prompts = [p for p in read_prompts(work / "prompts.jsonl") if part_of(p.key) == "proxy" and len(p.text) < 400]
+    prompts = [
+        p for p in read_prompts(work / "prompts.jsonl") if part_of(p.group or p.key) == "proxy" and len(p.text) < 400
+    ]
     if options.bf16:
         compute_in_bfloat16(model)
     begun = time.time()

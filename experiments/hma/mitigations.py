@@ -229,7 +229,7 @@ class Judge:
 
 def write_prompts(count: int) -> Path:
     """The prompts that responses are collected for: the first of the proxy part, by content hash."""
-    proxy = [p for p in read_prompts("prompts.jsonl") if part_of(p.key) == "proxy" and len(p.text) < 400]
+    proxy = [p for p in read_prompts("prompts.jsonl") if part_of(p.group or p.key) == "proxy" and len(p.text) < 400]
     with Path("collect.jsonl").open("w", encoding="utf-8") as file:
         for p in sorted(proxy, key=lambda p: p.key)[:count]:
             print(json.dumps({"messages": [{"role": r, "content": c} for r, c in p.messages]}), file=file)

@@ -1,8 +1,9 @@
 """How often 95 % intervals hold the truth: percentile, BCa and studentised bootstrap, few items, skewed and not.
 
-    python experiments/statistics/coverage.py [--samples 4000]
+    python experiments/statistics/coverage.py [--samples 3000] [--together 400]
 
-Writes coverage.json and README.md beside itself; a minute or two on one core.
+Writes coverage.json and README.md beside itself; some minutes on one core. Beside means of independent items: the mean of a
+group of three tasks, and items of which one to three share half their variance (a passage).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import numpy as np
 from scipy import stats
 
 from counterpoise.records import versions, write_json, write_whole
-from counterpoise.statistics.bootstrap import bootstrap_weights, interval
+from counterpoise.statistics.bootstrap import bootstrap_weights, clustered, interval
+from counterpoise.statistics.paired import resampled, stratified
 
 HERE = Path(__file__).parent
 Draw = Callable[[np.random.Generator, int], np.ndarray]
@@ -60,6 +62,32 @@ def studentised(x: np.ndarray) -> tuple[float, float]:
     return found.low, found.high
 
 
+def of_groups(draw: Draw, truth: float, n: int, samples: int) -> dict[str, dict[str, Any]]:
+    """Tasks of n, n and 2n items in a group, and n clusters: the intervals of today beside those that resample otherwise."""
+    random = np.random.default_rng([n, samples, 1])
+    found: dict[str, list[tuple[float, float]]] = {}
+    weights = (0.25, 0.25, 0.5)
+    for _ in range(samples):
+        sides = [draw(random, k)[:, None] for k in (n, n, 2 * n)]
+        tasks = [resampled(side, 0 * side, "mean", seed) for seed, side in enumerate(sides)]
+        drawn = np.sum([w * t.scores[2].drawn for w, t in zip(weights, tasks, strict=True)], axis=0)
+        of = np.repeat(np.arange(n), random.integers(1, 4, n))
+        items = (draw(random, n)[of] + draw(random, len(of)))[:, None] - truth
+        rows = {
+            "a group, percentile": np.quantile(drawn, [0.025, 0.975]),
+            "a group, studentised": stratified(tasks, weights)[2][1:3],
+            "clusters, each item by itself": interval(items, "mean")[1:3],
+            "clusters, resampled whole": interval(clustered(items, of), "mean")[1:3],
+        }
+        for name, (low, high) in rows.items():
+            found.setdefault(name, []).append((float(low), float(high)))
+    bounds = {name: np.array(rows) for name, rows in found.items()}
+    return {
+        name: {"covered": float(((b[:, 0] <= truth) & (truth <= b[:, 1])).mean()), "width": float(np.diff(b).mean())}
+        for name, b in bounds.items()
+    }
+
+
 METHODS = {"percentile": percentile, "BCa": bca, "studentised": studentised}
 
 
@@ -84,19 +112,29 @@ def cover(world: str, n: int, samples: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Simulate all, then write the table."""
+    """Simulate what coverage.json does not hold yet, then write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=4000)
-    samples = parser.parse_args().samples
-    rows = [cover(world, n, samples) for n in SIZES for world in WORLDS]
-    git = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
-    about = {"command": " ".join(sys.argv), "commit": commit, "samples": samples, "versions": versions()}
-    write_json(HERE / "coverage.json", {**about, "rows": rows})
+    parser.add_argument("--samples", type=int, default=3000)
+    parser.add_argument("--together", type=int, default=400, help="samples of groups and clusters")
+    given, kept = parser.parse_args(), HERE / "coverage.json"
+    found = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    if found.get("samples") != given.samples:
+        found = {**about(given.samples), "rows": [cover(w, n, given.samples) for n in SIZES for w in WORLDS]}
+    if found.get("together", {}).get("samples") != given.together:
+        pairs = [(w, n) for n in SIZES for w in ("normal", "exponential")]
+        rows = [{"world": w, "items": n, **of_groups(*WORLDS[w], n, given.together)} for w, n in pairs]
+        found["together"] = {**about(given.together), "rows": rows}
+    write_json(kept, found)
     readme = HERE / "README.md"
     _, mark, picks = readme.read_text(encoding="utf-8").partition("\n# Does the pick")  # picks.py writes that part
-    table = page(json.loads((HERE / "coverage.json").read_text(encoding="utf-8")))
-    write_whole(readme, table + mark + picks)
+    write_whole(readme, page(json.loads(kept.read_text(encoding="utf-8"))) + mark + picks)
+
+
+def about(samples: int) -> dict[str, Any]:
+    """What was run."""
+    git = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
+    return {"command": " ".join(sys.argv), "commit": commit, "samples": samples, "versions": versions()}
 
 
 def page(content: dict[str, Any]) -> str:
@@ -116,7 +154,19 @@ def page(content: dict[str, Any]) -> str:
     lines += [
         "",
         "A row of right and wrong answers that are all alike has no variance: its interval is one point, and misses.",
+        "",
+        "## Groups of tasks, and clusters of items",
+        "",
+        f"Commit {content['together']['commit']}, {content['together']['samples']:,} samples a row. Three tasks of n, n and 2n "
+        "items with the weights 0.25, 0.25 and 0.5; and n clusters of one to three items that share half their variance. In "
+        "brackets the mean width.",
+        "",
     ]
+    names = [k for k in content["together"]["rows"][0] if k not in ("world", "items")]
+    lines += ["| n | distribution | " + " | ".join(names) + " |", "|---:|---|" + "---:|" * len(names)]
+    for row in content["together"]["rows"]:
+        cells = [f"{row[k]['covered']:.3f} ({row[k]['width']:.2f})" for k in names]
+        lines.append(f"| {row['items']} | {row['world']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

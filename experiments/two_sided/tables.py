@@ -21,7 +21,7 @@ from curves import CURVES, REQUIRED
 from counterpoise.evaluation.results import loss_units, measurement
 from counterpoise.report.comparisons import Comparison, Group, pooled, read_comparisons
 from counterpoise.report.matched import method_gains
-from counterpoise.statistics.bootstrap import interval
+from counterpoise.statistics.bootstrap import interval, over_runs
 from counterpoise.statistics.equal_reward import Fronts, ModelStatistics, Statistics, hypervolume_gain
 from counterpoise.tables import reading
 from counterpoise.tables.numbers import number, p_value, spoken
@@ -89,7 +89,7 @@ def scored(group: Group, results: File, point: File) -> ModelStatistics | None:
     """A point's items: its reward and the primary metric of every ability that is not at floor."""
     wanted = [(a, m) for a, m in reading.primary(results).items() if a not in group.floored]
     found = [measurement(results, point, *key) for key in [("reward", "reward"), *wanted]]
-    held = [Statistics(m.statistics, m.aggregate) for m in found if m is not None]
+    held = [Statistics(m.sampled, m.aggregate) for m in found if m is not None]
     return ModelStatistics(held[0], tuple(held[1:])) if len(held) == len(found) else None
 
 
@@ -107,12 +107,18 @@ def scales(group: Group) -> list[float]:
 
 
 def difference(found: Any, digits: int = 2) -> str:
-    """Value, interval and p; bold when the interval leaves out 0."""
+    """Value, interval over items and p, and Student's over seeds where there are some; bold when all leave out 0."""
     if found is None:
         return "–"
     value, low, high = (number(v, digits, signed=True) for v in (found.value, found.low, found.high))
-    text = f"{value} [{low}, {high}]"
-    return (f"**{text}**" if found.low > 0 or found.high < 0 else text) + f", p {p_value(found.p)}"
+    text, clear = f"{value} [{low}, {high}], p {p_value(found.p)}", found.low > 0 or found.high < 0
+    if seeds := over_runs(found.seeds):
+        low, high = (number(v, digits, signed=True) for v in (seeds.low, seeds.high))
+        text, clear = (
+            f"{text}; seeds [{low}, {high}], p {p_value(seeds.p)}",
+            clear and (seeds.low > 0 or seeds.high < 0),
+        )
+    return f"**{text}**" if clear else text
 
 
 def curves_table(group: Group) -> str:
@@ -137,10 +143,16 @@ def curves_table(group: Group) -> str:
         row = [method + ("" if method in REQUIRED else " †"), str(len(runs))]
         row += [difference(hypervolume_gain(runs, scales(group)), 3), difference(matched), above]
         row.append(f"{all_points - len(seen)} of {all_points}")
-        row.append(" ".join(number(g.value, 2, signed=True) if g else "–" for g in by_seed(group, method)))
+        row.append(" ".join(number(v, 2, signed=True) for v in matched.seeds) if matched else "–")
         ramp = None if method == "LiNeS" else method_gains(group, method, HELD_OUT, reference="LiNeS")
         body.append([*row, difference(ramp)])
-    head = ["curve", "seeds", "hypervolume minus MA's", "retention minus MA's at equal reward", "points above MA"]
+    head = [
+        "curve",
+        "seeds",
+        "hypervolume minus MA's of as many points",
+        "retention minus MA's at equal reward",
+        "points above MA",
+    ]
     return markdown([*head, "points beyond MA's reward", "by seed", "retention minus LiNeS's at equal reward"], body)
 
 
@@ -152,11 +164,6 @@ def kinds_table(group: Group) -> str:
     both = {kind: reading.counted(group.runs[0].results, kind) for kind in reading.KINDS}
     head = [f"by {kind}: {', '.join(f'{a} {m}' for a, m in metrics.items())}" for kind, metrics in both.items()]
     return markdown(["curve", "all abilities, by likelihood", *head], body)
-
-
-def by_seed(group: Group, method: str) -> list[Any]:
-    """A method's retention beyond MA at equal reward in each run on its own."""
-    return [method_gains(Group(group.name, (run,)), method, HELD_OUT) for run in group.runs]
 
 
 def precision(group: Group) -> str:

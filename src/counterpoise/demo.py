@@ -167,7 +167,7 @@ def make_pair(
 
     prompts = [Prompt((("user", p),)) for p in _tell_prompts()]
     rounds = rsf(  # two rounds of best of 8 towards cheer
-        model, tokenizer, [p for p in prompts if part_of(p.key) == "proxy"], cheer,
+        model, tokenizer, [p for p in prompts if part_of(p.group or p.key) == "proxy"], cheer,
         drawing=Drawing(n=8, batch_size=128, max_new_tokens=24, seed=seed), iterations=2,
         prompts_per_iteration=128, epochs=4, learning_rate=1e-3, batch_size=16, micro_batch_size=16,
         progress=named(progress, "aligning: best of 8"),

@@ -230,9 +230,9 @@ def spread(row: dict[str, Any]) -> float:
 
 @pytest.mark.parametrize("way", ["size", "macro"])
 def test_a_group_has_the_weights_that_give_lm_evals_own_number(tmp_path: Path, way: Any) -> None:
-    found = tax(*group_logs(tmp_path, way))
+    found = tax(*group_logs(tmp_path, way, sizes=(160, 40)))
     group, leaves = of(found, "g", "acc"), [of(found, t, "acc") for t in "tu"]
-    assert (group["weights"], group["tasks"], group["items"]) == (way, 2, 50)
+    assert (group["weights"], group["tasks"], group["items"]) == (way, 2, 200)
     weights = (0.8, 0.2) if way == "size" else (0.5, 0.5)
     for column in ("pre", "post", "tax"):
         value = sum(w * leaf[column]["value"] for w, leaf in zip(weights, leaves, strict=True))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 from typer.testing import CliRunner
 
 from counterpoise.cli.app import app
@@ -18,8 +19,9 @@ from counterpoise.evaluation.results import Measured, loss_units, measurement, r
 from counterpoise.report import fronts, page
 from counterpoise.report.comparisons import beaten_by, pooled, read_comparisons
 from counterpoise.report.matched import hypervolume_gains, matched, method_gains
-from counterpoise.statistics.bootstrap import paired_difference
+from counterpoise.statistics.bootstrap import over_runs, paired_difference
 from counterpoise.tables import reading
+from counterpoise.tables.grid import as_markdown
 from report import browser, made
 from report.test_report import Elements
 
@@ -94,7 +96,7 @@ def test_seeds_are_pooled_and_paired(three: list[Path]) -> None:
     rewards = [next(p for p in c["points"] if p["name"] == "L2 0.04")["reward"] for c in contents]
     shown = points["L2 0.04"]["reward"]
     assert shown["value"] == pytest.approx(np.mean([r["value"] for r in rewards]))
-    assert (shown["from"], shown["to"]) == (min(r["value"] for r in rewards), max(r["value"] for r in rewards))
+    assert shown["runs"] == [r["value"] for r in rewards]
     # All share their items: pooling three runs takes away each run's own noise, and no more.
     widths = [r["high"] - r["low"] for r in rewards]
     assert 0.85 * np.mean(widths) < shown["high"] - shown["low"] < 1.02 * np.mean(widths)
@@ -120,9 +122,20 @@ def test_gains_at_equal_reward_are_paired(three: list[Path]) -> None:
     units = [loss_units(r.results, "held-out", {"piqa": "logprob"}) for r in panel.runs]
     assert row.gains["retention"].value == pytest.approx(gain.value / np.mean([u["piqa"] for u in units if u]))
     (volume,) = hypervolume_gains(panel, "held-out").values()
-    volumes = [fronts.hypervolumes(r.results) for r in panel.runs]
-    assert volume.value == pytest.approx(np.mean([v["L2"] - v["MA"] for v in volumes]), rel=1e-6)
+    volumes = [reading.method_volumes(r.results, "held-out") or {} for r in panel.runs]
+    wanted = [v["L2"].value - (v["L2"].reference or 0) for v in volumes]  # one of MA's two points, in the mean
+    assert volumes[0]["MA"].value > (volumes[0]["L2"].reference or 0) > 0
+    assert volume.seeds == pytest.approx(wanted, rel=1e-6)
+    assert volume.value == pytest.approx(np.mean(wanted), rel=1e-6)
     assert volume.low < volume.value < volume.high
+    # The seeds as the sample: Student's interval stands beside the one over items, in the page's tables too.
+    student = ttest_1samp(gain.seeds, 0).confidence_interval()
+    seeds = over_runs(gain.seeds)
+    assert seeds is not None
+    assert (seeds.low, seeds.high) == pytest.approx(student)
+    assert seeds.p == pytest.approx(ttest_1samp(gain.seeds, 0).pvalue)
+    for table in (fronts.matched_table(panel, [row]), fronts.hypervolume_table(panel)):
+        assert ", 3 runs" in as_markdown(table)
     # The same without the items: the value stays, the interval goes.
     stripped = [{k: v for k, v in json.loads(p.read_text()).items() if k != "items"} for p in three[:1]]
     path = three[0].parent.parent / "stripped.json"
@@ -251,7 +264,7 @@ def test_another_metric_or_another_unit_is_another_front_and_it_says_why(tmp_pat
     assert len(read_comparisons([first, tmp_path / "old.json"])) == 1
 
 
-def test_the_committed_results_are_drawn() -> None:
+def test_the_committed_results_are_drawn(tmp_path: Path) -> None:
     panels = read_comparisons(COMMITTED)
     assert len(panels) == 2
     real = next(p for p in panels if p.reward)
@@ -269,8 +282,10 @@ def test_the_committed_results_are_drawn() -> None:
     assert set(page.figures) == {"front-1", "front-2"}
     assert "11 runs on 2 fronts" in page.text
     assert "These files hold no points of MA" not in page.text  # one seed picked it
-    first = [EXPERIMENTS / "demo" / "results" / f"seed-{n}.json" for n in (0, 2)]
-    assert "These files hold no points of MA" in Elements(fronts.fronts_page(read_comparisons(first))).text
+    content = json.loads(COMMITTED[-1].read_text(encoding="utf-8"))
+    bare = tmp_path / "bare.json"
+    bare.write_text(json.dumps({**content, "points": [p for p in content["points"] if p["method"] != "MA"]}))
+    assert "These files hold no points of MA" in Elements(fronts.fronts_page(read_comparisons([bare]))).text
 
 
 def test_who_beats_whom() -> None:

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from counterpoise.evaluation.logged import made_of, of_item
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import Part, part_of
 from counterpoise.evaluation.specs import fewest, limit_of, options_of, primary_of
+from counterpoise.language.groups import groups_of
 from counterpoise.language.sampling import SCORING, Drawing, way_of
 from counterpoise.records import digest
 from counterpoise.statistics.bootstrap import Array
@@ -62,6 +63,13 @@ class HarnessAbility:
         )
 
     @cached_property
+    def groups(self) -> tuple[str, ...]:
+        """The group of every document, its own key where it is alone."""
+        docs = {k: d if isinstance(d, dict) else {} for k, d in zip(self.keys, self.task.eval_docs, strict=True)}
+        of = dict(zip(docs, groups_of([*docs.values()]), strict=True))
+        return tuple(of[key] or key for key in self.keys)
+
+    @cached_property
     def fingerprint(self) -> str:
         """sha256 over the documents, the first prompt, the task's settings and version, the seed of its examples."""
         from importlib.metadata import version
@@ -69,7 +77,8 @@ class HarnessAbility:
         first = self.task.doc_to_text(self.task.eval_docs[0])
         settings = json.dumps(self.task.dump_config(), sort_keys=True, default=_named)
         about = [version("lm-eval"), str(self.task.VERSION), settings, str(first), FEWSHOT_SEED]
-        return digest([*about, sorted(self.keys)])
+        together = sorted({(g, k) for g, k in zip(self.groups, self.keys, strict=True) if g != k})
+        return digest([*about, sorted(self.keys), *([together] if together else [])])
 
     def measure(
         self, model: nn.Module, tokenizer: Any, part: Part, drawing: Drawing = SCORING, *, limit: int | None = None
@@ -105,7 +114,9 @@ class HarnessAbility:
         rows = found["samples"][task]
         first = rows[0]["filter"]  # a task may post-process its answers in several ways; its first one counts
         by_index = {row["doc_id"]: row for row in rows if row["filter"] == first}
-        return self._measurements([by_index[i] for i in chosen], tuple(self.keys[i] for i in chosen))
+        found = self._measurements([by_index[i] for i in chosen], tuple(self.keys[i] for i in chosen))
+        groups = tuple(self.groups[i] for i in chosen)
+        return [replace(m, groups=groups if len(set(groups)) < len(groups) else ()) for m in found]
 
     def questions(self, tokenizer: Any, part: Part, drawing: Drawing) -> list[tuple[int, ...]]:
         """See `Ability.questions`; none of a task whose contexts are no plain text."""
@@ -113,7 +124,7 @@ class HarnessAbility:
         return [tuple(tokenizer(text)["input_ids"]) for text in texts if isinstance(text, str) and text]
 
     def _chosen(self, part: Part, limit: int | None) -> list[int]:
-        indices = {key: i for i, key in reversed(list(enumerate(self.keys))) if part_of(key) == part}
+        indices = {key: i for i, key in reversed(list(enumerate(self.keys))) if part_of(self.groups[i]) == part}
         if not indices:
             raise ValueError(f"{self.source}: expected items in the {part} part, found none among {len(self.keys)}")
         return sorted(indices[key] for key in sorted(indices)[:limit])  # lm-eval wants them in its own order

@@ -79,7 +79,7 @@ class HarnessGroup:
         found = {
             a.name: {m.metric: m for m in a.measure(model, tokenizer, part, drawing, limit=limit)}
             for a in self.subtasks
-            if any(part_of(key) == part for key in a.keys)
+            if any(part_of(group) == part for group in a.groups)
         }
         metrics = list(dict.fromkeys(metric for measured in found.values() for metric in measured))
         metrics.sort(key=lambda metric: sum(metric not in measured for measured in found.values()))
@@ -109,5 +109,5 @@ class HarnessGroup:
             weighted(first[0].aggregate, strata),
             chance,
             tuple(key for m in first for key in m.keys),
-            tuple((name, len(m.keys)) for name, m in of.items()),
+            subtasks=tuple((name, len(m.keys)) for name, m in of.items()),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, get_args
@@ -14,8 +14,9 @@ from torch import nn
 
 from counterpoise.checkpoints.reading import json_lines
 from counterpoise.evaluation.measurement import Measurement
-from counterpoise.evaluation.parts import Part, part_of
+from counterpoise.evaluation.parts import Part, clusters, in_part, placement
 from counterpoise.evaluation.specs import fewest
+from counterpoise.language.groups import groups_of
 from counterpoise.language.prompts import Prompt, encode_prompt
 from counterpoise.language.sampling import SCORING, Drawing
 from counterpoise.records import digest
@@ -23,10 +24,15 @@ from counterpoise.records import digest
 
 @dataclass(frozen=True)
 class Item:
-    """One item: its fields, the hash of their content, which decides its part, and the file and line where it stands."""
+    """One item: its fields, the hash of their content, and the file and line where it stands.
+
+    Attributes:
+        group: see `groups_of`; it decides the part, or the content where the item is alone ("").
+    """
 
     fields: Mapping[str, Any]
     place: str = field(default="", compare=False)
+    group: str = field(default="", compare=False)
 
     @cached_property
     def key(self) -> str:
@@ -113,7 +119,7 @@ class FileAbility(ABC):
     @property
     def fingerprint(self) -> str:
         """sha256 over kind, metric and items."""
-        return digest([self.kind, self.metric_id, self.limit, sorted(item.key for item in self.items)])
+        return digest([self.kind, self.metric_id, self.limit, *placement(self.items)])
 
     @property
     def metric_id(self) -> str:
@@ -126,7 +132,7 @@ class FileAbility(ABC):
         Raises:
             ValueError: no item is in that part.
         """
-        chosen = sorted((i for i in self.items if part_of(i.key) == part), key=lambda i: i.key)[:limit]
+        chosen = in_part(self.items, part)[:limit]
         if not chosen:
             raise ValueError(
                 f"{self.source}: expected items in the {part} part, found none among {len(self.items)}; "
@@ -144,8 +150,7 @@ class FileAbility(ABC):
             return
         new, chosen = drawing.max_new_tokens if self.draws else 0, []
         for part in get_args(Part):
-            found = sorted((i for i in self.items if part_of(i.key) == part), key=lambda i: i.key)
-            chosen += found[: fewest(limit, self.limit)]
+            chosen += in_part(self.items, part)[: fewest(limit, self.limit)]
         used, sizes = {item.key for item in chosen}, []
         for item in self.items:
             said = self.wording(item.fields)
@@ -164,11 +169,14 @@ class FileAbility(ABC):
         self, model: nn.Module, tokenizer: Any, part: Part, drawing: Drawing = SCORING, *, limit: int | None = None
     ) -> list[Measurement]:
         """See `abilities.Ability.measure`; plain text unless an item has messages."""
-        return self.score(model, tokenizer, self.items_of(part, fewest(limit, self.limit)), drawing)
+        items = self.items_of(part, fewest(limit, self.limit))
+        groups = clusters(items)
+        return [replace(m, groups=groups) for m in self.score(model, tokenizer, items, drawing)]
 
 
 def read_items(path: Path, clean: Callable[[dict[str, Any]], dict[str, Any]]) -> list[Item]:
     items: dict[str, Item] = {}
+    records: dict[str, dict[str, Any]] = {}
     for place, record in json_lines(path):
         try:
             item = Item(clean(record), place)
@@ -176,9 +184,12 @@ def read_items(path: Path, clean: Callable[[dict[str, Any]], dict[str, Any]]) ->
             said = f"expected the field {error}" if isinstance(error, KeyError) else error
             raise ValueError(f"{place}: {said}; found {json.dumps(record)[:80]}") from None
         items.setdefault(item.key, item)
+        records.setdefault(item.key, record)
     if not items:
         raise ValueError(f"{path}: expected one json object a line, found an empty file")
-    return list(items.values())
+    return [
+        replace(item, group=group) for item, group in zip(items.values(), groups_of([*records.values()]), strict=True)
+    ]
 
 
 def text_of(record: dict[str, Any], name: str, *, empty: bool = False) -> str:

@@ -9,7 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from counterpoise.statistics.bootstrap import Array, Interval, Studentised, interval, paired, paired_difference, score
+from counterpoise.statistics.bootstrap import (
+    Array,
+    Interval,
+    Studentised,
+    clustered,
+    interval,
+    paired,
+    paired_difference,
+    score,
+)
 from counterpoise.tables.reading import KINDS, kind_of
 
 BOUNDS = {"%": (0.0, 100.0), "BLEU": (0.0, 100.0)}
@@ -25,6 +34,7 @@ class Measurement:
         aggregate: "mean", "ratio" or "bleu", of several tasks `bootstrap.weighted`.
         chance: the score of guessing; None where there is none.
         keys: sha256 of each item's content, so that two models are compared on the same items.
+        groups: the group of each item, which is resampled whole; () where each is by itself.
         subtasks: of a group of tasks, in the order of its items: the name of each and how many are its own.
     """
 
@@ -34,7 +44,13 @@ class Measurement:
     aggregate: str
     chance: float | None
     keys: tuple[str, ...]
+    groups: tuple[str, ...] = ()
     subtasks: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def sampled(self) -> Array:
+        """What is resampled: the statistics of each item, or their sums over each group; shape (items or groups, d)."""
+        return clustered(self.statistics, self.groups) if self.groups else self.statistics
 
     @property
     def value(self) -> float:
@@ -44,20 +60,21 @@ class Measurement:
     def to_json(self) -> dict[str, Any]:
         """A plain dict; `from_json` reads it back bit for bit."""
         plain = {**vars(self), "statistics": self.statistics.tolist(), "keys": list(self.keys)}
-        return plain if self.subtasks else {k: v for k, v in plain.items() if k != "subtasks"}
+        return {k: v for k, v in plain.items() if v or k not in ("groups", "subtasks")}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Measurement:
         """Read what `to_json` wrote."""
         statistics = np.array(content["statistics"], dtype=np.float64)
         subtasks = tuple((name, items) for name, items in content.get("subtasks") or ())
-        return cls(**{**content, "statistics": statistics, "keys": tuple(content["keys"]), "subtasks": subtasks})
+        listed = {name: tuple(content.get(name) or ()) for name in ("keys", "groups")}
+        return cls(**{**content, "statistics": statistics, "subtasks": subtasks, **listed})
 
     def apart(self) -> list[tuple[str, Measurement]]:
         """Each subtask by itself."""
         ends = np.cumsum([items for _, items in self.subtasks]).tolist()
         cuts = [(name, slice(end - items, end)) for (name, items), end in zip(self.subtasks, ends, strict=True)]
-        plain = replace(self, aggregate=self.aggregate.split()[0], chance=None, subtasks=())
+        plain = replace(self, aggregate=self.aggregate.split()[0], chance=None, groups=(), subtasks=())
         return [(name, replace(plain, statistics=self.statistics[cut], keys=self.keys[cut])) for name, cut in cuts]
 
 
@@ -83,7 +100,7 @@ class Scores:
 
 def interval_of(m: Measurement) -> dict[str, float]:
     """Value and 95 % interval over the items."""
-    return bounded(interval(m.statistics, m.aggregate), m.unit)
+    return bounded(interval(m.sampled, m.aggregate), m.unit)
 
 
 def bounded(found: Interval, unit: str, *, negated: bool = False) -> dict[str, float]:
@@ -103,7 +120,7 @@ def difference(a: Measurement, b: Measurement) -> dict[str, float]:
         raise ValueError(
             f"{a.metric}: expected two measurements of the same items, found {len(a.keys)} and {len(b.keys)}"
         )
-    return paired_difference(a.statistics, b.statistics, a.aggregate)._asdict()
+    return paired_difference(a.sampled, b.sampled, a.aggregate)._asdict()
 
 
 def at_floor(measurements: Sequence[Measurement]) -> bool:
@@ -111,7 +128,7 @@ def at_floor(measurements: Sequence[Measurement]) -> bool:
 
     It is if some metric that has a chance level does not clear it with its 95 % interval.
     """
-    return any(m.chance is not None and interval(m.statistics, m.aggregate)[1] <= m.chance for m in measurements)
+    return any(m.chance is not None and interval(m.sampled, m.aggregate)[1] <= m.chance for m in measurements)
 
 
 def above_floor(pre: Scores) -> list[str]:
@@ -158,7 +175,7 @@ def unit_of(before: Measurement, after: Measurement) -> float:
     So PRE is at 0, POST at -1 on an ability that it lost and at about +1 on one that it gained, and where nothing measurable
     moved nothing counts for much: no ability outweighs the others, and the number of items decides nothing.
     """
-    value, _, _, error = paired(after.statistics, before.statistics, before.aggregate).interval()
+    value, _, _, error = paired(after.sampled, before.sampled, before.aggregate).interval()
     return max(abs(value), 2 * error) or 1.0
 
 
@@ -193,7 +210,7 @@ def reward_kept(pre: Scores, post: Scores, scores: Scores) -> dict[str, float] |
     """
     if difference(post.reward, pre.reward)["low"] <= 0:
         return None
-    columns = [s.reward.statistics - pre.reward.statistics for s in (scores, post)]
+    columns = [(s.reward.sampled - pre.reward.sampled)[:, :1] for s in (scores, post)]
     return interval(np.hstack(columns), "ratio")._asdict()
 
 
@@ -241,6 +258,6 @@ def retention_of(pairs: Mapping[str, tuple[Measurement, Measurement]], unit: Map
 def _steps(pairs: Mapping[str, tuple[Measurement, Measurement]]) -> dict[str, Studentised]:
     """Each ability's step from PRE; the same items are drawn whatever model is asked for."""
     return {
-        name: paired(now.statistics, before.statistics, before.aggregate, seed=number)
+        name: paired(now.sampled, before.sampled, before.aggregate, seed=number)
         for number, (name, (before, now)) in enumerate(pairs.items())
     }

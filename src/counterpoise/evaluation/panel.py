@@ -14,7 +14,7 @@ from torch import nn
 from counterpoise.evaluation.abilities import Ability, load_abilities
 from counterpoise.evaluation.items import FileAbility
 from counterpoise.evaluation.measurement import Measurement, Scores
-from counterpoise.evaluation.parts import PARTS, Part, part_of
+from counterpoise.evaluation.parts import PARTS, Part, clusters, in_part, placement
 from counterpoise.evaluation.rewards import Reward, draw_rated, fingerprint, load_reward, name_of
 from counterpoise.evaluation.specs import bare
 from counterpoise.language.prompts import Prompt, encode_prompts, read_prompts
@@ -27,7 +27,7 @@ class Panel:
     """What a model is measured by: prompts with a reward, and abilities.
 
     Attributes:
-        prompts: split by content into proxy, validation and held-out parts that never mix.
+        prompts: split by content into proxy, validation and held-out parts that never mix, groups of them whole.
         reward: (prompts, responses) -> numbers, higher is better.
         reward_id: names the reward in results; stored work is keyed by it.
         abilities: what `load_abilities` returned.
@@ -101,7 +101,7 @@ class Panel:
     @property
     def fingerprint(self) -> str:
         """sha256 over reward, abilities and prompts: what a result is of."""
-        return digest([self.reward_id, [a.fingerprint for a in self.abilities], sorted(p.key for p in self.prompts)])
+        return digest([self.reward_id, [a.fingerprint for a in self.abilities], *placement(self.prompts)])
 
     def prompts_of(self, part: Part) -> list[Prompt]:
         """The prompts of a part, in the order of their content hash."""
@@ -113,7 +113,7 @@ class Panel:
         return chosen
 
     def _chosen(self, part: Part) -> list[Prompt]:
-        chosen = sorted((p for p in self.prompts if part_of(p.key) == part), key=lambda p: p.key)
+        chosen = in_part(self.prompts, part)
         return chosen if part == "proxy" else chosen[: self.prompt_limit]
 
     @property
@@ -166,7 +166,7 @@ class Panel:
         if progress is not None:
             progress(1, total)
         statistics = np.array(means, dtype=np.float64)[:, None]
-        reward = Measurement("reward", "", statistics, "mean", None, tuple(p.key for p in chosen))
+        reward = Measurement("reward", "", statistics, "mean", None, tuple(p.key for p in chosen), clusters(chosen))
         abilities = {}
         for number, ability in enumerate(self.abilities, start=2):
             run = partial(ability.measure, model, tokenizer, part, how, limit=self.limit)

@@ -101,7 +101,9 @@ def items_of(scores: Scores) -> dict[str, Any]:
     """What these items are, once for all points of a part: reward or ability -> metric -> keys, aggregate, unit, chance."""
 
     def about(m: Measurement) -> dict[str, Any]:
-        what = {"aggregate": m.aggregate, "unit": m.unit, "chance": m.chance, "keys": [k[:KEY_LENGTH] for k in m.keys]}
+        listed = {"keys": m.keys, **({"groups": m.groups} if m.groups else {})}
+        short = {name: [k[:KEY_LENGTH] for k in some] for name, some in listed.items()}
+        what = {"aggregate": m.aggregate, "unit": m.unit, "chance": m.chance, **short}
         return {**what, "subtasks": m.subtasks} if m.subtasks else what
 
     return {name: {m.metric: about(m) for m in measurements} for name, measurements in _all(scores).items()}
@@ -121,7 +123,7 @@ def measurement(content: Mapping[str, Any], point: Mapping[str, Any], name: str,
     if about is None or values is None:
         return None
     rows = [v if isinstance(v, list) else [v] for v in values]
-    what = {key: about.get(key) for key in ("unit", "aggregate", "chance", "keys", "subtasks")}
+    what = {key: about.get(key) for key in ("unit", "aggregate", "chance", "keys", "groups", "subtasks")}
     return Measurement.from_json({"metric": metric, "statistics": rows, **what})
 
 

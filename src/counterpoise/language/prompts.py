@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from counterpoise.checkpoints.reading import json_lines
+from counterpoise.language.groups import groups_of
 from counterpoise.language.templates import Refused, has_template, render
 
 TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -25,10 +26,12 @@ class Prompt:
 
     Attributes:
         place: the file and line where it stands, for messages.
+        group: see `groups_of`; "" where it is alone.
     """
 
     messages: tuple[tuple[str, str], ...]
     place: str = field(default="", compare=False, repr=False)
+    group: str = field(default="", compare=False, repr=False)
 
     @property
     def text(self) -> str:
@@ -48,12 +51,16 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     the user.
     """
     prompts: dict[str, Prompt] = {}
+    records: dict[str, dict[str, Any]] = {}
     for place, record in json_lines(path):
         prompt = prompt_of(record, place)
         prompts.setdefault(prompt.key, prompt)
+        turns = [{"role": role, "content": content} for role, content in prompt.messages]
+        records.setdefault(prompt.key, {**record, "prompt": None, "messages": turns})
     if not prompts:
         raise ValueError(f'{path}: expected at least one line {{"prompt": "..."}}, found none')
-    return list(prompts.values())
+    groups = groups_of(list(records.values()))
+    return [replace(prompt, group=group) for prompt, group in zip(prompts.values(), groups, strict=True)]
 
 
 def prompt_of(record: dict[str, Any], place: str) -> Prompt:

@@ -192,12 +192,12 @@ def _pool_score(
     value = float(np.mean(values))
     low = high = None
     held = [m for r, p in some if (m := measurement(r, p, name, metric or name)) is not None]
-    if len(held) == len(some) and len({m.keys for m in held}) == 1:
-        of = interval(np.mean([m.statistics for m in held], axis=0), held[0].aggregate)
+    if len(held) == len(some) and len({(m.keys, m.groups) for m in held}) == 1:
+        of = interval(np.mean([m.sampled for m in held], axis=0), held[0].aggregate)
         low, high = value + of.low - of.value, value + of.high - of.value
     elif all(s.get("low") is not None and s.get("high") is not None for s in known):
         low, high = (float(np.mean([s[k] for s in known])) for k in ("low", "high"))
-    return {"value": value, "low": low, "high": high, "from": min(values), "to": max(values)}
+    return {"value": value, "low": low, "high": high, "runs": values}
 
 
 def _groups(files: Sequence[_File]) -> list[Group]:

@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from counterpoise.report import plots
 from counterpoise.report.comparisons import Comparison, beaten_by, pooled
-from counterpoise.report.matched import REFERENCE, PointGains, hypervolume_gains, matched, method_gains
+from counterpoise.report.matched import PointGains, hypervolume_gains, matched, method_gains
 from counterpoise.report.page import Figures, fact_list, header, page, plot_box, section
 from counterpoise.report.palette import SERIES, Look, light, look_of
-from counterpoise.statistics.bootstrap import Difference
 from counterpoise.statistics.equal_reward import Matched
 from counterpoise.tables import reading
 from counterpoise.tables.grid import Cell, Column, Table, as_html
-from counterpoise.tables.numbers import number, p_value, span, with_interval
-from counterpoise.tables.reading import ENDS, RETENTION, Results
-from counterpoise.tables.tables import VOLUME, difference_cell
+from counterpoise.tables.numbers import number, p_value, with_interval
+from counterpoise.tables.reading import ENDS, REFERENCE, RETENTION, Results
+from counterpoise.tables.tables import EQUALLY_MANY, VOLUME, difference_cell, over_runs_cell
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -34,6 +33,11 @@ _GROUP_SYMBOLS = ("circle", "triangle-up", "square", "star", "diamond-tall", "pe
 _CAPTION = (
     "Up is more reward, right is more ability kept; one colour a method. Bars are 95 % intervals of each point "
     "alone, over items. Faded points are beaten by another in both. The line is the front."
+)
+
+_STUDENT = (
+    "Student's 95 % interval with the training runs as the sample, and its p: what another seed would give; the interval over "
+    "items speaks of these seeds alone. Believe what both leave 0 out of."
 )
 
 
@@ -91,7 +95,7 @@ def points_table(comparison: Comparison, results: Results) -> Table:
         Column("point", lambda p: Cell(str(p["name"]), f"{p['runs']} runs" if p["runs"] > 1 else ""), False),
         Column("data", lambda p: Cell(str(p.get("part") or "")), False),
         Column("reward", lambda p: Cell(*with_interval(p.get("reward") or {}))),
-        *([Column("over runs", lambda p: Cell(_spread(p.get("reward"))))] if several else []),
+        *([Column("reward over runs", lambda p: over_runs_cell(_of_runs(p), signed=False))] if several else []),
         *scores[:1],
         Column("beaten by", lambda p: Cell(_few(over[id(p)])), False),
         *scores[1:],
@@ -99,7 +103,7 @@ def points_table(comparison: Comparison, results: Results) -> Table:
     notes = [f"Beaten by: points that are at least as good in reward and {title} and better in one, by value alone."]
     if several:
         items = "Brackets: 95 % intervals over items for these runs;"
-        notes.append(f"Pooled over runs that differ in the seed. {items} over runs: the least and the largest run.")
+        notes.append(f"Pooled over runs that differ in the seed. {items} over runs: {_STUDENT}")
     return Table(tuple(columns), tuple(rows), tuple(notes), lambda p: bool(over[id(p)]))
 
 
@@ -110,9 +114,17 @@ def hypervolume_table(comparison: Comparison) -> Table:
         for run in group.runs:
             for method, value in hypervolumes(run.results).items():
                 found.setdefault((group.name, method), []).append(value)
-    rows = sorted(found.items(), key=lambda item: -sum(item[1]) / len(item[1]))
     part = _fullest(comparison.runs[0].results)
     gains = hypervolume_gains(comparison, part)
+    compared = {**gains, **{key: None for key in found if key[1] == REFERENCE}}
+
+    def place(item: tuple[tuple[str, str], list[float]]) -> tuple[bool, float]:
+        """The compared ones first, by what they are above or below the reference; areas alone do not compare."""
+        known = bool(gains) and item[0] in compared
+        gain = gains.get(item[0])
+        return not known, -(gain.value if gain else 0.0) if known else -sum(item[1]) / len(item[1])
+
+    rows = sorted(found.items(), key=place)
     groups = {g.name: g for g in comparison.groups}
     others = [key for key, _ in rows if key[1] != REFERENCE]
     means = [axis for axis in reading.axes(comparison.runs[0].results) if axis in reading.MEANS]
@@ -122,25 +134,26 @@ def hypervolume_table(comparison: Comparison) -> Table:
         Column("method", lambda r: Cell(r[0][1], r[0][0] if len(comparison.groups) > 1 else ""), False),
         Column("hypervolume", lambda r: Cell(number(sum(r[1]) / len(r[1]), 3))),
     ]
-    if len(comparison.runs) > len(comparison.groups):
-        columns += [
-            Column("over runs", lambda r: Cell(span(r[1], 3) if len(r[1]) > 1 else "")),
-            Column("runs", lambda r: Cell(number(len(r[1]), 0))),
-        ]
+    several = len(comparison.runs) > len(comparison.groups)
+    columns += [Column("runs", lambda r: Cell(number(len(r[1]), 0)))] if several else []
     if gains:
         columns += [
-            Column(f"minus {REFERENCE}'s", lambda r: _gain(gains.get(r[0]))),
+            Column(f"minus {REFERENCE}'s of as many points", lambda r: _gain(gains.get(r[0]))),
             Column("p", lambda r: Cell(p_value(gains[r[0]].p) if r[0] in gains else "")),
+            *_over_runs(several, lambda r: gains.get(r[0])),
         ]
     if any(kept.values()):
         columns += [
             Column("retention at equal reward", _gain_of(kept)),
             Column("p", lambda r: Cell(p_value(g.p) if (g := kept.get(r[0])) else "")),
+            *_over_runs(several, lambda r: kept.get(r[0])),
             Column("points above", lambda r: Cell(_points_above(kept.get(r[0]))), False),
             *(Column(f"{axis}, too", _gain_of(found)) for axis, found in sides.items()),
         ]
-    note = f"{VOLUME} PRE and POST belong to every front. More points make a larger area: compare equal grids."
-    notes = [note + (" Brackets: 95 % intervals by paired bootstrap, pooled over runs." if gains else "")]
+    paired = any(math.isfinite(g.low) for g in gains.values())
+    brackets = " Brackets: 95 % intervals by paired bootstrap over items, pooled over runs." if paired else ""
+    notes = [f"{VOLUME} PRE and POST belong to every front. {EQUALLY_MANY}{brackets}"]
+    notes += [f"Over runs: {_STUDENT}"] if several else []
     if any(kept.values()):
         at = f"minus {REFERENCE}'s at each point's own reward, the mean over a method's points."
         notes.append(f"Retention at equal reward: {at}")
@@ -154,7 +167,7 @@ def hypervolumes(results: Results) -> dict[str, float]:
     if recorded and not any(p.get("ratios") for p in reading.plottable(results, part, RETENTION)):
         return recorded
     found = reading.method_volumes(results, part)
-    return recorded if found is None else found
+    return recorded if found is None else {m: v.value for m, v in found.items()}
 
 
 def matched_table(comparison: Comparison, rows: Sequence[PointGains]) -> Table:
@@ -171,7 +184,7 @@ def matched_table(comparison: Comparison, rows: Sequence[PointGains]) -> Table:
         Column("data", lambda r: Cell(r.part), False),
         *(Column(reading.axis_label(results, a), _gain_on(a)) for a in axes),
         *([Column("p", lambda r: Cell(p_value(r.gains[first].p if first in r.gains else None)))] if paired else []),
-        *([Column("over runs", lambda r: Cell(_over_runs(r.gains.get(first))))] if several else []),
+        *_over_runs(several, lambda r: r.gains.get(first)),
     ]
     notes = [
         f"Score minus that of {REFERENCE} (with PRE and POST as its ends) at the same reward, read off straight lines between "
@@ -182,7 +195,7 @@ def matched_table(comparison: Comparison, rows: Sequence[PointGains]) -> Table:
         else "No intervals: these files do not hold the score of every item (evaluation.results writes files that do).",
     ]
     if several:
-        notes.append(f"Over runs: the least and the largest run's difference in {reading.axis_label(results, first)}.")
+        notes.append(f"Over runs, of {reading.axis_label(results, first)}: {_STUDENT}")
     if not any(p["method"] == REFERENCE for run in comparison.runs for p in run.results["points"]):
         notes = [f"These files hold no points of {REFERENCE}, so nothing is compared at equal reward."]
     elif unreached:
@@ -232,7 +245,7 @@ def _fullest(results: Results) -> str:
     )
 
 
-def _gain(found: Matched | Difference | None) -> Cell:
+def _gain(found: Matched | None) -> Cell:
     if found is None:
         return Cell(number(None, 2))
     if not math.isfinite(found.low):
@@ -261,13 +274,12 @@ def _about(row: PointGains, comparison: Comparison) -> str:
     return ", ".join(told)
 
 
-def _spread(found: Mapping[str, Any] | None) -> str:
-    return span((found["from"], found["to"]), 2) if found and "from" in found else ""
+def _over_runs(several: bool, of: Callable[[Any], Matched | None]) -> list[Column]:
+    return [Column("over runs", lambda r: over_runs_cell(g.seeds if (g := of(r)) else ()))] if several else []
 
 
-def _over_runs(found: Matched | None) -> str:
-    values = [v for v in found.by_run if v is not None] if found else []
-    return span(values, 2, signed=True) if len(values) > 1 else ""
+def _of_runs(point: Mapping[str, Any]) -> Sequence[float]:
+    return (point.get("reward") or {}).get("runs") or ()
 
 
 def _points_above(found: Matched | None) -> str:

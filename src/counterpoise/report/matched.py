@@ -9,7 +9,6 @@ import numpy as np
 
 from counterpoise.evaluation.results import loss_units, measurement
 from counterpoise.report.comparisons import Comparison, Group, MeasuredRun
-from counterpoise.statistics.bootstrap import Difference
 from counterpoise.statistics.equal_reward import (
     Fronts,
     Matched,
@@ -21,9 +20,7 @@ from counterpoise.statistics.equal_reward import (
     reward_matched,
 )
 from counterpoise.tables import reading
-from counterpoise.tables.reading import ENDS, RETENTION, PointEntry, Results
-
-REFERENCE = "MA"
+from counterpoise.tables.reading import ENDS, REFERENCE, RETENTION, PointEntry, Results
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ def method_gains(
     """
     if not (counted := _counted(group, axis)):
         return None
-    pairs = []
+    pairs, sizes = [], []
     for run in group.runs:
         points = [p for p in reading.plottable(run.results, part, axis) if p["method"] == method]
         curve = _all_scored(run.results, reference_curve(run.results, part, axis, reference), counted)
@@ -71,11 +68,19 @@ def method_gains(
         if curve is None or scored is None or len(curve) < 3:
             return None
         pairs += [PointAndCurve(s, curve) for s in scored]
-    return reward_matched(pairs, _scales(group, part, axis)) if pairs else None
+        sizes.append(len(scored))
+    found = reward_matched(pairs, _scales(group, part, axis)) if pairs else None
+    if found is None:
+        return None
+    by_seed = ([v for v in some if v is not None] for some in np.split(np.array(found.by_run), np.cumsum(sizes)[:-1]))
+    return found._replace(seeds=tuple(float(np.mean(some)) for some in by_seed if some))
 
 
-def hypervolume_gains(comparison: Comparison, part: str) -> dict[tuple[str, str], Difference]:
-    """(group, method) -> its hypervolume minus the reference's, where the files hold every item."""
+def hypervolume_gains(comparison: Comparison, part: str) -> dict[tuple[str, str], Matched]:
+    """(group, method) -> its hypervolume minus that of as many points of the reference, where that has so many.
+
+    Without an interval (NaN) where a file does not hold every item.
+    """
     found = {}
     for group in comparison.groups:
         if not (counted := _counted(group, RETENTION)):
@@ -85,6 +90,11 @@ def hypervolume_gains(comparison: Comparison, part: str) -> dict[tuple[str, str]
             held = [of for run in group.runs if (of := _fronts(run, part, method, counted))]
             if held and (gain := hypervolume_gain(held, _scales(group, part, RETENTION))):
                 found[group.name, method] = gain
+            elif not held:
+                volumes = [(reading.method_volumes(run.results, part) or {}).get(method) for run in group.runs]
+                values = tuple(v.value - v.reference for v in volumes if v and v.reference is not None)
+                if values:
+                    found[group.name, method] = _bare(values, values)
     return found
 
 
@@ -120,9 +130,14 @@ def _gain(group: Group, name: str, part: str, axis: str) -> Matched | None:
             pairs.append(PointAndCurve(scored[0], scored[1:]))
     if pairs and len(pairs) == len(values):
         return reward_matched(pairs, _scales(group, part, axis))
-    known = [v for v in values if v is not None]
+    known = tuple(v for v in values if v is not None)
+    return _bare(tuple(values), known) if known else None
+
+
+def _bare(values: tuple[float | None, ...], known: tuple[float, ...]) -> Matched:
+    """Without an interval over items."""
     nan = float("nan")
-    return Matched(float(np.mean(known)), nan, nan, nan, tuple(values), nan) if known else None
+    return Matched(float(np.mean(known)), nan, nan, nan, values, nan, known)
 
 
 def _value(results: Results, point: PointEntry, curve: Sequence[PointEntry], axis: str) -> float | None:
@@ -148,7 +163,7 @@ def _all_scored(
     scored = []
     for point in points:
         found = [measurement(results, point, *key) for key in [("reward", "reward"), *counted]]
-        held = [Statistics(m.statistics, m.aggregate) for m in found if m is not None]
+        held = [Statistics(m.sampled, m.aggregate) for m in found if m is not None]
         if len(held) < len(found):
             return None
         scored.append(ModelStatistics(held[0], tuple(held[1:])))

@@ -68,7 +68,7 @@ def _finish(
     """
     result["retention_unit"] = OWN_LOSS
     result["points"] = _rows(points, counted)
-    result["hypervolume"] = method_volumes(result) or {}
+    result["hypervolume"] = {m: v.value for m, v in (method_volumes(result) or {}).items()}
     result["pick"] = pick.name if pick else None
     final = bench.ends("held-out")
     if pick is not None:

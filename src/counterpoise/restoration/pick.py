@@ -33,9 +33,9 @@ def choose(
     unit = units(pre.scores, post.scores, counted)
     kept = {id(p): retention(pre.scores, p.scores, unit)["value"] for p in (*able, post)} if unit else {}
     less = [p for p in able if unit and kept[id(p)] > kept[id(post)]]
-    start = pre.scores.reward.statistics
-    gain = (post.scores.reward.statistics - start)[:, 0]
-    steps = np.hstack([np.empty((len(gain), 0)), *(p.scores.reward.statistics - start for p in less)])
+    start = pre.scores.reward.sampled
+    gain = (post.scores.reward.sampled - start)[:, 0]
+    steps = np.hstack([np.empty((len(gain), 0)), *((p.scores.reward.sampled - start)[:, :1] for p in less)])
     index, sure, enough = surest(steps, gain, [kept[id(p)] for p in less], keep, confidence)
     told = {"confidence": confidence, "within": WITHIN, "sure": sure, "prompts": len(gain), "would_do": enough}
     return None if index is None else less[index], told

@@ -84,13 +84,17 @@ class Studentised:
     @classmethod
     def mean(cls, parts: Sequence[Studentised], scales: Sequence[float]) -> Studentised:
         """The mean of values of independent items, each divided by its scale."""
+        return cls.total(parts, [1 / (s * len(scales)) for s in scales])
+
+    @classmethod
+    def total(cls, parts: Sequence[Studentised], weights: Sequence[float]) -> Studentised:
+        """The weighted sum of values of independent items: their errors add up in squares."""
         rows = [
-            (p.value / s, p.drawn / s, (p.errors / s) ** 2, (p.error / s) ** 2)
-            for p, s in zip(parts, scales, strict=True)
+            (w * p.value, w * p.drawn, (w * p.errors) ** 2, (w * p.error) ** 2)
+            for p, w in zip(parts, weights, strict=True)
         ]
-        value, drawn, errors, error = (sum(column) / len(rows) for column in zip(*rows, strict=True))
-        k = len(rows)
-        return cls(float(value), drawn, np.sqrt(errors / k), float(np.sqrt(error / k)))
+        value, drawn, errors, error = (sum(column) for column in zip(*rows, strict=True))
+        return cls(float(value), drawn, np.sqrt(errors), float(np.sqrt(error)))
 
     @property
     def t(self) -> Array:
@@ -125,7 +129,12 @@ def interval(statistics: ArrayLike, aggregate: str, *, seed: int = 0, resamples:
     Args:
         statistics: shape (items, d).
     """
-    return _studentised([(np.asarray(statistics, dtype=np.float64), 1)], aggregate, seed, resamples).interval()
+    return scored(statistics, aggregate, seed=seed, resamples=resamples).interval()
+
+
+def scored(statistics: ArrayLike, aggregate: str, *, seed: int = 0, resamples: int = RESAMPLES) -> Studentised:
+    """The score of these items, resampled; shape (items, d)."""
+    return _studentised([(np.asarray(statistics, dtype=np.float64), 1)], aggregate, seed, resamples)
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, aggregate: str, *, resamples: int = RESAMPLES) -> Difference:
@@ -168,7 +177,7 @@ def _studentised(sides: Sequence[tuple[Array, int]], aggregate: str, seed: int, 
     for number, (cut, _) in enumerate(strata):
         own = [(_statistics(s[cut], len(strata)), sign) for s, sign in sides]
         made.append(Studentised.of(own, base, bootstrap_weights(len(own[0][0]), resamples, seed + _APART * number)))
-    return made[0] if len(made) == 1 else Studentised.mean(made, [1 / (len(made) * w) for _, w in strata])
+    return made[0] if len(made) == 1 else Studentised.total(made, [w for _, w in strata])
 
 
 def resampled_difference(value: float, drawn: Array) -> Difference:
@@ -180,6 +189,23 @@ def resampled_difference(value: float, drawn: Array) -> Difference:
     low, high = np.quantile(drawn, [0.025, 0.975])
     tail = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     return Difference(value, float(low), float(high), min(1.0, 2 * (tail + 1) / (len(drawn) + 1)))
+
+
+def over_runs(values: Sequence[float]) -> Difference | None:
+    """The mean of independent runs' differences, with Student's t: what another seed of the training would give.
+
+    An interval over items speaks of the runs that there are; this one of runs like them, and is wide where they are few.
+    None with fewer than two.
+    """
+    from scipy.special import stdtr, stdtrit
+
+    found, n = np.asarray(values, dtype=np.float64), len(values)
+    if n < 2:
+        return None
+    value, error = float(found.mean()), float(found.std(ddof=1)) / n**0.5
+    half = error * float(stdtrit(n - 1, 0.975))
+    p = 2 * float(stdtr(n - 1, -abs(value) / error)) if error else float(value == 0)
+    return Difference(value, value - half, value + half, p)
 
 
 def replicates(statistics: ArrayLike, aggregate: str, *, seed: int = 0, resamples: int = RESAMPLES) -> Array:
@@ -211,11 +237,7 @@ def grouped(statistics: ArrayLike, most: int) -> Array:
         statistics: shape (items, d); a mean (d = 1) gets its counts as second statistic.
     """
     s = np.asarray(statistics, dtype=np.float64)
-    if len(s) <= most:
-        return s
-    s = np.hstack([s, np.ones_like(s)]) if s.shape[1] == 1 else s
-    of = np.random.default_rng(len(s)).permutation(len(s)) % most
-    return np.stack([np.bincount(of, column, most) for column in s.T], axis=1)
+    return s if len(s) <= most else clustered(s, np.random.default_rng(len(s)).permutation(len(s)) % most)
 
 
 def score(statistics: ArrayLike, aggregate: str) -> float:
@@ -274,3 +296,16 @@ def _statistics(statistics: ArrayLike, tasks: int = 1) -> Array:
         )
     # The mean is the ratio whose second statistic is 1 for every item.
     return grouped(np.hstack([s, np.ones_like(s)]) if s.shape[1] == 1 else s, max(MOST // tasks, 32))
+
+
+def clustered(statistics: ArrayLike, groups: ArrayLike) -> Array:
+    """Sums of the statistics over the items of each group: what is resampled where items are not independent.
+
+    Args:
+        statistics: shape (items, d); a mean (d = 1) gets its counts as second statistic.
+        groups: the group of each item, shape (items,).
+    """
+    s = np.asarray(statistics, dtype=np.float64)
+    s = np.hstack([s, np.ones_like(s)]) if s.shape[1] == 1 else s
+    _, of = np.unique(np.asarray(groups), return_inverse=True)
+    return np.stack([np.bincount(of, column) for column in s.T], axis=1)

@@ -11,11 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 from counterpoise.statistics.bootstrap import (
     RESAMPLES,
     Array,
-    Difference,
     paired_replicates,
     resampled_difference,
     score,
 )
+from counterpoise.statistics.front import areas
 
 
 class Statistics(NamedTuple):
@@ -47,6 +47,7 @@ class Matched(NamedTuple):
         by_run: the difference in each run; None where the reference does not reach the point's reward.
         outside: share of resamples (of the runs counted) in which the reference did not reach it and its nearest end
             was taken.
+        seeds: the mean in each training run that has one: what `bootstrap.over_runs` takes.
     """
 
     value: float
@@ -55,6 +56,7 @@ class Matched(NamedTuple):
     p: float
     by_run: tuple[float | None, ...]
     outside: float
+    seeds: tuple[float, ...] = ()
 
 
 def reward_matched(
@@ -91,8 +93,9 @@ def reward_matched(
             outside.append(1.0 - float(within.mean()))
     if not drawn:
         return None
-    value = float(np.mean([v for v in by_run if v is not None]))
-    return Matched(*resampled_difference(value, np.mean(drawn, axis=0)), tuple(by_run), float(np.mean(outside)))
+    seen = tuple(v for v in by_run if v is not None)
+    said = resampled_difference(float(np.mean(seen)), np.mean(drawn, axis=0))
+    return Matched(*said, tuple(by_run), float(np.mean(outside)), seen)
 
 
 class Fronts(NamedTuple):
@@ -104,50 +107,36 @@ class Fronts(NamedTuple):
     theirs: Sequence[ModelStatistics]
 
 
-def hypervolume_gain(runs: Sequence[Fronts], scales: Sequence[float] = (1.0,)) -> Difference | None:
+def hypervolume_gain(runs: Sequence[Fronts], scales: Sequence[float] = (1.0,)) -> Matched | None:
     """Area under our front minus that under theirs, by paired bootstrap, pooled over runs.
 
     Areas lie between PRE's reward and POST's ability, in units of the rectangle that PRE and POST span, as elsewhere. In a
-    resample the corner moves with PRE and POST and the unit stays. The largest of noisy points is too large, and the more
-    so the more points there are: the difference is fair between grids of one size.
+    resample the corner moves with PRE and POST and the unit stays. More points make a larger area: of theirs as many as
+    ours are taken, in the mean over all such choices.
 
     Returns:
-        None where POST is not above PRE in reward and below it in ability, in any run.
+        None where POST is not above PRE in reward and below it in ability, or theirs are fewer points than ours, in any run.
     """
     values: list[float] = []
     drawn: list[Array] = []
     for run in runs:
         seen = PointAndCurve(run.pre, [run.pre, run.post, *run.ours, *run.theirs])
-        sides = [0, 1, *range(2, 2 + len(run.ours))], [0, 1, *range(2 + len(run.ours), len(seen.curve))]
+        count = len(run.ours)
         x, y = _seen_from_point(seen, scales)
         span = float(x[1]), float(-y[1])
-        if min(span) <= 0:
+        if min(span) <= 0 or count > len(run.theirs):
             continue
         gains = []
         for xs, ys in ((x[None], y[None]), _resampled(seen, scales, RESAMPLES)):
             u, v = xs / span[0], (ys - ys[:, [1]]) / span[1]
-            ours, theirs = (areas(u[:, side], v[:, side]) for side in sides)
-            gains.append(ours - theirs)
+            u, v = u[:, 2:], v[:, 2:]  # PRE and POST lie on the edges and have no area
+            gains.append(areas(u[:, :count], v[:, :count]) - areas(u[:, count:], v[:, count:], of=count))
         values.append(float(gains[0][0]))
         drawn.append(gains[1])
-    return resampled_difference(float(np.mean(values)), np.mean(drawn, axis=0)) if values else None
-
-
-def areas(x: ArrayLike, y: ArrayLike) -> Array:
-    """Area dominated above the origin by m sets of n points at once; `front.hypervolume` in two dimensions.
-
-    Args:
-        x, y: shape (m, n).
-
-    >>> areas([[1.0, 0.5]], [[0.5, 1.0]])
-    array([0.75])
-    """
-    xs, ys = (np.maximum(np.asarray(v, dtype=np.float64), 0.0) for v in (x, y))
-    order = np.argsort(-xs, axis=1)
-    xs, ys = np.take_along_axis(xs, order, 1), np.take_along_axis(ys, order, 1)
-    steps = xs - np.pad(xs[:, 1:], ((0, 0), (0, 1)))
-    area: Array = (steps * np.maximum.accumulate(ys, axis=1)).sum(1)
-    return area
+    if not values:
+        return None
+    found = resampled_difference(float(np.mean(values)), np.mean(drawn, axis=0))
+    return Matched(*found, tuple(values), 0.0, tuple(values))
 
 
 def meeting(x: ArrayLike, y: ArrayLike) -> tuple[Array, NDArray[np.bool_]]:

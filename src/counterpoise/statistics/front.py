@@ -1,6 +1,8 @@
-"""Non-dominated points and the volume they dominate."""
+"""Non-dominated points and the area they dominate."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,27 +25,31 @@ def front(points: ArrayLike) -> NDArray[np.intp]:
     return np.flatnonzero(~(at_least & better).any(0))
 
 
-def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
-    """Volume dominated by the points above `reference`, exact in any dimension (by slicing; meant for d up to 4).
+def areas(x: ArrayLike, y: ArrayLike, of: int | None = None) -> Array:
+    """Area dominated above the origin by m sets of n points at once; a front's hypervolume.
+
+    More points dominate more. To be compared with `of` points, the area is the mean over all choices of so many of the n, by
+    counting: the i-th highest of the j points that reach as far is a choice's highest in C(n - i, of - 1) of C(n, of).
 
     Args:
-        points: shape (n, d); those not above the reference in every coordinate add nothing.
-        reference: shape (d,).
+        x, y: shape (m, n).
+        of: from 1 to n, where it is given.
+
+    >>> areas([[1.0, 0.5]], [[0.5, 1.0]])
+    array([0.75])
+    >>> areas([[1.0, 0.5]], [[0.5, 1.0]], of=1)
+    array([0.5])
     """
-    ref = np.asarray(reference, dtype=np.float64)
-    p = _points(points)
-    return _volume(p[(p > ref).all(1)] - ref)
-
-
-def _volume(p: Array) -> float:
-    """Dominated volume over the origin: sweep the last coordinate downwards, slice by slice."""
-    if len(p) == 0:
-        return 0.0
-    if p.shape[1] == 1:
-        return float(p.max())
-    p = p[np.argsort(-p[:, -1], kind="stable")]
-    floors = np.append(p[1:, -1], 0.0)
-    return float(sum((p[i, -1] - floors[i]) * _volume(p[: i + 1, :-1]) for i in range(len(p)) if p[i, -1] > floors[i]))
+    xs, ys = (np.maximum(np.asarray(v, dtype=np.float64), 0.0) for v in (x, y))
+    order, n = np.argsort(-xs, axis=1), xs.shape[1]
+    xs, ys = np.take_along_axis(xs, order, 1), np.take_along_axis(ys, order, 1)
+    steps = xs - np.pad(xs[:, 1:], ((0, 0), (0, 1)))
+    count = n if of is None else of
+    shares = np.array([math.comb(n - i, count - 1) / math.comb(n, count) for i in range(1, n + 1)])
+    area: Array = np.zeros(len(xs))
+    for j in range(n):
+        area += steps[:, j] * (-np.sort(-ys[:, : j + 1], axis=1) @ shares[: j + 1])
+    return area
 
 
 def _points(points: ArrayLike) -> Array:

@@ -13,14 +13,14 @@ from counterpoise.statistics.bootstrap import (
     RESAMPLES,
     Array,
     Difference,
+    Studentised,
     bootstrap_weights,
     grouped,
     interval,
+    paired,
     paired_difference,
-    paired_replicates,
-    replicates,
     resampled_difference,
-    score,
+    scored,
 )
 
 MOST = 1000  # groups of items that are resampled
@@ -38,55 +38,45 @@ def tax_of(a: ArrayLike, b: ArrayLike, aggregate: str) -> Difference:
     """score(a) - score(b) of the same items by paired bootstrap.
 
     2,000 resamples cannot resolve a p below 0.001, which no adjustment for many tasks would leave significant: where the
-    bootstrap's p is at that floor, Student's t with the resamples' standard error gives it, if it is smaller.
+    bootstrap's p is at that floor, Student's t with the standard error gives it, if it is smaller.
     """
     first, second = _grouped_alike(a, b)
-    return resolved(
-        paired_difference(first, second, aggregate), paired_replicates(first, second, aggregate), len(first)
-    )
+    return _resolved(paired(first, second, aggregate), len(first))
 
 
-def resolved(found: Difference, drawn: Array, items: int) -> Difference:
+def _resolved(found: Studentised, items: int) -> Difference:
     """A difference whose p is not held up by the number of its resamples; see `tax_of`."""
     from scipy.special import stdtr
 
-    spread = float(drawn.std(ddof=1))
-    if found.p > 2 / (len(drawn) + 1) or spread == 0 or items < 3:
-        return found
-    return found._replace(p=min(found.p, 2 * float(stdtr(items - 1, -abs(found.value) / spread))))
+    said = found.difference()
+    if said.p > 2 / (len(found.drawn) + 1) or found.error == 0 or items < 3:
+        return said
+    return said._replace(p=min(said.p, 2 * float(stdtr(items - 1, -abs(found.value) / found.error))))
 
 
 class Resampled(NamedTuple):
-    """Two scores of the same items and their difference (a, b, a - b), and their resamples.
+    """Two scores of the same items and their difference (a, b, a - b), resampled alike."""
 
-    Attributes:
-        values: shape (3,).
-        drawn: shape (3, resamples).
-    """
-
-    values: Array
-    drawn: Array
+    scores: tuple[Studentised, Studentised, Studentised]
     items: int
 
 
 def resampled(a: ArrayLike, b: ArrayLike, aggregate: str, seed: int) -> Resampled:
     """What `stratified` needs of one task; tasks of as many items need seeds of their own, or are drawn alike."""
     first, second = _grouped_alike(a, b)
-    sides = [replicates(s, aggregate, seed=seed) for s in (first, second)]
-    values = [score(first, aggregate), score(second, aggregate)]
-    return Resampled(np.array([*values, values[0] - values[1]]), np.array([*sides, sides[0] - sides[1]]), len(first))
+    before, after = (scored(side, aggregate, seed=seed) for side in (first, second))
+    return Resampled((before, after, paired(first, second, aggregate, seed=seed)), len(first))
 
 
 def stratified(tasks: Sequence[Resampled], weights: Sequence[float]) -> list[Difference]:
-    """The weighted mean over tasks of a, of b and of a - b, items resampled within each task.
+    """The weighted mean over tasks of a, of b and of a - b, items resampled within each task; studentised.
 
     Args:
         weights: of each task; they sum to 1.
     """
-    values = np.sum([w * t.values for w, t in zip(weights, tasks, strict=True)], axis=0)
-    drawn = np.sum([w * t.drawn for w, t in zip(weights, tasks, strict=True)], axis=0)
     items = sum(t.items for t in tasks)
-    return [resolved(resampled_difference(float(v), d), d, items) for v, d in zip(values, drawn, strict=True)]
+    columns = zip(*(t.scores for t in tasks), strict=True)
+    return [_resolved(Studentised.total(column, weights), items) for column in columns]
 
 
 def flips(lost: int, won: int, items: int) -> dict[str, Any]:

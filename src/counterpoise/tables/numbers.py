@@ -52,13 +52,13 @@ def with_interval(found: Mapping[str, Any], *, signed: bool = False, decimals: i
     return value, f"[{number(low, digits, signed=signed)}, {number(high, digits, signed=signed)}]"
 
 
-def spoken(found: Mapping[str, Any] | None) -> str:
+def spoken(found: Mapping[str, Any] | None, *, signed: bool = False, decimals: int | None = None) -> str:
     """Value and interval in one string.
 
     >>> spoken({"value": 61.3, "low": 58.1, "high": 64.4})
     '61.3 [58.1, 64.4]'
     """
-    return " ".join(filter(None, with_interval(found))) if found else MISSING
+    return " ".join(filter(None, with_interval(found, signed=signed, decimals=decimals))) if found else MISSING
 
 
 def span(values: Sequence[float], decimals: int, *, signed: bool = False) -> str:

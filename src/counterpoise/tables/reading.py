@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from counterpoise.statistics.front import front, hypervolume
+import numpy as np
+
+from counterpoise.statistics.front import areas, front
 
 Results = Mapping[str, Any]
 PointEntry = Mapping[str, Any]
@@ -21,6 +23,8 @@ MEANS = {RETENTION: "", **{f"{RETENTION} by {kind}": kind for kind in KINDS}}
 """Axis -> kind of its metrics: "" the primary ones of all abilities, else one kind, of the abilities measured both ways."""
 OWN_LOSS = "share of own loss"
 """The unit of retention since commit 5f31904."""
+REFERENCE = "MA"
+"""The method that every other is compared with: all layers averaged alike."""
 
 
 @dataclass(frozen=True)
@@ -184,23 +188,42 @@ def score_value(results: Results, point: PointEntry, axis: str) -> float:
     return float(found["value"]) if found else float("nan")
 
 
-def method_volumes(results: Results, part: str = VALIDATION) -> dict[str, float] | None:
+class Volume(NamedTuple):
+    """Area under a method's front.
+
+    Attributes:
+        points: how many the method has, PRE and POST not counted.
+        reference: the reference's area with as many points, in the mean over all choices of them; None where it has fewer.
+    """
+
+    value: float
+    points: int
+    reference: float | None
+
+
+def method_volumes(results: Results, part: str = VALIDATION) -> dict[str, Volume] | None:
     """The area between each method's front (with PRE and POST) and the corner of PRE's reward and POST's retention.
 
     Scaled so that the rectangle spanned by PRE and POST is 1; points beyond it count. None where they span none.
     """
     found = plottable(results, part, RETENTION)
-    at = [(p["method"], p["reward"]["value"], p["retention"]["value"]) for p in found]
-    ends = {method: (reward, kept) for method, reward, kept in at if method in ENDS}
-    if len(ends) < 2:
+    at: dict[str, list[tuple[float, float]]] = {}
+    for p in found:
+        at.setdefault(p["method"], []).append((p["reward"]["value"], p["retention"]["value"]))
+    if not all(end in at for end in ENDS):
         return None
-    (least, most), (high, low) = ends["PRE"], ends["POST"]
+    (least, most), (high, low) = (at.pop(end)[-1] for end in ENDS)
     if min(high - least, most - low) <= 0:
         return None
-    scaled = [(method, (reward - least) / (high - least), (kept - low) / (most - low)) for method, reward, kept in at]
+
+    def area(name: str, of: int | None = None) -> float:
+        x, y = np.transpose(at[name])
+        return float(areas([(x - least) / (high - least)], [(y - low) / (most - low)], of)[0])
+
+    known_to = len(at.get(REFERENCE, ()))
     return {
-        name: hypervolume([place for method, *place in scaled if method in (name, *ENDS)], [0.0, 0.0])
-        for name in dict.fromkeys(method for method, _, _ in at if method not in ENDS)
+        m: Volume(area(m), n, area(REFERENCE, n) if n <= known_to else None)
+        for m, n in ((m, len(points)) for m, points in at.items())
     }
 
 

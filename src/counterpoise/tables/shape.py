@@ -29,7 +29,8 @@ def check_results(content: Mapping[str, Any], place: str) -> None:
                     continue
                 at = f"{place}: points[{number}].statistics.{name}.{metric}"
                 widths = {len(row) if isinstance(row, list) else 1 for row in rows}
-                if len(rows) != len(about.get("keys") or ()) or len(widths) > 1:
+                groups = about.get("groups") or rows
+                if len(rows) != len(about.get("keys") or ()) or len(groups) != len(rows) or len(widths) > 1:
                     raise ValueError(
                         f"{at}: expected one row of one length for each of the items' keys, found {len(rows)}"
                     )
@@ -60,7 +61,9 @@ POINT = {
     "reward": SCORE, "retention": SCORE, "retention_by": _Each(SCORE), "abilities": METRICS,
     "statistics": _Each(_Each(_Each("row", keys=False))),
 }  # fmt: skip
-ITEMS = {"unit": "text", "aggregate": "text!", "chance": "number", "keys": _Each("text", keys=False)}
+ITEMS = {"unit": "text", "aggregate": "text!", "chance": "number"} | dict.fromkeys(
+    ("keys", "groups"), _Each("text", keys=False)
+)
 RESULTS = {
     "points": _Each(POINT, keys=False), "tax": _Each(GROUP, keys=False), "items": _Each(_Each(_Each(ITEMS))), "run": "text",
     "seed": "count", "reward": "text", "retention_unit": "text", "pick": "text", "against": "text", "command": "text",

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from counterpoise.statistics.bootstrap import over_runs
 from counterpoise.tables.grid import Cell, Column, Table, as_rich
 from counterpoise.tables.numbers import number, p_value, places, ratio_list, span, with_interval
 from counterpoise.tables.reading import (
@@ -14,12 +15,15 @@ from counterpoise.tables.reading import (
     HELD_OUT,
     KINDS,
     MEANS,
+    REFERENCE,
     Results,
     Share,
+    Volume,
     axes,
     counted,
     kind_of,
     measured_points,
+    method_volumes,
     parts,
     picked,
     point_partition,
@@ -34,6 +38,10 @@ TaxRow = Mapping[str, Any]
 VOLUME = (
     "The area under each method's front between PRE's reward and POST's retention; the rectangle that PRE and POST span "
     "counts as 1."
+)
+EQUALLY_MANY = (
+    f"More points make a larger area, so that a method is compared with {REFERENCE} at as many points as it has, the mean over "
+    f"all choices of them; not with fewer."
 )
 _ALIGNMENTS = {
     "imitation": "imitation: the likelihood of POST's good responses",
@@ -158,14 +166,22 @@ def healing_table(results: Results) -> Table:
 
 def volume_table(results: Results) -> Table:
     """Hypervolume of each method's front, the largest first."""
-    found = results.get("hypervolume") or {}
-    rows = sorted(found.items(), key=lambda item: -(item[1] if item[1] is not None else float("-inf")))
-    columns = (
+    recorded, found = results.get("hypervolume") or {}, method_volumes(results) or {}
+    rows = sorted(recorded.items(), key=lambda item: -(item[1] if item[1] is not None else float("-inf")))
+    held: dict[str, Volume] = {m: found[m] for m, _ in rows if m in found}
+    columns = [
         Column("method", lambda r: Cell(str(r[0])), False),
         Column("hypervolume", lambda r: Cell(number(r[1], 3))),
-    )
-    note = f"{VOLUME} From validation scores, without an interval: small differences may be noise."
-    return Table(columns, tuple(rows), (note,))
+    ]
+    if held:
+        columns += [
+            Column("points", lambda r: Cell(number(held[r[0]].points, 0) if r[0] in held else "")),
+            Column(
+                f"{REFERENCE}'s of as many", lambda r: Cell(number(held[r[0]].reference, 3) if r[0] in held else "")
+            ),
+        ]
+    note = f"{VOLUME} {EQUALLY_MANY} From validation scores, without an interval: small differences may be noise."
+    return Table(tuple(columns), tuple(rows), (note,))
 
 
 def ratio_table(shares: Sequence[Share], rest: Mapping[str, Any] | None = None, mean: float | None = None) -> Table:
@@ -275,6 +291,16 @@ def difference_cell(found: Mapping[str, Any], decimals: int | None = None) -> Ce
     low, high = found.get("low"), found.get("high")
     clear = low is not None and high is not None and (low > 0 or high < 0)
     return Cell(*with_interval(found, signed=True, decimals=decimals), strong=clear)
+
+
+def over_runs_cell(values: Sequence[float], *, signed: bool = True) -> Cell:
+    """The mean of training runs with Student's interval over them, of a difference with its p; empty with fewer than two."""
+    found = over_runs(values)
+    if found is None:
+        return Cell("")
+    value, interval = with_interval(found._asdict(), signed=signed)
+    p = f", p {p_value(found.p)}" if signed else ""
+    return Cell(value, f"{interval}{p}, {len(values)} runs", strong=signed and (found.low > 0 or found.high < 0))
 
 
 def _with_subtasks(results: Results) -> list[TaxRow]:
