@@ -98,9 +98,9 @@ class LoraCheckpoint(Checkpoint):
             return module_of(name) in CONV1D
         if not self.settings.get("fan_in_fan_out"):
             return False
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+        from transformers import CONFIG_MAPPING
 
-        return self.base.config.get("model_type") not in CONFIG_MAPPING_NAMES
+        return self.base.config.get("model_type") not in CONFIG_MAPPING
 
     def _matched_scalings(self) -> dict[str, float]:
         """Base tensor -> alpha / rank, or alpha / sqrt(rank), with the first pattern that matches, as PEFT takes it.
