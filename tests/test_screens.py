@@ -105,3 +105,10 @@ def test_a_pipe_gets_neither_bars_nor_colours_and_json_is_alone(tmp_path: Path) 
     )  # fmt: skip
     assert {row["kind"] for row in json.loads(done.stdout)} == {"all", "block", "module"}
     assert not re.search("\x1b|━", done.stdout + done.stderr)
+
+
+def test_a_warning_is_one_line_without_code() -> None:
+    code = "import warnings, sys; sys.argv = ['counterpoise', '--version']\nfrom counterpoise.cli.app import main\n"
+    code += "try: main()\nexcept SystemExit: warnings.warn('look out')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "warning: look out\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -67,4 +68,5 @@ for later in (search, merge, front):
 
 def main() -> None:
     """Entry point of the `counterpoise` command."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # without the line of code it came from
     app()
