@@ -145,11 +145,11 @@ def test_of_a_hub_repository_what_is_copied_is_fetched(tmp_path: Path, monkeypat
     import huggingface_hub
     from huggingface_hub.utils import filter_repo_objects
 
-    def fetch(name: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+    def fetch(name: str, *, revision: str | None, ignore_patterns: list[str]) -> str:
         assert (name, revision) == ("org/model", "v1.0")
         there = [*wanted, "modeling_own.py", "pytorch_model.bin", "original/consolidated.safetensors", "original/params.json",
                  "checkpoint-10/model.safetensors", "checkpoint-10/config.json", "onnx/model.onnx", "model.gguf"]  # fmt: skip
-        fetched.extend(filter_repo_objects(there, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
+        fetched.extend(filter_repo_objects(there, ignore_patterns=ignore_patterns))
         return str(tmp_path)
 
     wanted = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "config.json", "chat_template.jinja",

@@ -337,7 +337,7 @@ def test_what_a_dry_run_refuses_is_named(world: Path, tmp_path: Path) -> None:
         (restore(world, "--reward", "world:nothing"), "world has no callable named 'nothing'"),
         (restore(world, "--reward", ranker), "expected a sequence-classification model, found LlamaPairRanker"),
         (restore(world, "--means", "-1"), "means: expected numbers of at least 0"),
-        (restore(world, "--search", "both", "--alignment", "x"), "alignment: expected imitation, contrast, reward"),
+        (restore(world, "--search", "both", "--lambdas", "x"), "--lambdas: expected numbers"),
         (restore(world, "--max-new-tokens", 500), "expected prompts of at most"),
         (restore(world, "--speed", "1"), "--speed: expected FLOP/s and bytes/s"),
         (restore(world, "-o", tmp_path / "full"), "expected a new or empty folder"),

@@ -24,6 +24,7 @@ from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.results import measurement
 from counterpoise.evaluation.workbench import Point
 from counterpoise.language.prompts import read_prompts
+from counterpoise.records import public
 from counterpoise.report.comparisons import read_comparisons
 from counterpoise.report.matched import matched
 from counterpoise.restoration.pick import choose, lowered, reached, shares
@@ -80,7 +81,7 @@ def test_out_is_a_checkpoint_with_recipe_card_and_report(done: tuple[Path, dict[
     out, result = done
     expected = {"model.safetensors", "config.json", "tokenizer.json", "recipe.json", "restore.json", "report.html"}
     assert expected | {"README.md"} <= {f.name for f in out.iterdir()}
-    assert json.loads((out / "restore.json").read_text()) == json.loads(json.dumps(result))
+    assert json.loads((out / "restore.json").read_text()) == json.loads(json.dumps(public(result)))
     recipe = Recipe.read(out / "recipe.json")
     pre, post, made = (load_file(out.parent / n / "model.safetensors") for n in ("pre", "post", "restored"))
     ratios = recipe.partition.ratios(list(post), recipe.ratios)
