@@ -83,7 +83,7 @@ class Request:
                 )
         for search in self.searches:
             search.check(files)
-            if sum(type(s) is type(search) for s in self.searches) > 1 and not isinstance(search, Ramp):
+            if sum(s.title == search.title for s in self.searches) > 1:
                 raise ValueError(f"searches: expected one {search.title}, found more; give each a restore of its own")
         if self.mean is not None and not any(isinstance(s, HMA) for s in self.searches):
             raise ValueError(
@@ -132,13 +132,15 @@ class Request:
             found |= {"heal": self.heal, "heal_from": self.heal_from, "keep_by": self.keep_by}
         hma = any(isinstance(s, HMA) for s in self.searches)
         sizes = {s.proxy_size for s in self.searches if isinstance(s, (HMA, TwoSided))}
-        ramps = [s.kind for s in self.searches if isinstance(s, Ramp)]
+        ramps = [s.title for s in self.searches if isinstance(s, Ramp)]
         for two in (s for s in self.searches if isinstance(s, TwoSided)):
             found |= {"search": "both" if hma else two.title, "lambdas": list(two.lambdas), "alignment": two.alignment}
             found |= {"calibrate": two.calibrate, "min_effective_sets": two.min_effective_sets}
             found |= {"two_sided_blocks": two.blocks}
         cuts = {s.blocks for s in self.searches if isinstance(s, (HMA, Ramp))}
-        if ramps not in ([], [s.kind for s in CONTROLS]) or len(sizes) != 1 or len(cuts) > 1:
+        if ramps not in ([], ["LiNeS", "reversed", "random"]):  # those are what `controls` alone says
+            found["ramps"] = ramps
+        if len(sizes) != 1 or len(cuts) > 1:
             found["searches"] = [repr(s) for s in self.searches]  # nothing that the words above can say
         return found
 

@@ -56,9 +56,10 @@ def restore(
 ) -> dict[str, Any]:
     """Measure what alignment cost, find the average that gives it back, and write that checkpoint with its report.
 
-    Lin et al. 2024: MA and HMA over a grid of mean ratios, with LiNeS, a reversed ramp and random ratios beside them, and
-    whatever else is asked for. Ratios are searched on the proxy part of the prompts, the pick is made on the validation
-    part, and what is reported of the pick was measured on the held-out part. A killed run goes on from its work folder.
+    Lin et al. 2024: MA and HMA over a grid of mean ratios, with ramps over depth (LiNeS), a reversed one and random ratios
+    beside them, and whatever else is asked for. Ratios are searched on the proxy part of the prompts, the pick is made on
+    the validation part, and what is reported of the pick was measured on the held-out part. A killed run goes on from its
+    work folder.
 
     Args:
         pre, post, out, searches, means, mean, keep_reward, confidence, donor, drop, work: see `Request`.
