@@ -83,6 +83,10 @@ def restore(
         str | None,
         searched("X,X", "Ramps over depth at each mean: 1 is LiNeS, 2 steeper, step the limit (default 1,2,step)."),
     ] = None,
+    race: Annotated[
+        bool,
+        searched(None, "Drop on few prompts what surely loses too much reward; no controls.", "--race"),
+    ] = False,
     outside: Annotated[
         Literal["mean", "first"] | None,
         searched(None, "Ratio of embeddings and head under ramps: the mean (default), or the first layer's."),
@@ -176,7 +180,8 @@ def restore(
         picked = given(means=means and numbers(means, "--means"), keep_reward=keep_reward, mean=mean, work=work)
         picked |= given(confidence=confidence)
         fitted = {"donor": donor, "drop": drop or (), "allow_unrelated": allow_unrelated, "dtype": dtype_of(dtype)}
-        request = Request(pre, post, out, searches, cut=cut, **picked, **fitted, device=device, heal=heal, **healing)
+        how = {"device": device, "race": race, "heal": heal, **healing}
+        request = Request(pre, post, out, searches, cut=cut, **picked, **fitted, **how)
         drawing = Drawing(replies, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
         files = PanelFiles(prompts, reward, abilities, limit, prompt_limit, drawing, trust_tasks)
         if dry_run:
