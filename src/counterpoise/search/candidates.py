@@ -183,7 +183,7 @@ class Ramp:
         return []  # nothing is searched
 
 
-SLOPES = (1.0, 2.0, "step")
+SLOPES: tuple[float | str, ...] = (1.0, 2.0, "step")
 """Beside plain averaging, whose slope is 0."""
 CONTROLS = (*map(Ramp, SLOPES), Ramp("reversed"), Ramp("random"))
 
