@@ -28,6 +28,12 @@ TWO = "--search two-sided"
 
 WRONG = [
     (RESTORE, "--search random", "'random' is not one of 'hma', 'two-sided', 'both'"),
+    (RESTORE, "--slopes 1,steep", "--slopes: expected numbers with commas between them, found 'steep'"),
+    (RESTORE, "--slopes 2,2", "searches: expected one slope 2, found more"),
+    (RESTORE, "--slopes=-1", "slope: expected a number of at least 0, linear, step, reversed, random, found -1.0"),
+    (RESTORE, "--no-controls --slopes 2", "--slopes: does nothing here; add --controls, or leave it out"),
+    (RESTORE, "--race --mean 0.5", "race: expected a grid to pick from, found a fixed mean; leave one of the two out"),
+    (RESTORE, "--outside last", "'last' is not one of 'mean', 'first'"),
     (RESTORE, "--lambdas 1,2", "--lambdas: does nothing here; add --search two-sided or both"),
     (RESTORE, "--alignment reward --lambdas 9,9 --calibrate 5", "--lambdas: does nothing here"),
     (RESTORE, "--alignment contrast", "--alignment: does nothing here; add --search two-sided"),

@@ -102,7 +102,7 @@ class Curves:
             "HMA 9": lambda: self._hma(curve, equal(self.bench.pair.names, 9)),
             "HMA layerwise": lambda: self._hma(curve, self.deep),
             "reversed": lambda: self._fixed(
-                curve, self.deep, self.settings.means, lambda m: linear_ramp(self.deep, m, reverse=True).tolist()
+                curve, self.deep, self.settings.means, lambda m: linear_ramp(self.deep, m, -1).tolist()
             ),
             "random thirds": lambda: self._fixed(
                 curve,

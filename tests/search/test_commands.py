@@ -101,7 +101,13 @@ def test_the_worst_set_is_guarded_when_asked(world: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"searches": [Ramp("wild")]}, "kind: expected linear, reversed, random, found 'wild'"),  # type: ignore[arg-type]
+        (
+            {"searches": [Ramp("wild")]},
+            "slope: expected a number of at least 0, linear, step, reversed, random, found 'wild'",
+        ),
+        ({"searches": [Ramp(-1.0)]}, "slope: expected a number of at least 0"),
+        ({"searches": [Ramp(1.0), Ramp("linear")]}, "searches: expected one LiNeS, found more"),
+        ({"searches": [Ramp(outside="last")]}, "outside: expected mean, first, found 'last'"),  # type: ignore[arg-type]
         ({"searches": [TwoSided()], "mean": 0.5}, "the two-sided search has none"),
         ({"searches": [TwoSided((-1.0,))]}, "lambdas: expected numbers of at least 0"),
         ({"searches": [TwoSided(alignment="likes")]}, "alignment: expected imitation, contrast, reward"),

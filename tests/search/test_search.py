@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 
 import numpy as np
@@ -135,10 +136,38 @@ def test_hma_at_the_ends_is_the_ends(tmp_path: Path) -> None:
         assert found.passes == 1
 
 
+@given(st.floats(0, 1), st.one_of(st.floats(0, 50), st.just(math.inf)), st.booleans())
+def test_every_slope_has_the_mean_and_grows_with_depth(mean: float, slope: float, outside: bool) -> None:
+    cut = layerwise(["embed.w", *(f"layers.{i}.w" for i in range(12))])
+    cut = cut.with_rest_block() if outside else cut
+    ratios = linear_ramp(cut, mean, slope)
+    assert cut.mean(ratios) == pytest.approx(mean, abs=1e-12)
+    assert ((ratios >= 0) & (ratios <= 1)).all()
+    assert (np.diff(ratios[:12]) >= -1e-12).all()
+    assert cut.ratios(["embed.w"], ratios)["embed.w"] == pytest.approx(ratios[0] if outside else mean, abs=1e-12)
+
+
+@given(st.floats(0, 1))
+def test_slope_0_is_plain_averaging_and_slope_1_is_lines_bit_for_bit(mean: float) -> None:
+    cut = layerwise([f"layers.{i}.w" for i in range(7)])
+    assert linear_ramp(cut, mean, 0).tolist() == [mean] * 7
+    start, end = (2 * mean - 1, 1.0) if mean >= 0.5 else (0.0, 2 * mean)
+    lines = project(start + (end - start) * (np.arange(7) / 6), mean, cut.weights)  # as before there were slopes
+    assert linear_ramp(cut, mean).tolist() == linear_ramp(cut, mean, 1.0).tolist() == lines.tolist()
+
+
+@given(st.floats(0.01, 0.99))
+def test_the_step_is_the_limit_of_ramps(mean: float) -> None:
+    cut = layerwise([f"layers.{i}.w" for i in range(12)])
+    step = linear_ramp(cut, mean, math.inf)
+    assert ((step > 1e-9) & (step < 1 - 1e-9)).sum() <= 1
+    np.testing.assert_allclose(linear_ramp(cut, mean, 1e5), step, atol=1e-6)
+
+
 @given(st.floats(0, 1))
 def test_ramps_have_the_mean_and_the_slope(mean: float) -> None:
     cut = layerwise([f"layers.{i}.w" for i in range(12)])
-    up, down = linear_ramp(cut, mean), linear_ramp(cut, mean, reverse=True)
+    up, down = linear_ramp(cut, mean), linear_ramp(cut, mean, -1)
     drawn = random_ratios(cut, mean, seed=3)
     for ratios in (up, down, drawn):
         assert cut.mean(ratios) == pytest.approx(mean, abs=1e-12)

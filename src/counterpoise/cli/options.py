@@ -123,6 +123,11 @@ def numbers(text: str, option: str) -> list[float]:
         raise ValueError(f"{option}: expected numbers with commas between them, found {text!r}") from None
 
 
+def ramps(text: str) -> list[float | str]:
+    """The slopes of `1,2,step`."""
+    return [word if word == "step" else numbers(word, "--slopes")[0] for word in text.split(",")]
+
+
 def dtype_of(name: str) -> Any:
     """The torch dtype; None for auto."""
     import torch

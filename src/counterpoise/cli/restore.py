@@ -45,6 +45,7 @@ from counterpoise.cli.options import (
     dtype_of,
     given,
     numbers,
+    ramps,
     refuse_without,
     speed_of,
     usable_device,
@@ -78,6 +79,18 @@ def restore(
             "X,X", "Mean ratios of the grid; above 1 extrapolates (ExPO), with MA alone (default 0.2,0.4,0.6,0.8)."
         ),
     ] = None,
+    slopes: Annotated[
+        str | None,
+        searched("X,X", "Ramps over depth at each mean: 1 is LiNeS, 2 steeper, step the limit (default 1,2,step)."),
+    ] = None,
+    race: Annotated[
+        bool,
+        searched(None, "Drop on few prompts what surely loses too much reward; no controls.", "--race"),
+    ] = False,
+    outside: Annotated[
+        Literal["mean", "first"] | None,
+        searched(None, "Ratio of embeddings and head under ramps: the mean (default), or the first layer's."),
+    ] = None,
     lambdas: Annotated[
         str | None,
         searched("X,X", "Two-sided: prices of what PRE could do, in units of alignment (default 0.25,0.5,1,2,4)."),
@@ -99,7 +112,7 @@ def restore(
     keep_by: Annotated[
         Literal["uniform", "bandit"] | None, searched(None, "With --heal: who is asked how much (default uniform).")
     ] = None,
-    controls: Annotated[bool, searched(None, "Also measure LiNeS, a reversed ramp and random ratios.")] = True,
+    controls: Annotated[bool, searched(None, "Also measure ramps, a reversed one and random ratios.")] = True,
     dry_run: DryRun = False,
     speed: SpeedOption = None,
     work: WorkFolder = None,
@@ -134,7 +147,7 @@ def restore(
         from counterpoise.evaluation.panel import PanelFiles
         from counterpoise.language.sampling import Drawing
         from counterpoise.restoration.request import Request
-        from counterpoise.search.candidates import CONTROLS, HMA, Ramp, TwoSided
+        from counterpoise.search.candidates import HMA, SLOPES, Ramp, TwoSided
 
         check_push(push_to)
         two = given(
@@ -154,17 +167,21 @@ def restore(
             refuse_without("--heal STEPS", healing)
         if not dry_run:
             refuse_without("--dry-run", given(speed=speed))
+        if not controls:
+            refuse_without("--controls", given(slopes=slopes, outside=outside))
         cut = 3 if blocks is None else blocks
         searches: list[HMA | Ramp | TwoSided] = [] if search == "two-sided" else [HMA(cut, proxy_size)]
         if controls:
-            searches += [Ramp(ramp.kind, cut) for ramp in CONTROLS]
+            steep = ramps(slopes) if slopes else SLOPES
+            searches += [Ramp(slope, cut, outside or "mean") for slope in (*steep, "reversed", "random")]
         if search != "hma":
             searches.append(TwoSided(**two, proxy_size=proxy_size))
         device = device_of(device)
         picked = given(means=means and numbers(means, "--means"), keep_reward=keep_reward, mean=mean, work=work)
         picked |= given(confidence=confidence)
         fitted = {"donor": donor, "drop": drop or (), "allow_unrelated": allow_unrelated, "dtype": dtype_of(dtype)}
-        request = Request(pre, post, out, searches, cut=cut, **picked, **fitted, device=device, heal=heal, **healing)
+        how = {"device": device, "race": race, "heal": heal, **healing}
+        request = Request(pre, post, out, searches, cut=cut, **picked, **fitted, **how)
         drawing = Drawing(replies, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
         files = PanelFiles(prompts, reward, abilities, limit, prompt_limit, drawing, trust_tasks)
         if dry_run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from counterpoise.evaluation.specs import bare
 from counterpoise.language.prompts import Prompt, encode_prompts, read_prompts
 from counterpoise.language.sampling import SCORING, Drawing
 from counterpoise.records import Progress, Store, digest
+from counterpoise.statistics.bootstrap import Array
+
+FEWEST = 8
+"""Prompts before a first look."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Panel:
         drawing: how responses are drawn, n of them for a prompt, whose reward is their mean: more of them steady it, and
             the prompt is read once for all. Every model sees the same random numbers. `batch_size` sequences are scored
             at once, four times as many drawn.
+        looks: shares of a part's prompts after which a race looks at the rewards, which are measured piece by piece.
     """
 
     prompts: Sequence[Prompt]
@@ -46,6 +52,7 @@ class Panel:
     prompt_limit: int | None = None
     drawing: Drawing = SCORING
     source: dict[str, Any] = field(default_factory=dict)
+    looks: tuple[float, ...] = ()
 
     @classmethod
     def load(
@@ -134,6 +141,36 @@ class Panel:
             if isinstance(ability, FileAbility):
                 ability.refuse_long(tokenizer, how, context, self.limit)
 
+    def looks_at(self, count: int) -> list[int]:
+        """How many of so many prompts are measured at each look, all of them at the last."""
+        return sorted({count, *(n for share in self.looks if FEWEST <= (n := round(share * count)) < count)})
+
+    def rewards(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        part: Part,
+        *,
+        looks: int | None = None,
+        store: Store | None = None,
+        model_id: Any = None,
+    ) -> Array:
+        """The reward of each prompt of a part, in their order, or of those up to so many looks; see `measure`."""
+        chosen, key = self.prompts_of(part), {"what": "reward", "reward": self.reward_id, **self._drawing}
+        key |= {"replies": self.drawing.n} if self.drawing.n > 1 else {}
+        ends, found = self.looks_at(len(chosen))[:looks], []
+        for start, end in pairwise([0, *ends]):
+            some = chosen[start:end]
+            piece = {**key, "prompts": digest([p.key for p in some]), "model": model_id, "part": part}
+            draw = partial(draw_rated, model, tokenizer, some, self.reward, self.draws())
+            found += _kept(store, piece, lambda draw=draw: draw().rewards.mean(1).tolist())  # type: ignore[misc]
+        return np.array(found, dtype=np.float64)
+
+    @property
+    def _drawing(self) -> dict[str, Any]:
+        how = self.drawing
+        return {"tokens": how.max_new_tokens, "temperature": how.temperature, "chat": how.chat, "seed": how.seed}
+
     def measure(
         self,
         model: nn.Module,
@@ -150,32 +187,26 @@ class Panel:
             store: finished pieces are read from and kept in it, keyed by `model_id` and all that decides them.
             progress: called with (done, total) pieces: the reward and each ability.
         """
-        total = 1 + len(self.abilities)
-
-        def kept(key: dict[str, Any], work: Callable[[], Any]) -> Any:
-            return work() if store is None else store.once({**key, "model": model_id, "part": part}, work)
-
-        how = self.drawing
-        drawing = {"tokens": how.max_new_tokens, "temperature": how.temperature, "chat": how.chat, "seed": how.seed}
-        chosen = self.prompts_of(part)
-        key = {"what": "reward", "reward": self.reward_id, "prompts": digest([p.key for p in chosen]), **drawing}
-        key |= {"replies": how.n} if how.n > 1 else {}
-        means = kept(
-            key, lambda: draw_rated(model, tokenizer, chosen, self.reward, self.draws()).rewards.mean(1).tolist()
-        )
+        total, how, drawing = 1 + len(self.abilities), self.drawing, self._drawing
+        statistics = self.rewards(model, tokenizer, part, store=store, model_id=model_id)[:, None]
         if progress is not None:
             progress(1, total)
-        statistics = np.array(means, dtype=np.float64)[:, None]
+        chosen = self.prompts_of(part)
         reward = Measurement("reward", "", statistics, "mean", None, tuple(p.key for p in chosen), clusters(chosen))
         abilities = {}
         for number, ability in enumerate(self.abilities, start=2):
             run = partial(ability.measure, model, tokenizer, part, how, limit=self.limit)
             key = {"what": "ability", "ability": ability.fingerprint, "limit": self.limit, **drawing}
-            measured = kept(key, lambda run=run: [m.to_json() for m in run()])  # type: ignore[misc]
+            key |= {"model": model_id, "part": part}
+            measured = _kept(store, key, lambda run=run: [m.to_json() for m in run()])  # type: ignore[misc]
             abilities[ability.name] = primary_first(ability, [Measurement.from_json(m) for m in measured])
             if progress is not None:
                 progress(number, total)
         return Scores(reward, abilities)
+
+
+def _kept(store: Store | None, key: dict[str, Any], work: Callable[[], Any]) -> Any:
+    return work() if store is None else store.once(key, work)
 
 
 def primary_first(ability: Ability, measured: Sequence[Measurement]) -> list[Measurement]:

@@ -129,6 +129,17 @@ class Workbench:
         self.resident.set(self.whole, [end])
         return self.resident.model
 
+    def rewards(self, name: str, cut: Partition, ratios: Sequence[float], part: Part, looks: int) -> Array:
+        """The rewards of an average on the prompts of a part up to so many looks of the panel; `point` reads them again."""
+        self.resident.set(cut, ratios)
+        model_id = {**self.inputs, "ratios": digest(cut.ratios(self.pair.names, ratios))}
+        found = self.panel.rewards(
+            self.resident.model, self.tokenizer, part, looks=looks, store=self.store, model_id=model_id
+        )
+        if (progress := self.stage(f"{name}, {part}")) is not None:
+            progress(1, 1 + len(self.panel.abilities))
+        return found
+
     def ends(self, part: Part) -> list[Point]:
         """PRE and POST, measured on a part."""
         return [self.point(name, self.whole, [r], part, name=name) for name, r in (("PRE", 0.0), ("POST", 1.0))]

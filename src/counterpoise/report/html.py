@@ -11,6 +11,7 @@ from counterpoise.report.page import Figures, fact_list, glossary, header, page,
 from counterpoise.tables import reading, tables
 from counterpoise.tables.grid import Table, as_html
 from counterpoise.tables.numbers import number, ratio_list
+from counterpoise.tables.race import race_table
 from counterpoise.tables.reading import Results
 
 _CAPTION = (
@@ -22,7 +23,8 @@ _GLOSSARY = {
     "Ratio": "The share of the alignment update that is kept: pre + ratio × (post − pre). 0 is PRE, 1 is POST. A block is "
     "a set of tensors that share one.",
     "MA and HMA": "MA averages all blocks alike. HMA gives each block its own ratio at the same mean, searched for the reward "
-    "alone. LiNeS grows with depth. Reversed and random ratios are controls: if they do as well, the search bought nothing.",
+    "alone. LiNeS grows with depth, slope 2 and step more steeply. Reversed and random ratios are controls: if they do as "
+    "well, the search bought nothing.",
     "Two-sided": "Gives each block the ratio at which alignment lost plus lambda times what PRE says and POST forgot is least, "
     "with no fixed mean: from a model of both sides (path), then on the sides themselves (exact).",
     "Healed": "Trained for a few steps on answers of its own, with POST as the teacher where alignment is asked and PRE where "
@@ -49,6 +51,7 @@ def report_page(results: Results) -> str:
         _search_section(results, figures),
         _two_sided_section(results, figures),
         _healing_section(results),
+        _table_section("What each candidate of the race cost", race_table(results)),
         _table_section("Hypervolume", tables.volume_table(results)),
         _table_section("Everything that was measured", tables.measured(results)),
         _run_section(results),

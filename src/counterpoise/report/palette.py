@@ -36,6 +36,8 @@ _LOOKS = {
     "MA": ("blue", "circle"),
     "HMA": ("vermilion", "triangle-up"),
     "LiNeS": ("green", "cross"),
+    "slope 2": ("green", "hexagram"),
+    "step": ("green", "square-x"),
     "two-sided path": ("ochre", "star"),
     "two-sided exact": ("ochre", "pentagon"),
     "healed": ("vermilion", "star"),

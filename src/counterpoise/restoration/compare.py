@@ -10,6 +10,7 @@ from counterpoise.evaluation.results import items_of, statistics_of
 from counterpoise.evaluation.workbench import Point, Workbench
 from counterpoise.restoration.healed import healed
 from counterpoise.restoration.pick import choose, no_gain, shares, verdict
+from counterpoise.restoration.race import raced
 from counterpoise.restoration.request import Request
 from counterpoise.search.candidates import Candidate
 from counterpoise.statistics.front import front
@@ -33,6 +34,8 @@ def search_and_pick(bench: Workbench, request: Request, result: dict[str, Any]) 
         candidates += found.candidates
         result |= found.told
     candidates.sort(key=lambda c: len(request.grid) if c.at is None else c.at)
+    if request.race:
+        candidates, result["race"] = raced(bench, candidates, pre, post, request.keep_reward)
     measured = [bench.point(c.method, c.partition, c.ratios, "validation", name=c.name) for c in candidates]
     points = [pre, post, *measured]
     pick: Point | None

@@ -14,6 +14,7 @@ from counterpoise.alignment.heal import refuse_teaching
 from counterpoise.averaging.mix import Donor, refuse_donor
 from counterpoise.checkpoints.files import refuse_occupied
 from counterpoise.language.loading import refuse_unmeasurable
+from counterpoise.restoration.race import LEVEL, LOOKS
 from counterpoise.search.candidates import CONTROLS, HMA, Ramp, Search, TwoSided, refuse_means
 
 RESULT = "restore.json"
@@ -40,6 +41,7 @@ class Request:
         heal: steps of healing with both as teachers, whose points may be picked, too; see `alignment.heal`.
         heal_from: where that begins: "POST", "PRE", the "pick" among averages, or an average by name ("LiNeS 0.8").
         keep_by: how questions are shared among the abilities, see `teach`.
+        race: drop candidates on growing shares of the prompts, see `race.raced`; the controls are then not measured.
     """
 
     pre: str | Path
@@ -60,6 +62,7 @@ class Request:
     heal: int | None = None
     heal_from: str = "POST"
     keep_by: str = "uniform"
+    race: bool = False
 
     def check(self, files: int) -> None:
         """Raise for what can be seen to be wrong before anything is read; `files` is the number of abilities from files.
@@ -81,9 +84,11 @@ class Request:
                 raise ValueError(
                     "heal: adds points to pick from, and a fixed mean leaves nothing to pick; leave one out"
                 )
+        if self.race and self.mean is not None:
+            raise ValueError("race: expected a grid to pick from, found a fixed mean; leave one of the two out")
         for search in self.searches:
             search.check(files)
-            if sum(type(s) is type(search) for s in self.searches) > 1 and not isinstance(search, Ramp):
+            if sum(s.title == search.title for s in self.searches) > 1:
                 raise ValueError(f"searches: expected one {search.title}, found more; give each a restore of its own")
         if self.mean is not None and not any(isinstance(s, HMA) for s in self.searches):
             raise ValueError(
@@ -127,18 +132,20 @@ class Request:
     @property
     def more_settings(self) -> dict[str, Any]:
         """What searches beyond HMA and the controls add to `settings`."""
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"race": {"looks": list(LOOKS), "level": LEVEL}} if self.race else {}
         if self.heal is not None:
             found |= {"heal": self.heal, "heal_from": self.heal_from, "keep_by": self.keep_by}
         hma = any(isinstance(s, HMA) for s in self.searches)
         sizes = {s.proxy_size for s in self.searches if isinstance(s, (HMA, TwoSided))}
-        ramps = [s.kind for s in self.searches if isinstance(s, Ramp)]
+        ramps = [s.title for s in self.searches if isinstance(s, Ramp)]
         for two in (s for s in self.searches if isinstance(s, TwoSided)):
             found |= {"search": "both" if hma else two.title, "lambdas": list(two.lambdas), "alignment": two.alignment}
             found |= {"calibrate": two.calibrate, "min_effective_sets": two.min_effective_sets}
             found |= {"two_sided_blocks": two.blocks}
         cuts = {s.blocks for s in self.searches if isinstance(s, (HMA, Ramp))}
-        if ramps not in ([], [s.kind for s in CONTROLS]) or len(sizes) != 1 or len(cuts) > 1:
+        if ramps not in ([], ["LiNeS", "reversed", "random"]):  # those are what `controls` alone says
+            found["ramps"] = ramps
+        if len(sizes) != 1 or len(cuts) > 1:
             found["searches"] = [repr(s) for s in self.searches]  # nothing that the words above can say
         return found
 

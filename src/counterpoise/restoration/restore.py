@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from counterpoise.evaluation.workbench import Workbench
 from counterpoise.language.loading import refuse_unmeasurable
 from counterpoise.records import Stages, Store, digest, named, public, versions, write_whole
 from counterpoise.restoration.compare import search_and_pick
+from counterpoise.restoration.race import LOOKS
 from counterpoise.restoration.request import CONFIDENCE, KEEP, MEANS, RESULT, Request
 from counterpoise.search.candidates import CONTROLS, HMA, Search
 
@@ -52,17 +54,19 @@ def restore(
     heal: int | None = None,
     heal_from: str = "POST",
     keep_by: str = "uniform",
+    race: bool = False,
     progress: Stages | None = None,
 ) -> dict[str, Any]:
     """Measure what alignment cost, find the average that gives it back, and write that checkpoint with its report.
 
-    Lin et al. 2024: MA and HMA over a grid of mean ratios, with LiNeS, a reversed ramp and random ratios beside them, and
-    whatever else is asked for. Ratios are searched on the proxy part of the prompts, the pick is made on the validation
-    part, and what is reported of the pick was measured on the held-out part. A killed run goes on from its work folder.
+    Lin et al. 2024: MA and HMA over a grid of mean ratios, with ramps over depth (LiNeS), a reversed one and random ratios
+    beside them, and whatever else is asked for. Ratios are searched on the proxy part of the prompts, the pick is made on
+    the validation part, and what is reported of the pick was measured on the held-out part. A killed run goes on from its
+    work folder.
 
     Args:
         pre, post, out, searches, means, mean, keep_reward, confidence, donor, drop, work: see `Request`.
-        heal, heal_from, keep_by: see `Request`, too.
+        heal, heal_from, keep_by, race: see `Request`, too.
         panel: prompts, reward and abilities; see `Panel.load`.
         dtype: of the computation; by default that of POST, or a wider one where the device would imitate it.
 
@@ -74,7 +78,7 @@ def restore(
     """
     folder = None if work is None else Path(work)
     given = (tuple(searches), means, mean, keep_reward, confidence, donor, drop, allow_unrelated, device, dtype, folder)
-    how: dict[str, Any] = {"heal": heal, "heal_from": heal_from, "keep_by": keep_by}
+    how: dict[str, Any] = {"heal": heal, "heal_from": heal_from, "keep_by": keep_by, "race": race}
     return run(Request(pre, post, Path(out), *given, **how), panel, progress=progress)
 
 
@@ -84,6 +88,7 @@ def run(
     """`restore` as asked for; the commands call it with what was typed, for the record."""
     begun, out, work = time.time(), request.out, request.folder
     request.check(sum(isinstance(a, FileAbility) for a in panel.abilities))
+    panel = replace(panel, looks=LOOKS) if request.race else panel
     pair = preflight(request.pre, request.post, drop=request.drop, out=out)
     shapes = pair.shapes
     cut = partition(shapes, request.blocks)

@@ -119,40 +119,61 @@ class HMA:
         return stages
 
 
-Kind = Literal["linear", "reversed", "random"]
+WORDS = {"linear": 1.0, "step": math.inf, "reversed": -1.0, "random": None}
+"""Ramps by a word: the slope that each is of; random ratios have none."""
+Outside = Literal["mean", "first"]
 
 
 @dataclass(frozen=True)
 class Ramp:
-    """Ratios that need no search, at every mean of the grid: LiNeS (linear), and two controls of the same mean.
+    """Ratios that need no search, at every mean of the grid: LiNeS, flatter or steeper, and two controls of the same mean.
 
     Attributes:
-        kind: "linear" in depth, the same "reversed", or "random" ratios.
+        slope: 0 is plain averaging, 1 or "linear" LiNeS, "step" the limit (see `linear_ramp`); "reversed" is LiNeS upside
+            down, "random" no ramp at all: those two are controls and never picked.
         blocks: of the random ratios.
+        outside: the tensors outside the layers have the "mean" ratio, or that of the "first" layer, as LiNeS's authors
+            have it: they are then one more layer at the input, and count as one in the mean.
     """
 
-    kind: Kind = "linear"
+    slope: float | str = 1.0
     blocks: int | str = 3
+    outside: Outside = "mean"
 
     @property
     def title(self) -> str:
-        return self.kind
+        told = {1.0: "LiNeS", math.inf: "step", -1.0: "reversed", None: "random"}
+        name = told.get(self._slope) or f"slope {self._slope:g}"
+        return name if self.outside == "mean" else f"{name}, outside {self.outside}"
+
+    @property
+    def control(self) -> bool:
+        """Whether it is there to be compared with, and never picked."""
+        return self._slope is None or self._slope < 0
+
+    @property
+    def _slope(self) -> float | None:
+        return WORDS[self.slope] if isinstance(self.slope, str) else float(self.slope)
 
     def check(self, files: int = 0) -> None:
         refuse_blocks(self.blocks)
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"kind: expected {', '.join(get_args(Kind))}, found {self.kind!r}")
+        if self.slope not in WORDS and not (isinstance(self.slope, (int, float)) and self.slope >= 0):
+            raise ValueError(f"slope: expected a number of at least 0, {', '.join(WORDS)}, found {self.slope!r}")
+        if self.outside not in get_args(Outside):
+            raise ValueError(f"outside: expected {', '.join(get_args(Outside))}, found {self.outside!r}")
 
     def find(self, bench: Workbench, means: Sequence[float]) -> Findings:
-        deep, cut = layerwise(bench.pair.names), cut_of(bench.pair, self.blocks)
+        cut = cut_of(bench.pair, self.blocks) if self._slope is None else layerwise(bench.pair.names)
+        cut = cut if self.outside == "mean" else cut.with_rest_block()
         found = []
         for i, mean in _inside(means):
-            if self.kind == "random":
-                part, ratios = cut, random_ratios(cut, mean, seed=bench.panel.drawing.seed)
+            if self._slope is None:
+                ratios = random_ratios(cut, mean, seed=bench.panel.drawing.seed)
             else:
-                part, ratios = deep, linear_ramp(deep, mean, reverse=self.kind == "reversed")
-            method = "LiNeS" if self.kind == "linear" else self.kind
-            found.append(Candidate(method, f"{method} {mean:g}", part, tuple(ratios), i, self.kind == "linear"))
+                ratios = linear_ramp(cut, mean, self._slope)
+            found.append(
+                Candidate(self.title, f"{self.title} {mean:g}", cut, tuple(ratios.tolist()), i, not self.control)
+            )
         return Findings(found)
 
     def averages(self, means: Sequence[float]) -> int:
@@ -162,7 +183,9 @@ class Ramp:
         return []  # nothing is searched
 
 
-CONTROLS = (Ramp("linear"), Ramp("reversed"), Ramp("random"))
+SLOPES: tuple[float | str, ...] = (1.0, 2.0, "step")
+"""Beside plain averaging, whose slope is 0."""
+CONTROLS = (*map(Ramp, SLOPES), Ramp("reversed"), Ramp("random"))
 
 
 @dataclass(frozen=True)

@@ -92,18 +92,34 @@ def hma(
     )
 
 
-def linear_ramp(partition: Partition, mean: float, *, reverse: bool = False) -> Array:
-    """Ratios that grow linearly with depth, as steep as [0, 1] allows at this mean: LiNeS (arXiv 2410.17146).
+def linear_ramp(partition: Partition, mean: float, slope: float = 1.0) -> Array:
+    """Ratios that grow with depth: linear in it, shifted to this mean, cut off at 0 and 1.
 
-    The deepest layers keep the whole update where the mean is 0.5 or more, as LiNeS has it; below, the first layers
-    keep none of it. With `reverse` the ramp is upside down: a control of the same mean and spread.
+    Slope 0 is plain averaging, 1 as steep as [0, 1] allows without being cut, which is LiNeS (arXiv 2410.17146), and
+    infinity the step: the deepest layers whole, the first ones none, one between them in part. -1 is LiNeS upside down, a
+    control of the same mean and spread. Blocks outside the layers count as the first one.
+
+    With slope 1 the deepest layers keep the whole update where the mean is 0.5 or more, as LiNeS has it; below, the first
+    layers keep none of it.
+
+    Args:
+        mean: in [0, 1]; met exactly.
+
+    Returns:
+        float64 of shape (K,), in [0, 1].
     """
+    if slope == 0:
+        return np.full(len(partition), float(mean))
     last = max(n for b in partition.blocks for n in b.layers) or 1
-    depth = np.array([np.mean(b.layers) / last for b in partition.blocks])  # from 0 at the input to 1 at the output
+    depth = np.array(
+        [np.mean(b.layers or (0,)) / last for b in partition.blocks]
+    )  # from 0 at the input to 1 at the output
+    if np.isinf(slope):  # so far apart that one block is cut at neither end, at most
+        return project(np.sign(slope) * np.unique(depth, return_inverse=True)[1], mean, partition.weights)
     start, end = (2 * mean - 1, 1.0) if mean >= 0.5 else (0.0, 2 * mean)
-    if reverse:
-        start, end = end, start
-    return project(start + (end - start) * depth, mean, partition.weights)
+    if slope < 0:
+        start, end, slope = end, start, -slope
+    return project(start + slope * (end - start) * depth, mean, partition.weights)
 
 
 def random_ratios(partition: Partition, mean: float, *, seed: int) -> Array:

@@ -6,8 +6,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
-from scipy.special import ndtri
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtri, stdtrit
 
 from counterpoise.statistics.bootstrap import RESAMPLES, paired
 
@@ -60,6 +60,21 @@ def surest(
         return Surest(int(kept[np.where(t >= bound, of_worth, -np.inf).argmax()]), True, None)
     factor = (bound + float(ndtri(POWER))) / float(t.max())
     return Surest(int(kept[t.argmax()]), False, _two_digits(len(moved) * factor**2))
+
+
+def misses(steps: ArrayLike, gain: ArrayLike, share: float, level: float) -> NDArray[np.bool_]:
+    """Which candidates surely keep less than a share of the gain, by one-sided paired t tests, shape (candidates,).
+
+    Args:
+        steps, gain: as `surest` takes them, of two items at least.
+        level: of each test.
+
+    >>> misses([[0.0, 1.0], [0.1, 1.2], [0.0, 0.9]], [1.0, 1.1, 1.0], 0.9, 0.05)
+    array([ True, False])
+    """
+    beyond = np.asarray(steps, dtype=np.float64) - share * np.asarray(gain, dtype=np.float64)[:, None]
+    error = beyond.std(0, ddof=1) / len(beyond) ** 0.5
+    return np.asarray(beyond.mean(0) < stdtrit(len(beyond) - 1, level) * error)
 
 
 def would_do(spread: float, confidence: float) -> int:
