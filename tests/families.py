@@ -1,6 +1,7 @@
 """Every family with a causal language model in transformers, tiny: built from config, and what must hold of each.
 
-Run it to try them all and to write the table of docs/families.md: python tests/families.py docs/families.md [FAMILY ...]
+Run it to try them all and to write the table of the page:
+python tests/families.py docs/explanation/families.md [FAMILY ...]
 """
 
 from __future__ import annotations
@@ -252,7 +253,7 @@ DRAWN = {
 
 
 def row(family: str) -> str:
-    """The family's line in docs/families.md.
+    """The family's line in docs/explanation/families.md.
 
     Raises:
         Exception: a promise is broken.

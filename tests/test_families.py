@@ -28,12 +28,12 @@ ALWAYS = ("llama", "bert", "gemma2", "lfm2", "mamba2", "jamba", "falcon_h1", "re
           "qwen3_next")  # fmt: skip
 """One of each kind: attention, an encoder told to decode, windows, convolutions, states, both, experts beside them."""
 TRIED = FAMILIES if os.environ.get("COUNTERPOISE_FAMILIES") == "all" else ALWAYS
-DOCS = Path(__file__).parents[1] / "docs" / "families.md"
+DOCS = Path(__file__).parents[1] / "docs" / "explanation" / "families.md"
 BEST = scoring.Way(True, True), sampling.WAYS[0]
 
 
 def documented() -> dict[str, str]:
-    """The rows of the table in docs/families.md by family."""
+    """The rows of the table in docs/explanation/families.md by family."""
     lines = [line for line in DOCS.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
     return {line.split("`")[1]: line for line in lines}
 

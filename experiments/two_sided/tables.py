@@ -1,4 +1,4 @@
-"""Rewrite the tables and figures of README.md and docs/two-sided-findings.md from results/*.json.
+"""Rewrite the tables and figures of README.md and docs/explanation/two-sided-findings.md from results/*.json.
 
     python experiments/two_sided/tables.py [RESULTS [PAGE ...]]              # the tables
     python experiments/two_sided/tables.py --figures [RESULTS [PAGE ...]]    # and the figures, which need a Chromium
@@ -417,6 +417,6 @@ if __name__ == "__main__":
     places = [Path(a) for a in sys.argv[1:] if not a.startswith("--")]
     main(
         places[0] if places else HERE / "results",
-        places[1:] or (HERE / "README.md", HERE.parent.parent / "docs" / "two-sided-findings.md"),
+        places[1:] or (HERE / "README.md", HERE.parent.parent / "docs" / "explanation" / "two-sided-findings.md"),
         "--figures" in sys.argv,
     )

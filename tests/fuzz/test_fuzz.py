@@ -1,4 +1,4 @@
-"""A share of the fuzzing and of the kills, of fixed seeds; the long runs are by hand, see docs/reliability.md."""
+"""A share of the fuzzing and of the kills, of fixed seeds; the long runs are by hand, see docs/explanation/reliability.md."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ def heal(
     """Heal the checkpoint `start` with two teachers, POST for alignment and PRE for what there was before.
 
     The student answers alignment prompts and questions of the abilities itself; on each answer it learns from the teacher of
-    its side, by the whole distribution at every token. No reward, label or reference is read. See docs/heal.md.
+    its side, by the whole distribution at every token. No reward, label or reference is read. See docs/how-to/heal.md.
 
     Args:
         start, align_teacher, keep_teacher, prompts, abilities: see `Healing`.

@@ -96,7 +96,7 @@ def read_tasks(
         FileNotFoundError: nothing at `source`.
         ValueError: no tasks, an unknown one, a bad line, an empty part, a single class, a label that training lacks.
 
-    Example:
+    Examples:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
         ...     rows = "".join(f"text {i},{'good' if i % 3 else 'bad'}\\n" for i in range(100))
@@ -173,7 +173,7 @@ def strip_message(message: str) -> str:
     The header ends at the first blank line; quoted lines begin with > or | or name who wrote; the footer is what
     follows the last line of blanks or dashes, if anything stands before it.
 
-    Example:
+    Examples:
         >>> strip_message("From: me\\nSubject: x\\n\\nme@y writes:\\n> old\\nI disagree.\\n\\n-- \\nMe, of Y\\n")
         'I disagree.'
     """
@@ -215,7 +215,7 @@ def _task(name: str, rows: Parts, need: Collection[SplitName]) -> TaskData:
 def content_split(text: str, drawn: Collection[SplitName] = ("validation", "test")) -> SplitName:
     """The part that a text of the training file falls into, when those in `drawn` have no file of their own.
 
-    Example:
+    Examples:
         >>> [content_split(x) for x in ("a fine book", "dull", "never again, it broke")]
         ['test', 'validation', 'train']
         >>> content_split("a fine book", ["validation"])

@@ -47,7 +47,7 @@ def read_rows(content: bytes, place: str) -> list[LabelledText]:
 
     A tsv has no quoting: a quote in it is a quote. Labels are strings; numbers and booleans become theirs.
 
-    Example:
+    Examples:
         >>> read_rows(b'label,text\\n1,"good, very"\\n', "books.csv")
         [('good, very', '1')]
     """

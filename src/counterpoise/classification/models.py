@@ -67,7 +67,7 @@ class TextCNN(Encoder):
 
     Responses centred on padding are left out, so that a text's features do not depend on the texts beside it.
 
-    Example:
+    Examples:
         >>> encoder = TextCNN(torch.zeros(9, 4), width=5)
         >>> encoder(torch.tensor([[2, 3, 0]]), torch.tensor([[True, True, False]])).shape
         torch.Size([1, 15])
@@ -96,7 +96,7 @@ class TextCNN(Encoder):
 class BiLSTM(Encoder):
     """One bidirectional LSTM layer; the largest value of each unit over the text.
 
-    Example:
+    Examples:
         >>> encoder = BiLSTM(torch.zeros(9, 4), width=5)
         >>> encoder(torch.tensor([[2, 3, 0]]), torch.tensor([[True, True, False]])).shape
         torch.Size([1, 10])
@@ -156,7 +156,7 @@ class HardSharing(nn.Module):
         classes: how many classes each task has.
         dropout: see `Design`.
 
-    Example:
+    Examples:
         >>> model = HardSharing(TextCNN(torch.zeros(9, 4), width=5), [2, 3]).eval()
         >>> features_BF = model.encoder(torch.tensor([[2, 3]]), torch.tensor([[True, True]]))
         >>> model.logits(features_BF, 1).shape

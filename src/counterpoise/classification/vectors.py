@@ -23,7 +23,7 @@ _TOKEN = re.compile(r"\w+(?=n't\b)|n't\b|'(?:s|m|d|re|ve|ll)\b|``|--+|''|\.\.\.|
 def tokenize(text: str) -> list[str]:
     """Lower-case tokens; texts already split that way come out as they are.
 
-    Example:
+    Examples:
         >>> tokenize("It's a well-kept book, isn't it?")
         ['it', "'s", 'a', 'well-kept', 'book', ',', 'is', "n't", 'it', '?']
     """
@@ -33,7 +33,7 @@ def tokenize(text: str) -> list[str]:
 class Vocabulary:
     """Words with their numbers: 0 is padding, 1 any word that is not here.
 
-    Example:
+    Examples:
         >>> Vocabulary(["good", "bad"]).encode("bad, good", max_tokens=8)
         [3, 1, 2]
     """
@@ -71,7 +71,7 @@ class SubwordTokens:
 class TokenIds(NamedTuple):
     """N texts as ids padded on the right, (N, T) int32, and their lengths, (N,) on the CPU.
 
-    Example:
+    Examples:
         >>> ids_BT, mask_BT = token_ids([[5, 6], [7], [8, 9, 4]], 0).batch(torch.tensor([1, 0]))
         >>> ids_BT.tolist(), mask_BT.tolist()
         ([[7, 0], [5, 6]], [[True, False], [True, True]])

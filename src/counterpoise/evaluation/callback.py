@@ -45,7 +45,7 @@ class TaxCallback(TrainerCallback, ExportableState):
     Raises:
         ValueError: no ability, a bound that is none; when training starts: weights cut up among processes (FSDP, ZeRO-3).
 
-    Example:
+    Examples:
         >>> TaxCallback(["continue:prose.jsonl"], every=100, at_most=3.0)  # doctest: +SKIP
     """
 

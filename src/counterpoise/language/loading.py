@@ -19,7 +19,7 @@ UNFIT = {
     **dict.fromkeys(("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm", "xlm-roberta", "xlm-roberta-xl",
                      "xmod"), POSITIONS),
 }  # fmt: skip
-"""Families with a causal class that do not pass tests/families.py; docs/families.md has the whole table."""
+"""Families with a causal class that do not pass tests/families.py; docs/explanation/families.md has the whole table."""
 
 
 @contextlib.contextmanager

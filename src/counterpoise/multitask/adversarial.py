@@ -14,7 +14,7 @@ from counterpoise.ranks import average_gradients, world_size
 def reverse_gradient(features: Tensor, strength: float = 1.0) -> Tensor:
     """The features unchanged; their gradient multiplied by -strength (Ganin, Lempitsky, ICML 2015).
 
-    Example:
+    Examples:
         >>> x = torch.ones(1, requires_grad=True)
         >>> reverse_gradient(x, 0.5).sum().backward()
         >>> x.grad
@@ -29,7 +29,7 @@ def reverse_gradient(features: Tensor, strength: float = 1.0) -> Tensor:
 def difference_penalty(shared_BF: Tensor, private_BG: Tensor) -> Tensor:
     """||S' P||_F^2, which is 0 when shared and private features are orthogonal (Liu, Qiu, Huang, ACL 2017, eq. 13).
 
-    Example:
+    Examples:
         >>> float(difference_penalty(torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0], [2.0]])))
         0.0
     """
@@ -48,7 +48,7 @@ class TaskDiscriminator(nn.Module):
         tasks: how many.
         strength: weight of the game for the features.
 
-    Example:
+    Examples:
         >>> discriminator = TaskDiscriminator(8, 3)
         >>> discriminator(torch.zeros(4, 8), torch.tensor([0, 1, 2, 0])).shape
         torch.Size([])
@@ -80,7 +80,7 @@ class Adversarial(nn.Module):
         strength: see `TaskDiscriminator`.
         threshold: the features feel the discriminator only while its loss is above this; 0: always.
 
-    Example:
+    Examples:
         >>> balance = Adversarial(Uniform(["books", "dvd"]), features=8)
         >>> shared_BF, task_B = torch.zeros(4, 8, requires_grad=True), torch.tensor([0, 1, 1, 0])
         >>> balance(torch.ones(2), features_BF=shared_BF, task_B=task_B).backward()
@@ -138,7 +138,7 @@ def adversarial_mtl(tasks: Tasks, *, features: int, strength: float = 0.05) -> A
 
     Departure: the paper's private encoders and their `difference_penalty` are the model's, not the weighting's.
 
-    Example:
+    Examples:
         >>> adversarial_mtl(["books", "dvd"], features=8).tasks
         ('books', 'dvd')
     """
@@ -154,7 +154,7 @@ def tchebycheff_adversarial(
     The paper was not at hand: that the features feel the discriminator only while its loss exceeds a threshold is
     taken from a published summary, its value is unknown, and the default of 0 leaves it on throughout.
 
-    Example:
+    Examples:
         >>> tchebycheff_adversarial(2, features=8).tasks
         ('0', '1')
     """

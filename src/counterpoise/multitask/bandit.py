@@ -66,7 +66,7 @@ class BanditMTL(Weighting):
         ValueError: both or none of rho and min_effective_tasks, one out of range, or min_effective_tasks with a prior
             that is not uniform; a prior of the shares drawn with drawn_by="p". See `Weighting` for the rest.
 
-    Example:
+    Examples:
         >>> balance = BanditMTL(["books", "dvd", "kitchen"], min_effective_tasks=2)
         >>> theta = torch.zeros(3, requires_grad=True)
         >>> optimizer = torch.optim.SGD([theta], lr=0.1)

@@ -24,7 +24,7 @@ class DBMTL(JacobianWeighting):
     Args, beside those of every `JacobianWeighting`:
         forgetting: beta, the share of the past in the average, in [0, 1).
 
-    Example:
+    Examples:
         >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
         >>> DBMTL(2, shared=[theta], forgetting=0.0)([theta[0] * 2, theta[1].square()]).backward()
         >>> theta.grad

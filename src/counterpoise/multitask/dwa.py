@@ -24,7 +24,7 @@ class DWA(Weighting):
         steps_per_epoch: after how many `step()`s the averages roll on; the paper's epoch.
         temperature: T; the paper uses 2.
 
-    Example:
+    Examples:
         >>> weighting = DWA(2, steps_per_epoch=1)
         >>> for losses in ([1.0, 1.0], [0.5, 1.0]):
         ...     _ = weighting(torch.tensor(losses))

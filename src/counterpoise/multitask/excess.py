@@ -32,7 +32,7 @@ class ExcessMTL(GroupDRO):
         eta: step size of the ascent; LibMTL's default is 0.01.
         warmup: windows with a task over which its first excess is averaged; the paper takes three epochs.
 
-    Example:
+    Examples:
         >>> theta = torch.ones(2, requires_grad=True)
         >>> weighting = ExcessMTL(2, shared=[theta], eta=1.0)
         >>> for falling in (1.0, 0.1):

@@ -33,7 +33,7 @@ class FAMO(Weighting):
         weight_decay: decay of w (gamma); 0.001 in the paper's algorithm.
         min_losses: b, a bound that each task's loss stays above, taken off it everywhere; 0 by default.
 
-    Example:
+    Examples:
         >>> weighting = FAMO(2)
         >>> _ = weighting(torch.tensor([1.0, 2.0]))
         >>> weighting.step(torch.tensor([0.5, 1.9]))

@@ -31,7 +31,7 @@ class GradNorm(Weighting):
         asymmetry: a, the pull back to a common rate; the paper uses 1.5 and 0.12.
         lr: step size of w; the paper uses 0.025.
 
-    Example:
+    Examples:
         >>> theta = torch.ones(2, requires_grad=True)
         >>> weighting = GradNorm(2, shared=[theta])
         >>> weighting(torch.stack([theta.square().sum(), 3 * theta.square().sum()])).backward()

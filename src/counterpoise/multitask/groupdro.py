@@ -24,7 +24,7 @@ class GroupDRO(Weighting):
     Args, beside those of every `Weighting`:
         eta: step size of the ascent; the authors' code uses 0.01.
 
-    Example:
+    Examples:
         >>> weighting = GroupDRO(2, eta=1.0)
         >>> _ = weighting(torch.tensor([1.0, 2.0]))
         >>> weighting.step()

@@ -33,7 +33,7 @@ class JacobianWeighting(Weighting):
         aggregate: the map from a Jacobian (k, n) to a gradient (n,), for instance any torchjd aggregator. What one with
             a memory of its own remembers (those of torchjd with a `reset()`) is not in the state here.
 
-    Example:
+    Examples:
         >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
         >>> middle = JacobianWeighting(3, shared=[theta], aggregate=lambda rows_KN: rows_KN.median(dim=0).values)
         >>> middle([theta[0], 2 * theta[0], 9 * theta[0]]).backward()
@@ -81,7 +81,7 @@ class MGDA(JacobianWeighting):
     Departure: exact, as one non-negative least-squares problem (`shortest`), where the paper's Frank-Wolfe steps stop at
     a tolerance.
 
-    Example:
+    Examples:
         >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
         >>> MGDA(2, shared=[theta])([theta[0] * 2, theta[1] * 2]).backward()
         >>> theta.grad
@@ -98,7 +98,7 @@ class PCGrad(JacobianWeighting):
 
     The order comes from torch's global generator: seed it to repeat a run.
 
-    Example:
+    Examples:
         >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
         >>> PCGrad(2, shared=[theta])([theta[0], theta[1] - theta[0]]).backward()
         >>> theta.grad
@@ -128,7 +128,7 @@ class UPGrad(JacobianWeighting):
     Departure: torchjd's default projector needs quadprog and shifts the Gramian by 1e-4 to be solvable; here the same
     quadratic program is solved as non-negative least squares by scipy, unshifted.
 
-    Example:
+    Examples:
         >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
         >>> UPGrad(2, shared=[theta])([theta[0], theta[1] - theta[0]]).backward()
         >>> theta.grad
@@ -143,7 +143,7 @@ class AlignedMTL(JacobianWeighting):
     """The mean gradient after the Jacobian's singular values are all brought to the smallest (Senushkin, Patakin,
     Kuznetsov, Konushin: Independent Component Alignment for Multi-Task Learning, CVPR 2023, algorithm 1), by torchjd.
 
-    Example:
+    Examples:
         >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
         >>> AlignedMTL(2, shared=[theta])([4 * theta[0], theta[1]]).backward()
         >>> theta.grad
@@ -158,7 +158,7 @@ class IMTLG(JacobianWeighting):
     """The combination, with weights that add up to 1, whose projections onto all tasks' gradients are equal (Liu et al.:
     Towards Impartial Multi-task Learning, ICLR 2021, section 3.1), by torchjd.
 
-    Example:
+    Examples:
         >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
         >>> IMTLG(2, shared=[theta])([4 * theta[0], theta[1]]).backward()
         >>> theta.grad
@@ -177,7 +177,7 @@ class FairGrad(JacobianWeighting):
     Args, beside those of every `JacobianWeighting`:
         fairness: a, > 0; 1 is the direction of `NashMTL`, more favours the task that gains least.
 
-    Example:
+    Examples:
         >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
         >>> FairGrad(2, shared=[theta], fairness=1.0)([4 * theta[0], theta[1]]).backward()
         >>> [round(x, 3) for x in theta.grad.tolist()]
@@ -210,7 +210,7 @@ class NashMTL(FairGrad):
     Args, beside those of every `JacobianWeighting`:
         max_norm: of the direction, 1 in the paper's code; infinity: no bound. Unbounded it has the length sqrt(k).
 
-    Example:
+    Examples:
         >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
         >>> NashMTL(2, shared=[theta])([4 * theta[0], theta[1]]).backward()
         >>> [round(x, 3) for x in theta.grad.tolist()]

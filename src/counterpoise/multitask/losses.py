@@ -51,7 +51,7 @@ class Batch(NamedTuple):
 def task_names(tasks: Tasks) -> tuple[str, ...]:
     """Task names from names or a number, refusing an empty or repeating list.
 
-    Example:
+    Examples:
         >>> task_names(3)
         ('0', '1', '2')
     """

@@ -38,7 +38,7 @@ def ball_radius(tasks: int, min_effective_tasks: float) -> float:
     Raises:
         ValueError: min_effective_tasks outside [1, tasks].
 
-    Example:
+    Examples:
         >>> round(ball_radius(14, 7), 6)
         0.693147
     """
@@ -69,7 +69,7 @@ def mirror_step(
     Returns:
         log weights (float64, normalised, floored at `LOG_FLOOR`) and lambda (infinity when rho = 0).
 
-    Example:
+    Examples:
         >>> step = mirror_step(torch.zeros(2), torch.tensor([1.0, 0.4]), rho=0.1, eta=0.5)
         >>> [round(w, 4) for w in step.log_p_M.exp().tolist()]
         [0.5744, 0.4256]
@@ -93,7 +93,7 @@ def best_response(losses_M: Tensor, rho: float, prior_M: Tensor | None = None) -
     Returns:
         float64 weights, (m,).
 
-    Example:
+    Examples:
         >>> round(float(best_response(torch.tensor([1.0, 0.4]), 0.02) @ torch.tensor([1.0, 0.4]).double()), 6)
         0.759799
     """
@@ -106,7 +106,7 @@ def divergence(log_p_M: Tensor, prior_M: Tensor | None = None) -> float:
 
     The prior is uniform by default. Neither p nor the prior need add up to 1.
 
-    Example:
+    Examples:
         >>> divergence(torch.zeros(4))
         0.0
     """
@@ -122,7 +122,7 @@ def hold(log_p: Sequence[float], losses: Sequence[float], seen: Sequence[bool], 
     An absent task gets (1/eta) log(sum_seen p e^(eta l) / sum_seen p), the loss under which its weight keeps its size
     beside the seen tasks taken together. Feeding 0 instead would read as "solved".
 
-    Example:
+    Examples:
         >>> hold([math.log(0.5)] * 2, [0.7, 0.0], [True, False], eta=0.5)
         [0.7, 0.7]
     """

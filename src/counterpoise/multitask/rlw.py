@@ -20,7 +20,7 @@ class RLW(Weighting):
     Args, beside those of every `Weighting`:
         seed: of the draws, >= 0.
 
-    Example:
+    Examples:
         >>> round(sum(RLW(3, seed=1).weights()), 9)
         1.0
     """

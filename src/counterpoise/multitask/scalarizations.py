@@ -17,7 +17,7 @@ class Uniform(Weighting):
 
     An absent task adds nothing and the divisor stays m, so that the micro-batches of a window add up.
 
-    Example:
+    Examples:
         >>> float(Uniform(2)(torch.tensor([1.0, 3.0])))
         2.0
     """
@@ -46,7 +46,7 @@ class Tchebycheff(Weighting):
         ideal: z, the losses one would wish for; 0 by default.
         missing: "hold": absent tasks take no part. See `Weighting`.
 
-    Example:
+    Examples:
         >>> float(Tchebycheff(2)(torch.tensor([1.0, 3.0])))
         1.5
     """
@@ -87,7 +87,7 @@ class SmoothTchebycheff(Tchebycheff):
     Args, beside those of `Tchebycheff`:
         smoothing: mu, > 0; the paper tries 0.01 to 1.
 
-    Example:
+    Examples:
         >>> round(float(SmoothTchebycheff(2, smoothing=0.1)(torch.tensor([1.0, 3.0]))), 4)
         1.5
     """

@@ -50,7 +50,7 @@ def with_weighting(base: type) -> type:
             GPUs in one process, a training set without the task column, a task column that names unknown tasks.
         TypeError: no `Weighting`, which an adversarial one is not: it needs features that the trainer does not pass on.
 
-    Example:
+    Examples:
         >>> WeightedTrainer = with_weighting(Trainer)
         >>> WeightedTrainer.__name__
         'WeightedTrainer'

@@ -18,7 +18,7 @@ class UncertaintyWeighting(Weighting):
     to it). Departures: inside a window each call adds its part (its count over the window's) of both terms, so that the
     micro-batches add up to the big batch; without `window_counts` an absent task's s_i does not move.
 
-    Example:
+    Examples:
         >>> weighting = UncertaintyWeighting(2)
         >>> optimizer = torch.optim.SGD(weighting.parameters(), lr=0.1)
         >>> float(weighting(torch.tensor([1.0, 3.0])).detach())
@@ -55,7 +55,7 @@ class IMTLL(UncertaintyWeighting):
 
     Losses must be positive.
 
-    Example:
+    Examples:
         >>> float(IMTLL(2)(torch.tensor([1.0, 3.0])).detach())
         4.0
     """

@@ -190,7 +190,7 @@ CONTROLS = (*map(Ramp, SLOPES), Ramp("reversed"), Ramp("random"))
 
 @dataclass(frozen=True)
 class TwoSided:
-    """Ratios that weigh alignment against what PRE could do, for every price lambda; see docs/two-sided.md.
+    """Ratios that weigh alignment against what PRE could do, for every price lambda; see docs/explanation/two-sided.md.
 
     Attributes:
         lambdas: prices of what PRE could do, in units of alignment.
