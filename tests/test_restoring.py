@@ -254,8 +254,9 @@ def test_choose_wants_more_reward_than_pre_and_less_tax_than_post() -> None:
 
 
 def test_tax_and_search_stand_alone(world: Path, tmp_path: Path) -> None:
-    rows, warnings = measure_tax(world / "pre", world / "post", panel(world))
-    assert warnings == []
+    found = measure_tax(world / "pre", world / "post", panel(world))
+    rows = found["tax"]
+    assert found["warnings"] == []
     reward = next(r for r in rows if r["name"] == "reward")
     assert reward["tax"]["value"] < 0
     assert reward["tax"]["p"] < 0.05

@@ -26,6 +26,7 @@ from counterpoise.evaluation.specs import fewest, limit_of, options_of
 from counterpoise.language.sampling import SCORING, Drawing, way_of
 from counterpoise.records import digest
 from counterpoise.statistics.bootstrap import Array
+from counterpoise.statistics.paired import choice_calibration
 
 FEWSHOT_SEED = 1234
 """Of the random examples in few-shot prompts, the same at every measurement; lm-eval's own default."""
@@ -131,8 +132,10 @@ class HarnessAbility:
         made = []
         several = self.task.OUTPUT_TYPE == "multiple_choice"
         if several and all(isinstance(row["target"], int) for row in rows):
-            gold = [float(row["filtered_resps"][row["target"]][0]) for row in rows]
-            made.append(Measurement("logprob", "nats", np.array(gold)[:, None], "mean", None, keys))
+            logs = [[float(r[0]) for r in row["filtered_resps"]] for row in rows]
+            gold = [v[row["target"]] for v, row in zip(logs, rows, strict=True)]
+            sure = np.array([choice_calibration(v, row["target"]) for v, row in zip(logs, rows, strict=True)])
+            made.append(Measurement("logprob", "nats", np.array(gold)[:, None], "mean", None, keys, sure))
         for name in rows[0]["metrics"]:
             statistics = _statistics(name, [row[name] for row in rows])
             if statistics is None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from counterpoise.statistics.bootstrap import Array, Interval, Studentised, interval, paired, paired_difference, score
+from counterpoise.statistics.paired import calibration, cells, flips
 
 BOUNDS = {"%": (0.0, 100.0), "BLEU": (0.0, 100.0)}
 """What scores of a unit cannot leave, nor their intervals."""
@@ -24,6 +25,7 @@ class Measurement:
         aggregate: "mean", "ratio" or "bleu".
         chance: the score of guessing; None where there is none.
         keys: sha256 of each item's content, so that two models are compared on the same items.
+        sureness: what `statistics.paired.calibration` takes, shape (items, 3), of what is chosen by its likelihood.
     """
 
     metric: str
@@ -32,6 +34,7 @@ class Measurement:
     aggregate: str
     chance: float | None
     keys: tuple[str, ...]
+    sureness: Array | None = None
 
     @property
     def value(self) -> float:
@@ -40,13 +43,17 @@ class Measurement:
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict; `from_json` reads it back bit for bit."""
-        return {**vars(self), "statistics": self.statistics.tolist(), "keys": list(self.keys)}
+        sure = None if self.sureness is None else self.sureness.tolist()
+        return {**vars(self), "statistics": self.statistics.tolist(), "keys": list(self.keys), "sureness": sure}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Measurement:
         """Read what `to_json` wrote."""
-        statistics = np.array(content["statistics"], dtype=np.float64)
-        return cls(**{**content, "statistics": statistics, "keys": tuple(content["keys"])})
+        statistics, sure = (
+            None if (rows := content.get(name)) is None else np.array(rows, dtype=np.float64)
+            for name in ("statistics", "sureness")
+        )
+        return cls(**{**content, "statistics": statistics, "keys": tuple(content["keys"]), "sureness": sure})
 
 
 @dataclass(frozen=True)
@@ -122,8 +129,41 @@ def tax_table(pre: Scores, post: Scores, pick: Scores | None = None) -> list[dic
                     "unit_of_loss": unit_of(before, after),
                     "remaining": difference(before, now) if pick else None,
                     "at_floor": floor,
+                    "flips": flips_of(before, after),
+                    "pick_flips": flips_of(before, now) if pick else None,
                 }
             )
+    return rows
+
+
+def fallen(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The abilities above floor of which a metric fell: its tax's interval lies above 0."""
+    lost = (r["name"] for r in rows if r["name"] != "reward" and not r["at_floor"] and r["tax"]["low"] > 0)
+    return list(dict.fromkeys(lost))
+
+
+def flips_of(before: Measurement, after: Measurement) -> dict[str, Any] | None:
+    """`statistics.paired.flips` of what is right or wrong, item by item; None of other scores. A tie is not right."""
+    sides = [m.statistics[:, 0] for m in (before, after)]
+    if before.unit != "%" or not (before.metric == "accuracy" or np.isin(sides, (0.0, 100.0)).all()):
+        return None
+    chance = before.chance or 0.0
+    return {"chance": chance, **flips(cells(*(side == 100 for side in sides)), chance / 100)}
+
+
+def calibrations(pre: Scores, post: Scores, pick: Scores | None = None) -> list[dict[str, Any]]:
+    """Calibration error and Brier score of abilities of choices: PRE, POST, the pick, and how far each rose from PRE."""
+    rows = []
+    for name, measured in pre.abilities.items():
+        columns = [measured, post.abilities[name], *([pick.abilities[name]] if pick else [])]
+        for ms in zip(*columns, strict=True):
+            if any(m.sureness is None for m in ms):  # stored by a version that did not keep it
+                continue
+            before, *others = (m.sureness for m in ms)
+            found = [calibration(before, other) for other in others]
+            for measure, at in found[0].items():
+                more = {"pick": found[1][measure]["post"], "pick_rise": found[1][measure]["rise"]} if pick else {}
+                rows.append({"name": name, "measure": measure, "items": len(ms[0].keys), **at, **more})
     return rows
 
 

@@ -127,15 +127,14 @@ class Workbench:
         """Measure the average with these ratios on a part, or read it from the store."""
         name = name or f"{method} {cut.mean(ratios):.2g}"
         self.resident.set(cut, ratios)
-        scores = self.panel.measure(
-            self.resident.model,
-            self.tokenizer,
-            part,
-            store=self.store,
-            progress=self.stage(f"{name}, {part}"),
-            model_id={**self.inputs, "ratios": digest(cut.ratios(self.pair.names, ratios))},
-        )
+        kept: dict[str, Any] = {"store": self.store, "model_id": self.identity(cut, ratios)}
+        stage = self.stage(f"{name}, {part}")
+        scores = self.panel.measure(self.resident.model, self.tokenizer, part, **kept, progress=stage)
         return Point(name, method, cut, tuple(map(float, ratios)), part, scores)
+
+    def identity(self, cut: Partition, ratios: Sequence[float] | Array) -> dict[str, Any]:
+        """Names an average in the keys of stored work."""
+        return {**self.inputs, "ratios": digest(cut.ratios(self.pair.names, ratios))}
 
     def stage(self, name: str) -> Progress | None:
         """A progress callback for one stage."""

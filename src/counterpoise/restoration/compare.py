@@ -6,10 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from counterpoise.averaging.recipe import Recipe
-from counterpoise.evaluation.measurement import above_floor, difference, retention, tax_table, units
+from counterpoise.evaluation.measurement import (
+    above_floor,
+    calibrations,
+    difference,
+    fallen,
+    retention,
+    tax_table,
+    units,
+)
 from counterpoise.evaluation.results import items_of, statistics_of
 from counterpoise.evaluation.workbench import Point, Workbench
-from counterpoise.restoration.pick import choose, no_gain, shares, verdict
+from counterpoise.restoration.distance import distances
+from counterpoise.restoration.pick import choose, no_gain, nothing_fell, shares, verdict
 from counterpoise.restoration.request import Request
 from counterpoise.search.candidates import Candidate
 from counterpoise.statistics.front import front
@@ -26,6 +35,11 @@ def search_and_pick(bench: Workbench, request: Request, result: dict[str, Any]) 
     if gain["value"] <= 0 or gain["p"] >= 0.05:
         _finish(bench, result, [pre, post], counted, None, None)
         result["verdict"] = no_gain(gain)
+        return None
+    told_to = request.anyway or request.mean is not None
+    if not told_to and not fallen(tax_table(pre.scores, post.scores)):
+        _finish(bench, result, [pre, post], counted, None, None)
+        result["verdict"] = nothing_fell(len(counted), fallen(result["tax"]))
         return None
     candidates = [Candidate("MA", f"MA {mean:g}", whole, (mean,), i) for i, mean in enumerate(request.grid)]
     for search in request.searches:
@@ -64,7 +78,10 @@ def _finish(
         final.append(bench.point(pick.method, pick.partition, pick.ratios, "held-out", name=pick.name))
         if pick.method != "MA":
             final.append(bench.point("MA", bench.whole, [pick.mean], "held-out", name=f"MA {pick.mean:.2g}"))
-    result["tax"] = tax_table(final[0].scores, final[1].scores, final[2].scores if pick else None)
+    measured = final[: 2 if pick is None else 3]
+    result["distance"] = distances(bench, measured)
+    result["tax"] = tax_table(*(p.scores for p in measured))
+    result["calibration"] = calibrations(*(p.scores for p in measured))
     result["floored"] = [name for name in points[0].scores.abilities if name not in counted]
     result["items"] = {p.part: items_of(p.scores) for p in (points[0], final[0])}
     result["points"] += _rows(final, [n for n in counted if n in final[0].scores.abilities])

@@ -6,8 +6,17 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from counterpoise.evaluation.measurement import Scores, difference, retention, reward_kept, tax_given_back, units
+from counterpoise.evaluation.measurement import (
+    Scores,
+    difference,
+    fallen,
+    retention,
+    reward_kept,
+    tax_given_back,
+    units,
+)
 from counterpoise.evaluation.workbench import Point
+from counterpoise.tables.shifts import likelier
 
 
 def choose(pre: Point, post: Point, able: Sequence[Point], counted: Sequence[str], keep: float) -> Point | None:
@@ -37,18 +46,36 @@ def no_gain(gain: Mapping[str, float]) -> str:
     )
 
 
+def nothing_fell(counted: int, held_out: Sequence[str]) -> str:
+    """Why nothing is searched where alignment took nothing that can be measured; `held_out`: what fell there all the same."""
+    if not counted:
+        return "Every ability is at floor in PRE: there was nothing to lose, so nothing was searched or written."
+    later = f" (On held-out data {', '.join(held_out)} fell.)" if held_out else ""
+    return (
+        f"Nothing measurable fell: on validation data no metric of the {counted} abilities above floor has its interval below "
+        f"PRE's, so there is nothing to give back, and nothing was searched or written.{later} --anyway searches all the same."
+    )
+
+
+def tax_verdict(result: Mapping[str, Any]) -> str:
+    """What `tax` found, in two sentences: what fell, and how far POST is from PRE."""
+    counted = {r["name"] for r in result["tax"] if r["name"] != "reward" and not r["at_floor"]}
+    many, lost = f"{len(counted)} abilities above floor", fallen(result["tax"])
+    if lost:
+        said = f"Of {many}, {len(lost)} fell: {', '.join(lost)}."
+    elif counted:
+        said = (
+            f"Nothing measurable fell: of {many} none has a metric whose interval lies below PRE's; nothing to restore."
+        )
+    else:
+        said = "Every ability is at floor in PRE: there was nothing to lose."
+    return f"{said} {likelier(result)}".strip()
+
+
 def verdict(result: dict[str, Any], pick: Point | None, keep: float, pickable: Collection[str]) -> str:
     """What was lost, what the pick keeps and gives back, in two sentences; or why none of the `pickable` was picked."""
-    taxed = [
-        r["name"]
-        for r in result["tax"]
-        if r["name"] != "reward" and not r["at_floor"] and r["tax"]["value"] > 0 and r["tax"]["p"] < 0.05
-    ]
-    cost = (
-        f"Alignment significantly lowered {', '.join(dict.fromkeys(taxed))}"
-        if taxed
-        else "No ability fell significantly"
-    )
+    taxed = fallen(result["tax"])
+    cost = f"Alignment significantly lowered {', '.join(taxed)}" if taxed else "No ability fell significantly"
     if pick is None:
         return (
             f"{cost} (held-out). No average keeps {keep:.0%} of the reward gain with less tax than POST: no point beats both "

@@ -34,6 +34,7 @@ class Request:
         drop: patterns of tensors to leave out when one side alone has them.
         work: where finished pieces are kept; by default OUT.work.
         cut: how the report cuts the model where neither HMA nor the random ratios say.
+        anyway: search also where no ability fell; as a fixed `mean` does.
     """
 
     pre: str | Path
@@ -50,6 +51,7 @@ class Request:
     dtype: torch.dtype | None = None
     work: Path | None = None
     cut: int | str = 3
+    anyway: bool = False
 
     def check(self, files: int) -> None:
         """Raise for what can be seen to be wrong before anything is read; `files` is the number of abilities from files.
@@ -107,7 +109,7 @@ class Request:
     @property
     def more_settings(self) -> dict[str, Any]:
         """What searches beyond HMA and the controls add to `settings`."""
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"anyway": True} if self.anyway else {}
         hma = any(isinstance(s, HMA) for s in self.searches)
         sizes = {s.proxy_size for s in self.searches if isinstance(s, (HMA, TwoSided))}
         ramps = [s.kind for s in self.searches if isinstance(s, Ramp)]
