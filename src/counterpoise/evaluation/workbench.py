@@ -132,6 +132,16 @@ class Workbench:
         scores = self.panel.measure(self.resident.model, self.tokenizer, part, **kept, progress=stage)
         return Point(name, method, cut, tuple(map(float, ratios)), part, scores)
 
+    def placed(self, point: Point) -> nn.Module:
+        """The resident model as a point's average."""
+        self.resident.set(point.partition, point.ratios)
+        return self.resident.model
+
+    def responses(self, point: Point) -> list[list[tuple[int, ...]]]:
+        """The responses whose reward a point has; see `Panel.responses`."""
+        kept: dict[str, Any] = {"store": self.store, "model_id": self.identity(point.partition, point.ratios)}
+        return self.panel.responses(self.placed(point), self.tokenizer, point.part, **kept)
+
     def identity(self, cut: Partition, ratios: Sequence[float] | Array) -> dict[str, Any]:
         """Names an average in the keys of stored work."""
         return {**self.inputs, "ratios": digest(cut.ratios(self.pair.names, ratios))}

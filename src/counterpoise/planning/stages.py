@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from counterpoise.evaluation.parts import Part
 from counterpoise.language import costs
 from counterpoise.language.costs import Items, Lengths, Shape, Stage, drawing_bytes, drawn, training, training_bytes
+from counterpoise.language.divergence import HELD, WIDE
 from counterpoise.search.candidates import Extent, Search
+from counterpoise.search.retention import OPENINGS
 
+DISTANCE = "distance from PRE"
 REPLAYED, DRAWING, TRAINING = "replay: PRE's responses", "drawing and rewards", "training"
 """Stages of `align`."""
 
@@ -41,7 +44,13 @@ def restore_stages(
     averages = 2 + len(scale.means) + sum(search.averages(scale.means) for search in searches)
     found = dict.fromkeys(stage for search in searches for stage in search.cost(scale))
     validation = measured("validation", f"{averages} averages", averages)
-    return validation, *found, measured("held-out", "4 averages at most", 4)
+    answers, texts = parts["held-out"] * replies, len(OPENINGS)
+    read = costs.forward(shape, at.prompt + at.response, sequences=2 * answers + texts, logits=at.response)
+    logits = answers * at.response * shape.vocabulary
+    memory = int(min(HELD, logits * at.itemsize) + 12 * min(WIDE, logits))
+    what = f"POST and the pick: {2 * answers:,} answers, {texts} texts of PRE"
+    distance = Stage(DISTANCE, what, drawn(shape, None, at, prompts=texts) + read * 4, memory)  # 2 models, of 2 pairs
+    return validation, *found, measured("held-out", "4 averages at most", 4), distance
 
 
 @dataclass(frozen=True)

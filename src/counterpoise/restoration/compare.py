@@ -6,18 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from counterpoise.averaging.recipe import Recipe
-from counterpoise.evaluation.measurement import (
-    above_floor,
-    calibrations,
-    difference,
-    fallen,
-    retention,
-    tax_table,
-    units,
-)
+from counterpoise.evaluation.measurement import above_floor, difference, fallen, retention, tax_table, units
 from counterpoise.evaluation.results import items_of, statistics_of
 from counterpoise.evaluation.workbench import Point, Workbench
-from counterpoise.restoration.distance import distances
+from counterpoise.restoration.distance import measured
 from counterpoise.restoration.pick import choose, no_gain, nothing_fell, shares, verdict
 from counterpoise.restoration.request import Request
 from counterpoise.search.candidates import Candidate
@@ -47,13 +39,13 @@ def search_and_pick(bench: Workbench, request: Request, result: dict[str, Any]) 
         candidates += found.candidates
         result |= found.told
     candidates.sort(key=lambda c: len(request.grid) if c.at is None else c.at)
-    measured = [bench.point(c.method, c.partition, c.ratios, "validation", name=c.name) for c in candidates]
-    points = [pre, post, *measured]
+    done = [bench.point(c.method, c.partition, c.ratios, "validation", name=c.name) for c in candidates]
+    points = [pre, post, *done]
     pick: Point | None
     if request.mean is not None:
-        pick = next(p for p in measured if p.method == "HMA")
+        pick = next(p for p in done if p.method == "HMA")
     else:
-        able = [p for p, c in zip(measured, candidates, strict=True) if c.pickable]
+        able = [p for p, c in zip(done, candidates, strict=True) if c.pickable]
         pick = choose(pre, post, able, counted, request.keep_reward)
     asked = request.keep_reward if request.mean is None else None
     _finish(bench, result, points, counted, pick, asked)
@@ -78,10 +70,7 @@ def _finish(
         final.append(bench.point(pick.method, pick.partition, pick.ratios, "held-out", name=pick.name))
         if pick.method != "MA":
             final.append(bench.point("MA", bench.whole, [pick.mean], "held-out", name=f"MA {pick.mean:.2g}"))
-    measured = final[: 2 if pick is None else 3]
-    result["distance"] = distances(bench, measured)
-    result["tax"] = tax_table(*(p.scores for p in measured))
-    result["calibration"] = calibrations(*(p.scores for p in measured))
+    result |= measured(bench, final[: 2 if pick is None else 3])
     result["floored"] = [name for name in points[0].scores.abilities if name not in counted]
     result["items"] = {p.part: items_of(p.scores) for p in (points[0], final[0])}
     result["points"] += _rows(final, [n for n in counted if n in final[0].scores.abilities])

@@ -21,14 +21,13 @@ from counterpoise.checkpoints.checkpoint import left_behind
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.evaluation.items import FileAbility
-from counterpoise.evaluation.measurement import calibrations, tax_table
 from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.results import write_results
 from counterpoise.evaluation.workbench import Workbench
 from counterpoise.language.loading import refuse_unmeasurable
 from counterpoise.records import Stages, Store, digest, named, versions, write_whole
 from counterpoise.restoration.compare import search_and_pick
-from counterpoise.restoration.distance import distances
+from counterpoise.restoration.distance import measured
 from counterpoise.restoration.pick import tax_verdict
 from counterpoise.restoration.request import KEEP, MEANS, RESULT, Request
 from counterpoise.search.candidates import CONTROLS, HMA, Search
@@ -189,9 +188,7 @@ def measure_tax(
             **panel.source,
             "settings": {**panel.settings, "dtype": str(bench.dtype)},
             "warnings": list(bench.warnings),
-            "distance": distances(bench, ends),
-            "tax": tax_table(*(p.scores for p in ends)),
-            "calibration": calibrations(*(p.scores for p in ends)),
+            **measured(bench, ends),
         }
         pair.refuse_changed()
     return {**result, "verdict": tax_verdict(result)}

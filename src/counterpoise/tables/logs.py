@@ -7,7 +7,7 @@ from typing import Any
 
 from counterpoise.tables.grid import Cell, Column, Table
 from counterpoise.tables.numbers import MISSING, number, p_value, places, with_interval
-from counterpoise.tables.shifts import flip
+from counterpoise.tables.shifts import changed, flip
 from counterpoise.tables.tables import difference_cell
 
 Row = Mapping[str, Any]
@@ -62,8 +62,7 @@ def calibrations(result: Mapping[str, Any]) -> Table:
         return lambda r: Cell(*with_interval(r[key], decimals=1))
 
     columns = [
-        Column("calibration", lambda r: Cell(str(r["name"])), False),
-        Column("%", lambda r: Cell("ECE" if r["measure"] == "ece" else "Brier"), False),
+        Column("calibration", lambda r: Cell(str(r["name"]), "ECE, %" if r["measure"] == "ece" else "Brier, %"), False),
         Column("PRE", score("pre")),
         Column("POST", score("post")),
         Column("POST − PRE", lambda r: difference_cell(r["rise"], 1)),
@@ -71,7 +70,7 @@ def calibrations(result: Mapping[str, Any]) -> Table:
     ]
     if any("pick" in r for r in rows):
         pick = str(result.get("pick") or "pick")
-        columns += [Column(pick, score("pick")), Column(f"{pick} − PRE", lambda r: difference_cell(r["pick_rise"], 1))]
+        columns.append(Column(pick, lambda r: changed(r["pick"], r.get("pick_rise"), decimals=1)))
     notes = (
         "Lower is better. ECE (expected calibration error): how far the model's confidence in the choice that it finds "
         "likeliest is from how often that is right, ten bins. Brier: the squared error of the probabilities.",
