@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
+from counterpoise.cli.app import app
 from counterpoise.evaluation.panel import Panel
 from counterpoise.language import sampling
 from counterpoise.language.divergence import distinct, divergences
 from counterpoise.language.scoring import Example
+from counterpoise.report import page
 from counterpoise.restoration.restore import measure_tax, restore
 from counterpoise.tables.grid import as_markdown
 from counterpoise.tables.shifts import distances, flips, likelier
@@ -121,6 +124,29 @@ def test_tax_says_how_far_post_is_and_which_answers_changed_sides(
     monkeypatch.setattr(sampling, "_generate", draw)
     monkeypatch.setattr("counterpoise.restoration.distance.divergences", draw)
     assert measure_tax(world / "pre", world / "post", panel(world), work=tmp_path / "work") == found
+
+
+def test_the_page_the_json_and_the_terminal_of_a_tax_say_the_same(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "plotly_script", lambda: "")
+    panel = ["--prompts", world / "prompts.jsonl", "--reward", "world:early_letters", "--max-new-tokens", 6]
+    panel += ["--abilities", f"choices:{world / 'guess.jsonl'}", "--prompt-limit", 20]
+    common = [*map(str, ("tax", world / "pre", world / "post", *panel, "--work", tmp_path / "work", "--quiet"))]
+    done = CliRunner().invoke(app, [*common, "--page", str(tmp_path / "tax.html")])
+    assert done.exit_code == 0, done.output
+    found = json.loads(CliRunner().invoke(app, [*common, "--json"]).stdout)
+    html = (tmp_path / "tax.html").read_text()
+    for text in (found["verdict"], done.output, html):
+        assert "times as likely to POST as to PRE" in " ".join(text.split())
+    first, *others = (html.index(f">{title}<") for title in (
+        "How far it has gone from PRE", "The tax, ability by ability", "Answers that changed sides",
+        "How sure, and how often right",
+    ))  # fmt: skip
+    assert all(first < other for other in others)
+    for told in ("surprise PRE by", "right to wrong", "ECE"):
+        assert told in done.output
+        assert told in html
 
 
 def test_responses_are_drawn_once_for_the_reward_and_for_the_distance(

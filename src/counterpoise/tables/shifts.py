@@ -9,26 +9,26 @@ from typing import Any
 from counterpoise.tables.grid import Cell, Column, Table
 from counterpoise.tables.numbers import MISSING, number, p_value, with_interval
 from counterpoise.tables.reading import Results
-from counterpoise.tables.tables import difference_cell, metric_of
+from counterpoise.tables.tables import difference_cell
 
 Row = Mapping[str, Any]
 _MEASURES = {
-    "kl_own_answers": ("PRE, reading its answers", "surprise, KL(model ‖ PRE)"),
-    "kl_pre_answers": ("reading PRE's answers", "surprise, KL(PRE ‖ model)"),
-    "kl_pre_text": ("reading PRE's own text", "surprise, KL(PRE ‖ model)"),
-    "entropy": ("undecided at each token", "entropy of its answers"),
-    "distinct_2": ("variety of its answers", "different pairs of tokens, %"),
+    "kl_own_answers": ("its answers surprise PRE by", "KL(model ‖ PRE)"),
+    "kl_pre_answers": ("PRE's answers surprise it by", "KL(PRE ‖ model)"),
+    "kl_pre_text": ("PRE's own text surprises it by", "KL(PRE ‖ model)"),
+    "entropy": ("it hesitates at each token by", "entropy of its answers"),
+    "distinct_2": ("variety of its answers, %", "different pairs of tokens"),
 }
 _DISTANCE = (
-    "Surprise: how much likelier each token is to who wrote it than to who reads it. 0: no difference; 0.1: 11 %; 0.7: twice; "
-    "2.3: ten times (mean logarithm, nats a token, over the whole vocabulary). Answers are to the prompts; PRE's own text goes "
-    "on from neutral openings.",
-    "Undecided: 0 is always sure of the next token, 0.7 a toss-up of two, 2.3 of ten. Variety is of answers cut to one length.",
+    "Surprise: how much likelier each token is to the model that wrote it than to the one that reads it. 0: no difference; "
+    "0.1: 11 % likelier; 0.7: twice; 2.3: ten times (the mean logarithm, in nats a token, over the whole vocabulary). Answers "
+    "are those to the prompts; PRE's own text is what it says after neutral openings.",
+    "Hesitation: 0 is always sure of the next token, 0.7 a toss-up of two, 2.3 of ten. Variety is of answers cut to one length.",
     "Brackets: 95 % intervals. Bold: the change from PRE leaves out 0.",
 )
 _FLIPS = (
-    "Percent of all items, less what guessing alone would flip (seen: before that). Brackets: 95 % intervals. p: whether as many "
-    "went each way (McNemar), not adjusted for the number of rows.",
+    "Percent of all items, less what guessing alone would flip; seen: before that, both ways. Brackets: 95 % intervals. p: "
+    "whether as many went each way (McNemar), not adjusted for the number of rows.",
 )
 
 
@@ -46,7 +46,7 @@ def distances(results: Results) -> Table:
     rows = tuple(results.get("distance") or ())
     names = {"pre": "PRE", "post": "POST", "pick": str(results.get("pick") or "pick")}
     columns = [
-        Column(title, lambda r, key=key: changed(r.get(key), r.get(f"{key}_change")))  # type: ignore[misc]
+        Column(title, lambda r, key=key: changed(r.get(key), r.get(f"{key}_change")) if r.get(key) else Cell("0"))  # type: ignore[misc]
         for key, title in names.items()
         if any(r.get(key) for r in rows)
     ]
@@ -58,23 +58,24 @@ def flips(results: Results) -> Table:
     names = {"flips": "POST", "pick_flips": str(results.get("pick") or "pick")}
     rows = tuple((r, key) for r in results.get("tax") or () for key in names if r.get(key))
     columns = (
-        Column("", lambda r: Cell(r[0]["name"], f"{metric_of(r[0])}, {r[0]['items']:,} items"), False),
+        Column("", lambda r: Cell(str(r[0]["name"]), f"{r[0]['metric']}, {r[0]['items']:,} items"), False),
         Column("PRE to", lambda r: Cell(names[r[1]]), False),
-        Column("right to wrong", lambda r: flip("lost", r[1])(r[0])),
-        Column("wrong to right", lambda r: flip("won", r[1])(r[0])),
+        Column("right to wrong", lambda r: Cell(*with_interval(r[0][r[1]]["lost"], decimals=1))),
+        Column("wrong to right", lambda r: Cell(*with_interval(r[0][r[1]]["won"], decimals=1))),
+        Column("seen", lambda r: Cell(" / ".join(number(r[0][r[1]][way]["seen"], 1) for way in ("lost", "won")))),
         Column("p", lambda r: Cell(p_value(r[0][r[1]]["p"]))),
     )
     return Table(columns, rows, _FLIPS, lambda r: bool(r[0].get("at_floor")))
 
 
-def flip(way: str, key: str = "flips") -> Callable[[Row], Cell]:
+def flip(way: str) -> Callable[[Row], Cell]:
     """A cell of flips that way, with what was seen where guessing was taken off."""
 
     def cell(row: Row) -> Cell:
-        if not row.get(key):
+        if not (found := row.get("flips")):
             return Cell(MISSING)
-        value, span = with_interval(row[key][way], decimals=1)
-        seen = f"seen {number(row[key][way]['seen'], 1)}" if row[key].get("chance") else ""
+        value, span = with_interval(found[way], decimals=1)
+        seen = f"seen {number(found[way]['seen'], 1)}" if found["by_chance"] else ""
         return Cell(value, " ".join(filter(None, (span, seen))))
 
     return cell

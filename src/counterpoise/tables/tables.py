@@ -51,7 +51,7 @@ def ability_taxes(results: Results) -> Table:
         )
     columns = [
         Column("", lambda r: Cell(names[id(r)], "at floor" if names[id(r)] and r.get("at_floor") else ""), False),
-        Column("metric", lambda r: Cell(metric_of(r), f"{r['items']:,} items" if r.get("items") else ""), False),
+        Column("metric", lambda r: Cell(_metric(r), f"{r['items']:,} items" if r.get("items") else ""), False),
         Column("PRE", partial(_score, "pre")),
         Column("POST", partial(_score, "post")),
         *([Column(str(results.get("pick") or "pick"), partial(_score, "pick"))] if has_pick else []),
@@ -70,7 +70,7 @@ def against_ma(results: Results) -> Table:
     names = _names(rows)
     columns = (
         Column("", lambda r: Cell(names[id(r)]), False),
-        Column("metric", lambda r: Cell(metric_of(r)), False),
+        Column("metric", lambda r: Cell(_metric(r)), False),
         Column("pick minus MA", partial(_difference, "difference")),
         Column("p", partial(_p, "difference")),
     )
@@ -175,7 +175,7 @@ def tax_rich(results: Results) -> RichTable:
 
     def name(row: TaxRow) -> Cell:
         floor = " (at floor)" if names[id(row)] and row.get("at_floor") else ""
-        return Cell(names[id(row)] + floor, metric_of(row).partition(",")[0])
+        return Cell(names[id(row)] + floor, _metric(row).partition(",")[0])
 
     def bare(key: str, row: TaxRow) -> Cell:
         return replace(_score(key, row), detail="")
@@ -205,8 +205,7 @@ def _names(rows: Sequence[TaxRow]) -> dict[int, str]:
     return {id(r): "" if i and rows[i - 1]["name"] == r["name"] else str(r["name"]) for i, r in enumerate(rows)}
 
 
-def metric_of(row: TaxRow) -> str:
-    """A row's metric and its unit, without what its name says already."""
+def _metric(row: TaxRow) -> str:
     metric, unit = str(row.get("metric") or ""), str(row.get("unit") or "")
     metric = "" if metric == row["name"] else metric
     return unit if not metric or metric.lower() == unit.lower() else ", ".join(filter(None, (metric, unit)))
