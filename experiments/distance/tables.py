@@ -126,6 +126,12 @@ def page(folder: Path) -> str:
             relation[f"{family}: {name}"] = found
             cells = [f"{f['value']:.2f} [{f['low']:.2f}, {f['high']:.2f}]" for f in found.values()]
             lines.append(f"| {family}: {MEASURES.get(name, name)} | {found['nats']['pairs']} | {' | '.join(cells)} |")
+    lines.append("")
+    for family in (f for f in families if f"{f}: kl_pre_answers" in relation):
+        clear = [f"{MEASURES[m]} ({relation[f'{family}: {m}']['nats']['value']:.2f})" for m in MEASURES
+                 if relation[f"{family}: {m}"]["nats"]["low"] > 0]  # fmt: skip
+        found = ", ".join(clear) or "none of the three, whose intervals hold 0"
+        lines.append(f"- {family}: what goes with more nats forgotten for certain: {found}.")
     lines += ["", "## Is there a distance below which nothing fell?", ""]
     for name, what in (("any metric", "fell"), ("accuracy or exact match", "fell_much")):
         for m in MEASURES:
@@ -134,6 +140,10 @@ def page(folder: Path) -> str:
                 f"- {MEASURES[m]}, by {name}: the least distance at which an ability fell is {found['least']:.3f}; "
                 f"{found['safe']} of {len(pairs)} pairs lie below it; nothing fell at distances up to {found['most_safe']:.3f}."
             )
+    lines += [
+        "",
+        "Without pairs on both sides of a distance there is no threshold, and `restore` goes by the abilities themselves.",
+    ]
     commits, versions = sorted({p["commit"] for p in pairs}), pairs[0]["versions"]
     lines += [
         "",
