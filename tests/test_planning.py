@@ -256,6 +256,9 @@ def test_a_dry_run_of_restore_tells_and_writes_nothing(world: Path, monkeypatch:
     found = restore(world, "--search", "both", "--lambdas", "1,2", "--means", "0.5,1.2")
     assert found.exit_code == 0, found.output
     assert "57 tensors fit" in found.output
+    surely = "to within 5 points: about 2,800 validation prompts, for an average that keeps just that (assumed"
+    assert f"--keep-reward 0.95 at --confidence 0.9, {surely}" in found.output
+    assert "about 430 validation prompts" in restore(world, "--confidence", 0.5).output
     words = " ".join(found.output.split())
     for told in (
         "search: HMA",
@@ -363,6 +366,12 @@ def test_a_real_restore_takes_the_operations_of_its_dry_run(world: Path, tmp_pat
     [search] = (s.work.flops for s in plan.stages if s.name == "search: HMA")
     [found] = result["search"]  # it converges before its last pass, and responses end before their last token
     assert said - search + search * found["passes"] / PASSES == pytest.approx(did, rel=0.25)
+    assert not [line for line in plan.told if "--keep-reward" in line]  # at a fixed mean nothing is demanded
+    told = plan_restore(Request(*ends, tmp_path / "out", keep_reward=0.7), files).told
+    [line] = [
+        line for line in told if line.startswith("--keep-reward 0.7 at --confidence 0.9, to within 5 points: about ")
+    ]
+    assert f"from PRE and POST in {tmp_path / 'out' / 'restore.json'}" in line
 
 
 def test_pickled_weights_do_not_pass_for_a_config_alone(world: Path, tmp_path: Path) -> None:
@@ -421,3 +430,12 @@ def test_the_commands_for_the_papers_models_are_ones_that_the_command_line_knows
         options = group.make_context(words[0], [*rest, "--dry-run"]).params
         assert options["dry_run"]
         assert options["device" if "--device" in words else "out"]
+
+
+def test_a_dry_run_is_json_when_asked(world: Path) -> None:
+    for found in (restore(world, "--json"), align(world, "dpo", "--preferences", world / "pairs.jsonl", "--json")):
+        assert found.exit_code == 0, found.output
+        plan = json.loads(found.stdout)
+        assert plan["seconds"] == pytest.approx(sum(s["seconds"] for s in plan["stages"]))
+        assert plan["peak"] >= sum(plan["resident"].values())
+        assert {"told", "assumed", "disk", "mapped", "device"} <= set(plan)

@@ -1,9 +1,10 @@
 """The demo over seeds: every one of them, whatever it shows.
 
-    python experiments/demo/seeds.py [--seeds 10]
+    python experiments/demo/seeds.py [--seeds 10] [--keep FOLDER]
 
-Runs `counterpoise demo --seed N` in a temporary folder for each seed that has no results/seed-N.json yet, keeps its
-demo.json there with the commit, and rewrites README.md from all of them.
+Runs `counterpoise demo --seed N` for each seed that has no results/seed-N.json yet, in a temporary folder or as
+FOLDER/demo-N, keeps its demo.json there with the commit and what every item scored, and rewrites README.md from all of
+them. A demo that FOLDER holds already is only restored again: nothing that was measured is measured twice.
 """
 
 from __future__ import annotations
@@ -14,40 +15,52 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from counterpoise import demo
+from counterpoise.evaluation.results import write_results
+from counterpoise.restoration.restore import run as restore
+from counterpoise.tables.reading import KINDS, kind_of
+
 HERE = Path(__file__).parent
 METHODS = ("MA", "HMA", "LiNeS", "reversed", "random")
+ITEMS = ("floored", "items", "points")
+"""Of restore.json."""
 
 
 def main() -> None:
     """Run what is missing, then write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=10)
-    seeds = range(parser.parse_args().seeds)
+    parser.add_argument("--keep", type=Path, help="where the demos stay")
+    asked = parser.parse_args()
+    seeds = range(asked.seeds)
     (HERE / "results").mkdir(exist_ok=True)
     for seed in seeds:
         kept = HERE / "results" / f"seed-{seed}.json"
         if kept.exists():
             continue
         with tempfile.TemporaryDirectory() as folder:
-            command = [
-                sys.executable,
-                "-m",
-                "counterpoise",
-                "demo",
-                "--seed",
-                str(seed),
-                "-o",
-                f"{folder}/demo",
-            ]
-            subprocess.run([*command, "--quiet"], check=True)
-            found = json.loads(Path(folder, "demo", "demo.json").read_text(encoding="utf-8"))
-        kept.write_text(
-            json.dumps({"commit": commit(), **found}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+            at = (asked.keep or Path(folder)) / f"demo-{seed}"
+            if not (at / "demo.json").is_file():
+                command = [sys.executable, "-m", "counterpoise", "demo", "--seed", str(seed), "-o", str(at)]
+                subprocess.run([*command, "--quiet"], check=True)
+            found = json.loads((at / "demo.json").read_text(encoding="utf-8"))
+            found |= restored(at, seed, Path(folder) / "restored")
+            write_results(kept, {"commit": commit(), **found})
     (HERE / "README.md").write_text(page([read(seed) for seed in seeds]), encoding="utf-8")
+
+
+def restored(at: Path, seed: int, out: Path) -> dict[str, Any]:
+    """What restore finds in a demo, from its finished pieces."""
+    abilities = demo.write_world(demo.World.invent(seed), at, seed)
+    request, panel = demo.asked(at, abilities, seed)
+    result = restore(
+        replace(request, out=out, work=at / "restored.work"), panel, command=f"counterpoise demo --seed {seed}"
+    )
+    return {name: result.get(name) for name in (*demo.RESULTS, *ITEMS)}
 
 
 def commit() -> str:
@@ -64,15 +77,14 @@ def read(seed: int) -> dict[str, Any]:
 
 
 def row(found: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of the table; shares are of the gain and of the tax on held-out data."""
+    """The numbers of the table; shares are of the gain and of the tax on held-out data, by either kind of metric."""
     reward = next(r for r in found["tax"] if r["name"] == "reward")
-    primary = {r["name"]: r for r in reversed(found["tax"]) if r["name"] != "reward" and not r["at_floor"]}
-    lost = [r["name"] for r in primary.values() if r["tax"]["low"] > 0]
-    kept = back = None
-    if found["pick"]:
-        kept = reward["remaining"]["value"] / reward["tax"]["value"]
-        back = statistics.mean(1 - primary[n]["remaining"]["value"] / primary[n]["tax"]["value"] for n in lost)
-    return {"reward": reward, "lost": lost, "abilities": len(primary), "kept": kept, "back": back}
+    shares = found["shares"] or {}
+    made: dict[str, Any] = {"reward": reward, "kept": shares.get("reward_kept"), "back": shares.get("tax_given_back")}
+    for kind in KINDS:
+        rows = [r for r in found["tax"] if r is not reward and not r["at_floor"] and kind_of(r["unit"]) == kind]
+        made[kind] = f"{sum(r['tax']['low'] > 0 for r in rows)} of {len(rows)}"
+    return made
 
 
 def page(results: list[dict[str, Any]]) -> str:
@@ -84,29 +96,36 @@ def page(results: list[dict[str, Any]]) -> str:
         "[results](results). No seed was left out or picked. A miniature world: each seed invents its own language,",
         "countries and tales, trains its own model of 0.7 M parameters and aligns it with RSF.",
         "",
-        "Held-out data. *Abilities lost*: how many of the abilities fell significantly (95 % interval above 0, primary",
-        "metric). *Reward kept* and *given back*: the pick's share of the reward gain, and the share of the tax it undoes,",
-        "averaged over the abilities lost. Hypervolume of each method's front is on validation data (the rectangle spanned",
-        "by PRE and POST is 1).",
+        "Held-out data. *Lost*: how many of the abilities fell significantly (95 % interval of the tax above 0), by the",
+        "likelihood of the right answer, which counts for the pick, and by accuracy (exact match for the translation; the",
+        "tales have a likelihood alone). *Sure*: whether the pick keeps 95 % of the gain, to within 5 points, at 90 %",
+        "confidence on the validation prompts, or how many would do. *Reward kept* and *given back*: the pick's share of the",
+        "reward gain, and of the mean tax by likelihood, with 95 % intervals. Hypervolume of each method's front is by",
+        "likelihood on validation data (the rectangle spanned by PRE and POST is 1).",
         "",
-        "| seed | reward PRE → POST | abilities lost | pick | reward kept | given back | "
+        "| seed | reward PRE → POST | lost by likelihood | by accuracy | pick | sure | reward kept | given back | "
         + " | ".join(f"HV {m}" for m in METHODS)
         + " | seconds |",
-        "|---:|---|---|---|---:|---:|" + "---:|" * (len(METHODS) + 1),
+        "|---:|---|---|---|---|---|---:|---:|" + "---:|" * (len(METHODS) + 1),
     ]
     rows = [row(found) for found in results]
     for found, r in zip(results, rows, strict=True):
         volumes = [f"{found['hypervolume'].get(m, float('nan')):.3f}" for m in METHODS]
-        shares = [f"{r[k]:.0%}" if r[k] is not None else "–" for k in ("kept", "back")]
+        shares = [
+            f"{s['value']:.0%} [{100 * s['low']:.0f}, {100 * s['high']:.0f}]" if s else "–"
+            for s in (r["kept"], r["back"])
+        ]
+        choice = found["choice"] or {}
+        sure = "yes" if choice.get("sure") else f"no, {choice['would_do']} prompts" if choice.get("would_do") else "–"
         lines.append(
             f"| {found['seed']} | {r['reward']['pre']['value']:.2f} → {r['reward']['post']['value']:.2f} "
-            f"| {len(r['lost'])} of {r['abilities']} | {found['pick'] or 'none'} | {' | '.join(shares)} "
+            f"| {' | '.join(r[k] for k in KINDS)} | {found['pick'] or 'none'} | {sure} | {' | '.join(shares)} "
             f"| {' | '.join(volumes)} | {sum(found['seconds'].values()):.0f} |"
         )
     lines.append(
-        "| mean ± s.e. | | | | "
+        "| mean ± s.e. | | | | | "
         + " | ".join(
-            [spread([r[k] for r in rows if r[k] is not None], "%") for k in ("kept", "back")]
+            [spread([r[k]["value"] for r in rows if r[k]], "%") for k in ("kept", "back")]
             + [spread([f["hypervolume"][m] for f in results if m in f["hypervolume"]]) for m in METHODS]
         )
         + " | |"

@@ -41,10 +41,11 @@ def minus(runs: Sequence[MeasuredRun], name: str, other: str, ability: str, metr
     return paired_difference(a, b, aggregate)
 
 
-def retention_minus(runs: Sequence[MeasuredRun], name: str, other: str) -> Difference:
-    """The same in the mean over abilities, each as a share of its own loss."""
+def retention_minus(runs: Sequence[MeasuredRun], name: str, other: str, kind: str = "") -> Difference:
+    """The same in the mean over abilities, each as a share of its own loss; of a kind, over those that have both kinds."""
     floor = set().union(*(reading.floored(r.results) for r in runs))
-    counted = {a: m for a, m in reading.primary(runs[0].results).items() if a not in floor}
+    results = runs[0].results
+    counted = {a: m for a, m in reading.counted(results, kind).items() if a not in floor}
     part = runs[0].results["points"][0]["part"]
     units = [u for r in runs if (u := loss_units(r.results, part, counted))]
     parts = []

@@ -40,6 +40,7 @@ def main(figures: bool) -> None:
     groups = [g for panel in methods for g in panel.groups]
     made = {
         "tax": as_markdown(tables.ability_taxes(run)),
+        "tax-both": as_markdown(tables.both_kinds(run)),
         "points": points(run),
         "hma": against_ma(more["hma_minus_ma"]),
         "parts": parts(more["partwise"]),
@@ -48,7 +49,6 @@ def main(figures: bool) -> None:
         "mitigations-matched": stacked(every, at_equal_reward),
         "mitigations-points": stacked(every, every_point),
         "methods": methods_table(groups),
-        "methods-others": methods_table(groups, others=True),
         "thirds": thirds_table(groups),
         "equal-means": equal_means_table(groups),
         "found": found_table(groups),
@@ -163,17 +163,24 @@ def filled(head: list[str], body: list[list[str]]) -> str:
     return rows(head, body) if body else ""
 
 
-def methods_table(groups: Sequence[Group], *, others: bool = False) -> str:
-    """What each method did: reward gained and abilities lost, by the metric that counts; or by the `others`."""
-    body, names = [], []
+def methods_table(groups: Sequence[Group]) -> str:
+    """What each method did: reward gained, and every ability's change by likelihood and by accuracy side by side."""
+    body = []
     for g in groups:
-        primary, abilities = reading.primary(g.runs[0].results), g.runs[0].results["points"][0]["abilities"]
-        names = [(a, m) for a, metrics in abilities.items() for m in metrics if (m != primary[a]) == others]
-        gains = [told(minus(g.runs, "POST", "PRE", a, m), 1 if others else 2) for a, m in names]
-        reward = [] if others else [told(minus(g.runs, "POST", "PRE", "reward", "reward"))]
-        body.append([g.name, str(len(g.runs)), *reward, *gains])
-    first = [] if others else ["reward, POST minus PRE"]
-    return filled(["aligned by", "seeds", *first, *(f"{a} ({m})" for a, m in names)], body)
+        rows = g.runs[0].results["tax"]
+        for name in dict.fromkeys(r["name"] for r in rows):
+            found = {reading.kind_of(r["unit"]): r for r in rows if r["name"] == name}
+            gains = {k: minus(g.runs, "POST", "PRE", name, r["metric"]) for k, r in found.items()}
+            units = {k: f"{r['metric']}: {told(gains[k], 2 if k == 'likelihood' else 1)}" for k, r in found.items()}
+            shown = [units.get(k, "–") for k in reading.KINDS]
+            if name == "reward":
+                shown = [told(minus(g.runs, "POST", "PRE", "reward", "reward")), ""]
+            body.append([g.name, str(len(g.runs)), name, *shown])
+        count = len(reading.counted(g.runs[0].results, "accuracy"))
+        means = [told(retention_minus(g.runs, "POST", "PRE", kind)) for kind in reading.KINDS]
+        body.append([g.name, str(len(g.runs)), f"retention, the {count} measured both ways", *means])
+    head = ["aligned by", "seeds", "POST minus PRE", "by likelihood, nats", "by accuracy, points"]
+    return filled(head, body)
 
 
 def thirds_table(groups: Sequence[Group]) -> str:
@@ -206,10 +213,10 @@ def equal_means_table(groups: Sequence[Group]) -> str:
                 reward = minus(runs, p["name"], reference, "reward", "reward")
                 kept = retention_minus(runs, p["name"], reference)
                 first = p is points[0]
-                matched_gain = told(method_gains(g, method, HELD_OUT)) if first else ""
-                body.append([g.name, str(len(runs)), p["name"], told(reward), told(kept), matched_gain])
+                gains = [told(method_gains(g, method, HELD_OUT, a)) if first else "" for a in reading.MEANS]
+                body.append([g.name, str(len(runs)), p["name"], told(reward), told(kept), *gains])
     head = ["aligned by", "seeds", "point", "reward minus MA's at its mean", "retention minus MA's at its mean"]
-    return filled([*head, "retention at equal reward, all points of the method"], body)
+    return filled([*head, *(f"{a} at equal reward, all points of the method" for a in reading.MEANS)], body)
 
 
 def found_table(groups: Sequence[Group]) -> str:

@@ -93,7 +93,10 @@ def main() -> None:
     commit = subprocess.run(git, cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
     about = {"command": " ".join(sys.argv), "commit": commit, "samples": samples, "versions": versions()}
     write_json(HERE / "coverage.json", {**about, "rows": rows})
-    write_whole(HERE / "README.md", page(json.loads((HERE / "coverage.json").read_text(encoding="utf-8"))))
+    readme = HERE / "README.md"
+    _, mark, picks = readme.read_text(encoding="utf-8").partition("\n# Does the pick")  # picks.py writes that part
+    table = page(json.loads((HERE / "coverage.json").read_text(encoding="utf-8")))
+    write_whole(readme, table + mark + picks)
 
 
 def page(content: dict[str, Any]) -> str:

@@ -42,6 +42,7 @@ def main(results: Path, pages: Sequence[Path], figures: bool) -> None:
     groups = [g for panel in panels for g in panel.groups]
     made = {
         "curves": stacked(groups, curves_table),
+        "kinds": stacked(groups, kinds_table),
         "precision": "\n\n".join(filter(None, map(precision, groups))),
         "matched": stacked(groups, matched_table),
         "worst": stacked(groups, worst_table),
@@ -143,6 +144,16 @@ def curves_table(group: Group) -> str:
     return markdown([*head, "points beyond MA's reward", "by seed", "retention minus LiNeS's at equal reward"], body)
 
 
+def kinds_table(group: Group) -> str:
+    """Retention minus MA's at equal reward by likelihood and by accuracy, over the abilities measured both ways."""
+    body = []
+    for method in [m for m in CURVES if m != "MA" and of_method(group.runs[0].results, m)]:
+        body.append([method, *(difference(method_gains(group, method, HELD_OUT, axis)) for axis in reading.MEANS)])
+    both = {kind: reading.counted(group.runs[0].results, kind) for kind in reading.KINDS}
+    head = [f"by {kind}: {', '.join(f'{a} {m}' for a, m in metrics.items())}" for kind, metrics in both.items()]
+    return markdown(["curve", "all abilities, by likelihood", *head], body)
+
+
 def by_seed(group: Group, method: str) -> list[Any]:
     """A method's retention beyond MA at equal reward in each run on its own."""
     return [method_gains(Group(group.name, (run,)), method, HELD_OUT) for run in group.runs]
@@ -221,10 +232,11 @@ def points_table(group: Group) -> str:
         ratios = p["ratios"]
         text = " ".join(f"{r:.2f}" for r in ratios) if len(ratios) < 5 else f"{min(ratios):.2f} to {max(ratios):.2f}"
         mean = "" if p.get("mean") is None else f"{p['mean']:.2f}"
-        row = [p["name"], str(p["runs"]), mean, text, spoken(p["reward"]), spoken(p["retention"])]
+        sides = [spoken(p["retention_by"].get(kind)) or "–" for kind in reading.KINDS]
+        row = [p["name"], str(p["runs"]), mean, text, spoken(p["reward"]), spoken(p["retention"]), *sides]
         gain, tax = shares(group, p["name"])
         body.append([*row, f"{gain:.0%}", f"{tax:.0%}" if taxed else "–"])
-    head = ["point", "seeds", "mean ratio", "ratios (first seed)", "reward", "retention"]
+    head = ["point", "seeds", "mean ratio", "ratios (first seed)", "reward", *reading.MEANS]
     return markdown([*head, "of the reward gain", "of the tax"], body)
 
 

@@ -41,6 +41,8 @@ COLOURS = ("red", "blue", "green", "white", "black", "yellow", "grey", "brown")
 PLACES = ("forest", "village", "harbour", "garden", "castle", "market")
 NUMBERS = tuple(map(str, range(39)))
 EPOCHS, STEP = 10, 32
+RESULTS = ("pick", "choice", "shares", "verdict", "tax", "hypervolume")
+"""Of restore.json, what stands in demo.json too."""
 
 
 @dataclass(frozen=True)
@@ -137,10 +139,7 @@ def run_demo(
         aligned = time.time()
 
         command = f"counterpoise demo --seed {seed}"
-        drawing = Drawing(max_new_tokens=24, batch_size=64, seed=seed)
-        panel = Panel.load(out / "prompts.jsonl", cheer, abilities, drawing=drawing, prompt_limit=120)
-        request = Request(out / "pre", out / "post", out / "restored", [HMA(proxy_size=96), *CONTROLS])
-        result = restore(request, panel, command=command, progress=progress)
+        result = restore(*asked(out, abilities, seed), command=command, progress=progress)
         summary = {
             "counterpoise": versions().get("counterpoise"),
             "command": command,
@@ -152,13 +151,20 @@ def run_demo(
                 "restoring": round(time.time() - aligned, 1),
             },
             "rsf": [r.summary() for r in rounds],
-            **{name: result[name] for name in ("pick", "verdict", "tax", "hypervolume")},
+            **{name: result.get(name) for name in RESULTS},
         }
         write_json(out / "demo.json", summary)
     except BaseException:  # a demo that was stopped leaves no folder that the next one would stumble over
         shutil.rmtree(out, ignore_errors=True)
         raise
     return {**summary, "restore": result}
+
+
+def asked(out: Path, abilities: Sequence[str], seed: int) -> tuple[Request, Panel]:
+    """What restore is asked for in a world below `out`; `abilities` as `write_world` calls them."""
+    drawing = Drawing(max_new_tokens=24, batch_size=64, seed=seed)
+    panel = Panel.load(out / "prompts.jsonl", cheer, abilities, drawing=drawing, prompt_limit=120)
+    return Request(out / "pre", out / "post", out / "restored", [HMA(proxy_size=96), *CONTROLS]), panel
 
 
 def make_tokenizer(vocabulary: Sequence[str]) -> Any:

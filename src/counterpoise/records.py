@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +22,29 @@ Stages = Callable[[str, int, int], None]
 """Called with (stage, done, total) as work advances."""
 NUMERICS = 4
 """Part of the keys of what a pair of checkpoints scores; raised with every change of counterpoise that changes numbers."""
+
+
+_PLACE = re.compile(r"(?<![\w/.~-])/(?:[^\s/'\"<>|:]+/)+[^\s/'\"<>|:;,?#)\]]+")
+
+
+def public(value: Any) -> Any:
+    """A json value in which absolute paths of this machine are names: of others' business is what a file holds.
+
+    What lies below the working directory is named from there, a snapshot in the hub's cache by its id, the rest by its
+    last part.
+    """
+    if isinstance(value, str):
+        return _PLACE.sub(lambda found: _named_place(found[0]), value.replace(f"{Path.cwd()}/", ""))
+    if isinstance(value, dict):
+        return {public(k) if isinstance(k, str) else k: public(v) for k, v in value.items()}
+    return [public(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _named_place(text: str) -> str:
+    path = Path(text)
+    if cached := re.search(r"/models--([^/]+)--([^/]+)/snapshots/[^/]+", text):
+        return f"{cached[1]}/{cached[2]}{text[cached.end() :]}"
+    return path.name if os.path.lexists(path) or (path.parent.is_dir() and path.parent != Path("/")) else text
 
 
 def digest(content: Any) -> str:

@@ -314,7 +314,7 @@ def test_bad_specs_are_refused(tmp_path: Path) -> None:
         ("?metric=rouge", "metric: expected exact or bleu, found 'rouge'"),
         ("?limit=0", "limit: expected a number above 0, found '0'"),
         ("?limit=-3", "limit: expected a number above 0, found '-3'"),
-        ("?size=3", "unknown option 'size'; expected name, metric or limit"),
+        ("?size=3", "unknown option 'size'; expected name, metric, limit or primary"),
     ):
         with pytest.raises(ValueError, match=found):
             load_abilities([f"generate:{path}{query}"])
@@ -419,3 +419,45 @@ def test_credit_is_shared_among_the_best_alone() -> None:
     assert credit(["a", "b", "a"], 2, np.array([-1.0, -2.0, -1.0 - 1e-9])) == 50.0  # equal texts, apart by rounding
     assert credit(["a", "b", "c"], 1, np.array([-1.0, -1.0, -2.0])) == 50.0
     assert credit(["a", "b", "c"], 1, np.array([-2.0, -1.0, -2.0])) == 100.0
+
+
+@pytest.mark.parametrize(("spec", "metric", "primary"), [
+    ("choices?primary=accuracy", "exact", "accuracy"),
+    ("choices?primary=logprob", "exact", None),
+    ("continue?primary=nll", "exact", None),
+    ("generate?primary=bleu", "bleu", "bleu"),
+    ("generate?primary=exact", "exact", "exact"),
+    ("generate?primary=-nll&metric=bleu", "bleu", None),
+])  # fmt: skip
+def test_the_metric_that_counts_is_named_in_the_spec(tmp_path: Path, spec: str, metric: str, primary: str) -> None:
+    kind, _, query = spec.partition("?")
+    line = {
+        "query": "q",
+        "choices": ["a", "b"],
+        "gold": 1,
+        "context": "a",
+        "continuation": "b",
+        "prompt": "a",
+        "answer": "b",
+    }
+    path = write(tmp_path / "x.jsonl", [line])
+    (found,) = load_abilities([f"{kind}:{path}?{query}"])
+    assert isinstance(found, FileAbility)
+    assert (found.metric, found.primary) == (metric, primary)
+    (plain,) = load_abilities([f"{kind}:{path}" + ("?metric=bleu" if metric == "bleu" else "")])
+    assert found.fingerprint == plain.fingerprint  # what is stored of one serves the other
+
+
+@pytest.mark.parametrize(("spec", "message"), [
+    ("choices?primary=exact", "primary: expected logprob or accuracy, found 'exact'"),
+    ("continue?primary=accuracy", "primary: expected nll, found 'accuracy'"),
+    ("generate?primary=rouge", "primary: expected nll or exact or bleu, found 'rouge'"),
+    ("generate?metric=bleu&primary=exact", "primary: expected nll or bleu, found 'exact'"),
+    ("choices?primary=", "primary: expected logprob or accuracy, found ''"),
+])  # fmt: skip
+def test_a_primary_metric_that_is_not_measured_is_refused_with_those_that_are(
+    tmp_path: Path, spec: str, message: str
+) -> None:
+    kind, _, query = spec.partition("?")
+    with pytest.raises(ValueError, match=message):
+        load_abilities([f"{kind}:{tmp_path / 'not-read.jsonl'}?{query}"])

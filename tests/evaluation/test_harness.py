@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from counterpoise.evaluation.abilities import load_abilities
 from counterpoise.evaluation.harness import find_task
+from counterpoise.evaluation.panel import primary_first
 from counterpoise.evaluation.parts import PARTS
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import continuation_logprobs
@@ -17,6 +19,7 @@ from tiny import tiny, tokenizer
 
 pytest.importorskip("lm_eval", reason="needs the extra eval")
 
+METRICS = [("acc_norm", "mean"), ("mcc", "matthews_corrcoef")]
 ITEMS = [{"q": f"is {n} even", "options": ["yes", "no", "maybe so"], "gold": n % 2} for n in range(60)]
 
 
@@ -81,6 +84,29 @@ def test_few_shot_examples_are_the_same_at_every_measurement(task: Path, monkeyp
 def test_unknown_tasks_are_named(task: Path) -> None:
     with pytest.raises(ValueError, match=r"expected one of parity as \?task=NAME"):
         load_abilities([f"{task}?task=none"])
+
+
+def test_the_metric_that_counts_is_any_that_a_task_reports(task: Path) -> None:
+    yaml = task / "parity.yaml"
+    more = "".join(f"  - {{metric: {m}, aggregation: {a}, higher_is_better: true}}\n" for m, a in METRICS)
+    yaml.write_text(yaml.read_text() + more)
+    model, words = tiny("llama"), tokenizer()
+    for asked in ("acc_norm", "acc", "logprob"):
+        ability = load_abilities([f"{task}?primary={asked}&limit=6"])[0]
+        assert primary_first(ability, ability.measure(model, words, "proxy"))[0].metric == asked
+        assert ability.fingerprint == load_abilities([f"{task}?limit=6"])[0].fingerprint
+    for wrong in ("bleu", "mcc", ""):  # mcc is no number per item
+        said = []
+        for read in (load_abilities, lambda specs: [find_task(spec) for spec in specs]):
+            with pytest.raises(ValueError, match=f"expected logprob or acc or acc_norm, found '{wrong}'") as refused:
+                read([f"{task}?primary={wrong}"])
+            said.append(str(refused.value))
+        assert said[0] == said[1]
+    ability = dataclasses.replace(ability, primary="f1")  # a task in Python says what it reports only when it is run
+    with pytest.raises(
+        ValueError, match="parity: primary: expected logprob or acc or acc_norm, numbers per item, found 'f1'"
+    ):
+        primary_first(ability, ability.measure(model, words, "proxy"))
 
 
 def test_it_is_silent_and_says_what_it_cut(task: Path, capfd: pytest.CaptureFixture[str]) -> None:

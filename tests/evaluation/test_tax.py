@@ -20,6 +20,7 @@ from counterpoise.evaluation.measurement import (
     difference,
     interval_of,
     retention,
+    retentions,
     tax_table,
     unit_of,
     units,
@@ -273,6 +274,50 @@ def test_finished_pieces_are_read_back_and_others_computed(files: tuple[Path, st
         measure(pre, "pre", "held-out", **settings)
         assert len(asked) == before + 1, settings
     assert tax_table(first, other)[0]["tax"]["value"] == pytest.approx(first.reward.value - other.reward.value)
+
+
+def test_another_primary_metric_measures_nothing_again_and_stands_first(
+    files: tuple[Path, str], tmp_path: Path
+) -> None:
+    path, store = tmp_path / "guess.jsonl", Store(tmp_path / "work")
+    rows = [{"query": f"q{n}", "choices": ["a", "b"], "gold": n % 2} for n in range(30)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = {}
+    for query in ("", "?primary=accuracy", "?primary=logprob"):
+        mine = Panel.load(files[0], vowels, [f"choices:{path}{query}"], drawing=Drawing(max_new_tokens=4))
+        scores = mine.measure(tiny("llama"), tokenizer(), "proxy", store=store, model_id="pre")
+        found[query] = {m.metric: m.statistics.tolist() for m in scores.abilities["guess"]}
+        assert mine.primary == ({"guess": "accuracy"} if "accuracy" in query else {})
+    assert len(list((tmp_path / "work").glob("*.json"))) == 2  # the reward's and the ability's
+    assert found[""] == found["?primary=accuracy"] == found["?primary=logprob"]
+    first = [next(iter(of)) for of in found.values()]
+    assert first == ["logprob", "accuracy", "logprob"]
+    assert found[""]["accuracy"] != found[""]["logprob"]
+
+
+def test_retention_by_either_kind_is_over_what_is_measured_both_ways() -> None:
+    noise = np.linspace(-1, 1, 40)[:, None]
+
+    def measured(metric: str, unit: str, value: float) -> Measurement:
+        return Measurement(metric, unit, value + noise, "mean", None, tuple(map(str, range(40))))
+
+    def model(likely: float, right: float, told: float, *, turned: bool = False) -> Scores:
+        both = [measured("logprob", "nats/token", likely), measured("accuracy", "%", right)]
+        return Scores(
+            measured("reward", "", 0.0),
+            {"guess": both[::-1] if turned else both, "text": [measured("-nll", "nats/token", told)]},
+        )
+
+    for turned in (False, True):
+        pre, post, half = (model(*v, turned=turned) for v in ((-1, 60, -2), (-3, 60, -4), (-2, 60, -4)))
+        (found,) = retentions(pre, post, [half], ["guess", "text"])
+        assert found["retention_by"]["likelihood"]["value"] == pytest.approx(-0.5)  # the text has no accuracy
+        assert found["retention_by"]["accuracy"]["value"] == 0
+        assert found["retention"]["value"] == pytest.approx(
+            (-1 - (0 if turned else 0.5)) / 2
+        )  # the first metric counts
+    (alone,) = retentions(pre, post, [half], ["text"])
+    assert alone["retention_by"] == {}
 
 
 def test_a_reward_that_fails_half_way_leaves_nothing(files: tuple[Path, str], tmp_path: Path) -> None:

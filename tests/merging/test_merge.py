@@ -265,7 +265,7 @@ def test_a_recipe_gives_donor_and_drop_and_warns_of_other_inputs(models, tmp_pat
     merge(pre, [posts[1]], tmp_path / "d", Merge())
     assert again("e", pre, posts[1], of="d") == ""
     other = again("f", pre, posts[2], of="d")
-    assert other == f"warning: the recipe was made for another POST ({posts[1]}) than this one\n"
+    assert other == f"warning: the recipe was made for another POST ({posts[1].name}) than this one\n"
     assert again("g", pre, *posts[:2], of="d") == "warning: the recipe was made for 1 POSTs, not for 2\n"
 
 

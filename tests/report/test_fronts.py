@@ -19,6 +19,7 @@ from counterpoise.report import fronts, page
 from counterpoise.report.comparisons import beaten_by, pooled, read_comparisons
 from counterpoise.report.matched import hypervolume_gains, matched, method_gains
 from counterpoise.statistics.bootstrap import paired_difference
+from counterpoise.tables import reading
 from report import browser, made
 from report.test_report import Elements
 
@@ -195,6 +196,59 @@ def test_other_runs_are_not_pooled_but_named(tmp_path: Path) -> None:
         (tmp_path / name / "restore.json").write_text(json.dumps(made.results()))
     (panel,) = read_comparisons([tmp_path / "a" / "restore.json", tmp_path / "b" / "restore.json"])
     assert [g.name for g in panel.groups] == ["a/restore", "b/restore"]
+
+
+def both_ways(tmp_path: Path, name: str, *, turned: bool = False) -> Path:
+    """A run whose piqa loses in likelihood, and whose accuracy does not move but for the point L2, which gains."""
+
+    def model(reward: float, ability: float, right: float) -> Scores:
+        found = scores(reward, ability, 0)
+        steps = np.random.default_rng(1).normal(size=(80, 1)) + right
+        keys = tuple(f"accuracy{i:020}" for i in range(80))
+        more = [*found.abilities["piqa"], Measurement("accuracy", "%", steps, "mean", None, keys)]
+        return Scores(found.reward, {"piqa": more[::-1] if turned else more})
+
+    points = [Measured("PRE", "PRE", model(0, 5, 60)), Measured("POST", "POST", model(1, 3, 60))]
+    points += [Measured("MA 0.5", "MA", model(0.5, 4, 60), (0.5,), 0.5), Measured("L2 1", "L2", model(0.5, 3.5, 61))]
+    path = tmp_path / f"{name}.json"
+    write_results(path, results(points, run="both", seed=0, reward="sentiment"))
+    return path
+
+
+def test_likelihood_and_accuracy_stand_side_by_side_from_the_items(tmp_path: Path) -> None:
+    (panel,) = read_comparisons([both_ways(tmp_path, "both")])
+    _, by_likelihood, by_accuracy = reading.MEANS
+    points = {p["name"]: p["retention_by"] for p in pooled(panel)["points"]}
+    assert points["POST"]["likelihood"]["value"] == pytest.approx(-1)
+    assert points["POST"]["accuracy"]["value"] == 0
+    (row,) = matched(panel)
+    assert row.gains[by_likelihood] == row.gains["retention"]  # the metric that counts, of the one ability
+    assert row.gains[by_likelihood].high < 0 < row.gains[by_accuracy].low
+    assert method_gains(panel.groups[0], "L2", "held-out", by_accuracy) == row.gains[by_accuracy]
+    page = Elements(fronts.fronts_page([panel]))
+    assert f"{by_accuracy}|held-out" in page.figures["front-1"]
+    title = page.figures["front-1"][f"{by_accuracy}|held-out"]["layout"]["xaxis"]["title"]["text"]
+    assert title == "Retention by accuracy (0: PRE; −1: all that each ability lost)"
+
+
+def test_another_metric_or_another_unit_is_another_front_and_it_says_why(tmp_path: Path) -> None:
+    first, turned = both_ways(tmp_path, "likely"), both_ways(tmp_path, "right", turned=True)
+    old = json.loads(first.read_text())
+    del old["items"], old["retention_unit"]
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    panels = read_comparisons([first, turned, tmp_path / "old.json"])
+    assert [p.runs[0].files for p in panels] == [("likely",), ("right",), ("old",)]
+    metric = "not on one front with right: it counts piqa by logprob, they by accuracy"
+    unit = "not on one front with old: its retention is a share of own loss, theirs a number in the unit of an older version"
+    assert metric in panels[0].notes
+    assert any(note.startswith(unit) for note in panels[0].notes)
+    assert len(panels[2].notes) == 2
+    assert reading.axis_label(pooled(panels[2]), "retention") == "retention, older unit"
+    said = CliRunner().invoke(app, ["front", str(first), str(turned), "-o", str(tmp_path / "front.html")])
+    assert f"  {metric}" in said.output
+    named = json.loads((tmp_path / "old.json").read_text()) | {"retention_unit": reading.OWN_LOSS}
+    (tmp_path / "old.json").write_text(json.dumps(named))
+    assert len(read_comparisons([first, tmp_path / "old.json"])) == 1
 
 
 def test_the_committed_results_are_drawn() -> None:

@@ -98,13 +98,33 @@ def test_hovering_names_the_point(opened: browser.Browser) -> None:
 
 
 def test_menus_change_the_axis_and_the_part(opened: browser.Browser) -> None:
+    opened.value(menu(1, 1))
     before = marks(opened)
     assert opened.value(menu(0, 1)).startswith("arc_easy: logprob")
-    opened.value(menu(1, 1))
-    assert 0 < marks(opened) < before  # only four points are measured on held-out data
     opened.value(menu(1, 0))
+    assert 0 < marks(opened) < before  # only four points are measured on held-out data
+    opened.value(menu(1, 1))
     assert opened.value(menu(0, 0)) == plots.RETENTION_TITLE
     assert marks(opened) == before
+
+
+def test_the_figure_opens_on_the_data_of_the_verdict_and_the_other_is_one_click_away(
+    tab: browser.Browser, tmp_path: Path
+) -> None:
+    chosen = "document.querySelectorAll('select')[1].value"
+    for results, part in ((made.results(), "held-out"), (made.results() | {"pick": None}, "validation")):
+        records.write_whole(tmp_path / "page.html", html.report_page(results))
+        tab.open(tmp_path / "page.html", width=1400)
+        assert tab.value(chosen) == part
+        drawn = marks(tab)
+        at = tab.value("""(() => {
+            const box = document.querySelectorAll("select")[1].getBoundingClientRect();
+            return [box.left + 20, box.bottom - box.height / 4];
+        })()""")
+        for kind in ("mousePressed", "mouseReleased"):
+            tab("Input.dispatchMouseEvent", type=kind, x=at[0], y=at[1], button="left", clickCount=1)
+        assert tab.value(chosen) != part
+        assert (marks(tab) > drawn) == (part == "held-out")
 
 
 def test_names_from_outside_stay_text() -> None:

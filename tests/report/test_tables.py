@@ -16,13 +16,13 @@ from rich.console import Console
 from counterpoise.language import divergence
 from counterpoise.report import plots
 from counterpoise.statistics import paired
-from counterpoise.tables import logs, numbers, shifts, tables
+from counterpoise.tables import logs, numbers, reading, shifts, tables
 from counterpoise.tables.grid import Cell, Column, Table, as_html, as_markdown, as_rich
 from report import made
 
 TABLES = [
-    tables.ability_taxes, tables.against_ma, tables.volume_table, tables.pick_ratios, tables.measured, tables.search_table,
-    tables.files, shifts.distances, shifts.flips, logs.calibrations,
+    tables.ability_taxes, tables.both_kinds, tables.against_ma, tables.volume_table, tables.pick_ratios, tables.measured,
+    tables.search_table, tables.files, shifts.distances, shifts.flips, logs.calibrations,
 ]  # fmt: skip
 
 
@@ -99,6 +99,25 @@ def test_bold_is_for_intervals_that_leave_out_zero() -> None:
     assert bold == clear == {"reward", "arc_easy", "piqa", "lambada", "multi30k"}
 
 
+def test_both_measures_of_an_ability_stand_in_one_row() -> None:
+    results = made.results()
+    for point in results["points"]:
+        value = {"PRE": 0.0, "POST": -0.9}.get(point["name"], -0.3)
+        kept = {"value": value, "low": value - 0.1, "high": value + 0.2}
+        point["retention_by"] = {"likelihood": kept, "accuracy": {k: v / 3 for k, v in kept.items()}}
+    table = tables.both_kinds(results)
+    titles = ["", "tax, likelihood", "tax, accuracy", "left by HMA 0.6, likelihood", "left by HMA 0.6, accuracy"]
+    assert [c.title for c in table.columns] == titles
+    cells = dict(zip(table.rows, table.cells(), strict=True))
+    assert list(cells) == [*made.ABILITIES, ""]
+    assert [c.text for c in cells["lambada"]] == ["lambada", "+0.171", "–", "+0.072", "–"]
+    assert [c.strong for c in cells["arc_easy"]] == [False, True, True, True, False]
+    assert [c.text for c in cells[""]] == ["mean of 3", "+0.90", "+0.300", "+0.30", "+0.100"]
+    assert cells[""][1].detail == "[+0.70, +1.00]"  # a tax is minus a retention
+    assert [r for r in table.rows if table.quiet(r)] == ["boolq"]
+    assert not tables.both_kinds({})
+
+
 def test_the_tax_fits_a_terminal_of_80_columns() -> None:
     console = Console(file=io.StringIO(), width=80, no_color=True)
     console.print(tables.tax_rich(made.results()))
@@ -128,7 +147,7 @@ def test_a_change_is_bold_where_its_own_interval_leaves_out_zero() -> None:
     assert "1.16 [1.13, 1.18] times as likely to POST as to PRE" in shifts.likelier(made.results())
 
 
-@pytest.mark.parametrize("module", [numbers, plots, paired, divergence], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [numbers, plots, paired, divergence, reading], ids=lambda m: m.__name__)
 def test_examples_in_docstrings(module: ModuleType) -> None:
     found = doctest.testmod(module)
     assert found.attempted > 0

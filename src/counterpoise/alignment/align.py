@@ -18,13 +18,15 @@ from counterpoise.alignment.training import processes
 from counterpoise.alignment.training.models import load
 from counterpoise.alignment.training.run import FREE, Run, differing, finished_state, save_model
 from counterpoise.alignment.training.stepping import Mitigation, weights_sha256
+from counterpoise.checkpoints.about import about
 from counterpoise.checkpoints.checkpoint import Checkpoint
 from counterpoise.checkpoints.files import refuse_occupied, staged
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language.loading import refuse_unmeasurable
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
-from counterpoise.records import Stages, digest, versions, write_json
+from counterpoise.records import Stages, digest, public, versions, write_json
+from counterpoise.tables.card import aligned_card
 
 HANDED = ("mitigations", "run", "progress", "after_iteration", "reference")
 """Arguments of a method that decide no number, or are recorded elsewhere."""
@@ -102,15 +104,19 @@ def align(
     run = Run(work, settings, keep_checkpoints=keep_checkpoints, stages=progress)
     model, tokenizer = load(checkpoint.folder, dtype=dtype, bf16=bf16, device=device, shard=shard)
     method(model, tokenizer, mitigations=mitigations, run=run)
-    record = {
-        "source": str(source),
-        "settings": settings,
-        "versions": versions(),
-        "command": command,
-        "seconds": round(time.time() - begun, 1),
-        "iterations": run.done,
-        "metrics": (run.metrics() or [{}])[-1],
-    }
+    record: dict[str, Any] = public(
+        {
+            "source": checkpoint.source,
+            "revision": checkpoint.revision,
+            "card": about(checkpoint.folder),
+            "settings": settings,
+            "versions": versions(),
+            "command": command,
+            "seconds": round(time.time() - begun, 1),
+            "iterations": run.done,
+            "metrics": (run.metrics() or [{}])[-1],
+        }
+    )
 
     state = finished_state(model)
 
@@ -118,6 +124,7 @@ def align(
         with staged(out) as folder:
             save_model(model, state, tokenizer, folder)
             write_json(folder / "align.json", record)
+            (folder / "README.md").write_text(aligned_card(record), encoding="utf-8")
             shutil.copyfile(run.folder / "metrics.jsonl", folder / "metrics.jsonl")
 
     processes.on_first(write)

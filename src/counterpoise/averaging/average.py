@@ -13,12 +13,13 @@ from counterpoise.averaging.mix import LARGEST, Donor, mix, refuse_donor
 from counterpoise.averaging.partition import partition, whole
 from counterpoise.averaging.recipe import Recipe
 from counterpoise.averaging.streaming import check_written, other_inputs, stream
+from counterpoise.checkpoints.about import described, inherited
 from counterpoise.checkpoints.checkpoint import copy_companions, hash_in_background
 from counterpoise.checkpoints.files import refuse_occupied, staged
 from counterpoise.checkpoints.hashing import in_background
 from counterpoise.checkpoints.naming import Naming
 from counterpoise.checkpoints.preflight import Buffers, Pair, preflight
-from counterpoise.records import Progress, versions, write_json
+from counterpoise.records import Progress, public, versions, write_json
 
 
 def average(
@@ -80,10 +81,12 @@ def average(
         check_written(folder, pair, naming.result())
         settings = {**plan.settings, "donor": donor, "dropped": list(pair.dropped)}
         warnings += tuple(other_inputs(plan.inputs, inputs))
+        warnings += tuple(inherited({side.upper(): told.get("card", {}) for side, told in inputs.items()})[1])
         recipe = Recipe(plan.partition, plan.ratios, inputs, settings, versions(), warnings)
-        write_json(folder / "recipe.json", recipe.to_json())
-        cut, command = plan.partition.summary(pair.shapes), plan.settings.get("command")
-        content = {**recipe.to_json(), "ratios": list(plan.ratios), "partition": cut, "command": command}
+        told = public(recipe.to_json())
+        write_json(folder / "recipe.json", told)
+        cut, command = plan.partition.summary(pair.shapes), told["settings"].get("command")
+        content = {**told, "ratios": list(plan.ratios), "partition": cut, "command": command}
         (folder / "README.md").write_text(model_card(content), encoding="utf-8")
         if also is not None:
             also(folder)
@@ -93,10 +96,7 @@ def average(
 
 def describe_inputs(pair: Pair) -> dict[str, Any]:
     """Source, hashes and, of what came from the hub, the commit of both checkpoints."""
-    return {
-        side: {"source": c.source, **({"revision": c.revision} if c.revision else {}), "sha256": c.sha256}
-        for side, c in (("pre", pair.pre), ("post", pair.post))
-    }
+    return {side: public({"source": c.source}) | described(c) for side, c in (("pre", pair.pre), ("post", pair.post))}
 
 
 def _plan(pair: Pair, ratios: float | Sequence[float] | Recipe, blocks: int | str) -> Recipe:

@@ -18,6 +18,7 @@ from counterpoise.averaging.mix import LARGEST, Donor, mix, refuse_donor
 from counterpoise.averaging.recipe import refuse_unlike
 from counterpoise.averaging.streaming import check_written, other_inputs, stream
 from counterpoise.averaging.thinning import elected_mean, generator_for, in_order, kept, largest
+from counterpoise.checkpoints.about import described, inherited
 from counterpoise.checkpoints.checkpoint import copy_companions, hash_in_background
 from counterpoise.checkpoints.files import CheckpointError, refuse_occupied, staged
 from counterpoise.checkpoints.hashing import in_background
@@ -26,7 +27,7 @@ from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.checkpoints.preflight import Pair, preflight, stretches
 from counterpoise.checkpoints.reading import parse_json, read_text
 from counterpoise.checkpoints.rounding import narrow, wide_dtype
-from counterpoise.records import Stages, named, versions, write_json
+from counterpoise.records import Stages, named, public, versions, write_json
 
 Method = Literal["ties", "dare", "dare-ties"]
 Scope = Literal["model", "tensor"]
@@ -161,16 +162,17 @@ def merge(
         check_written(folder, pairs[0], naming.result())
         names = ["post"] if len(pairs) == 1 else [f"post {i}" for i in range(1, len(pairs) + 1)]
         checkpoints = {"pre": pairs[0].pre, **{n: p.post for n, p in zip(names, pairs, strict=True)}}
-        inputs = {name: {"source": c.source, "sha256": c.sha256} for name, c in checkpoints.items()}
+        inputs = {name: public({"source": c.source}) | described(c) for name, c in checkpoints.items()}
         told = [*(w for p in pairs for w in p.warnings), *verdicts, *left]
         if again.inputs and len(again.inputs) != len(inputs):
             told.append(f"the recipe was made for {len(again.inputs) - 1} POSTs, not for {len(posts)}")
         else:
             told += other_inputs(again.inputs, inputs)
+        told += inherited({name.upper(): about.get("card", {}) for name, about in inputs.items()})[1]
         settings = {"donor": giver, "dropped": sorted({n for p in pairs for n in p.dropped})}
         recipe = MergeRecipe(plan, inputs, settings, versions(), tuple(dict.fromkeys(told)))
-        write_json(folder / "recipe.json", recipe.to_json())
-        (folder / "README.md").write_text(_card(recipe), encoding="utf-8")
+        write_json(folder / "recipe.json", public(recipe.to_json()))
+        (folder / "README.md").write_text(public(_card(recipe)), encoding="utf-8")
         for pair in pairs:
             pair.refuse_changed()
     return recipe
@@ -257,6 +259,7 @@ def _update(pre: Tensor, post: Tensor) -> Tensor:
 
 def _card(recipe: MergeRecipe) -> str:
     """README.md: what it is and how to make it again."""
+    from counterpoise.tables.card import front_matter
     from counterpoise.tables.grid import as_markdown
     from counterpoise.tables.tables import files
 
@@ -268,7 +271,7 @@ def _card(recipe: MergeRecipe) -> str:
         "dare-ties": f"{drawn}; signs elected (DARE and TIES, seed {plan.seed})",
     }
     parts = [
-        "---\ntags:\n  - merge\n  - counterpoise\n---",
+        front_matter(recipe.inputs, relation="merge"),
         "# Merged checkpoint",
         f"`pre + {plan.ratio:g} * merged(post - pre)`: {ways[plan.method]}; `recipe.json` holds the settings.",
         *(["## Warnings\n\n" + "\n".join(f"- {w}" for w in recipe.warnings)] if recipe.warnings else []),

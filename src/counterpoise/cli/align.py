@@ -9,6 +9,7 @@ import typer
 
 from counterpoise.cli.help import Commands, Group, general, group, machine, measured, option
 from counterpoise.cli.options import (
+    AsJson,
     Device,
     DryRun,
     NewTokens,
@@ -28,7 +29,8 @@ from counterpoise.cli.options import (
     refuse_without,
     speed_of,
 )
-from counterpoise.cli.terminal import bars, command_line, plain_errors, warn
+from counterpoise.cli.push import Push, check_push, push
+from counterpoise.cli.terminal import bars, command_line, plain_errors, print_json, warn
 
 
 class _AlignByDefault(Group):
@@ -143,6 +145,8 @@ def model(
     ] = False,
     micro_batch_size: MicroBatch = 8,
     no_chat_template: NoChat = False,
+    push_to: Push = None,
+    as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Align MODEL and write the result to OUT.
@@ -159,6 +163,7 @@ def model(
         from counterpoise.alignment.mitigations.table import TABLE
         from counterpoise.alignment.training import processes
 
+        check_push(push_to)
         if not dry_run:
             refuse_without("--dry-run", given(speed=speed))
         device = device_of(device)
@@ -185,7 +190,9 @@ def model(
             from counterpoise.cli.plan import tell
             from counterpoise.planning.align import plan_align
 
-            tell(plan_align(wanted, shared_by=processes.expected(wanted.shard)), speed_of(speed), device)
+            tell(
+                plan_align(wanted, shared_by=processes.expected(wanted.shard)), speed_of(speed), device, as_json=as_json
+            )
             return
         from counterpoise.language.dtypes import warning
 
@@ -208,7 +215,12 @@ def model(
             command=command_line(),
             progress=progress,
         )
+        if processes.is_first():
+            push(out, push_to)
     if not processes.is_first():
+        return
+    if as_json:
+        print_json(record)
         return
     if record.get("already_finished"):
         print(f"{out} holds the result of this very run already; nothing was done again.")
@@ -270,6 +282,7 @@ def reward_model(
     seed: Seed = 0,
     device: Device = "auto",
     dtype: WeightsDtype = "float32",
+    as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a reward model on preferences: OUT serves as --reward OUT here and in restore.
@@ -297,6 +310,9 @@ def reward_model(
             command=command_line(),
             progress=progress,
         )
+    if as_json:
+        print_json(record)
+        return
     pairs, accuracy = record["pairs"], record["accuracy"]
     print(
         f"{pairs['trained']} of {pairs['given']} pairs trained on, loss {record['loss'][0]:.4f} -> {record['loss'][-1]:.4f}"

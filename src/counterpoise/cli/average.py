@@ -23,6 +23,7 @@ from counterpoise.cli.options import (
     numbers,
     refuse_without,
 )
+from counterpoise.cli.push import Push, check_push, push
 from counterpoise.cli.terminal import bars, plain_errors, print_json, warn
 
 
@@ -37,6 +38,7 @@ def average(
     donor: DonorOption = "post",
     drop: Drop = None,
     allow_unrelated: Unrelated = False,
+    push_to: Push = None,
     quiet: Quiet = False,
 ) -> None:
     """Write pre + ratio * (post - pre), streaming from disk to disk.
@@ -48,6 +50,7 @@ def average(
     with plain_errors("nothing was written"), bars(quiet) as progress:
         if sum(x is not None for x in (ratio, ratios, recipe)) != 1:
             raise ValueError("average: expected exactly one of --ratio, --ratios and --recipe")
+        check_push(push_to)
         if ratios is None:
             refuse_without("--ratios", given(blocks=blocks))
         from counterpoise.checkpoints.hashing import hash_early
@@ -70,6 +73,7 @@ def average(
             allow_unrelated=allow_unrelated,
             progress=progress and (lambda done, total: progress("averaging", done, total)),
         )
+        push(out, push_to)
     warn(made.warnings)
     print(f"{out}: {len(made.ratios)} {'ratio' if len(made.ratios) == 1 else 'ratios'}, mean {made.mean:g}")
 

@@ -147,7 +147,7 @@ def compare(
             if preference is not None and is_function(preference):
                 _local(reward, preference, device)
                 preference = None
-            tell(plan_compare(pairs, reward=reward, preference=preference), speed_of(speed), device)
+            tell(plan_compare(pairs, reward=reward, preference=preference), speed_of(speed), device, as_json=as_json)
             return
         if base_url is None:
             judge, about = _local(reward, preference, device)
@@ -193,6 +193,7 @@ def respond(
     dry_run: DryRun = False,
     speed: SpeedOption = None,
     device: Device = "auto",
+    as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Answer prompts with a checkpoint and write AlpacaEval's outputs.
@@ -222,7 +223,7 @@ def respond(
             from counterpoise.planning.judge import plan_respond
 
             plan = plan_respond(model, wanted, drawing, device=device if speed is None else None)
-            tell(plan, speed_of(speed), device)
+            tell(plan, speed_of(speed), device, as_json=as_json)
             return
         device = device_of(device)
         folder = resolve(model)
@@ -236,7 +237,10 @@ def respond(
         name = generator or Path(model.rstrip("/")).name
         rows = [{"instruction": p.text, "output": t, "generator": name} for p, t in zip(wanted, texts, strict=True)]
         write_json(out, rows)
-    print(f"{out}: {len(rows)} outputs of {name}")
+    if as_json:
+        print_json(rows)
+    else:
+        print(f"{out}: {len(rows)} outputs of {name}")
 
 
 def _local(reward: str | None, preference: str | None, device: str) -> tuple[Judge, dict[str, Any]]:

@@ -9,6 +9,7 @@ import typer
 
 from counterpoise.cli.help import matched, option
 from counterpoise.cli.options import Drop, Out, Pre, Quiet, Unrelated, given, numbers
+from counterpoise.cli.push import Push, check_push, push
 from counterpoise.cli.terminal import bars, plain_errors, warn
 
 
@@ -37,6 +38,7 @@ def merge(
     ] = None,
     drop: Drop = None,
     allow_unrelated: Unrelated = False,
+    push_to: Push = None,
     quiet: Quiet = False,
 ) -> None:
     """Merge one or several POSTs into PRE by TIES or DARE, streaming from disk to disk.
@@ -48,6 +50,7 @@ def merge(
         from counterpoise.averaging.merge import Merge, MergeRecipe
         from counterpoise.averaging.merge import merge as run
 
+        check_push(push_to)
         shares = tuple(numbers(weights, "--weights")) if weights else None
         typed = given(method=method, density=density, ratio=ratio, scope=scope, seed=seed, weights=shares)
         if recipe and typed:
@@ -57,6 +60,7 @@ def merge(
         again = MergeRecipe.read(recipe) if recipe else MergeRecipe(Merge(**typed))
         fitted: Any = {"donor": donor, "drop": drop, "allow_unrelated": allow_unrelated}
         made = run(pre, posts, out, again, **fitted, progress=progress)
+        push(out, push_to)
     warn(made.warnings)
     plan = made.plan
     count = f"{len(posts)} {'update' if len(posts) == 1 else 'updates'}"

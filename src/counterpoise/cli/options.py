@@ -71,7 +71,10 @@ Unrelated = Annotated[
 
 _PROMPTS = measured("FILE", 'jsonl: {"prompt": str} or {"messages": [...]} a line.')
 _REWARD = measured("REWARD", "sentiment:FILE.csv, module:function, a model folder or a hub id.")
-_ABILITIES = measured("ABILITY", "choices:, continue: or generate:FILE.jsonl, or an lm-eval task; repeat for more.")
+_ABILITIES = measured(
+    "ABILITY",
+    "choices:, continue: or generate:FILE.jsonl, or an lm-eval task; ?primary=METRIC says what counts; repeat for more.",
+)
 Prompts = Annotated[Path, _PROMPTS]
 MaybePrompts = Annotated[Path | None, _PROMPTS]
 RewardOption = Annotated[str, _REWARD]

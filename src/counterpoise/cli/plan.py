@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 
 import torch
 
 from counterpoise.cli.options import usable_device
+from counterpoise.cli.terminal import print_json
 from counterpoise.language.costs import Plan, Speed
 
 
-def show_plan(plan: Plan, speed: Speed, how: str, device: str) -> None:
+def show_plan(plan: Plan, speed: Speed, how: str, device: str, *, as_json: bool = False) -> None:
     """Print a plan; `how` says where the speed comes from."""
+    if as_json:
+        listed = [{**asdict(stage), "seconds": stage.work.seconds(speed)} for stage in plan.stages]
+        told = {"seconds": plan.seconds(speed), "peak": plan.peak, "speed": speed._asdict(), "how": how}
+        print_json({**asdict(plan), "stages": listed, **told, "device": device})
+        return
     from rich.console import Console
     from rich.table import Table
 
@@ -68,17 +75,17 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
-def tell(plan: Plan, speed: tuple[float, float] | None, device: str) -> None:
+def tell(plan: Plan, speed: tuple[float, float] | None, device: str, *, as_json: bool = False) -> None:
     """Print a plan; without a speed the device is probed, when it is here."""
     if speed is not None:
-        show_plan(plan, Speed(*speed), "as given", device)
+        show_plan(plan, Speed(*speed), "as given", device, as_json=as_json)
         return
     try:
         usable_device(device)
     except ValueError as error:
         raise ValueError(f"{error}; for a device elsewhere give its --speed") from None
     found = probe(device, getattr(torch, plan.dtype))
-    show_plan(plan, found, f"a probe in {plan.dtype} just now", device)
+    show_plan(plan, found, f"a probe in {plan.dtype} just now", device, as_json=as_json)
 
 
 def probe(device: str, dtype: torch.dtype, *, seconds: float = 0.2) -> Speed:

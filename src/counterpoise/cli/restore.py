@@ -49,6 +49,7 @@ from counterpoise.cli.options import (
     speed_of,
     usable_device,
 )
+from counterpoise.cli.push import Push, check_push, push
 from counterpoise.cli.terminal import bars, command_line, plain_errors, print_json, show_result, show_tax, warn
 
 
@@ -67,6 +68,9 @@ def restore(
     mean: Annotated[float | None, searched("X", "Write HMA at this mean ratio instead of picking.")] = None,
     keep_reward: Annotated[
         float | None, searched("X", "Share of the reward gain that the pick must keep (default 0.95).")
+    ] = None,
+    confidence: Annotated[
+        float | None, searched("X", "How sure that must be, to within 5 points; 0: as on these prompts (default 0.9).")
     ] = None,
     means: Annotated[
         str | None,
@@ -105,6 +109,7 @@ def restore(
     temperature: Temperature = 1.0,
     no_chat_template: NoChat = False,
     trust_tasks: TrustTasks = False,
+    push_to: Push = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -123,6 +128,7 @@ def restore(
         from counterpoise.restoration.request import Request
         from counterpoise.search.candidates import CONTROLS, HMA, Ramp, TwoSided
 
+        check_push(push_to)
         two = given(
             lambdas=lambdas and numbers(lambdas, "--lambdas"),
             alignment=alignment,
@@ -133,7 +139,7 @@ def restore(
         if search == "hma":
             refuse_without("--search two-sided or both", {name: two[name] for name in two if name != "blocks"})
         if mean is not None:
-            nothing = given(keep_reward=keep_reward, means=means)
+            nothing = given(keep_reward=keep_reward, confidence=confidence, means=means)
             refuse_without("a grid to pick from in the place of --mean", nothing)
         if not dry_run:
             refuse_without("--dry-run", given(speed=speed))
@@ -145,6 +151,7 @@ def restore(
             searches.append(TwoSided(**two, proxy_size=proxy_size))
         device = device_of(device)
         picked = given(means=means and numbers(means, "--means"), keep_reward=keep_reward, mean=mean, work=work)
+        picked |= given(confidence=confidence)
         fitted = {"donor": donor, "drop": drop or (), "allow_unrelated": allow_unrelated, "dtype": dtype_of(dtype)}
         request = Request(pre, post, out, searches, cut=cut, **picked, **fitted, device=device, anyway=anyway)
         drawing = Drawing(replies, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
@@ -153,7 +160,7 @@ def restore(
             from counterpoise.cli.plan import tell
             from counterpoise.planning.restore import plan_restore
 
-            tell(plan_restore(request, files, present=speed is None), speed_of(speed), device)
+            tell(plan_restore(request, files, present=speed is None), speed_of(speed), device, as_json=as_json)
             return
         from counterpoise.evaluation.abilities import is_file
         from counterpoise.restoration.restore import run
@@ -161,6 +168,8 @@ def restore(
         request.check(sum(map(is_file, abilities)))
         usable_device(device)
         result = run(request, files.load(device), command=command_line(), progress=progress)
+        if result["out"]:
+            push(out, push_to)
     show_result(result, out, work, as_json=as_json)
 
 

@@ -1,7 +1,7 @@
 """Abilities: things PRE could do, with items that measure them.
 
 Specs: `choices:FILE`, `continue:FILE`, `generate:FILE` (jsonl, may be gzipped; options after `?`, as in
-`generate:fr-en.jsonl?metric=bleu&name=translation&limit=200`), or the name or folder of an lm-eval task.
+`generate:fr-en.jsonl?primary=bleu&name=translation&limit=200`), or the name or folder of an lm-eval task.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from counterpoise.evaluation.items import FileAbility, read_items
 from counterpoise.evaluation.likelihood import Choices, Continuation
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import Part
-from counterpoise.evaluation.specs import limit_of, options_of
+from counterpoise.evaluation.specs import limit_of, options_of, primary_of
 from counterpoise.language.sampling import SCORING, Drawing
 
 KINDS: dict[str, type[FileAbility]] = {kind.kind: kind for kind in (Choices, Continuation, Generation)}
@@ -35,10 +35,14 @@ class Ability(Protocol):
     def fingerprint(self) -> str:
         """sha256 over the items and the settings that decide the score."""
 
+    @property
+    def primary(self) -> str | None:
+        """The metric that counts for the front and the pick; None for the first one that is measured."""
+
     def measure(
         self, model: nn.Module, tokenizer: Any, part: Part, drawing: Drawing = SCORING, *, limit: int | None = None
     ) -> list[Measurement]:
-        """Score `model` on one part; the first measurement is the primary one, used for the front and the pick.
+        """Score `model` on one part by every metric, in the same order whichever is the primary one.
 
         Args:
             drawing: sequences at once, the longest answer and the chat template are taken from it.
@@ -77,11 +81,13 @@ def _load(spec: str, trust_tasks: bool) -> Ability:
         return HarnessAbility.load(spec, trusted=trust_tasks)
     name, _, path = spec.partition("?")[0].partition(":")
     kind = KINDS[name]
-    options = options_of(spec, ("name", "metric", "limit") if kind.metrics else ("name", "limit"), blank=True)
-    metric = options.get("metric", "exact")
-    if kind.metrics and metric not in kind.metrics:
-        raise ValueError(f"{spec}: metric: expected {' or '.join(kind.metrics)}, found {metric!r}")
+    options = options_of(spec, ("name", *(("metric",) if kind.metrics else ()), "limit", "primary"))
+    asked = options.get("metric")
+    if asked is not None and asked not in kind.metrics:
+        raise ValueError(f"{spec}: metric: expected {' or '.join(kind.metrics)}, found {asked!r}")
+    primary = primary_of(spec, options, (*kind.always, *(kind.metrics if asked is None else (asked,))))
+    metric = asked or (primary if primary in kind.metrics else "exact")
     limit = limit_of(spec, options)
     title = options.get("name") or Path(path).name.removesuffix(".gz").removesuffix(".jsonl")
     items = tuple(read_items(Path(path), kind.clean))
-    return kind(title, items, metric, limit, spec)
+    return kind(title, items, str(metric), limit, spec, None if primary == kind.always[0] else primary)

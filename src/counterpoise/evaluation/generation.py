@@ -28,6 +28,7 @@ class Generation(FileAbility):
 
     kind = "generate"
     metrics = ("exact", "bleu")
+    always = ("-nll",)
     draws = True
 
     @property

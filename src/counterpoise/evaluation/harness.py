@@ -22,7 +22,7 @@ from counterpoise.checkpoints.reading import read_text
 from counterpoise.evaluation.generation import bleu
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import Part, part_of
-from counterpoise.evaluation.specs import fewest, limit_of, options_of
+from counterpoise.evaluation.specs import fewest, limit_of, options_of, primary_of
 from counterpoise.language.sampling import SCORING, Drawing, way_of
 from counterpoise.records import digest
 from counterpoise.statistics.bootstrap import Array
@@ -32,6 +32,10 @@ FEWSHOT_SEED = 1234
 """Of the random examples in few-shot prompts, the same at every measurement; lm-eval's own default."""
 PLAIN_TAGS = ("str", "int", "float", "bool", "null", "seq", "map", "set", "omap", "binary", "timestamp")
 """yaml's own, which run nothing."""
+SUMS = ("bleu", "word_perplexity", "byte_perplexity", "bits_per_byte")
+"""Metrics of lm-eval that are no number per item, and can be made of sums over items."""
+PAIRS = ("f1", "mcc", "matthews_corrcoef", "brier_score", "likelihood", "chrf", "chrf++", "ter", "bypass")
+"""Metrics and aggregations of lm-eval that cannot."""
 PERCENT = ("acc", "acc_norm", "exact_match", "em", "f1")
 
 
@@ -42,12 +46,14 @@ class HarnessAbility:
     Attributes:
         task: lm_eval's own object; its evaluation split is cut into parts by the content of each document.
         limit: at most so many items per part.
+        primary: the metric that counts, where that was asked for.
     """
 
     name: str
     task: Any
     limit: int | None = None
     source: str = ""
+    primary: str | None = None
 
     @classmethod
     def load(cls, spec: str, *, trusted: bool = False) -> HarnessAbility:
@@ -59,14 +65,18 @@ class HarnessAbility:
 
         Raises:
             ModuleNotFoundError: lm-eval is not installed.
-            ValueError: no such task, a group of tasks, several tasks in one folder, or code in one that is not trusted.
+            ValueError: no such task, a group of tasks, several tasks in one folder, code in one that is not trusted, a
+                primary metric that it does not report.
         """
         found = find_task(spec, trusted=trusted)
         with _silent():
             tasks = found.manager.load([found.task])["tasks"]
         if len(tasks) != 1:
             raise ValueError(f"{spec}: expected one task, found a group of {len(tasks)}; give its tasks one by one")
-        return cls(found.name, next(iter(tasks.values())), found.limit, spec)
+        task = next(iter(tasks.values()))
+        if not found.output_type:  # written in Python: what it reports shows when it is loaded
+            primary_of(spec, {} if found.primary is None else {"primary": found.primary}, list(task.aggregation()))
+        return cls(found.name, task, found.limit, spec, found.primary)
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
@@ -162,6 +172,7 @@ class TaskFound(NamedTuple):
         name: what results call it.
         task: what lm-eval calls it.
         output_type: "multiple_choice", "generate_until", ...; "" for one that is written in Python.
+        primary: the metric that counts, where that was asked for.
     """
 
     name: str
@@ -169,6 +180,7 @@ class TaskFound(NamedTuple):
     limit: int | None
     output_type: str
     manager: Any
+    primary: str | None
 
 
 def find_task(spec: str, *, trusted: bool = False) -> TaskFound:
@@ -180,7 +192,7 @@ def find_task(spec: str, *, trusted: bool = False) -> TaskFound:
             f"ability {spec!r}: expected choices:, continue: or generate:FILE.jsonl, or a task of lm-eval, which is "
             "not installed; pip install 'counterpoise[eval]'"
         ) from error
-    place, options = spec.partition("?")[0], options_of(spec, ("task", "name", "limit"), blank=False)
+    place, options = spec.partition("?")[0], options_of(spec, ("task", "name", "limit", "primary"))
     limit = limit_of(spec, options)
     if Path(place).is_dir():
         if not trusted:
@@ -198,7 +210,23 @@ def find_task(spec: str, *, trusted: bool = False) -> TaskFound:
         raise ValueError(f"{spec}: expected one task, found a group of them; give its tasks one by one")
     settings = manager.task_index[name].cfg or {}
     kind = "" if "class" in settings else str(settings.get("output_type", "generate_until"))
-    return TaskFound(options.get("name") or name, name, limit, kind, manager)
+    primary = primary_of(spec, options, _reported(settings, kind)) if kind else options.get("primary")
+    return TaskFound(options.get("name") or name, name, limit, kind, manager, primary)
+
+
+def _reported(settings: Mapping[str, Any], kind: str) -> list[str]:
+    """The metrics of a task that are numbers per item, by its yaml."""
+    from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY
+
+    several, own = kind == "multiple_choice", bool(settings.get("process_results"))
+    listed = settings.get("metric_list") or [{"metric": m} for m in DEFAULT_METRIC_REGISTRY.get(kind, ())]
+    found = ["logprob"] if several else []
+    for entry in listed:
+        name = str(entry.get("metric"))
+        name = name.rpartition(".")[2] if "/" in name else name  # a function stands there with its file
+        pairs = name in PAIRS if several and not own else entry.get("aggregation", name) in PAIRS
+        found += [name] if name in SUMS or not pairs else []
+    return found
 
 
 def _refuse_code(spec: str, folder: Path) -> None:

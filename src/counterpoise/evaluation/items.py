@@ -52,12 +52,15 @@ class FileAbility(ABC):
         metric: of a kind that has several.
         limit: at most so many items per part.
         source: the spec, for messages.
+        primary: the metric that counts, where it is not the first; all are measured and kept whichever it is.
     """
 
     kind: ClassVar[str]
     """What stands before the colon of its spec."""
     metrics: ClassVar[tuple[str, ...]] = ()
     """What `metric` may be, its default first; empty for a kind that has one."""
+    always: ClassVar[tuple[str, ...]]
+    """What is measured whatever `metric` says, in the order of `score`."""
     draws: ClassVar[bool] = False
     """Whether an answer is drawn for every item."""
 
@@ -66,6 +69,7 @@ class FileAbility(ABC):
     metric: str = "exact"
     limit: int | None = None
     source: str = ""
+    primary: str | None = None
 
     @staticmethod
     @abstractmethod
@@ -92,7 +96,7 @@ class FileAbility(ABC):
 
     @abstractmethod
     def score(self, model: nn.Module, tokenizer: Any, items: Sequence[Item], drawing: Drawing) -> list[Measurement]:
-        """Measurements of some items, the primary one first."""
+        """Measurements of some items, the likelihood first."""
 
     @property
     def fingerprint(self) -> str:

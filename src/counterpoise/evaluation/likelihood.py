@@ -23,6 +23,7 @@ class Choices(FileAbility):
     """Lines of query, choices and gold, the number of the right one."""
 
     kind = "choices"
+    always = ("logprob", "accuracy")
 
     @property
     def metric_id(self) -> str:
@@ -89,6 +90,7 @@ class Continuation(FileAbility):
     """Lines of context, which may be empty, and continuation."""
 
     kind = "continue"
+    always = ("-nll",)
 
     @staticmethod
     def clean(record: dict[str, Any]) -> dict[str, Any]:

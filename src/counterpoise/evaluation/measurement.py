@@ -11,6 +11,7 @@ import numpy as np
 
 from counterpoise.statistics.bootstrap import Array, Interval, Studentised, interval, paired, paired_difference, score
 from counterpoise.statistics.paired import calibration, cells, flips
+from counterpoise.tables.reading import KINDS, kind_of
 
 BOUNDS = {"%": (0.0, 100.0), "BLEU": (0.0, 100.0)}
 """What scores of a unit cannot leave, nor their intervals."""
@@ -62,6 +63,11 @@ class Scores:
 
     reward: Measurement
     abilities: dict[str, list[Measurement]]
+
+    def by(self, kind: str) -> Scores:
+        """The abilities that have metrics of both `KINDS`, each by its first one of this kind alone."""
+        sides = {n: {kind_of(m.unit): m for m in reversed(ms)} for n, ms in self.abilities.items()}
+        return Scores(self.reward, {n: [of[kind]] for n, of in sides.items() if len(of) == len(KINDS)})
 
     def summary(self) -> dict[str, Any]:
         """Values with 95 % intervals, as plain json."""
@@ -180,6 +186,25 @@ def unit_of(before: Measurement, after: Measurement) -> float:
 def units(pre: Scores, post: Scores, counted: Sequence[str]) -> dict[str, float]:
     """`unit_of` each counted ability's primary metric."""
     return {name: unit_of(pre.abilities[name][0], post.abilities[name][0]) for name in counted}
+
+
+def retentions(pre: Scores, post: Scores, models: Sequence[Scores], counted: Sequence[str]) -> list[dict[str, Any]]:
+    """What results files hold of each model: retention by the primary metrics, and by either kind where both were measured.
+
+    Returns:
+        retention: None where no ability counts; retention_by: kind -> retention of the counted abilities that have both.
+    """
+
+    def rows(kind: str | None = None) -> list[dict[str, Any] | None]:
+        first, last, *rest = (s.by(kind) if kind else s for s in (pre, post, *models))
+        unit = units(first, last, [name for name in counted if name in first.abilities])
+        return [retention(first, s, unit) if unit else None for s in rest]
+
+    sides = {kind: rows(kind) for kind in KINDS}
+    return [
+        {"retention": kept, "retention_by": {kind: found for kind, of in sides.items() if (found := of[i])}}
+        for i, kept in enumerate(rows())
+    ]
 
 
 def reward_kept(pre: Scores, post: Scores, scores: Scores) -> dict[str, float] | None:

@@ -16,6 +16,7 @@ from counterpoise.evaluation.items import FileAbility
 from counterpoise.evaluation.measurement import Measurement, Scores
 from counterpoise.evaluation.parts import PARTS, Part, part_of
 from counterpoise.evaluation.rewards import Reward, fingerprint, load_reward, name_of, rate
+from counterpoise.evaluation.specs import bare
 from counterpoise.language.prompts import Prompt, encode_prompt, encode_prompts, read_prompts
 from counterpoise.language.sampling import SCORING, Drawing, sample
 from counterpoise.records import Progress, Store, digest
@@ -80,6 +81,11 @@ class Panel:
             drawing=drawing,
             source={"prompts": str(prompts), "reward": name_of(reward), "abilities": list(abilities)},
         )
+
+    @property
+    def primary(self) -> dict[str, str]:
+        """The metrics that count, of the abilities of which it is not the first."""
+        return {a.name: a.primary for a in self.abilities if a.primary is not None}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -188,10 +194,23 @@ class Panel:
             run = partial(ability.measure, model, tokenizer, part, how, limit=self.limit)
             key = {"what": "ability", "ability": ability.fingerprint, "limit": self.limit, **drawing}
             measured = kept(key, lambda run=run: [m.to_json() for m in run()])  # type: ignore[misc]
-            abilities[ability.name] = [Measurement.from_json(m) for m in measured]
+            abilities[ability.name] = primary_first(ability, [Measurement.from_json(m) for m in measured])
             if progress is not None:
                 progress(number, total)
         return Scores(reward, abilities)
+
+
+def primary_first(ability: Ability, measured: Sequence[Measurement]) -> list[Measurement]:
+    """An ability's measurements, as they are stored, with the one that counts in front.
+
+    Raises:
+        ValueError: its primary metric is none of them.
+    """
+    if (wanted := ability.primary) is None:
+        return list(measured)
+    if bare(wanted) not in (found := [bare(m.metric) for m in measured]):
+        raise ValueError(f"{ability.name}: primary: expected {' or '.join(found)}, numbers per item, found {wanted!r}")
+    return sorted(measured, key=lambda m: bare(m.metric) != bare(wanted))
 
 
 @dataclass(frozen=True)

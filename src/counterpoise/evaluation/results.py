@@ -13,13 +13,13 @@ from counterpoise.evaluation.measurement import (
     Measurement,
     Scores,
     above_floor,
-    retention,
     retention_of,
+    retentions,
     tax_table,
     unit_of,
-    units,
 )
 from counterpoise.records import write_whole
+from counterpoise.tables.reading import MEANS, OWN_LOSS, counted
 
 DIGITS, KEY_LENGTH = 8, 16  # of a statistic, of an item's key: enough for every score shown, a third of the bytes
 
@@ -67,7 +67,7 @@ def results(
     """
     _check(points)
     pre, post = points[0].scores, points[1].scores
-    unit = units(pre, post, above_floor(pre))
+    kept = retentions(pre, post, [p.scores for p in points], above_floor(pre))
     rows = [
         {
             "name": p.name,
@@ -77,16 +77,17 @@ def results(
             "ratios": list(p.ratios),
             "settings": dict(p.settings),
             **p.scores.summary(),
-            "retention": retention(pre, p.scores, unit) if unit else None,
+            **of,
             "statistics": statistics_of(p.scores),
         }
-        for p in points
+        for p, of in zip(points, kept, strict=True)
     ]
     return {
         **(about or {}),
         "run": run,
         "seed": seed,
         "reward": reward,
+        "retention_unit": OWN_LOSS,
         "points": rows,
         "items": {part: items_of(pre)},
         "tax": tax_table(pre, post),
@@ -125,31 +126,33 @@ def measurement(content: Mapping[str, Any], point: Mapping[str, Any], name: str,
     return Measurement(metric, about["unit"], statistics, about["aggregate"], about["chance"], tuple(about["keys"]))
 
 
-def loss_units(content: Mapping[str, Any], part: str, counted: Mapping[str, str]) -> dict[str, float] | None:
+def loss_units(content: Mapping[str, Any], part: str, metrics: Mapping[str, str]) -> dict[str, float] | None:
     """`measurement.unit_of` abilities by these metrics, from PRE's and POST's items; None when the file does not hold them."""
     at = {p["method"]: p for p in content["points"] if p.get("part") == part}
-    pairs = _pairs(content, at.get("PRE", {}), at.get("POST", {}), counted)
+    pairs = _pairs(content, at.get("PRE", {}), at.get("POST", {}), metrics)
     return {name: unit_of(*pair) for name, pair in pairs.items()} if pairs else None
 
 
-def with_retention(content: Mapping[str, Any], counted: Mapping[str, str]) -> dict[str, Any]:
+def with_retention(content: Mapping[str, Any]) -> dict[str, Any]:
     """A results file whose points have the retention of today, from their items; None where they hold none."""
     pres = {p.get("part"): p for p in content["points"] if p["method"] == "PRE"}
-    units = {part: loss_units(content, str(part), counted) for part in pres}
+    sides = {kind: counted(content, kind) for kind in MEANS.values()}
+    units = {(part, kind): loss_units(content, str(part), of) for part in pres for kind, of in sides.items()}
 
-    def kept(point: Mapping[str, Any]) -> dict[str, Any] | None:
+    def kept(point: Mapping[str, Any], kind: str = "") -> dict[str, Any] | None:
         part = point.get("part")
-        pairs = _pairs(content, pres.get(part, {}), point, counted)
-        return retention_of(pairs, unit) if pairs and (unit := units.get(part)) else None
+        pairs = _pairs(content, pres.get(part, {}), point, sides[kind])
+        return retention_of(pairs, unit) if pairs and (unit := units.get((part, kind))) else None
 
-    return {**content, "points": [{**point, "retention": kept(point)} for point in content["points"]]}
+    rows = [{**p, "retention": kept(p), "retention_by": {k: kept(p, k) for k in sides if k}} for p in content["points"]]
+    return {**content, "retention_unit": OWN_LOSS, "points": rows}
 
 
 def _pairs(
-    content: Mapping[str, Any], pre: Mapping[str, Any], point: Mapping[str, Any], counted: Mapping[str, str]
+    content: Mapping[str, Any], pre: Mapping[str, Any], point: Mapping[str, Any], metrics: Mapping[str, str]
 ) -> dict[str, tuple[Measurement, Measurement]] | None:
     """Each ability as PRE and as the point has it; None where one is missing, or nothing is counted."""
-    held = {n: (measurement(content, pre, n, m), measurement(content, point, n, m)) for n, m in counted.items()}
+    held = {n: (measurement(content, pre, n, m), measurement(content, point, n, m)) for n, m in metrics.items()}
     found = {n: (a, b) for n, (a, b) in held.items() if a is not None and b is not None}
     return found if found and len(found) == len(held) else None
 

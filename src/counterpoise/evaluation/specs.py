@@ -46,9 +46,9 @@ def imported(module: str, function: str) -> Any:
     return found if callable(found) else None
 
 
-def options_of(spec: str, known: Sequence[str], *, blank: bool) -> dict[str, str]:
-    """The options after an ability's `?`, `blank` ones too if so; a ValueError for one that is not `known`."""
-    options = dict(parse_qsl(spec.partition("?")[2], keep_blank_values=blank))
+def options_of(spec: str, known: Sequence[str]) -> dict[str, str]:
+    """The options after an ability's `?`; a ValueError for one that is not `known`."""
+    options = dict(parse_qsl(spec.partition("?")[2], keep_blank_values=True))
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"{spec}: unknown option {unknown[0]!r}; expected {', '.join(known[:-1])} or {known[-1]}")
     return options
@@ -60,6 +60,27 @@ def limit_of(spec: str, options: Mapping[str, str]) -> int | None:
     if limit is not None and not (limit.isdecimal() and int(limit) > 0):
         raise ValueError(f"{spec}: limit: expected a number above 0, found {limit!r}")
     return None if limit is None else int(limit)
+
+
+def primary_of(spec: str, options: Mapping[str, str], metrics: Sequence[str]) -> str | None:
+    """The option `primary`, as one of the `metrics` that there are; None where it is not given.
+
+    A metric of which less is better is called by its name, with or without the minus of its negated score.
+
+    Raises:
+        ValueError: none of them.
+    """
+    if (wanted := options.get("primary")) is None:
+        return None
+    named = {bare(m): m for m in metrics}
+    if bare(wanted) not in named:
+        raise ValueError(f"{spec}: primary: expected {' or '.join(named) or 'nothing'}, found {wanted!r}")
+    return named[bare(wanted)]
+
+
+def bare(metric: str) -> str:
+    """A metric's name without the minus that says it was negated."""
+    return metric.removeprefix("-")
 
 
 def fewest(*limits: int | None) -> int | None:

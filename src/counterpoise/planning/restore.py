@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import get_args
 
 import torch
 
 from counterpoise.averaging.partition import partition
 from counterpoise.checkpoints.checkpoint import short
+from counterpoise.checkpoints.files import read_json
 from counterpoise.evaluation.abilities import is_file
 from counterpoise.evaluation.panel import Panel, PanelFiles
 from counterpoise.evaluation.parts import Part
+from counterpoise.evaluation.results import measurement
 from counterpoise.language.costs import Plan, Stage
 from counterpoise.language.dtypes import computed_in
 from counterpoise.language.prompts import Prompt, read_prompts
 from counterpoise.planning.looking import fit, judged, lengths, look, look_at_abilities, look_at_reward, said_of
 from counterpoise.planning.stages import restore_stages
-from counterpoise.restoration.request import Request
+from counterpoise.restoration.request import RESULT, Request
 from counterpoise.search.candidates import HMA, Extent, Ramp, TwoSided
+from counterpoise.statistics.demand import WITHIN, would_do
 
 BOUNDS = "every response as long as --max-new-tokens, no early end of a search or of training: upper bounds"
 ASSUMED = (
@@ -25,6 +29,11 @@ ASSUMED = (
     "time is operations / speed, or bytes read / bandwidth where that is longer; nothing for kernel launches, Python, "
     "loading or the disk: small models and small batches take several times as long",
 )
+
+
+SPREAD, OF_POST = 1.23, 0.67
+"""From prompt to prompt, what an average has beyond the demanded reward: of the gain, and of the spread of POST's own gain;
+medians of the committed runs of SmolLM2-135M-Instruct (experiments/statistics)."""
 
 
 def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True) -> Plan:
@@ -48,6 +57,8 @@ def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True) -
     unloaded = Panel(read_prompts(panel.prompts), lambda *_: [], (), prompt_limit=panel.prompt_limit)
     parts: dict[Part, list[Prompt]] = {p: unloaded.prompts_of(p) for p in get_args(Part)}
     told.append("prompts: " + ", ".join(f"{len(chosen):,} {part}" for part, chosen in parts.items()))
+    if request.mean is None:
+        told.append(_prompts_for(request))
     judge = look_at_reward(panel.reward)
     told.append(said_of(panel.reward, judge))
     dtype = request.dtype
@@ -73,3 +84,19 @@ def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True) -
     assumed = [*unseen, *assumed, BOUNDS, *ASSUMED]
     stages = (reading, *stages, writing)
     return Plan(stages, resident, short(dtype), mapped, written, tuple(told), tuple(assumed))
+
+
+def _prompts_for(request: Request) -> str:
+    """How many prompts make the pick sure: by PRE and POST where an earlier run measured them, else by other models."""
+    spread, why = SPREAD, "assumed"
+    for path in filter(Path.is_file, (request.out / RESULT, request.folder / RESULT)):
+        content = read_json(path)
+        found = [measurement(content, p, "reward", "reward") for p in content["points"][:2]]  # PRE and POST, validation
+        if (pre := found[0]) and (post := found[1]) and post.value > pre.value:
+            spread = OF_POST * float((post.statistics - pre.statistics).std()) / (post.value - pre.value)
+            why = f"from PRE and POST in {path}"
+    return (
+        f"--keep-reward {request.keep_reward:g} at --confidence {request.confidence:g}, to within {100 * WITHIN:g} points: about "
+        f"{would_do(spread, request.confidence):,} validation prompts, for an average that keeps just that ({why}: its reward "
+        f"beyond the demand varies by {spread:.2f} of the gain from prompt to prompt)"
+    )

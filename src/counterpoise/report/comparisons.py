@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from counterpoise.checkpoints.reading import parse_json, read_text
 from counterpoise.evaluation.results import measurement, with_retention
 from counterpoise.statistics.bootstrap import interval
 from counterpoise.tables import reading
-from counterpoise.tables.reading import ENDS, HELD_OUT, RETENTION, PointEntry, Results
+from counterpoise.tables.reading import ENDS, HELD_OUT, OWN_LOSS, RETENTION, PointEntry, Results
 from counterpoise.tables.shape import check_results
+
+OLD_UNIT = "number in the unit of an older version, up to commit 5f31904 standard errors at PRE"
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ def read_comparisons(paths: Sequence[str | Path]) -> list[Comparison]:
     commands differ in --seed alone. A file that names no reward joins the comparison with the same abilities, if there is
     just one, and a note says so.
 
+    Files that count another metric or another unit of retention are in comparisons of their own; a note says so.
+
     Raises:
         ValueError: no files, one that is no json, or one without points.
     """
@@ -96,7 +100,7 @@ def read_comparisons(paths: Sequence[str | Path]) -> list[Comparison]:
     for file in files:
         by_signature.setdefault(_signature(file.content), []).append(file)
     for signature in [s for s in by_signature if s[0] is None]:
-        kin = [s for s in by_signature if s[0] is not None and s[1] == signature[1]]
+        kin = [s for s in by_signature if s[0] is not None and s[1:] == signature[1:]]
         if len(kin) != 1:
             continue
         hosts, moved = by_signature[kin[0]], by_signature.pop(signature)
@@ -106,7 +110,10 @@ def read_comparisons(paths: Sequence[str | Path]) -> list[Comparison]:
                 file.joins = hosts[0].label
                 file.content |= {k: hosts[0].content[k] for k in ("run", "seed") if k in hosts[0].content}
         hosts += moved
-    return [Comparison(tuple(_groups(f)), tuple(x.note for x in f if x.note)) for f in by_signature.values()]
+    return [
+        Comparison(tuple(_groups(f)), (*(x.note for x in f if x.note), *_apart(s, by_signature)))
+        for s, f in by_signature.items()
+    ]
 
 
 def pooled(comparison: Comparison) -> dict[str, Any]:
@@ -136,7 +143,8 @@ def pooled(comparison: Comparison) -> dict[str, Any]:
             points.append({**_pool(some), **of})
     first = comparison.runs[0].results
     pick = first.get("pick") if len(comparison.runs) == 1 else None
-    return {"points": points, "tax": first.get("tax"), "reward": comparison.reward, "pick": pick}
+    about = {key: first.get(key) for key in ("tax", "retention_unit")}
+    return {"points": points, **about, "reward": comparison.reward, "pick": pick}
 
 
 def beaten_by(results: Results, point: PointEntry, axis: str = RETENTION) -> list[str]:
@@ -163,14 +171,18 @@ def _pool(some: Sequence[tuple[Results, PointEntry]]) -> dict[str, Any]:
         "reward": _pool_score(some, "reward"),
         "abilities": {name: {metric: _pool_score(some, name, metric) for metric in found} for name, found in abilities},
         "retention": _pool_score(some, RETENTION),
+        "retention_by": {kind: _pool_score(some, axis) for axis, kind in reading.MEANS.items() if kind},
     }
 
 
 def _pool_score(
     some: Sequence[tuple[Results, PointEntry]], name: str, metric: str | None = None
 ) -> dict[str, Any] | None:
-    """Reward, retention, or a metric of an ability; None where a run lacks it."""
-    found = [p.get(name) if metric is None else reading.ability_score(p, name, metric) for _, p in some]
+    """Reward, retention (by either kind too), or a metric of an ability; None where a run lacks it."""
+    if metric is not None:
+        found = [reading.ability_score(p, name, metric) for _, p in some]
+    else:
+        found = [p.get(name) if name == "reward" else reading.retained(p, name) for _, p in some]
     known = [dict(s) for s in found if s is not None and reading.known(s)]
     if len(known) < len(some):
         return None
@@ -232,7 +244,20 @@ def _joined(first: dict[str, Any], second: dict[str, Any], label: str) -> dict[s
 
 
 def _signature(content: Results) -> tuple[Any, ...]:
-    return content.get("reward"), tuple(sorted(reading.primary(content).items()))
+    return content.get("reward"), tuple(sorted(reading.primary(content).items())), content["retention_unit"]
+
+
+def _apart(signature: tuple[Any, ...], others: Mapping[tuple[Any, ...], Sequence[_File]]) -> list[str]:
+    """Why files of one reward and the same abilities are not on one front."""
+    reward, metrics, unit = signature
+    notes = []
+    for (theirs, other, measured_in), files in others.items():
+        if (theirs, dict(other).keys()) != (reward, dict(metrics).keys()) or (other, measured_in) == (metrics, unit):
+            continue
+        differ = [f"{a} by {m}, they by {dict(other)[a]}" for a, m in metrics if dict(other)[a] != m]
+        why = f"it counts {'; '.join(differ)}" if differ else f"its retention is a {unit}, theirs a {measured_in}"
+        notes.append(f"not on one front with {', '.join(f.label for f in files)}: {why}")
+    return notes
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -240,16 +265,16 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a result file with points or a tax table, found a {type(content).__name__}")
     check_results(content, str(path))
-    points = content.get("points")
-    if not points:
-        points = _from_tax(content) or _from_partwise(content)
+    points, unit = content.get("points"), content.get("retention_unit") or OLD_UNIT
+    if not points and (points := _from_tax(content)):
+        unit = OWN_LOSS
+    points = points or _from_partwise(content)
     if not points:
         raise ValueError(f"{path}: expected a result file with points or a tax table, found neither")
     found: dict[str, Any] = {**content, "points": points}
-    if not content.get("items"):
-        return found
-    floor = reading.floored(content)
-    return with_retention(found, {a: m for a, m in reading.primary(content).items() if a not in floor})
+    if content.get("items"):
+        return with_retention(found)
+    return {**found, "retention_unit": unit if any(reading.known(p.get(RETENTION)) for p in points) else OWN_LOSS}
 
 
 def _from_tax(content: Results) -> list[dict[str, Any]]:

@@ -114,7 +114,10 @@ def hypervolume_table(comparison: Comparison) -> Table:
     part = _fullest(comparison.runs[0].results)
     gains = hypervolume_gains(comparison, part)
     groups = {g.name: g for g in comparison.groups}
-    kept = {key: method_gains(groups[key[0]], key[1], part) for key, _ in rows if key[1] != REFERENCE}
+    others = [key for key, _ in rows if key[1] != REFERENCE]
+    means = [axis for axis in reading.axes(comparison.runs[0].results) if axis in reading.MEANS]
+    sides = {axis: {key: method_gains(groups[key[0]], key[1], part, axis) for key in others} for axis in means}
+    kept = sides.pop(RETENTION, {})
     columns = [
         Column("method", lambda r: Cell(r[0][1], r[0][0] if len(comparison.groups) > 1 else ""), False),
         Column("hypervolume", lambda r: Cell(number(sum(r[1]) / len(r[1]), 3))),
@@ -131,9 +134,10 @@ def hypervolume_table(comparison: Comparison) -> Table:
         ]
     if any(kept.values()):
         columns += [
-            Column("retention at equal reward", lambda r: _gain(kept.get(r[0])) if r[0] in kept else Cell("")),
+            Column("retention at equal reward", _gain_of(kept)),
             Column("p", lambda r: Cell(p_value(g.p) if (g := kept.get(r[0])) else "")),
             Column("points above", lambda r: Cell(_points_above(kept.get(r[0]))), False),
+            *(Column(f"{axis}, too", _gain_of(found)) for axis, found in sides.items()),
         ]
     note = f"{VOLUME} PRE and POST belong to every front. More points make a larger area: compare equal grids."
     notes = [note + (" Brackets: 95 % intervals by paired bootstrap, pooled over runs." if gains else "")]
@@ -238,6 +242,10 @@ def _gain(found: Matched | Difference | None) -> Cell:
 
 def _score_on(results: Results, axis: str) -> Callable[[Any], Cell]:
     return lambda point: Cell(*with_interval(reading.axis_score(results, point, axis) or {}))
+
+
+def _gain_of(found: Mapping[tuple[str, str], Matched | None]) -> Callable[[Any], Cell]:
+    return lambda row: _gain(found[row[0]]) if row[0] in found else Cell("")
 
 
 def _gain_on(axis: str) -> Callable[[Any], Cell]:

@@ -33,6 +33,8 @@ _GLOSSARY = {
     "only guess swap items too, and that share is taken off (arXiv 2510.17776).",
     "Retention": "Minus the mean over abilities of the share of its own loss that is left. 0 is PRE, −1 is POST where it lost "
     "every ability. A change of less than two standard errors counts as that share of them. Abilities at floor are left out.",
+    "Likelihood and accuracy": "Two measures of one ability: how probable right answers are, and whether the answers are right. "
+    "The first row of an ability is the one that counts for the mean, the front and the pick (?primary=).",
     "Front": "The points that no other beats in both reward and retention.",
     "Validation and held-out": "Prompts and items are split by content. Ratios are searched on the proxy part, the pick is "
     "made on validation, and the tax table is measured on held-out data that decided nothing.",
@@ -89,6 +91,7 @@ def _front_section(results: Results, figures: Figures) -> str:
     axes, parts = reading.axes(results), reading.parts(results)
     if not axes or not parts:
         return ""
+    parts = parts[::-1] if reading.picked(results) else parts  # first the data that the verdict speaks of
     menus = {
         "horizontal axis:": {a: reading.axis_label(results, a, "retention, all abilities") for a in axes},
         "measured on:": {part: f"{part} data" for part in parts},
@@ -103,10 +106,10 @@ def _tax_section(results: Results, figures: Figures) -> str:
     if not table:
         return ""
     caption = (
-        "Each ability by its first metric, on held-out data, with 95 % intervals. Right of 0 is lost. 1 is all that POST "
+        "Each ability by the metric that counts, on held-out data, with 95 % intervals. Right of 0 is lost. 1 is all that POST "
         "lost, or two standard errors of that where it is less."
     )
-    content = as_html(table)
+    content = f"{as_html(table)}<h3>By likelihood and by accuracy</h3>{as_html(tables.both_kinds(results))}"
     if (figure := plots.plot_taxes(results)).data:
         box = plot_box(figures, "taxes", "Tax by ability", lambda: figure, caption, low=True)
         content += f"<h3>The same, on one scale</h3>{box}"

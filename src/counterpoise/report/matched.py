@@ -135,10 +135,10 @@ def _value(results: Results, point: PointEntry, curve: Sequence[PointEntry], axi
 
 def _counted(group: Group, axis: str) -> list[tuple[str, str]]:
     """The abilities of an axis with their metrics."""
-    primary = reading.primary(group.runs[0].results)
-    if axis != RETENTION:
-        return [(axis, primary[axis])]
-    return [(a, m) for a, m in primary.items() if a not in group.floored]
+    results = group.runs[0].results
+    if axis not in reading.MEANS:
+        return [(axis, reading.primary(results)[axis])]
+    return [(a, m) for a, m in reading.counted(results, reading.MEANS[axis]).items() if a not in group.floored]
 
 
 def _all_scored(
@@ -157,7 +157,7 @@ def _all_scored(
 
 def _scales(group: Group, part: str, axis: str) -> list[float]:
     """1 for one ability; the unit of each ability's loss, averaged over runs, for retention."""
-    if axis != RETENTION:
+    if axis not in reading.MEANS:
         return [1.0]
     counted = dict(_counted(group, axis))
     units = [loss_units(run.results, part, counted) for run in group.runs]

@@ -107,7 +107,8 @@ def fact_list(facts: Mapping[str, Any]) -> str:
 
 def _menu(title: str, options: Mapping[str, str]) -> str:
     shown = "".join(f'<option value="{html.escape(v)}">{html.escape(t)}</option>' for v, t in options.items())
-    return f"<label>{html.escape(title)} <select>{shown}</select></label>"
+    shown, size = shown.replace("<option", "<option selected", 1), " size=2" if len(options) == 2 else ""
+    return f"<label>{html.escape(title)} <select{size}>{shown}</select></label>"  # of two, both are one click away
 
 
 def _json(content: Any) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from counterpoise.report.palette import SERIES, Look, light, look_of
 from counterpoise.tables import reading
 from counterpoise.tables.numbers import number, ratio_list, spoken, with_interval
-from counterpoise.tables.reading import ENDS, RETENTION, VALIDATION, PointEntry, Results
+from counterpoise.tables.reading import ENDS, VALIDATION, PointEntry, Results
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -168,8 +168,9 @@ def dotted(text: str, **anchors: str) -> dict[str, Any]:
 
 
 def _axis_title(results: Results, axis: str) -> str:
-    if axis == RETENTION:
-        return RETENTION_TITLE
+    if axis in reading.MEANS:
+        name = reading.axis_label(results, axis).capitalize()
+        return name if reading.is_old(results) else RETENTION_TITLE.replace("Retention", name)
     metric, unit = reading.primary(results).get(axis, ""), reading.unit(results, axis)
     return label(f"{axis}: {metric}{f' ({unit})' if unit and unit.lower() != metric.lower() else ''}", 48)
 
@@ -250,8 +251,7 @@ def hover(results: Results, point: PointEntry) -> str:
     if point["method"] not in ENDS:
         lines.append(f"ratios {ratio_list(point.get('ratios') or [])}")
     lines.append(f"reward {spoken(point['reward'])}")
-    if point.get("retention"):
-        lines.append(f"retention {spoken(point['retention'])}")
+    lines += [f"{a} {spoken(found)}" for a in reading.MEANS if (found := reading.retained(point, a))]
     at_floor = reading.floored(results)
     for ability, metric in reading.primary(results).items():
         if found := reading.axis_score(results, point, ability):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from counterpoise.averaging.recipe import Recipe
-from counterpoise.evaluation.measurement import above_floor, difference, fallen, retention, tax_table, units
+from counterpoise.evaluation.measurement import above_floor, difference, fallen, retentions, tax_table
 from counterpoise.evaluation.results import items_of, statistics_of
 from counterpoise.evaluation.workbench import Point, Workbench
 from counterpoise.restoration.distance import measured
@@ -14,7 +14,7 @@ from counterpoise.restoration.pick import choose, no_gain, nothing_fell, shares,
 from counterpoise.restoration.request import Request
 from counterpoise.search.candidates import Candidate
 from counterpoise.statistics.front import front
-from counterpoise.tables.reading import method_volumes
+from counterpoise.tables.reading import OWN_LOSS, method_volumes
 
 
 def search_and_pick(bench: Workbench, request: Request, result: dict[str, Any]) -> Recipe | None:
@@ -46,7 +46,7 @@ def search_and_pick(bench: Workbench, request: Request, result: dict[str, Any]) 
         pick = next(p for p in done if p.method == "HMA")
     else:
         able = [p for p, c in zip(done, candidates, strict=True) if c.pickable]
-        pick = choose(pre, post, able, counted, request.keep_reward)
+        pick, result["choice"] = choose(pre, post, able, counted, request.keep_reward, request.confidence)
     asked = request.keep_reward if request.mean is None else None
     _finish(bench, result, points, counted, pick, asked)
     result["verdict"] = verdict(result, pick, request.keep_reward, {c.name for c in candidates if c.pickable})
@@ -62,6 +62,7 @@ def _finish(
     asked: float | None,
 ) -> None:
     """The points as json, their front, and the held-out numbers of PRE, POST, the pick and MA at the pick's mean."""
+    result["retention_unit"] = OWN_LOSS
     result["points"] = _rows(points, counted)
     result["hypervolume"] = method_volumes(result) or {}
     result["pick"] = pick.name if pick else None
@@ -84,8 +85,8 @@ def _finish(
 
 
 def _rows(points: Sequence[Point], counted: list[str]) -> list[dict[str, Any]]:
-    rows, unit = [], units(points[0].scores, points[1].scores, counted)
-    for p in points:
+    rows, kept = [], retentions(points[0].scores, points[1].scores, [p.scores for p in points], counted)
+    for p, of in zip(points, kept, strict=True):
         rows.append(
             {
                 "name": p.name,
@@ -95,7 +96,7 @@ def _rows(points: Sequence[Point], counted: list[str]) -> list[dict[str, Any]]:
                 "blocks": p.partition.name,
                 "ratios": list(p.ratios),
                 **p.scores.summary(),
-                "retention": retention(points[0].scores, p.scores, unit) if unit else None,
+                **of,
                 "on_front": False,
                 "statistics": statistics_of(p.scores),
             }

@@ -6,6 +6,8 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from counterpoise.evaluation.measurement import (
     Scores,
     difference,
@@ -15,27 +17,37 @@ from counterpoise.evaluation.measurement import (
     tax_given_back,
     units,
 )
+from counterpoise.evaluation.specs import bare
 from counterpoise.evaluation.workbench import Point
+from counterpoise.statistics.demand import WITHIN, surest
+from counterpoise.tables.reading import KINDS, kind_of
 from counterpoise.tables.shifts import likelier
 
 
-def choose(pre: Point, post: Point, able: Sequence[Point], counted: Sequence[str], keep: float) -> Point | None:
-    """Among averages that keep the share `keep` of the reward gain, the one with the smallest mean tax.
+def choose(
+    pre: Point, post: Point, able: Sequence[Point], counted: Sequence[str], keep: float, confidence: float
+) -> tuple[Point | None, dict[str, Any]]:
+    """Among averages that surely keep the share `keep` of the reward gain, the one with the smallest mean tax.
+
+    Where none does so surely, the surest of those that keep it on these prompts; see `statistics.demand.surest`.
 
     Args:
         able: what may be picked, measured on validation data as PRE and POST.
         counted: the abilities that are not at floor.
+        confidence: of a pick's share being above `keep` less `WITHIN`.
 
     Returns:
-        None when no average has both more reward than PRE and less tax than POST at the reward asked for.
+        The pick, and for json how sure it is. None when no average has less tax than POST at the reward asked for.
     """
-    gain = post.scores.reward.value - pre.scores.reward.value
-    needed = pre.scores.reward.value + keep * gain
-
     unit = units(pre.scores, post.scores, counted)
     kept = {id(p): retention(pre.scores, p.scores, unit)["value"] for p in (*able, post)} if unit else {}
-    found = [p for p in able if p.scores.reward.value >= needed and unit and kept[id(p)] > kept[id(post)]]
-    return max(found, key=lambda p: kept[id(p)]) if found else None
+    less = [p for p in able if unit and kept[id(p)] > kept[id(post)]]
+    start = pre.scores.reward.statistics
+    gain = (post.scores.reward.statistics - start)[:, 0]
+    steps = np.hstack([np.empty((len(gain), 0)), *(p.scores.reward.statistics - start for p in less)])
+    index, sure, enough = surest(steps, gain, [kept[id(p)] for p in less], keep, confidence)
+    told = {"confidence": confidence, "within": WITHIN, "sure": sure, "prompts": len(gain), "would_do": enough}
+    return None if index is None else less[index], told
 
 
 def no_gain(gain: Mapping[str, float]) -> str:
@@ -74,14 +86,34 @@ def tax_verdict(result: Mapping[str, Any]) -> str:
 
 def verdict(result: dict[str, Any], pick: Point | None, keep: float, pickable: Collection[str]) -> str:
     """What was lost, what the pick keeps and gives back, in two sentences; or why none of the `pickable` was picked."""
-    taxed = fallen(result["tax"])
-    cost = f"Alignment significantly lowered {', '.join(taxed)}" if taxed else "No ability fell significantly"
+    cost = lowered(result["tax"])
     if pick is None:
         return (
-            f"{cost} (held-out). No average keeps {keep:.0%} of the reward gain with less tax than POST: no point beats both "
-            f"ends, so no checkpoint was written.{_next_best(result, pickable)}"
+            f"{cost} (held-out). No average keeps {_share(keep)} of the reward gain with less tax than POST: no point beats "
+            f"both ends, so no checkpoint was written.{_next_best(result, pickable)}"
         )
-    return f"{reached(result['shares'], pick.name)} {cost} (held-out)."
+    return f"{reached(result['shares'], pick.name)}{_unsure(result.get('choice'), keep)} {cost} (held-out)."
+
+
+def lowered(tax: Sequence[Mapping[str, Any]]) -> str:
+    """Which abilities fell, in the measure that counts, and how many of those measured the other way too fell by that."""
+    rows: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for r in tax:
+        if r["name"] != "reward" and not r["at_floor"]:
+            rows.setdefault(r["name"], {}).setdefault(kind_of(r["unit"]), r)
+
+    def fell(r: Mapping[str, Any]) -> bool:
+        return bool(r["tax"]["value"] > 0 and r["tax"]["p"] < 0.05)
+
+    firsts = [next(iter(of.values())) for of in rows.values()]
+    names = [f"{r['name']} ({bare(r['metric'])})" for r in firsts if fell(r)]
+    said = f"Alignment significantly lowered {', '.join(names)}" if names else "No ability fell significantly"
+    told = []
+    for kind in KINDS:
+        if others := [of[kind] for of in rows.values() if list(of)[1:] == [kind]]:
+            down = sum(map(fell, others))
+            told.append(f"; by {kind} {down or 'none'} of {len(others)}")
+    return said + "".join(told)
 
 
 def shares(pre: Scores, post: Scores, pick: Scores, counted: Collection[str]) -> dict[str, Any]:
@@ -98,15 +130,17 @@ def shares(pre: Scores, post: Scores, pick: Scores, counted: Collection[str]) ->
 def reached(found: Mapping[str, Any], name: str) -> str:
     """One sentence that can be quoted: what was asked for, what came, of how many abilities, and how sure that is."""
     kept, back, left, asked = (found[key] for key in ("reward_kept", "tax_given_back", "retention", "asked"))
-    missed = "" if kept is None or asked is None or kept["value"] >= asked else "The demand was missed: "
-    demand = "" if asked is None else f" (asked for {asked:.0%})"
     if kept is None:
         gain = f"{found['gain']['value']:+.3g} [{found['gain']['low']:+.3g}, {found['gain']['high']:+.3g}]"
         first = (
             f"{name}: POST's gain in reward was not confirmed on held-out data ({gain}), so no share of it can be said"
         )
+    elif asked is not None and round(100 * kept["value"]) < 100 * asked:  # as it is printed
+        got = f"asked for {_share(asked)}, got {_percent(kept)} of the reward gain"
+        first = f"The demand was missed: {got}. {name} keeps that"
     else:
-        first = f"{missed}{name} keeps {_percent(kept)} of the reward gain{demand}"
+        demand = "" if asked is None else f" (asked for {_share(asked)})"
+        first = f"{name} keeps {_percent(kept)} of the reward gain{demand}"
     if left is None:
         return f"{first}; there is no ability above floor to give back."
     if back is None:
@@ -115,6 +149,20 @@ def reached(found: Mapping[str, Any], name: str) -> str:
     return (
         f"{first} and gives back {_percent(back)} of the mean tax of {left['of']} abilities{below}, on held-out data."
     )
+
+
+def _unsure(choice: Mapping[str, Any] | None, keep: float) -> str:
+    """What a pick that is not sure is, and how many prompts would do."""
+    if choice is None or choice["sure"]:
+        return ""
+    return (
+        f" It was not sure: no average keeps {_share(keep)} to within {100 * WITHIN:g} points at {_share(choice['confidence'])} "
+        f"confidence on {choice['prompts']:,} validation prompts; this is the surest, and about {choice['would_do']:,} would do."
+    )
+
+
+def _share(number: float) -> str:
+    return f"{100 * number:g}%"
 
 
 def _percent(share: Mapping[str, float]) -> str:

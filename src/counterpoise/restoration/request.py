@@ -16,7 +16,7 @@ from counterpoise.search.candidates import CONTROLS, HMA, Ramp, Search, TwoSided
 
 RESULT = "restore.json"
 MEANS = (0.2, 0.4, 0.6, 0.8)
-KEEP = 0.95
+KEEP, CONFIDENCE = 0.95, 0.9
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Request:
         means: the grid of mean ratios; above 1 (ExPO, extrapolation) plain averaging alone is measured.
         mean: write HMA at this mean instead of picking.
         keep_reward: the share of the reward gain that the pick must keep.
+        confidence: how sure that must be, to within five points of the gain; 0 takes the sample's word.
         donor: whose config, tokenizer and chat template go into OUT.
         drop: patterns of tensors to leave out when one side alone has them.
         work: where finished pieces are kept; by default OUT.work.
@@ -44,6 +45,7 @@ class Request:
     means: Sequence[float] = MEANS
     mean: float | None = None
     keep_reward: float = KEEP
+    confidence: float = CONFIDENCE
     donor: Donor = "post"
     drop: Sequence[str] = ()
     allow_unrelated: bool = False
@@ -63,6 +65,8 @@ class Request:
         refuse_means(self.means, self.mean)
         if not 0 <= self.keep_reward <= 1:  # NaN as well
             raise ValueError(f"keep_reward: expected a number from 0 to 1, found {self.keep_reward}")
+        if not 0 <= self.confidence < 1:
+            raise ValueError(f"confidence: expected a number from 0 to below 1, found {self.confidence}")
         refuse_donor(self.donor)
         for search in self.searches:
             search.check(files)
@@ -100,6 +104,7 @@ class Request:
             "means": list(self.means),
             "mean": self.mean,
             "keep_reward": self.keep_reward,
+            "confidence": self.confidence,
             "proxy_size": sizes[0] if sizes else 256,
             "controls": any(isinstance(s, Ramp) for s in self.searches),
             "donor": self.donor,

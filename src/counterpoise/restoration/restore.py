@@ -25,11 +25,11 @@ from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.results import write_results
 from counterpoise.evaluation.workbench import Workbench
 from counterpoise.language.loading import refuse_unmeasurable
-from counterpoise.records import Stages, Store, digest, named, versions, write_whole
+from counterpoise.records import Stages, Store, digest, named, public, versions, write_whole
 from counterpoise.restoration.compare import search_and_pick
 from counterpoise.restoration.distance import measured
 from counterpoise.restoration.pick import tax_verdict
-from counterpoise.restoration.request import KEEP, MEANS, RESULT, Request
+from counterpoise.restoration.request import CONFIDENCE, KEEP, MEANS, RESULT, Request
 from counterpoise.search.candidates import CONTROLS, HMA, Search
 
 
@@ -43,6 +43,7 @@ def restore(
     means: Sequence[float] = MEANS,
     mean: float | None = None,
     keep_reward: float = KEEP,
+    confidence: float = CONFIDENCE,
     donor: Donor = "post",
     drop: Sequence[str] = (),
     allow_unrelated: bool = False,
@@ -59,7 +60,7 @@ def restore(
     part, and what is reported of the pick was measured on the held-out part. A killed run goes on from its work folder.
 
     Args:
-        pre, post, out, searches, means, mean, keep_reward, donor, drop, work, anyway: see `Request`.
+        pre, post, out, searches, means, mean, keep_reward, confidence, donor, drop, work, anyway: see `Request`.
         panel: prompts, reward and abilities; see `Panel.load`.
         dtype: of the computation; by default that of POST, or a wider one where the device would imitate it.
 
@@ -70,7 +71,7 @@ def restore(
         ValueError, CheckpointError: see `Request.check` and `preflight`.
     """
     folder = None if work is None else Path(work)
-    given = (tuple(searches), means, mean, keep_reward, donor, drop, allow_unrelated, device, dtype, folder)
+    given = (tuple(searches), means, mean, keep_reward, confidence, donor, drop, allow_unrelated, device, dtype, folder)
     return run(Request(pre, post, Path(out), *given, anyway=anyway), panel, progress=progress)
 
 
@@ -88,6 +89,7 @@ def run(
     bench = Workbench.scanned(pair, panel, Store(work), allow_unrelated=unrelated, progress=progress, **on)
     settings = {**request.settings, **panel.settings, **request.more_settings, "dtype": str(bench.dtype)}
     decided = {k: v for k, v in settings.items() if (k, v) != ("replies", 1)}  # as before there were replies
+    decided |= {"primary": panel.primary} if panel.primary else {}
     key = digest([bench.inputs, decided, panel.fingerprint])
     if (finished := _finished(out, work, key)) is not None:
         return finished
@@ -150,6 +152,7 @@ def _write_report(folder: Path, result: dict[str, Any], *, card: bool = False) -
     from counterpoise.report.html import report_page
     from counterpoise.tables.card import model_card
 
+    result = public(result)
     write_whole(folder / "report.html", report_page(result))
     if card:
         (folder / "README.md").write_text(model_card(result), encoding="utf-8")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from counterpoise.checkpoints.about import inherited
 from counterpoise.tables import reading, tables
 from counterpoise.tables.grid import as_markdown
 from counterpoise.tables.numbers import number
@@ -38,7 +38,12 @@ def model_card(content: Mapping[str, Any]) -> str:
         "Made from": f"{command}{_commits(content)}{files}\n\nVersions: {versions}.",
     }
     card = [
-        _front_matter(content),
+        front_matter(
+            content["inputs"],
+            relation="merge",
+            results=_measured(content),
+            name=Path(content.get("out") or "model").name,
+        ),
         "# Averaged checkpoint",
         content.get("verdict") or "Weights before and after alignment, averaged.",
         f"Every tensor is `pre + ratio * (post - pre)`, with a mean ratio of {number(mean, 3)}; "
@@ -48,12 +53,59 @@ def model_card(content: Mapping[str, Any]) -> str:
     return "\n\n".join(card).rstrip() + "\n"
 
 
-def _front_matter(content: Mapping[str, Any]) -> str:
-    """Json strings are valid YAML; a folder on somebody's disk is not a base model."""
-    sources = [str((content["inputs"].get(side) or {}).get("source") or "") for side in ("pre", "post")]
-    hub = [s.partition("@")[0] for s in sources if HUB_ID.fullmatch(s) and not Path(s.partition("@")[0]).exists()]
-    bases = ["base_model:", *(f"  - {json.dumps(name)}" for name in dict.fromkeys(hub))] if hub else []
-    return "\n".join(["---", "tags:", "  - merge", "  - counterpoise", *bases, "---"])
+def aligned_card(record: Mapping[str, Any]) -> str:
+    """Markdown for a model that `align` made.
+
+    Args:
+        record: of align.json.
+    """
+    plain = {k: v for k, v in record["settings"].items() if isinstance(v, (int, float, str)) and len(str(v)) < 40}
+    held = [str(m.get("name") or m) for m in record["settings"].get("mitigations", ())]
+    command = f"```bash\n{record['command']}\n```" if record.get("command") else ""
+    card = [
+        front_matter({"pre": record}, relation="finetune"),
+        "# Aligned checkpoint",
+        f"`{record['source']}` after {record['iterations']} iterations of {plain.get('method', 'alignment')}"
+        + (f", with {', '.join(held)}" if held else "") + ".",
+        "What alignment cost the model's other abilities is not in this card: `counterpoise tax` measures it.",
+        *(["## Made by", command] if command else []),
+        "Settings: " + ", ".join(f"{k} {v}" for k, v in plain.items()) + ". Versions: "
+        + ", ".join(f"{k} {v}" for k, v in record["versions"].items()) + ".",
+    ]  # fmt: skip
+    return "\n\n".join(card) + "\n"
+
+
+def front_matter(inputs: Mapping[str, Any], *, relation: str, results: Sequence[Any] = (), name: str = "model") -> str:
+    """What the hub reads: where the model comes from, on what terms, and what was measured.
+
+    Args:
+        inputs: name ("pre") -> its source, revision and what its own card says.
+        relation: to the models that it is made from: merge or finetune.
+        results: `EvalResult`s of the model called `name`.
+    """
+    from huggingface_hub import ModelCardData
+
+    sources = [str((told or {}).get("source") or "").partition("@")[0] for told in inputs.values()]
+    hub = dict.fromkeys(s for s in sources if HUB_ID.fullmatch(s) and not Path(s).exists())
+    taken, _ = inherited({name: (told or {}).get("card") or {} for name, told in inputs.items()})
+    made: dict[str, Any] = {"base_model": list(hub) or None, "base_model_relation": relation if hub else None}
+    tags = ["merge"] * (relation == "merge") + ["counterpoise"]
+    if results:
+        made |= {"model_name": name, "eval_results": list(results)}
+    return f"---\n{ModelCardData(library_name='transformers', tags=tags, **made, **taken).to_yaml()}\n---"
+
+
+def _measured(content: Mapping[str, Any]) -> list[Any]:
+    """The pick's numbers as the hub lists them."""
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            "text-generation", row["name"], row["name"], row["metric"], row["pick"]["value"], dataset_split="held-out"
+        )
+        for row in content.get("tax") or ()
+        if row.get("pick")
+    ]
 
 
 def _commits(content: Mapping[str, Any]) -> str:

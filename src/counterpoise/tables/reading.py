@@ -15,6 +15,12 @@ PointEntry = Mapping[str, Any]
 VALIDATION, HELD_OUT = "validation", "held-out"
 RETENTION = "retention"
 ENDS = ("PRE", "POST")
+KINDS = ("likelihood", "accuracy")
+"""Of metrics: how likely right answers are, and whether answers are right (or how good: BLEU)."""
+MEANS = {RETENTION: "", **{f"{RETENTION} by {kind}": kind for kind in KINDS}}
+"""Axis -> kind of its metrics: "" the primary ones of all abilities, else one kind, of the abilities measured both ways."""
+OWN_LOSS = "share of own loss"
+"""The unit of retention since commit 5f31904."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,31 @@ def primary(results: Results) -> dict[str, str]:
     return found
 
 
+def kind_of(unit: str) -> str:
+    """Which of the `KINDS` a metric is, by its unit.
+
+    >>> kind_of("nats/token"), kind_of("%"), kind_of("BLEU")
+    ('likelihood', 'accuracy', 'accuracy')
+    """
+    return KINDS[not unit.startswith("nats")]
+
+
+def counted(results: Results, kind: str = "") -> dict[str, str]:
+    """Each ability that is not at floor, with its primary metric; or of those measured both ways the first of a kind."""
+    floor = floored(results)
+    if not kind:
+        return {a: m for a, m in primary(results).items() if a not in floor}
+    found: dict[str, dict[str, str]] = {}
+    for row in results.get("tax") or ():
+        found.setdefault(row["name"], {}).setdefault(kind_of(str(row.get("unit") or "")), row["metric"])
+    return {name: of[kind] for name, of in found.items() if len(of) == len(KINDS) and name not in floor}
+
+
+def is_old(results: Results) -> bool:
+    """Whether a file that was read holds retention in another unit than today's."""
+    return bool(results.get("retention_unit", OWN_LOSS) != OWN_LOSS)
+
+
 def unit(results: Results, ability: str) -> str:
     """Unit of an ability's primary metric, from the tax rows; "" when unknown."""
     return next((str(r.get("unit") or "") for r in results.get("tax") or () if r["name"] == ability), "")
@@ -103,9 +134,15 @@ def floored(results: Results) -> set[str]:
 
 def axis_score(results: Results, point: PointEntry, axis: str) -> Mapping[str, Any] | None:
     """Retention, or the primary metric of the ability `axis`, with its interval; None when it is not `known`."""
-    if axis == RETENTION:
-        return known(point.get("retention"))
+    if axis in MEANS:
+        return known(retained(point, axis))
     return known(ability_score(point, axis, primary(results).get(axis, "")))
+
+
+def retained(point: PointEntry, axis: str) -> Mapping[str, Any] | None:
+    """Retention on one of the `MEANS`; None where it was not measured."""
+    found: Mapping[str, Any] = point.get("retention_by") or {}
+    return found.get(kind) if (kind := MEANS[axis]) else point.get(RETENTION)
 
 
 def ability_score(point: PointEntry, ability: str, metric: str) -> Mapping[str, Any] | None:
@@ -115,15 +152,15 @@ def ability_score(point: PointEntry, ability: str, metric: str) -> Mapping[str, 
 
 
 def axes(results: Results) -> list[str]:
-    """What the horizontal axis of the front can show: retention when it was measured, then each ability."""
-    has = any(known(p.get("retention")) for p in results.get("points") or ())
-    return [*([RETENTION] if has else []), *primary(results)]
+    """What the horizontal axis of the front can show: retention, also by either kind, where measured; each ability."""
+    points = results.get("points") or ()
+    return [*(a for a in MEANS if any(known(retained(p, a)) for p in points)), *primary(results)]
 
 
 def axis_label(results: Results, axis: str, retention: str = RETENTION) -> str:
-    """An ability with its primary metric, and whether it is at floor; `retention` for that axis."""
-    if axis == RETENTION:
-        return retention
+    """An ability with its primary metric, and whether it is at floor; `retention` for that axis, and what it is by."""
+    if axis in MEANS:
+        return (retention if axis == RETENTION else axis) + (", older unit" if is_old(results) else "")
     floor = ", at floor" if axis in floored(results) else ""
     return f"{axis} ({primary(results)[axis]}{floor})"
 

@@ -56,13 +56,15 @@ BLOCKS = {
 }
 POINT = {
     "name": "text!", "method": "text!", "part": "text", "mean": "bound", "ratios": _Each("bound", keys=False), "blocks": "text",
-    "reward": SCORE, "retention": SCORE, "abilities": METRICS, "statistics": _Each(_Each(_Each("row", keys=False))),
+    "reward": SCORE, "retention": SCORE, "retention_by": _Each(SCORE), "abilities": METRICS,
+    "statistics": _Each(_Each(_Each("row", keys=False))),
 }  # fmt: skip
 ITEMS = {"unit": "text", "aggregate": "text!", "chance": "number", "keys": _Each("text", keys=False)}
 RESULTS = {
     "points": _Each(POINT, keys=False), "tax": _Each(ROW, keys=False), "items": _Each(_Each(_Each(ITEMS))), "run": "text",
-    "seed": "count", "reward": "text", "pick": "text", "command": "text", "hypervolume": _Each("number"),
-    "floored": _Each("text", keys=False), "versions": _Each("text"), "partition": BLOCKS, "two_sided": {"partition": BLOCKS},
+    "seed": "count", "reward": "text", "retention_unit": "text", "pick": "text", "command": "text",
+    "hypervolume": _Each("number"), "floored": _Each("text", keys=False), "versions": _Each("text"), "partition": BLOCKS,
+    "two_sided": {"partition": BLOCKS},
     "settings": {"keep_reward": "bound", "mean": "bound"},
     "partwise": _Each({"part": "text!", "ratio": "bound!", "reward": SCORE, "abilities": METRICS, "retention": SCORE},
                       keys=False),

@@ -11,13 +11,20 @@ from counterpoise.tables.grid import Cell, Column, Table, as_rich
 from counterpoise.tables.numbers import number, p_value, places, ratio_list, span, with_interval
 from counterpoise.tables.reading import (
     ENDS,
+    HELD_OUT,
+    KINDS,
+    MEANS,
     Results,
     Share,
+    axes,
+    counted,
+    kind_of,
     measured_points,
     parts,
     picked,
     point_partition,
     point_shares,
+    retained,
 )
 
 if TYPE_CHECKING:
@@ -61,6 +68,39 @@ def ability_taxes(results: Results) -> Table:
     if has_pick:
         columns += [Column("tax left", partial(_difference, "remaining")), Column("p", partial(_p, "remaining"))]
     return Table(tuple(columns), tuple(rows), tuple(notes), lambda r: bool(r.get("at_floor")))
+
+
+def both_kinds(results: Results) -> Table:
+    """Each ability's tax by likelihood and by accuracy side by side, what the pick leaves of either, and their means."""
+    sides: dict[str, dict[str, TaxRow]] = {}
+    for row in results.get("tax") or ():
+        if row["name"] != "reward":
+            sides.setdefault(row["name"], {}).setdefault(kind_of(str(row.get("unit") or "")), row)
+    points = {p["name"]: p.get("retention_by") or {} for p in measured_points(results, HELD_OUT)}
+    models = {"POST": "tax", **({str(results["pick"]): "remaining"} if results.get("pick") else {})}
+    count = len(counted(results, KINDS[0]))
+
+    def taxed(model: str, kind: str, row: str) -> Cell:
+        if row:
+            found = sides[row].get(kind)
+            return _difference(models[model], found) if found else Cell(number(None, 2))
+        kept = (points.get(model) or {}).get(kind)
+        return difference_cell(_negated(kept)) if kept else Cell(number(None, 2))
+
+    columns = [
+        Column(f"{'tax' if model == 'POST' else f'left by {model}'}, {kind}", partial(taxed, model, kind))
+        for model in models
+        for kind in KINDS
+    ]
+    note = (
+        "Likelihood: how probable right answers are, in nats. Accuracy: whether answers are right (accuracy, exact match, "
+        "BLEU), in points. Positive is lost; bold: the interval leaves out 0. A loss in one is not yet a loss in the other. "
+        "Mean: of the abilities measured both ways, in shares of each one's own loss."
+    )
+    rows = (*sides, *([""] if count else []))
+    floor = {n for n, of in sides.items() if any(r.get("at_floor") for r in of.values())}
+    name = Column("", lambda row: Cell(row or f"mean of {count}"), False)
+    return Table((name, *columns), rows, (note,), lambda row: row in floor)
 
 
 def against_ma(results: Results) -> Table:
@@ -118,7 +158,7 @@ def measured(results: Results) -> Table:
         Column("part", lambda p: Cell(str(p.get("part") or "")), False),
         Column("ratios", lambda p: Cell("" if p["method"] in ENDS else ratio_list(p.get("ratios") or [])), False),
         Column("reward", lambda p: Cell(*with_interval(p.get("reward") or {}))),
-        Column("retention", lambda p: Cell(*with_interval(p.get("retention") or {}))),
+        *(Column(a, partial(_retained, a)) for a in axes(results) if a in MEANS),
         Column("on the front", lambda p: Cell("yes" if p.get("on_front") else "")),
     )
     return Table(columns, tuple(rows), quiet=lambda p: not p.get("on_front"))
@@ -227,6 +267,15 @@ def _difference(key: str, row: TaxRow) -> Cell:
 
 def _p(key: str, row: TaxRow) -> Cell:
     return Cell(p_value((row.get(key) or {}).get("p")))
+
+
+def _retained(axis: str, point: Mapping[str, Any]) -> Cell:
+    return Cell(*with_interval(retained(point, axis) or {}))
+
+
+def _negated(found: Mapping[str, Any]) -> dict[str, float]:
+    """A retention as a tax."""
+    return {"value": -found["value"], "low": -found["high"], "high": -found["low"]}
 
 
 def _descent(trace: Sequence[float]) -> str:
