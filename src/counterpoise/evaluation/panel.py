@@ -15,10 +15,10 @@ from counterpoise.evaluation.abilities import Ability, load_abilities
 from counterpoise.evaluation.items import FileAbility
 from counterpoise.evaluation.measurement import Measurement, Scores
 from counterpoise.evaluation.parts import PARTS, Part, clusters, in_part, placement
-from counterpoise.evaluation.rewards import Reward, draw_rated, fingerprint, load_reward, name_of
+from counterpoise.evaluation.rewards import Reward, fingerprint, load_reward, name_of, rate
 from counterpoise.evaluation.specs import bare
-from counterpoise.language.prompts import Prompt, encode_prompts, read_prompts
-from counterpoise.language.sampling import SCORING, Drawing
+from counterpoise.language.prompts import Prompt, encode_prompt, encode_prompts, read_prompts
+from counterpoise.language.sampling import SCORING, Drawing, sample
 from counterpoise.records import Progress, Store, digest
 
 
@@ -134,6 +134,27 @@ class Panel:
             if isinstance(ability, FileAbility):
                 ability.refuse_long(tokenizer, how, context, self.limit)
 
+    @property
+    def _drawn(self) -> dict[str, Any]:
+        """What decides a response beside its prompt, in the keys of stored work."""
+        how = self.drawing
+        return {"tokens": how.max_new_tokens, "temperature": how.temperature, "chat": how.chat, "seed": how.seed}
+
+    def responses(
+        self, model: nn.Module, tokenizer: Any, part: Part, *, store: Store | None = None, model_id: Any = None
+    ) -> list[list[tuple[int, ...]]]:
+        """The responses whose reward `measure` takes: of each prompt of the part `drawing.n`, as token ids."""
+        chosen = self.prompts_of(part)
+
+        def draw() -> list[Any]:
+            asked = [encode_prompt(tokenizer, p, chat=self.drawing.chat) for p in chosen]
+            return sample(model, tokenizer, asked, self.draws())
+
+        key = {"what": "responses", "prompts": digest([p.key for p in chosen]), "replies": self.drawing.n}
+        key |= {**self._drawn, "model": model_id, "part": part}
+        said = draw() if store is None else store.once(key, draw)
+        return [[tuple(ids) for ids in group] for group in said]
+
     def measure(
         self,
         model: nn.Module,
@@ -155,14 +176,15 @@ class Panel:
         def kept(key: dict[str, Any], work: Callable[[], Any]) -> Any:
             return work() if store is None else store.once({**key, "model": model_id, "part": part}, work)
 
-        how = self.drawing
-        drawing = {"tokens": how.max_new_tokens, "temperature": how.temperature, "chat": how.chat, "seed": how.seed}
-        chosen = self.prompts_of(part)
+        how, drawing, chosen = self.drawing, self._drawn, self.prompts_of(part)
+
+        def rated() -> list[float]:
+            said = self.responses(model, tokenizer, part, store=store, model_id=model_id)
+            return [float(mean) for mean in rate(self.reward, tokenizer, chosen, said).mean(1)]
+
         key = {"what": "reward", "reward": self.reward_id, "prompts": digest([p.key for p in chosen]), **drawing}
         key |= {"replies": how.n} if how.n > 1 else {}
-        means = kept(
-            key, lambda: draw_rated(model, tokenizer, chosen, self.reward, self.draws()).rewards.mean(1).tolist()
-        )
+        means = kept(key, rated)
         if progress is not None:
             progress(1, total)
         statistics = np.array(means, dtype=np.float64)[:, None]

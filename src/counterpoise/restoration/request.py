@@ -40,6 +40,7 @@ class Request:
         heal: steps of healing with both as teachers, whose points may be picked, too; see `alignment.heal`.
         heal_from: where that begins: "POST", "PRE", the "pick" among averages, or an average by name ("LiNeS 0.8").
         keep_by: how questions are shared among the abilities, see `teach`.
+        anyway: search also where no ability fell; as a fixed `mean` does.
     """
 
     pre: str | Path
@@ -60,6 +61,7 @@ class Request:
     heal: int | None = None
     heal_from: str = "POST"
     keep_by: str = "uniform"
+    anyway: bool = False
 
     def check(self, files: int) -> None:
         """Raise for what can be seen to be wrong before anything is read; `files` is the number of abilities from files.
@@ -127,7 +129,7 @@ class Request:
     @property
     def more_settings(self) -> dict[str, Any]:
         """What searches beyond HMA and the controls add to `settings`."""
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"anyway": True} if self.anyway else {}
         if self.heal is not None:
             found |= {"heal": self.heal, "heal_from": self.heal_from, "keep_by": self.keep_by}
         hma = any(isinstance(s, HMA) for s in self.searches)
