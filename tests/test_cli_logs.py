@@ -85,9 +85,7 @@ def test_without_from_the_panel_is_asked_for(lacking: str) -> None:
     assert f"Missing option '{lacking}'" in done.output
 
 
-def test_the_page_belongs_to_from_and_folders_must_be_there(logs: tuple[Path, Path], tmp_path: Path) -> None:
-    panel = ["--prompts", "a", "--reward", "a", "--abilities", "a"]
-    assert "--page: does nothing here; add --from" in run("tax", "a", "b", *panel, "--page", tmp_path / "p.html").output
+def test_the_folder_of_the_page_must_be_there(logs: tuple[Path, Path], tmp_path: Path) -> None:
     done = run("tax", "--from", *logs, "--page", tmp_path / "none" / "file")
     assert f"--page {tmp_path / 'none' / 'file'}: expected a folder" in done.output
 

@@ -7,17 +7,48 @@ import pytest
 from scipy.stats import binomtest, ttest_rel
 
 from counterpoise.statistics.bootstrap import clustered, grouped, interval, paired_difference, score
-from counterpoise.statistics.paired import MOST, calibration, flips, holm, resampled, stratified, tax_of
+from counterpoise.statistics.paired import MOST, calibration, cells, flips, holm, resampled, stratified, tax_of
 
 
 @pytest.mark.parametrize(("lost", "won", "items"), [(0, 0, 30), (5, 0, 40), (9, 3, 50), (700, 600, 5000)])
 def test_flips_have_wilsons_intervals_and_mcnemars_p(lost: int, won: int, items: int) -> None:
-    found = flips(lost, won, items)
+    found = flips([0, lost, won, items - lost - won])
     for count, key in ((lost, "lost"), (won, "won")):
         wanted = binomtest(count, items).proportion_ci(method="wilson")
         assert found[key]["value"] == 100 * count / items
         assert (found[key]["low"], found[key]["high"]) == pytest.approx((100 * wanted.low, 100 * wanted.high), abs=1e-4)
     assert found["p"] == pytest.approx(binomtest(lost, lost + won).pvalue if lost + won else 1.0)
+
+
+def guessing(draw: np.random.Generator, items: int, known: tuple[float, float, float], choices: int) -> list[int]:
+    """Items that both know, that are lost and won, as the shares `known`; what is not known is guessed, on its own."""
+    state = draw.choice(4, size=items, p=[*known, 1 - sum(known)])
+    lucky = draw.random((2, items)) < 1 / choices
+    return cells((state == 0) | (state == 1) | lucky[0], (state == 0) | (state == 2) | lucky[1])
+
+
+@pytest.mark.parametrize("choices", [2, 4])
+def test_what_guessing_flips_is_taken_off_and_the_intervals_cover(choices: int) -> None:
+    """The truth by simulation: of items that are known, 8 % are forgotten (and then guessed), 2 % learned."""
+    draw, known = np.random.default_rng(0), (0.5, 0.08, 0.02)
+    many = flips(guessing(draw, 2_000_000, known, choices), 1 / choices)
+    truth = {key: many[key]["value"] for key in ("lost", "won")}
+    assert truth["lost"] - truth["won"] == pytest.approx(100 * (0.08 - 0.02) * (1 - 1 / choices), abs=0.1)
+    still = flips(guessing(draw, 2_000_000, (0.0, 0.0, 0.0), choices), 1 / choices)
+    assert max(still[key]["value"] for key in ("lost", "won")) < 0.2 < still["by_chance"] - 15
+    for items in (100, 400):
+        found = [flips(guessing(draw, items, known, choices), 1 / choices) for _ in range(400)]
+        covered = np.mean([[f[k]["low"] <= truth[k] <= f[k]["high"] for k in truth] for f in found], axis=0)
+        assert all(share > 0.92 for share in covered), covered
+
+
+def test_flips_of_a_group_take_off_what_guessing_flips_in_each_task() -> None:
+    tasks, chance = np.array([[30, 9, 4, 17], [10, 2, 6, 22]]), np.array([0.25, 0.5])
+    group, each = flips(tasks, chance), [flips(t, c) for t, c in zip(tasks, chance, strict=True)]
+    assert group["by_chance"] == pytest.approx((60 * each[0]["by_chance"] + 40 * each[1]["by_chance"]) / 100)
+    assert group["lost"]["seen"] == 11
+    assert group["lost"]["value"] == max(0.0, 11 - group["by_chance"])
+    assert flips(tasks[0], 1 / 3)["by_chance"] == pytest.approx(100 * (21 / 60) * (26 / 60) / 2)  # of the paper
 
 
 def test_many_items_in_groups_keep_their_score_and_its_interval() -> None:

@@ -304,8 +304,9 @@ def test_the_demand_decides_as_far_as_the_sample_can_tell(world: Path, tmp_path:
 
 
 def test_tax_and_search_stand_alone(world: Path, tmp_path: Path) -> None:
-    rows, warnings = measure_tax(world / "pre", world / "post", panel(world))
-    assert warnings == []
+    found = measure_tax(world / "pre", world / "post", panel(world))
+    rows = found["tax"]
+    assert found["warnings"] == []
     reward = next(r for r in rows if r["name"] == "reward")
     assert reward["tax"]["value"] < 0
     assert reward["tax"]["p"] < 0.05

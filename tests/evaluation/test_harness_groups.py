@@ -84,8 +84,8 @@ def test_a_groups_number_is_lm_evals_own(tasks: Path, name: str, limit: int | No
         assert found[metric].value == pytest.approx(100 * own[name][f"{metric},none"])
         for task, part in found[metric].apart():
             assert part.value == pytest.approx(100 * own[task][f"{metric},none"])
-    assert [task for task, _ in found["acc"].subtasks] == subtasks
-    assert len(found["acc"].keys) == sum(n for _, n in found["acc"].subtasks)
+    assert [task for task, *_ in found["acc"].subtasks] == subtasks
+    assert len(found["acc"].keys) == sum(n for _, n, _ in found["acc"].subtasks)
 
 
 @pytest.mark.parametrize("name", ["pair", "flat"])
@@ -93,7 +93,7 @@ def test_what_lm_eval_gives_no_number_weighs_by_items(tasks: Path, name: str) ->
     found = {m.metric: m for m in measured(tasks, name)}
     assert list(found) == ["logprob", "acc", "acc_norm"]
     assert found["acc"].value == pytest.approx(found["acc"].statistics.mean())
-    assert [task for task, _ in found["acc_norm"].subtasks] == ["one"]
+    assert [task for task, *_ in found["acc_norm"].subtasks] == ["one"]
 
 
 def test_what_cannot_be_a_group_is_refused_before_a_model_is(tasks: Path) -> None:
@@ -161,6 +161,10 @@ def test_a_group_is_one_row_with_its_subtasks_beneath_it_everywhere(tasks: Path)
         interval_of(before[1]),
     )
     assert Measurement.from_json(json.loads(json.dumps(before[1].to_json()))).subtasks == before[1].subtasks
+    lost = [s["flips"]["lost"]["count"] for s in row["subtasks"]]
+    assert row["flips"]["lost"]["count"] == sum(lost)
+    sure = [a[1].sureness for a in before[0].apart()]
+    assert np.array_equal(np.concatenate(sure), before[0].sureness)
     assert tax_table(pre, post)[2]["subtasks"] == row["subtasks"]
     names = [cells[0].text for cells in ability_taxes(made).cells()]
     assert names == ["reward", "both", "· one", "· two", "both", "· one", "· two"]

@@ -253,8 +253,8 @@ def test_finished_pieces_are_read_back_and_others_computed(files: tuple[Path, st
         mine = Panel.load(files[0], counting, [files[1]], drawing=drawing, prompt_limit=limit)
         return mine.measure(model, tokenizer(), part, store=store, model_id=model_id)
 
-    def stored() -> int:
-        return len(list((tmp_path / "work").glob("*.json")))
+    def stored() -> int:  # beside the responses, which every reward of them may read
+        return sum(not f.name.startswith("responses-") for f in (tmp_path / "work").glob("*.json"))
 
     pre, post = tiny("llama"), nudge(tiny("llama"), scale=0.5)
     first = measure(pre, "pre", "proxy")
@@ -288,7 +288,7 @@ def test_another_primary_metric_measures_nothing_again_and_stands_first(
         scores = mine.measure(tiny("llama"), tokenizer(), "proxy", store=store, model_id="pre")
         found[query] = {m.metric: m.statistics.tolist() for m in scores.abilities["guess"]}
         assert mine.primary == ({"guess": "accuracy"} if "accuracy" in query else {})
-    assert len(list((tmp_path / "work").glob("*.json"))) == 2  # the reward's and the ability's
+    assert len(list((tmp_path / "work").glob("*.json"))) == 3  # the responses, their reward and the ability
     assert found[""] == found["?primary=accuracy"] == found["?primary=logprob"]
     first = [next(iter(of)) for of in found.values()]
     assert first == ["logprob", "accuracy", "logprob"]
@@ -320,7 +320,7 @@ def test_retention_by_either_kind_is_over_what_is_measured_both_ways() -> None:
     assert alone["retention_by"] == {}
 
 
-def test_a_reward_that_fails_half_way_leaves_nothing(files: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_reward_that_fails_leaves_the_responses_alone(files: tuple[Path, str], tmp_path: Path) -> None:
     def broken(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         return [float("nan")] * len(responses)
 
@@ -328,7 +328,7 @@ def test_a_reward_that_fails_half_way_leaves_nothing(files: tuple[Path, str], tm
         Panel.load(files[0], broken, [files[1]], drawing=Drawing(max_new_tokens=2, batch_size=16)).measure(
             tiny("llama"), tokenizer(), "proxy", store=Store(tmp_path / "work"), model_id="pre"
         )
-    assert not (tmp_path / "work").exists()
+    assert [f.name.partition("-")[0] for f in (tmp_path / "work").iterdir()] == ["responses"]  # not drawn again
 
 
 def test_a_fingerprint_follows_the_content_of_a_file_and_of_a_function(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from counterpoise.statistics.front import front
+from counterpoise.statistics.paired import flips
 
 # ability -> (metric, unit, score of PRE, tax of POST, half width of the interval), primary metric first
 ABILITIES: dict[str, list[tuple[str, str, float, float, float]]] = {
@@ -53,6 +54,8 @@ def results() -> dict[str, Any]:
         "verdict": "Alignment significantly lowered arc_easy, lambada, multi30k (held-out). HMA 0.6 keeps 93% of the "
         "reward gain and gives back 58% of the mean tax, on held-out data.",
         "tax": tax,
+        "distance": distance(),
+        "calibration": calibration(),
         "pick_against_ma": [
             {k: r[k] for k in ("name", "metric")} | {"difference": _around(0.01, 0.03, 0.2)} for r in tax
         ],
@@ -64,12 +67,35 @@ def results() -> dict[str, Any]:
     }
 
 
+def distance() -> list[dict[str, Any]]:
+    """What `counterpoise.restoration.distance.distances` gives."""
+    rows: list[dict[str, Any]] = [
+        {"measure": m, "unit": "nats/token", "pre": None, "post": _around(v, 0.02), "pick": _around(0.6 * v, 0.02)}
+        for m, v in (("kl_own_answers", 0.146), ("kl_pre_answers", 0.269), ("kl_pre_text", 1.49))
+    ]
+    for measure, unit, before, after in (("entropy", "nats/token", 2.489, 2.395), ("distinct_2", "%", 61.98, 51.4)):
+        row = {"measure": measure, "unit": unit, "pre": _around(before, 0.4), "post": _around(after, 0.4)}
+        rows.append({**row, "post_change": _around(after - before, 0.2), "pick": _around(before, 0.4)})
+        rows[-1]["pick_change"] = _around(0.0, 0.2)
+    return rows
+
+
+def calibration() -> list[dict[str, Any]]:
+    """What `counterpoise.evaluation.measurement.calibrations` gives."""
+    sides = {"pre": _around(6.5, 2.0), "post": _around(9.7, 2.0), "rise": _around(3.2, 1.0, 0.01)}
+    sides |= {"pick": _around(6.0, 2.0), "pick_rise": _around(-0.5, 1.0, 0.4)}
+    return [{"name": n, "measure": m, "items": 400, **sides} for n in ("arc_easy", "piqa") for m in ("ece", "brier")]
+
+
 def stopped() -> dict[str, Any]:
     """A run that ended after PRE and POST: no reward gain to keep."""
     found = results()
     found["points"] = [p for p in found["points"] if p["method"] in ("PRE", "POST")]
     for row in found["tax"]:
-        row["pick"] = row["remaining"] = None
+        row["pick"] = row["remaining"] = row["pick_flips"] = None
+    for row in (*found["distance"], *found["calibration"]):
+        for key in [k for k in row if k.startswith("pick")]:
+            del row[key]
     verdict = (
         "POST's reward is not significantly above PRE's on the validation prompts: nothing was searched or written."
     )
@@ -184,6 +210,8 @@ def _tax_row(name: str, metric: str, unit: str, pre: float, change: float, half:
         "tax": _around(tax, 0.6 * half, math.erfc(abs(tax) / (0.6 * half / 1.96) / math.sqrt(2))),
         "remaining": _around(left, 0.5 * half, math.erfc(abs(left) / (0.5 * half / 1.96) / math.sqrt(2))),
         "at_floor": floor,
+        "flips": {"chance": 25.0, **flips([190, 52, 36, 122], 0.25)} if metric == "accuracy" else None,
+        "pick_flips": {"chance": 25.0, **flips([220, 22, 16, 142], 0.25)} if metric == "accuracy" else None,
     }
 
 

@@ -5,27 +5,25 @@ from __future__ import annotations
 import doctest
 import io
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from types import ModuleType
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from counterpoise.language import divergence
 from counterpoise.report import plots
-from counterpoise.tables import numbers, reading, tables
+from counterpoise.statistics import paired
+from counterpoise.tables import logs, numbers, reading, shifts, tables
 from counterpoise.tables.grid import Cell, Column, Table, as_html, as_markdown, as_rich
 from report import made
 
 TABLES = [
-    "ability_taxes",
-    "both_kinds",
-    "against_ma",
-    "volume_table",
-    "pick_ratios",
-    "measured",
-    "search_table",
-    "files",
-]
+    tables.ability_taxes, tables.both_kinds, tables.against_ma, tables.volume_table, tables.pick_ratios, tables.measured,
+    tables.search_table, tables.files, shifts.distances, shifts.flips, logs.calibrations,
+]  # fmt: skip
 
 
 class Rows(HTMLParser):
@@ -68,9 +66,9 @@ def on_terminal(table: Table, width: int = 300) -> str:
     return str(console.file.getvalue())  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_the_three_forms_agree(name: str) -> None:
-    table = getattr(tables, name)(made.results())
+@pytest.mark.parametrize("make", TABLES, ids=lambda make: make.__name__)
+def test_the_three_forms_agree(make: Callable[[Any], Table]) -> None:
+    table = make(made.results())
     expected = [[c.title for c in table.columns]]
     expected += [[f"{c.text} {c.detail}".strip() for c in row] for row in table.cells()]
     assert len(expected) > 2
@@ -134,7 +132,22 @@ def test_without_a_pick_there_are_no_columns_for_it(results: dict[str, object]) 
     assert not any((tables.pick_ratios(results), tables.against_ma(results), tables.search_table(results)))
 
 
-@pytest.mark.parametrize("module", [numbers, plots, reading], ids=lambda m: m.__name__)
+def test_what_means_hide_fits_a_terminal_of_80_columns() -> None:
+    for make in (shifts.distances, shifts.flips, logs.calibrations):
+        table = make(made.results())
+        shown = on_terminal(table, 80)
+        assert "…" not in shown
+        assert all(part in shown for row in table.cells() for cell in row[1:] for part in (cell.text, cell.detail))
+
+
+def test_a_change_is_bold_where_its_own_interval_leaves_out_zero() -> None:
+    cells = {row[0].text: row[1:] for row in shifts.distances(made.results()).cells()}
+    assert [c.strong for c in cells["variety of its answers, %"]] == [False, True, False]
+    assert cells["its answers surprise PRE by"][0].text == "0"
+    assert "1.16 [1.13, 1.18] times as likely to POST as to PRE" in shifts.likelier(made.results())
+
+
+@pytest.mark.parametrize("module", [numbers, plots, paired, divergence, reading], ids=lambda m: m.__name__)
 def test_examples_in_docstrings(module: ModuleType) -> None:
     found = doctest.testmod(module)
     assert found.attempted > 0

@@ -113,6 +113,7 @@ def restore(
         Literal["uniform", "bandit"] | None, searched(None, "With --heal: who is asked how much (default uniform).")
     ] = None,
     controls: Annotated[bool, searched(None, "Also measure ramps, a reversed one and random ratios.")] = True,
+    anyway: Annotated[bool, searched(None, "Search also where nothing measurable fell.")] = False,
     dry_run: DryRun = False,
     speed: SpeedOption = None,
     work: WorkFolder = None,
@@ -180,7 +181,7 @@ def restore(
         picked = given(means=means and numbers(means, "--means"), keep_reward=keep_reward, mean=mean, work=work)
         picked |= given(confidence=confidence)
         fitted = {"donor": donor, "drop": drop or (), "allow_unrelated": allow_unrelated, "dtype": dtype_of(dtype)}
-        how = {"device": device, "race": race, "heal": heal, **healing}
+        how = {"device": device, "race": race, "heal": heal, **healing, "anyway": anyway}
         request = Request(pre, post, out, searches, cut=cut, **picked, **fitted, **how)
         drawing = Drawing(replies, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
         files = PanelFiles(prompts, reward, abilities, limit, prompt_limit, drawing, trust_tasks)
@@ -217,7 +218,7 @@ def tax(
             "--from",
         ),
     ] = False,
-    page: Annotated[Path | None, option("FILE", "With --from: also write the page (html).")] = None,
+    page: Annotated[Path | None, option("FILE", "Also write the page (html).")] = None,
     work: Annotated[
         Path | None,
         general("FOLDER", "Keep finished pieces here and go on from them."),
@@ -254,7 +255,6 @@ def tax(
         if from_logs:
             tax_of_logs(ctx, pre, post, page, as_json=as_json)
             return
-        refuse_without("--from", given(page=page))
         assert prompts
         assert reward
         assert abilities
@@ -268,7 +268,7 @@ def tax(
         drawing = Drawing(replies, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
         device = usable_device(device)
         panel = PanelFiles(prompts, reward, abilities, limit, prompt_limit, drawing, trust_tasks).load(device)
-        rows, warnings = measure_tax(
+        result = measure_tax(
             pre,
             post,
             panel,
@@ -279,8 +279,15 @@ def tax(
             dtype=dtype_of(dtype),
             progress=progress,
         )
-    warn(warnings)
+        result = {"command": command_line(), **result}
+        if page:
+            from counterpoise.records import write_whole
+            from counterpoise.report.html import report_page
+
+            write_whole(page, report_page(result))
+    warn(result["warnings"])
     if as_json:
-        print_json(rows)
+        print_json(result)
     else:
-        show_tax({"tax": rows})
+        show_tax(result)
+        print(result["verdict"])

@@ -237,12 +237,20 @@ def show_result(result: dict[str, Any], out: Path, work: Path | None, *, as_json
 
 
 def show_tax(result: dict[str, Any]) -> None:
-    """The table of the tax."""
+    """How far POST has gone, the tax, and what its means hide."""
     from rich.console import Console
 
+    from counterpoise.tables.grid import as_rich
+    from counterpoise.tables.logs import calibrations
+    from counterpoise.tables.shifts import distances, flips
     from counterpoise.tables.tables import tax_rich
 
-    Console().print(tax_rich(result))
+    console, first = Console(), distances(result)
+    if first:
+        console.print(as_rich(first))
+    console.print(tax_rich(result))
+    for table in filter(None, (flips(result), calibrations(result))):
+        console.print(as_rich(table))
 
 
 def command_line() -> str:

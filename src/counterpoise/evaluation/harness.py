@@ -26,6 +26,7 @@ from counterpoise.language.groups import groups_of
 from counterpoise.language.sampling import SCORING, Drawing, way_of
 from counterpoise.records import digest
 from counterpoise.statistics.bootstrap import Array
+from counterpoise.statistics.paired import choice_calibration
 
 FEWSHOT_SEED = 1234
 """Of the random examples in few-shot prompts, the same at every measurement; lm-eval's own default."""
@@ -133,8 +134,10 @@ class HarnessAbility:
         made = []
         several = self.task.OUTPUT_TYPE == "multiple_choice"
         if several and all(isinstance(row["target"], int) for row in rows):
-            gold = [float(row["filtered_resps"][row["target"]][0]) for row in rows]
-            made.append(Measurement("logprob", "nats", np.array(gold)[:, None], "mean", None, keys))
+            logs = [[float(r[0]) for r in row["filtered_resps"][: _choices(row)]] for row in rows]
+            gold = [v[row["target"]] for v, row in zip(logs, rows, strict=True)]
+            sure = np.array([choice_calibration(v, row["target"]) for v, row in zip(logs, rows, strict=True)])
+            made.append(Measurement("logprob", "nats", np.array(gold)[:, None], "mean", None, keys, sureness=sure))
         for name in rows[0]["metrics"]:
             statistics = _statistics(name, [row[name] for row in rows])
             if statistics is None:
@@ -142,7 +145,7 @@ class HarnessAbility:
             values, aggregate, unit = statistics
             chance: float | None = None
             if unit == "%":
-                chance = 100 * float(np.mean([1 / len(r["filtered_resps"]) for r in rows])) if several else 0.0
+                chance = 100 * float(np.mean([1 / _choices(r) for r in rows])) if several else 0.0
             lower = not self.task.higher_is_better().get(name, True) and aggregate == "mean" and name != "perplexity"
             made.append(
                 Measurement(f"-{name}" if lower else name, unit, -values if lower else values, aggregate, chance, keys)
@@ -360,6 +363,11 @@ def _all_tasks() -> Any:
 def _named(thing: Any) -> str:
     """A function of a task's settings by its name: its address differs from run to run."""
     return str(getattr(thing, "__qualname__", type(thing).__name__))
+
+
+def _choices(row: Mapping[str, Any]) -> int:
+    """How many a model chose from; for mutual information they are asked once more, without the question."""
+    return len(row["filtered_resps"]) // (2 if "acc_mutual_info" in row["metrics"] else 1)
 
 
 def _statistics(name: str, values: list[Any]) -> tuple[Array, str, str] | None:

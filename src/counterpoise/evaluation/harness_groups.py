@@ -102,6 +102,7 @@ class HarnessGroup:
         strata = [(len(m.keys), self.counts[name] * (len(m.keys) if sized else 1)) for name, m in of.items()]
         chances = [m.chance for m in first if m.chance is not None]
         chance = float(np.average(chances, weights=[w for _, w in strata])) if len(chances) == len(first) else None
+        sure = [m.sureness for m in first if m.sureness is not None]
         return Measurement(
             first[0].metric,
             first[0].unit,
@@ -109,5 +110,6 @@ class HarnessGroup:
             weighted(first[0].aggregate, strata),
             chance,
             tuple(key for m in first for key in m.keys),
-            subtasks=tuple((name, len(m.keys)) for name, m in of.items()),
+            subtasks=tuple((name, len(m.keys), m.chance) for name, m in of.items()),
+            sureness=np.concatenate(sure) if len(sure) == len(first) else None,
         )

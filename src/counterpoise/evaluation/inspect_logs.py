@@ -73,11 +73,13 @@ def _members(file: Path, wanted: Callable[[str], bool]) -> Iterator[Any]:
 def _task(task: Task, file: Path, head: Mapping[str, Any]) -> Task:
     scored: dict[str, dict[Any, list[float]]] = {}
     keys: dict[Any, Key] = {}
+    guessed: dict[Any, float] = {}
     graded: dict[str, bool] = {}  # in letters or words: C, I, P, N, yes, no
     inside = _members(file, lambda name: name.startswith("samples/") and name.endswith(".json"))
     for sample in head.get("samples") or () if file.suffix != ".eval" else inside:
         who = sample.get("id")
         keys.setdefault(who, _key(sample))
+        guessed[who] = 1 / len(choices) if (choices := sample.get("choices")) else 0.0
         for scorer, found in (sample.get("scores") or {}).items():
             value = found.get("value") if isinstance(found, dict) else found
             parts = {f"{scorer}/{k}": v for k, v in value.items()} if isinstance(value, dict) else {scorer: value}
@@ -90,7 +92,7 @@ def _task(task: Task, file: Path, head: Mapping[str, Any]) -> Task:
     reported = {s["name"]: s for s in ((head.get("results") or {}).get("scores") or ())}
     order = list(keys.values())
     for metric, values in scored.items():
-        column = Column(order)
+        column = Column(order, chance=sum(guessed.values()) / len(guessed))
         for at, who in enumerate(keys):
             if who in values:
                 column.put(at, [float(np.mean(values[who]))])  # over epochs

@@ -13,6 +13,7 @@ from counterpoise.evaluation.measurement import Measurement
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import continuation_logprobs
 from counterpoise.statistics.bootstrap import Array
+from counterpoise.statistics.paired import choice_calibration
 
 SHARED = "accuracy 2"
 """What accuracy means, by version: choices of one text share. Part of the fingerprint."""
@@ -64,8 +65,9 @@ class Choices(FileAbility):
         ]
         chance = 100 * float(np.mean([1 / len(item.fields["choices"]) for item in items]))
         keys = tuple(item.key for item in items)
+        sure = np.array([choice_calibration(s, g) for s, g in zip(scores, gold, strict=True)])
         return [
-            Measurement("logprob", "nats/token", np.array(logp)[:, None], "mean", None, keys),
+            Measurement("logprob", "nats/token", np.array(logp)[:, None], "mean", None, keys, sureness=sure),
             Measurement("accuracy", "%", np.array(hits)[:, None], "mean", chance, keys),
         ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from counterpoise.statistics.paired import (
     MOST,
     Resampled,
     calibration,
+    cells,
     flips,
     holm,
     resampled,
@@ -177,7 +179,7 @@ def _differences(name: str, kind: str, pairs: Pairs, a: Column, b: Column, pre: 
 
 
 def _with(column: Column, values: list[Any]) -> Column:
-    return Column(column.keys, values, column.aggregate, column.unit, column.up, column.reported)
+    return replace(column, values=values)
 
 
 def _both(a: Column, b: Column) -> tuple[Array, Array]:
@@ -192,7 +194,7 @@ def _row(name: str, metric: str, kind: str, a: Column, b: Column) -> tuple[dict[
         levels = {100 * v for v in levels}
     if a.up is not None and (levels <= {0.0, 100.0} or levels <= {-100.0, 0.0}):
         before, after = (side[:, 0] == (0.0 if min(levels) < 0 else 100.0) for side in sides)
-        flipped = flips(int((before & ~after).sum()), int((after & ~before).sum()), len(before))
+        flipped = flips(cells(before, after), a.chance)
     tax = tax_of(*sides, a.aggregate)._asdict()
     if flipped:
         tax["p"] = flipped["p"]
@@ -205,7 +207,7 @@ def _row(name: str, metric: str, kind: str, a: Column, b: Column) -> tuple[dict[
         "pre": _score(sides[0], a.aggregate, unit, negated=a.up is False),
         "post": _score(sides[1], a.aggregate, unit, negated=a.up is False),
         "tax": tax,
-        "flips": flipped,
+        "flips": flipped and {"chance": 100 * a.chance, **flipped},
         "reported": {"pre": a.reported, "post": b.reported},
     }
     return row, sides
@@ -243,8 +245,7 @@ def _group_row(name: str, way: str, leaves: list[dict[str, Any]], parts: list[Re
     before, after, tax = (d._asdict() for d in stratified(parts, [n / sum(sizes) for n in sizes]))
     flipped, items = None, sum(row["items"] for row in leaves)
     if way == "size" and all(row["flips"] for row in leaves):
-        lost, won = (sum(row["flips"][k]["count"] for row in leaves) for k in ("lost", "won"))
-        flipped = flips(lost, won, items)
+        flipped = flips([row["flips"]["cells"] for row in leaves], [row["flips"]["chance"] / 100 for row in leaves])
     about = {k: leaves[0][k] for k in ("metric", "unit", "up")} | {"items": items, "family": GROUP}
     scores = {"pre": _bare(before), "post": _bare(after), "tax": tax, "flips": flipped}
     return {"name": name, **about, **scores, "tasks": len(leaves), "weights": way}

@@ -39,6 +39,7 @@ class Column:
         up: False where the log's own number is better when lower, and values are its negative; None where the log does
             not say.
         reported: the number that the log itself gives.
+        chance: the share of its items that guessing gets right: 1 / choices, in the mean.
     """
 
     keys: list[Key]
@@ -47,6 +48,7 @@ class Column:
     unit: str = ""
     up: bool | None = True
     reported: float | None = None
+    chance: float = 0.0
 
     def put(self, at: int, value: Sequence[float]) -> None:
         """The values of item `at`; those that were passed over have none."""

@@ -28,6 +28,7 @@ from counterpoise.evaluation.logged import (
 )
 from counterpoise.evaluation.results import measurement
 from counterpoise.statistics.bootstrap import score
+from counterpoise.statistics.paired import choice_calibration
 
 SAMPLES = re.compile(r"samples_(?P<task>.+?)_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl(\.gz)?$")
 FIELDS = (
@@ -102,7 +103,7 @@ def _own(spec: str, content: Mapping[str, Any], name: str) -> Log:
             if (m := measurement(content, point, ability, metric)) is not None:
                 keys = [Key(of_hex(k), 0, 0) for k in m.keys]
                 rows = [tuple(map(float, row)) for row in m.statistics]
-                task.columns[metric, ""] = Column(keys, list(rows), m.aggregate, m.unit)
+                task.columns[metric, ""] = Column(keys, list(rows), m.aggregate, m.unit, chance=(m.chance or 0.0) / 100)
     if not tasks:
         raise ValueError(
             f"{spec}: expected the statistics of every item, found none for {name}; run it again with this version"
@@ -152,6 +153,7 @@ def _task(name: str, file: Path, header: Mapping[str, Any]) -> Task:
     task = Task(name, of("versions"), of("n-shot"))
     directions = of("higher_is_better") or {}
     keys: dict[str, list[Key]] = {}
+    guessed = rows = 0.0
     for place, row in stream_json_lines(file):
         kept = keys.setdefault(kind := str(row.get("filter", "none")), [])
         at, several = len(kept), len(keys) > 1
@@ -160,7 +162,10 @@ def _task(name: str, file: Path, header: Mapping[str, Any]) -> Task:
         measured = {m: of_item(m, row.get(m)) for m in metrics}
         missing = "no sum over items that can be had from a log"
         task.left_out |= {m: missing for m, v in measured.items() if v is None and row.get(m) is not None}
-        found = {} if several else _likelihoods(row, metrics)  # the same for every filter
+        logs = [] if several else _logs(row, metrics)  # the same for every filter
+        if not several:
+            rows, guessed = rows + 1, guessed + (1 / len(logs) if len(logs) > 1 else 0.0)
+        found = _likelihoods(row, metrics, logs)
         for metric, values in [*measured.items(), *found.items()]:
             if values is None:
                 continue
@@ -176,7 +181,7 @@ def _task(name: str, file: Path, header: Mapping[str, Any]) -> Task:
         raise ValueError(f"{file}: expected lines of lm-eval's --log_samples with their metrics, found none")
     results = of("results") or {}
     for (metric, kind), column in list(task.columns.items()):
-        column.reported = results.get(f"{metric},{kind}")
+        column.reported, column.chance = results.get(f"{metric},{kind}"), guessed / rows
         if isinstance(column.reported, (int, float)) and not close(_number(metric, column), column.reported):
             del task.columns[metric, kind]
             task.left_out[metric] = "lm-eval's own number is neither a mean nor a ratio of sums over its items"
@@ -217,28 +222,28 @@ def _first_argument(arguments: Any) -> str:
     return str(first.get("arg_0") if isinstance(first, dict) else first[0])
 
 
-def _likelihoods(row: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """Log-likelihood of the gold, and where there are several choices what calibration needs."""
+def _logs(row: Mapping[str, Any], metrics: Sequence[str]) -> list[float]:
+    """The log-likelihoods of what a model was asked to score: of every choice, or of the one answer; else none."""
     answers = [r[0] if isinstance(r, list) and r else r for r in row.get("resps") or ()]
-    if not answers or not all(isinstance(r, list) and len(r) == 2 for r in answers):
-        return {}
+    if not all(isinstance(r, list) and len(r) == 2 for r in answers):
+        return []
     try:
         logs = [float(r[0]) for r in answers]
     except (TypeError, ValueError):
-        return {}
-    if len(logs) == 1:
-        return {} if "perplexity" in metrics else {"logprob": (logs[0],)}
-    if "acc_mutual_info" in metrics:  # the second half is without the question
-        logs = logs[: len(logs) // 2]
+        return []
+    # the second half is without the question
+    return logs[: len(logs) // 2] if "acc_mutual_info" in metrics else logs
+
+
+def _likelihoods(row: Mapping[str, Any], metrics: Sequence[str], logs: list[float]) -> dict[str, tuple[float, ...]]:
+    """Log-likelihood of the gold, and where there are several choices what calibration needs."""
+    if len(logs) < 2:
+        return {"logprob": (logs[0],)} if logs and "perplexity" not in metrics else {}
     best = logs.index(max(logs))
     gold = _gold(row, len(logs), best)
     if gold is None or not math.isfinite(logs[best]):
         return {}
-    shares = [math.exp(v - logs[best]) for v in logs]
-    whole = sum(shares)
-    shares = [v / whole for v in shares]
-    brier = sum((v - (i == gold)) ** 2 for i, v in enumerate(shares))
-    return {"logprob": (logs[gold],), CALIBRATION: (shares[best], float(best == gold), brier)}
+    return {"logprob": (logs[gold],), CALIBRATION: choice_calibration(logs, gold)}
 
 
 def _gold(row: Mapping[str, Any], choices: int, best: int) -> int | None:

@@ -18,7 +18,9 @@ from counterpoise.statistics.bootstrap import (
     paired,
     paired_difference,
     score,
+    weighted,
 )
+from counterpoise.statistics.paired import calibration, cells, flips
 from counterpoise.tables.reading import KINDS, kind_of
 
 BOUNDS = {"%": (0.0, 100.0), "BLEU": (0.0, 100.0)}
@@ -35,7 +37,8 @@ class Measurement:
         chance: the score of guessing; None where there is none.
         keys: sha256 of each item's content, so that two models are compared on the same items.
         groups: the group of each item, which is resampled whole; () where each is by itself.
-        subtasks: of a group of tasks, in the order of its items: the name of each and how many are its own.
+        subtasks: of a group of tasks, in the order of its items: the name of each, how many are its own, and its chance.
+        sureness: what `statistics.paired.calibration` takes, shape (items, 3), of what is chosen by its likelihood.
     """
 
     metric: str
@@ -45,7 +48,8 @@ class Measurement:
     chance: float | None
     keys: tuple[str, ...]
     groups: tuple[str, ...] = ()
-    subtasks: tuple[tuple[str, int], ...] = ()
+    subtasks: tuple[tuple[str, int, float | None], ...] = ()
+    sureness: Array | None = None
 
     @property
     def sampled(self) -> Array:
@@ -59,23 +63,30 @@ class Measurement:
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict; `from_json` reads it back bit for bit."""
-        plain = {**vars(self), "statistics": self.statistics.tolist(), "keys": list(self.keys)}
-        return {k: v for k, v in plain.items() if v or k not in ("groups", "subtasks")}
+        sure = None if self.sureness is None else self.sureness.tolist()
+        plain = {**vars(self), "statistics": self.statistics.tolist(), "keys": list(self.keys), "sureness": sure}
+        return {k: v for k, v in plain.items() if v or k not in ("groups", "subtasks", "sureness")}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Measurement:
         """Read what `to_json` wrote."""
-        statistics = np.array(content["statistics"], dtype=np.float64)
-        subtasks = tuple((name, items) for name, items in content.get("subtasks") or ())
+        arrays = {
+            name: np.array(content[name], dtype=np.float64) for name in ("statistics", "sureness") if content.get(name)
+        }
+        subtasks = tuple(map(tuple, content.get("subtasks") or ()))
         listed = {name: tuple(content.get(name) or ()) for name in ("keys", "groups")}
-        return cls(**{**content, "statistics": statistics, "subtasks": subtasks, **listed})
+        return cls(**{**content, **arrays, "subtasks": subtasks, **listed})
 
     def apart(self) -> list[tuple[str, Measurement]]:
         """Each subtask by itself."""
-        ends = np.cumsum([items for _, items in self.subtasks]).tolist()
-        cuts = [(name, slice(end - items, end)) for (name, items), end in zip(self.subtasks, ends, strict=True)]
-        plain = replace(self, aggregate=self.aggregate.split()[0], chance=None, groups=(), subtasks=())
-        return [(name, replace(plain, statistics=self.statistics[cut], keys=self.keys[cut])) for name, cut in cuts]
+        made, end = list[tuple[str, Measurement]](), 0
+        for name, items, chance in self.subtasks:
+            cut, end = slice(end, end + items), end + items
+            of: dict[str, Any] = {"statistics": self.statistics[cut], "keys": self.keys[cut]}
+            of |= {} if self.sureness is None else {"sureness": self.sureness[cut]}
+            base = self.aggregate.split()[0]
+            made.append((name, replace(self, aggregate=base, chance=chance, groups=(), subtasks=(), **of)))
+        return made
 
 
 @dataclass(frozen=True)
@@ -166,7 +177,46 @@ def _tax_row(name: str, before: Measurement, after: Measurement, now: Measuremen
         "pick": now and interval_of(now),
         "tax": difference(before, after),
         "remaining": now and difference(before, now),
+        "flips": flips_of(before, after),
+        "pick_flips": now and flips_of(before, now),
     }
+
+
+def fallen(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The abilities above floor of which a metric fell: its tax's interval lies above 0."""
+    lost = (r["name"] for r in rows if r["name"] != "reward" and not r["at_floor"] and r["tax"]["low"] > 0)
+    return list(dict.fromkeys(lost))
+
+
+def flips_of(before: Measurement, after: Measurement) -> dict[str, Any] | None:
+    """`statistics.paired.flips` of what is right or wrong, item by item; None of other scores. A tie is not right.
+
+    Of a group of tasks, less what guessing flips in each; None of one whose score is no mean over its items.
+    """
+    sides = [m.statistics[:, 0] for m in (before, after)]
+    if before.unit != "%" or not (before.metric == "accuracy" or np.isin(sides, (0.0, 100.0)).all()):
+        return None
+    if before.subtasks and before.aggregate != weighted("mean", [(items, items) for _, items, _ in before.subtasks]):
+        return None
+    tasks = list(zip(*([t for _, t in m.apart()] or [m] for m in (before, after)), strict=True))
+    counts = [cells(*(m.statistics[:, 0] == 100 for m in both)) for both in tasks]
+    return {"chance": before.chance or 0.0, **flips(counts, [(first.chance or 0.0) / 100 for first, _ in tasks])}
+
+
+def calibrations(pre: Scores, post: Scores, pick: Scores | None = None) -> list[dict[str, Any]]:
+    """Calibration error and Brier score of abilities of choices: PRE, POST, the pick, and how far each rose from PRE."""
+    rows = []
+    for name, measured in pre.abilities.items():
+        columns = [measured, post.abilities[name], *([pick.abilities[name]] if pick else [])]
+        for ms in zip(*columns, strict=True):
+            if any(m.sureness is None for m in ms):  # stored by a version that did not keep it
+                continue
+            before, *others = (m.sureness for m in ms)
+            found = [calibration(before, other, ms[0].groups) for other in others]
+            for measure, at in found[0].items():
+                more = {"pick": found[1][measure]["post"], "pick_rise": found[1][measure]["rise"]} if pick else {}
+                rows.append({"name": name, "measure": measure, "items": len(ms[0].keys), **at, **more})
+    return rows
 
 
 def unit_of(before: Measurement, after: Measurement) -> float:

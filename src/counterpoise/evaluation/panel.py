@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
@@ -16,10 +16,10 @@ from counterpoise.evaluation.abilities import Ability, load_abilities
 from counterpoise.evaluation.items import FileAbility
 from counterpoise.evaluation.measurement import Measurement, Scores
 from counterpoise.evaluation.parts import PARTS, Part, clusters, in_part, placement
-from counterpoise.evaluation.rewards import Reward, draw_rated, fingerprint, load_reward, name_of
+from counterpoise.evaluation.rewards import Reward, fingerprint, load_reward, name_of, rate
 from counterpoise.evaluation.specs import bare
-from counterpoise.language.prompts import Prompt, encode_prompts, read_prompts
-from counterpoise.language.sampling import SCORING, Drawing
+from counterpoise.language.prompts import Prompt, encode_prompt, encode_prompts, read_prompts
+from counterpoise.language.sampling import SCORING, Drawing, sample
 from counterpoise.records import Progress, Store, digest
 from counterpoise.statistics.bootstrap import Array
 
@@ -145,6 +145,34 @@ class Panel:
         """How many of so many prompts are measured at each look, all of them at the last."""
         return sorted({count, *(n for share in self.looks if FEWEST <= (n := round(share * count)) < count)})
 
+    @property
+    def _drawn(self) -> dict[str, Any]:
+        """What decides a response beside its prompt, in the keys of stored work."""
+        how = self.drawing
+        return {"tokens": how.max_new_tokens, "temperature": how.temperature, "chat": how.chat, "seed": how.seed}
+
+    def _pieces(self, part: Part, looks: int | None = None) -> Iterator[list[Prompt]]:
+        chosen = self.prompts_of(part)
+        for start, end in pairwise([0, *self.looks_at(len(chosen))[:looks]]):
+            yield chosen[start:end]
+
+    def _said(
+        self, model: nn.Module, tokenizer: Any, some: Sequence[Prompt], store: Store | None, on: Mapping[str, Any]
+    ) -> list[Any]:
+        def draw() -> list[Any]:
+            asked = [encode_prompt(tokenizer, p, chat=self.drawing.chat) for p in some]
+            return sample(model, tokenizer, asked, self.draws())
+
+        key = {"what": "responses", "prompts": digest([p.key for p in some]), "replies": self.drawing.n}
+        return [[tuple(ids) for ids in group] for group in _kept(store, {**key, **self._drawn, **on}, draw)]
+
+    def responses(
+        self, model: nn.Module, tokenizer: Any, part: Part, *, store: Store | None = None, model_id: Any = None
+    ) -> list[list[tuple[int, ...]]]:
+        """The responses whose reward `measure` takes: of each prompt of the part `drawing.n`, as token ids."""
+        on = {"model": model_id, "part": part}
+        return [said for some in self._pieces(part) for said in self._said(model, tokenizer, some, store, on)]
+
     def rewards(
         self,
         model: nn.Module,
@@ -156,20 +184,17 @@ class Panel:
         model_id: Any = None,
     ) -> Array:
         """The reward of each prompt of a part, in their order, or of those up to so many looks; see `measure`."""
-        chosen, key = self.prompts_of(part), {"what": "reward", "reward": self.reward_id, **self._drawing}
+        on, key = {"model": model_id, "part": part}, {"what": "reward", "reward": self.reward_id, **self._drawn}
         key |= {"replies": self.drawing.n} if self.drawing.n > 1 else {}
-        ends, found = self.looks_at(len(chosen))[:looks], []
-        for start, end in pairwise([0, *ends]):
-            some = chosen[start:end]
-            piece = {**key, "prompts": digest([p.key for p in some]), "model": model_id, "part": part}
-            draw = partial(draw_rated, model, tokenizer, some, self.reward, self.draws())
-            found += _kept(store, piece, lambda draw=draw: draw().rewards.mean(1).tolist())  # type: ignore[misc]
-        return np.array(found, dtype=np.float64)
+        found: list[float] = []
+        for some in self._pieces(part, looks):
 
-    @property
-    def _drawing(self) -> dict[str, Any]:
-        how = self.drawing
-        return {"tokens": how.max_new_tokens, "temperature": how.temperature, "chat": how.chat, "seed": how.seed}
+            def rated(some: list[Prompt] = some) -> list[float]:
+                said = self._said(model, tokenizer, some, store, on)
+                return [float(mean) for mean in rate(self.reward, tokenizer, some, said).mean(1)]
+
+            found += _kept(store, {**key, "prompts": digest([p.key for p in some]), **on}, rated)
+        return np.array(found, dtype=np.float64)
 
     def measure(
         self,
@@ -187,7 +212,7 @@ class Panel:
             store: finished pieces are read from and kept in it, keyed by `model_id` and all that decides them.
             progress: called with (done, total) pieces: the reward and each ability.
         """
-        total, how, drawing = 1 + len(self.abilities), self.drawing, self._drawing
+        total, how, drawing = 1 + len(self.abilities), self.drawing, self._drawn
         statistics = self.rewards(model, tokenizer, part, store=store, model_id=model_id)[:, None]
         if progress is not None:
             progress(1, total)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,7 @@ class Workbench:
             "device": device,
         }
         self.stages = progress
+        self._healed: tuple[Path, Workbench] | None = None
 
     @classmethod
     def scanned(
@@ -126,8 +127,7 @@ class Workbench:
 
     def model_at(self, end: float) -> nn.Module:
         """The resident model as PRE (0), POST (1) or a plain average between them."""
-        self.resident.set(self.whole, [end])
-        return self.resident.model
+        return self._placed(self.whole, [end], None)
 
     def rewards(self, name: str, cut: Partition, ratios: Sequence[float], part: Part, looks: int) -> Array:
         """The rewards of an average on the prompts of a part up to so many looks of the panel; `point` reads them again."""
@@ -156,22 +156,47 @@ class Workbench:
     ) -> Point:
         """Measure the average with these ratios on a part, or read it from the store; `instead` stands in PRE's place."""
         name = name or f"{method} {cut.mean(ratios):.2g}"
-        if instead is not None:
-            self.free()  # one model in memory
+        model = self._placed(cut, ratios, instead)
+        kept: dict[str, Any] = {"store": self.store, "model_id": self._identity(cut, ratios, instead)}
+        stage = self.stage(f"{name}, {part}")
+        scores = self.panel.measure(model, self._of(instead).tokenizer, part, **kept, progress=stage)
+        return Point(name, method, cut, tuple(map(float, ratios)), part, scores, instead)
+
+    def placed(self, point: Point) -> nn.Module:
+        """The resident model as a point's average; a healed one stands in its place."""
+        return self._placed(point.partition, point.ratios, point.instead)
+
+    def identity(self, point: Point) -> dict[str, Any]:
+        """Names a point's model in the keys of stored work."""
+        return self._identity(point.partition, point.ratios, point.instead)
+
+    def responses(self, point: Point) -> list[list[tuple[int, ...]]]:
+        """The responses whose reward a point has; see `Panel.responses`."""
+        kept: dict[str, Any] = {"store": self.store, "model_id": self.identity(point)}
+        return self.panel.responses(self.placed(point), self._of(point.instead).tokenizer, point.part, **kept)
+
+    def _of(self, instead: Path | None) -> Workbench:
+        """This workbench, or that of a healed model and POST."""
+        if instead is None:
+            return self
+        if self._healed is None or self._healed[0] != instead:
             pair = preflight(instead, self.pair.post.source, drop=self.pair.dropped)
             on: dict[str, Any] = {"donor": self.donor, "device": self.device, "dtype": self.dtype}
-            other = Workbench(pair, self.panel, self.store, **on, progress=self.stages)
-            return replace(other.point(method, cut, ratios, part, name=name), instead=instead)
-        self.resident.set(cut, ratios)
-        scores = self.panel.measure(
-            self.resident.model,
-            self.tokenizer,
-            part,
-            store=self.store,
-            progress=self.stage(f"{name}, {part}"),
-            model_id={**self.inputs, "ratios": digest(cut.ratios(self.pair.names, ratios))},
-        )
-        return Point(name, method, cut, tuple(map(float, ratios)), part, scores)
+            self._healed = instead, Workbench(pair, self.panel, self.store, **on, progress=self.stages)
+        return self._healed[1]
+
+    def _placed(self, cut: Partition, ratios: Sequence[float] | Array, instead: Path | None) -> nn.Module:
+        bench = self._of(instead)
+        if bench is not self:
+            self.free()  # one model in memory
+        elif self._healed is not None:
+            self._healed[1].free()
+        bench.resident.set(cut, ratios)
+        return bench.resident.model
+
+    def _identity(self, cut: Partition, ratios: Sequence[float] | Array, instead: Path | None) -> dict[str, Any]:
+        bench = self._of(instead)
+        return {**bench.inputs, "ratios": digest(cut.ratios(bench.pair.names, ratios))}
 
     def stage(self, name: str) -> Progress | None:
         """A progress callback for one stage."""

@@ -18,10 +18,11 @@ from counterpoise.evaluation.results import measurement
 from counterpoise.language.costs import Plan, Stage
 from counterpoise.language.dtypes import computed_in
 from counterpoise.language.prompts import Prompt, read_prompts
-from counterpoise.planning.looking import fit, judged, lengths, look, look_at_abilities, look_at_reward, said_of
+from counterpoise.planning.looking import Words, fit, judged, lengths, look, look_at_abilities, look_at_reward, said_of
 from counterpoise.planning.stages import heal_stages, restore_stages
 from counterpoise.restoration.request import RESULT, Request
 from counterpoise.search.candidates import HMA, Extent, Ramp, TwoSided
+from counterpoise.search.retention import OPENINGS
 from counterpoise.statistics.demand import WITHIN, would_do
 
 BOUNDS = "every response as long as --max-new-tokens, no early end of a search or of training: upper bounds"
@@ -75,7 +76,7 @@ def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True) -
     told += [f"{i.name}: {i.count:,} validation items" for i in items["validation"]]
     scale = Extent(shape, judge.shape if judge else None, at, len(parts["proxy"]), means)
     counts = {part: len(chosen) for part, chosen in parts.items()}
-    stages = restore_stages(scale, counts, items, request.searches, drawing.n)
+    stages = restore_stages(scale, counts, items, request.searches, drawing.n, Words.of(giver.folder).mean(OPENINGS))
     resident = {"weights": shape.parameters * itemsize, **judged(judge)}
     if request.heal is not None:
         told.append(

@@ -11,8 +11,11 @@ from counterpoise.alignment.heal import CHECKED
 from counterpoise.evaluation.parts import Part
 from counterpoise.language import costs
 from counterpoise.language.costs import Items, Lengths, Shape, Stage, drawing_bytes, drawn, training, training_bytes
+from counterpoise.language.divergence import HELD, WIDE
 from counterpoise.search.candidates import Extent, Search
+from counterpoise.search.retention import OPENINGS
 
+DISTANCE = "distance from PRE"
 REPLAYED, DRAWING, TRAINING = "replay: PRE's responses", "drawing and rewards", "training"
 """Stages of `align`."""
 
@@ -23,12 +26,14 @@ def restore_stages(
     items: Mapping[Part, Sequence[Items]],
     searches: Sequence[Search],
     replies: int,
+    opening: float = 4.0,
 ) -> tuple[Stage, ...]:
     """What `restore` runs at most, in its order.
 
     Args:
         parts: prompts of each part.
         replies: responses a prompt where reward is measured.
+        opening: tokens of what PRE's own text goes on from.
     """
     shape, at = scale.shape, scale.at
 
@@ -44,7 +49,15 @@ def restore_stages(
     averages = 2 + len(scale.means) + sum(search.averages(scale.means) for search in searches)
     found = dict.fromkeys(stage for search in searches for stage in search.cost(scale))
     validation = measured("validation", f"{averages} averages", averages)
-    return validation, *found, measured("held-out", "4 averages at most", 4)
+    answers, texts = parts["held-out"] * replies, len(OPENINGS)
+    read = costs.forward(shape, at.prompt + at.response, sequences=2 * answers, logits=at.response)
+    read += costs.forward(shape, opening + at.response, sequences=texts, logits=at.response)
+    made = costs.drawing(shape, opening, at.response, prompts=texts, batch=8 * at.batch, itemsize=at.itemsize)
+    logits = answers * at.response * shape.vocabulary
+    memory = int(min(HELD, logits * at.itemsize) + 12 * min(WIDE, logits))
+    what = f"POST and the pick: {2 * answers:,} answers, {texts} texts of PRE"
+    distance = Stage(DISTANCE, what, made + read * 4, memory)  # 2 models, of 2 pairs
+    return validation, *found, measured("held-out", "4 averages at most", 4), distance
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from functools import partial
 
 from counterpoise.report import plots
 from counterpoise.report.page import Figures, fact_list, glossary, header, page, plot_box, run_section, section
-from counterpoise.tables import reading, tables
+from counterpoise.tables import reading, shifts, tables
 from counterpoise.tables.grid import Table, as_html
+from counterpoise.tables.logs import calibrations
 from counterpoise.tables.numbers import number, ratio_list
 from counterpoise.tables.race import race_table
 from counterpoise.tables.reading import Results
@@ -30,6 +31,10 @@ _GLOSSARY = {
     "Healed": "Trained for a few steps on answers of its own, with POST as the teacher where alignment is asked and PRE where "
     "abilities are: no average, and no label was read.",
     "Tax": "PRE's score minus POST's. Every score is oriented so that higher is better; log-likelihoods are negated losses.",
+    "Distance": "What training for one thing changed in what the model says, measured before any ability: small distances "
+    "have been found to go with little forgetting (arXiv 2509.04259). KL is the Kullback-Leibler divergence.",
+    "Changed sides": "The tax is a difference of means. As many items may have been lost as were learned; two models that "
+    "only guess swap items too, and that share is taken off (arXiv 2510.17776).",
     "Retention": "Minus the mean over abilities of the share of its own loss that is left. 0 is PRE, −1 is POST where it lost "
     "every ability. A change of less than two standard errors counts as that share of them. Abilities at floor are left out.",
     "Likelihood and accuracy": "Two measures of one ability: how probable right answers are, and whether the answers are right. "
@@ -45,8 +50,11 @@ def report_page(results: Results) -> str:
     """The page of one run from the content of restore.json; absent parts are left out."""
     figures: Figures = {}
     sections = [
+        _distance_section(results),
         _front_section(results, figures),
         _tax_section(results, figures),
+        _table_section("Answers that changed sides", shifts.flips(results)),
+        _table_section("How sure, and how often right", calibrations(results)),
         _ratio_section(results, figures),
         _search_section(results, figures),
         _two_sided_section(results, figures),
@@ -81,6 +89,12 @@ def _header(results: Results) -> str:
 
 def _ratios(pick: reading.PointEntry) -> str:
     return f": ratios {ratio_list(pick['ratios'])}" if pick["ratios"] else ""
+
+
+def _distance_section(results: Results) -> str:
+    table = shifts.distances(results)
+    lead = f"<p class=lead>{html.escape(shifts.likelier(results))}</p>"
+    return section("How far it has gone from PRE", lead + as_html(table)) if table else ""
 
 
 def _front_section(results: Results, figures: Figures) -> str:

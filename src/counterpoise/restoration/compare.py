@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from counterpoise.evaluation.measurement import above_floor, difference, retentions, tax_table
+from counterpoise.evaluation.measurement import above_floor, difference, fallen, retentions, tax_table
 from counterpoise.evaluation.results import items_of, statistics_of
 from counterpoise.evaluation.workbench import Point, Workbench
+from counterpoise.restoration.distance import measured
 from counterpoise.restoration.healed import healed
-from counterpoise.restoration.pick import choose, no_gain, shares, verdict
+from counterpoise.restoration.pick import choose, no_gain, nothing_fell, shares, verdict
 from counterpoise.restoration.race import raced
 from counterpoise.restoration.request import Request
 from counterpoise.search.candidates import Candidate
@@ -28,6 +29,11 @@ def search_and_pick(bench: Workbench, request: Request, result: dict[str, Any]) 
         _finish(bench, result, [pre, post], counted, None, None)
         result["verdict"] = no_gain(gain)
         return None
+    told_to = request.anyway or request.mean is not None
+    if not told_to and not fallen(tax_table(pre.scores, post.scores)):
+        _finish(bench, result, [pre, post], counted, None, None)
+        result["verdict"] = nothing_fell(len(counted), fallen(result["tax"]))
+        return None
     candidates = [Candidate("MA", f"MA {mean:g}", whole, (mean,), i) for i, mean in enumerate(request.grid)]
     for search in request.searches:
         found = search.find(bench, request.grid)
@@ -36,14 +42,14 @@ def search_and_pick(bench: Workbench, request: Request, result: dict[str, Any]) 
     candidates.sort(key=lambda c: len(request.grid) if c.at is None else c.at)
     if request.race:
         candidates, result["race"] = raced(bench, candidates, pre, post, request.keep_reward)
-    measured = [bench.point(c.method, c.partition, c.ratios, "validation", name=c.name) for c in candidates]
-    points = [pre, post, *measured]
+    done = [bench.point(c.method, c.partition, c.ratios, "validation", name=c.name) for c in candidates]
+    points = [pre, post, *done]
     pick: Point | None
     best: Point | None = None
     if request.mean is not None:
-        pick = next(p for p in measured if p.method == "HMA")
+        pick = next(p for p in done if p.method == "HMA")
     else:
-        able = [p for p, c in zip(measured, candidates, strict=True) if c.pickable]
+        able = [p for p, c in zip(done, candidates, strict=True) if c.pickable]
         pick, result["choice"] = choose(pre, post, able, counted, request.keep_reward, request.confidence)
         if request.heal is not None:
             best, (more, result["healed"]) = pick, healed(bench, request, pick)
@@ -80,7 +86,7 @@ def _finish(
             final += [bench.again(best, "held-out")] if best else []
         elif pick.method != "MA":
             final.append(bench.point("MA", bench.whole, [pick.mean], "held-out", name=f"MA {pick.mean:.2g}"))
-    result["tax"] = tax_table(final[0].scores, final[1].scores, final[2].scores if pick else None)
+    result |= measured(bench, final[: 2 if pick is None else 3])
     result["floored"] = [name for name in points[0].scores.abilities if name not in counted]
     result["items"] = {p.part: items_of(p.scores) for p in (points[0], final[0])}
     result["points"] += _rows(final, [n for n in counted if n in final[0].scores.abilities])

@@ -8,11 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from counterpoise.evaluation.measurement import Scores, difference, retention, reward_kept, tax_given_back, units
+from counterpoise.evaluation.measurement import (
+    Scores,
+    difference,
+    fallen,
+    retention,
+    reward_kept,
+    tax_given_back,
+    units,
+)
 from counterpoise.evaluation.specs import bare
 from counterpoise.evaluation.workbench import Point
 from counterpoise.statistics.demand import WITHIN, surest
 from counterpoise.tables.reading import KINDS, kind_of
+from counterpoise.tables.shifts import likelier
 
 
 def choose(
@@ -47,6 +56,32 @@ def no_gain(gain: Mapping[str, float]) -> str:
         f"POST's reward is not significantly above PRE's on the validation prompts ({gain['value']:+.3g}, 95 % interval "
         f"{gain['low']:.3g} to {gain['high']:.3g}): there is no alignment gain to keep, so nothing was searched or written."
     )
+
+
+def nothing_fell(counted: int, held_out: Sequence[str]) -> str:
+    """Why nothing is searched where alignment took nothing that can be measured; `held_out`: what fell there all the same."""
+    if not counted:
+        return "Every ability is at floor in PRE: there was nothing to lose, so nothing was searched or written."
+    later = f" (On held-out data {', '.join(held_out)} fell.)" if held_out else ""
+    return (
+        f"Nothing measurable fell: on validation data no metric of the {counted} abilities above floor has its interval below "
+        f"PRE's, so there is nothing to give back, and nothing was searched or written.{later} --anyway searches all the same."
+    )
+
+
+def tax_verdict(result: Mapping[str, Any]) -> str:
+    """What `tax` found, in two sentences: what fell, and how far POST is from PRE."""
+    counted = {r["name"] for r in result["tax"] if r["name"] != "reward" and not r["at_floor"]}
+    many, lost = f"{len(counted)} abilities above floor", fallen(result["tax"])
+    if lost:
+        said = f"Of {many}, {len(lost)} fell: {', '.join(lost)}."
+    elif counted:
+        said = (
+            f"Nothing measurable fell: of {many} none has a metric whose interval lies below PRE's; nothing to restore."
+        )
+    else:
+        said = "Every ability is at floor in PRE: there was nothing to lose."
+    return f"{said} {likelier(result)}".strip()
 
 
 def verdict(result: dict[str, Any], pick: Point | None, keep: float, pickable: Collection[str]) -> str:

@@ -42,6 +42,7 @@ class Request:
         heal_from: where that begins: "POST", "PRE", the "pick" among averages, or an average by name ("LiNeS 0.8").
         keep_by: how questions are shared among the abilities, see `teach`.
         race: drop candidates on growing shares of the prompts, see `race.raced`; the controls are then not measured.
+        anyway: search also where no ability fell; as a fixed `mean` does.
     """
 
     pre: str | Path
@@ -63,6 +64,7 @@ class Request:
     heal_from: str = "POST"
     keep_by: str = "uniform"
     race: bool = False
+    anyway: bool = False
 
     def check(self, files: int) -> None:
         """Raise for what can be seen to be wrong before anything is read; `files` is the number of abilities from files.
@@ -133,6 +135,7 @@ class Request:
     def more_settings(self) -> dict[str, Any]:
         """What searches beyond HMA and the controls add to `settings`."""
         found: dict[str, Any] = {"race": {"looks": list(LOOKS), "level": LEVEL}} if self.race else {}
+        found |= {"anyway": True} if self.anyway else {}
         if self.heal is not None:
             found |= {"heal": self.heal, "heal_from": self.heal_from, "keep_by": self.keep_by}
         hma = any(isinstance(s, HMA) for s in self.searches)

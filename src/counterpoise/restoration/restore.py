@@ -22,13 +22,14 @@ from counterpoise.checkpoints.checkpoint import left_behind
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.evaluation.items import FileAbility
-from counterpoise.evaluation.measurement import tax_table
 from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.results import write_results
 from counterpoise.evaluation.workbench import Workbench
 from counterpoise.language.loading import refuse_unmeasurable
 from counterpoise.records import Stages, Store, digest, named, public, versions, write_whole
 from counterpoise.restoration.compare import search_and_pick
+from counterpoise.restoration.distance import measured
+from counterpoise.restoration.pick import tax_verdict
 from counterpoise.restoration.race import LOOKS
 from counterpoise.restoration.request import CONFIDENCE, KEEP, MEANS, RESULT, Request
 from counterpoise.search.candidates import CONTROLS, HMA, Search
@@ -55,6 +56,7 @@ def restore(
     heal_from: str = "POST",
     keep_by: str = "uniform",
     race: bool = False,
+    anyway: bool = False,
     progress: Stages | None = None,
 ) -> dict[str, Any]:
     """Measure what alignment cost, find the average that gives it back, and write that checkpoint with its report.
@@ -66,7 +68,7 @@ def restore(
 
     Args:
         pre, post, out, searches, means, mean, keep_reward, confidence, donor, drop, work: see `Request`.
-        heal, heal_from, keep_by, race: see `Request`, too.
+        heal, heal_from, keep_by, race, anyway: see `Request`, too.
         panel: prompts, reward and abilities; see `Panel.load`.
         dtype: of the computation; by default that of POST, or a wider one where the device would imitate it.
 
@@ -78,7 +80,7 @@ def restore(
     """
     folder = None if work is None else Path(work)
     given = (tuple(searches), means, mean, keep_reward, confidence, donor, drop, allow_unrelated, device, dtype, folder)
-    how: dict[str, Any] = {"heal": heal, "heal_from": heal_from, "keep_by": keep_by, "race": race}
+    how: dict[str, Any] = {"heal": heal, "heal_from": heal_from, "keep_by": keep_by, "race": race, "anyway": anyway}
     return run(Request(pre, post, Path(out), *given, **how), panel, progress=progress)
 
 
@@ -179,14 +181,28 @@ def measure_tax(
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     progress: Stages | None = None,
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Reward and abilities of PRE and POST on the held-out part: the rows of `tax_table`, and the preflight's warnings."""
+) -> dict[str, Any]:
+    """PRE and POST on the held-out part, as plain json in the form of restore.json.
+
+    Returns:
+        "distance" (see `restoration.distance.distances`), "tax" (the rows of `tax_table`, with flips), "calibration",
+        "verdict", "warnings", and what was measured.
+    """
     refuse_unmeasurable(pre, post)
     pair = preflight(pre, post, drop=drop)
     on: dict[str, Any] = {"device": device, "dtype": dtype, "allow_unrelated": allow_unrelated}
     with contextlib.ExitStack() as stack:
         folder = work if work is not None else stack.enter_context(tempfile.TemporaryDirectory())
         bench = Workbench.scanned(pair, panel, Store(folder), progress=progress, **on)
-        before, after = bench.ends("held-out")
+        ends = bench.ends("held-out")
+        result = {
+            "seed": panel.drawing.seed,
+            "versions": versions(),
+            "inputs": describe_inputs(pair),
+            **panel.source,
+            "settings": {**panel.settings, "dtype": str(bench.dtype)},
+            "warnings": list(bench.warnings),
+            **measured(bench, ends),
+        }
         pair.refuse_changed()
-    return tax_table(before.scores, after.scores), list(bench.warnings)
+    return {**result, "verdict": tax_verdict(result)}

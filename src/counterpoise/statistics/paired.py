@@ -15,6 +15,7 @@ from counterpoise.statistics.bootstrap import (
     Difference,
     Studentised,
     bootstrap_weights,
+    clustered,
     grouped,
     interval,
     paired,
@@ -79,19 +80,60 @@ def stratified(tasks: Sequence[Resampled], weights: Sequence[float]) -> list[Dif
     return [_resolved(Studentised.total(column, weights), items) for column in columns]
 
 
-def flips(lost: int, won: int, items: int) -> dict[str, Any]:
+def cells(before: ArrayLike, after: ArrayLike) -> list[int]:
+    """What `flips` takes, from whether each item is right in the one and in the other."""
+    a, b = np.asarray(before, dtype=bool), np.asarray(after, dtype=bool)
+    return [int(found.sum()) for found in (a & b, a & ~b, ~a & b, ~a & ~b)]
+
+
+def flips(counts: ArrayLike, chance: ArrayLike = 0.0) -> dict[str, Any]:
     """Shares (in percent) of the items that went from right to wrong ("lost") and from wrong to right ("won").
 
-    Their 95 % intervals are Wilson's (1927), p is McNemar's exact one (1947): of the items that flipped, half should
-    have gone each way.
+    Less what guessing alone would flip, (1 - a) (1 - b) / (k - 1), where a and b are right of k choices and each model knows
+    an answer or guesses it, on its own (Harmon et al. 2025, arXiv 2510.17776): never below 0. Models that guess alike flip
+    less by chance than that, so what was "seen" stands beside it. Intervals (95 %) are Wilson's (1927), stretched by what
+    the subtraction adds to the standard error. p is McNemar's exact one (1947): of the items that flipped, half should have
+    gone each way; chance is the same both ways.
+
+    Args:
+        counts: numbers of items right in both, lost, won, wrong in both: shape (4,), or (tasks, 4) of a group.
+        chance: the share that guessing gets right, 1 / k (in the mean, where items differ); 0 where nothing can be guessed.
+            One number, or one a task.
     """
     from scipy.special import bdtr
 
-    p = min(1.0, 2 * float(bdtr(min(lost, won), lost + won, 0.5))) if lost + won else 1.0
-    return {"lost": _share(lost, items), "won": _share(won, items), "p": p}
+    n = np.atleast_2d(np.asarray(counts, dtype=np.float64))
+    size = n.sum(1)
+    k = np.broadcast_to(np.asarray(chance, dtype=np.float64), size.shape)
+    odds = np.where(k < 1, k / np.where(k < 1, 1 - k, 1), 0.0)
+    _, lost, won, _ = totals = [int(count) for count in n.sum(0)]
+    lucky = 100 * float((odds * (n[:, 2] + n[:, 3]) * (n[:, 1] + n[:, 3]) / size).sum() / n.sum())
+    p = (n + 1) / (n + 1).sum(1, keepdims=True)  # no cell without variance
+    before, after = p[:, 2] + p[:, 3], p[:, 1] + p[:, 3]
+    slope = -odds[:, None] * np.stack([0 * before, before, after, before + after], 1)
+    exact = min(1.0, 2 * float(bdtr(min(lost, won), lost + won, 0.5))) if lost + won else 1.0
+    found: dict[str, Any] = {"cells": totals, "by_chance": lucky, "p": exact}
+    for name, at in (("lost", 1), ("won", 2)):
+        unit = np.eye(4)[at]
+        spread = [(size * ((g**2 * p).sum(1) - (g * p).sum(1) ** 2)).sum() for g in (slope + unit, unit[None])]
+        found[name] = _share(totals[at], sum(totals), lucky, math.sqrt(spread[0] / spread[1]))
+    return found
 
 
-def calibration(a: ArrayLike, b: ArrayLike) -> dict[str, dict[str, Any]]:
+def choice_calibration(logs: Sequence[float], gold: int) -> tuple[float, float, float]:
+    """What `calibration` takes of an item, from its choices' log-likelihoods: confidence, whether right, Brier score.
+
+    >>> [round(x, 3) for x in choice_calibration([0.0, -math.log(3)], 0)]
+    [0.75, 1.0, 0.125]
+    """
+    best = max(range(len(logs)), key=logs.__getitem__)
+    shares = [math.exp(v - logs[best]) for v in logs]
+    whole = sum(shares)
+    brier = sum((v / whole - (i == gold)) ** 2 for i, v in enumerate(shares))
+    return shares[best] / whole, float(best == gold), brier
+
+
+def calibration(a: ArrayLike, b: ArrayLike, groups: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """Expected calibration error and Brier score of two models on the same items, in percent, lower is better.
 
     ECE (Guo et al. 2017, eq. 3) over ten bins of equal width; Brier (1950) sums the squares over the choices. Resampling
@@ -101,18 +143,19 @@ def calibration(a: ArrayLike, b: ArrayLike) -> dict[str, dict[str, Any]]:
 
     Args:
         a, b: shape (items, 3): confidence in the likeliest choice, whether it is right, Brier score.
+        groups: the group of each item, resampled whole; () where each is by itself.
 
     Returns:
         "ece", "brier" -> pre, post, and rise (post minus pre).
     """
     both = [np.asarray(x, dtype=np.float64) for x in (a, b)]
-    brier = [grouped(100 * x[:, 2:], MOST) for x in both]
+    brier = [_resampled_as(100 * x[:, 2:], groups) for x in both]
     scores = [
         {"value": v, "low": max(0.0, low), "high": high} for v, low, high, _ in (interval(x, "mean") for x in brier)
     ]
     rise = paired_difference(brier[1], brier[0], "mean")._asdict()
     found = {"brier": {"pre": scores[0], "post": scores[1], "rise": rise}}
-    errors = [_ece(x) for x in both]
+    errors = [_ece(x, groups) for x in both]
     sides = {}
     for name, (value, drawn) in zip(("pre", "post"), errors, strict=True):
         low, high = np.quantile(2 * value - drawn, [0.025, 0.975])
@@ -135,13 +178,17 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _ece(items: Array) -> tuple[float, Array]:
+def _resampled_as(statistics: Array, groups: Sequence[str]) -> Array:
+    return grouped(clustered(statistics, groups) if groups else statistics, MOST)
+
+
+def _ece(items: Array, groups: Sequence[str]) -> tuple[float, Array]:
     """The error, and its resamples."""
     of = np.minimum((items[:, 0] * BINS).astype(int), BINS - 1)
     gaps = np.zeros((len(items), BINS + 1))
     gaps[np.arange(len(items)), of] = 100 * (items[:, 0] - items[:, 1])
     gaps[:, BINS] = 1.0
-    sums = grouped(gaps, MOST)
+    sums = _resampled_as(gaps, groups)
 
     def error(s: Array) -> Array:
         return np.asarray(np.abs(s[:, :BINS]).sum(1) / s[:, BINS])
@@ -149,9 +196,12 @@ def _ece(items: Array) -> tuple[float, Array]:
     return float(error(sums.sum(0, keepdims=True))[0]), error(bootstrap_weights(len(sums), RESAMPLES, 0) @ sums)
 
 
-def _share(count: int, items: int) -> dict[str, float]:
+def _share(count: int, items: int, lucky: float, stretch: float) -> dict[str, float]:
     share, z2 = count / items, _NORMAL**2
     middle = (share + z2 / (2 * items)) / (1 + z2 / items)
     half = _NORMAL / (1 + z2 / items) * math.sqrt(share * (1 - share) / items + z2 / (4 * items**2))
-    low, high = max(0.0, middle - half), min(1.0, middle + half)
-    return {"value": 100 * count / items, "low": 100 * low * (count > 0), "high": 100 * high, "count": count}
+    low, high = max(0.0, middle - half) * (count > 0), min(1.0, middle + half)
+    value = 100 * count / items - lucky
+    ends = (value, value - 100 * stretch * (share - low), value + 100 * stretch * (high - share))
+    value, low, high = (min(100.0, max(0.0, end)) for end in ends)
+    return {"value": value, "low": low, "high": high, "count": count, "seen": 100 * count / items}

@@ -7,12 +7,14 @@ from typing import Any
 
 from counterpoise.tables.grid import Cell, Column, Table
 from counterpoise.tables.numbers import MISSING, number, p_value, places, with_interval
+from counterpoise.tables.shifts import changed, flip
 from counterpoise.tables.tables import difference_cell
 
 Row = Mapping[str, Any]
 _READ = (
     "Higher is better; tax is PRE minus POST. Brackets: 95 % intervals, items paired; bold: they leave out 0.",
-    "Holm: p adjusted over the tasks. Lost / won: % of items from right to wrong / wrong to right.",
+    "Holm: p adjusted over the tasks. Lost / won: % of items from right to wrong / wrong to right, less what guessing alone "
+    "would flip (seen: before that).",
 )
 _LIKELIHOODS = "Perplexities stand as log-likelihoods: minus the logarithm of lm-eval's number."
 
@@ -26,8 +28,8 @@ def taxes(result: Mapping[str, Any]) -> Table:
         Column("POST", lambda r: Cell(*with_interval(r["post"], decimals=_decimals(r)))),
         Column("tax", lambda r: difference_cell(r["tax"], _decimals(r))),
         Column("p", lambda r: Cell(p_value(r["tax"]["p"]), f"Holm {p_value(r['tax']['p_holm'])}")),
-        Column("lost", _flip("lost")),
-        Column("won", _flip("won")),
+        Column("lost", flip("lost")),
+        Column("won", flip("won")),
     )
     return Table(columns, tuple(result["tax"]), _notes(result), lambda r: r["up"] is None)
 
@@ -39,7 +41,7 @@ def brief_taxes(result: Mapping[str, Any]) -> Table:
         return lambda row: Cell(number(row[key]["value"], _decimals(row)))
 
     def flipped(row: Row) -> Cell:
-        return Cell(" / ".join(_flip(key)(row).text for key in ("lost", "won")) if row["flips"] else MISSING)
+        return Cell(" / ".join(flip(key)(row).text for key in ("lost", "won")) if row["flips"] else MISSING)
 
     columns = (
         Column("", lambda r: Cell(str(r["name"]), _metric(r)), False),
@@ -53,17 +55,27 @@ def brief_taxes(result: Mapping[str, Any]) -> Table:
 
 
 def calibrations(result: Mapping[str, Any]) -> Table:
-    """Calibration error and Brier score of both runs."""
-    columns = (
-        Column("calibration", lambda r: Cell(str(r["name"])), False),
-        Column("%", lambda r: Cell("ECE" if r["measure"] == "ece" else "Brier"), False),
-        Column("PRE", lambda r: Cell(number(r["pre"]["value"], 1))),
-        Column("POST", lambda r: Cell(number(r["post"]["value"], 1))),
-        Column("POST − PRE", lambda r: difference_cell(r["rise"])),
+    """Calibration error and Brier score of both runs, and of a pick."""
+    rows = tuple(result.get("calibration") or ())
+
+    def score(key: str) -> Callable[[Row], Cell]:
+        return lambda r: Cell(*with_interval(r[key], decimals=1))
+
+    columns = [
+        Column("calibration", lambda r: Cell(str(r["name"]), "ECE, %" if r["measure"] == "ece" else "Brier, %"), False),
+        Column("PRE", score("pre")),
+        Column("POST", score("post")),
+        Column("POST − PRE", lambda r: difference_cell(r["rise"], 1)),
         Column("p", lambda r: Cell(p_value(r["rise"]["p"]))),
+    ]
+    if any("pick" in r for r in rows):
+        pick = str(result.get("pick") or "pick")
+        columns.append(Column(pick, lambda r: changed(r["pick"], r.get("pick_rise"), decimals=1)))
+    notes = (
+        "Lower is better. ECE (expected calibration error): how far the model's confidence in the choice that it finds "
+        "likeliest is from how often that is right, ten bins. Brier: the squared error of the probabilities.",
     )
-    note = "Lower is better. ECE: expected calibration error of the choices' probabilities, ten bins."
-    return Table(columns, tuple(result["calibration"]), (note,))
+    return Table(tuple(columns), rows, notes)
 
 
 def _notes(result: Mapping[str, Any]) -> tuple[str, ...]:
@@ -83,7 +95,3 @@ def _metric(row: Row) -> str:
 
 def _decimals(row: Row) -> int:
     return max(places(row[k].get("low"), row[k].get("high")) for k in ("pre", "tax"))
-
-
-def _flip(key: str) -> Callable[[Row], Cell]:
-    return lambda row: Cell(*with_interval(row["flips"][key], decimals=1)) if row["flips"] else Cell(MISSING)

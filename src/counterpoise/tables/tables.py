@@ -52,7 +52,7 @@ _ALIGNMENTS = {
 
 def ability_taxes(results: Results) -> Table:
     """PRE, POST and the pick on held-out data, the tax and what the pick leaves of it."""
-    rows = _with_subtasks(results)
+    rows = with_subtasks(results)
     names = _names(rows)
     has_pick = any(r.get("pick") for r in rows)
     notes = [
@@ -263,7 +263,7 @@ def files(results: Results) -> Table:
 
 def tax_rich(results: Results) -> RichTable:
     """The tax table for a terminal of 80 columns; `results` may hold nothing but "tax"."""
-    rows = _with_subtasks(results)
+    rows = with_subtasks(results)
     names = _names(rows)
 
     def name(row: TaxRow) -> Cell:
@@ -303,7 +303,7 @@ def over_runs_cell(values: Sequence[float], *, signed: bool = True) -> Cell:
     return Cell(value, f"{interval}{p}, {len(values)} runs", strong=signed and (found.low > 0 or found.high < 0))
 
 
-def _with_subtasks(results: Results) -> list[TaxRow]:
+def with_subtasks(results: Results) -> list[TaxRow]:
     """The tax, each group of tasks with its subtasks beneath it."""
     named = (
         [row, *({**s, "name": f"· {s['name']}"} for s in row.get("subtasks") or ())] for row in results.get("tax") or ()
