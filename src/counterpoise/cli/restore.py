@@ -113,7 +113,7 @@ def restore(
         Literal["uniform", "bandit"] | None, searched(None, "With --heal: who is asked how much (default uniform).")
     ] = None,
     controls: Annotated[bool, searched(None, "Also measure ramps, a reversed one and random ratios.")] = True,
-    anyway: Annotated[bool, searched(None, "Search also where nothing measurable fell.")] = False,
+    anyway: Annotated[bool, searched(None, "Search also where nothing measurable fell.", "--anyway")] = False,
     dry_run: DryRun = False,
     speed: SpeedOption = None,
     work: WorkFolder = None,
