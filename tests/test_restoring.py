@@ -399,8 +399,8 @@ def test_the_report_stands_before_the_mark_that_a_run_is_finished(
 
 
 def test_work_of_other_numerics_is_not_mixed_in(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for pieces in (6, 6, 12):  # reward and two abilities, of PRE and of POST
-        if pieces == 12:
+    for pieces in (12, 12, 24):  # responses, reward, two abilities of PRE and of POST; three distances, PRE's own text
+        if pieces == 24:
             monkeypatch.setattr("counterpoise.evaluation.workbench.NUMERICS", 0)
         measure_tax(world / "pre", world / "post", panel(world), work=tmp_path)
         assert len(list(tmp_path.iterdir())) == pieces

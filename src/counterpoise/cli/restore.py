@@ -281,10 +281,10 @@ def tax(
         )
         result = {"command": command_line(), **result}
         if page:
-            from counterpoise.records import write_whole
+            from counterpoise.records import public, write_whole
             from counterpoise.report.html import report_page
 
-            write_whole(page, report_page(result))
+            write_whole(page, report_page(public(result)))
     warn(result["warnings"])
     if as_json:
         print_json(result)
