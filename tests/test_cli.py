@@ -119,7 +119,7 @@ def test_restore_tax_and_search_from_the_command_line(world: Path, tmp_path: Pat
     assert "nothing was done again" in again.output
     tax = run("tax", *common, "--json")
     assert tax.exit_code == 0, tax.output
-    rows = json.loads(tax.stdout)
+    rows = json.loads(tax.stdout)["tax"]
     kept = json.loads((out / "restore.json").read_text())["tax"]
     assert [r["tax"] for r in rows] == [r["tax"] for r in kept]  # the same held-out items, the same numbers
     options = ["--prompts", world / "prompts.jsonl", "--reward", "world:early_letters", "--mean", 0.5]

@@ -161,8 +161,8 @@ def test_a_group_is_one_row_with_its_subtasks_beneath_it_everywhere(tasks: Path)
         interval_of(before[1]),
     )
     assert Measurement.from_json(json.loads(json.dumps(before[1].to_json()))).subtasks == before[1].subtasks
-    lost = [s["flips"]["lost"]["count"] for s in row["subtasks"]]
-    assert row["flips"]["lost"]["count"] == sum(lost)
+    assert all(s["flips"]["lost"]["count"] >= 0 for s in row["subtasks"])
+    assert row["flips"] is None  # tasks of 9 and 7 items count alike: the score is no mean over items
     sure = [a[1].sureness for a in before[0].apart()]
     assert np.array_equal(np.concatenate(sure), before[0].sureness)
     assert tax_table(pre, post)[2]["subtasks"] == row["subtasks"]

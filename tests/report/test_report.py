@@ -84,7 +84,7 @@ def test_the_browser_draws_all_figures_and_complains_of_nothing(opened: browser.
 
 
 def test_hovering_names_the_point(opened: browser.Browser) -> None:
-    opened.value("scrollTo(0, 0)")
+    opened.value("document.querySelector('.plot').scrollIntoView()")
     at = opened.value("""(() => {
         const place = document.querySelector(".plot"), {xaxis, yaxis} = place._fullLayout;
         const post = place.data.find((t) => t.name === "POST"), box = place.getBoundingClientRect();
@@ -118,7 +118,9 @@ def test_the_figure_opens_on_the_data_of_the_verdict_and_the_other_is_one_click_
         assert tab.value(chosen) == part
         drawn = marks(tab)
         at = tab.value("""(() => {
-            const box = document.querySelectorAll("select")[1].getBoundingClientRect();
+            const list = document.querySelectorAll("select")[1];
+            list.scrollIntoView({block: "center"});
+            const box = list.getBoundingClientRect();
             return [box.left + 20, box.bottom - box.height / 4];
         })()""")
         for kind in ("mousePressed", "mouseReleased"):
