@@ -11,7 +11,7 @@ import pytest
 
 from counterpoise.evaluation.abilities import load_abilities
 from counterpoise.evaluation.harness import find_task
-from counterpoise.evaluation.measurement import Measurement, Scores, difference, interval_of, tax_table
+from counterpoise.evaluation.measurement import Measurement, Scores, difference, flips_of, interval_of, tax_table
 from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.results import Measured, measurement, results
 from counterpoise.language.sampling import Drawing
@@ -161,13 +161,32 @@ def test_a_group_is_one_row_with_its_subtasks_beneath_it_everywhere(tasks: Path)
         interval_of(before[1]),
     )
     assert Measurement.from_json(json.loads(json.dumps(before[1].to_json()))).subtasks == before[1].subtasks
-    assert all(s["flips"]["lost"]["count"] >= 0 for s in row["subtasks"])
-    assert row["flips"] is None  # tasks of 9 and 7 items count alike: the score is no mean over items
-    sure = [a[1].sureness for a in before[0].apart()]
-    assert np.array_equal(np.concatenate(sure), before[0].sureness)
     assert tax_table(pre, post)[2]["subtasks"] == row["subtasks"]
     names = [cells[0].text for cells in ability_taxes(made).cells()]
     assert names == ["reward", "both", "· one", "· two", "both", "· one", "· two"]
     assert "· two" in as_markdown(ability_taxes(made))
     assert "· two" in as_html(ability_taxes(made))
     assert tax_rich(made).row_count == 7
+
+
+def test_flips_of_a_group_are_those_of_its_tasks_where_its_items_weigh_alike(tasks: Path) -> None:
+    other = nudge(tiny("llama"), scale=0.2)
+    pre, post = ({m.metric: m for m in measured(tasks, "sized", *model)} for model in ((), (other,)))
+    group = flips_of(pre["acc"], post["acc"])
+    assert group is not None
+    each = [flips_of(a, b) for (_, a), (_, b) in zip(pre["acc"].apart(), post["acc"].apart(), strict=True)]
+    assert group["cells"] == [sum(column) for column in zip(*(f["cells"] for f in each if f), strict=True)]
+    weights = [sum(f["cells"]) for f in each if f]
+    assert group["by_chance"] == pytest.approx(np.average([f["by_chance"] for f in each if f], weights=weights))
+    assert min(weights) * group["by_chance"] > 0
+    unequal = [measured(tasks, "both", *model)[1] for model in ((), (other,))]
+    assert flips_of(unequal[0], unequal[1]) is None  # its tasks weigh alike, not its items
+
+
+def test_how_sure_a_group_was_is_kept_task_by_task_and_comes_back(tasks: Path) -> None:
+    whole = next(m for m in measured(tasks, "flat") if m.metric == "logprob")
+    assert whole.sureness is not None
+    again = Measurement.from_json(json.loads(json.dumps(whole.to_json())))
+    parts = [m.sureness for _, m in again.apart()]
+    assert [len(p) for p in parts if p is not None] == [items for _, items, _ in whole.subtasks]
+    np.testing.assert_array_equal(np.concatenate([p for p in parts if p is not None]), whole.sureness)
