@@ -29,7 +29,7 @@ from counterpoise.language.scoring import Example
 from counterpoise.records import Stages, named, versions, write_json
 from counterpoise.restoration.request import Request
 from counterpoise.restoration.restore import run as restore
-from counterpoise.search.candidates import CONTROLS, HMA
+from counterpoise.search.candidates import HMA, Ramp
 
 GLAD = ("happy", "bright", "kind", "lovely", "merry", "calm")
 GLOOMY = ("sad", "dark", "cruel", "ugly", "angry", "lost")
@@ -148,7 +148,8 @@ def asked(out: Path, abilities: Sequence[str], seed: int) -> tuple[Request, Pane
     """What restore is asked for in a world below `out`; `abilities` as `write_world` calls them."""
     drawing = Drawing(max_new_tokens=24, batch_size=64, seed=seed)
     panel = Panel.load(out / "prompts.jsonl", cheer, abilities, drawing=drawing, prompt_limit=120)
-    return Request(out / "pre", out / "post", out / "restored", [HMA(proxy_size=96), *CONTROLS]), panel
+    searches = [HMA(proxy_size=96), *map(Ramp, ("linear", "reversed", "random"))]  # what its committed seeds compare
+    return Request(out / "pre", out / "post", out / "restored", searches), panel
 
 
 def make_pair(
