@@ -148,7 +148,12 @@ def asked(out: Path, abilities: Sequence[str], seed: int) -> tuple[Request, Pane
     """What restore is asked for in a world below `out`; `abilities` as `write_world` calls them."""
     drawing = Drawing(max_new_tokens=24, batch_size=64, seed=seed)
     panel = Panel.load(out / "prompts.jsonl", cheer, abilities, drawing=drawing, prompt_limit=120)
-    searches = [HMA(proxy_size=96), *map(Ramp, ("linear", "reversed", "random"))]  # what its committed seeds compare
+    searches: list[HMA | Ramp] = [
+        HMA(proxy_size=96),
+        Ramp("linear"),
+        Ramp("reversed"),
+        Ramp("random"),
+    ]  # what its committed seeds compare
     return Request(out / "pre", out / "post", out / "restored", searches), panel
 
 
