@@ -94,6 +94,7 @@ def test_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     CliRunner().invoke(app, ["diff", str(pre), str(post)])
     shown = capsys.readouterr().out + CliRunner().invoke(app, ["diff", str(pre), str(post), "-q"]).stdout
     assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown  # no name is cut
     see("tables", shown)
 
 

@@ -226,7 +226,7 @@ def show_result(result: dict[str, Any], out: Path, work: Path | None, *, as_json
     if as_json:
         print_json(result)
         return
-    show_tax(result)
+    show_tax(result, brief=True)
     if result.get("already_finished"):
         print(f"{out} holds the result of this very run already; nothing was done again.")
     print(result["verdict"])
@@ -236,8 +236,8 @@ def show_result(result: dict[str, Any], out: Path, work: Path | None, *, as_json
         print(f"checkpoint: {out}")
 
 
-def show_tax(result: dict[str, Any]) -> None:
-    """How far POST has gone, the tax, and what its means hide."""
+def show_tax(result: dict[str, Any], *, brief: bool = False) -> None:
+    """How far POST has gone, the tax, and what its means hide; in brief the tax alone."""
     from rich.console import Console
 
     from counterpoise.tables.grid import as_rich
@@ -245,12 +245,11 @@ def show_tax(result: dict[str, Any]) -> None:
     from counterpoise.tables.shifts import distances, flips
     from counterpoise.tables.tables import tax_rich
 
-    console, first = Console(), distances(result)
-    if first:
-        console.print(as_rich(first))
-    console.print(tax_rich(result))
-    for table in filter(None, (flips(result), calibrations(result))):
-        console.print(as_rich(table))
+    console = Console()
+    around = [None if brief else table(result) for table in (distances, flips, calibrations)]
+    tables = (around[0] and as_rich(around[0]), tax_rich(result), *(t and as_rich(t) for t in around[1:]))
+    for table in filter(None, tables):
+        console.print(table)
 
 
 def command_line() -> str:

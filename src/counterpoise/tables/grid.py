@@ -68,10 +68,16 @@ def as_rich(table: Table) -> RichTable:
     from rich.text import Text
 
     made = RichTable(
-        box=box.SIMPLE_HEAD, caption="\n".join(table.notes) or None, caption_justify="left", pad_edge=False
+        box=box.SIMPLE_HEAD,
+        caption="\n".join(table.notes) or None,
+        caption_justify="left",
+        pad_edge=False,
+        collapse_padding=True,
     )
     for column in table.columns:
-        made.add_column(Text(column.title), justify="right" if column.numeric else "left", no_wrap=column.numeric)
+        made.add_column(
+            Text(column.title), justify="right" if column.numeric else "left", no_wrap=column.numeric, overflow="fold"
+        )
     for row, cells in zip(table.rows, table.cells(), strict=True):
         texts = []
         for cell in cells:
