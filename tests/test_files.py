@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from counterpoise.checkpoints.checkpoint import hash_in_background
-from counterpoise.checkpoints.files import CheckpointError, replacing, resolve, staged
+from counterpoise.checkpoints.files import CheckpointError, hub_id, replacing, resolve, staged
 from counterpoise.checkpoints.hashing import hash_early, sha256, state_of
 from counterpoise.checkpoints.opening import open_checkpoint
 from tiny import save_pair, tiny
@@ -189,3 +189,18 @@ def test_a_name_as_long_as_names_may_be(tmp_path: Path) -> None:
     with replacing(tmp_path / ("a" * 250)) as partial:
         partial.write_text("x")
     assert [p.name for p in tmp_path.iterdir()] == ["a" * 250]
+
+
+def test_a_mistyped_path_into_a_folder_that_is_here_is_not_asked_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*_: object, **__: object) -> str:
+        raise AssertionError("the hub was asked")
+
+    (tmp_path / "runs" / "post").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", asked)
+    with pytest.raises(CheckpointError, match=r"runs/pots: no such folder; runs holds post .*runs/pots@main"):
+        resolve("runs/pots")
+    assert hub_id("runs/pots@main") == ("runs/pots", "main")
+    assert hub_id("org/model") == ("org/model", None)

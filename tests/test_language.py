@@ -404,3 +404,11 @@ def test_a_prompt_without_a_token_is_named(tmp_path: Path) -> None:
         ValueError, match=r"p\.jsonl, line 2: expected a prompt of at least one token, found none \(1 of 2\)"
     ):
         encode_prompts(tokenizer(), read_prompts(tmp_path / "p.jsonl"), chat=False, new=3, limit=None)
+
+
+def test_a_model_that_answers_nan_is_called_damaged_and_not_a_model_that_looks_ahead() -> None:
+    model = tiny("llama")
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="expected finite log-probabilities, found NaN or Inf"):
+        continuation_logprobs(model, [(1, 5, 6)], [[(7, 8)]])

@@ -338,7 +338,7 @@ def test_what_a_dry_run_refuses_is_named(world: Path, tmp_path: Path) -> None:
         (restore(world, "--reward", ranker), "expected a sequence-classification model, found LlamaPairRanker"),
         (restore(world, "--means", "-1"), "means: expected numbers of at least 0"),
         (restore(world, "--search", "both", "--lambdas", "x"), "--lambdas: expected numbers"),
-        (restore(world, "--max-new-tokens", 500), "expected prompts of at most"),
+        (restore(world, "--max-new-tokens", 500), "max_new_tokens: expected less than the model's context of 128"),
         (restore(world, "--speed", "1"), "--speed: expected FLOP/s and bytes/s"),
         (restore(world, "-o", tmp_path / "full"), "expected a new or empty folder"),
         (align(world, "rsf"), "rsf: expected --prompts and --reward, found no --prompts"),

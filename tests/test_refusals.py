@@ -28,7 +28,6 @@ TWO = "--search two-sided"
 
 WRONG = [
     (RESTORE, "--search random", "'random' is not one of 'hma', 'two-sided', 'both'"),
-    (RESTORE, "--slopes 1,steep", "--slopes: expected numbers with commas between them, found 'steep'"),
     (RESTORE, "--slopes 2,2", "searches: expected one slope 2, found more"),
     (RESTORE, "--slopes=-1", "slope: expected a number of at least 0, linear, step, reversed, random, found -1.0"),
     (RESTORE, "--no-controls --slopes 2", "--slopes: does nothing here; add --controls, or leave it out"),
@@ -143,6 +142,8 @@ WRONG = [
     (RESPOND, "--temperature nan", "Invalid value for '--temperature'"),
     (RESPOND, "--max-new-tokens 0", "Invalid value for '--max-new-tokens'"),
     (RESPOND, "--prompts long.jsonl", "long.jsonl, line 2: expected prompts of at most 122 tokens (a context of 128 less 6"),
+    (RESPOND, "--max-new-tokens 128", "max_new_tokens: expected less than the model's context of 128 tokens, found 128"),
+    (RESTORE, "--slopes 1,steep", "--slopes: expected numbers or step, with commas between them, found '1,steep'"),
     (RESPOND, "--batch-size 0", "Invalid value for '--batch-size'"),
     (RESPOND, "--prompts nowhere.jsonl", "nowhere.jsonl: expected a file or folder, found nothing of that name"),
     (COMPARE, "--preference world:early_letters", "judge: expected exactly one of --reward, --preference and --base-url"),

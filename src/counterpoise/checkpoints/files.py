@@ -30,11 +30,16 @@ class CheckpointError(ValueError):
 def hub_id(source: str | Path) -> tuple[str, str | None] | None:
     """The repository and the revision that `org/name` or `org/name@revision` names; None for what is here, or no such id.
 
+    Where a folder `org` is here, `org/name` is a path into it: a mistyped one is not asked of the hub. With a revision it
+    is the hub's all the same.
+
     >>> hub_id("org/name@refs/pr/1"), hub_id("./org/name")
     (('org/name', 'refs/pr/1'), None)
     """
     found = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?", str(source))
-    return None if found is None or Path(source).exists() else (found[1], found[2])
+    path = Path(source)
+    here = found is None or path.exists() or (found[2] is None and path.parent.is_dir())
+    return None if here else (found[1], found[2])  # type: ignore[index]
 
 
 def resolve(source: str | Path, *, weights: bool = True) -> Path:
@@ -45,7 +50,13 @@ def resolve(source: str | Path, *, weights: bool = True) -> Path:
     if path.is_file():
         raise CheckpointError(f"{source}: expected a checkpoint folder, found a file; give the folder that holds it")
     if (found := hub_id(source)) is None:
-        raise CheckpointError(f"{source}: no such folder, and not a hub id (org/name or org/name@revision)")
+        if not path.parent.is_dir() or path.parent == Path():
+            raise CheckpointError(f"{source}: no such folder, and not a hub id (org/name or org/name@revision)")
+        there = sorted(p.name for p in path.parent.iterdir() if p.is_dir())[:8]
+        raise CheckpointError(
+            f"{source}: no such folder; {path.parent} holds {', '.join(there) or 'no folders'} (a repository of the hub "
+            f"that is called so needs its revision here: {source}@main)"
+        )
     from huggingface_hub import snapshot_download
 
     try:

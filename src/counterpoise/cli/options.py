@@ -125,7 +125,10 @@ def numbers(text: str, option: str) -> list[float]:
 
 def ramps(text: str) -> list[float | str]:
     """The slopes of `1,2,step`."""
-    return [word if word == "step" else numbers(word, "--slopes")[0] for word in text.split(",")]
+    try:
+        return [word if word == "step" else float(word) for word in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--slopes: expected numbers or step, with commas between them, found {text!r}") from None
 
 
 def dtype_of(name: str) -> Any:

@@ -139,6 +139,11 @@ def refuse_long_prompts(prompts: Sequence[Prompt], lengths: Sequence[int], new: 
             "drop it, or mend the chat template that wrote nothing"
         )
     room = math.inf if limit is None else limit - new
+    if room < 1:
+        raise ValueError(
+            f"max_new_tokens: expected less than the model's context of {limit} tokens, found {new}; lower it, so that a "
+            "prompt fits in front"
+        )
     if long := [i for i, length in enumerate(lengths) if length > room]:
         raise ValueError(
             f"{named(prompts[long[0]])}: expected prompts of at most {room} tokens (a context of {limit} less {new} to "

@@ -87,6 +87,11 @@ class Plain:
 
     def __init__(self, model: nn.Module, alone: Tensor, together: Tensor) -> None:
         self.alone = alone
+        if not alone.isfinite().all():
+            raise ValueError(
+                f"{type(model).__name__}: expected finite log-probabilities, found NaN or Inf; the weights are damaged (diff "
+                "names the tensor), or --dtype is too narrow for them"
+            )
         noise, eps = float((alone - together).abs().max()), torch.finfo(computing_dtype(model)).eps
         rounded = 20 if alone.is_cuda else 2  # there convolutions round float32 (TF32)
         if not noise <= max(rounded * CLOSE, 2 * NARROW * eps):
