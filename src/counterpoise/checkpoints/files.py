@@ -50,7 +50,7 @@ def resolve(source: str | Path, *, weights: bool = True) -> Path:
     if path.is_file():
         raise CheckpointError(f"{source}: expected a checkpoint folder, found a file; give the folder that holds it")
     if (found := hub_id(source)) is None:
-        if not path.parent.is_dir() or path.parent == Path():
+        if hub_id(f"{source}@main") is None or path.parent == Path():
             raise CheckpointError(f"{source}: no such folder, and not a hub id (org/name or org/name@revision)")
         there = sorted(p.name for p in path.parent.iterdir() if p.is_dir())[:8]
         raise CheckpointError(
