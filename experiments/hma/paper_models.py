@@ -218,7 +218,7 @@ def architectures(places: Mapping[str, str]) -> list[str]:
 
 def names_of() -> list[str]:
     """What lm-eval's registry says of the paper's tasks."""
-    from counterpoise.evaluation.harness import find_task
+    from counterpoise.evaluation.harness_tasks import find_task
 
     lines = []
     for name in (*ASKED, "squad_completion"):

@@ -23,7 +23,7 @@ from pooling import minus, of, rank_correlation, retention_minus, shared, told
 from counterpoise.report.comparisons import Comparison, Group, pooled, read_comparisons
 from counterpoise.report.fronts import front_figure, hypervolume_table, matched_table, points_table
 from counterpoise.report.matched import matched, method_gains
-from counterpoise.tables import reading, tables
+from counterpoise.tables import reading, taxes
 from counterpoise.tables.grid import as_markdown
 from counterpoise.tables.numbers import p_value, spoken
 from counterpoise.tables.reading import HELD_OUT, RETENTION
@@ -39,8 +39,8 @@ def main(figures: bool) -> None:
     every, methods = (panels(folder, pattern) for folder, pattern in ((RESULTS, "mitigations-*"), (OTHERS, "*")))
     groups = [g for panel in methods for g in panel.groups]
     made = {
-        "tax": as_markdown(tables.ability_taxes(run)),
-        "tax-both": as_markdown(tables.both_kinds(run)),
+        "tax": as_markdown(taxes.ability_taxes(run)),
+        "tax-both": as_markdown(taxes.both_kinds(run)),
         "points": points(run),
         "hma": against_ma(more["hma_minus_ma"]),
         "parts": parts(more["partwise"]),

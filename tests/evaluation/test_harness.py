@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from counterpoise.evaluation.abilities import load_abilities
-from counterpoise.evaluation.harness import find_task
+from counterpoise.evaluation.harness_tasks import find_task
 from counterpoise.evaluation.panel import primary_first
 from counterpoise.evaluation.parts import PARTS
 from counterpoise.language.sampling import Drawing

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from counterpoise.evaluation.abilities import load_abilities
-from counterpoise.evaluation.harness import find_task
+from counterpoise.evaluation.harness_tasks import find_task
 from counterpoise.evaluation.measurement import Measurement, Scores, difference, flips_of, interval_of, tax_table
 from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.results import Measured, measurement, results
 from counterpoise.language.sampling import Drawing
 from counterpoise.statistics.bootstrap import interval, paired, weighted
 from counterpoise.tables.grid import as_html, as_markdown
-from counterpoise.tables.tables import ability_taxes, tax_rich
+from counterpoise.tables.taxes import ability_taxes, tax_rich
 from evaluation.lm_logs import local_tasks
 from tiny import nudge, tiny, tokenizer
 

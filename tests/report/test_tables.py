@@ -16,12 +16,12 @@ from rich.console import Console
 from counterpoise.language import divergence
 from counterpoise.report import plots
 from counterpoise.statistics import paired
-from counterpoise.tables import logs, numbers, reading, shifts, tables
+from counterpoise.tables import logs, numbers, reading, shifts, tables, taxes
 from counterpoise.tables.grid import Cell, Column, Table, as_html, as_markdown, as_rich
 from report import made
 
 TABLES = [
-    tables.ability_taxes, tables.both_kinds, tables.against_ma, tables.volume_table, tables.pick_ratios, tables.measured,
+    taxes.ability_taxes, taxes.both_kinds, taxes.against_ma, tables.volume_table, tables.pick_ratios, tables.measured,
     tables.search_table, tables.files, shifts.distances, shifts.flips, logs.calibrations,
 ]  # fmt: skip
 
@@ -92,7 +92,7 @@ def test_a_cell_cannot_break_out_of_its_table() -> None:
 
 
 def test_bold_is_for_intervals_that_leave_out_zero() -> None:
-    table = tables.ability_taxes(made.results())
+    table = taxes.ability_taxes(made.results())
     clear = {r["name"] for r in table.rows if r["tax"]["low"] > 0 or r["tax"]["high"] < 0}
     column = [c.title for c in table.columns].index("tax")
     bold = {r["name"] for r, cells in zip(table.rows, table.cells(), strict=True) if cells[column].strong}
@@ -105,7 +105,7 @@ def test_both_measures_of_an_ability_stand_in_one_row() -> None:
         value = {"PRE": 0.0, "POST": -0.9}.get(point["name"], -0.3)
         kept = {"value": value, "low": value - 0.1, "high": value + 0.2}
         point["retention_by"] = {"likelihood": kept, "accuracy": {k: v / 3 for k, v in kept.items()}}
-    table = tables.both_kinds(results)
+    table = taxes.both_kinds(results)
     titles = ["", "tax, likelihood", "tax, accuracy", "left by HMA 0.6, likelihood", "left by HMA 0.6, accuracy"]
     assert [c.title for c in table.columns] == titles
     cells = dict(zip(table.rows, table.cells(), strict=True))
@@ -115,12 +115,12 @@ def test_both_measures_of_an_ability_stand_in_one_row() -> None:
     assert [c.text for c in cells[""]] == ["mean of 3", "+0.90", "+0.300", "+0.30", "+0.100"]
     assert cells[""][1].detail == "[+0.70, +1.00]"  # a tax is minus a retention
     assert [r for r in table.rows if table.quiet(r)] == ["boolq"]
-    assert not tables.both_kinds({})
+    assert not taxes.both_kinds({})
 
 
 def test_the_tax_fits_a_terminal_of_80_columns() -> None:
     console = Console(file=io.StringIO(), width=80, no_color=True)
-    console.print(tables.tax_rich(made.results()))
+    console.print(taxes.tax_rich(made.results()))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     for whole in ("arc_easy", "multi30k", "−1.310", "+0.084", "[+0.047, +0.121]", "HMA 0.6", "tax left"):
         assert whole in shown
@@ -128,8 +128,8 @@ def test_the_tax_fits_a_terminal_of_80_columns() -> None:
 
 @pytest.mark.parametrize("results", [made.stopped(), {}], ids=["stopped", "nothing"])
 def test_without_a_pick_there_are_no_columns_for_it(results: dict[str, object]) -> None:
-    assert "tax left" not in as_markdown(tables.ability_taxes(results))
-    assert not any((tables.pick_ratios(results), tables.against_ma(results), tables.search_table(results)))
+    assert "tax left" not in as_markdown(taxes.ability_taxes(results))
+    assert not any((tables.pick_ratios(results), taxes.against_ma(results), tables.search_table(results)))
 
 
 def test_what_means_hide_fits_a_terminal_of_80_columns() -> None:

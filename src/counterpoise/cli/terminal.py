@@ -243,7 +243,7 @@ def show_tax(result: dict[str, Any], *, brief: bool = False) -> None:
     from counterpoise.tables.grid import as_rich
     from counterpoise.tables.logs import calibrations
     from counterpoise.tables.shifts import distances, flips
-    from counterpoise.tables.tables import tax_rich
+    from counterpoise.tables.taxes import tax_rich
 
     console = Console()
     around = [None if brief else table(result) for table in (distances, flips, calibrations)]

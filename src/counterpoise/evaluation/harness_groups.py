@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from counterpoise.evaluation.harness import HarnessAbility, find_task, silent
+from counterpoise.evaluation.harness import HarnessAbility
+from counterpoise.evaluation.harness_tasks import find_task, silent
 from counterpoise.evaluation.log_tax import NOT_LINEAR
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import Part, part_of

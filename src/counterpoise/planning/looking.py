@@ -265,7 +265,7 @@ def _of_file(ability: FileAbility, part: Part, words: Words, limit: int | None, 
 
 
 def _of_harness(spec: str, limit: int | None, trusted: bool) -> tuple[Items, list[str]]:
-    from counterpoise.evaluation.harness import find_task
+    from counterpoise.evaluation.harness_tasks import find_task
 
     task = find_task(spec, trusted=trusted)
     most = fewest(limit, task.limit)

@@ -18,7 +18,8 @@ from counterpoise.tables import reading
 from counterpoise.tables.grid import Cell, Column, Table, as_html
 from counterpoise.tables.numbers import number, p_value, with_interval
 from counterpoise.tables.reading import ENDS, REFERENCE, RETENTION, Results
-from counterpoise.tables.tables import EQUALLY_MANY, VOLUME, difference_cell, over_runs_cell
+from counterpoise.tables.tables import EQUALLY_MANY, VOLUME
+from counterpoise.tables.taxes import difference_cell, over_runs_cell
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -8,7 +8,7 @@ from functools import partial
 
 from counterpoise.report import plots
 from counterpoise.report.page import Figures, fact_list, glossary, header, page, plot_box, run_section, section
-from counterpoise.tables import reading, shifts, tables
+from counterpoise.tables import reading, shifts, tables, taxes
 from counterpoise.tables.grid import Table, as_html
 from counterpoise.tables.logs import calibrations
 from counterpoise.tables.numbers import number, ratio_list
@@ -112,18 +112,18 @@ def _front_section(results: Results, figures: Figures) -> str:
 
 
 def _tax_section(results: Results, figures: Figures) -> str:
-    table = tables.ability_taxes(results)
+    table = taxes.ability_taxes(results)
     if not table:
         return ""
     caption = (
         "Each ability by the metric that counts, on held-out data, with 95 % intervals. Right of 0 is lost. 1 is all that POST "
         "lost, or two standard errors of that where it is less."
     )
-    content = f"{as_html(table)}<h3>By likelihood and by accuracy</h3>{as_html(tables.both_kinds(results))}"
+    content = f"{as_html(table)}<h3>By likelihood and by accuracy</h3>{as_html(taxes.both_kinds(results))}"
     if (figure := plots.plot_taxes(results)).data:
         box = plot_box(figures, "taxes", "Tax by ability", lambda: figure, caption, low=True)
         content += f"<h3>The same, on one scale</h3>{box}"
-    if against := tables.against_ma(results):
+    if against := taxes.against_ma(results):
         content += f"<h3>The pick against plain averaging</h3>{as_html(against)}"
     return section("The tax, ability by ability", content)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from counterpoise.checkpoints.about import inherited
 from counterpoise.checkpoints.files import hub_id
-from counterpoise.tables import reading, tables
+from counterpoise.tables import reading, tables, taxes
 from counterpoise.tables.grid import as_markdown
 from counterpoise.tables.numbers import number
 
@@ -31,7 +31,7 @@ def model_card(content: Mapping[str, Any]) -> str:
     files, versions = as_markdown(tables.files(content)), reading.version_list(content)
     sections = {
         "Ratios": as_markdown(ratios),
-        "What was measured": as_markdown(tables.ability_taxes(content)) if content.get("tax") else "",
+        "What was measured": as_markdown(taxes.ability_taxes(content)) if content.get("tax") else "",
         "Warnings": "\n".join(f"- {w}" for w in content.get("warnings") or ()),
         "Made from": f"{command}{_commits(content)}{files}\n\nVersions: {versions}.",
     }

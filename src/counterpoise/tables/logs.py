@@ -8,7 +8,7 @@ from typing import Any
 from counterpoise.tables.grid import Cell, Column, Table
 from counterpoise.tables.numbers import MISSING, number, p_value, places, with_interval
 from counterpoise.tables.shifts import changed, flip
-from counterpoise.tables.tables import difference_cell
+from counterpoise.tables.taxes import difference_cell
 
 Row = Mapping[str, Any]
 _READ = (

@@ -9,7 +9,7 @@ from typing import Any
 from counterpoise.tables.grid import Cell, Column, Table
 from counterpoise.tables.numbers import MISSING, number, p_value, with_interval
 from counterpoise.tables.reading import Results
-from counterpoise.tables.tables import difference_cell, with_subtasks
+from counterpoise.tables.taxes import difference_cell, with_subtasks
 
 Row = Mapping[str, Any]
 _MEASURES = {
