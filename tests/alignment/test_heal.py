@@ -349,9 +349,11 @@ def test_run_and_dry_run_refuse_the_same_things_with_the_same_words(
 
 def test_the_command_heals_after_a_dry_run_that_writes_nothing(folder: Path) -> None:
     more = "--abilities choices:guess.jsonl --steps 2 --every 1 --prompts-per-step 4".split()
-    dry = CliRunner().invoke(app, [*HEAL.split(), *more, "--dry-run", "--speed", "1e9,1e9"])
+    asked = [*HEAL.split(), *more, "--dry-run", "--speed", "1e9,1e9"]
+    dry, told = CliRunner().invoke(app, asked), CliRunner().invoke(app, [*asked, "--json"])
     assert dry.exit_code == 0, dry.output
     assert "teachers: both at once" in dry.output
+    assert "teachers: both at once" in json.loads(told.stdout)["told"]
     assert not (folder / "out").exists()
     assert not (folder / "out.work").exists()
     run = CliRunner().invoke(app, [*HEAL.split(), *more])

@@ -103,7 +103,7 @@ def heal(
             from counterpoise.cli.plan import tell
             from counterpoise.planning.heal import plan_heal
 
-            tell(plan_heal(wanted, present=speed is None), speed_of(speed), device)
+            tell(plan_heal(wanted, present=speed is None), speed_of(speed), device, as_json=as_json)
             return
         with processes.one_message():
             wanted.check()

@@ -13,7 +13,7 @@ from counterpoise.cli.terminal import print_json
 from counterpoise.language.costs import Plan, Speed
 
 
-def show_plan(plan: Plan, speed: Speed, how: str, device: str, *, as_json: bool = False) -> None:
+def show_plan(plan: Plan, speed: Speed, how: str, device: str, *, as_json: bool) -> None:
     """Print a plan; `how` says where the speed comes from."""
     if as_json:
         listed = [{**asdict(stage), "seconds": stage.work.seconds(speed)} for stage in plan.stages]
@@ -75,7 +75,7 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
-def tell(plan: Plan, speed: tuple[float, float] | None, device: str, *, as_json: bool = False) -> None:
+def tell(plan: Plan, speed: tuple[float, float] | None, device: str, *, as_json: bool) -> None:
     """Print a plan; without a speed the device is probed, when it is here."""
     if speed is not None:
         show_plan(plan, Speed(*speed), "as given", device, as_json=as_json)
