@@ -70,7 +70,7 @@ def resolve(source: str | Path, *, weights: bool = True) -> Path:
 
 def first_line(error: Exception) -> str:
     """What an error of another library says, without its advice."""
-    return (str(error).splitlines() or [""])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def pickles(folder: Path) -> list[str]:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+from counterpoise.checkpoints.files import first_line
 from counterpoise.cli.help import general
 
 Push = Annotated[
@@ -29,7 +30,7 @@ def check_push(name: str | None) -> None:
     try:
         HfApi().whoami()
     except Exception as error:
-        told = str(error).strip().splitlines()[0]
+        told = first_line(error)
         raise ValueError(f"--push: expected a login of the hub, found none ({told}); `hf auth login`") from None
 
 
@@ -49,7 +50,7 @@ def push(folder: Path, name: str | None) -> None:
         api.create_repo(name, private=True, exist_ok=True)
         done = api.upload_folder(repo_id=name, folder_path=folder, commit_message="Made by counterpoise")
     except (HfHubHTTPError, OSError) as error:
-        told = str(error).strip().splitlines()[0]
+        told = first_line(error)
         raise ValueError(
             f"--push: {folder} is whole, but the hub did not take it ({told}); `hf upload {name} {folder}`"
         ) from None

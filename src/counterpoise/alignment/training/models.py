@@ -17,7 +17,7 @@ from counterpoise.alignment.training.sharding import is_sharded, own_part, part_
 from counterpoise.alignment.training.sharding import shard as cut_up
 from counterpoise.alignment.training.stepping import trainable
 from counterpoise.checkpoints.checkpoint import match_name
-from counterpoise.checkpoints.files import CheckpointError
+from counterpoise.checkpoints.files import CheckpointError, first_line
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language.loading import without_bars
 
@@ -113,7 +113,7 @@ def load(folder: Path, *, dtype: torch.dtype, bf16: bool = False, device: str, s
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
         raise CheckpointError(
-            f"{folder}: expected a causal language model with its tokenizer, found: {str(error).splitlines()[0]}"
+            f"{folder}: expected a causal language model with its tokenizer, found: {first_line(error)}"
         ) from None
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
