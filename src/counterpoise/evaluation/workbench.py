@@ -131,11 +131,8 @@ class Workbench:
 
     def rewards(self, name: str, cut: Partition, ratios: Sequence[float], part: Part, looks: int) -> Array:
         """The rewards of an average on the prompts of a part up to so many looks of the panel; `point` reads them again."""
-        self.resident.set(cut, ratios)
-        model_id = {**self.inputs, "ratios": digest(cut.ratios(self.pair.names, ratios))}
-        found = self.panel.rewards(
-            self.resident.model, self.tokenizer, part, looks=looks, store=self.store, model_id=model_id
-        )
+        model, kept = self._placed(cut, ratios, None), self._kept(cut, ratios, None)
+        found = self.panel.rewards(model, self.tokenizer, part, looks=looks, **kept)
         if (progress := self.stage(f"{name}, {part}")) is not None:
             progress(1, 1 + len(self.panel.abilities))
         return found
@@ -157,8 +154,7 @@ class Workbench:
         """Measure the average with these ratios on a part, or read it from the store; `instead` stands in PRE's place."""
         name = name or f"{method} {cut.mean(ratios):.2g}"
         model = self._placed(cut, ratios, instead)
-        kept: dict[str, Any] = {"store": self.store, "model_id": self._identity(cut, ratios, instead)}
-        stage = self.stage(f"{name}, {part}")
+        kept, stage = self._kept(cut, ratios, instead), self.stage(f"{name}, {part}")
         scores = self.panel.measure(model, self._of(instead).tokenizer, part, **kept, progress=stage)
         return Point(name, method, cut, tuple(map(float, ratios)), part, scores, instead)
 
@@ -168,11 +164,12 @@ class Workbench:
 
     def identity(self, point: Point) -> dict[str, Any]:
         """Names a point's model in the keys of stored work."""
-        return self._identity(point.partition, point.ratios, point.instead)
+        found: dict[str, Any] = self._kept(point.partition, point.ratios, point.instead)["model_id"]
+        return found
 
     def responses(self, point: Point) -> list[list[tuple[int, ...]]]:
         """The responses whose reward a point has; see `Panel.responses`."""
-        kept: dict[str, Any] = {"store": self.store, "model_id": self.identity(point)}
+        kept = self._kept(point.partition, point.ratios, point.instead)
         return self.panel.responses(self.placed(point), self._of(point.instead).tokenizer, point.part, **kept)
 
     def _of(self, instead: Path | None) -> Workbench:
@@ -194,9 +191,11 @@ class Workbench:
         bench.resident.set(cut, ratios)
         return bench.resident.model
 
-    def _identity(self, cut: Partition, ratios: Sequence[float] | Array, instead: Path | None) -> dict[str, Any]:
+    def _kept(self, cut: Partition, ratios: Sequence[float] | Array, instead: Path | None) -> dict[str, Any]:
+        """Where what a model scores is kept, and its name there."""
         bench = self._of(instead)
-        return {**bench.inputs, "ratios": digest(cut.ratios(bench.pair.names, ratios))}
+        model_id = {**bench.inputs, "ratios": digest(cut.ratios(bench.pair.names, ratios))}
+        return {"store": self.store, "model_id": model_id}
 
     def stage(self, name: str) -> Progress | None:
         """A progress callback for one stage."""
