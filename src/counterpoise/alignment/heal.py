@@ -26,7 +26,7 @@ from counterpoise.evaluation.abilities import Ability, load_abilities
 from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.parts import PARTS
 from counterpoise.language.loading import refuse_unmeasurable
-from counterpoise.language.prompts import Prompt, encode_prompts, read_prompts
+from counterpoise.language.prompts import Prompt, begins, encode_prompts, read_prompts
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.ways import context_of
 from counterpoise.records import Stages, public, read_lines, write_json, write_whole
@@ -256,13 +256,6 @@ def free_memory(device: str) -> int | None:
 def openings(pre: torch.nn.Module, tokenizer: Any, count: int, seed: int) -> list[Ids]:
     """PRE's own beginnings of texts: what it draws from its start token, cut after 1, 2, ... OPENING tokens in turn."""
     first = begins(tokenizer)
-    assert first is not None
     drawn = answers(pre, tokenizer, [(first,)] * count, Drawing(max_new_tokens=OPENING, seed=seed))
     ends = tokenizer.eos_token_id
     return [(first, *(t for t in e.response[: 1 + i % OPENING] if t != ends)) for i, e in enumerate(drawn)]
-
-
-def begins(tokenizer: Any) -> int | None:
-    """The token that begins a text, or ends one; None where the tokenizer has neither."""
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    return bos if bos is not None else eos  # type: ignore[no-any-return]

@@ -17,7 +17,7 @@ from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import Part, clusters, in_part, placement
 from counterpoise.evaluation.specs import fewest
 from counterpoise.language.groups import groups_of
-from counterpoise.language.prompts import Prompt, encode_prompt
+from counterpoise.language.prompts import Prompt, begins, encode_prompt
 from counterpoise.language.sampling import SCORING, Drawing
 from counterpoise.records import digest
 
@@ -99,13 +99,12 @@ class FileAbility(ABC):
 
     def questions(self, tokenizer: Any, part: Part, drawing: Drawing) -> list[tuple[int, ...]]:
         """Token ids of what the items of a part ask, without any answer; see `abilities.Ability.questions`."""
-        first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         found = []
         for item in self.items_of(part, self.limit):
             messages = tuple((m["role"], m["content"]) for m in item.fields.get("messages", ()))
             plain = (("user", self.wording(item.fields).context),)
             ids = encode_prompt(tokenizer, Prompt(messages or plain, item.place), chat=drawing.chat and bool(messages))
-            found.append(ids or (first,))
+            found.append(ids or (begins(tokenizer),))
         return found
 
     @abstractmethod
@@ -210,7 +209,7 @@ def encode_pair(tokenizer: Any, context: str, continuation: str) -> Pair:
     whole = tokenizer(context + continuation)["input_ids"]
     start = tokenizer(context)["input_ids"] if context else []
     if not context:
-        bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        bos = begins(tokenizer)
         start, whole = [bos], whole if whole[:1] == [bos] else [bos, *whole]
     ends = {tokenizer.eos_token_id, getattr(tokenizer, "sep_token_id", None)} - {None}
     if start and len(start) > 1 and start[-1] in ends and whole[-1] == start[-1]:  # a tokenizer that closes every text

@@ -113,6 +113,11 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, *, chat: bool = True) -> tuple
     return tuple(ids)
 
 
+def begins(tokenizer: Any) -> Any:
+    """The id of the token that begins a text, or ends one; None where the tokenizer has neither."""
+    return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+
+
 def encode_prompts(
     tokenizer: Any, prompts: Sequence[Prompt], *, chat: bool, new: int, limit: int | None
 ) -> list[tuple[int, ...]]:

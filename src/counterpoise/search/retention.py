@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from counterpoise.evaluation.items import FileAbility, encode_pair, spaced
-from counterpoise.language.prompts import Prompt, encode_prompt
+from counterpoise.language.prompts import Prompt, begins, encode_prompt
 from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import Example
 from counterpoise.records import Progress
@@ -61,7 +61,7 @@ def draw_retention(
     found = {}
     for number, (name, contexts) in enumerate(sources.items()):
         count = size // len(sources) + (number < size % len(sources))
-        used = [_nonempty(tokenizer, c) for c in contexts[:count]]
+        used = [c or (int(begins(tokenizer)),) for c in contexts[:count]]  # an empty opening begins where text begins
         how = replace(drawing, n=math.ceil(count / len(used)), seed=drawing.seed + number)
         drawn = sample(model, tokenizer, used, how, progress=progress)
         rounds = zip(*drawn, strict=True)  # every context once before any twice
@@ -80,9 +80,3 @@ def calibration(ability: FileAbility, tokenizer: Any, *, limit: int | None = Non
         context, answer = ability.right(item.fields)
         examples.append(Example(*encode_pair(tokenizer, context, spaced(context, answer))))
     return examples
-
-
-def _nonempty(tokenizer: Any, context: tuple[int, ...]) -> tuple[int, ...]:
-    """A context of at least one token: an empty opening begins where text begins."""
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    return context or (int(first),)
