@@ -144,7 +144,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike, aggregate: str, *, resamples: 
 
 def paired(a: ArrayLike, b: ArrayLike, aggregate: str, *, seed: int = 0, resamples: int = RESAMPLES) -> Studentised:
     """score(a) - score(b), the same items drawn for both."""
-    first, second = _pair(a, b)
+    first, second = alike(a, b)
     return _studentised([(first, 1), (second, -1)], aggregate, seed, resamples)
 
 
@@ -224,7 +224,7 @@ def paired_replicates(
     a: ArrayLike, b: ArrayLike, aggregate: str, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Array:
     """Resampled score(a) - score(b), the same items drawn for both; shape (resamples,)."""
-    first, second = (replicates(s, aggregate, seed=seed, resamples=resamples) for s in _pair(a, b))
+    first, second = (replicates(s, aggregate, seed=seed, resamples=resamples) for s in alike(a, b))
     return first - second
 
 
@@ -254,7 +254,8 @@ def bootstrap_weights(items: int, resamples: int, seed: int) -> Array:
     return weights.astype(np.float64)
 
 
-def _pair(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
+def alike(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
+    """Both sides as arrays; a ValueError where they are not of the same items."""
     if np.shape(a) != np.shape(b):  # before very many items become groups
         raise ValueError(f"expected the same items on both sides, found shapes {np.shape(a)} and {np.shape(b)}")
     return np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)

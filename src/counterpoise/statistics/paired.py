@@ -14,6 +14,7 @@ from counterpoise.statistics.bootstrap import (
     Array,
     Difference,
     Studentised,
+    alike,
     bootstrap_weights,
     clustered,
     grouped,
@@ -30,9 +31,8 @@ _NORMAL = 1.959964
 
 
 def _grouped_alike(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
-    if np.shape(a) != np.shape(b):  # as groups they would be as many
-        raise ValueError(f"expected the same items on both sides, found shapes {np.shape(a)} and {np.shape(b)}")
-    return grouped(a, MOST), grouped(b, MOST)
+    first, second = alike(a, b)  # as groups they would be as many
+    return grouped(first, MOST), grouped(second, MOST)
 
 
 def tax_of(a: ArrayLike, b: ArrayLike, aggregate: str) -> Difference:
