@@ -12,7 +12,6 @@ from counterpoise.tables import reading, shifts, tables, taxes
 from counterpoise.tables.grid import Table, as_html
 from counterpoise.tables.logs import calibrations
 from counterpoise.tables.numbers import number, ratio_list
-from counterpoise.tables.race import race_table
 from counterpoise.tables.reading import Results
 
 _CAPTION = (
@@ -59,7 +58,7 @@ def report_page(results: Results) -> str:
         _search_section(results, figures),
         _two_sided_section(results, figures),
         _healing_section(results),
-        _table_section("What each candidate of the race cost", race_table(results)),
+        _table_section("What each candidate of the race cost", tables.race_table(results)),
         _table_section("Hypervolume", tables.volume_table(results)),
         _table_section("Everything that was measured", tables.measured(results)),
         _run_section(results),

@@ -147,6 +147,17 @@ def search_table(results: Results) -> Table:
     return Table(columns, tuple(results.get("search") or ()), (note,))
 
 
+def race_table(results: Results) -> Table:
+    """One row a candidate: how many prompts it ran, whether its abilities were measured, what it kept of the gain."""
+    columns = (
+        Column("candidate", lambda r: Cell(str(r["name"])), False),
+        Column("prompts", lambda r: Cell(number(r["prompts"], 0))),
+        Column("abilities", lambda r: Cell("measured" if r["abilities"] else "–"), False),
+        Column("of the gain, when last seen", lambda r: Cell(f"{r['kept']:.0%}")),
+    )
+    return Table(columns, tuple(results.get("race") or ()))
+
+
 def two_sided_table(results: Results) -> Table:
     """The two-sided search, one row a search and lambda: both sides, the ratio outside the layers, the passes."""
     found = results.get("two_sided") or {}
