@@ -15,7 +15,7 @@ from counterpoise.evaluation.measurement import Measurement, Scores, difference,
 from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.results import Measured, measurement, results
 from counterpoise.language.sampling import Drawing
-from counterpoise.statistics.bootstrap import interval, paired, weighted
+from counterpoise.statistics.bootstrap import clustered, interval, paired, weighted
 from counterpoise.tables.grid import as_html, as_markdown
 from counterpoise.tables.taxes import ability_taxes, tax_rich
 from evaluation.lm_logs import local_tasks
@@ -130,6 +130,37 @@ def test_intervals_resample_within_subtasks() -> None:
     assert found.high - found.low == pytest.approx(2 * 1.98 * error, rel=0.08)
     alone = paired(a, b, weighted("mean", [(100, 1)])).difference()
     assert alone == paired(a, b, "mean").difference()
+
+
+def test_what_shares_a_passage_is_resampled_whole_within_its_subtask(tmp_path: Path) -> None:
+    folder = local_tasks(tmp_path / "tasks")
+    for name in ("one", "two"):
+        rows = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+        told = [json.dumps({**row, "passage": f"passage {i // 3}"}) for i, row in enumerate(rows)]
+        (folder / f"{name}.jsonl").write_text("\n".join(told))
+    found = measured(folder, "both")[1]
+    parts = [part for _, part in found.apart()]
+    assert [len(p.keys) for p in parts] == [3 * len(set(p.groups)) for p in parts]
+    sums = np.concatenate([clustered(p.statistics, p.groups) for p in parts])
+    assert np.array_equal(found.sampled, sums)
+    assert found.sampled_as == weighted("mean", [(len(set(p.groups)), 1) for p in parts])
+
+
+def test_items_said_thrice_make_no_group_surer() -> None:
+    draw = np.random.default_rng(0)
+    once = [draw.normal(size=(100, 1)) for _ in range(2)]
+    keys, tasks = tuple(f"{i // 60} {i:03}" for i in range(100)), ((60, 2), (40, 1))
+    thrice = tuple(key for key in keys for _ in range(3))
+
+    def made(x: np.ndarray, by: int, groups: tuple[str, ...]) -> Measurement:
+        strata = weighted("mean", [(by * n, w) for n, w in tasks])
+        subtasks = tuple((str(w), by * n, None) for n, w in tasks)
+        return Measurement("acc", "", x, strata, None, groups or keys, groups, subtasks)
+
+    (a, b), (c, d) = ([made(x, 1, ()) for x in once], [made(np.repeat(x, 3, axis=0), 3, thrice) for x in once])
+    assert interval_of(a) == pytest.approx(interval_of(c))
+    assert difference(a, b) == pytest.approx(difference(c, d))
+    assert interval_of(a.apart()[1][1]) == pytest.approx(interval_of(c.apart()[1][1]))
 
 
 @pytest.mark.parametrize(

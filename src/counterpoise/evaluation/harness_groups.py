@@ -104,6 +104,7 @@ class HarnessGroup:
         chances = [m.chance for m in first if m.chance is not None]
         chance = float(np.average(chances, weights=[w for _, w in strata])) if len(chances) == len(first) else None
         sure = [m.sureness for m in first if m.sureness is not None]
+        groups = tuple(f"{number:04} {group}" for number, m in enumerate(first) for group in m.groups or m.keys)
         return Measurement(
             first[0].metric,
             first[0].unit,
@@ -111,6 +112,7 @@ class HarnessGroup:
             weighted(first[0].aggregate, strata),
             chance,
             tuple(key for m in first for key in m.keys),
+            groups if any(m.groups for m in first) else (),
             subtasks=tuple((name, len(m.keys), m.chance) for name, m in of.items()),
             sureness=np.concatenate(sure) if len(sure) == len(first) else None,
         )

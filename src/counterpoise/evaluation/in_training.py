@@ -138,7 +138,7 @@ class Watch:
             after = next(m for m in now[name] if m.metric == before.metric)
             if not np.isfinite(after.statistics).all():  # a model that has come apart has lost all
                 return {n: dict.fromkeys(("value", "low", "high"), float("inf")) for n in (*pre, MEAN)}
-            parts[name] = paired(before.sampled, after.sampled, before.aggregate, seed=number)
+            parts[name] = paired(before.sampled, after.sampled, before.sampled_as, seed=number)
         scales = {name: 1.0 if m.unit in ("", *BOUNDS) else 0.01 for name, m in pre.items()}
         of = {name: [name] for name in parts} | {MEAN: [n for n in parts if n not in self.floored]}
         found = {n: Studentised.mean([parts[m] for m in ms], [scales[m] for m in ms]) for n, ms in of.items() if ms}

@@ -15,6 +15,7 @@ from counterpoise.statistics.bootstrap import (
     Studentised,
     clustered,
     interval,
+    of_groups,
     paired,
     paired_difference,
     score,
@@ -57,6 +58,11 @@ class Measurement:
         return clustered(self.statistics, self.groups) if self.groups else self.statistics
 
     @property
+    def sampled_as(self) -> str:
+        """The aggregate of `sampled`."""
+        return of_groups(self.aggregate, self.groups) if self.groups else self.aggregate
+
+    @property
     def value(self) -> float:
         """The score over all items."""
         return score(self.statistics, self.aggregate)
@@ -85,7 +91,8 @@ class Measurement:
             of: dict[str, Any] = {"statistics": self.statistics[cut], "keys": self.keys[cut]}
             of |= {} if self.sureness is None else {"sureness": self.sureness[cut]}
             base = self.aggregate.split()[0]
-            made.append((name, replace(self, aggregate=base, chance=chance, groups=(), subtasks=(), **of)))
+            groups = own if len(set(own := self.groups[cut])) < len(own) else ()
+            made.append((name, replace(self, aggregate=base, chance=chance, groups=groups, subtasks=(), **of)))
         return made
 
 
@@ -111,7 +118,7 @@ class Scores:
 
 def interval_of(m: Measurement) -> dict[str, float]:
     """Value and 95 % interval over the items."""
-    return bounded(interval(m.sampled, m.aggregate), m.unit)
+    return bounded(interval(m.sampled, m.sampled_as), m.unit)
 
 
 def bounded(found: Interval, unit: str, *, negated: bool = False) -> dict[str, float]:
@@ -131,7 +138,7 @@ def difference(a: Measurement, b: Measurement) -> dict[str, float]:
         raise ValueError(
             f"{a.metric}: expected two measurements of the same items, found {len(a.keys)} and {len(b.keys)}"
         )
-    return paired_difference(a.sampled, b.sampled, a.aggregate)._asdict()
+    return paired_difference(a.sampled, b.sampled, a.sampled_as)._asdict()
 
 
 def at_floor(measurements: Sequence[Measurement]) -> bool:
@@ -139,7 +146,7 @@ def at_floor(measurements: Sequence[Measurement]) -> bool:
 
     It is if some metric that has a chance level does not clear it with its 95 % interval.
     """
-    return any(m.chance is not None and interval(m.sampled, m.aggregate)[1] <= m.chance for m in measurements)
+    return any(m.chance is not None and interval(m.sampled, m.sampled_as)[1] <= m.chance for m in measurements)
 
 
 def above_floor(pre: Scores) -> list[str]:
@@ -225,7 +232,7 @@ def unit_of(before: Measurement, after: Measurement) -> float:
     So PRE is at 0, POST at -1 on an ability that it lost and at about +1 on one that it gained, and where nothing measurable
     moved nothing counts for much: no ability outweighs the others, and the number of items decides nothing.
     """
-    value, _, _, error = paired(after.sampled, before.sampled, before.aggregate).interval()
+    value, _, _, error = paired(after.sampled, before.sampled, before.sampled_as).interval()
     return max(abs(value), 2 * error) or 1.0
 
 
@@ -308,6 +315,6 @@ def retention_of(pairs: Mapping[str, tuple[Measurement, Measurement]], unit: Map
 def _steps(pairs: Mapping[str, tuple[Measurement, Measurement]]) -> dict[str, Studentised]:
     """Each ability's step from PRE; the same items are drawn whatever model is asked for."""
     return {
-        name: paired(now.sampled, before.sampled, before.aggregate, seed=number)
+        name: paired(now.sampled, before.sampled, before.sampled_as, seed=number)
         for number, (name, (before, now)) in enumerate(pairs.items())
     }

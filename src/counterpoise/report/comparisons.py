@@ -193,7 +193,7 @@ def _pool_score(
     low = high = None
     held = [m for r, p in some if (m := measurement(r, p, name, metric or name)) is not None]
     if len(held) == len(some) and len({(m.keys, m.groups) for m in held}) == 1:
-        of = interval(np.mean([m.sampled for m in held], axis=0), held[0].aggregate)
+        of = interval(np.mean([m.sampled for m in held], axis=0), held[0].sampled_as)
         low, high = value + of.low - of.value, value + of.high - of.value
     elif all(s.get("low") is not None and s.get("high") is not None for s in known):
         low, high = (float(np.mean([s[k] for s in known])) for k in ("low", "high"))

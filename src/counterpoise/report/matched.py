@@ -163,7 +163,7 @@ def _all_scored(
     scored = []
     for point in points:
         found = [measurement(results, point, *key) for key in [("reward", "reward"), *counted]]
-        held = [Statistics(m.sampled, m.aggregate) for m in found if m is not None]
+        held = [Statistics(m.sampled, m.sampled_as) for m in found if m is not None]
         if len(held) < len(found):
             return None
         scored.append(ModelStatistics(held[0], tuple(held[1:])))

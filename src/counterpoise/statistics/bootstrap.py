@@ -157,6 +157,21 @@ def weighted(aggregate: str, strata: Sequence[tuple[int, float]]) -> str:
     return f"{aggregate}{_BY}{' '.join(f'{items}:{weight}' for items, weight in strata)}"
 
 
+def of_groups(aggregate: str, groups: Sequence[str]) -> str:
+    """The aggregate of `clustered` statistics: each task's number of groups stands for that of its items.
+
+    Args:
+        groups: of each item; those of one task sort before those of the next.
+
+    >>> of_groups("mean by 3:2 2:1", ["1 a", "1 a", "1 b", "2 a", "2 b"])
+    'mean by 2:2 2:1'
+    """
+    base, _, listed = aggregate.partition(_BY)
+    counts = [len(set(groups[cut])) for cut, _ in _strata(aggregate, len(groups))[1]]
+    weights = [one.partition(":")[2] for one in listed.split()]
+    return f"{base}{_BY}{' '.join(map(':'.join, zip(map(str, counts), weights, strict=True)))}" if listed else base
+
+
 def _strata(aggregate: str, items: int) -> tuple[str, list[tuple[slice, float]]]:
     """The aggregate of each task, and which items are its own with its share in the mean."""
     base, _, listed = aggregate.partition(_BY)
