@@ -16,10 +16,9 @@ from counterpoise.language.scoring import Example
 from counterpoise.records import digest
 from counterpoise.search.on_bench import words
 from counterpoise.search.retention import OPENINGS
-from counterpoise.statistics.bootstrap import Array, clustered, interval, paired_difference
+from counterpoise.statistics.bootstrap import NORMAL, Array, clustered, interval, paired_difference
 
 OWN, ANSWERS, TEXT, ENTROPY, DISTINCT = "kl_own_answers", "kl_pre_answers", "kl_pre_text", "entropy", "distinct_2"
-_NORMAL = 1.959964
 
 
 def measured(bench: Workbench, points: Sequence[Point]) -> dict[str, Any]:
@@ -91,7 +90,7 @@ def _distinct_pairs(said: Sequence[Sequence[Sequence[tuple[int, ...]]]], togethe
 
 def _jackknife(values: Array) -> dict[str, float] | None:
     value, without = float(values[0]), values[1:]
-    half = _NORMAL * float(np.sqrt((len(without) - 1) * without.var()))
+    half = NORMAL * float(np.sqrt((len(without) - 1) * without.var()))
     return {"value": value, "low": value - half, "high": value + half} if np.isfinite(values).all() else None
 
 

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 RESAMPLES = 2000
+NORMAL = 1.959964  # standard errors to each end of a 95 % interval
 FLOOR = 0.2  # of the sample's variance: least that of a resample
 MOST = 4096  # items, or groups of items, that are resampled
 _BY, _APART = " by ", 1000  # between an aggregate and its tasks; between their seeds

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from counterpoise.statistics.bootstrap import (
+    NORMAL,
     RESAMPLES,
     Array,
     Difference,
@@ -27,7 +28,6 @@ from counterpoise.statistics.bootstrap import (
 
 MOST = 1000  # groups of items that are resampled
 BINS = 10
-_NORMAL = 1.959964
 
 
 def _grouped_alike(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
@@ -197,9 +197,9 @@ def _ece(items: Array, groups: Sequence[str]) -> tuple[float, Array]:
 
 
 def _share(count: int, items: int, lucky: float, stretch: float) -> dict[str, float]:
-    share, z2 = count / items, _NORMAL**2
+    share, z2 = count / items, NORMAL**2
     middle = (share + z2 / (2 * items)) / (1 + z2 / items)
-    half = _NORMAL / (1 + z2 / items) * math.sqrt(share * (1 - share) / items + z2 / (4 * items**2))
+    half = NORMAL / (1 + z2 / items) * math.sqrt(share * (1 - share) / items + z2 / (4 * items**2))
     low, high = max(0.0, middle - half) * (count > 0), min(1.0, middle + half)
     value = 100 * count / items - lucky
     ends = (value, value - 100 * stretch * (share - low), value + 100 * stretch * (high - share))
