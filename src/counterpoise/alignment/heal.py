@@ -214,6 +214,11 @@ def heal(
     return wanted.run(progress=progress)
 
 
+def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of `teach` with its own defaults for those that are missing."""
+    return {**teach.__kwdefaults__, **settings}
+
+
 def refuse_teaching(**settings: Any) -> None:
     """Raise a ValueError for a setting of `teach` that is out of range, or a name that is none."""
     refuse_settings(**{k: v for k, v in settings.items() if not isinstance(v, str)})

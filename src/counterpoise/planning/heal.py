@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from counterpoise.alignment.heal import Healing, off_line, too_large
+from counterpoise.alignment.heal import Healing, complete, off_line, too_large
 from counterpoise.checkpoints.checkpoint import short
 from counterpoise.language.costs import Lengths, Plan, Stage, optimiser_bytes
 from counterpoise.language.ways import context_of
@@ -23,6 +23,7 @@ def plan_heal(wanted: Healing, *, present: bool = True) -> Plan:
     told, mapped = fit(pre, post, (), wanted.out, "post")
     more, also = fit(pre, start, (), wanted.out, "post")
     shape, itemsize, how = start.shape, wanted.dtype.itemsize, wanted.drawing
+    settings = complete(wanted.settings)
     weights, turns = shape.parameters * itemsize, False
     if None not in (pre.weights, post.weights, start.weights):
         pair, own = wanted.pairs()
@@ -37,14 +38,13 @@ def plan_heal(wanted: Healing, *, present: bool = True) -> Plan:
         told.append(f"no questions: {wanted.openings:,} openings that PRE draws from its start token")
     told.append(f"teachers: {'memory is too small for both, they take turns from disk' if turns else 'both at once'}")
     lengths = [len(ids) for s in sources for ids in (*s.taught, *s.checked)]
-    micro = wanted.settings.get("micro_batch_size", 8)
-    at = Lengths(sum(lengths) / len(lengths), max(lengths), how.max_new_tokens, micro, itemsize)
+    at = Lengths(sum(lengths) / len(lengths), max(lengths), how.max_new_tokens, settings["micro_batch_size"], itemsize)
     writing = Stage("writing OUT", f"{weights / 1e9:.2f} GB")
-    stages = (*heal_stages(shape, at, wanted.settings, draw=how.batch_size), writing)
+    stages = (*heal_stages(shape, at, settings, draw=how.batch_size), writing)
     resident = {"weights": weights, **optimiser_bytes(shape.parameters, itemsize)}
     if wanted.device != "cpu" or pre.dtype != wanted.dtype:  # else they are mapped
         resident["teachers"] = (1 if turns else 2) * weights
-    points = -(-wanted.settings.get("steps", 15) // wanted.settings.get("every", 5))
+    points = -(-settings["steps"] // settings["every"])
     told.append(f"on the way: {points} checkpoints, and the state (weights and Adam's moments) up to twice")
     dtype = "bfloat16" if wanted.bf16 else short(wanted.dtype)
     return Plan(stages, resident, dtype, mapped + also, (7 + points) * weights, tuple(told), (BOUNDS, *ASSUMED))

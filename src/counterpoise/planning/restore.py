@@ -8,6 +8,7 @@ from typing import get_args
 
 import torch
 
+from counterpoise.alignment.heal import complete
 from counterpoise.averaging.partition import partition
 from counterpoise.checkpoints.checkpoint import short
 from counterpoise.checkpoints.files import read_json
@@ -79,10 +80,9 @@ def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True) -
     stages = restore_stages(scale, counts, items, request.searches, drawing.n, Words.of(giver.folder).mean(OPENINGS))
     resident = {"weights": shape.parameters * itemsize, **judged(judge)}
     if request.heal is not None:
-        told.append(
-            f"healing from {request.heal_from}, its points measured as the averages are: {-(-request.heal // 5)}"
-        )
-        how = {"steps": request.heal, "micro_batch_size": drawing.batch_size}
+        how = complete({"steps": request.heal, "micro_batch_size": drawing.batch_size})
+        points = -(-request.heal // how["every"])
+        told.append(f"healing from {request.heal_from}, its points measured as the averages are: {points}")
         taught = heal_stages(shape, replace(at, batch=drawing.batch_size), how, draw=4 * drawing.batch_size)
         held = 5 * shape.parameters * max(4, itemsize)  # gradients, two moments, two teachers where they are not mapped
         stages = (*stages, *(replace(s, memory=s.memory + held) for s in taught))

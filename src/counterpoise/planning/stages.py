@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from counterpoise.alignment.heal import CHECKED
+from counterpoise.alignment.heal import CHECKED, complete
 from counterpoise.evaluation.parts import Part
 from counterpoise.language import costs
 from counterpoise.language.costs import Items, Lengths, Shape, Stage, drawing_bytes, drawn, training, training_bytes
@@ -128,7 +128,7 @@ def align_stages(shape: Shape, reward: Shape | None, at: Lengths, loop: Loop, *,
 
 def heal_stages(shape: Shape, at: Lengths, settings: Mapping[str, Any], *, draw: int) -> tuple[Stage, ...]:
     """What a healing runs at most; `settings` are those of `teach`, and `draw` answers are drawn at once."""
-    found = {"steps": 15, "every": 5, "batch_size": 32, **settings}
+    found = complete(settings)
     steps, points = found["steps"], -(-found["steps"] // found["every"])
     asked, looks = 2 * found["batch_size"] * steps, 2 * CHECKED * (1 + points)
     passed = costs.forward(shape, at.prompt + at.response, sequences=asked + 2 * looks, logits=at.response)
