@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,23 @@ def test_healed_points_may_be_picked_and_what_was_measured_is_written(start: str
         pair / "pre", pair / "post", tmp_path / "out", panel(world, limit=8, prompt_limit=12), **how
     )
     assert again["already_finished"]
+
+
+def test_teachers_of_other_words_are_refused_before_anything_is_measured(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(world, tmp_path / "w")
+    monkeypatch.chdir(tmp_path / "w")
+    path = Path("pre/tokenizer.json")
+    content = json.loads(path.read_text())
+    words = content["model"]["vocab"]
+    content["model"]["vocab"] = {w: (i + 7) % len(words) for w, i in words.items()}
+    path.write_text(json.dumps(content))
+    for more in ([], ["--dry-run", "--speed", "1e9,1e9"]):
+        said = CliRunner().invoke(app, [*RESTORE.split(), "--heal", "5", *more])
+        assert said.exit_code == 1
+        assert "tokens two ids, first" in " ".join(said.output.split())
+    assert not Path("out.work").exists()
 
 
 def test_the_dry_run_counts_healing(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,7 +216,7 @@ def heal(
 
 def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of `teach` with its own defaults for those that are missing."""
-    return {**teach.__kwdefaults__, **settings}
+    return {**(teach.__kwdefaults__ or {}), **settings}
 
 
 def refuse_teaching(**settings: Any) -> None:

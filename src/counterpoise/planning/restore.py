@@ -51,6 +51,8 @@ def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True) -
     first = look(str(request.pre))
     second = look(str(request.post), base=first)
     told, mapped = fit(first, second, request.drop, request.out, request.donor)
+    if first.weights is not None and second.weights is not None:
+        request.check_words(first.weights, second.weights)
     giver = first if request.donor == "pre" else second  # whose tokenizer and context count
     cut = partition({n: tuple(p.shape) for n, p in second.model.named_parameters()}, request.blocks)
     searched = [s.title for s in request.searches if not isinstance(s, Ramp)]

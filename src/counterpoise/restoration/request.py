@@ -12,7 +12,9 @@ import torch
 
 from counterpoise.alignment.heal import refuse_teaching
 from counterpoise.averaging.mix import Donor, refuse_donor
+from counterpoise.checkpoints.checkpoint import Checkpoint
 from counterpoise.checkpoints.files import refuse_occupied
+from counterpoise.checkpoints.matching import refuse_moved_tokens
 from counterpoise.language.loading import refuse_unmeasurable
 from counterpoise.restoration.race import LEVEL, LOOKS
 from counterpoise.search.candidates import CONTROLS, HMA, Ramp, Search, TwoSided, refuse_means
@@ -99,6 +101,11 @@ class Request:
         if not (self.out / RESULT).is_file():
             refuse_occupied(self.out.absolute())
         refuse_unmeasurable(self.pre, self.post)
+
+    def check_words(self, pre: Checkpoint, post: Checkpoint) -> None:
+        """Raise a CheckpointError where the two cannot teach one student; averages need no common vocabulary."""
+        if self.heal is not None:
+            refuse_moved_tokens(pre, post)
 
     @property
     def folder(self) -> Path:

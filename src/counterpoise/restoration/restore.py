@@ -92,6 +92,7 @@ def run(
     request.check(sum(isinstance(a, FileAbility) for a in panel.abilities))
     panel = replace(panel, looks=LOOKS) if request.race else panel
     pair = preflight(request.pre, request.post, drop=request.drop, out=out)
+    request.check_words(pair.pre, pair.post)
     shapes = pair.shapes
     cut = partition(shapes, request.blocks)
     on: dict[str, Any] = {"donor": request.donor, "device": request.device, "dtype": request.dtype}
