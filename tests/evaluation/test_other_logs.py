@@ -15,6 +15,7 @@ from counterpoise.evaluation.log_tax import compare
 from counterpoise.evaluation.logs import read_log
 from counterpoise.evaluation.measurement import Measurement, Scores
 from counterpoise.evaluation.results import Measured, results, write_results
+from counterpoise.statistics.bootstrap import weighted
 
 
 def tax(a: Path | str, b: Path | str) -> dict[str, Any]:
@@ -196,6 +197,32 @@ def test_counterpoises_own_results_give_the_tax_they_hold(tmp_path: Path) -> Non
     assert found["quiz", "accuracy"]["flips"]["lost"]["count"] > 5
     chosen = rows(tax(file, f"{file}#MA 0.4"))
     assert 0 < chosen["quiz", "accuracy"]["tax"]["value"] < found["quiz", "accuracy"]["tax"]["value"]
+
+
+@pytest.mark.parametrize(("way", "weights"), [("size", (1200, 300)), ("macro", (1, 1))])
+def test_a_group_of_many_items_in_our_results_is_its_tasks_and_their_mean(
+    tmp_path: Path, way: str, weights: tuple[int, int]
+) -> None:
+    draw, sizes = np.random.default_rng(0), (1200, 300)
+    keys = tuple(f"{i:064x}" for i in range(1, 1501))
+    about: tuple[Any, ...] = (weighted("mean", [*zip(sizes, weights, strict=True)]), None, keys)
+    subtasks = tuple((name, n, None) for name, n in zip("ab", sizes, strict=True))
+
+    def measured(lost: float) -> Scores:
+        hits = 100.0 * (draw.random((1500, 1)) < np.repeat([0.9 - lost, 0.6], sizes)[:, None])
+        found = [Measurement("acc", "%", hits, *about, subtasks=subtasks)]
+        found.append(Measurement("-nll", "nats", -draw.random((1500, 1)) - lost, *about, subtasks=subtasks))
+        return Scores(Measurement("reward", "", hits[:40], "mean", None, keys[:40]), {"many": found})
+
+    points = [Measured(n, n, measured(v)) for n, v in (("PRE", 0.0), ("POST", 0.3))]
+    write_results(tmp_path / "own.json", results(points, run="r", seed=0, reward="r"))
+    found = compare(read_log(str(tmp_path / "own.json")), read_log(str(tmp_path / "own.json"), "POST"))["tax"]
+    for row in (r for r in json.loads((tmp_path / "own.json").read_text())["tax"] if r["name"] == "many"):
+        parts = [next(r for r in found if (r["name"], r["metric"]) == (f"many: {t}", row["metric"])) for t in "ab"]
+        (whole,) = (r for r in found if (r["name"], r["metric"]) == ("many", row["metric"]))
+        assert (whole["weights"], whole["tasks"], [p["items"] for p in parts]) == (way, 2, [1200, 300])
+        assert whole["tax"]["value"] == pytest.approx(row["tax"]["value"], rel=1e-6)
+        assert whole["tax"]["low"] == pytest.approx(row["tax"]["low"], rel=0.1)
 
 
 def test_a_point_that_is_not_there_and_a_file_without_items_are_named(tmp_path: Path) -> None:

@@ -236,7 +236,7 @@ def _group_rows(
             elif some:
                 if len(some) < (whole := len({*group.tasks, *other.tasks})):
                     notes.append(f"Group {name}: {label} is of {len(some)} of its {whole} tasks.")
-                leaves = [of[t, label] for t in some]
+                leaves = [of[t, label.removeprefix("-")] for t in some]
                 yield _group_row(name, ways[0], leaves, [kept[t, metric, kind] for t in some])
 
 

@@ -27,7 +27,7 @@ from counterpoise.evaluation.logged import (
     of_item,
 )
 from counterpoise.evaluation.results import measurement
-from counterpoise.statistics.bootstrap import score
+from counterpoise.statistics.bootstrap import score, weighted
 from counterpoise.statistics.paired import choice_calibration
 
 SAMPLES = re.compile(r"samples_(?P<task>.+?)_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl(\.gz)?$")
@@ -97,18 +97,28 @@ def _own(spec: str, content: Mapping[str, Any], name: str) -> Log:
         raise ValueError(f"{spec}: expected a point named {name!r}, found {known}; choose one as FILE#NAME")
     point = next((p for p in named if p.get("part") == PART), named[0])
     tasks: dict[str, Task] = {}
+    groups: dict[str, Group] = {}
     for ability, metrics in (point.get("statistics") or {}).items():
-        task = tasks[ability] = Task(ability)
         for metric in metrics:
-            if (m := measurement(content, point, ability, metric)) is not None:
-                keys = [Key(of_hex(k), 0, 0) for k in m.keys]
-                rows = [tuple(map(float, row)) for row in m.statistics]
-                task.columns[metric, ""] = Column(keys, list(rows), m.aggregate, m.unit, chance=(m.chance or 0.0) / 100)
+            if (m := measurement(content, point, ability, metric)) is None:
+                continue
+            parts = [(f"{ability}: {name}", part) for name, part in m.apart()]
+            for name, part in parts or [(ability, m)]:
+                keys = [Key(of_hex(k), 0, 0) for k in part.keys]
+                rows = [tuple(map(float, row)) for row in part.statistics]
+                column = Column(keys, list(rows), part.aggregate, part.unit, chance=(part.chance or 0.0) / 100)
+                tasks.setdefault(name, Task(name)).columns[metric, ""] = column
+            if parts:
+                sizes, base = [n for _, n, _ in m.subtasks], parts[0][1].aggregate
+                ways = {"size": [(n, n) for n in sizes], "macro": [(n, 1) for n in sizes]}
+                fits = tuple(way for way, strata in ways.items() if weighted(base, strata) == m.aggregate)
+                group = groups.setdefault(ability, Group(tuple(name for name, _ in parts), {}))
+                group.weights[metric, ""] = fits
     if not tasks:
         raise ValueError(
             f"{spec}: expected the statistics of every item, found none for {name}; run it again with this version"
         )
-    return Log(spec, "counterpoise", tasks)
+    return Log(spec, "counterpoise", tasks, groups)
 
 
 def _lm_eval(spec: str, files: Iterable[Path]) -> Log:
