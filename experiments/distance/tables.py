@@ -131,7 +131,7 @@ def page(folder: Path) -> str:
         clear = [f"{MEASURES[m]} ({relation[f'{family}: {m}']['nats']['value']:.2f})" for m in MEASURES
                  if relation[f"{family}: {m}"]["nats"]["low"] > 0]  # fmt: skip
         found = ", ".join(clear) or "none of the three, whose intervals hold 0"
-        lines.append(f"- {family}: what goes with more nats forgotten for certain: {found}.")
+        lines.append(f"- {family}: what goes with more nats forgotten, its interval above 0: {found}.")
     lines += ["", "## Is there a distance below which nothing fell?", ""]
     for name, what in (("any metric", "fell"), ("accuracy or exact match", "fell_much")):
         for m in MEASURES:

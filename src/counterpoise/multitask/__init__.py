@@ -7,7 +7,7 @@ loss.backward(); optimizer.step(); balance.step()
 ```
 
 Every other method is called the same way; `step()` once per optimiser step. Hugging Face and TRL trainers:
-`with_weighting`. Lightning: docs/multitask.md.
+`with_weighting`. Lightning: docs/how-to/multitask.md.
 """
 
 from __future__ import annotations
