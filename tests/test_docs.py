@@ -22,6 +22,8 @@ from pages import PAGES, ROOT, SHELL, blocks, commands, ours, parse
 from tiny import tiny, tokenizer
 
 LONGEST = 120
+OUTSIDE = [*ROOT.glob("*.md"), *(ROOT / "experiments").rglob("*.md")]
+"""Pages that the site, whose build is strict, does not hold."""
 RUN = [page for page in PAGES if any(b.language in ("python", "console") and not b.why for b in blocks(page))]
 
 
@@ -237,3 +239,19 @@ def test_every_public_name_is_in_the_reference(room: str) -> None:
     for path in re.findall(r"^::: (\S+)$", page, re.M):
         module, _, name = path.rpartition(".")
         assert hasattr(importlib.import_module(module), name), path
+
+
+@pytest.mark.parametrize("page", OUTSIDE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_link_between_files_leads_to_one_and_no_merge_left_its_marks(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = [at for at in re.findall(r"\]\(([^)\s#]+)", text) if not at.startswith(("http:", "https:"))]
+    assert not [at for at in links if not (page.parent / at).exists()]
+    assert not re.search(r"^(<{7}|>{7}) ", text, re.M)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_verdict_that_is_shown_is_the_committed_one(page: str) -> None:
+    kept = json.loads((ROOT / "experiments" / "demo" / "results" / "seed-0.json").read_text(encoding="utf-8"))
+    shown = " ".join(re.findall(r"^> (.+)$", (ROOT / page).read_text(encoding="utf-8"), re.M))
+    assert shown
+    assert kept["verdict"].startswith(shown)

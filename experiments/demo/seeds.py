@@ -143,7 +143,7 @@ def page(results: list[dict[str, Any]]) -> str:
         "|---|---:|---:|---:|",
         *(versus(results, *pair) for pair in [*((m, "MA") for m in METHODS[1:]), ("LiNeS", "HMA")]),
         "",
-        f"Commit {results[0]['commit']}; versions "
+        f"Commits {', '.join(sorted({found['commit'] for found in results}))}; versions "
         + ", ".join(f"{k} {v}" for k, v in results[0]["versions"].items())
         + ". Times are of a shared machine with two cores.",
     ]
