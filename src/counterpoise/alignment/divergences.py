@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -29,7 +30,7 @@ def forward(own_NV: Tensor, teacher_NV: Tensor) -> tuple[Tensor, Tensor]:
 def jensen_shannon(own_NV: Tensor, teacher_NV: Tensor) -> tuple[Tensor, Tensor]:
     """(KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2, at most log 2; its gradient q (log q / m - KL(q || m)) / 2."""
     own_NV, teacher_NV = own_NV.log_softmax(-1), teacher_NV.log_softmax(-1)
-    middle_NV = torch.logaddexp(own_NV, teacher_NV) - torch.tensor(2.0).log()
+    middle_NV = torch.logaddexp(own_NV, teacher_NV) - math.log(2.0)
     (q_NV, gap_NV), (p_NV, other_NV) = _ratio(own_NV, middle_NV), _ratio(teacher_NV, middle_NV)
     value_N = (q_NV * gap_NV).sum(-1)
     return (value_N + (p_NV * other_NV).sum(-1)) / 2, q_NV * (gap_NV - value_N[:, None]) / 2
