@@ -27,7 +27,7 @@ from transformers import AutoTokenizer
 from counterpoise.alignment.heal import CHECKED, Healing, heal
 from counterpoise.alignment.mitigations.anchors import KD
 from counterpoise.alignment.mitigations.replay import Replay
-from counterpoise.alignment.teaching import answers, height, in_turn, usual_rate
+from counterpoise.alignment.teaching import Teaching, answers, height, in_turn, usual_rate
 from counterpoise.alignment.training.models import load, load_frozen
 from counterpoise.alignment.training.run import save_model
 from counterpoise.alignment.training.stepping import adam, start_all, take_step
@@ -168,8 +168,8 @@ class World:
         out = self.folder / arm.name.replace(" ", "-")
         heal(
             self.averaged(method, float(mean or 0)), out, self.folder / "post", self.folder / "pre",
-            self.folder / "prompts.jsonl", abilities=self.made["specs"], drawing=self.drawing, steps=arm.steps,
-            **SETTINGS, **arm.also,
+            self.folder / "prompts.jsonl", abilities=self.made["specs"], drawing=self.drawing,
+            teaching=Teaching(arm.steps, **SETTINGS, **arm.also),
         )  # fmt: skip
         return out
 

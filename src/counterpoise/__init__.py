@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from counterpoise.alignment.align import align
     from counterpoise.alignment.heal import heal
+    from counterpoise.alignment.teaching import Teaching
     from counterpoise.averaging.average import average
     from counterpoise.averaging.mix import mix
     from counterpoise.averaging.partition import Partition, by_module, equal, layerwise, thirds
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from counterpoise.evaluation.panel import Panel
     from counterpoise.language.sampling import Drawing
     from counterpoise.multitask import BanditMTL
+    from counterpoise.restoration.request import Heal
     from counterpoise.restoration.restore import measure_tax, restore
     from counterpoise.search.candidates import HMA, Ramp, TwoSided
     from counterpoise.search.hma import hma
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 _ROOMS = {
     "alignment.align": "align",
     "alignment.heal": "heal",
+    "alignment.teaching": "Teaching",
     "averaging.average": "average",
     "averaging.mix": "mix",
     "averaging.partition": "Partition by_module equal layerwise thirds",
@@ -47,6 +50,7 @@ _ROOMS = {
     "evaluation.panel": "Panel",
     "language.sampling": "Drawing",
     "multitask": "BanditMTL",
+    "restoration.request": "Heal",
     "restoration.restore": "measure_tax restore",
     "search.candidates": "HMA Ramp TwoSided",
     "search.hma": "hma",
@@ -54,9 +58,9 @@ _ROOMS = {
 _HOMES = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
 __all__ = [
-    "HMA", "BanditMTL", "Checkpoint", "CheckpointError", "Drawing", "Panel", "Partition", "Ramp", "Recipe",
-    "ResidentAverage", "TaxCallback", "TwoSided", "align", "average", "by_module", "equal", "heal", "hma", "layerwise",
-    "measure_tax", "mix", "open_checkpoint", "restore", "thirds",
+    "HMA", "BanditMTL", "Checkpoint", "CheckpointError", "Drawing", "Heal", "Panel", "Partition", "Ramp", "Recipe",
+    "ResidentAverage", "TaxCallback", "Teaching", "TwoSided", "align", "average", "by_module", "equal", "heal", "hma",
+    "layerwise", "measure_tax", "mix", "open_checkpoint", "restore", "thirds",
 ]  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import counterpoise
 from counterpoise.alignment import teaching
 from counterpoise.alignment.divergences import DIVERGENCES, diverge
 from counterpoise.alignment.heal import Healing
-from counterpoise.alignment.teaching import Lesson, Teachers, bandit, ended, height, in_turn, shares
+from counterpoise.alignment.teaching import Lesson, Teachers, Teaching, bandit, ended, height, in_turn, shares
 from counterpoise.alignment.training.stepping import take_step
 from counterpoise.averaging.line import beside
 from counterpoise.checkpoints.files import CheckpointError
@@ -48,12 +48,12 @@ def few_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def healing(world: Path, out: Path, **changed: Any) -> Healing:
-    settings = {"steps": 4, "every": 2, "batch_size": 6, "learning_rate": 3e-3, **changed.pop("settings", {})}
+    settings = {"steps": 4, "every": 2, "batch_size": 6, "learning_rate": 3e-3, **changed.pop("taught", {})}
     given: dict[str, Any] = {
         "start": world / "post", "post": world / "post", "pre": world / "pre", "prompts": world / "prompts.jsonl",
         "abilities": [f"choices:{world / 'guess.jsonl'}", f"continue:{world / 'text.jsonl'}"], "drawing": DRAWN,
     }  # fmt: skip
-    return Healing(out=out, settings=settings, **{**given, **changed})
+    return Healing(out=out, teaching=Teaching(**settings), **{**given, **changed})
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -162,7 +162,7 @@ class Killed(Exception):
 def test_a_healing_that_was_stopped_goes_on_bit_for_bit(
     keep_by: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = partial(healing, world, settings={"keep_by": keep_by})
+    made = partial(healing, world, taught={"keep_by": keep_by})
     made(tmp_path / "whole").run()
     steps = iter(range(100))
 
@@ -190,7 +190,7 @@ def test_a_healing_that_was_stopped_goes_on_bit_for_bit(
 def test_a_divergence_that_grows_ends_healing_and_the_best_point_stays(
     rate: float, world: Path, tmp_path: Path
 ) -> None:
-    told = healing(world, tmp_path / "out", settings={"steps": 40, "learning_rate": rate}).run()
+    told = healing(world, tmp_path / "out", taught={"steps": 40, "learning_rate": rate}).run()
     assert told["healed"]["after"]["step"] == 0  # no point was better than the start
     assert told["iterations"] <= teaching.PATIENCE
     assert all(torch.equal(weights(world / "post")[n], t) for n, t in weights(tmp_path / "out").items())

@@ -136,6 +136,8 @@ def describe(method: Callable[..., Any]) -> dict[str, Any]:
     bound = method if isinstance(method, partial) else partial(method)
     parameters = inspect.signature(bound.func).parameters
     values = {name: p.default for name, p in parameters.items() if p.default is not p.empty} | bound.keywords
+    if (teaching := values.pop("teaching", None)) is not None:
+        values |= asdict(teaching)
     if isinstance(drawing := values.pop("drawing", None), Drawing):
         values |= {**asdict(drawing), "draw_batch_size": drawing.batch_size, "batch_size": values["batch_size"]}
         if parameters["drawing"].default.n == 1:  # ppo draws one

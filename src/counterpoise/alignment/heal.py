@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,7 @@ from typing import Any
 import torch
 
 from counterpoise.alignment.align import align
-from counterpoise.alignment.divergences import DIVERGENCES
-from counterpoise.alignment.teaching import PRE, Asked, Ids, Teachers, answers, best_of, teach
+from counterpoise.alignment.teaching import PRE, Asked, Ids, Teachers, Teaching, answers, best_of, teach
 from counterpoise.alignment.training import processes
 from counterpoise.alignment.training.precision import refuse_bf16_of
 from counterpoise.alignment.training.stepping import refuse_settings
@@ -45,7 +44,6 @@ learned from two teachers, `{post}` where alignment is asked and `{pre}` elsewhe
 {after[keep]:.4f} from the second. It lies {line[distance]:.2f} times the distance of the two from the line between them.
 `align.json` has all settings and hashes, `metrics.jsonl` every point.
 """
-KEEP_BY = ("uniform", "bandit")
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Healing:
         prompts: of alignment, a file or read; the proxy part is taught on, the validation part looked at.
         abilities: specs or loaded; the questions of their items are asked, split likewise, and no answer is read.
         openings: where there is no question, so many openings of PRE's own are continued.
-        settings: of `teach` by name; those that are missing take its defaults.
+        teaching: how long, how fast and by what.
     """
 
     start: str | Path
@@ -68,7 +66,7 @@ class Healing:
     prompts: str | Path | Sequence[Prompt]
     abilities: Sequence[str | Ability] = ()
     openings: int = 256
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    teaching: Teaching = Teaching()
     drawing: Drawing = DRAWING
     dtype: torch.dtype = torch.float32
     bf16: bool = False
@@ -90,7 +88,8 @@ class Healing:
             CheckpointError: `out` is occupied, a model that cannot be sampled from.
         """
         self.drawing.check()
-        refuse_teaching(openings=self.openings, **self.settings)
+        self.teaching.check()
+        refuse_settings(openings=self.openings)
         if self.bf16:
             refuse_bf16_of(self.dtype)
         if not (self.out / "align.json").is_file():
@@ -149,7 +148,7 @@ class Healing:
             sources.append(Asked("openings", tuple(drawn[CHECKED:]), tuple(drawn[:CHECKED])))
         told = {"align_teacher": pair.post.sha256, "keep_teacher": pair.pre.sha256}
         method = partial(
-            teach, asked=sources, teachers=teachers, start=own.post.folder, drawing=self.drawing, **self.settings
+            teach, asked=sources, teachers=teachers, start=own.post.folder, drawing=self.drawing, teaching=self.teaching
         )
         record = align(
             own.post.folder, self.out, method, told=told, work=self.work, **self.how, command=command, progress=progress
@@ -181,12 +180,12 @@ def heal(
     prompts: str | Path | Sequence[Prompt],
     *,
     abilities: Sequence[str | Ability] = (),
+    teaching: Teaching = Teaching(),
     drawing: Drawing = DRAWING,
     work: str | Path | None = None,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     progress: Stages | None = None,
-    **settings: Any,
 ) -> dict[str, Any]:
     """Heal the checkpoint `start` with two teachers, POST for alignment and PRE for what there was before.
 
@@ -194,11 +193,10 @@ def heal(
     its side, by the whole distribution at every token. No reward, label or reference is read. See docs/how-to/heal.md.
 
     Args:
-        start, align_teacher, keep_teacher, prompts, abilities: see `Healing`.
+        start, align_teacher, keep_teacher, prompts, abilities, teaching: see `Healing`.
         out: a new folder; it appears whole or not at all, with align.json and metrics.jsonl.
         drawing: how the student answers.
         work: points on the way and the state to go on from (default OUT.work).
-        settings: of `teaching.teach`: steps, every, batch_size, learning_rate, divergence, keep_by, micro_batch_size.
 
     Returns:
         The content of align.json, with the warnings.
@@ -208,23 +206,10 @@ def heal(
 
     >>> heal("post", "healed", "post", "pre", "prompts.jsonl", abilities=["choices:arc.jsonl"])  # doctest: +SKIP
     """
-    given: dict[str, Any] = {"abilities": abilities, "settings": settings, "drawing": drawing, "dtype": dtype}
+    given: dict[str, Any] = {"abilities": abilities, "teaching": teaching, "drawing": drawing, "dtype": dtype}
     folder = None if work is None else Path(work)
     wanted = Healing(start, align_teacher, keep_teacher, Path(out), prompts, **given, device=device, work=folder)
     return wanted.run(progress=progress)
-
-
-def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of `teach` with its own defaults for those that are missing."""
-    return {**(teach.__kwdefaults__ or {}), **settings}
-
-
-def refuse_teaching(**settings: Any) -> None:
-    """Raise a ValueError for a setting of `teach` that is out of range, or a name that is none."""
-    refuse_settings(**{k: v for k, v in settings.items() if not isinstance(v, str)})
-    for name, known in (("divergence", tuple(DIVERGENCES)), ("keep_by", KEEP_BY)):
-        if (found := settings.get(name, known[0])) not in known:
-            raise ValueError(f"{name}: expected {', '.join(known)}, found {found!r}")
 
 
 def off_line(pair: Pair, model: Pair) -> list[str]:

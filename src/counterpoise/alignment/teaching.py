@@ -12,7 +12,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,13 +20,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from counterpoise.alignment.divergences import diverge
+from counterpoise.alignment.divergences import DIVERGENCES, diverge
 from counterpoise.alignment.training import processes
 from counterpoise.alignment.training.models import load, load_frozen
 from counterpoise.alignment.training.precision import weights_cast_once
 from counterpoise.alignment.training.run import Run
 from counterpoise.alignment.training.sharding import is_sharded, own_part, part_like, whole_weights
-from counterpoise.alignment.training.stepping import Mitigation, Step, adam, finish_all, start_all, take_step
+from counterpoise.alignment.training.stepping import (
+    Mitigation,
+    Step,
+    adam,
+    finish_all,
+    refuse_settings,
+    start_all,
+    take_step,
+)
 from counterpoise.language.sampling import Drawing, NoNumbers, sample
 from counterpoise.language.scoring import Example, device_of, refuse_too_long, response_tokens, score_responses
 from counterpoise.multitask import BanditMTL
@@ -35,10 +43,46 @@ from counterpoise.ranks import sum_over_ranks
 Ids = tuple[int, ...]
 POST, PRE = 0, 1
 """The sides, by their teachers."""
+KEEP_BY = ("uniform", "bandit")
 PATIENCE = 2
 """Points in a row without progress on validation data that end a healing."""
 PER_SEED = 1_000_000
 """Seeds of the draws of one run: one a step, and the last one of the looks at validation data."""
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """How long, how fast and by what a student is taught.
+
+    Attributes:
+        steps: at most.
+        every: steps from one point to the next.
+        batch_size: prompts of each side in a step.
+        learning_rate: at its height, after a rise of a fifth of the steps; then it falls to a tenth. None: `usual_rate`.
+        divergence: a name of `DIVERGENCES`.
+        keep_by: how a step's questions are shared among abilities: "uniform", or "bandit", drawn by BanditMTL's p.
+    """
+
+    steps: int = 15
+    every: int = 5
+    batch_size: int = 32
+    learning_rate: float | None = None
+    divergence: str = "reverse"
+    keep_by: str = "uniform"
+    micro_batch_size: int = 8
+
+    @property
+    def points(self) -> int:
+        """Most points that it has, the start left out."""
+        return math.ceil(self.steps / self.every)
+
+    def check(self) -> None:
+        """Raise a ValueError for a number out of range, or a name that is none."""
+        names = {"divergence": DIVERGENCES, "keep_by": KEEP_BY}
+        refuse_settings(**{name: value for name, value in asdict(self).items() if name not in names})
+        for name, known in names.items():
+            if (found := getattr(self, name)) not in known:
+                raise ValueError(f"{name}: expected {', '.join(known)}, found {found!r}")
 
 
 class Asked(NamedTuple):
@@ -121,13 +165,7 @@ def teach(
     start: Path,
     *,
     drawing: Drawing = Drawing(),
-    steps: int = 15,
-    every: int = 5,
-    batch_size: int = 32,
-    learning_rate: float | None = None,
-    divergence: str = "reverse",
-    keep_by: str = "uniform",
-    micro_batch_size: int = 8,
+    teaching: Teaching = Teaching(),
     mitigations: Sequence[Mitigation] = (),
     run: Run,
 ) -> None:
@@ -140,10 +178,6 @@ def teach(
         asked: the alignment prompts, and then those of each ability.
         start: the checkpoint that `model` was loaded from; what it holds stays where no point is better.
         drawing: how the student answers.
-        batch_size: prompts of each side in a step.
-        learning_rate: at its height, after a rise of a fifth of the steps; then it falls to a tenth. None: `usual_rate`.
-        divergence: a name of `DIVERGENCES`.
-        keep_by: how a step's questions are shared among abilities: "uniform", or "bandit", drawn by BanditMTL's p.
 
     Raises:
         ValueError: a prompt too long for the context, DeepSpeed.
@@ -153,9 +187,9 @@ def teach(
     for source in asked:
         refuse_too_long(model, (*source.taught, *source.checked), drawing.max_new_tokens)
     names = [source.name for source in asked[1:]]
-    balance = bandit(names) if keep_by == "bandit" and len(names) > 1 else None
-    rate = learning_rate or usual_rate(sum(p.numel() for p in model.parameters()))
-    lessons = [Lesson(lambda side=side: teachers(side), divergence) for side in (POST, PRE)]  # type: ignore[misc]
+    balance = bandit(names) if teaching.keep_by == "bandit" and len(names) > 1 else None
+    rate = teaching.learning_rate or usual_rate(sum(p.numel() for p in model.parameters()))
+    lessons = [Lesson(lambda side=side: teachers(side), teaching.divergence) for side in (POST, PRE)]  # type: ignore[misc]
     start_all(mitigations, model, tokenizer)
     optimizer = adam(model, rate)
     state = run.load(model, tokenizer, optimizer, mitigations) or {"taken": [0] * len(asked), "looked": []}
@@ -176,21 +210,21 @@ def teach(
         """The divergences per token on validation prompts, by side and ability, and the tokens drawn for them."""
         tokens = answer([(k, ids) for k, s in enumerate(asked) for ids in s.checked], PER_SEED - 1)
         for lesson in lessons:
-            lesson.look(Step(model, (), 0.0, micro_batch_size))
+            lesson.look(Step(model, (), 0.0, teaching.micro_batch_size))
         kept = lessons[PRE].means
         told = {"align": lessons[POST].means[0], "keep": sum(kept.values()) / len(kept)}
         return {"loss": sum(told.values()) / 2, **told, **{names[k - 1]: v for k, v in kept.items()}}, tokens
 
     def step(number: int) -> int:
         for group in optimizer.param_groups:
-            group["lr"] = rate * height(number, steps)
-        counts = [batch_size, *shares(len(names), batch_size, number, drawing.seed, balance)]
+            group["lr"] = rate * height(number, teaching.steps)
+        counts = [teaching.batch_size, *shares(len(names), teaching.batch_size, number, drawing.seed, balance)]
         places = [(k, taken[k] + i) for k, n in enumerate(counts) for i in range(n)]
         prompts = [(k, in_turn(asked[k].taught, f"{drawing.seed} {k}", place)) for k, place in places]
         taken[:] = [a + b for a, b in zip(taken, counts, strict=True)]
         tokens = answer(prompts, number)
         both = [example for lesson in lessons for example in lesson.examples]
-        take_step(model, optimizer, both, lambda rows: None, micro_batch_size, [*lessons, *mitigations])
+        take_step(model, optimizer, both, lambda rows: None, teaching.micro_batch_size, [*lessons, *mitigations])
         if balance is not None:
             means = lessons[PRE].means
             balance.observe(torch.tensor([means.get(k, 0.0) for k in range(1, len(asked))]), counts[1:])
@@ -204,10 +238,10 @@ def teach(
         if not run.metrics() and processes.is_first():
             told = {"method": "heal", "step": 0, **found, "drawn": tokens, "trained": 0}
             run.log({"iteration": 0, **told, "seconds": round(time.time() - begun, 1)})
-    while run.done * every < steps and not ended(looked):
+    while run.done < teaching.points and not ended(looked):
         begun, point, trained = time.time(), run.done + 1, 0
-        stage = run.stage(f"healing, point {point} of {math.ceil(steps / every)}")
-        numbers = range((point - 1) * every, min(steps, point * every))
+        stage = run.stage(f"healing, point {point} of {teaching.points}")
+        numbers = range((point - 1) * teaching.every, min(teaching.steps, point * teaching.every))
         try:
             for done, number in enumerate(numbers, start=1):
                 trained += step(number)

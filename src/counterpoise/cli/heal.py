@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -81,22 +81,17 @@ def heal(
     kept = f"finished points are in {work or f'{out}.work'}; the same command goes on from there"
     with plain_errors(kept), bars(quiet or dry_run) as progress:
         from counterpoise.alignment.heal import Healing
+        from counterpoise.alignment.teaching import Teaching
         from counterpoise.alignment.training import processes
         from counterpoise.language.sampling import Drawing
 
         if not dry_run:
             refuse_without("--dry-run", given(speed=speed))
-        settings: dict[str, Any] = {
-            "steps": steps,
-            "every": every,
-            "batch_size": prompts_per_step,
-            "divergence": divergence,
-        }
-        settings |= {"keep_by": keep_by, "micro_batch_size": micro_batch_size, **given(learning_rate=learning_rate)}
+        teaching = Teaching(steps, every, prompts_per_step, learning_rate, divergence, keep_by, micro_batch_size)
         device = device_of(device)
         drawing = Drawing(1, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
         wanted = Healing(
-            start, align_teacher, keep_teacher, out, prompts, abilities or (), openings, settings, drawing,
+            start, align_teacher, keep_teacher, out, prompts, abilities or (), openings, teaching, drawing,
             dtype_of(dtype), bf16, shard or processes.asked_for("FSDP"), device, work, trust_tasks,
         )  # fmt: skip
         if dry_run:

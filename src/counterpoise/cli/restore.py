@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -147,7 +147,7 @@ def restore(
     ):
         from counterpoise.evaluation.panel import PanelFiles
         from counterpoise.language.sampling import Drawing
-        from counterpoise.restoration.request import Request
+        from counterpoise.restoration.request import Heal, Request
         from counterpoise.search.candidates import HMA, SLOPES, Ramp, TwoSided
 
         check_push(push_to)
@@ -163,9 +163,8 @@ def restore(
         if mean is not None:
             nothing = given(keep_reward=keep_reward, confidence=confidence, means=means)
             refuse_without("a grid to pick from in the place of --mean", nothing)
-        healing = given(heal_from=heal_from, keep_by=keep_by)
         if heal is None:
-            refuse_without("--heal STEPS", healing)
+            refuse_without("--heal STEPS", given(heal_from=heal_from, keep_by=keep_by))
         if not dry_run:
             refuse_without("--dry-run", given(speed=speed))
         if not controls:
@@ -181,7 +180,8 @@ def restore(
         picked = given(means=means and numbers(means, "--means"), keep_reward=keep_reward, mean=mean, work=work)
         picked |= given(confidence=confidence)
         fitted = {"donor": donor, "drop": drop or (), "allow_unrelated": allow_unrelated, "dtype": dtype_of(dtype)}
-        how = {"device": device, "race": race, "heal": heal, **healing, "anyway": anyway}
+        healing = None if heal is None else Heal(heal, **given(start=heal_from, keep_by=keep_by))
+        how: dict[str, Any] = {"device": device, "race": race, "heal": healing, "anyway": anyway}
         request = Request(pre, post, out, searches, cut=cut, **picked, **fitted, **how)
         drawing = Drawing(replies, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
         files = PanelFiles(prompts, reward, abilities, limit, prompt_limit, drawing, trust_tasks)

@@ -38,13 +38,14 @@ def plan_heal(wanted: Healing, *, present: bool = True) -> Plan:
         told.append(f"no questions: {wanted.openings:,} openings that PRE draws from its start token")
     told.append(f"teachers: {'memory is too small for both, they take turns from disk' if turns else 'both at once'}")
     lengths = [len(ids) for s in sources for ids in (*s.taught, *s.checked)]
-    at = Lengths(sum(lengths) / len(lengths), max(lengths), how.max_new_tokens, settings["micro_batch_size"], itemsize)
+    taught = wanted.teaching
+    at = Lengths(sum(lengths) / len(lengths), max(lengths), how.max_new_tokens, taught.micro_batch_size, itemsize)
     writing = Stage("writing OUT", f"{weights / 1e9:.2f} GB")
-    stages = (*heal_stages(shape, at, settings, draw=how.batch_size), writing)
+    stages = (*heal_stages(shape, at, taught, draw=how.batch_size), writing)
     resident = {"weights": weights, **optimiser_bytes(shape.parameters, itemsize)}
     if wanted.device != "cpu" or pre.dtype != wanted.dtype:  # else they are mapped
         resident["teachers"] = (1 if turns else 2) * weights
-    points = -(-settings["steps"] // settings["every"])
+    points = taught.points
     told.append(f"on the way: {points} checkpoints, and the state (weights and Adam's moments) up to twice")
     dtype = "bfloat16" if wanted.bf16 else short(wanted.dtype)
     return Plan(stages, resident, dtype, mapped + also, (7 + points) * weights, tuple(told), (BOUNDS, *ASSUMED))

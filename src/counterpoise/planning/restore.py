@@ -82,9 +82,8 @@ def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True) -
     stages = restore_stages(scale, counts, items, request.searches, drawing.n, Words.of(giver.folder).mean(OPENINGS))
     resident = {"weights": shape.parameters * itemsize, **judged(judge)}
     if request.heal is not None:
-        how = complete({"steps": request.heal, "micro_batch_size": drawing.batch_size})
-        points = -(-request.heal // how["every"])
-        told.append(f"healing from {request.heal_from}, its points measured as the averages are: {points}")
+        how = request.heal.teaching(drawing.batch_size)
+        told.append(f"healing from {request.heal.start}, its points measured as the averages are: {how.points}")
         taught = heal_stages(shape, replace(at, batch=drawing.batch_size), how, draw=4 * drawing.batch_size)
         held = 5 * shape.parameters * max(4, itemsize)  # gradients, two moments, two teachers where they are not mapped
         stages = (*stages, *(replace(s, memory=s.memory + held) for s in taught))

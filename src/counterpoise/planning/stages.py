@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from counterpoise.alignment.heal import CHECKED, complete
+from counterpoise.alignment.heal import CHECKED
+from counterpoise.alignment.teaching import Teaching
 from counterpoise.evaluation.parts import Part
 from counterpoise.language import costs
 from counterpoise.language.costs import Items, Lengths, Shape, Stage, drawing_bytes, drawn, training, training_bytes
@@ -126,11 +126,10 @@ def align_stages(shape: Shape, reward: Shape | None, at: Lengths, loop: Loop, *,
     return tuple(stages)
 
 
-def heal_stages(shape: Shape, at: Lengths, settings: Mapping[str, Any], *, draw: int) -> tuple[Stage, ...]:
-    """What a healing runs at most; `settings` are those of `teach`, and `draw` answers are drawn at once."""
-    found = complete(settings)
-    steps, points = found["steps"], -(-found["steps"] // found["every"])
-    asked, looks = 2 * found["batch_size"] * steps, 2 * CHECKED * (1 + points)
+def heal_stages(shape: Shape, at: Lengths, taught: Teaching, *, draw: int) -> tuple[Stage, ...]:
+    """What a healing runs at most; `draw` answers are drawn at once."""
+    steps, points, both = taught.steps, taught.points, 2 * taught.batch_size
+    asked, looks = both * steps, 2 * CHECKED * (1 + points)
     passed = costs.forward(shape, at.prompt + at.response, sequences=asked + 2 * looks, logits=at.response)
     logits = math.ceil(
         at.batch * (at.response + 1) * shape.vocabulary * at.itemsize
@@ -141,5 +140,5 @@ def heal_stages(shape: Shape, at: Lengths, settings: Mapping[str, Any], *, draw:
     work = passed + training(shape, at.prompt, at.response, sequences=asked)
     return (
         Stage("healing: answers", f"{asked + looks:,} responses of the student, {points} points", drawing, memory),
-        Stage("healing: lessons", f"{steps} steps x {2 * found['batch_size']:,} answers, two teachers", work, trains),
+        Stage("healing: lessons", f"{steps} steps x {both:,} answers, two teachers", work, trains),
     )

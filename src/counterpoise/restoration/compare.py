@@ -52,7 +52,7 @@ def search_and_pick(bench: Workbench, request: Request, result: dict[str, Any]) 
         able = [p for p, c in zip(done, candidates, strict=True) if c.pickable]
         pick, result["choice"] = choose(pre, post, able, counted, request.keep_reward, request.confidence)
         if request.heal is not None:
-            best, (more, result["healed"]) = pick, healed(bench, request, pick)
+            best, (more, result["healed"]) = pick, healed(bench, request, request.heal, pick)
             points, able = [*points, *more], [*able, *more]
             pick, result["choice"] = choose(pre, post, able, counted, request.keep_reward, request.confidence)
     asked = request.keep_reward if request.mean is None else None

@@ -14,24 +14,24 @@ from counterpoise.averaging.recipe import Recipe
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.evaluation.workbench import Point, Workbench
 from counterpoise.records import digest, read_lines
-from counterpoise.restoration.request import Request, start_of
+from counterpoise.restoration.request import Heal, Request
 from counterpoise.search.hma import linear_ramp
 
 
-def healed(bench: Workbench, request: Request, pick: Point | None) -> tuple[list[Point], dict[str, Any]]:
+def healed(bench: Workbench, request: Request, heal: Heal, pick: Point | None) -> tuple[list[Point], dict[str, Any]]:
     """The points of a healing on validation data, and what restore.json tells of it.
 
     Args:
         pick: the best average, from which "pick" heals; where there is none, POST.
     """
-    method, mean = start_of(request.heal_from)
+    method, mean = heal.begins
     start, panel, deep = Recipe(bench.whole, (mean,)), bench.panel, layerwise(bench.pair.names)
     if method == "LiNeS":
         start = Recipe(deep, tuple(linear_ramp(deep, mean)))
     elif method == "pick" and pick is not None:
         start = Recipe(pick.partition, pick.ratios)
-    name = pick.name if method == "pick" and pick is not None else "POST" if method == "pick" else request.heal_from
-    decided = [bench.inputs, panel.settings, panel.fingerprint, name, *start.ratios, request.heal, request.keep_by]
+    name = pick.name if method == "pick" and pick is not None else "POST" if method == "pick" else heal.start
+    decided = [bench.inputs, panel.settings, panel.fingerprint, name, *start.ratios, heal.steps, heal.keep_by]
     folder = request.folder / f"heal-{digest(decided)[:12]}"
     fitted: dict[str, Any] = {"donor": request.donor, "drop": request.drop, "allow_unrelated": request.allow_unrelated}
     post = Recipe(bench.whole, (1.0,))
@@ -41,7 +41,7 @@ def healed(bench: Workbench, request: Request, pick: Point | None) -> tuple[list
     bench.free()
     record = Healing(
         at, folder / "post", request.pre, folder / "healed", panel.prompts, panel.abilities,
-        settings={"steps": request.heal, "keep_by": request.keep_by, "micro_batch_size": panel.drawing.batch_size},
+        teaching=heal.teaching(panel.drawing.batch_size),
         drawing=panel.draws(n=1, temperature=1.0), device=request.device,
         dtype=torch.promote_types(bench.dtype, torch.float32), work=folder / "run",
     ).run(progress=bench.stages)  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from counterpoise.alignment.heal import refuse_teaching
+from counterpoise.alignment.teaching import Teaching
 from counterpoise.averaging.mix import Donor, refuse_donor
 from counterpoise.checkpoints.checkpoint import Checkpoint
 from counterpoise.checkpoints.files import refuse_occupied
@@ -22,6 +22,43 @@ from counterpoise.search.candidates import CONTROLS, HMA, Ramp, Search, TwoSided
 RESULT = "restore.json"
 MEANS = (0.2, 0.4, 0.6, 0.8)
 KEEP, CONFIDENCE = 0.95, 0.9
+
+
+@dataclass(frozen=True)
+class Heal:
+    """A healing with both as teachers beside the averages; its points may be picked, too. See `alignment.heal`.
+
+    Attributes:
+        steps: at most.
+        start: where it begins: "POST", "PRE", the "pick" among averages, or an average by name ("LiNeS 0.8").
+        keep_by: how questions are shared among the abilities, see `Teaching`.
+    """
+
+    steps: int
+    start: str = "POST"
+    keep_by: str = "uniform"
+
+    @property
+    def begins(self) -> tuple[str, float]:
+        """The method and the mean ratio of its start.
+
+        >>> Heal(15, "LiNeS 0.8").begins, Heal(15).begins
+        (('LiNeS', 0.8), ('POST', 1.0))
+        """
+        method, _, mean = self.start.partition(" ")
+        return method, float(mean or {"PRE": 0.0}.get(method, 1.0))
+
+    def teaching(self, micro_batch_size: int) -> Teaching:
+        """How `alignment.heal` teaches."""
+        return Teaching(self.steps, keep_by=self.keep_by, micro_batch_size=micro_batch_size)
+
+    def check(self) -> None:
+        """Raise a ValueError for a setting out of range, a start that is none."""
+        self.teaching(1).check()
+        if not re.fullmatch(r"POST|PRE|pick|(MA|LiNeS) (0?\.\d+|[01](\.0*)?)", self.start):
+            raise ValueError(
+                f"heal_from: expected POST, PRE, pick, or an average as 'LiNeS 0.8' or 'MA 0.8', found {self.start!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -40,9 +77,7 @@ class Request:
         drop: patterns of tensors to leave out when one side alone has them.
         work: where finished pieces are kept; by default OUT.work.
         cut: how the report cuts the model where neither HMA nor the random ratios say.
-        heal: steps of healing with both as teachers, whose points may be picked, too; see `alignment.heal`.
-        heal_from: where that begins: "POST", "PRE", the "pick" among averages, or an average by name ("LiNeS 0.8").
-        keep_by: how questions are shared among the abilities, see `teach`.
+        heal: a healing beside the averages.
         race: drop candidates on growing shares of the prompts, see `race.raced`; the controls are then not measured.
         anyway: search also where no ability fell; as a fixed `mean` does.
     """
@@ -62,9 +97,7 @@ class Request:
     dtype: torch.dtype | None = None
     work: Path | None = None
     cut: int | str = 3
-    heal: int | None = None
-    heal_from: str = "POST"
-    keep_by: str = "uniform"
+    heal: Heal | None = None
     race: bool = False
     anyway: bool = False
 
@@ -81,9 +114,8 @@ class Request:
         if not 0 <= self.confidence < 1:
             raise ValueError(f"confidence: expected a number from 0 to below 1, found {self.confidence}")
         refuse_donor(self.donor)
-        start_of(self.heal_from)
         if self.heal is not None:
-            refuse_teaching(steps=self.heal, keep_by=self.keep_by)
+            self.heal.check()
             if self.mean is not None:
                 raise ValueError(
                     "heal: adds points to pick from, and a fixed mean leaves nothing to pick; leave one out"
@@ -144,7 +176,7 @@ class Request:
         found: dict[str, Any] = {"race": {"looks": list(LOOKS), "level": LEVEL}} if self.race else {}
         found |= {"anyway": True} if self.anyway else {}
         if self.heal is not None:
-            found |= {"heal": self.heal, "heal_from": self.heal_from, "keep_by": self.keep_by}
+            found |= {"heal": self.heal.steps, "heal_from": self.heal.start, "keep_by": self.heal.keep_by}
         hma = any(isinstance(s, HMA) for s in self.searches)
         sizes = {s.proxy_size for s in self.searches if isinstance(s, (HMA, TwoSided))}
         ramps = [s.title for s in self.searches if isinstance(s, Ramp)]
@@ -158,20 +190,3 @@ class Request:
         if len(sizes) != 1 or len(cuts) > 1:
             found["searches"] = [repr(s) for s in self.searches]  # nothing that the words above can say
         return found
-
-
-def start_of(name: str) -> tuple[str, float]:
-    """The method and the mean ratio of a start by its name; a ValueError where it is none.
-
-    >>> start_of("LiNeS 0.8"), start_of("POST")
-    (('LiNeS', 0.8), ('POST', 1.0))
-    """
-    fixed = {"POST": 1.0, "PRE": 0.0, "pick": 1.0}
-    method, _, mean = name.partition(" ")
-    if name in fixed:
-        return name, fixed[name]
-    if method not in ("MA", "LiNeS") or not re.fullmatch(r"0?\.\d+|[01](\.0*)?", mean):
-        raise ValueError(
-            f"heal_from: expected POST, PRE, pick, or an average as 'LiNeS 0.8' or 'MA 0.8', found {name!r}"
-        )
-    return method, float(mean)

@@ -31,7 +31,7 @@ from counterpoise.restoration.compare import search_and_pick
 from counterpoise.restoration.distance import measured
 from counterpoise.restoration.pick import tax_verdict
 from counterpoise.restoration.race import LOOKS
-from counterpoise.restoration.request import CONFIDENCE, KEEP, MEANS, RESULT, Request
+from counterpoise.restoration.request import CONFIDENCE, KEEP, MEANS, RESULT, Heal, Request
 from counterpoise.search.candidates import CONTROLS, HMA, Search
 
 
@@ -52,9 +52,7 @@ def restore(
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     work: str | Path | None = None,
-    heal: int | None = None,
-    heal_from: str = "POST",
-    keep_by: str = "uniform",
+    heal: Heal | None = None,
     race: bool = False,
     anyway: bool = False,
     progress: Stages | None = None,
@@ -68,7 +66,7 @@ def restore(
 
     Args:
         pre, post, out, searches, means, mean, keep_reward, confidence, donor, drop, work: see `Request`.
-        heal, heal_from, keep_by, race, anyway: see `Request`, too.
+        heal, race, anyway: see `Request`, too.
         panel: prompts, reward and abilities; see `Panel.load`.
         dtype: of the computation; by default that of POST, or a wider one where the device would imitate it.
 
@@ -80,8 +78,8 @@ def restore(
     """
     folder = None if work is None else Path(work)
     given = (tuple(searches), means, mean, keep_reward, confidence, donor, drop, allow_unrelated, device, dtype, folder)
-    how: dict[str, Any] = {"heal": heal, "heal_from": heal_from, "keep_by": keep_by, "race": race, "anyway": anyway}
-    return run(Request(pre, post, Path(out), *given, **how), panel, progress=progress)
+    request = Request(pre, post, Path(out), *given, heal=heal, race=race, anyway=anyway)
+    return run(request, panel, progress=progress)
 
 
 def run(
