@@ -10,8 +10,10 @@ import typer
 from counterpoise.cli.help import Commands, Group, general, group, machine, measured, option
 from counterpoise.cli.options import (
     AsJson,
+    BFloat16,
     Device,
     DryRun,
+    MicroBatch,
     NewTokens,
     NoChat,
     Out,
@@ -57,10 +59,6 @@ Model = Annotated[
 StateFolder = Annotated[
     Path | None,
     general("FOLDER", "Checkpoints on the way, state to go on from (default OUT.work)."),
-]
-MicroBatch = Annotated[
-    int,
-    machine("N", "Sequences through the model at once in training: memory and speed, up to rounding."),
 ]
 SETTINGS = "iterations prompts_per_iteration n epochs learning_rate batch_size".split()
 SETTINGS += "draw_batch_size max_new_tokens temperature beta kl kl_target".split()
@@ -135,10 +133,7 @@ def model(
     seed: Seed = 0,
     device: Device = "auto",
     dtype: WeightsDtype = "float32",
-    bf16: Annotated[
-        bool,
-        machine(None, "Mixed precision: float32 weights, computed with in bfloat16.", "--bf16"),
-    ] = False,
+    bf16: BFloat16 = False,
     shard: Annotated[
         bool,
         machine(None, "rsf, ppo: cut weights, gradients and moments up among torchrun's processes (FSDP).", "--shard"),

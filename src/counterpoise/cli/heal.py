@@ -10,9 +10,11 @@ from counterpoise.cli.help import drawn, group, machine, option
 from counterpoise.cli.options import (
     AsJson,
     BatchSize,
+    BFloat16,
     Device,
     DryRun,
     MaybeAbilities,
+    MicroBatch,
     NoChat,
     Out,
     Prompts,
@@ -59,12 +61,10 @@ def heal(
     seed: Seed = 0,
     device: Device = "auto",
     dtype: WeightsDtype = "float32",
-    bf16: Annotated[
-        bool, machine(None, "Mixed precision: float32 weights, computed with in bfloat16.", "--bf16")
-    ] = False,
+    bf16: BFloat16 = False,
     shard: Annotated[bool, machine(None, "Cut weights up among torchrun's processes (FSDP).", "--shard")] = False,
     batch_size: BatchSize = 64,
-    micro_batch_size: Annotated[int, machine("N", "Sequences through the model at once in training.")] = 8,
+    micro_batch_size: MicroBatch = 8,
     max_new_tokens: Annotated[int, drawn("N", "Longest answer of the student.", min=1)] = 64,
     temperature: Temperature = 1.0,
     no_chat_template: NoChat = False,

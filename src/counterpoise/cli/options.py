@@ -112,6 +112,10 @@ Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16", "float64"],
     machine(None, "Of the computation."),
 ]
+BFloat16 = Annotated[bool, machine(None, "Mixed precision: float32 weights, computed with in bfloat16.", "--bf16")]
+MicroBatch = Annotated[
+    int, machine("N", "Sequences through the model at once in training: memory and speed, up to rounding.")
+]
 BatchSize = Annotated[int, machine("N", "Sequences at once.", min=1)]
 
 
