@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from counterpoise.alignment.heal import Healing, complete, off_line, too_large
+from counterpoise.alignment.heal import Healing, off_line, too_large
 from counterpoise.checkpoints.checkpoint import short
 from counterpoise.language.costs import Lengths, Plan, Stage, optimiser_bytes
 from counterpoise.language.ways import context_of
@@ -23,7 +23,6 @@ def plan_heal(wanted: Healing, *, present: bool = True) -> Plan:
     told, mapped = fit(pre, post, (), wanted.out, "post")
     more, also = fit(pre, start, (), wanted.out, "post")
     shape, itemsize, how = start.shape, wanted.dtype.itemsize, wanted.drawing
-    settings = complete(wanted.settings)
     weights, turns = shape.parameters * itemsize, False
     if None not in (pre.weights, post.weights, start.weights):
         pair, own = wanted.pairs()

@@ -8,7 +8,6 @@ from typing import get_args
 
 import torch
 
-from counterpoise.alignment.heal import complete
 from counterpoise.averaging.partition import partition
 from counterpoise.checkpoints.checkpoint import short
 from counterpoise.checkpoints.files import read_json
