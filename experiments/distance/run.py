@@ -78,6 +78,7 @@ def align(way: str, seed: int, folder: Path, out: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from counterpoise.alignment.rsf import fine_tune, rsf
+    from counterpoise.alignment.settings import RSF
     from counterpoise.demo import GLAD, cheer
     from counterpoise.evaluation.parts import part_of
     from counterpoise.language.prompts import encode_prompt, read_prompts
@@ -89,11 +90,11 @@ def align(way: str, seed: int, folder: Path, out: Path) -> None:
     prompts = [p for p in read_prompts(folder / "prompts.jsonl") if part_of(p.key) == "proxy"]
     kind, step = way.split()
     if kind == "RSF":
-        rsf(
-            model, tokenizer, prompts, cheer, drawing=Drawing(n=8, batch_size=128, max_new_tokens=24, seed=seed),
-            iterations=2, prompts_per_iteration=128, epochs=4, learning_rate=STEPS[step], batch_size=16,
-            micro_batch_size=16,
+        how = RSF(
+            drawing=Drawing(n=8, batch_size=128, max_new_tokens=24, seed=seed), iterations=2, prompts_per_iteration=128,
+            epochs=4, learning_rate=STEPS[step], batch_size=16, micro_batch_size=16,
         )  # fmt: skip
+        rsf(model, tokenizer, prompts, cheer, how)
     else:  # as much reward, but nothing that PRE would say
         draw = random.Random(seed)
         said = [" ".join(draw.choice(GLAD) for _ in range(4)) for _ in range(256)]
@@ -101,7 +102,7 @@ def align(way: str, seed: int, folder: Path, out: Path) -> None:
         answers = [(*tokenizer(text, add_special_tokens=False)["input_ids"], 2) for text in said]
         examples = [Example(p, y) for p, y in zip(rows, answers, strict=True)]
         optimizer = torch.optim.AdamW(model.parameters(), lr=STEPS[step], weight_decay=0.0)
-        fine_tune(model, examples, optimizer, epochs=4, batch_size=16, micro_batch_size=16, order=draw)
+        fine_tune(model, examples, optimizer, RSF(epochs=4, batch_size=16, micro_batch_size=16), draw)
     save(model, tokenizer, out)
 
 

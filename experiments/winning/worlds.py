@@ -27,7 +27,8 @@ from transformers import AutoTokenizer
 from counterpoise.alignment.heal import CHECKED, Healing, heal
 from counterpoise.alignment.mitigations.anchors import KD
 from counterpoise.alignment.mitigations.replay import Replay
-from counterpoise.alignment.teaching import Teaching, answers, height, in_turn, usual_rate
+from counterpoise.alignment.settings import Teaching
+from counterpoise.alignment.teaching import answers, height, in_turn, usual_rate
 from counterpoise.alignment.training.models import load, load_frozen
 from counterpoise.alignment.training.run import save_model
 from counterpoise.alignment.training.stepping import adam, start_all, take_step
@@ -178,7 +179,7 @@ class World:
         if (out := self.folder / name.replace(" ", "-").replace(",", "")).is_dir():
             return out
         begun = time.time()
-        model, tokenizer = load(self.folder / "post", dtype=torch.float32, device="cpu")
+        model, tokenizer = load(self.folder / "post")
         wanted = Healing("", "", "", out, self.folder / "prompts.jsonl", self.made["specs"], drawing=self.drawing)
         asked, *kept = wanted.sources(AutoTokenizer.from_pretrained(self.folder / "post"), None)
         count = 15 * BATCH

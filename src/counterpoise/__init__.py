@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from counterpoise.alignment.align import align
     from counterpoise.alignment.heal import heal
-    from counterpoise.alignment.teaching import Teaching
+    from counterpoise.alignment.settings import Teaching
     from counterpoise.averaging.average import average
     from counterpoise.averaging.mix import mix
     from counterpoise.averaging.partition import Partition, by_module, equal, layerwise, thirds
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _ROOMS = {
     "alignment.align": "align",
     "alignment.heal": "heal",
-    "alignment.teaching": "Teaching",
+    "alignment.settings": "Teaching",
     "averaging.average": "average",
     "averaging.mix": "mix",
     "averaging.partition": "Partition by_module equal layerwise thirds",

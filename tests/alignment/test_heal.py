@@ -17,7 +17,8 @@ import counterpoise
 from counterpoise.alignment import teaching
 from counterpoise.alignment.divergences import DIVERGENCES, diverge
 from counterpoise.alignment.heal import Healing
-from counterpoise.alignment.teaching import Lesson, Teachers, Teaching, bandit, ended, height, in_turn, shares
+from counterpoise.alignment.settings import Teaching
+from counterpoise.alignment.teaching import Lesson, Teachers, bandit, ended, height, in_turn, shares
 from counterpoise.alignment.training.stepping import take_step
 from counterpoise.averaging.line import beside
 from counterpoise.checkpoints.files import CheckpointError

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from counterpoise.alignment.align import align
-from counterpoise.alignment.teaching import PRE, Asked, Ids, Teachers, Teaching, answers, best_of, teach
+from counterpoise.alignment.settings import Teaching, refuse_settings
+from counterpoise.alignment.teaching import PRE, Asked, Ids, Teachers, answers, best_of, teach
 from counterpoise.alignment.training import processes
-from counterpoise.alignment.training.precision import refuse_bf16_of
-from counterpoise.alignment.training.stepping import refuse_settings
+from counterpoise.alignment.training.models import Machine
 from counterpoise.averaging.line import beside
 from counterpoise.checkpoints.files import refuse_occupied
 from counterpoise.checkpoints.matching import refuse_moved_tokens
@@ -68,17 +68,9 @@ class Healing:
     openings: int = 256
     teaching: Teaching = Teaching()
     drawing: Drawing = DRAWING
-    dtype: torch.dtype = torch.float32
-    bf16: bool = False
-    shard: bool = False
-    device: str = "cpu"
+    machine: Machine = Machine()
     work: Path | None = None
     trust_tasks: bool = False
-
-    @property
-    def how(self) -> dict[str, Any]:
-        """How its models are loaded."""
-        return {"dtype": self.dtype, "bf16": self.bf16, "shard": self.shard, "device": self.device}
 
     def check(self) -> None:
         """Raise for what can be seen to be wrong before anything is read.
@@ -90,8 +82,7 @@ class Healing:
         self.drawing.check()
         self.teaching.check()
         refuse_settings(openings=self.openings)
-        if self.bf16:
-            refuse_bf16_of(self.dtype)
+        self.machine.check()
         if not (self.out / "align.json").is_file():
             refuse_occupied(self.out.absolute())
         refuse_unmeasurable(self.start, self.post, self.pre)
@@ -133,7 +124,7 @@ class Healing:
         """Heal, from files to files; see `heal`."""
         from transformers import AutoConfig, AutoTokenizer
 
-        processes.join(self.device)
+        processes.join(self.machine.device)
         self.check()
         pair, own = self.pairs()
         warnings = [*pair.warnings, *own.warnings, *off_line(pair, own)]
@@ -142,17 +133,16 @@ class Healing:
             tokenizer, context_of(AutoConfig.from_pretrained(own.post.folder, trust_remote_code=False))
         )
         turns = too_large(pair, self)
-        teachers = Teachers(pair.post.folder, pair.pre.folder, turns=turns, **self.how)
+        teachers = Teachers(pair.post.folder, pair.pre.folder, self.machine, turns=turns)
         if len(sources) == 1:
             drawn = openings(teachers(PRE), tokenizer, self.openings + CHECKED, self.drawing.seed)
             sources.append(Asked("openings", tuple(drawn[CHECKED:]), tuple(drawn[:CHECKED])))
         told = {"align_teacher": pair.post.sha256, "keep_teacher": pair.pre.sha256}
-        method = partial(
-            teach, asked=sources, teachers=teachers, start=own.post.folder, drawing=self.drawing, teaching=self.teaching
-        )
-        record = align(
-            own.post.folder, self.out, method, told=told, work=self.work, **self.how, command=command, progress=progress
-        )
+        student = own.post.folder
+        how: dict[str, Any] = {"drawing": self.drawing, "teaching": self.teaching}
+        method = partial(teach, asked=sources, teachers=teachers, start=student, **how)
+        kept: dict[str, Any] = {"told": told, "work": self.work, "command": command, "progress": progress}
+        record = align(student, self.out, method, machine=self.machine, **kept)
         looked = read_lines(self.out / "metrics.jsonl")
         healed: dict[str, Any] = {
             "start": str(self.start),
@@ -183,8 +173,7 @@ def heal(
     teaching: Teaching = Teaching(),
     drawing: Drawing = DRAWING,
     work: str | Path | None = None,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    machine: Machine = Machine(),
     progress: Stages | None = None,
 ) -> dict[str, Any]:
     """Heal the checkpoint `start` with two teachers, POST for alignment and PRE for what there was before.
@@ -206,10 +195,9 @@ def heal(
 
     >>> heal("post", "healed", "post", "pre", "prompts.jsonl", abilities=["choices:arc.jsonl"])  # doctest: +SKIP
     """
-    given: dict[str, Any] = {"abilities": abilities, "teaching": teaching, "drawing": drawing, "dtype": dtype}
+    how: dict[str, Any] = {"abilities": abilities, "teaching": teaching, "drawing": drawing, "machine": machine}
     folder = None if work is None else Path(work)
-    wanted = Healing(start, align_teacher, keep_teacher, Path(out), prompts, **given, device=device, work=folder)
-    return wanted.run(progress=progress)
+    return Healing(start, align_teacher, keep_teacher, Path(out), prompts, **how, work=folder).run(progress=progress)
 
 
 def off_line(pair: Pair, model: Pair) -> list[str]:
@@ -228,10 +216,10 @@ def too_large(pair: Pair, wanted: Healing) -> bool:
 
     What is mapped takes no memory of its own: on the CPU, in the dtype of its file.
     """
-    size = sum(math.prod(shape) for shape in pair.shapes.values()) * wanted.dtype.itemsize
-    on_cpu = torch.device(wanted.device).type == "cpu"
-    held = sum(not on_cpu or c.dtype(pair.names[0]) != wanted.dtype for c in (pair.pre, pair.post))
-    room = free_memory(wanted.device)
+    size = sum(math.prod(shape) for shape in pair.shapes.values()) * wanted.machine.dtype.itemsize
+    on_cpu = torch.device(wanted.machine.device).type == "cpu"
+    held = sum(not on_cpu or c.dtype(pair.names[0]) != wanted.machine.dtype for c in (pair.pre, pair.post))
+    room = free_memory(wanted.machine.device)
     return held == 2 and room is not None and room < 6 * size  # weights, gradients, two moments, two teachers
 
 

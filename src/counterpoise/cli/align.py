@@ -61,7 +61,7 @@ StateFolder = Annotated[
     general("FOLDER", "Checkpoints on the way, state to go on from (default OUT.work)."),
 ]
 SETTINGS = "iterations prompts_per_iteration n epochs learning_rate batch_size".split()
-SETTINGS += "draw_batch_size max_new_tokens temperature beta kl kl_target".split()
+SETTINGS += "draw_batch_size max_new_tokens temperature beta kl kl_target micro_batch_size seed".split()
 """Options that are settings of a method or of how it draws; those of mitigations are named in their table."""
 
 
@@ -157,36 +157,26 @@ def model(
         from counterpoise.alignment.from_options import Alignment, Files
         from counterpoise.alignment.mitigations.table import TABLE
         from counterpoise.alignment.training import processes
+        from counterpoise.alignment.training.models import Machine
 
         check_push(push_to)
         if not dry_run:
             refuse_without("--dry-run", given(speed=speed))
         device = device_of(device)
-        settings = given(**{name: typed[name] for name in SETTINGS})
+        settings = given(**{name: typed[name] for name in SETTINGS}, chat=not no_chat_template)
         held = given(**{name: typed[name] for row in TABLE for name in (row.option, *row.partners)})
-        wanted = Alignment(
-            source,
-            out,
-            method,
-            Files(prompts, reward, preferences, samples),
-            settings,
-            held,
-            work,
-            micro_batch_size,
-            not no_chat_template,
-            seed,
-            dtype_of(dtype),
-            bf16,
-            shard or processes.asked_for("FSDP"),
-            device,
-            not last_checkpoint_only,
-        )
+        files = Files(prompts, reward, preferences, samples)
+        machine = Machine(dtype_of(dtype), bf16, shard or processes.asked_for("FSDP"), device)
+        wanted = Alignment(source, out, method, files, settings, held, work, machine, not last_checkpoint_only)
         if dry_run:
             from counterpoise.cli.plan import tell
             from counterpoise.planning.align import plan_align
 
             tell(
-                plan_align(wanted, shared_by=processes.expected(wanted.shard)), speed_of(speed), device, as_json=as_json
+                plan_align(wanted, shared_by=processes.expected(machine.shard)),
+                speed_of(speed),
+                device,
+                as_json=as_json,
             )
             return
         from counterpoise.language.dtypes import warning
@@ -194,7 +184,7 @@ def model(
         with processes.one_message():
             wanted.check()
         processes.join(device)
-        told = warning(wanted.dtype, dtype_of("bfloat16") if bf16 else wanted.dtype, device)
+        told = warning(machine.dtype, dtype_of("bfloat16") if bf16 else machine.dtype, device)
         if told and processes.is_first():
             warn([told])
         run, recorded = wanted.bind()
@@ -205,7 +195,7 @@ def model(
             mitigations=wanted.mitigations(),
             told=recorded,
             work=work,
-            **wanted.how,
+            machine=machine,
             keep_checkpoints=wanted.keep_checkpoints,
             command=command_line(),
             progress=progress,
@@ -285,21 +275,18 @@ def reward_model(
     Example:
       counterpoise align reward-model pre -o judge --preferences hh.jsonl.gz
     """
+    typed = dict(locals())
     with plain_errors("nothing was written"), bars(quiet) as progress:
         from counterpoise.alignment.preferences import read_preferences
         from counterpoise.alignment.reward_model import train_reward_model
+        from counterpoise.alignment.settings import RewardTraining
 
+        settings = RewardTraining.of({name: typed[name] for name in typed if name in RewardTraining.names()})
         record = train_reward_model(
             source,
             out,
             read_preferences(preferences),
-            epochs=epochs,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            micro_batch_size=micro_batch_size,
-            max_length=max_length,
-            held_out=held_out,
-            seed=seed,
+            settings,
             device=device_of(device),
             dtype=dtype_of(dtype),
             command=command_line(),
