@@ -19,11 +19,11 @@ from counterpoise.alignment.training.run import Run
 from counterpoise.alignment.training.sharding import is_sharded
 from counterpoise.alignment.training.stepping import Mitigation
 from counterpoise.alignment.training.trainers import (
-    SETTINGS,
     Bar,
-    longest,
+    arguments,
     quiet_libraries,
     train_quietly,
+    trl_for,
     with_pad_token,
 )
 from counterpoise.language.prompts import named
@@ -67,11 +67,8 @@ def dpo(
         ModuleNotFoundError: trl is not installed.
     """
     settings.check()
-    try:
-        from trl import DPOConfig, DPOTrainer  # type: ignore[attr-defined]
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("dpo needs trl; pip install 'counterpoise[align]'") from error
-    world, at_once = refuse_in_dpo(mitigations, settings)
+    trl = trl_for("dpo")
+    world = refuse_in_dpo(mitigations, settings)
     if is_sharded(model):
         raise ValueError("dpo: expected whole weights, for TRL's loop, found ones that `shard` cut up; leave it out")
     tokenizer = with_pad_token(tokenizer)
@@ -81,27 +78,20 @@ def dpo(
     steps = math.ceil(len(preferences) / settings.batch_size) * settings.epochs
     with TemporaryDirectory() as scratch, quiet_libraries():
         folder = Path(scratch) if run is None else run.folder / "trainer"
-        config = DPOConfig(
-            output_dir=str(folder),
+        config = trl.DPOConfig(
+            **arguments(settings, model, folder, world),
             beta=settings.beta,
-            learning_rate=settings.learning_rate,
-            num_train_epochs=settings.epochs,
-            per_device_train_batch_size=at_once,
-            gradient_accumulation_steps=settings.batch_size // (at_once * world),
-            max_length=longest(model, settings.max_length),
             # Mitigations add losses before the norm is clipped, so the hook clips; TRL clips when there are none.
             max_grad_norm=0.0 if mitigations else stepping.CLIP,
             save_strategy="no" if run is None else "steps",
             save_steps=max(1, math.ceil(steps / settings.saves)),
             save_total_limit=2,  # the older one counts until the newer has the mitigations' state
-            use_cpu=on_cpu,
             ddp_backend="gloo" if on_cpu and world > 1 else None,
-            seed=settings.seed,
-            **SETTINGS,
         )
         pairs = rows(preferences, tokenizer, chat=settings.chat)
-        models: Any = {"model": model, "ref_model": reference}
-        trainer: Any = DPOTrainer(**models, args=config, train_dataset=pairs, processing_class=tokenizer)
+        trainer = trl.DPOTrainer(
+            model, ref_model=reference, args=config, train_dataset=pairs, processing_class=tokenizer
+        )
         if not len(trainer.train_dataset):
             raise ValueError(
                 f"preferences: expected prompts shorter than {config.max_length} tokens, found none of "
@@ -204,8 +194,8 @@ class _Held(Bar):
         torch.save([m.state_dict() for m in self.mitigations], whole)
 
 
-def refuse_in_dpo(mitigations: Sequence[Mitigation], settings: DPO) -> tuple[int, int]:
-    """Raise a ValueError for what TRL's loop has no place for; else how many processes, and pairs at once in each."""
+def refuse_in_dpo(mitigations: Sequence[Mitigation], settings: DPO) -> int:
+    """Raise a ValueError for what TRL's loop has no place for; else how many processes there are."""
     world = processes.started()
     processes.refuse_sharded("dpo", cut_up=False)
     for mitigation in mitigations:
@@ -219,4 +209,5 @@ def refuse_in_dpo(mitigations: Sequence[Mitigation], settings: DPO) -> tuple[int
                 f"dpo: {kind.__name__} adds a loss of its own, which is not shared among {world} processes; use one "
                 "process, or l1, l2, sma, merging, freezing or lora"
             )
-    return world, rows_at_once(settings, world)
+    rows_at_once(settings, world)
+    return world

@@ -14,14 +14,15 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from counterpoise.alignment.preferences import Preference
-from counterpoise.alignment.settings import RewardTraining, rows_at_once
+from counterpoise.alignment.settings import RewardTraining
 from counterpoise.alignment.training.run import telling
 from counterpoise.alignment.training.trainers import (
-    SETTINGS,
     Bar,
+    arguments,
     longest,
     quiet_libraries,
     train_quietly,
+    trl_for,
     with_pad_token,
 )
 from counterpoise.checkpoints.files import CheckpointError, refuse_occupied, staged
@@ -61,10 +62,7 @@ def train_reward_model(
         CheckpointError: no model at `source`, or an occupied `out`.
     """
     settings.check()
-    try:
-        from trl import RewardConfig, RewardTrainer  # type: ignore[attr-defined]
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("align reward-model needs trl; pip install 'counterpoise[align]'") from error
+    trl = trl_for("align reward-model")
     refuse_occupied(Path(out).absolute())
     checkpoint = open_checkpoint(source)
     model, tokenizer = _load(checkpoint.folder, dtype=dtype, device=device)
@@ -87,24 +85,12 @@ def train_reward_model(
     )  # when training begins, the model's is set to the tokenizer's
     model.config.get_text_config().pad_token_id = pad
     before = _accuracy(model, tested, pad, settings.micro_batch_size)
-    at_once = rows_at_once(settings)
     with TemporaryDirectory() as scratch, quiet_libraries():
         from datasets import Dataset
 
-        config = RewardConfig(
-            output_dir=scratch,
-            learning_rate=settings.learning_rate,
-            num_train_epochs=settings.epochs,
-            per_device_train_batch_size=at_once,
-            gradient_accumulation_steps=settings.batch_size // at_once,
-            max_length=limit,
-            save_strategy="no",
-            use_cpu=device == "cpu",
-            seed=settings.seed,
-            **SETTINGS,
-        )
+        config = trl.RewardConfig(save_strategy="no", **arguments(settings, model, scratch))
         table = Dataset.from_list(learned)
-        trainer: Any = RewardTrainer(model, args=config, train_dataset=table, processing_class=tokenizer)
+        trainer = trl.RewardTrainer(model, args=config, train_dataset=table, processing_class=tokenizer)
         lines = train_quietly(trainer, Bar(named(progress, "reward model: steps")), "reward model")
     record = {
         "source": str(source),
