@@ -16,14 +16,12 @@ from torch import nn
 
 from counterpoise.alignment.settings import RSF, Settings, refuse_equal
 from counterpoise.alignment.training import processes
-from counterpoise.alignment.training.precision import weights_cast_once
-from counterpoise.alignment.training.rounds import Rounds
+from counterpoise.alignment.training.rounds import Rounds, draw_together
 from counterpoise.alignment.training.run import Run
-from counterpoise.alignment.training.sharding import whole_weights
 from counterpoise.alignment.training.stepping import Mitigation, adam, finish_all, start_all, take_step
 from counterpoise.evaluation.rewards import Reward, checked, name_of, rate
 from counterpoise.language.prompts import Prompt, encode_prompt
-from counterpoise.language.sampling import Drawing, sample
+from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example, response_nll, response_tokens
 from counterpoise.ranks import sum_over_ranks
 from counterpoise.records import Progress
@@ -125,19 +123,12 @@ def draw_and_score(
     refuse_equal(drawing)
     encoded = [encode_prompt(tokenizer, prompt, chat=drawing.chat) for prompt in prompts]
 
-    def own() -> dict[int, tuple[list[tuple[int, ...]], list[float]]]:
-        with weights_cast_once(model):
-            drawn = sample(processes.sharing(model), tokenizer, encoded, drawing, progress=progress)
-        rows = [i for i, group in enumerate(drawn) if processes.ELSEWHERE not in group[0]]
-        if not rows:
-            return {}
-        rated = checked(reward, name_of(reward))
-        scores = rate(rated, tokenizer, [prompts[i] for i in rows], [drawn[i] for i in rows])
-        return {i: (drawn[i], row) for i, row in zip(rows, scores.tolist(), strict=True)}
+    def rated(rows: list[int], drawn: list[list[tuple[int, ...]]]) -> list[Any]:
+        scores = rate(checked(reward, name_of(reward)), tokenizer, [prompts[i] for i in rows], drawn)
+        return list(zip(drawn, scores.tolist(), strict=True))
 
-    with whole_weights(model):  # out here: a process that has no room for them ends, and with it all
-        found = {i: row for part in processes.gathered(own) for i, row in part.items()}
-    drawn, scores = zip(*(found[i] for i in range(len(prompts))), strict=True)
+    found = draw_together(model, tokenizer, encoded, drawing, rated, progress=progress)
+    drawn, scores = zip(*found, strict=True)
     return encoded, list(drawn), torch.tensor(scores, dtype=torch.float64)
 
 

@@ -24,9 +24,9 @@ from counterpoise.alignment.divergences import diverge
 from counterpoise.alignment.settings import Teaching
 from counterpoise.alignment.training import processes
 from counterpoise.alignment.training.models import Machine, load, load_frozen
-from counterpoise.alignment.training.precision import weights_cast_once
+from counterpoise.alignment.training.rounds import draw_together
 from counterpoise.alignment.training.run import Run
-from counterpoise.alignment.training.sharding import is_sharded, own_part, part_like, whole_weights
+from counterpoise.alignment.training.sharding import is_sharded, own_part, part_like
 from counterpoise.alignment.training.stepping import (
     Mitigation,
     Step,
@@ -35,7 +35,7 @@ from counterpoise.alignment.training.stepping import (
     start_all,
     take_step,
 )
-from counterpoise.language.sampling import Drawing, NoNumbers, sample
+from counterpoise.language.sampling import Drawing, NoNumbers
 from counterpoise.language.scoring import Example, device_of, refuse_too_long, response_tokens, score_responses
 from counterpoise.multitask import BanditMTL
 from counterpoise.ranks import sum_over_ranks
@@ -64,7 +64,9 @@ class Teachers:
         turns: hold one of them at a time, and read the other from disk when it is asked for.
     """
 
-    def __init__(self, post: str | Path, pre: str | Path, machine: Machine, *, turns: bool = False) -> None:
+    def __init__(
+        self, post: str | Path, pre: str | Path, machine: Machine | None = None, *, turns: bool = False
+    ) -> None:
         self.sources, self.turns, self.machine = (post, pre), turns, machine
         self._held: dict[int, nn.Module] = {}
 
@@ -281,15 +283,8 @@ def _shuffled(key: str, count: int) -> list[int]:
 
 def answers(model: nn.Module, tokenizer: Any, prompts: Sequence[Ids], drawing: Drawing) -> list[Example]:
     """One answer to each prompt; several processes share the drawing, and all know what was drawn."""
-
-    def own() -> dict[int, Ids]:
-        with weights_cast_once(model):
-            drawn = sample(processes.sharing(model), tokenizer, prompts, drawing)
-        return {i: group[0] for i, group in enumerate(drawn) if processes.ELSEWHERE not in group[0]}
-
-    with whole_weights(model):
-        found = {i: response for part in processes.gathered(own) for i, response in part.items()}
-    return [Example(prompt, found[i]) for i, prompt in enumerate(prompts)]
+    found = draw_together(model, tokenizer, prompts, drawing, lambda rows, drawn: [group[0] for group in drawn])
+    return list(map(Example, prompts, found))
 
 
 @torch.no_grad()

@@ -12,11 +12,12 @@ from torch import nn
 
 from counterpoise.alignment.settings import InRounds
 from counterpoise.alignment.training import processes
+from counterpoise.alignment.training.precision import weights_cast_once
 from counterpoise.alignment.training.run import Run
-from counterpoise.alignment.training.sharding import is_sharded
+from counterpoise.alignment.training.sharding import is_sharded, whole_weights
 from counterpoise.alignment.training.stepping import Mitigation
 from counterpoise.language.prompts import Prompt, encode_prompts
-from counterpoise.language.sampling import Drawing
+from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import device_of
 from counterpoise.language.ways import context_of
 from counterpoise.records import Progress
@@ -94,6 +95,28 @@ class Rounds:
             told = {"method": self.settings.title, **told, "stopped": self.stopped}
             loop |= {"queue": [p.key for p in self._queue], "order": self.order.getstate(), "stopped": self.stopped}
             self.run.save(self._index + 1, metrics=told, loop=loop)
+
+
+def draw_together(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[tuple[int, ...]],
+    drawing: Drawing,
+    each: Callable[[list[int], list[list[tuple[int, ...]]]], Sequence[T]],
+    *,
+    progress: Progress | None = None,
+) -> list[T]:
+    """One value a prompt, known to all: `each` of the prompts of this process, by number, and of the responses to them."""
+
+    def own() -> dict[int, T]:
+        with weights_cast_once(model):
+            drawn = sample(model, tokenizer, prompts, drawing, turn=processes.turn(), progress=progress)
+        rows = [i for i, group in enumerate(drawn) if group]
+        return dict(zip(rows, each(rows, [drawn[i] for i in rows]), strict=True)) if rows else {}
+
+    with whole_weights(model):  # out here: a process that has no room for them ends, and with it all
+        found = {i: value for part in processes.gathered(own) for i, value in part.items()}
+    return [found[i] for i in range(len(prompts))]
 
 
 def next_prompts(queue: list[Prompt], order: random.Random, prompts: Sequence[Prompt], count: int) -> list[Prompt]:
