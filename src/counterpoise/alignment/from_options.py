@@ -33,6 +33,8 @@ from counterpoise.language.ways import context_of
 from counterpoise.records import NUMERICS, Progress, Store, digest
 
 METHODS: dict[str, type[RSF | PPO | DPO]] = {"rsf": RSF, "ppo": PPO, "dpo": DPO}
+OPTIONS = {option for kind in (*METHODS.values(), Distil) for option in kind.options()}
+"""All that a method can be told, by name; what mitigations are told is in their table."""
 LONGEST_TEXT = 512
 """Tokens of a piece of a replayed text, or the model's context where that is shorter."""
 

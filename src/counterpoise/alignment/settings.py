@@ -49,18 +49,18 @@ class Settings:
         return [] if cls.drawing is None else [n for n in DRAWN if n != "n" or cls.drawing.n > 1]
 
     @classmethod
-    def names(cls) -> list[str]:
-        """Of its own settings."""
-        return [f.name for f in fields(cls)]
+    def options(cls) -> set[str]:
+        """All that it can be told, by name, with how it draws."""
+        return {f.name for f in fields(cls) if f.name != "drawing"} | {*cls.drawn()}
 
     @classmethod
     def of(cls, given: Mapping[str, Any], *, others: Sequence[str] = ()) -> Self:
         """From options by name; one that is neither its own, nor of how it draws, nor among `others`, is a ValueError."""
-        own = cls.names()
-        if unknown := [n for n in given if n not in {*own, *cls.drawn(), *others}]:
+        if unknown := [n for n in given if n not in {*cls.options(), *others}]:
             raise ValueError(f"{typed(unknown[0])}: not a setting of {cls.title}; leave it out")
-        drawing = None if cls.drawing is None else drawn_as(cls.drawing, given)
-        return cls(**{n: v for n, v in given.items() if n in own}, drawing=drawing)
+        drawn = {n: given[n] for n in cls.drawn() if n in given}
+        own = {n: given[n] for n in cls.options() - {*cls.drawn()} if n in given}
+        return cls(**own, drawing=None if cls.drawing is None else drawn_as(cls.drawing, drawn))
 
     @property
     def told(self) -> dict[str, Any]:

@@ -60,11 +60,6 @@ StateFolder = Annotated[
     Path | None,
     general("FOLDER", "Checkpoints on the way, state to go on from (default OUT.work)."),
 ]
-SETTINGS = "iterations prompts_per_iteration n epochs learning_rate batch_size".split()
-SETTINGS += "draw_batch_size max_new_tokens temperature beta kl kl_target micro_batch_size seed".split()
-"""Options that are settings of a method or of how it draws; those of mitigations are named in their table."""
-
-
 _setting = group("Settings of the method (default: the paper's)")
 _held = group("Mitigations of the alignment tax")
 
@@ -154,7 +149,7 @@ def model(
     kept = f"finished iterations are in {work or f'{out}.work'}; the same command goes on from there"
     with plain_errors(kept), bars(quiet or dry_run) as progress:
         from counterpoise.alignment.align import align
-        from counterpoise.alignment.from_options import Alignment, Files
+        from counterpoise.alignment.from_options import OPTIONS, Alignment, Files
         from counterpoise.alignment.mitigations.table import TABLE
         from counterpoise.alignment.training import processes
         from counterpoise.alignment.training.models import Machine
@@ -163,7 +158,7 @@ def model(
         if not dry_run:
             refuse_without("--dry-run", given(speed=speed))
         device = device_of(device)
-        settings = given(**{name: typed[name] for name in SETTINGS}, chat=not no_chat_template)
+        settings = given(**{name: value for name, value in typed.items() if name in OPTIONS}, chat=not no_chat_template)
         held = given(**{name: typed[name] for row in TABLE for name in (row.option, *row.partners)})
         files = Files(prompts, reward, preferences, samples)
         machine = Machine(dtype_of(dtype), bf16, shard or processes.asked_for("FSDP"), device)
@@ -275,13 +270,15 @@ def reward_model(
     Example:
       counterpoise align reward-model pre -o judge --preferences hh.jsonl.gz
     """
-    typed = dict(locals())
     with plain_errors("nothing was written"), bars(quiet) as progress:
         from counterpoise.alignment.preferences import read_preferences
         from counterpoise.alignment.reward_model import train_reward_model
         from counterpoise.alignment.settings import RewardTraining
 
-        settings = RewardTraining.of({name: typed[name] for name in typed if name in RewardTraining.names()})
+        settings = RewardTraining(
+            epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, micro_batch_size=micro_batch_size,
+            max_length=max_length, held_out=held_out, seed=seed,
+        )  # fmt: skip
         record = train_reward_model(
             source,
             out,
