@@ -9,7 +9,7 @@ import shutil
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,18 @@ def pre(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_pair(tmp_path_factory.mktemp("pair"))[0]
 
 
+@pytest.fixture(scope="module")
+def whole(pre: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """What a method that was never killed leaves."""
+
+    @cache
+    def made(name: str) -> Path:
+        job(name, pre, out := tmp_path_factory.mktemp(name) / "whole")
+        return out
+
+    return made
+
+
 @pytest.mark.parametrize(
     ("name", "death", "finished"),
     [
@@ -133,24 +145,23 @@ def pre(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_killed_and_continued_is_bitwise_never_killed(
-    name: str, death: dict[str, int], finished: int, pre: Path, tmp_path: Path
+    name: str, death: dict[str, int], finished: int, pre: Path, whole: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    job(name, pre, tmp_path / "whole")
+    begun = whole(name)
     assert killed(name, pre, tmp_path / "out", **death) == -signal.SIGKILL
     work = tmp_path / "out.work"
     assert not (tmp_path / "out").exists()
     assert [p.name for p in sorted(work.glob("iteration-*"))] == [f"iteration-{i + 1:04d}" for i in range(finished)]
     job(name, pre, tmp_path / "out")
     files = ("model.safetensors", "metrics.jsonl")
-    assert all((tmp_path / "whole" / f).read_bytes() == (tmp_path / "out" / f).read_bytes() for f in files)
-    whole, continued = (open_checkpoint(tmp_path / n / "iteration-0003") for n in ("whole.work", "out.work"))
-    assert all(torch.equal(whole[n], continued[n]) for n in whole)
+    assert all((begun / f).read_bytes() == (tmp_path / "out" / f).read_bytes() for f in files)
+    last, continued = (open_checkpoint(p / "iteration-0003") for p in (begun.with_name("whole.work"), work))
+    assert all(torch.equal(last[n], continued[n]) for n in last)
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [1, 2, 3]
 
 
-def test_what_a_kill_left_half_written_is_done_again(pre: Path, tmp_path: Path) -> None:
-    job("rsf", pre, tmp_path / "whole")
+def test_what_a_kill_left_half_written_is_done_again(pre: Path, whole: Callable[[str], Path], tmp_path: Path) -> None:
     killed("rsf", pre, tmp_path / "out", call=3)
     work = tmp_path / "out.work"
     # As if the kill had come after the third checkpoint and its line, before its state; and in the middle of a line.
@@ -158,7 +169,7 @@ def test_what_a_kill_left_half_written_is_done_again(pre: Path, tmp_path: Path) 
     with (work / "metrics.jsonl").open("a") as file:
         file.write('{"iteration": 3, "reward": 9.0}\n{"iteration": 3, "rew')
     job("rsf", pre, tmp_path / "out")
-    assert (tmp_path / "whole" / "metrics.jsonl").read_bytes() == (tmp_path / "out" / "metrics.jsonl").read_bytes()
+    assert (whole("rsf") / "metrics.jsonl").read_bytes() == (tmp_path / "out" / "metrics.jsonl").read_bytes()
     assert len(list(work.glob("iteration-*"))) == 3
 
 
