@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from counterpoise.report.palette import SERIES, Look, light, look_of
+from counterpoise.report.palette import Look, light, look_of
 from counterpoise.tables import reading
 from counterpoise.tables.numbers import number, ratio_list, spoken, with_interval
 from counterpoise.tables.reading import ENDS, VALIDATION, PointEntry, Results
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 Trace = dict[str, Any]
-RETENTION_TITLE = "Retention (0: PRE; −1: all that each ability lost)"
+RETENTION_TITLE = "Retention: minus the tax left<br>0: PRE; −1: all that each ability lost"
 
 
 def plot_front(results: Results, axis: str, part: str = VALIDATION) -> Figure:
@@ -52,9 +52,7 @@ def plot_front(results: Results, axis: str, part: str = VALIDATION) -> Figure:
                 figure.add_trace(point_marks(results, some, axis, method, faded=faded))
     _mark(figure, results, found, axis)
     if (reward := reading.needed_reward(results, part)) is not None:  # the least that the pick may have
-        words = f"{results['settings']['keep_reward']:.0%} of the reward gain"
-        line = dotted(words, xanchor="left", yanchor="top")
-        figure.add_hline(y=reward, annotation_position="bottom left", **line)
+        figure.add_hline(y=reward, **dotted(f"{results['settings']['keep_reward']:.0%} of the reward gain"))
     return figure
 
 
@@ -111,27 +109,6 @@ def plot_two_sided(results: Results, how: str) -> Figure:
     return figure
 
 
-def plot_searches(results: Results) -> Figure:
-    """How much each search lowered the proxy loss below that of equal ratios (MA), pass by pass."""
-    figure = empty_figure("Forward and backward passes", "Proxy loss minus MA's (nats/token)")
-    found = [s for s in results.get("search") or () if s.get("trace")]
-    for i, search in enumerate(found):
-        trace = search["trace"]
-        figure.add_scatter(
-            x=list(range(1, len(trace) + 1)),
-            y=[value - trace[0] for value in trace],
-            customdata=trace,
-            name=f"mean {number(search['mean'], 2)}{'' if search.get('converged', True) else ', not converged'}",
-            mode="lines+markers",
-            line={"color": light(SERIES[i % len(SERIES)]), "width": 2},
-            marker={"size": 7, "symbol": ("circle", "square", "diamond", "triangle-up", "cross", "x")[i % 6]},
-            hovertemplate="pass %{x}: %{customdata:.4f} nats/token, %{y:+.4f}",
-        )
-    longest = max((len(s["trace"]) for s in found), default=1)
-    figure.update_xaxes(dtick=1 if longest <= 12 else None, range=[0.8, longest + 0.2])
-    return figure
-
-
 def empty_figure(x_title: str, y_title: str) -> Figure:
     """A figure in the look of all of them, with its axes named and nothing in it."""
     import plotly.graph_objects as go
@@ -161,10 +138,9 @@ def name_rows(figure: Figure, names: Sequence[str], places: Sequence[int]) -> No
     figure.update_yaxes(tickvals=places, ticktext=ticks, showgrid=False, range=[-0.6, len(names) - 0.4])
 
 
-def dotted(text: str, **anchors: str) -> dict[str, Any]:
-    """A thin dotted line with a word beside it, as `add_hline` and `add_vline` take it."""
-    annotation = {"text": text, "font": {"color": light("muted"), "size": 11}, **anchors}
-    return {"line": {"color": light("muted"), "width": 1, "dash": "dot"}, "annotation": annotation}
+def dotted(text: str) -> dict[str, Any]:
+    """A thin dotted line, as `add_hline` and `add_vline` take it; its words are in the legend, where no point can lie."""
+    return {"line": {"color": light("muted"), "width": 1, "dash": "dot"}, "name": text, "showlegend": True}
 
 
 def _axis_title(results: Results, axis: str) -> str:

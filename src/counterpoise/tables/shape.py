@@ -70,8 +70,6 @@ RESULTS = {
     "hypervolume": _Each("number"), "floored": _Each("text", keys=False), "versions": _Each("text"), "partition": BLOCKS,
     "two_sided": {"partition": BLOCKS},
     "settings": {"keep_reward": "bound", "mean": "bound"},
-    "partwise": _Each({"part": "text!", "ratio": "bound!", "reward": SCORE, "abilities": METRICS, "retention": SCORE},
-                      keys=False),
 }  # fmt: skip
 
 
