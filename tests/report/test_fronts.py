@@ -310,8 +310,8 @@ def test_every_method_has_a_colour_of_its_own() -> None:
 def test_files_that_are_no_results(tmp_path: Path) -> None:
     for text, message in {
         "rubbish": "expected json, found 'rubbish'",
-        "[]": "with points or a tax table, found a list",
-        '{"points": []}': "with points or a tax table, found neither",
+        "[]": "with points, found a list",
+        '{"points": []}': "with points, found none",
         '{"points": [{"name": "a"}]}': "points\\[0\\].method: expected a text, found 'None'",
     }.items():
         (tmp_path / "f.json").write_text(text)

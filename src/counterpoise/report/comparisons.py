@@ -14,7 +14,7 @@ from counterpoise.checkpoints.reading import parse_json, read_text
 from counterpoise.evaluation.results import measurement, with_retention
 from counterpoise.statistics.bootstrap import interval
 from counterpoise.tables import reading
-from counterpoise.tables.reading import ENDS, HELD_OUT, OWN_LOSS, RETENTION, PointEntry, Results
+from counterpoise.tables.reading import ENDS, OWN_LOSS, RETENTION, PointEntry, Results
 from counterpoise.tables.shape import check_results
 
 OLD_UNIT = "number in the unit of an older version, up to commit 5f31904 standard errors at PRE"
@@ -74,7 +74,7 @@ class Comparison:
 
 
 def read_comparisons(paths: Sequence[str | Path]) -> list[Comparison]:
-    """Read result files (restore.json, or any json with `points` or a tax table) and sort them into comparisons.
+    """Read result files (restore.json, or any json with `points`) and sort them into comparisons.
 
     Files that name a `run` are joined when run and seed are equal and pooled over seeds; others are pooled when their
     commands differ in --seed alone.
@@ -238,43 +238,14 @@ def _apart(signature: tuple[Any, ...], others: Mapping[tuple[Any, ...], Iterable
 
 def _read(path: Path) -> dict[str, Any]:
     content = parse_json(read_text(path), str(path))
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a result file with points or a tax table, found a {type(content).__name__}")
+    found = content.get("points") if isinstance(content, dict) else f"a {type(content).__name__}"
+    if not isinstance(content, dict) or not found:
+        raise ValueError(f"{path}: expected a result file with points, found {found or 'none'}")
     check_results(content, str(path))
-    points, unit = content.get("points"), content.get("retention_unit") or OLD_UNIT
-    if not points and (points := _from_tax(content)):
-        unit = OWN_LOSS
-    if not points:
-        raise ValueError(f"{path}: expected a result file with points or a tax table, found neither")
-    found: dict[str, Any] = {**content, "points": points}
     if content.get("items"):
-        return with_retention(found)
-    return {**found, "retention_unit": unit if any(reading.known(p.get(RETENTION)) for p in points) else OWN_LOSS}
-
-
-def _from_tax(content: Results) -> list[dict[str, Any]]:
-    """PRE, POST and the pick of a file that kept its held-out table alone; retention without its interval."""
-    rows = content.get("tax") or []
-    pick = content.get("pick")
-    columns = [("PRE", "PRE", "pre"), ("POST", "POST", "post")]
-    columns += [(str(pick), str(pick).partition(" ")[0], "pick")] if pick else []
-    found: list[dict[str, Any]] = []
-    for name, method, key in columns:
-        if not rows or not all(r.get(key) for r in rows):
-            continue
-        scores: dict[str, dict[str, Any]] = {}
-        for row in rows:
-            scores.setdefault(row["name"], {})[row["metric"]] = row[key]
-        reward = next(iter(scores.pop("reward", {}).values()), None)
-        steps = [
-            (r[key]["value"] - r["pre"]["value"]) / reading.tax_unit(r)
-            for r in reading.counted_taxes(content)
-            if reading.known(r["pre"]) and reading.known(r[key])
-        ]
-        retention = {"value": float(np.mean(steps)), "low": None, "high": None} if steps else None
-        point = {"name": name, "method": method, "part": HELD_OUT}
-        found.append({**point, "reward": reward, "abilities": scores, "retention": retention})
-    return found
+        return with_retention(content)
+    measured = any(reading.known(p.get(RETENTION)) for p in content["points"])
+    return {**content, "retention_unit": content.get("retention_unit") or OLD_UNIT if measured else OWN_LOSS}
 
 
 def _labels(paths: Sequence[str | Path]) -> list[str]:

@@ -76,17 +76,16 @@ def looks(methods: Sequence[str]) -> dict[str, Look]:
 
 def front_figure(results: Results, axis: str, part: str) -> Figure:
     """`plots.plot_front` with a colour for every method; where there are several groups, a mark for each."""
-    figure = plots.plot_front(results, axis, part)
     of = looks(list(dict.fromkeys(p["kind"] for p in results["points"])))
     groups = list(dict.fromkeys(p["group"] for p in results["points"]))
-    for method, (kind, group) in {p["method"]: (p["kind"], p["group"]) for p in results["points"]}.items():
+    about = {p["method"]: (of[p["kind"]], groups.index(p["group"])) for p in results["points"]}
+
+    def look(method: str) -> Look:
+        own, group = about[method]
         alone = len(groups) == 1 or method in ENDS
-        symbol = of[kind].symbol if alone else _GROUP_SYMBOLS[groups.index(group) % len(_GROUP_SYMBOLS)]
-        marker = {"marker": {"color": of[kind].colour, "symbol": symbol}}
-        bars = {"error_x": {"color": of[kind].colour}, "error_y": {"color": of[kind].colour}}
-        for trace in figure.select_traces({"legendgroup": plots.escaped(method)}):
-            trace.update(marker if trace.error_x.array is None else {**marker, **bars})
-    return figure
+        return own if alone else Look(own.colour, _GROUP_SYMBOLS[group % len(_GROUP_SYMBOLS)])
+
+    return plots.plot_front(results, axis, part, look)
 
 
 def points_table(comparison: Comparison, results: Results) -> Table:

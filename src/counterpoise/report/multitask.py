@@ -126,18 +126,13 @@ def _scores(rows: Sequence[history.TaskScore]) -> Table:
 def _curves_section(record: Record, figures: Figures) -> str:
     if not record.get("epochs"):
         return ""
-    names = history.tasks(record)
     menus = {"show": {kind: shown for kind, (shown, _) in _KINDS.items()}}
     caption = "Losses are mean cross-entropies. Those in training are with dropout, of the epoch's mini-batches."
-    if len(names) > task_plots.FEW:
-        # Options are numbered: a task's name may hold what separates them.
-        numbered = {str(i): task for i, task in enumerate(names)}
-        menus["pick out"] = {"": "the highest and lowest at the end", **numbered}
-        caption += " The tasks that are not picked out are grey."
+    if len(history.tasks(record)) > task_plots.FEW:
+        caption += " The tasks that end highest and lowest are picked out; the pointer names the others."
 
-    def draw(kind: str, number: str = "") -> Figure:
-        chosen = names[int(number)] if number else None
-        return task_plots.plot_curves(record, history.by_epoch(record, kind), _KINDS[kind][1], chosen)
+    def draw(kind: str) -> Figure:
+        return task_plots.plot_curves(record, history.by_epoch(record, kind), _KINDS[kind][1])
 
     box = plot_box(figures, "curves", "Loss and accuracy by task over epochs", draw, caption, menus)
     return section("Over time", box)

@@ -54,17 +54,11 @@ def plot_accuracies(record: Record) -> Figure:
     return figure
 
 
-def plot_curves(record: Record, found: Mapping[str, Curve], title: str, chosen: str | None = None) -> Figure:
-    """A curve per task over the epochs, and the best epoch.
-
-    Args:
-        found: the curves, by task.
-        title: of the vertical axis.
-        chosen: with more than `FEW` tasks, the one to pick out; by default those that end highest and lowest.
-    """
+def plot_curves(record: Record, found: Mapping[str, Curve], title: str) -> Figure:
+    """A curve per task over the epochs, and the best epoch; of more than `FEW` the highest and lowest at the end stand out."""
     figure = empty_figure("Epoch", title)
     ends = sorted(found, key=lambda t: found[t].values[-1] if found[t].values else 0.0)
-    picked = {chosen: "vermilion"} if chosen is not None else {ends[-1]: "vermilion", ends[0]: "blue"} if ends else {}
+    picked = {ends[-1]: "vermilion", ends[0]: "blue"} if ends else {}
     few = len(found) <= FEW
     for i, (task, curve) in enumerate(found.items()):
         role = SERIES[i] if few else picked.get(task, "grey")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from counterpoise.report.palette import Look, light, look_of
@@ -18,12 +18,13 @@ Trace = dict[str, Any]
 RETENTION_TITLE = "Retention: minus the tax left<br>0: PRE; −1: all that each ability lost"
 
 
-def plot_front(results: Results, axis: str, part: str = VALIDATION) -> Figure:
+def plot_front(results: Results, axis: str, part: str = VALIDATION, look: Callable[[str], Look] = look_of) -> Figure:
     """Reward against retention, or against one ability: every point, the front, PRE, POST and the pick.
 
     Args:
         axis: "retention", or an ability, shown by its primary metric; see `reading.axes`.
         part: "validation", where the pick was made, or "held-out".
+        look: of each method.
 
     Raises:
         ValueError: no such axis.
@@ -45,11 +46,11 @@ def plot_front(results: Results, axis: str, part: str = VALIDATION) -> Figure:
     )
     for method in dict.fromkeys(p["method"] for p in found):
         if method not in ENDS:  # these are named beside their points
-            figure.add_trace(legend_mark(method))
+            figure.add_trace(legend_mark(method, look(method)))
         for faded in (False, True):
             some = [p for p in found if p["method"] == method and (p not in best and method not in ENDS) == faded]
             if some:
-                figure.add_trace(point_marks(results, some, axis, method, faded=faded))
+                figure.add_trace(point_marks(results, some, axis, look(method), faded=faded))
     _mark(figure, results, found, axis)
     if (reward := reading.needed_reward(results, part)) is not None:  # the least that the pick may have
         figure.add_hline(y=reward, **dotted(f"{results['settings']['keep_reward']:.0%} of the reward gain"))
@@ -175,9 +176,8 @@ def _mark(figure: Figure, results: Results, found: Sequence[PointEntry], axis: s
         )
 
 
-def legend_mark(method: str) -> Trace:
+def legend_mark(method: str, style: Look) -> Trace:
     """What stands for a method in the legend; a mark of its own, since its points may all be faded."""
-    style = look_of(method)
     return {
         "type": "scatter",
         "x": [None],
@@ -189,15 +189,15 @@ def legend_mark(method: str) -> Trace:
     }
 
 
-def point_marks(results: Results, some: Sequence[PointEntry], axis: str, method: str, *, faded: bool = False) -> Trace:
+def point_marks(results: Results, some: Sequence[PointEntry], axis: str, style: Look, *, faded: bool = False) -> Trace:
     """One method's points with their intervals."""
     xs, ys = [reading.axis_score(results, p, axis) or {} for p in some], [p["reward"] for p in some]
     return {
-        **legend_mark(method),
+        **legend_mark(some[0]["method"], style),
         "x": [s.get("value") for s in xs],
         "y": [s["value"] for s in ys],
-        "error_x": error_bars(xs, look_of(method).colour),
-        "error_y": error_bars(ys, look_of(method).colour),
+        "error_x": error_bars(xs, style.colour),
+        "error_y": error_bars(ys, style.colour),
         "opacity": 0.42 if faded else 1.0,
         "showlegend": False,
         "hovertext": [hover(results, p) for p in some],

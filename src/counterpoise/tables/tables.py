@@ -204,10 +204,4 @@ def _two_sided_notes(found: Mapping[str, Any]) -> list[str]:
         notes.append(f"Retention is the worst mixture of the sets within {ball}.")
     if found.get("left_out"):
         notes.append(f"Left out, because POST loses nothing there: {', '.join(found['left_out'])}.")
-    neighbours = found.get("neighbours") or ()
-    if refused := sum(not n["used"] for n in neighbours):
-        notes.append(
-            f"{refused} of {len(neighbours)} neighbours were too far away to lend their samples (effective "
-            "share of the samples below a tenth)."
-        )
     return notes
