@@ -29,7 +29,7 @@ def choose(
 ) -> tuple[Point | None, dict[str, Any]]:
     """Among averages that surely keep the share `keep` of the reward gain, the one with the smallest mean tax.
 
-    Where none does so surely, the surest of those that keep it on these prompts; see `statistics.demand.surest`.
+    Where none does so surely, the surest of those that keep it here, unless it is too unsure; see `statistics.demand.surest`.
 
     Args:
         able: what may be picked, measured on validation data as PRE and POST.
@@ -37,7 +37,8 @@ def choose(
         confidence: of a pick's share being above `keep` less `WITHIN`.
 
     Returns:
-        The pick, and for json how sure it is. None when no average has less tax than POST at the reward asked for.
+        The pick, and for json how sure it is. None when no average has less tax than POST at the reward asked for, or none
+        is sure enough of it.
     """
     unit = units(pre.scores, post.scores, counted)
     kept = {id(p): retention(pre.scores, p.scores, unit)["value"] for p in (*able, post)} if unit else {}
