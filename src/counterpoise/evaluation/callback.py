@@ -68,15 +68,8 @@ class TaxCallback(TrainerCallback, ExportableState):
         self._trainer, self._looked, self._replaced = trainer, -1, ""
         self.taxes: Taxes = {}
 
-    @property
-    def stopped(self) -> str:
-        """See the class."""
-        return self._watch.stopped
-
-    @property
-    def kept(self) -> dict[str, Any] | None:
-        """See the class."""
-        return self._watch.kept
+    stopped = property(lambda self: self._watch.stopped)
+    kept = property(lambda self: self._watch.kept)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint of the trainer keeps: PRE's scores, so that after a resume they are not of another model."""

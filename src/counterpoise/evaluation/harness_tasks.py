@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -180,39 +179,26 @@ def _sandbox() -> None:
     utils.apply_template = apply_template
 
 
-def _hidden(bar: Any, *args: Any, **settings: Any) -> Any:
-    return bar(*args, **{**settings, "disable": True})
-
-
 @contextmanager
 def silent() -> Iterator[list[str]]:
     """Inside, lm-eval and datasets draw no bars and say nothing; what lm-eval would have said is in the list."""
-    import datasets
+    from tqdm.std import tqdm
 
     said: list[str] = []
-    log, bars = logging.getLogger("lm_eval"), datasets.are_progress_bars_disabled()
-    handler = logging.Handler()
+    log, drawn = logging.getLogger("lm_eval"), tqdm.__init__
+    handler, passed = logging.Handler(), log.propagate
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    drawn = [
-        m
-        for name, m in list(sys.modules.items())
-        if name.startswith("lm_eval.") and isinstance(getattr(m, "tqdm", None), type)
-    ]
-    before, passed = [m.tqdm for m in drawn], log.propagate
-    datasets.disable_progress_bars()
+
+    def hidden(bar: Any, *args: Any, **settings: Any) -> None:
+        drawn(bar, *args, **{**settings, "disable": True})
+
     log.addHandler(handler)
-    log.propagate = False
-    for module, bar in zip(drawn, before, strict=True):
-        module.tqdm = partial(_hidden, bar)  # type: ignore[attr-defined]
+    log.propagate, tqdm.__init__ = False, hidden  # type: ignore[method-assign]
     try:
         yield said
     finally:
-        for module, bar in zip(drawn, before, strict=True):
-            module.tqdm = bar  # type: ignore[attr-defined]
-        log.propagate = passed
+        log.propagate, tqdm.__init__ = passed, drawn  # type: ignore[method-assign]
         log.removeHandler(handler)
-        if not bars:
-            datasets.enable_progress_bars()
 
 
 @cache

@@ -205,9 +205,11 @@ def flips_of(before: Measurement, after: Measurement) -> dict[str, Any] | None:
         return None
     if before.subtasks and before.aggregate != weighted("mean", [(items, items) for _, items, _ in before.subtasks]):
         return None
-    tasks = list(zip(*([t for _, t in m.apart()] or [m] for m in (before, after)), strict=True))
-    counts = [cells(*(m.statistics[:, 0] == 100 for m in both)) for both in tasks]
-    return {"chance": before.chance or 0.0, **flips(counts, [(first.chance or 0.0) / 100 for first, _ in tasks])}
+    tasks = [(items, chance) for _, items, chance in before.subtasks] or [(len(before.keys), before.chance)]
+    rows = cells(*(side == 100 for side in sides))
+    counts = np.add.reduceat(rows, np.cumsum([0, *(items for items, _ in tasks)])[:-1])
+    together = clustered(rows, before.groups) if before.groups else ()
+    return {"chance": before.chance or 0.0, **flips(counts, [(chance or 0.0) / 100 for _, chance in tasks], together)}
 
 
 def calibrations(pre: Scores, post: Scores, pick: Scores | None = None) -> list[dict[str, Any]]:
