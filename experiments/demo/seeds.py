@@ -66,10 +66,13 @@ def restored(at: Path, seed: int, out: Path) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit that ran."""
-    return subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True, check=True
-    ).stdout.strip()
+    """The commit that ran, "-dirty" where its sources were changed (results are not sources)."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/src", ":/experiments/demo/*.py")
+    return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
 
 
 def read(seed: int) -> dict[str, Any]:

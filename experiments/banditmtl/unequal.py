@@ -1,0 +1,283 @@
+"""Equal and unequal tasks: what each method gains on the worst task, on the cut ones and in the mean.
+
+    python experiments/banditmtl/unequal.py DATA            # 2 data sets, whole and cut, 12 methods, 10 seeds
+    python experiments/banditmtl/unequal.py DATA --model textcnn --seeds 3
+    python experiments/banditmtl/unequal.py DATA --table    # the tables of UNEQUAL.md from results/unequal.jsonl
+
+`cut`: half of the tasks, drawn by seed, keep 5 % of their training rows. A shared network is trained until the mean
+validation accuracy has not risen for some epochs; the epoch of the best one is scored. In every step all methods see the
+same rows of a seed, equally many a task; "proportional" weighs the tasks' mean losses by their sizes, which is what a
+plain trainer on the joined data minimises. Reviews that stand in training and in test are left out of training. A run
+that is in results/ already is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import run as common
+import torch
+from cycling import interval, shuffled
+from sklearn.metrics import f1_score
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from counterpoise import multitask
+from counterpoise.classification.data import Split, TaskData, read_tasks
+from counterpoise.classification.vectors import tokenize
+from counterpoise.multitask import BanditMTL, Weighting
+
+STORE = common.HERE / "results" / "unequal.jsonl"
+PAGE = common.HERE / "UNEQUAL.md"
+SETTINGS: dict[str, Any] = {
+    "rows": {"sentiment": 16, "topic": 32}, "epochs": 40, "patience": 5, "lr": 3e-3, "width": 64, "words": 20_000,
+    "tokens": 200, "dropout": 0.5, "kept": 0.05, "rho": 1.2, "eta": 0.5,
+}  # fmt: skip
+PARTS = ("train", "validation", "test")
+Build = Callable[[list[str], list[int], "Network"], Weighting]
+
+
+class Network(nn.Module):
+    """One encoder for all tasks, one head a task; texts are word indices, 0 is padding."""
+
+    def __init__(self, words: int, classes: Sequence[int], kind: str) -> None:
+        super().__init__()
+        width = SETTINGS["width"]
+        self.words = nn.Embedding(words, width, padding_idx=0)
+        convolutions = [nn.Conv1d(width, width, k, padding=k // 2) for k in (3, 5, 7)] if kind == "textcnn" else []
+        self.convolutions = nn.ModuleList(convolutions)
+        self.hidden = nn.Linear(width * (len(convolutions) or 1), width)
+        self.heads = nn.ModuleList(nn.Linear(width, n) for n in classes)
+
+    def shared(self) -> list[nn.Parameter]:
+        return [p for name, p in self.named_parameters() if not name.startswith("heads")]
+
+    def features(self, texts_BT: Tensor) -> Tensor:
+        x_BTD, real_BT1 = self.words(texts_BT), (texts_BT != 0).unsqueeze(2)
+        if self.convolutions:
+            x_BDT = x_BTD.transpose(1, 2)
+            pooled = torch.cat([torch.relu(c(x_BDT)).amax(2) for c in self.convolutions], dim=1)
+        else:
+            pooled = x_BTD.sum(1) / real_BT1.sum(1).clamp(min=1)
+        return torch.relu(self.hidden(F.dropout(pooled, SETTINGS["dropout"], self.training)))
+
+
+def bandit(prior: Callable[[list[int]], Any], **settings: Any) -> Build:
+    settings = {"rho": SETTINGS["rho"], **settings}
+    return lambda tasks, sizes, net: BanditMTL(tasks, prior=prior(sizes), eta=SETTINGS["eta"], **settings)
+
+
+METHODS: dict[str, Build] = {
+    "uniform": lambda tasks, sizes, net: multitask.Uniform(tasks),
+    "proportional": bandit(lambda sizes: sizes, rho=0.0),
+    "sqrt": bandit(lambda sizes: [n**0.5 for n in sizes], rho=0.0),
+    "BanditMTL, prior uniform": bandit(lambda sizes: "uniform"),
+    "BanditMTL, prior proportional": bandit(lambda sizes: sizes),
+    "BanditMTL, m/2 effective": lambda tasks, sizes, net: BanditMTL(
+        tasks, min_effective_tasks=len(tasks) / 2, eta=SETTINGS["eta"]
+    ),
+    "single task": lambda tasks, sizes, net: multitask.Uniform(tasks),
+    "uncertainty": lambda tasks, sizes, net: multitask.UncertaintyWeighting(tasks),
+    "GradNorm": lambda tasks, sizes, net: multitask.GradNorm(tasks, shared=[net.hidden.weight]),
+    "FAMO": lambda tasks, sizes, net: multitask.FAMO(tasks),
+    "ExcessMTL": lambda tasks, sizes, net: multitask.ExcessMTL(tasks, shared=[net.hidden.weight]),
+    "MGDA": lambda tasks, sizes, net: multitask.MGDA(tasks, shared=net.shared()),
+}
+
+FIRST = 6
+"""So many methods are run on all seeds before the others: the question is between them."""
+
+
+def cut(tasks: Sequence[TaskData], seed: int) -> list[TaskData]:
+    """Half of the tasks, drawn by seed, keep a share of their training rows; validation and test stay whole."""
+    draw = torch.Generator().manual_seed(1000 + seed)
+    chosen = set(torch.randperm(len(tasks), generator=draw)[: len(tasks) // 2].tolist())
+    found = []
+    for i, t in enumerate(tasks):
+        keep = torch.randperm(len(t.train), generator=draw).tolist()
+        keep = sorted(keep[: round(SETTINGS["kept"] * len(keep))]) if i in chosen else sorted(keep)
+        train = Split(tuple(t.train.texts[k] for k in keep), tuple(t.train.labels[k] for k in keep))
+        found.append(TaskData(t.name, t.labels, train, t.validation, t.test))
+    return found
+
+
+def encode(tasks: Sequence[TaskData]) -> tuple[list[dict[str, tuple[Tensor, Tensor]]], int]:
+    """Padded word indices and classes of every part, and the size of the vocabulary (of the training texts)."""
+    counts: dict[str, int] = {}
+    split = {(t.name, part): [tokenize(x)[: SETTINGS["tokens"]] for x in t.split(part).texts]
+             for t in tasks for part in PARTS}  # fmt: skip
+    for t in tasks:
+        for text in split[t.name, "train"]:
+            for word in text:
+                counts[word] = counts.get(word, 0) + 1
+    kept = sorted(counts, key=lambda w: (-counts[w], w))[: SETTINGS["words"] - 2]
+    index = {word: i for i, word in enumerate(kept, start=2)}
+    found = []
+    for t in tasks:
+        classes = {label: i for i, label in enumerate(t.labels)}
+        parts = {}
+        for part in PARTS:
+            texts = [torch.tensor([index.get(w, 1) for w in x] or [1]) for x in split[t.name, part]]
+            labels = torch.tensor([classes[y] for y in t.split(part).labels])
+            parts[part] = (nn.utils.rnn.pad_sequence(texts, batch_first=True), labels)
+        found.append(parts)
+    return found, len(index) + 2
+
+
+def batch(net: Network, texts: Sequence[Tensor]) -> list[Tensor]:
+    """Logits of each task's texts, through one pass of all of them."""
+    longest = max(int((x != 0).sum(1).max()) for x in texts)
+    joined = torch.cat([F.pad(x[:, :longest], (0, max(0, longest - x.shape[1]))) for x in texts])
+    parts = net.features(joined).split([len(x) for x in texts])
+    return [head(x) for head, x in zip(net.heads, parts, strict=True)]
+
+
+def train(
+    tasks: Sequence[TaskData], parts: list[Any], words: int, method: str, kind: str, rows: int, seed: int
+) -> dict[str, Any]:
+    """One training, scored at the epoch of the best mean validation accuracy."""
+    torch.manual_seed(seed)
+    net = Network(words, [len(t.labels) for t in tasks], kind)
+    sizes = [len(t.train) for t in tasks]
+    weighting = METHODS[method]([t.name for t in tasks], sizes, net)
+    apart = isinstance(weighting, multitask.JacobianWeighting)  # a pass a task, so that its gradient is its own
+    optimizer = torch.optim.Adam([*net.parameters(), *weighting.parameters()], lr=SETTINGS["lr"])
+    steps, best, found, begun = -(-max(sizes) // rows), -1.0, {}, time.process_time()
+    for epoch in range(1, SETTINGS["epochs"] + 1):
+        draw = [shuffled(n, steps * rows) for n in sizes]
+        for step in range(steps):
+            chosen = [o[step * rows : (step + 1) * rows] for o in draw]
+            texts = [p["train"][0][r] for p, r in zip(parts, chosen, strict=True)]
+            logits = [h(net.features(x)) for h, x in zip(net.heads, texts, strict=True)] if apart else batch(net, texts)
+            losses = [F.cross_entropy(x, p["train"][1][r]) for x, p, r in zip(logits, parts, chosen, strict=True)]
+            optimizer.zero_grad()
+            weighting(losses).backward()
+            optimizer.step()
+            weighting.step()
+        now = score(net, parts, "validation")
+        if (mean := statistics.fmean(now["validation_accuracy"])) > best:
+            best = mean
+            found = {"epoch": epoch, **now, **score(net, parts, "test")}
+        if epoch - found["epoch"] >= SETTINGS["patience"]:
+            break
+    return {**found, "epochs": epoch, "cpu_seconds": round(time.process_time() - begun, 1)}
+
+
+@torch.no_grad()
+def score(net: Network, parts: list[Any], part: str) -> dict[str, list[float]]:
+    """Accuracy, macro-F1 and loss of each task."""
+    net.eval()
+    found: dict[str, list[float]] = {f"{part}_{name}": [] for name in ("accuracy", "macro_f1", "loss")}
+    for head, p in zip(net.heads, parts, strict=True):
+        texts, labels = p[part]
+        logits = torch.cat([head(net.features(x)) for x in texts.split(512)])
+        found[f"{part}_accuracy"].append(float((logits.argmax(1) == labels).double().mean()))
+        found[f"{part}_macro_f1"].append(float(f1_score(labels, logits.argmax(1), average="macro")))
+        found[f"{part}_loss"].append(float(F.cross_entropy(logits, labels)))
+    net.train()
+    return {name: common.rounded(values) for name, values in found.items()}
+
+
+def one(
+    tasks: Sequence[TaskData], parts: list[Any], words: int, method: str, kind: str, rows: int, seed: int
+) -> dict[str, Any]:
+    """One run; "single task" trains a network of its own for each task, and joins what they score."""
+    if method != "single task":
+        return train(tasks, parts, words, method, kind, rows, seed)
+    alone = [train([t], [p], words, method, kind, rows, seed) for t, p in zip(tasks, parts, strict=True)]
+    joined = {k: [x for a in alone for x in a[k]] for k, v in alone[0].items() if isinstance(v, list)}
+    numbers = {k: round(sum(a[k] for a in alone), 1) for k in ("epoch", "epochs", "cpu_seconds")}
+    return {**joined, **numbers}
+
+
+FIGURES: dict[str, Callable[[dict[str, Any]], float]] = {
+    "mean accuracy": lambda r: 100 * statistics.fmean(r["test_accuracy"]),
+    "worst task": lambda r: 100 * min(r["test_accuracy"]),
+    "cut tasks": lambda r: 100 * statistics.fmean(r["test_accuracy"][i] for i in r["cut"]),
+    "macro-F1": lambda r: 100 * statistics.fmean(r["test_macro_f1"]),
+    "mean test loss": lambda r: statistics.fmean(r["test_loss"]),
+    "worst test loss": lambda r: max(r["test_loss"]),
+}
+
+
+def table(runs: list[dict[str, Any]], base: str) -> list[str]:
+    """One row a method: means over seeds and, for most figures, the difference to `base` paired by seed."""
+    by = {(r["method"], r["seed"]): r for r in runs}
+    methods = [m for m in METHODS if any(r["method"] == m for r in runs)]
+    seeds = [s for s in sorted({r["seed"] for r in runs}) if all((m, s) in by for m in methods)]
+    shown = [f for f in FIGURES if f != "cut tasks" or runs[0]["cut"]]
+    lines = [f"{len(seeds)} seeds; differences to {base}, paired by seed, 95 % t intervals.", ""]
+    lines += ["| method | " + " | ".join(f"{f} | − {base}" for f in shown) + " | epochs | seconds |"]
+    lines += ["|" + " --- |" * (2 * len(shown) + 3)]
+    for method in methods if len(seeds) > 1 else []:
+        cells = [method]
+        for name in shown:
+            values = [FIGURES[name](by[method, s]) for s in seeds]
+            cells.append(f"{statistics.fmean(values):.{3 if 'loss' in name else 2}f}")
+            against = [v - FIGURES[name](by[base, s]) for v, s in zip(values, seeds, strict=True)]
+            cells.append("" if method == base else interval(against))
+        cells += [f"{statistics.fmean(by[method, s][k] for s in seeds):.0f}" for k in ("epochs", "cpu_seconds")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def write_tables(runs: list[dict[str, Any]]) -> None:
+    """Fill in what stands between <!-- MODEL-DATA-KIND --> and <!-- end -->."""
+    page = PAGE.read_text(encoding="utf-8")
+    for name in sorted({f"{r['model']}-{r['data']}-{r['kind']}" for r in runs}):
+        mine = [r for r in runs if f"{r['model']}-{r['data']}-{r['kind']}" == name]
+        before, rest = page.split(f"<!-- {name} -->\n")
+        made = "\n".join([*table(mine, "uniform"), "", *table(mine, "proportional")])
+        page = f"{before}<!-- {name} -->\n{made}\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}"
+    PAGE.write_text(page, encoding="utf-8")
+
+
+def main() -> None:
+    """Run what is missing, or write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--model", choices=("averaging", "textcnn"), default="averaging")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    runs = common.read_lines(STORE)
+    if options.table:
+        write_tables(runs)
+        return
+    done = {(r["model"], r["data"], r["kind"], r["method"], r["seed"]) for r in runs}
+    folders = {data: options.data / common.SETTINGS[data]["folder"] for data in common.SETTINGS}
+    whole = {d: read_tasks(f, common.SETTINGS[d]["layout"], drop_leaked=True) for d, f in folders.items()}
+    names = list(METHODS)
+    rounds = [(methods, seed) for methods in (names[:FIRST], names[FIRST:]) for seed in range(options.seeds)]
+    for methods, seed in rounds:
+        for data in whole:
+            for kind in ("cut", "full"):
+                key = (options.model, data, kind)
+                missing = [m for m in methods if (*key, m, seed) not in done]
+                if not missing:
+                    continue
+                tasks = cut(whole[data], seed) if kind == "cut" else whole[data]
+                parts, words = encode(tasks)
+                small = [i for i, t in enumerate(tasks) if len(t.train) < len(whole[data][i].train)]
+                for method in missing:
+                    found = one(tasks, parts, words, method, options.model, SETTINGS["rows"][data], seed)
+                    told = common.provenance("python experiments/banditmtl/unequal.py DATA", SETTINGS)
+                    line = {**dict(zip(("model", "data", "kind"), key, strict=True)), "method": method, "seed": seed}
+                    line |= {"tasks": [t.name for t in tasks], "examples": [len(t.train) for t in tasks], "cut": small}
+                    with STORE.open("a", encoding="utf-8") as file:
+                        print(json.dumps({**line, **found, "provenance": told}), file=file)
+                    means = {
+                        name: round(f(line | found), 2) for name, f in FIGURES.items() if name != "cut tasks" or small
+                    }
+                    print(*key, seed, method, means, found["epochs"], found["cpu_seconds"], flush=True)
+
+
+if __name__ == "__main__":
+    main()
