@@ -190,7 +190,9 @@ def own(folder: Path, groups: tuple[str, ...] = ()) -> Path:
 def test_counterpoises_own_results_give_the_tax_they_hold(tmp_path: Path, together: int) -> None:
     """And the flips: groups of items are resampled whole, as the run itself did."""
     file = own(tmp_path, tuple(str(n // together) for n in range(40)) if together > 1 else ())
-    found, held = rows(tax(file, file)), json.loads(file.read_text())["tax"]
+    compared = tax(file, file)
+    found, held = rows(compared), json.loads(file.read_text())["tax"]
+    assert "Of 1 task by the first metric" in compared["verdict"]  # the reward is none
     for row in held:
         ours = found[row["name"], row["metric"]]["tax"]
         assert [ours[k] for k in ("value", "low", "high")] == pytest.approx(

@@ -72,7 +72,10 @@ def find_task(spec: str, *, trusted: bool = False) -> TaskFound:
     primary = options.get("primary")
     if all(kinds):
         named = [metric for c, kind in zip(leaves, kinds, strict=True) for metric in _reported(c, kind)]
-        primary = primary_of(spec, options, list(dict.fromkeys(named)))
+        listed = (getattr(manager.task_index[name], "cfg", None) or {}).get("aggregate_metric_list") or ()
+        group = {str(e["metric"]) for e in (listed if isinstance(listed, list) else [listed]) if e}
+        kept = [m for m in dict.fromkeys(named) if not group or m in group or m == "logprob"]
+        primary = primary_of(spec, options, kept)
     kind = kinds[0] if len(set(kinds)) == 1 else ""
     return TaskFound(options.get("name") or name, name, limit, kind, manager, primary, len(leaves))
 

@@ -25,8 +25,8 @@ from counterpoise.statistics.paired import (
 )
 
 FORMAT = "counterpoise tax --from 1"
-FIRST, LIKELIHOOD, FURTHER, GROUP = "first", "likelihood", "further", "group"
-"""Families of tests: p is adjusted within each."""
+FIRST, LIKELIHOOD, FURTHER, GROUP, REWARD = "first", "likelihood", "further", "group", "reward"
+"""Families of tests: p is adjusted within each. The reward of our own results is no task."""
 NOT_LINEAR = ("perplexity", "word_perplexity", "byte_perplexity")
 """lm-eval averages these over a group's tasks; their logarithms are what is compared here."""
 
@@ -89,6 +89,8 @@ def compare(pre: Log, post: Log) -> dict[str, Any]:
                 continue
             row, sides, flipped = _row(name, metric, kind, a, b)
             row["family"] = FIRST if len(rows) == before else LIKELIHOOD if metric == "logprob" else FURTHER
+            if name == REWARD and pre.kind == "counterpoise":
+                row["family"] = REWARD
             rows.append(row)
             if name in grouped_tasks:
                 kept[name, metric, kind] = Kept(resampled(*sides, a.aggregate, seed=sizes[min(items, MOST)]), flipped)
@@ -96,7 +98,7 @@ def compare(pre: Log, post: Log) -> dict[str, Any]:
     if not rows:
         raise ValueError(f"tax --from: expected items that both logs have, found none; {' '.join(notes)}")
     rows += _group_rows(pre, post, kept, rows, notes)
-    for family in (FIRST, LIKELIHOOD, FURTHER, GROUP):
+    for family in (FIRST, LIKELIHOOD, FURTHER, GROUP, REWARD):
         some = [row["tax"] for row in rows if row["family"] == family]
         for tax, p in zip(some, holm([t["p"] for t in some]), strict=True):
             tax["p_holm"] = p
