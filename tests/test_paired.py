@@ -7,8 +7,7 @@ import pytest
 from scipy.stats import binomtest, ttest_rel
 
 from counterpoise.statistics.bootstrap import clustered, grouped, interval, paired_difference, score
-from counterpoise.statistics.bootstrap import clustered
-from counterpoise.statistics.paired import MOST, calibration, cells, flips, holm, resampled, stratified, tax_of
+from counterpoise.statistics.paired import MOST, calibration, cells, flips, holm, resampled, stratified
 
 
 @pytest.mark.parametrize(("lost", "won", "items"), [(0, 0, 30), (5, 0, 40), (9, 3, 50), (700, 600, 5000)])
@@ -117,10 +116,10 @@ def test_p_is_not_held_up_by_the_number_of_resamples() -> None:
     a = draw.normal(size=(60, 1))
     b = a - 1 + draw.normal(size=(60, 1))
     assert paired_difference(a, b, "mean").p == pytest.approx(2 / 2001)
-    assert tax_of(a, b, "mean").p == pytest.approx(ttest_rel(a[:, 0], b[:, 0]).pvalue, rel=0.9)
+    assert resampled(a, b, "mean").tax().p == pytest.approx(ttest_rel(a[:, 0], b[:, 0]).pvalue, rel=0.9)
     near = a - 0.1 + draw.normal(size=(60, 1))
-    assert tax_of(a, near, "mean") == paired_difference(a, near, "mean")
-    assert tax_of(a, a, "mean").p == 1
+    assert resampled(a, near, "mean").tax() == paired_difference(a, near, "mean")
+    assert resampled(a, a, "mean").tax().p == 1
 
 
 def test_holm_bounds_all_tests_together() -> None:
@@ -151,6 +150,6 @@ def test_intervals_of_calibration_errors_are_reflected_because_resampling_adds_t
 
 def test_other_numbers_of_items_are_refused_however_many() -> None:
     for items in (50, 5000):
-        for compare in (paired_difference, tax_of):
+        for compare in (paired_difference, resampled):
             with pytest.raises(ValueError, match="expected the same items on both sides"):
                 compare(np.ones((items, 1)), np.ones((items + 10, 1)), "mean")

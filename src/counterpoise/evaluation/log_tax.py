@@ -11,7 +11,7 @@ import numpy as np
 
 from counterpoise.evaluation.logged import CALIBRATION, Column, Key, Log, Task
 from counterpoise.evaluation.measurement import bounded
-from counterpoise.statistics.bootstrap import Array, clustered, grouped, interval
+from counterpoise.statistics.bootstrap import Array, clustered
 from counterpoise.statistics.paired import (
     MOST,
     Resampled,
@@ -21,7 +21,6 @@ from counterpoise.statistics.paired import (
     holm,
     resampled,
     stratified,
-    tax_of,
 )
 
 FORMAT = "counterpoise tax --from 1"
@@ -29,6 +28,10 @@ FIRST, LIKELIHOOD, FURTHER, GROUP, REWARD = "first", "likelihood", "further", "g
 """Families of tests: p is adjusted within each. The reward of our own results is no task."""
 NOT_LINEAR = ("perplexity", "word_perplexity", "byte_perplexity")
 """lm-eval averages these over a group's tasks; their logarithms are what is compared here."""
+
+
+Kept = tuple[Resampled, Array | None]
+"""What a group's row needs of a task: both sides resampled, and `cells` of each group of items, or of each item."""
 
 
 class Pairs(NamedTuple):
@@ -43,13 +46,6 @@ class Pairs(NamedTuple):
     second: list[int]
     reworded: int
     retargeted: int
-
-
-class Kept(NamedTuple):
-    """What a group's row needs of a task: both sides resampled, and `cells` of each group of items, or of each item."""
-
-    scores: Resampled
-    flipped: Array | None
 
 
 def compare(pre: Log, post: Log) -> dict[str, Any]:
@@ -93,7 +89,7 @@ def compare(pre: Log, post: Log) -> dict[str, Any]:
                 row["family"] = REWARD
             rows.append(row)
             if name in grouped_tasks:
-                kept[name, metric, kind] = Kept(resampled(*sides, a.aggregate, seed=sizes[min(items, MOST)]), flipped)
+                kept[name, metric, kind] = resampled(*sides, a.aggregate, seed=sizes[min(items, MOST)]), flipped
         sizes.update({min(row["items"], MOST) for row in rows[before:]})
     if not rows:
         raise ValueError(f"tax --from: expected items that both logs have, found none; {' '.join(notes)}")
@@ -208,7 +204,8 @@ def _row(
         together = clustered(rows, a.groups) if a.groups else rows
         flipped = flips(rows.sum(0), a.chance, together if a.groups else ())
     first, second = (clustered(side, a.groups) if a.groups else side for side in sides)
-    tax = tax_of(first, second, a.aggregate)._asdict()
+    found = resampled(first, second, a.aggregate)
+    tax = found.tax()._asdict()
     if flipped:
         tax["p"] = flipped["p"]
     row = {
@@ -217,17 +214,13 @@ def _row(
         "unit": unit,
         "up": a.up,
         "items": len(a.values),
-        "pre": _score(first, a.aggregate, unit, negated=a.up is False),
-        "post": _score(second, a.aggregate, unit, negated=a.up is False),
+        "pre": bounded(found.scores[0].interval(), unit, negated=a.up is False),
+        "post": bounded(found.scores[1].interval(), unit, negated=a.up is False),
         "tax": tax,
         "flips": flipped and {"chance": 100 * a.chance, **flipped},
         "reported": {"pre": a.reported, "post": b.reported},
     }
     return row, (first, second), together
-
-
-def _score(statistics: Array, aggregate: str, unit: str, *, negated: bool) -> dict[str, float]:
-    return bounded(interval(grouped(statistics, MOST), aggregate), unit, negated=negated)
 
 
 def _group_rows(
@@ -255,9 +248,11 @@ def _group_rows(
 
 def _group_row(name: str, way: str, leaves: list[dict[str, Any]], parts: list[Kept]) -> dict[str, Any]:
     sizes = [row["items"] if way == "size" else 1 for row in leaves]
-    before, after, tax = (d._asdict() for d in stratified([p.scores for p in parts], [n / sum(sizes) for n in sizes]))
+    before, after, tax = (
+        d._asdict() for d in stratified([scores for scores, _ in parts], [n / sum(sizes) for n in sizes])
+    )
     flipped, items = None, sum(row["items"] for row in leaves)
-    rows = [p.flipped for p in parts if p.flipped is not None]
+    rows = [flipped for _, flipped in parts if flipped is not None]
     if way == "size" and len(rows) == len(leaves):
         together = np.concatenate(rows) if sum(map(len, rows)) < items else ()
         flipped = flips([r.sum(0) for r in rows], [row["flips"]["chance"] / 100 for row in leaves], together)

@@ -30,43 +30,36 @@ MOST = 1000  # groups of items that are resampled
 BINS = 10
 
 
-def _grouped_alike(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
-    first, second = alike(a, b)  # as groups they would be as many
-    return grouped(first, MOST), grouped(second, MOST)
-
-
-def tax_of(a: ArrayLike, b: ArrayLike, aggregate: str) -> Difference:
-    """score(a) - score(b) of the same items by paired bootstrap.
-
-    2,000 resamples cannot resolve a p below 0.001, which no adjustment for many tasks would leave significant: where the
-    bootstrap's p is at that floor, Student's t with the standard error gives it, if it is smaller.
-    """
-    first, second = _grouped_alike(a, b)
-    return _resolved(paired(first, second, aggregate), len(first))
-
-
-def _resolved(found: Studentised, items: int) -> Difference:
-    """A difference whose p is not held up by the number of its resamples; see `tax_of`."""
-    from scipy.special import stdtr
-
-    said = found.difference()
-    if said.p > 2 / (len(found.drawn) + 1) or found.error == 0 or items < 3:
-        return said
-    return said._replace(p=min(said.p, 2 * float(stdtr(items - 1, -abs(found.value) / found.error))))
-
-
 class Resampled(NamedTuple):
     """Two scores of the same items and their difference (a, b, a - b), resampled alike."""
 
     scores: tuple[Studentised, Studentised, Studentised]
     items: int
 
+    def tax(self) -> Difference:
+        """a - b by paired bootstrap, see `_resolved`."""
+        return _resolved(self.scores[2], self.items)
 
-def resampled(a: ArrayLike, b: ArrayLike, aggregate: str, seed: int) -> Resampled:
-    """What `stratified` needs of one task; tasks of as many items need seeds of their own, or are drawn alike."""
-    first, second = _grouped_alike(a, b)
+
+def resampled(a: ArrayLike, b: ArrayLike, aggregate: str, seed: int = 0) -> Resampled:
+    """Both sides of one task; tasks that go into `stratified` need seeds of their own where they have as many items."""
+    first, second = (grouped(side, MOST) for side in alike(a, b))  # as groups they would be as many
     before, after = (scored(side, aggregate, seed=seed) for side in (first, second))
     return Resampled((before, after, paired(first, second, aggregate, seed=seed)), len(first))
+
+
+def _resolved(found: Studentised, items: int) -> Difference:
+    """A difference whose p is not held up by the number of its resamples.
+
+    2,000 resamples cannot resolve a p below 0.001, which no adjustment for many tasks would leave significant: where the
+    bootstrap's p is at that floor, Student's t with the standard error gives it, if it is smaller.
+    """
+    from scipy.special import stdtr
+
+    said = found.difference()
+    if said.p > 2 / (len(found.drawn) + 1) or found.error == 0 or items < 3:
+        return said
+    return said._replace(p=min(said.p, 2 * float(stdtr(items - 1, -abs(found.value) / found.error))))
 
 
 def stratified(tasks: Sequence[Resampled], weights: Sequence[float]) -> list[Difference]:
