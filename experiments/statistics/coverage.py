@@ -121,12 +121,13 @@ def main() -> None:
     found = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     if found.get("samples") != given.samples:
         found = {**about(given.samples), "rows": [cover(w, n, given.samples) for n in SIZES for w in WORLDS]}
+    now = about(given.together)
     rows = {(row["items"], row["world"]): row for row in found.get("together", {}).get("rows", ())}
     for n, world in ((n, w) for n in SIZES for w in ("normal", "exponential")):
         if rows.get((n, world), {}).get("samples") != given.together:
-            said = {k: v for k, v in about(given.together).items() if k in ("commit", "samples")}
+            said = {k: now[k] for k in ("commit", "samples")}
             rows[n, world] = {"world": world, "items": n, **said, **of_groups(*WORLDS[world], n, given.together)}
-            found["together"] = {**about(given.together), "rows": [*rows.values()]}
+            found["together"] = {**now, "rows": [*rows.values()]}
             write_json(kept, found)
     readme = HERE / "README.md"
     _, mark, picks = readme.read_text(encoding="utf-8").partition("\n# Does the pick")  # picks.py writes that part
