@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from counterpoise.evaluation.specs import bare
 from counterpoise.statistics.bootstrap import (
     Array,
     Interval,
@@ -190,9 +191,12 @@ def _tax_row(name: str, before: Measurement, after: Measurement, now: Measuremen
 
 
 def fallen(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The abilities above floor of which a metric fell: its tax's interval lies above 0."""
-    lost = (r["name"] for r in rows if r["name"] != "reward" and not r["at_floor"] and r["tax"]["low"] > 0)
-    return list(dict.fromkeys(lost))
+    """The abilities above floor of which a metric fell (its tax's interval lies above 0), each with those that did."""
+    lost: dict[str, list[str]] = {}
+    for r in rows:
+        if r["name"] != "reward" and not r["at_floor"] and r["tax"]["low"] > 0:
+            lost.setdefault(r["name"], []).append(bare(r["metric"]))
+    return [f"{name} ({', '.join(metrics)})" for name, metrics in lost.items()]
 
 
 def flips_of(before: Measurement, after: Measurement) -> dict[str, Any] | None:
