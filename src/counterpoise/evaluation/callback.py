@@ -117,7 +117,7 @@ class TaxCallback(TrainerCallback, ExportableState):
     def _look(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any) -> None:
         self._looked, before = state.global_step, self.kept
         self.taxes = self._watch.look(model, self._words, state.global_step)
-        self._log(args, state, control)
+        self._log(state, control)
         if self.stopped:
             control.should_training_stop, control.should_save = True, False
         elif self._watch.bounds and args.save_strategy != "no":
@@ -126,7 +126,7 @@ class TaxCallback(TrainerCallback, ExportableState):
             self._watch.kept = {"path": path, "step": state.global_step, "ours": not control.should_save}
             control.should_save = True
 
-    def _log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
+    def _log(self, state: TrainerState, control: TrainerControl) -> None:
         logs = logged(self.taxes)
         if self._trainer is None:
             epoch = {} if state.epoch is None else {"epoch": state.epoch}
