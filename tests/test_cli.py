@@ -18,7 +18,9 @@ from counterpoise.cli.app import app
 from tiny import save_pair
 from world import make
 
-RESTORE = "--means 0.3,0.7 --keep-reward 0.5 --proxy-size 12 --prompt-limit 30 --max-new-tokens 6".split()
+RESTORE = (
+    "--means 0.3,0.7 --keep-reward 0.5 --confidence 0.5 --proxy-size 12 --prompt-limit 30 --max-new-tokens 6".split()
+)
 
 
 def run(*args: object) -> Result:
