@@ -46,13 +46,13 @@ from counterpoise.records import Store
 HERE = Path(__file__).resolve().parent
 LEARNED = {"captions": 1000, "reviews": 320}
 """What PRE learns once."""
-ITEMS, PROMPTS = 100, 120
+ITEMS, PROMPTS = 100, 100
 """Of each ability and of the reward in the held-out part."""
 TAUGHT = ("generate:{}/captions.jsonl?metric=bleu", "choices:{}/reviews.jsonl")
 UNSEEN = ("choices:{}/arc_easy.jsonl", "choices:{}/piqa.jsonl", "continue:{}/lambada.jsonl")
 METHODS: dict[str, Callable[..., Any]] = {"rsf": rsf, "dpo": dpo}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "rsf": {"iterations": 2, "prompts_per_iteration": 120, "epochs": 3, "learning_rate": 1e-4, "batch_size": 8},
+    "rsf": {"iterations": 2, "prompts_per_iteration": 96, "epochs": 3, "learning_rate": 1e-4, "batch_size": 8},
     "dpo": {"epochs": 2, "learning_rate": 5e-5, "batch_size": 8},
 }
 FIRST = Heal("POST", 20)
@@ -122,7 +122,7 @@ class Real(World):
         told("PRE")
         judge = self.work / "judge"
         if not (judge / "reward_model.json").is_file():
-            words = "--epochs 1 --learning-rate 5e-5 --batch-size 16 --max-length 128 --quiet"
+            words = "--epochs 1 --learning-rate 5e-5 --batch-size 16 --max-length 112 --quiet"
             asked = ["align", "reward-model", self.work / "base", "-o", judge, "--preferences"]
             asked += [self.work / "preferences.jsonl", *words.split()]
             subprocess.run([sys.executable, "-m", "counterpoise", *asked], check=True)
@@ -148,10 +148,10 @@ class Real(World):
         """The method with its prompts and its reward, or with pairs of PRE's own answers."""
         prompts = [p for p in read_prompts(self.work / "prompts.jsonl") if part_of(p.group or p.key) == "proxy"]
         how: dict[str, Any] = {**SETTINGS[self.method], "micro_batch_size": 8}
-        drawing = replace(self.drawing, n=8, batch_size=64, seed=self.seed)
+        drawing = replace(self.drawing, n=6, batch_size=64, seed=self.seed)
         if self.method == "rsf":
             return partial(rsf, prompts=prompts, reward=load_reward(judge), drawing=drawing, **how)
-        chosen = random.Random(self.seed).sample(prompts, 160)
+        chosen = random.Random(self.seed).sample(prompts, 120)
 
         def draw() -> list[list[str]]:
             from transformers import AutoTokenizer

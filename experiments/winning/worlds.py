@@ -1,11 +1,12 @@
 """Healing beside every averaging, on demo worlds of twelve layers: one results file a world, every item in it.
 
-    python experiments/winning/worlds.py WORK [--seeds 10] [--results FOLDER]
+    python experiments/winning/worlds.py WORK [--seeds 10] [--results FOLDER] [--averages]
 
 A world is invented, learned and aligned as in `counterpoise demo`, and lies in WORK/SEED with all that is made of it.
 RESULTS/world-SEED.json is written anew after every arm: points of the validation and of the held-out part with the
-statistics of every item, and what each arm cost. Whatever is finished is not done again: the same command goes on after a
-kill. `python experiments/winning/tables.py` makes the page from the files.
+statistics of every item, and what each arm cost. With --averages it is averages-SEED.json, of more averages and no healing.
+Whatever is finished is not done again: the same command goes on after a kill. `python experiments/winning/tables.py` makes
+the page from the files.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from counterpoise.averaging.line import beside
 from counterpoise.averaging.partition import layerwise
 from counterpoise.averaging.recipe import Recipe
 from counterpoise.checkpoints.files import staged
-from counterpoise.checkpoints.preflight import preflight
+from counterpoise.checkpoints.preflight import Pair, preflight
 from counterpoise.demo import cheer, make_pair
 from counterpoise.evaluation.measurement import Scores
 from counterpoise.evaluation.panel import Panel
@@ -46,6 +47,7 @@ from counterpoise.evaluation.workbench import Workbench
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example, response_nll, response_tokens
 from counterpoise.records import Store, versions, write_json
+from counterpoise.search.candidates import HMA, TwoSided
 from counterpoise.search.hma import linear_ramp
 
 HERE = Path(__file__).resolve().parent
@@ -85,6 +87,13 @@ class Heal(NamedTuple):
         return " ".join([f"{self.start} healed {self.steps}", *(str(v) for k, v in self.also.items() if k != "every")])
 
 
+class Searched(NamedTuple):
+    """What a search finds at these means, of two-sided ones what its exact form does."""
+
+    search: HMA | TwoSided
+    means: tuple[float, ...] = ()
+
+
 class Trained(NamedTuple):
     """POST, trained on its own answers with PRE's replayed, for as many tokens as a healing; strength of KD beside it."""
 
@@ -98,9 +107,14 @@ class Trained(NamedTuple):
 
 
 FIRST = Heal("POST", 15)
-ARMS: tuple[Average | Heal | Trained, ...] = (
+AVERAGES: tuple[Average | Searched, ...] = (
     *(Average("MA", mean) for mean in (0.2, 0.4, 0.6, 0.8, 0.9)),
-    *(Average("LiNeS", mean) for mean in (0.6, 0.8, 0.9)),
+    *(Average(method, mean) for method in ("LiNeS", "slope 2", "step") for mean in (0.6, 0.8, 0.9)),
+    Searched(HMA(3), (0.6, 0.8, 0.9)),
+    Searched(TwoSided((0.25, 0.5, 1.0))),
+)
+ARMS: tuple[Average | Heal | Searched | Trained, ...] = (
+    *(a for a in AVERAGES if isinstance(a, Average) and a.method in ("MA", "LiNeS")),
     FIRST,
     Trained(0.0, FIRST),
     Trained(0.1, FIRST),
@@ -121,13 +135,16 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--averages", action="store_true", help="averages and what searches find, no healing")
     options = parser.parse_args()
     options.results.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     for seed in range(options.seeds):
         world = World(options.work / str(seed), seed)
+        if options.averages:
+            world.arms, world.run = AVERAGES, "demo world, averages"
         for point in world.measured_arms():
-            world.write(options.results / f"world-{seed}.json")
+            world.write(options.results / f"{'averages' if options.averages else 'world'}-{seed}.json")
             print(f"{time.strftime('%H:%M:%S')} world {seed}: {point}", flush=True)
 
 
@@ -140,7 +157,7 @@ class World:
     """
 
     run, reward, drawing = "demo world", "cheer", DRAWN
-    arms: Sequence[Average | Heal | Trained] = ARMS
+    arms: Sequence[Average | Heal | Searched | Trained] = ARMS
     parts: Sequence[Part] = ("validation", "held-out")
     batch, bf16 = 32, False
     settings: Mapping[str, Any] = {"batch_size": 32, "micro_batch_size": 32, "every": 5}
@@ -181,8 +198,33 @@ class World:
             elif isinstance(arm, Trained):
                 out = self.trained(arm)
                 yield self.measured(arm.name, "trained on", out, **json.loads((out / "trained.json").read_text()))
+            elif isinstance(arm, Searched):
+                yield from self.found(arm)
             else:
                 yield self.measured(arm.name, arm.method, self.averaged(arm), mean=arm.mean)
+
+    def found(self, arm: Searched) -> Iterator[str]:
+        """What a search finds, measured."""
+        bench = self.bench(self.pair)
+
+        def seconds() -> float:
+            begun = time.time()
+            arm.search.find(bench, arm.means)
+            return round(time.time() - begun, 1)
+
+        cost = {"seconds": bench.store.once({"what": "seconds of a search", "search": repr(arm)}, seconds)}
+        for c in arm.search.find(bench, arm.means).candidates:  # from what is kept
+            if c.method == "two-sided path":
+                continue
+            mean = c.partition.mean(c.ratios)
+            for part, points in self.points.items():
+                scores = bench.point(c.name, c.partition, c.ratios, part, name=c.name).scores
+                points.append(Measured(c.name, c.method, scores, c.ratios, mean, cost))
+            yield c.name
+
+    def bench(self, pair: Pair) -> Workbench:
+        """What measures a pair's averages, and keeps what is measured."""
+        return Workbench(pair, self.panel, Store(self.folder / "pieces"), dtype=torch.bfloat16 if self.bf16 else None)
 
     def averaged(self, arm: Average) -> Path:
         """The folder of PRE, POST or an average."""
@@ -255,8 +297,7 @@ class World:
 
     def measured(self, name: str, method: str, folder: Path, *, mean: float | None = None, **settings: Any) -> str:
         """Measure a checkpoint on both parts; returns its name."""
-        pair, dtype = preflight(self.folder / "pre", folder), torch.bfloat16 if self.bf16 else None
-        bench = Workbench(pair, self.panel, Store(self.folder / "pieces"), dtype=dtype)
+        bench = self.bench(preflight(self.folder / "pre", folder))
         for part, points in self.points.items():
             scores: Scores = bench.point(name, bench.whole, [1.0], part, name=name).scores
             points.append(Measured(name, method, scores, () if mean is None else (mean,), mean, settings))
