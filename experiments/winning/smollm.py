@@ -46,13 +46,13 @@ from counterpoise.records import Store
 HERE = Path(__file__).resolve().parent
 LEARNED = {"captions": 1000, "reviews": 320}
 """What PRE learns once."""
-ITEMS, PROMPTS = 100, 100
+ITEMS, PROMPTS = 60, 80
 """Of each ability and of the reward in the held-out part."""
 TAUGHT = ("generate:{}/captions.jsonl?metric=bleu", "choices:{}/reviews.jsonl")
 UNSEEN = ("choices:{}/arc_easy.jsonl", "choices:{}/piqa.jsonl", "continue:{}/lambada.jsonl")
 METHODS: dict[str, Callable[..., Any]] = {"rsf": rsf, "dpo": dpo}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "rsf": {"iterations": 2, "prompts_per_iteration": 96, "epochs": 3, "learning_rate": 1e-4, "batch_size": 8},
+    "rsf": {"iterations": 2, "prompts_per_iteration": 64, "epochs": 3, "learning_rate": 2e-4, "batch_size": 8},
     "dpo": {"epochs": 2, "learning_rate": 5e-5, "batch_size": 8},
 }
 FIRST = Heal("POST", 20)
