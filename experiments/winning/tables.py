@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 
 from counterpoise.evaluation.results import loss_units, measurement
-from counterpoise.report.comparisons import Comparison, Group, MeasuredRun
-from counterpoise.report.matched import matched
+from counterpoise.report.matched import reference_curve
 from counterpoise.statistics.bootstrap import Array, over_runs, paired_replicates
-from counterpoise.statistics.equal_reward import Matched
+from counterpoise.statistics.equal_reward import Matched, ModelStatistics, PointAndCurve, Statistics, reward_matched
 from counterpoise.tables import reading
 
 HERE = Path(__file__).resolve().parent
@@ -48,7 +47,7 @@ Results = Mapping[str, Any]
 def main() -> None:
     """Read, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--results", type=Path, default=HERE / "worlds")
     folder = parser.parse_args().results
     for kind, title in KINDS.items():
         if runs := [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"{kind}-*.json"))]:
@@ -84,9 +83,10 @@ def page(title: str, runs: Sequence[Results]) -> str:
         "",
         *table(["", "by likelihood", "by answers"], gains(runs)),
         "",
-        "First minus second. First bracket: over items (paired bootstrap), for these runs; second: t over runs.",
+        "First minus second. First bracket: over items (paired bootstrap), for these runs; second: t over runs. The last two",
+        "columns have t intervals alone.",
         "",
-        *table(["", "runs", "reward kept", "tax left", "worst ability left"], pairs(runs)),
+        *table(["", "runs", "reward kept", "tax left", "worst ability left", "beyond averaging (runs)"], pairs(runs)),
         "",
         f"Commits {', '.join(dict.fromkeys(r['commit'] for r in runs))}; command `{runs[0]['command']}`; versions "
         f"{reading.version_list(runs[0])}; dates {', '.join(dict.fromkeys(r['date'] for r in runs))}.",
@@ -124,14 +124,26 @@ def answered(name: str, runs: Sequence[Results]) -> list[str]:
 
 def gains(runs: Sequence[Results]) -> list[list[str]]:
     """Every arm against plain averaging at its reward, run by run."""
-    axes = (reading.RETENTION, f"{reading.RETENTION} by accuracy")
-    found: dict[str, list[list[Matched]]] = {}
-    for run in runs:
-        for of in matched(Comparison((Group("", (MeasuredRun((), run["seed"], run),)),))):
-            if of.part == PART:
-                for axis, some in zip(axes, found.setdefault(of.name, [[], []]), strict=True):
-                    some += [g for g in [of.gains.get(axis)] if g is not None]
-    return [[name, *map(over_all, of)] for name, of in found.items()]
+    rows = []
+    for name in dict.fromkeys(p["name"] for r in runs for p in reading.measured_points(r, PART)):
+        held = [r for r in runs if (p := point(r, name)) is not None and p["method"] not in ("PRE", "POST", "MA")]
+        if held:
+            found = [[g for r in held if (g := beyond(r, name, kind)) is not None] for kind in ("", "accuracy")]
+            rows.append([name, *map(over_all, found)])
+    return rows
+
+
+def beyond(run: Results, name: str, kind: str) -> Matched | None:
+    """Retention of an arm minus that of plain averaging at its reward; None where that does not reach it."""
+    metrics = reading.counted(run, kind)
+    units = loss_units(run, PART, metrics)
+    asked = [("reward", "reward"), *metrics.items()]
+    scored = []
+    for p in (point(run, name), *reference_curve(run, PART, reading.RETENTION)):
+        found = [measurement(run, p or {}, *of) for of in asked]
+        held = [Statistics(m.sampled, m.sampled_as) for m in found if m is not None]
+        scored.append(ModelStatistics(held[0], tuple(held[1:])))
+    return reward_matched([PointAndCurve(scored[0], scored[1:])], [*(units or {}).values()])
 
 
 def over_all(found: Sequence[Matched]) -> str:
@@ -156,7 +168,10 @@ def pairs(runs: Sequence[Results]) -> list[list[str]]:
                 ends = np.quantile(np.mean([drawn(r, *names) for r in both], axis=0), [0.025, 0.975])
                 cells.append(twofold(float(np.mean(by_run)), ends, by_run))
             worst = [max(left(r, names[0]).values()) - max(left(r, names[1]).values()) for r in both]
-            rows.append([f"{names[0]} minus {names[1]}", str(len(both)), *cells, spread(worst)])
+            gained = [(beyond(r, names[0], ""), beyond(r, names[1], "")) for r in both]
+            known = [a.value - b.value for a, b in gained if a is not None and b is not None]
+            told = f"{spread(known)} ({len(known)})" if known else ""
+            rows.append([f"{names[0]} minus {names[1]}", str(len(both)), *cells, spread(worst), told])
     return rows
 
 

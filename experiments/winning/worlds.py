@@ -46,7 +46,7 @@ from counterpoise.evaluation.results import Measured, items_of, results, write_r
 from counterpoise.evaluation.workbench import Workbench
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example, response_nll, response_tokens
-from counterpoise.records import Store, versions, write_json
+from counterpoise.records import Store, public, versions, write_json
 from counterpoise.search.candidates import HMA, TwoSided
 from counterpoise.search.hma import linear_ramp
 
@@ -134,7 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--results", type=Path, default=HERE / "worlds")
     parser.add_argument("--averages", action="store_true", help="averages and what searches find, no healing")
     options = parser.parse_args()
     options.results.mkdir(parents=True, exist_ok=True)
@@ -305,7 +305,7 @@ class World:
 
     def write(self, path: Path) -> None:
         """All parts in one results file."""
-        about = {"command": " ".join(sys.argv), "commit": self.commit, "versions": versions()}
+        about = {"command": public(" ".join(sys.argv)), "commit": self.commit, "versions": versions()}
         about |= {
             "made": {k: v for k, v in self.made.items() if k != "specs"},
             "checked": CHECKED,
