@@ -264,7 +264,7 @@ class World:
             return out
         tokens, begun, size = self.told(arm.like)["trained"], time.time(), self.batch
         model, tokenizer = load(self.folder / "post", dtype=torch.float32, bf16=self.bf16, device="cpu")
-        asked, *kept = self.healing(self.folder / "post", out, Teaching()).sources(tokenizer, None)
+        _, (asked, *kept) = self.healing(self.folder / "post", out, Teaching()).sources(self.folder / "post")
         count = arm.like.steps * size
         said = [in_turn(asked.taught, f"{self.seed} 0", i) for i in range(count)]
         own = answers(model, tokenizer, said, replace(self.drawing, seed=self.seed + 1))

@@ -255,12 +255,12 @@ def test_an_ability_whose_questions_leave_no_room_is_left_out_and_told_of(world:
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     both = [f"choices:{tmp_path / 'long.jsonl'}", f"choices:{world / 'guess.jsonl'}"]
     with pytest.warns(UserWarning, match="long: no question leaves room for 6 tokens more in a context of 128"):
-        sources = healing(world, tmp_path / "out", abilities=both).sources(tokenizer(), 128)
+        _, sources = healing(world, tmp_path / "out", abilities=both).sources(world / "post")
     assert [source.name for source in sources] == ["alignment", "guess"]
 
 
 def test_questions_hold_no_answer(world: Path) -> None:
-    sources = healing(world, world / "none").sources(tokenizer(), 128)
+    _, sources = healing(world, world / "none").sources(world / "post")
     assert [s.name for s in sources] == ["alignment", "guess", "text"]
     words = tokenizer()
     asked = {tuple(words(json.loads(line)["query"])["input_ids"]) for line in (world / "guess.jsonl").open()}

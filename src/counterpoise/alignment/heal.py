@@ -110,13 +110,22 @@ class Healing:
             refuse_moved_tokens(pair.pre, pair.post)
         return found
 
-    def sources(self, tokenizer: Any, context: int | None) -> list[Asked]:
-        """The alignment prompts and the questions of each ability that has some.
+    def sources(self, student: Path) -> tuple[Any, list[Asked]]:
+        """The student's tokenizer, and the alignment prompts before the questions of each ability that has some.
 
         Raises:
+            CheckpointError: no tokenizer in the student's folder.
             ValueError: no prompts in a part, one that does not fit, and nothing to keep abilities by: no question, and no
                 token by which PRE would begin a text of its own.
         """
+        from transformers import AutoConfig, AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(student, trust_remote_code=False)
+        except (ValueError, OSError, KeyError) as error:
+            told = f"{student}: expected a tokenizer beside the student's weights, found: {first_line(error)}"
+            raise CheckpointError(told) from None
+        context = context_of(AutoConfig.from_pretrained(student, trust_remote_code=False))
         how, parts, prompts, abilities = self.drawing, PARTS[:2], self.prompts, self.abilities
         panel = Panel(read_prompts(prompts) if isinstance(prompts, (str, Path)) else prompts, lambda *_: [], ())
         room: dict[str, Any] = {"chat": how.chat, "new": how.max_new_tokens, "limit": context}
@@ -139,22 +148,16 @@ class Healing:
                 "heal: expected questions to keep abilities by, or a tokenizer with a token that begins or ends texts, from "
                 "which PRE draws openings of its own, found neither; give --abilities"
             )
-        return found
+        return tokenizer, found
 
     def run(self, *, command: str | None = None, progress: Stages | None = None) -> dict[str, Any]:
         """Heal, from files to files; see `heal`."""
-        from transformers import AutoConfig
-
         processes.join(self.device)
         self.check()
         pair, own = self.pairs()
         warned = [*dict.fromkeys([*pair.warnings, *own.warnings, *off_line(pair, own)])]
-        tokenizer = tokenizer_of(own.post.folder)
-        sources = self.sources(
-            tokenizer, context_of(AutoConfig.from_pretrained(own.post.folder, trust_remote_code=False))
-        )
-        turns = too_large(pair, self)
-        teachers = Teachers(pair.post.folder, pair.pre.folder, turns=turns, **self.how)
+        tokenizer, sources = self.sources(own.post.folder)
+        teachers = Teachers(pair.post.folder, pair.pre.folder, turns=too_large(pair, self), **self.how)
         if len(sources) == 1:
             drawn = openings(teachers(PRE), tokenizer, self.openings + CHECKED, self.drawing.seed)
             sources.append(Asked("openings", tuple(drawn[CHECKED:]), tuple(drawn[:CHECKED])))
@@ -219,18 +222,6 @@ def heal(
     folder = None if work is None else Path(work)
     wanted = Healing(start, align_teacher, keep_teacher, Path(out), prompts, **given, device=device, work=folder)
     return wanted.run(progress=progress)
-
-
-def tokenizer_of(student: Path) -> Any:
-    """The tokenizer of a folder; a CheckpointError where none can be read."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(student, trust_remote_code=False)
-    except (ValueError, OSError, KeyError) as error:
-        raise CheckpointError(
-            f"{student}: expected a tokenizer beside the student's weights, found: {first_line(error)}"
-        ) from None
 
 
 def off_line(pair: Pair, model: Pair) -> list[str]:
