@@ -58,6 +58,7 @@ def page(title: str, runs: Sequence[Results]) -> str:
     """Markdown."""
     names = [n for n in dict.fromkeys(p["name"] for r in runs for p in reading.measured_points(r, PART)) if n != "PRE"]
     kinds = list(reading.primary(runs[0]))
+    gained = gains(runs), gains(runs, "accuracy")
     both = [f"{a} {m}" for a, m in reading.counted(runs[0], "accuracy").items()]
     arms = table(
         ["", "runs", "reward kept", "tax left", "worst ability left", *kinds, "tokens drawn", "trained", "seconds"],
@@ -81,12 +82,17 @@ def page(title: str, runs: Sequence[Results]) -> str:
         "units: by likelihood, and by answers of the abilities that have both. First bracket: over items, for these runs;",
         "second: t over runs.",
         "",
-        *table(["", "by likelihood", "by answers"], gains(runs)),
+        *table(
+            ["", "by likelihood", "by answers"], [[n, *(over_all([*g[n].values()]) for g in gained)] for n in gained[0]]
+        ),
         "",
         "First minus second. First bracket: over items (paired bootstrap), for these runs; second: t over runs. The last two",
         "columns have t intervals alone.",
         "",
-        *table(["", "runs", "reward kept", "tax left", "worst ability left", "beyond averaging (runs)"], pairs(runs)),
+        *table(
+            ["", "runs", "reward kept", "tax left", "worst ability left", "beyond averaging (runs)"],
+            pairs(runs, gained[0]),
+        ),
         "",
         f"Commits {', '.join(dict.fromkeys(r['commit'] for r in runs))}; command `{runs[0]['command']}`; versions "
         f"{reading.version_list(runs[0])}; dates {', '.join(dict.fromkeys(r['date'] for r in runs))}.",
@@ -122,15 +128,15 @@ def answered(name: str, runs: Sequence[Results]) -> list[str]:
     return [number([p["abilities"][a][m]["value"] for p, _ in found], 1) for a, m in found[0][1].items()]
 
 
-def gains(runs: Sequence[Results]) -> list[list[str]]:
-    """Every arm against plain averaging at its reward, run by run."""
-    rows = []
-    for name in dict.fromkeys(p["name"] for r in runs for p in reading.measured_points(r, PART)):
-        held = [r for r in runs if (p := point(r, name)) is not None and p["method"] not in ("PRE", "POST", "MA")]
-        if held:
-            found = [[g for r in held if (g := beyond(r, name, kind)) is not None] for kind in ("", "accuracy")]
-            rows.append([name, *map(over_all, found)])
-    return rows
+def gains(runs: Sequence[Results], kind: str = "") -> dict[str, dict[int, Matched]]:
+    """Arm -> number of a run -> its gain on plain averaging, in the runs where that reaches its reward."""
+    found: dict[str, dict[int, Matched]] = {}
+    for i, run in enumerate(runs):
+        for p in reading.measured_points(run, PART):
+            if p["method"] not in ("PRE", "POST", "MA"):
+                gain = beyond(run, p["name"], kind)
+                found.setdefault(p["name"], {}).update({} if gain is None else {i: gain})
+    return found
 
 
 def beyond(run: Results, name: str, kind: str) -> Matched | None:
@@ -157,7 +163,7 @@ def over_all(found: Sequence[Matched]) -> str:
     return f"{twofold(value, (value - half, value + half), [m.value for m in found])} ({len(found)})"
 
 
-def pairs(runs: Sequence[Results]) -> list[list[str]]:
+def pairs(runs: Sequence[Results], gained: Mapping[str, Mapping[int, Matched]]) -> list[list[str]]:
     """Differences between two arms, paired by run."""
     rows = []
     for names in PAIRS:
@@ -168,8 +174,8 @@ def pairs(runs: Sequence[Results]) -> list[list[str]]:
                 ends = np.quantile(np.mean([drawn(r, *names) for r in both], axis=0), [0.025, 0.975])
                 cells.append(twofold(float(np.mean(by_run)), ends, by_run))
             worst = [max(left(r, names[0]).values()) - max(left(r, names[1]).values()) for r in both]
-            gained = [(beyond(r, names[0], ""), beyond(r, names[1], "")) for r in both]
-            known = [a.value - b.value for a, b in gained if a is not None and b is not None]
+            of = [gained.get(n, {}) for n in names]
+            known = [of[0][i].value - of[1][i].value for i in of[0] if i in of[1]]
             told = f"{spread(known)} ({len(known)})" if known else ""
             rows.append([f"{names[0]} minus {names[1]}", str(len(both)), *cells, spread(worst), told])
     return rows
