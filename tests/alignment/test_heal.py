@@ -26,6 +26,7 @@ from counterpoise.checkpoints.preflight import preflight
 from counterpoise.cli.app import app
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example, Scored, score_responses
+from counterpoise.planning.heal import plan_heal
 from tiny import nudge, save_pair, tiny, tokenizer
 from world import make
 
@@ -211,6 +212,10 @@ def test_teachers_that_take_turns_teach_the_same_and_one_is_held_at_a_time(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     healing(world, tmp_path / "both").run()
+    monkeypatch.setattr("counterpoise.alignment.heal.free_memory", lambda device: 1)
+    assert "teachers: both at once" in plan_heal(healing(world, tmp_path / "mapped")).told
+    wide = plan_heal(healing(world, tmp_path / "wide", dtype=torch.float64)).told
+    assert "teachers: memory is too small for both, they take turns from disk" in wide
     monkeypatch.setattr("counterpoise.alignment.heal.too_large", lambda *given: True)
     healing(world, tmp_path / "turns").run()
     both, turns = (weights(tmp_path / name) for name in ("both", "turns"))
