@@ -6,39 +6,25 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+from counterpoise.cli import options
 from counterpoise.cli.help import option
-from counterpoise.cli.options import (
-    AsJson,
-    Blocks,
-    DonorOption,
-    Drop,
-    Out,
-    Post,
-    Pre,
-    Quiet,
-    RatioBlocks,
-    Unrelated,
-    given,
-    numbers,
-    refuse_without,
-)
 from counterpoise.cli.push import Push, check_push, push
 from counterpoise.cli.terminal import bars, plain_errors, print_json, uncollected, warn
 
 
 def average(
-    pre: Pre,
-    post: Post,
-    out: Out,
+    pre: options.Pre,
+    post: options.Post,
+    out: options.Out,
     ratio: Annotated[float | None, option("X", "Share of the update to keep; above 1 extrapolates (ExPO).")] = None,
     ratios: Annotated[str | None, option("X,X", "One share per block, from input to output: 0,0.44,0.76.")] = None,
     recipe: Annotated[Path | None, option("FILE", "A recipe.json.")] = None,
-    blocks: RatioBlocks = None,
-    donor: DonorOption = "post",
-    drop: Drop = None,
-    allow_unrelated: Unrelated = False,
+    blocks: options.RatioBlocks = None,
+    donor: options.DonorOption = "post",
+    drop: options.Drop = None,
+    allow_unrelated: options.Unrelated = False,
     push_to: Push = None,
-    quiet: Quiet = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Write pre + ratio * (post - pre), streaming from disk to disk.
 
@@ -51,14 +37,14 @@ def average(
             raise ValueError("average: expected exactly one of --ratio, --ratios and --recipe")
         check_push(push_to)
         if ratios is None:
-            refuse_without("--ratios", given(blocks=blocks))
+            options.refuse_without("--ratios", options.given(blocks=blocks))
         from counterpoise.checkpoints.hashing import hash_early
 
         hash_early(pre, post)  # torch takes longer to import than a gigabyte to hash
         from counterpoise.averaging.average import average as run
         from counterpoise.averaging.recipe import Recipe
 
-        plan: Any = Recipe.read(recipe) if recipe else numbers(ratios, "--ratios") if ratios else ratio
+        plan: Any = Recipe.read(recipe) if recipe else options.numbers(ratios, "--ratios") if ratios else ratio
         made = run(
             pre,
             post,
@@ -76,13 +62,13 @@ def average(
 
 
 def diff(
-    pre: Pre,
-    post: Post,
-    blocks: Blocks = "3",
-    drop: Drop = None,
-    allow_unrelated: Unrelated = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    pre: options.Pre,
+    post: options.Post,
+    blocks: options.Blocks = "3",
+    drop: options.Drop = None,
+    allow_unrelated: options.Unrelated = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """How far POST moved from PRE: relative change per block and per kind of module.
 

@@ -9,24 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from counterpoise.cli import options
 from counterpoise.cli.help import Commands, general, group, machine, option
-from counterpoise.cli.options import (
-    AsJson,
-    BatchSize,
-    Device,
-    DryRun,
-    NewTokens,
-    NoChat,
-    Prompts,
-    Quiet,
-    Seed,
-    SpeedOption,
-    Temperature,
-    device_of,
-    given,
-    refuse_without,
-    speed_of,
-)
 from counterpoise.cli.terminal import bars, command_line, plain_errors, print_json
 
 if TYPE_CHECKING:
@@ -103,14 +87,14 @@ def compare(
         asked("X", "Of the judge (0); below 0 leaves the field out."),
     ] = None,
     limit: Annotated[int | None, option("N", "At most so many prompts.", min=1)] = None,
-    dry_run: DryRun = False,
-    speed: SpeedOption = None,
+    dry_run: options.DryRun = False,
+    speed: options.SpeedOption = None,
     device: Annotated[
         str | None,
         machine("DEVICE", "Of a reward or preference model (auto)."),
     ] = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Win rate of OURS against THEIRS with a 95 % interval, each pair judged in both orders.
 
@@ -127,16 +111,20 @@ def compare(
 
         if sum(x is not None for x in (reward, preference, base_url)) != 1:
             raise ValueError("judge: expected exactly one of --reward, --preference and --base-url")
-        patience = given(key_variable=key_variable, timeout=timeout, attempts=attempts, longest_wait=longest_wait)
-        sent = given(temperature=temperature, max_tokens=max_tokens)
-        costs = given(max_calls=max_calls, yes=yes or None, price_in=price_in, price_out=price_out)
+        patience = options.given(
+            key_variable=key_variable, timeout=timeout, attempts=attempts, longest_wait=longest_wait
+        )
+        sent = options.given(temperature=temperature, max_tokens=max_tokens)
+        costs = options.given(max_calls=max_calls, yes=yes or None, price_in=price_in, price_out=price_out)
         if base_url is None:
-            refuse_without("--base-url", given(model=model, **patience, **sent, **costs, concurrency=concurrency))
+            options.refuse_without(
+                "--base-url", options.given(model=model, **patience, **sent, **costs, concurrency=concurrency)
+            )
         else:
-            refuse_without("--reward or --preference", given(device=device))
+            options.refuse_without("--reward or --preference", options.given(device=device))
         if not dry_run:
-            refuse_without("--dry-run", given(speed=speed))
-        device = "cpu" if base_url else device_of(device or "auto")
+            options.refuse_without("--dry-run", options.given(speed=speed))
+        device = "cpu" if base_url else options.device_of(device or "auto")
         pairs = pair_outputs(read_outputs(ours), read_outputs(theirs))[:limit]
         judge: Judge
         if base_url is None and dry_run:
@@ -147,7 +135,12 @@ def compare(
             if preference is not None and is_function(preference):
                 _local(reward, preference, device)
                 preference = None
-            tell(plan_compare(pairs, reward=reward, preference=preference), speed_of(speed), device, as_json=as_json)
+            tell(
+                plan_compare(pairs, reward=reward, preference=preference),
+                options.speed_of(speed),
+                device,
+                as_json=as_json,
+            )
             return
         if base_url is None:
             judge, about = _local(reward, preference, device)
@@ -181,20 +174,20 @@ def compare(
 @app.command()
 def respond(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint: a folder or a hub id.")],
-    prompts: Prompts,
+    prompts: options.Prompts,
     out: Annotated[Path, option("FILE", "AlpacaEval json to write.", "-o", "--out")],
     generator: Annotated[str | None, option("TEXT", "Its name in the file (default: MODEL's last part).")] = None,
     limit: Annotated[int | None, option("N", "At most so many prompts.", min=1)] = None,
-    max_new_tokens: NewTokens = 256,
-    temperature: Temperature = 0.7,
-    batch_size: BatchSize = 16,
-    no_chat_template: NoChat = False,
-    seed: Seed = 0,
-    dry_run: DryRun = False,
-    speed: SpeedOption = None,
-    device: Device = "auto",
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    max_new_tokens: options.NewTokens = 256,
+    temperature: options.Temperature = 0.7,
+    batch_size: options.BatchSize = 16,
+    no_chat_template: options.NoChat = False,
+    seed: options.Seed = 0,
+    dry_run: options.DryRun = False,
+    speed: options.SpeedOption = None,
+    device: options.Device = "auto",
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Answer prompts with a checkpoint and write AlpacaEval's outputs.
 
@@ -216,16 +209,16 @@ def respond(
         drawing.check()
         refuse_unmeasurable(model)
         if not dry_run:
-            refuse_without("--dry-run", given(speed=speed))
+            options.refuse_without("--dry-run", options.given(speed=speed))
         wanted = read_prompts(prompts)[:limit]
         if dry_run:
             from counterpoise.cli.plan import tell
             from counterpoise.planning.judge import plan_respond
 
             plan = plan_respond(model, wanted, drawing, device=device if speed is None else None)
-            tell(plan, speed_of(speed), device, as_json=as_json)
+            tell(plan, options.speed_of(speed), device, as_json=as_json)
             return
-        device = device_of(device)
+        device = options.device_of(device)
         folder = resolve(model)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         context = context_of(AutoConfig.from_pretrained(folder, trust_remote_code=False))

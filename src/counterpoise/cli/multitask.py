@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from counterpoise.cli import options
 from counterpoise.cli.help import Commands, option
-from counterpoise.cli.options import AsJson, Device, Quiet, Seed, device_of, given, refuse_without
 from counterpoise.cli.terminal import bars, command_line, plain_errors, print_json
 
 if TYPE_CHECKING:
@@ -67,10 +67,10 @@ def train(
     dropout: Annotated[float, option("X", "Share of the features dropped in training.")] = 0.5,
     max_tokens: Annotated[int, option("N", "Longer texts are cut.")] = 256,
     freeze_vectors: Annotated[bool, option(None, "Leave the word vectors as read.", "--freeze-vectors")] = False,
-    seed: Seed = 0,
-    device: Device = "auto",
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Train one model on all tasks, and write it with its history.
 
@@ -89,17 +89,17 @@ def train(
         refuse_occupied(out.absolute())
         design = models.Design(model, 100 if width is None else width, (3, 5, 7), dropout, max_tokens, freeze_vectors)
         if not design.takes_words:
-            refuse_without("--model textcnn or bilstm", given(width=width, dimension=dimension))
+            options.refuse_without("--model textcnn or bilstm", options.given(width=width, dimension=dimension))
         if vectors is None:
-            refuse_without("--vectors", given(freeze_vectors=freeze_vectors or None))
+            options.refuse_without("--vectors", options.given(freeze_vectors=freeze_vectors or None))
         else:
-            refuse_without("no --vectors, which have one", given(dimension=dimension))
+            options.refuse_without("no --vectors, which have one", options.given(dimension=dimension))
         pace: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "patience": patience}
         training.check_pace(**pace, lr=lr)
         balance.check_weighting(weighting, **asked)
         found = _read(data, layout, tasks, need=("train", "validation"))
         built = classifier.build_classifier(
-            found, design, vectors=vectors, dimension=dimension or 100, seed=seed, device=device_of(device)
+            found, design, vectors=vectors, dimension=dimension or 100, seed=seed, device=options.device_of(device)
         )
         rounds = training.rounds_per_epoch(found, batch_size)
         weighing = balance.weighting_for(weighting, built, rounds_per_epoch=rounds, seed=seed, **asked)
@@ -139,8 +139,8 @@ def evaluate(
     tasks: TasksOption = None,
     part: Annotated[Literal["test", "validation", "train"], option(None, "Of the data.")] = "test",
     batch_size: TextsAtOnce = 64,
-    device: Device = "auto",
-    as_json: AsJson = False,
+    device: options.Device = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """Accuracy and loss of every task the model has, on held-out data.
 
@@ -150,7 +150,7 @@ def evaluate(
     with plain_errors("nothing was changed", KeyError, ImportError):
         from counterpoise.classification import classifier, saving
 
-        loaded = saving.load(model, device=device_of(device))
+        loaded = saving.load(model, device=options.device_of(device))
         found = _read(data, layout, tasks or ",".join(loaded.tasks), need=(part,))
         scores = classifier.evaluate(loaded, found, part, batch_size=batch_size)
     if as_json:
@@ -168,8 +168,8 @@ def predict(
         str | None, typer.Argument(metavar="[TEXT]", help="One text; without it, a text a line from stdin.")
     ] = None,
     batch_size: TextsAtOnce = 64,
-    device: Device = "auto",
-    as_json: AsJson = False,
+    device: options.Device = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """The label of each text: task, label and probability, separated by tabs; --json gives every label's, a line a text.
 
@@ -179,7 +179,7 @@ def predict(
     with plain_errors("nothing was changed", KeyError, ImportError):
         from counterpoise.classification import saving
 
-        loaded = saving.load(model, device=device_of(device))
+        loaded = saving.load(model, device=options.device_of(device))
         loaded.task(task)
         texts = [text] if text is not None else [line.rstrip("\r\n") for line in sys.stdin]
         if not texts:
