@@ -34,8 +34,7 @@ Model = Annotated[
     str, typer.Argument(help="Checkpoint to start from: a folder, or a hub id (org/name, org/name@revision).")
 ]
 StateFolder = Annotated[
-    Path | None,
-    general("FOLDER", "Checkpoints on the way, state to go on from (default OUT.work)."),
+    Path | None, general("FOLDER", "Checkpoints on the way, state to go on from (default OUT.work).")
 ]
 SETTINGS = "iterations prompts_per_iteration n epochs learning_rate batch_size".split()
 SETTINGS += "draw_batch_size max_new_tokens temperature beta kl kl_target".split()
@@ -54,20 +53,16 @@ def model(
     out: options.Out,
     method: Annotated[Literal["rsf", "ppo", "dpo"], option(None, "How it is aligned.")],
     prompts: Annotated[
-        Path | None,
-        measured("FILE", 'rsf, ppo: jsonl of {"prompt": str} or {"messages": [...]}.'),
+        Path | None, measured("FILE", 'rsf, ppo: jsonl of {"prompt": str} or {"messages": [...]}.')
     ] = None,
     reward: Annotated[
-        str | None,
-        measured("REWARD", "rsf, ppo: sentiment:FILE.csv, module:function, a model folder or a hub id."),
+        str | None, measured("REWARD", "rsf, ppo: sentiment:FILE.csv, module:function, a model folder or a hub id.")
     ] = None,
     preferences: Annotated[
-        Path | None,
-        measured("FILE", "dpo: jsonl or json (.gz) of prompt, chosen, rejected, or of HH transcripts."),
+        Path | None, measured("FILE", "dpo: jsonl or json (.gz) of prompt, chosen, rejected, or of HH transcripts.")
     ] = None,
     samples: Annotated[
-        Path | None,
-        measured("FILE", "rsf, distillation style: what `align collect` wrote, instead of prompts."),
+        Path | None, measured("FILE", "rsf, distillation style: what `align collect` wrote, instead of prompts.")
     ] = None,
     iterations: Annotated[int | None, _setting("N", "rsf (10), ppo (10): rounds of drawing and training.")] = None,
     prompts_per_iteration: Annotated[int | None, _setting("N", "rsf (2048), ppo (512): prompts of a round.")] = None,
@@ -104,8 +99,7 @@ def model(
     speed: options.SpeedOption = None,
     work: StateFolder = None,
     last_checkpoint_only: Annotated[
-        bool,
-        general(None, "Keep one checkpoint on the way, not every iteration's.", "--last-checkpoint-only"),
+        bool, general(None, "Keep one checkpoint on the way, not every iteration's.", "--last-checkpoint-only")
     ] = False,
     seed: options.Seed = 0,
     device: options.Device = "auto",

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from counterpoise.judging.judges import EndpointJudge, Judge
 
 app = Commands(
-    "judge",
-    "Which of two models answers better: win rate in both orders, by a preference model or a chat endpoint.",
+    "judge", "Which of two models answers better: win rate in both orders, by a preference model or a chat endpoint."
 )
 
 asked = group("Endpoint")
@@ -45,54 +44,30 @@ def compare(
         ),
     ] = None,
     base_url: Annotated[
-        str | None,
-        asked("TEXT", "Judge by an OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1."),
+        str | None, asked("TEXT", "Judge by an OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1.")
     ] = None,
     model: Annotated[str | None, asked("TEXT", "The endpoint's model.")] = None,
     key_variable: Annotated[
-        str | None,
-        asked("TEXT", "Environment variable with the key (OPENAI_API_KEY); '' sends none."),
+        str | None, asked("TEXT", "Environment variable with the key (OPENAI_API_KEY); '' sends none.")
     ] = None,
     annotations: Annotated[Path | None, option("FILE", "Also write AlpacaEval's annotations (json).")] = None,
-    work: Annotated[
-        Path | None,
-        general("FOLDER", "Where answers are kept (default OUT.work)."),
-    ] = None,
-    max_calls: Annotated[
-        int | None,
-        asked("N", "Refuse to start when more calls would be needed."),
-    ] = None,
+    work: Annotated[Path | None, general("FOLDER", "Where answers are kept (default OUT.work).")] = None,
+    max_calls: Annotated[int | None, asked("N", "Refuse to start when more calls would be needed.")] = None,
     yes: Annotated[bool, asked(None, "Do not ask before calling the endpoint.", "--yes")] = False,
-    price_in: Annotated[
-        float | None,
-        asked("X", "Price of a million prompt tokens, for the estimate."),
-    ] = None,
+    price_in: Annotated[float | None, asked("X", "Price of a million prompt tokens, for the estimate.")] = None,
     price_out: Annotated[float | None, asked("X", "Price of a million completion tokens.")] = None,
     concurrency: Annotated[int | None, asked("N", "Calls under way at once (4).", min=1)] = None,
     timeout: Annotated[float | None, asked("X", "Seconds for one call (60).")] = None,
-    attempts: Annotated[
-        int | None,
-        asked("N", "Calls before giving up on one question (6)."),
-    ] = None,
+    attempts: Annotated[int | None, asked("N", "Calls before giving up on one question (6).")] = None,
     longest_wait: Annotated[
-        float | None,
-        asked("X", "Longest pause in seconds that a server may ask for (120)."),
+        float | None, asked("X", "Longest pause in seconds that a server may ask for (120).")
     ] = None,
-    max_tokens: Annotated[
-        int | None,
-        asked("N", "Longest answer (512); 0 leaves the field out."),
-    ] = None,
-    temperature: Annotated[
-        float | None,
-        asked("X", "Of the judge (0); below 0 leaves the field out."),
-    ] = None,
+    max_tokens: Annotated[int | None, asked("N", "Longest answer (512); 0 leaves the field out.")] = None,
+    temperature: Annotated[float | None, asked("X", "Of the judge (0); below 0 leaves the field out.")] = None,
     limit: Annotated[int | None, option("N", "At most so many prompts.", min=1)] = None,
     dry_run: options.DryRun = False,
     speed: options.SpeedOption = None,
-    device: Annotated[
-        str | None,
-        machine("DEVICE", "Of a reward or preference model (auto)."),
-    ] = None,
+    device: Annotated[str | None, machine("DEVICE", "Of a reward or preference model (auto).")] = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:

@@ -17,10 +17,7 @@ from counterpoise.cli.terminal import bars, command_line, plain_errors, print_js
 if TYPE_CHECKING:
     from counterpoise.classification import Score, TaskData
 
-app = Commands(
-    "multitask",
-    "Train one text classifier on many tasks, balance them, and ask it.",
-)
+app = Commands("multitask", "Train one text classifier on many tasks, balance them, and ask it.")
 
 Data = Annotated[Path, option("PATH", "Folder or tar archive of task files.")]
 LayoutOption = Annotated[
@@ -49,8 +46,7 @@ def train(
         ),
     ] = "bandit",
     min_effective_tasks: Annotated[
-        float | None,
-        option("X", "bandit: at least so many tasks keep weight (default: half of them)."),
+        float | None, option("X", "bandit: at least so many tasks keep weight (default: half of them).")
     ] = None,
     rho: Annotated[float | None, option("X", "bandit: radius of the ball, instead.")] = None,
     eta: Annotated[float | None, option("X", "bandit (default 0.5), groupdro (0.01): step of the weights.")] = None,
@@ -60,8 +56,7 @@ def train(
     batch_size: Annotated[int, option("N", "Examples of every task in a step.")] = 32,
     lr: Annotated[float | None, option("X", "Step of Adam (default 1e-3; 2e-5 for an encoder).")] = None,
     width: Annotated[
-        int | None,
-        option("N", "Filters per kernel of textcnn, units per direction of bilstm (100)."),
+        int | None, option("N", "Filters per kernel of textcnn, units per direction of bilstm (100).")
     ] = None,
     dimension: Annotated[int | None, option("N", "Of word vectors when there is no --vectors (100).")] = None,
     dropout: Annotated[float, option("X", "Share of the features dropped in training.")] = 0.5,

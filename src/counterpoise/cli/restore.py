@@ -21,10 +21,7 @@ def restore(
     prompts: options.Prompts,
     reward: options.RewardOption,
     abilities: options.Abilities,
-    search: Annotated[
-        Literal["hma", "two-sided", "both"],
-        searched(None, "What looks for ratios per block."),
-    ] = "hma",
+    search: Annotated[Literal["hma", "two-sided", "both"], searched(None, "What looks for ratios per block.")] = "hma",
     blocks: options.SearchBlocks = None,
     mean: Annotated[float | None, searched("X", "Write HMA at this mean ratio instead of picking.")] = None,
     keep_reward: Annotated[
@@ -44,8 +41,7 @@ def restore(
         searched("X,X", "Ramps over depth at each mean: 1 is LiNeS, 2 steeper, step the limit (default 1,2,step)."),
     ] = None,
     race: Annotated[
-        bool,
-        searched(None, "Drop on few prompts what surely loses too much reward; no controls.", "--race"),
+        bool, searched(None, "Drop on few prompts what surely loses too much reward; no controls.", "--race")
     ] = False,
     outside: Annotated[
         Literal["mean", "first"] | None,
@@ -186,10 +182,7 @@ def tax(
         ),
     ] = False,
     page: Annotated[Path | None, option("FILE", "Also write the page (html).")] = None,
-    work: Annotated[
-        Path | None,
-        general("FOLDER", "Keep finished pieces here and go on from them."),
-    ] = None,
+    work: Annotated[Path | None, general("FOLDER", "Keep finished pieces here and go on from them.")] = None,
     drop: options.Drop = None,
     allow_unrelated: options.Unrelated = False,
     limit: options.Limit = None,
