@@ -15,6 +15,7 @@ from counterpoise.cli.judge import app as judge
 from counterpoise.cli.merge import merge
 from counterpoise.cli.multitask import app as multitask
 from counterpoise.cli.options import AsJson, Quiet, Seed
+from counterpoise.cli.recipe import app as recipe
 from counterpoise.cli.restore import restore, tax
 from counterpoise.cli.search import search
 from counterpoise.cli.terminal import bars, plain_errors, show_result
@@ -64,6 +65,7 @@ app.add_typer(multitask)
 app.add_typer(judge)
 for later in (search, merge, front):
     app.command()(later)
+app.add_typer(recipe)
 
 
 def main() -> None:

@@ -29,7 +29,9 @@ def merge(
         option(None, "ties ranks elements in the whole model (the default) or in each tensor."),
     ] = None,
     seed: Annotated[int | None, option("N", "Of dare's random draw (0).")] = None,
-    recipe: Annotated[Path | None, option("FILE", "A merge's recipe.json, instead of the options above.")] = None,
+    recipe: Annotated[
+        Path | None, option("FILE", "A merge's recipe.json or a YAML of mergekit, instead of the options above.")
+    ] = None,
     donor: Annotated[
         Literal["post", "pre"] | None,
         matched(
@@ -62,6 +64,4 @@ def merge(
         made = run(pre, posts, out, again, **fitted, progress=progress)
         push(out, push_to)
     warn(made.warnings)
-    plan = made.plan
-    count = f"{len(posts)} {'update' if len(posts) == 1 else 'updates'}"
-    print(f"{out}: {plan.method} of {count}, density {plan.density:g}, ratio {plan.ratio:g}")
+    print(f"{out}: {made.told}")

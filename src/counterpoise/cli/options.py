@@ -11,13 +11,14 @@ import typer
 
 from counterpoise.cli.help import drawn, general, machine, matched, measured, option, searched
 
-Pre = Annotated[
-    str,
-    typer.Argument(
-        metavar="PRE", help="Checkpoint before alignment: a folder, or a hub id (org/name, org/name@revision)."
-    ),
-]
-Post = Annotated[str, typer.Argument(metavar="POST", help="Checkpoint after alignment; may be a LoRA adapter on PRE.")]
+_PRE = typer.Argument(
+    metavar="PRE", help="Checkpoint before alignment: a folder, or a hub id (org/name, org/name@revision)."
+)
+_POST = typer.Argument(metavar="POST", help="Checkpoint after alignment; may be a LoRA adapter on PRE.")
+Pre = Annotated[str, _PRE]
+MaybePre = Annotated[str | None, _PRE]
+Post = Annotated[str, _POST]
+MaybePost = Annotated[str | None, _POST]
 Out = Annotated[Path, option("FOLDER", "Folder to write; it appears whole or not at all.", "-o", "--out")]
 WorkFolder = Annotated[Path | None, general("FOLDER", "Where finished pieces are kept (default OUT.work).")]
 Seed = Annotated[int, general("N", "Decides every random draw.")]
@@ -53,6 +54,10 @@ AlignmentForm = Annotated[
 ProxySize = Annotated[int, searched("N", "Responses that the search sees, on each side.")]
 
 DonorOption = Annotated[Literal["post", "pre"], matched(None, "Whose config, tokenizer and chat template go into OUT.")]
+MaybeDonor = Annotated[
+    Literal["post", "pre"] | None,
+    matched(None, "Whose config, tokenizer and chat template go into OUT (default post, or the YAML's)."),
+]
 Drop = Annotated[
     list[str] | None, matched("PATTERN", "Tensors to leave out when one side alone has them; repeat for more.")
 ]
@@ -90,6 +95,10 @@ MicroBatch = Annotated[
     int, machine("N", "Sequences through the model at once in training: memory and speed, up to rounding.")
 ]
 BatchSize = Annotated[int, machine("N", "Sequences at once.", min=1)]
+
+
+YAML = (".yml", ".yaml")
+"""Endings of mergekit's recipes."""
 
 
 def numbers(text: str, option: str) -> list[float]:
