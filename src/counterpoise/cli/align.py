@@ -155,13 +155,10 @@ def model(
         if dry_run:
             from counterpoise.cli.plan import tell
             from counterpoise.planning.align import plan_align
+            from counterpoise.planning.shorter import align_ways
 
-            tell(
-                plan_align(wanted, shared_by=processes.expected(wanted.shard)),
-                options.speed_of(speed),
-                device,
-                as_json=as_json,
-            )
+            shared = processes.expected(wanted.shard)
+            tell(wanted, lambda a: plan_align(a, shared_by=shared), align_ways(wanted), speed, device, as_json)
             return
         from counterpoise.language.dtypes import warning
 

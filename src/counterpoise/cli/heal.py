@@ -73,8 +73,9 @@ def heal(
         if dry_run:
             from counterpoise.cli.plan import tell
             from counterpoise.planning.heal import plan_heal
+            from counterpoise.planning.shorter import heal_ways
 
-            tell(plan_heal(wanted, present=speed is None), options.speed_of(speed), device, as_json=as_json)
+            tell(wanted, lambda a: plan_heal(a, present=speed is None), heal_ways(wanted), speed, device, as_json)
             return
         with processes.one_message():
             wanted.check()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -106,16 +107,13 @@ def compare(
             from counterpoise.cli.plan import tell
             from counterpoise.evaluation.specs import is_function
             from counterpoise.planning.judge import plan_compare
+            from counterpoise.planning.shorter import first_ways
 
             if preference is not None and is_function(preference):
                 _local(reward, preference, device)
                 preference = None
-            tell(
-                plan_compare(pairs, reward=reward, preference=preference),
-                options.speed_of(speed),
-                device,
-                as_json=as_json,
-            )
+            by: Any = {"reward": reward, "preference": preference}
+            tell(pairs, lambda some: plan_compare(some, **by), first_ways(pairs), speed, device, as_json)
             return
         if base_url is None:
             judge, about = _local(reward, preference, device)
@@ -189,9 +187,11 @@ def respond(
         if dry_run:
             from counterpoise.cli.plan import tell
             from counterpoise.planning.judge import plan_respond
+            from counterpoise.planning.shorter import first_ways
 
-            plan = plan_respond(model, wanted, drawing, device=device if speed is None else None)
-            tell(plan, options.speed_of(speed), device, as_json=as_json)
+            at = device if speed is None else None
+            plan = partial(plan_respond, model, how=drawing, device=at)
+            tell(wanted, plan, first_ways(wanted), speed, device, as_json)
             return
         device = options.device_of(device)
         folder = resolve(model)

@@ -24,6 +24,10 @@ WorkFolder = Annotated[Path | None, general("FOLDER", "Where finished pieces are
 Seed = Annotated[int, general("N", "Decides every random draw.")]
 Quiet = Annotated[bool, general(None, "No progress on stderr.", "-q", "--quiet")]
 AsJson = Annotated[bool, general(None, "Print json, and nothing else, on stdout.", "--json")]
+Fast = Annotated[
+    bool,
+    general(None, "A rough answer in a fraction of the time: few prompts, items and points, as it says.", "--fast"),
+]
 DryRun = Annotated[
     bool,
     general(

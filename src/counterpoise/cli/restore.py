@@ -70,6 +70,7 @@ def restore(
     ] = None,
     controls: Annotated[bool, searched(None, "Also measure ramps, a reversed one and random ratios.")] = True,
     anyway: Annotated[bool, searched(None, "Search also where nothing measurable fell.", "--anyway")] = False,
+    fast: options.Fast = False,
     dry_run: options.DryRun = False,
     speed: options.SpeedOption = None,
     work: options.WorkFolder = None,
@@ -148,11 +149,15 @@ def restore(
         request = Request(pre, post, out, searches, cut=cut, **picked, **fitted, **how)
         drawing = Drawing(replies, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
         files = PanelFiles(prompts, reward, abilities, limit, prompt_limit, drawing, trust_tasks)
+        if fast:
+            request, files = request.rough(), files.rough()
         if dry_run:
             from counterpoise.cli.plan import tell
             from counterpoise.planning.restore import plan_restore
+            from counterpoise.planning.shorter import restore_ways
 
-            tell(plan_restore(request, files, present=speed is None), options.speed_of(speed), device, as_json=as_json)
+            asked = request, files
+            tell(asked, lambda a: plan_restore(*a, present=speed is None), restore_ways(asked), speed, device, as_json)
             return
         from counterpoise.evaluation.abilities import is_file
         from counterpoise.restoration.restore import run
@@ -196,6 +201,7 @@ def tax(
     temperature: options.Temperature = 1.0,
     no_chat_template: options.NoChat = False,
     trust_tasks: options.TrustTasks = False,
+    fast: options.Fast = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -218,7 +224,7 @@ def tax(
         assert prompts
         assert reward
         assert abilities
-        from counterpoise.evaluation.panel import PanelFiles
+        from counterpoise.evaluation.panel import ROUGH, PanelFiles
         from counterpoise.language.loading import refuse_unmeasurable
         from counterpoise.language.sampling import Drawing
         from counterpoise.restoration.restore import measure_tax
@@ -227,7 +233,8 @@ def tax(
 
         drawing = Drawing(replies, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
         device = options.usable_device(device)
-        panel = PanelFiles(prompts, reward, abilities, limit, prompt_limit, drawing, trust_tasks).load(device)
+        files = PanelFiles(prompts, reward, abilities, limit, prompt_limit, drawing, trust_tasks)
+        panel = (files.rough() if fast else files).load(device)
         result = measure_tax(
             pre,
             post,
@@ -240,6 +247,8 @@ def tax(
             progress=progress,
         )
         result = {"command": command_line(), **result}
+        if fast:
+            result |= {"settings": result["settings"] | {"fast": True}, "verdict": f"{ROUGH}. {result['verdict']}"}
         if page:
             from counterpoise.records import public, write_whole
             from counterpoise.report.html import report_page

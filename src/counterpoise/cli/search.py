@@ -28,6 +28,7 @@ def search(
     max_passes: Annotated[
         int, option("N", "Most points that the search evaluates; two-sided: 0 writes the path.")
     ] = 12,
+    fast: options.Fast = False,
     work: options.WorkFolder = None,
     drop: options.Drop = None,
     allow_unrelated: options.Unrelated = False,
@@ -55,6 +56,8 @@ def search(
         from counterpoise.search.descent import SearchResult
         from counterpoise.search.recipes import Wanted, find_recipe
 
+        if fast:
+            proxy_size, max_passes, max_new_tokens = min(64, proxy_size), min(4, max_passes), min(32, max_new_tokens)
         if method == "hma":
             options.refuse_without(
                 "--method two-sided", {"lambda": price} if price is not None else options.given(alignment=alignment)
@@ -83,6 +86,10 @@ def search(
             kept = ", ".join(f"{name} {value:.3f}" for name, value in found.retention.items())
             gained = f"alignment lost {found.alignment:.3f} (1 at PRE), of what PRE says {kept} (1 at POST)"
     warn(recipe.warnings)
+    if fast:
+        print(
+            f"A rough answer (--fast): {proxy_size} responses of at most {max_new_tokens} tokens, {max_passes} points."
+        )
     for block, value in zip(recipe.partition.blocks, recipe.ratios, strict=True):
         print(f"{block.name:24} {value:.3f}")
     print(f"{gained}; written to {out}")
