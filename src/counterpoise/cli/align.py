@@ -111,6 +111,7 @@ def model(
     ] = False,
     micro_batch_size: options.MicroBatch = 8,
     no_chat_template: options.NoChat = False,
+    report_to: options.ReportTo = None,
     push_to: Push = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -128,8 +129,10 @@ def model(
         from counterpoise.alignment.from_options import Alignment, Files
         from counterpoise.alignment.mitigations.table import TABLE
         from counterpoise.alignment.training import processes
+        from counterpoise.alignment.training.tracking import refuse_absent, reporting
 
         check_push(push_to)
+        refuse_absent(report_to or ())
         if not dry_run:
             options.refuse_without("--dry-run", options.given(speed=speed))
         device = options.device_of(device)
@@ -169,18 +172,19 @@ def model(
         if told and processes.is_first():
             warn([told])
         run, recorded = wanted.bind()
-        record = align(
-            source,
-            out,
-            run,
-            mitigations=wanted.mitigations(),
-            told=recorded,
-            work=work,
-            **wanted.how,
-            keep_checkpoints=wanted.keep_checkpoints,
-            command=command_line(),
-            progress=progress,
-        )
+        with reporting(report_to or (), wanted.folder, device=device):
+            record = align(
+                source,
+                out,
+                run,
+                mitigations=wanted.mitigations(),
+                told=recorded,
+                work=work,
+                **wanted.how,
+                keep_checkpoints=wanted.keep_checkpoints,
+                command=command_line(),
+                progress=progress,
+            )
         if processes.is_first():
             push(out, push_to)
     if not processes.is_first():

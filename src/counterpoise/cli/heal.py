@@ -45,6 +45,7 @@ def heal(
     temperature: options.Temperature = 1.0,
     no_chat_template: options.NoChat = False,
     trust_tasks: options.TrustTasks = False,
+    report_to: options.ReportTo = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -59,10 +60,12 @@ def heal(
         from counterpoise.alignment.heal import Healing
         from counterpoise.alignment.teaching import Teaching
         from counterpoise.alignment.training import processes
+        from counterpoise.alignment.training.tracking import refuse_absent, reporting
         from counterpoise.language.sampling import Drawing
 
         if not dry_run:
             options.refuse_without("--dry-run", options.given(speed=speed))
+        refuse_absent(report_to or ())
         teaching = Teaching(steps, every, prompts_per_step, learning_rate, divergence, keep_by, micro_batch_size)
         device = options.device_of(device)
         drawing = Drawing(1, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
@@ -80,7 +83,8 @@ def heal(
         with processes.one_message():
             wanted.check()
             options.usable_device(device)
-            record = wanted.run(command=command_line(), progress=progress)
+            with reporting(report_to or (), work or out.with_name(f"{out.name}.work"), device=device):
+                record = wanted.run(command=command_line(), progress=progress)
     if not processes.is_first():
         return
     if as_json:

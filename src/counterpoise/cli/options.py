@@ -91,6 +91,10 @@ Temperature = Annotated[float, drawn("T", "Of sampled responses; 0 is greedy.", 
 NoChat = Annotated[bool, drawn(None, "Give prompts as plain text.", "--no-chat-template")]
 
 Device = Annotated[str, machine("DEVICE", "auto, cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")]
+ReportTo = Annotated[
+    list[str] | None,
+    general("NAME", "Also log to tensorboard, wandb, trackio, ... (accelerate's trackers); repeat for more."),
+]
 WholeDtype = Literal["float32", "bfloat16", "float16", "float64"]
 WeightsDtype = Annotated[WholeDtype, machine(None, "Of the trained weights and of OUT.", "--dtype")]
 Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16", "float64"], machine(None, "Of the computation.")]
