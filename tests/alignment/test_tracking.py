@@ -77,7 +77,7 @@ def test_a_tracker_is_told_the_settings_and_every_line_and_changes_no_weight(
 
 def test_a_tracker_that_is_not_there_is_refused_by_run_and_dry_run(tmp_path: Path) -> None:
     for name, said in (
-        ("tensorbord", "--report-to: expected tensorboard, wandb, "),
+        ("tensorbord", "--report-to: expected aim, tensorboard, wandb, "),
         ("aim", "found it missing; pip install aim"),
     ):
         for more in ((), ("--dry-run",)):

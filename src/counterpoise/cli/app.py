@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -70,5 +72,8 @@ app.add_typer(recipe)
 
 def main() -> None:
     """Entry point of the `counterpoise` command."""
+    if not sys.stderr.isatty() or {"-q", "--quiet"} & {*sys.argv}:
+        for library in ("HF_HUB", "HF_DATASETS"):  # transformers asks the hub's
+            os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # without the line of code it came from
     app()

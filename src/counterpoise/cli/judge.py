@@ -172,7 +172,7 @@ def respond(
 
         from counterpoise.checkpoints.files import resolve
         from counterpoise.language.dtypes import placed
-        from counterpoise.language.loading import refuse_unmeasurable
+        from counterpoise.language.loading import refuse_unmeasurable, without_bars
         from counterpoise.language.prompts import encode_prompts, read_prompts
         from counterpoise.language.sampling import Drawing, decode, sample
         from counterpoise.language.ways import context_of
@@ -198,7 +198,8 @@ def respond(
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         context = context_of(AutoConfig.from_pretrained(folder, trust_remote_code=False))
         encoded = encode_prompts(tokenizer, wanted, chat=drawing.chat, new=max_new_tokens, limit=context)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+        with without_bars():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
         answering = named(progress, "answering")
         drawn = sample(placed(loaded, device), tokenizer, encoded, drawing, progress=answering)
         texts = decode(tokenizer, [group[0] for group in drawn])

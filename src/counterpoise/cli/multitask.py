@@ -6,7 +6,7 @@ import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 app = Commands("multitask", "Train one text classifier on many tasks, balance them, and ask it.")
 
+Weightings = Literal[
+    "uniform", "bandit", "uncertainty", "dwa", "gradnorm", "tchebycheff", "smooth-tchebycheff", "famo", "groupdro", "mgda",
+    "pcgrad", "cagrad", "upgrad", "adversarial", "tchebycheff-adversarial",
+]  # fmt: skip
 Data = Annotated[Path, option("PATH", "Folder or tar archive of task files.")]
 LayoutOption = Annotated[
     Literal["folder", "fdu-mtl", "newsgroups"],
@@ -37,14 +41,7 @@ def train(
     tasks: TasksOption = None,
     model: Annotated[str, option("TEXT", "textcnn, bilstm, or a folder or hub id of an encoder.")] = "textcnn",
     vectors: Annotated[Path | None, option("FILE", "Word vectors in GloVe's text format, plain or .gz.")] = None,
-    weighting: Annotated[
-        str,
-        option(
-            "TEXT",
-            "uniform, bandit, uncertainty, dwa, gradnorm, tchebycheff, smooth-tchebycheff, famo, groupdro, mgda, "
-            "pcgrad, cagrad, upgrad, adversarial or tchebycheff-adversarial.",
-        ),
-    ] = "bandit",
+    weighting: Annotated[Weightings, option("NAME", f"{', '.join(get_args(Weightings))}.")] = "bandit",
     min_effective_tasks: Annotated[
         float | None, option("X", "bandit: at least so many tasks keep weight (default: half of them).")
     ] = None,
@@ -149,8 +146,7 @@ def evaluate(
         found = _read(data, layout, tasks or ",".join(loaded.tasks), need=(part,))
         scores = classifier.evaluate(loaded, found, part, batch_size=batch_size)
     if as_json:
-        for name, score in scores.items():
-            print(json.dumps({"task": name, **score._asdict()}))
+        print_json([{"task": name, **score._asdict()} for name, score in scores.items()])
     else:
         _show_scores(scores)
 

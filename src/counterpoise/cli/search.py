@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from counterpoise.cli import options
 from counterpoise.cli.help import option
-from counterpoise.cli.terminal import bars, plain_errors, warn
+from counterpoise.cli.terminal import bars, plain_errors, print_json, warn
 
 
 def search(
@@ -39,6 +39,7 @@ def search(
     max_new_tokens: options.NewTokens = 128,
     temperature: options.Temperature = 1.0,
     no_chat_template: options.NoChat = False,
+    as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Find HMA's ratios at a mean, or the two-sided search's at a lambda, and write them as a recipe.
@@ -52,6 +53,7 @@ def search(
     with plain_errors(f"finished pieces are in {work}; the same command goes on from there"), bars(quiet) as progress:
         from counterpoise.evaluation.panel import PanelFiles
         from counterpoise.language.sampling import Drawing
+        from counterpoise.records import public
         from counterpoise.search.candidates import SEARCHES
         from counterpoise.search.descent import SearchResult
         from counterpoise.search.recipes import Wanted, find_recipe
@@ -59,9 +61,7 @@ def search(
         if fast:
             proxy_size, max_passes, max_new_tokens = min(64, proxy_size), min(4, max_passes), min(32, max_new_tokens)
         if method == "hma":
-            options.refuse_without(
-                "--method two-sided", {"lambda": price} if price is not None else options.given(alignment=alignment)
-            )
+            options.refuse_without("--method two-sided", options.given(**{"lambda": price}, alignment=alignment))
         if (mean is None) == (method == "hma"):
             raise ValueError(
                 "search: expected --mean with --method hma, and --lambda with --method two-sided, which has no mean"
@@ -69,12 +69,8 @@ def search(
         how = SEARCHES[method](**options.given(blocks=blocks, alignment=alignment), proxy_size=proxy_size)
         at = mean if mean is not None else 1.0 if price is None else price
         device = options.usable_device(device)
-        fitted = {
-            "drop": drop or (),
-            "allow_unrelated": allow_unrelated,
-            "dtype": options.dtype_of(dtype),
-            "device": device,
-        }
+        fitted: dict[str, Any] = {"drop": drop or (), "allow_unrelated": allow_unrelated, "device": device}
+        fitted["dtype"] = options.dtype_of(dtype)
         wanted = Wanted(pre, post, out, how, at, work, max_passes, **fitted)
         wanted.check()
         drawing = Drawing(1, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
@@ -86,9 +82,12 @@ def search(
             kept = ", ".join(f"{name} {value:.3f}" for name, value in found.retention.items())
             gained = f"alignment lost {found.alignment:.3f} (1 at PRE), of what PRE says {kept} (1 at POST)"
     warn(recipe.warnings)
+    if as_json:
+        print_json(public(recipe.to_json()))
+        return
     if fast:
         print(
-            f"A rough answer (--fast): {proxy_size} responses of at most {max_new_tokens} tokens, {max_passes} points."
+            f"A rough answer (--fast): {proxy_size} responses of {max_new_tokens} tokens at most, {max_passes} points."
         )
     for block, value in zip(recipe.partition.blocks, recipe.ratios, strict=True):
         print(f"{block.name:24} {value:.3f}")
