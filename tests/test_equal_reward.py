@@ -136,14 +136,8 @@ def test_pooling_over_runs_narrows_the_interval() -> None:
     assert reward_matched(runs) == four
 
 
-def test_what_cannot_be_compared_is_refused() -> None:
+def test_other_items_on_one_side_are_refused() -> None:
     point = scored([1, 1], [1, 1])
-    with pytest.raises(ValueError, match="a curve of at least two points, found 1"):
-        reward_matched([PointAndCurve(point, [point])])
-    with pytest.raises(ValueError, match="expected 2 abilities, found 1"):
-        reward_matched([PointAndCurve(point, [point, point])], (1.0, 1.0))
-    with pytest.raises(ValueError, match="expected positive scales"):
-        reward_matched([PointAndCurve(point, [point, point])], (0.0,))
     with pytest.raises(ValueError, match="the same items on both sides"):
         reward_matched([PointAndCurve(point, [scored([0, 0, 0], [1, 1]), scored([2, 2, 2], [1, 1])])])
 

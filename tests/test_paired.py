@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest, ttest_rel
 
 from counterpoise.statistics.bootstrap import clustered, grouped, interval, paired_difference, score
-from counterpoise.statistics.paired import MOST, calibration, cells, flips, holm, resampled, stratified, tax_of
+from counterpoise.statistics.paired import MOST, calibration, cells, flips, holm, resampled, stratified
 
 
 @pytest.mark.parametrize(("lost", "won", "items"), [(0, 0, 30), (5, 0, 40), (9, 3, 50), (700, 600, 5000)])
@@ -24,7 +24,7 @@ def guessing(draw: np.random.Generator, items: int, known: tuple[float, float, f
     """Items that both know, that are lost and won, as the shares `known`; what is not known is guessed, on its own."""
     state = draw.choice(4, size=items, p=[*known, 1 - sum(known)])
     lucky = draw.random((2, items)) < 1 / choices
-    return cells((state == 0) | (state == 1) | lucky[0], (state == 0) | (state == 2) | lucky[1])
+    return cells((state == 0) | (state == 1) | lucky[0], (state == 0) | (state == 2) | lucky[1]).sum(0)
 
 
 @pytest.mark.parametrize("choices", [2, 4])
@@ -40,6 +40,27 @@ def test_what_guessing_flips_is_taken_off_and_the_intervals_cover(choices: int) 
         found = [flips(guessing(draw, items, known, choices), 1 / choices) for _ in range(400)]
         covered = np.mean([[f[k]["low"] <= truth[k] <= f[k]["high"] for k in truth] for f in found], axis=0)
         assert all(share > 0.92 for share in covered), covered
+
+
+def test_items_that_go_together_count_for_as_few_as_they_spread_like() -> None:
+    """Four copies of each item say no more than one; items that only share a name count in full."""
+    draw = np.random.default_rng(0)
+    sides = draw.random((2, 60)) < 0.6
+    alone, copies = cells(*sides), cells(*np.repeat(sides, 4, axis=1))
+    found, once = flips(copies.sum(0), 0.0, clustered(copies, np.repeat(np.arange(60), 4))), flips(alone.sum(0))
+    for way in ("lost", "won"):
+        ends = [[f[way]["high"] - f[way]["low"]] for f in (found, once, flips(copies.sum(0)))]
+        assert ends[0] == pytest.approx(ends[1], rel=0.03)
+        assert ends[2][0] < 0.6 * ends[1][0]
+    assert found["p"] == once["p"]
+    assert flips(alone.sum(0), 0.0, alone)["lost"]["high"] == pytest.approx(once["lost"]["high"], rel=0.01)
+    held = []
+    for _ in range(300):
+        p = np.repeat(draw.beta(1, 3, 40), 3)  # items of a group are alike
+        rows = cells(np.ones(120), draw.random(120) > p)
+        lost = flips(rows.sum(0), 0.0, clustered(rows, np.arange(120) // 3))["lost"]
+        held.append(lost["low"] <= 25 <= lost["high"])
+    assert 0.92 <= np.mean(held) <= 0.985
 
 
 def test_flips_of_a_group_take_off_what_guessing_flips_in_each_task() -> None:
@@ -95,10 +116,10 @@ def test_p_is_not_held_up_by_the_number_of_resamples() -> None:
     a = draw.normal(size=(60, 1))
     b = a - 1 + draw.normal(size=(60, 1))
     assert paired_difference(a, b, "mean").p == pytest.approx(2 / 2001)
-    assert tax_of(a, b, "mean").p == pytest.approx(ttest_rel(a[:, 0], b[:, 0]).pvalue, rel=0.9)
+    assert resampled(a, b, "mean").tax().p == pytest.approx(ttest_rel(a[:, 0], b[:, 0]).pvalue, rel=0.9)
     near = a - 0.1 + draw.normal(size=(60, 1))
-    assert tax_of(a, near, "mean") == paired_difference(a, near, "mean")
-    assert tax_of(a, a, "mean").p == 1
+    assert resampled(a, near, "mean").tax() == paired_difference(a, near, "mean")
+    assert resampled(a, a, "mean").tax().p == 1
 
 
 def test_holm_bounds_all_tests_together() -> None:
@@ -129,6 +150,6 @@ def test_intervals_of_calibration_errors_are_reflected_because_resampling_adds_t
 
 def test_other_numbers_of_items_are_refused_however_many() -> None:
     for items in (50, 5000):
-        for compare in (paired_difference, tax_of):
+        for compare in (paired_difference, resampled):
             with pytest.raises(ValueError, match="expected the same items on both sides"):
                 compare(np.ones((items, 1)), np.ones((items + 10, 1)), "mean")

@@ -37,7 +37,7 @@ from counterpoise.statistics.bootstrap import Array
 from counterpoise.tables import reading
 from world import early_letters, make, panel, searches
 
-SETTINGS: dict[str, Any] = {"means": (0.3, 0.7), "keep_reward": 0.5, **searches()}
+SETTINGS: dict[str, Any] = {"means": (0.3, 0.7), "keep_reward": 0.5, "confidence": 0.5, **searches()}
 
 
 @pytest.fixture(scope="module")

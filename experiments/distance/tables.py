@@ -67,32 +67,45 @@ def correlation(pairs: Sequence[dict[str, Any]], of: Callable[[Any], float], wha
     return {"value": float(value), "low": float(low), "high": float(high), "pairs": sum(map(len, worlds))}
 
 
-def threshold(pairs: Sequence[dict[str, Any]], measure: str, what: str = "fell") -> dict[str, float] | None:
-    """The least distance at which something fell, and how many pairs lie below it with nothing fallen."""
-    at = [(kl(p, measure), forgotten(p)[what]) for p in pairs]
-    fell = [x for x, n in at if n]
-    least = min(fell) if fell else float("inf")
-    return {
-        "least": least,
-        "safe": sum(x < least for x, _ in at),
-        "most_safe": max((x for x, n in at if not n), default=0.0),
-    }
+def threshold(pairs: Sequence[dict[str, Any]], of: Callable[[Any], float], what: str = "fell") -> dict[str, float]:
+    """The least distance at which something fell, and how many pairs lie below it, in all of which nothing did.
+
+    Returns:
+        least; below; and bound: the most, at 95 % (Clopper and Pearson), that fall of all such pairs below it.
+    """
+    at = sorted((of(p), bool(forgotten(p)[what])) for p in pairs)
+    least = next((x for x, fell in at if fell), float("inf"))
+    below = sum(x < least for x, _ in at)
+    return {"least": least, "below": below, "bound": 1 - 0.05 ** (1 / below) if below else 1.0}
+
+
+def family(pair: dict[str, Any]) -> str:
+    """How a pair was aligned: its method, or that a mitigation was beside RSF."""
+    method, _, *held = pair["way"].split()
+    return "mitigations" if held else str(method)
+
+
+def in_order(way: str) -> tuple[Any, ...]:
+    """Plain ways first, methods together, the largest step first."""
+    method, step, *held = way.split()
+    return bool(held), method, -float(step), held
 
 
 def page(folder: Path) -> str:
     """The tables."""
     pairs = [json.loads(f.read_text(encoding="utf-8")) for f in sorted(folder.glob("*.json"))]
-    ways = list(dict.fromkeys(p["way"] for p in pairs))
-    worlds = {p["world"] for p in pairs if p["world"] is not None}
+    ways = sorted({p["way"] for p in pairs}, key=in_order)
+    worlds = {p["world"] for p in pairs}
     lines = [
         "# Does the distance from PRE predict what was forgotten?",
         "",
         "Shenfeld et al. 2025 (arXiv 2509.04259) say so of KL(PRE ‖ POST) on the new task's prompts.",
-        f"`python experiments/distance/run.py` trains demo worlds and aligns each PRE in several ways: {len(pairs)} pairs of",
-        f"{len(worlds)} worlds are here. RSF is the demo's, at several steps of the optimiser; SFT trains on four glad words,",
-        "which earn the same reward and which PRE would not say. Held-out data; every pair that was measured is in the table.",
-        "*Forgotten*: PRE minus POST, the mean over abilities above floor. Not here: DPO, PPO and the mitigations on SmolLM2,",
-        "whose checkpoints are not kept; `run.py --pair NAME PRE POST` takes them into the same table.",
+        f"`python experiments/distance/run.py` trains demo worlds and aligns each PRE in many ways: {len(pairs)} pairs of",
+        f"{len(worlds)} worlds are here, every pair that was measured. RSF is the demo's, at several steps of the optimiser,",
+        "and with what `counterpoise align` has against forgetting. DPO is on the best and the worst of PRE's own responses,",
+        "PPO is eight rounds, SFT trains on four glad words, which earn the reward and which PRE would not say. Held-out data.",
+        "*Forgotten*: PRE minus POST, the mean over abilities above floor. Not here: pairs of SmolLM2, whose checkpoints are",
+        "not kept; `run.py --pair NAME PRE POST` takes them into the same table.",
         "",
         "| way | pairs | reward gain | "
         + " | ".join(MEASURES.values())
@@ -115,34 +128,36 @@ def page(folder: Path) -> str:
         "|---|---:|---:|---:|---:|",
     ]
     relation: dict[str, Any] = {}
-    families = {"all": pairs, **{kind: [p for p in pairs if p["way"].startswith(kind)] for kind in ("RSF", "SFT")}}
-    for family, some in families.items():
+    families = {"all": pairs, **{k: [p for p in pairs if family(p) == k] for k in sorted({family(p) for p in pairs})}}
+    for name_of, some in families.items():
         if len({p["world"] for p in some}) < 3:
             continue
         measures: dict[str, Callable[[Any], float]] = {m: (lambda p, m=m: kl(p, m)) for m in MEASURES}  # type: ignore[misc]
         measures["reward gain"] = lambda p: float(forgotten(p)["gain"])
         for name, of in measures.items():
             found = {what: correlation(some, of, what) for what in ("nats", "points", "lost")}
-            relation[f"{family}: {name}"] = found
+            relation[f"{name_of}: {name}"] = found
             cells = [f"{f['value']:.2f} [{f['low']:.2f}, {f['high']:.2f}]" for f in found.values()]
-            lines.append(f"| {family}: {MEASURES.get(name, name)} | {found['nats']['pairs']} | {' | '.join(cells)} |")
-    lines.append("")
-    for family in (f for f in families if f"{f}: kl_pre_answers" in relation):
-        clear = [f"{MEASURES[m]} ({relation[f'{family}: {m}']['nats']['value']:.2f})" for m in MEASURES
-                 if relation[f"{family}: {m}"]["nats"]["low"] > 0]  # fmt: skip
-        found = ", ".join(clear) or "none of the three, whose intervals hold 0"
-        lines.append(f"- {family}: what goes with more nats forgotten, its interval above 0: {found}.")
-    lines += ["", "## Is there a distance below which nothing fell?", ""]
-    for name, what in (("any metric", "fell"), ("accuracy or exact match", "fell_much")):
-        for m in MEASURES:
-            found = relation[f"threshold, {name}: {m}"] = threshold(pairs, m, what)
-            lines.append(
-                f"- {MEASURES[m]}, by {name}: the least distance at which an ability fell is {found['least']:.3f}; "
-                f"{found['safe']} of {len(pairs)} pairs lie below it; nothing fell at distances up to {found['most_safe']:.3f}."
-            )
+            lines.append(f"| {name_of}: {MEASURES.get(name, name)} | {found['nats']['pairs']} | {' | '.join(cells)} |")
     lines += [
         "",
-        "Without pairs on both sides of a distance there is no threshold, and `restore` goes by the abilities themselves.",
+        "## Is there a distance below which nothing fell?",
+        "",
+        "*Fell*: the 95 % interval of some ability's tax lies above 0. *Bound*: of pairs like those below the least distance at",
+        "which something fell, at most so many fall, at 95 %.",
+        "",
+        "| distance | by | something fell from | pairs below | bound |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for name, what in (("any metric", "fell"), ("accuracy or exact match", "fell_much")):
+        for m in MEASURES:
+            found = relation[f"threshold, {name}: {m}"] = threshold(pairs, lambda p, m=m: kl(p, m), what)
+            cells = [f"{found['least']:.2g}", f"{found['below']} of {len(pairs)}", f"{100 * found['bound']:.0f} %"]
+            lines.append(f"| {MEASURES[m]} | {name} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "A likelihood that fell is found at any distance: the same items are compared, so that next to nothing is measurable.",
+        "So `restore` has no distance below which it stops: it goes by the abilities themselves, which it measures first.",
     ]
     commits, versions = sorted({p["commit"] for p in pairs}), pairs[0]["versions"]
     lines += [

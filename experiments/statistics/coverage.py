@@ -36,6 +36,7 @@ WORLDS: dict[str, tuple[Draw, float]] = {
     "changed or not": (lambda r, n: r.choice([-1.0, 0.0, 1.0], size=n, p=[0.1, 0.7, 0.2]), 0.1),
 }
 SIZES = (16, 24, 40, 100)
+ASKED = 0.93
 
 
 def percentile(x: np.ndarray) -> tuple[float, float]:
@@ -120,11 +121,14 @@ def main() -> None:
     found = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     if found.get("samples") != given.samples:
         found = {**about(given.samples), "rows": [cover(w, n, given.samples) for n in SIZES for w in WORLDS]}
-    if found.get("together", {}).get("samples") != given.together:
-        pairs = [(w, n) for n in SIZES for w in ("normal", "exponential")]
-        rows = [{"world": w, "items": n, **of_groups(*WORLDS[w], n, given.together)} for w, n in pairs]
-        found["together"] = {**about(given.together), "rows": rows}
-    write_json(kept, found)
+    now = about(given.together)
+    rows = {(row["items"], row["world"]): row for row in found.get("together", {}).get("rows", ())}
+    for n, world in ((n, w) for n in SIZES for w in ("normal", "exponential")):
+        if rows.get((n, world), {}).get("samples") != given.together:
+            said = {k: now[k] for k in ("commit", "samples")}
+            rows[n, world] = {"world": world, "items": n, **said, **of_groups(*WORLDS[world], n, given.together)}
+            found["together"] = {**now, "rows": [*rows.values()]}
+            write_json(kept, found)
     readme = HERE / "README.md"
     _, mark, picks = readme.read_text(encoding="utf-8").partition("\n# Does the pick")  # picks.py writes that part
     write_whole(readme, page(json.loads(kept.read_text(encoding="utf-8"))) + mark + picks)
@@ -157,17 +161,33 @@ def page(content: dict[str, Any]) -> str:
         "",
         "## Groups of tasks, and clusters of items",
         "",
-        f"Commit {content['together']['commit']}, {content['together']['samples']:,} samples a row. Three tasks of n, n and 2n "
-        "items with the weights 0.25, 0.25 and 0.5; and n clusters of one to three items that share half their variance. In "
-        "brackets the mean width.",
+        f"`{content['together']['command']}`. Three tasks of n, n and 2n items with the weights 0.25, 0.25 and 0.5; and n "
+        "clusters of one to three items that share half their variance. In brackets the mean width.",
         "",
     ]
-    names = [k for k in content["together"]["rows"][0] if k not in ("world", "items")]
-    lines += ["| n | distribution | " + " | ".join(names) + " |", "|---:|---|" + "---:|" * len(names)]
+    names = [k for k in content["together"]["rows"][0] if k not in ("world", "items", "samples", "commit")]
+    lines += ["| n | distribution | samples | " + " | ".join(names) + " |", "|---:|---|---:|" + "---:|" * len(names)]
     for row in content["together"]["rows"]:
         cells = [f"{row[k]['covered']:.3f} ({row[k]['width']:.2f})" for k in names]
-        lines.append(f"| {row['items']} | {row['world']} | " + " | ".join(cells) + " |")
+        lines.append(f"| {row['items']} | {row['world']} | {row['samples']:,} | " + " | ".join(cells) + " |")
+    lines += ["", *missed(content)]
     return "\n".join(lines) + "\n"
+
+
+def missed(content: dict[str, Any]) -> list[str]:
+    """Which cells of the intervals that counterpoise gives lie below what was asked of them."""
+    cells = [(f"{r['items']} {r['world']}", r["covered"]["studentised"], content["samples"]) for r in content["rows"]]
+    for name in ("a group, studentised", "clusters, resampled whole"):
+        cells += [
+            (f"{r['items']} {r['world']}, {name}", r[name]["covered"], r["samples"])
+            for r in content["together"]["rows"]
+        ]
+    low = [(c, share, (share * (1 - share) / n) ** 0.5) for c, share, n in cells if share < ASKED]
+    found = "; ".join(f"{c}: {share:.3f} ± {error:.3f}" for c, share, error in low) or "none"
+    return [
+        f"Asked for was {ASKED} in every cell. Of {len(cells)} cells of the studentised intervals, which counterpoise gives, "
+        f"{len(low)} lie below it (± the simulation's standard error): {found}.",
+    ]
 
 
 if __name__ == "__main__":

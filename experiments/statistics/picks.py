@@ -178,7 +178,9 @@ def rules(world: World, x: np.ndarray, kept: np.ndarray, less: np.ndarray, share
         where = None if index is None else int(able[index])
         name = f"joint bound {confidence:g}, to 5 points"
         found[name] = (where, True) if sure else (None, False)
-        found[f"{name}, else the surest"] = (where, sure)
+        found[f"{name}, else the surest at twice the risk"] = (where, sure)
+        anyhow = int(np.where(word, t_of(slack), -np.inf).argmax()) if word.any() else None
+        found[f"{name}, else the surest whatever its risk"] = (where, True) if sure else (anyhow, False)
     return found
 
 

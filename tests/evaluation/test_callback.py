@@ -121,11 +121,13 @@ def test_what_is_logged_is_the_tax_against_the_model_at_the_start(tmp_path: Path
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             told.append(logs)
 
-    model, callback = model_with_dropout(), TaxCallback([spec], every=3)
+    model = model_with_dropout()
     ability = load_abilities([spec])[0]
     (before,) = ability.measure(model, tokenizer(), "validation")
     trainer = Trainer(model=model, args=TrainingArguments(**arguments(tmp_path)), train_dataset=rows(),
-                      processing_class=tokenizer(), callbacks=[Reporter(), callback])  # fmt: skip
+                      processing_class=tokenizer(), callbacks=[Reporter()])  # fmt: skip
+    callback = TaxCallback([spec], every=3, trainer=trainer)
+    trainer.add_callback(callback)
     trainer.train()
     (after,) = ability.measure(model, tokenizer(), "validation")
     found = taxed(trainer)
@@ -138,6 +140,7 @@ def test_what_is_logged_is_the_tax_against_the_model_at_the_start(tmp_path: Path
     assert [t["tax/prose"] for t in told if "tax/prose" in t] == [
         e["tax/prose"] for e in found
     ]  # a reporter before it too
+    assert [e["step"] for e in trainer.state.log_history if "loss" in e] == [2, 4, 6]  # as without it
     assert (callback.stopped, callback.kept) == ("", None)
 
 
@@ -205,13 +208,14 @@ def test_trls_trainer_with_and_without_lora(tmp_path: Path, spec: str, lora: boo
     from trl import SFTConfig, SFTTrainer
 
     texts = Dataset.from_list([{"text": f"{WORDS[n % 8]} {n}"} for n in range(24)])
-    callback = TaxCallback([spec], every=2, at_most=1e6)
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM") if lora else None
     settings = SFTConfig(**arguments(tmp_path, bf16=False, save_strategy="steps", save_steps=100))
     trainer = SFTTrainer(model=tiny("llama"), args=settings, train_dataset=texts, processing_class=tokenizer(),
-                         peft_config=config, callbacks=[callback])  # fmt: skip
+                         peft_config=config)  # fmt: skip
+    trainer.add_callback(TaxCallback([spec], every=2, trainer=trainer, at_most=1e6))
     trainer.train()
     found = taxed(trainer)
+    assert all("mean_token_accuracy" in e for e in trainer.state.log_history if "loss" in e)  # what TRL collects
     assert [e["step"] for e in found] == [2, 4, 6]
     assert all(e["tax/prose_low"] < e["tax/prose"] < e["tax/prose_high"] for e in found)
     assert (tmp_path / "checkpoint-6" / ("adapter_config.json" if lora else "config.json")).is_file()
@@ -240,6 +244,15 @@ def test_a_model_that_has_come_apart_is_stopped(tmp_path: Path, spec: str) -> No
     callback = TaxCallback([spec], every=1, at_most=5)
     with pytest.warns(UserWarning, match="prose lost inf points"):
         assert train(tmp_path, Break(), callback).state.global_step == 1
+
+
+def test_reporters_that_are_not_told_are_named(tmp_path: Path, spec: str) -> None:
+    trainer = Trainer(model=model_with_dropout(), args=TrainingArguments(**arguments(tmp_path)), train_dataset=rows(),
+                      processing_class=tokenizer(), callbacks=[TaxCallback([spec], every=6)])  # fmt: skip
+    trainer.args.report_to = ["tensorboard"]
+    with pytest.warns(UserWarning, match="expected the trainer, to tell its reporters, found none"):
+        trainer.train()
+    assert [e["step"] for e in taxed(trainer)] == [6]
 
 
 @pytest.mark.parametrize(("settings", "message"), [

@@ -100,6 +100,8 @@ def test_what_cannot_be_a_group_is_refused_before_a_model_is(tasks: Path) -> Non
     for name, message in (("round", "found one that contains itself"), ("lacks", "found 'gone' in it, which is not")):
         with pytest.raises(ValueError, match=message):
             find_task(f"{tasks}?task={name}")
+    with pytest.raises(ValueError, match="primary: expected logprob or acc, found 'acc_norm'"):
+        find_task(f"{tasks}?task=both&primary=acc_norm")  # a task below it has one, the group none
     with pytest.raises(ValueError, match=r"expected a group with a mean of numbers per item .*word_perplexity"):
         measured(tasks, "rolls")
 
@@ -196,7 +198,7 @@ def test_a_group_is_one_row_with_its_subtasks_beneath_it_everywhere(tasks: Path)
     names = [cells[0].text for cells in ability_taxes(made).cells()]
     assert names == ["reward", "both", "· one", "· two", "both", "· one", "· two"]
     assert "· two" in as_markdown(ability_taxes(made))
-    assert "· two" in as_html(ability_taxes(made))
+    assert "· two" in as_html(ability_taxes(made), "title")
     assert tax_rich(made).row_count == 7
 
 

@@ -164,8 +164,8 @@ def test_an_items_epochs_are_one_value(tmp_path: Path) -> None:
     assert (row["items"], row["pre"]["value"], row["flips"]) == (3, 0.5, None)
 
 
-def own(folder: Path) -> Path:
-    """A results file of PRE, POST and an average, with reward, accuracy, likelihood per token and BLEU."""
+def own(folder: Path, groups: tuple[str, ...] = ()) -> Path:
+    """A results file of PRE, POST and an average, with reward, accuracy and likelihood per token."""
     draw = np.random.default_rng(0)
     keys = tuple(f"{i:064x}" for i in range(1, 41))
 
@@ -174,8 +174,8 @@ def own(folder: Path) -> Path:
         losses = np.hstack([-draw.random((40, 1)) - lost, np.full((40, 1), 2.0)])
         reward = Measurement("reward", "", draw.random((40, 1)) + lost, "mean", None, keys)
         quiz = [
-            Measurement("accuracy", "%", hits, "mean", 50.0, keys),
-            Measurement("-nll", "nats/token", losses, "ratio", None, keys),
+            Measurement("accuracy", "%", hits, "mean", 50.0, keys, groups),
+            Measurement("-nll", "nats/token", losses, "ratio", None, keys, groups),
         ]
         return Scores(reward, {"quiz": quiz})
 
@@ -186,14 +186,19 @@ def own(folder: Path) -> Path:
     return folder / "own.json"
 
 
-def test_counterpoises_own_results_give_the_tax_they_hold(tmp_path: Path) -> None:
-    file = own(tmp_path)
-    found, held = rows(tax(file, file)), json.loads(file.read_text())["tax"]
+@pytest.mark.parametrize("together", [1, 4])
+def test_counterpoises_own_results_give_the_tax_they_hold(tmp_path: Path, together: int) -> None:
+    """And the flips: groups of items are resampled whole, as the run itself did."""
+    file = own(tmp_path, tuple(str(n // together) for n in range(40)) if together > 1 else ())
+    compared = tax(file, file)
+    found, held = rows(compared), json.loads(file.read_text())["tax"]
+    assert "Of 1 task by the first metric" in compared["verdict"]  # the reward is none
     for row in held:
         ours = found[row["name"], row["metric"]]["tax"]
         assert [ours[k] for k in ("value", "low", "high")] == pytest.approx(
             [row["tax"][k] for k in ("value", "low", "high")], rel=1e-6
         )
+        assert (found[row["name"], row["metric"]]["flips"] or {}).get("lost") == (row["flips"] or {}).get("lost")
     assert found["quiz", "accuracy"]["flips"]["lost"]["count"] > 5
     chosen = rows(tax(file, f"{file}#MA 0.4"))
     assert 0 < chosen["quiz", "accuracy"]["tax"]["value"] < found["quiz", "accuracy"]["tax"]["value"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import CallbackHandler, ExportableState
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from counterpoise.evaluation.in_training import Taxes, Watch, logged
 from counterpoise.evaluation.panel import Panel
@@ -20,7 +20,7 @@ from counterpoise.evaluation.parts import Part
 class TaxCallback(TrainerCallback, ExportableState):
     """Measures abilities on the live model as it is trained, against the model at the start of training.
 
-    Logged to whatever the trainer logs to: `tax/NAME` of each ability and `tax/mean`, with `_low` and `_high`, the ends of
+    Logged as the trainer logs its loss: `tax/NAME` of each ability and `tax/mean`, with `_low` and `_high`, the ends of
     their 95 % intervals (items paired). They are in points: of a hundred for accuracy, exact match and BLEU, hundredths of
     a nat (about 1 % of the probability) for likelihoods. An ability is watched by its first metric in points of a hundred,
     else by its first; another one that its spec names as primary comes before. Training goes on as it would have without the
@@ -33,6 +33,7 @@ class TaxCallback(TrainerCallback, ExportableState):
     Args:
         panel: of which the abilities are measured, not the reward; or ability specs (`load_abilities`).
         every: steps of the optimiser.
+        trainer: whose reporters (TensorBoard, ...) are told, as a callback is not given it; without it, only its history is.
         at_most: points that an ability may lose: one number for all, or by name.
         part: of the items; held-out ones are best left for the end.
         tokenizer: by default the trainer's processing_class.
@@ -46,7 +47,7 @@ class TaxCallback(TrainerCallback, ExportableState):
         ValueError: no ability, a bound that is none; when training starts: weights cut up among processes (FSDP, ZeRO-3).
 
     Examples:
-        >>> TaxCallback(["continue:prose.jsonl"], every=100, at_most=3.0)  # doctest: +SKIP
+        >>> trainer.add_callback(TaxCallback(["continue:prose.jsonl"], every=100, trainer=trainer))  # doctest: +SKIP
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class TaxCallback(TrainerCallback, ExportableState):
         panel: Panel | Sequence[str],
         *,
         every: int,
+        trainer: Trainer | None = None,
         at_most: float | Mapping[str, float] | None = None,
         part: Part = "validation",
         tokenizer: Any = None,
@@ -63,18 +65,11 @@ class TaxCallback(TrainerCallback, ExportableState):
                 "TaxCallback: leave out restore_callback_states_from_checkpoint; its state is restored anyway"
             )
         self._watch, self._tokenizer, self._words = Watch(panel, every, at_most, part), tokenizer, tokenizer
-        self._looked, self._replaced = -1, ""
+        self._trainer, self._looked, self._replaced = trainer, -1, ""
         self.taxes: Taxes = {}
 
-    @property
-    def stopped(self) -> str:
-        """See the class."""
-        return self._watch.stopped
-
-    @property
-    def kept(self) -> dict[str, Any] | None:
-        """See the class."""
-        return self._watch.kept
+    stopped = property(lambda self: self._watch.stopped)
+    kept = property(lambda self: self._watch.kept)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint of the trainer keeps: PRE's scores, so that after a resume they are not of another model."""
@@ -84,6 +79,9 @@ class TaxCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Measure PRE, or read what it scored from the checkpoint that is resumed."""
+        if args.report_to and self._trainer is None:
+            told = "expected the trainer, to tell its reporters, found none: the taxes go to its history alone"
+            warnings.warn(f"TaxCallback: {told}; trainer.add_callback(TaxCallback(..., trainer=trainer))", stacklevel=2)
         self._words = copy.deepcopy(self._tokenizer or kwargs.get("processing_class"))  # measuring may set its padding
         held: Any = state.stateful_callbacks or {}
         stored = held.get(type(self).__name__) or {}
@@ -119,7 +117,7 @@ class TaxCallback(TrainerCallback, ExportableState):
     def _look(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any) -> None:
         self._looked, before = state.global_step, self.kept
         self.taxes = self._watch.look(model, self._words, state.global_step)
-        self._log(args, state, control)
+        self._log(state, control)
         if self.stopped:
             control.should_training_stop, control.should_save = True, False
         elif self._watch.bounds and args.save_strategy != "no":
@@ -128,16 +126,12 @@ class TaxCallback(TrainerCallback, ExportableState):
             self._watch.kept = {"path": path, "step": state.global_step, "ours": not control.should_save}
             control.should_save = True
 
-    def _log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
-        """To the trainer's history and its reporters, which stand before this callback and so would not see its `on_log`.
-
-        A callback is not given the trainer, and `Trainer.log` would empty the means that TRL's trainers collect: so the
-        handler that is calling is asked, which is some frames up.
-        """
-        logs = {**logged(self.taxes), **({} if state.epoch is None else {"epoch": state.epoch})}
-        state.log_history.append({**logs, "step": state.global_step})
-        frame: Any = sys._getframe(1)
-        while frame is not None and not isinstance(handler := frame.f_locals.get("self"), CallbackHandler):
-            frame = frame.f_back
-        if frame is not None:
-            handler.call_event("on_log", args, state, control, logs=logs)  # type: ignore[no-untyped-call]
+    def _log(self, state: TrainerState, control: TrainerControl) -> None:
+        logs = logged(self.taxes)
+        if self._trainer is None:
+            epoch = {} if state.epoch is None else {"epoch": state.epoch}
+            state.log_history.append({**logs, **epoch, "step": state.global_step})
+            return
+        due = control.should_log
+        Trainer.log(self._trainer, logs)  # those of TRL's trainers would empty the means that they collect
+        control.should_log = due

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,7 +72,10 @@ def find_task(spec: str, *, trusted: bool = False) -> TaskFound:
     primary = options.get("primary")
     if all(kinds):
         named = [metric for c, kind in zip(leaves, kinds, strict=True) for metric in _reported(c, kind)]
-        primary = primary_of(spec, options, list(dict.fromkeys(named)))
+        listed = (getattr(manager.task_index[name], "cfg", None) or {}).get("aggregate_metric_list") or ()
+        group = {str(e["metric"]) for e in (listed if isinstance(listed, list) else [listed]) if e}
+        kept = [m for m in dict.fromkeys(named) if not group or m in group or m == "logprob"]
+        primary = primary_of(spec, options, kept)
     kind = kinds[0] if len(set(kinds)) == 1 else ""
     return TaskFound(options.get("name") or name, name, limit, kind, manager, primary, len(leaves))
 
@@ -180,39 +182,26 @@ def _sandbox() -> None:
     utils.apply_template = apply_template
 
 
-def _hidden(bar: Any, *args: Any, **settings: Any) -> Any:
-    return bar(*args, **{**settings, "disable": True})
-
-
 @contextmanager
 def silent() -> Iterator[list[str]]:
     """Inside, lm-eval and datasets draw no bars and say nothing; what lm-eval would have said is in the list."""
-    import datasets
+    from tqdm.std import tqdm
 
     said: list[str] = []
-    log, bars = logging.getLogger("lm_eval"), datasets.are_progress_bars_disabled()
-    handler = logging.Handler()
+    log, drawn = logging.getLogger("lm_eval"), tqdm.__init__
+    handler, passed = logging.Handler(), log.propagate
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    drawn = [
-        m
-        for name, m in list(sys.modules.items())
-        if name.startswith("lm_eval.") and isinstance(getattr(m, "tqdm", None), type)
-    ]
-    before, passed = [m.tqdm for m in drawn], log.propagate
-    datasets.disable_progress_bars()
+
+    def hidden(bar: Any, *args: Any, **settings: Any) -> None:
+        drawn(bar, *args, **{**settings, "disable": True})
+
     log.addHandler(handler)
-    log.propagate = False
-    for module, bar in zip(drawn, before, strict=True):
-        module.tqdm = partial(_hidden, bar)  # type: ignore[attr-defined]
+    log.propagate, tqdm.__init__ = False, hidden  # type: ignore[method-assign]
     try:
         yield said
     finally:
-        for module, bar in zip(drawn, before, strict=True):
-            module.tqdm = bar  # type: ignore[attr-defined]
-        log.propagate = passed
+        log.propagate, tqdm.__init__ = passed, drawn  # type: ignore[method-assign]
         log.removeHandler(handler)
-        if not bars:
-            datasets.enable_progress_bars()
 
 
 @cache

@@ -11,7 +11,7 @@ import numpy as np
 
 from counterpoise.evaluation.logged import CALIBRATION, Column, Key, Log, Task
 from counterpoise.evaluation.measurement import bounded
-from counterpoise.statistics.bootstrap import Array, grouped, interval
+from counterpoise.statistics.bootstrap import Array, clustered
 from counterpoise.statistics.paired import (
     MOST,
     Resampled,
@@ -21,14 +21,17 @@ from counterpoise.statistics.paired import (
     holm,
     resampled,
     stratified,
-    tax_of,
 )
 
 FORMAT = "counterpoise tax --from 1"
-FIRST, LIKELIHOOD, FURTHER, GROUP = "first", "likelihood", "further", "group"
-"""Families of tests: p is adjusted within each."""
+FIRST, LIKELIHOOD, FURTHER, GROUP, REWARD = "first", "likelihood", "further", "group", "reward"
+"""Families of tests: p is adjusted within each. The reward of our own results is no task."""
 NOT_LINEAR = ("perplexity", "word_perplexity", "byte_perplexity")
 """lm-eval averages these over a group's tasks; their logarithms are what is compared here."""
+
+
+Kept = tuple[Resampled, Array | None]
+"""What a group's row needs of a task: both sides resampled, and `cells` of each group of items, or of each item."""
 
 
 class Pairs(NamedTuple):
@@ -65,7 +68,7 @@ def compare(pre: Log, post: Log) -> dict[str, Any]:
             notes.append(f"Only in {log.source}, left out: {', '.join(lone)}.")
     rows: list[dict[str, Any]] = []
     calibrated: list[dict[str, Any]] = []
-    kept: dict[tuple[str, str, str], Resampled] = {}
+    kept: dict[tuple[str, str, str], Kept] = {}
     grouped_tasks = {task for group in pre.groups.values() for task in group.tasks}
     sizes = Counter[int]()
     for name in common:
@@ -76,19 +79,22 @@ def compare(pre: Log, post: Log) -> dict[str, Any]:
         for (metric, kind), a, b, items in _columns(first, second, pre, post, notes):
             if a.aggregate == CALIBRATION:
                 calibrated += [
-                    {"name": name, "measure": k, "items": items, **v} for k, v in calibration(*_both(a, b)).items()
+                    {"name": name, "measure": k, "items": items, **v}
+                    for k, v in calibration(*_both(a, b), a.groups).items()
                 ]
                 continue
-            row, sides = _row(name, metric, kind, a, b)
+            row, sides, flipped = _row(name, metric, kind, a, b)
             row["family"] = FIRST if len(rows) == before else LIKELIHOOD if metric == "logprob" else FURTHER
+            if name == REWARD and pre.kind == "counterpoise":
+                row["family"] = REWARD
             rows.append(row)
             if name in grouped_tasks:
-                kept[name, metric, kind] = resampled(*sides, a.aggregate, seed=sizes[min(items, MOST)])
+                kept[name, metric, kind] = resampled(*sides, a.aggregate, seed=sizes[min(items, MOST)]), flipped
         sizes.update({min(row["items"], MOST) for row in rows[before:]})
     if not rows:
         raise ValueError(f"tax --from: expected items that both logs have, found none; {' '.join(notes)}")
     rows += _group_rows(pre, post, kept, rows, notes)
-    for family in (FIRST, LIKELIHOOD, FURTHER, GROUP):
+    for family in (FIRST, LIKELIHOOD, FURTHER, GROUP, REWARD):
         some = [row["tax"] for row in rows if row["family"] == family]
         for tax, p in zip(some, holm([t["p"] for t in some]), strict=True):
             tax["p_holm"] = p
@@ -145,7 +151,7 @@ def _columns(
             notes += _differences(name, key[1], pairs, a, b, pre, post)
         pairs = paired[id(a.keys)]
         values = [
-            (x, y)
+            (i, x, y)
             for i, j in zip(pairs.first, pairs.second, strict=True)
             if i < len(a.values)
             and j < len(b.values)
@@ -157,7 +163,9 @@ def _columns(
         if a.aggregate != b.aggregate or a.up is not b.up:
             notes.append(f"{name}: {_label(*key)} is another measure in each log; left out.")
         elif values:
-            yield key, _with(a, [x for x, _ in values]), _with(b, [y for _, y in values]), len(values)
+            at, before, after = map(list, zip(*values, strict=True))
+            groups = [a.groups[i] for i in at] if a.groups else ()
+            yield key, replace(a, values=before, groups=groups), replace(b, values=after), len(values)
     for key in second.columns:
         if key not in first.columns and key[0] != CALIBRATION:
             notes.append(f"{name}: {_label(*key)} is in {post.source} alone; left out.")
@@ -178,24 +186,26 @@ def _differences(name: str, kind: str, pairs: Pairs, a: Column, b: Column, pre: 
         yield f"{task}: {pairs.reworded:,} of {both:,} items were asked with another prompt in each log ({why})."
 
 
-def _with(column: Column, values: list[Any]) -> Column:
-    return replace(column, values=values)
-
-
 def _both(a: Column, b: Column) -> tuple[Array, Array]:
     return np.array(a.values, dtype=np.float64), np.array(b.values, dtype=np.float64)
 
 
-def _row(name: str, metric: str, kind: str, a: Column, b: Column) -> tuple[dict[str, Any], tuple[Array, Array]]:
-    sides, unit, flipped = _both(a, b), a.unit, None
+def _row(
+    name: str, metric: str, kind: str, a: Column, b: Column
+) -> tuple[dict[str, Any], tuple[Array, Array], Array | None]:
+    """A row, what is resampled of both sides, and how many items of each group flipped, where items are right or wrong."""
+    sides, unit, flipped, together = _both(a, b), a.unit, None, None
     levels = set(np.unique(np.concatenate(sides)).tolist()) if a.aggregate == "mean" else {np.nan}
     if levels <= {0.0, 1.0} or levels <= {-1.0, 0.0}:
         sides, unit = (100 * sides[0], 100 * sides[1]), "%"
         levels = {100 * v for v in levels}
     if a.up is not None and (levels <= {0.0, 100.0} or levels <= {-100.0, 0.0}):
-        before, after = (side[:, 0] == (0.0 if min(levels) < 0 else 100.0) for side in sides)
-        flipped = flips(cells(before, after), a.chance)
-    tax = tax_of(*sides, a.aggregate)._asdict()
+        rows = cells(*(side[:, 0] == (0.0 if min(levels) < 0 else 100.0) for side in sides))
+        together = clustered(rows, a.groups) if a.groups else rows
+        flipped = flips(rows.sum(0), a.chance, together if a.groups else ())
+    first, second = (clustered(side, a.groups) if a.groups else side for side in sides)
+    found = resampled(first, second, a.aggregate)
+    tax = found.tax()._asdict()
     if flipped:
         tax["p"] = flipped["p"]
     row = {
@@ -204,21 +214,17 @@ def _row(name: str, metric: str, kind: str, a: Column, b: Column) -> tuple[dict[
         "unit": unit,
         "up": a.up,
         "items": len(a.values),
-        "pre": _score(sides[0], a.aggregate, unit, negated=a.up is False),
-        "post": _score(sides[1], a.aggregate, unit, negated=a.up is False),
+        "pre": bounded(found.scores[0].interval(), unit, negated=a.up is False),
+        "post": bounded(found.scores[1].interval(), unit, negated=a.up is False),
         "tax": tax,
         "flips": flipped and {"chance": 100 * a.chance, **flipped},
         "reported": {"pre": a.reported, "post": b.reported},
     }
-    return row, sides
-
-
-def _score(statistics: Array, aggregate: str, unit: str, *, negated: bool) -> dict[str, float]:
-    return bounded(interval(grouped(statistics, MOST), aggregate), unit, negated=negated)
+    return row, (first, second), together
 
 
 def _group_rows(
-    pre: Log, post: Log, kept: dict[tuple[str, str, str], Resampled], rows: list[Any], notes: list[str]
+    pre: Log, post: Log, kept: dict[tuple[str, str, str], Kept], rows: list[Any], notes: list[str]
 ) -> Iterator[dict[str, Any]]:
     of = {(r["name"], r["metric"].removeprefix("-")): r for r in rows}
     for name, group in pre.groups.items():
@@ -240,12 +246,16 @@ def _group_rows(
                 yield _group_row(name, ways[0], leaves, [kept[t, metric, kind] for t in some])
 
 
-def _group_row(name: str, way: str, leaves: list[dict[str, Any]], parts: list[Resampled]) -> dict[str, Any]:
+def _group_row(name: str, way: str, leaves: list[dict[str, Any]], parts: list[Kept]) -> dict[str, Any]:
     sizes = [row["items"] if way == "size" else 1 for row in leaves]
-    before, after, tax = (d._asdict() for d in stratified(parts, [n / sum(sizes) for n in sizes]))
+    before, after, tax = (
+        d._asdict() for d in stratified([scores for scores, _ in parts], [n / sum(sizes) for n in sizes])
+    )
     flipped, items = None, sum(row["items"] for row in leaves)
-    if way == "size" and all(row["flips"] for row in leaves):
-        flipped = flips([row["flips"]["cells"] for row in leaves], [row["flips"]["chance"] / 100 for row in leaves])
+    rows = [flipped for _, flipped in parts if flipped is not None]
+    if way == "size" and len(rows) == len(leaves):
+        together = np.concatenate(rows) if sum(map(len, rows)) < items else ()
+        flipped = flips([r.sum(0) for r in rows], [row["flips"]["chance"] / 100 for row in leaves], together)
     about = {k: leaves[0][k] for k in ("metric", "unit", "up")} | {"items": items, "family": GROUP}
     scores = {"pre": _bare(before), "post": _bare(after), "tax": tax, "flips": flipped}
     return {"name": name, **about, **scores, "tasks": len(leaves), "weights": way}

@@ -40,6 +40,7 @@ class Column:
             not say.
         reported: the number that the log itself gives.
         chance: the share of its items that guessing gets right: 1 / choices, in the mean.
+        groups: the group of each item, which is resampled whole; () where each is by itself.
     """
 
     keys: list[Key]
@@ -49,6 +50,7 @@ class Column:
     up: bool | None = True
     reported: float | None = None
     chance: float = 0.0
+    groups: Sequence[str] = ()
 
     def put(self, at: int, value: Sequence[float]) -> None:
         """The values of item `at`; those that were passed over have none."""

@@ -107,6 +107,7 @@ def _own(spec: str, content: Mapping[str, Any], name: str) -> Log:
                 keys = [Key(of_hex(k), 0, 0) for k in part.keys]
                 rows = [tuple(map(float, row)) for row in part.statistics]
                 column = Column(keys, list(rows), part.aggregate, part.unit, chance=(part.chance or 0.0) / 100)
+                column.groups = part.groups
                 tasks.setdefault(name, Task(name)).columns[metric, ""] = column
             if parts:
                 sizes, base = [n for _, n, _ in m.subtasks], parts[0][1].aggregate

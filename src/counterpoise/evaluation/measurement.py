@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from counterpoise.evaluation.specs import bare
 from counterpoise.statistics.bootstrap import (
     Array,
     Interval,
@@ -190,9 +191,12 @@ def _tax_row(name: str, before: Measurement, after: Measurement, now: Measuremen
 
 
 def fallen(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The abilities above floor of which a metric fell: its tax's interval lies above 0."""
-    lost = (r["name"] for r in rows if r["name"] != "reward" and not r["at_floor"] and r["tax"]["low"] > 0)
-    return list(dict.fromkeys(lost))
+    """The abilities above floor of which a metric fell (its tax's interval lies above 0), each with those that did."""
+    lost: dict[str, list[str]] = {}
+    for r in rows:
+        if r["name"] != "reward" and not r["at_floor"] and r["tax"]["low"] > 0:
+            lost.setdefault(r["name"], []).append(bare(r["metric"]))
+    return [f"{name} ({', '.join(metrics)})" for name, metrics in lost.items()]
 
 
 def flips_of(before: Measurement, after: Measurement) -> dict[str, Any] | None:
@@ -205,9 +209,11 @@ def flips_of(before: Measurement, after: Measurement) -> dict[str, Any] | None:
         return None
     if before.subtasks and before.aggregate != weighted("mean", [(items, items) for _, items, _ in before.subtasks]):
         return None
-    tasks = list(zip(*([t for _, t in m.apart()] or [m] for m in (before, after)), strict=True))
-    counts = [cells(*(m.statistics[:, 0] == 100 for m in both)) for both in tasks]
-    return {"chance": before.chance or 0.0, **flips(counts, [(first.chance or 0.0) / 100 for first, _ in tasks])}
+    tasks = [(items, chance) for _, items, chance in before.subtasks] or [(len(before.keys), before.chance)]
+    rows = cells(*(side == 100 for side in sides))
+    counts = np.add.reduceat(rows, np.cumsum([0, *(items for items, _ in tasks)])[:-1])
+    together = clustered(rows, before.groups) if before.groups else ()
+    return {"chance": before.chance or 0.0, **flips(counts, [(chance or 0.0) / 100 for _, chance in tasks], together)}
 
 
 def calibrations(pre: Scores, post: Scores, pick: Scores | None = None) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ def choose(
 ) -> tuple[Point | None, dict[str, Any]]:
     """Among averages that surely keep the share `keep` of the reward gain, the one with the smallest mean tax.
 
-    Where none does so surely, the surest of those that keep it on these prompts; see `statistics.demand.surest`.
+    Where none does so surely, the surest of those that keep it here, unless it is too unsure; see `statistics.demand.surest`.
 
     Args:
         able: what may be picked, measured on validation data as PRE and POST.
@@ -37,7 +37,8 @@ def choose(
         confidence: of a pick's share being above `keep` less `WITHIN`.
 
     Returns:
-        The pick, and for json how sure it is. None when no average has less tax than POST at the reward asked for.
+        The pick, and for json how sure it is. None when no average has less tax than POST at the reward asked for, or none
+        is sure enough of it.
     """
     unit = units(pre.scores, post.scores, counted)
     kept = {id(p): retention(pre.scores, p.scores, unit)["value"] for p in (*able, post)} if unit else {}
@@ -87,12 +88,15 @@ def tax_verdict(result: Mapping[str, Any]) -> str:
 def verdict(result: dict[str, Any], pick: Point | None, keep: float, pickable: Collection[str]) -> str:
     """What was lost, what the pick keeps and gives back, in two sentences; or why none of the `pickable` was picked."""
     cost = lowered(result["tax"])
+    unsure = _unsure(result.get("choice"), keep, pick is None)
     if pick is None:
+        if unsure:
+            return f"{cost} (held-out).{unsure}"
         return (
             f"{cost} (held-out). No average keeps {_share(keep)} of the reward gain with less tax than POST: no point beats "
             f"both ends, so no checkpoint was written.{_next_best(result, pickable)}"
         )
-    return f"{reached(result['shares'], pick.name)}{_unsure(result.get('choice'), keep)} {cost} (held-out)."
+    return f"{reached(result['shares'], pick.name)}{unsure} {cost} (held-out)."
 
 
 def lowered(tax: Sequence[Mapping[str, Any]]) -> str:
@@ -151,13 +155,19 @@ def reached(found: Mapping[str, Any], name: str) -> str:
     )
 
 
-def _unsure(choice: Mapping[str, Any] | None, keep: float) -> str:
-    """What a pick that is not sure is, and how many prompts would do."""
-    if choice is None or choice["sure"]:
+def _unsure(choice: Mapping[str, Any] | None, keep: float, nothing: bool) -> str:
+    """That a pick is not sure, or none is sure enough, and how many prompts would do."""
+    if choice is None or choice["would_do"] is None:
         return ""
+    taken = (
+        "--confidence 0 picks on these prompts' word all the same, no checkpoint was written"
+        if nothing
+        else "this is the surest"
+    )
     return (
-        f" It was not sure: no average keeps {_share(keep)} to within {100 * WITHIN:g} points at {_share(choice['confidence'])} "
-        f"confidence on {choice['prompts']:,} validation prompts; this is the surest, and about {choice['would_do']:,} would do."
+        f" {'No pick is' if nothing else 'It was not'} sure{' enough' * nothing}: no average keeps {_share(keep)} to within "
+        f"{100 * WITHIN:g} points at {_share(choice['confidence'])} confidence on {choice['prompts']:,} validation prompts; "
+        f"{taken}, and about {choice['would_do']:,} would do."
     )
 
 

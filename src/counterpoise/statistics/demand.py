@@ -21,8 +21,9 @@ class Surest(NamedTuple):
     """The candidate to take.
 
     Attributes:
-        which: None where none keeps the demanded share in the sample.
-        would_do: where it is not sure, so many items would be enough in `POWER` of the cases, if it keeps what it keeps here.
+        which: None where none keeps the demanded share in the sample, or not surely enough.
+        would_do: where none is sure, so many items would be enough for the surest in `POWER` of the cases, if it keeps what
+            it keeps here; None where none keeps the share.
     """
 
     which: int | None
@@ -33,12 +34,12 @@ class Surest(NamedTuple):
 def surest(
     steps: ArrayLike, gain: ArrayLike, worth: ArrayLike, share: float, confidence: float, *, resamples: int = RESAMPLES
 ) -> Surest:
-    """Of the candidates that surely keep a share of the gain the one of most worth; where none does, the surest one.
+    """Of the candidates that surely keep a share of the gain the one of most worth; where none does, perhaps the surest one.
 
     The best of many noisy candidates is mostly one that was lucky (the winner's curse). So all that keep the share in the
     sample are held to one joint lower bound: the quantile of the largest studentised error among them, the same items
-    resampled for all (single-step max-t, Westfall and Young 1993; Romano and Wolf 2005). How often such picks miss:
-    experiments/statistics/picks.py.
+    resampled for all (single-step max-t, Westfall and Young 1993; Romano and Wolf 2005). Where none passes, the surest is
+    taken if it passes at twice the risk. How often such picks miss: experiments/statistics/picks.py.
 
     Args:
         steps: what each candidate scores above the start, shape (items, candidates).
@@ -54,12 +55,14 @@ def surest(
     beyond = [paired(moved[:, [i]], least, "mean", resamples=resamples) for i in kept]
     with np.errstate(divide="ignore"):
         t = np.divide([b.value for b in beyond], [b.error for b in beyond])
-    bound = float(np.quantile(np.max([b.t for b in beyond], axis=0), confidence))
+    furthest = np.max([b.t for b in beyond], axis=0)
+    bound, least_bound = np.quantile(furthest, [confidence, max(0.0, 2 * confidence - 1)]).tolist()
     of_worth = np.asarray(worth, dtype=np.float64)[kept]
     if (t >= bound).any():
         return Surest(int(kept[np.where(t >= bound, of_worth, -np.inf).argmax()]), True, None)
     factor = (bound + float(ndtri(POWER))) / float(t.max())
-    return Surest(int(kept[t.argmax()]), False, _two_digits(len(moved) * factor**2))
+    which = int(kept[t.argmax()]) if t.max() >= least_bound else None
+    return Surest(which, False, _two_digits(len(moved) * factor**2))
 
 
 def misses(steps: ArrayLike, gain: ArrayLike, share: float, level: float) -> NDArray[np.bool_]:

@@ -78,12 +78,11 @@ def reward_matched(
         None when no run's reference reaches the point's reward.
 
     Raises:
-        ValueError: a curve of fewer than two points, other items on one side, other numbers of abilities.
+        ValueError: other items on one side.
     """
     by_run: list[float | None] = []
     drawn, outside = [], []
     for run in runs:
-        _check(run, scales)
         x, y = _seen_from_point(run, scales)
         found, inside = meeting(x[None], y[None])
         by_run.append(float(-found[0]) if inside[0] else None)
@@ -190,13 +189,3 @@ def _resampled(run: PointAndCurve, scales: Sequence[float], resamples: int) -> t
         pairs = zip(other.abilities, run.point.abilities, scales, strict=True)
         y.append(np.mean([gap(a, b, n) / s for n, (a, b, s) in enumerate(pairs, start=1)], axis=0))
     return np.stack(x, 1), np.stack(y, 1)
-
-
-def _check(run: PointAndCurve, scales: Sequence[float]) -> None:
-    if len(run.curve) < 2:
-        raise ValueError(f"reward_matched: expected a curve of at least two points, found {len(run.curve)}")
-    if not all(s > 0 for s in scales):
-        raise ValueError(f"reward_matched: expected positive scales, found {list(scales)}")
-    for scored in (run.point, *run.curve):
-        if len(scored.abilities) != len(scales):
-            raise ValueError(f"reward_matched: expected {len(scales)} abilities, found {len(scored.abilities)}")

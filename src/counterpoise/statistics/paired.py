@@ -30,43 +30,36 @@ MOST = 1000  # groups of items that are resampled
 BINS = 10
 
 
-def _grouped_alike(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
-    first, second = alike(a, b)  # as groups they would be as many
-    return grouped(first, MOST), grouped(second, MOST)
-
-
-def tax_of(a: ArrayLike, b: ArrayLike, aggregate: str) -> Difference:
-    """score(a) - score(b) of the same items by paired bootstrap.
-
-    2,000 resamples cannot resolve a p below 0.001, which no adjustment for many tasks would leave significant: where the
-    bootstrap's p is at that floor, Student's t with the standard error gives it, if it is smaller.
-    """
-    first, second = _grouped_alike(a, b)
-    return _resolved(paired(first, second, aggregate), len(first))
-
-
-def _resolved(found: Studentised, items: int) -> Difference:
-    """A difference whose p is not held up by the number of its resamples; see `tax_of`."""
-    from scipy.special import stdtr
-
-    said = found.difference()
-    if said.p > 2 / (len(found.drawn) + 1) or found.error == 0 or items < 3:
-        return said
-    return said._replace(p=min(said.p, 2 * float(stdtr(items - 1, -abs(found.value) / found.error))))
-
-
 class Resampled(NamedTuple):
     """Two scores of the same items and their difference (a, b, a - b), resampled alike."""
 
     scores: tuple[Studentised, Studentised, Studentised]
     items: int
 
+    def tax(self) -> Difference:
+        """a - b by paired bootstrap, see `_resolved`."""
+        return _resolved(self.scores[2], self.items)
 
-def resampled(a: ArrayLike, b: ArrayLike, aggregate: str, seed: int) -> Resampled:
-    """What `stratified` needs of one task; tasks of as many items need seeds of their own, or are drawn alike."""
-    first, second = _grouped_alike(a, b)
+
+def resampled(a: ArrayLike, b: ArrayLike, aggregate: str, seed: int = 0) -> Resampled:
+    """Both sides of one task; tasks that go into `stratified` need seeds of their own where they have as many items."""
+    first, second = (grouped(side, MOST) for side in alike(a, b))  # as groups they would be as many
     before, after = (scored(side, aggregate, seed=seed) for side in (first, second))
     return Resampled((before, after, paired(first, second, aggregate, seed=seed)), len(first))
+
+
+def _resolved(found: Studentised, items: int) -> Difference:
+    """A difference whose p is not held up by the number of its resamples.
+
+    2,000 resamples cannot resolve a p below 0.001, which no adjustment for many tasks would leave significant: where the
+    bootstrap's p is at that floor, Student's t with the standard error gives it, if it is smaller.
+    """
+    from scipy.special import stdtr
+
+    said = found.difference()
+    if said.p > 2 / (len(found.drawn) + 1) or found.error == 0 or items < 3:
+        return said
+    return said._replace(p=min(said.p, 2 * float(stdtr(items - 1, -abs(found.value) / found.error))))
 
 
 def stratified(tasks: Sequence[Resampled], weights: Sequence[float]) -> list[Difference]:
@@ -80,25 +73,27 @@ def stratified(tasks: Sequence[Resampled], weights: Sequence[float]) -> list[Dif
     return [_resolved(Studentised.total(column, weights), items) for column in columns]
 
 
-def cells(before: ArrayLike, after: ArrayLike) -> list[int]:
-    """What `flips` takes, from whether each item is right in the one and in the other."""
+def cells(before: ArrayLike, after: ArrayLike) -> Array:
+    """Whether each item is right in both, lost, won or wrong in both: shape (items, 4), a single 1 in each row."""
     a, b = np.asarray(before, dtype=bool), np.asarray(after, dtype=bool)
-    return [int(found.sum()) for found in (a & b, a & ~b, ~a & b, ~a & ~b)]
+    return np.stack([a & b, a & ~b, ~a & b, ~a & ~b], axis=1).astype(np.float64)
 
 
-def flips(counts: ArrayLike, chance: ArrayLike = 0.0) -> dict[str, Any]:
+def flips(counts: ArrayLike, chance: ArrayLike = 0.0, together: ArrayLike = ()) -> dict[str, Any]:
     """Shares (in percent) of the items that went from right to wrong ("lost") and from wrong to right ("won").
 
     Less what guessing alone would flip, (1 - a) (1 - b) / (k - 1), where a and b are right of k choices and each model knows
     an answer or guesses it, on its own (Harmon et al. 2025, arXiv 2510.17776): never below 0. Models that guess alike flip
     less by chance than that, so what was "seen" stands beside it. Intervals (95 %) are Wilson's (1927), stretched by what
-    the subtraction adds to the standard error. p is McNemar's exact one (1947): of the items that flipped, half should have
-    gone each way; chance is the same both ways.
+    the subtraction adds to the standard error; items that go together count for as few as they spread like (the effective
+    sample size of Kish 1965). p is McNemar's exact one (1947): of the items that flipped, or of the groups in which more
+    flipped one way, half should have gone each way; chance is the same both ways.
 
     Args:
         counts: numbers of items right in both, lost, won, wrong in both: shape (4,), or (tasks, 4) of a group.
         chance: the share that guessing gets right, 1 / k (in the mean, where items differ); 0 where nothing can be guessed.
             One number, or one a task.
+        together: the same counts of every group of items, shape (groups, 4); () where each item is by itself.
     """
     from scipy.special import bdtr
 
@@ -111,13 +106,26 @@ def flips(counts: ArrayLike, chance: ArrayLike = 0.0) -> dict[str, Any]:
     p = (n + 1) / (n + 1).sum(1, keepdims=True)  # no cell without variance
     before, after = p[:, 2] + p[:, 3], p[:, 1] + p[:, 3]
     slope = -odds[:, None] * np.stack([0 * before, before, after, before + after], 1)
-    exact = min(1.0, 2 * float(bdtr(min(lost, won), lost + won, 0.5))) if lost + won else 1.0
+    groups = np.asarray(together, dtype=np.float64)
+    ways = np.sign(groups[:, 1] - groups[:, 2]) if len(groups) else np.repeat([1, -1], [lost, won])
+    down, up = int((ways > 0).sum()), int((ways < 0).sum())
+    exact = min(1.0, 2 * float(bdtr(min(down, up), down + up, 0.5))) if down + up else 1.0
     found: dict[str, Any] = {"cells": totals, "by_chance": lucky, "p": exact}
     for name, at in (("lost", 1), ("won", 2)):
         unit = np.eye(4)[at]
         spread = [(size * ((g**2 * p).sum(1) - (g * p).sum(1) ** 2)).sum() for g in (slope + unit, unit[None])]
-        found[name] = _share(totals[at], sum(totals), lucky, math.sqrt(spread[0] / spread[1]))
+        independent = _effective(groups, at) if len(groups) else float(sum(totals))
+        found[name] = _share(totals[at], sum(totals), lucky, math.sqrt(spread[0] / spread[1]), independent)
     return found
+
+
+def _effective(groups: Array, at: int) -> float:
+    """As many independent items as give a share its variance over groups, at most as many as there are."""
+    size, count = groups.sum(1), len(groups)
+    share = groups[:, at].sum() / size.sum()
+    spread = ((groups[:, at] - share * size) ** 2).sum() * count / max(count - 1, 1)
+    alone = share * (1 - share) * size.sum() ** 2
+    return float(min(size.sum(), alone / spread)) if spread else float(count)
 
 
 def choice_calibration(logs: Sequence[float], gold: int) -> tuple[float, float, float]:
@@ -196,10 +204,10 @@ def _ece(items: Array, groups: Sequence[str]) -> tuple[float, Array]:
     return float(error(sums.sum(0, keepdims=True))[0]), error(bootstrap_weights(len(sums), RESAMPLES, 0) @ sums)
 
 
-def _share(count: int, items: int, lucky: float, stretch: float) -> dict[str, float]:
+def _share(count: int, items: int, lucky: float, stretch: float, independent: float) -> dict[str, float]:
     share, z2 = count / items, NORMAL**2
-    middle = (share + z2 / (2 * items)) / (1 + z2 / items)
-    half = NORMAL / (1 + z2 / items) * math.sqrt(share * (1 - share) / items + z2 / (4 * items**2))
+    middle = (share + z2 / (2 * independent)) / (1 + z2 / independent)
+    half = NORMAL / (1 + z2 / independent) * math.sqrt(share * (1 - share) / independent + z2 / (4 * independent**2))
     low, high = max(0.0, middle - half) * (count > 0), min(1.0, middle + half)
     value = 100 * count / items - lucky
     ends = (value, value - 100 * stretch * (share - low), value + 100 * stretch * (high - share))
