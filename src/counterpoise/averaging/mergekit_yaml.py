@@ -85,7 +85,7 @@ def check_document(document: Any) -> None:
     """Refuse keys and shapes that are not honoured."""
     if not isinstance(document, dict) or "merge_method" not in document:
         raise ValueError(f"expected a recipe of mergekit, with merge_method, found {str(document)[:60]!r}")
-    if (method := document["merge_method"]) not in METHODS:
+    if (method := str(document["merge_method"])) not in METHODS:
         raise ValueError(f"merge_method: expected {', '.join(METHODS)}, found {method!r}, which is not made here")
     _refuse_keys(document, TOP, "", {"modules": "write models or slices", "chat_template": "set it in OUT's tokenizer"})
     if (document.get("models") is None) == (document.get("slices") is None):
@@ -95,23 +95,26 @@ def check_document(document: Any) -> None:
     held = document.get("tokenizer") or {}
     _refuse_keys(held, ("source",), "tokenizer.", {})
     _check_settings(document.get("parameters"), "", method, (*SHARED, *OF_A_MODEL))
-    for piece in _objects(document.get("slices"), "slices"):
+    for piece in _objects(document.get("slices"), "slices", "sources"):
         _refuse_keys(piece, ("sources", "parameters"), "slices.", {})
         _check_settings(piece.get("parameters"), "slices.", method, (*SHARED, *OF_A_MODEL))
-        for source in _objects(piece.get("sources"), "slices.sources"):
+        for source in _objects(piece.get("sources"), "slices.sources", "model"):
             _refuse_keys(source, ("model", "layer_range", "parameters"), "slices.sources.", {})
             bounds = source.get("layer_range")
             if not (isinstance(bounds, list) and len(bounds) == 2 and all(type(b) is int for b in bounds)):
                 raise ValueError(f"layer_range: expected two whole numbers, found {bounds!r}")
             _check_settings(source.get("parameters"), "slices.sources.", method, OF_A_MODEL)
-    for source in _objects(document.get("models"), "models"):
+    for source in _objects(document.get("models"), "models", "model"):
         _refuse_keys(source, ("model", "parameters"), "models.", {})
         _check_settings(source.get("parameters"), "models.", method, OF_A_MODEL)
 
 
-def _objects(value: Any, where: str) -> list[dict[str, Any]]:
+def _objects(value: Any, where: str, needed: str) -> list[dict[str, Any]]:
+    """A list of objects, or nothing where it is not there; each has what is `needed`."""
     if value is not None and not (isinstance(value, list) and value and all(isinstance(v, dict) for v in value)):
         raise ValueError(f"{where}: expected a list of objects, found {str(value)[:60]!r}")
+    if lacking := [v for v in value or () if v.get(needed) is None]:
+        raise ValueError(f"{where}: expected {needed} in each, found none in {str(lacking[0])[:60]}")
     return value or []
 
 
