@@ -132,6 +132,22 @@ def test_restore_tax_and_search_from_the_command_line(world: Path, tmp_path: Pat
     assert Recipe.read(tmp_path / "recipe.json").mean == pytest.approx(0.5)
 
 
+def test_a_rough_answer_says_so_and_measures_little(world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    made = run("restore", *arguments(world, "--keep-reward", "0.3", "--fast", "--quiet", "--json"), "-o", out)
+    assert made.exit_code == 0, made.output
+    result = json.loads(made.stdout)
+    assert result["verdict"].startswith(
+        "A rough answer (--fast): at most 32 prompts and items a part, and 32 tokens a "
+    )
+    assert result["settings"]["fast"]
+    assert {p["name"] for p in result["points"]} <= {"PRE", "POST", "MA 0.6", "MA 0.8", "LiNeS 0.6", "LiNeS 0.8"}
+    assert result["settings"]["limit"] == result["settings"]["prompt_limit"] == 32
+    told = run("tax", *arguments(world, "--fast", "--quiet"))
+    assert told.exit_code == 0, told.output
+    assert "A rough answer (--fast)" in " ".join(told.output.split())
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_is_stopped_goes_on_where_it_was(world: Path, tmp_path: Path, stop: signal.Signals) -> None:
     out, work = tmp_path / "out", tmp_path / "out.work"

@@ -39,6 +39,7 @@ from counterpoise.language.costs import (
 )
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example, response_nll
+from counterpoise.planning.shorter import shorter
 from counterpoise.planning.stages import Loop, align_stages, restore_stages
 from counterpoise.restoration.request import Request
 from counterpoise.search.candidates import CONTROLS, HMA, PASSES, Extent, TwoSided, two_sided_passes
@@ -449,3 +450,30 @@ def test_a_dry_run_is_json_when_asked(world: Path) -> None:
         assert plan["seconds"] == pytest.approx(sum(s["seconds"] for s in plan["stages"]))
         assert plan["peak"] >= sum(plan["resident"].values())
         assert {"told", "assumed", "disk", "mapped", "device"} <= set(plan)
+
+
+def test_what_would_be_shorter_takes_as_long_as_its_own_dry_run_says(world: Path) -> None:
+    slow = ["--json", "--speed", "3e4,3e6", "--max-new-tokens", 64]  # the last one counts
+    pairs = ["--prompts", world / "prompts.jsonl", "--reward", "world:early_letters"]
+    for command, more in ((restore, ()), (align, ("ppo", *pairs))):
+        whole = json.loads(command(world, *more, *slow).stdout)
+        assert whole["seconds"] > 86400
+        assert 1 <= len(whole["shorter"]) <= 3
+        for told in whole["shorter"]:
+            assert told["seconds"] < 86400
+            again = json.loads(command(world, *more, *slow, *told["options"].split()).stdout)
+            assert again["seconds"] == pytest.approx(told["seconds"])
+    assert json.loads(restore(world, "--json").stdout)["shorter"] == []  # minutes
+
+
+def test_options_go_together_where_one_alone_is_not_enough() -> None:
+    def planned(size: float) -> Plan:
+        return Plan((Stage("all", "", Work(size)),), {}, "float32")
+
+    ways = {"--half": lambda s: s / 2, "--third": lambda s: s / 3, "--same": lambda s: s}
+    speed = Speed(1.0, 1.0)
+    assert shorter(5 * 3600.0, ways, planned, speed) == [("--third --half", 5 * 600)]
+    assert shorter(2.5 * 3600, ways, planned, speed) == [("--third", 3000.0)]
+    assert shorter(3599.0, ways, planned, speed) == []
+    for name, said in (("--third", 80), ("--half", 120)):
+        assert (name, said * 3600.0) in shorter(240 * 3600.0, {name: ways[name]}, planned, speed)

@@ -158,7 +158,7 @@ WRONG = [
     (TRAIN, "--lr -1", "lr: expected a positive number, found -1.0"),
     (TRAIN, "--dropout 1.5", "dropout: expected a share in [0, 1), found 1.5"),
     (TRAIN, "--width 0", "expected width and max_tokens of at least 1, found 0 and 256"),
-    (TRAIN, "--weighting best", "weighting: expected one of uniform"),
+    (TRAIN, "--weighting best", "Invalid value for '--weighting': 'best' is not one of 'uniform'"),
     (TRAIN, "--weighting uniform --rho 0.5", "weighting uniform: expected no settings, found rho; leave them out"),
     (TRAIN, "--rho 0.5 --min-effective-tasks 1", "weighting bandit: expected rho or min_effective_tasks, found both"),
     (TRAIN, "--vectors glove.txt --dimension 50", "--dimension: does nothing here"),

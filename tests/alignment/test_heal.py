@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import counterpoise
@@ -25,6 +26,7 @@ from counterpoise.checkpoints.preflight import preflight
 from counterpoise.cli.app import app
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example, Scored, score_responses
+from counterpoise.planning.heal import plan_heal
 from tiny import nudge, save_pair, tiny, tokenizer
 from world import make
 
@@ -210,6 +212,10 @@ def test_teachers_that_take_turns_teach_the_same_and_one_is_held_at_a_time(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     healing(world, tmp_path / "both").run()
+    monkeypatch.setattr("counterpoise.alignment.heal.free_memory", lambda device: 1)
+    assert "teachers: both at once" in plan_heal(healing(world, tmp_path / "mapped")).told
+    wide = plan_heal(healing(world, tmp_path / "wide", dtype=torch.float64)).told
+    assert "teachers: memory is too small for both, they take turns from disk" in wide
     monkeypatch.setattr("counterpoise.alignment.heal.too_large", lambda *given: True)
     healing(world, tmp_path / "turns").run()
     both, turns = (weights(tmp_path / name) for name in ("both", "turns"))
@@ -249,8 +255,17 @@ def test_without_abilities_openings_of_pre_are_continued(world: Path, tmp_path: 
     assert told["healed"]["after"]["keep"] < told["healed"]["before"]["keep"]
 
 
+def test_an_ability_whose_questions_leave_no_room_is_left_out_and_told_of(world: Path, tmp_path: Path) -> None:
+    rows = [{"query": "ab" * 62 + str(i), "choices": ["a", "b"], "gold": 0} for i in range(40)]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    both = [f"choices:{tmp_path / 'long.jsonl'}", f"choices:{world / 'guess.jsonl'}"]
+    with pytest.warns(UserWarning, match="long: no question leaves room for 6 tokens more in a context of 128"):
+        _, sources = healing(world, tmp_path / "out", abilities=both).sources(world / "post")
+    assert [source.name for source in sources] == ["alignment", "guess"]
+
+
 def test_questions_hold_no_answer(world: Path) -> None:
-    sources = healing(world, world / "none").sources(tokenizer(), 128)
+    _, sources = healing(world, world / "none").sources(world / "post")
     assert [s.name for s in sources] == ["alignment", "guess", "text"]
     words = tokenizer()
     asked = {tuple(words(json.loads(line)["query"])["input_ids"]) for line in (world / "guess.jsonl").open()}
@@ -265,6 +280,8 @@ def test_a_student_that_is_no_average_is_warned_of_and_healed(world: Path, tmp_p
     tokenizer().save_pretrained(tmp_path / "other")
     [warning] = healing(world, tmp_path / "b", start=tmp_path / "other").run()["warnings"]
     assert "no average of the two teachers" in warning
+    [warning] = healing(world, tmp_path / "c", post=world / "pre").run()["warnings"]
+    assert "both teachers are the same model" in warning
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -301,6 +318,18 @@ def spoil(folder: Path, how: str) -> None:
         content["model"]["vocab"] = {w: (i + 7) % len(words) for w, i in words.items()}
         content["added_tokens"] = [{**t, "id": (t["id"] + 7) % len(words)} for t in content["added_tokens"]]
         (folder / "pre" / "tokenizer.json").write_text(json.dumps(content))
+    if how == "words":
+        for path in (folder / "post").glob("tokenizer*"):
+            path.unlink()
+    if how == "adapter":
+        shutil.rmtree(folder / "post")
+        (folder / "post").mkdir()
+        side = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+        size = counterpoise.open_checkpoint(folder / "pre")["model.layers.0.self_attn.q_proj.weight"].shape
+        factors = {side.format("A"): torch.ones(1, size[1]), side.format("B"): torch.ones(size[0], 1)}
+        save_file(factors, folder / "post" / "adapter_model.safetensors")
+        config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}
+        (folder / "post" / "adapter_config.json").write_text(json.dumps(config))
     if how == "tokens":
         for side in ("pre", "post"):
             path = folder / side / "tokenizer_config.json"
@@ -318,6 +347,8 @@ def spoil(folder: Path, how: str) -> None:
             "",
             "expected questions to keep abilities by, or a tokenizer with a token that begins or ends texts",
         ),
+        ("words", "", "expected a tokenizer beside the student's weights, found"),
+        ("adapter", "", "expected whole weights to heal or to teach by, found a LoRA adapter"),
         ("", "--steps 0", "steps: expected at least 1, found 0"),
         ("", "--every 0", "every: expected at least 1, found 0"),
         ("", "--prompts-per-step 0", "batch_size: expected at least 1, found 0"),

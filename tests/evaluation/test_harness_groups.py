@@ -198,7 +198,7 @@ def test_a_group_is_one_row_with_its_subtasks_beneath_it_everywhere(tasks: Path)
     names = [cells[0].text for cells in ability_taxes(made).cells()]
     assert names == ["reward", "both", "· one", "· two", "both", "· one", "· two"]
     assert "· two" in as_markdown(ability_taxes(made))
-    assert "· two" in as_html(ability_taxes(made))
+    assert "· two" in as_html(ability_taxes(made), "title")
     assert tax_rich(made).row_count == 7
 
 

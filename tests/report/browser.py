@@ -61,7 +61,11 @@ class Browser:
         self("Page.navigate", url=path.absolute().as_uri())
         while not any(e.get("method") == "Page.loadEventFired" for e in self.events):
             self.events.append(self._next())
-        self.value("new Promise(done => setTimeout(() => requestAnimationFrame(done), 200))")
+        self.value("""new Promise((done) => {
+            const look = () => document.body.dataset.drawn || !document.querySelector(".plot")
+                ? requestAnimationFrame(() => setTimeout(done, 100)) : setTimeout(look, 20);
+            look();
+        })""")
 
     def value(self, expression: str) -> Any:
         """The value of a JavaScript expression; promises are awaited."""

@@ -14,7 +14,7 @@ from report import browser
 def _without_plotly(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """plotly.js has 5 MB; only a browser needs it."""
     if "tab" not in request.fixturenames:
-        monkeypatch.setattr(page, "plotly_script", lambda: "")
+        monkeypatch.setattr(page, "plotly_script", lambda: ("", ""))
 
 
 @pytest.fixture(scope="module")

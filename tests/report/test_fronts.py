@@ -27,7 +27,7 @@ from report.test_report import Elements
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 DEMO, HMA = (EXPERIMENTS / name / "results" for name in ("demo", "hma"))
-COMMITTED = [HMA / "real_run.json", HMA / "partwise.json", *(DEMO / f"seed-{n}.json" for n in range(10))]
+COMMITTED = [HMA / "real_run.json", *(DEMO / f"seed-{n}.json" for n in range(10))]
 
 
 def scores(reward: float, ability: float, seed: int) -> Scores:
@@ -241,7 +241,7 @@ def test_likelihood_and_accuracy_stand_side_by_side_from_the_items(tmp_path: Pat
     page = Elements(fronts.fronts_page([panel]))
     assert f"{by_accuracy}|held-out" in page.figures["front-1"]
     title = page.figures["front-1"][f"{by_accuracy}|held-out"]["layout"]["xaxis"]["title"]["text"]
-    assert title == "Retention by accuracy (0: PRE; −1: all that each ability lost)"
+    assert title == "Retention by accuracy: minus the tax left<br>0: PRE; −1: all that each ability lost"
 
 
 def test_another_metric_or_another_unit_is_another_front_and_it_says_why(tmp_path: Path) -> None:
@@ -268,8 +268,7 @@ def test_the_committed_results_are_drawn(tmp_path: Path) -> None:
     panels = read_comparisons(COMMITTED)
     assert len(panels) == 2
     real = next(p for p in panels if p.reward)
-    assert real.runs[0].files == ("real_run", "partwise")
-    assert real.notes == ("partwise names no reward; it is drawn here because it has the same abilities and metrics",)
+    assert real.runs[0].files == ("real_run",)
     recorded = json.loads((EXPERIMENTS / "hma" / "results" / "real_run.json").read_text())["hypervolume"]
     found = fronts.hypervolumes(real.runs[0].results)
     assert {m: found[m] for m in recorded} == pytest.approx(recorded)
@@ -311,8 +310,8 @@ def test_every_method_has_a_colour_of_its_own() -> None:
 def test_files_that_are_no_results(tmp_path: Path) -> None:
     for text, message in {
         "rubbish": "expected json, found 'rubbish'",
-        "[]": "with points or a tax table, found a list",
-        '{"points": []}': "with points or a tax table, found neither",
+        "[]": "with points, found a list",
+        '{"points": []}': "with points, found none",
         '{"points": [{"name": "a"}]}': "points\\[0\\].method: expected a text, found 'None'",
     }.items():
         (tmp_path / "f.json").write_text(text)

@@ -78,9 +78,64 @@ def test_the_browser_draws_all_figures_and_complains_of_nothing(opened: browser.
     drawn = opened.value(
         "[...document.querySelectorAll('.plot')].map((p) => p.querySelectorAll('.main-svg').length > 0)"
     )
-    assert drawn == [True] * 4  # front, taxes, ratios, search
+    assert drawn == [True] * 3  # front, taxes, ratios
     assert opened.complaints() == []
     assert [url.rsplit("/", 1)[-1] for url in opened.requests()] == ["report.html"]
+
+
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (800, True), (1400, False)])
+def test_no_word_of_a_figure_is_cut_and_none_lies_on_a_point(
+    tab: browser.Browser, tmp_path: Path, width: int, dark: bool
+) -> None:
+    path = tmp_path / "report.html"
+    records.write_whole(path, html.report_page(made.results()))
+    assert path.stat().st_size < 2.4e6  # plotly.js alone has 4.8 MB
+    tab.open(path, width=width, dark=dark)
+    tab.value(menu(1, 1))  # all points, those of validation data
+    cut = tab.value("""[...document.querySelectorAll(".plot")].flatMap((place) => {
+        const box = place.getBoundingClientRect();
+        return [...place.querySelectorAll("text")].filter((text) => {
+            const at = text.getBoundingClientRect();
+            return at.left < box.left - 1 || at.right > box.right + 1 || at.top < box.top - 1 || at.bottom > box.bottom + 1;
+        }).map((text) => text.textContent);
+    })""")
+    assert cut == []
+    covered = tab.value("""(() => {
+        const place = document.querySelector(".plot");
+        const points = [...place.querySelectorAll(".scatterlayer .point")].map((p) => p.getBoundingClientRect());
+        return [...place.querySelectorAll(".annotation-text, .legendtext")].filter((text) => {
+            const at = text.getBoundingClientRect(), inside = (p) => (p.left + p.right) / 2 > at.left &&
+                (p.left + p.right) / 2 < at.right && (p.top + p.bottom) / 2 > at.top && (p.top + p.bottom) / 2 < at.bottom;
+            return points.some(inside);
+        }).map((text) => text.textContent);
+    })()""")
+    assert covered == []
+    assert "90% of the reward gain" in tab.value("document.querySelector('.plot .legend').textContent")
+
+
+def test_on_paper_figures_are_light_and_what_is_folded_is_open(tab: browser.Browser, tmp_path: Path) -> None:
+    records.write_whole(tmp_path / "report.html", html.report_page(made.results()))
+    tab.open(tmp_path / "report.html", dark=True)
+    state = """(() => {
+        const {paper_bgcolor, width} = document.querySelector(".plot").layout;
+        return [paper_bgcolor, width ?? null, [...document.querySelectorAll("details")].every((d) => d.open)];
+    })()"""
+    dark = tab.value(state)
+    tab.value("dispatchEvent(new Event('beforeprint'))")
+    assert tab.value(state) == ["#ffffff", 680, True]
+    tab.value("dispatchEvent(new Event('afterprint'))")
+    assert tab.value(state)[:2] == dark[:2] != ["#ffffff", 680]
+
+
+def test_figures_and_tables_have_names_that_are_read_out() -> None:
+    tags = Elements(html.report_page(made.results())).tags
+    ids = {a["id"] for _, a in tags if "id" in a}
+    figures = [a for _, a in tags if "data-figure" in a]
+    assert all(a["role"] == "img" and a["aria-label"] and a["aria-describedby"] in ids for a in figures)
+    boxes = [a for _, a in tags if a.get("class") == "scroll"]
+    assert all(a["role"] == "region" and a["aria-label"] and a["tabindex"] == "0" for a in boxes)
+    assert len(boxes) == sum(tag == "table" for tag, _ in tags) == sum(tag == "caption" for tag, _ in tags) > 5
+    assert {a["scope"] for tag, a in tags if tag == "th"} == {"col", "row"}
 
 
 def test_hovering_names_the_point(opened: browser.Browser) -> None:
@@ -157,11 +212,11 @@ def test_a_part_may_be_missing(key: str, how: str) -> None:
     else:
         found[key] = None
     page = Elements(html.report_page(found))
-    expected = {"front", "taxes", "ratios", "searches"} - {"search": {"searches"}, "tax": {"taxes"}}.get(key, set())
+    expected = {"front", "taxes", "ratios"} - ({"taxes"} if key == "tax" else set())
     expected -= {"front", "ratios"} if key == "points" else set()
     assert set(page.figures) == expected
     assert [a["data-figure"] for _, a in page.tags if "data-figure" in a] == sorted(
-        expected, key=["front", "taxes", "ratios", "searches"].index
+        expected, key=["front", "taxes", "ratios"].index
     )
 
 

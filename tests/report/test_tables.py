@@ -21,7 +21,7 @@ from counterpoise.tables.grid import Cell, Column, Table, as_html, as_markdown, 
 from report import made
 
 TABLES = [
-    taxes.ability_taxes, taxes.both_kinds, taxes.against_ma, tables.volume_table, tables.pick_ratios, tables.measured,
+    taxes.ability_taxes, taxes.both_kinds, taxes.against_ma, tables.pick_ratios, tables.measured,
     tables.search_table, tables.files, shifts.distances, shifts.flips, logs.calibrations,
 ]  # fmt: skip
 
@@ -72,7 +72,7 @@ def test_the_three_forms_agree(make: Callable[[Any], Table]) -> None:
     expected = [[c.title for c in table.columns]]
     expected += [[f"{c.text} {c.detail}".strip() for c in row] for row in table.cells()]
     assert len(expected) > 2
-    assert [[cell.strip() for cell in row] for row in Rows(as_html(table)).rows] == expected
+    assert [[cell.strip() for cell in row] for row in Rows(as_html(table, "title")).rows] == expected
     assert from_markdown(as_markdown(table)) == expected
     terminal = on_terminal(table)
     for row in table.cells():
@@ -84,7 +84,7 @@ def test_a_cell_cannot_break_out_of_its_table() -> None:
     table = Table(
         (Column(bad, lambda r: Cell(r), False), Column("n", lambda r: Cell("1", strong=True))), (bad, "[red]x[/red]")
     )
-    assert Rows(as_html(table)).rows == [[bad, "n"], [bad, "1"], ["[red]x[/red]", "1"]]
+    assert Rows(as_html(table, "title")).rows == [[bad, "n"], [bad, "1"], ["[red]x[/red]", "1"]]
     flat = bad.replace("\n", " ")
     assert from_markdown(as_markdown(table)) == [[flat, "n"], [flat, "1"], ["[red]x[/red]", "1"]]
     assert "<" not in as_markdown(table)

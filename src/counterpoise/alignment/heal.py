@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,8 @@ from counterpoise.alignment.training import processes
 from counterpoise.alignment.training.precision import refuse_bf16_of
 from counterpoise.alignment.training.stepping import refuse_settings
 from counterpoise.averaging.line import beside
-from counterpoise.checkpoints.files import refuse_occupied
+from counterpoise.checkpoints.files import CheckpointError, first_line, refuse_occupied
+from counterpoise.checkpoints.lora import LoraCheckpoint
 from counterpoise.checkpoints.matching import refuse_moved_tokens
 from counterpoise.checkpoints.preflight import Pair, preflight
 from counterpoise.evaluation.abilities import Ability, load_abilities
@@ -97,19 +99,33 @@ class Healing:
         refuse_unmeasurable(self.start, self.post, self.pre)
 
     def pairs(self) -> tuple[Pair, Pair]:
-        """PRE with POST, and with the student; other names, shapes or tokenizers are a CheckpointError."""
+        """PRE with POST, and with the student; other names, shapes or tokenizers, and adapters, are a CheckpointError."""
         found = preflight(self.pre, self.post), preflight(self.pre, self.start, out=self.out)
         for pair in found:
+            if isinstance(pair.post, LoraCheckpoint):  # whose model would be loaded without it
+                raise CheckpointError(
+                    f"{pair.post.source}: expected whole weights to heal or to teach by, found a LoRA adapter; write them "
+                    f"first: counterpoise average {pair.pre.source} {pair.post.source} --ratio 1 -o FOLDER"
+                )
             refuse_moved_tokens(pair.pre, pair.post)
         return found
 
-    def sources(self, tokenizer: Any, context: int | None) -> list[Asked]:
-        """The alignment prompts and the questions of each ability that has some.
+    def sources(self, student: Path) -> tuple[Any, list[Asked]]:
+        """The student's tokenizer, and the alignment prompts before the questions of each ability that has some.
 
         Raises:
+            CheckpointError: no tokenizer in the student's folder.
             ValueError: no prompts in a part, one that does not fit, and nothing to keep abilities by: no question, and no
                 token by which PRE would begin a text of its own.
         """
+        from transformers import AutoConfig, AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(student, trust_remote_code=False)
+        except (ValueError, OSError, KeyError) as error:
+            told = f"{student}: expected a tokenizer beside the student's weights, found: {first_line(error)}"
+            raise CheckpointError(told) from None
+        context = context_of(AutoConfig.from_pretrained(student, trust_remote_code=False))
         how, parts, prompts, abilities = self.drawing, PARTS[:2], self.prompts, self.abilities
         panel = Panel(read_prompts(prompts) if isinstance(prompts, (str, Path)) else prompts, lambda *_: [], ())
         room: dict[str, Any] = {"chat": how.chat, "new": how.max_new_tokens, "limit": context}
@@ -118,58 +134,54 @@ class Healing:
         specs = [a for a in abilities if isinstance(a, str)]
         loaded = load_abilities(specs, trust_tasks=self.trust_tasks) + [a for a in abilities if not isinstance(a, str)]
         for ability in loaded:
-            asked = (ability.questions(tokenizer, part, how) for part in parts)
+            asked = [ability.questions(tokenizer, part, how) for part in parts]
             cut = [tuple(q for q in qs if context is None or len(q) + how.max_new_tokens <= context) for qs in asked]
             if all(cut):
                 found.append(Asked(ability.name, cut[0], cut[1][: max(8, CHECKED // len(loaded))]))
+            elif all(asked):
+                warnings.warn(
+                    f"{ability.name}: no question leaves room for {how.max_new_tokens} tokens more in a context of {context}; "
+                    "it is not asked", stacklevel=2,
+                )  # fmt: skip
         if len(found) == 1 and begins(tokenizer) is None:
             raise ValueError(
                 "heal: expected questions to keep abilities by, or a tokenizer with a token that begins or ends texts, from "
                 "which PRE draws openings of its own, found neither; give --abilities"
             )
-        return found
+        return tokenizer, found
 
     def run(self, *, command: str | None = None, progress: Stages | None = None) -> dict[str, Any]:
         """Heal, from files to files; see `heal`."""
-        from transformers import AutoConfig, AutoTokenizer
-
         processes.join(self.device)
         self.check()
         pair, own = self.pairs()
-        warnings = [*pair.warnings, *own.warnings, *off_line(pair, own)]
-        tokenizer = AutoTokenizer.from_pretrained(own.post.tokenizer_folder, trust_remote_code=False)
-        sources = self.sources(
-            tokenizer, context_of(AutoConfig.from_pretrained(own.post.folder, trust_remote_code=False))
-        )
-        turns = too_large(pair, self)
-        teachers = Teachers(pair.post.folder, pair.pre.folder, turns=turns, **self.how)
+        warned = [*dict.fromkeys([*pair.warnings, *own.warnings, *off_line(pair, own)])]
+        tokenizer, sources = self.sources(own.post.folder)
+        teachers = Teachers(pair.post.folder, pair.pre.folder, turns=too_large(pair, self), **self.how)
         if len(sources) == 1:
             drawn = openings(teachers(PRE), tokenizer, self.openings + CHECKED, self.drawing.seed)
             sources.append(Asked("openings", tuple(drawn[CHECKED:]), tuple(drawn[:CHECKED])))
-        told = {"align_teacher": pair.post.sha256, "keep_teacher": pair.pre.sha256}
         method = partial(
             teach, asked=sources, teachers=teachers, start=own.post.folder, drawing=self.drawing, teaching=self.teaching
         )
         record = align(
-            own.post.folder, self.out, method, told=told, work=self.work, **self.how, command=command, progress=progress
-        )
+            own.post.folder, self.out, method, work=self.work, **self.how, command=command, progress=progress,
+            told={"align_teacher": pair.post.sha256, "keep_teacher": pair.pre.sha256},
+        )  # fmt: skip
         looked = read_lines(self.out / "metrics.jsonl")
-        healed: dict[str, Any] = {
-            "start": str(self.start),
-            "post": str(self.post),
-            "pre": str(self.pre),
+        healed: dict[str, Any] = public({
+            "start": str(self.start), "post": str(self.post), "pre": str(self.pre),
             "before": looked[0],
             "after": looked[best_of(looked)],
-            "warnings": warnings,
+            "warnings": warned,
             **{k: sum(line[k] for line in looked) for k in ("drawn", "trained", "seconds")},
             "line": beside(pair, preflight(self.pre, self.out))._asdict(),
-        }
-        healed = public(healed)
+        })  # fmt: skip
         if processes.is_first() and not (self.out / "heal.json").is_file():
             front = (self.out / "README.md").read_text(encoding="utf-8").partition("# Aligned checkpoint")[0]
             write_whole(self.out / "README.md", front + CARD.format(**{**record["settings"], **healed}))
             write_json(self.out / "heal.json", healed)
-        return {**record, "healed": healed, "warnings": warnings}
+        return {**record, "healed": healed, "warnings": warned}
 
 
 def heal(
@@ -217,6 +229,8 @@ def off_line(pair: Pair, model: Pair) -> list[str]:
     found = beside(pair, model)
     if found.spread <= 0.01:
         return []
+    if math.isinf(found.spread):
+        return ["both teachers are the same model, and the student another: it is healed towards that one"]
     return [
         f"the student is no average of the two teachers: it lies {found.distance:.2f} times |POST - PRE| away from the line "
         "between them; it is healed all the same"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
@@ -14,22 +14,31 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from counterpoise.averaging.mergekit import Mergekit, is_yaml
 from counterpoise.averaging.mix import LARGEST, Donor, mix, refuse_donor
 from counterpoise.averaging.recipe import refuse_unlike
-from counterpoise.averaging.streaming import other_inputs, write
-from counterpoise.averaging.thinning import elected_mean, generator_for, in_order, kept, largest
+from counterpoise.averaging.streaming import Mixed, other_inputs, write
+from counterpoise.averaging.thinning import (
+    Keep,
+    elected_mean,
+    everything,
+    generator_for,
+    in_order,
+    kept,
+    largest,
+    update_of,
+    updates,
+)
 from counterpoise.checkpoints.about import described, inherited
 from counterpoise.checkpoints.files import CheckpointError, refuse_occupied, staged
 from counterpoise.checkpoints.opening import open_checkpoint
-from counterpoise.checkpoints.preflight import Pair, preflight, stretches
+from counterpoise.checkpoints.preflight import Pair, preflight
 from counterpoise.checkpoints.reading import parse_json, read_text
-from counterpoise.checkpoints.rounding import narrow, wide_dtype
+from counterpoise.checkpoints.rounding import narrow
 from counterpoise.records import Stages, named, public, versions, write_json
 
 Method = Literal["ties", "dare", "dare-ties"]
 Scope = Literal["model", "tensor"]
-Keep = Callable[[Tensor], Tensor]
-"""Takes the next stretch of an update and says which of its elements are kept."""
 MERGE_FORMAT = "counterpoise merge 1"
 
 
@@ -72,16 +81,41 @@ class Merge:
         """What a kept element is multiplied by."""
         return 1.0 if self.method == "ties" else 1.0 / self.density
 
+    def check(self, pairs: Sequence[Pair]) -> None:
+        """Raise a ValueError for a number of weights that is not that of the POSTs."""
+        if len(self.weights) not in (0, len(pairs)):
+            raise ValueError(f"merge: expected one weight per POST, found {len(self.weights)} for {len(pairs)}")
+
+    def mixer(self, pairs: Sequence[Pair], progress: Stages | None) -> Mixed:
+        """What becomes of each stretch; whole updates are ranked first."""
+        return partial(_merged, self, _keepers(pairs, self, progress))
+
+    def __str__(self) -> str:
+        drawn = f"of each update a random {self.density:.3g}, enlarged by its inverse"
+        ways = {
+            "ties": f"of each update the largest {self.density:.3g}, ranked in the whole {self.scope}; signs elected (TIES)",
+            "dare": f"{drawn} (DARE, seed {self.seed})",
+            "dare-ties": f"{drawn}; signs elected (DARE and TIES, seed {self.seed})",
+        }
+        return f"`pre + {self.ratio:g} * merged(post - pre)`: {ways[self.method]}"
+
 
 @dataclass(frozen=True)
 class MergeRecipe:
     """What made a merged checkpoint; recipe.json holds it."""
 
-    plan: Merge
+    plan: Merge | Mergekit
     inputs: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+
+    @property
+    def told(self) -> str:
+        """Itself in a few words."""
+        plan, count = self.plan, len(self.inputs) - 1
+        how = f", density {plan.density:g}, ratio {plan.ratio:g}" if isinstance(plan, Merge) else ""
+        return f"{plan.method} of {count} {'update' if count == 1 else 'updates'}{how}"
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict; `read` takes it from a file."""
@@ -89,15 +123,18 @@ class MergeRecipe:
 
     @classmethod
     def read(cls, path: str | Path) -> MergeRecipe:
-        """Read the recipe.json of a merge."""
+        """Read the recipe.json of a merge, or a recipe of mergekit (.yml, .yaml)."""
+        if is_yaml(path):
+            return cls(Mergekit.read(path))
         try:
             content = parse_json(read_text(path), str(path))
             if (found := content.get("format") if isinstance(content, dict) else content) != MERGE_FORMAT:
                 raise ValueError(f"expected format: {MERGE_FORMAT}, found {str(found)[:60]!r}")
             refuse_unlike(content)
-            plan = {**content["plan"], "weights": tuple(content["plan"]["weights"])}
-            rest = {k: content[k] for k in ("inputs", "settings", "versions")}
-            return cls(Merge(**plan), **rest, warnings=tuple(content["warnings"]))
+            told, rest = content["plan"], {k: content[k] for k in ("inputs", "settings", "versions")}
+            own = "document" not in told
+            plan = Merge(**{**told, "weights": tuple(told["weights"])}) if own else Mergekit(**told)
+            return cls(plan, **rest, warnings=tuple(content["warnings"]))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(
                 f"{path}: not the recipe of a merge ({type(error).__name__}: {str(error)[:200]})"
@@ -108,7 +145,7 @@ def merge(
     pre: str | Path,
     posts: Sequence[str | Path],
     out: str | Path,
-    plan: Merge | MergeRecipe,
+    plan: Merge | Mergekit | MergeRecipe,
     *,
     donor: Donor | None = None,
     drop: Sequence[str] | None = None,
@@ -135,21 +172,19 @@ def merge(
     Raises:
         CheckpointError: the checkpoints do not fit (see `preflight`), NaN or Inf, unrelated models, an occupied `out`, an
             input that changes meanwhile.
-        ValueError: a number of weights that is not that of the POSTs.
+        ValueError: a number of POSTs that is not that of the plan; see `Merge.check` and `Mergekit.check`.
     """
     refuse_donor(donor)
     again = plan if isinstance(plan, MergeRecipe) else MergeRecipe(plan)
     plan = again.plan
-    giver = donor or again.settings.get("donor", "post")
+    giver = donor or again.settings.get("donor", "post" if isinstance(plan, Merge) else plan.donor)
     patterns = drop or [escape(name) for name in again.settings.get("dropped", ())]
-    if not posts or len(plan.weights) not in (0, len(posts)):
-        raise ValueError(f"merge: expected one weight per POST, found {len(plan.weights)} for {len(posts)}")
     refuse_occupied(Path(out).absolute())
-    pairs = _pairs(pre, posts, patterns, out)
+    pairs = pairs_of(pre, posts, patterns, out)
+    plan.check(pairs)
     with staged(out) as folder:
-        keepers = _keepers(pairs, plan, progress)
-        mixed, merging = partial(_merged, plan, keepers), named(progress, "merging")
-        counts = dict.fromkeys(keepers, 1)
+        mixed, merging = plan.mixer(pairs, progress), named(progress, "merging")
+        counts = dict.fromkeys(pairs[0].names, 1)
         told = write(pairs, folder, mixed, counts, merging, donor=giver, allow_unrelated=allow_unrelated)
         names = ["post"] if len(pairs) == 1 else [f"post {i}" for i in range(1, len(pairs) + 1)]
         checkpoints = {"pre": pairs[0].pre, **{n: p.post for n, p in zip(names, pairs, strict=True)}}
@@ -168,7 +203,14 @@ def merge(
     return recipe
 
 
-def _pairs(pre: str | Path, posts: Sequence[str | Path], drop: Sequence[str], out: str | Path) -> list[Pair]:
+def pairs_of(pre: str | Path, posts: Sequence[str | Path], drop: Sequence[str], out: str | Path) -> list[Pair]:
+    """PRE with each POST, checked to fit.
+
+    Raises:
+        CheckpointError: see `preflight`; POSTs that are not saved alike.
+    """
+    if not posts:
+        raise ValueError("merge: expected at least one POST, found none")
     pairs = [preflight(pre, post, drop=patterns, out=out) for post, patterns in _drops(pre, posts, drop)]
     for pair in pairs[1:]:
         if lost := set(pairs[0].names) ^ set(pair.names):
@@ -196,12 +238,12 @@ def _merged(
     """One flat stretch of the merge, in the first POST's dtype."""
     if not posts[0].is_floating_point():
         return posts[0]
-    updates = [_update(pre, post) for post in posts]
-    masks = [keep(update) for keep, update in zip(keepers[name], updates, strict=True)]
+    moves = [update_of(pre, post) for post in posts]
+    masks = [keep(move) for keep, move in zip(keepers[name], moves, strict=True)]
     if len(posts) == 1:
         moved = mix(pre, posts[0], plan.ratio * plan.scale, key=key, start=start)
         return torch.where(masks[0], moved, pre.to(moved.dtype))
-    sparse = [update * mask * plan.scale for update, mask in zip(updates, masks, strict=True)]
+    sparse = [move * mask * plan.scale for move, mask in zip(moves, masks, strict=True)]
     weights = plan.weights or (1.0,) * len(posts)
     if plan.method == "dare":
         update = in_order([u * w for u, w in zip(sparse, weights, strict=True)]) / math.fsum(weights)
@@ -214,7 +256,7 @@ def _keepers(pairs: Sequence[Pair], plan: Merge, progress: Stages | None) -> dic
     """For every tensor, one `Keep` per POST."""
     first, count = pairs[0], len(pairs)
     if plan.density == 1:
-        return {n: [lambda update: torch.ones_like(update, dtype=torch.bool)] * count for n in first.names}
+        return {n: [everything] * count for n in first.names}
     if plan.method != "ties":
         return {
             n: [partial(kept, density=plan.density, generator=generator_for(plan.seed, i, n)) for i in range(count)]
@@ -226,7 +268,7 @@ def _keepers(pairs: Sequence[Pair], plan: Merge, progress: Stages | None) -> dic
     total, done = count * len(groups), 0
     for pair in pairs:
         for group in groups:
-            keeper = largest(partial(_updates, pair, group), plan.density)
+            keeper = largest(partial(updates, pair, group), plan.density)
             for name in group:
                 keepers[name].append(keeper)
             done += 1
@@ -235,35 +277,16 @@ def _keepers(pairs: Sequence[Pair], plan: Merge, progress: Stages | None) -> dic
     return keepers
 
 
-def _updates(pair: Pair, names: Sequence[str]) -> Iterator[Tensor]:
-    for name in names:
-        if pair.post.dtype(name).is_floating_point:
-            for _, (pre, post) in stretches(*pair.tensors(name)):
-                yield _update(pre, post)
-
-
-def _update(pre: Tensor, post: Tensor) -> Tensor:
-    wide = wide_dtype(pre, post)
-    return post.to(wide) - pre.to(wide)
-
-
 def _card(recipe: MergeRecipe) -> str:
     """README.md: what it is and how to make it again."""
     from counterpoise.tables.card import front_matter
     from counterpoise.tables.grid import as_markdown
     from counterpoise.tables.tables import files
 
-    plan = recipe.plan
-    drawn = f"of each update a random {plan.density:.3g}, enlarged by its inverse"
-    ways = {
-        "ties": f"of each update the largest {plan.density:.3g}, ranked in the whole {plan.scope}; signs elected (TIES)",
-        "dare": f"{drawn} (DARE, seed {plan.seed})",
-        "dare-ties": f"{drawn}; signs elected (DARE and TIES, seed {plan.seed})",
-    }
     parts = [
         front_matter(recipe.inputs, relation="merge"),
         "# Merged checkpoint",
-        f"`pre + {plan.ratio:g} * merged(post - pre)`: {ways[plan.method]}; `recipe.json` holds the settings.",
+        f"{recipe.plan}; `recipe.json` holds the settings.",
         *(["## Warnings\n\n" + "\n".join(f"- {w}" for w in recipe.warnings)] if recipe.warnings else []),
         "## Made from",
         as_markdown(files({"inputs": recipe.inputs})),

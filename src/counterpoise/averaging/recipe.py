@@ -36,6 +36,11 @@ class Recipe:
         """The weighted mean ratio, which the tensors outside the blocks take."""
         return self.partition.mean(self.ratios)
 
+    @property
+    def told(self) -> str:
+        """Itself in a few words."""
+        return f"{len(self.ratios)} {'ratio' if len(self.ratios) == 1 else 'ratios'}, mean {self.mean:g}"
+
     def to_json(self) -> dict[str, Any]:
         """A plain dict; `Recipe.from_json` reads it back."""
         blocks = [

@@ -10,12 +10,17 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from counterpoise.checkpoints.preflight import Pair, stretches
+from counterpoise.checkpoints.rounding import wide_dtype
+
+Keep = Callable[[Tensor], Tensor]
+"""Takes the next stretch of an update and says which of its elements are kept."""
 LOW_BITS = 15  # of the 31 bits of a float32 magnitude; the other 16 are counted first
 
 
@@ -105,6 +110,25 @@ def _border(counts: Tensor, k: int) -> tuple[int, int]:
 
 def _bits(update: Tensor) -> Tensor:
     return update.abs().float().contiguous().view(torch.int32)
+
+
+def everything(update: Tensor) -> Tensor:
+    """All of a stretch is kept."""
+    return torch.ones_like(update, dtype=torch.bool)
+
+
+def updates(pair: Pair, names: Sequence[str]) -> Iterator[Tensor]:
+    """What training moved, of these tensors one after the other, stretch by stretch."""
+    for name in names:
+        if pair.post.dtype(name).is_floating_point:
+            for _, (pre, post) in stretches(*pair.tensors(name)):
+                yield update_of(pre, post)
+
+
+def update_of(pre: Tensor, post: Tensor) -> Tensor:
+    """post - pre, in at least float32."""
+    wide = wide_dtype(pre, post)
+    return post.to(wide) - pre.to(wide)
 
 
 def kept(update: Tensor, density: float, generator: torch.Generator) -> Tensor:

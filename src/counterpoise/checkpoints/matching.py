@@ -22,7 +22,7 @@ def same_vocabulary(pre: Checkpoint, post: Checkpoint) -> list[str]:
             f"PRE has a vocabulary of {sizes[0]}, POST of {sizes[1]}; resize one to the other's tokens "
             "(resize_token_embeddings) so that each row means the same token"
         )
-    words = [_vocabulary(c) for c in (pre, post)]
+    words = [vocabulary(c) for c in (pre, post)]
     if not all(words) or words[0] == words[1]:
         return []
     differing = sorted(k for k in words[0].keys() | words[1].keys() if words[0].get(k) != words[1].get(k))
@@ -34,7 +34,7 @@ def same_vocabulary(pre: Checkpoint, post: Checkpoint) -> list[str]:
 
 def refuse_moved_tokens(pre: Checkpoint, post: Checkpoint) -> None:
     """Raise a CheckpointError where a token that both know has two ids: one would teach the other another language."""
-    words = [_vocabulary(c) for c in (pre, post)]
+    words = [vocabulary(c) for c in (pre, post)]
     if moved := sorted(w for w in words[0].keys() & words[1].keys() if words[0][w] != words[1][w]):
         ids = [w[moved[0]] for w in words]
         raise CheckpointError(
@@ -43,7 +43,8 @@ def refuse_moved_tokens(pre: Checkpoint, post: Checkpoint) -> None:
         )
 
 
-def _vocabulary(checkpoint: Checkpoint) -> dict[str, Any]:
+def vocabulary(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Token -> id, from tokenizer.json; empty without one."""
     path = checkpoint.tokenizer_folder / "tokenizer.json"
     if not path.is_file():
         return {}

@@ -7,31 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from counterpoise.cli import options
 from counterpoise.cli.help import Commands, Group, general, group, machine, measured, option
-from counterpoise.cli.options import (
-    AsJson,
-    BFloat16,
-    Device,
-    DryRun,
-    MicroBatch,
-    NewTokens,
-    NoChat,
-    Out,
-    Prompts,
-    Quiet,
-    RewardOption,
-    Seed,
-    SpeedOption,
-    Temperature,
-    WeightsDtype,
-    WholeDtype,
-    WorkFolder,
-    device_of,
-    dtype_of,
-    given,
-    refuse_without,
-    speed_of,
-)
 from counterpoise.cli.push import Push, check_push, push
 from counterpoise.cli.terminal import bars, command_line, plain_errors, print_json, warn
 
@@ -57,8 +34,7 @@ Model = Annotated[
     str, typer.Argument(help="Checkpoint to start from: a folder, or a hub id (org/name, org/name@revision).")
 ]
 StateFolder = Annotated[
-    Path | None,
-    general("FOLDER", "Checkpoints on the way, state to go on from (default OUT.work)."),
+    Path | None, general("FOLDER", "Checkpoints on the way, state to go on from (default OUT.work).")
 ]
 SETTINGS = "iterations prompts_per_iteration n epochs learning_rate batch_size".split()
 SETTINGS += "draw_batch_size max_new_tokens temperature beta kl kl_target".split()
@@ -74,23 +50,19 @@ def model(
     source: Annotated[
         str, typer.Argument(metavar="MODEL", help="PRE: a folder, or a hub id (org/name, org/name@revision).")
     ],
-    out: Out,
+    out: options.Out,
     method: Annotated[Literal["rsf", "ppo", "dpo"], option(None, "How it is aligned.")],
     prompts: Annotated[
-        Path | None,
-        measured("FILE", 'rsf, ppo: jsonl of {"prompt": str} or {"messages": [...]}.'),
+        Path | None, measured("FILE", 'rsf, ppo: jsonl of {"prompt": str} or {"messages": [...]}.')
     ] = None,
     reward: Annotated[
-        str | None,
-        measured("REWARD", "rsf, ppo: sentiment:FILE.csv, module:function, a model folder or a hub id."),
+        str | None, measured("REWARD", "rsf, ppo: sentiment:FILE.csv, module:function, a model folder or a hub id.")
     ] = None,
     preferences: Annotated[
-        Path | None,
-        measured("FILE", "dpo: jsonl or json (.gz) of prompt, chosen, rejected, or of HH transcripts."),
+        Path | None, measured("FILE", "dpo: jsonl or json (.gz) of prompt, chosen, rejected, or of HH transcripts.")
     ] = None,
     samples: Annotated[
-        Path | None,
-        measured("FILE", "rsf, distillation style: what `align collect` wrote, instead of prompts."),
+        Path | None, measured("FILE", "rsf, distillation style: what `align collect` wrote, instead of prompts.")
     ] = None,
     iterations: Annotated[int | None, _setting("N", "rsf (10), ppo (10): rounds of drawing and training.")] = None,
     prompts_per_iteration: Annotated[int | None, _setting("N", "rsf (2048), ppo (512): prompts of a round.")] = None,
@@ -123,26 +95,26 @@ def model(
     merge: Annotated[float | None, _held("X", "Online merging: weight of PRE in each step's update.")] = None,
     merge_keep: Annotated[float | None, _held("X", "With --merge (1): share of elements kept (OnDARE).")] = None,
     merge_base: Annotated[str | None, _held("TEXT", "With --merge: the checkpoint before instruction tuning.")] = None,
-    dry_run: DryRun = False,
-    speed: SpeedOption = None,
+    dry_run: options.DryRun = False,
+    speed: options.SpeedOption = None,
     work: StateFolder = None,
     last_checkpoint_only: Annotated[
-        bool,
-        general(None, "Keep one checkpoint on the way, not every iteration's.", "--last-checkpoint-only"),
+        bool, general(None, "Keep one checkpoint on the way, not every iteration's.", "--last-checkpoint-only")
     ] = False,
-    seed: Seed = 0,
-    device: Device = "auto",
-    dtype: WeightsDtype = "float32",
-    bf16: BFloat16 = False,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.WeightsDtype = "float32",
+    bf16: options.BFloat16 = False,
     shard: Annotated[
         bool,
         machine(None, "rsf, ppo: cut weights, gradients and moments up among torchrun's processes (FSDP).", "--shard"),
     ] = False,
-    micro_batch_size: MicroBatch = 8,
-    no_chat_template: NoChat = False,
+    micro_batch_size: options.MicroBatch = 8,
+    no_chat_template: options.NoChat = False,
+    report_to: options.ReportTo = None,
     push_to: Push = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Align MODEL and write the result to OUT.
 
@@ -157,13 +129,15 @@ def model(
         from counterpoise.alignment.from_options import Alignment, Files
         from counterpoise.alignment.mitigations.table import TABLE
         from counterpoise.alignment.training import processes
+        from counterpoise.alignment.training.tracking import refuse_absent, reporting
 
         check_push(push_to)
+        refuse_absent(report_to or ())
         if not dry_run:
-            refuse_without("--dry-run", given(speed=speed))
-        device = device_of(device)
-        settings = given(**{name: typed[name] for name in SETTINGS})
-        held = given(**{name: typed[name] for row in TABLE for name in (row.option, *row.partners)})
+            options.refuse_without("--dry-run", options.given(speed=speed))
+        device = options.device_of(device)
+        settings = options.given(**{name: typed[name] for name in SETTINGS})
+        held = options.given(**{name: typed[name] for row in TABLE for name in (row.option, *row.partners)})
         wanted = Alignment(
             source,
             out,
@@ -175,7 +149,7 @@ def model(
             micro_batch_size,
             not no_chat_template,
             seed,
-            dtype_of(dtype),
+            options.dtype_of(dtype),
             bf16,
             shard or processes.asked_for("FSDP"),
             device,
@@ -184,32 +158,33 @@ def model(
         if dry_run:
             from counterpoise.cli.plan import tell
             from counterpoise.planning.align import plan_align
+            from counterpoise.planning.shorter import align_ways
 
-            tell(
-                plan_align(wanted, shared_by=processes.expected(wanted.shard)), speed_of(speed), device, as_json=as_json
-            )
+            shared = processes.expected(wanted.shard)
+            tell(wanted, lambda a: plan_align(a, shared_by=shared), align_ways(wanted), speed, device, as_json)
             return
         from counterpoise.language.dtypes import warning
 
         with processes.one_message():
             wanted.check()
         processes.join(device)
-        told = warning(wanted.dtype, dtype_of("bfloat16") if bf16 else wanted.dtype, device)
+        told = warning(wanted.dtype, options.dtype_of("bfloat16") if bf16 else wanted.dtype, device)
         if told and processes.is_first():
             warn([told])
         run, recorded = wanted.bind()
-        record = align(
-            source,
-            out,
-            run,
-            mitigations=wanted.mitigations(),
-            told=recorded,
-            work=work,
-            **wanted.how,
-            keep_checkpoints=wanted.keep_checkpoints,
-            command=command_line(),
-            progress=progress,
-        )
+        with reporting(report_to or (), wanted.folder, device=device):
+            record = align(
+                source,
+                out,
+                run,
+                mitigations=wanted.mitigations(),
+                told=recorded,
+                work=work,
+                **wanted.how,
+                keep_checkpoints=wanted.keep_checkpoints,
+                command=command_line(),
+                progress=progress,
+            )
         if processes.is_first():
             push(out, push_to)
     if not processes.is_first():
@@ -227,18 +202,18 @@ def model(
 def collect(
     source: Annotated[str, typer.Argument(metavar="MODEL", help="A finished model: a folder or a hub id.")],
     out: Annotated[Path, option("FILE", "The jsonl file to write.", "-o", "--out")],
-    prompts: Prompts,
-    reward: RewardOption,
+    prompts: options.Prompts,
+    reward: options.RewardOption,
     n: Annotated[int, option("N", "Responses per prompt.")] = 32,
-    work: WorkFolder = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-    dtype: Annotated[WholeDtype, machine(None, "Of the computation.")] = "float32",
+    work: options.WorkFolder = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: Annotated[options.WholeDtype, machine(None, "Of the computation.")] = "float32",
     micro_batch_size: Annotated[int, machine("N", "Sequences at once.")] = 64,
-    max_new_tokens: NewTokens = 128,
-    temperature: Temperature = 1.0,
-    no_chat_template: NoChat = False,
-    quiet: Quiet = False,
+    max_new_tokens: options.NewTokens = 128,
+    temperature: options.Temperature = 1.0,
+    no_chat_template: options.NoChat = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Collect the best of n responses once, for RSF in distillation style.
 
@@ -253,9 +228,9 @@ def collect(
         from counterpoise.language.sampling import Drawing
         from counterpoise.records import named
 
-        device = device_of(device)
+        device = options.device_of(device)
         drawing = Drawing(n, max_new_tokens, temperature, not no_chat_template, micro_batch_size, seed)
-        wanted = Collection(source, out, prompts, reward, drawing, work, dtype_of(dtype), device)
+        wanted = Collection(source, out, prompts, reward, drawing, work, options.dtype_of(dtype), device)
         found = wanted.run(named(progress, f"best of {n}"))
     count = len(found)
     print(f"{count} responses, mean reward of all {sum(s.mean_reward for s in found) / count:.4f}, "
@@ -266,19 +241,19 @@ def collect(
 @app.command("reward-model")
 def reward_model(
     source: Annotated[str, typer.Argument(metavar="MODEL", help="A language model: a folder or a hub id.")],
-    out: Out,
+    out: options.Out,
     preferences: Annotated[Path, option("FILE", "jsonl or json (.gz) of prompt, chosen, rejected, or HH.")],
     epochs: Annotated[int, option("N", "Passes over the pairs.")] = 1,
     learning_rate: Annotated[float, option("X", "Falls linearly to 0.")] = 1e-5,
     batch_size: Annotated[int, option("N", "Pairs per optimiser step.")] = 32,
-    micro_batch_size: MicroBatch = 8,
+    micro_batch_size: options.MicroBatch = 8,
     max_length: Annotated[int, option("N", "Pairs with more tokens on a side are left out.")] = 1024,
     held_out: Annotated[float, option("X", "Share of the pairs that measures the accuracy.")] = 0.1,
-    seed: Seed = 0,
-    device: Device = "auto",
-    dtype: WeightsDtype = "float32",
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.WeightsDtype = "float32",
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Train a reward model on preferences: OUT serves as --reward OUT here and in restore.
 
@@ -300,8 +275,8 @@ def reward_model(
             max_length=max_length,
             held_out=held_out,
             seed=seed,
-            device=device_of(device),
-            dtype=dtype_of(dtype),
+            device=options.device_of(device),
+            dtype=options.dtype_of(dtype),
             command=command_line(),
             progress=progress,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +17,7 @@ from counterpoise.cli.judge import app as judge
 from counterpoise.cli.merge import merge
 from counterpoise.cli.multitask import app as multitask
 from counterpoise.cli.options import AsJson, Quiet, Seed
+from counterpoise.cli.recipe import app as recipe
 from counterpoise.cli.restore import restore, tax
 from counterpoise.cli.search import search
 from counterpoise.cli.terminal import bars, plain_errors, show_result
@@ -64,9 +67,13 @@ app.add_typer(multitask)
 app.add_typer(judge)
 for later in (search, merge, front):
     app.command()(later)
+app.add_typer(recipe)
 
 
 def main() -> None:
     """Entry point of the `counterpoise` command."""
+    if not sys.stderr.isatty() or {"-q", "--quiet"} & {*sys.argv}:
+        for library in ("HF_HUB", "HF_DATASETS"):  # transformers asks the hub's
+            os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # without the line of code it came from
     app()

@@ -6,83 +6,82 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import typer
+
+from counterpoise.cli import options
 from counterpoise.cli.help import option
-from counterpoise.cli.options import (
-    AsJson,
-    Blocks,
-    DonorOption,
-    Drop,
-    Out,
-    Post,
-    Pre,
-    Quiet,
-    RatioBlocks,
-    Unrelated,
-    given,
-    numbers,
-    refuse_without,
-)
 from counterpoise.cli.push import Push, check_push, push
 from counterpoise.cli.terminal import bars, plain_errors, print_json, uncollected, warn
 
 
 def average(
-    pre: Pre,
-    post: Post,
-    out: Out,
+    ctx: typer.Context,
+    out: options.Out,
+    pre: options.MaybePre = None,
+    post: options.MaybePost = None,
     ratio: Annotated[float | None, option("X", "Share of the update to keep; above 1 extrapolates (ExPO).")] = None,
     ratios: Annotated[str | None, option("X,X", "One share per block, from input to output: 0,0.44,0.76.")] = None,
-    recipe: Annotated[Path | None, option("FILE", "A recipe.json.")] = None,
-    blocks: RatioBlocks = None,
-    donor: DonorOption = "post",
-    drop: Drop = None,
-    allow_unrelated: Unrelated = False,
+    recipe: Annotated[
+        Path | None, option("FILE", "A recipe.json, or a YAML of mergekit, which names its models itself.")
+    ] = None,
+    blocks: options.RatioBlocks = None,
+    donor: options.MaybeDonor = None,
+    drop: options.Drop = None,
+    allow_unrelated: options.Unrelated = False,
     push_to: Push = None,
-    quiet: Quiet = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Write pre + ratio * (post - pre), streaming from disk to disk.
 
     Example:
       counterpoise average pre post -o averaged --ratio 0.6
       counterpoise average pre post -o averaged --ratios 0,0.44,0.76
+      counterpoise average --recipe merge.yml -o averaged
     """
+    of_mergekit = recipe is not None and recipe.suffix.lower() in options.YAML
+    if not of_mergekit and None in (pre, post):
+        ctx.fail(f"Missing argument '{'PRE' if pre is None else 'POST'}'.")
     with plain_errors("nothing was written"), uncollected(), bars(quiet) as progress:
         if sum(x is not None for x in (ratio, ratios, recipe)) != 1:
             raise ValueError("average: expected exactly one of --ratio, --ratios and --recipe")
         check_push(push_to)
         if ratios is None:
-            refuse_without("--ratios", given(blocks=blocks))
-        from counterpoise.checkpoints.hashing import hash_early
+            options.refuse_without("--ratios", options.given(blocks=blocks))
+        fitted: Any = {"drop": drop or (), "allow_unrelated": allow_unrelated}
+        if of_mergekit and recipe is not None:
+            if pre is not None:
+                raise ValueError(
+                    f"average: {recipe} names its models itself; leave {' '.join(filter(None, (pre, post)))} out"
+                )
+            from counterpoise.averaging.from_mergekit import average_mergekit
 
-        hash_early(pre, post)  # torch takes longer to import than a gigabyte to hash
-        from counterpoise.averaging.average import average as run
-        from counterpoise.averaging.recipe import Recipe
+            made = average_mergekit(recipe, out, donor=donor, **fitted, progress=progress)
+        else:
+            assert pre is not None
+            assert post is not None
+            from counterpoise.checkpoints.hashing import hash_early
 
-        plan: Any = Recipe.read(recipe) if recipe else numbers(ratios, "--ratios") if ratios else ratio
-        made = run(
-            pre,
-            post,
-            out,
-            plan,
-            blocks=blocks or 3,
-            donor=donor,
-            drop=drop or (),
-            allow_unrelated=allow_unrelated,
-            progress=progress and (lambda done, total: progress("averaging", done, total)),
-        )
+            hash_early(pre, post)  # torch takes longer to import than a gigabyte to hash
+            from counterpoise.averaging.average import average as run
+            from counterpoise.averaging.recipe import Recipe
+            from counterpoise.records import named
+
+            plan: Any = Recipe.read(recipe) if recipe else options.numbers(ratios, "--ratios") if ratios else ratio
+            fitted |= {"blocks": blocks or 3, "donor": donor or "post", "progress": named(progress, "averaging")}
+            made = run(pre, post, out, plan, **fitted)
         push(out, push_to)
     warn(made.warnings)
-    print(f"{out}: {len(made.ratios)} {'ratio' if len(made.ratios) == 1 else 'ratios'}, mean {made.mean:g}")
+    print(f"{out}: {made.told}")
 
 
 def diff(
-    pre: Pre,
-    post: Post,
-    blocks: Blocks = "3",
-    drop: Drop = None,
-    allow_unrelated: Unrelated = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    pre: options.Pre,
+    post: options.Post,
+    blocks: options.Blocks = "3",
+    drop: options.Drop = None,
+    allow_unrelated: options.Unrelated = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """How far POST moved from PRE: relative change per block and per kind of module.
 

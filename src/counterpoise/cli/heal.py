@@ -6,32 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from counterpoise.cli import options
 from counterpoise.cli.help import drawn, group, machine, option
-from counterpoise.cli.options import (
-    AsJson,
-    BatchSize,
-    BFloat16,
-    Device,
-    DryRun,
-    MaybeAbilities,
-    MicroBatch,
-    NoChat,
-    Out,
-    Prompts,
-    Quiet,
-    Seed,
-    SpeedOption,
-    Temperature,
-    TrustTasks,
-    WeightsDtype,
-    WorkFolder,
-    device_of,
-    dtype_of,
-    given,
-    refuse_without,
-    speed_of,
-    usable_device,
-)
 from counterpoise.cli.terminal import bars, command_line, plain_errors, print_json, warn
 
 taught = group("How it is taught")
@@ -41,9 +17,9 @@ def heal(
     start: Annotated[str, typer.Argument(metavar="START", help="The student: POST, PRE or an average of them.")],
     align_teacher: Annotated[str, option("POST", "The teacher of what alignment brought.")],
     keep_teacher: Annotated[str, option("PRE", "The teacher of what there was before.")],
-    out: Out,
-    prompts: Prompts,
-    abilities: MaybeAbilities = None,
+    out: options.Out,
+    prompts: options.Prompts,
+    abilities: options.MaybeAbilities = None,
     openings: Annotated[int, taught("N", "Without --abilities: openings of PRE's own that are continued.")] = 256,
     steps: Annotated[int, taught("N", "At most; validation prompts may end it earlier.")] = 15,
     every: Annotated[int, taught("N", "Steps from one point to the next.")] = 5,
@@ -55,22 +31,23 @@ def heal(
     keep_by: Annotated[
         Literal["uniform", "bandit"], taught(None, "Who is asked how much: equal shares, or as BanditMTL draws.")
     ] = "uniform",
-    dry_run: DryRun = False,
-    speed: SpeedOption = None,
-    work: WorkFolder = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-    dtype: WeightsDtype = "float32",
-    bf16: BFloat16 = False,
+    dry_run: options.DryRun = False,
+    speed: options.SpeedOption = None,
+    work: options.WorkFolder = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.WeightsDtype = "float32",
+    bf16: options.BFloat16 = False,
     shard: Annotated[bool, machine(None, "Cut weights up among torchrun's processes (FSDP).", "--shard")] = False,
-    batch_size: BatchSize = 64,
-    micro_batch_size: MicroBatch = 8,
+    batch_size: options.BatchSize = 64,
+    micro_batch_size: options.MicroBatch = 8,
     max_new_tokens: Annotated[int, drawn("N", "Longest answer of the student.", min=1)] = 64,
-    temperature: Temperature = 1.0,
-    no_chat_template: NoChat = False,
-    trust_tasks: TrustTasks = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    temperature: options.Temperature = 1.0,
+    no_chat_template: options.NoChat = False,
+    trust_tasks: options.TrustTasks = False,
+    report_to: options.ReportTo = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Give back what alignment cost by teaching: START learns from both teachers, on its own answers.
 
@@ -83,27 +60,31 @@ def heal(
         from counterpoise.alignment.heal import Healing
         from counterpoise.alignment.teaching import Teaching
         from counterpoise.alignment.training import processes
+        from counterpoise.alignment.training.tracking import refuse_absent, reporting
         from counterpoise.language.sampling import Drawing
 
         if not dry_run:
-            refuse_without("--dry-run", given(speed=speed))
+            options.refuse_without("--dry-run", options.given(speed=speed))
+        refuse_absent(report_to or ())
         teaching = Teaching(steps, every, prompts_per_step, learning_rate, divergence, keep_by, micro_batch_size)
-        device = device_of(device)
+        device = options.device_of(device)
         drawing = Drawing(1, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
         wanted = Healing(
             start, align_teacher, keep_teacher, out, prompts, abilities or (), openings, teaching, drawing,
-            dtype_of(dtype), bf16, shard or processes.asked_for("FSDP"), device, work, trust_tasks,
+            options.dtype_of(dtype), bf16, shard or processes.asked_for("FSDP"), device, work, trust_tasks,
         )  # fmt: skip
         if dry_run:
             from counterpoise.cli.plan import tell
             from counterpoise.planning.heal import plan_heal
+            from counterpoise.planning.shorter import heal_ways
 
-            tell(plan_heal(wanted, present=speed is None), speed_of(speed), device, as_json=as_json)
+            tell(wanted, lambda a: plan_heal(a, present=speed is None), heal_ways(wanted), speed, device, as_json)
             return
         with processes.one_message():
             wanted.check()
-            usable_device(device)
-            record = wanted.run(command=command_line(), progress=progress)
+            options.usable_device(device)
+            with reporting(report_to or (), work or out.with_name(f"{out.name}.work"), device=device):
+                record = wanted.run(command=command_line(), progress=progress)
     if not processes.is_first():
         return
     if as_json:

@@ -4,29 +4,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from counterpoise.cli import options
 from counterpoise.cli.help import Commands, general, group, machine, option
-from counterpoise.cli.options import (
-    AsJson,
-    BatchSize,
-    Device,
-    DryRun,
-    NewTokens,
-    NoChat,
-    Prompts,
-    Quiet,
-    Seed,
-    SpeedOption,
-    Temperature,
-    device_of,
-    given,
-    refuse_without,
-    speed_of,
-)
 from counterpoise.cli.terminal import bars, command_line, plain_errors, print_json
 
 if TYPE_CHECKING:
@@ -34,8 +19,7 @@ if TYPE_CHECKING:
     from counterpoise.judging.judges import EndpointJudge, Judge
 
 app = Commands(
-    "judge",
-    "Which of two models answers better: win rate in both orders, by a preference model or a chat endpoint.",
+    "judge", "Which of two models answers better: win rate in both orders, by a preference model or a chat endpoint."
 )
 
 asked = group("Endpoint")
@@ -61,56 +45,32 @@ def compare(
         ),
     ] = None,
     base_url: Annotated[
-        str | None,
-        asked("TEXT", "Judge by an OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1."),
+        str | None, asked("TEXT", "Judge by an OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1.")
     ] = None,
     model: Annotated[str | None, asked("TEXT", "The endpoint's model.")] = None,
     key_variable: Annotated[
-        str | None,
-        asked("TEXT", "Environment variable with the key (OPENAI_API_KEY); '' sends none."),
+        str | None, asked("TEXT", "Environment variable with the key (OPENAI_API_KEY); '' sends none.")
     ] = None,
     annotations: Annotated[Path | None, option("FILE", "Also write AlpacaEval's annotations (json).")] = None,
-    work: Annotated[
-        Path | None,
-        general("FOLDER", "Where answers are kept (default OUT.work)."),
-    ] = None,
-    max_calls: Annotated[
-        int | None,
-        asked("N", "Refuse to start when more calls would be needed."),
-    ] = None,
+    work: Annotated[Path | None, general("FOLDER", "Where answers are kept (default OUT.work).")] = None,
+    max_calls: Annotated[int | None, asked("N", "Refuse to start when more calls would be needed.")] = None,
     yes: Annotated[bool, asked(None, "Do not ask before calling the endpoint.", "--yes")] = False,
-    price_in: Annotated[
-        float | None,
-        asked("X", "Price of a million prompt tokens, for the estimate."),
-    ] = None,
+    price_in: Annotated[float | None, asked("X", "Price of a million prompt tokens, for the estimate.")] = None,
     price_out: Annotated[float | None, asked("X", "Price of a million completion tokens.")] = None,
     concurrency: Annotated[int | None, asked("N", "Calls under way at once (4).", min=1)] = None,
     timeout: Annotated[float | None, asked("X", "Seconds for one call (60).")] = None,
-    attempts: Annotated[
-        int | None,
-        asked("N", "Calls before giving up on one question (6)."),
-    ] = None,
+    attempts: Annotated[int | None, asked("N", "Calls before giving up on one question (6).")] = None,
     longest_wait: Annotated[
-        float | None,
-        asked("X", "Longest pause in seconds that a server may ask for (120)."),
+        float | None, asked("X", "Longest pause in seconds that a server may ask for (120).")
     ] = None,
-    max_tokens: Annotated[
-        int | None,
-        asked("N", "Longest answer (512); 0 leaves the field out."),
-    ] = None,
-    temperature: Annotated[
-        float | None,
-        asked("X", "Of the judge (0); below 0 leaves the field out."),
-    ] = None,
+    max_tokens: Annotated[int | None, asked("N", "Longest answer (512); 0 leaves the field out.")] = None,
+    temperature: Annotated[float | None, asked("X", "Of the judge (0); below 0 leaves the field out.")] = None,
     limit: Annotated[int | None, option("N", "At most so many prompts.", min=1)] = None,
-    dry_run: DryRun = False,
-    speed: SpeedOption = None,
-    device: Annotated[
-        str | None,
-        machine("DEVICE", "Of a reward or preference model (auto)."),
-    ] = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    dry_run: options.DryRun = False,
+    speed: options.SpeedOption = None,
+    device: Annotated[str | None, machine("DEVICE", "Of a reward or preference model (auto).")] = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Win rate of OURS against THEIRS with a 95 % interval, each pair judged in both orders.
 
@@ -127,27 +87,33 @@ def compare(
 
         if sum(x is not None for x in (reward, preference, base_url)) != 1:
             raise ValueError("judge: expected exactly one of --reward, --preference and --base-url")
-        patience = given(key_variable=key_variable, timeout=timeout, attempts=attempts, longest_wait=longest_wait)
-        sent = given(temperature=temperature, max_tokens=max_tokens)
-        costs = given(max_calls=max_calls, yes=yes or None, price_in=price_in, price_out=price_out)
+        patience = options.given(
+            key_variable=key_variable, timeout=timeout, attempts=attempts, longest_wait=longest_wait
+        )
+        sent = options.given(temperature=temperature, max_tokens=max_tokens)
+        costs = options.given(max_calls=max_calls, yes=yes or None, price_in=price_in, price_out=price_out)
         if base_url is None:
-            refuse_without("--base-url", given(model=model, **patience, **sent, **costs, concurrency=concurrency))
+            options.refuse_without(
+                "--base-url", options.given(model=model, **patience, **sent, **costs, concurrency=concurrency)
+            )
         else:
-            refuse_without("--reward or --preference", given(device=device))
+            options.refuse_without("--reward or --preference", options.given(device=device))
         if not dry_run:
-            refuse_without("--dry-run", given(speed=speed))
-        device = "cpu" if base_url else device_of(device or "auto")
+            options.refuse_without("--dry-run", options.given(speed=speed))
+        device = "cpu" if base_url else options.device_of(device or "auto")
         pairs = pair_outputs(read_outputs(ours), read_outputs(theirs))[:limit]
         judge: Judge
         if base_url is None and dry_run:
             from counterpoise.cli.plan import tell
             from counterpoise.evaluation.specs import is_function
             from counterpoise.planning.judge import plan_compare
+            from counterpoise.planning.shorter import first_ways
 
             if preference is not None and is_function(preference):
                 _local(reward, preference, device)
                 preference = None
-            tell(plan_compare(pairs, reward=reward, preference=preference), speed_of(speed), device, as_json=as_json)
+            by: Any = {"reward": reward, "preference": preference}
+            tell(pairs, lambda some: plan_compare(some, **by), first_ways(pairs), speed, device, as_json)
             return
         if base_url is None:
             judge, about = _local(reward, preference, device)
@@ -181,20 +147,20 @@ def compare(
 @app.command()
 def respond(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint: a folder or a hub id.")],
-    prompts: Prompts,
+    prompts: options.Prompts,
     out: Annotated[Path, option("FILE", "AlpacaEval json to write.", "-o", "--out")],
     generator: Annotated[str | None, option("TEXT", "Its name in the file (default: MODEL's last part).")] = None,
     limit: Annotated[int | None, option("N", "At most so many prompts.", min=1)] = None,
-    max_new_tokens: NewTokens = 256,
-    temperature: Temperature = 0.7,
-    batch_size: BatchSize = 16,
-    no_chat_template: NoChat = False,
-    seed: Seed = 0,
-    dry_run: DryRun = False,
-    speed: SpeedOption = None,
-    device: Device = "auto",
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    max_new_tokens: options.NewTokens = 256,
+    temperature: options.Temperature = 0.7,
+    batch_size: options.BatchSize = 16,
+    no_chat_template: options.NoChat = False,
+    seed: options.Seed = 0,
+    dry_run: options.DryRun = False,
+    speed: options.SpeedOption = None,
+    device: options.Device = "auto",
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Answer prompts with a checkpoint and write AlpacaEval's outputs.
 
@@ -206,7 +172,7 @@ def respond(
 
         from counterpoise.checkpoints.files import resolve
         from counterpoise.language.dtypes import placed
-        from counterpoise.language.loading import refuse_unmeasurable
+        from counterpoise.language.loading import refuse_unmeasurable, without_bars
         from counterpoise.language.prompts import encode_prompts, read_prompts
         from counterpoise.language.sampling import Drawing, decode, sample
         from counterpoise.language.ways import context_of
@@ -216,21 +182,24 @@ def respond(
         drawing.check()
         refuse_unmeasurable(model)
         if not dry_run:
-            refuse_without("--dry-run", given(speed=speed))
+            options.refuse_without("--dry-run", options.given(speed=speed))
         wanted = read_prompts(prompts)[:limit]
         if dry_run:
             from counterpoise.cli.plan import tell
             from counterpoise.planning.judge import plan_respond
+            from counterpoise.planning.shorter import first_ways
 
-            plan = plan_respond(model, wanted, drawing, device=device if speed is None else None)
-            tell(plan, speed_of(speed), device, as_json=as_json)
+            at = device if speed is None else None
+            plan = partial(plan_respond, model, how=drawing, device=at)
+            tell(wanted, plan, first_ways(wanted), speed, device, as_json)
             return
-        device = device_of(device)
+        device = options.device_of(device)
         folder = resolve(model)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         context = context_of(AutoConfig.from_pretrained(folder, trust_remote_code=False))
         encoded = encode_prompts(tokenizer, wanted, chat=drawing.chat, new=max_new_tokens, limit=context)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+        with without_bars():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
         answering = named(progress, "answering")
         drawn = sample(placed(loaded, device), tokenizer, encoded, drawing, progress=answering)
         texts = decode(tokenizer, [group[0] for group in drawn])

@@ -7,19 +7,19 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from counterpoise.cli import options
 from counterpoise.cli.help import matched, option
-from counterpoise.cli.options import Drop, Out, Pre, Quiet, Unrelated, given, numbers
 from counterpoise.cli.push import Push, check_push, push
 from counterpoise.cli.terminal import bars, plain_errors, uncollected, warn
 
 
 def merge(
-    pre: Pre,
+    pre: options.Pre,
     posts: Annotated[
         list[str],
         typer.Argument(metavar="POST...", help="One or several checkpoints after; may be LoRA adapters on PRE."),
     ],
-    out: Out,
+    out: options.Out,
     method: Annotated[Literal["ties", "dare", "dare-ties"] | None, option(None, "Of merging (default ties).")] = None,
     density: Annotated[float | None, option("X", "Share of each update that is kept (0.2).")] = None,
     ratio: Annotated[float | None, option("X", "Share of the merged update that goes onto PRE (1).")] = None,
@@ -29,17 +29,19 @@ def merge(
         option(None, "ties ranks elements in the whole model (the default) or in each tensor."),
     ] = None,
     seed: Annotated[int | None, option("N", "Of dare's random draw (0).")] = None,
-    recipe: Annotated[Path | None, option("FILE", "A merge's recipe.json, instead of the options above.")] = None,
+    recipe: Annotated[
+        Path | None, option("FILE", "A merge's recipe.json or a YAML of mergekit, instead of the options above.")
+    ] = None,
     donor: Annotated[
         Literal["post", "pre"] | None,
         matched(
             None, "Whose config and tokenizer go into OUT: post (the first) or pre (default post, or the recipe's)."
         ),
     ] = None,
-    drop: Drop = None,
-    allow_unrelated: Unrelated = False,
+    drop: options.Drop = None,
+    allow_unrelated: options.Unrelated = False,
     push_to: Push = None,
-    quiet: Quiet = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Merge one or several POSTs into PRE by TIES or DARE, streaming from disk to disk.
 
@@ -51,8 +53,8 @@ def merge(
         from counterpoise.averaging.merge import merge as run
 
         check_push(push_to)
-        shares = tuple(numbers(weights, "--weights")) if weights else None
-        typed = given(method=method, density=density, ratio=ratio, scope=scope, seed=seed, weights=shares)
+        shares = tuple(options.numbers(weights, "--weights")) if weights else None
+        typed = options.given(method=method, density=density, ratio=ratio, scope=scope, seed=seed, weights=shares)
         if recipe and typed:
             raise ValueError(
                 f"--{next(iter(typed))}: expected none of a merge's settings beside --recipe; leave it out"
@@ -62,6 +64,4 @@ def merge(
         made = run(pre, posts, out, again, **fitted, progress=progress)
         push(out, push_to)
     warn(made.warnings)
-    plan = made.plan
-    count = f"{len(posts)} {'update' if len(posts) == 1 else 'updates'}"
-    print(f"{out}: {plan.method} of {count}, density {plan.density:g}, ratio {plan.ratio:g}")
+    print(f"{out}: {made.told}")

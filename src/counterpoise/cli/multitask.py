@@ -6,22 +6,23 @@ import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
+from counterpoise.cli import options
 from counterpoise.cli.help import Commands, option
-from counterpoise.cli.options import AsJson, Device, Quiet, Seed, device_of, given, refuse_without
 from counterpoise.cli.terminal import bars, command_line, plain_errors, print_json
 
 if TYPE_CHECKING:
     from counterpoise.classification import Score, TaskData
 
-app = Commands(
-    "multitask",
-    "Train one text classifier on many tasks, balance them, and ask it.",
-)
+app = Commands("multitask", "Train one text classifier on many tasks, balance them, and ask it.")
 
+Weightings = Literal[
+    "uniform", "bandit", "uncertainty", "dwa", "gradnorm", "tchebycheff", "smooth-tchebycheff", "famo", "groupdro", "mgda",
+    "pcgrad", "cagrad", "upgrad", "adversarial", "tchebycheff-adversarial",
+]  # fmt: skip
 Data = Annotated[Path, option("PATH", "Folder or tar archive of task files.")]
 LayoutOption = Annotated[
     Literal["folder", "fdu-mtl", "newsgroups"],
@@ -40,17 +41,9 @@ def train(
     tasks: TasksOption = None,
     model: Annotated[str, option("TEXT", "textcnn, bilstm, or a folder or hub id of an encoder.")] = "textcnn",
     vectors: Annotated[Path | None, option("FILE", "Word vectors in GloVe's text format, plain or .gz.")] = None,
-    weighting: Annotated[
-        str,
-        option(
-            "TEXT",
-            "uniform, bandit, uncertainty, dwa, gradnorm, tchebycheff, smooth-tchebycheff, famo, groupdro, mgda, "
-            "pcgrad, cagrad, upgrad, adversarial or tchebycheff-adversarial.",
-        ),
-    ] = "bandit",
+    weighting: Annotated[Weightings, option("NAME", f"{', '.join(get_args(Weightings))}.")] = "bandit",
     min_effective_tasks: Annotated[
-        float | None,
-        option("X", "bandit: at least so many tasks keep weight (default: half of them)."),
+        float | None, option("X", "bandit: at least so many tasks keep weight (default: half of them).")
     ] = None,
     rho: Annotated[float | None, option("X", "bandit: radius of the ball, instead.")] = None,
     eta: Annotated[float | None, option("X", "bandit (default 0.5), groupdro (0.01): step of the weights.")] = None,
@@ -60,17 +53,16 @@ def train(
     batch_size: Annotated[int, option("N", "Examples of every task in a step.")] = 32,
     lr: Annotated[float | None, option("X", "Step of Adam (default 1e-3; 2e-5 for an encoder).")] = None,
     width: Annotated[
-        int | None,
-        option("N", "Filters per kernel of textcnn, units per direction of bilstm (100)."),
+        int | None, option("N", "Filters per kernel of textcnn, units per direction of bilstm (100).")
     ] = None,
     dimension: Annotated[int | None, option("N", "Of word vectors when there is no --vectors (100).")] = None,
     dropout: Annotated[float, option("X", "Share of the features dropped in training.")] = 0.5,
     max_tokens: Annotated[int, option("N", "Longer texts are cut.")] = 256,
     freeze_vectors: Annotated[bool, option(None, "Leave the word vectors as read.", "--freeze-vectors")] = False,
-    seed: Seed = 0,
-    device: Device = "auto",
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Train one model on all tasks, and write it with its history.
 
@@ -89,17 +81,17 @@ def train(
         refuse_occupied(out.absolute())
         design = models.Design(model, 100 if width is None else width, (3, 5, 7), dropout, max_tokens, freeze_vectors)
         if not design.takes_words:
-            refuse_without("--model textcnn or bilstm", given(width=width, dimension=dimension))
+            options.refuse_without("--model textcnn or bilstm", options.given(width=width, dimension=dimension))
         if vectors is None:
-            refuse_without("--vectors", given(freeze_vectors=freeze_vectors or None))
+            options.refuse_without("--vectors", options.given(freeze_vectors=freeze_vectors or None))
         else:
-            refuse_without("no --vectors, which have one", given(dimension=dimension))
+            options.refuse_without("no --vectors, which have one", options.given(dimension=dimension))
         pace: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "patience": patience}
         training.check_pace(**pace, lr=lr)
         balance.check_weighting(weighting, **asked)
         found = _read(data, layout, tasks, need=("train", "validation"))
         built = classifier.build_classifier(
-            found, design, vectors=vectors, dimension=dimension or 100, seed=seed, device=device_of(device)
+            found, design, vectors=vectors, dimension=dimension or 100, seed=seed, device=options.device_of(device)
         )
         rounds = training.rounds_per_epoch(found, batch_size)
         weighing = balance.weighting_for(weighting, built, rounds_per_epoch=rounds, seed=seed, **asked)
@@ -139,8 +131,8 @@ def evaluate(
     tasks: TasksOption = None,
     part: Annotated[Literal["test", "validation", "train"], option(None, "Of the data.")] = "test",
     batch_size: TextsAtOnce = 64,
-    device: Device = "auto",
-    as_json: AsJson = False,
+    device: options.Device = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """Accuracy and loss of every task the model has, on held-out data.
 
@@ -150,12 +142,11 @@ def evaluate(
     with plain_errors("nothing was changed", KeyError, ImportError):
         from counterpoise.classification import classifier, saving
 
-        loaded = saving.load(model, device=device_of(device))
+        loaded = saving.load(model, device=options.device_of(device))
         found = _read(data, layout, tasks or ",".join(loaded.tasks), need=(part,))
         scores = classifier.evaluate(loaded, found, part, batch_size=batch_size)
     if as_json:
-        for name, score in scores.items():
-            print(json.dumps({"task": name, **score._asdict()}))
+        print_json([{"task": name, **score._asdict()} for name, score in scores.items()])
     else:
         _show_scores(scores)
 
@@ -168,8 +159,8 @@ def predict(
         str | None, typer.Argument(metavar="[TEXT]", help="One text; without it, a text a line from stdin.")
     ] = None,
     batch_size: TextsAtOnce = 64,
-    device: Device = "auto",
-    as_json: AsJson = False,
+    device: options.Device = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """The label of each text: task, label and probability, separated by tabs; --json gives every label's, a line a text.
 
@@ -179,7 +170,7 @@ def predict(
     with plain_errors("nothing was changed", KeyError, ImportError):
         from counterpoise.classification import saving
 
-        loaded = saving.load(model, device=device_of(device))
+        loaded = saving.load(model, device=options.device_of(device))
         loaded.task(task)
         texts = [text] if text is not None else [line.rstrip("\r\n") for line in sys.stdin]
         if not texts:

@@ -11,21 +11,23 @@ import typer
 
 from counterpoise.cli.help import drawn, general, machine, matched, measured, option, searched
 
-Pre = Annotated[
-    str,
-    typer.Argument(
-        metavar="PRE", help="Checkpoint before alignment: a folder, or a hub id (org/name, org/name@revision)."
-    ),
-]
-Post = Annotated[str, typer.Argument(metavar="POST", help="Checkpoint after alignment; may be a LoRA adapter on PRE.")]
+_PRE = typer.Argument(
+    metavar="PRE", help="Checkpoint before alignment: a folder, or a hub id (org/name, org/name@revision)."
+)
+_POST = typer.Argument(metavar="POST", help="Checkpoint after alignment; may be a LoRA adapter on PRE.")
+Pre = Annotated[str, _PRE]
+MaybePre = Annotated[str | None, _PRE]
+Post = Annotated[str, _POST]
+MaybePost = Annotated[str | None, _POST]
 Out = Annotated[Path, option("FOLDER", "Folder to write; it appears whole or not at all.", "-o", "--out")]
-WorkFolder = Annotated[
-    Path | None,
-    general("FOLDER", "Where finished pieces are kept (default OUT.work)."),
-]
+WorkFolder = Annotated[Path | None, general("FOLDER", "Where finished pieces are kept (default OUT.work).")]
 Seed = Annotated[int, general("N", "Decides every random draw.")]
 Quiet = Annotated[bool, general(None, "No progress on stderr.", "-q", "--quiet")]
 AsJson = Annotated[bool, general(None, "Print json, and nothing else, on stdout.", "--json")]
+Fast = Annotated[
+    bool,
+    general(None, "A rough answer in a fraction of the time: few prompts, items and points, as it says.", "--fast"),
+]
 DryRun = Annotated[
     bool,
     general(
@@ -43,8 +45,7 @@ SpeedOption = Annotated[
 
 Blocks = Annotated[str, option("CUT", "Number of equal blocks of layers, layerwise or module.")]
 RatioBlocks = Annotated[
-    str | None,
-    option("CUT", "With --ratios: number of equal blocks, layerwise or module (default 3)."),
+    str | None, option("CUT", "With --ratios: number of equal blocks, layerwise or module (default 3).")
 ]
 SearchBlocks = Annotated[
     str | None,
@@ -56,18 +57,15 @@ AlignmentForm = Annotated[
 ]
 ProxySize = Annotated[int, searched("N", "Responses that the search sees, on each side.")]
 
-DonorOption = Annotated[
-    Literal["post", "pre"],
-    matched(None, "Whose config, tokenizer and chat template go into OUT."),
+DonorOption = Annotated[Literal["post", "pre"], matched(None, "Whose config, tokenizer and chat template go into OUT.")]
+MaybeDonor = Annotated[
+    Literal["post", "pre"] | None,
+    matched(None, "Whose config, tokenizer and chat template go into OUT (default post, or the YAML's)."),
 ]
 Drop = Annotated[
-    list[str] | None,
-    matched("PATTERN", "Tensors to leave out when one side alone has them; repeat for more."),
+    list[str] | None, matched("PATTERN", "Tensors to leave out when one side alone has them; repeat for more.")
 ]
-Unrelated = Annotated[
-    bool,
-    matched(None, "Go on when the two look like unrelated models.", "--allow-unrelated"),
-]
+Unrelated = Annotated[bool, matched(None, "Go on when the two look like unrelated models.", "--allow-unrelated")]
 
 _PROMPTS = measured("FILE", 'jsonl: {"prompt": str} or {"messages": [...]} a line.')
 _REWARD = measured("REWARD", "sentiment:FILE.csv, module:function, a model folder or a hub id.")
@@ -82,41 +80,33 @@ MaybeReward = Annotated[str | None, _REWARD]
 Abilities = Annotated[list[str], _ABILITIES]
 MaybeAbilities = Annotated[list[str] | None, _ABILITIES]
 TrustTasks = Annotated[
-    bool,
-    measured(None, "Let folders of lm-eval tasks run code of their own (!function).", "--trust-tasks"),
+    bool, measured(None, "Let folders of lm-eval tasks run code of their own (!function).", "--trust-tasks")
 ]
-Limit = Annotated[
-    int | None,
-    measured("N", "At most so many items per ability and part.", min=1),
-]
-PromptLimit = Annotated[
-    int | None,
-    measured("N", "At most so many validation and held-out prompts.", min=1),
-]
-Replies = Annotated[
-    int,
-    measured("N", "Responses a prompt whose mean is its reward, where reward is measured.", min=1),
-]
+Limit = Annotated[int | None, measured("N", "At most so many items per ability and part.", min=1)]
+PromptLimit = Annotated[int | None, measured("N", "At most so many validation and held-out prompts.", min=1)]
+Replies = Annotated[int, measured("N", "Responses a prompt whose mean is its reward, where reward is measured.", min=1)]
 
 NewTokens = Annotated[int, drawn("N", "Longest response.", "--max-new-tokens", min=1)]
 Temperature = Annotated[float, drawn("T", "Of sampled responses; 0 is greedy.", min=0)]
 NoChat = Annotated[bool, drawn(None, "Give prompts as plain text.", "--no-chat-template")]
 
-Device = Annotated[
-    str,
-    machine("DEVICE", "auto, cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."),
+Device = Annotated[str, machine("DEVICE", "auto, cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")]
+ReportTo = Annotated[
+    list[str] | None,
+    general("NAME", "Also log to tensorboard, wandb, trackio, ... (accelerate's trackers); repeat for more."),
 ]
 WholeDtype = Literal["float32", "bfloat16", "float16", "float64"]
 WeightsDtype = Annotated[WholeDtype, machine(None, "Of the trained weights and of OUT.", "--dtype")]
-Dtype = Annotated[
-    Literal["auto", "float32", "bfloat16", "float16", "float64"],
-    machine(None, "Of the computation."),
-]
+Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16", "float64"], machine(None, "Of the computation.")]
 BFloat16 = Annotated[bool, machine(None, "Mixed precision: float32 weights, computed with in bfloat16.", "--bf16")]
 MicroBatch = Annotated[
     int, machine("N", "Sequences through the model at once in training: memory and speed, up to rounding.")
 ]
 BatchSize = Annotated[int, machine("N", "Sequences at once.", min=1)]
+
+
+YAML = (".yml", ".yaml")
+"""Endings of mergekit's recipes."""
 
 
 def numbers(text: str, option: str) -> list[float]:

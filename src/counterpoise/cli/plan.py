@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from typing import TypeVar
 
 import torch
 
-from counterpoise.cli.options import usable_device
+from counterpoise.cli.options import speed_of, usable_device
 from counterpoise.cli.terminal import print_json
 from counterpoise.language.costs import Plan, Speed
+from counterpoise.planning.shorter import shorter
+
+T = TypeVar("T")
 
 
-def show_plan(plan: Plan, speed: Speed, how: str, device: str, *, as_json: bool) -> None:
-    """Print a plan; `how` says where the speed comes from."""
+def show_plan(
+    plan: Plan, speed: Speed, how: str, device: str, less: Sequence[tuple[str, float]] = (), *, as_json: bool
+) -> None:
+    """Print a plan; `how` says where the speed comes from, `less` which options take how many seconds."""
     if as_json:
         listed = [{**asdict(stage), "seconds": stage.work.seconds(speed)} for stage in plan.stages]
         told = {"seconds": plan.seconds(speed), "peak": plan.peak, "speed": speed._asdict(), "how": how}
+        told["shorter"] = [{"options": typed, "seconds": seconds} for typed, seconds in less]
         print_json({**asdict(plan), "stages": listed, **told, "device": device})
         return
     from rich.console import Console
@@ -43,6 +50,8 @@ def show_plan(plan: Plan, speed: Speed, how: str, device: str, *, as_json: bool)
         f"time, an estimate: {duration(plan.seconds(speed))} at {speed.flops:.2g} FLOP/s and {speed.bytes:.2g} bytes/s "
         f"({how})"
     )
+    for typed, seconds in less:
+        print(f"shorter: with {typed}, {duration(seconds)}")
     for line in plan.assumed:
         print(f"assumed: {line}")
     print("dry run: nothing was drawn, trained or written")
@@ -75,17 +84,25 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
-def tell(plan: Plan, speed: tuple[float, float] | None, device: str, *, as_json: bool) -> None:
-    """Print a plan; without a speed the device is probed, when it is here."""
-    if speed is not None:
-        show_plan(plan, Speed(*speed), "as given", device, as_json=as_json)
-        return
-    try:
-        usable_device(device)
-    except ValueError as error:
-        raise ValueError(f"{error}; for a device elsewhere give its --speed") from None
-    found = probe(device, getattr(torch, plan.dtype))
-    show_plan(plan, found, f"a probe in {plan.dtype} just now", device, as_json=as_json)
+def tell(
+    asked: T,
+    planned: Callable[[T], Plan],
+    ways: Mapping[str, Callable[[T], T]],
+    speed: str | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Print what a request would take, and what would make it short; without a speed the device is probed, if it is here."""
+    plan, given = planned(asked), speed_of(speed)
+    if given is None:
+        try:
+            usable_device(device)
+        except ValueError as error:
+            raise ValueError(f"{error}; for a device elsewhere give its --speed") from None
+        found, how = probe(device, getattr(torch, plan.dtype)), f"a probe in {plan.dtype} just now"
+    else:
+        found, how = Speed(*given), "as given"
+    show_plan(plan, found, how, device, shorter(asked, ways, planned, found), as_json=as_json)
 
 
 def probe(device: str, dtype: torch.dtype, *, seconds: float = 0.2) -> Speed:

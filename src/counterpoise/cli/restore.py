@@ -7,65 +7,22 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from counterpoise.cli import options
 from counterpoise.cli.help import general, option, searched
 from counterpoise.cli.logs import tax_of_logs
-from counterpoise.cli.options import (
-    Abilities,
-    AlignmentForm,
-    AsJson,
-    BatchSize,
-    Device,
-    DonorOption,
-    Drop,
-    DryRun,
-    Dtype,
-    Limit,
-    MaybeAbilities,
-    MaybePrompts,
-    MaybeReward,
-    NewTokens,
-    NoChat,
-    Out,
-    Post,
-    Pre,
-    PromptLimit,
-    Prompts,
-    ProxySize,
-    Quiet,
-    Replies,
-    RewardOption,
-    SearchBlocks,
-    Seed,
-    SpeedOption,
-    Temperature,
-    TrustTasks,
-    Unrelated,
-    WorkFolder,
-    device_of,
-    dtype_of,
-    given,
-    numbers,
-    ramps,
-    refuse_without,
-    speed_of,
-    usable_device,
-)
 from counterpoise.cli.push import Push, check_push, push
 from counterpoise.cli.terminal import bars, command_line, plain_errors, print_json, show_result, show_tax, warn
 
 
 def restore(
-    pre: Pre,
-    post: Post,
-    out: Out,
-    prompts: Prompts,
-    reward: RewardOption,
-    abilities: Abilities,
-    search: Annotated[
-        Literal["hma", "two-sided", "both"],
-        searched(None, "What looks for ratios per block."),
-    ] = "hma",
-    blocks: SearchBlocks = None,
+    pre: options.Pre,
+    post: options.Post,
+    out: options.Out,
+    prompts: options.Prompts,
+    reward: options.RewardOption,
+    abilities: options.Abilities,
+    search: Annotated[Literal["hma", "two-sided", "both"], searched(None, "What looks for ratios per block.")] = "hma",
+    blocks: options.SearchBlocks = None,
     mean: Annotated[float | None, searched("X", "Write HMA at this mean ratio instead of picking.")] = None,
     keep_reward: Annotated[
         float | None, searched("X", "Share of the reward gain that the pick must keep (default 0.95).")
@@ -84,8 +41,7 @@ def restore(
         searched("X,X", "Ramps over depth at each mean: 1 is LiNeS, 2 steeper, step the limit (default 1,2,step)."),
     ] = None,
     race: Annotated[
-        bool,
-        searched(None, "Drop on few prompts what surely loses too much reward; no controls.", "--race"),
+        bool, searched(None, "Drop on few prompts what surely loses too much reward; no controls.", "--race")
     ] = False,
     outside: Annotated[
         Literal["mean", "first"] | None,
@@ -95,14 +51,14 @@ def restore(
         str | None,
         searched("X,X", "Two-sided: prices of what PRE could do, in units of alignment (default 0.25,0.5,1,2,4)."),
     ] = None,
-    alignment: AlignmentForm = None,
+    alignment: options.AlignmentForm = None,
     calibrate: Annotated[
         int | None, searched("N", "Two-sided: also retain the answers of so many validation items an ability.")
     ] = None,
     min_effective_sets: Annotated[
         float | None, searched("X", "Two-sided: guard the worst retention set, at least so many always counting.")
     ] = None,
-    proxy_size: ProxySize = 256,
+    proxy_size: options.ProxySize = 256,
     heal: Annotated[
         int | None, searched("STEPS", "Also heal for so many steps with both as teachers; its points may be picked.")
     ] = None,
@@ -114,26 +70,27 @@ def restore(
     ] = None,
     controls: Annotated[bool, searched(None, "Also measure ramps, a reversed one and random ratios.")] = True,
     anyway: Annotated[bool, searched(None, "Search also where nothing measurable fell.", "--anyway")] = False,
-    dry_run: DryRun = False,
-    speed: SpeedOption = None,
-    work: WorkFolder = None,
-    donor: DonorOption = "post",
-    drop: Drop = None,
-    allow_unrelated: Unrelated = False,
-    limit: Limit = None,
-    prompt_limit: PromptLimit = None,
-    replies: Replies = 1,
-    seed: Seed = 0,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    batch_size: BatchSize = 16,
-    max_new_tokens: NewTokens = 128,
-    temperature: Temperature = 1.0,
-    no_chat_template: NoChat = False,
-    trust_tasks: TrustTasks = False,
+    fast: options.Fast = False,
+    dry_run: options.DryRun = False,
+    speed: options.SpeedOption = None,
+    work: options.WorkFolder = None,
+    donor: options.DonorOption = "post",
+    drop: options.Drop = None,
+    allow_unrelated: options.Unrelated = False,
+    limit: options.Limit = None,
+    prompt_limit: options.PromptLimit = None,
+    replies: options.Replies = 1,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    batch_size: options.BatchSize = 16,
+    max_new_tokens: options.NewTokens = 128,
+    temperature: options.Temperature = 1.0,
+    no_chat_template: options.NoChat = False,
+    trust_tasks: options.TrustTasks = False,
     push_to: Push = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Measure the alignment tax, find the average that gives it back, write it with a report.
 
@@ -151,51 +108,62 @@ def restore(
         from counterpoise.search.candidates import HMA, SLOPES, Ramp, TwoSided
 
         check_push(push_to)
-        two = given(
-            lambdas=lambdas and numbers(lambdas, "--lambdas"),
+        two = options.given(
+            lambdas=lambdas and options.numbers(lambdas, "--lambdas"),
             alignment=alignment,
             calibrate=calibrate,
             min_effective_sets=min_effective_sets,
             blocks=blocks,
         )
         if search == "hma":
-            refuse_without("--search two-sided or both", {name: two[name] for name in two if name != "blocks"})
+            options.refuse_without("--search two-sided or both", {name: two[name] for name in two if name != "blocks"})
         if mean is not None:
-            nothing = given(keep_reward=keep_reward, confidence=confidence, means=means)
-            refuse_without("a grid to pick from in the place of --mean", nothing)
+            nothing = options.given(keep_reward=keep_reward, confidence=confidence, means=means)
+            options.refuse_without("a grid to pick from in the place of --mean", nothing)
         if heal is None:
-            refuse_without("--heal STEPS", given(heal_from=heal_from, keep_by=keep_by))
+            options.refuse_without("--heal STEPS", options.given(heal_from=heal_from, keep_by=keep_by))
         if not dry_run:
-            refuse_without("--dry-run", given(speed=speed))
+            options.refuse_without("--dry-run", options.given(speed=speed))
         if not controls:
-            refuse_without("--controls", given(slopes=slopes, outside=outside))
+            options.refuse_without("--controls", options.given(slopes=slopes, outside=outside))
         cut = 3 if blocks is None else blocks
         searches: list[HMA | Ramp | TwoSided] = [] if search == "two-sided" else [HMA(cut, proxy_size)]
         if controls:
-            steep = ramps(slopes) if slopes else SLOPES
+            steep = options.ramps(slopes) if slopes else SLOPES
             searches += [Ramp(slope, cut, outside or "mean") for slope in (*steep, "reversed", "random")]
         if search != "hma":
             searches.append(TwoSided(**two, proxy_size=proxy_size))
-        device = device_of(device)
-        picked = given(means=means and numbers(means, "--means"), keep_reward=keep_reward, mean=mean, work=work)
-        picked |= given(confidence=confidence)
-        fitted = {"donor": donor, "drop": drop or (), "allow_unrelated": allow_unrelated, "dtype": dtype_of(dtype)}
-        healing = None if heal is None else Heal(heal, **given(start=heal_from, keep_by=keep_by))
+        device = options.device_of(device)
+        picked = options.given(
+            means=means and options.numbers(means, "--means"), keep_reward=keep_reward, mean=mean, work=work
+        )
+        picked |= options.given(confidence=confidence)
+        fitted = {
+            "donor": donor,
+            "drop": drop or (),
+            "allow_unrelated": allow_unrelated,
+            "dtype": options.dtype_of(dtype),
+        }
+        healing = None if heal is None else Heal(heal, **options.given(start=heal_from, keep_by=keep_by))
         how: dict[str, Any] = {"device": device, "race": race, "heal": healing, "anyway": anyway}
         request = Request(pre, post, out, searches, cut=cut, **picked, **fitted, **how)
         drawing = Drawing(replies, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
         files = PanelFiles(prompts, reward, abilities, limit, prompt_limit, drawing, trust_tasks)
+        if fast:
+            request, files = request.rough(), files.rough()
         if dry_run:
             from counterpoise.cli.plan import tell
             from counterpoise.planning.restore import plan_restore
+            from counterpoise.planning.shorter import restore_ways
 
-            tell(plan_restore(request, files, present=speed is None), speed_of(speed), device, as_json=as_json)
+            asked = request, files
+            tell(asked, lambda a: plan_restore(*a, present=speed is None), restore_ways(asked), speed, device, as_json)
             return
         from counterpoise.evaluation.abilities import is_file
         from counterpoise.restoration.restore import run
 
         request.check(sum(map(is_file, abilities)))
-        usable_device(device)
+        options.usable_device(device)
         result = run(request, files.load(device), command=command_line(), progress=progress)
         if result["out"]:
             push(out, push_to)
@@ -204,11 +172,11 @@ def restore(
 
 def tax(
     ctx: typer.Context,
-    pre: Pre,
-    post: Post,
-    prompts: MaybePrompts = None,
-    reward: MaybeReward = None,
-    abilities: MaybeAbilities = None,
+    pre: options.Pre,
+    post: options.Post,
+    prompts: options.MaybePrompts = None,
+    reward: options.MaybeReward = None,
+    abilities: options.MaybeAbilities = None,
     from_logs: Annotated[
         bool,
         option(
@@ -219,25 +187,23 @@ def tax(
         ),
     ] = False,
     page: Annotated[Path | None, option("FILE", "Also write the page (html).")] = None,
-    work: Annotated[
-        Path | None,
-        general("FOLDER", "Keep finished pieces here and go on from them."),
-    ] = None,
-    drop: Drop = None,
-    allow_unrelated: Unrelated = False,
-    limit: Limit = None,
-    prompt_limit: PromptLimit = None,
-    replies: Replies = 1,
-    seed: Seed = 0,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    batch_size: BatchSize = 16,
-    max_new_tokens: NewTokens = 128,
-    temperature: Temperature = 1.0,
-    no_chat_template: NoChat = False,
-    trust_tasks: TrustTasks = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    work: Annotated[Path | None, general("FOLDER", "Keep finished pieces here and go on from them.")] = None,
+    drop: options.Drop = None,
+    allow_unrelated: options.Unrelated = False,
+    limit: options.Limit = None,
+    prompt_limit: options.PromptLimit = None,
+    replies: options.Replies = 1,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    batch_size: options.BatchSize = 16,
+    max_new_tokens: options.NewTokens = 128,
+    temperature: options.Temperature = 1.0,
+    no_chat_template: options.NoChat = False,
+    trust_tasks: options.TrustTasks = False,
+    fast: options.Fast = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Reward and abilities of PRE and POST on held-out data, with intervals and paired tests.
 
@@ -258,7 +224,7 @@ def tax(
         assert prompts
         assert reward
         assert abilities
-        from counterpoise.evaluation.panel import PanelFiles
+        from counterpoise.evaluation.panel import ROUGH, PanelFiles
         from counterpoise.language.loading import refuse_unmeasurable
         from counterpoise.language.sampling import Drawing
         from counterpoise.restoration.restore import measure_tax
@@ -266,8 +232,9 @@ def tax(
         refuse_unmeasurable(pre, post)  # before the reward is loaded
 
         drawing = Drawing(replies, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
-        device = usable_device(device)
-        panel = PanelFiles(prompts, reward, abilities, limit, prompt_limit, drawing, trust_tasks).load(device)
+        device = options.usable_device(device)
+        files = PanelFiles(prompts, reward, abilities, limit, prompt_limit, drawing, trust_tasks)
+        panel = (files.rough() if fast else files).load(device)
         result = measure_tax(
             pre,
             post,
@@ -276,10 +243,12 @@ def tax(
             drop=drop or (),
             allow_unrelated=allow_unrelated,
             device=device,
-            dtype=dtype_of(dtype),
+            dtype=options.dtype_of(dtype),
             progress=progress,
         )
         result = {"command": command_line(), **result}
+        if fast:
+            result |= {"settings": result["settings"] | {"fast": True}, "verdict": f"{ROUGH}. {result['verdict']}"}
         if page:
             from counterpoise.records import public, write_whole
             from counterpoise.report.html import report_page

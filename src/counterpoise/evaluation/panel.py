@@ -17,7 +17,7 @@ from counterpoise.evaluation.items import FileAbility
 from counterpoise.evaluation.measurement import Measurement, Scores
 from counterpoise.evaluation.parts import PARTS, Part, clusters, in_part, placement
 from counterpoise.evaluation.rewards import Reward, fingerprint, load_reward, name_of, rate
-from counterpoise.evaluation.specs import bare
+from counterpoise.evaluation.specs import bare, fewest
 from counterpoise.language.prompts import Prompt, encode_prompt, encode_prompts, read_prompts
 from counterpoise.language.sampling import SCORING, Drawing, sample
 from counterpoise.records import Progress, Store, digest
@@ -25,6 +25,9 @@ from counterpoise.statistics.bootstrap import Array
 
 FEWEST = 8
 """Prompts before a first look."""
+FEW, SHORT = 32, 32
+"""A rough measurement: prompts and items a part, and tokens of a response, at most."""
+ROUGH = f"A rough answer (--fast): at most {FEW} prompts and items a part, and {SHORT} tokens a response"
 
 
 @dataclass(frozen=True)
@@ -258,6 +261,13 @@ class PanelFiles:
     prompt_limit: int | None = None
     drawing: Drawing = SCORING
     trust_tasks: bool = False
+
+    def rough(self) -> PanelFiles:
+        """The same, for a rough answer in little time."""
+        drawing = replace(self.drawing, max_new_tokens=min(SHORT, self.drawing.max_new_tokens))
+        return replace(
+            self, limit=fewest(self.limit, FEW), prompt_limit=fewest(self.prompt_limit, FEW), drawing=drawing
+        )
 
     def load(self, device: str) -> Panel:
         """The panel itself; a reward that is a model goes to `device`."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from counterpoise.alignment.heal import Healing, off_line, too_large
 from counterpoise.checkpoints.checkpoint import short
 from counterpoise.language.costs import Lengths, Plan, Stage, optimiser_bytes
-from counterpoise.language.ways import context_of
-from counterpoise.planning.looking import Words, fit, look
+from counterpoise.planning.looking import fit, look
 from counterpoise.planning.restore import ASSUMED, BOUNDS
 from counterpoise.planning.stages import heal_stages
 
@@ -28,11 +27,9 @@ def plan_heal(wanted: Healing, *, present: bool = True) -> Plan:
         pair, own = wanted.pairs()
         more += [f"warning: {line}" for line in off_line(pair, own)]
         turns = present and too_large(pair, wanted)
-    words = Words.of(start.folder)
-    if words.tokenizer is None:
-        raise ValueError(f"{start.name}: expected a tokenizer beside the student's config, found none")
-    sources = wanted.sources(words.tokenizer, context_of(start.model.config))
-    told += [*more, *(f"{s.name}: {len(s.taught):,} taught, {len(s.checked):,} looked at" for s in sources)]
+    _, sources = wanted.sources(start.folder)
+    told += [line for line in more if line not in told]
+    told += [f"{s.name}: {len(s.taught):,} taught, {len(s.checked):,} looked at" for s in sources]
     if len(sources) == 1:
         told.append(f"no questions: {wanted.openings:,} openings that PRE draws from its start token")
     told.append(f"teachers: {'memory is too small for both, they take turns from disk' if turns else 'both at once'}")

@@ -55,9 +55,8 @@ def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True) -
     giver = first if request.donor == "pre" else second  # whose tokenizer and context count
     cut = partition({n: tuple(p.shape) for n, p in second.model.named_parameters()}, request.blocks)
     searched = [s.title for s in request.searches if not isinstance(s, Ramp)]
-    told.append(
-        f"HMA: {len(cut)} blocks" if HMA.title in searched else f"{' and '.join(searched) or 'no'} search alone"
-    )
+    alone = f"{' and '.join(searched)} search alone" if searched else "no search: MA and ramps alone"
+    told.append(f"HMA: {len(cut)} blocks" if HMA.title in searched else alone)
     unloaded = Panel(read_prompts(panel.prompts), lambda *_: [], (), prompt_limit=panel.prompt_limit)
     parts: dict[Part, list[Prompt]] = {p: unloaded.prompts_of(p) for p in get_args(Part)}
     told.append("prompts: " + ", ".join(f"{len(chosen):,} {part}" for part, chosen in parts.items()))

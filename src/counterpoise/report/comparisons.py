@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from counterpoise.checkpoints.reading import parse_json, read_text
 from counterpoise.evaluation.results import measurement, with_retention
 from counterpoise.statistics.bootstrap import interval
 from counterpoise.tables import reading
-from counterpoise.tables.reading import ENDS, HELD_OUT, OWN_LOSS, RETENTION, PointEntry, Results
+from counterpoise.tables.reading import ENDS, OWN_LOSS, RETENTION, PointEntry, Results
 from counterpoise.tables.shape import check_results
 
 OLD_UNIT = "number in the unit of an older version, up to commit 5f31904 standard errors at PRE"
@@ -73,20 +73,11 @@ class Comparison:
         return next((str(r.results["reward"]) for r in self.runs if r.results.get("reward")), None)
 
 
-@dataclass
-class _File:
-    label: str
-    content: dict[str, Any]
-    joins: str = ""
-    note: str = ""
-
-
 def read_comparisons(paths: Sequence[str | Path]) -> list[Comparison]:
-    """Read result files (restore.json, or any json with `points` or a tax table) and sort them into comparisons.
+    """Read result files (restore.json, or any json with `points`) and sort them into comparisons.
 
     Files that name a `run` are joined when run and seed are equal and pooled over seeds; others are pooled when their
-    commands differ in --seed alone. A file that names no reward joins the comparison with the same abilities, if there is
-    just one, and a note says so.
+    commands differ in --seed alone.
 
     Files that count another metric or another unit of retention are in comparisons of their own; a note says so.
 
@@ -95,25 +86,11 @@ def read_comparisons(paths: Sequence[str | Path]) -> list[Comparison]:
     """
     if not paths:
         raise ValueError("front: expected at least one result file")
-    files = [_File(label, _read(Path(path))) for path, label in zip(paths, _labels(paths), strict=True)]
-    by_signature: dict[tuple[Any, ...], list[_File]] = {}
-    for file in files:
-        by_signature.setdefault(_signature(file.content), []).append(file)
-    for signature in [s for s in by_signature if s[0] is None]:
-        kin = [s for s in by_signature if s[0] is not None and s[1:] == signature[1:]]
-        if len(kin) != 1:
-            continue
-        hosts, moved = by_signature[kin[0]], by_signature.pop(signature)
-        for file in moved:
-            file.note = f"{file.label} names no reward; it is drawn here because it has the same abilities and metrics"
-            if len(hosts) == 1:  # then it is taken for more points of that run
-                file.joins = hosts[0].label
-                file.content |= {k: hosts[0].content[k] for k in ("run", "seed") if k in hosts[0].content}
-        hosts += moved
-    return [
-        Comparison(tuple(_groups(f)), (*(x.note for x in f if x.note), *_apart(s, by_signature)))
-        for s, f in by_signature.items()
-    ]
+    by_signature: dict[tuple[Any, ...], dict[str, Results]] = {}
+    for path, label in zip(paths, _labels(paths), strict=True):
+        content = _read(Path(path))
+        by_signature.setdefault(_signature(content), {})[label] = content
+    return [Comparison(tuple(_groups(files)), _apart(s, by_signature)) for s, files in by_signature.items()]
 
 
 def pooled(comparison: Comparison) -> dict[str, Any]:
@@ -200,22 +177,21 @@ def _pool_score(
     return {"value": value, "low": low, "high": high, "runs": values}
 
 
-def _groups(files: Sequence[_File]) -> list[Group]:
-    runs: dict[Any, list[_File]] = {}
-    for file in files:
-        content = file.content
-        key = (content["run"], content.get("seed")) if content.get("run") else file.joins or file.label
-        runs.setdefault(key, []).append(file)
+def _groups(files: Mapping[str, Results]) -> list[Group]:
+    runs: dict[Any, dict[str, Results]] = {}
+    for label, content in files.items():
+        key = (content["run"], content.get("seed")) if content.get("run") else label
+        runs.setdefault(key, {})[label] = content
     groups: dict[tuple[str, Any], list[MeasuredRun]] = {}
     for members in runs.values():
-        content = members[0].content
-        for other in members[1:]:
-            content = _joined(content, other.content, other.label)
-        run = MeasuredRun(tuple(m.label for m in members), content.get("seed"), content)
-        command = re.sub(r"--seed[ =]\S+", "", str(content.get("command") or members[0].label))
+        (first, content), *others = members.items()
+        for label, other in others:
+            content = _joined(content, other, label)
+        run = MeasuredRun(tuple(members), content.get("seed"), content)
+        command = re.sub(r"--seed[ =]\S+", "", str(content.get("command") or first))
         group = ("run", content["run"]) if content.get("run") else ("command", command)
         taken = [r.seed for r in groups.get(group, [])]
-        groups.setdefault(group if run.seed not in taken else ("file", run.files[0]), []).append(run)
+        groups.setdefault(group if run.seed not in taken else ("file", first), []).append(run)
     found = []
     for (kind, name), seeds in groups.items():
         more = f" and {len(seeds) - 1} more seeds" if len(seeds) > 1 else ""
@@ -223,7 +199,7 @@ def _groups(files: Sequence[_File]) -> list[Group]:
     return found
 
 
-def _joined(first: dict[str, Any], second: dict[str, Any], label: str) -> dict[str, Any]:
+def _joined(first: Results, second: Results, label: str) -> Results:
     """Two files of one run and seed: their points together; those in both must be the same."""
     have = {(p.get("part"), p["name"]): p for p in first["points"]}
     new = []
@@ -247,78 +223,36 @@ def _signature(content: Results) -> tuple[Any, ...]:
     return content.get("reward"), tuple(sorted(reading.primary(content).items())), content["retention_unit"]
 
 
-def _apart(signature: tuple[Any, ...], others: Mapping[tuple[Any, ...], Sequence[_File]]) -> list[str]:
+def _apart(signature: tuple[Any, ...], others: Mapping[tuple[Any, ...], Iterable[str]]) -> tuple[str, ...]:
     """Why files of one reward and the same abilities are not on one front."""
     reward, metrics, unit = signature
     notes = []
-    for (theirs, other, measured_in), files in others.items():
+    for (theirs, other, measured_in), labels in others.items():
         if (theirs, dict(other).keys()) != (reward, dict(metrics).keys()) or (other, measured_in) == (metrics, unit):
             continue
         differ = [f"{a} by {m}, they by {dict(other)[a]}" for a, m in metrics if dict(other)[a] != m]
         why = f"it counts {'; '.join(differ)}" if differ else f"its retention is a {unit}, theirs a {measured_in}"
-        notes.append(f"not on one front with {', '.join(f.label for f in files)}: {why}")
-    return notes
+        notes.append(f"not on one front with {', '.join(labels)}: {why}")
+    return tuple(notes)
 
 
 def _read(path: Path) -> dict[str, Any]:
     content = parse_json(read_text(path), str(path))
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a result file with points or a tax table, found a {type(content).__name__}")
+    found = content.get("points") if isinstance(content, dict) else f"a {type(content).__name__}"
+    if not isinstance(content, dict) or not found:
+        raise ValueError(f"{path}: expected a result file with points, found {found or 'none'}")
     check_results(content, str(path))
-    points, unit = content.get("points"), content.get("retention_unit") or OLD_UNIT
-    if not points and (points := _from_tax(content)):
-        unit = OWN_LOSS
-    points = points or _from_partwise(content)
-    if not points:
-        raise ValueError(f"{path}: expected a result file with points or a tax table, found neither")
-    found: dict[str, Any] = {**content, "points": points}
     if content.get("items"):
-        return with_retention(found)
-    return {**found, "retention_unit": unit if any(reading.known(p.get(RETENTION)) for p in points) else OWN_LOSS}
-
-
-def _from_tax(content: Results) -> list[dict[str, Any]]:
-    """PRE, POST and the pick of a file that kept its held-out table alone; retention without its interval."""
-    rows = content.get("tax") or []
-    pick = content.get("pick")
-    columns = [("PRE", "PRE", "pre"), ("POST", "POST", "post")]
-    columns += [(str(pick), str(pick).partition(" ")[0], "pick")] if pick else []
-    found: list[dict[str, Any]] = []
-    for name, method, key in columns:
-        if not rows or not all(r.get(key) for r in rows):
-            continue
-        scores: dict[str, dict[str, Any]] = {}
-        for row in rows:
-            scores.setdefault(row["name"], {})[row["metric"]] = row[key]
-        reward = next(iter(scores.pop("reward", {}).values()), None)
-        steps = [
-            (r[key]["value"] - r["pre"]["value"]) / reading.tax_unit(r)
-            for r in reading.counted_taxes(content)
-            if reading.known(r["pre"]) and reading.known(r[key])
-        ]
-        retention = {"value": float(np.mean(steps)), "low": None, "high": None} if steps else None
-        point = {"name": name, "method": method, "part": HELD_OUT}
-        found.append({**point, "reward": reward, "abilities": scores, "retention": retention})
-    return found
-
-
-def _from_partwise(content: Results) -> list[dict[str, Any]]:
-    """The points of experiments/hma/partwise.py."""
-    about = {"method": "part-wise", "part": reading.VALIDATION}
-    return [
-        {
-            "name": f"{row['part']} {row['ratio']:g}",
-            **about,
-            **{k: row.get(k) for k in ("reward", "abilities", "retention")},
-        }
-        for row in content.get("partwise") or ()
-    ]
+        return with_retention(content)
+    measured = any(reading.known(p.get(RETENTION)) for p in content["points"])
+    return {**content, "retention_unit": content.get("retention_unit") or OLD_UNIT if measured else OWN_LOSS}
 
 
 def _labels(paths: Sequence[str | Path]) -> list[str]:
-    """File names without .json; with their folder where the names alone are equal or say nothing."""
+    """File names without .json; with their folder, or whole, where the shorter names are equal or say nothing."""
     stems = [Path(p).stem for p in paths]
-    return [
+    short = [
         s if stems.count(s) == 1 and s not in ("restore", "results") else f"{Path(p).absolute().parent.name}/{s}"
         for p, s in zip(paths, stems, strict=True)
     ]
+    return [s if short.count(s) == 1 else str(p) for p, s in zip(paths, short, strict=True)]

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from counterpoise.report import plots
 from counterpoise.report.comparisons import Comparison, beaten_by, pooled
 from counterpoise.report.matched import PointGains, hypervolume_gains, matched, method_gains
-from counterpoise.report.page import Figures, fact_list, header, page, plot_box, section
+from counterpoise.report.page import Figures, fact_list, headed, header, page, plot_box, section
 from counterpoise.report.palette import SERIES, Look, light, look_of
 from counterpoise.statistics.equal_reward import Matched
 from counterpoise.tables import reading
-from counterpoise.tables.grid import Cell, Column, Table, as_html
+from counterpoise.tables.grid import Cell, Column, Table
 from counterpoise.tables.numbers import number, p_value, with_interval
 from counterpoise.tables.reading import ENDS, REFERENCE, RETENTION, Results
-from counterpoise.tables.tables import EQUALLY_MANY, VOLUME
+from counterpoise.tables.tables import RETENTION_TOLD
 from counterpoise.tables.taxes import difference_cell, over_runs_cell
 
 if TYPE_CHECKING:
@@ -32,10 +32,15 @@ _MORE_SYMBOLS = (
 )  # fmt: skip
 _GROUP_SYMBOLS = ("circle", "triangle-up", "square", "star", "diamond-tall", "pentagon")
 _CAPTION = (
-    "Up is more reward, right is more ability kept; one colour a method. Bars are 95 % intervals of each point "
-    "alone, over items. Faded points are beaten by another in both. The line is the front."
+    f"Up is more reward, right is more ability kept; one colour a method. {RETENTION_TOLD} Bars are 95 % intervals of each "
+    "point alone, over items. Faded points are beaten by another in both. The line is the front."
 )
 
+_VOLUME = (
+    "The area under each method's front between PRE's reward and POST's retention; the rectangle that PRE and POST span "
+    f"counts as 1. PRE and POST belong to every front. More points make a larger area, so that a method is compared with "
+    f"{REFERENCE} at as many points as it has, the mean over all choices of them; not with fewer."
+)
 _STUDENT = (
     "Student's 95 % interval with the training runs as the sample, and its p: what another seed would give; the interval over "
     "items speaks of these seeds alone. Believe what both leave 0 out of."
@@ -71,17 +76,16 @@ def looks(methods: Sequence[str]) -> dict[str, Look]:
 
 def front_figure(results: Results, axis: str, part: str) -> Figure:
     """`plots.plot_front` with a colour for every method; where there are several groups, a mark for each."""
-    figure = plots.plot_front(results, axis, part)
     of = looks(list(dict.fromkeys(p["kind"] for p in results["points"])))
     groups = list(dict.fromkeys(p["group"] for p in results["points"]))
-    for method, (kind, group) in {p["method"]: (p["kind"], p["group"]) for p in results["points"]}.items():
+    about = {p["method"]: (of[p["kind"]], groups.index(p["group"])) for p in results["points"]}
+
+    def look(method: str) -> Look:
+        own, group = about[method]
         alone = len(groups) == 1 or method in ENDS
-        symbol = of[kind].symbol if alone else _GROUP_SYMBOLS[groups.index(group) % len(_GROUP_SYMBOLS)]
-        marker = {"marker": {"color": of[kind].colour, "symbol": symbol}}
-        bars = {"error_x": {"color": of[kind].colour}, "error_y": {"color": of[kind].colour}}
-        for trace in figure.select_traces({"legendgroup": plots.escaped(method)}):
-            trace.update(marker if trace.error_x.array is None else {**marker, **bars})
-    return figure
+        return own if alone else Look(own.colour, _GROUP_SYMBOLS[group % len(_GROUP_SYMBOLS)])
+
+    return plots.plot_front(results, axis, part, look)
 
 
 def points_table(comparison: Comparison, results: Results) -> Table:
@@ -153,7 +157,7 @@ def hypervolume_table(comparison: Comparison) -> Table:
         ]
     paired = any(math.isfinite(g.low) for g in gains.values())
     brackets = " Brackets: 95 % intervals by paired bootstrap over items, pooled over runs." if paired else ""
-    notes = [f"{VOLUME} PRE and POST belong to every front. {EQUALLY_MANY}{brackets}"]
+    notes = [f"{_VOLUME}{brackets}"]
     notes += [f"Over runs: {_STUDENT}"] if several else []
     if any(kept.values()):
         at = f"minus {REFERENCE}'s at each point's own reward, the mean over a method's points."
@@ -224,13 +228,11 @@ def _comparison_section(comparison: Comparison, name: str, figures: Figures) -> 
     box = plot_box(figures, name, title, partial(front_figure, results), _CAPTION, menus)
     content = f"{fact_list(facts)}<h3>{title}</h3>{box}{notes}"
     kept = matched_table(comparison, matched(comparison))
-    if kept:
-        content += f"<h3>At the same reward as {REFERENCE}</h3>{as_html(kept)}"
-    elif kept.notes:
+    content += headed(f"At the same reward as {REFERENCE}", kept)
+    if kept.notes and not kept:
         content += f"<p class=note>{html.escape(kept.notes[-1])}</p>"
-    if volumes := hypervolume_table(comparison):
-        content += f"<h3>Hypervolume</h3>{as_html(volumes)}"
-    content += f"<h3>Every point</h3>{as_html(points_table(comparison, results))}"
+    content += headed("Hypervolume", hypervolume_table(comparison))
+    content += headed("Every point", points_table(comparison, results))
     return section(_heading(comparison), content)
 
 

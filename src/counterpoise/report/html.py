@@ -7,7 +7,7 @@ import json
 from functools import partial
 
 from counterpoise.report import plots
-from counterpoise.report.page import Figures, fact_list, glossary, header, page, plot_box, run_section, section
+from counterpoise.report.page import Figures, fact_list, glossary, headed, header, page, plot_box, run_section, section
 from counterpoise.tables import reading, shifts, tables, taxes
 from counterpoise.tables.grid import Table, as_html
 from counterpoise.tables.logs import calibrations
@@ -15,9 +15,9 @@ from counterpoise.tables.numbers import number, ratio_list
 from counterpoise.tables.reading import Results
 
 _CAPTION = (
-    "Up is more reward, right is more ability kept. Bars are 95 % intervals of each point alone; all points were scored "
-    "on the same items, so two points can differ for certain although their bars overlap. Faded points are beaten by "
-    "another in both directions."
+    f"Up is more reward, right is more ability kept. {tables.RETENTION_TOLD} Bars are 95 % intervals of each point alone; "
+    "all points were scored on the same items, so two points can differ for certain although their bars overlap. Faded "
+    "points are beaten by another in both directions."
 )
 _GLOSSARY = {
     "Ratio": "The share of the alignment update that is kept: pre + ratio × (post − pre). 0 is PRE, 1 is POST. A block is "
@@ -34,8 +34,8 @@ _GLOSSARY = {
     "have been found to go with little forgetting (arXiv 2509.04259). KL is the Kullback-Leibler divergence.",
     "Changed sides": "The tax is a difference of means. As many items may have been lost as were learned; two models that "
     "only guess swap items too, and that share is taken off (arXiv 2510.17776).",
-    "Retention": "Minus the mean over abilities of the share of its own loss that is left. 0 is PRE, −1 is POST where it lost "
-    "every ability. A change of less than two standard errors counts as that share of them. Abilities at floor are left out.",
+    "Retention": f"{tables.RETENTION_TOLD} A change of less than two standard errors counts as that share of them. Abilities "
+    "at floor are left out.",
     "Likelihood and accuracy": "Two measures of one ability: how probable right answers are, and whether the answers are right. "
     "The first row of an ability is the one that counts for the mean, the front and the pick (?primary=).",
     "Front": "The points that no other beats in both reward and retention.",
@@ -55,11 +55,10 @@ def report_page(results: Results) -> str:
         _table_section("Answers that changed sides", shifts.flips(results)),
         _table_section("How sure, and how often right", calibrations(results)),
         _ratio_section(results, figures),
-        _search_section(results, figures),
+        _table_section("The search", tables.search_table(results)),
         _two_sided_section(results, figures),
         _healing_section(results),
         _table_section("What each candidate of the race cost", tables.race_table(results)),
-        _table_section("Hypervolume", tables.volume_table(results)),
         _table_section("Everything that was measured", tables.measured(results)),
         _run_section(results),
         glossary(_GLOSSARY),
@@ -93,7 +92,7 @@ def _ratios(pick: reading.PointEntry) -> str:
 def _distance_section(results: Results) -> str:
     table = shifts.distances(results)
     lead = f"<p class=lead>{html.escape(shifts.likelier(results))}</p>"
-    return section("How far it has gone from PRE", lead + as_html(table)) if table else ""
+    return section("How far it has gone from PRE", lead + as_html(table, "Distances from PRE")) if table else ""
 
 
 def _front_section(results: Results, figures: Figures) -> str:
@@ -118,12 +117,11 @@ def _tax_section(results: Results, figures: Figures) -> str:
         "Each ability by the metric that counts, on held-out data, with 95 % intervals. Right of 0 is lost. 1 is all that POST "
         "lost, or two standard errors of that where it is less."
     )
-    content = f"{as_html(table)}<h3>By likelihood and by accuracy</h3>{as_html(taxes.both_kinds(results))}"
+    content = as_html(table, "Tax by ability") + headed("By likelihood and by accuracy", taxes.both_kinds(results))
     if (figure := plots.plot_taxes(results)).data:
         box = plot_box(figures, "taxes", "Tax by ability", lambda: figure, caption, low=True)
         content += f"<h3>The same, on one scale</h3>{box}"
-    if against := taxes.against_ma(results):
-        content += f"<h3>The pick against plain averaging</h3>{as_html(against)}"
+    content += headed("The pick against plain averaging", taxes.against_ma(results))
     return section("The tax, ability by ability", content)
 
 
@@ -134,20 +132,7 @@ def _ratio_section(results: Results, figures: Figures) -> str:
     title = "Ratio of each layer"
     caption = "1 keeps all of the alignment update in a layer, 0 gives the layer back to PRE."
     box = plot_box(figures, "ratios", title, lambda: plots.plot_ratios(results), caption, low=True)
-    return section(title, box + (as_html(table) if table else ""))
-
-
-def _search_section(results: Results, figures: Figures) -> str:
-    table = tables.search_table(results)
-    if not table:
-        return ""
-    box = ""
-    if (figure := plots.plot_searches(results)).data:
-        caption = (
-            "The first pass is MA, all ratios equal. How far a line falls is what HMA gained on the proxy responses."
-        )
-        box = plot_box(figures, "searches", "Search traces", lambda: figure, caption, low=True)
-    return section("The search", box + as_html(table))
+    return section(title, box + (as_html(table, title) if table else ""))
 
 
 def _two_sided_section(results: Results, figures: Figures) -> str:
@@ -161,16 +146,16 @@ def _two_sided_section(results: Results, figures: Figures) -> str:
     )
     draw = partial(plots.plot_two_sided, results, how)
     box = plot_box(figures, "two-sided", "Ratios of the two-sided search", draw, caption, low=True)
-    return section("The two-sided search", box + as_html(table))
+    return section("The two-sided search", box + as_html(table, "The two-sided search"))
 
 
 def _healing_section(results: Results) -> str:
-    told = tables.healing_told(results)
-    return section("Healing", f"<p>{html.escape(told)}</p>{as_html(tables.healing_table(results))}") if told else ""
+    told, table = tables.healing_told(results), tables.healing_table(results)
+    return section("Healing", f"<p>{html.escape(told)}</p>{as_html(table, 'Points of the healing')}") if told else ""
 
 
 def _table_section(title: str, table: Table) -> str:
-    return section(title, as_html(table)) if table else ""
+    return section(title, as_html(table, title)) if table else ""
 
 
 def _run_section(results: Results) -> str:
@@ -187,7 +172,7 @@ def _run_section(results: Results) -> str:
     }
     settings = {str(k): json.dumps(v, ensure_ascii=False) for k, v in (results.get("settings") or {}).items()}
     hashes = tables.files(results)
-    folded = {"Settings": fact_list(settings), "Input files": as_html(hashes) if hashes else ""}
+    folded = {"Settings": fact_list(settings), "Input files": as_html(hashes, "Input files") if hashes else ""}
     return run_section(results.get("command"), facts, folded)
 
 

@@ -30,8 +30,8 @@ def logs_page(result: Mapping[str, Any]) -> str:
     notes = "".join(f"<li>{html.escape(str(note))}</li>" for note in result["notes"])
     told = fact_list(sides) + (f"<div class=warnings><ul>{notes}</ul></div>" if notes else "")
     body = header("the tax of two finished runs", str(result["verdict"]), told)
-    body += section("The tax, task by task", as_html(taxes(result)))
+    body += section("The tax, task by task", as_html(taxes(result), "Tax by task"))
     if calibrated := calibrations(result):
-        body += section("Calibration", as_html(calibrated))
+        body += section("Calibration", as_html(calibrated, "Calibration"))
     body += run_section(result.get("command"), {}, {}) + glossary(_GLOSSARY)
     return page(f"counterpoise: {sides['PRE']} and {sides['POST']}", body, {})

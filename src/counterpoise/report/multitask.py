@@ -105,7 +105,7 @@ def _accuracy_section(record: Record, figures: Figures) -> str:
         caption += f" The {task_plots.MOST_ROWS} weakest of {len(found)}; all are in the table."
     draw = partial(task_plots.plot_accuracies, record)
     box = plot_box(figures, "accuracies", "Accuracy by task", draw, caption, low=len(found) <= 10)
-    return section("Accuracy, task by task", box + as_html(_scores(found)))
+    return section("Accuracy, task by task", box + as_html(_scores(found), "Scores by task"))
 
 
 def _scores(rows: Sequence[history.TaskScore]) -> Table:
@@ -126,18 +126,13 @@ def _scores(rows: Sequence[history.TaskScore]) -> Table:
 def _curves_section(record: Record, figures: Figures) -> str:
     if not record.get("epochs"):
         return ""
-    names = history.tasks(record)
     menus = {"show": {kind: shown for kind, (shown, _) in _KINDS.items()}}
     caption = "Losses are mean cross-entropies. Those in training are with dropout, of the epoch's mini-batches."
-    if len(names) > task_plots.FEW:
-        # Options are numbered: a task's name may hold what separates them.
-        numbered = {str(i): task for i, task in enumerate(names)}
-        menus["pick out"] = {"": "the highest and lowest at the end", **numbered}
-        caption += " The tasks that are not picked out are grey."
+    if len(history.tasks(record)) > task_plots.FEW:
+        caption += " The tasks that end highest and lowest are picked out; the pointer names the others."
 
-    def draw(kind: str, number: str = "") -> Figure:
-        chosen = names[int(number)] if number else None
-        return task_plots.plot_curves(record, history.by_epoch(record, kind), _KINDS[kind][1], chosen)
+    def draw(kind: str) -> Figure:
+        return task_plots.plot_curves(record, history.by_epoch(record, kind), _KINDS[kind][1])
 
     box = plot_box(figures, "curves", "Loss and accuracy by task over epochs", draw, caption, menus)
     return section("Over time", box)
@@ -148,23 +143,16 @@ def _weights_section(record: Record, figures: Figures) -> str:
     if not found or len(found) < 2:
         return ""
     caption = "Each task's share of the weights. Above an equal share, a task is pushed; below it, it is spared."
-    if len(found) > task_plots.FEW:
-        caption += " The task with the most weight at the end is at the top."
     draw = partial(task_plots.plot_weights, record, found)
-    return section("Weights", plot_box(figures, "weights", "Weights over time", draw, caption, low=len(found) <= 10))
+    return section("Weights", plot_box(figures, "weights", "Weights over time", draw, caption, low=True))
 
 
 def _variance_section(record: Record, figures: Figures) -> str:
     if not record.get("epochs") or len(history.tasks(record)) < 2:
         return ""
-    batches = {"batches": "losses of the mini-batches"} if record.get("rounds") else {}
-    menus = {"of the": {"epochs": "mean losses of each epoch", **batches}}
-    caption = (
-        "How far apart the task losses are. Tasks with other numbers of classes have other losses without being neglected; "
-        "the losses of mini-batches differ by chance as well, which adds to their variance."
-    )
+    caption = "How far apart the task losses are. Tasks with more classes have larger losses without being neglected."
     draw, label = partial(task_plots.plot_variance, record), "Variance of the task losses over time"
-    return section("Task variance", plot_box(figures, "variance", label, draw, caption, menus, low=True))
+    return section("Task variance", plot_box(figures, "variance", label, draw, caption, low=True))
 
 
 def _run_section(record: Record) -> str:

@@ -54,17 +54,11 @@ def plot_accuracies(record: Record) -> Figure:
     return figure
 
 
-def plot_curves(record: Record, found: Mapping[str, Curve], title: str, chosen: str | None = None) -> Figure:
-    """A curve per task over the epochs, and the best epoch.
-
-    Args:
-        found: the curves, by task.
-        title: of the vertical axis.
-        chosen: with more than `FEW` tasks, the one to pick out; by default those that end highest and lowest.
-    """
+def plot_curves(record: Record, found: Mapping[str, Curve], title: str) -> Figure:
+    """A curve per task over the epochs, and the best epoch; of more than `FEW` the highest and lowest at the end stand out."""
     figure = empty_figure("Epoch", title)
     ends = sorted(found, key=lambda t: found[t].values[-1] if found[t].values else 0.0)
-    picked = {chosen: "vermilion"} if chosen is not None else {ends[-1]: "vermilion", ends[0]: "blue"} if ends else {}
+    picked = {ends[-1]: "vermilion", ends[0]: "blue"} if ends else {}
     few = len(found) <= FEW
     for i, (task, curve) in enumerate(found.items()):
         role = SERIES[i] if few else picked.get(task, "grey")
@@ -85,74 +79,33 @@ def plot_curves(record: Record, found: Mapping[str, Curve], title: str, chosen: 
 
 
 def plot_weights(record: Record, found: Mapping[str, Curve]) -> Figure:
-    """Each task's share of the weights over the rounds (`history.weight_shares`): lines for few tasks, else rows of colour."""
-    if len(found) > FEW:
-        return _rows_of_colour(record, found)
+    """Each task's share of the weights over the rounds (`history.weight_shares`)."""
     shares = {t: Curve(c.epochs, [100 * v for v in c.values]) for t, c in found.items()}
     figure = plot_curves(record, shares, "Share of the weights (%)")
-    figure.add_hline(y=100 / len(found), annotation_position="bottom right", **dotted("equal"))
+    figure.add_hline(y=100 / len(found), **dotted("equal shares"))
     figure.update_yaxes(rangemode="tozero")
     return figure
 
 
-def plot_variance(record: Record, of: str) -> Figure:
-    """The variance of the losses over the tasks.
-
-    Args:
-        of: "epochs", in training and on validation data, or "batches", whose chance differences would hide the others on
-            one scale.
-    """
-    mini_batches = of == "batches"
+def plot_variance(record: Record) -> Figure:
+    """The variance of the losses over the tasks, in training and on validation data."""
     figure = empty_figure("Epoch", "Variance over tasks (nats²)")
-    if mini_batches:
-        lines = [("mini-batches", history.by_round(record, "task_variance"), "blue", "solid")]
-    else:
-        training = history.over_epochs(record, lambda e: e.get("task_variance"))
-        validation = history.over_epochs(record, lambda e: history.variance(e["validation_loss"].values()))
-        lines = [("training", training, "blue", "solid"), ("validation", validation, "vermilion", "dash")]
-    for name, curve, role, dash in lines:
+    training = history.over_epochs(record, lambda e: e.get("task_variance"))
+    validation = history.over_epochs(record, lambda e: history.variance(e["validation_loss"].values()))
+    for name, curve, role, dash in (
+        ("training", training, "blue", "solid"),
+        ("validation", validation, "vermilion", "dash"),
+    ):
         figure.add_scatter(
             x=curve.epochs,
             y=curve.values,
             name=name,
-            mode="lines" if mini_batches else "lines+markers",
-            line={"color": light(role), "width": 1.5 if mini_batches else 2.5, "dash": dash},
+            mode="lines+markers",
+            line={"color": light(role), "width": 2.5, "dash": dash},
             marker={"size": 6},
-            showlegend=not mini_batches,
             hovertemplate=f"{name}<br>epoch %{{x:.4~g}}: %{{y:.4~g}}<extra></extra>",
         )
     figure.update_yaxes(rangemode="tozero")
-    _mark_best(figure, record)
-    return figure
-
-
-def _rows_of_colour(record: Record, found: Mapping[str, Curve]) -> Figure:
-    figure = empty_figure("Epoch", "")
-    order = sorted(found, key=lambda t: found[t].values[-1])
-    equal = 100 / len(order)
-    table = [[100 * v for v in found[t].values] for t in order]
-    reach, high = max(abs(v - equal) for row in table for v in row) or equal, max(map(max, table))
-    bar = {
-        "orientation": "h",
-        "x": 0,
-        "xanchor": "left",
-        "y": 1.02,
-        "yanchor": "bottom",
-        "len": 0.6,
-    }  # leaves the width
-    bar |= {"thickness": 10, "outlinewidth": 0, "tickvals": [equal, high], "ticktext": ["equal", f"{high:.3g} %"]}
-    figure.add_heatmap(
-        x=found[order[0]].epochs,
-        y=list(range(len(order))),
-        z=table,
-        zmin=equal - reach,
-        zmax=equal + reach,
-        colorscale=[(0.0, light("blue")), (0.5, light("surface")), (1.0, light("vermilion"))],
-        colorbar={**bar, "tickangle": 0, "tickfont": {"color": light("muted"), "size": 11}},
-        customdata=[[escaped(t)] * len(table[0]) for t in order],
-        hovertemplate="%{customdata}<br>epoch %{x:.4~g}: %{z:.2f} %<extra></extra>",
-    )
-    figure.update_yaxes(tickvals=list(range(len(order))), ticktext=[label(t, 18) for t in order], showgrid=False)
     _mark_best(figure, record)
     return figure
 
@@ -163,4 +116,4 @@ def _mark_best(figure: Figure, record: Record) -> None:
         figure.update_xaxes(dtick=1)
     if history.best(record) is None:
         return
-    figure.add_vline(x=record["best_epoch"], annotation_position="bottom right", **dotted("kept", xanchor="right"))
+    figure.add_vline(x=record["best_epoch"], **dotted("the epoch that was kept"))

@@ -3,38 +3,41 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import html
 import json
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib.resources import files
 from itertools import product
 from string import Template
 from typing import Any
 
 from counterpoise.report import palette
+from counterpoise.tables.grid import Table, as_html
 
 Figures = dict[str, dict[str, Any]]
 """What the json of plotly figures holds, by the place they are drawn in and by what is chosen in its menus."""
 
 
-def plotly_script() -> str:
-    """The text of plotly.js, to be put inside a page."""
+@cache
+def plotly_script() -> tuple[str, str]:
+    """plotly.js as the page holds it, gzipped and in base64, and the hash by which the page's policy knows it."""
     from plotly.offline import get_plotlyjs
 
-    return str(get_plotlyjs())
+    text = str(get_plotlyjs()).encode()
+    return base64.b64encode(gzip.compress(text, mtime=0)).decode(), _hash(text)
 
 
 def page(title: str, body: str, figures: Figures) -> str:
     """A page around a body and its figures, with scripts, style and data inside."""
-    plotly, script = plotly_script().replace("\r", "") if figures else "", _resource("page.js")
-    sums = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (plotly, script)]
-    hashes = " ".join(f"'sha256-{found}'" for found in sums)
+    (plotly, known), script = plotly_script() if figures else ("", ""), _resource("page.js")
     return Template(_resource("page.html")).substitute(
         title=html.escape(title),
         # The browser itself then refuses every request and every script but these two.
-        policy=f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'",
+        policy=f"default-src 'none'; script-src {known} {_hash(script.encode())}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'",
         light=palette.css(dark=False),
         dark=palette.css(dark=True),
         style=_resource("page.css"),
@@ -44,6 +47,11 @@ def page(title: str, body: str, figures: Figures) -> str:
         plotly=plotly,
         script=script,
     )
+
+
+def headed(title: str, table: Table) -> str:
+    """A table under a smaller heading; "" where it has no rows."""
+    return f"<h3>{html.escape(title)}</h3>{as_html(table, title)}" if table else ""
 
 
 def section(title: str, content: str) -> str:
@@ -92,8 +100,8 @@ def plot_box(
     controls = f"<div class=controls>{controls}</div>" if menus else ""
     size = " low" if low else ""
     return (
-        f'<figure>{controls}<div class="plot{size}" data-figure="{name}" role="img" aria-label="{html.escape(label)}"></div>'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        f'<figure>{controls}<div class="plot{size}" data-figure="{name}" role="img" aria-label="{html.escape(label)}" '
+        f'aria-describedby="about-{name}"></div><figcaption id="about-{name}">{html.escape(caption)}</figcaption></figure>'
     )
 
 
@@ -115,6 +123,10 @@ def _json(content: Any) -> str:
     """Json that cannot end the script element around it."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _hash(script: bytes) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'"
 
 
 def _resource(name: str) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from counterpoise.report.palette import SERIES, Look, light, look_of
+from counterpoise.report.palette import Look, light, look_of
 from counterpoise.tables import reading
 from counterpoise.tables.numbers import number, ratio_list, spoken, with_interval
 from counterpoise.tables.reading import ENDS, VALIDATION, PointEntry, Results
@@ -15,15 +15,16 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 Trace = dict[str, Any]
-RETENTION_TITLE = "Retention (0: PRE; −1: all that each ability lost)"
+RETENTION_TITLE = "Retention: minus the tax left<br>0: PRE; −1: all that each ability lost"
 
 
-def plot_front(results: Results, axis: str, part: str = VALIDATION) -> Figure:
+def plot_front(results: Results, axis: str, part: str = VALIDATION, look: Callable[[str], Look] = look_of) -> Figure:
     """Reward against retention, or against one ability: every point, the front, PRE, POST and the pick.
 
     Args:
         axis: "retention", or an ability, shown by its primary metric; see `reading.axes`.
         part: "validation", where the pick was made, or "held-out".
+        look: of each method.
 
     Raises:
         ValueError: no such axis.
@@ -45,16 +46,14 @@ def plot_front(results: Results, axis: str, part: str = VALIDATION) -> Figure:
     )
     for method in dict.fromkeys(p["method"] for p in found):
         if method not in ENDS:  # these are named beside their points
-            figure.add_trace(legend_mark(method))
+            figure.add_trace(legend_mark(method, look(method)))
         for faded in (False, True):
             some = [p for p in found if p["method"] == method and (p not in best and method not in ENDS) == faded]
             if some:
-                figure.add_trace(point_marks(results, some, axis, method, faded=faded))
+                figure.add_trace(point_marks(results, some, axis, look(method), faded=faded))
     _mark(figure, results, found, axis)
     if (reward := reading.needed_reward(results, part)) is not None:  # the least that the pick may have
-        words = f"{results['settings']['keep_reward']:.0%} of the reward gain"
-        line = dotted(words, xanchor="left", yanchor="top")
-        figure.add_hline(y=reward, annotation_position="bottom left", **line)
+        figure.add_hline(y=reward, **dotted(f"{results['settings']['keep_reward']:.0%} of the reward gain"))
     return figure
 
 
@@ -111,27 +110,6 @@ def plot_two_sided(results: Results, how: str) -> Figure:
     return figure
 
 
-def plot_searches(results: Results) -> Figure:
-    """How much each search lowered the proxy loss below that of equal ratios (MA), pass by pass."""
-    figure = empty_figure("Forward and backward passes", "Proxy loss minus MA's (nats/token)")
-    found = [s for s in results.get("search") or () if s.get("trace")]
-    for i, search in enumerate(found):
-        trace = search["trace"]
-        figure.add_scatter(
-            x=list(range(1, len(trace) + 1)),
-            y=[value - trace[0] for value in trace],
-            customdata=trace,
-            name=f"mean {number(search['mean'], 2)}{'' if search.get('converged', True) else ', not converged'}",
-            mode="lines+markers",
-            line={"color": light(SERIES[i % len(SERIES)]), "width": 2},
-            marker={"size": 7, "symbol": ("circle", "square", "diamond", "triangle-up", "cross", "x")[i % 6]},
-            hovertemplate="pass %{x}: %{customdata:.4f} nats/token, %{y:+.4f}",
-        )
-    longest = max((len(s["trace"]) for s in found), default=1)
-    figure.update_xaxes(dtick=1 if longest <= 12 else None, range=[0.8, longest + 0.2])
-    return figure
-
-
 def empty_figure(x_title: str, y_title: str) -> Figure:
     """A figure in the look of all of them, with its axes named and nothing in it."""
     import plotly.graph_objects as go
@@ -161,10 +139,9 @@ def name_rows(figure: Figure, names: Sequence[str], places: Sequence[int]) -> No
     figure.update_yaxes(tickvals=places, ticktext=ticks, showgrid=False, range=[-0.6, len(names) - 0.4])
 
 
-def dotted(text: str, **anchors: str) -> dict[str, Any]:
-    """A thin dotted line with a word beside it, as `add_hline` and `add_vline` take it."""
-    annotation = {"text": text, "font": {"color": light("muted"), "size": 11}, **anchors}
-    return {"line": {"color": light("muted"), "width": 1, "dash": "dot"}, "annotation": annotation}
+def dotted(text: str) -> dict[str, Any]:
+    """A thin dotted line, as `add_hline` and `add_vline` take it; its words are in the legend, where no point can lie."""
+    return {"line": {"color": light("muted"), "width": 1, "dash": "dot"}, "name": text, "showlegend": True}
 
 
 def _axis_title(results: Results, axis: str) -> str:
@@ -199,9 +176,8 @@ def _mark(figure: Figure, results: Results, found: Sequence[PointEntry], axis: s
         )
 
 
-def legend_mark(method: str) -> Trace:
+def legend_mark(method: str, style: Look) -> Trace:
     """What stands for a method in the legend; a mark of its own, since its points may all be faded."""
-    style = look_of(method)
     return {
         "type": "scatter",
         "x": [None],
@@ -213,15 +189,15 @@ def legend_mark(method: str) -> Trace:
     }
 
 
-def point_marks(results: Results, some: Sequence[PointEntry], axis: str, method: str, *, faded: bool = False) -> Trace:
+def point_marks(results: Results, some: Sequence[PointEntry], axis: str, style: Look, *, faded: bool = False) -> Trace:
     """One method's points with their intervals."""
     xs, ys = [reading.axis_score(results, p, axis) or {} for p in some], [p["reward"] for p in some]
     return {
-        **legend_mark(method),
+        **legend_mark(some[0]["method"], style),
         "x": [s.get("value") for s in xs],
         "y": [s["value"] for s in ys],
-        "error_x": error_bars(xs, look_of(method).colour),
-        "error_y": error_bars(ys, look_of(method).colour),
+        "error_x": error_bars(xs, style.colour),
+        "error_y": error_bars(ys, style.colour),
         "opacity": 0.42 if faded else 1.0,
         "showlegend": False,
         "hovertext": [hover(results, p) for p in some],

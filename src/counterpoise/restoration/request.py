@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from counterpoise.search.candidates import CONTROLS, HMA, Ramp, Search, TwoSided
 
 RESULT = "restore.json"
 MEANS = (0.2, 0.4, 0.6, 0.8)
+ROUGH_MEANS = (0.6, 0.8)
 KEEP, CONFIDENCE = 0.95, 0.9
 
 
@@ -80,6 +81,7 @@ class Request:
         heal: a healing beside the averages.
         race: drop candidates on growing shares of the prompts, see `race.raced`; the controls are then not measured.
         anyway: search also where no ability fell; as a fixed `mean` does.
+        fast: it is `rough`, as the verdict says.
     """
 
     pre: str | Path
@@ -100,6 +102,13 @@ class Request:
     heal: Heal | None = None
     race: bool = False
     anyway: bool = False
+    fast: bool = False
+
+    def rough(self) -> Request:
+        """The same, for a rough answer in little time: two means of MA and LiNeS, and of searches those asked for by name."""
+        kept = [s for s in self.searches if isinstance(s, TwoSided) or self.mean is not None]
+        means = ROUGH_MEANS if self.means == MEANS else self.means
+        return replace(self, searches=[Ramp(blocks=self.blocks), *kept], means=means, fast=True)
 
     def check(self, files: int) -> None:
         """Raise for what can be seen to be wrong before anything is read; `files` is the number of abilities from files.
@@ -175,6 +184,7 @@ class Request:
         """What searches beyond HMA and the controls add to `settings`."""
         found: dict[str, Any] = {"race": {"looks": list(LOOKS), "level": LEVEL}} if self.race else {}
         found |= {"anyway": True} if self.anyway else {}
+        found |= {"fast": True} if self.fast else {}
         if self.heal is not None:
             found |= {"heal": self.heal.steps, "heal_from": self.heal.start, "keep_by": self.heal.keep_by}
         hma = any(isinstance(s, HMA) for s in self.searches)

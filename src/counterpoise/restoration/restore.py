@@ -22,7 +22,7 @@ from counterpoise.checkpoints.checkpoint import left_behind
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.evaluation.items import FileAbility
-from counterpoise.evaluation.panel import Panel
+from counterpoise.evaluation.panel import ROUGH, Panel
 from counterpoise.evaluation.results import write_results
 from counterpoise.evaluation.workbench import Workbench
 from counterpoise.language.loading import refuse_unmeasurable
@@ -116,6 +116,8 @@ def run(
         "partition": cut.summary(shapes),
     }
     pick = search_and_pick(bench, request, result)
+    if request.fast:
+        result["verdict"] = f"{ROUGH}, MA and LiNeS at {len(request.grid)} means. {result['verdict']}"
     result["seconds"] = round(time.time() - begun, 1)
     result["out"] = None if pick is None else str(out)
     pair.refuse_changed()

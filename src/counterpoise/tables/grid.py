@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -61,6 +61,12 @@ class Table:
         return bool(self.rows)
 
 
+def without_detail(column: Column) -> Column:
+    """The bare numbers, for a narrow table; a long title is broken, since in one line it would starve the other columns."""
+    title = column.title if len(column.title) <= 10 else column.title.replace(" ", "\n", 1)
+    return Column(title, lambda row: replace(column.read(row), detail=""), column.numeric)
+
+
 def as_rich(table: Table) -> RichTable:
     """For the terminal; intervals stand below their numbers."""
     from rich import box
@@ -98,8 +104,8 @@ def as_markdown(table: Table) -> str:
     return "\n".join([*lines, *(f"\n{_escaped(note)}" for note in table.notes)])
 
 
-def as_html(table: Table) -> str:
-    """A table element in a box that scrolls sideways, its notes below."""
+def as_html(table: Table, title: str) -> str:
+    """A table element in a box that scrolls sideways, its notes below; the title is read out, a heading shows it."""
     head = "".join(f"<th scope=col{_classes(c, c.title)}>{html.escape(c.title)}</th>" for c in table.columns)
     body = "".join(
         f"<tr{' class=quiet' if table.quiet(row) else ''}>"
@@ -109,7 +115,9 @@ def as_html(table: Table) -> str:
     )
     few = " class=few" if len(table.columns) < 5 else ""
     notes = "".join(f"<p class=note>{html.escape(note)}</p>" for note in table.notes)
-    return f"<div class=scroll tabindex=0><table{few}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{notes}"
+    name = html.escape(title)
+    opened = f'<div class=scroll role=region aria-label="{name}" tabindex=0><table{few}><caption>{name}</caption>'
+    return f"{opened}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{notes}"
 
 
 def _html_cell(column: Column, cell: Cell, first: bool) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from counterpoise.tables.grid import Cell, Column, Table
-from counterpoise.tables.numbers import MISSING, number, p_value, places, with_interval
+from counterpoise.tables.grid import Cell, Column, Table, without_detail
+from counterpoise.tables.numbers import MISSING, p_value, places, with_interval
 from counterpoise.tables.shifts import changed, flip
 from counterpoise.tables.taxes import difference_cell
 
@@ -36,22 +37,21 @@ def taxes(result: Mapping[str, Any]) -> Table:
 
 def brief_taxes(result: Mapping[str, Any]) -> Table:
     """The same for a terminal."""
-
-    def bare(key: str) -> Callable[[Row], Cell]:
-        return lambda row: Cell(number(row[key]["value"], _decimals(row)))
+    full = taxes(result)
+    task, metric, pre, post, tax, *_ = full.columns
 
     def flipped(row: Row) -> Cell:
         return Cell(" / ".join(flip(key)(row).text for key in ("lost", "won")) if row["flips"] else MISSING)
 
     columns = (
-        Column("", lambda r: Cell(str(r["name"]), _metric(r)), False),
-        Column("PRE", bare("pre")),
-        Column("POST", bare("post")),
-        Column("tax", lambda r: difference_cell(r["tax"], _decimals(r))),
+        Column("", lambda r: Cell(task.read(r).text, metric.read(r).text), False),
+        without_detail(pre),
+        without_detail(post),
+        tax,
         Column("p\nHolm", lambda r: Cell(p_value(r["tax"]["p"]), p_value(r["tax"]["p_holm"]))),
         Column("lost / won", flipped),
     )
-    return Table(columns, tuple(result["tax"]), _notes(result), lambda r: r["up"] is None)
+    return replace(full, columns=columns)
 
 
 def calibrations(result: Mapping[str, Any]) -> Table:

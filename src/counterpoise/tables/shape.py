@@ -18,7 +18,7 @@ def check_results(content: Mapping[str, Any], place: str) -> None:
     Raises:
         ValueError: with `place` and the path of the value.
     """
-    _Reader(place).check(content, RESULTS, "")
+    _check(content, RESULTS, place)
     keys = {(p, n, m): a for p, ns in (content.get("items") or {}).items() for n, ms in (ns or {}).items()
             for m, a in (ms or {}).items()}  # fmt: skip
     for number, point in enumerate(content.get("points") or ()):
@@ -70,8 +70,6 @@ RESULTS = {
     "hypervolume": _Each("number"), "floored": _Each("text", keys=False), "versions": _Each("text"), "partition": BLOCKS,
     "two_sided": {"partition": BLOCKS},
     "settings": {"keep_reward": "bound", "mean": "bound"},
-    "partwise": _Each({"part": "text!", "ratio": "bound!", "reward": SCORE, "abilities": METRICS, "retention": SCORE},
-                      keys=False),
 }  # fmt: skip
 
 
@@ -90,29 +88,23 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
-class _Reader:
-    def __init__(self, place: str) -> None:
-        self.place = place
+def _check(value: Any, shape: Any, place: str, at: str = "") -> None:
+    def refuse(expected: str) -> None:
+        raise ValueError(f"{place}: {at.removeprefix('.')[:120]}: expected {expected}, found {str(value)[:60]!r}")
 
-    def check(self, value: Any, shape: Any, at: str) -> None:
-        if isinstance(shape, str):
-            expected, fits = KINDS[shape.rstrip("!")]
-            if (value is None and shape.endswith("!")) or (value is not None and not fits(value)):
-                self._refuse(at, expected, value)
-        elif value is None and not (
-            isinstance(shape, dict) and any(str(kind).endswith("!") for kind in shape.values())
-        ):
-            return
-        elif isinstance(shape, _Each):
-            if not isinstance(value, dict if shape.keys else list):
-                self._refuse(at, "an object" if shape.keys else "a list", value)
-            for key, inner in value.items() if shape.keys else enumerate(value):
-                self.check(inner, shape.shape, f"{at}.{key}" if shape.keys else f"{at}[{key}]")
-        elif not isinstance(value, dict):
-            self._refuse(at, "an object", value)
-        else:
-            for key, inner in shape.items():
-                self.check(value.get(key), inner, f"{at}.{key}")
-
-    def _refuse(self, at: str, expected: str, value: Any) -> None:
-        raise ValueError(f"{self.place}: {at.removeprefix('.')[:120]}: expected {expected}, found {str(value)[:60]!r}")
+    if isinstance(shape, str):
+        expected, fits = KINDS[shape.rstrip("!")]
+        if (value is None and shape.endswith("!")) or (value is not None and not fits(value)):
+            refuse(expected)
+    elif value is None and not (isinstance(shape, dict) and any(str(kind).endswith("!") for kind in shape.values())):
+        return
+    elif isinstance(shape, _Each):
+        if not isinstance(value, dict if shape.keys else list):
+            refuse("an object" if shape.keys else "a list")
+        for key, inner in value.items() if shape.keys else enumerate(value):
+            _check(inner, shape.shape, place, f"{at}.{key}" if shape.keys else f"{at}[{key}]")
+    elif not isinstance(value, dict):
+        refuse("an object")
+    else:
+        for key, inner in shape.items():
+            _check(value.get(key), inner, place, f"{at}.{key}")

@@ -11,13 +11,10 @@ from counterpoise.tables.numbers import number, ratio_list, span, with_interval
 from counterpoise.tables.reading import (
     ENDS,
     MEANS,
-    REFERENCE,
     Results,
     Share,
-    Volume,
     axes,
     measured_points,
-    method_volumes,
     parts,
     picked,
     point_partition,
@@ -25,13 +22,8 @@ from counterpoise.tables.reading import (
     retained,
 )
 
-VOLUME = (
-    "The area under each method's front between PRE's reward and POST's retention; the rectangle that PRE and POST span "
-    "counts as 1."
-)
-EQUALLY_MANY = (
-    f"More points make a larger area, so that a method is compared with {REFERENCE} at as many points as it has, the mean over "
-    f"all choices of them; not with fewer."
+RETENTION_TOLD = (
+    "Retention is minus the share of the tax that is left, the mean over abilities: 0 is PRE, −1 is all that each lost."
 )
 _ALIGNMENTS = {
     "imitation": "imitation: the likelihood of POST's good responses",
@@ -79,26 +71,6 @@ def healing_table(results: Results) -> Table:
     return Table(columns, tuple((results.get("healed") or {}).get("points") or ()), (note,))
 
 
-def volume_table(results: Results) -> Table:
-    """Hypervolume of each method's front, the largest first."""
-    recorded, found = results.get("hypervolume") or {}, method_volumes(results) or {}
-    rows = sorted(recorded.items(), key=lambda item: -(item[1] if item[1] is not None else float("-inf")))
-    held: dict[str, Volume] = {m: found[m] for m, _ in rows if m in found}
-    columns = [
-        Column("method", lambda r: Cell(str(r[0])), False),
-        Column("hypervolume", lambda r: Cell(number(r[1], 3))),
-    ]
-    if held:
-        columns += [
-            Column("points", lambda r: Cell(number(held[r[0]].points, 0) if r[0] in held else "")),
-            Column(
-                f"{REFERENCE}'s of as many", lambda r: Cell(number(held[r[0]].reference, 3) if r[0] in held else "")
-            ),
-        ]
-    note = f"{VOLUME} {EQUALLY_MANY} From validation scores, without an interval: small differences may be noise."
-    return Table(tuple(columns), tuple(rows), (note,))
-
-
 def ratio_table(shares: Sequence[Share], rest: Mapping[str, Any] | None = None, mean: float | None = None) -> Table:
     """The share of the update that each block keeps, and the tensors outside the blocks."""
     rows = list(shares)
@@ -129,7 +101,7 @@ def measured(results: Results) -> Table:
         *(Column(a, partial(_retained, a)) for a in axes(results) if a in MEANS),
         Column("on the front", lambda p: Cell("yes" if p.get("on_front") else "")),
     )
-    return Table(columns, tuple(rows), quiet=lambda p: not p.get("on_front"))
+    return Table(columns, tuple(rows), (RETENTION_TOLD,), lambda p: not p.get("on_front"))
 
 
 def search_table(results: Results) -> Table:
@@ -232,10 +204,4 @@ def _two_sided_notes(found: Mapping[str, Any]) -> list[str]:
         notes.append(f"Retention is the worst mixture of the sets within {ball}.")
     if found.get("left_out"):
         notes.append(f"Left out, because POST loses nothing there: {', '.join(found['left_out'])}.")
-    neighbours = found.get("neighbours") or ()
-    if refused := sum(not n["used"] for n in neighbours):
-        notes.append(
-            f"{refused} of {len(neighbours)} neighbours were too far away to lend their samples (effective "
-            "share of the samples below a tenth)."
-        )
     return notes

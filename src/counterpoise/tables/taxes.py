@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from counterpoise.statistics.bootstrap import over_runs
-from counterpoise.tables.grid import Cell, Column, Table, as_rich
+from counterpoise.tables.grid import Cell, Column, Table, as_rich, without_detail
 from counterpoise.tables.numbers import number, p_value, places, with_interval
 from counterpoise.tables.reading import (
     HELD_OUT,
@@ -102,27 +102,17 @@ def against_ma(results: Results) -> Table:
 
 def tax_rich(results: Results) -> RichTable:
     """The tax table for a terminal of 80 columns; `results` may hold nothing but "tax"."""
-    rows = with_subtasks(results)
-    names = _names(rows)
+    full = ability_taxes(results)
+    name, _, *numbers = full.columns
 
-    def name(row: TaxRow) -> Cell:
-        floor = " (at floor)" if names[id(row)] and row.get("at_floor") else ""
-        return Cell(names[id(row)] + floor, _metric(row).partition(",")[0])
+    def named(row: TaxRow) -> Cell:
+        cell = name.read(row)
+        return Cell(f"{cell.text} (at floor)" if cell.detail else cell.text, _metric(row).partition(",")[0])
 
-    def bare(key: str, row: TaxRow) -> Cell:
-        return replace(_score(key, row), detail="")
-
-    columns = [Column("", name, False), Column("PRE", partial(bare, "pre")), Column("POST", partial(bare, "post"))]
-    has_pick = any(r.get("pick") for r in rows)
-    if has_pick:
-        pick = str(results.get("pick") or "pick")
-        # A long name in one line would starve the other columns.
-        columns.append(Column(pick if len(pick) <= 10 else pick.replace(" ", "\n", 1), partial(bare, "pick")))
-    columns.append(Column("tax", partial(_difference, "tax")))
-    if has_pick:
-        columns.append(Column("tax left", partial(_difference, "remaining")))
+    differences = ("tax", "tax left")
+    columns = [c if c.title in differences else without_detail(c) for c in numbers if c.title != "p"]
     note = "Higher is better; tax is PRE minus POST. Brackets: 95 % intervals; bold: they leave out 0."
-    return as_rich(Table(tuple(columns), tuple(rows), (note,), lambda r: bool(r.get("at_floor"))))
+    return as_rich(replace(full, columns=(Column("", named, False), *columns), notes=(note,)))
 
 
 def difference_cell(found: Mapping[str, Any], decimals: int | None = None) -> Cell:

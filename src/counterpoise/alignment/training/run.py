@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from counterpoise.alignment.mitigations.lowrank import is_low_rank, merged
-from counterpoise.alignment.training import processes
+from counterpoise.alignment.training import processes, tracking
 from counterpoise.alignment.training.sharding import is_sharded, moments_like, own_part, part_like, whole
 from counterpoise.alignment.training.stepping import Mitigation
 from counterpoise.checkpoints.files import replacing, staged
@@ -169,11 +169,12 @@ class Run:
             processes.on_first(write)
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Append a line to metrics.jsonl."""
+        """Append a line to metrics.jsonl, and tell it to the trackers of `tracking.reporting`."""
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        tracking.tell(line, self.settings)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""

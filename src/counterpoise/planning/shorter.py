@@ -1,0 +1,112 @@
+"""Options that would make a long run short, each with its time by the same plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
+
+from counterpoise.alignment.from_options import Alignment
+from counterpoise.alignment.heal import Healing
+from counterpoise.evaluation.panel import PanelFiles
+from counterpoise.evaluation.specs import fewest
+from counterpoise.language.costs import Plan, Speed
+from counterpoise.restoration.request import Request
+from counterpoise.search.candidates import Ramp
+
+T = TypeVar("T")
+Ways = Mapping[str, Callable[[T], T]]
+"""What is typed -> the request with it."""
+Restoring = tuple[Request, PanelFiles]
+HOUR, DAY, MOST = 3600, 86400, 3
+FEW = 100
+
+
+def shorter(asked: T, ways: Ways[T], planned: Callable[[T], Plan], speed: Speed) -> list[tuple[str, float]]:
+    """Of a run of hours or days up to three options that make it minutes or hours, with seconds, the shortest first.
+
+    Where no single one does, those that save most go together, as few as do, three at most.
+    """
+
+    def seconds(*options: str) -> float:
+        changed = asked
+        for option in options:
+            changed = ways[option](changed)
+        return planned(changed).seconds(speed)
+
+    if not _unit(whole := planned(asked).seconds(speed)):
+        return []
+    alone = {option: seconds(option) for option in ways}
+    ranked = sorted((o for o in ways if alone[o] < 0.95 * whole), key=alone.__getitem__)
+    if enough := [o for o in ranked if _unit(alone[o]) < _unit(whole)]:
+        return [(o, alone[o]) for o in enough[:MOST]]
+    found: list[tuple[str, float]] = []
+    for count in range(2, min(MOST, len(ranked)) + 1):
+        found = [(" ".join(ranked[:count]), seconds(*ranked[:count]))]
+        if _unit(found[0][1]) < _unit(whole):
+            break
+    return found or [(o, alone[o]) for o in ranked]
+
+
+def _unit(seconds: float) -> int:
+    """0 for minutes, 1 for hours, 2 for days."""
+    return (seconds >= HOUR) + (seconds >= DAY)
+
+
+def restore_ways(asked: Restoring) -> Ways[Restoring]:
+    """What makes a restore shorter."""
+    new, long = max(16, asked[1].drawing.max_new_tokens // 4), asked[1].drawing.max_new_tokens
+    found: dict[str, Callable[[Restoring], Restoring]] = {
+        "--fast": lambda a: (a[0].rough(), a[1].rough()),
+        f"--limit {FEW}": lambda a: (a[0], replace(a[1], limit=fewest(a[1].limit, FEW))),
+        f"--prompt-limit {FEW}": lambda a: (a[0], replace(a[1], prompt_limit=fewest(a[1].prompt_limit, FEW))),
+        "--no-controls": lambda a: (_without_ramps(a[0]), a[1]),
+    }
+    if new < long:
+        short = replace(asked[1].drawing, max_new_tokens=new)
+        found[f"--max-new-tokens {new}"] = lambda a: (a[0], replace(a[1], drawing=short))
+    return found
+
+
+def _without_ramps(request: Request) -> Request:
+    return (
+        request if request.fast else replace(request, searches=[s for s in request.searches if not isinstance(s, Ramp)])
+    )
+
+
+def align_ways(wanted: Alignment) -> Ways[Alignment]:
+    """A quarter of each setting that time is proportional to."""
+    bound = wanted.bound
+    drawing = bound.get("drawing")
+    held = {n: bound.get(n) for n in ("iterations", "prompts_per_iteration", "epochs")}
+    if drawing is not None:
+        held |= {"n": drawing.n, "max_new_tokens": drawing.max_new_tokens}
+
+    def with_setting(name: str, value: int, a: Alignment) -> Alignment:
+        return replace(a, settings={**a.settings, name: value})
+
+    return _quarters(held, with_setting)
+
+
+def heal_ways(wanted: Healing) -> Ways[Healing]:
+    """A quarter of each setting that time is proportional to."""
+    held = {n: getattr(wanted.teaching, n) for n in ("steps", "prompts_per_step")}
+
+    def with_setting(name: str, value: int, a: Healing) -> Healing:
+        if name == "max_new_tokens":
+            return replace(a, drawing=replace(a.drawing, max_new_tokens=value))
+        changed: dict[str, Any] = {name: value}
+        return replace(a, teaching=replace(a.teaching, **changed))
+
+    return _quarters({**held, "max_new_tokens": wanted.drawing.max_new_tokens}, with_setting)
+
+
+def first_ways(items: list[T]) -> Ways[list[T]]:
+    """The first few of many."""
+    return {f"--limit {FEW}": lambda some: some[:FEW]} if len(items) > FEW else {}
+
+
+def _quarters(held: Mapping[str, Any], with_setting: Callable[[str, int, T], T]) -> Ways[T]:
+    few = {n: max(1, v // 4) for n, v in held.items() if isinstance(v, int) and v > 1}
+    return {f"--{n.replace('_', '-')} {v}": partial(with_setting, n, v) for n, v in few.items()}
