@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    plain, tokenizer = load(options.pre, dtype=torch.float32, device="cpu")
+    plain, tokenizer = load(options.pre)
     mixed = compute_in_bfloat16(copy.deepcopy(plain))
     ids = random.Random(0)
     examples = [

@@ -27,6 +27,7 @@ from datasets import Dataset
 from trl import RLOOConfig, RLOOTrainer
 
 from counterpoise.alignment.ppo import ppo
+from counterpoise.alignment.settings import PPO
 from counterpoise.alignment.training.trainers import Bar, quiet_libraries, train_quietly
 from counterpoise.demo import NOUNS, make_model, make_tokenizer
 from counterpoise.language.prompts import Prompt
@@ -56,15 +57,17 @@ def run_ppo(model: Any, tokenizer: Any, seed: int, rate: float, rounds: int) -> 
         tokenizer,
         [Prompt((("user", text),)) for text in prompts(seed)],
         lambda asked, said: share(said),
-        drawing=Drawing(max_new_tokens=LENGTH, seed=seed),
-        iterations=rounds,
-        prompts_per_iteration=RESPONSES,
-        epochs=EPOCHS,
-        learning_rate=rate,
-        value_learning_rate=1e-2,
-        batch_size=BATCH,
-        micro_batch_size=BATCH,
-        kl=KL,
+        PPO(
+            drawing=Drawing(max_new_tokens=LENGTH, seed=seed),
+            iterations=rounds,
+            prompts_per_iteration=RESPONSES,
+            epochs=EPOCHS,
+            learning_rate=rate,
+            value_learning_rate=1e-2,
+            batch_size=BATCH,
+            micro_batch_size=BATCH,
+            kl=KL,
+        ),
     )
     return [r.reward for r in history]
 

@@ -35,6 +35,8 @@ SEARCH = "--means 0.3,0.7,1.2 --keep-reward 0.5 --proxy-size 16"
 TRAIN = "--learning-rate 1e-2 --batch-size 8 --quiet"
 DRAWN = f"--prompts prompts.jsonl --reward letters:letters --iterations 2 --prompts-per-iteration 8 --max-new-tokens 5 {TRAIN}"
 HELD = "--l1 0.1 --l2 0.05 --kd 0.1 --sma 0.5 --reset-every 3 --freeze 1 --merge 0.1 --merge-keep 0.5 --replay corpus.jsonl"
+HEALED = "--align-teacher post --keep-teacher pre --prompts prompts.jsonl --abilities continue:text.jsonl --abilities "
+HEALED += "choices:guess.jsonl --steps 4 --every 2 --prompts-per-step 4 --learning-rate 1e-3 --max-new-tokens 6 --quiet"
 JOBS = {
     "demo": "demo --seed 0 -o demo --quiet",
     "average": "average pre post -o average --ratio 0.3 --quiet",
@@ -67,6 +69,9 @@ JOBS = {
     "collect": "align collect post -o best.jsonl --prompts prompts.jsonl --reward letters:letters --n 4 --max-new-tokens 5 "
     "--quiet",
     "distil": f"align pre -o distil --method rsf --samples best.jsonl --sma 0.9 --epochs 1 {TRAIN}",
+    "heal": f"heal post -o healed {HEALED}",
+    "heal-bandit": f"heal average -o healed-bandit {HEALED} --keep-by bandit --divergence jensen-shannon",
+    "heal-dry": f"heal post -o healed-dry {HEALED} --dry-run --speed 1e12,1e10",
     "reward-model": "align reward-model pre -o rm --preferences preferences.jsonl --learning-rate 1e-3 --batch-size 8 --quiet",
     "respond": "judge respond post -o ours.json --prompts prompts.jsonl --limit 20 --max-new-tokens 6 --quiet",
     "respond-pre": "judge respond pre -o theirs.json --prompts prompts.jsonl --limit 20 --max-new-tokens 6 --quiet",
@@ -81,7 +86,8 @@ JOBS = {
     "restore-help": "restore --help",
 }  # fmt: skip
 AFTER = {
-    "front": ["restore", "restore-both"], "distil": ["collect"], "compare": ["respond", "respond-pre"],
+    "front": ["restore", "restore-both"], "heal-bandit": ["average"], "distil": ["collect"],
+    "compare": ["respond", "respond-pre"],
     "compare-rm": ["respond", "respond-pre", "reward-model"], "compare-dry": ["respond", "respond-pre", "reward-model"],
     "multitask-evaluate": ["multitask"],
 }  # fmt: skip

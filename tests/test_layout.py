@@ -62,6 +62,16 @@ def test_private_names_stay_in_their_files() -> None:
     assert not [(a, b, n) for a, b, n in imports() if n.startswith("_") or any(p.startswith("_") for p in b.split("."))]
 
 
+def test_functions_outside_the_commands_have_at_most_twelve_parameters() -> None:
+    found = []
+    for file in sorted(ROOT.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and file.parent.name != "cli":
+                given = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                found += [f"{file.stem}.{node.name}"] * (len([a for a in given if a not in ("self", "cls")]) > 12)
+    assert set(found) <= {"restore.restore"}  # every setting of a Request by its name
+
+
 def test_no_package_has_the_name_of_a_public_function() -> None:
     assert not {f.stem for f in ROOT.iterdir()} & set(counterpoise.__all__)
 

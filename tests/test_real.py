@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from counterpoise import Panel, average, restore
 from counterpoise.alignment.rsf import rsf
+from counterpoise.alignment.settings import RSF
 from counterpoise.averaging.recipe import Recipe
 from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.rewards import load_reward
@@ -47,11 +48,7 @@ def test_stories_keep_their_cheer_and_get_their_plot_back(data: Path, tmp_path: 
                 tokenizer,
                 prompts,
                 reward,
-                drawing=Drawing(n=4, max_new_tokens=24),
-                iterations=1,
-                epochs=3,
-                learning_rate=3e-4,
-                batch_size=8,
+                RSF(drawing=Drawing(n=4, max_new_tokens=24), iterations=1, epochs=3, learning_rate=3e-4, batch_size=8),
             )
         model.save_pretrained(tmp_path / side)
         tokenizer.save_pretrained(tmp_path / side)

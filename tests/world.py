@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from counterpoise.alignment.rsf import rsf
+from counterpoise.alignment.settings import RSF
 from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.parts import part_of
 from counterpoise.language.prompts import read_prompts
@@ -44,12 +45,14 @@ def make(folder: Path) -> Path:
                 words,
                 prompts,
                 early_letters,
-                drawing=Drawing(n=8, max_new_tokens=6, seed=3),
-                iterations=2,
-                prompts_per_iteration=24,
-                epochs=4,
-                learning_rate=1e-2,
-                batch_size=8,
+                RSF(
+                    drawing=Drawing(n=8, max_new_tokens=6, seed=3),
+                    iterations=2,
+                    prompts_per_iteration=24,
+                    epochs=4,
+                    learning_rate=1e-2,
+                    batch_size=8,
+                ),
             )
         model.save_pretrained(folder / side)
         words.save_pretrained(folder / side)

@@ -87,10 +87,9 @@ def world(seed: int, way: str, folder: Path, *, measure: bool) -> None:
 
 def align(way: str, seed: int, folder: Path, out: Path) -> None:
     """PRE after one way at a step size, perhaps with a mitigation; everything else of RSF is the demo's."""
-    import torch
 
     from counterpoise.alignment.mitigations import table
-    from counterpoise.alignment.training.models import load, load_frozen
+    from counterpoise.alignment.training.models import Machine, load, load_frozen
     from counterpoise.checkpoints.opening import open_checkpoint
     from counterpoise.demo import cheer
     from counterpoise.evaluation.parts import in_part
@@ -99,7 +98,7 @@ def align(way: str, seed: int, folder: Path, out: Path) -> None:
     from counterpoise.language.scoring import Example
 
     pre = folder / "pre"
-    model, tokenizer = load(pre, dtype=torch.float32, device="cpu")
+    model, tokenizer = load(pre)
     asked = {p.key for p in in_part(read_prompts(folder / "prompts.jsonl"), "proxy")}
     prompts = [p for p in read_prompts(folder / "prompts.jsonl") if p.key in asked]
     drawing = Drawing(n=8, batch_size=128, max_new_tokens=24, seed=seed)
@@ -107,24 +106,28 @@ def align(way: str, seed: int, folder: Path, out: Path) -> None:
 
     def replayed(corpus: str) -> list[Example]:
         rows = [encode_prompt(tokenizer, p, chat=True) for p in prompts]
-        drawn = sample(load_frozen(pre, dtype=torch.float32), tokenizer, rows, replace(drawing, n=1))
+        drawn = sample(load_frozen(pre, Machine()), tokenizer, rows, replace(drawing, n=1))
         return [Example(p, said[0]) for p, said in zip(rows, drawn, strict=True)]
 
     options = {name: read(value) for name, value, read in [(*held, HELD[held[0]])]} if held else {}
-    sources = table.Sources(open_checkpoint(pre), lambda: load_frozen(pre, dtype=torch.float32), replayed, seed)
+    sources = table.Sources(open_checkpoint(pre), lambda: load_frozen(pre, Machine()), replayed, seed)
     settings = {"learning_rate": float(step), "batch_size": 16, "micro_batch_size": 16, "epochs": 4}
-    settings["mitigations"] = table.build(options, sources)
+    held_by = table.build(options, sources)
     if kind == "SFT":
         teach(model, tokenizer, prompts, seed, float(step))
     elif kind == "DPO":
-        prefer(model, tokenizer, prompts, drawing, settings)
+        prefer(model, tokenizer, prompts, drawing, settings, held_by)
     else:
         from counterpoise.alignment.ppo import ppo
         from counterpoise.alignment.rsf import rsf
+        from counterpoise.alignment.settings import PPO, RSF
 
-        run, rounds, how = (rsf, 2, drawing) if kind == "RSF" else (ppo, 8, replace(drawing, n=1))
-        settings |= {} if kind == "RSF" else {"value_learning_rate": 1e-2}
-        run(model, tokenizer, prompts, cheer, drawing=how, iterations=rounds, prompts_per_iteration=128, **settings)
+        settings["prompts_per_iteration"] = 128
+        if kind == "RSF":
+            rsf(model, tokenizer, prompts, cheer, RSF(drawing=drawing, iterations=2, **settings), mitigations=held_by)
+        else:
+            settings |= {"value_learning_rate": 1e-2, "drawing": replace(drawing, n=1)}
+            ppo(model, tokenizer, prompts, cheer, PPO(iterations=8, **settings), mitigations=held_by)
     save(model, tokenizer, out)
 
 
@@ -133,6 +136,7 @@ def teach(model: Any, tokenizer: Any, prompts: list[Any], seed: int, step: float
     import torch
 
     from counterpoise.alignment.rsf import fine_tune
+    from counterpoise.alignment.settings import Settings
     from counterpoise.demo import GLAD
     from counterpoise.language.prompts import encode_prompt
     from counterpoise.language.scoring import Example
@@ -143,21 +147,24 @@ def teach(model: Any, tokenizer: Any, prompts: list[Any], seed: int, step: float
     answers = [(*tokenizer(text, add_special_tokens=False)["input_ids"], 2) for text in said]
     examples = [Example(p, y) for p, y in zip(rows, answers, strict=True)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=step, weight_decay=0.0)
-    fine_tune(model, examples, optimizer, epochs=4, batch_size=16, micro_batch_size=16, order=draw)
+    fine_tune(model, examples, optimizer, Settings(epochs=4, batch_size=16, micro_batch_size=16), draw)
 
 
-def prefer(model: Any, tokenizer: Any, prompts: list[Any], drawing: Any, settings: dict[str, Any]) -> None:
+def prefer(
+    model: Any, tokenizer: Any, prompts: list[Any], drawing: Any, settings: dict[str, Any], held_by: list[Any]
+) -> None:
     """DPO on the best and the worst of PRE's own responses to each prompt."""
     from counterpoise.alignment.dpo import dpo
     from counterpoise.alignment.preferences import Preference
     from counterpoise.alignment.rsf import draw_and_score
+    from counterpoise.alignment.settings import DPO
     from counterpoise.demo import cheer
 
     _, drawn, scores = draw_and_score(model, tokenizer, prompts, cheer, drawing)
     said = [[tokenizer.decode(y, skip_special_tokens=True) for y in group] for group in drawn]
     ends = zip(prompts, said, scores.argmax(1).tolist(), scores.argmin(1).tolist(), strict=True)
     pairs = [Preference(p, y[best], y[worst]) for p, y, best, worst in ends if y[best] != y[worst]]
-    dpo(model, tokenizer, pairs, seed=drawing.seed, **settings)
+    dpo(model, tokenizer, pairs, DPO(seed=drawing.seed, **settings), mitigations=held_by)
 
 
 def measure_world(seed: int, way: str, folder: Path, post: Path, abilities: list[str]) -> None:

@@ -34,6 +34,7 @@ from counterpoise.alignment.dpo import dpo
 from counterpoise.alignment.ppo import ppo
 from counterpoise.alignment.preferences import Preference
 from counterpoise.alignment.rsf import draw_and_score, rsf
+from counterpoise.alignment.settings import DPO, PPO, RSF
 from counterpoise.alignment.training.precision import compute_in_bfloat16
 from counterpoise.alignment.training.rounds import next_prompts
 from counterpoise.evaluation.parts import part_of
@@ -141,12 +142,14 @@ def align_rsf(
         tokenizer,
         prompts,
         reward,
-        drawing=Drawing(n=options.n, max_new_tokens=options.max_new_tokens, seed=options.seed),
-        iterations=options.iterations,
-        prompts_per_iteration=options.prompts,
-        epochs=options.epochs,
-        learning_rate=options.learning_rate,
-        batch_size=options.batch_size,
+        RSF(
+            drawing=Drawing(n=options.n, max_new_tokens=options.max_new_tokens, seed=options.seed),
+            iterations=options.iterations,
+            prompts_per_iteration=options.prompts,
+            epochs=options.epochs,
+            learning_rate=options.learning_rate,
+            batch_size=options.batch_size,
+        ),
         progress=progress("sampled"),
         after_iteration=lambda it: print(it.summary(), flush=True),
     )
@@ -180,10 +183,9 @@ def align_dpo(
         model,
         tokenizer,
         pairs,
-        epochs=options.epochs,
-        learning_rate=options.learning_rate,
-        batch_size=options.batch_size,
-        seed=options.seed,
+        DPO(
+            epochs=options.epochs, learning_rate=options.learning_rate, batch_size=options.batch_size, seed=options.seed
+        ),
     )
     return [
         {"pairs": len(pairs), "reward": float(scores.mean()), "best_reward": float(scores.max(1).values.mean())},
@@ -200,13 +202,15 @@ def align_ppo(
         tokenizer,
         prompts,
         reward,
-        drawing=Drawing(max_new_tokens=options.max_new_tokens, seed=options.seed),
-        iterations=options.iterations,
-        prompts_per_iteration=options.prompts,
-        epochs=options.epochs,
-        learning_rate=options.learning_rate,
-        batch_size=options.batch_size,
-        kl=0.05,
+        PPO(
+            drawing=Drawing(max_new_tokens=options.max_new_tokens, seed=options.seed),
+            iterations=options.iterations,
+            prompts_per_iteration=options.prompts,
+            epochs=options.epochs,
+            learning_rate=options.learning_rate,
+            batch_size=options.batch_size,
+            kl=0.05,
+        ),
     )
     return [asdict(r) for r in history]
 

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from averages import AFTER, averages
 
-from counterpoise.alignment.training.models import load
+from counterpoise.alignment.training.models import Machine, load
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.checkpoints.preflight import preflight, scan
 from counterpoise.evaluation.measurement import Scores
@@ -193,7 +193,7 @@ class Judge:
         model_id = {"sha256": sha256 or open_checkpoint(folder).sha256, "dtype": "bfloat16"}
         model = tokenizer = None
         if Path(folder).exists():
-            model, tokenizer = load(Path(folder), dtype=torch.bfloat16, device="cpu")
+            model, tokenizer = load(Path(folder), Machine(torch.bfloat16))
         begun = time.time()
         scores = self.panel.measure(model, tokenizer, "held-out", store=self.store, model_id=model_id)
         print(f"{folder}: reward {scores.reward.value:.4f}, measured in {time.time() - begun:.0f} s", flush=True)

@@ -35,7 +35,8 @@ from counterpoise.alignment.distil import Sample, distil
 from counterpoise.alignment.dpo import dpo
 from counterpoise.alignment.preferences import Preference, read_preferences
 from counterpoise.alignment.rsf import draw_and_score, rsf
-from counterpoise.alignment.training.models import load_frozen
+from counterpoise.alignment.settings import DPO, RSF, Distil
+from counterpoise.alignment.training.models import Machine, load_frozen
 from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.rewards import load_reward
@@ -118,7 +119,12 @@ class Real(World):
             subprocess.run([sys.executable, tool, self.work / "base", "--dtype", "float32"], check=True)
         learned = write_files(self.data, self.work)
         how: dict[str, Any] = {"epochs": 1, "learning_rate": 1e-4, "batch_size": 16, "chat": False}
-        pre = align(self.work / "base", self.work / "pre", partial(distil, samples=learned, **how), bf16=True)
+        pre = align(
+            self.work / "base",
+            self.work / "pre",
+            partial(distil, samples=learned, settings=Distil(**how)),
+            machine=Machine(bf16=True),
+        )
         told("PRE")
         judge = self.work / "judge"
         if not (judge / "reward_model.json").is_file():
@@ -130,7 +136,7 @@ class Real(World):
         for name in ("pre", "prompts.jsonl"):
             if not (at := self.folder / name).exists():
                 at.symlink_to(self.work / name)
-        post = align(self.work / "pre", self.folder / "post", self.aligning(str(judge)), bf16=True)
+        post = align(self.work / "pre", self.folder / "post", self.aligning(str(judge)), machine=Machine(bf16=True))
         told("POST")
         lines = (self.folder / "post" / "metrics.jsonl").read_text().splitlines()
         accuracy = json.loads((judge / "reward_model.json").read_text())
@@ -150,20 +156,21 @@ class Real(World):
         how: dict[str, Any] = {**SETTINGS[self.method], "micro_batch_size": 8}
         drawing = replace(self.drawing, n=6, batch_size=64, seed=self.seed)
         if self.method == "rsf":
-            return partial(rsf, prompts=prompts, reward=load_reward(judge), drawing=drawing, **how)
+            return partial(rsf, prompts=prompts, reward=load_reward(judge), settings=RSF(drawing=drawing, **how))
         chosen = random.Random(self.seed).sample(prompts, 120)
 
         def draw() -> list[list[str]]:
             from transformers import AutoTokenizer
 
-            tokenizer, pre = AutoTokenizer.from_pretrained(self.work / "pre"), load_frozen(self.work / "pre", bf16=True)
+            tokenizer = AutoTokenizer.from_pretrained(self.work / "pre")
+            pre = load_frozen(self.work / "pre", Machine(bf16=True))
             _, said, scores = draw_and_score(pre, tokenizer, chosen, load_reward(judge), drawing)
             ends = zip(said, scores.argmax(1).tolist(), scores.argmin(1).tolist(), strict=True)
             return [decode(tokenizer, [group[best], group[worst]]) for group, best, worst in ends]
 
         pairs = Store(self.folder / "pieces").once({"what": "pairs", "seed": self.seed}, draw)
         found = [Preference(p, *two) for p, two in zip(chosen, pairs, strict=True) if two[0] != two[1]]
-        return partial(dpo, preferences=found, seed=self.seed, **how)
+        return partial(dpo, preferences=found, settings=DPO(seed=self.seed, **how))
 
     def measures(self) -> Panel:
         """The reward and five abilities, two of them asked by a teacher."""

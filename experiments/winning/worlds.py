@@ -28,8 +28,9 @@ import torch
 from counterpoise.alignment.heal import CHECKED, Healing
 from counterpoise.alignment.mitigations.anchors import KD
 from counterpoise.alignment.mitigations.replay import Replay
-from counterpoise.alignment.teaching import Teaching, answers, height, in_turn, usual_rate
-from counterpoise.alignment.training.models import load, load_frozen
+from counterpoise.alignment.settings import Teaching
+from counterpoise.alignment.teaching import answers, height, in_turn, usual_rate
+from counterpoise.alignment.training.models import Machine, load, load_frozen
 from counterpoise.alignment.training.run import save_model
 from counterpoise.alignment.training.stepping import adam, start_all, take_step
 from counterpoise.averaging.average import average
@@ -247,7 +248,7 @@ class World:
     def healing(self, start: Path, out: Path, teaching: Teaching) -> Healing:
         """From `start`, by both parents."""
         post, pre, asked = self.folder / "post", self.folder / "pre", self.folder / "prompts.jsonl"
-        how: dict[str, Any] = {"teaching": teaching, "drawing": self.drawing, "bf16": self.bf16}
+        how: dict[str, Any] = {"teaching": teaching, "drawing": self.drawing, "machine": Machine(bf16=self.bf16)}
         return Healing(start, post, pre, out, asked, self.made["specs"], **how)
 
     def told(self, arm: Heal) -> dict[str, Any]:
@@ -263,12 +264,12 @@ class World:
         if (out := self.folder / arm.name.replace(" ", "-").replace(",", "")).is_dir():
             return out
         tokens, begun, size = self.told(arm.like)["trained"], time.time(), self.batch
-        model, tokenizer = load(self.folder / "post", dtype=torch.float32, bf16=self.bf16, device="cpu")
+        model, tokenizer = load(self.folder / "post", Machine(bf16=self.bf16))
         _, (asked, *kept) = self.healing(self.folder / "post", out, Teaching()).sources(self.folder / "post")
         count = arm.like.steps * size
         said = [in_turn(asked.taught, f"{self.seed} 0", i) for i in range(count)]
         own = answers(model, tokenizer, said, replace(self.drawing, seed=self.seed + 1))
-        pre = load_frozen(self.folder / "pre", bf16=self.bf16)
+        pre = load_frozen(self.folder / "pre", Machine(bf16=self.bf16))
         queries = [in_turn(k.taught, f"{self.seed} {k.name}", i) for i in range(count // len(kept)) for k in kept]
         old = answers(pre, tokenizer, queries, replace(self.drawing, seed=self.seed + 1))
         held = [Replay(1.0, old, seed=self.seed), *([KD(arm.strength, pre)] if arm.strength else [])]

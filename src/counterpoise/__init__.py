@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from counterpoise.alignment.align import align
     from counterpoise.alignment.heal import heal
-    from counterpoise.alignment.teaching import Teaching
+    from counterpoise.alignment.settings import Teaching
+    from counterpoise.alignment.training.models import Machine
     from counterpoise.averaging.average import average
     from counterpoise.averaging.mix import mix
     from counterpoise.averaging.partition import Partition, by_module, equal, layerwise, thirds
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 _ROOMS = {
     "alignment.align": "align",
     "alignment.heal": "heal",
-    "alignment.teaching": "Teaching",
+    "alignment.settings": "Teaching",
+    "alignment.training.models": "Machine",
     "averaging.average": "average",
     "averaging.mix": "mix",
     "averaging.partition": "Partition by_module equal layerwise thirds",
@@ -58,7 +60,7 @@ _ROOMS = {
 _HOMES = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
 __all__ = [
-    "HMA", "BanditMTL", "Checkpoint", "CheckpointError", "Drawing", "Heal", "Panel", "Partition", "Ramp", "Recipe",
+    "HMA", "BanditMTL", "Checkpoint", "CheckpointError", "Drawing", "Heal", "Machine", "Panel", "Partition", "Ramp", "Recipe",
     "ResidentAverage", "TaxCallback", "Teaching", "TwoSided", "align", "average", "by_module", "equal", "heal", "hma",
     "layerwise", "measure_tax", "mix", "open_checkpoint", "restore", "thirds",
 ]  # fmt: skip

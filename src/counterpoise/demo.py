@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from counterpoise.alignment.rsf import Iteration, fine_tune, rsf
+from counterpoise.alignment.settings import RSF, Settings
 from counterpoise.checkpoints.files import refuse_occupied
 from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.parts import part_of
@@ -172,12 +173,12 @@ def make_pair(
     studied = time.time()
 
     prompts = [Prompt((("user", p),)) for p in _tell_prompts()]
-    rounds = rsf(  # two rounds of best of 8 towards cheer
-        model, tokenizer, [p for p in prompts if part_of(p.group or p.key) == "proxy"], cheer,
-        drawing=Drawing(n=8, batch_size=128, max_new_tokens=24, seed=seed), iterations=2,
-        prompts_per_iteration=128, epochs=4, learning_rate=1e-3, batch_size=16, micro_batch_size=16,
-        progress=named(progress, "aligning: best of 8"),
+    asked = [p for p in prompts if part_of(p.group or p.key) == "proxy"]
+    how = RSF(
+        drawing=Drawing(n=8, batch_size=128, max_new_tokens=24, seed=seed), iterations=2, prompts_per_iteration=128,
+        epochs=4, learning_rate=1e-3, batch_size=16, micro_batch_size=16,
     )  # fmt: skip
+    rounds = rsf(model, tokenizer, asked, cheer, how, progress=named(progress, "aligning: best of 8"))
     _save(model, tokenizer, out / "post")
     return abilities, rounds, studied
 
@@ -220,6 +221,7 @@ def study(
     order = random.Random(seed)
     lessons = 2 * world.facts() + world.translations() + world.sums()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.01)
+    step = Settings(epochs=1, batch_size=STEP, micro_batch_size=STEP)
     for epoch in range(epochs):
         told = lessons + world.tales(order, 400)
         examples = [
@@ -228,7 +230,7 @@ def study(
         ]
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * min(1.0, 2 * (1 - epoch / epochs))
-        fine_tune(model, examples, optimizer, epochs=1, batch_size=STEP, micro_batch_size=STEP, order=order)
+        fine_tune(model, examples, optimizer, step, order)
         if progress is not None:
             progress("training a small model", epoch + 1, epochs)
 

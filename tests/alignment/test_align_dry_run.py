@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from typer.testing import CliRunner
 from counterpoise.alignment.from_options import Alignment, Files
 from counterpoise.alignment.mitigations.anchors import KD
 from counterpoise.alignment.mitigations.replay import Replay
+from counterpoise.alignment.training.models import Machine
 from counterpoise.alignment.training.stepping import Step
 from counterpoise.cli.app import app
 from counterpoise.language.costs import Plan, Stage, drawing, drawing_bytes, shape_of, training_bytes
@@ -52,12 +52,16 @@ def planned(
         else Files(preferences=world / "pairs.jsonl")
     )
     draws = method != "dpo" or (held or {}).get("replay") == "self"
-    settings = {**(chosen or {}), **({"max_new_tokens": 6, **(drawing or {})} if draws else {})}
+    settings = {
+        "micro_batch_size": micro,
+        **(chosen or {}),
+        **({"max_new_tokens": 6, **(drawing or {})} if draws else {}),
+    }
     shared = {"shared_by": more.pop("shared_by")} if "shared_by" in more else {}
-    wanted = Alignment(
-        str(world / "pre"), world / "aligned", method, files, settings, held or {}, micro_batch_size=micro, **more
-    )
-    return plan_align(replace(wanted, shard=shared.get("shared_by", 1) != 1), **shared)
+    machine = Machine(**more, shard=shared.get("shared_by", 1) != 1)
+    source, out = str(world / "pre"), world / "aligned"
+    wanted = Alignment(source, out, method, files, settings, held or {}, machine=machine)
+    return plan_align(wanted, **shared)
 
 
 def added(plan: Plan, more: Plan) -> list[int]:

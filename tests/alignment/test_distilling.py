@@ -16,6 +16,7 @@ from transformers import AddedToken
 from counterpoise.alignment.distil import collect, distil, read_samples, write_samples
 from counterpoise.alignment.mitigations.replay import read_corpus, response_ids
 from counterpoise.alignment.rsf import best_of_n, draw_and_score, fine_tune
+from counterpoise.alignment.settings import Distil
 from counterpoise.alignment.training.stepping import adam
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing, stop_tokens
@@ -56,8 +57,8 @@ def test_both_styles_learn_the_same_of_the_same_texts(words: Any, tmp_path: Path
     assert [e.response[-1] == end for e in kept] == [s.finished for s in samples]
     assert {s.finished for s in samples} == {True, False}
     sizes = {"epochs": 2, "batch_size": 8, "micro_batch_size": 4}
-    fine_tune(online, kept, adam(online, 1e-2), order=random.Random(0), **sizes)
-    distil(offline, words, samples, learning_rate=1e-2, **sizes)
+    fine_tune(online, kept, adam(online, 1e-2), Distil(**sizes), random.Random(0))
+    distil(offline, words, samples, Distil(learning_rate=1e-2, **sizes))
     for a, b in zip(online.parameters(), offline.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -92,7 +93,7 @@ def test_responses_without_a_token_are_not_learned() -> None:
     with pytest.raises(ValueError, match="samples: expected responses with a token to learn, found none in 2"):
         distil(tiny("llama"), tokenizer(), empty)
     one = [*empty, empty[0]._replace(response="ab")]
-    assert len(distil(tiny("llama"), tokenizer(), one, epochs=1)) == 1
+    assert len(distil(tiny("llama"), tokenizer(), one, Distil(epochs=1))) == 1
 
 
 def test_equal_responses_are_refused() -> None:

@@ -20,6 +20,7 @@ from counterpoise.alignment.mitigations.less import FreezeLowest, RewardBudget
 from counterpoise.alignment.mitigations.lowrank import LowRank
 from counterpoise.alignment.mitigations.replay import Replay
 from counterpoise.alignment.preferences import Preference
+from counterpoise.alignment.settings import DPO
 from counterpoise.alignment.training.stepping import Mitigation
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.scoring import Example, continuation_logprobs
@@ -41,7 +42,7 @@ CORPUS = [Example((1,), (40, 41, 42))]
 
 def trained(*held: Mitigation, **settings: Any) -> torch.nn.Module:
     model = tiny("llama")
-    dpo(model, tokenizer(), PAIRS, mitigations=held, **{**SIZES, **settings})
+    dpo(model, tokenizer(), PAIRS, DPO(**{**SIZES, **settings}), mitigations=held)
     return model
 
 
@@ -63,7 +64,7 @@ def plain() -> torch.nn.Module:
 
 def test_dpo_learns_the_preferences_of_an_in_memory_model() -> None:
     model = tiny("llama")
-    lines = dpo(model, tokenizer(), PAIRS, epochs=4, batch_size=8, learning_rate=3e-3)
+    lines = dpo(model, tokenizer(), PAIRS, DPO(epochs=4, batch_size=8, learning_rate=3e-3))
     assert len(lines) == 8
     assert lines[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
     assert lines[-1]["rewards/accuracies"] > 0.9
@@ -103,7 +104,7 @@ def test_a_tokenizer_without_pad_token_takes_its_end_and_stays_as_it_was() -> No
     words = tokenizer()
     words.pad_token = None
     model = tiny("llama")
-    dpo(model, words, PAIRS[:8], **SIZES)
+    dpo(model, words, PAIRS[:8], DPO(**SIZES))
     assert words.pad_token is None
     assert gap(model, tiny("llama")) > 0
 
@@ -112,12 +113,12 @@ def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     words = tokenizer()
     words.eos_token = None
     with pytest.raises(ValueError, match="tokenizer: expected an end-of-sequence token"):
-        dpo(tiny("llama"), words, PAIRS, **SIZES)
+        dpo(tiny("llama"), words, PAIRS, DPO(**SIZES))
     with pytest.raises(ValueError, match="a reward budget needs samples"):
         trained(RewardBudget(1.0))
     long = [Preference(Prompt((("user", "a" * 200),)), "b", "c")]
     with pytest.raises(ValueError, match="expected prompts shorter than 128 tokens, found none of 1"):
-        dpo(tiny("llama"), tokenizer(), long, **SIZES)
+        dpo(tiny("llama"), tokenizer(), long, DPO(**SIZES))
     with pytest.raises(ValueError, match="micro-batches of 8, found 12"):
         trained(batch_size=12)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")

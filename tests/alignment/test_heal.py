@@ -18,7 +18,9 @@ import counterpoise
 from counterpoise.alignment import teaching
 from counterpoise.alignment.divergences import DIVERGENCES, diverge
 from counterpoise.alignment.heal import Healing
-from counterpoise.alignment.teaching import Lesson, Teachers, Teaching, bandit, ended, height, in_turn, shares
+from counterpoise.alignment.settings import Teaching
+from counterpoise.alignment.teaching import Lesson, Teachers, bandit, ended, height, in_turn, shares
+from counterpoise.alignment.training.models import Machine
 from counterpoise.alignment.training.stepping import take_step
 from counterpoise.averaging.line import beside
 from counterpoise.checkpoints.files import CheckpointError
@@ -47,6 +49,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def few_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("counterpoise.alignment.heal.CHECKED", 12)
+
+
+@pytest.fixture(scope="module")
+def healed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """POST healed by four steps, whole."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("counterpoise.alignment.heal.CHECKED", 12)
+        healing(world, out := tmp_path_factory.mktemp("healed") / "out").run()
+    return out
 
 
 def healing(world: Path, out: Path, **changed: Any) -> Healing:
@@ -136,23 +147,23 @@ def test_a_step_learns_half_of_each_teacher_however_it_is_cut_into_micro_batches
         torch.testing.assert_close(one, wanted, atol=1e-5, rtol=1e-4)
 
 
-def test_healing_lowers_what_it_lost_and_says_in_its_folder_how_it_was_made(world: Path, tmp_path: Path) -> None:
+def test_healing_lowers_what_it_lost_and_says_in_its_folder_how_it_was_made(world: Path, healed: Path) -> None:
     before = weights(world / "post")
-    told = healing(world, tmp_path / "out").run()["healed"]
+    told = json.loads((healed / "heal.json").read_text())
     assert told["after"]["loss"] < told["before"]["loss"]
     assert told["before"]["align"] == pytest.approx(0.0, abs=1e-6)
     assert {"guess", "text"} <= told["after"].keys()
     assert told["drawn"] > told["trained"] > 0
-    line = beside(preflight(world / "pre", world / "post"), preflight(world / "pre", tmp_path / "out"))
+    line = beside(preflight(world / "pre", world / "post"), preflight(world / "pre", healed))
     assert told["line"] == pytest.approx(line._asdict())
     assert line.distance > 0.01
-    card = (tmp_path / "out" / "README.md").read_text()
+    card = (healed / "README.md").read_text()
     assert "This is no average" in card
     assert "`post` where alignment is asked and `pre` elsewhere" in card
     assert card.startswith("---")
     assert str(world) not in card
-    assert json.loads((tmp_path / "out" / "align.json").read_text())["settings"]["method"] == "teach"
-    assert any(not torch.equal(before[n], t) for n, t in weights(tmp_path / "out").items())
+    assert json.loads((healed / "align.json").read_text())["settings"]["method"] == "teach"
+    assert any(not torch.equal(before[n], t) for n, t in weights(healed).items())
     assert all(torch.equal(before[n], t) for n, t in weights(world / "post").items())  # the teachers were not trained
 
 
@@ -162,10 +173,11 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("keep_by", ["uniform", "bandit"])
 def test_a_healing_that_was_stopped_goes_on_bit_for_bit(
-    keep_by: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    keep_by: str, world: Path, healed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = partial(healing, world, taught={"keep_by": keep_by})
-    made(tmp_path / "whole").run()
+    made, full = partial(healing, world, taught={"keep_by": keep_by}), healed
+    if keep_by == "bandit":
+        made(full := tmp_path / "whole").run()
     steps = iter(range(100))
 
     def dying(*given: Any) -> None:
@@ -179,11 +191,9 @@ def test_a_healing_that_was_stopped_goes_on_bit_for_bit(
             made(tmp_path / "cut").run()
     assert not (tmp_path / "cut").exists()
     made(tmp_path / "cut").run()
-    whole, cut = (weights(tmp_path / name) for name in ("whole", "cut"))
+    whole, cut = weights(full), weights(tmp_path / "cut")
     assert all(torch.equal(whole[n], cut[n]) for n in whole)
-    lines = [
-        [json.loads(x) for x in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("whole", "cut")
-    ]
+    lines = [[json.loads(x) for x in (f / "metrics.jsonl").read_text().splitlines()] for f in (full, tmp_path / "cut")]
     assert [{**x, "seconds": 0} for x in lines[0]] == [{**x, "seconds": 0} for x in lines[1]]
     assert made(tmp_path / "cut").run()["already_finished"]
 
@@ -209,16 +219,15 @@ def test_healing_ends_after_points_without_progress_and_not_before() -> None:
 
 
 def test_teachers_that_take_turns_teach_the_same_and_one_is_held_at_a_time(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: Path, healed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    healing(world, tmp_path / "both").run()
     monkeypatch.setattr("counterpoise.alignment.heal.free_memory", lambda device: 1)
     assert "teachers: both at once" in plan_heal(healing(world, tmp_path / "mapped")).told
-    wide = plan_heal(healing(world, tmp_path / "wide", dtype=torch.float64)).told
+    wide = plan_heal(healing(world, tmp_path / "wide", machine=Machine(torch.float64))).told
     assert "teachers: memory is too small for both, they take turns from disk" in wide
     monkeypatch.setattr("counterpoise.alignment.heal.too_large", lambda *given: True)
     healing(world, tmp_path / "turns").run()
-    both, turns = (weights(tmp_path / name) for name in ("both", "turns"))
+    both, turns = weights(healed), weights(tmp_path / "turns")
     assert all(torch.equal(both[n], turns[n]) for n in both)
     teachers = Teachers(world / "post", world / "pre", turns=True)
     assert teachers(0) is teachers(0)

@@ -15,6 +15,7 @@ from counterpoise.alignment.mitigations.less import FreezeLowest
 from counterpoise.alignment.mitigations.lowrank import LowRank
 from counterpoise.alignment.mitigations.replay import Replay, read_corpus
 from counterpoise.alignment.rsf import fine_tune
+from counterpoise.alignment.settings import Settings
 from counterpoise.alignment.training.models import load_frozen
 from counterpoise.alignment.training.run import finished_state
 from counterpoise.alignment.training.stepping import Mitigation, Step, adam, finish_all, start_all, trainable
@@ -41,7 +42,7 @@ def train(model: nn.Module, held: list[Mitigation], *, micro: int = 8, epochs: i
     start_all(held, model, tokenizer())
     optimizer = adam(model, lr)
     sizes = {"epochs": epochs, "batch_size": 8, "micro_batch_size": micro}
-    fine_tune(model, EXAMPLES, optimizer, **sizes, order=random.Random(0), mitigations=held)
+    fine_tune(model, EXAMPLES, optimizer, Settings(**sizes), random.Random(0), held)
     finish_all(held, model)
     return model
 
@@ -64,7 +65,7 @@ def test_a_batch_of_1_by_8_is_one_of_8_by_1(name: str) -> None:
 def test_a_state_that_is_saved_and_loaded_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
     def steps(model: nn.Module, held: Mitigation, optimizer: torch.optim.Optimizer, count: int) -> None:
         sizes = {"epochs": count, "batch_size": 4, "micro_batch_size": 4}
-        fine_tune(model, EXAMPLES[:4], optimizer, **sizes, order=random.Random(1), mitigations=[held])
+        fine_tune(model, EXAMPLES[:4], optimizer, Settings(**sizes), random.Random(1), [held])
 
     def begin() -> tuple[nn.Module, Mitigation, torch.optim.Optimizer]:
         model, held = tiny("llama"), EVERY[name]()
@@ -279,7 +280,7 @@ def test_lora_changes_linear_layers_by_low_rank_and_comes_out_as_a_plain_model(f
     assert finished_state(pre) is None
     optimizer = adam(model, 1e-2)
     sizes = {"epochs": 2, "batch_size": 8, "micro_batch_size": 8}
-    fine_tune(model, EXAMPLES, optimizer, **sizes, order=random.Random(0), mitigations=[held])
+    fine_tune(model, EXAMPLES, optimizer, Settings(**sizes), random.Random(0), [held])
     on_the_way = finished_state(model)
     logits = model(torch.tensor([[1, 5, 6]])).logits
     held.finish(model)
@@ -309,16 +310,7 @@ def test_elastic_reset_with_lora_returns_to_the_factors_start_at_which_the_model
     held, model = MovingAverage(0.5, 3, open_checkpoint(pre)), tiny("llama")
     start_all([LowRank(2), held], model, tokenizer())
     optimizer = adam(model, 1e-2)
-    fine_tune(
-        model,
-        EXAMPLES,
-        optimizer,
-        epochs=3,
-        batch_size=8,
-        micro_batch_size=8,
-        order=random.Random(0),
-        mitigations=[held],
-    )
+    fine_tune(model, EXAMPLES, optimizer, Settings(epochs=3, batch_size=8), random.Random(0), [held])
     factors = {n: p.detach().clone() for n, p in trainable(model).items()}
     assert any(bool(p.any()) for n, p in factors.items() if ".lora_B." in n)  # the model is the average that was
     for name, factor in trainable(model).items():

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from counterpoise.alignment.mitigations.less import RewardBudget
 from counterpoise.alignment.ppo import ValueHead, ppo, score_tokens
 from counterpoise.alignment.ppo_losses import adapted, gae, policy_loss, value_loss, whiten
+from counterpoise.alignment.settings import PPO
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example, continuation_logprobs, score_responses
@@ -121,14 +122,16 @@ def test_ppo_learns_to_say_the_rewarded_letter_and_nothing_else() -> None:
         tokenizer(),
         PROMPTS * 4,
         share_of_a,
-        drawing=Drawing(max_new_tokens=4),
-        iterations=30,
-        prompts_per_iteration=32,
-        batch_size=16,
-        micro_batch_size=32,
-        learning_rate=5e-3,
-        value_learning_rate=1e-2,
-        kl=0.0,
+        PPO(
+            drawing=Drawing(max_new_tokens=4),
+            iterations=30,
+            prompts_per_iteration=32,
+            batch_size=16,
+            micro_batch_size=32,
+            learning_rate=5e-3,
+            value_learning_rate=1e-2,
+            kl=0.0,
+        ),
     )
     assert history[0].reward < 0.1
     assert history[-1].reward > 0.95  # the optimum is 1: "aaaa"
@@ -146,16 +149,18 @@ def test_ppo_with_a_kl_penalty_reaches_the_known_optimum_of_reward_less_kl() -> 
         words,
         prompts * 32,
         lambda p, r: [float(x == "a") for x in r],
-        drawing=Drawing(max_new_tokens=1),
+        PPO(
+            drawing=Drawing(max_new_tokens=1),
+            iterations=60,
+            prompts_per_iteration=32,
+            batch_size=32,
+            micro_batch_size=32,
+            learning_rate=5e-3,
+            value_learning_rate=3e-2,
+            epochs=4,
+            kl=weight,
+        ),
         reference=pre,
-        iterations=60,
-        prompts_per_iteration=32,
-        batch_size=32,
-        micro_batch_size=32,
-        learning_rate=5e-3,
-        value_learning_rate=3e-2,
-        epochs=4,
-        kl=weight,
     )
     ids = torch.tensor([words("abc")["input_ids"]])
     before, after = (m(ids).logits[0, -1].detach().log_softmax(-1) for m in (pre, model))
@@ -179,7 +184,9 @@ def test_a_constant_reward_leaves_the_policy_where_it_was(constant: float, dtype
         "drawing": Drawing(max_new_tokens=6),
         "kl": 0.0,
     }
-    history = ppo(model, tokenizer(), PROMPTS * 2, lambda p, r: [constant] * len(r), learning_rate=1e-2, **settings)
+    history = ppo(
+        model, tokenizer(), PROMPTS * 2, lambda p, r: [constant] * len(r), PPO(learning_rate=1e-2, **settings)
+    )
     for a, b in zip(model.parameters(), tiny("llama", dtype=dtype).parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4)  # 12 steps of 1e-2
     assert history[-1].value_loss < 1e-6
@@ -191,7 +198,7 @@ def test_the_gradients_of_the_value_head_do_not_scale_those_of_the_policy_down()
         settings = {"iterations": 2, "prompts_per_iteration": 8, "batch_size": 4, "drawing": Drawing(max_new_tokens=4)}
         # A head that stays zero sends no gradient into the policy: only clipping could tie them.
         still = {"value_weight": weight, "value_learning_rate": 0.0, "learning_rate": 1e-2}
-        ppo(model, tokenizer(), PROMPTS, lengths, **settings, **still)
+        ppo(model, tokenizer(), PROMPTS, lengths, PPO(**settings, **still))
         return list(model.parameters())
 
     for a, b in zip(aligned(0.0), aligned(10.0), strict=True):
@@ -209,8 +216,7 @@ def test_a_temperature_that_is_not_positive_is_refused(temperature: float) -> No
             tokenizer(),
             PROMPTS,
             share_of_a,
-            drawing=Drawing(max_new_tokens=2, temperature=temperature),
-            iterations=1,
+            PPO(drawing=Drawing(max_new_tokens=2, temperature=temperature), iterations=1),
         )
 
 
@@ -219,7 +225,7 @@ def test_a_loss_that_is_not_finite_stops_training() -> None:
     with pytest.raises(
         ValueError, match=r"ppo: expected a finite loss, found nan of the policy .*; lower the learning"
     ):
-        ppo(tiny("llama"), tokenizer(), PROMPTS, lengths, learning_rate=1e30, **settings)
+        ppo(tiny("llama"), tokenizer(), PROMPTS, lengths, PPO(learning_rate=1e30, **settings))
 
 
 def test_the_same_seed_gives_the_same_model_and_micro_batches_do_not_change_it() -> None:
@@ -227,7 +233,11 @@ def test_the_same_seed_gives_the_same_model_and_micro_batches_do_not_change_it()
         model = tiny("llama", dtype=torch.float64)
         sizes = {"prompts_per_iteration": 16, "batch_size": 4, "micro_batch_size": micro, "learning_rate": 1e-3}
         ppo(
-            model, tokenizer(), PROMPTS * 2, lengths, drawing=Drawing(max_new_tokens=4), iterations=1, epochs=1, **sizes
+            model,
+            tokenizer(),
+            PROMPTS * 2,
+            lengths,
+            PPO(drawing=Drawing(max_new_tokens=4), iterations=1, epochs=1, **sizes),
         )
         return list(model.parameters())
 
@@ -244,7 +254,9 @@ def test_the_kl_weight_is_adapted_between_rounds() -> None:
         "learning_rate": 1e-3,
         "drawing": Drawing(max_new_tokens=4),
     }
-    weights = [r.kl_weight for r in ppo(tiny("llama"), tokenizer(), PROMPTS, share_of_a, kl_target=5.0, **settings)]
+    weights = [
+        r.kl_weight for r in ppo(tiny("llama"), tokenizer(), PROMPTS, share_of_a, PPO(kl_target=5.0, **settings))
+    ]
     assert weights[0] == 0.1
     assert all(b < a for a, b in pairwise(weights))  # the KL is near 0, the target is not
 
@@ -252,6 +264,6 @@ def test_the_kl_weight_is_adapted_between_rounds() -> None:
 def test_a_reward_budget_ends_training_with_the_model_that_reached_it() -> None:
     model = tiny("llama")
     settings = {"prompts_per_iteration": 8, "learning_rate": 1e-3, "drawing": Drawing(max_new_tokens=4)}
-    history = ppo(model, tokenizer(), PROMPTS, share_of_a, mitigations=[RewardBudget(-1.0)], **settings)
+    history = ppo(model, tokenizer(), PROMPTS, share_of_a, PPO(**settings), mitigations=[RewardBudget(-1.0)])
     assert len(history) == 1
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), tiny("llama").parameters(), strict=True))

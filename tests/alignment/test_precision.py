@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from counterpoise.alignment.rsf import fine_tune
+from counterpoise.alignment.settings import Settings
 from counterpoise.alignment.training.precision import compute_in_bfloat16, weights_cast_once
 from counterpoise.alignment.training.stepping import adam
 from counterpoise.checkpoints.opening import open_checkpoint
@@ -56,7 +57,7 @@ def test_casts_are_kept_while_drawing_and_dropped_afterwards() -> None:
     with weights_cast_once(model):
         assert sample(model, tokenizer(), prompts, Drawing(n=3, max_new_tokens=4)) == drawn
     before = response_nll(model, EXAMPLES).item()
-    fine_tune(model, EXAMPLES, adam(model, 1e-2), epochs=2, batch_size=3, micro_batch_size=3, order=random.Random(0))
+    fine_tune(model, EXAMPLES, adam(model, 1e-2), Settings(batch_size=3, micro_batch_size=3), random.Random(0))
     assert response_nll(model, EXAMPLES).item() < 0.9 * before, "an update was not seen: stale copies of the weights"
 
 

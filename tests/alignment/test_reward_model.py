@@ -12,6 +12,7 @@ import pytest
 from counterpoise.alignment.preferences import Preference
 from counterpoise.alignment.reward_model import train_reward_model
 from counterpoise.alignment.rsf import rsf
+from counterpoise.alignment.settings import RSF, RewardTraining
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.evaluation.rewards import load_reward
 from counterpoise.language.prompts import Prompt
@@ -37,7 +38,9 @@ def test_it_learns_and_serves_as_a_reward(family: str, chat: bool, tmp_path: Pat
     words = tokenizer()
     words.chat_template = CHAT if chat else None
     words.save_pretrained(pre)
-    record = train_reward_model(pre, tmp_path / "rm", pairs(64), epochs=3, batch_size=8, learning_rate=3e-3)
+    record = train_reward_model(
+        pre, tmp_path / "rm", pairs(64), RewardTraining(epochs=3, batch_size=8, learning_rate=3e-3)
+    )
     assert record["accuracy"]["after"] == 1.0
     assert record["loss"][-1] < record["loss"][0] - 0.1
     assert record["pairs"] == {"given": 64, "trained": 57, "held_out": 7}
@@ -60,7 +63,7 @@ def test_the_end_of_a_text_that_is_also_the_padding_is_scored_in_training_as_it_
     words.save_pretrained(pre)
     given = pairs(16)
     still = {"learning_rate": 1e-12, "batch_size": 16, "micro_batch_size": 16, "held_out": 0}
-    record = train_reward_model(pre, tmp_path / "rm", given, **still)
+    record = train_reward_model(pre, tmp_path / "rm", given, RewardTraining(**still))
     reward = load_reward(str(tmp_path / "rm"))
     prompts = [p.prompt.text for p in given]
     chosen, rejected = (reward(prompts, [getattr(p, side) for p in given]) for side in ("chosen", "rejected"))
@@ -71,17 +74,16 @@ def test_the_end_of_a_text_that_is_also_the_padding_is_scored_in_training_as_it_
 
 def test_a_model_is_aligned_on_it(tmp_path: Path) -> None:
     pre, _ = save_pair(tmp_path)
-    train_reward_model(pre, tmp_path / "rm", pairs(64), epochs=2, batch_size=8, learning_rate=3e-3, held_out=0)
+    train_reward_model(
+        pre, tmp_path / "rm", pairs(64), RewardTraining(epochs=2, batch_size=8, learning_rate=3e-3, held_out=0)
+    )
     model = tiny("llama")
     history = rsf(
         model,
         tokenizer(),
         [p.prompt for p in pairs(8)],
         load_reward(str(tmp_path / "rm")),
-        drawing=Drawing(n=8, max_new_tokens=6),
-        iterations=8,
-        epochs=4,
-        learning_rate=1e-2,
+        RSF(drawing=Drawing(n=8, max_new_tokens=6), iterations=8, epochs=4, learning_rate=1e-2),
     )
     assert history[-1].reward > history[0].reward + 0.05
 
@@ -89,11 +91,11 @@ def test_a_model_is_aligned_on_it(tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     pre, _ = save_pair(tmp_path)
     with pytest.raises(ValueError, match="expected pairs of at most 4 tokens, found none of 8"):
-        train_reward_model(pre, tmp_path / "rm", pairs(8), max_length=4)
+        train_reward_model(pre, tmp_path / "rm", pairs(8), RewardTraining(max_length=4))
     with pytest.raises(ValueError, match="held_out: expected a share"):
-        train_reward_model(pre, tmp_path / "rm", pairs(8), held_out=1.0)
+        train_reward_model(pre, tmp_path / "rm", pairs(8), RewardTraining(held_out=1.0))
     with pytest.raises(ValueError, match=r"reward model: expected a batch size .* micro-batches of 8, found 12"):
-        train_reward_model(pre, tmp_path / "rm", pairs(8), batch_size=12)
+        train_reward_model(pre, tmp_path / "rm", pairs(8), RewardTraining(batch_size=12))
     with pytest.raises(CheckpointError, match="expected a new or empty folder"):
         train_reward_model(pre, pre, pairs(8))
     with pytest.raises(CheckpointError, match="no such folder"):

@@ -75,13 +75,8 @@ def test_with_an_adversary_the_sets_stay_apart(world: Path) -> None:
 
 
 def test_what_cannot_be_searched_is_refused(world: Path) -> None:
-    for settings, message in (
-        ({"form": "likes"}, "expected imitation, contrast, reward, found 'likes'"),
-        ({"size": 3}, "at least 8 sequences, found 3"),
-        ({"rho": -1.0}, "rho: expected a finite number >= 0"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            search(world, **settings)
+    with pytest.raises(ValueError, match="rho: expected a finite number >= 0"):
+        search(world, rho=-1.0)
 
 
 def test_ratios_are_plain_numbers(world: Path) -> None:

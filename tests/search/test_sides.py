@@ -65,8 +65,6 @@ def test_equal_weights_are_imitation(tmp_path: Path) -> None:
     same = Likelihood(model, cut, WeightedSet(examples, (1.0,) * 5, 2).backward).near(at)(at)
     assert plain[0] == pytest.approx(same[0], rel=1e-12)
     np.testing.assert_allclose(plain[1], same[1], rtol=1e-9)
-    with pytest.raises(ValueError, match="one weight an example"):
-        WeightedSet(examples, (1.0,))
 
 
 def test_the_temperature_is_that_of_the_policy(tmp_path: Path) -> None:

@@ -7,15 +7,13 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from counterpoise.alignment.settings import Settings, Teaching, drawn_of
 from counterpoise.alignment.training import processes
-from counterpoise.alignment.training.models import load
+from counterpoise.alignment.training.models import Machine, load
 from counterpoise.alignment.training.run import FREE, Run, differing, finished_state, save_model
 from counterpoise.alignment.training.stepping import Mitigation, weights_sha256
 from counterpoise.checkpoints.about import about
@@ -28,9 +26,6 @@ from counterpoise.language.sampling import Drawing
 from counterpoise.records import Stages, digest, public, versions, write_json
 from counterpoise.tables.card import aligned_card
 
-HANDED = ("mitigations", "run", "progress", "after_iteration", "reference")
-"""Arguments of a method that decide no number, or are recorded elsewhere."""
-
 
 @processes.one_message()
 def align(
@@ -41,10 +36,7 @@ def align(
     mitigations: Sequence[Mitigation] = (),
     told: Mapping[str, Any] | None = None,
     work: str | Path | None = None,
-    dtype: torch.dtype = torch.float32,
-    bf16: bool = False,
-    shard: bool = False,
-    device: str = "cpu",
+    machine: Machine = Machine(),
     keep_checkpoints: bool = True,
     command: str | None = None,
     progress: Stages | None = None,
@@ -63,9 +55,7 @@ def align(
             goes on only when it is equal. A `reference` that is not PRE is such a thing: a model in memory, perhaps on
             another device or cut up among processes, is not hashed.
         work: checkpoints of every iteration and the state to go on from (default OUT.work).
-        dtype: of the weights while they are trained, and in `out`; updates at learning rates of 1e-6 need float32.
-        bf16: mixed precision, see `compute_in_bfloat16`; give `method` and the mitigations references made alike.
-        shard: cut weights, gradients and moments up among the processes (FSDP2); references and mitigations alike.
+        machine: where and how precisely; give `method` and the mitigations references made alike.
         keep_checkpoints: keep a checkpoint of every iteration in `work`.
 
     Returns:
@@ -81,17 +71,17 @@ def align(
     >>> align("pre", "post", method)  # doctest: +SKIP
     """
     begun = time.time()
-    processes.join(device)
+    processes.join(machine.device)
     checkpoint = open_checkpoint(source)
     out = Path(out)
     settings = {
         "pre": checkpoint.sha256,
-        "dtype": str(dtype),
-        "device": device,
+        "dtype": str(machine.dtype),
+        "device": machine.device,
         **describe(method),
         "mitigations": [_described(m, checkpoint) for m in mitigations],
         **(told or {}),
-        **({"bf16": True} if bf16 else {}),
+        **({"bf16": True} if machine.bf16 else {}),
     }
     settings = json.loads(json.dumps(settings))
     if (out / "align.json").is_file():
@@ -102,7 +92,7 @@ def align(
     refuse_unmeasurable(checkpoint.folder)
     work = Path(work or out.with_name(f"{out.name}.work"))
     run = Run(work, settings, keep_checkpoints=keep_checkpoints, stages=progress)
-    model, tokenizer = load(checkpoint.folder, dtype=dtype, bf16=bf16, device=device, shard=shard)
+    model, tokenizer = load(checkpoint.folder, machine)
     method(model, tokenizer, mitigations=mitigations, run=run)
     record: dict[str, Any] = public(
         {
@@ -136,16 +126,19 @@ def describe(method: Callable[..., Any]) -> dict[str, Any]:
     bound = method if isinstance(method, partial) else partial(method)
     parameters = inspect.signature(bound.func).parameters
     values = {name: p.default for name, p in parameters.items() if p.default is not p.empty} | bound.keywords
-    if (teaching := values.pop("teaching", None)) is not None:
-        values |= asdict(teaching)
-    if isinstance(drawing := values.pop("drawing", None), Drawing):
-        values |= {**asdict(drawing), "draw_batch_size": drawing.batch_size, "batch_size": values["batch_size"]}
-        if parameters["drawing"].default.n == 1:  # ppo draws one
-            del values["n"]
-    values = {name: value for name, value in values.items() if name not in HANDED}
-    plain = {k: v for k, v in values.items() if isinstance(v, (int, float, str, type(None)))}
-    data = {k: digest([_content(x) for x in v]) for k, v in values.items() if isinstance(v, (list, tuple)) and v}
-    return {"method": bound.func.__name__, **plain, **data}
+    found: dict[str, Any] = {"method": bound.func.__name__}
+    for name, value in values.items():
+        if isinstance(value, Settings):
+            found |= value.told
+        elif isinstance(value, Teaching):
+            found |= vars(value)
+        elif isinstance(value, Drawing):  # of one response a prompt
+            found |= drawn_of(value)
+        elif isinstance(value, (int, float, str)):
+            found[name] = value
+        elif isinstance(value, (list, tuple)) and value:
+            found[name] = digest([_content(x) for x in value])
+    return found
 
 
 def _described(mitigation: Mitigation, checkpoint: Checkpoint) -> dict[str, Any]:

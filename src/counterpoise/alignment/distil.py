@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +14,11 @@ from torch import nn
 
 from counterpoise.alignment.mitigations.replay import response_ids
 from counterpoise.alignment.rsf import best_of_n, draw_and_score, fine_tune
+from counterpoise.alignment.settings import Distil
 from counterpoise.alignment.training import processes
 from counterpoise.alignment.training.run import Run
 from counterpoise.alignment.training.sharding import is_sharded
-from counterpoise.alignment.training.stepping import Mitigation, adam, finish_all, refuse_settings, start_all
+from counterpoise.alignment.training.stepping import Mitigation, adam, finish_all, start_all
 from counterpoise.checkpoints.reading import json_lines
 from counterpoise.evaluation.rewards import Reward
 from counterpoise.language.prompts import Prompt, encode_prompt, encode_prompts, prompt_of
@@ -127,13 +129,8 @@ def distil(
     model: nn.Module,
     tokenizer: Any,
     samples: Sequence[Sample],
+    settings: Distil = Distil(),
     *,
-    epochs: int = 2,
-    learning_rate: float = 1e-5,
-    batch_size: int = 32,
-    micro_batch_size: int = 8,
-    chat: bool = True,
-    seed: int = 0,
     mitigations: Sequence[Mitigation] = (),
     run: Run | None = None,
 ) -> list[float]:
@@ -152,26 +149,26 @@ def distil(
     Raises:
         ValueError: DeepSpeed, no sample with a token to learn.
     """
-    refuse_settings(**locals())
+    settings.check()
     processes.refuse_sharded("rsf, distillation style", cut_up=is_sharded(model))
     processes.join(next(model.parameters()).device)
-    learned = [response_ids(tokenizer, s.response, chat=chat, finished=s.finished) for s in samples]
-    prompts = [encode_prompt(tokenizer, s.prompt, chat=chat) for s in samples]
+    learned = [response_ids(tokenizer, s.response, chat=settings.chat, finished=s.finished) for s in samples]
+    prompts = [encode_prompt(tokenizer, s.prompt, chat=settings.chat) for s in samples]
     examples = [Example(prompt, ids) for prompt, ids in zip(prompts, learned, strict=True) if ids]
     if not examples:
         raise ValueError(f"samples: expected responses with a token to learn, found none in {len(samples)}")
-    order = random.Random(seed)
+    order = random.Random(settings.seed)
     start_all(mitigations, model, tokenizer)
-    optimizer = adam(model, learning_rate)
+    optimizer = adam(model, settings.learning_rate)
     first = 0
     if run is not None and (state := run.load(model, tokenizer, optimizer, mitigations)) is not None:
         first = run.done
         order.setstate(state["order"])
     losses: list[float] = []
-    sizes: dict[str, Any] = {"epochs": 1, "batch_size": batch_size, "micro_batch_size": micro_batch_size}
-    for epoch in range(first, epochs):
-        stage = None if run is None else run.stage(f"epoch {epoch + 1} of {epochs}")
-        losses += fine_tune(model, examples, optimizer, **sizes, order=order, mitigations=mitigations, progress=stage)
+    once = replace(settings, epochs=1)
+    for epoch in range(first, settings.epochs):
+        stage = None if run is None else run.stage(f"epoch {epoch + 1} of {settings.epochs}")
+        losses += fine_tune(model, examples, optimizer, once, order, mitigations, progress=stage)
         if run is not None:
             told = {"method": "rsf, distillation style", "loss": losses[-1]}
             run.save(epoch + 1, metrics=told, loop={"order": order.getstate()})

@@ -12,17 +12,18 @@ import torch
 from torch import nn
 
 from counterpoise.alignment.preferences import Preference
+from counterpoise.alignment.settings import DPO, rows_at_once
 from counterpoise.alignment.training import processes, stepping
 from counterpoise.alignment.training.models import frozen_copy
 from counterpoise.alignment.training.run import Run
 from counterpoise.alignment.training.sharding import is_sharded
 from counterpoise.alignment.training.stepping import Mitigation
 from counterpoise.alignment.training.trainers import (
-    SETTINGS,
     Bar,
-    longest,
+    arguments,
     quiet_libraries,
     train_quietly,
+    trl_for,
     with_pad_token,
 )
 from counterpoise.language.prompts import named
@@ -40,21 +41,13 @@ def dpo(
     model: nn.Module,
     tokenizer: Any,
     preferences: Sequence[Preference],
+    settings: DPO = DPO(),
     *,
     reference: nn.Module | None = None,
-    epochs: int = 3,
-    learning_rate: float = 1e-6,
-    batch_size: int = 32,
-    micro_batch_size: int = 8,
-    beta: float = 0.1,
-    max_length: int = 1024,
-    saves: int = 5,
-    chat: bool = True,
-    seed: int = 0,
     mitigations: Sequence[Mitigation] = (),
     run: Run | None = None,
 ) -> list[dict[str, float]]:
-    """Align `model` in place on preferences; beta, learning rate, batch and epochs are the paper's.
+    """Align `model` in place on preferences.
 
     loss = -log sigmoid(beta (log p(chosen)/p_ref(chosen) - log p(rejected)/p_ref(rejected))) (Rafailov et al. 2023,
     arXiv 2305.18290, equation 7), AdamW without weight decay, learning rate falling linearly to 0 (TRL's default).
@@ -64,10 +57,6 @@ def dpo(
 
     Args:
         reference: the model of the ratio, PRE; best from `load_frozen`, by default a copy.
-        batch_size: pairs per optimiser step over all processes; `micro_batch_size` of them at once.
-        max_length: longer pairs are cut at their end, at most the model's context; pairs whose prompt alone is longer
-            are left out.
-        saves: checkpoints on the way, evenly spread, the last at the end; each is an iteration of `run`.
 
     Returns:
         TRL's log lines, one a step.
@@ -77,42 +66,32 @@ def dpo(
             (there are no samples to score), kd or replay in several processes.
         ModuleNotFoundError: trl is not installed.
     """
-    stepping.refuse_settings(**locals())
-    try:
-        from trl import DPOConfig, DPOTrainer  # type: ignore[attr-defined]
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("dpo needs trl; pip install 'counterpoise[align]'") from error
-    world, at_once = refuse_in_dpo(mitigations, batch_size, micro_batch_size)
+    settings.check()
+    trl = trl_for("dpo")
+    world = refuse_in_dpo(mitigations, settings)
     if is_sharded(model):
         raise ValueError("dpo: expected whole weights, for TRL's loop, found ones that `shard` cut up; leave it out")
     tokenizer = with_pad_token(tokenizer)
     reference = frozen_copy(model) if reference is None else reference
     stepping.start_all(mitigations, model, tokenizer)
     on_cpu = next(model.parameters()).device.type == "cpu"
-    steps = math.ceil(len(preferences) / batch_size) * epochs
+    steps = math.ceil(len(preferences) / settings.batch_size) * settings.epochs
     with TemporaryDirectory() as scratch, quiet_libraries():
         folder = Path(scratch) if run is None else run.folder / "trainer"
-        config = DPOConfig(
-            output_dir=str(folder),
-            beta=beta,
-            learning_rate=learning_rate,
-            num_train_epochs=epochs,
-            per_device_train_batch_size=at_once,
-            gradient_accumulation_steps=batch_size // (at_once * world),
-            max_length=longest(model, max_length),
+        config = trl.DPOConfig(
+            **arguments(settings, model, folder, world),
+            beta=settings.beta,
             # Mitigations add losses before the norm is clipped, so the hook clips; TRL clips when there are none.
             max_grad_norm=0.0 if mitigations else stepping.CLIP,
             save_strategy="no" if run is None else "steps",
-            save_steps=max(1, math.ceil(steps / saves)),
+            save_steps=max(1, math.ceil(steps / settings.saves)),
             save_total_limit=2,  # the older one counts until the newer has the mitigations' state
-            use_cpu=on_cpu,
             ddp_backend="gloo" if on_cpu and world > 1 else None,
-            seed=seed,
-            **SETTINGS,
         )
-        pairs = rows(preferences, tokenizer, chat=chat)
-        models: Any = {"model": model, "ref_model": reference}
-        trainer: Any = DPOTrainer(**models, args=config, train_dataset=pairs, processing_class=tokenizer)
+        pairs = rows(preferences, tokenizer, chat=settings.chat)
+        trainer = trl.DPOTrainer(
+            model, ref_model=reference, args=config, train_dataset=pairs, processing_class=tokenizer
+        )
         if not len(trainer.train_dataset):
             raise ValueError(
                 f"preferences: expected prompts shorter than {config.max_length} tokens, found none of "
@@ -215,8 +194,8 @@ class _Held(Bar):
         torch.save([m.state_dict() for m in self.mitigations], whole)
 
 
-def refuse_in_dpo(mitigations: Sequence[Mitigation], batch_size: int, micro_batch_size: int) -> tuple[int, int]:
-    """Raise a ValueError for what TRL's loop has no place for; else how many processes, and pairs at once in each."""
+def refuse_in_dpo(mitigations: Sequence[Mitigation], settings: DPO) -> int:
+    """Raise a ValueError for what TRL's loop has no place for; else how many processes there are."""
     world = processes.started()
     processes.refuse_sharded("dpo", cut_up=False)
     for mitigation in mitigations:
@@ -230,4 +209,5 @@ def refuse_in_dpo(mitigations: Sequence[Mitigation], batch_size: int, micro_batc
                 f"dpo: {kind.__name__} adds a loss of its own, which is not shared among {world} processes; use one "
                 "process, or l1, l2, sma, merging, freezing or lora"
             )
-    return world, stepping.rows_at_once("dpo", batch_size, micro_batch_size, world)
+    rows_at_once(settings, world)
+    return world

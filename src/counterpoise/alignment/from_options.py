@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,13 +13,14 @@ import torch
 from counterpoise.alignment.distil import Sample, collect, distil, read_samples, write_samples
 from counterpoise.alignment.mitigations import table
 from counterpoise.alignment.mitigations.replay import read_corpus
-from counterpoise.alignment.ppo import ppo, refuse_unlikely
+from counterpoise.alignment.ppo import ppo
 from counterpoise.alignment.preferences import read_preferences
-from counterpoise.alignment.rsf import refuse_equal, rsf
+from counterpoise.alignment.rsf import rsf
+from counterpoise.alignment.settings import DPO, PPO, RSF, Distil, drawn_as, drawn_of, refuse_equal
 from counterpoise.alignment.training import processes
-from counterpoise.alignment.training.models import load, load_frozen
-from counterpoise.alignment.training.precision import refuse_bf16_of, weights_cast_once
-from counterpoise.alignment.training.stepping import Mitigation, refuse_settings
+from counterpoise.alignment.training.models import Machine, load, load_frozen
+from counterpoise.alignment.training.precision import weights_cast_once
+from counterpoise.alignment.training.stepping import Mitigation
 from counterpoise.averaging.partition import layerwise
 from counterpoise.checkpoints.files import refuse_occupied, replacing
 from counterpoise.checkpoints.opening import open_checkpoint
@@ -32,11 +32,11 @@ from counterpoise.language.scoring import Example
 from counterpoise.language.ways import context_of
 from counterpoise.records import NUMERICS, Progress, Store, digest
 
-METHODS = ("rsf", "ppo", "dpo")
+METHODS: dict[str, type[RSF | PPO | DPO]] = {"rsf": RSF, "ppo": PPO, "dpo": DPO}
+OPTIONS = {option for kind in (*METHODS.values(), Distil) for option in kind.options()}
+"""All that a method can be told, by name; what mitigations are told is in their table."""
 LONGEST_TEXT = 512
 """Tokens of a piece of a replayed text, or the model's context where that is shorter."""
-DRAWN = {"n": "n", "max_new_tokens": "max_new_tokens", "temperature": "temperature", "draw_batch_size": "batch_size"}
-"""Options of how responses are drawn -> fields of `Drawing`."""
 
 
 class Files(NamedTuple):
@@ -73,10 +73,9 @@ class Alignment:
     Attributes:
         source: PRE, a folder or a hub id.
         method: one of METHODS; "rsf" on samples is its distillation style.
-        settings: of the method and of how it draws, by name; those that were not given take the method's defaults.
+        settings: of the method and of how it draws, by the names of options; others have the method's defaults.
         held: options of mitigations that were given, by name; see `mitigations.table`.
         work: where checkpoints on the way and finished pieces are kept; by default OUT.work.
-        micro_batch_size: sequences through the model at once in training.
     """
 
     source: str
@@ -86,19 +85,8 @@ class Alignment:
     settings: Mapping[str, Any] = field(default_factory=dict)
     held: Mapping[str, Any] = field(default_factory=dict)
     work: Path | None = None
-    micro_batch_size: int = 8
-    chat: bool = True
-    seed: int = 0
-    dtype: torch.dtype = torch.float32
-    bf16: bool = False
-    shard: bool = False
-    device: str = "cpu"
+    machine: Machine = Machine()
     keep_checkpoints: bool = True
-
-    @property
-    def how(self) -> dict[str, Any]:
-        """How its models are loaded, as `load` and `load_frozen` take it."""
-        return {"dtype": self.dtype, "bf16": self.bf16, "shard": self.shard, "device": self.device}
 
     @property
     def folder(self) -> Path:
@@ -106,43 +94,28 @@ class Alignment:
         return self.work or self.out.with_name(f"{self.out.name}.work")
 
     @property
+    def kind(self) -> type[RSF | PPO | DPO | Distil]:
+        """The method's settings; an unknown one is a ValueError."""
+        if self.method not in METHODS:
+            raise ValueError(f"--method: expected {', '.join(METHODS)}, found {self.method!r}")
+        return Distil if self.method == "rsf" and self.files.samples is not None else METHODS[self.method]
+
+    @cached_property
+    def bound(self) -> RSF | PPO | DPO | Distil:
+        """All settings of the method, those that were not given with its defaults; one that it has not is a ValueError."""
+        others = list(drawn_of(self.own_drawing)) if self.held.get("replay") == "self" else []
+        return self.kind.of(self.settings, others=others)
+
+    @property
     def run(self) -> Callable[..., Any]:
-        """The method's function; an unknown one is a ValueError."""
-        if self.method == "dpo":
+        """The method's function."""
+        if self.kind is DPO:
             from counterpoise.alignment.dpo import dpo
 
             return dpo
-        if self.method not in METHODS:
-            raise ValueError(f"--method: expected {', '.join(METHODS)}, found {self.method!r}")
-        if self.method == "ppo":
+        if self.kind is PPO:
             return ppo
-        return rsf if self.files.samples is None else distil
-
-    @property
-    def bound(self) -> dict[str, Any]:
-        """All settings of the method by name, those that were not given with its defaults; `drawing` where it draws.
-
-        A setting that the method does not have is a ValueError.
-        """
-        parameters = inspect.signature(self.run).parameters
-        draws = "drawing" in parameters
-        several = draws and parameters["drawing"].default.n > 1  # responses a prompt: PPO draws one
-        drawable = [n for n in DRAWN if n != "n" or several] if draws or self.held.get("replay") == "self" else []
-        if unknown := [n for n in self.settings if n not in parameters and n not in drawable]:
-            raise ValueError(f"{table.typed(unknown[0])}: not a setting of {self.title}; leave it out")
-        plain = {n: p.default for n, p in parameters.items() if isinstance(p.default, (int, float, type(None)))}
-        plain = {n: v for n, v in plain.items() if n not in ("run", "reference")}
-        own = {n: v for n, v in self.settings.items() if n not in DRAWN}
-        common: dict[str, Any] = {"chat": self.chat, "seed": self.seed}
-        if draws:
-            drawn = {DRAWN[n]: v for n, v in self.settings.items() if n in DRAWN}
-            common = {"drawing": replace(parameters["drawing"].default, **drawn, **common)}
-        return {**plain, **own, "micro_batch_size": self.micro_batch_size, **common}
-
-    @property
-    def title(self) -> str:
-        """The method in messages."""
-        return "rsf with --samples" if self.run is distil else self.method
+        return rsf if self.kind is RSF else distil
 
     def check(self) -> None:
         """Raise for what can be seen to be wrong before anything is read.
@@ -152,57 +125,50 @@ class Alignment:
                 do not go together, sharding with dpo, mixed precision of other weights than float32.
             CheckpointError: `out` is occupied, a model that cannot be sampled from.
         """
-        needed = {distil: ("samples",), rsf: ("prompts", "reward"), ppo: ("prompts", "reward")}
-        self.files.expect(self.title, *needed.get(self.run, ("preferences",)))
+        self.files.expect(self.kind.title, *self.kind.needs)
         settings = self.bound
-        drawing = settings.pop("drawing", None)
-        refuse_settings(**{n: v for n, v in settings.items() if isinstance(v, (int, float))})
-        if drawing is not None:
-            (refuse_equal if self.run is rsf else refuse_unlikely)(drawing)
+        settings.check()
         table.check(self.held)
         if self.held.get("replay") == "self":
             self.own_drawing.check()
-        if self.method == "dpo":
+        if isinstance(settings, DPO):
             from counterpoise.alignment.dpo import refuse_in_dpo
 
-            if self.shard:
+            if self.machine.shard:
                 raise ValueError(
                     "dpo: expected whole weights, for TRL's loop, found --shard or accelerate's FSDP; leave it out, or "
                     "train with --lora"
                 )
-            mitigations = table.build(self.held, table.Sources())
-            refuse_in_dpo(mitigations, settings["batch_size"], settings["micro_batch_size"])
-        if self.bf16:
-            refuse_bf16_of(self.dtype)
+            refuse_in_dpo(table.build(self.held, table.Sources()), settings)
+        self.machine.check()
         if not (self.out / "align.json").is_file():
             refuse_occupied(self.out.absolute())
         refuse_unmeasurable(self.source)
 
     def bind(self) -> tuple[Callable[..., Any], dict[str, Any]]:
         """The method with its data and settings bound, and what its record tells beside them; reads the data."""
-        run, files = self.run, self.files
-        named = (*self.settings, "micro_batch_size", "chat", "seed", "drawing")
-        settings = {n: v for n, v in self.bound.items() if n in named}
-        told = {}
+        files, told = self.files, {}
+        bound: dict[str, Any] = {"settings": self.bound}
         if files.samples is not None:
-            settings["samples"] = read_samples(files.samples)
+            bound["samples"] = read_samples(files.samples)
         if files.preferences is not None:
-            settings["preferences"] = read_preferences(files.preferences)
-            settings["reference"] = load_frozen(self.source, dtype=self.dtype, bf16=self.bf16)
+            bound["preferences"] = read_preferences(files.preferences)
+            bound["reference"] = load_frozen(self.source, replace(self.machine, device="cpu"))
         if files.prompts is not None:
-            settings["prompts"] = read_prompts(files.prompts)
+            bound["prompts"] = read_prompts(files.prompts)
         if files.reward is not None:
-            settings["reward"] = load_reward(files.reward, device=self.device)
+            bound["reward"] = load_reward(files.reward, device=self.machine.device)
             told["reward"] = fingerprint(files.reward)  # of a module, once it is imported
-        if run is ppo:
-            settings["reference"] = load_frozen(self.source, **self.how)
-        return partial(run, **settings), told
+        if self.kind is PPO:
+            bound["reference"] = load_frozen(self.source, self.machine)
+        return partial(self.run, **bound), told
 
     def mitigations(self) -> list[Mitigation]:
         """The mitigations that were asked for, in the order in which they act; PRE stays memory-mapped."""
         pre = open_checkpoint(self.source)
         table.check_layers(self.held, len(layerwise(list(pre))))
-        sources = table.Sources(pre, lambda: load_frozen(self.source, **self.how), self._replayed, self.seed)
+        frozen, seed = (lambda: load_frozen(self.source, self.machine)), self.own_drawing.seed
+        sources = table.Sources(pre, frozen, self._replayed, seed)
         return table.build(self.held, sources)
 
     def _replayed(self, corpus: str) -> list[Example]:
@@ -214,11 +180,11 @@ class Alignment:
             tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
             config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
             limit = min(LONGEST_TEXT, context_of(config) or LONGEST_TEXT)
-            return read_corpus(corpus, tokenizer, max_tokens=limit, chat=self.chat)
+            return read_corpus(corpus, tokenizer, max_tokens=limit, chat=self.own_drawing.chat)
         asked, drawing = self.files.asked, self.own_drawing
 
         def draw() -> list[Any]:
-            model, tokenizer = load(checkpoint.folder, **{**self.how, "shard": False})
+            model, tokenizer = load(checkpoint.folder, replace(self.machine, shard=False))
             room: dict[str, Any] = {"new": drawing.max_new_tokens, "limit": context_of(model.config)}
             encoded = encode_prompts(tokenizer, asked, chat=drawing.chat, **room)
             with weights_cast_once(model):
@@ -232,15 +198,14 @@ class Alignment:
             "prompts": digest([p.key for p in asked]),
         }
         key |= {n: v for n, v in drawing.decides.items() if n != "n"}
-        key["dtype"] = f"{self.dtype}{', bf16' * self.bf16}"
+        key["dtype"] = f"{self.machine.dtype}{', bf16' * self.machine.bf16}"
         rows = processes.on_first(lambda: Store(self.folder / "pieces").once(key, draw))
         return [Example(tuple(prompt), tuple(response)) for prompt, response in rows]
 
     @property
     def own_drawing(self) -> Drawing:
         """How PRE draws what it replays: one response a prompt."""
-        given = {DRAWN[n]: v for n, v in self.settings.items() if n in DRAWN and n != "n"}
-        return Drawing(**given, chat=self.chat, seed=self.seed)
+        return drawn_as(Drawing(), {n: v for n, v in self.settings.items() if n != "n"})
 
 
 @dataclass(frozen=True)
@@ -266,7 +231,7 @@ class Collection:
             )
         checkpoint = open_checkpoint(self.source)
         asked, score = read_prompts(self.prompts), load_reward(self.reward, device=self.device)
-        model, tokenizer = load(checkpoint.folder, dtype=self.dtype, device=self.device)
+        model, tokenizer = load(checkpoint.folder, Machine(self.dtype, device=self.device))
         key = {"model": checkpoint.sha256, "reward": fingerprint(self.reward), "dtype": str(self.dtype)}
         kept: dict[str, Any] = {"store": Store(self.work), "key": {**key, "device": self.device}}
         found = collect(model, tokenizer, asked, score, self.drawing, **kept, progress=progress)

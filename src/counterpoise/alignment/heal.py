@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from counterpoise.alignment.align import align
-from counterpoise.alignment.teaching import PRE, Asked, Ids, Teachers, Teaching, answers, best_of, teach
+from counterpoise.alignment.settings import Teaching, refuse_settings
+from counterpoise.alignment.teaching import PRE, Asked, Ids, Teachers, answers, best_of, teach
 from counterpoise.alignment.training import processes
-from counterpoise.alignment.training.precision import refuse_bf16_of
-from counterpoise.alignment.training.stepping import refuse_settings
+from counterpoise.alignment.training.models import Machine
 from counterpoise.averaging.line import beside
 from counterpoise.checkpoints.files import CheckpointError, first_line, refuse_occupied
 from counterpoise.checkpoints.lora import LoraCheckpoint
@@ -70,17 +70,9 @@ class Healing:
     openings: int = 256
     teaching: Teaching = Teaching()
     drawing: Drawing = DRAWING
-    dtype: torch.dtype = torch.float32
-    bf16: bool = False
-    shard: bool = False
-    device: str = "cpu"
+    machine: Machine = Machine()
     work: Path | None = None
     trust_tasks: bool = False
-
-    @property
-    def how(self) -> dict[str, Any]:
-        """How its models are loaded."""
-        return {"dtype": self.dtype, "bf16": self.bf16, "shard": self.shard, "device": self.device}
 
     def check(self) -> None:
         """Raise for what can be seen to be wrong before anything is read.
@@ -92,8 +84,7 @@ class Healing:
         self.drawing.check()
         self.teaching.check()
         refuse_settings(openings=self.openings)
-        if self.bf16:
-            refuse_bf16_of(self.dtype)
+        self.machine.check()
         if not (self.out / "align.json").is_file():
             refuse_occupied(self.out.absolute())
         refuse_unmeasurable(self.start, self.post, self.pre)
@@ -152,22 +143,21 @@ class Healing:
 
     def run(self, *, command: str | None = None, progress: Stages | None = None) -> dict[str, Any]:
         """Heal, from files to files; see `heal`."""
-        processes.join(self.device)
+        processes.join(self.machine.device)
         self.check()
         pair, own = self.pairs()
         warned = [*dict.fromkeys([*pair.warnings, *own.warnings, *off_line(pair, own)])]
-        tokenizer, sources = self.sources(own.post.folder)
-        teachers = Teachers(pair.post.folder, pair.pre.folder, turns=too_large(pair, self), **self.how)
+        student = own.post.folder
+        tokenizer, sources = self.sources(student)
+        teachers = Teachers(pair.post.folder, pair.pre.folder, self.machine, turns=too_large(pair, self))
         if len(sources) == 1:
             drawn = openings(teachers(PRE), tokenizer, self.openings + CHECKED, self.drawing.seed)
             sources.append(Asked("openings", tuple(drawn[CHECKED:]), tuple(drawn[:CHECKED])))
-        method = partial(
-            teach, asked=sources, teachers=teachers, start=own.post.folder, drawing=self.drawing, teaching=self.teaching
-        )
-        record = align(
-            own.post.folder, self.out, method, work=self.work, **self.how, command=command, progress=progress,
-            told={"align_teacher": pair.post.sha256, "keep_teacher": pair.pre.sha256},
-        )  # fmt: skip
+        how: dict[str, Any] = {"drawing": self.drawing, "teaching": self.teaching}
+        method = partial(teach, asked=sources, teachers=teachers, start=student, **how)
+        kept: dict[str, Any] = {"work": self.work, "command": command, "progress": progress}
+        told = {"align_teacher": pair.post.sha256, "keep_teacher": pair.pre.sha256}
+        record = align(student, self.out, method, machine=self.machine, told=told, **kept)
         looked = read_lines(self.out / "metrics.jsonl")
         healed: dict[str, Any] = public({
             "start": str(self.start), "post": str(self.post), "pre": str(self.pre),
@@ -195,8 +185,7 @@ def heal(
     teaching: Teaching = Teaching(),
     drawing: Drawing = DRAWING,
     work: str | Path | None = None,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    machine: Machine = Machine(),
     progress: Stages | None = None,
 ) -> dict[str, Any]:
     """Heal the checkpoint `start` with two teachers, POST for alignment and PRE for what there was before.
@@ -218,10 +207,9 @@ def heal(
 
     >>> heal("post", "healed", "post", "pre", "prompts.jsonl", abilities=["choices:arc.jsonl"])  # doctest: +SKIP
     """
-    given: dict[str, Any] = {"abilities": abilities, "teaching": teaching, "drawing": drawing, "dtype": dtype}
+    how: dict[str, Any] = {"abilities": abilities, "teaching": teaching, "drawing": drawing, "machine": machine}
     folder = None if work is None else Path(work)
-    wanted = Healing(start, align_teacher, keep_teacher, Path(out), prompts, **given, device=device, work=folder)
-    return wanted.run(progress=progress)
+    return Healing(start, align_teacher, keep_teacher, Path(out), prompts, **how, work=folder).run(progress=progress)
 
 
 def off_line(pair: Pair, model: Pair) -> list[str]:
@@ -242,10 +230,10 @@ def too_large(pair: Pair, wanted: Healing) -> bool:
 
     What is mapped takes no memory of its own: on the CPU, in the dtype of its file.
     """
-    size = sum(math.prod(shape) for shape in pair.shapes.values()) * wanted.dtype.itemsize
-    on_cpu = torch.device(wanted.device).type == "cpu"
-    held = sum(not on_cpu or c.dtype(pair.names[0]) != wanted.dtype for c in (pair.pre, pair.post))
-    room = free_memory(wanted.device)
+    size = sum(math.prod(shape) for shape in pair.shapes.values()) * wanted.machine.dtype.itemsize
+    on_cpu = torch.device(wanted.machine.device).type == "cpu"
+    held = sum(not on_cpu or c.dtype(pair.names[0]) != wanted.machine.dtype for c in (pair.pre, pair.post))
+    room = free_memory(wanted.machine.device)
     return held == 2 and room is not None and room < 6 * size  # weights, gradients, two moments, two teachers
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from counterpoise.alignment.ppo_losses import adapted, gae, policy_loss, value_loss, whiten
 from counterpoise.alignment.rsf import draw_and_score
+from counterpoise.alignment.settings import PPO
 from counterpoise.alignment.training import processes, stepping
 from counterpoise.alignment.training.models import frozen_copy
 from counterpoise.alignment.training.rounds import Rounds
@@ -70,27 +71,13 @@ def ppo(
     tokenizer: Any,
     prompts: Sequence[Prompt],
     reward: Reward,
+    settings: PPO = PPO(),
     *,
-    drawing: Drawing = Drawing(),
     reference: nn.Module | None = None,
-    iterations: int = 10,
-    prompts_per_iteration: int = 512,
-    epochs: int = 2,
-    learning_rate: float = 1e-6,
-    value_learning_rate: float = 1e-4,
-    batch_size: int = 32,
-    micro_batch_size: int = 8,
-    kl: float = 0.1,
-    kl_target: float | None = None,
-    discount: float = 1.0,
-    trace: float = 0.95,
-    clip: float = 0.2,
-    value_clip: float | None = 0.2,
-    value_weight: float = 0.1,
     mitigations: Sequence[Mitigation] = (),
     run: Run | None = None,
 ) -> list[Round]:
-    """Align `model` in place with PPO; learning rate, prompts, epochs and KL weight are the paper's, the rest is usual.
+    """Align `model` in place with PPO.
 
     The value head is one linear map of the policy's last hidden states, so that one model is trained and held. It begins
     at the mean reward of the first round: a constant added to every reward changes nothing. Its gradients are clipped
@@ -99,13 +86,7 @@ def ppo(
     `rsf`.
 
     Args:
-        drawing: one response a prompt, of a temperature above 0; its seed also decides the order of prompts and steps.
         reference: the model of the KL penalty, PRE; best from `load_frozen` (memory-mapped), by default a copy.
-        iterations: rounds of drawing `prompts_per_iteration` responses, one a prompt, and learning from them.
-        kl: weight of the KL penalty; with `kl_target` its start, adapted towards so many nats per response.
-        discount, trace: gamma and lambda of GAE.
-        clip, value_clip: how far ratio and value may move within a round; None does not clip the value.
-        value_weight: of the value loss in the sum.
 
     Returns:
         One `Round` for each of this process.
@@ -114,16 +95,15 @@ def ppo(
         ValueError: a prompt too long for the model's context, a reward or a loss that is not finite, a temperature that
             is not positive, DeepSpeed.
     """
-    refuse_unlikely(drawing)
-    stepping.refuse_settings(**locals())
-    rounds = Rounds("ppo", model, tokenizer, prompts, drawing, run, iterations, prompts_per_iteration)
+    rounds = Rounds(model, tokenizer, prompts, settings, run)
     history: list[Round] = []
     reference = frozen_copy(model) if reference is None else reference
     stepping.start_all(mitigations, model, tokenizer)
     head = ValueHead(model)
-    optimizer, head_optimizer = stepping.adam(model, learning_rate), stepping.adam(head, value_learning_rate)
+    optimizer = stepping.adam(model, settings.learning_rate)
+    head_optimizer = stepping.adam(head, settings.value_learning_rate)
     learner = model, head, optimizer, head_optimizer
-    surrogate = Surrogate(clip, value_clip, value_weight, drawing.temperature)
+    kl, epochs, batch_size = settings.kl, settings.epochs, settings.batch_size
     if (state := rounds.begin(optimizer, mitigations)) is not None:
         kl = state["kl"]
         head.load_state_dict(state["head"])
@@ -144,13 +124,13 @@ def ppo(
         # 2. What the policy, the reference and the value head say of every token, and the advantages.
         model.eval()
         with torch.no_grad():
-            seen = examples, micro_batch_size, drawing.temperature
+            seen = examples, settings.micro_batch_size, settings.drawing.temperature
             logprobs_NC, values_NC, mask_NC = score_tokens(model, head, *seen)
             reference_NC, _, _ = score_tokens(reference, None, *seen)
         log_ratio_NC = logprobs_NC - reference_NC
         rewards_NC = -kl * log_ratio_NC
         rewards_NC[:, -1] += torch.tensor(scores, dtype=rewards_NC.dtype, device=rewards_NC.device)
-        advantages_NC, returns_NC = gae(rewards_NC, values_NC, mask_NC, discount, trace)
+        advantages_NC, returns_NC = gae(rewards_NC, values_NC, mask_NC, settings.discount, settings.trace)
         rollout = Rollout(examples, logprobs_NC, whiten(advantages_NC, mask_NC), returns_NC, values_NC)
 
         # 3. Epochs of minibatch steps on the clipped objective.
@@ -159,7 +139,7 @@ def ppo(
             shuffled = rounds.order.sample(range(len(examples)), len(examples))
             for start in range(0, len(shuffled), batch_size):
                 batch = shuffled[start : start + batch_size]
-                losses += update(*learner, rollout, batch, surrogate, micro_batch_size, mitigations)
+                losses += update(*learner, rollout, batch, settings, mitigations)
                 if stage is not None:
                     stage(epoch * len(examples) + start + len(batch), epochs * len(examples))
 
@@ -169,26 +149,12 @@ def ppo(
         policy, value, clipped = (each / (tokens or 1) for each in sums)
         length = response_tokens(examples) / len(examples)
         history.append(Round(index, mean_reward, observed_kl, kl, policy, value, clipped, length))
-        if kl_target is not None:
-            kl = adapted(kl, observed_kl, kl_target, len(examples))
+        if settings.kl_target is not None:
+            kl = adapted(kl, observed_kl, settings.kl_target, len(examples))
         heads = {"head": head.state_dict(), "head_optimizer": head_optimizer.state_dict()}
         rounds.save(asdict(history[-1]), kl=kl, **heads)
     stepping.finish_all(mitigations, model)
     return history
-
-
-def refuse_unlikely(drawing: Drawing) -> None:
-    """Raise a ValueError for several responses a prompt, a temperature of 0 (PPO learns from probabilities), bad numbers."""
-    if drawing.n != 1:
-        raise ValueError(
-            f"n: expected 1, found {drawing.n}; PPO draws one response a prompt: raise prompts_per_iteration"
-        )
-    if not drawing.temperature > 0:
-        raise ValueError(
-            f"temperature: expected a positive number, found {drawing.temperature}; PPO learns from the probabilities of "
-            "what it draws, so leave it at 1"
-        )
-    drawing.check()
 
 
 class ValueHead(nn.Module):
@@ -238,15 +204,6 @@ class TokenLosses(NamedTuple):
     tokens: int
 
 
-class Surrogate(NamedTuple):
-    """What a step makes smaller: how far ratio and value may move, the value loss' weight, and at which temperature."""
-
-    clip: float
-    value_clip: float | None
-    value_weight: float
-    temperature: float
-
-
 def update(
     model: nn.Module,
     head: ValueHead,
@@ -254,8 +211,7 @@ def update(
     head_optimizer: torch.optim.Optimizer,
     rollout: Rollout,
     batch: list[int],
-    surrogate: Surrogate,
-    micro_batch_size: int,
+    settings: PPO,
     mitigations: Sequence[Mitigation],
 ) -> list[TokenLosses]:
     """One step of both optimisers on the responses `batch`: the mean over their tokens of both losses.
@@ -275,22 +231,22 @@ def update(
         def drawn(values_NC: Tensor) -> Tensor:
             return values_NC[whole, -mask.shape[1] :][mask]
 
-        logprobs, old = scored.logprobs(surrogate.temperature)[mask], drawn(rollout.logprobs)
-        policy = policy_loss(logprobs, old, drawn(rollout.advantages), surrogate.clip).sum()
+        logprobs, old = scored.logprobs(settings.drawing.temperature)[mask], drawn(rollout.logprobs)
+        policy = policy_loss(logprobs, old, drawn(rollout.advantages), settings.clip).sum()
         values, returns = head(scored.hidden_BCH)[mask], drawn(rollout.returns)
-        value = value_loss(values, drawn(rollout.values), returns, surrogate.value_clip).sum()
-        loss = rows.weight * (policy + surrogate.value_weight * value) / tokens
+        value = value_loss(values, drawn(rollout.values), returns, settings.value_clip).sum()
+        loss = rows.weight * (policy + settings.value_weight * value) / tokens
         if rows.weight and not math.isfinite(loss.item()):
             raise ValueError(
                 f"ppo: expected a finite loss, found {policy.item()} of the policy and {value.item()} of the value head; "
                 "lower the learning rates, or check the model's weights"
             )
         loss.backward()  # type: ignore[no-untyped-call]
-        outside = ((logprobs - old).exp() - 1).abs() > surrogate.clip
+        outside = ((logprobs - old).exp() - 1).abs() > settings.clip
         if rows.weight:
             losses.append(TokenLosses(policy.item(), value.item(), float(outside.sum()), int(mask.sum())))
 
-    stepping.take_step(model, optimizer, examples, backward, micro_batch_size, mitigations)
+    stepping.take_step(model, optimizer, examples, backward, settings.micro_batch_size, mitigations)
     processes.add_up_gradients(head.parameters())
     clip_norm(list(head.parameters()), stepping.CLIP)
     head_optimizer.step()

@@ -14,14 +14,15 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from counterpoise.alignment.preferences import Preference
+from counterpoise.alignment.settings import RewardTraining
 from counterpoise.alignment.training.run import telling
-from counterpoise.alignment.training.stepping import refuse_settings, rows_at_once
 from counterpoise.alignment.training.trainers import (
-    SETTINGS,
     Bar,
+    arguments,
     longest,
     quiet_libraries,
     train_quietly,
+    trl_for,
     with_pad_token,
 )
 from counterpoise.checkpoints.files import CheckpointError, refuse_occupied, staged
@@ -36,14 +37,8 @@ def train_reward_model(
     source: str | Path,
     out: str | Path,
     preferences: Sequence[Preference],
+    settings: RewardTraining = RewardTraining(),
     *,
-    epochs: int = 1,
-    learning_rate: float = 1e-5,
-    batch_size: int = 32,
-    micro_batch_size: int = 8,
-    max_length: int = 1024,
-    held_out: float = 0.1,
-    seed: int = 0,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     command: str | None = None,
@@ -57,8 +52,6 @@ def train_reward_model(
     Args:
         source: a language model or classifier; its head is replaced by one new output.
         out: a new folder, for `--reward OUT`; it appears whole or not at all, with reward_model.json.
-        held_out: share of the pairs on which the accuracy is measured and that are not trained on.
-        max_length: pairs with a longer side are left out; at most the model's context.
 
     Returns:
         The content of reward_model.json: accuracy before and after on held-out pairs, losses, settings.
@@ -68,26 +61,20 @@ def train_reward_model(
             micro-batches.
         CheckpointError: no model at `source`, or an occupied `out`.
     """
-    refuse_settings(**locals())
-    try:
-        from trl import RewardConfig, RewardTrainer  # type: ignore[attr-defined]
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("align reward-model needs trl; pip install 'counterpoise[align]'") from error
-    if not 0 <= held_out < 1:
-        raise ValueError(f"held_out: expected a share in [0, 1), found {held_out}")
-    at_once = rows_at_once("reward model", batch_size, micro_batch_size)
+    settings.check()
+    trl = trl_for("align reward-model")
     refuse_occupied(Path(out).absolute())
     checkpoint = open_checkpoint(source)
     model, tokenizer = _load(checkpoint.folder, dtype=dtype, device=device)
-    limit = longest(model, max_length)
+    limit = longest(model, settings.max_length)
     pairs = [pair for pair in _encoded(preferences, tokenizer) if max(map(len, pair.values())) <= limit]
     if not pairs:
         raise ValueError(
             f"preferences: expected pairs of at most {limit} tokens, found none of {len(preferences)}; shorten them or "
             "raise max_length"
         )
-    random.Random(seed).shuffle(pairs)
-    cut = min(math.ceil(held_out * len(pairs)), len(pairs) - 1) if held_out else 0
+    random.Random(settings.seed).shuffle(pairs)
+    cut = min(math.ceil(settings.held_out * len(pairs)), len(pairs) - 1)
     tested, learned = pairs[:cut], pairs[cut:]
     # Decoders score the last token that is not the padding's: that must be none of the text's, as its end may be.
     spare = spare_token([ids for pair in pairs for ids in pair.values()], tokenizer, model)
@@ -97,32 +84,21 @@ def train_reward_model(
         pad,
     )  # when training begins, the model's is set to the tokenizer's
     model.config.get_text_config().pad_token_id = pad
-    before = _accuracy(model, tested, pad, micro_batch_size)
+    before = _accuracy(model, tested, pad, settings.micro_batch_size)
     with TemporaryDirectory() as scratch, quiet_libraries():
         from datasets import Dataset
 
-        config = RewardConfig(
-            output_dir=scratch,
-            learning_rate=learning_rate,
-            num_train_epochs=epochs,
-            per_device_train_batch_size=at_once,
-            gradient_accumulation_steps=batch_size // at_once,
-            max_length=limit,
-            save_strategy="no",
-            use_cpu=device == "cpu",
-            seed=seed,
-            **SETTINGS,
-        )
+        config = trl.RewardConfig(save_strategy="no", **arguments(settings, model, scratch))
         table = Dataset.from_list(learned)
-        trainer: Any = RewardTrainer(model, args=config, train_dataset=table, processing_class=tokenizer)
+        trainer = trl.RewardTrainer(model, args=config, train_dataset=table, processing_class=tokenizer)
         lines = train_quietly(trainer, Bar(named(progress, "reward model: steps")), "reward model")
     record = {
         "source": str(source),
         "pre": checkpoint.sha256,
         "pairs": {"given": len(preferences), "trained": len(learned), "held_out": len(tested)},
-        "accuracy": {"before": before, "after": _accuracy(model, tested, pad, micro_batch_size)},
+        "accuracy": {"before": before, "after": _accuracy(model, tested, pad, settings.micro_batch_size)},
         "loss": [line["loss"] for line in lines],
-        "settings": {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed},
+        "settings": {n: settings.told[n] for n in ("epochs", "learning_rate", "batch_size", "seed")},
         "versions": versions(),
         "command": command,
     }

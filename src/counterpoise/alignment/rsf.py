@@ -14,15 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from counterpoise.alignment.settings import RSF, Settings, refuse_equal
 from counterpoise.alignment.training import processes
-from counterpoise.alignment.training.precision import weights_cast_once
-from counterpoise.alignment.training.rounds import Rounds
+from counterpoise.alignment.training.rounds import Rounds, draw_together
 from counterpoise.alignment.training.run import Run
-from counterpoise.alignment.training.sharding import whole_weights
-from counterpoise.alignment.training.stepping import Mitigation, adam, finish_all, refuse_settings, start_all, take_step
+from counterpoise.alignment.training.stepping import Mitigation, adam, finish_all, start_all, take_step
 from counterpoise.evaluation.rewards import Reward, checked, name_of, rate
 from counterpoise.language.prompts import Prompt, encode_prompt
-from counterpoise.language.sampling import Drawing, sample
+from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example, response_nll, response_tokens
 from counterpoise.ranks import sum_over_ranks
 from counterpoise.records import Progress
@@ -51,14 +50,8 @@ def rsf(
     tokenizer: Any,
     prompts: Sequence[Prompt],
     reward: Reward,
+    settings: RSF = RSF(),
     *,
-    drawing: Drawing = Drawing(n=32),
-    iterations: int = 10,
-    prompts_per_iteration: int = 2048,
-    epochs: int = 2,
-    learning_rate: float = 1e-5,
-    batch_size: int = 32,
-    micro_batch_size: int = 8,
     mitigations: Sequence[Mitigation] = (),
     run: Run | None = None,
     after_iteration: Callable[[Iteration], None] | None = None,
@@ -71,10 +64,7 @@ def rsf(
 
     Args:
         model: a causal language model; train it in float32, or in bfloat16 on hardware made for it.
-        prompts: drawn from without replacement until exhausted, then reshuffled.
         reward: scores (prompts, responses); see `counterpoise.evaluation.rewards.load_reward`.
-        drawing: n responses a prompt; its seed also decides the order of prompts and of steps.
-        batch_size: kept responses per optimiser step; `micro_batch_size` of them at once, without changing the result.
         mitigations: what holds the model back from forgetting; they act in this order.
         run: a folder of checkpoints; a run that was stopped goes on from its last whole iteration.
         after_iteration: called with each `Iteration` of this process.
@@ -86,14 +76,11 @@ def rsf(
         ValueError: a prompt too long for the model's context, a reward that is not finite, n equal responses
             (temperature 0), DeepSpeed.
     """
-    refuse_equal(drawing)
-    refuse_settings(**locals())
-    rounds = Rounds("rsf", model, tokenizer, prompts, drawing, run, iterations, prompts_per_iteration)
+    rounds = Rounds(model, tokenizer, prompts, settings, run)
     history: list[Iteration] = []
     start_all(mitigations, model, tokenizer)
-    optimizer = adam(model, learning_rate)
+    optimizer = adam(model, settings.learning_rate)
     rounds.begin(optimizer, mitigations)
-    sizes: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "micro_batch_size": micro_batch_size}
     for index in rounds:
 
         def draw(how: Drawing, stage: Progress | None) -> list[Any]:
@@ -101,11 +88,13 @@ def rsf(
             kept, scores = [list(map(list, e)) for e in best_of_n(*found)], found[2]
             return [kept, float(scores.mean()), float(scores.amax(1).mean())]
 
-        drawn, mean, best = rounds.once("samples", f"best of {drawing.n}", draw)
+        drawn, mean, best = rounds.once("samples", f"best of {settings.drawing.n}", draw)
         kept = [Example(tuple(prompt), tuple(response)) for prompt, response in drawn]
         rounds.stopped = any(m.stop(mean) for m in mitigations)
-        how = {**sizes, "order": rounds.order, "mitigations": mitigations, "progress": rounds.stage("training")}
-        losses = [] if rounds.stopped else fine_tune(model, kept, optimizer, **how)
+        losses: list[float] = []
+        if not rounds.stopped:
+            stage = rounds.stage("training")
+            losses = fine_tune(model, kept, optimizer, settings, rounds.order, mitigations, progress=stage)
         history.append(Iteration(index, mean, best, tuple(losses), tuple(kept)))
         rounds.save(history[-1].summary())
         if after_iteration is not None:
@@ -134,42 +123,23 @@ def draw_and_score(
     refuse_equal(drawing)
     encoded = [encode_prompt(tokenizer, prompt, chat=drawing.chat) for prompt in prompts]
 
-    def own() -> dict[int, tuple[list[tuple[int, ...]], list[float]]]:
-        with weights_cast_once(model):
-            drawn = sample(processes.sharing(model), tokenizer, encoded, drawing, progress=progress)
-        rows = [i for i, group in enumerate(drawn) if processes.ELSEWHERE not in group[0]]
-        if not rows:
-            return {}
-        rated = checked(reward, name_of(reward))
-        scores = rate(rated, tokenizer, [prompts[i] for i in rows], [drawn[i] for i in rows])
-        return {i: (drawn[i], row) for i, row in zip(rows, scores.tolist(), strict=True)}
+    def rated(rows: list[int], drawn: list[list[tuple[int, ...]]]) -> list[Any]:
+        scores = rate(checked(reward, name_of(reward)), tokenizer, [prompts[i] for i in rows], drawn)
+        return list(zip(drawn, scores.tolist(), strict=True))
 
-    with whole_weights(model):  # out here: a process that has no room for them ends, and with it all
-        found = {i: row for part in processes.gathered(own) for i, row in part.items()}
-    drawn, scores = zip(*(found[i] for i in range(len(prompts))), strict=True)
+    found = draw_together(model, tokenizer, encoded, drawing, rated, progress=progress)
+    drawn, scores = zip(*found, strict=True)
     return encoded, list(drawn), torch.tensor(scores, dtype=torch.float64)
-
-
-def refuse_equal(drawing: Drawing) -> None:
-    """Raise a ValueError for a number out of range, and where all n responses would be the same (temperature 0)."""
-    drawing.check()
-    if drawing.n > 1 and not drawing.temperature > 0:
-        raise ValueError(
-            f"temperature: expected a positive number, found {drawing.temperature}, at which all {drawing.n} responses are "
-            "the same; raise it, or draw one (n = 1)"
-        )
 
 
 def fine_tune(
     model: nn.Module,
     examples: Sequence[Example],
     optimizer: torch.optim.Optimizer,
-    *,
-    epochs: int,
-    batch_size: int,
-    micro_batch_size: int,
+    settings: Settings,
     order: random.Random,
     mitigations: Sequence[Mitigation] = (),
+    *,
     progress: Progress | None = None,
 ) -> list[float]:
     """Supervised epochs on the responses alone; a step's loss is the mean over its response tokens.
@@ -178,11 +148,11 @@ def fine_tune(
     """
     losses = []
     model.train()
-    for epoch in range(epochs):
+    for epoch in range(settings.epochs):
         summed, tokens = 0.0, 0
         shuffled = order.sample(list(examples), len(examples))
-        for start in range(0, len(shuffled), batch_size):
-            batch = shuffled[start : start + batch_size]
+        for start in range(0, len(shuffled), settings.batch_size):
+            batch = shuffled[start : start + settings.batch_size]
             size = response_tokens(batch)
 
             def backward(rows: processes.Rows, batch: list[Example] = batch, size: int = size) -> None:
@@ -191,10 +161,10 @@ def fine_tune(
                 (nll / size).backward()  # type: ignore[no-untyped-call]
                 summed += nll.item()
 
-            take_step(model, optimizer, batch, backward, micro_batch_size, mitigations)
+            take_step(model, optimizer, batch, backward, settings.micro_batch_size, mitigations)
             tokens += size
             if progress is not None:
-                progress(epoch * len(examples) + start + len(batch), epochs * len(examples))
+                progress(epoch * len(examples) + start + len(batch), settings.epochs * len(examples))
         losses.append(sum_over_ranks([summed])[0] / tokens)
     model.eval()
     return losses

@@ -12,7 +12,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,22 +20,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from counterpoise.alignment.divergences import DIVERGENCES, diverge
+from counterpoise.alignment.divergences import diverge
+from counterpoise.alignment.settings import Teaching
 from counterpoise.alignment.training import processes
-from counterpoise.alignment.training.models import load, load_frozen
-from counterpoise.alignment.training.precision import weights_cast_once
+from counterpoise.alignment.training.models import Machine, load, load_frozen
+from counterpoise.alignment.training.rounds import draw_together
 from counterpoise.alignment.training.run import Run
-from counterpoise.alignment.training.sharding import is_sharded, own_part, part_like, whole_weights
+from counterpoise.alignment.training.sharding import is_sharded, own_part, part_like
 from counterpoise.alignment.training.stepping import (
     Mitigation,
     Step,
     adam,
     finish_all,
-    refuse_settings,
     start_all,
     take_step,
 )
-from counterpoise.language.sampling import Drawing, NoNumbers, sample
+from counterpoise.language.sampling import Drawing, NoNumbers
 from counterpoise.language.scoring import Example, device_of, refuse_too_long, response_tokens, score_responses
 from counterpoise.multitask import BanditMTL
 from counterpoise.ranks import sum_over_ranks
@@ -43,46 +43,10 @@ from counterpoise.ranks import sum_over_ranks
 Ids = tuple[int, ...]
 POST, PRE = 0, 1
 """The sides, by their teachers."""
-KEEP_BY = ("uniform", "bandit")
 PATIENCE = 2
 """Points in a row without progress on validation data that end a healing."""
 PER_SEED = 1_000_000
 """Seeds of the draws of one run: one a step, and the last one of the looks at validation data."""
-
-
-@dataclass(frozen=True)
-class Teaching:
-    """How long, how fast and by what a student is taught.
-
-    Attributes:
-        steps: at most.
-        every: steps from one point to the next.
-        batch_size: prompts of each side in a step.
-        learning_rate: at its height, after a rise of a fifth of the steps; then it falls to a tenth. None: `usual_rate`.
-        divergence: a name of `DIVERGENCES`.
-        keep_by: how a step's questions are shared among abilities: "uniform", or "bandit", drawn by BanditMTL's p.
-    """
-
-    steps: int = 15
-    every: int = 5
-    batch_size: int = 32
-    learning_rate: float | None = None
-    divergence: str = "reverse"
-    keep_by: str = "uniform"
-    micro_batch_size: int = 8
-
-    @property
-    def points(self) -> int:
-        """Most points that it has, the start left out."""
-        return math.ceil(self.steps / self.every)
-
-    def check(self) -> None:
-        """Raise a ValueError for a number out of range, or a name that is none."""
-        names = {"divergence": DIVERGENCES, "keep_by": KEEP_BY}
-        refuse_settings(**{name: value for name, value in asdict(self).items() if name not in names})
-        for name, known in names.items():
-            if (found := getattr(self, name)) not in known:
-                raise ValueError(f"{name}: expected {', '.join(known)}, found {found!r}")
 
 
 class Asked(NamedTuple):
@@ -98,18 +62,19 @@ class Teachers:
 
     Args:
         turns: hold one of them at a time, and read the other from disk when it is asked for.
-        how: see `load_frozen`.
     """
 
-    def __init__(self, post: str | Path, pre: str | Path, *, turns: bool = False, **how: Any) -> None:
-        self.sources, self.turns, self.how = (post, pre), turns, how
+    def __init__(
+        self, post: str | Path, pre: str | Path, machine: Machine | None = None, *, turns: bool = False
+    ) -> None:
+        self.sources, self.turns, self.machine = (post, pre), turns, machine
         self._held: dict[int, nn.Module] = {}
 
     def __call__(self, side: int) -> nn.Module:
         if side not in self._held:
             if self.turns:
                 self._held.clear()
-            self._held[side] = load_frozen(self.sources[side], **self.how)
+            self._held[side] = load_frozen(self.sources[side], self.machine)
         return self._held[side]
 
 
@@ -318,20 +283,13 @@ def _shuffled(key: str, count: int) -> list[int]:
 
 def answers(model: nn.Module, tokenizer: Any, prompts: Sequence[Ids], drawing: Drawing) -> list[Example]:
     """One answer to each prompt; several processes share the drawing, and all know what was drawn."""
-
-    def own() -> dict[int, Ids]:
-        with weights_cast_once(model):
-            drawn = sample(processes.sharing(model), tokenizer, prompts, drawing)
-        return {i: group[0] for i, group in enumerate(drawn) if processes.ELSEWHERE not in group[0]}
-
-    with whole_weights(model):
-        found = {i: response for part in processes.gathered(own) for i, response in part.items()}
-    return [Example(prompt, found[i]) for i, prompt in enumerate(prompts)]
+    found = draw_together(model, tokenizer, prompts, drawing, lambda rows, drawn: [group[0] for group in drawn])
+    return list(map(Example, prompts, found))
 
 
 @torch.no_grad()
 def put_back(model: nn.Module, folder: Path) -> None:
     """Set the weights to those of a checkpoint of the same model."""
-    kept, _ = load(folder, dtype=next(model.parameters()).dtype, device="cpu")
+    kept, _ = load(folder, Machine(next(model.parameters()).dtype))
     for own, other in zip(model.parameters(), kept.parameters(), strict=True):
         own_part(own).copy_(part_like(other, own))

@@ -36,11 +36,6 @@ Model = Annotated[
 StateFolder = Annotated[
     Path | None, general("FOLDER", "Checkpoints on the way, state to go on from (default OUT.work).")
 ]
-SETTINGS = "iterations prompts_per_iteration n epochs learning_rate batch_size".split()
-SETTINGS += "draw_batch_size max_new_tokens temperature beta kl kl_target".split()
-"""Options that are settings of a method or of how it draws; those of mitigations are named in their table."""
-
-
 _setting = group("Settings of the method (default: the paper's)")
 _held = group("Mitigations of the alignment tax")
 
@@ -126,9 +121,10 @@ def model(
     kept = f"finished iterations are in {work or f'{out}.work'}; the same command goes on from there"
     with plain_errors(kept), bars(quiet or dry_run) as progress:
         from counterpoise.alignment.align import align
-        from counterpoise.alignment.from_options import Alignment, Files
+        from counterpoise.alignment.from_options import OPTIONS, Alignment, Files
         from counterpoise.alignment.mitigations.table import TABLE
         from counterpoise.alignment.training import processes
+        from counterpoise.alignment.training.models import Machine
         from counterpoise.alignment.training.tracking import refuse_absent, reporting
 
         check_push(push_to)
@@ -136,31 +132,18 @@ def model(
         if not dry_run:
             options.refuse_without("--dry-run", options.given(speed=speed))
         device = options.device_of(device)
-        settings = options.given(**{name: typed[name] for name in SETTINGS})
+        told_it = {name: value for name, value in typed.items() if name in OPTIONS}
+        settings = options.given(**told_it, chat=not no_chat_template)
         held = options.given(**{name: typed[name] for row in TABLE for name in (row.option, *row.partners)})
-        wanted = Alignment(
-            source,
-            out,
-            method,
-            Files(prompts, reward, preferences, samples),
-            settings,
-            held,
-            work,
-            micro_batch_size,
-            not no_chat_template,
-            seed,
-            options.dtype_of(dtype),
-            bf16,
-            shard or processes.asked_for("FSDP"),
-            device,
-            not last_checkpoint_only,
-        )
+        files = Files(prompts, reward, preferences, samples)
+        machine = Machine(options.dtype_of(dtype), bf16, shard or processes.asked_for("FSDP"), device)
+        wanted = Alignment(source, out, method, files, settings, held, work, machine, not last_checkpoint_only)
         if dry_run:
             from counterpoise.cli.plan import tell
             from counterpoise.planning.align import plan_align
             from counterpoise.planning.shorter import align_ways
 
-            shared = processes.expected(wanted.shard)
+            shared = processes.expected(machine.shard)
             tell(wanted, lambda a: plan_align(a, shared_by=shared), align_ways(wanted), speed, device, as_json)
             return
         from counterpoise.language.dtypes import warning
@@ -168,7 +151,7 @@ def model(
         with processes.one_message():
             wanted.check()
         processes.join(device)
-        told = warning(wanted.dtype, options.dtype_of("bfloat16") if bf16 else wanted.dtype, device)
+        told = warning(machine.dtype, options.dtype_of("bfloat16") if bf16 else machine.dtype, device)
         if told and processes.is_first():
             warn([told])
         run, recorded = wanted.bind()
@@ -180,7 +163,7 @@ def model(
                 mitigations=wanted.mitigations(),
                 told=recorded,
                 work=work,
-                **wanted.how,
+                machine=machine,
                 keep_checkpoints=wanted.keep_checkpoints,
                 command=command_line(),
                 progress=progress,
@@ -263,18 +246,17 @@ def reward_model(
     with plain_errors("nothing was written"), bars(quiet) as progress:
         from counterpoise.alignment.preferences import read_preferences
         from counterpoise.alignment.reward_model import train_reward_model
+        from counterpoise.alignment.settings import RewardTraining
 
+        settings = RewardTraining(
+            epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, micro_batch_size=micro_batch_size,
+            max_length=max_length, held_out=held_out, seed=seed,
+        )  # fmt: skip
         record = train_reward_model(
             source,
             out,
             read_preferences(preferences),
-            epochs=epochs,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            micro_batch_size=micro_batch_size,
-            max_length=max_length,
-            held_out=held_out,
-            seed=seed,
+            settings,
             device=options.device_of(device),
             dtype=options.dtype_of(dtype),
             command=command_line(),

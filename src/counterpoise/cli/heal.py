@@ -58,8 +58,9 @@ def heal(
     kept = f"finished points are in {work or f'{out}.work'}; the same command goes on from there"
     with plain_errors(kept), bars(quiet or dry_run) as progress:
         from counterpoise.alignment.heal import Healing
-        from counterpoise.alignment.teaching import Teaching
+        from counterpoise.alignment.settings import Teaching
         from counterpoise.alignment.training import processes
+        from counterpoise.alignment.training.models import Machine
         from counterpoise.alignment.training.tracking import refuse_absent, reporting
         from counterpoise.language.sampling import Drawing
 
@@ -71,7 +72,7 @@ def heal(
         drawing = Drawing(1, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
         wanted = Healing(
             start, align_teacher, keep_teacher, out, prompts, abilities or (), openings, teaching, drawing,
-            options.dtype_of(dtype), bf16, shard or processes.asked_for("FSDP"), device, work, trust_tasks,
+            Machine(options.dtype_of(dtype), bf16, shard or processes.asked_for("FSDP"), device), work, trust_tasks,
         )  # fmt: skip
         if dry_run:
             from counterpoise.cli.plan import tell

@@ -105,6 +105,7 @@ def sample(
     prompts: Sequence[tuple[int, ...]],
     drawing: Drawing,
     *,
+    turn: tuple[int, int] = (0, 1),
     progress: Progress | None = None,
 ) -> list[list[tuple[int, ...]]]:
     """Draw `drawing.n` responses for each prompt, by ancestral sampling (greedy when the temperature is 0).
@@ -115,6 +116,7 @@ def sample(
 
     Args:
         prompts: token ids, one tuple a prompt; the same one again draws other responses.
+        turn: (k, m) answers each m-th batch alone, from the k-th; other prompts get no responses.
 
     Returns:
         For each prompt its n responses as token ids; a finished response ends with the first of `stop_tokens`, a
@@ -140,13 +142,16 @@ def sample(
     was_training = model.training
     model.eval()
     with _blank_generation_config(model):
-        for rows in _batches(prompts, max(1, drawing.batch_size // n), way):
-            ids_BT, mask_BT = left_pad([prompts[i] for i in rows], pad, device)
-            draws = [InverseCdf([keys[i] for i in rows], drawing, ids_BT.shape[1])] if drawing.temperature > 0 else []
-            out = _generate(model, ids_BT, mask_BT, n, way, config, draws)
-            drawn = out[:, ids_BT.shape[1] :].view(len(rows), n, -1).tolist()
-            for i, texts in zip(rows, drawn, strict=True):
-                responses[i] = [_cut_after(tokens, stops) for tokens in texts]
+        for number, rows in enumerate(_batches(prompts, max(1, drawing.batch_size // n), way)):
+            if number % turn[1] == turn[0]:
+                ids_BT, mask_BT = left_pad([prompts[i] for i in rows], pad, device)
+                draws = (
+                    [InverseCdf([keys[i] for i in rows], drawing, ids_BT.shape[1])] if drawing.temperature > 0 else []
+                )
+                out = _generate(model, ids_BT, mask_BT, n, way, config, draws)
+                drawn = out[:, ids_BT.shape[1] :].view(len(rows), n, -1).tolist()
+                for i, texts in zip(rows, drawn, strict=True):
+                    responses[i] = [_cut_after(tokens, stops) for tokens in texts]
             done += len(rows)
             if progress is not None:
                 progress(done, len(prompts))

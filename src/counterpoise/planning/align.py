@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from counterpoise.alignment.distil import read_samples
-from counterpoise.alignment.from_options import DRAWN, LONGEST_TEXT, Alignment
+from counterpoise.alignment.from_options import LONGEST_TEXT, Alignment
 from counterpoise.alignment.mitigations import table
 from counterpoise.alignment.mitigations.replay import read_corpus
 from counterpoise.alignment.preferences import read_preferences
+from counterpoise.alignment.settings import InRounds
 from counterpoise.checkpoints.checkpoint import short
 from counterpoise.language.costs import Plan, Shape, Stage, drawing_bytes, drawn, optimiser_bytes, step_bytes, trained
 from counterpoise.language.prompts import Prompt
@@ -38,10 +37,11 @@ def plan_align(wanted: Alignment, *, shared_by: int | None = 1) -> Plan:
     """
     wanted.check()
     model = look(wanted.source)
-    shape, itemsize, held = model.shape, wanted.dtype.itemsize, wanted.held
-    weights, micro = shape.parameters * itemsize, wanted.micro_batch_size
+    shape, held, machine, settings = model.shape, wanted.held, wanted.machine, wanted.bound
+    itemsize, micro = machine.dtype.itemsize, settings.micro_batch_size
+    weights = shape.parameters * itemsize
     table.check_layers(held, shape.layers)
-    settings, files = wanted.bound, wanted.files
+    files = wanted.files
     if "merge_base" in held:
         look(held["merge_base"])
     loop, asked, responses = _loop(wanted)
@@ -50,11 +50,12 @@ def plan_align(wanted: Alignment, *, shared_by: int | None = 1) -> Plan:
         told = [f"{model.name}: {len(model.weights)} tensors in {short(model.dtype)}"]
     if given := [f"{row.option} {held[row.option]}" for row in table.chosen(held)]:
         told.append("mitigations: " + ", ".join(given))
-    told.append(f"{wanted.method}: " + _spoken(settings))
+    numbers = {n: v for n, v in settings.told.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+    told.append(f"{wanted.method}: " + ", ".join(f"{n} {v:g}" for n, v in numbers.items()))
     judge = look_at_reward(files.reward) if files.reward is not None else None
     told += [said_of(files.reward, judge)] if files.reward is not None else []
     words = Words.of(model.folder)
-    asks = settings.get("drawing", wanted.own_drawing)
+    asks = settings.drawing or wanted.own_drawing
     at, assumed = lengths(model, asked, asks, itemsize, micro, longest_refused=not responses)
     bounds = BOUNDS
     if responses:  # of a file, not drawn: memory is that of the longest, time that of the mean
@@ -74,7 +75,7 @@ def plan_align(wanted: Alignment, *, shared_by: int | None = 1) -> Plan:
     written = (1 + kept) * weights + 2 * 3 * count * itemsize
     told += room_for(wanted.out, written)
     told.append(f"on the way: {kept} checkpoints, and the state (weights and Adam's moments) up to twice")
-    cuda = not wanted.device.startswith("cpu")
+    cuda = not machine.device.startswith("cpu")
     moment = step_bytes(shape, count, itemsize, fused=wanted.method == "dpo", cuda=cuda)  # TRL's is fused
     moment += sum(t.moment for t in taken)  # the weights before the step
     shares = shared_by or ASSUMED_SHARES
@@ -89,11 +90,11 @@ def plan_align(wanted: Alignment, *, shared_by: int | None = 1) -> Plan:
         work = drawn(shape, None, there, prompts=len(own), batch=draw)
         first = [Stage(REPLAYED, f"{len(own):,} responses", work, max(0, memory))]
     elif "replay" in held:
-        loop = replace(loop, replayed=_longest_replayed(held["replay"], model, words, chat=wanted.chat))
+        loop = replace(loop, replayed=_longest_replayed(held["replay"], model, words, chat=wanted.own_drawing.chat))
     ours = align_stages(shape, judge.shape if judge else None, at, loop, step=moment // shares if alike else moment)
     stages = (*first, *ours)
     if shares == 1:
-        copies = 2 * (shape.body + shape.head) if wanted.bf16 else 0  # of the matrices, as autocast casts them
+        copies = 2 * (shape.body + shape.head) if machine.bf16 else 0  # of the matrices, as autocast casts them
         stages = tuple(replace(s, memory=s.memory + copies) for s in stages)
     else:
         told.append(f"--shard: memory is that of one of {shares} processes, which holds all weights while it draws")
@@ -103,9 +104,9 @@ def plan_align(wanted: Alignment, *, shared_by: int | None = 1) -> Plan:
             what: size // shares if what in CUT_UP or (alike and what != "reward model") else size
             for what, size in resident.items()
         }
-        width = 2 if wanted.bf16 else itemsize
+        width = 2 if machine.bf16 else itemsize
         stages = tuple(replace(s, memory=s.memory + _gathered(shape, width, s.name)) for s in stages)
-    dtype = "bfloat16" if wanted.bf16 else short(wanted.dtype)
+    dtype = "bfloat16" if machine.bf16 else short(machine.dtype)
     return Plan(stages, resident, dtype, model.mapped, written, tuple(told), (*assumed, bounds, *ASSUMED))
 
 
@@ -134,13 +135,16 @@ def _loop(wanted: Alignment) -> tuple[Loop, list[Prompt], list[str]]:
         asked, responses = [s.prompt for s in found], [s.response for s in found]
     else:
         asked = files.asked
-    drawing = settings.get("drawing", Drawing())
+    drawing = settings.drawing or Drawing()
+    rounds, size = 1, len(asked)
+    if isinstance(settings, InRounds):
+        rounds, size = settings.iterations, min(settings.prompts_per_iteration, size)
     loop = Loop(
         "distil" if files.samples is not None else wanted.method,
-        settings.get("iterations", 1),
-        min(settings.get("prompts_per_iteration", len(asked)), len(asked)),
+        rounds,
+        size,
         drawing.n,
-        settings["epochs"],
+        settings.epochs,
         drawing.batch_size,
         "kd" in held,
         float(held.get("replay_ratio", 1.0)) if "replay" in held else 0.0,
@@ -156,12 +160,3 @@ def _longest_replayed(corpus: str, model: Source, words: Words, *, chat: bool) -
     examples = read_corpus(corpus, words.tokenizer, max_tokens=limit, chat=chat)
     response = max(len(e.response) for e in examples)
     return max(len(e.prompt) + len(e.response) for e in examples) - response, response
-
-
-def _spoken(settings: Mapping[str, Any]) -> str:
-    told = dict(settings)
-    if (drawing := settings.get("drawing")) is not None:
-        told |= {name: getattr(drawing, of) for name, of in DRAWN.items() if of != "n" or drawing.n > 1}
-        told["seed"] = drawing.seed
-    plain = {n: v for n, v in told.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-    return ", ".join(f"{n} {v:g}" for n, v in plain.items())

@@ -21,7 +21,7 @@ def plan_heal(wanted: Healing, *, present: bool = True) -> Plan:
     post, start = look(str(wanted.post), base=pre), look(str(wanted.start), base=pre)
     told, mapped = fit(pre, post, (), wanted.out, "post")
     more, also = fit(pre, start, (), wanted.out, "post")
-    shape, itemsize, how = start.shape, wanted.dtype.itemsize, wanted.drawing
+    shape, itemsize, how = start.shape, wanted.machine.dtype.itemsize, wanted.drawing
     weights, turns = shape.parameters * itemsize, False
     if None not in (pre.weights, post.weights, start.weights):
         pair, own = wanted.pairs()
@@ -39,9 +39,9 @@ def plan_heal(wanted: Healing, *, present: bool = True) -> Plan:
     writing = Stage("writing OUT", f"{weights / 1e9:.2f} GB")
     stages = (*heal_stages(shape, at, taught, draw=how.batch_size), writing)
     resident = {"weights": weights, **optimiser_bytes(shape.parameters, itemsize)}
-    if wanted.device != "cpu" or pre.dtype != wanted.dtype:  # else they are mapped
+    if wanted.machine.device != "cpu" or pre.dtype != wanted.machine.dtype:  # else they are mapped
         resident["teachers"] = (1 if turns else 2) * weights
     points = taught.points
     told.append(f"on the way: {points} checkpoints, and the state (weights and Adam's moments) up to twice")
-    dtype = "bfloat16" if wanted.bf16 else short(wanted.dtype)
+    dtype = "bfloat16" if wanted.machine.bf16 else short(wanted.machine.dtype)
     return Plan(stages, resident, dtype, mapped + also, (7 + points) * weights, tuple(told), (BOUNDS, *ASSUMED))

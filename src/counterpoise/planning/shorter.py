@@ -77,11 +77,8 @@ def _without_ramps(request: Request) -> Request:
 
 def align_ways(wanted: Alignment) -> Ways[Alignment]:
     """A quarter of each setting that time is proportional to."""
-    bound = wanted.bound
-    drawing = bound.get("drawing")
-    held = {n: bound.get(n) for n in ("iterations", "prompts_per_iteration", "epochs")}
-    if drawing is not None:
-        held |= {"n": drawing.n, "max_new_tokens": drawing.max_new_tokens}
+    told = wanted.bound.told
+    held = {n: told.get(n) for n in ("iterations", "prompts_per_iteration", "epochs", "n", "max_new_tokens")}
 
     def with_setting(name: str, value: int, a: Alignment) -> Alignment:
         return replace(a, settings={**a.settings, name: value})
@@ -91,12 +88,12 @@ def align_ways(wanted: Alignment) -> Ways[Alignment]:
 
 def heal_ways(wanted: Healing) -> Ways[Healing]:
     """A quarter of each setting that time is proportional to."""
-    held = {n: getattr(wanted.teaching, n) for n in ("steps", "prompts_per_step")}
+    held = {"steps": wanted.teaching.steps, "prompts_per_step": wanted.teaching.batch_size}
 
     def with_setting(name: str, value: int, a: Healing) -> Healing:
         if name == "max_new_tokens":
             return replace(a, drawing=replace(a.drawing, max_new_tokens=value))
-        changed: dict[str, Any] = {name: value}
+        changed: dict[str, Any] = {"batch_size" if name == "prompts_per_step" else name: value}
         return replace(a, teaching=replace(a.teaching, **changed))
 
     return _quarters({**held, "max_new_tokens": wanted.drawing.max_new_tokens}, with_setting)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from counterpoise.alignment.heal import CHECKED
-from counterpoise.alignment.teaching import Teaching
+from counterpoise.alignment.settings import Teaching
 from counterpoise.evaluation.parts import Part
 from counterpoise.language import costs
 from counterpoise.language.costs import Items, Lengths, Shape, Stage, drawing_bytes, drawn, training, training_bytes

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from counterpoise.alignment.heal import Healing
+from counterpoise.alignment.training.models import Machine
 from counterpoise.averaging.average import average
 from counterpoise.averaging.line import beside
 from counterpoise.averaging.partition import layerwise
@@ -42,8 +43,8 @@ def healed(bench: Workbench, request: Request, heal: Heal, pick: Point | None) -
     record = Healing(
         at, folder / "post", request.pre, folder / "healed", panel.prompts, panel.abilities,
         teaching=heal.teaching(panel.drawing.batch_size),
-        drawing=panel.draws(n=1, temperature=1.0), device=request.device,
-        dtype=torch.promote_types(bench.dtype, torch.float32), work=folder / "run",
+        drawing=panel.draws(n=1, temperature=1.0), work=folder / "run",
+        machine=Machine(torch.promote_types(bench.dtype, torch.float32), device=request.device),
     ).run(progress=bench.stages)  # fmt: skip
     points, told = [], []
     for metrics in read_lines(folder / "run" / "metrics.jsonl")[1:]:  # after the start

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from counterpoise.alignment.teaching import Teaching
+from counterpoise.alignment.settings import Teaching
 from counterpoise.averaging.mix import Donor, refuse_donor
 from counterpoise.checkpoints.checkpoint import Checkpoint
 from counterpoise.checkpoints.files import refuse_occupied

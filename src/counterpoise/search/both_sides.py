@@ -57,10 +57,6 @@ class BothSides:
     min_effective_sets: float | None = None
 
     def __post_init__(self) -> None:
-        if self.form not in FORMS:
-            raise ValueError(f"alignment: expected {', '.join(FORMS)}, found {self.form!r}")
-        if self.size < 2 * self.n:
-            raise ValueError(f"proxy_size: expected at least {2 * self.n} sequences, found {self.size}")
         if not 0 <= self.rho < np.inf:
             raise ValueError(f"rho: expected a finite number >= 0, found {self.rho}")
         self.batch = max(1, self.bench.panel.drawing.batch_size // 2)

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 
 from counterpoise.averaging.partition import Partition, layerwise, partition
-from counterpoise.checkpoints.preflight import Pair
 from counterpoise.evaluation.workbench import Workbench
 from counterpoise.language.costs import Lengths, Shape, Stage, drawn, forward, training
 from counterpoise.search.both_sides import FORMS, BothSides
@@ -98,7 +97,7 @@ class HMA:
             raise ValueError(f"proxy_size: expected at least 1 response, found {self.proxy_size}")
 
     def find(self, bench: Workbench, means: Sequence[float]) -> Findings:
-        cut, inside = cut_of(bench.pair, self.blocks), _inside(means)
+        cut, inside = partition(bench.pair.shapes, self.blocks), _inside(means)
         good = proxies(bench, self.proxy_size) if inside else []
         found = [(i, mean, hma_ratios(bench, cut, good, mean, max_passes=PASSES)) for i, mean in inside]
         rows = [
@@ -163,7 +162,7 @@ class Ramp:
             raise ValueError(f"outside: expected {', '.join(get_args(Outside))}, found {self.outside!r}")
 
     def find(self, bench: Workbench, means: Sequence[float]) -> Findings:
-        cut = cut_of(bench.pair, self.blocks) if self._slope is None else layerwise(bench.pair.names)
+        cut = partition(bench.pair.shapes, self.blocks) if self._slope is None else layerwise(bench.pair.names)
         cut = cut if self.outside == "mean" else cut.with_rest_block()
         found = []
         for i, mean in _inside(means):
@@ -229,7 +228,7 @@ class TwoSided:
             )
 
     def find(self, bench: Workbench, means: Sequence[float]) -> Findings:
-        cut = cut_of(bench.pair, self.blocks).with_rest_block()
+        cut = partition(bench.pair.shapes, self.blocks).with_rest_block()
         kept: dict[str, Any] = {"calibrated": self.calibrate, "min_effective_sets": self.min_effective_sets}
         both = BothSides(bench, cut, form=self.alignment, size=self.proxy_size, **kept)
         drawn, searched = both.path(self.lambdas), both.exact(self.lambdas, max_passes=PASSES)
@@ -294,11 +293,6 @@ def row(found: Found, how: str, truth: Mapping[str, Any] | None = None) -> dict[
     """One lambda of "path" or "exact" as plain json for restore.json; `truth` is both sides as measured there."""
     told = {**asdict(found), "ratios": list(found.ratios)}
     return {"how": how, "lambda": told.pop("weight"), **told, "measured": None if truth is None else dict(truth)}
-
-
-def cut_of(pair: Pair, blocks: int | str) -> Partition:
-    """The pair's tensors in blocks."""
-    return partition(pair.shapes, blocks)
 
 
 def refuse_blocks(blocks: int | str) -> None:

@@ -59,13 +59,6 @@ class WeightedSet:
     batch_size: int = 8
     temperature: float = 1.0
 
-    def __post_init__(self) -> None:
-        if len(self.examples) != len(self.weights) or not self.examples:
-            raise ValueError(
-                f"expected one weight an example and at least one, found {len(self.weights)} weights "
-                f"and {len(self.examples)} examples"
-            )
-
     def backward(self, model: nn.Module) -> float:
         """The objective, its gradient accumulated in the parameters: an `Objective`."""
         tokens, total = response_tokens(self.examples), 0.0

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from counterpoise.averaging.average import describe_inputs
-from counterpoise.averaging.partition import Partition
+from counterpoise.averaging.partition import Partition, partition
 from counterpoise.averaging.recipe import Recipe
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.preflight import preflight
@@ -20,7 +20,7 @@ from counterpoise.evaluation.workbench import Workbench
 from counterpoise.language.loading import refuse_unmeasurable
 from counterpoise.records import Stages, Store, versions, write_json
 from counterpoise.search.both_sides import BothSides
-from counterpoise.search.candidates import HMA, PASSES, TwoSided, cut_of, refuse_means
+from counterpoise.search.candidates import HMA, PASSES, TwoSided, refuse_means
 from counterpoise.search.descent import SearchResult
 from counterpoise.search.on_bench import hma_ratios, proxies
 from counterpoise.search.two_sided import Found
@@ -76,7 +76,7 @@ def find_recipe(wanted: Wanted, panel: Panel, *, progress: Stages | None = None)
     pair = preflight(wanted.pre, wanted.post, drop=wanted.drop)
     on: dict[str, Any] = {"device": wanted.device, "dtype": wanted.dtype, "allow_unrelated": wanted.allow_unrelated}
     bench = Workbench.scanned(pair, panel, Store(wanted.work), progress=progress, **on)
-    cut, settings = cut_of(pair, search.blocks), dict(panel.source)
+    cut, settings = partition(pair.shapes, search.blocks), dict(panel.source)
     if isinstance(search, HMA):
         settings["mean"] = wanted.at
     else:

@@ -67,10 +67,6 @@ class Separable:
 
     def plus(self, other: Separable, weight: float) -> Separable:
         """The loss self + weight * other; both have the same knots and blocks."""
-        if not np.array_equal(self.slopes.x, other.slopes.x) or len(self) != len(other):
-            raise ValueError(
-                f"plus: expected two models of the same points and blocks, found {len(self)} and {len(other)} blocks"
-            )
         slopes = PPoly(self.slopes.c + weight * other.slopes.c, self.slopes.x)
         return Separable(self.start + weight * other.start, slopes)
 
@@ -78,7 +74,8 @@ class Separable:
         """The global minimum over [0, 1]^K, block by block: the best of the ends, the knots and every root of the slope.
 
         Slopes need not be monotone, so a root may be a maximum, and the minimum may jump as the loss changes smoothly.
-        Of equal minima the largest ratio is taken: what costs nothing is kept.
+        Of equal minima the largest ratio is taken: what costs nothing is kept. Along the minima of alignment + lambda
+        retention, retention never rises and alignment never falls with lambda; single ratios may jump.
         """
         best = np.empty(len(self))
         for k in range(len(self)):
@@ -104,23 +101,3 @@ class Separable:
         if r.shape != (len(self),) or not ((r >= 0) & (r <= 1)).all():
             raise ValueError(f"ratios: expected {len(self)} numbers in [0, 1], found {r.tolist()}")
         return r
-
-
-def separable_path(alignment: Separable, retention: Separable, weights: ArrayLike) -> Array:
-    """The minimum of alignment + lambda retention over the box, for every lambda: shape (lambdas, K).
-
-    Along it retention never rises and alignment never falls with lambda; single ratios may jump.
-
-    Args:
-        weights: lambda >= 0, in any order.
-
-    >>> t = np.linspace(0, 1, 5)[:, None]
-    >>> separable_path(Separable.from_slopes(t[:, 0], 2 * (t - 1), 1.0), Separable.from_slopes(t[:, 0], 2 * t, 0.0), [0, 1, 3])
-    array([[1.  ],
-           [0.5 ],
-           [0.25]])
-    """
-    lambdas = np.asarray(weights, dtype=np.float64)
-    if lambdas.ndim != 1 or not (np.isfinite(lambdas) & (lambdas >= 0)).all():
-        raise ValueError(f"lambda: expected finite numbers >= 0, found {lambdas.tolist()}")
-    return np.stack([alignment.plus(retention, float(x)).argmin() for x in lambdas])

@@ -14,7 +14,7 @@ import numpy as np
 
 from counterpoise.records import Progress
 from counterpoise.search.descent import Evaluate, spectral_descent
-from counterpoise.search.separable import Separable, separable_path
+from counterpoise.search.separable import Separable
 from counterpoise.search.sides import Scale, Side, Slopes
 from counterpoise.search.worst import Sides, minimax_descent, worst
 from counterpoise.statistics.bootstrap import Array
@@ -218,8 +218,7 @@ def _least(diagonal: Diagonal, weight: float, rho: float) -> Array:
     even = np.full(len(models), 1 / len(models))
 
     def minimum(shares: Array) -> Array:
-        least: Array = separable_path(loss, _mean(models, shares), [weight])[0]
-        return least
+        return loss.plus(_mean(models, shares), weight).argmin()
 
     if len(models) == 1 or rho == 0:
         return minimum(even)

@@ -42,8 +42,6 @@ def worst(values_T: ArrayLike, gradients_TK: ArrayLike, rho: float) -> Worst:
     values, gradients = np.asarray(values_T, dtype=np.float64), np.asarray(gradients_TK, dtype=np.float64)
     if not rho >= 0:
         raise ValueError(f"rho: expected a number >= 0 (the radius of the KL ball), found {rho}")
-    if values.ndim != 1 or gradients.ndim != 2 or len(values) != len(gradients) or len(values) == 0:
-        raise ValueError(f"worst: expected shapes (T,) and (T, K), found {values.shape} and {gradients.shape}")
     p = best_response(torch.from_numpy(values), rho).numpy()
     return Worst(float(p @ values), p @ gradients, p)
 

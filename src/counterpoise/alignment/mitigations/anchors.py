@@ -30,7 +30,15 @@ class _Anchor(Mitigation):
 
 @dataclass
 class _OnWeights(_Anchor):
-    """With PRE's tensor of each trained parameter."""
+    """With PRE's tensor of each trained parameter.
+
+    Args:
+        strength: at least 0.
+        pre: weights before alignment, best a `Checkpoint` (memory-mapped); None copies the model's when it starts.
+
+    Raises:
+        ValueError: a negative strength; at start, a parameter that `pre` does not hold.
+    """
 
     pre: Mapping[str, Tensor] | None = field(default=None, repr=False)
 
@@ -53,13 +61,6 @@ class L1(_OnWeights):
     where a subgradient makes them swing around it. Adam moves a weight by about the learning rate, so a strength of 1
     undoes a whole step and the paper's grid 0.04 .. 1 spans its range.
 
-    Args:
-        strength: at least 0.
-        pre: weights before alignment, best a `Checkpoint` (memory-mapped); None copies the model's when it starts.
-
-    Raises:
-        ValueError: a negative strength; at start, a parameter that `pre` does not hold.
-
     >>> soft_threshold(torch.tensor([-3.0, 0.5, 2.0]), 1.0)
     tensor([-2.,  0.,  1.])
     """
@@ -78,13 +79,6 @@ class L2(_OnWeights):
     penalty is smooth, so this is the paper's loss as written, and its grid 0.01 .. 0.1 keeps its meaning; a decoupled
     form would shrink the distance by 2 learning_rate strength a step, which at the paper's learning rate is nothing.
     Departs in that clipping does not touch the penalty.
-
-    Args:
-        strength: at least 0.
-        pre: weights before alignment, best a `Checkpoint` (memory-mapped); None copies the model's when it starts.
-
-    Raises:
-        ValueError: a negative strength; at start, a parameter that `pre` does not hold.
 
     >>> L2(0.1).describe()
     {'name': 'L2', 'strength': 0.1}

@@ -14,6 +14,7 @@ from counterpoise.alignment.mitigations.ema import MovingAverage
 from counterpoise.alignment.mitigations.less import FreezeLowest, RewardBudget
 from counterpoise.alignment.mitigations.lowrank import LowRank
 from counterpoise.alignment.mitigations.replay import Replay
+from counterpoise.alignment.settings import typed
 from counterpoise.alignment.training.models import WITH_LORA
 from counterpoise.alignment.training.stepping import Mitigation
 from counterpoise.checkpoints.checkpoint import Checkpoint
@@ -115,8 +116,3 @@ def check_layers(given: Mapping[str, Any], layers: int) -> None:
     """Raise a ValueError where more layers are to keep their weights than there are."""
     if "freeze" in given and not 0 <= given["freeze"] < layers:
         raise ValueError(f"--freeze: expected 0 to {layers - 1} of the {layers} layers, found {given['freeze']}")
-
-
-def typed(option: str) -> str:
-    """An option as it is typed."""
-    return "--" + option.replace("_", "-")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from counterpoise.alignment.mitigations.lowrank import is_low_rank
 from counterpoise.alignment.training import processes
-from counterpoise.alignment.training.precision import M, compute_in_bfloat16
+from counterpoise.alignment.training.precision import M, compute_in_bfloat16, refuse_bf16_of
 from counterpoise.alignment.training.sharding import is_sharded, own_part, part_like
 from counterpoise.alignment.training.sharding import shard as cut_up
 from counterpoise.alignment.training.stepping import trainable
@@ -20,6 +21,35 @@ from counterpoise.checkpoints.checkpoint import match_name
 from counterpoise.checkpoints.files import CheckpointError, first_line
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language.loading import without_bars
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how precisely a model is trained.
+
+    Attributes:
+        dtype: of the weights while they are trained, and as they are written; updates at learning rates of 1e-6 need
+            float32.
+        bf16: mixed precision, see `compute_in_bfloat16`.
+        shard: cut weights, gradients and moments up among the processes (FSDP2).
+    """
+
+    dtype: torch.dtype = torch.float32
+    bf16: bool = False
+    shard: bool = False
+    device: str = "cpu"
+
+    def check(self) -> None:
+        """Raise a ValueError for mixed precision of other weights than float32."""
+        if self.bf16:
+            refuse_bf16_of(self.dtype)
+
+    def readied(self, model: M) -> M:
+        """The model on this process's device, in mixed precision with `bf16`, its weights cut up with `shard`."""
+        own = processes.own_device(self.device)
+        model = cut_up(model, own, bf16=self.bf16) if self.shard else model.to(own)
+        return compute_in_bfloat16(model) if self.bf16 else model
+
 
 WITH_LORA = "with LoRA, whose factors are no part of PRE, use kd, replay or sma"
 
@@ -61,44 +91,30 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).requires_grad_(False).eval()
 
 
-def load_frozen(
-    source: str | Path,
-    *,
-    dtype: torch.dtype | None = None,
-    bf16: bool = False,
-    device: str = "cpu",
-    shard: bool = False,
-) -> nn.Module:
+def load_frozen(source: str | Path, machine: Machine | None = None) -> nn.Module:
     """The model of a checkpoint, never trained, its weights memory-mapped where its dtype and device allow.
 
-    On the CPU and in the checkpoint's own dtype the weights are views of the file: they can be dropped from memory when
-    it is short, and several processes share them. `bf16` is mixed precision and `shard` cuts the weights up among
-    the processes, each as for the trained model.
+    On the CPU and in the checkpoint's own dtype, as without a `machine`, the weights are views of the file: they can be
+    dropped from memory when it is short, and several processes share them.
     """
     from transformers import AutoModelForCausalLM
 
     checkpoint = open_checkpoint(source)
     with without_bars():
         model: nn.Module = AutoModelForCausalLM.from_pretrained(
-            checkpoint.folder, dtype="auto" if dtype is None else dtype, trust_remote_code=False
+            checkpoint.folder, dtype="auto" if machine is None else machine.dtype, trust_remote_code=False
         )
-    if torch.device(device).type == "cpu":
+    machine = machine or Machine()
+    if torch.device(machine.device).type == "cpu":
         for name, parameter in model.named_parameters():
             match = match_name(name, checkpoint)
             if match and checkpoint.dtype(match) == parameter.dtype and checkpoint.shape(match) == parameter.shape:
                 parameter.data = checkpoint[match]
-    return readied(model, device, bf16=bf16, shard=shard).requires_grad_(False).eval()
+    return machine.readied(model).requires_grad_(False).eval()
 
 
-def readied(model: M, device: torch.device | str, *, bf16: bool, shard: bool) -> M:
-    """The model on this process's device, in mixed precision with `bf16`, its weights cut up with `shard`."""
-    own = processes.own_device(device)
-    model = cut_up(model, own, bf16=bf16) if shard else model.to(own)
-    return compute_in_bfloat16(model) if bf16 else model
-
-
-def load(folder: Path, *, dtype: torch.dtype, bf16: bool = False, device: str, shard: bool = False) -> tuple[Any, Any]:
-    """The causal language model, as `readied` puts it, and the tokenizer of a checkpoint folder.
+def load(folder: Path, machine: Machine = Machine()) -> tuple[Any, Any]:
+    """The causal language model and the tokenizer of a checkpoint folder.
 
     Raises:
         CheckpointError: no causal language model, one whose head is missing, or no tokenizer.
@@ -108,7 +124,7 @@ def load(folder: Path, *, dtype: torch.dtype, bf16: bool = False, device: str, s
     try:
         with without_bars():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, trust_remote_code=False, output_loading_info=True
+                folder, dtype=machine.dtype, trust_remote_code=False, output_loading_info=True
             )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
@@ -121,4 +137,4 @@ def load(folder: Path, *, dtype: torch.dtype, bf16: bool = False, device: str, s
             f"{folder}: expected a causal language model, found a checkpoint without {missing[0]} (a classifier, or "
             "another head); give the model that writes text"
         )
-    return readied(model, device, bf16=bf16, shard=shard).eval(), tokenizer
+    return machine.readied(model).eval(), tokenizer

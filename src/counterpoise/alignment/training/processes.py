@@ -14,7 +14,6 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
 import torch
@@ -22,7 +21,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from counterpoise.language.sampling import way_of
 from counterpoise.language.scoring import by_length
 from counterpoise.ranks import world_size
 
@@ -30,8 +28,6 @@ T = TypeVar("T")
 PATIENCE = timedelta(hours=12)
 """How long a process waits for the others: one may draw and score long responses meanwhile."""
 ALONE = "shard: expected several processes, found one; start it with torchrun --nproc-per-node N"
-ELSEWHERE = -1
-"""Stands for a response that another process draws; no token has this number."""
 TOLD = (ValueError, OSError, ModuleNotFoundError)
 """Errors that a user can act on: their message alone is passed on, of any other its traceback."""
 SILENCE = {True: 1, False: 60}
@@ -98,6 +94,12 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0")) if started() > 1 else 0
 
 
+def turn() -> tuple[int, int]:
+    """Which batches `language.sample` draws in this process: batches stay whole, whatever the number of processes."""
+    world = world_size()
+    return rank() % world, world
+
+
 def is_first() -> bool:
     """Whether this process writes files and shows progress."""
     return rank() == 0
@@ -125,47 +127,6 @@ def shared_by_length(lengths: Sequence[int], batch_size: int, *, together: bool 
             idle = Rows(longest_first[-1:])
             idle.weight = 0
             yield idle
-
-
-class SharedSampling:
-    """A model as `language.sample` sees it, which responds to this process's share of the batches.
-
-    `sample` seeds a batch by its number, so batches stay whole and keep their numbers, whatever the number of processes:
-    a batch of another process is counted and answered with ELSEWHERE, without a step of the model.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model, self.batches = model, 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
-
-    def __call__(self, *inputs: Any, **settings: Any) -> Any:
-        """The model's, in the process whose turn it is; elsewhere a cache that nothing was read into."""
-        if not self._is_own():
-            from transformers import DynamicCache
-
-            return SimpleNamespace(past_key_values=DynamicCache())
-        return self.model(*inputs, **settings)
-
-    def generate(self, *, input_ids: Tensor, **settings: Any) -> Any:
-        """The model's, in the process whose turn it is."""
-        own = self._is_own()
-        self.batches += 1
-        if own:
-            return self.model.generate(input_ids=input_ids, **settings)  # type: ignore[operator]
-        return nn.functional.pad(input_ids, (0, 1), value=ELSEWHERE)
-
-    def _is_own(self) -> bool:
-        return self.batches % world_size() == rank()
-
-
-def sharing(model: nn.Module) -> Any:
-    """What to sample from: the model itself in one process."""
-    if world_size() == 1:
-        return model
-    way_of(model)  # which asks the model more than a process's turn allows
-    return SharedSampling(model)
 
 
 def gathered(work: Callable[[], T]) -> list[T]:

@@ -1,4 +1,4 @@
-"""One optimiser step, with the places where a mitigation of the alignment tax plugs in, and what its settings may be.
+"""One optimiser step, with the places where a mitigation of the alignment tax plugs in.
 
 RSF, PPO and the distillation style take their steps here; DPO calls the same hooks from TRL's trainer (dpo.py).
 """
@@ -6,7 +6,6 @@ RSF, PPO and the distillation style take their steps here; DPO calls the same ho
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
@@ -20,14 +19,6 @@ from counterpoise.alignment.training.sharding import clip_norm, is_sharded
 from counterpoise.checkpoints.checkpoint import Checkpoint
 from counterpoise.language.scoring import Example
 
-COUNTS = "iterations prompts_per_iteration epochs batch_size micro_batch_size max_length saves steps every openings"
-RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
-    (COUNTS, lambda v: v >= 1, "at least 1"),
-    ("learning_rate beta kl_target clip value_clip", lambda v: 0 < v < math.inf, "a positive number"),
-    ("kl value_weight value_learning_rate", lambda v: 0 <= v < math.inf, "a number of at least 0"),
-    ("discount trace", lambda v: 0 <= v <= 1, "a number from 0 to 1"),
-)
-"""Settings of the methods, what they may be, and how that is said."""
 CLIP = 1.0
 """Largest norm of the gradients of all losses together; penalties on weights come after it."""
 
@@ -173,29 +164,3 @@ def weights_sha256(weights: Mapping[str, Tensor]) -> Any:
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         found.update(tensor.flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
-
-
-def refuse_settings(**settings: Any) -> None:
-    """Raise a ValueError for a setting outside its range; None and names that are not known here pass.
-
-    >>> refuse_settings(epochs=0)
-    Traceback (most recent call last):
-    ValueError: epochs: expected at least 1, found 0
-    """
-    for name, value in settings.items():
-        for names, fits, expected in RANGES:
-            if name in names.split() and value is not None and not fits(value):
-                raise ValueError(f"{name}: expected {expected}, found {value}")
-
-
-def rows_at_once(who: str, batch_size: int, micro_batch_size: int, world: int = 1) -> int:
-    """How many rows of a step each process runs at once, for a trainer that accumulates micro-batches of one size.
-
-    A batch that `world` processes cannot share in such micro-batches is a ValueError.
-    """
-    at_once = min(micro_batch_size, max(1, batch_size // world))
-    if batch_size % (at_once * world):
-        raise ValueError(
-            f"{who}: expected a batch size that {world} processes share in micro-batches of {at_once}, found {batch_size}"
-        )
-    return at_once

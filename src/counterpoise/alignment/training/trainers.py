@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PrinterCallback, TrainerCallback
 
+from counterpoise.alignment.settings import DPO, RewardTraining, rows_at_once
 from counterpoise.alignment.training.run import telling
 from counterpoise.language.loading import without_bars
 from counterpoise.language.ways import context_of
@@ -19,6 +20,31 @@ from counterpoise.records import Progress
 SETTINGS: dict[str, Any] = {"logging_steps": 1, "disable_tqdm": True, "report_to": "none"}
 SETTINGS |= {"bf16": False, "gradient_checkpointing": False}
 """Of every trainer, whatever it trains."""
+
+
+def trl_for(who: str) -> Any:
+    """The package trl; a ModuleNotFoundError says where it comes from."""
+    try:
+        import trl
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{who} needs trl; pip install 'counterpoise[align]'") from error
+    return trl
+
+
+def arguments(settings: DPO | RewardTraining, model: Any, folder: str | Path, world: int = 1) -> dict[str, Any]:
+    """What every trainer here is told, for `world` processes."""
+    at_once = rows_at_once(settings, world)
+    return {
+        "output_dir": str(folder),
+        "learning_rate": settings.learning_rate,
+        "num_train_epochs": settings.epochs,
+        "per_device_train_batch_size": at_once,
+        "gradient_accumulation_steps": settings.batch_size // (at_once * world),
+        "max_length": longest(model, settings.max_length),
+        "use_cpu": next(model.parameters()).device.type == "cpu",
+        "seed": settings.seed,
+        **SETTINGS,
+    }
 
 
 @contextmanager
