@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy.stats import zscore
 
 from counterpoise.averaging.mix import mix
 from counterpoise.averaging.partition import equal
@@ -27,7 +28,7 @@ from counterpoise.language.prompts import read_prompts
 from counterpoise.records import public
 from counterpoise.report.comparisons import read_comparisons
 from counterpoise.report.matched import matched
-from counterpoise.restoration.pick import choose, lowered, reached, shares
+from counterpoise.restoration.pick import choose, lowered, reached, shares, verdict
 from counterpoise.restoration.request import Request
 from counterpoise.restoration.restore import measure_tax, restore
 from counterpoise.search.candidates import HMA, Ramp, Search, TwoSided
@@ -445,6 +446,26 @@ def test_the_verdict_says_what_was_asked_what_came_and_how_sure_that_is() -> Non
     assert reached({"asked": 0.8, **found}, "MA 0.8").startswith("MA 0.8 keeps")
     rounded = {"asked": 0.9, **found, "reward_kept": {**kept, "value": 0.897}}
     assert reached(rounded, "MA 0.8").startswith("MA 0.8 keeps 90%")  # no miss that the numbers do not show
+
+
+def test_where_no_pick_is_sure_enough_the_verdict_says_how_many_prompts_would_do() -> None:
+    base, item, jitter, own = zscore(np.random.default_rng(2).normal(size=(4, 40)), axis=1)
+
+    def point(name: str, ratio: float, noise: Array) -> Point:
+        scores = scored(base + 2 * ratio + noise, item - ratio)
+        return Point(name, name, equal(["layers.0.w"], 1), (ratio,), "validation", scores)
+
+    ends = point("PRE", 0.0, 0 * base), point("POST", 1.0, jitter)
+    able = [point("MA", 0.9, jitter + 3.2 * own)]
+    pick, choice = choose(*ends, able, ["a0"], 0.8, 0.9)
+    assert pick is None
+    assert choice["would_do"] > choice["prompts"] == 40
+    said = verdict({"tax": [], "choice": choice}, pick, 0.8, {"MA"})
+    assert (
+        "No pick is sure enough, so no checkpoint was written: no average keeps 80% to within 5 points at 90%" in said
+    )
+    assert f"about {choice['would_do']} would do" in said
+    assert choose(*ends, able, ["a0"], 0.8, 0.0)[0] is able[0]
 
 
 def test_no_share_is_said_of_a_gain_or_a_tax_that_held_out_data_does_not_confirm() -> None:

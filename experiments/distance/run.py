@@ -87,7 +87,6 @@ def world(seed: int, way: str, folder: Path, *, measure: bool) -> None:
 
 def align(way: str, seed: int, folder: Path, out: Path) -> None:
     """PRE after one way at a step size, perhaps with a mitigation; everything else of RSF is the demo's."""
-
     from counterpoise.alignment.mitigations import table
     from counterpoise.alignment.training.models import Machine, load, load_frozen
     from counterpoise.checkpoints.opening import open_checkpoint
@@ -163,7 +162,8 @@ def prefer(
     _, drawn, scores = draw_and_score(model, tokenizer, prompts, cheer, drawing)
     said = [[tokenizer.decode(y, skip_special_tokens=True) for y in group] for group in drawn]
     ends = zip(prompts, said, scores.argmax(1).tolist(), scores.argmin(1).tolist(), strict=True)
-    pairs = [Preference(p, y[best], y[worst]) for p, y, best, worst in ends if y[best] != y[worst]]
+    # A space, as TRL writes prompt and response in one and these words are parted by spaces.
+    pairs = [Preference(p, f" {y[best]}", f" {y[worst]}") for p, y, best, worst in ends if y[best] != y[worst]]
     dpo(model, tokenizer, pairs, DPO(seed=drawing.seed, **settings), mitigations=held_by)
 
 

@@ -61,7 +61,8 @@ def correlation(pairs: Sequence[dict[str, Any]], of: Callable[[Any], float], wha
     worlds, draw, found = list(groups.values()), np.random.default_rng(0), []
     for _ in range(RESAMPLES):
         some = [x for i in draw.integers(len(worlds), size=len(worlds)) for x in worlds[i]]
-        found.append(spearmanr(*zip(*some, strict=True)).statistic)
+        x, y = zip(*some, strict=True)
+        found.append(spearmanr(x, y).statistic if len(set(y)) > 1 else np.nan)
     value = spearmanr(*zip(*[x for w in worlds for x in w], strict=True)).statistic
     low, high = np.nanquantile(found, [0.025, 0.975])
     return {"value": float(value), "low": float(low), "high": float(high), "pairs": sum(map(len, worlds))}
@@ -139,7 +140,18 @@ def page(folder: Path) -> str:
             relation[f"{name_of}: {name}"] = found
             cells = [f"{f['value']:.2f} [{f['low']:.2f}, {f['high']:.2f}]" for f in found.values()]
             lines.append(f"| {name_of}: {MEASURES.get(name, name)} | {found['nats']['pairs']} | {' | '.join(cells)} |")
+    lines.append("")
+    for m in MEASURES:
+        with_it, against = (
+            [f for f in families if (r := relation.get(f"{f}: {m}")) and sign * r["nats"][end] > 0]
+            for sign, end in ((1, "low"), (-1, "high"))
+        )
+        contrary = f", against it in {', '.join(against)}" if against else ""
+        lines.append(f"- {MEASURES[m]} goes with the nats forgotten in {', '.join(with_it) or 'none'}{contrary}.")
     lines += [
+        "",
+        "KD and replay here hold on to PRE's answers to the very prompts of the alignment: that distance is small, and what is",
+        "lost elsewhere it does not see. The distance on PRE's own text does.",
         "",
         "## Is there a distance below which nothing fell?",
         "",

@@ -159,15 +159,11 @@ def _unsure(choice: Mapping[str, Any] | None, keep: float, nothing: bool) -> str
     """That a pick is not sure, or none is sure enough, and how many prompts would do."""
     if choice is None or choice["would_do"] is None:
         return ""
-    taken = (
-        "--confidence 0 picks on these prompts' word all the same, no checkpoint was written"
-        if nothing
-        else "this is the surest"
-    )
+    first = "No pick is sure enough, so no checkpoint was written" if nothing else "It was not sure"
+    last = "--confidence 0 takes these prompts' word" if nothing else "this is the surest"
     return (
-        f" {'No pick is' if nothing else 'It was not'} sure{' enough' * nothing}: no average keeps {_share(keep)} to within "
-        f"{100 * WITHIN:g} points at {_share(choice['confidence'])} confidence on {choice['prompts']:,} validation prompts; "
-        f"{taken}, and about {choice['would_do']:,} would do."
+        f" {first}: no average keeps {_share(keep)} to within {100 * WITHIN:g} points at {_share(choice['confidence'])} "
+        f"confidence on {choice['prompts']:,} validation prompts; about {choice['would_do']:,} would do, and {last}."
     )
 
 
