@@ -7,6 +7,7 @@ import importlib
 import json
 import re
 import shutil
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -255,3 +256,12 @@ def test_the_verdict_that_is_shown_is_the_committed_one(page: str) -> None:
     shown = " ".join(re.findall(r"^> (.+)$", (ROOT / page).read_text(encoding="utf-8"), re.M))
     assert shown
     assert kept["verdict"].startswith(shown)
+
+
+def test_the_lowest_versions_are_those_of_the_record() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["align"], *extras["eval"]]
+    lowest = dict(re.sub(r"\[.*\]", "", text).split(">=") for text in wanted)
+    kept = json.loads((ROOT / "experiments" / "firstfive" / "results" / "floors.json").read_text(encoding="utf-8"))
+    assert {name: lowest[name] for name in kept["versions"]} == kept["versions"]
