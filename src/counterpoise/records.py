@@ -65,15 +65,21 @@ class Store:
 
     def once(self, key: Mapping[str, Any], work: Callable[[], T]) -> T:
         """The json value stored for `key`, or `work()`, which is then stored."""
-        path = self.folder / f"{key.get('what', 'item')}-{digest(key)[:24]}.json"
-        if path.is_file():
-            with contextlib.suppress(ValueError):  # torn
-                return json.loads(path.read_text(encoding="utf-8"))["value"]  # type: ignore[no-any-return]
+        path = self._place(key)
+        with contextlib.suppress(ValueError, FileNotFoundError):  # torn
+            return json.loads(path.read_text(encoding="utf-8"))["value"]  # type: ignore[no-any-return]
         value = work()
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
             partial.write_text(json.dumps({"key": key, "value": value}), encoding="utf-8")
         return value
+
+    def holds(self, key: Mapping[str, Any]) -> bool:
+        """Whether there is a value for `key`."""
+        return self._place(key).is_file()
+
+    def _place(self, key: Mapping[str, Any]) -> Path:
+        return self.folder / f"{key.get('what', 'item')}-{digest(key)[:24]}.json"
 
 
 def versions() -> dict[str, str]:
