@@ -230,7 +230,9 @@ def reward_model(
     learning_rate: Annotated[float, option("X", "Falls linearly to 0.")] = 1e-5,
     batch_size: Annotated[int, option("N", "Pairs per optimiser step.")] = 32,
     micro_batch_size: options.MicroBatch = 8,
-    max_length: Annotated[int, option("N", "Pairs with more tokens on a side are left out.")] = 1024,
+    max_length: Annotated[
+        int, option("N", "Longest prompt with its response in tokens; responses are cut to fit.")
+    ] = 1024,
     held_out: Annotated[float, option("X", "Share of the pairs that measures the accuracy.")] = 0.1,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -265,7 +267,13 @@ def reward_model(
     if as_json:
         print_json(record)
         return
-    pairs, accuracy = record["pairs"], record["accuracy"]
+    pairs, cut, accuracy = record["pairs"], record["cut"], record["accuracy"]
+    if cut["pairs"] or cut["left_out"]:
+        warn([
+            f"{max_length} tokens were too few for {cut['pairs'] + cut['left_out']} of {pairs['given']} pairs: of "
+            f"{cut['pairs']} the responses were cut, {cut['tokens']:.0%} of their tokens in all, and {cut['left_out']} whose "
+            "prompt leaves no room were left out"
+        ])  # fmt: skip
     print(
         f"{pairs['trained']} of {pairs['given']} pairs trained on, loss {record['loss'][0]:.4f} -> {record['loss'][-1]:.4f}"
     )
