@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -282,7 +283,7 @@ def reward_model(
     print(f"reward: --reward {out}")
 
 
-def _show(record: dict[str, Any]) -> None:
+def _show(record: Mapping[str, Any]) -> None:
     metrics = record["metrics"]
     numbers = {k: v for k, v in metrics.items() if isinstance(v, float)}
     print(f"{record['iterations']} iterations; at the last: " + ", ".join(f"{k} {v:.4g}" for k, v in numbers.items()))
