@@ -1,4 +1,4 @@
-"""Keep a model good at everything at once: give back what alignment took, and train on many tasks so that none falls behind.
+"""Keep a model good at everything at once: averages after alignment, balance while many tasks train.
 
 >>> from counterpoise import Panel, restore
 >>> panel = Panel.load("prompts.jsonl", "sentiment:reviews.csv", ["choices:arc_easy.jsonl"])  # doctest: +SKIP
@@ -14,7 +14,8 @@ After training, on checkpoints:
     HMA, Ramp, TwoSided     what looks for ratios
     Details, Heal           what few runs of restore need to say
     Restored, Taxed, Aligned    results: typed, read back from their files, shown in notebooks
-    Checkpoint, CheckpointError, open_checkpoint, mix, ResidentAverage, hma, Partition, thirds, equal, layerwise, by_module
+    Checkpoint, CheckpointError, open_checkpoint, mix, ResidentAverage, hma    what these are made of
+    Partition, thirds, equal, layerwise, by_module    which tensors share a ratio
 
 During training:
     BanditMTL               one scalar out of the losses of many tasks; more in counterpoise.multitask

@@ -49,13 +49,15 @@ def model(
     out: options.Out,
     method: Annotated[Literal["rsf", "ppo", "dpo"], option(None, "How it is aligned.")],
     prompts: Annotated[
-        Path | None, measured("FILE", 'rsf, ppo: jsonl of {"prompt": str} or {"messages": [...]}.')
+        Path | None, measured("DATA", "rsf, ppo: jsonl, json, csv or parquet of prompts; or hf:NAME:SPLIT:COLUMN.")
     ] = None,
     reward: Annotated[
-        str | None, measured("REWARD", "rsf, ppo: sentiment:FILE.csv, module:function, a model folder or a hub id.")
+        str | None,
+        measured("REWARD", "rsf, ppo: sentiment:FILE.csv, FILE.py:function, a model folder or hub id, an endpoint."),
     ] = None,
     preferences: Annotated[
-        Path | None, measured("FILE", "dpo: jsonl or json (.gz) of prompt, chosen, rejected, or of HH transcripts.")
+        Path | None,
+        measured("DATA", "dpo: prompts with chosen and rejected, also HH's and UltraFeedback's."),
     ] = None,
     samples: Annotated[
         Path | None, measured("FILE", "rsf, distillation style: what `align collect` wrote, instead of prompts.")
@@ -226,7 +228,9 @@ def collect(
 def reward_model(
     source: Annotated[str, typer.Argument(metavar="MODEL", help="A language model: a folder or a hub id.")],
     out: options.Out,
-    preferences: Annotated[Path, option("FILE", "jsonl or json (.gz) of prompt, chosen, rejected, or HH.")],
+    preferences: Annotated[
+        Path, option("DATA", "Prompts with chosen and rejected, as --prompts; also HH's and UltraFeedback's.")
+    ],
     epochs: Annotated[int, option("N", "Passes over the pairs.")] = 1,
     learning_rate: Annotated[float, option("X", "Falls linearly to 0.")] = 1e-5,
     batch_size: Annotated[int, option("N", "Pairs per optimiser step.")] = 32,

@@ -34,7 +34,9 @@ def compare(
     out: Annotated[Path, option("FILE", "Result file (json) to write.", "-o", "--out")],
     reward: Annotated[
         str | None,
-        option("REWARD", "Judge by a reward: a model folder or hub id, module:function, sentiment:FILE.csv."),
+        option(
+            "REWARD", "Judge by a reward: a model folder or hub id, FILE.py:function, sentiment:FILE.csv, http://..."
+        ),
     ] = None,
     preference: Annotated[
         str | None,
