@@ -409,7 +409,7 @@ def test_work_of_other_numerics_is_not_mixed_in(world: Path, tmp_path: Path, mon
 def test_another_tokenizer_is_another_run(world: Path, tmp_path: Path) -> None:
     """Stored work is keyed by all that decides it: the donor's template changes what a model is asked."""
     shutil.copytree(world / "post", tmp_path / "post")
-    asked = {"mean": 0.5, **searches(controls=False), "work": tmp_path / "work"}
+    asked = {"details": Details(mean=0.5), **searches(controls=False), "work": tmp_path / "work"}
     restore(world / "pre", tmp_path / "post", tmp_path / "a", panel(world), **asked)
     stored = len(list((tmp_path / "work").glob("reward-*")))
     settings = json.loads((tmp_path / "post" / "tokenizer_config.json").read_text())
