@@ -51,7 +51,7 @@ class Aligned(Result):
         rows = tuple((k, f"{v:.4g}") for k, v in (self.metrics or {}).items() if isinstance(v, (int, float)))
         columns = Column("metric", lambda row: Cell(row[0]), numeric=False), Column("last", lambda row: Cell(row[1]))
         title = f"{self.settings.get('method')}, {self.iterations} iterations"
-        return f"<p><strong>{title}</strong></p>{as_html(Table(columns, rows))}"
+        return f"<p><strong>{title}</strong></p>{as_html(Table(columns, rows), title)}"
 
 
 @processes.one_message()
