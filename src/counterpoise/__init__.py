@@ -19,7 +19,8 @@ After training, on checkpoints:
 
 During training:
     BanditMTL               one scalar out of the losses of many tasks; more in counterpoise.multitask
-    align, TaxCallback, Machine    RSF, PPO or DPO with mitigations; the tax while a Trainer trains
+    align, Machine          RSF, PPO or DPO with mitigations; in what precision, on what device
+    TaxCallback             the tax while a Trainer trains
 
 help(counterpoise.restore) tells more of one. The commands are in `counterpoise --help`.
 """

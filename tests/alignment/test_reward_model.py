@@ -104,7 +104,8 @@ def test_long_responses_are_cut_at_their_end_and_it_is_said_how_much(
     assert [max(map(len, pair.values())) for pair in found][1:] == [40, 40]
     assert all(asked in words.decode(side).replace(" ", "") for pair in found for side in pair.values())
     assert lost["tokens"] == pytest.approx(1 - (2 * 40 + 40 + len(found[2]["rejected_ids"])) / lost_of(told, words))
-    record = train_reward_model(pre, tmp_path / "rm", told, RewardTraining(batch_size=1, micro_batch_size=1, max_length=40, held_out=0))
+    one = RewardTraining(batch_size=1, micro_batch_size=1, max_length=40, held_out=0)
+    record = train_reward_model(pre, tmp_path / "rm", told, one)
     assert record["cut"] == lost
     assert (lost["pairs"], lost["left_out"], record["pairs"]["trained"]) == (2, 1, 3)
 

@@ -41,7 +41,8 @@ class Taxed(Result):
     def _repr_html_(self) -> str:
         """Verdict, figure and the taxes; the script of the figure comes from plotly's server, the rest needs none."""
         figure = self._figure().to_html(full_html=False, include_plotlyjs="cdn", default_height=420)
-        return f"<p><strong>{html.escape(self.verdict)}</strong></p>{figure}{as_html(ability_taxes(self), 'The tax, ability by ability')}"
+        table = as_html(ability_taxes(self), "The tax, ability by ability")
+        return f"<p><strong>{html.escape(self.verdict)}</strong></p>{figure}{table}"
 
     def _figure(self) -> Any:
         return plots.plot_taxes(self)
