@@ -37,7 +37,7 @@ from counterpoise.statistics.bootstrap import Array
 from counterpoise.tables import reading
 from world import early_letters, make, panel, searches
 
-SETTINGS: dict[str, Any] = {"means": (0.3, 0.7), "keep_reward": 0.5, "confidence": 0.5, **searches()}
+SETTINGS: dict[str, Any] = {"means": (0.3, 0.7), "keep_reward": 0.5, "details": Details(confidence=0.5), **searches()}
 
 
 @pytest.fixture(scope="module")
@@ -371,7 +371,9 @@ def test_when_every_ability_is_at_floor_it_says_so(world: Path, tmp_path: Path) 
     result = restore(world / "pre", world / "post", tmp_path / "out", guessing, **SETTINGS)
     assert "Every ability is at floor" in result["verdict"]
     assert result["out"] is None
-    fixed = restore(world / "pre", world / "post", tmp_path / "fixed", guessing, **SETTINGS, details=Details(mean=0.6))
+    fixed = restore(
+        world / "pre", world / "post", tmp_path / "fixed", guessing, **{**SETTINGS, "details": Details(mean=0.6)}
+    )
     assert "no ability above floor" in fixed["verdict"]
     assert (tmp_path / "fixed" / "report.html").is_file()
 
