@@ -83,8 +83,9 @@ GRPO_MIXTURES: dict[str, tuple[Callable[[], BanditMTL], dict[str, Any]]] = {
     "proportional": (lambda: fixed(COUNTS, 1.0), {}),
     "curriculum": (lambda: Curriculum(list(COUNTS), drawn_by="p", rho=0.0), {}),
     "bandit": (lambda: mixture(COUNTS, rho="50%", eta=0.5), {}),
-    "bandit, improvement": (lambda: mixture(COUNTS, rho="50%", eta=0.5), {"improvement": 5.0}),
-    "bandit, oversample 2": (lambda: mixture(COUNTS, rho="50%", eta=0.5), {"oversample": 2}),
+    "bandit, mild": (lambda: mixture(COUNTS, rho="10%", eta=0.2), {}),
+    "bandit, mild, improvement": (lambda: mixture(COUNTS, rho="10%", eta=0.2), {"improvement": 5.0}),
+    "bandit, mild, oversample 2": (lambda: mixture(COUNTS, rho="10%", eta=0.2), {"oversample": 2}),
 }
 
 
