@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import add, sub
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -82,6 +82,10 @@ class BanditMTL(Weighting):
         >>> [round(w, 3) for w in balance.probabilities().tolist()]
         [0.061, 0.184, 0.756]
     """
+
+    remembers: ClassVar[Mapping[str, str]] = {
+        "log_p": "_tilt", "initial": "_initial", "lambda": "_multiplier", "center": "_center", "before": "_before",
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -229,17 +233,8 @@ class BanditMTL(Weighting):
         own["_tilt"] = list(map(sub, log_p, log_center))
         self._cached.clear()
 
-    def state(self) -> dict[str, Any]:
-        """log(p / prior), lambda, the prior, and the initial losses that `normalize` divides by."""
-        log_p_M, initial_M = (torch.tensor(x, dtype=torch.float64) for x in (self._tilt, self._initial))
-        kept = {"log_p": log_p_M, "initial": initial_M, "lambda": self._multiplier, "center": list(self._center)}
-        return kept | ({"before": list(self._before)} if self.improvement else {})
-
     def load_state(self, state: dict[str, Any]) -> None:
-        self._tilt, self._initial = state["log_p"].tolist(), state["initial"].tolist()
-        self._multiplier = state["lambda"]
-        self._center = list(state.get("center", self._center))  # an older state's prior is uniform
-        self._before = list(state.get("before", self._before))
+        super().load_state(state)
         self._cached.clear()
 
     def _in_units(self, values: list[float]) -> list[float]:
