@@ -209,16 +209,19 @@ class _Run:
         self.seen_M, self.rounds = torch.zeros_like(self.sums_M), 0
         self.best_epoch, self.best_weights = 0, dict[str, Tensor]()
 
-    def round(self) -> list[str]:
-        """One optimiser step; the tasks whose loss was no number, in which case nothing was changed."""
-        model = self.classifier.model.train()
+    def draw(self) -> list[Tensor]:
+        """The next round's rows of each task."""
         sizes = self.most
         if self.shares is not None:
             u = np.random.default_rng([self.seed, self.rounds]).random()
             sizes = quotas(self.shares, len(sizes) * self.batch, u)
-        drawn = [
-            torch.tensor(list(islice(rows, n)), dtype=torch.long) for rows, n in zip(self.rows, sizes, strict=True)
-        ]
+        return [torch.tensor(list(islice(rows, n)), dtype=torch.long) for rows, n in zip(self.rows, sizes, strict=True)]
+
+    def round(self) -> list[str]:
+        """One optimiser step; the tasks whose loss was no number, in which case nothing was changed."""
+        model = self.classifier.model.train()
+        drawn = self.draw()
+        sizes = [len(rows_B) for rows_B in drawn]
         # Methods that look at each task's gradient get a graph of its own for each task: a backward pass then costs
         # that task's rows alone, where one graph of all rows would make it cost the whole batch, once per task.
         alone = getattr(self.weighting, "whole_batch_only", False)
