@@ -81,10 +81,13 @@ def model(
     kd: Annotated[float | None, _held("X", "Strength of distillation from PRE (paper: 1e-5 to 1e-1).")] = None,
     lora: Annotated[int | None, _held("N", "Rank of a LoRA update (paper: 16 to 512).")] = None,
     replay: Annotated[
-        str | None, _held("TEXT", "jsonl of texts to learn again, or 'self': PRE's own responses.")
+        list[str] | None, _held("TEXT", "jsonl of texts to learn again (repeatable), or 'self': PRE's own responses.")
     ] = None,
     replay_ratio: Annotated[
         float | None, _held("X", "With --replay (1): replayed tokens per response token (paper: 0.25 to 4).")
+    ] = None,
+    balance: Annotated[
+        Literal["bandit"] | None, _held(None, "With several --replay: drawn by a bandit on what each forgets.")
     ] = None,
     sma: Annotated[float | None, _held("X", "Decay of a moving average of the weights, which is the result.")] = None,
     reset_every: Annotated[int | None, _held("N", "With --sma: Elastic Reset each so many steps.")] = None,
@@ -138,6 +141,8 @@ def model(
         told_it = {name: value for name, value in typed.items() if name in OPTIONS}
         settings = options.given(**told_it, chat=not no_chat_template)
         held = options.given(**{name: typed[name] for row in TABLE for name in (row.option, *row.partners)})
+        if len(held.get("replay", ())) == 1:
+            (held["replay"],) = held["replay"]
         files = Files(prompts, reward, preferences, samples)
         machine = Machine(options.dtype_of(dtype), bf16, shard or processes.asked_for("FSDP"), device)
         wanted = Alignment(source, out, method, files, settings, held, work, machine, not last_checkpoint_only)
