@@ -20,6 +20,7 @@ from counterpoise.language import sampling
 from counterpoise.language.divergence import distinct, divergences
 from counterpoise.language.scoring import Example
 from counterpoise.report import page
+from counterpoise.restoration.request import Details
 from counterpoise.restoration.restore import measure_tax, restore
 from counterpoise.tables.grid import as_markdown
 from counterpoise.tables.shifts import distances, flips, likelier
@@ -116,7 +117,7 @@ def test_tax_says_how_far_post_is_and_which_answers_changed_sides(
     assert likelier(found) in found["verdict"]
     for table in (distances(found), flips(found)):
         assert "POST" in as_markdown(table)
-    json.dumps(found, allow_nan=False)
+    json.dumps(found.to_json(), allow_nan=False)
 
     def draw(*_: object, **__: object) -> None:
         raise AssertionError("drawn again")
@@ -175,5 +176,7 @@ def test_restore_stops_before_the_sweep_where_nothing_fell_unless_told_to_go_on(
     assert [p["name"] for p in stopped["points"] if p["part"] == "validation"] == ["PRE", "POST"]
     assert stopped["distance"]
     assert not (tmp_path / "a").exists()
-    gone_on = restore(*ends, tmp_path / "a", safe, anyway=True, **how)  # another request: not the finished one
+    gone_on = restore(
+        *ends, tmp_path / "a", safe, details=Details(anyway=True), **how
+    )  # another request: not the finished one
     assert len(gone_on["points"]) > len(stopped["points"])

@@ -7,6 +7,7 @@ import importlib
 import json
 import re
 import shutil
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,19 +93,27 @@ def for_training(folder: Path) -> dict[str, Any]:
 
 
 def for_tasks(folder: Path) -> dict[str, Any]:
+    from datasets import Dataset
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast, TrainingArguments
-    from trl import SFTConfig
+    from trl import GRPOConfig, SFTConfig
 
     from multitask.hf import tiny_llama, token_rows
 
     common = {"max_steps": 1, "use_cpu": True, "report_to": [], "disable_tqdm": True, "save_strategy": "no"}
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(32)}, unk_token="w0"))
+    small = {"bf16": False, "gradient_checkpointing": False, "logging_steps": 1, **common}
+    drawn = {"num_generations": 2, "max_completion_length": 4, "per_device_train_batch_size": 12, "beta": 0.0}
     return {
+        "grpo_arguments": GRPOConfig("grpo", **drawn, **small),
+        "prompts": Dataset.from_list(
+            [{"prompt": f"w{i}", "task": t} for i in range(4) for t in ("books", "dvd", "kitchen")]
+        ),
+        "reward": lambda completions, task, **_: [float(len(c) % 2) for c in completions],
         "model": tiny_llama(),
         "dataset": token_rows().remove_columns("attention_mask"),
         "arguments": TrainingArguments(output_dir="trainer", **common),
-        "sft_arguments": SFTConfig(output_dir="sft", bf16=False, gradient_checkpointing=False, **common),
+        "sft_arguments": SFTConfig("sft", **small),
         "tokenizer": PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1", pad_token="w2"),
     }
 
@@ -255,3 +264,12 @@ def test_the_verdict_that_is_shown_is_the_committed_one(page: str) -> None:
     shown = " ".join(re.findall(r"^> (.+)$", (ROOT / page).read_text(encoding="utf-8"), re.M))
     assert shown
     assert kept["verdict"].startswith(shown)
+
+
+def test_the_lowest_versions_are_those_of_the_record() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["align"], *extras["eval"]]
+    lowest = dict(re.sub(r"\[.*\]", "", text).split(">=") for text in wanted)
+    kept = json.loads((ROOT / "experiments" / "firstfive" / "results" / "floors.json").read_text(encoding="utf-8"))
+    assert {name: lowest[name] for name in kept["versions"]} == kept["versions"]

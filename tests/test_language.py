@@ -72,7 +72,7 @@ def test_a_transcript_is_read_as_its_turns_and_nothing_else_is(tmp_path: Path) -
 
 @pytest.mark.parametrize(("line", "found"), [
     ("{prompt: hi}", r"line 2: expected json, found '\{prompt: hi\}"),
-    ('{"text": "hi"}', r'line 2: expected \{"prompt": "text"\} or .*, found \{"text": "hi"\}'),
+    ('{"text": "hi"}', r'line 2: expected \{"prompt": text or messages\}, .*, found the columns text; rename'),
     ('{"prompt": 3}', "line 2: expected"),
     ('"hi"', "line 2: expected"),
     ('{"messages": []}', "line 2: expected"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -80,6 +81,7 @@ def test_public_names_are_shown_and_found() -> None:
     assert set(counterpoise.__all__) == set(counterpoise._HOMES)
     assert {*counterpoise.__all__, "__version__"} <= set(dir(counterpoise))
     assert all(getattr(counterpoise, name).__name__ == name for name in counterpoise.__all__)
+    assert not [name for name in counterpoise.__all__ if not re.search(rf"\b{name}\b", counterpoise.__doc__)]
     assert counterpoise.__version__ == version("counterpoise")
 
 

@@ -452,10 +452,16 @@ def test_a_dry_run_is_json_when_asked(world: Path) -> None:
         assert {"told", "assumed", "disk", "mapped", "device"} <= set(plan)
 
 
+def heal(world: Path, *more: object) -> Result:
+    teachers = ["--align-teacher", world / "post", "--keep-teacher", world / "pre", "-o", world / "healed", "--dry-run"]
+    asked = ["--prompts", world / "prompts.jsonl", "--abilities", f"choices:{world / 'guess.jsonl'}"]
+    return run("heal", world / "post", *teachers, *asked, *more)
+
+
 def test_what_would_be_shorter_takes_as_long_as_its_own_dry_run_says(world: Path) -> None:
     slow = ["--json", "--speed", "3e4,3e6", "--max-new-tokens", 64]  # the last one counts
     pairs = ["--prompts", world / "prompts.jsonl", "--reward", "world:early_letters"]
-    for command, more in ((restore, ()), (align, ("ppo", *pairs))):
+    for command, more in ((restore, ()), (align, ("ppo", *pairs)), (heal, ("--steps", 100))):
         whole = json.loads(command(world, *more, *slow).stdout)
         assert whole["seconds"] > 86400
         assert 1 <= len(whole["shorter"]) <= 3

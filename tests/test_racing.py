@@ -13,6 +13,7 @@ from counterpoise.evaluation import panel as panels
 from counterpoise.records import Store
 from counterpoise.report.html import report_page
 from counterpoise.restoration.race import LOOKS
+from counterpoise.restoration.request import Details
 from counterpoise.restoration.restore import restore
 from counterpoise.search.candidates import HMA, Ramp
 from counterpoise.statistics.demand import misses
@@ -28,7 +29,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def done(world: Path) -> dict[str, Any]:
-    return restore(world / "pre", world / "post", world / "raced", panel(world), **ASKED, race=True)
+    return restore(world / "pre", world / "post", world / "raced", panel(world), **ASKED, details=Details(race=True))
 
 
 def test_only_what_keeps_the_demand_is_measured_whole(done: dict[str, Any]) -> None:
@@ -56,7 +57,7 @@ def test_the_pick_is_that_of_a_restore_without_a_race(world: Path, done: dict[st
 
 def test_where_nobody_keeps_the_demand_the_two_nearest_are_measured(world: Path) -> None:
     asked = {**ASKED, "searches": (), "means": (0.05, 0.1, 0.15), "keep_reward": 1.0}
-    result = restore(world / "pre", world / "post", world / "none", panel(world), **asked, race=True)
+    result = restore(world / "pre", world / "post", world / "none", panel(world), **asked, details=Details(race=True))
     assert result["pick"] is None
     assert sum(row["abilities"] for row in result["race"]) == 2
 
@@ -86,4 +87,11 @@ def test_a_candidate_on_the_demand_is_dropped_as_often_as_the_level_says() -> No
 
 def test_a_fixed_mean_leaves_nothing_to_race(world: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="race: expected a grid to pick from"):
-        restore(world / "pre", world / "post", tmp_path / "out", panel(world), searches=[HMA()], mean=0.5, race=True)
+        restore(
+            world / "pre",
+            world / "post",
+            tmp_path / "out",
+            panel(world),
+            searches=[HMA()],
+            details=Details(mean=0.5, race=True),
+        )

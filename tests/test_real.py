@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from counterpoise import Panel, average, restore
+from counterpoise import Details, Panel, average, restore
 from counterpoise.alignment.rsf import rsf
 from counterpoise.alignment.settings import RSF
 from counterpoise.averaging.recipe import Recipe
@@ -61,7 +61,12 @@ def test_stories_keep_their_cheer_and_get_their_plot_back(data: Path, tmp_path: 
         limit=12,
     )
     result = restore(
-        tmp_path / "pre", tmp_path / "post", tmp_path / "out", panel, mean=0.5, searches=[HMA(proxy_size=8)]
+        tmp_path / "pre",
+        tmp_path / "post",
+        tmp_path / "out",
+        panel,
+        details=Details(mean=0.5),
+        searches=[HMA(proxy_size=8)],
     )
     tax = {row["name"]: row for row in result["tax"]}
     assert tax["reward"]["post"]["value"] > tax["reward"]["pre"]["value"]

@@ -45,7 +45,12 @@ def test_healed_points_may_be_picked_and_what_was_measured_is_written(start: str
     pair = in_bfloat16(world, tmp_path) if start == "POST" else world
     # "pick": an average that may be picked; else one that keeps too little
     means = {"means": [0.3], "keep_reward": 0.0} if start == "pick" else {"means": [0.05], "keep_reward": 0.2}
-    how: dict[str, Any] = {**GIVEN, **means, "heal": Heal(6, start), "dtype": torch.float32}
+    how: dict[str, Any] = {
+        **GIVEN,
+        **means,
+        "heal": Heal(6, start),
+        "details": counterpoise.Details(dtype=torch.float32),
+    }
     found = counterpoise.restore(
         pair / "pre", pair / "post", tmp_path / "out", panel(world, limit=8, prompt_limit=12), **how
     )

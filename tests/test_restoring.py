@@ -29,7 +29,7 @@ from counterpoise.records import public
 from counterpoise.report.comparisons import read_comparisons
 from counterpoise.report.matched import matched
 from counterpoise.restoration.pick import choose, lowered, reached, shares, verdict
-from counterpoise.restoration.request import Request
+from counterpoise.restoration.request import Details, Request
 from counterpoise.restoration.restore import measure_tax, restore
 from counterpoise.search.candidates import HMA, Ramp, Search, TwoSided
 from counterpoise.search.descent import SearchResult
@@ -38,7 +38,7 @@ from counterpoise.statistics.bootstrap import Array
 from counterpoise.tables import reading
 from world import early_letters, make, panel, searches
 
-SETTINGS: dict[str, Any] = {"means": (0.3, 0.7), "keep_reward": 0.5, "confidence": 0.5, **searches()}
+SETTINGS: dict[str, Any] = {"means": (0.3, 0.7), "keep_reward": 0.5, "details": Details(confidence=0.5), **searches()}
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_out_is_a_checkpoint_with_recipe_card_and_report(done: tuple[Path, dict[
     out, result = done
     expected = {"model.safetensors", "config.json", "tokenizer.json", "recipe.json", "restore.json", "report.html"}
     assert expected | {"README.md"} <= {f.name for f in out.iterdir()}
-    assert json.loads((out / "restore.json").read_text()) == json.loads(json.dumps(public(result)))
+    assert json.loads((out / "restore.json").read_text()) == public(result.to_json())
     recipe = Recipe.read(out / "recipe.json")
     pre, post, made = (load_file(out.parent / n / "model.safetensors") for n in ("pre", "post", "restored"))
     ratios = recipe.partition.ratios(list(post), recipe.ratios)
@@ -264,7 +264,7 @@ def test_a_fixed_mean_writes_hma_there(world: Path, tmp_path: Path) -> None:
         world / "post",
         tmp_path / "out",
         panel(world),
-        mean=0.5,
+        details=Details(mean=0.5),
         searches=[HMA("layerwise", 12)],
     )
     recipe = Recipe.read(tmp_path / "out" / "recipe.json")
@@ -292,7 +292,7 @@ def test_choose_wants_more_reward_than_pre_and_less_tax_than_post() -> None:
 
 def test_the_demand_decides_as_far_as_the_sample_can_tell(world: Path, tmp_path: Path) -> None:
     """At no confidence it is the most retention of all that keep the share here; the key of the result knows it."""
-    asked = {**SETTINGS, "confidence": 0.0}
+    asked = {**SETTINGS, "details": Details(confidence=0.0)}
     result = restore(world / "pre", world / "post", tmp_path / "out", panel(world), **asked)
     rows = [p for p in result["points"] if p["part"] == "validation"]
     pre, post = (r["reward"]["value"] for r in rows[:2])
@@ -332,9 +332,9 @@ def test_tax_and_search_stand_alone(world: Path, tmp_path: Path) -> None:
     [
         ({"means": ()}, "means: expected"),
         ({"means": (0.3, float("nan"))}, "means: expected"),
-        ({"mean": 1.2}, "mean: expected a number from 0 to 1"),
+        ({"details": Details(mean=1.2)}, "mean: expected a number from 0 to 1"),
         ({"keep_reward": 95}, "keep_reward: expected a number from 0 to 1"),
-        ({"confidence": 1}, "confidence: expected a number from 0 to below 1"),
+        ({"details": Details(confidence=1)}, "confidence: expected a number from 0 to below 1"),
         ({"searches": [HMA(proxy_size=0)]}, "proxy_size: expected at least 1"),
         ({"searches": [HMA(blocks=40)]}, "blocks: expected between 1 and 6"),
         ({"searches": [HMA(), HMA(blocks=2)]}, "searches: expected one hma, found more"),
@@ -372,7 +372,9 @@ def test_when_every_ability_is_at_floor_it_says_so(world: Path, tmp_path: Path) 
     result = restore(world / "pre", world / "post", tmp_path / "out", guessing, **SETTINGS)
     assert "Every ability is at floor" in result["verdict"]
     assert result["out"] is None
-    fixed = restore(world / "pre", world / "post", tmp_path / "fixed", guessing, **SETTINGS, mean=0.6)
+    fixed = restore(
+        world / "pre", world / "post", tmp_path / "fixed", guessing, **{**SETTINGS, "details": Details(mean=0.6)}
+    )
     assert "no ability above floor" in fixed["verdict"]
     assert (tmp_path / "fixed" / "report.html").is_file()
 
@@ -410,7 +412,7 @@ def test_work_of_other_numerics_is_not_mixed_in(world: Path, tmp_path: Path, mon
 def test_another_tokenizer_is_another_run(world: Path, tmp_path: Path) -> None:
     """Stored work is keyed by all that decides it: the donor's template changes what a model is asked."""
     shutil.copytree(world / "post", tmp_path / "post")
-    asked = {"mean": 0.5, **searches(controls=False), "work": tmp_path / "work"}
+    asked = {"details": Details(mean=0.5), **searches(controls=False), "work": tmp_path / "work"}
     restore(world / "pre", tmp_path / "post", tmp_path / "a", panel(world), **asked)
     stored = len(list((tmp_path / "work").glob("reward-*")))
     settings = json.loads((tmp_path / "post" / "tokenizer_config.json").read_text())

@@ -27,7 +27,7 @@ PART = reading.HELD_OUT
 KINDS = {
     "world": "Healing beside averaging, over demo worlds of twelve layers",
     "averages": "More averages of the same worlds, and what searches find",
-    "smollm": "Healing beside averaging, SmolLM2-135M with something to lose",
+    "smollm": "Healing beside averaging, SmolLM2-135M with something to lose; no teacher asked ARC-easy, PIQA or LAMBADA",
 }
 PAIRS = (
     ("POST healed 15", "MA 0.8"), ("POST healed 15", "LiNeS 0.9"), ("POST healed 15", "POST trained on, replay"),

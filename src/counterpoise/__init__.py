@@ -1,8 +1,28 @@
-"""counterpoise: keep a model good at everything at once.
+"""Keep a model good at everything at once: averages after alignment, balance while many tasks train.
 
 >>> from counterpoise import Panel, restore
 >>> panel = Panel.load("prompts.jsonl", "sentiment:reviews.csv", ["choices:arc_easy.jsonl"])  # doctest: +SKIP
->>> restore("pre", "post", "restored", panel)["verdict"]  # doctest: +SKIP
+>>> result = restore("pre", "post", "restored", panel)  # doctest: +SKIP
+>>> result.verdict, result.pick  # doctest: +SKIP
+>>> pandas.DataFrame(result.points)  # doctest: +SKIP
+
+After training, on checkpoints:
+    restore, measure_tax    the average that gives abilities back, with its report; what alignment cost
+    average, Recipe         an average of given ratios, and the file that says how it was made
+    heal, Teaching          teach a model what PRE and POST knew
+    Panel, Drawing          what models are measured by: prompts, a reward, abilities; how responses are drawn
+    HMA, Ramp, TwoSided     what looks for ratios
+    Details, Heal           what few runs of restore need to say
+    Restored, Taxed, Aligned    results: typed, read back from their files, shown in notebooks
+    Checkpoint, CheckpointError, open_checkpoint, mix, ResidentAverage, hma    what these are made of
+    Partition, thirds, equal, layerwise, by_module    which tensors share a ratio
+
+During training:
+    BanditMTL               one scalar out of the losses of many tasks; more in counterpoise.multitask
+    align, Machine          RSF, PPO or DPO with mitigations; in what precision, on what device
+    TaxCallback             the tax while a Trainer trains
+
+help(counterpoise.restore) tells more of one. The commands are in `counterpoise --help`.
 """
 
 from __future__ import annotations
@@ -11,7 +31,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from counterpoise.alignment.align import align
+    from counterpoise.alignment.align import Aligned, align
     from counterpoise.alignment.heal import heal
     from counterpoise.alignment.settings import Teaching
     from counterpoise.alignment.training.models import Machine
@@ -27,7 +47,8 @@ if TYPE_CHECKING:
     from counterpoise.evaluation.panel import Panel
     from counterpoise.language.sampling import Drawing
     from counterpoise.multitask import BanditMTL
-    from counterpoise.restoration.request import Heal
+    from counterpoise.restoration.found import Restored, Taxed
+    from counterpoise.restoration.request import Details, Heal
     from counterpoise.restoration.restore import measure_tax, restore
     from counterpoise.search.candidates import HMA, Ramp, TwoSided
     from counterpoise.search.hma import hma
@@ -36,7 +57,7 @@ if TYPE_CHECKING:
 
 # Names are resolved on first use, so that `counterpoise --help` does not import torch.
 _ROOMS = {
-    "alignment.align": "align",
+    "alignment.align": "Aligned align",
     "alignment.heal": "heal",
     "alignment.settings": "Teaching",
     "alignment.training.models": "Machine",
@@ -52,7 +73,8 @@ _ROOMS = {
     "evaluation.panel": "Panel",
     "language.sampling": "Drawing",
     "multitask": "BanditMTL",
-    "restoration.request": "Heal",
+    "restoration.found": "Restored Taxed",
+    "restoration.request": "Details Heal",
     "restoration.restore": "measure_tax restore",
     "search.candidates": "HMA Ramp TwoSided",
     "search.hma": "hma",
@@ -60,9 +82,10 @@ _ROOMS = {
 _HOMES = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
 __all__ = [
-    "HMA", "BanditMTL", "Checkpoint", "CheckpointError", "Drawing", "Heal", "Machine", "Panel", "Partition", "Ramp", "Recipe",
-    "ResidentAverage", "TaxCallback", "Teaching", "TwoSided", "align", "average", "by_module", "equal", "heal", "hma",
-    "layerwise", "measure_tax", "mix", "open_checkpoint", "restore", "thirds",
+    "HMA", "Aligned", "BanditMTL", "Checkpoint", "CheckpointError", "Details", "Drawing", "Heal", "Machine",
+    "Panel", "Partition", "Ramp", "Recipe", "ResidentAverage", "Restored", "TaxCallback", "Taxed", "Teaching", "TwoSided",
+    "align", "average", "by_module", "equal", "heal", "hma", "layerwise", "measure_tax", "mix", "open_checkpoint",
+    "restore", "thirds",
 ]  # fmt: skip
 
 

@@ -8,12 +8,14 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from counterpoise.checkpoints.files import replacing
+from counterpoise.checkpoints.reading import parse_json, read_text
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
@@ -65,15 +67,79 @@ class Store:
 
     def once(self, key: Mapping[str, Any], work: Callable[[], T]) -> T:
         """The json value stored for `key`, or `work()`, which is then stored."""
-        path = self.folder / f"{key.get('what', 'item')}-{digest(key)[:24]}.json"
-        if path.is_file():
-            with contextlib.suppress(ValueError):  # torn
-                return json.loads(path.read_text(encoding="utf-8"))["value"]  # type: ignore[no-any-return]
+        path = self._place(key)
+        with contextlib.suppress(ValueError, FileNotFoundError):  # torn
+            return json.loads(path.read_text(encoding="utf-8"))["value"]  # type: ignore[no-any-return]
         value = work()
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
             partial.write_text(json.dumps({"key": key, "value": value}), encoding="utf-8")
         return value
+
+    def holds(self, key: Mapping[str, Any]) -> bool:
+        """Whether there is a value for `key`."""
+        return self._place(key).is_file()
+
+    def _place(self, key: Mapping[str, Any]) -> Path:
+        return self.folder / f"{key.get('what', 'item')}-{digest(key)[:24]}.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Result(Mapping[str, Any]):
+    """What a run found, read-only: what is asked for most as fields, and all that its json file holds as a mapping.
+
+    Attributes:
+        content: what the file holds; `result["settings"]` is `result.content["settings"]`.
+    """
+
+    content: Mapping[str, Any] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        vars(self).update({f.name: self.get(f.name) for f in fields(self) if not f.init})
+
+    @classmethod
+    def from_json(cls, source: Mapping[str, Any] | str | Path) -> Self:
+        """From what `to_json` gave, or a file, also of an earlier version.
+
+        Raises:
+            ValueError: no such file.
+        """
+        return cls(source if isinstance(source, Mapping) else cls._read(source))
+
+    @staticmethod
+    def _read(path: str | Path) -> Mapping[str, Any]:
+        return parse_json(read_text(path), str(path))  # type: ignore[no-any-return]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain json, as the file holds it; `from_json` reads it back."""
+        return json.loads(json.dumps(dict(self.content)))  # type: ignore[no-any-return]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.content[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.content)
+
+    def __len__(self) -> int:
+        return len(self.content)
+
+
+def flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A row of a result for a data frame: a score's interval and p stand beside it, items are left out.
+
+    >>> flat({"name": "MA", "reward": {"value": 1.0, "low": 0.5}, "abilities": {"arc": {"acc": {"value": 2.0}}}})
+    {'name': 'MA', 'reward': 1.0, 'reward_low': 0.5, 'arc acc': 2.0}
+    """
+    found: dict[str, Any] = {}
+    for key, value in row.items():
+        name = f"{prefix}{key}"
+        if not isinstance(value, Mapping):
+            found[name] = value
+        elif "value" in value:
+            found |= {name: value["value"], **{f"{name}_{k}": value[k] for k in ("low", "high", "p") if k in value}}
+        elif key != "statistics":
+            found |= flat(value, prefix if key == "abilities" else f"{name} ")
+    return found
 
 
 def versions() -> dict[str, str]:

@@ -84,20 +84,14 @@ def test_rsf_writes_a_checkpoint_with_its_record(world: Path, tmp_path: Path) ->
 
 def test_every_mitigation_is_an_option_and_is_recorded(world: Path, tmp_path: Path) -> None:
     options = "--l1 0.1 --l2 0.05 --kd 0.1 --sma 0.5 --reset-every 3 --freeze 1 --merge 0.1 --merge-keep 0.5".split()
-    options += [
-        "--replay",
-        str(world / "corpus.jsonl"),
-        "--replay-ratio",
-        "0.5",
-        "--stop-at-reward",
-        "99",
-        "--seed",
-        "3",
-    ]
+    options += (
+        f"--replay {world}/corpus.jsonl --replay {world}/corpus.jsonl --balance bandit --replay-ratio 0.5".split()
+    )
+    options += "--stop-at-reward 99 --seed 3".split()
     made = call(world / "pre", "-o", tmp_path / "post", "--method", "ppo", *asked(world), *options, *QUICK)
     assert made.exit_code == 0, made.output
     held = json.loads((tmp_path / "post" / "align.json").read_text())["settings"]["mitigations"]
-    names = ["FreezeLowest", "Replay", "KD", "L2", "OnlineMerging", "L1", "MovingAverage", "RewardBudget"]
+    names = ["FreezeLowest", "BalancedReplay", "KD", "L2", "OnlineMerging", "L1", "MovingAverage", "RewardBudget"]
     assert [m["name"] for m in held] == names
     assert held[1]["ratio"] == 0.5
     assert held[4] == {"name": "OnlineMerging", "weight": 0.1, "keep": 0.5, "seed": 3}

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from counterpoise.alignment.mitigations.anchors import KD, L1, L2, OnlineMerging, soft_threshold
+from counterpoise.alignment.mitigations.balanced import BalancedReplay
 from counterpoise.alignment.mitigations.ema import MovingAverage
 from counterpoise.alignment.mitigations.less import FreezeLowest
 from counterpoise.alignment.mitigations.lowrank import LowRank
@@ -30,6 +31,7 @@ EVERY = {
     "l2": lambda: L2(0.1),
     "kd": lambda: KD(0.5),
     "replay": lambda: Replay(0.5, CORPUS),
+    "balanced replay": lambda: BalancedReplay(2.0, CORPUS, sizes=(2, 3)),
     "sma": lambda: MovingAverage(0.5),
     "elastic reset": lambda: MovingAverage(0.5, reset_every=2),
     "merging": lambda: OnlineMerging(0.1, keep=0.5),
@@ -167,9 +169,22 @@ def test_a_stronger_anchor_keeps_the_model_nearer(weak: Mitigation, strong: Miti
 def test_replay_holds_its_token_ratio_in_the_long_run(ratio: float) -> None:
     held = Replay(ratio, CORPUS)
     held.start(tiny("llama"), None)
-    drawn = [response_tokens(held._draw(ratio * 40)) for _ in range(50)]
+    drawn = [response_tokens([CORPUS[i] for i in held._draw(ratio * 40)]) for _ in range(50)]
     assert sum(drawn) == pytest.approx(ratio * 40 * 50, abs=8)
     assert abs(drawn[0] - ratio * 40) <= 8
+
+
+def test_the_corpus_that_is_being_forgotten_is_replayed_more() -> None:
+    """One corpus is what is trained on anyway; the other is contradicted by it, and its loss rises."""
+    other = [Example(e.prompt, tuple(reversed(e.response))) for e in EXAMPLES]
+    held = BalancedReplay(0.5, EXAMPLES + other, sizes=(8, 8))
+    train(tiny("llama"), [held], epochs=40)
+    level = held.bandit.last_losses
+    assert level[1] > level[0]
+    assert held.bandit.weights()[1] > 0.55
+    drawn = [held._next() for _ in range(200)]
+    assert sum(i >= 8 for i in drawn) > 110
+    assert sorted(set(drawn)) == list(range(16))
 
 
 def test_replay_weighs_a_replayed_token_like_a_new_one() -> None:
@@ -362,6 +377,7 @@ def test_a_frozen_reference_is_memory_mapped_and_the_same_model(tmp_path: Path) 
         (lambda: KD(-0.1), "kd: expected a strength"),
         (lambda: Replay(0.0, CORPUS), "replay: expected a positive token ratio"),
         (lambda: Replay(1.0, []), "replay: expected examples"),
+        (lambda: BalancedReplay(1.0, CORPUS, sizes=(5,)), "replay: expected the sizes of two corpora"),
         (lambda: MovingAverage(1.0), "sma: expected a decay in"),
         (lambda: MovingAverage(0.9, reset_every=0), "sma: expected a reset every 1 or more"),
         (lambda: OnlineMerging(2.0), "merging: expected a weight"),

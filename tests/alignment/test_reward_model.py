@@ -6,11 +6,12 @@ import json
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from counterpoise.alignment.preferences import Preference
-from counterpoise.alignment.reward_model import train_reward_model
+from counterpoise.alignment.reward_model import encoded, train_reward_model
 from counterpoise.alignment.rsf import rsf
 from counterpoise.alignment.settings import RSF, RewardTraining
 from counterpoise.checkpoints.files import CheckpointError
@@ -88,10 +89,37 @@ def test_a_model_is_aligned_on_it(tmp_path: Path) -> None:
     assert history[-1].reward > history[0].reward + 0.05
 
 
+@pytest.mark.parametrize(("family", "template"), [("llama", None), ("llama", CHAT), ("bert", None)])
+def test_long_responses_are_cut_at_their_end_and_it_is_said_how_much(
+    family: str, template: str | None, tmp_path: Path
+) -> None:
+    pre, _ = save_pair(tmp_path, family)
+    words = tokenizer()
+    words.chat_template = template
+    words.save_pretrained(pre)
+    asked, long = "q" * 20, "r" * 60
+    given = [(asked, "good", "bad"), (asked, "a" * 50, "b" * 50), (asked, "a" * 50, "no"), (long, "good", "bad")]
+    told = [Preference(Prompt((("user", p),)), c, r) for p, c, r in given]
+    found, lost = encoded(told, words, 40)
+    assert [max(map(len, pair.values())) for pair in found][1:] == [40, 40]
+    assert all(asked in words.decode(side).replace(" ", "") for pair in found for side in pair.values())
+    assert lost["tokens"] == pytest.approx(1 - (2 * 40 + 40 + len(found[2]["rejected_ids"])) / lost_of(told, words))
+    one = RewardTraining(batch_size=1, micro_batch_size=1, max_length=40, held_out=0)
+    record = train_reward_model(pre, tmp_path / "rm", told, one)
+    assert record["cut"] == lost
+    assert (lost["pairs"], lost["left_out"], record["pairs"]["trained"]) == (2, 1, 3)
+
+
+def lost_of(told: list[Preference], words: Any) -> int:
+    """Tokens of the two pairs that are cut, whole."""
+    whole, _ = encoded(told[1:3], words, 10**6)
+    return sum(len(side) for pair in whole for side in pair.values())
+
+
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     pre, _ = save_pair(tmp_path)
-    with pytest.raises(ValueError, match="expected pairs of at most 4 tokens, found none of 8"):
-        train_reward_model(pre, tmp_path / "rm", pairs(8), RewardTraining(max_length=4))
+    with pytest.raises(ValueError, match="leave room for a response within 3 tokens, found none of 8; shorten"):
+        train_reward_model(pre, tmp_path / "rm", pairs(8), RewardTraining(max_length=3))
     with pytest.raises(ValueError, match="held_out: expected a share"):
         train_reward_model(pre, tmp_path / "rm", pairs(8), RewardTraining(held_out=1.0))
     with pytest.raises(ValueError, match=r"reward model: expected a batch size .* micro-batches of 8, found 12"):

@@ -23,7 +23,6 @@ from server import Chat, failed, said, serving
 
 from counterpoise.cli.app import app
 from counterpoise.judging.alpaca import Output, OutputPair, annotated, pair_outputs, read_outputs
-from counterpoise.judging.endpoint import Endpoint, EndpointError
 from counterpoise.judging.judges import (
     EndpointJudge,
     Match,
@@ -33,6 +32,7 @@ from counterpoise.judging.judges import (
     judge_pairs,
     read_verdict,
 )
+from counterpoise.language.endpoint import Endpoint, EndpointError
 from counterpoise.records import Store
 
 KEY = "secret-key-0123456789"

@@ -19,7 +19,8 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from counterpoise.evaluation.rewards import checked, classifier, load_reward
+from counterpoise.evaluation.rewards import checked, classifier, fingerprint, load_reward
+from counterpoise.planning.looking import look_at_reward
 from tiny import tiny, tokenizer
 
 GOOD, BAD = ["good", "great", "lovely", "superb"], ["bad", "awful", "boring", "dull"]
@@ -93,6 +94,27 @@ def test_a_function_of_a_module_in_the_working_directory(tmp_path: Path, monkeyp
     ):
         load_reward("no_rewards_7:length")
     assert sys.path == path
+
+
+def test_a_function_of_a_file_by_its_path(tmp_path: Path) -> None:
+    for folder, many in (("a", 1), ("b", 2)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "helper_of.py").write_text("one = 1.0\n")
+        (tmp_path / folder / "mine.py").write_text(
+            f"import helper_of\ndef f(prompts, responses):\n    return [{many} * helper_of.one for r in responses]\n"
+            "def g(prompts, responses):\n    return [0.0] * len(responses)\n"
+        )
+    path = list(sys.path)
+    first, second, other = (f"{tmp_path}/{at}" for at in ("a/mine.py:f", "b/mine.py:f", "a/mine.py:g"))
+    assert (load_reward(first)(["p"], ["r"]), load_reward(second)(["p"], ["r"])) == ([1.0], [2.0])
+    assert look_at_reward(first) is None
+    assert sys.path == path
+    assert len({fingerprint(spec) for spec in (first, second, other)}) == 3
+    for look in (load_reward, look_at_reward):
+        with pytest.raises(ValueError, match=r"a/mine\.py has no callable named 'h'"):
+            look(f"{tmp_path}/a/mine.py:h")
+        with pytest.raises(FileNotFoundError, match=r"none\.py"):
+            look(f"{tmp_path}/a/none.py:f")
 
 
 # Classifiers

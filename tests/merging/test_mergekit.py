@@ -80,6 +80,10 @@ def changed(document: dict[str, Any], **more: Any) -> dict[str, Any]:
         (changed(TWO, models=[{"model": "a", "weight": 1}]), "models.weight: not honoured here"),
         (changed(TWO, models=[{"model": "a", "parameters": {"normalize": True}}]), "give it in parameters beside merge_method"),
         (changed(TWO, models=[{"model": "a"}, {"model": "b", "parameters": {"weight": [1, {"value": 2}]}}]), "values or filters"),
+        (changed(TWO, models=[{"model": "a"}, {"parameters": {}}]), "models: expected model in each, found none"),
+        (changed(TWO, models=..., slices=[{"parameters": {}}]), "slices: expected sources in each, found none"),
+        (changed(TWO, merge_method=["linear"]), "merge_method: expected linear"),
+        (changed(TWO, parameters={"weight": {"filter": "mlp"}}), "weight: expected a finite number, found None"),
         ([1], "expected a recipe of mergekit, with merge_method"),
     ],
 )  # fmt: skip

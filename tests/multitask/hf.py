@@ -9,7 +9,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-from counterpoise.multitask import BanditMTL, Weighting, with_weighting
+from counterpoise.multitask import BanditMTL, Weighting, with_mixture, with_weighting
 
 from .toy import TASKS
 
@@ -37,8 +37,10 @@ def token_rows(count: int = 32, labelled: int = 32) -> Dataset:
 def train(
     out: str, *, batch: int, accumulate: int = 1, steps: int = 4, weighting: Weighting | None = None, **kwargs: Any
 ) -> Any:
-    """The trainer after training; extra arguments go to TrainingArguments, but for resume, base, model and dataset."""
+    """The trainer after training; extra arguments go to TrainingArguments, but for resume, base, model, dataset and
+    mixture, which draws the rows instead of weighting them."""
     dataset = kwargs.pop("dataset", None) or token_rows()
+    mixture = kwargs.pop("mixture", None)
     resume, base, model = kwargs.pop("resume", None), kwargs.pop("base", Trainer), kwargs.pop("model", None)
     arguments = TrainingArguments(
         output_dir=out,
@@ -54,12 +56,12 @@ def train(
         disable_tqdm=True,
         **{"save_strategy": "no"} | kwargs,
     )
-    trainer = with_weighting(base)(
-        model=model or tiny_llama(),
-        args=arguments,
-        train_dataset=dataset,
-        weighting=weighting or BanditMTL(TASKS, min_effective_tasks=1.5),
-    )
+    given = {"model": model or tiny_llama(), "args": arguments, "train_dataset": dataset}
+    if mixture is None:
+        given["weighting"] = weighting or BanditMTL(TASKS, min_effective_tasks=1.5)
+        trainer = with_weighting(base)(**given)
+    else:
+        trainer = with_mixture(base)(mixture=mixture, **given)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 

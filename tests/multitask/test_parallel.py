@@ -99,6 +99,10 @@ def own_parameters(rank: int, world: int) -> dict:
     return {"model": list(model.state_dict().values()), "balance": [p.detach() for p in balance.parameters()]}
 
 
+def drawing() -> BanditMTL:
+    return BanditMTL(TASKS, rho=0.8, eta=20.0, drawn_by="p")
+
+
 def refusal(rank: int) -> str:
     theta = torch.ones(2, requires_grad=True)
     try:
@@ -147,6 +151,9 @@ def worker(rank: int, port: int, folder: str) -> None:
         dataset=token_rows(labelled=9),
     )  # fmt: skip
     found["trainer_masked"] = {"parameters": parameters(trainer), "weights": trainer.weighting.weights()}
+    trainer = train(f"{folder}/hf", batch=2, accumulate=2, steps=3, ddp_backend="gloo", mixture=drawing())
+    found["trainer_mixture"] = {"parameters": parameters(trainer), "rounds": trainer.schedule.rounds}
+    found["trainer_mixture"] |= {"weights": trainer.mixture.weights(), "metrics": trainer.mixture.metrics()}
     torch.save(found, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -226,3 +233,16 @@ def test_the_trainer_on_two_ranks_is_the_trainer_on_one(ranks, tmp_path):
             assert rank[way]["weights"] == pytest.approx(one.weighting.weights(), rel=1e-5)
         assert ranks[0][way]["weights"] == ranks[1][way]["weights"]
         assert max(abs(w - one.weighting.weights()[0]) for w in one.weighting.weights()) > 1e-4
+
+
+def test_a_mixture_on_two_ranks_draws_and_learns_as_on_one(ranks, tmp_path):
+    from .hf import parameters, train
+
+    one = train(str(tmp_path), batch=8, steps=3, mixture=drawing())
+    for rank in ranks:
+        found = rank["trainer_mixture"]
+        torch.testing.assert_close(found["parameters"], parameters(one), rtol=1e-5, atol=1e-6)
+        assert found["weights"] == pytest.approx(one.mixture.weights(), rel=1e-4)
+        assert found["rounds"] == one.schedule.rounds
+    assert ranks[0]["trainer_mixture"]["metrics"] == ranks[1]["trainer_mixture"]["metrics"]
+    assert len({tuple(counts) for counts in one.schedule.rounds}) > 1

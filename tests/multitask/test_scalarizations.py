@@ -43,29 +43,23 @@ def test_uniform_is_torchjds_mean():
     assert_same(Uniform(4), torchjd.Mean(), batches(1)[0])
 
 
-def test_uncertainty_is_torchjds_and_trains_the_same():
-    ours, theirs = UncertaintyWeighting(4).double(), torchjd.UW(4).double()
+@pytest.mark.parametrize(
+    ("make", "theirs", "name", "sign"),
+    [(UncertaintyWeighting, torchjd.UW, "log_var", 1), (IMTLL, torchjd.IMTLL, "log_scale", -1)],
+)
+def test_learned_weights_are_torchjds_and_train_the_same(make, theirs, name, sign):
+    ours, theirs = make(4).double(), theirs(4).double()
     optimizers = [torch.optim.SGD(x.parameters(), lr=0.1) for x in (ours, theirs)]
     for losses in batches(5):
         assert_same(ours, theirs, losses)
         for optimizer in optimizers:
             optimizer.step()
         ours.step()
-    torch.testing.assert_close(ours.log_variance_M, theirs.log_var)
-    assert ours.log_variance_M.abs().max() > 0.05
-    torch.testing.assert_close(torch.tensor(ours.weights()), (0.5 * torch.exp(-theirs.log_var)).float())
-
-
-def test_imtl_l_is_torchjds_and_trains_the_same():
-    ours, theirs = IMTLL(4).double(), torchjd.IMTLL(4).double()
-    optimizers = [torch.optim.SGD(x.parameters(), lr=0.1) for x in (ours, theirs)]
-    for losses in batches(5):
-        assert_same(ours, theirs, losses)
-        for optimizer in optimizers:
-            optimizer.step()
-        ours.step()
-    torch.testing.assert_close(-ours.log_variance_M, theirs.log_scale)
-    assert ours.weights() == pytest.approx(theirs.log_scale.exp().tolist())
+    learned = getattr(theirs, name)
+    torch.testing.assert_close(sign * ours.log_variance_M, learned)
+    assert learned.abs().max() > 0.05
+    expected = 0.5 * torch.exp(-learned) if sign == 1 else learned.exp()
+    assert ours.weights() == pytest.approx(expected.tolist())
 
 
 def test_rlw_is_torchjds_on_the_same_normal_numbers_and_no_other_draw_moves_it(monkeypatch):

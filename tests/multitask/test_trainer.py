@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from counterpoise.multitask import MGDA, BanditMTL, UncertaintyWeighting, Uniform, adversarial_mtl, with_weighting
-from counterpoise.multitask.trainer import STATE_FILE, TaskCollator
+from counterpoise.multitask.per_task import TaskCollator
 
 from .hf import parameters, tiny_llama, token_rows, train
 from .toy import TASKS
@@ -58,13 +58,13 @@ def test_accumulation_is_the_big_batch(tmp_path):
 def test_resume_is_bitwise_no_stop(tmp_path):
     straight = train(str(tmp_path / "a"), batch=4, accumulate=2, save_strategy="steps", save_steps=2)
     checkpoint = tmp_path / "a" / "checkpoint-2"
-    assert (checkpoint / STATE_FILE).exists()
+    assert (checkpoint / "weighting.pt").exists()
     resumed = train(str(tmp_path / "b"), batch=4, accumulate=2, resume=str(checkpoint))
     assert all(map(torch.equal, parameters(straight), parameters(resumed)))
     assert straight.weighting.weights() == resumed.weighting.weights()
     assert straight.weighting.metrics() == resumed.weighting.metrics()
     assert resumed.weighting.updates == 4
-    (checkpoint / STATE_FILE).unlink()
+    (checkpoint / "weighting.pt").unlink()
     with pytest.raises(FileNotFoundError, match="without a weighting"):
         train(str(tmp_path / "c"), batch=4, accumulate=2, resume=str(checkpoint))
 

@@ -18,6 +18,7 @@ from counterpoise.checkpoints.preflight import preflight
 from counterpoise.cli.app import app
 from counterpoise.records import Store
 from counterpoise.report.plots import plot_two_sided
+from counterpoise.restoration.request import Details
 from counterpoise.restoration.restore import restore
 from counterpoise.search.candidates import Ramp, TwoSided
 from counterpoise.tables import reading, tables
@@ -108,7 +109,7 @@ def test_the_worst_set_is_guarded_when_asked(world: Path, tmp_path: Path) -> Non
         ({"searches": [Ramp(-1.0)]}, "slope: expected a number of at least 0"),
         ({"searches": [Ramp(1.0), Ramp("linear")]}, "searches: expected one LiNeS, found more"),
         ({"searches": [Ramp(outside="last")]}, "outside: expected mean, first, found 'last'"),  # type: ignore[arg-type]
-        ({"searches": [TwoSided()], "mean": 0.5}, "the two-sided search has none"),
+        ({"searches": [TwoSided()], "details": Details(mean=0.5)}, "the two-sided search has none"),
         ({"searches": [TwoSided((-1.0,))]}, "lambdas: expected numbers of at least 0"),
         ({"searches": [TwoSided(alignment="likes")]}, "alignment: expected imitation, contrast, reward"),
         ({"searches": [TwoSided(min_effective_sets=99)]}, "min_effective_sets: expected a number from 1 to 2"),

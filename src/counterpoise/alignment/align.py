@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,34 @@ from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language.loading import refuse_unmeasurable
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
-from counterpoise.records import Stages, digest, public, versions, write_json
+from counterpoise.records import Result, Stages, digest, public, versions, write_json
 from counterpoise.tables.card import aligned_card
+from counterpoise.tables.grid import Cell, Column, Table, as_html
+
+
+@dataclass(frozen=True, eq=False)
+class Aligned(Result):
+    """What `align` and `heal` give back; metrics.jsonl beside it has a line an iteration.
+
+    Attributes:
+        settings: all that decided the numbers.
+        iterations: how many were done.
+        metrics: of the last one.
+        seconds: how long it took.
+        already_finished: True where `out` held this very run.
+    """
+
+    settings: dict[str, Any] = field(init=False, repr=False)
+    iterations: int = field(init=False)
+    metrics: dict[str, Any] = field(init=False)
+    seconds: float = field(init=False)
+    already_finished: bool | None = field(init=False, repr=False)
+
+    def _repr_html_(self) -> str:
+        rows = tuple((k, f"{v:.4g}") for k, v in (self.metrics or {}).items() if isinstance(v, (int, float)))
+        columns = Column("metric", lambda row: Cell(row[0]), numeric=False), Column("last", lambda row: Cell(row[1]))
+        title = f"{self.settings.get('method')}, {self.iterations} iterations"
+        return f"<p><strong>{title}</strong></p>{as_html(Table(columns, rows), title)}"
 
 
 @processes.one_message()
@@ -40,7 +67,7 @@ def align(
     keep_checkpoints: bool = True,
     command: str | None = None,
     progress: Stages | None = None,
-) -> dict[str, Any]:
+) -> Aligned:
     """Align the checkpoint `source` and write the result to `out`.
 
     Under torchrun or accelerate every process calls this with the same arguments and the first one writes. It alone tells
@@ -59,7 +86,7 @@ def align(
         keep_checkpoints: keep a checkpoint of every iteration in `work`.
 
     Returns:
-        The content of align.json; with "already_finished" when `out` holds this very run.
+        The content of align.json.
 
     Raises:
         ValueError: `work` holds a run with other settings, bad data, DeepSpeed, `shard` in one process or with dpo.
@@ -87,7 +114,7 @@ def align(
     if (out / "align.json").is_file():
         found = json.loads((out / "align.json").read_text(encoding="utf-8"))
         if not differing(found["settings"], settings, except_for=FREE):
-            return {**found, "already_finished": True}
+            return Aligned({**found, "already_finished": True})
     refuse_occupied(out.absolute())
     refuse_unmeasurable(checkpoint.folder)
     work = Path(work or out.with_name(f"{out.name}.work"))
@@ -118,7 +145,7 @@ def align(
             shutil.copyfile(run.folder / "metrics.jsonl", folder / "metrics.jsonl")
 
     processes.on_first(write)
-    return record
+    return Aligned(record)
 
 
 def describe(method: Callable[..., Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from counterpoise.alignment.align import align
+from counterpoise.alignment.align import Aligned, align
 from counterpoise.alignment.settings import Teaching, refuse_settings
 from counterpoise.alignment.teaching import PRE, Asked, Ids, Teachers, answers, best_of, teach
 from counterpoise.alignment.training import processes
@@ -141,7 +141,7 @@ class Healing:
             )
         return tokenizer, found
 
-    def run(self, *, command: str | None = None, progress: Stages | None = None) -> dict[str, Any]:
+    def run(self, *, command: str | None = None, progress: Stages | None = None) -> Aligned:
         """Heal, from files to files; see `heal`."""
         processes.join(self.machine.device)
         self.check()
@@ -171,7 +171,7 @@ class Healing:
             front = (self.out / "README.md").read_text(encoding="utf-8").partition("# Aligned checkpoint")[0]
             write_whole(self.out / "README.md", front + CARD.format(**{**record["settings"], **healed}))
             write_json(self.out / "heal.json", healed)
-        return {**record, "healed": healed, "warnings": warned}
+        return Aligned({**record, "healed": healed, "warnings": warned})
 
 
 def heal(
@@ -187,7 +187,7 @@ def heal(
     work: str | Path | None = None,
     machine: Machine = Machine(),
     progress: Stages | None = None,
-) -> dict[str, Any]:
+) -> Aligned:
     """Heal the checkpoint `start` with two teachers, POST for alignment and PRE for what there was before.
 
     The student answers alignment prompts and questions of the abilities itself; on each answer it learns from the teacher of

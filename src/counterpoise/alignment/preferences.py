@@ -1,19 +1,19 @@
-"""Preference data: prompts with a chosen and a rejected response, in the three layouts in which they are published."""
+"""Preference data: prompts with a chosen and a rejected response, in the layouts in which they are published."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from counterpoise.checkpoints.reading import json_records
-from counterpoise.language.prompts import TURN, Prompt, transcript
+from counterpoise.language.prompts import TURN, Prompt, prompt_key, prompt_of, said_in, transcript, turns_of
+from counterpoise.language.rows import rows
 
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 LAYOUTS = (
-    '{"prompt": text or messages, "chosen": ..., "rejected": ...}, HH transcripts {"chosen": "\\n\\nHuman: ...", '
-    '"rejected": ...}, or {"conversations": [{"from", "value"}], "chosen": {"value"}, "rejected": {"value"}}'
+    '{"prompt": text or messages, "chosen": ..., "rejected": ...}, conversations or HH transcripts {"chosen", "rejected"}, '
+    '{"conversations": [{"from", "value"}], "chosen": {"value"}, "rejected": {"value"}}, or UltraFeedback\'s '
+    '{"instruction", "completions"}'
 )
 
 
@@ -26,17 +26,18 @@ class Preference(NamedTuple):
 
 
 def read_preferences(path: str | Path) -> list[Preference]:
-    """Read a jsonl file or a json list, gzipped or not.
+    """Read the pairs of a file or data set; see `rows`.
 
-    A line is {"prompt", "chosen", "rejected"}, where the prompt is text or messages and a response is text, a message or
-    a list with one; an HH transcript pair {"chosen", "rejected"} that differs in the last Assistant turn; or
-    LLaMA-Factory's {"conversations", "chosen", "rejected"}. Left out are pairs without a difference, and transcripts that
-    differ before the last turn (a handful in the published HH files), which are not two responses to one prompt.
+    A row is a prompt (see `prompt_of`) with `chosen` and `rejected`, each text, a message, or messages of which the last is the
+    response; or without a prompt two conversations or HH transcripts that differ in the last turn; or UltraFeedback's
+    `completions`, whose best and worst `overall_score` are taken. Left out are pairs without a difference, and
+    conversations that differ before the last turn (a handful in the published HH files), which are not two responses to
+    one prompt.
 
     Raises:
         ValueError: a missing column or another form, with the line; no pair at all.
     """
-    read = [_pair(record, place) for place, record in json_records(path)]
+    read = [_pair(record, place) for place, record in rows(path)]
     pairs = [pair for pair in read if pair is not None and pair.chosen != pair.rejected]
     if not pairs:
         raise ValueError(f"{path}: expected at least one pair whose responses differ, found none; lines are {LAYOUTS}")
@@ -46,29 +47,36 @@ def read_preferences(path: str | Path) -> list[Preference]:
 def _pair(record: Any, place: str) -> Preference | None:
     if not isinstance(record, Mapping):
         raise ValueError(f"{place}: expected {LAYOUTS}, found {type(record).__name__}")
-    if missing := [name for name in ("chosen", "rejected") if name not in record]:
+    if isinstance(record.get("completions"), list) and "chosen" not in record:
+        record = _best_and_worst(record, place)
+    if missing := [name for name in ("chosen", "rejected") if record.get(name) is None]:
         raise ValueError(
             f"{place}: expected the columns chosen and rejected, found no {missing[0]} among {sorted(record)}; "
             f"lines are {LAYOUTS}"
         )
-    prompt = record.get("prompt", record.get("conversations", record.get("messages")))
+    sides = [record["chosen"], record["rejected"]]
+    if all(isinstance(side, list) and len(side) > 1 for side in sides) and not isinstance(record.get("prompt"), list):
+        heads = [turns_of(side[:-1], place) for side in sides]
+        prompt = Prompt(heads[0], place) if heads[0] == heads[1] else None
+    elif prompt_key(record) is None:
+        prompt, sides = _transcripts(record, place)
+    else:
+        prompt = prompt_of(record, place)
     if prompt is None:
-        return _transcripts(record, place)
-    sides = (_response(record[side], side, place) for side in ("chosen", "rejected"))
-    return Preference(_prompt(prompt, place), *sides)
+        return None
+    return Preference(
+        prompt, *(_response(said, side, place) for side, said in zip(("chosen", "rejected"), sides, strict=True))
+    )
 
 
-def _prompt(value: Any, place: str) -> Prompt:
-    if isinstance(value, str):
-        return replace(transcript(value) or Prompt((("user", value),)), place=place)
-    try:
-        turns = [(m.get("role", m.get("from")), m.get("content", m.get("value"))) for m in value]
-        if turns and all(isinstance(content, str) for _, content in turns):
-            return Prompt(tuple((ROLES[role], content) for role, content in turns), place)
-    except (AttributeError, KeyError, TypeError):
-        pass
+def _best_and_worst(record: Mapping[str, Any], place: str) -> Mapping[str, Any]:
+    with suppress(KeyError, TypeError, ValueError):
+        ranked = sorted(record["completions"], key=lambda c: float(c["overall_score"]))
+        worst, best = ranked[0], ranked[-1]
+        said = best["response"], (best if best["overall_score"] == worst["overall_score"] else worst)["response"]
+        return {**record, "chosen": said[0], "rejected": said[1]}
     raise ValueError(
-        f"{place}: expected a prompt of text or messages with roles {', '.join(ROLES)}, found {str(value)[:80]!r}"
+        f"{place}: expected completions with response and overall_score, found {str(record['completions'])[:80]}"
     )
 
 
@@ -76,13 +84,14 @@ def _response(value: Any, side: str, place: str) -> str:
     if isinstance(value, list) and value:
         value = value[-1]
     if isinstance(value, Mapping):
-        value = value.get("content", value.get("value"))
+        with suppress(KeyError, TypeError):
+            value = said_in(value)
     if not isinstance(value, str):
         raise ValueError(f"{place}: expected text or a message in {side}, found {str(value)[:80]!r}")
     return value.strip()
 
 
-def _transcripts(record: Mapping[str, Any], place: str) -> Preference | None:
+def _transcripts(record: Mapping[str, Any], place: str) -> tuple[Prompt | None, list[str]]:
     sides = [record["chosen"], record["rejected"]]
     if not all(isinstance(side, str) and TURN.search(side) for side in sides):
         raise ValueError(
@@ -90,7 +99,5 @@ def _transcripts(record: Mapping[str, Any], place: str) -> Preference | None:
             f"rejected, found columns {sorted(record)} without either"
         )
     heads, _, tails = zip(*(side.rpartition("\n\nAssistant:") for side in sides), strict=True)
-    prompt = transcript(heads[0])
-    if heads[0] != heads[1] or prompt is None:
-        return None
-    return Preference(replace(prompt, place=place), tails[0].strip(), tails[1].strip())
+    turns = transcript(heads[0]) if heads[0] == heads[1] else None
+    return None if turns is None else Prompt(turns, place), list(tails)

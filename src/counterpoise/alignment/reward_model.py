@@ -54,11 +54,12 @@ def train_reward_model(
         out: a new folder, for `--reward OUT`; it appears whole or not at all, with reward_model.json.
 
     Returns:
-        The content of reward_model.json: accuracy before and after on held-out pairs, losses, settings.
+        The content of reward_model.json: accuracy before and after on held-out pairs, losses, settings; under "cut" how many
+        pairs were cut, the share of their tokens that is gone, and how many pairs were left out.
 
     Raises:
-        ValueError: no end-of-sequence token, no pair that fits, a share out of range, a batch that is no whole number of
-            micro-batches.
+        ValueError: no end-of-sequence token, no prompt that leaves room, a share out of range, a batch that is no whole
+            number of micro-batches.
         CheckpointError: no model at `source`, or an occupied `out`.
     """
     settings.check()
@@ -67,11 +68,11 @@ def train_reward_model(
     checkpoint = open_checkpoint(source)
     model, tokenizer = _load(checkpoint.folder, dtype=dtype, device=device)
     limit = longest(model, settings.max_length)
-    pairs = [pair for pair in _encoded(preferences, tokenizer) if max(map(len, pair.values())) <= limit]
+    pairs, lost = encoded(preferences, tokenizer, limit)
     if not pairs:
         raise ValueError(
-            f"preferences: expected pairs of at most {limit} tokens, found none of {len(preferences)}; shorten them or "
-            "raise max_length"
+            f"preferences: expected prompts that leave room for a response within {limit} tokens, found none of "
+            f"{len(preferences)}; shorten them or raise max_length"
         )
     random.Random(settings.seed).shuffle(pairs)
     cut = min(math.ceil(settings.held_out * len(pairs)), len(pairs) - 1)
@@ -96,6 +97,7 @@ def train_reward_model(
         "source": str(source),
         "pre": checkpoint.sha256,
         "pairs": {"given": len(preferences), "trained": len(learned), "held_out": len(tested)},
+        "cut": lost,
         "accuracy": {"before": before, "after": _accuracy(model, tested, pad, settings.micro_batch_size)},
         "loss": [line["loss"] for line in lines],
         "settings": {n: settings.told[n] for n in ("epochs", "learning_rate", "batch_size", "seed")},
@@ -126,17 +128,32 @@ def _load(folder: Path, *, dtype: torch.dtype, device: str) -> tuple[Any, Any]:
     return model.to(device), tokenizer
 
 
-def _encoded(preferences: Sequence[Preference], tokenizer: Any) -> list[dict[str, list[int]]]:
-    """Both sides of each pair as `counterpoise.evaluation.rewards.classifier` encodes them."""
+def encoded(
+    preferences: Sequence[Preference], tokenizer: Any, limit: int
+) -> tuple[list[dict[str, list[int]]], dict[str, Any]]:
+    """Both sides of each pair as `counterpoise.evaluation.rewards.classifier` encodes them, and what was lost of them."""
 
-    def encode(prompt: str, response: str) -> list[int]:
+    def encode(prompt: str, response: str) -> tuple[list[int], int]:
+        """What fits, the prompt first, and how many tokens there are."""
         if has_template(tokenizer):
             text = render(tokenizer, (("user", prompt), ("assistant", response)))
-            return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        return list(tokenizer(prompt, response)["input_ids"])
+            ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        elif (
+            len(ids := list(tokenizer(prompt, response)["input_ids"])) > limit > len(tokenizer(prompt, "")["input_ids"])
+        ):
+            cut = tokenizer(prompt, response, truncation="only_second", max_length=limit)
+            return list(cut["input_ids"]), len(ids)
+        return ids[:limit], len(ids)
 
-    sides = ("chosen", "rejected")
-    return [{f"{side}_ids": encode(p.prompt.text, getattr(p, side)) for side in sides} for p in preferences]
+    kept, sizes = [], []
+    for p in preferences:
+        (chosen, long), (rejected, other) = (encode(p.prompt.text, side) for side in (p.chosen, p.rejected))
+        if chosen != rejected:  # as they are where the prompt alone fills the room
+            kept.append({"chosen_ids": chosen, "rejected_ids": rejected})
+            if max(long, other) > limit:
+                sizes.append((long + other, len(chosen) + len(rejected)))
+    whole, left = map(sum, zip(*sizes, strict=True)) if sizes else (1, 1)
+    return kept, {"pairs": len(sizes), "tokens": 1 - left / whole, "left_out": len(preferences) - len(kept)}
 
 
 @torch.no_grad()

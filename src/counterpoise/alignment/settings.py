@@ -177,7 +177,7 @@ class RewardTraining(Settings):
     """Of a reward model.
 
     Attributes:
-        max_length: pairs with a longer side are left out; at most the model's context.
+        max_length: of a prompt with its response in tokens, see `encoded`; at most the model's context.
         held_out: share of the pairs on which the accuracy is measured and that are not trained on.
     """
 

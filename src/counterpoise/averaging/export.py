@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from counterpoise.averaging.merge import MergeRecipe
-from counterpoise.averaging.mergekit import Mergekit, number, value_of
+from counterpoise.averaging.mergekit import Mergekit
+from counterpoise.averaging.mergekit_yaml import number, value_of
 from counterpoise.averaging.recipe import FORMAT, Recipe
 from counterpoise.checkpoints.reading import parse_json, read_text
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,6 +18,16 @@ from typing import Any
 import yaml
 
 from counterpoise.averaging.arithmetic import METHODS, Terms, kept_of, mixed
+from counterpoise.averaging.mergekit_yaml import (
+    Read,
+    Settings,
+    check_document,
+    flag,
+    graded,
+    model_of,
+    number,
+    value_of,
+)
 from counterpoise.averaging.mix import LARGEST, Donor
 from counterpoise.averaging.partition import Block, Partition, layerwise
 from counterpoise.averaging.recipe import Recipe
@@ -28,22 +38,6 @@ from counterpoise.checkpoints.matching import vocabulary
 from counterpoise.checkpoints.preflight import Pair
 from counterpoise.checkpoints.reading import read_text
 from counterpoise.records import Stages
-
-TOP = (
-    "merge_method",
-    "base_model",
-    "models",
-    "slices",
-    "dtype",
-    "out_dtype",
-    "tokenizer_source",
-    "tokenizer",
-    "parameters",
-)
-SHARED = ("normalize", "rescale", "lambda", "int8_mask")
-OF_A_MODEL = ("weight", "density")
-Settings = Mapping[str, Any]
-Read = Callable[[Any, str], Any]
 
 
 @dataclass(frozen=True)
@@ -72,7 +66,7 @@ class Mergekit:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check(self.document)
+        check_document(self.document)
         models = self.models
         if len(models) < 2 or len(set(models)) < len(models):
             raise ValueError(f"models: expected two or more, each named once, found {', '.join(models)}")
@@ -109,7 +103,7 @@ class Mergekit:
     def base(self) -> str | None:
         """The base model."""
         found = self.document.get("base_model")
-        return None if found is None else _model(found, "base_model")
+        return None if found is None else model_of(found, "base_model")
 
     @property
     def donor(self) -> Donor:
@@ -134,7 +128,7 @@ class Mergekit:
         found: list[Slice] = []
         for place, piece in enumerate(self.document["slices"]):
             where = f"slices[{place}]"
-            named = {_model(s["model"], where): s for s in piece["sources"]}
+            named = {model_of(s["model"], where): s for s in piece["sources"]}
             if set(named) != set(models):
                 raise ValueError(f"{where}: expected all of {', '.join(models)}, found {', '.join(named)}")
             ranges = {tuple(s["layer_range"]) for s in named.values()}
@@ -152,7 +146,7 @@ class Mergekit:
     def _sources(self) -> list[tuple[str, Settings]]:
         """The models in the order in which they are named, each with its own settings."""
         listed = self.document.get("models") or self.document["slices"][0]["sources"]
-        found = [(_model(s["model"], "models"), s.get("parameters") or {}) for s in listed]
+        found = [(model_of(s["model"], "models"), s.get("parameters") or {}) for s in listed]
         there = self.base is None or self.base in dict(found)
         return found if there else [*found, (str(self.base), {})]
 
@@ -163,7 +157,7 @@ class Mergekit:
             ValueError: a weight that is missing or no number, weights whose sum nothing can be divided by, a gradient over
                 more than one stack of layers, slices that are not all layers, or differ where they must not.
         """
-        deep = len(self.slices) > 1 or self.slices[0].end is not None or _graded(self.document)
+        deep = len(self.slices) > 1 or self.slices[0].end is not None or graded(self.document)
         cut = layerwise(names) if deep else None
         found = {name: self._outside(name) for name in (names if cut is None else cut.rest)}
         if cut is None:
@@ -267,129 +261,6 @@ class Mergekit:
 def is_yaml(path: str | Path) -> bool:
     """Whether a recipe's name says that it is mergekit's."""
     return Path(path).suffix.lower() in (".yml", ".yaml")
-
-
-def value_of(setting: Any, name: str, depth: float, option: str, read: Read) -> Any:
-    """What a setting says of a tensor; None where no filter fits.
-
-    >>> value_of([{"filter": "mlp", "value": [0, 1]}, {"value": 0.5}], "layers.1.mlp.up", 0.25, "weight", number)
-    0.25
-    """
-    if not isinstance(setting, (list, dict)):
-        return read(setting, option)
-    listed = [setting] if isinstance(setting, dict) else setting
-    if any(isinstance(e, dict) for e in listed):
-        for condition in listed:
-            if (part := condition.get("filter")) in (None, "*") or part in name:
-                return value_of(condition["value"], name, depth, option, read)
-        return None
-    if not listed:
-        return None
-    values = [read(e, option) for e in listed]
-    place = depth * (len(values) - 1)
-    low = int(place)
-    if isinstance(values[0], bool):
-        return values[low]
-    return (1 - (place - low)) * values[low] + (place - low) * values[min(low + 1, len(values) - 1)]
-
-
-def number(value: Any, option: str) -> float:
-    """A finite number, also as yaml gives 1e-3: a text."""
-    try:
-        found = float("nan" if isinstance(value, bool) else value)
-    except (TypeError, ValueError):
-        found = math.nan
-    if not math.isfinite(found):
-        raise ValueError(f"{option}: expected a finite number, found {value!r}")
-    return found
-
-
-def flag(value: Any, option: str) -> bool:
-    """True or false, also as 1 or 0."""
-    if value not in (True, False):
-        raise ValueError(f"{option}: expected true or false, found {value!r}")
-    return bool(value)
-
-
-def _model(value: Any, where: str) -> str:
-    """A model's name; of `base+adapter` it is the adapter that is opened on PRE."""
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{where}: expected a model as a text (a folder or a hub id), found {value!r}")
-    return value
-
-
-def _graded(value: Any) -> bool:
-    """Whether a gradient stands in it: a list of values that are no objects."""
-    if isinstance(value, dict):
-        return any(_graded(v) for v in value.values())
-    return isinstance(value, list) and (not any(isinstance(e, dict) for e in value) or any(map(_graded, value)))
-
-
-def _check(document: Any) -> None:
-    """Refuse keys and shapes that are not honoured."""
-    if not isinstance(document, dict) or "merge_method" not in document:
-        raise ValueError(f"expected a recipe of mergekit, with merge_method, found {str(document)[:60]!r}")
-    if (method := document["merge_method"]) not in METHODS:
-        raise ValueError(f"merge_method: expected {', '.join(METHODS)}, found {method!r}, which is not made here")
-    _refuse_keys(document, TOP, "", {"modules": "write models or slices", "chat_template": "set it in OUT's tokenizer"})
-    if (document.get("models") is None) == (document.get("slices") is None):
-        raise ValueError("expected either models or slices, found both or neither")
-    if method != "linear" and document.get("base_model") is None:
-        raise ValueError(f"base_model: expected one for {method}, found none")
-    held = document.get("tokenizer") or {}
-    _refuse_keys(held, ("source",), "tokenizer.", {})
-    _check_settings(document.get("parameters"), "", method, (*SHARED, *OF_A_MODEL))
-    for piece in _objects(document.get("slices"), "slices"):
-        _refuse_keys(piece, ("sources", "parameters"), "slices.", {})
-        _check_settings(piece.get("parameters"), "slices.", method, (*SHARED, *OF_A_MODEL))
-        for source in _objects(piece.get("sources"), "slices.sources"):
-            _refuse_keys(source, ("model", "layer_range", "parameters"), "slices.sources.", {})
-            bounds = source.get("layer_range")
-            if not (isinstance(bounds, list) and len(bounds) == 2 and all(type(b) is int for b in bounds)):
-                raise ValueError(f"layer_range: expected two whole numbers, found {bounds!r}")
-            _check_settings(source.get("parameters"), "slices.sources.", method, OF_A_MODEL)
-    for source in _objects(document.get("models"), "models"):
-        _refuse_keys(source, ("model", "parameters"), "models.", {})
-        _check_settings(source.get("parameters"), "models.", method, OF_A_MODEL)
-
-
-def _objects(value: Any, where: str) -> list[dict[str, Any]]:
-    if value is not None and not (isinstance(value, list) and value and all(isinstance(v, dict) for v in value)):
-        raise ValueError(f"{where}: expected a list of objects, found {str(value)[:60]!r}")
-    return value or []
-
-
-def _refuse_keys(held: Any, known: Sequence[str], where: str, instead: Mapping[str, str]) -> None:
-    if not isinstance(held, dict):
-        raise ValueError(f"{where.rstrip('.')}: expected an object, found {str(held)[:60]!r}")
-    for key in held:
-        if key not in known:
-            raise ValueError(f"{where}{key}: not honoured here; {instead.get(key, 'leave it out')}")
-
-
-def _check_settings(held: Any, where: str, method: str, known: Sequence[str]) -> None:
-    """Settings, each a value, a list of values (a gradient) or values by filter."""
-    if held is None:
-        return
-    linear = [n for n in known if n in ("weight", "normalize")]
-    _refuse_keys(held, linear if method == "linear" else known, f"{where}parameters.", {
-        "normalize": "it is of the whole merge: give it in parameters beside merge_method",
-        "density": f"{method} leaves nothing out",
-    })  # fmt: skip
-    for option, setting in held.items():
-        read: Read = flag if option in ("normalize", "rescale", "int8_mask") else number
-        listed = setting if isinstance(setting, list) else [setting]
-        conditions = [e for e in listed if isinstance(e, dict)]
-        for condition in conditions:
-            _refuse_keys(condition, ("filter", "value"), f"{where}{option}.", {})
-            inner = condition.get("value")
-            if not isinstance(condition.get("filter", ""), (str, type(None))) or isinstance(inner, dict):
-                raise ValueError(f"{where}{option}: expected a filter as a text and a value, found {condition!r}")
-        if conditions and len(conditions) < len(listed):
-            raise ValueError(f"{where}{option}: expected values or filters, found both in one list")
-        for value in conditions or [{"value": setting}]:
-            for one in value["value"] if isinstance(value.get("value"), list) else [value.get("value")]:
-                read(one, f"{where}{option}")
 
 
 def _rows(pair: Pair) -> int:

@@ -6,9 +6,11 @@ import contextlib
 import errno
 import fcntl
 import glob
+import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -46,7 +48,11 @@ def resolve(source: str | Path, *, weights: bool = True) -> Path:
     """The local folder of `source`; a hub id is fetched (`weights` and all that goes with them; never code)."""
     path = Path(source).expanduser()
     if path.is_dir():
+        if (packed := sorted(path.glob("*.gguf"))) and not any(path.glob("*.safetensors")):
+            raise CheckpointError(_converting(source, packed[0]))
         return path
+    if path.suffix == ".gguf" and path.is_file():
+        raise CheckpointError(_converting(source, path))
     if path.is_file():
         raise CheckpointError(f"{source}: expected a checkpoint folder, found a file; give the folder that holds it")
     if (found := hub_id(source)) is None:
@@ -66,6 +72,22 @@ def resolve(source: str | Path, *, weights: bool = True) -> Path:
         raise CheckpointError(
             f"{source}: no such folder here, and the hub did not give it ({type(error).__name__}: {first_line(error)})"
         ) from None
+
+
+def _converting(source: str | Path, file: Path) -> str:
+    """What is said of a GGUF file: the command that makes it a checkpoint."""
+    place, name, out = (
+        json.dumps(str(part)) for part in (file.parent, file.name, f"{file.with_suffix('')}-safetensors")
+    )
+    command = (
+        f"import transformers as t; at, out, how = {place}, {out}, dict(gguf_file={name}); t.AutoModelForCausalLM."
+        "from_pretrained(at, quantization_config=t.GgufConfig(dequantize=True), **how).save_pretrained(out); "
+        "t.AutoTokenizer.from_pretrained(at, **how).save_pretrained(out)"
+    )
+    return (
+        f"{source}: expected safetensors, found the GGUF file {file.name}; take the checkpoint that it was made from, or convert "
+        f"it (pip install gguf accelerate): python -c {shlex.quote(command)}"
+    )
 
 
 def first_line(error: Exception) -> str:

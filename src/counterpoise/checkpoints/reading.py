@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,6 +99,36 @@ def json_records(path: str | Path) -> Iterator[tuple[str, Any]]:
     if not (text := read_text(path)).lstrip().startswith("["):
         return json_lines(path, text)
     return ((f"{path}, item {i}", record) for i, record in enumerate(parse_json(text, str(path)), start=1))
+
+
+def table(text: str, place: str, *needed: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """The rows of a csv or, as the end of `place` says, a tsv, by the columns of the first line, after their places.
+
+    A tsv has no quoting: a quote in it is a quote.
+
+    Raises:
+        ValueError: no csv, a column missing that is `needed`, a row with more or fewer of them.
+    """
+    tabs = place.removesuffix(".gz").endswith(".tsv")
+    lines = io.StringIO(text, newline="")
+    reader = csv.reader(lines, "excel-tab", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines, strict=True)
+    before = csv.field_size_limit(sys.maxsize)  # otherwise it refuses fields above 128 KiB
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        if not {*needed} <= {*header}:
+            raise ValueError(f"{place}: expected the columns {' and '.join(needed)} in the first line, found {header}")
+        for values in filter(None, reader):
+            where = f"{place}, line {reader.line_num}"
+            if len(values) != len(header):
+                raise ValueError(
+                    f"{where}: expected {len(header)} columns {header}, found {len(values)}; "
+                    f"{'remove the tabs in the text' if tabs else 'quote texts with commas or line breaks'}"
+                )
+            yield where, dict(zip(header, values, strict=True))
+    except csv.Error as error:
+        raise ValueError(f"{place}, line {reader.line_num}: expected csv, found: {error}") from None
+    finally:
+        csv.field_size_limit(before)
 
 
 def _object(line: str, place: str) -> dict[str, Any]:

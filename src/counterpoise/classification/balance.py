@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from counterpoise import multitask
 from counterpoise.classification.classifier import TextClassifier
@@ -25,6 +26,14 @@ _METHODS: dict[str, Callable[..., Balance]] = {
     "pcgrad": lambda tasks, model: multitask.PCGrad(tasks, shared=model.shared()),
     "cagrad": lambda tasks, model: multitask.CAGrad(tasks, shared=model.shared()),
     "upgrad": lambda tasks, model: multitask.UPGrad(tasks, shared=model.shared()),
+    "rlw": lambda tasks, model: multitask.RLW(tasks),
+    "excess": lambda tasks, model: multitask.ExcessMTL(tasks, shared=model.shared()),
+    "imtl-l": lambda tasks, model: multitask.IMTLL(tasks),
+    "imtl-g": lambda tasks, model: multitask.IMTLG(tasks, shared=model.shared()),
+    "fairgrad": lambda tasks, model: multitask.FairGrad(tasks, shared=model.shared()),
+    "nash": lambda tasks, model: multitask.NashMTL(tasks, shared=model.shared()),
+    "aligned": lambda tasks, model: multitask.AlignedMTL(tasks, shared=model.shared()),
+    "db-mtl": lambda tasks, model: multitask.DBMTL(tasks, shared=model.shared()),
     "adversarial": lambda tasks, model: multitask.adversarial_mtl(tasks, features=model.encoder.features),
     "tchebycheff-adversarial": lambda tasks, model: multitask.tchebycheff_adversarial(
         tasks, features=model.encoder.features
@@ -44,6 +53,7 @@ def weighting_for(
     min_effective_tasks: float | None = None,
     eta: float | None = None,
     normalize: bool = False,
+    prior: Sequence[float] | None = None,
     seed: int = 0,
 ) -> Balance:
     """The weighting of that name over the classifier's tasks, looking at its shared parameters where it needs them.
@@ -58,15 +68,19 @@ def weighting_for(
         rho, min_effective_tasks: of bandit, at most one; by default half the tasks stay effective, 1.5 of two.
         eta: of bandit and groupdro.
         normalize: of bandit.
+        prior: of bandit, a number per task; rho is then 30 % of its largest unless it is given. `train` gives each task
+            its share of a round's rows by it.
         seed: of a discriminator's random start.
 
     Raises:
         ValueError: an unknown name, or a setting that this weighting does not take.
     """
-    settings = check_weighting(name, rho=rho, min_effective_tasks=min_effective_tasks, eta=eta, normalize=normalize)
+    settings = check_weighting(
+        name, rho=rho, min_effective_tasks=min_effective_tasks, eta=eta, normalize=normalize, prior=prior
+    )
     tasks = list(classifier.tasks)
     if name == "bandit" and rho is None and min_effective_tasks is None:
-        settings["min_effective_tasks"] = max(len(tasks) / 2, 1.5)
+        settings |= {"min_effective_tasks": max(len(tasks) / 2, 1.5)} if prior is None else {"rho": "30%"}
     if name == "dwa":
         settings["steps_per_epoch"] = rounds_per_epoch
     with seeded(seed, classifier.device):
@@ -74,8 +88,14 @@ def weighting_for(
 
 
 def check_weighting(
-    name: str, *, rho: float | None, min_effective_tasks: float | None, eta: float | None, normalize: bool
-) -> dict[str, float]:
+    name: str,
+    *,
+    rho: float | None,
+    min_effective_tasks: float | None,
+    eta: float | None,
+    normalize: bool,
+    prior: Sequence[float] | None = None,
+) -> dict[str, Any]:
     """The settings of `weighting_for` that were given, checked before a model is there.
 
     Raises:
@@ -83,8 +103,14 @@ def check_weighting(
     """
     if name not in _METHODS:
         raise ValueError(f"weighting: expected one of {', '.join(WEIGHTINGS)}, found {name!r}")
-    of_bandit = {"rho": rho, "min_effective_tasks": min_effective_tasks, "eta": eta, "normalize": normalize or None}
-    settings: dict[str, float] = {key: value for key, value in of_bandit.items() if value is not None}
+    of_bandit: dict[str, Any] = {
+        "rho": rho,
+        "min_effective_tasks": min_effective_tasks,
+        "eta": eta,
+        "normalize": normalize or None,
+    }
+    of_bandit["prior"] = prior
+    settings = {key: value for key, value in of_bandit.items() if value is not None}
     takes = {"bandit": set(of_bandit), "groupdro": {"eta"}}.get(name, set())
     if strange := [key for key in settings if key not in takes]:
         raise ValueError(
@@ -93,4 +119,8 @@ def check_weighting(
         )
     if rho is not None and min_effective_tasks is not None:
         raise ValueError("weighting bandit: expected rho or min_effective_tasks, found both; leave one out")
+    if prior is not None and min_effective_tasks is not None:
+        raise ValueError(
+            "weighting bandit: min_effective_tasks counts from the uniform prior; give rho with another one"
+        )
     return settings

@@ -27,11 +27,23 @@ class Prediction(NamedTuple):
 
 
 class Score(NamedTuple):
-    """How a task fares on a part: share of right labels, mean cross-entropy in nats, number of examples."""
+    """How a task fares on a part.
+
+    Attributes:
+        accuracy: share of right labels.
+        loss: mean cross-entropy, nats.
+        examples: how many.
+        macro_f1: mean F1 of the classes that occur, or are answered, in the part.
+        mcc: Matthews' correlation (for several classes Gorodkin's), 0 where every answer or label is the same.
+        classes: precision, recall, F1 and number of examples of each label.
+    """
 
     accuracy: float
     loss: float
     examples: int
+    macro_f1: float
+    mcc: float
+    classes: dict[str, dict[str, float]]
 
 
 class TextClassifier:
@@ -97,10 +109,19 @@ class TextClassifier:
         return logits_NC
 
     def score(self, task: str, texts: TokenIds, classes_N: Tensor, *, batch_size: int = 64) -> Score:
-        """Accuracy and mean cross-entropy on encoded texts and their classes."""
+        """How the model fares on encoded texts and their classes."""
         logits_NC = self.logits(self.index(task), texts, batch_size=batch_size).double()
-        accuracy = float((logits_NC.argmax(dim=1) == classes_N).double().mean())
-        return Score(accuracy, float(cross_entropy(logits_NC, classes_N)), len(classes_N))
+        loss, several = float(cross_entropy(logits_NC, classes_N)), logits_NC.shape[1]
+        places_N = classes_N * several + logits_NC.argmax(dim=1)
+        pairs_CC = torch.bincount(places_N, minlength=several**2).reshape(several, several).double()  # true, answered
+        hits_C, true_C, said_C, n = pairs_CC.diagonal(), pairs_CC.sum(1), pairs_CC.sum(0), pairs_CC.sum()
+        figures_3C = hits_C / said_C.clamp(min=1.0), hits_C / true_C.clamp(min=1.0), 2 * hits_C / (true_C + said_C)
+        names = ("precision", "recall", "f1", "examples")
+        rows = zip(*(x_C.nan_to_num().tolist() for x_C in (*figures_3C, true_C)), strict=True)
+        classes = {label: dict(zip(names, row, strict=True)) for label, row in zip(self.tasks[task], rows, strict=True)}
+        spread = ((n**2 - said_C @ said_C) * (n**2 - true_C @ true_C)).sqrt()
+        mcc = float((hits_C.sum() * n - true_C @ said_C) / spread) if spread > 0 else 0.0
+        return Score(float(hits_C.sum() / n), loss, len(classes_N), float(figures_3C[2].nanmean()), mcc, classes)
 
     def task(self, name: str) -> str:
         """`name`, if the model has such a task."""

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from counterpoise.checkpoints.reading import decoded, json_lines, lines_of
+from counterpoise.checkpoints.reading import decoded, json_lines, lines_of, table
 
 LabelledText = tuple[str, str]
 """A text and its label."""
@@ -75,27 +72,8 @@ def tab_rows(text: str, place: str) -> list[LabelledText]:
 
 def table_rows(text: str, place: str) -> Iterator[LabelledText]:
     """The rows of a csv or, as the end of `place` says, a tsv, whose first line names the columns text and label."""
-    tabs = place.endswith(".tsv")
-    lines = io.StringIO(text, newline="")
-    reader = csv.reader(lines, "excel-tab", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines, strict=True)
-    before = csv.field_size_limit(sys.maxsize)  # otherwise it refuses fields above 128 KiB
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        if "text" not in header or "label" not in header:
-            raise ValueError(f"{place}: expected the columns text and label in the first line, found {header}")
-        for values in filter(None, reader):
-            where = f"{place}, line {reader.line_num}"
-            if len(values) != len(header):
-                raise ValueError(
-                    f"{where}: expected {len(header)} columns {header}, found {len(values)}; "
-                    f"{'remove the tabs in the text' if tabs else 'quote texts with commas or line breaks'}"
-                )
-            row = dict(zip(header, values, strict=True))
-            yield row["text"], _label(row["label"], where)
-    except csv.Error as error:
-        raise ValueError(f"{place}, line {reader.line_num}: expected csv, found: {error}") from None
-    finally:
-        csv.field_size_limit(before)
+    for where, row in table(text, place, "text", "label"):
+        yield row["text"], _label(row["label"], where)
 
 
 def _json_rows(text: str, place: str) -> Iterator[LabelledText]:

@@ -6,8 +6,10 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
+from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,7 +19,13 @@ from counterpoise.classification.classifier import TextClassifier
 from counterpoise.classification.data import SPLITS, TaskData
 from counterpoise.classification.models import seeded
 from counterpoise.multitask import Adversarial
+from counterpoise.multitask.drawing import quotas
 from counterpoise.records import Stages
+
+Metric = Literal["accuracy", "macro-f1", "mcc", "loss"]
+"""What the best epoch may be picked by, on validation data."""
+EVERY = 10
+"""Rounds between two entries of a run's history."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,7 @@ class Epoch:
         seconds: since the start, validation included.
         train_loss: by task, mean over the epoch's rounds of the cross-entropy in training, nats.
         task_variance: of `train_loss` over the tasks, with 1/m.
-        validation_loss, validation_accuracy: by task, after the epoch.
+        validation_loss, validation_accuracy, validation_macro_f1, validation_mcc: by task, after the epoch.
     """
 
     epoch: int
@@ -38,11 +46,19 @@ class Epoch:
     task_variance: float
     validation_loss: dict[str, float]
     validation_accuracy: dict[str, float]
+    validation_macro_f1: dict[str, float]
+    validation_mcc: dict[str, float]
 
     @property
     def mean_accuracy(self) -> float:
-        """The mean validation accuracy over the tasks, by which the best epoch is chosen."""
-        return sum(self.validation_accuracy.values()) / len(self.validation_accuracy)
+        """The mean validation accuracy over the tasks."""
+        return self.mean("accuracy")
+
+    def mean(self, metric: Metric) -> float:
+        """A validation figure's mean over the tasks."""
+        found = {"macro-f1": self.validation_macro_f1, "mcc": self.validation_mcc, "loss": self.validation_loss}
+        by_task = found.get(metric, self.validation_accuracy)
+        return sum(by_task.values()) / len(by_task)
 
 
 @dataclass(frozen=True)
@@ -68,14 +84,16 @@ def rounds_per_epoch(tasks: Sequence[TaskData], batch_size: int) -> int:
     return math.ceil(max(len(t.train) for t in tasks) / batch_size)
 
 
-def check_pace(*, epochs: int, patience: int, batch_size: int, lr: float | None, every: int = 10) -> None:
+def check_pace(*, epochs: int, patience: int, batch_size: int, lr: float | None, pick: Metric = "accuracy") -> None:
     """Raise for settings of `train` that are out of range.
 
     Raises:
         ValueError: a count below 1, a rate that is not positive.
     """
-    if min(epochs, patience, every) < 1:
-        raise ValueError(f"epochs, patience, every: expected at least 1, found {epochs}, {patience}, {every}")
+    if min(epochs, patience) < 1:
+        raise ValueError(f"epochs, patience: expected at least 1, found {epochs}, {patience}")
+    if pick not in get_args(Metric):
+        raise ValueError(f"pick: expected one of {', '.join(get_args(Metric))}, found {pick!r}")
     if batch_size < 1:
         raise ValueError(f"batch size: expected at least 1, found {batch_size}")
     if lr is not None and not 0 < lr < math.inf:
@@ -93,14 +111,14 @@ def train(
     lr: float | None = None,
     patience: int = 3,
     seed: int = 0,
-    every: int = 10,
+    pick: Metric = "accuracy",
     progress: Stages | None = None,
     after_epoch: Callable[[Epoch], None] | None = None,
 ) -> Training:
     """Train in rounds: a mini-batch of every task, one weighted loss, one step of Adam.
 
     After each epoch every task is scored on its validation part. Training ends after `patience` epochs without a better
-    mean accuracy over the tasks (an equal one is no better), and the model gets back the weights of its best epoch.
+    mean over the tasks of `pick` (an equal one is no better), and the model gets back the weights of its best epoch.
     The same seed on the same CPU gives the same numbers; torch's global generator is left as it was.
 
     Args:
@@ -110,12 +128,13 @@ def train(
         epochs: the most.
         rounds: in an epoch; by default `rounds_per_epoch`. Tasks trained alone that are to take as many steps as together
             get the number of all tasks.
-        batch_size: examples of each task in a round; all, of a task with fewer.
+        batch_size: examples of each task in a round; all, of a task with fewer. With a prior of numbers (`BanditMTL`)
+            a round has that many times the tasks, shared out by it, and an epoch as many rounds as the data fill.
         lr: step size; by default 1e-3 for word models and 2e-5 for Hugging Face encoders, as in BanditMTL's line of
             work.
         patience: epochs without a better one before it ends.
         seed: of the mini-batches and dropout.
-        every: rounds between two entries of the history.
+        pick: the figure that stops training and picks the epoch, accuracy, macro-f1, mcc or loss.
         progress: told of every round.
         after_epoch: called with each epoch once it is scored, the model as it then is; it must leave it so.
 
@@ -123,11 +142,13 @@ def train(
         ValueError: other tasks than the classifier's or the weighting's, numbers out of range, an empty part, or a loss
             that is no number before the first epoch is over (later, training stops at the best epoch).
     """
-    check_pace(epochs=epochs, patience=patience, every=every, batch_size=batch_size, lr=lr)
+    check_pace(epochs=epochs, patience=patience, pick=pick, batch_size=batch_size, lr=lr)
     if [t.name for t in tasks] != list(classifier.tasks):
         raise ValueError(f"expected the classifier's tasks {list(classifier.tasks)}, found {[t.name for t in tasks]}")
-    usual = rounds_per_epoch(tasks, batch_size)
-    rounds = usual if rounds is None else rounds
+    if rounds is None:
+        rounds = rounds_per_epoch(tasks, batch_size)
+        if _shares(weighting) is not None:
+            rounds = math.ceil(sum(len(t.train) for t in tasks) / (len(tasks) * batch_size))
     if rounds < 1:
         raise ValueError(f"rounds: expected at least 1, found {rounds}")
     if isinstance(weighting, str):
@@ -141,11 +162,11 @@ def train(
             for done in range(1, rounds + 1):
                 if unusable := run.round():
                     return run.finish(f"in epoch {epoch} the loss of {unusable} was no number; try a smaller lr")
-                if run.rounds % every == 0 or run.rounds == 1:
+                if run.rounds % EVERY == 0 or run.rounds == 1:
                     run.history.append({"round": float(run.rounds), **weighting.metrics()})
                 if progress is not None:
                     progress("training", (epoch - 1) * rounds + done, epochs * rounds)
-            run.validate(epoch)
+            run.validate(epoch, pick)
             if after_epoch is not None:
                 after_epoch(run.epochs[-1])
             if epoch - run.best_epoch >= patience:
@@ -175,20 +196,31 @@ class _Run:
         self.validation = {n: (classifier.encode(s.texts), classifier.classes(n, s.labels)) for n, s in held.items()}
         ends = accumulate((len(t.train) for t in tasks), initial=0)
         random = torch.Generator().manual_seed(seed)
-        self.batches = [_batches(first, end, batch, random) for first, end in pairwise(ends)]
+        bounds = list(pairwise(ends))
+        self.rows = [_rows(first, end, random) for first, end in bounds]
+        self.shares = _shares(weighting)
+        self.batch, self.seed, self.most = batch, seed, [min(batch, end - first) for first, end in bounds]
         learned = [p for p in [*classifier.model.parameters(), *weighting.parameters()] if p.requires_grad]
         self.optimizer = torch.optim.Adam(learned, lr=lr)
         self.start = time.perf_counter()
         self.epochs: list[Epoch] = []
         self.history: list[dict[str, float]] = []
         self.sums_M = torch.zeros(len(tasks), dtype=torch.float64)
-        self.rounds = self.rounds_before = 0
+        self.seen_M, self.rounds = torch.zeros_like(self.sums_M), 0
         self.best_epoch, self.best_weights = 0, dict[str, Tensor]()
+
+    def draw(self) -> list[Tensor]:
+        """The next round's rows of each task."""
+        sizes = self.most
+        if self.shares is not None:
+            u = np.random.default_rng([self.seed, self.rounds]).random()
+            sizes = quotas(self.shares, len(sizes) * self.batch, u)
+        return [torch.tensor(list(islice(rows, n)), dtype=torch.long) for rows, n in zip(self.rows, sizes, strict=True)]
 
     def round(self) -> list[str]:
         """One optimiser step; the tasks whose loss was no number, in which case nothing was changed."""
         model = self.classifier.model.train()
-        drawn = [next(b) for b in self.batches]
+        drawn = self.draw()
         sizes = [len(rows_B) for rows_B in drawn]
         # Methods that look at each task's gradient get a graph of its own for each task: a backward pass then costs
         # that task's rows alone, where one graph of all rows would make it cost the whole batch, once per task.
@@ -199,8 +231,8 @@ class _Run:
         classes = [self.classes_N[rows_B.to(self.classes_N.device)] for rows_B in drawn]
         # One by one: stacked, a backward pass from one of them would run through the graphs of all.
         tasks = enumerate(zip(parts, classes, strict=True))
-        losses = [F.cross_entropy(model.logits(x_BF, i), y_B) for i, (x_BF, y_B) in tasks]
-        values_M = torch.stack([x.detach() for x in losses]).double().cpu()
+        losses = [F.cross_entropy(model.logits(x_BF, i), y_B) if len(y_B) else None for i, (x_BF, y_B) in tasks]
+        values_M = torch.stack([torch.zeros(()) if x is None else x.detach().cpu() for x in losses]).double()
         usable = zip(self.classifier.tasks, values_M.isfinite().tolist(), strict=True)
         if unusable := [name for name, is_number in usable if not is_number]:
             return unusable
@@ -209,17 +241,18 @@ class _Run:
             task_B = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
             seen = {"features_BF": features[0], "task_B": task_B.to(features[0].device)}
         self.optimizer.zero_grad(set_to_none=True)
-        self.weighting(losses, **seen).backward()
+        self.weighting(losses, None if self.shares is None else sizes, **seen).backward()
         self.optimizer.step()
         self.weighting.step()
         self.sums_M += values_M
+        self.seen_M += torch.tensor([x is not None for x in losses])
         self.rounds += 1
         return []
 
-    def validate(self, epoch: int) -> None:
+    def validate(self, epoch: int, pick: Metric) -> None:
         """Close an epoch: score every task, remember the weights if they are the best."""
-        means_M = self.sums_M / (self.rounds - self.rounds_before)
-        self.sums_M, self.rounds_before = torch.zeros_like(self.sums_M), self.rounds
+        means_M = self.sums_M / self.seen_M.clamp(min=1.0)
+        self.sums_M, self.seen_M = torch.zeros_like(self.sums_M), torch.zeros_like(self.seen_M)
         scores = {name: self.classifier.score(name, *part) for name, part in self.validation.items()}
         this = Epoch(
             epoch=epoch,
@@ -228,9 +261,12 @@ class _Run:
             task_variance=float(means_M.var(correction=0)),
             validation_loss={n: s.loss for n, s in scores.items()},
             validation_accuracy={n: s.accuracy for n, s in scores.items()},
+            validation_macro_f1={n: s.macro_f1 for n, s in scores.items()},
+            validation_mcc={n: s.mcc for n, s in scores.items()},
         )
         self.epochs.append(this)
-        if not self.best_epoch or this.mean_accuracy > self.epochs[self.best_epoch - 1].mean_accuracy:
+        sign = -1.0 if pick == "loss" else 1.0
+        if not self.best_epoch or sign * this.mean(pick) > sign * self.epochs[self.best_epoch - 1].mean(pick):
             self.best_epoch = epoch
             state = self.classifier.model.state_dict()
             self.best_weights = {k: v.detach().cpu().clone() for k, v in state.items()}
@@ -244,12 +280,13 @@ class _Run:
         return Training(self.epochs, self.history, self.best_epoch, why)
 
 
-def _batches(first: int, end: int, size: int, random: torch.Generator) -> Iterator[Tensor]:
-    """Mini-batches of the rows [first, end) without end, in a new order each time round; always `size`, or all."""
-    size = min(size, end - first)
-    waiting = torch.empty(0, dtype=torch.long)
+def _shares(weighting: Balance | str) -> list[float] | None:
+    """Each task's share of a round's rows, by a prior of numbers; None: as many of each."""
+    prior = getattr(weighting, "prior", None)
+    return None if prior is None or isinstance(prior, str) else [float(x) / sum(prior) for x in prior]
+
+
+def _rows(first: int, end: int, random: torch.Generator) -> Iterator[int]:
+    """The rows [first, end) without end, in a new order each time round."""
     while True:
-        while len(waiting) < size:
-            waiting = torch.cat([waiting, first + torch.randperm(end - first, generator=random)])
-        yield waiting[:size]
-        waiting = waiting[size:]
+        yield from (first + torch.randperm(end - first, generator=random)).tolist()

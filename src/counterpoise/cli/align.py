@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -48,13 +49,15 @@ def model(
     out: options.Out,
     method: Annotated[Literal["rsf", "ppo", "dpo"], option(None, "How it is aligned.")],
     prompts: Annotated[
-        Path | None, measured("FILE", 'rsf, ppo: jsonl of {"prompt": str} or {"messages": [...]}.')
+        Path | None, measured("DATA", "rsf, ppo: jsonl, json, csv or parquet of prompts; or hf:NAME:SPLIT:COLUMN.")
     ] = None,
     reward: Annotated[
-        str | None, measured("REWARD", "rsf, ppo: sentiment:FILE.csv, module:function, a model folder or a hub id.")
+        str | None,
+        measured("REWARD", "rsf, ppo: sentiment:FILE.csv, FILE.py:function, a model folder or hub id, an endpoint."),
     ] = None,
     preferences: Annotated[
-        Path | None, measured("FILE", "dpo: jsonl or json (.gz) of prompt, chosen, rejected, or of HH transcripts.")
+        Path | None,
+        measured("DATA", "dpo: prompts with chosen and rejected, also HH's and UltraFeedback's."),
     ] = None,
     samples: Annotated[
         Path | None, measured("FILE", "rsf, distillation style: what `align collect` wrote, instead of prompts.")
@@ -78,10 +81,13 @@ def model(
     kd: Annotated[float | None, _held("X", "Strength of distillation from PRE (paper: 1e-5 to 1e-1).")] = None,
     lora: Annotated[int | None, _held("N", "Rank of a LoRA update (paper: 16 to 512).")] = None,
     replay: Annotated[
-        str | None, _held("TEXT", "jsonl of texts to learn again, or 'self': PRE's own responses.")
+        list[str] | None, _held("TEXT", "jsonl of texts to learn again (repeatable), or 'self': PRE's own responses.")
     ] = None,
     replay_ratio: Annotated[
         float | None, _held("X", "With --replay (1): replayed tokens per response token (paper: 0.25 to 4).")
+    ] = None,
+    balance: Annotated[
+        Literal["bandit"] | None, _held(None, "With several --replay: drawn by a bandit on what each forgets.")
     ] = None,
     sma: Annotated[float | None, _held("X", "Decay of a moving average of the weights, which is the result.")] = None,
     reset_every: Annotated[int | None, _held("N", "With --sma: Elastic Reset each so many steps.")] = None,
@@ -135,6 +141,8 @@ def model(
         told_it = {name: value for name, value in typed.items() if name in OPTIONS}
         settings = options.given(**told_it, chat=not no_chat_template)
         held = options.given(**{name: typed[name] for row in TABLE for name in (row.option, *row.partners)})
+        if len(held.get("replay", ())) == 1:
+            (held["replay"],) = held["replay"]
         files = Files(prompts, reward, preferences, samples)
         machine = Machine(options.dtype_of(dtype), bf16, shard or processes.asked_for("FSDP"), device)
         wanted = Alignment(source, out, method, files, settings, held, work, machine, not last_checkpoint_only)
@@ -225,12 +233,16 @@ def collect(
 def reward_model(
     source: Annotated[str, typer.Argument(metavar="MODEL", help="A language model: a folder or a hub id.")],
     out: options.Out,
-    preferences: Annotated[Path, option("FILE", "jsonl or json (.gz) of prompt, chosen, rejected, or HH.")],
+    preferences: Annotated[
+        Path, option("DATA", "Prompts with chosen and rejected, as --prompts; also HH's and UltraFeedback's.")
+    ],
     epochs: Annotated[int, option("N", "Passes over the pairs.")] = 1,
     learning_rate: Annotated[float, option("X", "Falls linearly to 0.")] = 1e-5,
     batch_size: Annotated[int, option("N", "Pairs per optimiser step.")] = 32,
     micro_batch_size: options.MicroBatch = 8,
-    max_length: Annotated[int, option("N", "Pairs with more tokens on a side are left out.")] = 1024,
+    max_length: Annotated[
+        int, option("N", "Longest prompt with its response in tokens; responses are cut to fit.")
+    ] = 1024,
     held_out: Annotated[float, option("X", "Share of the pairs that measures the accuracy.")] = 0.1,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -265,7 +277,13 @@ def reward_model(
     if as_json:
         print_json(record)
         return
-    pairs, accuracy = record["pairs"], record["accuracy"]
+    pairs, cut, accuracy = record["pairs"], record["cut"], record["accuracy"]
+    if cut["pairs"] or cut["left_out"]:
+        warn([
+            f"{max_length} tokens were too few for {cut['pairs'] + cut['left_out']} of {pairs['given']} pairs: of "
+            f"{cut['pairs']} the responses were cut, {cut['tokens']:.0%} of their tokens in all, and {cut['left_out']} whose "
+            "prompt leaves no room were left out"
+        ])  # fmt: skip
     print(
         f"{pairs['trained']} of {pairs['given']} pairs trained on, loss {record['loss'][0]:.4f} -> {record['loss'][-1]:.4f}"
     )
@@ -274,7 +292,7 @@ def reward_model(
     print(f"reward: --reward {out}")
 
 
-def _show(record: dict[str, Any]) -> None:
+def _show(record: Mapping[str, Any]) -> None:
     metrics = record["metrics"]
     numbers = {k: v for k, v in metrics.items() if isinstance(v, float)}
     print(f"{record['iterations']} iterations; at the last: " + ", ".join(f"{k} {v:.4g}" for k, v in numbers.items()))

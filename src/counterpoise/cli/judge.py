@@ -34,7 +34,9 @@ def compare(
     out: Annotated[Path, option("FILE", "Result file (json) to write.", "-o", "--out")],
     reward: Annotated[
         str | None,
-        option("REWARD", "Judge by a reward: a model folder or hub id, module:function, sentiment:FILE.csv."),
+        option(
+            "REWARD", "Judge by a reward: a model folder or hub id, FILE.py:function, sentiment:FILE.csv, http://..."
+        ),
     ] = None,
     preference: Annotated[
         str | None,
@@ -81,8 +83,8 @@ def compare(
     work = work or out.with_name(out.name + ".work")
     with plain_errors(f"answers are in {work}; the same command goes on from there"):
         from counterpoise.judging.alpaca import annotated, pair_outputs, read_outputs
-        from counterpoise.judging.endpoint import Endpoint
         from counterpoise.judging.judges import EndpointJudge, judge_pairs
+        from counterpoise.language.endpoint import Endpoint
         from counterpoise.records import Store, named, versions, write_json
 
         if sum(x is not None for x in (reward, preference, base_url)) != 1:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from queue import Queue
+from threading import Thread
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
@@ -21,7 +24,8 @@ app = Commands("multitask", "Train one text classifier on many tasks, balance th
 
 Weightings = Literal[
     "uniform", "bandit", "uncertainty", "dwa", "gradnorm", "tchebycheff", "smooth-tchebycheff", "famo", "groupdro", "mgda",
-    "pcgrad", "cagrad", "upgrad", "adversarial", "tchebycheff-adversarial",
+    "pcgrad", "cagrad", "upgrad", "adversarial", "tchebycheff-adversarial", "rlw", "excess", "imtl-l", "imtl-g", "fairgrad",
+    "nash", "aligned", "db-mtl",
 ]  # fmt: skip
 Data = Annotated[Path, option("PATH", "Folder or tar archive of task files.")]
 LayoutOption = Annotated[
@@ -46,10 +50,18 @@ def train(
         float | None, option("X", "bandit: at least so many tasks keep weight (default: half of them).")
     ] = None,
     rho: Annotated[float | None, option("X", "bandit: radius of the ball, instead.")] = None,
+    prior: Annotated[
+        Literal["uniform", "sqrt", "proportional"],
+        option(None, "bandit: weights in the ball's middle, by the tasks' sizes, and rows of a task in a step."),
+    ] = "uniform",
     eta: Annotated[float | None, option("X", "bandit (default 0.5), groupdro (0.01): step of the weights.")] = None,
     normalize: Annotated[bool, option(None, "bandit: losses over each task's first.")] = False,
     epochs: Annotated[int, option("N", "At most; an epoch shows the largest task once.")] = 20,
-    patience: Annotated[int, option("N", "Stop after so many epochs without a better mean accuracy.")] = 3,
+    patience: Annotated[int, option("N", "Stop after so many epochs without a better one.")] = 3,
+    pick: Annotated[
+        Literal["accuracy", "macro-f1", "mcc", "loss"],
+        option(None, "Which mean over the tasks stops, and picks the epoch."),
+    ] = "accuracy",
     batch_size: Annotated[int, option("N", "Examples of every task in a step.")] = 32,
     lr: Annotated[float | None, option("X", "Step of Adam (default 1e-3; 2e-5 for an encoder).")] = None,
     width: Annotated[
@@ -86,15 +98,17 @@ def train(
             options.refuse_without("--vectors", options.given(freeze_vectors=freeze_vectors or None))
         else:
             options.refuse_without("no --vectors, which have one", options.given(dimension=dimension))
-        pace: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "patience": patience}
+        pace: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "patience": patience, "pick": pick}
         training.check_pace(**pace, lr=lr)
-        balance.check_weighting(weighting, **asked)
+        balance.check_weighting(weighting, **asked, prior=None if prior == "uniform" else [1.0])
         found = _read(data, layout, tasks, need=("train", "validation"))
+        power = {"uniform": 0.0, "sqrt": 0.5, "proportional": 1.0}[prior]
+        sizes = [len(t.train) ** power for t in found] if power else None
         built = classifier.build_classifier(
             found, design, vectors=vectors, dimension=dimension or 100, seed=seed, device=options.device_of(device)
         )
         rounds = training.rounds_per_epoch(found, batch_size)
-        weighing = balance.weighting_for(weighting, built, rounds_per_epoch=rounds, seed=seed, **asked)
+        weighing = balance.weighting_for(weighting, built, rounds_per_epoch=rounds, seed=seed, prior=sizes, **asked)
         run = training.train(found, built, weighing, lr=lr, seed=seed, progress=progress, **pace)
         tested = classifier.evaluate(built, [t for t in found if len(t.test)])
         told = {"data": str(data), "layout": layout, "weighting": weighting, "seed": seed, "batch_size": batch_size}
@@ -102,6 +116,8 @@ def train(
         record = {
             **told,
             **asked,
+            "prior": prior,
+            "pick": pick,
             "rho": getattr(weighing, "rho", None),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": versions(),
@@ -172,16 +188,19 @@ def predict(
 
         loaded = saving.load(model, device=options.device_of(device))
         loaded.task(task)
-        texts = [text] if text is not None else [line.rstrip("\r\n") for line in sys.stdin]
-        if not texts:
+        answered = False
+        for texts in [[text]] if text is not None else _as_they_come(sys.stdin, batch_size):
+            for row in loaded.probabilities(task, texts, batch_size=batch_size).tolist():
+                answered = True
+                probability, label = max(zip(row, loaded.tasks[task], strict=True), key=lambda pair: pair[0])
+                if as_json:
+                    every = dict(zip(loaded.tasks[task], row, strict=True))
+                    told = json.dumps({"task": task, "label": label, "probability": probability, "all": every})
+                else:
+                    told = f"{task}\t{label}\t{probability:.4f}"
+                print(told, flush=True)
+        if not answered:
             raise ValueError("expected a text, or texts on stdin, one a line; found none")
-        for row in loaded.probabilities(task, texts, batch_size=batch_size).tolist():
-            probability, label = max(zip(row, loaded.tasks[task], strict=True), key=lambda pair: pair[0])
-            if as_json:
-                every = dict(zip(loaded.tasks[task], row, strict=True))
-                print(json.dumps({"task": task, "label": label, "probability": probability, "all": every}))
-            else:
-                print(f"{task}\t{label}\t{probability:.4f}")
 
 
 @app.command()
@@ -204,6 +223,31 @@ def report(
     print(f"wrote {place}")
 
 
+def _as_they_come(lines: Iterable[str], at_most: int) -> Iterator[list[str]]:
+    """The lines that wait to be read, so many at once; the next ones are read meanwhile."""
+    waiting: Queue[str | Exception | None] = Queue()
+
+    def read() -> None:
+        try:
+            for line in lines:
+                waiting.put(line.rstrip("\r\n"))
+        except Exception as error:  # of the decoding: told where it would have been
+            waiting.put(error)
+        waiting.put(None)
+
+    Thread(target=read, daemon=True).start()
+    batch: list[str] = []
+    while (line := waiting.get()) is not None:
+        if isinstance(line, Exception):
+            raise line
+        batch.append(line)
+        if len(batch) == at_most or waiting.empty():
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
 def _read(data: Path, layout: Any, tasks: str | None, *, need: Any) -> list[TaskData]:
     from counterpoise.classification.data import read_tasks
 
@@ -213,9 +257,10 @@ def _read(data: Path, layout: Any, tasks: str | None, *, need: Any) -> list[Task
 
 def _show_scores(scores: dict[str, Score]) -> None:
     wide = max(len("worst"), *(len(name) for name in scores))
-    print(f"{'task':<{wide}}  accuracy    loss  examples")
+    print(f"{'task':<{wide}}  accuracy  macro-F1     MCC    loss  examples")
     for name, score in scores.items():
-        print(f"{name:<{wide}}  {100 * score.accuracy:6.2f} %  {score.loss:6.4f}  {score.examples:8d}")
+        shown = f"{100 * score.accuracy:6.2f} %  {100 * score.macro_f1:6.2f} %  {score.mcc:6.3f}"
+        print(f"{name:<{wide}}  {shown}  {score.loss:6.4f}  {score.examples:8d}")
     if len(scores) > 1:
         accuracies = [s.accuracy for s in scores.values()]
         print(f"{'mean':<{wide}}  {100 * sum(accuracies) / len(accuracies):6.2f} %")

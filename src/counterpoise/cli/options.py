@@ -67,8 +67,11 @@ Drop = Annotated[
 ]
 Unrelated = Annotated[bool, matched(None, "Go on when the two look like unrelated models.", "--allow-unrelated")]
 
-_PROMPTS = measured("FILE", 'jsonl: {"prompt": str} or {"messages": [...]} a line.')
-_REWARD = measured("REWARD", "sentiment:FILE.csv, module:function, a model folder or a hub id.")
+_PROMPTS = measured("DATA", "jsonl, json, csv or parquet of prompts or messages; or hf:NAME:SPLIT:COLUMN.")
+_REWARD = measured(
+    "REWARD",
+    "sentiment:FILE.csv, FILE.py:function, a model folder or hub id, or http://HOST/v1?model=NAME&rubric=FILE.",
+)
 _ABILITIES = measured(
     "ABILITY",
     "choices:, continue: or generate:FILE.jsonl, or an lm-eval task; ?primary=METRIC says what counts; repeat for more.",

@@ -18,7 +18,7 @@ def export(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe.json of average, restore, search or merge.")],
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MODEL...]", help="PRE and POSTs as mergekit finds them (default: as in RECIPE)."),
+        typer.Argument(metavar="MODEL", help="PRE and POSTs as mergekit finds them (default: as in RECIPE)."),
     ] = None,
     out: Annotated[Path | None, option("FILE", "YAML to write (default: to stdout).", "-o", "--out")] = None,
 ) -> None:

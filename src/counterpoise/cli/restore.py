@@ -235,18 +235,9 @@ def tax(
         device = options.usable_device(device)
         files = PanelFiles(prompts, reward, abilities, limit, prompt_limit, drawing, trust_tasks)
         panel = (files.rough() if fast else files).load(device)
-        result = measure_tax(
-            pre,
-            post,
-            panel,
-            work=work,
-            drop=drop or (),
-            allow_unrelated=allow_unrelated,
-            device=device,
-            dtype=options.dtype_of(dtype),
-            progress=progress,
-        )
-        result = {"command": command_line(), **result}
+        on: dict[str, Any] = {"device": device, "dtype": options.dtype_of(dtype), "allow_unrelated": allow_unrelated}
+        found = measure_tax(pre, post, panel, work=work, drop=drop or (), progress=progress, **on)
+        result = {"command": command_line(), **found}
         if fast:
             result |= {"settings": result["settings"] | {"fast": True}, "verdict": f"{ROUGH}. {result['verdict']}"}
         if page:

@@ -217,7 +217,7 @@ def warn(warnings: Sequence[str]) -> None:
 
 def print_json(value: object) -> None:
     """The value on stdout."""
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    print(json.dumps(value, indent=1, ensure_ascii=False, default=dict))
 
 
 def show_result(result: dict[str, Any], out: Path, work: Path | None, *, as_json: bool = False) -> None:

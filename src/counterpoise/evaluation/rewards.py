@@ -15,6 +15,7 @@ from torch import nn
 from counterpoise.checkpoints.hashing import sha256
 from counterpoise.checkpoints.reading import read_text
 from counterpoise.classification.files import table_rows
+from counterpoise.evaluation.grader import Grader
 from counterpoise.evaluation.specs import RewardSpec, imported
 from counterpoise.language.prompts import Prompt, encode_prompt
 from counterpoise.language.sampling import Drawing, decode, sample
@@ -32,7 +33,9 @@ def load_reward(spec: str | Reward, *, device: str = "cpu", batch_size: int = 16
         spec: one of
             `sentiment:FILE.csv`: log-odds of "positive" under a bag-of-words classifier fitted to FILE (columns text
             and label, 0 or 1; may be gzipped);
-            `module:function`: a Python callable over (prompts, responses), importable from here;
+            `FILE.py:function` or `module:function`: a Python callable over (prompts, responses), the module importable
+            from here;
+            `http(s)://HOST/v1?model=NAME&rubric=FILE`: grades of an OpenAI-compatible endpoint, see `grader.Grader`;
             anything else: a sequence-classification model or a LoRA adapter on one, a local folder or a hub id
             (`id@revision` allowed).
         device, batch_size: for a model.
@@ -44,6 +47,8 @@ def load_reward(spec: str | Reward, *, device: str = "cpu", batch_size: int = 16
             return checked(sentiment(file), spec)
         case RewardSpec("function", module, function):
             return checked(python_reward(module, function), spec)
+        case RewardSpec("endpoint", _, _):
+            return checked(Grader.read(spec), spec)
     return checked(classifier(spec, device=device, batch_size=batch_size), spec)
 
 
@@ -145,8 +150,8 @@ def python_reward(module: str, function: str) -> Reward:
         found: Reward | None = imported(module, function)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"reward {module}:{function}: no module {error.name!r} can be imported from here; expected "
-            "module:function, sentiment:FILE.csv, a model folder or a hub id"
+            f"reward {module}:{function}: no module {error.name!r} can be imported from here; expected FILE.py:function, "
+            "module:function, sentiment:FILE.csv, an endpoint's URL, a model folder or a hub id"
         ) from None
     if found is None:
         raise ValueError(f"reward {module}:{function}: {module} has no callable named {function!r}")
@@ -164,7 +169,11 @@ def fingerprint(reward: str | Reward) -> str:
     """What decides a reward's numbers: its spec or name with the content of the file, folder or source behind it."""
     if not isinstance(reward, str):
         return digest([name_of(reward), _source(reward)])
-    _, head, tail = RewardSpec.read(reward)
+    kind, head, tail = RewardSpec.read(reward)
+    if kind == "endpoint":
+        return Grader.read(reward).fingerprint
+    if kind == "function" and head.endswith(".py"):
+        return digest([tail, sha256(Path(head))])
     for place in (Path(tail or "."), Path(reward)):
         if place.is_file():
             return digest([head, sha256(place)])

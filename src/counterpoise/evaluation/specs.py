@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qsl
 
 
 class RewardSpec(NamedTuple):
-    """A reward as it is typed: `sentiment:FILE`, `module:function`, or else a model's folder or hub id.
+    """A reward as it is typed: `sentiment:FILE`, `module:function`, `FILE.py:function`, an endpoint's URL, or else a model.
 
     Attributes:
-        head, tail: what stands before and after the first colon.
+        head, tail: what stands before and after the colon.
     """
 
-    kind: Literal["sentiment", "function", "model"]
+    kind: Literal["sentiment", "function", "endpoint", "model"]
     head: str
     tail: str
 
     @classmethod
     def read(cls, text: str) -> RewardSpec:
-        """Tell the three apart; nothing is opened or imported."""
+        """Tell them apart; nothing is opened or imported."""
         head, _, tail = text.partition(":")
         if head == "sentiment" and tail:
             return cls("sentiment", head, tail)
+        if head in ("http", "https"):
+            return cls("endpoint", head, tail)
+        if ".py:" in text:
+            return cls("function", *text.rpartition(":")[::2])
         function = tail and not Path(text).exists() and head.replace(".", "").replace("_", "").isalnum()
         return cls("function" if function else "model", head, tail)
 
@@ -37,13 +43,28 @@ def is_function(preference: str) -> bool:
 
 
 def imported(module: str, function: str) -> Any:
-    """What `module`, importable from the working folder, calls `function`; None where that is nothing to be called."""
-    sys.path.insert(0, "")
+    """What `module`, a file or importable from the working folder, calls `function`; None where that is nothing to be called.
+
+    A file's own imports are looked for beside it, too.
+    """
+    file = Path(module) if module.endswith(".py") else None
+    sys.path.insert(0, place := str(file.resolve().parent) if file else "")
     try:
-        found = getattr(importlib.import_module(module), function, None)
+        found = getattr(_run(file) if file else importlib.import_module(module), function, None)
     finally:
-        sys.path.remove("")
+        sys.path.remove(place)
     return found if callable(found) else None
+
+
+def _run(file: Path) -> ModuleType:
+    """The module of a file, known by its whole path, so that two files of one name are two modules."""
+    name = str(file.resolve())
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec
+    assert spec.loader
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def options_of(spec: str, known: Sequence[str]) -> dict[str, str]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -14,8 +12,8 @@ import numpy as np
 
 from counterpoise.evaluation.rewards import Reward
 from counterpoise.judging.alpaca import OutputPair
-from counterpoise.judging.endpoint import Endpoint
-from counterpoise.records import Progress, Store, digest
+from counterpoise.language.endpoint import Chat, Endpoint
+from counterpoise.records import Progress, Store
 from counterpoise.statistics.bootstrap import interval
 
 Verdict = Literal["first", "second", "tie", "refused", "unreadable"]
@@ -154,54 +152,26 @@ class EndpointJudge:
         Raises:
             EndpointError: see `Endpoint.ask`; answers that came before it are in the store.
         """
-        answers, stop = {}, threading.Event()
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            waiting = {
-                pool.submit(self._answer, m, stop): m for m in dict.fromkeys(matches)
-            }  # equal ones are asked once
-            try:
-                for done, future in enumerate(as_completed(waiting), start=1):
-                    answers[waiting[future]] = future.result()
-                    if self.progress is not None:
-                        self.progress(done, len(waiting))
-            except BaseException:
-                stop.set()  # those under way make no further attempt
-                pool.shutdown(cancel_futures=True)
-                raise
-        return [read_verdict(answers[m]) for m in matches]
+        chats, most = [*map(chat, matches)], self.concurrency
+        answers = self.endpoint.ask_all(chats, self.store, "verdict", concurrency=most, progress=self.progress)
+        return [*map(read_verdict, answers)]
 
     def plan(self, pairs: Sequence[OutputPair]) -> Estimate:
         """What `judge_pairs` would take with this judge."""
         matches = set(_both_orders(pairs))
         new = [m for m in matches if not self._stored(m)]
-        characters = sum(len(message["content"]) for m in new for message in chat(m))
+        characters = sum(len(content) for m in new for _, content in chat(m))
         most = self.endpoint.max_tokens or 0
         return Estimate(len(new), len(matches) - len(new), round(characters / CHARACTERS_PER_TOKEN), most * len(new))
 
-    def _answer(self, match: Match, stop: threading.Event) -> dict[str, Any]:
-        return self.store.once(self._key(match), lambda: self.endpoint.ask(chat(match), stop))
-
     def _stored(self, match: Match) -> bool:
-        def absent() -> Any:
-            raise LookupError
-
-        try:
-            self.store.once(self._key(match), absent)
-        except LookupError:
-            return False
-        return True
-
-    def _key(self, match: Match) -> dict[str, Any]:
-        return {"what": "verdict", "endpoint": self.endpoint.identity, "chat": digest(chat(match))}
+        return self.store.holds(self.endpoint.key(chat(match), "verdict"))
 
 
-def chat(match: Match) -> list[dict[str, str]]:
+def chat(match: Match) -> Chat:
     """The messages of one question; json, so that no response can close its own quotes and speak as the judge's user."""
     content = {"instruction": match.instruction, "response A": match.first, "response B": match.second}
-    return [
-        {"role": "system", "content": SYSTEM},
-        {"role": "user", "content": json.dumps(content, ensure_ascii=False, indent=1)},
-    ]
+    return ("system", SYSTEM), ("user", json.dumps(content, ensure_ascii=False, indent=1))
 
 
 def read_verdict(answer: Mapping[str, Any]) -> Verdict:

@@ -6,16 +6,27 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from counterpoise.checkpoints.reading import json_lines
 from counterpoise.language.groups import groups_of
+from counterpoise.language.rows import rows
 from counterpoise.language.templates import Refused, has_template, render
 
+Turns = tuple[tuple[str, str], ...]
+"""Role and text of each turn."""
+KEYS = ("prompt", "messages", "conversations", "instruction", "question")
+"""Columns that hold a prompt; the first that is there counts."""
+LAYOUTS = (
+    '{"prompt": text or messages}, {"messages": [{"role", "content"}, ...]}, {"conversations": [{"from", "value"}, ...]}, '
+    '{"instruction", "input"} or {"question"}'
+)
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
+         "developer": "developer", "tool": "tool"}  # fmt: skip
 TURN = re.compile(r"\n\n(Human|Assistant):")
 """What stands before each turn of an HH transcript."""
 
@@ -29,7 +40,7 @@ class Prompt:
         group: see `groups_of`; "" where it is alone.
     """
 
-    messages: tuple[tuple[str, str], ...]
+    messages: Turns
     place: str = field(default="", compare=False, repr=False)
     group: str = field(default="", compare=False, repr=False)
 
@@ -45,14 +56,10 @@ class Prompt:
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
-    """Read a jsonl file whose lines are {"prompt": str} or {"messages": [{"role", "content"}, ...]}; drops repeats.
-
-    A prompt that is a whole HH transcript, "\\n\\nHuman: ...\\n\\nAssistant:", is read as its turns, any other as one turn of
-    the user.
-    """
+    """Read the prompts of a file or data set, see `rows` and `prompt_of`; drops repeats, and a reply that stands last."""
     prompts: dict[str, Prompt] = {}
     records: dict[str, dict[str, Any]] = {}
-    for place, record in json_lines(path):
+    for place, record in rows(path):
         prompt = prompt_of(record, place)
         prompts.setdefault(prompt.key, prompt)
         turns = [{"role": role, "content": content} for role, content in prompt.messages]
@@ -63,26 +70,64 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     return [replace(prompt, group=group) for prompt, group in zip(prompts.values(), groups, strict=True)]
 
 
-def prompt_of(record: dict[str, Any], place: str) -> Prompt:
-    """The prompt of one line of `read_prompts`; `place` says where it stands, in errors."""
-    match record:
-        case {"prompt": str(text)}:
-            return replace(transcript(text) or Prompt((("user", text),)), place=place)
-        case {"messages": [*messages]} if messages and all(
-            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
-            for m in messages
-        ):
-            return Prompt(tuple((m["role"], m["content"]) for m in messages), place)
+def prompt_of(record: Any, place: str) -> Prompt:
+    """The prompt of one row, which has one of KEYS; `place` says where it stands, in errors.
+
+    A `prompt` that is a whole HH transcript, "\\n\\nHuman: ...\\n\\nAssistant:", is read as its turns, any other text as one
+    turn of the user. Alpaca's `input` follows its instruction, `system` and `history` stand before it.
+    """
+    if not isinstance(record, Mapping):
+        raise ValueError(f"{place}: expected {LAYOUTS}, found {type(record).__name__}")
+    if (key := prompt_key(record)) is None:
+        raise ValueError(f"{place}: expected {LAYOUTS}, found the columns {', '.join(map(str, record))}; rename one of them "
+                         "to prompt")  # fmt: skip
+    if isinstance(given := record[key], str):
+        more = record.get("input") if key == "instruction" else None
+        text = given if more in (None, "") else f"{given}\n{more}"
+        before = [p for p in record.get("history") or () if isinstance(p, list)]  # pairs of what was asked and answered
+        told = [{"role": r, "content": said} for pair in before for r, said in zip(("user", "gpt"), pair, strict=False)]
+        messages = transcript(text) or turns_of([*told, {"role": "user", "content": text}], place)
+    else:
+        messages = turns_of(given, place)
+    if record.get("system") and messages[0][0] != "system":
+        messages = (*turns_of([{"role": "system", "content": record["system"]}], place), *messages)
+    while messages and messages[-1][0] == "assistant":
+        messages = messages[:-1]
+    if not messages:
+        raise ValueError(f"{place}: expected a turn of the user, found only replies")
+    return Prompt(messages, place)
+
+
+def prompt_key(record: Mapping[str, Any]) -> str | None:
+    """Which of KEYS a row has; None for none of them."""
+    return next((key for key in KEYS if record.get(key) is not None), None)
+
+
+def turns_of(messages: Any, place: str) -> Turns:
+    """Role and text of messages, {"role", "content"} or ShareGPT's {"from", "value"}.
+
+    Raises:
+        ValueError: not so.
+    """
+    with suppress(AttributeError, KeyError, TypeError):
+        turns = tuple((ROLES[m.get("role", m.get("from"))], said_in(m)) for m in messages)
+        if turns and all(isinstance(said, str) for _, said in turns):
+            return turns
     raise ValueError(
-        f'{place}: expected {{"prompt": "text"}} or {{"messages": [{{"role": ..., "content": ...}}]}}, '
-        f"found {json.dumps(record)[:80]}"
+        f"{place}: expected a prompt of text or messages with roles {', '.join(ROLES)}, found {str(messages)[:80]!r}"
     )
 
 
-def transcript(text: str) -> Prompt | None:
+def said_in(message: Mapping[str, Any]) -> Any:
+    """What a message says: a text, or parts of which each is one."""
+    said = message.get("content", message.get("value"))
+    return "".join(part["text"] for part in said) if isinstance(said, list) else said
+
+
+def transcript(text: str) -> Turns | None:
     """The turns of an HH transcript, a closing empty Assistant turn dropped; None when `text` does not begin as one.
 
-    >>> transcript("\\n\\nHuman: Hi\\n\\nAssistant:").messages
+    >>> transcript("\\n\\nHuman: Hi\\n\\nAssistant:")
     (('user', 'Hi'),)
     """
     before, *parts = TURN.split(text)
@@ -92,7 +137,7 @@ def transcript(text: str) -> Prompt | None:
     turns = [(roles[who], said.strip()) for who, said in zip(parts[::2], parts[1::2], strict=True)]
     if turns[-1] == ("assistant", ""):
         turns.pop()
-    return Prompt(tuple(turns))
+    return tuple(turns)
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt, *, chat: bool = True) -> tuple[int, ...]:

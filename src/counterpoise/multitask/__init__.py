@@ -7,7 +7,7 @@ loss.backward(); optimizer.step(); balance.step()
 ```
 
 Every other method is called the same way; `step()` once per optimiser step. Hugging Face and TRL trainers:
-`with_weighting`. Lightning: docs/how-to/multitask.md.
+`with_weighting`, and `with_mixture` where the weights draw the rows. Lightning: docs/how-to/multitask.md.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ from counterpoise.multitask.uncertainty import IMTLL, UncertaintyWeighting
 from counterpoise.multitask.weighting import Weighting
 
 if TYPE_CHECKING:
+    from counterpoise.multitask.mixture import with_mixture
     from counterpoise.multitask.trainer import with_weighting
 
 __all__ = [
@@ -56,13 +57,13 @@ __all__ = [
     "PCGrad", "SmoothTchebycheff", "TaskDiscriminator", "Tchebycheff",
     "UPGrad", "UncertaintyWeighting", "Uniform", "Weighting", "adversarial_mtl", "ball_radius", "best_response",
     "difference_penalty", "divergence", "hold", "mirror_step", "reverse_gradient", "tchebycheff_adversarial",
-    "with_weighting",
+    "with_mixture", "with_weighting",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name != "with_weighting":
+    if name not in ("with_mixture", "with_weighting"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from counterpoise.multitask import trainer  # imports transformers
+    from importlib import import_module  # both import transformers
 
-    return trainer.with_weighting
+    return getattr(import_module(f"{__name__}.{'trainer' if name == 'with_weighting' else 'mixture'}"), name)

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import math
-import warnings
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import add, sub
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from counterpoise.multitask.losses import Batch, Counts, Losses, Tasks, WindowMeans, by_task, gather
-from counterpoise.multitask.mirror import ball_radius, best_response_floats, divergence, hold, mirror_floats
+from counterpoise.multitask.mirror import best_response_floats, divergence, hold, mirror_floats
+from counterpoise.multitask.prior import (
+    FLOOR,
+    Prior,
+    ball_of,
+    largest_radius,
+    part_of_the_largest,
+    powers,
+    simplex,
+    temperature,
+)
 from counterpoise.multitask.weighting import Missing, Weighting, weighted_sum
-
-Prior = Literal["uniform", "proportional", "sqrt"] | float | Counts
-"""The centre of the ball: by name, by the temperature T of share^(1/T), or a number per task."""
-
-_TEMPERATURES = {"uniform": math.inf, "proportional": 1.0, "sqrt": 2.0}
-_FLOOR = 1e-9  # the prior, relative to uniform, of a task that was never seen
 
 
 class BanditMTL(Weighting):
@@ -80,6 +83,10 @@ class BanditMTL(Weighting):
         [0.061, 0.184, 0.756]
     """
 
+    remembers: ClassVar[Mapping[str, str]] = {
+        "log_p": "_tilt", "initial": "_initial", "lambda": "_multiplier", "center": "_center", "before": "_before",
+    }  # fmt: skip
+
     def __init__(
         self,
         tasks: Tasks,
@@ -107,12 +114,17 @@ class BanditMTL(Weighting):
         self.samples = drawn_by == "p"
         if isinstance(drawn_by, str) and not self.samples:
             raise ValueError(f'drawn_by must be None, "p" or one probability per task, found {drawn_by!r}.')
+        self.corrects = drawn_by is not None
+        """Whether the losses are corrected for how often their tasks were drawn. `with_mixture`, which fills quotas,
+        turns it off: each drawn task then counts with its mean, an absent one as `missing` says."""
+        self.improvement = 0.0
+        self.reference: list[float] | None = None
         self.drawn_by = drawn_by
-        self._drawn_by = None if drawn_by is None or isinstance(drawn_by, str) else _simplex(m, drawn_by)
+        self._drawn_by = None if drawn_by is None or isinstance(drawn_by, str) else simplex(m, drawn_by)
         self.prior = prior
         self._fixed = self._read_prior(prior)
-        self._part = _part_of_the_largest(rho) if isinstance(rho, str) else None
-        self.rho = _radius(m, rho, min_effective_tasks, self._fixed, self._temperature == math.inf)
+        self._part = part_of_the_largest(rho) if isinstance(rho, str) else None
+        self.rho = ball_of(m, rho, min_effective_tasks, self._fixed, self._temperature == math.inf)
         self.compares = drawn_by is None and self.rho > 0.0  # each drawn task is feedback of its own
         self.reset()
 
@@ -122,6 +134,7 @@ class BanditMTL(Weighting):
         self._center = self._center_now = self._fixed or [1.0] * m
         # log(p / prior), with the prior relative to uniform: for the uniform prior log p itself.
         self._tilt, self._initial, self._multiplier = [-math.log(m)] * m, [math.nan] * m, 0.0
+        self._before = [math.nan] * m
         self._cached: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def forward(self, losses: Losses, counts: Counts | None = None, window_counts: Counts | None = None) -> Tensor:
@@ -197,33 +210,31 @@ class BanditMTL(Weighting):
         if self.normalize:
             triples = zip(means.means, counts, self._initial, strict=True)
             own["_initial"] = [x if c > 0.0 and math.isnan(u) else u for x, c, u in triples]
-        losses, known = self._in_units(means.means), [True]
-        if (drawn_by := self._draw_probabilities()) is not None:
-            total = sum(counts)
-            losses = [x * c / (total * d) for x, c, d in zip(losses, counts, drawn_by, strict=True)]
-        elif 0.0 in counts:
+        losses, known = means.means, [True]
+        if not self.corrects and 0.0 in counts:
             losses, known = self.compared(means)
-            losses = self._in_units(losses)
-        own["_center"] = center = self._fixed or self._powers(self._shares.sums)
+        losses = self._in_units(self._excess(losses))
+        if self.corrects:
+            total, drawn_by = sum(counts), self._draw_probabilities() or []
+            losses = [x * c / (total * d) for x, c, d in zip(losses, counts, drawn_by, strict=True)]
+        elif self.improvement:
+            changed = list(zip(losses, counts, self._before, strict=True))
+            own["_before"] = [x if c > 0.0 else b for x, c, b in changed]
+            changes = [x - b if c > 0.0 and not math.isnan(b) else 0.0 for x, c, b in changed]
+            losses = [x + self.improvement * d for x, d in zip(losses, changes, strict=True)]
+        own["_center"] = center = self._fixed or powers(self._shares.sums, self._temperature)
         log_center = list(map(math.log, center))
         log_p = list(map(add, self._tilt, log_center))
         if not all(known):
             losses = hold(log_p, losses, known, self.eta)
         if self._part is not None and not self._fixed:
-            own["rho"] = self._part * _largest([c for c in center if c > _FLOOR], sum(center))
+            own["rho"] = self._part * largest_radius([c for c in center if c > FLOOR], sum(center))
         log_p, own["_multiplier"] = mirror_floats(log_p, losses, self.rho, self.eta, center)
         own["_tilt"] = list(map(sub, log_p, log_center))
         self._cached.clear()
 
-    def state(self) -> dict[str, Any]:
-        """log(p / prior), lambda, the prior, and the initial losses that `normalize` divides by."""
-        log_p_M, initial_M = (torch.tensor(x, dtype=torch.float64) for x in (self._tilt, self._initial))
-        return {"log_p": log_p_M, "initial": initial_M, "lambda": self._multiplier, "center": list(self._center)}
-
     def load_state(self, state: dict[str, Any]) -> None:
-        self._tilt, self._initial = state["log_p"].tolist(), state["initial"].tolist()
-        self._multiplier = state["lambda"]
-        self._center = list(state.get("center", self._center))  # an older state's prior is uniform
+        super().load_state(state)
         self._cached.clear()
 
     def _in_units(self, values: list[float]) -> list[float]:
@@ -231,6 +242,12 @@ class BanditMTL(Weighting):
         if not self.normalize:
             return values
         return [x / u if u > 0.0 else x for x, u in zip(values, self._initial, strict=True)]
+
+    def _excess(self, losses: list[float]) -> list[float]:
+        """Losses above their references, or 0."""
+        if self.reference is None:
+            return losses
+        return [max(x - r, 0.0) for x, r in zip(losses, self.reference, strict=True)]
 
     def _draw_probabilities(self) -> list[float] | None:
         if self.samples:
@@ -240,7 +257,7 @@ class BanditMTL(Weighting):
     def share_of_rows(self, counts: Sequence[float]) -> list[float]:
         """See `Weighting`; those of `drawn_by` where they are known. Brings a prior that moves to the window at hand."""
         shares = self._draw_probabilities() or super().share_of_rows(counts)
-        vars(self)["_center_now"] = self._fixed or self._powers(shares)
+        vars(self)["_center_now"] = self._fixed or powers(shares, self._temperature)
         return shares
 
     def _weights(self, center: list[float]) -> list[float]:
@@ -248,22 +265,11 @@ class BanditMTL(Weighting):
         total = 1.0 if self._fixed else sum(raw)
         return [x / total for x in raw]
 
-    def _powers(self, shares: Sequence[float]) -> list[float]:
-        """share^(1/T) over its mean."""
-        powers = [x ** (1.0 / self._temperature) for x in shares]
-        mean = sum(powers) / len(powers)
-        return [max(x / mean, _FLOOR) for x in powers]
-
     def _read_prior(self, prior: Prior) -> list[float] | None:
         """The prior relative to uniform; None where it moves with the shares seen, to the power of 1 / temperature."""
         m, self._temperature = len(self.tasks), 1.0
         if isinstance(prior, str | float | int):
-            self._temperature = _TEMPERATURES.get(prior, math.nan) if isinstance(prior, str) else float(prior)
-            if not self._temperature > 0.0:
-                raise ValueError(
-                    f'prior must be "uniform", "proportional", "sqrt", a temperature above 0 or a number per task, '
-                    f"found {prior!r}."
-                )
+            self._temperature = temperature(prior)
             if self._temperature == math.inf:
                 return [1.0] * m
             if self.samples:
@@ -276,60 +282,4 @@ class BanditMTL(Weighting):
             numbers = by_task(self.tasks, prior, "prior")
             if 0.0 in numbers:
                 raise ValueError(f"prior must be above 0 for every task, found {numbers}: leave out a task of none.")
-        return numbers and self._powers(numbers)
-
-
-def _largest(prior: Sequence[float], total: float) -> float:
-    """log(1 / min prior), the radius from which on the ball holds every weighting."""
-    return math.log(total / min(prior))
-
-
-def _part_of_the_largest(rho: str) -> float:
-    try:
-        part = float(rho.removesuffix("%")) / 100.0 if rho.endswith("%") else math.nan
-    except ValueError:
-        part = math.nan
-    if not 0.0 <= part < 1.0:
-        raise ValueError(f'rho must be a number or a share of log(1 / min prior) such as "30%", found {rho!r}.')
-    return part
-
-
-def _radius(
-    m: int, rho: float | str | None, min_effective_tasks: float | None, prior: list[float] | None, uniform: bool
-) -> float:
-    if (rho is None) == (min_effective_tasks is None):
-        raise ValueError(
-            f"expected exactly one of rho and min_effective_tasks, found rho={rho} and "
-            f"min_effective_tasks={min_effective_tasks}. rho = log({m} / min_effective_tasks)."
-        )
-    if min_effective_tasks is not None and not uniform:
-        raise ValueError(
-            "min_effective_tasks counts from the uniform prior: with another one say rho, or its share of the largest "
-            'radius, rho="30%".'
-        )
-    largest = _largest(prior or [1.0] * m, sum(prior or [1.0] * m))
-    if isinstance(rho, str):
-        return _part_of_the_largest(rho) * largest
-    radius = ball_radius(m, min_effective_tasks) if min_effective_tasks is not None else float(rho or 0.0)
-    if not radius >= 0.0:
-        raise ValueError(f"rho must be >= 0, found {rho}: 0 keeps the weights at the prior.")
-    if prior and radius >= largest:
-        warnings.warn(
-            f"rho = {radius:.4g} >= log(1 / min prior) = {largest:.4g}: the ball holds every weighting, and what is left "
-            f"is Group DRO's update, which may put all weight on one task. Choose a smaller rho (or min_effective_tasks "
-            f"> 1), or GroupDRO if you meant that.",
-            stacklevel=3,
-        )
-    return radius
-
-
-def _simplex(m: int, probabilities: Sequence[float]) -> list[float]:
-    values = [float(x) for x in probabilities]
-    if len(values) != m or min(values) < 0.0 or abs(sum(values) - 1.0) > 1e-6:
-        raise ValueError(f"drawn_by must hold {m} probabilities that add up to 1, one per task, found {values}.")
-    if 0.0 in values:
-        raise ValueError(
-            f"drawn_by is 0 for task {values.index(0.0)}, found {values}: expected every probability above 0, since "
-            f"losses are divided by it. Leave out a task that is never drawn."
-        )
-    return values
+        return numbers and powers(numbers, self._temperature)

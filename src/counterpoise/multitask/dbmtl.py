@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ class DBMTL(JacobianWeighting):
     """
 
     _waiting_MN: Tensor | None
+    remembers: ClassVar[Mapping[str, str]] = {"average": "_average_MN", "waiting": "_waiting_MN"}
 
     def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], forgetting: float = 0.9) -> None:
         if not 0.0 <= forgetting < 1.0:
@@ -67,12 +68,6 @@ class DBMTL(JacobianWeighting):
 
     def abandon(self) -> None:
         self._waiting_MN = None
-
-    def state(self) -> dict[str, Any]:
-        return {"average": self._average_MN, "waiting": self._waiting_MN}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        self._average_MN, self._waiting_MN = state["average"], state["waiting"]
 
 
 def _equally_long(rows_MN: Tensor) -> Tensor:

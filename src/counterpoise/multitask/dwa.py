@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from counterpoise.multitask.losses import Batch, Tasks, WindowMeans
@@ -32,6 +32,10 @@ class DWA(Weighting):
         >>> [round(w, 3) for w in weighting.weights()]
         [0.876, 1.124]
     """
+
+    remembers: ClassVar[Mapping[str, str]] = {
+        "sums": "_sums", "seen_steps": "_seen_steps", "steps": "_steps", "epochs": "_epochs",
+    }  # fmt: skip
 
     def __init__(self, tasks: Tasks, *, steps_per_epoch: int, temperature: float = 2.0, micro_batches: int = 1) -> None:
         super().__init__(tasks, micro_batches=micro_batches)
@@ -76,19 +80,6 @@ class DWA(Weighting):
             rolled = [[b if n else a for n, a, b in both], [s / n if n else b for s, n, b in averages]]
             self._epochs = rolled if self._epochs else rolled[1:]
             self._begin_epoch()
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "sums": torch.tensor(self._sums, dtype=torch.float64),
-            "seen_steps": list(self._seen_steps),
-            "steps": self._steps,
-            "epochs": [torch.tensor(x, dtype=torch.float64) for x in self._epochs],
-        }
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        self._sums, self._steps = state["sums"].tolist(), int(state["steps"])
-        self._seen_steps = list(state["seen_steps"])
-        self._epochs = [x.tolist() for x in state["epochs"]]
 
     def _begin_epoch(self) -> None:
         m = len(self.tasks)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -43,6 +43,10 @@ class ExcessMTL(GroupDRO):
     """
 
     whole_batch_only = True
+    remembers: ClassVar[Mapping[str, str]] = {
+        "log_p": "_log_p", "first": "_first", "excess": "_excess", "squares": "_squares", "windows": "_windows",
+        "measured": "_measured",
+    }  # fmt: skip
     _measured: Tensor | None
 
     def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], eta: float = 0.01, warmup: int = 1) -> None:
@@ -84,15 +88,3 @@ class ExcessMTL(GroupDRO):
 
     def abandon(self) -> None:
         self._measured = None
-
-    def state(self) -> dict[str, Any]:
-        both = (torch.tensor(x, dtype=torch.float64) for x in (self._first, self._excess))
-        kept: dict[str, Any] = dict(zip(("first", "excess"), both, strict=True))
-        kept |= {"squares": list(self._squares), "windows": list(self._windows), "measured": self._measured}
-        return super().state() | kept
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        super().load_state(state)
-        self._first, self._excess = state["first"].tolist(), state["excess"].tolist()
-        self._squares, self._windows = list(state["squares"]), list(state["windows"])
-        self._measured = state["measured"]

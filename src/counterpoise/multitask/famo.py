@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -42,6 +41,9 @@ class FAMO(Weighting):
     """
 
     whole_batch_only = True
+    remembers: ClassVar[Mapping[str, str]] = {
+        "logits": "_logits_M", "adam": "_adam", "before": "_before", "falls": "_falls",
+    }  # fmt: skip
 
     def __init__(
         self, tasks: Tasks, *, lr: float = 0.025, weight_decay: float = 1e-3, min_losses: Sequence[float] | None = None
@@ -88,18 +90,6 @@ class FAMO(Weighting):
         seen = {i: x for i, (x, c) in enumerate(zip(means.means, means.counts, strict=True)) if c > 0.0}
         self._learn(seen)
         self._before = [seen.get(i, x) for i, x in enumerate(self._before)]
-
-    def state(self) -> dict[str, Any]:
-        """w, Adam's moments, and the losses that wait for their successors."""
-        adam = copy.deepcopy(self._adam.state_dict())
-        falls_M = torch.tensor(self._falls, dtype=torch.float64)
-        return {"logits": self._logits_M.clone(), "adam": adam, "before": list(self._before), "falls": falls_M}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        self._logits_M.copy_(state["logits"])
-        self._adam.load_state_dict(copy.deepcopy(state["adam"]))
-        self._before = list(state["before"])
-        self._falls = state["falls"].tolist() if "falls" in state else [math.nan] * len(self.tasks)  # an older state
 
     def _softmax(self) -> Tensor:
         return torch.softmax(self._logits_M, dim=0)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -41,6 +40,9 @@ class GradNorm(Weighting):
     """
 
     whole_batch_only = True
+    remembers: ClassVar[Mapping[str, str]] = {
+        "weights": "_weights_M", "adam": "_adam", "initial": "_initial", "norms": "_norms_K", "known_norms": "_known_norms",
+    }  # fmt: skip
 
     def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], asymmetry: float = 1.5, lr: float = 0.025) -> None:
         super().__init__(tasks)
@@ -95,21 +97,6 @@ class GradNorm(Weighting):
 
     def abandon(self) -> None:
         self._norms_K = None
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "weights": self._weights_M.clone(),
-            "adam": copy.deepcopy(self._adam.state_dict()),
-            "initial": torch.tensor(self._initial, dtype=torch.float64),
-            "norms": self._norms_K,
-            "known_norms": torch.tensor(self._known_norms, dtype=torch.float64),
-        }
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        self._weights_M.copy_(state["weights"])
-        self._adam.load_state_dict(copy.deepcopy(state["adam"]))
-        self._initial, self._norms_K = state["initial"].tolist(), state["norms"]
-        self._known_norms = state["known_norms"].tolist() if "known_norms" in state else [math.nan] * len(self.tasks)
 
     def _gradient_norms(self, batch: Batch) -> Tensor:
         norms = []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ class GroupDRO(Weighting):
         >>> [round(w, 3) for w in weighting.weights()]
         [0.269, 0.731]
     """
+
+    remembers: ClassVar[Mapping[str, str]] = {"log_p": "_log_p"}
 
     def __init__(
         self,
@@ -64,9 +67,3 @@ class GroupDRO(Weighting):
         if not all(known):
             losses = hold(self._log_p, losses, known, self.eta)
         self._log_p, _ = mirror_floats(self._log_p, losses, math.inf, self.eta)
-
-    def state(self) -> dict[str, Any]:
-        return {"log_p": torch.tensor(self._log_p, dtype=torch.float64)}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        self._log_p = state["log_p"].tolist()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -69,6 +70,9 @@ class Weighting(nn.Module, ABC):
 
     whole_batch_only: ClassVar[bool] = False
     """The method needs all the losses of a window in one call on one process, and raises otherwise."""
+
+    remembers: ClassVar[Mapping[str, str]] = {}
+    """The attributes that a method learns, by their names in its state: lists, tensors, numbers, torch's optimisers."""
 
     compares = True
     """The method learns from how the tasks differ, so that one which only ever sees one task learns nothing."""
@@ -210,11 +214,14 @@ class Weighting(nn.Module, ABC):
         return None
 
     def state(self) -> dict[str, Any]:
-        """What the method itself must remember; nothing by default."""
-        return {}
+        """What the method itself must remember: the attributes that `remembers` names."""
+        return {name: _frozen(vars(self)[attribute]) for name, attribute in self.remembers.items()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `state()` gave; nothing by default."""
+        """Go on from what `state()` gave; what an older state lacks stays as it is at the start."""
+        for name, attribute in self.remembers.items():
+            if name in state:
+                vars(self)[attribute] = _thawed(state[name], vars(self)[attribute])
 
     def get_extra_state(self) -> dict[str, Any]:
         """The part of `state_dict()` that is not parameters."""
@@ -305,6 +312,24 @@ class Weighting(nn.Module, ABC):
 
     def _one_call_needed(self) -> str:
         return f"{type(self).__name__} needs the whole batch in one call: no gradient accumulation, one process."
+
+
+def _frozen(value: Any) -> Any:
+    """A copy of what a method remembers, as a checkpoint holds it: numbers by task in float64."""
+    if isinstance(value, torch.optim.Optimizer):
+        return copy.deepcopy(value.state_dict())
+    numbers = isinstance(value, list) and value and all(isinstance(x, float) for x in value)
+    return torch.tensor(value, dtype=torch.float64) if numbers else copy.deepcopy(value)
+
+
+def _thawed(stored: Any, now: Any) -> Any:
+    """What was remembered, in the form in which the method has it now; an optimiser and what it moves stay in place."""
+    if isinstance(now, torch.optim.Optimizer):
+        now.load_state_dict(copy.deepcopy(stored))
+        return now
+    if isinstance(now, Tensor) and isinstance(stored, Tensor) and now.shape == stored.shape:
+        return now.copy_(stored)
+    return stored.tolist() if isinstance(now, list) and isinstance(stored, Tensor) else copy.deepcopy(stored)
 
 
 def on_device(values: Sequence[float], device: torch.device) -> Tensor:

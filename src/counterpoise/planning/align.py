@@ -90,7 +90,9 @@ def plan_align(wanted: Alignment, *, shared_by: int | None = 1) -> Plan:
         work = drawn(shape, None, there, prompts=len(own), batch=draw)
         first = [Stage(REPLAYED, f"{len(own):,} responses", work, max(0, memory))]
     elif "replay" in held:
-        loop = replace(loop, replayed=_longest_replayed(held["replay"], model, words, chat=wanted.own_drawing.chat))
+        chat = wanted.own_drawing.chat
+        longest = [_longest_replayed(c, model, words, chat=chat) for c in table.corpora(held["replay"])]
+        loop = replace(loop, replayed=max(longest, key=sum))
     ours = align_stages(shape, judge.shape if judge else None, at, loop, step=moment // shares if alike else moment)
     stages = (*first, *ours)
     if shares == 1:

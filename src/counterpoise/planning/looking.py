@@ -31,6 +31,7 @@ from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.evaluation.abilities import is_file, load_abilities, refuse_repeats
 from counterpoise.evaluation.classifiers import adapter_of, refuse_labels
+from counterpoise.evaluation.grader import Grader
 from counterpoise.evaluation.items import FileAbility
 from counterpoise.evaluation.parts import Part
 from counterpoise.evaluation.rewards import python_reward, read_labelled
@@ -223,6 +224,9 @@ def look_at_reward(spec: str) -> Source | None:
     if kind == "function":
         python_reward(head, tail)
         return None
+    if kind == "endpoint":
+        Grader.read(spec)
+        return None
     adapter = adapter_of(spec)
     found = look(adapter.base if adapter else spec, classifier=True)
     config: Any = found.model.config
@@ -323,5 +327,6 @@ def judged(judge: Source | None) -> dict[str, int]:
 def said_of(reward: str, judge: Source | None) -> str:
     """What a dry run says of a reward; `judge` of one that is a model."""
     if judge is None:
-        return f"reward {reward}: found; its time is not counted"
+        calls = "; one call a response, none was made" if RewardSpec.read(reward).kind == "endpoint" else ""
+        return f"reward {reward}: found{calls}; its time is not counted"
     return f"reward {reward}: {judge.shape.parameters / 1e9:.3g} billion parameters in {short(judge.dtype)}"

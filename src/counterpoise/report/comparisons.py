@@ -88,7 +88,7 @@ def read_comparisons(paths: Sequence[str | Path]) -> list[Comparison]:
         raise ValueError("front: expected at least one result file")
     by_signature: dict[tuple[Any, ...], dict[str, Results]] = {}
     for path, label in zip(paths, _labels(paths), strict=True):
-        content = _read(Path(path))
+        content = read_results(path)
         by_signature.setdefault(_signature(content), {})[label] = content
     return [Comparison(tuple(_groups(files)), _apart(s, by_signature)) for s, files in by_signature.items()]
 
@@ -236,7 +236,12 @@ def _apart(signature: tuple[Any, ...], others: Mapping[tuple[Any, ...], Iterable
     return tuple(notes)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_results(path: str | Path) -> dict[str, Any]:
+    """A results file of this or an earlier version, with the retention of today where it holds items.
+
+    Raises:
+        ValueError: no json, or no results.
+    """
     content = parse_json(read_text(path), str(path))
     found = content.get("points") if isinstance(content, dict) else f"a {type(content).__name__}"
     if not isinstance(content, dict) or not found:

@@ -62,8 +62,33 @@ class Heal:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Details:
+    """What `restore` may be told beyond what most runs need.
+
+    Attributes:
+        mean: write HMA at this mean instead of picking.
+        confidence: how sure the kept reward must be, to within five points of the gain; 0 takes the sample's word.
+        race: drop candidates on growing shares of the prompts, see `race.raced`; the controls are then not measured.
+        anyway: search also where no ability fell; as a fixed `mean` does.
+        donor: whose config, tokenizer and chat template go into OUT.
+        drop: patterns of tensors to leave out when one side alone has them.
+        allow_unrelated: go on when the two look like unrelated models.
+        dtype: of the computation; by default that of POST, or a wider one where the device would imitate it.
+    """
+
+    mean: float | None = None
+    confidence: float = CONFIDENCE
+    race: bool = False
+    anyway: bool = False
+    donor: Donor = "post"
+    drop: Sequence[str] = ()
+    allow_unrelated: bool = False
+    dtype: torch.dtype | None = None
+
+
 @dataclass(frozen=True)
-class Request:
+class Request(Details):
     """A pair, what is searched on it, and where the result goes.
 
     Attributes:
@@ -71,16 +96,10 @@ class Request:
         out: a new folder for the averaged checkpoint; it appears whole or not at all.
         searches: what is compared with plain averaging.
         means: the grid of mean ratios; above 1 (ExPO, extrapolation) plain averaging alone is measured.
-        mean: write HMA at this mean instead of picking.
         keep_reward: the share of the reward gain that the pick must keep.
-        confidence: how sure that must be, to within five points of the gain; 0 takes the sample's word.
-        donor: whose config, tokenizer and chat template go into OUT.
-        drop: patterns of tensors to leave out when one side alone has them.
+        heal: a healing beside the averages.
         work: where finished pieces are kept; by default OUT.work.
         cut: how the report cuts the model where neither HMA nor the random ratios say.
-        heal: a healing beside the averages.
-        race: drop candidates on growing shares of the prompts, see `race.raced`; the controls are then not measured.
-        anyway: search also where no ability fell; as a fixed `mean` does.
         fast: it is `rough`, as the verdict says.
     """
 
@@ -89,19 +108,11 @@ class Request:
     out: Path
     searches: Sequence[Search] = (HMA(), *CONTROLS)
     means: Sequence[float] = MEANS
-    mean: float | None = None
     keep_reward: float = KEEP
-    confidence: float = CONFIDENCE
-    donor: Donor = "post"
-    drop: Sequence[str] = ()
-    allow_unrelated: bool = False
+    heal: Heal | None = None
     device: str = "cpu"
-    dtype: torch.dtype | None = None
     work: Path | None = None
     cut: int | str = 3
-    heal: Heal | None = None
-    race: bool = False
-    anyway: bool = False
     fast: bool = False
 
     def rough(self) -> Request:

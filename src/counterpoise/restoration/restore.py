@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from counterpoise.averaging.average import average, describe_inputs
-from counterpoise.averaging.mix import Donor
 from counterpoise.averaging.partition import partition
 from counterpoise.averaging.recipe import Recipe
 from counterpoise.checkpoints.checkpoint import left_behind
@@ -29,9 +28,10 @@ from counterpoise.language.loading import refuse_unmeasurable
 from counterpoise.records import Stages, Store, digest, named, public, versions, write_whole
 from counterpoise.restoration.compare import search_and_pick
 from counterpoise.restoration.distance import measured
+from counterpoise.restoration.found import Restored, Taxed
 from counterpoise.restoration.pick import tax_verdict
 from counterpoise.restoration.race import LOOKS
-from counterpoise.restoration.request import CONFIDENCE, KEEP, MEANS, RESULT, Heal, Request
+from counterpoise.restoration.request import KEEP, MEANS, RESULT, Details, Heal, Request
 from counterpoise.search.candidates import CONTROLS, HMA, Search
 
 
@@ -43,20 +43,13 @@ def restore(
     *,
     searches: Sequence[Search] = (HMA(), *CONTROLS),
     means: Sequence[float] = MEANS,
-    mean: float | None = None,
     keep_reward: float = KEEP,
-    confidence: float = CONFIDENCE,
-    donor: Donor = "post",
-    drop: Sequence[str] = (),
-    allow_unrelated: bool = False,
-    device: str = "cpu",
-    dtype: torch.dtype | None = None,
-    work: str | Path | None = None,
     heal: Heal | None = None,
-    race: bool = False,
-    anyway: bool = False,
+    details: Details = Details(),
+    device: str = "cpu",
+    work: str | Path | None = None,
     progress: Stages | None = None,
-) -> dict[str, Any]:
+) -> Restored:
     """Measure what alignment cost, find the average that gives it back, and write that checkpoint with its report.
 
     Lin et al. 2024: MA and HMA over a grid of mean ratios, with ramps over depth (LiNeS), a reversed one and random ratios
@@ -65,21 +58,19 @@ def restore(
     work folder.
 
     Args:
-        pre, post, out, searches, means, mean, keep_reward, confidence, donor, drop, work: see `Request`.
-        heal, race, anyway: see `Request`, too.
+        pre, post, out, searches, means, keep_reward, heal, device, work: see `Request`.
         panel: prompts, reward and abilities; see `Panel.load`.
-        dtype: of the computation; by default that of POST, or a wider one where the device would imitate it.
+        details: what few runs need to say.
 
     Returns:
-        The content of restore.json. Its `out` is None when there is nothing worth writing; `verdict` says why.
+        What restore.json holds; its `out` is None when there is nothing worth writing, and `verdict` says why.
 
     Raises:
         ValueError, CheckpointError: see `Request.check` and `preflight`.
     """
     folder = None if work is None else Path(work)
-    given = (tuple(searches), means, mean, keep_reward, confidence, donor, drop, allow_unrelated, device, dtype, folder)
-    request = Request(pre, post, Path(out), *given, heal=heal, race=race, anyway=anyway)
-    return run(request, panel, progress=progress)
+    where = (pre, post, Path(out), tuple(searches), means, keep_reward, heal, device, folder)
+    return Restored(run(Request(*where, **vars(details)), panel, progress=progress))
 
 
 def run(
@@ -182,12 +173,11 @@ def measure_tax(
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     progress: Stages | None = None,
-) -> dict[str, Any]:
-    """PRE and POST on the held-out part, as plain json in the form of restore.json.
+) -> Taxed:
+    """PRE and POST on the held-out part, in the form of restore.json.
 
     Returns:
-        "distance" (see `restoration.distance.distances`), "tax" (the rows of `tax_table`, with flips), "calibration",
-        "verdict", "warnings", and what was measured.
+        Beside its fields "distance" (see `restoration.distance.distances`), "calibration", and what was measured.
     """
     refuse_unmeasurable(pre, post)
     pair = preflight(pre, post, drop=drop)
@@ -206,4 +196,4 @@ def measure_tax(
             **measured(bench, ends),
         }
         pair.refuse_changed()
-    return {**result, "verdict": tax_verdict(result)}
+    return Taxed({**result, "verdict": tax_verdict(result)})

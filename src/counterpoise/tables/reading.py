@@ -189,15 +189,9 @@ def score_value(results: Results, point: PointEntry, axis: str) -> float:
 
 
 class Volume(NamedTuple):
-    """Area under a method's front.
-
-    Attributes:
-        points: how many the method has, PRE and POST not counted.
-        reference: the reference's area with as many points, in the mean over all choices of them; None where it has fewer.
-    """
+    """Area under a method's front, and the reference's with as many points, the mean over all choices; None with fewer."""
 
     value: float
-    points: int
     reference: float | None
 
 
@@ -222,7 +216,7 @@ def method_volumes(results: Results, part: str = VALIDATION) -> dict[str, Volume
 
     known_to = len(at.get(REFERENCE, ()))
     return {
-        m: Volume(area(m), n, area(REFERENCE, n) if n <= known_to else None)
+        m: Volume(area(m), area(REFERENCE, n) if n <= known_to else None)
         for m, n in ((m, len(points)) for m, points in at.items())
     }
 

@@ -50,8 +50,7 @@ def test_evaluate_gives_the_scores_of_training(trained):
     table = call("evaluate", model, "--data", data).stdout
     assert table in printed
     assert [line.split()[0] for line in table.splitlines()] == ["task", "colour", "animal", "mean", "worst"]
-    lines = call("evaluate", model, "--data", data, "--tasks", "animal", "--json").stdout.splitlines()
-    [score] = map(json.loads, lines)
+    [score] = json.loads(call("evaluate", model, "--data", data, "--tasks", "animal", "--json").stdout)
     assert score["task"] == "animal"
     assert score["accuracy"] == json.loads((model / "training.json").read_text())["test"]["animal"]["accuracy"]
 
@@ -69,6 +68,17 @@ def test_predict_a_text_and_lines_from_stdin(trained):
     assert answer["label"] == "cow"
     assert answer["probability"] == max(answer["all"].values())
     assert sum(answer["all"].values()) == pytest.approx(1.0)
+
+
+def test_an_answer_does_not_wait_for_the_last_line(trained):
+    read, write = os.pipe()
+    command = [sys.executable, "-m", "counterpoise", "multitask", "predict", str(trained[1]), "--task", "colour"]
+    with subprocess.Popen(command, stdin=read, stdout=subprocess.PIPE, text=True) as asked:
+        for text, label in (("the sea and the sky", "blue"), ("the sky", "blue")):
+            os.write(write, f"{text}\n".encode())
+            assert asked.stdout.readline().split("\t")[:2] == ["colour", label]  # the pipe is still open
+        os.close(write)
+        assert asked.wait() == 0
 
 
 def test_the_run_is_a_page_that_can_be_drawn_again(trained, tmp_path):

@@ -31,7 +31,7 @@ def run_of(found, design, weighting: str):
 def round_on_one_graph(run) -> None:
     """What `_Run.round` does, with one forward pass of all tasks' rows, as other libraries train."""
     model = run.classifier.model.train()
-    drawn = [next(b) for b in run.batches]
+    drawn = run.draw()
     features = torch.split(model(*run.texts.batch(torch.cat(drawn))), [len(rows_B) for rows_B in drawn])
     parts = enumerate(zip(features, drawn, strict=True))
     losses = [cross_entropy(model.logits(x_BF, i), run.classes_N[rows_B]) for i, (x_BF, rows_B) in parts]

@@ -13,9 +13,10 @@ from counterpoise.classification import (
     read_tasks,
     rounds_per_epoch,
     train,
+    training,
     weighting_for,
 )
-from counterpoise.classification.training import _batches
+from counterpoise.classification.training import _rows
 from counterpoise.multitask import BanditMTL, UncertaintyWeighting, Uniform
 
 from .worlds import tasks, tiny_encoder
@@ -66,13 +67,14 @@ def test_one_task_alone(found):
     assert evaluate(classifier, found[:1])["colour"].accuracy > 0.85
 
 
-def test_a_task_alone_can_take_as_many_steps_as_together(found):
+def test_a_task_alone_can_take_as_many_steps_as_together(found, monkeypatch):
+    monkeypatch.setattr(training, "EVERY", 1)
     rare, rounds = found[1:], rounds_per_epoch(found, 16)
     assert rounds > rounds_per_epoch(rare, 16)
-    _, run = fitted(rare, "dwa", epochs=2, rounds=rounds, every=1)
+    _, run = fitted(rare, "dwa", epochs=2, rounds=rounds)
     assert [r["round"] for r in run.rounds] == list(range(1, 2 * rounds + 1))
-    _, same = fitted(rare, "dwa", epochs=2, rounds=rounds_per_epoch(rare, 16), every=1)
-    assert same.rounds == fitted(rare, "dwa", epochs=2, every=1)[1].rounds
+    _, same = fitted(rare, "dwa", epochs=2, rounds=rounds_per_epoch(rare, 16))
+    assert same.rounds == fitted(rare, "dwa", epochs=2)[1].rounds
 
 
 def test_the_same_seed_gives_the_same_run_and_leaves_the_callers_generator_alone(found):
@@ -98,10 +100,11 @@ def test_the_seed_also_decides_the_start_of_a_discriminator(found):
     assert drawn[0] == drawn[1]
 
 
-def test_the_history_holds_losses_weights_variance_and_accuracy(found):
+def test_the_history_holds_losses_weights_variance_and_accuracy(found, monkeypatch):
+    monkeypatch.setattr(training, "EVERY", 3)
     seen = []
     classifier = build_classifier(found, SMALL, dimension=16)
-    run = train(found, classifier, epochs=2, batch_size=16, every=3, progress=lambda *x: seen.append(x))
+    run = train(found, classifier, epochs=2, batch_size=16, progress=lambda *x: seen.append(x))
     rounds = rounds_per_epoch(found, 16)
     assert rounds == math.ceil(len(found[0].train) / 16)
     assert seen == [("training", i, 2 * rounds) for i in range(1, 2 * rounds + 1)]
@@ -148,18 +151,56 @@ def test_a_loss_that_is_no_number_ends_the_run_with_what_was_learned(found):
         train(found, classifier, epochs=5)
 
 
-def test_batches_come_round_without_leaving_an_example_out():
-    stream = _batches(10, 15, 2, torch.Generator().manual_seed(0))
-    drawn = [next(stream) for _ in range(5)]
-    assert all(len(rows_B) == 2 for rows_B in drawn)
-    assert sorted(x for rows_B in drawn for x in rows_B.tolist()) == sorted([10, 11, 12, 13, 14] * 2)
-    small = _batches(0, 3, 8, torch.Generator().manual_seed(0))
-    assert sorted(next(small).tolist()) == sorted(next(small).tolist()) == [0, 1, 2]
+def test_rows_come_round_without_leaving_an_example_out():
+    stream = _rows(10, 15, torch.Generator().manual_seed(0))
+    for _ in range(3):
+        assert sorted(next(stream) for _ in range(5)) == [10, 11, 12, 13, 14]
 
 
-def test_a_rare_task_is_in_every_round(tmp_path):
+def test_with_a_prior_of_sizes_no_task_is_repeated_in_an_epoch(tmp_path):
     found = tasks(tmp_path, animals=60)
-    _, run = fitted(found, "uniform", epochs=1, batch_size=64, every=1)
+    sizes = [float(len(t.train)) for t in found]
+    classifier = build_classifier(found, SMALL, dimension=16)
+    weighting = weighting_for("bandit", classifier, rounds_per_epoch=1, prior=sizes)
+    assert weighting.rho == pytest.approx(0.3 * math.log(sum(sizes) / min(sizes)))
+    run = train(found, classifier, weighting, epochs=2, batch_size=8)
+    assert weighting.updates == 2 * math.ceil(sum(sizes) / 16)
+    shares = [weighting.metrics()[f"share/{t.name}"] for t in found]
+    assert shares == pytest.approx([n / sum(sizes) for n in sizes], abs=0.02)
+    assert all(math.isfinite(x) for e in run.epochs for x in e.train_loss.values())
+    with pytest.raises(ValueError, match="min_effective_tasks counts from the uniform prior"):
+        weighting_for("bandit", classifier, rounds_per_epoch=1, prior=sizes, min_effective_tasks=1.5)
+
+
+def test_scores_are_scikit_learns(found):
+    from sklearn.metrics import classification_report, matthews_corrcoef
+
+    classifier = build_classifier(found, SMALL, dimension=16, seed=1)
+    held = found[1].test
+    score = evaluate(classifier, found[1:2])["animal"]
+    said = [p.label for p in classifier.predict("animal", held.texts)]
+    report = classification_report(held.labels, said, output_dict=True, zero_division=0.0)
+    assert score.macro_f1 == pytest.approx(report["macro avg"]["f1-score"])
+    assert score.mcc == pytest.approx(matthews_corrcoef(held.labels, said))
+    for label, row in score.classes.items():
+        told = [report[label][k] for k in ("precision", "recall", "f1-score", "support")]
+        assert list(row.values()) == pytest.approx(told)
+
+
+def test_the_figure_that_is_asked_for_picks_the_epoch(found):
+    classifier = build_classifier(found, SMALL, dimension=16)
+    run = train(found, classifier, epochs=4, batch_size=16, lr=3e-3, pick="loss")
+    means = [e.mean("loss") for e in run.epochs]
+    assert run.best_epoch == 1 + means.index(min(means))
+    assert all(e.mean("mcc") <= 1.0 for e in run.epochs)
+    with pytest.raises(ValueError, match="pick: expected one of accuracy, macro-f1, mcc, loss, found 'f1'"):
+        train(found, classifier, pick="f1")
+
+
+def test_a_rare_task_is_in_every_round(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "EVERY", 1)
+    found = tasks(tmp_path, animals=60)
+    _, run = fitted(found, "uniform", epochs=1, batch_size=64)
     assert all({"loss/colour", "loss/animal"} <= set(r) for r in run.rounds)
 
 

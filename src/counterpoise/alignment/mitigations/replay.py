@@ -55,19 +55,22 @@ class Replay(Mitigation):
 
     def add_gradients(self, step: Step) -> None:
         size = response_tokens(step.examples)
-        batch = self._draw(self.ratio * size)
+        batch = [self.examples[i] for i in self._draw(self.ratio * size)]
         for rows in step.batches(batch):
             loss = rows.weight * response_nll(step.model, [batch[i] for i in rows]) / size
             loss.backward()  # type: ignore[no-untyped-call]
 
-    def _draw(self, tokens: float) -> list[Example]:
+    def _draw(self, tokens: float) -> list[int]:
         self._owed += tokens
-        batch: list[Example] = []
+        drawn: list[int] = []
         while self._owed > 0:
-            self._queue = self._queue or self._order.sample(range(len(self.examples)), len(self.examples))
-            batch.append(self.examples[self._queue.pop()])
-            self._owed -= len(batch[-1].response)
-        return batch
+            drawn.append(self._next())
+            self._owed -= len(self.examples[drawn[-1]].response)
+        return drawn
+
+    def _next(self) -> int:
+        self._queue = self._queue or self._order.sample(range(len(self.examples)), len(self.examples))
+        return self._queue.pop()
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "examples": digest(self.examples)}

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from counterpoise.alignment.mitigations.anchors import KD, L1, L2, OnlineMerging
+from counterpoise.alignment.mitigations.balanced import BalancedReplay
 from counterpoise.alignment.mitigations.ema import MovingAverage
 from counterpoise.alignment.mitigations.less import FreezeLowest, RewardBudget
 from counterpoise.alignment.mitigations.lowrank import LowRank
@@ -69,10 +70,23 @@ def _average(decay: float, given: Mapping[str, Any], sources: Sources) -> Mitiga
     return MovingAverage(decay, given.get("reset_every"), sources.pre)
 
 
+def corpora(replay: str | Sequence[str]) -> list[str]:
+    """The corpora that --replay names, one or several."""
+    return [replay] if isinstance(replay, str) else list(replay)
+
+
+def _replay(asked: str | Sequence[str], given: Mapping[str, Any], sources: Sources) -> Mitigation:
+    ratio, found = given.get("replay_ratio", 1.0), [sources.replayed(c) for c in corpora(asked)]
+    examples = [example for corpus in found for example in corpus]
+    if "balance" not in given:
+        return Replay(ratio, examples, sources.seed)
+    return BalancedReplay(ratio, examples, sources.seed, [len(corpus) for corpus in found])
+
+
 TABLE = (
     Row("lora", lambda v, _, s: LowRank(v, seed=s.seed), takes=lambda n: Taken({"LoRA": n})),
     Row("freeze", lambda v, _, s: FreezeLowest(v)),
-    Row("replay", lambda v, g, s: Replay(g.get("replay_ratio", 1.0), s.replayed(v), s.seed), ("replay_ratio",)),
+    Row("replay", _replay, ("replay_ratio", "balance")),
     Row("kd", lambda v, _, s: KD(v, s.frozen()), takes=lambda n: Taken(frozen=1)),
     Row("l2", lambda v, _, s: L2(v, s.pre), on_weights=True),
     Row("merge", _merging, ("merge_keep", "merge_base"), lambda n: Taken(moment=n), on_weights=True),
@@ -106,10 +120,15 @@ def check(given: Mapping[str, Any]) -> None:
                 raise ValueError(f"{typed(partner)}: does nothing here; add {typed(row.option)}, or leave it out")
     if "lora" in asked and (anchors := [row.option for row in chosen(given) if row.on_weights]):
         raise ValueError(f"{typed(anchors[0])}: expected no --lora beside it, found one; {WITH_LORA}")
+    asked_for = corpora(given.get("replay", "self"))
+    if len(asked_for) > 1 and "self" in asked_for:
+        raise ValueError("--replay self: expected it alone, found other corpora beside it; leave one or the other out")
+    if "balance" in given and len(asked_for) < 2:
+        raise ValueError("--balance: expected several --replay to balance, found one; add another, or leave it out")
     build(given, Sources())
-    corpus = given.get("replay", "self")
-    if corpus != "self" and not Path(corpus).is_file():
-        raise ValueError(f"{corpus}: expected a file or folder, found nothing of that name; check the path")
+    for corpus in asked_for:
+        if corpus != "self" and not Path(corpus).is_file():
+            raise ValueError(f"{corpus}: expected a file or folder, found nothing of that name; check the path")
 
 
 def check_layers(given: Mapping[str, Any], layers: int) -> None:

@@ -14,11 +14,13 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from email.message import Message
 from typing import Any
 
 from counterpoise.checkpoints.hashing import in_background
+from counterpoise.records import Progress, Store, digest
 
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # may well be answered the next time
 LARGEST = 8 << 20  # bytes of an answer
@@ -28,6 +30,10 @@ MOST_TOKENS = 10**12
 
 class EndpointError(OSError):
     """The endpoint gave no usable answer; the message says what it did and what to do."""
+
+
+Chat = tuple[tuple[str, str], ...]
+"""Role and text of each message."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,49 @@ class Endpoint:
             else:
                 trouble, pause = self._told(code, headers, body)
         raise self._end(f"{self.attempts} attempts, the last: {trouble}; is the server up, and the base URL right?")
+
+    def ask_all(
+        self,
+        chats: Sequence[Chat],
+        store: Store,
+        what: str,
+        *,
+        concurrency: int = 4,
+        progress: Progress | None = None,
+    ) -> list[dict[str, Any]]:
+        """The answer to each chat; equal ones are asked once, and what is in the store never again.
+
+        Args:
+            what: names the kind of answer in the store.
+            concurrency: calls under way at once.
+            progress: called with (done, total) answers.
+
+        Raises:
+            EndpointError: see `ask`; answers that came before it are in the store.
+        """
+        answers, stop = {}, threading.Event()
+
+        def answer(chat: Chat) -> dict[str, Any]:
+            messages = [{"role": role, "content": content} for role, content in chat]
+            return store.once(self.key(chat, what), lambda: self.ask(messages, stop))
+
+        with ThreadPoolExecutor(concurrency) as pool:
+            waiting = {pool.submit(answer, chat): chat for chat in dict.fromkeys(chats)}
+            try:
+                for done, future in enumerate(as_completed(waiting), start=1):
+                    answers[waiting[future]] = future.result()
+                    if progress is not None:
+                        progress(done, len(waiting))
+            except BaseException:
+                stop.set()  # those under way make no further attempt
+                pool.shutdown(cancel_futures=True)
+                raise
+        return [answers[chat] for chat in chats]
+
+    def key(self, chat: Chat, what: str) -> dict[str, Any]:
+        """Of an answer in a store."""
+        messages = [{"role": role, "content": content} for role, content in chat]
+        return {"what": what, "endpoint": self.identity, "chat": digest(messages)}
 
     def _post(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, Message, bytes]:
         """Status, headers and body, with the key taken out. The time limit is this thread's wait for another one: the

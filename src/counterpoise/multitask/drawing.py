@@ -1,0 +1,153 @@
+"""Which task each row of training is of, drawn by a mixture's weights as they move, and which row of that task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+
+def quotas(probabilities: Sequence[float], size: int, u: float) -> list[int]:
+    """How many of `size` rows are each task's: whole numbers within 1 of size times p, whose mean over u in [0, 1) is that.
+
+    Examples:
+        >>> quotas([0.5, 0.25, 0.25], 8, 0.3), quotas([0.5, 0.25, 0.25], 3, 0.3)
+        ([4, 2, 2], [1, 1, 1])
+    """
+    edges = np.floor(size * np.cumsum(probabilities) + u)
+    edges[-1] = size
+    return np.diff(edges, prepend=0.0).astype(int).tolist()  # type: ignore[no-any-return]
+
+
+class Schedule:
+    """The tasks of the rows, in rounds. What was drawn in an epoch is remembered, so that a resumed run draws it again.
+
+    A round is drawn when its first row is asked for, by the probabilities of that moment: data loaders read ahead, and
+    how far is theirs to say. The random numbers are keyed by seed, epoch and round.
+
+    Args:
+        probabilities: of the tasks, adding up to 1, as they are now.
+        seed: of the draws, >= 0.
+    """
+
+    def __init__(self, probabilities: Callable[[], Sequence[float]], seed: int = 0) -> None:
+        self.probabilities, self.seed, self.size = probabilities, seed, 1
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was drawn."""
+        self.epoch, self.rounds = 0, list[list[int]]()
+        self.before = [0] * len(self.probabilities())
+
+    def begin(self, epoch: int) -> None:
+        """Read from the beginning of an epoch on; the one that is on its way is read again as it was drawn."""
+        if epoch != self.epoch:
+            self.epoch, self.before, self.rounds = epoch, self.drawn(), []
+
+    def drawn(self) -> list[int]:
+        """How many rows of each task were drawn, since the beginning of training."""
+        return np.sum([self.before, *self.rounds], axis=0).tolist()  # type: ignore[no-any-return]
+
+    def round(self, number: int) -> list[int]:
+        """The task of each row of a round of this epoch."""
+        random = np.random.default_rng([self.seed, self.epoch, number])
+        u, order = random.random(), random.permutation(self.size)
+        if number == len(self.rounds):
+            self.rounds.append(quotas(self.probabilities(), self.size, u))
+        tasks = np.repeat(np.arange(len(self.before)), self.rounds[number])
+        return tasks[order].tolist()  # type: ignore[no-any-return]
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs: the rounds of this epoch, (rounds, m), and the rows of those before, (m,)."""
+        shape = (len(self.rounds), len(self.before))
+        rounds_RM = torch.tensor(self.rounds, dtype=torch.int32).reshape(shape)
+        return {"epoch": self.epoch, "size": self.size, "before": list(self.before), "rounds": rounds_RM}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from `state()`, refusing rounds of another size."""
+        if state["size"] != self.size:
+            raise ValueError(
+                f"expected the mixture of a run with {self.size} rows an optimiser step, found one with {state['size']}: "
+                f"resume with its batch size, accumulation and number of processes."
+            )
+        self.epoch, self.before, self.rounds = state["epoch"], list(state["before"]), state["rounds"].tolist()
+
+
+class MixtureSampler(Sampler[int]):
+    """Row numbers: each round's tasks by the schedule, and of each task its rows in a new order each time round.
+
+    Args:
+        schedule: of the tasks.
+        rows: the row numbers of each task.
+        rounds: in an epoch.
+        epoch: which one is on its way, asked for when an iterator is made.
+        repeat: how often a round comes in a row; `mini`: how often each of its rows does (GRPO's `RepeatSampler`).
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        rows: Sequence[Sequence[int]],
+        rounds: int,
+        epoch: Callable[[], int],
+        *,
+        repeat: int = 1,
+        mini: int = 1,
+    ) -> None:
+        self.schedule, self.rows, self.rounds, self.epoch = schedule, rows, rounds, epoch
+        self.repeat, self.mini = repeat, mini
+
+    def __len__(self) -> int:
+        return self.rounds * self.schedule.size * self.repeat * self.mini
+
+    def __iter__(self) -> Iterator[int]:
+        self.schedule.begin(self.epoch())
+        places = list(self.schedule.before)
+        orders = [(-1, np.empty(0, int))] * len(places)
+        for number in range(self.rounds):
+            chosen = []
+            for task in self.schedule.round(number):
+                time, place = divmod(places[task], len(self.rows[task]))
+                if orders[task][0] != time:
+                    random = np.random.default_rng([self.schedule.seed, task, time, 1])
+                    orders[task] = time, random.permutation(len(self.rows[task]))
+                chosen.append(self.rows[task][orders[task][1][place]])
+                places[task] += 1
+            for _ in range(self.repeat):
+                for row in chosen:
+                    yield from [row] * self.mini
+
+
+class Interleaved:
+    """Rows of several streams without end, as `datasets.interleave_datasets` with "all_exhausted" gives them, by a
+    schedule: a stream that ends begins anew, with its `set_epoch` where it has one.
+    """
+
+    def __init__(
+        self, streams: Mapping[str, Iterable[Any]], schedule: Schedule, epoch: Callable[[], int], column: str
+    ) -> None:
+        self.streams, self.schedule, self.epoch, self.column = streams, schedule, epoch, column
+
+    def __call__(self) -> Iterator[dict[str, Any]]:
+        """The rows, with each one's task under the column's name."""
+        self.schedule.begin(self.epoch())
+        names = list(self.streams)
+        reading = [self._without_end(name) for name in names]
+        for number in count():
+            for task in self.schedule.round(number):
+                yield {**next(reading[task]), self.column: names[task]}
+
+    def _without_end(self, name: str) -> Iterator[Any]:
+        for time in count():
+            if hasattr(self.streams[name], "set_epoch"):
+                self.streams[name].set_epoch(time)  # type: ignore[attr-defined]
+            found = False
+            for row in self.streams[name]:
+                found = True
+                yield row
+            if not found:
+                raise ValueError(f"task {name!r}: expected a stream of rows, found none in it; leave the task out")

@@ -1,0 +1,173 @@
+"""Rows drawn, task by task, by a bandit's weights: what the trainers of losses and of rewards share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import IterableDataset
+from transformers import TrainingArguments
+
+from counterpoise.multitask.bandit import BanditMTL
+from counterpoise.multitask.drawing import Interleaved, MixtureSampler, Schedule
+from counterpoise.multitask.losses import Counts, by_task, check_names
+from counterpoise.multitask.per_task import (
+    ExampleLosses,
+    PerTask,
+    no_column,
+    task_index,
+)
+from counterpoise.ranks import sum_over_ranks, world_size
+
+
+class Mixed(PerTask):
+    """The drawing."""
+
+    called = "mixture"
+    balance: BanditMTL
+    train_dataset: Any
+
+    def __init__(
+        self,
+        *args: Any,
+        mixture: BanditMTL,
+        task_column: str = "task",
+        reference: Counts | None = None,
+        improvement: float = 0.0,
+        example_losses: ExampleLosses | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(mixture, BanditMTL):
+            raise TypeError(f"mixture must be a BanditMTL, found {type(mixture).__name__}.")
+        if not mixture.samples:
+            raise ValueError('mixture must draw the rows: expected BanditMTL(..., drawn_by="p").')
+        if not 0.0 <= improvement < math.inf:
+            raise ValueError(f"improvement must be finite and >= 0, found {improvement}.")
+        mixture.corrects, mixture.improvement = False, improvement
+        mixture.reference = None if reference is None else by_task(mixture.tasks, reference, "reference")
+        settings = next((x for x in (*args, *kwargs.values()) if isinstance(x, TrainingArguments)), None)
+        self.balance = mixture
+        self.schedule = Schedule(self.probabilities_of_tasks)
+        self._saw_losses = False
+        _refuse(settings)
+        data = next(
+            (x for x in (*args, *kwargs.values()) if isinstance(x, IterableDataset)), kwargs.get("train_dataset")
+        )
+        if isinstance(data, IterableDataset):
+            raise ValueError(
+                "a stream of all tasks cannot be drawn by task: expected train_dataset={task: stream, ...}."
+            )
+        if isinstance(data, Mapping):
+            check_names(mixture.tasks, data, "train_dataset")
+            kwargs["train_dataset"] = self._joined({t: data[t] for t in mixture.tasks}, settings, task_column)
+        super().__init__(*args, balance=mixture, task_column=task_column, example_losses=example_losses, **kwargs)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        self.schedule.seed, self.schedule.size = seed, self.rows_of_a_round()
+        mixture.micro_batches = max(mixture.micro_batches, self.args.gradient_accumulation_steps)
+
+    def _joined(self, sets: dict[str, Any], settings: Any, column: str) -> Any:
+        """One data set of all, with a task column."""
+        import datasets
+
+        streams = [isinstance(x, IterableDataset | datasets.IterableDataset) for x in sets.values()]
+        if not any(streams):
+            return datasets.concatenate_datasets([x.add_column(column, [t] * len(x)) for t, x in sets.items()])
+        if not all(streams):
+            raise ValueError("train_dataset: expected streams or data sets with a length for all tasks, found both.")
+        _refuse_for_streams(settings)
+        rows = Interleaved(sets, self.schedule, self.epoch_on_its_way, column)
+        return datasets.IterableDataset.from_generator(rows)
+
+    def probabilities_of_tasks(self) -> list[float]:
+        """By what the rows are drawn now."""
+        return self.balance.probabilities().tolist()  # type: ignore[no-any-return]
+
+    def epoch_on_its_way(self) -> int:
+        """The number of the epoch; training that begins forgets what was drawn before."""
+        state = getattr(self, "state", None)
+        if state is None or state.global_step == 0:
+            self.schedule.reset()
+            return 0
+        return int(state.epoch)
+
+    def rows_of_a_round(self) -> int:
+        """The rows of one optimiser step, over all ranks."""
+        ranks = 1 if self.accelerator.dataloader_config.split_batches else world_size()
+        return self._train_batch_size * self.args.gradient_accumulation_steps * ranks  # type: ignore[no-any-return]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> MixtureSampler:
+        data = self.train_dataset if train_dataset is None else train_dataset
+        base: Any = super()._get_train_sampler(train_dataset)
+        return MixtureSampler(
+            self.schedule,
+            self._rows_of_tasks(data),
+            math.ceil(len(data) / self.schedule.size),
+            self.epoch_on_its_way,
+            repeat=getattr(base, "repeat_count", 1),
+            mini=getattr(base, "mini_repeat_count", 1),
+        )
+
+    def _rows_of_tasks(self, data: Any) -> list[list[int]]:
+        names = getattr(data, "column_names", None)
+        if (names is not None and self.task_column not in names) or (names is None and self.task_column not in data[0]):
+            raise no_column(self.task_column, names or data[0])
+        column = data[self.task_column] if names is not None else [row[self.task_column] for row in data]
+        rows: list[list[int]] = [[] for _ in self.balance.tasks]
+        for number, task in enumerate(column):
+            rows[task_index(task, self.balance.tasks, self.task_column)].append(number)
+        if lacking := [t for t, found in zip(self.balance.tasks, rows, strict=True) if not found]:
+            raise ValueError(f"tasks without a row in the training data: {lacking}; leave them out of the mixture.")
+        return rows
+
+    def observe(self, sums_M: Tensor, counts_M: Tensor) -> None:
+        """Give the bandit the losses of some rows: their sum and number by task."""
+        counts = counts_M.tolist()
+        if any(counts):
+            self.balance.observe(sums_M.detach() / counts_M.clamp(min=1.0), counts)
+            self._saw_losses = True
+
+    def window_is_open(self) -> bool:
+        """Whether any rank has seen losses since the last optimiser step."""
+        (saw,) = sum_over_ranks([float(self._saw_losses)])
+        self._saw_losses = False
+        return saw > 0.0
+
+    def told(self) -> dict[str, float]:
+        """The bandit's metrics and the share of the rows drawn of each task so far."""
+        drawn = self.schedule.drawn()
+        return super().told() | {
+            f"drawn/{t}": n / max(1, sum(drawn)) for t, n in zip(self.balance.tasks, drawn, strict=True)
+        }
+
+    def kept(self) -> dict[str, Any]:
+        """The bandit's state and what was drawn."""
+        return {"mixture": super().kept(), "schedule": self.schedule.state()}
+
+    def take_back(self, state: dict[str, Any]) -> None:
+        """Go on from both."""
+        super().take_back(state["mixture"])
+        self.schedule.load(state["schedule"])
+
+
+def _refuse(settings: Any) -> None:
+    """Raise on what a mixture cannot draw, before the base spends time on the data."""
+    if (strategy := getattr(settings, "train_sampling_strategy", "random")) != "random":
+        raise ValueError(f"train_sampling_strategy={strategy!r}: the mixture draws the rows itself; expected 'random'.")
+    if getattr(settings, "auto_find_batch_size", False):
+        raise ValueError("auto_find_batch_size changes how many rows a step draws: expected False with a mixture.")
+
+
+def _refuse_for_streams(settings: Any) -> None:
+    """Raise where rows would be read long before they are trained on, or out of the bandit's sight."""
+    if workers := getattr(settings, "dataloader_num_workers", 0):
+        raise ValueError(
+            f"dataloader_num_workers={workers}: streams are interleaved by the weights of this process; expected 0."
+        )
+    if getattr(settings, "packing", False):
+        raise ValueError("packing=True joins rows of several streams a thousand at a time; expected packing=False.")
+    if hasattr(settings, "num_generations") and getattr(settings, "shuffle_dataset", False):
+        raise ValueError(
+            "shuffle_dataset=True reads streams far ahead of the weights: expected False; shuffle each stream beforehand."
+        )

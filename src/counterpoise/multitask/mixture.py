@@ -1,0 +1,97 @@
+"""Tasks drawn by a bandit's weights inside the Hugging Face Trainer and TRL's SFT, GRPO and RLOO trainers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from counterpoise.multitask.mixing import Mixed
+from counterpoise.multitask.per_task import (
+    ExampleLosses,
+    TaskCollator,
+    no_column,
+    refuse_own_loss,
+)
+from counterpoise.multitask.reward_mixture import MixedRewards
+
+
+def with_mixture(base: type) -> type:
+    """A subclass of a trainer class whose rows are drawn, task by task, by the weights of a bandit.
+
+    Each optimiser step's rows are split among the tasks by p, to whole numbers; within a task all rows come, in a random
+    order, before one comes again. The loss and the gradients are the base's. After each step p moves on the tasks' mean
+    losses, or in GRPOTrainer and RLOOTrainer on 1 - mean reward, with rewards brought to [0, 1]. Draws are keyed by the
+    arguments' `data_seed` or `seed`, and what was drawn is in every checkpoint (`mixture.pt`): a resumed run goes on bit
+    for bit. Data loaders read ahead, so that the weights of a step reach the rows one or two steps later. An epoch has
+    as many rows as the data.
+
+    Training data are one data set with a column that names each row's task, or a mapping from tasks to data sets. Those
+    may be streams (`datasets.IterableDataset`): they are interleaved, and one that ends begins anew. With packing each
+    packed sequence holds rows of one task.
+
+    The class takes, beside the base's arguments:
+        mixture: `BanditMTL(tasks, drawn_by="p", ...)`; with rho=0 the tasks are drawn by its prior throughout.
+        task_column: the column with the task's name or index; "task" by default.
+        reference: a loss for each task; p moves on what is above it, as DoReMi's excess loss (Xie et al., NeurIPS 2023;
+            it takes the excess of each token, here that of the mean).
+        improvement: how much the change of a task's level since it was last seen counts beside the level: the 1 / lambda
+            of MT-GRPO (Ramesh et al., 2602.05547), whose weights descend on change of reward + lambda * reward.
+        example_losses: Trainer only, see `with_weighting`.
+        reward_bounds: GRPO, RLOO: the smallest and the largest total reward; by default those seen so far. Logs have
+            `mixture/given_low` or `mixture/seen_low`.
+        oversample: GRPO, RLOO: draw so many times the prompts, drop groups without any advantage (all rewards equal),
+            and fill each task's quota from the others. At 1 nothing is dropped: quotas are divided by the share of each
+            task's groups with an advantage, so that these come by p on average.
+
+    Raises:
+        TypeError, ValueError: no bandit with drawn_by="p", a trainer whose loss is none per row, data without the column
+            or without rows of a task, another way of sampling, streams read by workers, packed or shuffled in a buffer.
+
+    Examples:
+        >>> from transformers import Trainer
+        >>> with_mixture(Trainer).__name__
+        'MixedTrainer'
+    """
+    overrides = MixedRewards if hasattr(base, "_calculate_rewards") else _MixedLosses
+    return type(f"Mixed{base.__name__}", (overrides, base), {"__doc__": f"{base.__name__} with a mixture of tasks."})
+
+
+class _MixedLosses(Mixed):
+    """Levels are mean losses."""
+
+    def __init__(self, *args: Any, example_losses: ExampleLosses | None = None, **kwargs: Any) -> None:
+        refuse_own_loss(type(self).__mro__, example_losses, ", GRPOTrainer or RLOOTrainer")
+        super().__init__(*args, example_losses=example_losses, **kwargs)
+        self.data_collator: Any = TaskCollator(
+            self.data_collator, self.task_column, self.balance.tasks, by_token=example_losses is None
+        )
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The base's; in training the losses by task are observed on the way."""
+        inputs = dict(inputs)
+        if not self.model.training:
+            inputs.pop(self.task_column, None)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self.task_column not in inputs:
+            raise no_column(self.task_column, inputs)
+        labels, counted_BT, task_B = self.labels_of(inputs), self.counted(inputs), inputs.pop(self.task_column)
+        with self.outputs_of(model) as found:
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with torch.no_grad():
+            losses_BT = self.losses_of(found[0], labels, task_B)
+        self.observe(self.by_task(losses_BT, task_B), self.by_task(counted_BT, task_B))
+        return loss
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, packing: bool, *rest: Any) -> Any:
+        """SFTTrainer's; packs the rows of each task on their own."""
+        prepare = super()._prepare_dataset  # type: ignore[misc]
+        if not packing or self.task_column not in (dataset.column_names or ()):
+            return prepare(dataset, processing_class, args, packing, *rest)
+        from datasets import concatenate_datasets
+
+        rows = zip(self.balance.tasks, self._rows_of_tasks(dataset), strict=True)
+        packed = {t: prepare(dataset.select(r), processing_class, args, packing, *rest) for t, r in rows}
+        return concatenate_datasets([x.add_column(self.task_column, [t] * len(x)) for t, x in packed.items()])

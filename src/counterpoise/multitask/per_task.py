@@ -1,0 +1,254 @@
+"""What the trainers that know each row's task share: its column, each task's losses, logs and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback
+
+from counterpoise.checkpoints.files import replacing
+from counterpoise.multitask.own_losses import SPAN, Labels, counted, own_losses
+from counterpoise.multitask.weighting import Weighting
+
+ExampleLosses = Callable[[Any, Labels], Tensor]
+"""From the model's outputs and the labels to one loss per example, (B,); several label columns come by name."""
+
+
+def task_index(task: Any, tasks: Sequence[str], column: str) -> int:
+    """The place of a task among the tasks, from its name or itself."""
+    if isinstance(task, str) and task in tasks:
+        return tasks.index(task)
+    if not isinstance(task, str | list) and 0 <= int(task) < len(tasks):
+        return int(task)
+    raise ValueError(f"column {column!r} holds {task!r}, expected one of {list(tasks)} or its index.")
+
+
+class TaskCollator:
+    """Takes the task column out of the rows, collates the rest, and puts it back as indices, (B,); with `by_token`, for
+    rows that were joined into one sequence, as one index per token, (1, T).
+    """
+
+    def __init__(
+        self, inner: Callable[[list[Any]], Any], column: str, tasks: Sequence[str], *, by_token: bool = False
+    ) -> None:
+        self.inner, self.column, self.tasks, self.by_token = inner, column, tuple(tasks), by_token
+
+    def __call__(self, rows: list[Mapping[str, Any]]) -> Any:
+        """The inner collator's batch, with the index of each row's task under the column's name."""
+        batch = self.inner([{k: v for k, v in row.items() if k != self.column} for row in rows])
+        if not any(self.column in row for row in rows):  # enough for evaluation
+            return batch
+        if lacking := next((row for row in rows if self.column not in row), None):
+            raise no_column(self.column, lacking)
+        task_B = torch.tensor([task_index(row[self.column], self.tasks, self.column) for row in rows], dtype=torch.long)
+        if self.by_token and len(ids_1T := batch["input_ids"]) != len(rows):
+            lengths_B = torch.tensor([len(row["input_ids"]) for row in rows])
+            lengths_B[-1] += ids_1T.shape[1] - lengths_B.sum()  # padding, whose labels do not count
+            task_B = task_B.repeat_interleave(lengths_B).unsqueeze(0)
+        batch[self.column] = task_B
+        return batch
+
+
+class PerTask(Trainer):
+    """Losses by task in a trainer; the class it is mixed into comes between this one and `Trainer` in the order of
+    resolution.
+    """
+
+    called: ClassVar[str]
+    """The attribute that holds the weighting, the prefix of its logs, and the file of its state in a checkpoint."""
+
+    model: Any
+    data_collator: Any
+
+    def __init__(
+        self, *args: Any, balance: Weighting, task_column: str, example_losses: ExampleLosses | None, **kwargs: Any
+    ) -> None:
+        self.balance, self.task_column, self.example_losses = balance, task_column, example_losses
+        setattr(self, self.called, balance)
+        super().__init__(*args, **kwargs)
+        if self.args.n_gpu > 1:
+            raise ValueError(f"found {self.args.n_gpu} GPUs in one process: launch one process per GPU with torchrun.")
+        inner = self.accelerator.unwrap_model(self.model)
+        self.bare_model: Any = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+        self.loss_shifts_labels: bool = getattr(self, "_loss_shifts_labels", False) or _falls_back_to_shifting(
+            self.bare_model
+        )
+        balance.to(self.args.device)
+        self.add_callback(_CloseWindow(self))
+
+    def window_is_open(self) -> bool:
+        """Whether any rank saw a loss since the last optimiser step, the same on every rank."""
+        raise NotImplementedError
+
+    @contextmanager
+    def outputs_of(self, model: Any) -> Iterator[list[Any]]:
+        """The list that the model's outputs are appended to inside the block."""
+        found: list[Any] = []
+        hook = self.accelerator.unwrap_model(model).register_forward_hook(lambda *call: found.append(call[2]))
+        try:
+            yield found
+        finally:
+            hook.remove()
+
+    def losses_of(self, outputs: Any, labels: Labels, task_B: Tensor) -> Tensor:
+        """The loss of every example or token, (B, T), 0 where its label is masked."""
+        if self.example_losses is None:
+            return own_losses(self.bare_model, outputs, labels, shifts=self.loss_shifts_labels)
+        losses_B = self.example_losses(outputs, labels)
+        if losses_B.shape != task_B.shape:
+            found = tuple(losses_B.shape)
+            raise ValueError(f"example_losses: expected one loss per example, {tuple(task_B.shape)}, found {found}.")
+        return losses_B.unsqueeze(-1)
+
+    def labels_of(self, inputs: Mapping[str, Any]) -> Labels:
+        """The label column, or the columns by name where there are several."""
+        names = [n for n in self.label_names or ["labels"] if inputs.get(n) is not None]
+        if len(names) == 1:
+            return inputs[names[0]]  # type: ignore[no-any-return]
+        found = {n: inputs[n] for n in names}
+        if self.example_losses is None and set(names) != set(SPAN):
+            raise ValueError(
+                f"expected one label column, found {names or sorted(inputs)}: {type(self.bare_model).__name__} takes "
+                f"{self.label_names or 'none'}. Pass example_losses=..., which gets the columns by name and gives one "
+                f"loss per example, (B,)."
+            )
+        return found
+
+    def counted(self, inputs: Mapping[str, Any]) -> Tensor:
+        """How much each label of a micro-batch counts, (B, T); refuses one whose rows were joined."""
+        labels, rows = self.labels_of(inputs), len(inputs[self.task_column])
+        columns = [labels] if isinstance(labels, Tensor) else list(labels.values())
+        if found := [len(x) for x in columns if len(x) != rows]:
+            raise ValueError(
+                f"{type(self.data_collator.inner).__name__} made {found[0]} row(s) of {rows} examples: joined rows of "
+                f"different tasks have one loss, which belongs to none of them. Choose a collator that pads."
+            )
+        if self.example_losses is not None:
+            return torch.ones(rows, 1, device=inputs[self.task_column].device)
+        length = inputs["input_ids"].shape[1] if not isinstance(labels, Tensor) else 0
+        return counted(self.bare_model, labels, shifts=self.loss_shifts_labels, length=length)
+
+    def by_task(self, values_BT: Tensor, task_B: Tensor) -> Tensor:
+        """The values summed by task, (m,); tasks one per row, or one per token (its label is the next one's)."""
+        if task_B.dim() > 1:
+            values_BT, task_B = values_BT.flatten(), task_B[:, -values_BT.shape[1] :].flatten()
+        else:
+            values_BT = values_BT.sum(-1)
+        return values_BT.new_zeros(len(self.balance.tasks)).index_add(0, task_B.to(values_BT.device), values_BT)
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """The base's, without the task column."""
+        if isinstance(inputs, Mapping):
+            inputs = {k: v for k, v in inputs.items() if k != self.task_column}
+        return super().prediction_step(model, inputs, *args, **kwargs)
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The base's; with a mapping of data sets by name also the largest of their losses, `eval_worst_loss`."""
+        found: dict[str, float] = super().evaluate(eval_dataset, *args, **kwargs)
+        sets = self.eval_dataset if eval_dataset is None else eval_dataset
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        losses = (
+            [found[key] for name in sets if (key := f"{prefix}_{name}_loss") in found] if isinstance(sets, dict) else []
+        )
+        if losses:
+            found[f"{prefix}_worst_loss"] = max(losses)
+            self.log({f"{prefix}_worst_loss": max(losses)})
+        return found
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """The base's; training logs carry the weighting's metrics."""
+        if "loss" in logs:
+            logs = logs | {f"{self.called}/{name}": value for name, value in self.told().items()}
+        super().log(logs, *args, **kwargs)
+
+    def told(self) -> dict[str, float]:
+        """What a training log carries."""
+        return self.balance.metrics()
+
+    def kept(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the base's."""
+        return self.balance.state_dict()
+
+    def take_back(self, state: dict[str, Any]) -> None:
+        """Go on from what `kept` gave."""
+        self.balance.load_state_dict(state)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The base's, and the weighting's state beside it."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            with replacing(Path(output_dir or self.args.output_dir or ".") / f"{self.called}.pt") as partial:
+                torch.save(self.kept(), partial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        path = Path(checkpoint) / f"{self.called}.pt"
+        if not path.exists():
+            raise FileNotFoundError(
+                f"expected the {self.called}'s state at {path}, found none: the checkpoint was written by a trainer "
+                f"without a {self.called}. Resume it with that trainer, or start from its weights."
+            )
+        self.take_back(torch.load(path, map_location="cpu", weights_only=True))
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns = self._signature_columns
+        if columns is not None and self.task_column not in columns:
+            self._signature_columns = [*columns, self.task_column]
+
+
+class _CloseWindow(TrainerCallback):
+    """Moves the weights after each optimiser step, before anything is logged or saved."""
+
+    def __init__(self, trainer: PerTask) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Forget a window that an error left open: `auto_find_batch_size` begins again."""
+        self.trainer.balance.discard()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Close the window, unless no rank had a label in it; the trainer zeroes the model's gradients only."""
+        if self.trainer.window_is_open():
+            self.trainer.balance.step()
+        self.trainer.balance.zero_grad()
+
+
+def _falls_back_to_shifting(model: Any) -> bool:
+    """Whether a model without a loss type of its own (GPT2LMHeadModel) computes the shifted loss, by transformers' default."""
+    if not type(model).__name__.endswith("LMHeadModel") or getattr(model.config, "is_encoder_decoder", False):
+        return False
+    return getattr(model.loss_function, "__name__", "") == "ForCausalLMLoss"
+
+
+def no_column(column: str, found: Iterable[str]) -> ValueError:
+    """The error of a row or batch without its task."""
+    return ValueError(
+        f"expected a column {column!r} that names each row's task, found only {sorted(found)}: add it to the data set, "
+        f"or pass task_column=..."
+    )
+
+
+def refuse_own_loss(classes: Sequence[type], example_losses: ExampleLosses | None, instead: str) -> None:
+    """Raise when a trainer's loss is not a mean over rows that the model says: it would be dropped for another."""
+    owner = next(c for c in classes if "compute_loss" in vars(c) and not issubclass(c, PerTask))
+    known, theirs = owner.__name__ in ("Trainer", "SFTTrainer"), owner.__module__.partition(".")[0]
+    if known and theirs in ("transformers", "trl"):
+        return
+    if theirs == "trl":
+        raise ValueError(
+            f"{owner.__name__} has no loss per row: it compares pairs, samples or models, in a loss of its own. Expected "
+            f"Trainer or SFTTrainer{instead}."
+        )
+    if example_losses is None:
+        raise ValueError(
+            f"{owner.__name__} computes a loss of its own (compute_loss), which a task weighting cannot take apart: pass "
+            f"example_losses=... (outputs and labels to one loss per row), or leave compute_loss to Trainer."
+        )

@@ -1,0 +1,163 @@
+"""Tasks drawn by a bandit's weights in TRL's GRPO and RLOO trainers, where a task's level is 1 - its mean reward."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from counterpoise.multitask.bandit import BanditMTL
+from counterpoise.multitask.drawing import quotas
+from counterpoise.multitask.mixing import Mixed
+from counterpoise.multitask.per_task import (
+    no_column,
+    task_index,
+)
+
+
+class MixedRewards(Mixed):
+    """Levels are 1 - mean reward."""
+
+    args: Any
+    num_generations: int
+    reward_weights: Tensor
+
+    def __init__(
+        self,
+        *args: Any,
+        mixture: BanditMTL,
+        reward_bounds: tuple[float, float] | None = None,
+        oversample: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        if reward_bounds is not None and not reward_bounds[0] < reward_bounds[1]:
+            raise ValueError(f"reward_bounds: expected the smaller one first, found {reward_bounds}.")
+        if oversample < 1:
+            raise ValueError(f"oversample must be at least 1, found {oversample}.")
+        self.reward_bounds, self.oversample = reward_bounds, oversample
+        self._seen_bounds = (math.inf, -math.inf)
+        m = len(getattr(mixture, "tasks", ()))
+        self._groups, self._telling = [1.0] * m, [1.0] * m  # recent groups, and those with an advantage
+        super().__init__(*args, mixture=mixture, **kwargs)
+        rows = self.args.per_device_train_batch_size * self.args.steps_per_generation
+        if oversample > 1 and isinstance(self.train_dataset, IterableDataset):
+            raise ValueError("oversample: a stream gives each generation its prompts alone; expected oversample=1.")
+        if oversample > 1 and rows % self.num_generations:
+            raise ValueError(
+                f"oversample={oversample} drops whole groups on each process: expected per_device_train_batch_size * "
+                f"steps_per_generation to be a multiple of num_generations={self.num_generations}, found {rows}."
+            )
+
+    def rows_of_a_round(self) -> int:
+        """The prompts of one generation, over all ranks."""
+        return self.oversample * self.args.generation_batch_size // self.num_generations  # type: ignore[no-any-return]
+
+    def probabilities_of_tasks(self) -> list[float]:
+        """p over the share of each task's groups that have an advantage, of which at least a quarter is assumed."""
+        shares = [max(0.25, a / b) for a, b in zip(self._telling, self._groups, strict=True)]
+        raised = [p / s for p, s in zip(super().probabilities_of_tasks(), shares, strict=True)]
+        return [x / sum(raised) for x in raised]
+
+    def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> Any:
+        size = batch_size * (self.oversample if kwargs.get("is_training") else 1)
+        return super()._get_dataloader(dataset, description, size, *args, **kwargs)
+
+    def _calculate_rewards(self, inputs: Sequence[Mapping[str, Any]], *args: Any, **kwargs: Any) -> Tensor:
+        rewards_NF: Tensor = super()._calculate_rewards(inputs, *args, **kwargs)  # type: ignore[misc]
+        if not self.model.training:
+            return rewards_NF
+        if lacking := next((row for row in inputs if self.task_column not in row), None):
+            raise no_column(self.task_column, lacking)
+        tasks = [task_index(row[self.task_column], self.balance.tasks, self.task_column) for row in inputs]
+        task_B = torch.tensor(tasks, device=rewards_NF.device)
+        scored_N = ~rewards_NF.isnan().all(dim=1)
+        total_N = (rewards_NF * self.reward_weights.to(rewards_NF.device)).nansum(dim=1)
+        self._count_groups(total_N, scored_N, self.accelerator.gather(task_B))
+        low, high = self._bounds(total_N[scored_N])
+        if high > low:
+            mine = slice(self.accelerator.process_index * len(tasks), (self.accelerator.process_index + 1) * len(tasks))
+            levels_B = 1.0 - (total_N[mine] - low) / (high - low)
+            here_B1 = scored_N[mine].to(levels_B.dtype).unsqueeze(1)
+            self.observe(self.by_task(levels_B.unsqueeze(1) * here_B1, task_B), self.by_task(here_B1, task_B))
+        return rewards_NF
+
+    def _generate_and_score_completions(self, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+        if self.oversample == 1 or not self.model.training:
+            return found
+        if "pixel_values" in found:
+            raise ValueError("oversample drops whole rows, and images are not in rows: expected oversample=1.")
+        groups, rows, rank = len(inputs) // self.num_generations, len(inputs), self.accelerator.process_index
+        tells = self._tells_P[rank * groups : (rank + 1) * groups].tolist()
+        tasks = [task_index(row[self.task_column], self.balance.tasks, self.task_column) for row in inputs]
+        kept = self._fill(tasks[:: self.num_generations], tells, groups // self.oversample)
+        chosen = [g * self.num_generations + i for g in kept for i in range(self.num_generations)]
+        for name, value in found.items():
+            if isinstance(value, Tensor) and value.dim() and len(value) == rows:
+                found[name] = value[chosen]
+            elif isinstance(value, list) and len(value) == rows:
+                found[name] = [value[i] for i in chosen]
+        if "num_items_in_batch" in found:
+            learned = found["completion_mask"] * found.get("tool_mask", 1)
+            found["num_items_in_batch"] = self.accelerator.gather(learned.sum()).sum()
+        return found
+
+    def _fill(self, tasks: list[int], tells: list[bool], size: int) -> list[int]:
+        """So many groups: each task's quota of those that tell, then others that tell, then any."""
+        random = np.random.default_rng([self.schedule.seed, self.state.global_step, self.accelerator.process_index, 2])
+        wanted = quotas(super().probabilities_of_tasks(), size, random.random())
+        ranked, chosen = sorted(range(len(tasks)), key=lambda g: not tells[g]), list[int]()
+        for by_quota in (True, False):
+            for g in ranked:
+                if len(chosen) < size and g not in chosen and (not by_quota or (tells[g] and wanted[tasks[g]] > 0)):
+                    chosen.append(g)
+                    wanted[tasks[g]] -= 1
+        return chosen
+
+    def _count_groups(self, total_N: Tensor, scored_N: Tensor, task_N: Tensor) -> None:
+        """Which groups have an advantage, and the share of such by task, over about the last ten generations."""
+        grouped_PG = total_N.view(-1, self.num_generations)
+        here_PG = scored_N.view_as(grouped_PG)
+        top_P = grouped_PG.masked_fill(~here_PG, -math.inf).amax(dim=1)
+        self._tells_P = top_P > grouped_PG.masked_fill(~here_PG, math.inf).amin(dim=1)
+        task_P1, ones_P1 = task_N.view_as(grouped_PG)[:, :1], torch.ones_like(grouped_PG[:, :1])
+        found = self.by_task(ones_P1, task_P1[:, 0]), self.by_task(self._tells_P.unsqueeze(1) * ones_P1, task_P1[:, 0])
+        groups, telling = (x.tolist() for x in found)
+        self._groups = [0.9 * a + b for a, b in zip(self._groups, groups, strict=True)]
+        self._telling = [0.9 * a + b for a, b in zip(self._telling, telling, strict=True)]
+
+    def _bounds(self, total_N: Tensor) -> tuple[float, float]:
+        """The bounds given, or those seen so far."""
+        if len(total_N):
+            low, high = (float(x) for x in total_N.aminmax())
+            self._seen_bounds = min(low, self._seen_bounds[0]), max(high, self._seen_bounds[1])
+        if self.reward_bounds is None:
+            return self._seen_bounds
+        if self._seen_bounds[0] < self.reward_bounds[0] or self._seen_bounds[1] > self.reward_bounds[1]:
+            low, high = self._seen_bounds
+            warnings.warn(
+                f"rewards from {low:.4g} to {high:.4g} leave reward_bounds={self.reward_bounds}.", stacklevel=2
+            )
+        return self.reward_bounds
+
+    def told(self) -> dict[str, float]:
+        """Also the bounds, and by task the share of groups with an advantage."""
+        low, high = self._seen_bounds if self.reward_bounds is None else self.reward_bounds
+        whose = "seen" if self.reward_bounds is None else "given"
+        bounds = {f"{whose}_low": low, f"{whose}_high": high} if low <= high else {}
+        shares = zip(self.balance.tasks, self._telling, self._groups, strict=True)
+        return super().told() | bounds | {f"with_advantage/{t}": a / b for t, a, b in shares}
+
+    def kept(self) -> dict[str, Any]:
+        return super().kept() | {"bounds": self._seen_bounds, "groups": self._groups, "telling": self._telling}
+
+    def take_back(self, state: dict[str, Any]) -> None:
+        super().take_back(state)
+        self._seen_bounds = tuple(state["bounds"])
+        self._groups, self._telling = list(state["groups"]), list(state["telling"])
