@@ -265,6 +265,7 @@ def test_p_moves_on_what_is_above_the_reference_and_on_what_falls_slowly():
 
 def test_evaluation_by_task_gives_the_worst_loss_and_the_best_checkpoint_by_it(tmp_path):
     held = {t: token_rows(12).remove_columns("task") for t in TASKS[:2]}
+    held["books"] = held["books"].to_iterable_dataset()
     trainer = with_mixture(Trainer)(
         model=tiny_llama(), mixture=bandit(), train_dataset=token_rows(), eval_dataset=held,
         args=TrainingArguments(

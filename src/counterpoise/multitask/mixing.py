@@ -52,16 +52,18 @@ class Mixed(PerTask):
         self.schedule = Schedule(self.probabilities_of_tasks)
         self._saw_losses = False
         _refuse(settings)
-        data = next(
-            (x for x in (*args, *kwargs.values()) if isinstance(x, IterableDataset)), kwargs.get("train_dataset")
-        )
+        data = args[3] if len(args) > 3 else kwargs.get("train_dataset")  # their place in every trainer's arguments
         if isinstance(data, IterableDataset):
             raise ValueError(
                 "a stream of all tasks cannot be drawn by task: expected train_dataset={task: stream, ...}."
             )
         if isinstance(data, Mapping):
             check_names(mixture.tasks, data, "train_dataset")
-            kwargs["train_dataset"] = self._joined({t: data[t] for t in mixture.tasks}, settings, task_column)
+            data = self._joined({t: data[t] for t in mixture.tasks}, settings, task_column)
+        if len(args) > 3:
+            args = (*args[:3], data, *args[4:])
+        else:
+            kwargs["train_dataset"] = data
         super().__init__(*args, balance=mixture, task_column=task_column, example_losses=example_losses, **kwargs)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self.schedule.seed, self.schedule.size = seed, self.rows_of_a_round()
