@@ -22,7 +22,7 @@ Progress = Callable[[int, int], None]
 """Called with (done, total) as long work advances."""
 Stages = Callable[[str, int, int], None]
 """Called with (stage, done, total) as work advances."""
-NUMERICS = 5
+NUMERICS = 6
 """Part of the keys of what a pair of checkpoints scores; raised with every change of counterpoise that changes numbers."""
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from counterpoise.alignment.dpo import dpo
+from counterpoise.alignment.dpo import dpo, rows
 from counterpoise.alignment.mitigations.anchors import KD, L1, L2, OnlineMerging
 from counterpoise.alignment.mitigations.ema import MovingAverage
 from counterpoise.alignment.mitigations.less import FreezeLowest, RewardBudget
@@ -98,6 +98,11 @@ def test_lora_leaves_a_plain_model_of_low_rank_change() -> None:
     ]
     assert changed
     assert {int(torch.linalg.matrix_rank(c, atol=1e-5)) for c in changed} == {1}
+
+
+def test_without_a_chat_template_prompt_and_response_do_not_run_together() -> None:
+    pairs = [Preference(Prompt((("user", asked),)), "yes", "no") for asked in ("Is it so?", "Is it so? ")]
+    assert [row["prompt"] + row["chosen"] for row in rows(pairs, tokenizer(), chat=True)] == ["Is it so? yes"] * 2
 
 
 def test_a_tokenizer_without_pad_token_takes_its_end_and_stays_as_it_was() -> None:

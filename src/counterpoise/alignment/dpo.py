@@ -26,6 +26,7 @@ from counterpoise.alignment.training.trainers import (
     trl_for,
     with_pad_token,
 )
+from counterpoise.evaluation.items import spaced
 from counterpoise.language.prompts import named
 from counterpoise.language.scoring import Example
 from counterpoise.language.templates import Refused, fitted, has_template, render
@@ -122,7 +123,8 @@ def rows(preferences: Sequence[Preference], tokenizer: Any, *, chat: bool) -> An
 
     def row(p: Preference) -> dict[str, Any]:
         if not (chat and has_template(tokenizer)):
-            return {"prompt": p.prompt.text, "chosen": p.chosen, "rejected": p.rejected}
+            sides = {"chosen": p.chosen, "rejected": p.rejected}  # of which reading took the white space
+            return {"prompt": p.prompt.text, **{k: spaced(p.prompt.text, said) for k, said in sides.items()}}
         turns = fitted(tokenizer, p.prompt.messages)
         try:
             for said in (p.chosen, p.rejected):

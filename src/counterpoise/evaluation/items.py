@@ -221,6 +221,6 @@ def encode_pair(tokenizer: Any, context: str, continuation: str) -> Pair:
 
 def spaced(context: str, continuation: str) -> str:
     """The continuation with one space before it, unless either side brings white space."""
-    if not context or context[-1].isspace() or continuation[0].isspace():
+    if not context or context[-1].isspace() or continuation[:1].isspace():
         return continuation
     return " " + continuation
