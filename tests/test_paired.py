@@ -153,3 +153,12 @@ def test_other_numbers_of_items_are_refused_however_many() -> None:
         for compare in (paired_difference, resampled):
             with pytest.raises(ValueError, match="expected the same items on both sides"):
                 compare(np.ones((items, 1)), np.ones((items + 10, 1)), "mean")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_share_of_few_binary_rewards_has_an_interval_though_a_resample_has_nothing_to_divide_by() -> None:
+    gained, kept = np.repeat([1.0, 0.0], [4, 2]), np.repeat([1.0, 0.0], [2, 4])
+    found = interval(np.stack([kept, gained], axis=1), "ratio")
+    assert found.value == 0.5
+    assert -1 < found.low < 0.5 < found.high < 2
+    assert 0 < found.standard_error < 1

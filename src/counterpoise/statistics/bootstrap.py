@@ -77,7 +77,8 @@ class Studentised:
             return np.asarray(value), np.maximum((slope[:, one] * slope[:, two] * squares).sum(1), 0.0)
 
         value, variance = seen(joined.sum(0)[None], products.sum(0)[None])
-        drawn, variances = seen(weights @ joined, weights @ products)
+        with np.errstate(divide="ignore", invalid="ignore"):  # a resample without a denominator: see `interval`
+            drawn, variances = seen(weights @ joined, weights @ products)
         more = variance / len(joined)
         errors = np.sqrt(np.maximum(variances, FLOOR * variance) + more)
         return cls(float(value[0]), drawn, errors, float(np.sqrt(variance + more)[0]))
@@ -104,8 +105,9 @@ class Studentised:
 
     def interval(self) -> Interval:
         """The value with its 95 % interval and its standard error."""
-        low, high = np.quantile(self.t, [0.025, 0.975])
-        deviation = float(self.drawn.std(ddof=1))
+        there = np.isfinite(self.t)  # a ratio of few items may have a resample without a denominator
+        low, high = np.quantile(self.t[there], [0.025, 0.975])
+        deviation = float(self.drawn[there].std(ddof=1))
         return Interval(
             self.value, self.value - float(high) * self.error, self.value - float(low) * self.error, deviation
         )
