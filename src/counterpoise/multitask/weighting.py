@@ -179,18 +179,15 @@ class Weighting(nn.Module, ABC):
 
     def metrics(self) -> dict[str, float]:
         """Numbers for a logger: losses of the last window, their variance, counters, the weights in use, and, where
-        windows differ in it, each task's share of the rows with its standard error.
-        """
+        windows differ in it, each task's share of the rows with its standard error."""
         found = {f"loss/{t}": x for t, x in zip(self.tasks, self.last_losses, strict=True) if math.isfinite(x)}
         if known := list(found.values()):
             mean = sum(known) / len(known)
             found["task_variance"] = sum((x - mean) ** 2 for x in known) / len(known)
             found["worst_task_loss"] = max(known)
         if any(errors := self._shares.errors()) and self._shares.windows > 1:
-            found |= {
-                f"share/{t}": x / self._shares.windows for t, x in zip(self.tasks, self._shares.sums, strict=True)
-            }
-            found |= {f"share_error/{t}": x for t, x in zip(self.tasks, errors, strict=True)}
+            for task, total, error in zip(self.tasks, self._shares.sums, errors, strict=True):
+                found |= {f"share/{task}": total / self._shares.windows, f"share_error/{task}": error}
         found |= {"updates": float(self.updates), "skipped": float(self.skipped)}
         return found | {f"weight/{t}": w for t, w in zip(self.tasks, self.weights() or [], strict=False)}
 
