@@ -41,7 +41,7 @@ from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example, response_nll
 from counterpoise.planning.shorter import shorter
 from counterpoise.planning.stages import Loop, align_stages, restore_stages
-from counterpoise.restoration.request import Request
+from counterpoise.restoration.request import Details, Request
 from counterpoise.search.candidates import CONTROLS, HMA, PASSES, Extent, TwoSided, two_sided_passes
 from tiny import tiny, tokenizer
 from world import make
@@ -368,7 +368,8 @@ def test_a_real_restore_takes_the_operations_of_its_dry_run(world: Path, tmp_pat
     files = PanelFiles(world / "prompts.jsonl", "world:early_letters", specs, 8, 20, Drawing(1, 6, batch_size=32))
     plan = plan_restore(Request(*ends, tmp_path / "out", **settings), files)
     with FlopCounterMode(display=False) as counter:
-        result = really(*ends, tmp_path / "out", panel(world, limit=8, prompt_limit=20), **settings)
+        own = {"searches": settings["searches"], "details": Details(mean=settings["mean"])}
+        result = really(*ends, tmp_path / "out", panel(world, limit=8, prompt_limit=20), **own)
     assert result["out"]
     measured = [p for p in result["points"] if p["part"] == "validation"]
     assert len(measured) == 4
