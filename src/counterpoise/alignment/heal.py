@@ -43,7 +43,7 @@ This is no average. It began as `{start}` and answered alignment prompts and que
 learned from two teachers, `{post}` where alignment is asked and `{pre}` elsewhere ({divergence} divergence, {after[step]} of
 {steps} steps, {trained:,} tokens). No reward, label or reference was read. On validation prompts it went from
 {before[align]:.4f} to {after[align]:.4f} nats per token from the first teacher, and from {before[keep]:.4f} to
-{after[keep]:.4f} from the second. It lies {line[distance]:.2f} times the distance of the two from the line between them.
+{after[keep]:.4f} from the second. {where}
 `align.json` has all settings and hashes, `metrics.jsonl` every point.
 """
 
@@ -159,17 +159,21 @@ class Healing:
         told = {"align_teacher": pair.post.sha256, "keep_teacher": pair.pre.sha256}
         record = align(student, self.out, method, machine=self.machine, told=told, **kept)
         looked = read_lines(self.out / "metrics.jsonl")
+        line = beside(pair, preflight(self.pre, self.out)).told()
+        where = "Both teachers are one model."
+        if (far := line["distance"]) is not None:
+            where = f"It lies {far:.2f} times the distance of the two from the line between them."
         healed: dict[str, Any] = public({
             "start": str(self.start), "post": str(self.post), "pre": str(self.pre),
             "before": looked[0],
             "after": looked[best_of(looked)],
             "warnings": warned,
             **{k: sum(line[k] for line in looked) for k in ("drawn", "trained", "seconds")},
-            "line": beside(pair, preflight(self.pre, self.out))._asdict(),
+            "line": line,
         })  # fmt: skip
         if processes.is_first() and not (self.out / "heal.json").is_file():
             front = (self.out / "README.md").read_text(encoding="utf-8").partition("# Aligned checkpoint")[0]
-            write_whole(self.out / "README.md", front + CARD.format(**{**record["settings"], **healed}))
+            write_whole(self.out / "README.md", front + CARD.format(**{**record["settings"], **healed, "where": where}))
             write_json(self.out / "heal.json", healed)
         return Aligned({**record, "healed": healed, "warnings": warned})
 

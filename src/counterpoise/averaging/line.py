@@ -24,6 +24,10 @@ class Beside(NamedTuple):
     distance: float
     spread: float
 
+    def told(self) -> dict[str, float | None]:
+        """As json holds it: None where PRE and POST are one model, from which nothing has a share."""
+        return {name: value if math.isfinite(value) else None for name, value in self._asdict().items()}
+
 
 def beside(pair: Pair, model: Pair) -> Beside:
     """Read PRE, POST and a model once; the pairs are those of PRE with POST and of PRE with the model."""

@@ -51,6 +51,6 @@ def healed(bench: Workbench, request: Request, heal: Heal, pick: Point | None) -
         at = folder / "run" / f"iteration-{metrics['iteration']:04d}"
         title = f"{name} healed {metrics['step']}"
         points.append(bench.point("healed", bench.whole, [0.0], "validation", name=title, instead=at))
-        told.append({"name": title, **metrics, "line": beside(bench.pair, preflight(request.pre, at))._asdict()})
+        told.append({"name": title, **metrics, "line": beside(bench.pair, preflight(request.pre, at)).told()})
     costs = {k: sum(row[k] for row in told) for k in ("drawn", "trained", "seconds")}
     return points, {"start": name, "settings": record["settings"], "points": told, **costs}
