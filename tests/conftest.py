@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+settings.register_profile("shared machines", deadline=None)  # time says nothing of a property where others compute too
+settings.load_profile("shared machines")
 
 
 @pytest.fixture(scope="session")
