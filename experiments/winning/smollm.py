@@ -1,6 +1,6 @@
 """Healing beside averaging on SmolLM2-135M-Instruct with something to lose: one results file a method and seed.
 
-    python experiments/winning/smollm.py DATA WORK [--method rsf] [--seed 0] [--results FOLDER]
+    python experiments/winning/smollm.py DATA WORK [--method rsf] [--seed 0] [--first N] [--results FOLDER]
 
 DATA is the folder of real models and data; its sibling ../tools/smollm2_to_hf.py makes the model. PRE is that model after
 captions French to English and the sentiment of reviews, both as plain text. A reward model learns one half of the HH
@@ -47,13 +47,13 @@ from counterpoise.records import Store
 HERE = Path(__file__).resolve().parent
 LEARNED = {"captions": 1000, "reviews": 320}
 """What PRE learns once."""
-ITEMS, PROMPTS = 60, 80
+ITEMS, PROMPTS = 100, 100
 """Of each ability and of the reward in the held-out part."""
 TAUGHT = ("generate:{}/captions.jsonl?metric=bleu", "choices:{}/reviews.jsonl")
 UNSEEN = ("choices:{}/arc_easy.jsonl", "choices:{}/piqa.jsonl", "continue:{}/lambada.jsonl")
 METHODS: dict[str, Callable[..., Any]] = {"rsf": rsf, "dpo": dpo}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "rsf": {"iterations": 2, "prompts_per_iteration": 64, "epochs": 3, "learning_rate": 2e-4, "batch_size": 8},
+    "rsf": {"iterations": 2, "prompts_per_iteration": 96, "epochs": 3, "learning_rate": 1e-4, "batch_size": 8},
     "dpo": {"epochs": 2, "learning_rate": 5e-5, "batch_size": 8},
 }
 FIRST = Heal("POST", 20)
@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--method", choices=METHODS, default="rsf")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, help="arms, in their order; default: all")
     parser.add_argument("--results", type=Path, default=HERE / "smollm")
     options = parser.parse_args()
     options.results.mkdir(parents=True, exist_ok=True)
@@ -73,6 +74,7 @@ def main() -> None:
     name = f"{options.method}-{options.seed}"
     told("begins", name)
     real = Real(options.work, options.method, options.seed, options.data)
+    real.arms = real.arms[: options.first]
     for point in real.measured_arms():
         real.write(options.results / f"smollm-{name}.json")
         told(name, point)
