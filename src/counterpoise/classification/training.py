@@ -18,8 +18,9 @@ from counterpoise.classification.balance import Balance, weighting_for
 from counterpoise.classification.classifier import TextClassifier
 from counterpoise.classification.data import SPLITS, TaskData
 from counterpoise.classification.models import seeded
-from counterpoise.multitask import Adversarial
+from counterpoise.multitask import Adversarial, BanditMTL
 from counterpoise.multitask.drawing import quotas
+from counterpoise.multitask.losses import by_task
 from counterpoise.records import Stages
 
 Metric = Literal["accuracy", "macro-f1", "mcc", "loss"]
@@ -282,8 +283,10 @@ class _Run:
 
 def _shares(weighting: Balance | str) -> list[float] | None:
     """Each task's share of a round's rows, by a prior of numbers; None: as many of each."""
-    prior = getattr(weighting, "prior", None)
-    return None if prior is None or isinstance(prior, str) else [float(x) / sum(prior) for x in prior]
+    if not isinstance(weighting, BanditMTL) or isinstance(weighting.prior, str | float | int):
+        return None
+    numbers = by_task(weighting.tasks, weighting.prior, "prior")
+    return [x / sum(numbers) for x in numbers]
 
 
 def _rows(first: int, end: int, random: torch.Generator) -> Iterator[int]:
