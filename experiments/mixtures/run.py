@@ -258,14 +258,8 @@ def tables() -> str:
             means = [f"{statistics.fmean(x[i] for x in found.values()):.3f}" for i in range(len(tasks))]
             gaps = [interval([f(found[s]) - f(ends[base][s]) for s in both]) for f in (worst, statistics.fmean)]
             drawn = ", ".join(f"{100 * statistics.fmean(x):.0f}" for x in zip(*shares[name], strict=True))
-            shown = (
-                [
-                    f"{worst(statistics.fmean(x[i] for x in found.values()) for i in range(len(tasks))):.3f}",
-                    f"{statistics.fmean(map(float, means)):.3f}",
-                ]
-                if name == base
-                else gaps
-            )
+            own = [f"{statistics.fmean(map(f, found.values())):.3f}" for f in (worst, statistics.fmean)]
+            shown = own if name == base else gaps
             rows.append(f"| {name} | {len(found)} | {' | '.join(means)} | {' | '.join(shown)} | {drawn} % |")
         parts.append(f"<!-- {what} -->\n" + "\n".join(rows) + "\n<!-- end -->")
     return "\n\n".join(parts)
