@@ -22,6 +22,7 @@ from tiny import tiny, tokenizer
 
 PROMPTS = [Prompt((("user", text),)) for text in ("abc", "hello", "what?", "one two", "z", "go on", "dsa", "qwer")]
 ON = torch.ones(1, 3, dtype=torch.bool)
+QUICK = {"prompts_per_iteration": 32, "micro_batch_size": 32, "learning_rate": 5e-3}
 
 
 def share_of_a(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
@@ -122,16 +123,7 @@ def test_ppo_learns_to_say_the_rewarded_letter_and_nothing_else() -> None:
         tokenizer(),
         PROMPTS * 4,
         share_of_a,
-        PPO(
-            drawing=Drawing(max_new_tokens=4),
-            iterations=30,
-            prompts_per_iteration=32,
-            batch_size=16,
-            micro_batch_size=32,
-            learning_rate=5e-3,
-            value_learning_rate=1e-2,
-            kl=0.0,
-        ),
+        PPO(drawing=Drawing(max_new_tokens=4), iterations=30, batch_size=16, value_learning_rate=1e-2, kl=0.0, **QUICK),
     )
     assert history[0].reward < 0.1
     assert history[-1].reward > 0.95  # the optimum is 1: "aaaa"
@@ -144,24 +136,9 @@ def test_ppo_with_a_kl_penalty_reaches_the_known_optimum_of_reward_less_kl() -> 
     model, pre, words = tiny("llama"), tiny("llama"), tokenizer()
     letter = words("a")["input_ids"][-1]
     prompts = PROMPTS[:1]
-    ppo(
-        model,
-        words,
-        prompts * 32,
-        lambda p, r: [float(x == "a") for x in r],
-        PPO(
-            drawing=Drawing(max_new_tokens=1),
-            iterations=60,
-            prompts_per_iteration=32,
-            batch_size=32,
-            micro_batch_size=32,
-            learning_rate=5e-3,
-            value_learning_rate=3e-2,
-            epochs=4,
-            kl=weight,
-        ),
-        reference=pre,
-    )
+    one = Drawing(max_new_tokens=1)
+    settings = PPO(drawing=one, iterations=60, value_learning_rate=3e-2, epochs=4, kl=weight, **QUICK)
+    ppo(model, words, prompts * 32, lambda p, r: [float(x == "a") for x in r], settings, reference=pre)
     ids = torch.tensor([words("abc")["input_ids"]])
     before, after = (m(ids).logits[0, -1].detach().log_softmax(-1) for m in (pre, model))
     q, p = before[letter].exp().item(), after[letter].exp().item()
