@@ -103,13 +103,8 @@ def check_weighting(
     """
     if name not in _METHODS:
         raise ValueError(f"weighting: expected one of {', '.join(WEIGHTINGS)}, found {name!r}")
-    of_bandit: dict[str, Any] = {
-        "rho": rho,
-        "min_effective_tasks": min_effective_tasks,
-        "eta": eta,
-        "normalize": normalize or None,
-    }
-    of_bandit["prior"] = prior
+    of_bandit: dict[str, Any] = {"rho": rho, "min_effective_tasks": min_effective_tasks, "eta": eta, "prior": prior}
+    of_bandit["normalize"] = normalize or None
     settings = {key: value for key, value in of_bandit.items() if value is not None}
     takes = {"bandit": set(of_bandit), "groupdro": {"eta"}}.get(name, set())
     if strange := [key for key in settings if key not in takes]:

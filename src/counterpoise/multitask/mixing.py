@@ -13,12 +13,7 @@ from transformers import TrainingArguments
 from counterpoise.multitask.bandit import BanditMTL
 from counterpoise.multitask.drawing import Interleaved, MixtureSampler, Schedule
 from counterpoise.multitask.losses import Counts, by_task, check_names
-from counterpoise.multitask.per_task import (
-    ExampleLosses,
-    PerTask,
-    no_column,
-    task_index,
-)
+from counterpoise.multitask.per_task import ExampleLosses, PerTask, no_column, task_index
 from counterpoise.ranks import sum_over_ranks, world_size
 
 

@@ -7,12 +7,7 @@ from typing import Any
 import torch
 
 from counterpoise.multitask.mixing import Mixed
-from counterpoise.multitask.per_task import (
-    ExampleLosses,
-    TaskCollator,
-    no_column,
-    refuse_own_loss,
-)
+from counterpoise.multitask.per_task import ExampleLosses, TaskCollator, no_column, refuse_own_loss
 from counterpoise.multitask.reward_mixture import MixedRewards
 
 

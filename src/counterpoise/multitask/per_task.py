@@ -28,6 +28,13 @@ def task_index(task: Any, tasks: Sequence[str], column: str) -> int:
     raise ValueError(f"column {column!r} holds {task!r}, expected one of {list(tasks)} or its index.")
 
 
+def tasks_of(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str], column: str) -> list[int]:
+    """The place of each row's task; a row without one is a ValueError."""
+    if lacking := next((row for row in rows if column not in row), None):
+        raise no_column(column, lacking)
+    return [task_index(row[column], tasks, column) for row in rows]
+
+
 class TaskCollator:
     """Takes the task column out of the rows, collates the rest, and puts it back as indices, (B,); with `by_token`, for
     rows that were joined into one sequence, as one index per token, (1, T).
@@ -43,9 +50,7 @@ class TaskCollator:
         batch = self.inner([{k: v for k, v in row.items() if k != self.column} for row in rows])
         if not any(self.column in row for row in rows):  # enough for evaluation
             return batch
-        if lacking := next((row for row in rows if self.column not in row), None):
-            raise no_column(self.column, lacking)
-        task_B = torch.tensor([task_index(row[self.column], self.tasks, self.column) for row in rows], dtype=torch.long)
+        task_B = torch.tensor(tasks_of(rows, self.tasks, self.column), dtype=torch.long)
         if self.by_token and len(ids_1T := batch["input_ids"]) != len(rows):
             lengths_B = torch.tensor([len(row["input_ids"]) for row in rows])
             lengths_B[-1] += ids_1T.shape[1] - lengths_B.sum()  # padding, whose labels do not count

@@ -15,10 +15,7 @@ from torch.utils.data import IterableDataset
 from counterpoise.multitask.bandit import BanditMTL
 from counterpoise.multitask.drawing import quotas
 from counterpoise.multitask.mixing import Mixed
-from counterpoise.multitask.per_task import (
-    no_column,
-    task_index,
-)
+from counterpoise.multitask.per_task import tasks_of
 
 
 class MixedRewards(Mixed):
@@ -72,9 +69,7 @@ class MixedRewards(Mixed):
         rewards_NF: Tensor = super()._calculate_rewards(inputs, *args, **kwargs)  # type: ignore[misc]
         if not self.model.training:
             return rewards_NF
-        if lacking := next((row for row in inputs if self.task_column not in row), None):
-            raise no_column(self.task_column, lacking)
-        tasks = [task_index(row[self.task_column], self.balance.tasks, self.task_column) for row in inputs]
+        tasks = tasks_of(inputs, self.balance.tasks, self.task_column)
         task_B = torch.tensor(tasks, device=rewards_NF.device)
         scored_N = ~rewards_NF.isnan().all(dim=1)
         total_N = (rewards_NF * self.reward_weights.to(rewards_NF.device)).nansum(dim=1)
@@ -95,7 +90,7 @@ class MixedRewards(Mixed):
             raise ValueError("oversample drops whole rows, and images are not in rows: expected oversample=1.")
         groups, rows, rank = len(inputs) // self.num_generations, len(inputs), self.accelerator.process_index
         tells = self._tells_P[rank * groups : (rank + 1) * groups].tolist()
-        tasks = [task_index(row[self.task_column], self.balance.tasks, self.task_column) for row in inputs]
+        tasks = tasks_of(inputs, self.balance.tasks, self.task_column)
         kept = self._fill(tasks[:: self.num_generations], tells, groups // self.oversample)
         chosen = [g * self.num_generations + i for g in kept for i in range(self.num_generations)]
         for name, value in found.items():
