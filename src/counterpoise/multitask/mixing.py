@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from counterpoise.multitask.bandit import BanditMTL
 from counterpoise.multitask.drawing import Interleaved, MixtureSampler, Schedule
 from counterpoise.multitask.losses import Counts, by_task, check_names
-from counterpoise.multitask.per_task import ExampleLosses, PerTask, no_column, task_index
+from counterpoise.multitask.per_task import PerTask, no_column, task_index
 from counterpoise.ranks import sum_over_ranks, world_size
 
 
@@ -31,7 +31,6 @@ class Mixed(PerTask):
         task_column: str = "task",
         reference: Counts | None = None,
         improvement: float = 0.0,
-        example_losses: ExampleLosses | None = None,
         **kwargs: Any,
     ) -> None:
         if not isinstance(mixture, BanditMTL):
@@ -59,7 +58,7 @@ class Mixed(PerTask):
             args = (*args[:3], data, *args[4:])
         else:
             kwargs["train_dataset"] = data
-        super().__init__(*args, balance=mixture, task_column=task_column, example_losses=example_losses, **kwargs)
+        super().__init__(*args, balance=mixture, task_column=task_column, **kwargs)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self.schedule.seed, self.schedule.size = seed, self.rows_of_a_round()
         mixture.micro_batches = max(mixture.micro_batches, self.args.gradient_accumulation_steps)

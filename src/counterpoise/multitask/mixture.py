@@ -57,7 +57,8 @@ class _MixedLosses(Mixed):
 
     def __init__(self, *args: Any, example_losses: ExampleLosses | None = None, **kwargs: Any) -> None:
         refuse_own_loss(type(self).__mro__, example_losses, ", GRPOTrainer or RLOOTrainer")
-        super().__init__(*args, example_losses=example_losses, **kwargs)
+        self.example_losses = example_losses
+        super().__init__(*args, **kwargs)
         self.data_collator: Any = TaskCollator(
             self.data_collator, self.task_column, self.balance.tasks, by_token=example_losses is None
         )

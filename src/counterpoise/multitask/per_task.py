@@ -70,10 +70,10 @@ class PerTask(Trainer):
     model: Any
     data_collator: Any
 
-    def __init__(
-        self, *args: Any, balance: Weighting, task_column: str, example_losses: ExampleLosses | None, **kwargs: Any
-    ) -> None:
-        self.balance, self.task_column, self.example_losses = balance, task_column, example_losses
+    example_losses: ExampleLosses | None = None
+
+    def __init__(self, *args: Any, balance: Weighting, task_column: str, **kwargs: Any) -> None:
+        self.balance, self.task_column = balance, task_column
         setattr(self, self.called, balance)
         super().__init__(*args, **kwargs)
         if self.args.n_gpu > 1:

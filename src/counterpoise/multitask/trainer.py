@@ -76,8 +76,8 @@ class _Weighted(PerTask):
             raise ImportError("with_weighting needs Trainer.loss_is_scaled_for_ga: upgrade transformers.")
         self._micro_counts: deque[list[float]] = deque()
         self._window_counts: list[float] = []
-        self._compared_with_own = example_losses is not None
-        super().__init__(*args, balance=weighting, task_column=task_column, example_losses=example_losses, **kwargs)
+        self.example_losses, self._compared_with_own = example_losses, example_losses is not None
+        super().__init__(*args, balance=weighting, task_column=task_column, **kwargs)
         self.loss_is_scaled_for_ga = True
         self.data_collator: Any = TaskCollator(self.data_collator, task_column, weighting.tasks)
         weighting.averages_gradients = False
