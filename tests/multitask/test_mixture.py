@@ -1,5 +1,7 @@
 """with_mixture: rows drawn by the bandit's weights in the Hugging Face Trainer and TRL's trainers."""
 
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 from counterpoise.multitask import BanditMTL, Uniform, with_mixture
-from counterpoise.multitask.drawing import MixtureSampler, Schedule, quotas
+from counterpoise.multitask.drawing import Interleaved, MixtureSampler, Schedule, quotas
 
 from .hf import parameters, tiny_llama, token_rows
 from .toy import TASKS
@@ -190,8 +192,17 @@ def test_streams_are_interleaved_by_p_and_begin_anew(tmp_path, kind):
     rows = [{"text": f"w{i} w3"} if kind == "SFT" else {"prompt": f"w{i} w3"} for i in range(5, 9)]
     more = {} if kind == "SFT" else {"shuffle_dataset": False}
     trainer = run(kind, tmp_path, dataset=stream(rows), **more)
-    assert sum(trainer.schedule.drawn()) >= 4 * trainer.schedule.size > sum(len(r) for r in rows)
+    assert sum(trainer.schedule.drawn()) >= 4 * trainer.schedule.size > len(TASKS) * len(rows)
     assert trainer.mixture.updates == 4
+
+
+def test_interleaved_rows_have_their_streams_task_and_order():
+    schedule = Schedule(lambda: [0.5, 0.3, 0.2])
+    schedule.size = 10
+    streams = {t: [{"x": (t, i)} for i in range(k)] for k, t in enumerate(TASKS, start=1)}
+    found = list(islice(Interleaved(streams, schedule, lambda: 0, "task")(), 40))
+    for times, (k, t) in zip((20, 12, 8), enumerate(TASKS, start=1), strict=True):
+        assert [row["x"] for row in found if row["task"] == t] == [(t, i % k) for i in range(times)]
 
 
 def test_levels_of_rl_are_one_minus_the_mean_reward_between_the_bounds(tmp_path):
@@ -295,6 +306,7 @@ def test_evaluation_by_task_gives_the_worst_loss_and_the_best_checkpoint_by_it(t
         ("GRPO", {"dataset": stream([{"prompt": "w3"}])}, "shuffle_dataset=True"),
         ("GRPO", {"mix": {"reward_bounds": (1.0, 0.0)}}, "reward_bounds"),
         ("GRPO", {"mix": {"oversample": 0}}, "oversample must be at least 1"),
+        ("GRPO", {"mix": {"example_losses": lambda outputs, labels: labels}}, "argument 'example_losses'"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_drawn_is_refused_by_name(tmp_path, kind, given, words_of_it):
