@@ -403,6 +403,10 @@ def test_the_command_heals_after_a_dry_run_that_writes_nothing(folder: Path) -> 
     assert run.exit_code == 0, run.output
     assert "nats per token" in run.output
     assert (folder / "out" / "heal.json").is_file()
+    one = HEAL.replace("align-teacher post", "align-teacher pre").replace("-o out", "-o towards-one")
+    run = CliRunner().invoke(app, [*one.split(), *more])
+    assert run.exit_code == 0, run.output
+    assert "Both teachers are one model." in run.output
 
 
 def test_another_architecture_is_no_teacher(world: Path, tmp_path: Path) -> None:

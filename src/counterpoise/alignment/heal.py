@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -160,9 +160,6 @@ class Healing:
         record = align(student, self.out, method, machine=self.machine, told=told, **kept)
         looked = read_lines(self.out / "metrics.jsonl")
         line = beside(pair, preflight(self.pre, self.out)).told()
-        where = "Both teachers are one model."
-        if (far := line["distance"]) is not None:
-            where = f"It lies {far:.2f} times the distance of the two from the line between them."
         healed: dict[str, Any] = public({
             "start": str(self.start), "post": str(self.post), "pre": str(self.pre),
             "before": looked[0],
@@ -173,7 +170,9 @@ class Healing:
         })  # fmt: skip
         if processes.is_first() and not (self.out / "heal.json").is_file():
             front = (self.out / "README.md").read_text(encoding="utf-8").partition("# Aligned checkpoint")[0]
-            write_whole(self.out / "README.md", front + CARD.format(**{**record["settings"], **healed, "where": where}))
+            write_whole(
+                self.out / "README.md", front + CARD.format(**{**record["settings"], **healed, "where": lies(line)})
+            )
             write_json(self.out / "heal.json", healed)
         return Aligned({**record, "healed": healed, "warnings": warned})
 
@@ -214,6 +213,13 @@ def heal(
     how: dict[str, Any] = {"abilities": abilities, "teaching": teaching, "drawing": drawing, "machine": machine}
     folder = None if work is None else Path(work)
     return Healing(start, align_teacher, keep_teacher, Path(out), prompts, **how, work=folder).run(progress=progress)
+
+
+def lies(line: Mapping[str, float | None]) -> str:
+    """Where a healed model lies, in words."""
+    if (far := line["distance"]) is None:
+        return "Both teachers are one model."
+    return f"It lies {far:.2f} times the distance of the two from the line between them."
 
 
 def off_line(pair: Pair, model: Pair) -> list[str]:

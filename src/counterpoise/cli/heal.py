@@ -57,7 +57,7 @@ def heal(
     """
     kept = f"finished points are in {work or f'{out}.work'}; the same command goes on from there"
     with plain_errors(kept), bars(quiet or dry_run) as progress:
-        from counterpoise.alignment.heal import Healing
+        from counterpoise.alignment.heal import Healing, lies
         from counterpoise.alignment.settings import Teaching
         from counterpoise.alignment.training import processes
         from counterpoise.alignment.training.models import Machine
@@ -102,5 +102,5 @@ def heal(
         f"best after {after['step']} steps; {told['drawn']:,} tokens drawn, {told['trained']:,} of them trained on, "
         f"{told['seconds']:.0f} s"
     )
-    print(f"it lies {told['line']['distance']:.2f} times |POST - PRE| beside the line between the two teachers")
+    print(lies(told["line"]))
     print(f"checkpoint: {out}")
