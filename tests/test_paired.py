@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, ttest_rel
 
-from counterpoise.statistics.bootstrap import clustered, grouped, interval, paired_difference, score
+from counterpoise.statistics.bootstrap import (
+    RESAMPLES,
+    bootstrap_weights,
+    clustered,
+    grouped,
+    interval,
+    paired_difference,
+    paired_replicates,
+    resampled_difference,
+    score,
+)
 from counterpoise.statistics.paired import MOST, calibration, cells, flips, holm, resampled, stratified
 
 
@@ -156,9 +166,15 @@ def test_other_numbers_of_items_are_refused_however_many() -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_share_of_few_binary_rewards_has_an_interval_though_a_resample_has_nothing_to_divide_by() -> None:
+def test_resamples_that_have_nothing_to_divide_by_count_nowhere() -> None:
     gained, kept = np.repeat([1.0, 0.0], [4, 2]), np.repeat([1.0, 0.0], [2, 4])
     found = interval(np.stack([kept, gained], axis=1), "ratio")
     assert found.value == 0.5
     assert -1 < found.low < 0.5 < found.high < 2
     assert 0 < found.standard_error < 1
+    losses, tokens = np.array([[1.0, 0.0, 0.0, 2.0, 0.0], [1.0, 0.0, 0.0, 1.0, 0.0]])
+    a, b = np.stack([losses, tokens], axis=1), np.stack([0.01 * losses, tokens], axis=1)
+    there = int((bootstrap_weights(5, RESAMPLES, 0) @ tokens > 0).sum())
+    assert there < RESAMPLES - 100
+    assert paired_difference(a, b, "ratio").p == 2 / (there + 1)
+    assert resampled_difference(1.5, paired_replicates(a, b, "ratio")).p == 2 / (there + 1)

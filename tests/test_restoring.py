@@ -450,6 +450,13 @@ def test_the_verdict_says_what_was_asked_what_came_and_how_sure_that_is() -> Non
     assert reached(rounded, "MA 0.8").startswith("MA 0.8 keeps 90%")  # no miss that the numbers do not show
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_tax_of_few_items_has_a_share_given_back_though_a_resample_has_lost_nothing() -> None:
+    flat, lost = np.zeros(6), -np.repeat([1.0, 0.0], [4, 2])
+    found = shares(scored(flat, flat), scored(flat + 1, lost), scored(flat + 1, lost / 2), ["a0"])["tax_given_back"]
+    assert found == {"value": 0.5, "low": 0.5, "high": 0.5}
+
+
 def test_where_no_pick_is_sure_enough_the_verdict_says_how_many_prompts_would_do() -> None:
     base, item, jitter, own = zscore(np.random.default_rng(2).normal(size=(4, 40)), axis=1)
 

@@ -15,10 +15,12 @@ from counterpoise.statistics.bootstrap import (
     Interval,
     Studentised,
     clustered,
+    divided,
     interval,
     of_groups,
     paired,
     paired_difference,
+    resampled_difference,
     score,
     weighted,
 )
@@ -283,8 +285,9 @@ def tax_given_back(pre: Scores, post: Scores, scores: Scores, unit: Mapping[str,
         return None
     pairs = [{n: (pre.abilities[n][0], s.abilities[n][0]) for n in unit} for s in (scores, post)]
     left, all_of_it = (Studentised.mean([*_steps(p).values()], [*unit.values()]) for p in pairs)
-    low, high = np.quantile(1 - left.drawn / all_of_it.drawn, [0.025, 0.975])
-    return {"value": 1 - left.value / all_of_it.value, "low": float(low), "high": float(high)}
+    shares = 1 - divided(left.drawn, all_of_it.drawn)
+    value, low, high, _ = resampled_difference(1 - left.value / all_of_it.value, shares)
+    return {"value": value, "low": low, "high": high}
 
 
 def retention(pre: Scores, scores: Scores, unit: Mapping[str, float]) -> dict[str, Any]:

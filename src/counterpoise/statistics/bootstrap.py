@@ -77,8 +77,7 @@ class Studentised:
             return np.asarray(value), np.maximum((slope[:, one] * slope[:, two] * squares).sum(1), 0.0)
 
         value, variance = seen(joined.sum(0)[None], products.sum(0)[None])
-        with np.errstate(divide="ignore", invalid="ignore"):  # a resample without a denominator: see `interval`
-            drawn, variances = seen(weights @ joined, weights @ products)
+        drawn, variances = seen(weights @ joined, weights @ products)
         more = variance / len(joined)
         errors = np.sqrt(np.maximum(variances, FLOOR * variance) + more)
         return cls(float(value[0]), drawn, errors, float(np.sqrt(variance + more)[0]))
@@ -100,14 +99,13 @@ class Studentised:
 
     @property
     def t(self) -> Array:
-        """The studentised resamples, shape (resamples,)."""
-        return (self.drawn - self.value) / np.where(self.errors > 0, self.errors, np.inf)
+        """The studentised resamples, without those that had nothing to divide by; shape (at most resamples,)."""
+        return _there((self.drawn - self.value) / np.where(self.errors > 0, self.errors, np.inf))
 
     def interval(self) -> Interval:
         """The value with its 95 % interval and its standard error."""
-        there = np.isfinite(self.t)  # a ratio of few items may have a resample without a denominator
-        low, high = np.quantile(self.t[there], [0.025, 0.975])
-        deviation = float(self.drawn[there].std(ddof=1))
+        low, high = np.quantile(self.t, [0.025, 0.975])
+        deviation = float(_there(self.drawn).std(ddof=1))
         return Interval(
             self.value, self.value - float(high) * self.error, self.value - float(low) * self.error, deviation
         )
@@ -118,12 +116,12 @@ class Studentised:
         p is twice the smaller share of resamples whose t is as far out as that of 0, with one added to both counts so
         that it is never 0.
         """
-        _, low, high, _ = self.interval()
+        (_, low, high, _), t = self.interval(), self.t
         if self.error == 0:
-            return Difference(self.value, low, high, 1.0 if self.value == 0 else 2 / (len(self.drawn) + 1))
+            return Difference(self.value, low, high, 1.0 if self.value == 0 else 2 / (len(t) + 1))
         own = self.value / self.error
-        tail = min(int((self.t <= own).sum()), int((self.t >= own).sum()))
-        return Difference(self.value, low, high, min(1.0, 2 * (tail + 1) / (len(self.drawn) + 1)))
+        tail = min(int((t <= own).sum()), int((t >= own).sum()))
+        return Difference(self.value, low, high, min(1.0, 2 * (tail + 1) / (len(t) + 1)))
 
 
 def interval(statistics: ArrayLike, aggregate: str, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
@@ -204,6 +202,7 @@ def resampled_difference(value: float, drawn: Array) -> Difference:
     For what has no influence of single items: areas under fronts, points at equal reward, means over tasks. p is twice the
     smaller share of resampled differences on one side of 0, with one added to both counts.
     """
+    drawn = _there(drawn)
     low, high = np.quantile(drawn, [0.025, 0.975])
     tail = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     return Difference(value, float(low), float(high), min(1.0, 2 * (tail + 1) / (len(drawn) + 1)))
@@ -282,13 +281,22 @@ def alike(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
 def _aggregate(name: str) -> Callable[[Array], Array]:
     if name not in ("mean", "ratio", "bleu"):
         raise ValueError(f"aggregate: expected mean, ratio or bleu, found {name!r}")
-    return _bleu if name == "bleu" else lambda sums: sums[:, 0] / sums[:, 1]
+    return _bleu if name == "bleu" else lambda sums: divided(sums[:, 0], sums[:, 1])
+
+
+def divided(a: Array, b: Array) -> Array:
+    """a / b, and nan where there is nothing to divide by: in a resample of few items, which then counts nowhere."""
+    return np.asarray(a / np.where(b == 0, np.nan, b))
+
+
+def _there(drawn: Array) -> Array:
+    return drawn[~np.isnan(drawn)]
 
 
 def _gradient(name: str, sums: Array) -> Array:
     """How a score changes with each of its sums, shape (m, d)."""
     if name != "bleu":
-        return np.stack([1 / sums[:, 1], -sums[:, 0] / sums[:, 1] ** 2], axis=1)
+        return np.stack([divided(np.ones(len(sums)), sums[:, 1]), divided(-sums[:, 0], sums[:, 1] ** 2)], axis=1)
     lengths, references, hits, totals = sums[:, [0]], sums[:, [1]], sums[:, 2:6], sums[:, 6:10]
     short = np.where((references > lengths) & (lengths > 0), 1.0, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -57,7 +57,7 @@ def _resolved(found: Studentised, items: int) -> Difference:
     from scipy.special import stdtr
 
     said = found.difference()
-    if said.p > 2 / (len(found.drawn) + 1) or found.error == 0 or items < 3:
+    if said.p > 2 / (len(found.t) + 1) or found.error == 0 or items < 3:
         return said
     return said._replace(p=min(said.p, 2 * float(stdtr(items - 1, -abs(found.value) / found.error))))
 
