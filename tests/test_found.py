@@ -11,7 +11,7 @@ import pandas
 import pytest
 
 from counterpoise import Aligned, Restored, Taxed
-from counterpoise.records import public
+from counterpoise.records import Result, public
 from pages import ROOT
 
 KEPT = "demo/results/seed-0 hma/results/real_run two_sided/results/dpo-0 winning/worlds/world-0"
@@ -109,9 +109,10 @@ def test_what_aligned_tells_is_shown_too() -> None:
     assert "1.235" in found._repr_html_()
 
 
-def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [Restored, Taxed, Aligned])
+def test_what_is_no_result_is_refused(kind: type[Result], tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("[1]")
-    with pytest.raises(ValueError, match=r"a\.json: expected a result file"):
-        Restored.from_json(tmp_path / "a.json")
+    with pytest.raises(ValueError, match=r"a\.json: expected a (result file|json object)"):
+        kind.from_json(tmp_path / "a.json")
     with pytest.raises(FileNotFoundError):
-        Restored.from_json(tmp_path / "none.json")
+        kind.from_json(tmp_path / "none.json")

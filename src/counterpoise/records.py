@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from counterpoise.checkpoints.files import replacing
-from counterpoise.checkpoints.reading import parse_json, read_text
+from counterpoise.checkpoints.reading import json_object, read_text
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
@@ -102,13 +102,13 @@ class Result(Mapping[str, Any]):
         """From what `to_json` gave, or a file, also of an earlier version.
 
         Raises:
-            ValueError: no such file.
+            ValueError, OSError: a file that holds no result; none there.
         """
         return cls(source if isinstance(source, Mapping) else cls._read(source))
 
     @staticmethod
     def _read(path: str | Path) -> Mapping[str, Any]:
-        return parse_json(read_text(path), str(path))  # type: ignore[no-any-return]
+        return json_object(read_text(path), str(path))
 
     def to_json(self) -> dict[str, Any]:
         """Plain json, as the file holds it; `from_json` reads it back."""

@@ -71,7 +71,7 @@ def json_lines(path: str | Path, text: str | None = None) -> Iterator[tuple[str,
         ValueError: a line that is no json object.
     """
     for place, line in lines_of(read_text(path) if text is None else text, path):
-        yield place, _object(line, place)
+        yield place, json_object(line, place)
 
 
 def stream_json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -89,7 +89,7 @@ def stream_json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
         with gzip.open(path, "rb") if head == GZIP else open(path, "rb") as file:
             for n, content in enumerate(file, start=1):
                 if content.strip():
-                    yield (place := f"{path}, line {n}"), _object(decoded(content, str(path), n), place)
+                    yield (place := f"{path}, line {n}"), json_object(decoded(content, str(path), n), place)
     except DAMAGED as error:
         raise ValueError(f"{path}: expected a whole gzip file, found it damaged ({error}); fetch it again") from None
 
@@ -131,7 +131,8 @@ def table(text: str, place: str, *needed: str) -> Iterator[tuple[str, dict[str, 
         csv.field_size_limit(before)
 
 
-def _object(line: str, place: str) -> dict[str, Any]:
-    if not isinstance(record := parse_json(line, place), dict):
-        raise ValueError(f"{place}: expected a json object, found {line.strip()[:60]!r}")
+def json_object(text: str, place: str) -> dict[str, Any]:
+    """As `parse_json`; a ValueError for what is no object."""
+    if not isinstance(record := parse_json(text, place), dict):
+        raise ValueError(f"{place}: expected a json object, found {text.strip()[:60]!r}")
     return record
