@@ -102,18 +102,18 @@ def _own(spec: str, content: Mapping[str, Any], name: str) -> Log:
         for metric in metrics:
             if (m := measurement(content, point, ability, metric)) is None:
                 continue
-            parts = [(f"{ability}: {name}", part) for name, part in m.apart()]
-            for name, part in parts or [(ability, m)]:
+            parts = [(f"{ability}: {task}", part) for task, part in m.apart()]
+            for task, part in parts or [(ability, m)]:
                 keys = [Key(of_hex(k), 0, 0) for k in part.keys]
                 rows = [tuple(map(float, row)) for row in part.statistics]
                 column = Column(keys, list(rows), part.aggregate, part.unit, chance=(part.chance or 0.0) / 100)
                 column.groups = part.groups
-                tasks.setdefault(name, Task(name)).columns[metric, ""] = column
+                tasks.setdefault(task, Task(task)).columns[metric, ""] = column
             if parts:
                 sizes, base = [n for _, n, _ in m.subtasks], parts[0][1].aggregate
                 ways = {"size": [(n, n) for n in sizes], "macro": [(n, 1) for n in sizes]}
                 fits = tuple(way for way, strata in ways.items() if weighted(base, strata) == m.aggregate)
-                group = groups.setdefault(ability, Group(tuple(name for name, _ in parts), {}))
+                group = groups.setdefault(ability, Group(tuple(task for task, _ in parts), {}))
                 group.weights[metric, ""] = fits
     if not tasks:
         raise ValueError(
