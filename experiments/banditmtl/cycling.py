@@ -14,7 +14,8 @@ import copy
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,27 +93,26 @@ class Averaging(nn.Module):
         return [head(x) for head, x in zip(self.heads, parts, strict=True)]
 
 
-def encode(tasks: Sequence[TaskData]) -> tuple[list[dict[str, tuple[list[Tensor], Tensor]]], int]:
-    """Word indices and classes of every part, and the size of the vocabulary (of the training texts)."""
-    counts: dict[str, int] = {}
-    split = {(t.name, part): [tokenize(x) for x in t.split(part).texts] for t in tasks for part in ("train", "test")}
-    for (_, part), texts in split.items():
-        for text in texts if part == "train" else []:
-            for word in text:
-                counts[word] = counts.get(word, 0) + 1
-    kept = sorted(counts, key=lambda w: (-counts[w], w))[: SETTINGS["words"] - 1]
-    index = {word: i for i, word in enumerate(kept, start=1)}
+def encode(
+    tasks: Sequence[TaskData], words: Sequence[Mapping[str, list[list[str]]]], settings: Mapping[str, Any], first: int
+) -> tuple[list[dict[str, tuple[list[Tensor], Tensor]]], int]:
+    """Word indices and classes of every part, and the size of the vocabulary (of the training texts).
+
+    `words` holds each task's texts by part. Indices begin at `first`; the one before stands for every other word.
+    """
+    counts = Counter(word for parts in words for text in parts["train"] for word in text)
+    kept = sorted(counts, key=lambda w: (-counts[w], w))[: settings["words"] - first]
+    index = {word: i for i, word in enumerate(kept, start=first)}
     found = []
-    for t in tasks:
+    for t, parts in zip(tasks, words, strict=True):
         classes = {label: i for i, label in enumerate(t.labels)}
-        parts = {}
-        for part in ("train", "test"):
-            bags = [
-                torch.tensor([index.get(w, 0) for w in x[: SETTINGS["tokens"]]] or [0]) for x in split[t.name, part]
-            ]
-            parts[part] = (bags, torch.tensor([classes[y] for y in t.split(part).labels]))
-        found.append(parts)
-    return found, len(index) + 1
+        encoded = {}
+        for part, texts in parts.items():
+            known = [[index.get(w, first - 1) for w in x[: settings["tokens"]]] or [first - 1] for x in texts]
+            labels = torch.tensor([classes[y] for y in t.split(part).labels])
+            encoded[part] = ([torch.tensor(x) for x in known], labels)
+        found.append(encoded)
+    return found, len(index) + first
 
 
 def cut(tasks: Sequence[TaskData], seed: int) -> list[TaskData]:
@@ -250,7 +250,8 @@ def main() -> None:
             if not missing:
                 continue
             tasks = cut(whole, seed) if kind == "cut" else whole
-            parts, words = encode(tasks)
+            texts = [{part: [tokenize(x) for x in t.split(part).texts] for part in ("train", "test")} for t in tasks]
+            parts, words = encode(tasks, texts, SETTINGS, first=1)
             for variant in missing:
                 found = one(parts, words, [t.name for t in tasks], [len(t.labels) for t in tasks], variant, seed)
                 told = common.provenance("python experiments/banditmtl/cycling.py DATA", SETTINGS)

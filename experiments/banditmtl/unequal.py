@@ -23,7 +23,7 @@ from typing import Any
 
 import run as common
 import torch
-from cycling import interval, shuffled
+from cycling import encode, interval, shuffled
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -107,27 +107,12 @@ def cut(tasks: Sequence[TaskData], seed: int) -> list[TaskData]:
     return found
 
 
-def encode(tasks: Sequence[TaskData]) -> tuple[list[dict[str, tuple[Tensor, Tensor]]], int]:
-    """Padded word indices and classes of every part, and the size of the vocabulary (of the training texts)."""
-    counts: dict[str, int] = {}
-    split = {(t.name, part): [tokenize(x)[: SETTINGS["tokens"]] for x in t.split(part).texts]
-             for t in tasks for part in PARTS}  # fmt: skip
-    for t in tasks:
-        for text in split[t.name, "train"]:
-            for word in text:
-                counts[word] = counts.get(word, 0) + 1
-    kept = sorted(counts, key=lambda w: (-counts[w], w))[: SETTINGS["words"] - 2]
-    index = {word: i for i, word in enumerate(kept, start=2)}
-    found = []
-    for t in tasks:
-        classes = {label: i for i, label in enumerate(t.labels)}
-        parts = {}
-        for part in PARTS:
-            texts = [torch.tensor([index.get(w, 1) for w in x] or [1]) for x in split[t.name, part]]
-            labels = torch.tensor([classes[y] for y in t.split(part).labels])
-            parts[part] = (nn.utils.rnn.pad_sequence(texts, batch_first=True), labels)
-        found.append(parts)
-    return found, len(index) + 2
+def padded(tasks: Sequence[TaskData]) -> tuple[list[dict[str, tuple[Tensor, Tensor]]], int]:
+    """Padded word indices and classes of every part, and the size of the vocabulary (of what is read of a text)."""
+    texts = [{part: [tokenize(x)[: SETTINGS["tokens"]] for x in t.split(part).texts] for part in PARTS} for t in tasks]
+    found, size = encode(tasks, texts, SETTINGS, first=2)
+    pad = nn.utils.rnn.pad_sequence
+    return [{part: (pad(x, batch_first=True), y) for part, (x, y) in parts.items()} for parts in found], size
 
 
 def batch(net: Network, texts: Sequence[Tensor]) -> list[Tensor]:
@@ -264,7 +249,7 @@ def main() -> None:
                 if not missing:
                     continue
                 tasks = cut(whole[data], seed) if kind == "cut" else whole[data]
-                parts, words = encode(tasks)
+                parts, words = padded(tasks)
                 small = [i for i, t in enumerate(tasks) if len(t.train) < len(whole[data][i].train)]
                 for method in missing:
                     found = one(tasks, parts, words, method, options.model, SETTINGS["rows"][data], seed)
