@@ -59,12 +59,11 @@ class Network(nn.Module):
         return [p for name, p in self.named_parameters() if not name.startswith("heads")]
 
     def features(self, texts_BT: Tensor) -> Tensor:
-        x_BTD, real_BT1 = self.words(texts_BT), (texts_BT != 0).unsqueeze(2)
         if self.convolutions:
-            x_BDT = x_BTD.transpose(1, 2)
+            x_BDT = self.words(texts_BT).transpose(1, 2)
             pooled = torch.cat([torch.relu(c(x_BDT)).amax(2) for c in self.convolutions], dim=1)
         else:
-            pooled = x_BTD.sum(1) / real_BT1.sum(1).clamp(min=1)
+            pooled = F.embedding_bag(texts_BT, self.words.weight, mode="mean", padding_idx=0)
         return torch.relu(self.hidden(F.dropout(pooled, SETTINGS["dropout"], self.training)))
 
 
@@ -132,7 +131,7 @@ def train(
     sizes = [len(t.train) for t in tasks]
     weighting = METHODS[method]([t.name for t in tasks], sizes, net)
     apart = isinstance(weighting, multitask.JacobianWeighting)  # a pass a task, so that its gradient is its own
-    optimizer = torch.optim.Adam([*net.parameters(), *weighting.parameters()], lr=SETTINGS["lr"])
+    optimizer = torch.optim.Adam([*net.parameters(), *weighting.parameters()], lr=SETTINGS["lr"], fused=True)
     steps, best, found, begun = -(-max(sizes) // rows), -1.0, {}, time.process_time()
     for epoch in range(1, SETTINGS["epochs"] + 1):
         draw = [shuffled(n, steps * rows) for n in sizes]
