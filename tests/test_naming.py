@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,20 @@ def test_a_wrapped_value_head_is_dropped_and_the_rest_is_kept(tmp_path: Path) ->
         post, lambda t: {f"pretrained_model.{n}": v for n, v in t.items()} | {"v_head.summary.weight": torch.ones(1)}
     )
     average(pre, post, tmp_path / "out", 0.5, drop=["v_head.*"])
+    loaded(tmp_path / "out")
+
+
+@pytest.mark.parametrize("prefix", ["_forward_module.", "policy.module.", "model.model."])
+@pytest.mark.parametrize("side", ["pre", "post"])
+def test_what_one_side_alone_puts_before_every_name_is_not_in_out(tmp_path: Path, prefix: str, side: str) -> None:
+    """A part of its own beside the model is named by what `--drop` takes."""
+    pre, post = save_pair(tmp_path)
+    other = {"value_model.score.weight": torch.ones(1)} if side == "post" else {}
+    rewrite(tmp_path / side, lambda t: {prefix + n: v for n, v in t.items()} | other)
+    with nullcontext() if side == "pre" else pytest.raises(CheckpointError, match=r"1 tensors .* --drop 'value_model"):
+        average(pre, post, tmp_path / "out", 0.5)
+    if side == "post":
+        average(pre, post, tmp_path / "out", 0.5, drop=["value_model.*"])
     loaded(tmp_path / "out")
 
 

@@ -65,6 +65,8 @@ def same_names(pre: Checkpoint, post: Checkpoint, drop: Sequence[str]) -> tuple[
     def spare(names: list[str]) -> list[str]:
         return [n for n in names if not any(fnmatchcase(n, pattern) for pattern in drop)]
 
+    _unwrap(pre, post)
+    _unwrap(post, pre)
     computed = {n for checkpoint in (pre, post) for n in checkpoint if is_computed(n, checkpoint.shape(n))}
     same = set(pre) - computed == set(post) - computed
     elsewhere, copies = ({}, set[str]()) if same else _elsewhere(pre, post)
@@ -100,6 +102,17 @@ def is_computed(name: str, shape: tuple[int, ...]) -> bool:
     module, _, last = name.rpartition(".")
     mask = last == "bias" and len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]
     return mask or (last == "masked_bias" and math.prod(shape) == 1) or (last == "inv_freq" and "rotary" in module)
+
+
+def _unwrap(wrapped: Checkpoint, other: Checkpoint) -> None:
+    """Take away what stands before all of the other's names (`policy.`), where the class knows the rest and not the whole."""
+    if not other.keys().isdisjoint(wrapped):
+        return
+    parts = ((name, i + 1) for name in wrapped for i, sign in enumerate(name) if sign == ".")
+    prefixes = {name[:i] for name, i in parts if name[i:] in other}  # of a policy and its critic, two
+    if len(prefixes) != 1 or (naming := Naming.of(other.folder)) is None or naming.read(wrapped).spots:
+        return
+    wrapped.entries = {name.removeprefix(*prefixes): entry for name, entry in wrapped.entries.items()}
 
 
 def _elsewhere(pre: Checkpoint, post: Checkpoint) -> tuple[dict[str, str], set[str]]:
