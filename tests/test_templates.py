@@ -12,6 +12,7 @@ import pytest
 from counterpoise.alignment.dpo import rows
 from counterpoise.alignment.preferences import read_preferences
 from counterpoise.evaluation.abilities import load_abilities
+from counterpoise.language import templates
 from counterpoise.language.prompts import Prompt, encode_prompt, read_prompts
 from counterpoise.language.sampling import Drawing, turn_end
 from counterpoise.language.templates import fitted
@@ -111,9 +112,10 @@ def test_a_template_that_fails_or_never_ends_is_refused_in_one_line(template: An
     assert time.thread_time() - start < 20
 
 
-def test_other_threads_are_bounded_too_and_a_tracer_is_left_in_place() -> None:
+def test_other_threads_are_bounded_too_and_a_tracer_is_left_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
+    monkeypatch.setattr(templates, "STEPS", 20_000)
     words, said = speaking(LOOP), []
 
     def ask() -> None:

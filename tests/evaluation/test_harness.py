@@ -13,6 +13,7 @@ from counterpoise.evaluation.abilities import load_abilities
 from counterpoise.evaluation.harness_tasks import find_task
 from counterpoise.evaluation.panel import primary_first
 from counterpoise.evaluation.parts import PARTS
+from counterpoise.language import templates
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import continuation_logprobs
 from tiny import tiny, tokenizer
@@ -152,11 +153,27 @@ def test_a_metric_of_the_evaluate_library_is_code(task: Path, metric: str) -> No
         find_task(str(task))
 
 
-@pytest.mark.parametrize("template", ["{{ cycler.__init__.__globals__.os.getcwd() }}", "{{ q.__class__.__mro__ }}"])
-def test_a_template_does_not_reach_python(task: Path, template: str) -> None:
+ENDLESS = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ cycler.__init__.__globals__.os.getcwd() }}", "unsafe"),
+        ("{{ q.__class__.__mro__ }}", "unsafe"),
+        (ENDLESS, "goes on after"),
+        ("{{ q * 10**9 }}", "may never end"),
+        ("{{ q.nothing.more }}", "no attribute"),
+        ("{{ q[0] / 0 }}", "unsupported operand"),
+    ],
+)
+def test_a_template_does_not_reach_python_and_ends(
+    task: Path, monkeypatch: pytest.MonkeyPatch, template: str, said: str
+) -> None:
+    monkeypatch.setattr(templates, "STEPS", 20_000)
     yaml = task / "parity.yaml"
     yaml.write_text(yaml.read_text().replace("'{{q}}:'", f"'{template}'"))
-    with pytest.raises(ValueError, match=r"expected a template of lm-eval .*unsafe"):
+    with pytest.raises(ValueError, match=f"expected a template of lm-eval .*{said}.*; mend the task"):
         load_abilities([str(task)])[0].measure(tiny("llama"), tokenizer(), "proxy")
 
 

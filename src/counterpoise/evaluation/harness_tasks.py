@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from counterpoise.checkpoints.reading import read_text
 from counterpoise.evaluation.specs import limit_of, options_of, primary_of
+from counterpoise.language.templates import bounded, refuse_boundless, within_memory
 
 PLAIN_TAGS = ("str", "int", "float", "bool", "null", "seq", "map", "set", "omap", "binary", "timestamp")
 """yaml's own, which run nothing."""
@@ -18,6 +19,7 @@ SUMS = ("bleu", "word_perplexity", "byte_perplexity", "bits_per_byte")
 """Metrics of lm-eval that are no number per item, and can be made of sums over items."""
 PAIRS = ("f1", "mcc", "matthews_corrcoef", "brier_score", "likelihood", "chrf", "chrf++", "ter", "bypass")
 """Metrics and aggregations of lm-eval that cannot."""
+MEND = "mend the task"
 
 
 class TaskFound(NamedTuple):
@@ -162,22 +164,20 @@ def _known_metric(name: Any) -> bool:
 
 @cache
 def _sandbox() -> None:
-    """From now on lm-eval renders a task's templates in jinja's sandbox: plain jinja reaches all of Python."""
-    from jinja2.exceptions import TemplateError
+    """From now on lm-eval renders a task's templates in jinja's sandbox, within bounds: plain jinja reaches all of Python."""
     from jinja2.sandbox import SandboxedEnvironment
     from lm_eval import utils
 
     own = utils.env
     box = SandboxedEnvironment(undefined=own.undefined, keep_trailing_newline=own.keep_trailing_newline)
     box.filters |= own.filters
+    compiled = lru_cache(box.from_string)
 
     def apply_template(template: str, doc: dict[str, Any]) -> str:
-        try:
-            return box.from_string(template).render(**doc)
-        except TemplateError as error:
-            raise ValueError(
-                f"expected a template of lm-eval that fits its documents, found {template[:80]!r} ({error}); mend the task"
-            ) from None
+        found = f"expected a template of lm-eval that fits its documents, found {template[:80]!r}"
+        refuse_boundless(template, f"{found}, which", MEND)
+        with within_memory(), bounded(found, MEND):
+            return compiled(template).render(**doc)
 
     utils.apply_template = apply_template
 

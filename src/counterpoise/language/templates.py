@@ -1,4 +1,4 @@
-"""Chat templates of other people's making: rendered in one place, within bounds, and asked once what they refuse."""
+"""Templates of other people's making, of chats above all: rendered within bounds, and asked once what they refuse."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ LARGEST = 1_000_000
 """The largest number that a template may hold: above it one operation can take for ever, or all memory."""
 MEMORY = 256 << 20
 """Bytes that the first rendering may take."""
+WITHOUT = "give --no-chat-template"
 SYSTEM, USER = "counterpoise-system", "counterpoise-user"
 Messages = Sequence[tuple[str, str]]
 
@@ -75,9 +76,9 @@ def fitted(tokenizer: Any, messages: Messages) -> Messages:
 @lru_cache(maxsize=16)
 def _takes_system(tokenizer: Any, template: str) -> bool:
     """Whether a system's text is in what is rendered; asked once, when it is also seen that the template ends."""
-    _refuse_boundless(template)
+    refuse_boundless(template, "the chat template", f"mend it, or {WITHOUT}")
     turns = (("user", USER),)
-    with _within_memory():
+    with within_memory():
         _rendered(tokenizer, turns, False)
         try:
             return SYSTEM in _rendered(tokenizer, (("system", SYSTEM), *turns), False)
@@ -95,32 +96,34 @@ def _say_folded(name: str) -> None:
 
 def _rendered(tokenizer: Any, messages: Messages, reply: bool) -> str:
     told = [{"role": role, "content": content} for role, content in messages]
+    roles = ", ".join(role for role, _ in messages[:6])
+    with bounded(f"the chat template refuses this conversation ({roles})", f"change its turns, or {WITHOUT}"):
+        return str(tokenizer.apply_chat_template(told, tokenize=False, add_generation_prompt=reply))
+
+
+@contextmanager
+def bounded(refusal: str, advice: str) -> Iterator[None]:
+    """Inside, a template is rendered, within STEPS lines of Python; whatever goes wrong is a `Refused` of these words."""
     try:
         with _within_steps():
-            return str(tokenizer.apply_chat_template(told, tokenize=False, add_generation_prompt=reply))
+            yield
     except (
         TemplateError,
         ArithmeticError,
         AttributeError,
         LookupError,
+        MemoryError,
         RecursionError,
         TypeError,
         ValueError,
     ) as error:
         # whatever jinja, or an operation inside it, has to say
         said = " ".join(str(error).split())[:200] or type(error).__name__
-        roles = ", ".join(role for role, _ in messages[:6])
-        raise Refused(
-            f"the chat template refuses this conversation ({roles}): {said}; change its turns, or give --no-chat-template"
-        ) from None
-    except MemoryError:
-        raise Refused(
-            "the chat template takes more memory than there is; mend it, or give --no-chat-template"
-        ) from None
+        raise Refused(f"{refusal}: {said}; {advice}") from None
 
 
-@lru_cache(maxsize=16)
-def _refuse_boundless(template: str) -> None:
+@lru_cache(maxsize=64)
+def refuse_boundless(template: str, called: str, advice: str) -> None:
     """Refuse powers and huge numbers, which jinja works out while it compiles, and what is no template."""
     plain = re.sub(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}", "", template)  # transformers' own tag
     try:
@@ -128,11 +131,10 @@ def _refuse_boundless(template: str) -> None:
         numbers = [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, (int, float))]
         powers = tree.find(nodes.Pow) is not None
     except (TemplateError, RecursionError) as error:
-        raise Refused(f"the chat template cannot be read ({error}); mend it, or give --no-chat-template") from None
+        raise Refused(f"{called} cannot be read ({error}); {advice}") from None
     if powers or any(not abs(number) <= LARGEST for number in numbers):
         raise Refused(
-            f"the chat template computes powers or holds numbers above {LARGEST:,}, so that it may never end; mend it, or "
-            "give --no-chat-template"
+            f"{called} computes powers or holds numbers above {LARGEST:,}, so that it may never end; {advice}"
         )
 
 
@@ -159,7 +161,7 @@ def _within_steps() -> Iterator[None]:
 
 
 @contextmanager
-def _within_memory() -> Iterator[None]:
+def within_memory() -> Iterator[None]:
     """Inside, what Python allocates is counted, unless somebody counts it already."""
     ours = not tracemalloc.is_tracing()
     if ours:
