@@ -304,6 +304,21 @@ def test_out_that_its_class_would_fill_with_random_numbers_does_not_appear(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"num_hidden_layers": 5}, r"LlamaForCausalLM, .* passes over 9 tensors, first model\.layers\.5\."),
+        ({"hidden_act": "nosuch"}, r"config\.json: LlamaForCausalLM cannot be built \(KeyError: 'nosuch'\)"),
+    ],
+)
+def test_what_the_class_of_out_would_not_read_is_said(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    pre, post = save_pair(tmp_path)
+    for folder in (pre, post):
+        set_config(folder, **change)
+    with pytest.warns(UserWarning, match=told):
+        average(pre, post, tmp_path / "out", 0.5)
+
+
 def test_out_that_lacks_an_expert_does_not_appear(tmp_path: Path) -> None:
     import transformers as t
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -107,7 +108,8 @@ class Naming:
 
     @classmethod
     def of(cls, folder: Path, *, tied: bool | None = None) -> Naming | None:
-        """That of the class that a folder's config names; None for code of one's own and what cannot be built.
+        """That of the class that a folder's config names; None for code of one's own, and for what cannot be built, with a
+        warning.
 
         Args:
             tied: as if the config said so of the head.
@@ -120,7 +122,12 @@ class Naming:
         try:
             with torch.device("meta"):
                 return cls(kind(config))
-        except Exception:  # whatever a class makes of a config that its own loader would refuse as well
+        except Exception as error:  # whatever a class makes of a config that its own loader would refuse as well
+            said = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+            warnings.warn(
+                f"{folder / 'config.json'}: {kind.__name__} cannot be built ({said}), so it is not known what it would read",
+                stacklevel=2,
+            )
             return None
 
     @property
@@ -160,7 +167,10 @@ class Naming:
         return Reading(spots, tuple(fused.values()))
 
     def lacking(self, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> list[str]:
-        """What the class would not find in a checkpoint of these tensors (name -> dtype, shape), or find of another shape."""
+        """What the class would not find in a checkpoint of these tensors (name -> dtype, shape), or find of another shape.
+
+        A warning names what it would pass over.
+        """
         reading, shapes = self.read(tensors), {n: shape for n, (_, shape) in tensors.items()}
         together = {n for fusion in reading.fused for n in fusion.tensors}
         found = {s.parameter: shapes[n] for n, s in reading.spots.items() if n not in together}
@@ -170,6 +180,11 @@ class Naming:
             if there := [n for n in group if n in found]:
                 found |= dict.fromkeys((n for n in group if n not in found), found[there[0]])
         missing = self.not_ignored(missing=(n for n in self.held if n not in found))
+        if unread := self.not_ignored(unexpected=(n for n in tensors if n not in reading.spots)):
+            kind = type(self.model).__name__
+            warnings.warn(
+                f"{kind}, which config.json names, passes over {len(unread)} tensors, first {unread[0]}", stacklevel=2
+            )
         return missing + [n for n, shape in found.items() if n in self.held and shape != tuple(self.held[n].shape)]
 
     def not_ignored(self, *, missing: Iterable[str] = (), unexpected: Iterable[str] = ()) -> list[str]:
