@@ -107,7 +107,7 @@ def table(text: str, place: str, *needed: str) -> Iterator[tuple[str, dict[str, 
     A tsv has no quoting: a quote in it is a quote.
 
     Raises:
-        ValueError: no csv, a column missing that is `needed`, a row with more or fewer of them.
+        ValueError: no csv, a column missing that is `needed`, or there twice, a row with more or fewer of them.
     """
     tabs = place.removesuffix(".gz").endswith(".tsv")
     lines = io.StringIO(text, newline="")
@@ -117,6 +117,8 @@ def table(text: str, place: str, *needed: str) -> Iterator[tuple[str, dict[str, 
         header = [name.strip() for name in next(reader, [])]
         if not {*needed} <= {*header}:
             raise ValueError(f"{place}: expected the columns {' and '.join(needed)} in the first line, found {header}")
+        if twice := [name for name in header if name and header.count(name) > 1]:
+            raise ValueError(f"{place}: expected each column once in the first line, found {twice[0]!r} again; rename one")
         for values in filter(None, reader):
             where = f"{place}, line {reader.line_num}"
             if len(values) != len(header):
