@@ -412,3 +412,5 @@ def test_a_model_that_answers_nan_is_called_damaged_and_not_a_model_that_looks_a
         model.model.layers[0].mlp.down_proj.weight[0, 0] = float("nan")
     with pytest.raises(ValueError, match="expected finite log-probabilities, found NaN or Inf"):
         continuation_logprobs(model, [(1, 5, 6)], [[(7, 8)]])
+    with pytest.raises(ValueError, match="expected finite log-probabilities, found NaN or Inf"):
+        sample(model, tokenizer(), [(1, 5, 6)], Drawing(max_new_tokens=2))

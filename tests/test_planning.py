@@ -249,7 +249,7 @@ def test_companions_that_are_left_are_named_as_the_run_names_them(world: Path, t
         (tmp_path / side / f"{side}.py").write_text("")
     for donor in ("pre", "post"):
         out = " ".join(restore(world, "--donor", donor, pre=tmp_path / "pre", post=tmp_path / "post").output.split())
-        assert f"warning: not copied from {tmp_path / donor}: {donor}.py (weights, code, " in out
+        assert f"warning: not copied from {tmp_path / donor}: {donor}.py (weights, archives, code, " in out
 
 
 def align(world: Path, method: str, *more: object, source: str = "pre") -> Result:

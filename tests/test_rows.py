@@ -111,12 +111,14 @@ def test_one_column_of_a_data_set_is_the_prompts(tmp_path: Path) -> None:
     ("{}/set", "expected a file, found a folder; as a data set it is hf:"),
     ("{}/damaged.parquet", "expected a parquet file, found"),
     ("{}/short.csv", "line 3: expected 2 columns .*, found 1"),
+    ("{}/twice.csv", "expected each column once .*, found 'prompt' again"),
     ("{}/scores.jsonl", "line 1: expected completions with response and overall_score"),
 ])  # fmt: skip
 def test_what_cannot_be_read_says_where_and_what_to_do(named: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     as_data_set({"id": 3, "theme": "Hi"}, tmp_path / "set")
     (tmp_path / "damaged.parquet").write_bytes(b"PAR1 and no more")
+    (tmp_path / "twice.csv").write_text("prompt,id,prompt\nHi,1,Ho\n")
     (tmp_path / "short.csv").write_text("prompt,id\nHi,1\nHi\n")
     (tmp_path / "scores.jsonl").write_text('{"instruction": "Hi", "completions": [{"response": "good"}]}\n')
     with pytest.raises(ValueError, match=f"^{re.escape(named.format(tmp_path))}.*{said}"):

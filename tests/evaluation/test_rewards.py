@@ -61,6 +61,8 @@ def test_a_file_that_is_not_labelled_text_is_refused(tmp_path: Path, text: str, 
     ([1.0], r"expected 2 numbers, one per response, found an array of shape \(1,\)"),
     ([[1.0], [2.0]], r"found an array of shape \(2, 1\)"),
     ([0.0, float("nan")], "expected finite numbers, found nan for the response 'second'; clip or repair"),
+    (["good", "bad"], r"expected a list of numbers, found \['good', 'bad'\] "),
+    ([0.0, [1.0, 2.0]], "expected a list of numbers, found"),
     ([float("-inf"), 0.0], "found -inf for the response 'first'"),
 ])  # fmt: skip
 def test_wrong_lengths_and_numbers_are_refused(values: list, found: str) -> None:

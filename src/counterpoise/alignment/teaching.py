@@ -28,8 +28,9 @@ from counterpoise.alignment.training.rounds import draw_together
 from counterpoise.alignment.training.run import Run
 from counterpoise.alignment.training.sharding import is_sharded, own_part, part_like
 from counterpoise.alignment.training.stepping import Mitigation, Step, adam, finish_all, start_all, take_step
-from counterpoise.language.sampling import Drawing, NoNumbers
+from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example, device_of, refuse_too_long, response_tokens, score_responses
+from counterpoise.language.ways import NoNumbers
 from counterpoise.multitask import BanditMTL
 from counterpoise.ranks import sum_over_ranks
 

@@ -56,7 +56,7 @@ def told(source: str, names: list[str], most: int = 5) -> list[str]:
     if not names:
         return []
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    kinds = "weights, code, what training leaves, links out of the folder"
+    kinds = "weights, archives, code, what training leaves, links out of the folder"
     return [f"not copied from {source}: {', '.join(names[:most])}{more} ({kinds})"]
 
 

@@ -118,7 +118,9 @@ def table(text: str, place: str, *needed: str) -> Iterator[tuple[str, dict[str, 
         if not {*needed} <= {*header}:
             raise ValueError(f"{place}: expected the columns {' and '.join(needed)} in the first line, found {header}")
         if twice := [name for name in header if name and header.count(name) > 1]:
-            raise ValueError(f"{place}: expected each column once in the first line, found {twice[0]!r} again; rename one")
+            raise ValueError(
+                f"{place}: expected each column once in the first line, found {twice[0]!r} again; rename one"
+            )
         for values in filter(None, reader):
             where = f"{place}, line {reader.line_num}"
             if len(values) != len(header):

@@ -59,7 +59,10 @@ def checked(reward: Reward, name: str) -> Reward:
         given: Any = reward(prompts, responses)
         if hasattr(given, "detach"):  # a tensor, perhaps in bfloat16 or on a GPU
             given = given.detach().double().cpu()
-        values = np.asarray(given, dtype=np.float64)
+        try:
+            values = np.asarray(given, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"reward {name}: expected a list of numbers, found {given!r:.80} ({error})") from None
         if values.shape != (len(responses),):
             raise ValueError(
                 f"reward {name}: expected {len(responses)} numbers, one per response, "

@@ -28,7 +28,7 @@ from counterpoise.language.scoring import (
     scored_plainly,
 )
 from counterpoise.language.templates import has_template, render
-from counterpoise.language.ways import asking, probes, remembered, succeeds, warn_of
+from counterpoise.language.ways import NoNumbers, asking, probes, remembered, succeeds, warn_of
 from counterpoise.records import Progress
 
 
@@ -69,10 +69,6 @@ class Drawing:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
         if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature: expected a finite number of at least 0, found {self.temperature}")
-
-
-class NoNumbers(ValueError):
-    """A model gives NaN or infinity."""
 
 
 SCORING = Drawing(batch_size=16)

@@ -74,6 +74,10 @@ def probes(model: nn.Module) -> tuple[list[tuple[int, ...]], list[list[tuple[int
     return contexts, [[text(length) for length in following] for _, following in LENGTHS]
 
 
+class NoNumbers(ValueError):
+    """A model gives NaN or infinity."""
+
+
 class Plain:
     """Log-probabilities as a plain forward gives them, and how far from them another way of computing them may be.
 
@@ -88,7 +92,7 @@ class Plain:
     def __init__(self, model: nn.Module, alone: Tensor, together: Tensor) -> None:
         self.alone = alone
         if not alone.isfinite().all():
-            raise ValueError(
+            raise NoNumbers(
                 f"{type(model).__name__}: expected finite log-probabilities, found NaN or Inf; the weights are damaged (diff "
                 "names the tensor), or --dtype is too narrow for them"
             )
@@ -113,9 +117,11 @@ class Plain:
 
 
 def succeeds(check: Callable[[], bool]) -> bool:
-    """Whether a check passes; one that fails on the way does not."""
+    """Whether a check passes; one that fails on the way does not, but for a model without numbers, which has no way."""
     try:
         return check()
+    except NoNumbers:
+        raise
     except Exception:  # a cache without the method, of another shape, where there is none: whatever can go wrong
         return False
 
