@@ -19,6 +19,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
+from counterpoise.evaluation.classifiers import spare_token
 from counterpoise.evaluation.rewards import checked, classifier, fingerprint, load_reward
 from counterpoise.planning.looking import look_at_reward
 from tiny import tiny, tokenizer
@@ -158,6 +159,14 @@ def test_two_labels_are_scored_by_their_log_odds(tmp_path: Path, batch_size: int
     pairs = [logits(model, *pair) for pair in zip(PROMPTS, RESPONSES, strict=True)]
     assert found == pytest.approx([b - a for a, b in pairs], abs=1e-4)
     assert max(found) - min(found) > 0.01
+
+
+def test_a_spare_token_may_be_the_first_of_the_vocabulary() -> None:
+    model, words = tiny("bert"), tokenizer()
+    everything = range(model.config.vocab_size)
+    assert spare_token([[*everything[1:]]], words, model) == 0
+    assert spare_token([[*everything]], words, model) is None
+    assert spare_token([[5]], words, model) == words.pad_token_id
 
 
 def test_one_label_is_the_score(tmp_path: Path) -> None:
