@@ -61,6 +61,18 @@ def test_bits_after_any_sequence_of_settings(
     run()
 
 
+@pytest.mark.parametrize("compute", [None, torch.float32])
+def test_held_in_memory_the_sides_give_the_same_bits_and_gradient(tmp_path: Path, compute: torch.dtype | None) -> None:
+    pair = preflight(*save_pair(tmp_path, dtype=torch.bfloat16, scale=0.05))
+    cut, ratios = thirds(pair.names), [0.2, 0.5, 0.9]
+    streamed, held = ResidentAverage(pair, dtype=compute), ResidentAverage(pair, dtype=compute)
+    held.hold("cpu")
+    wanted, found = (r.loss_and_gradient(cut, ratios, proxies().backward) for r in (streamed, held))
+    check_bits(held, cut, ratios)
+    assert found[0] == wanted[0]
+    np.testing.assert_allclose(found[1], wanted[1], rtol=1e-5)  # summed in longer spans
+
+
 @pytest.mark.parametrize("family", CAUSAL)
 def test_gradient_equals_finite_differences(tmp_path: Path, family: str) -> None:
     pair = preflight(*save_pair(tmp_path, family, dtype=torch.float64, scale=0.05))

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from counterpoise.checkpoints.rounding import NARROW, PIECE, key_of, narrow_piece, wide_dtype
+from counterpoise.checkpoints.rounding import NARROW, key_of, narrow_piece, piece, wide_dtype
 
 Donor = Literal["pre", "post"]
 LARGEST = torch.finfo(torch.float32).max
@@ -32,7 +32,7 @@ def mix(
     carry no update, are POST's.
 
     Args:
-        pre, post: contiguous tensors of one shape.
+        pre, post: contiguous tensors of one shape, on one device; the bits are the same on each.
         key, start: for stretches, `key_of` the whole tensors and where in them (flattened) the stretch begins.
         out: written to and returned when given; contiguous, its dtype is POST's.
 
@@ -45,7 +45,7 @@ def mix(
         result = pre.to(post.dtype)
     else:
         key = key_of(pre, post) if key is None and post.dtype in NARROW else key or 0
-        result = torch.empty(post.shape, dtype=post.dtype) if out is None else out
+        result = torch.empty(post.shape, dtype=post.dtype, device=post.device) if out is None else out
         _mix(pre.reshape(-1), post.reshape(-1), ratio, key, start, result.view(-1))
         return result
     return result if out is None else out.copy_(result)
@@ -53,10 +53,10 @@ def mix(
 
 def _mix(pre: Tensor, post: Tensor, ratio: float, key: int, start: int, out: Tensor) -> None:
     """Piece by piece in buffers that are allocated once: in fresh ones, page faults cost several times the arithmetic."""
-    wide = wide_dtype(pre, post)
-    before, after = (torch.empty(min(PIECE, post.numel()), dtype=wide) for _ in range(2))
-    for begin in range(0, post.numel(), PIECE):
-        a, b, part = (t[begin : begin + PIECE] for t in (pre, post, out))
+    size, wide = piece(post.device), wide_dtype(pre, post)
+    before, after = (torch.empty(min(size, post.numel()), dtype=wide, device=post.device) for _ in range(2))
+    for begin in range(0, post.numel(), size):
+        a, b, part = (t[begin : begin + size] for t in (pre, post, out))
         first, gap = before[: len(part)].copy_(a), after[: len(part)].copy_(b)
         torch.sub(first, gap, out=gap)  # so that -0.0 in both stays -0.0
         mixed = first.sub_(gap.mul_(ratio))

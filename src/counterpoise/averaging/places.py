@@ -56,7 +56,8 @@ class Place:
         """What `values`, of the shape on disk, adds to each parameter: the conversions of transformers are linear."""
         assert self.fusion is not None
         assert self.shapes is not None
-        zeros = {n: torch.zeros((), dtype=values.dtype).expand(shape) for n, shape in self.shapes.items()}
+        zero = torch.zeros((), dtype=values.dtype, device=values.device)
+        zeros = {n: zero.expand(shape) for n, shape in self.shapes.items()}
         return self.fusion.convert(zeros | {self.name: values})
 
 

@@ -21,6 +21,10 @@ from counterpoise.checkpoints.rounding import key_of, wide_dtype
 from counterpoise.language.dtypes import computed_in
 from counterpoise.language.loading import without_bars
 
+SHARE = 2 / 3
+"""Of a GPU's free memory, beside the model, PRE and POST may take so much: the rest is for activations."""
+SPAN = 1 << 24
+"""Elements worked on at once on a GPU: fewer leave it idle between calls."""
 Objective = Callable[[nn.Module], float]
 """Runs forward and backward of a loss over all its data and returns the loss; gradients land in the parameters."""
 
@@ -29,15 +33,16 @@ class ResidentAverage:
     """A model that can be any average of a pair without a checkpoint being written.
 
     After any sequence of settings each of its tensors equals mix(pre, post, r) bit for bit, as it would lie on disk,
-    cast to the compute dtype. PRE and POST stay memory-mapped: beside the model itself, no copy of it is held. Experts that
-    lie apart on disk and are one parameter in memory are written into it, and take their part of its gradient.
+    cast to the compute dtype. PRE and POST stay memory-mapped: beside the model itself, no copy of it is held, but on a GPU
+    that has room for both. Experts that lie apart on disk and are one parameter in memory are written into it, and take
+    their part of its gradient.
 
     Args:
         pair: what `preflight` returned.
         model: a causal language model to use; by default PRE's weights under the donor's config.
         donor: "post" or "pre": whose config the model is built from, as the averaged checkpoint will have it.
         dtype: the compute dtype; by default POST's own, float32 for float16 and where the device would imitate it.
-        device: where the model runs. The mixing is done on the CPU on every device, so that the bits are the same.
+        device: where the model runs. Mixing is done where PRE and POST lie, with the same bits on every device.
 
     Raises:
         CheckpointError: the model's parameters and the tensors on disk are not one to one; an encoder-decoder.
@@ -53,13 +58,28 @@ class ResidentAverage:
         device: str | torch.device = "cpu",
     ) -> None:
         self.pair = pair
-        model = _load(pair, donor, dtype or compute_dtype(pair, device)) if model is None else model
+        if model is None:
+            model = _load(pair, donor, dtype or compute_dtype(pair, device), torch.device(device))
         self.model = model.to(device).eval()
         words = self.model.get_input_embeddings()  # type: ignore[operator]
         words.padding_idx = None  # or the gradient of that token is dropped where it stands in a text
         self._places = places(self.model, pair.shapes, pair.post.source)
         self._ratios: dict[str, float] = {}
+        self._held: dict[str, tuple[Tensor, Tensor]] = {}
         self._buffers = Buffers()
+        if _is_room(pair, torch.device(device)):
+            self.hold(device)
+
+    def hold(self, device: str | torch.device) -> None:
+        """Copy PRE and POST to a device once: a change of ratios or a gradient then moves nothing over the bus."""
+        for name in self._places:
+            pre, post = self.pair.tensors(name)
+            self._held[name] = pre.to(device, copy=True), post.to(device, copy=True)
+        self._buffers = Buffers(SPAN, device)
+        self.pair.refuse_changed()
+
+    def _sides(self, name: str) -> tuple[Tensor, Tensor]:
+        return self._held.get(name) or self.pair.tensors(name)
 
     def set(self, partition: Partition, ratios: Sequence[float] | np.ndarray) -> None:
         """Move the model to the average with one ratio per block; tensors whose ratio stays are not touched."""
@@ -83,29 +103,29 @@ class ResidentAverage:
             The loss and a float64 array of shape (K,).
         """
         self.set(partition, ratios)
-        per_tensor: dict[str, float] = dict.fromkeys(self._places, 0.0)
-        with self._consuming_gradients(per_tensor):
+        sums: dict[str, Tensor | float] = dict.fromkeys(self._places, 0.0)
+        with self._consuming_gradients(sums):
             loss = objective(self.model)
         self.pair.refuse_changed()
+        per_tensor = {name: float(found) for name, found in sums.items()}  # here alone a device is waited for
         rest = math.fsum(per_tensor[n] for n in partition.rest if n in per_tensor) / partition.weights.sum()
         blocks = [math.fsum(per_tensor.get(n, 0.0) for n in b.tensors) + rest * b.weight for b in partition.blocks]
         return loss, np.array(blocks)
 
     def _write(self, name: str, ratio: float) -> None:
-        place, (pre, post) = self._places[name], self.pair.tensors(name)
+        place, (pre, post) = self._places[name], self._sides(name)
         target = place.view
         if target is None or not target.is_contiguous():
             place.put(mix(pre, post, ratio))
-            return
-        key, direct = key_of(pre, post), target.dtype == post.dtype and target.device.type == "cpu"
-        for start, (a, b, part) in stretches(pre, post, target.view(-1)):
-            if direct:
-                mix(a, b, ratio, key=key, start=start, out=part)
-            else:
+        elif (target.dtype, target.device) == (post.dtype, post.device):
+            mix(pre, post, ratio, out=target)
+        else:  # a stretch at a time on its way to another dtype or device
+            key = key_of(pre, post)
+            for start, (a, b, part) in stretches(pre, post, target.view(-1), size=self._buffers.size):
                 part.copy_(mix(a, b, ratio, key=key, start=start, out=self._buffers[post.dtype, 0][: len(b)]))
 
     @contextlib.contextmanager
-    def _consuming_gradients(self, sums: dict[str, float]) -> Iterator[None]:
+    def _consuming_gradients(self, sums: dict[str, Tensor | float]) -> Iterator[None]:
         parts: defaultdict[nn.Parameter, list[tuple[str, Place]]] = defaultdict(list)
         for place in self._places.values():
             for name, parameter in place.parameters.items():
@@ -127,24 +147,25 @@ class ResidentAverage:
                 parameter.requires_grad_(wanted)
                 parameter.grad = None
 
-    def _consume(self, inside: Sequence[tuple[str, Place]], sums: dict[str, float], parameter: Tensor) -> None:
+    def _consume(self, inside: Sequence[tuple[str, Place]], sums: dict[str, Tensor | float], parameter: Tensor) -> None:
         """Add <gradient, post - pre> of each tensor in a parameter, chunk by chunk, and free the gradient."""
         assert parameter.grad is not None
         for name, place in inside:
-            pre, post = self.pair.tensors(place.name)
-            wide, total = wide_dtype(pre, post), 0.0
+            pre, post = self._sides(place.name)
+            wide, total = wide_dtype(pre, post), torch.zeros((), dtype=torch.float64, device=pre.device)
             if place.view is None:
                 gap = place.moved(post.to(wide) - pre.to(wide))[name]
-                total = float(torch.dot(gap.flatten(), parameter.grad.flatten().to(gap)))
+                total += torch.dot(gap.flatten(), parameter.grad.flatten().to(gap))
             else:
-                for _, (before, after, gradient) in stretches(pre, post, place.own(parameter.grad)):
+                all_three = pre, post, place.own(parameter.grad)
+                for _, (before, after, gradient) in stretches(*all_three, size=self._buffers.size):
                     gap = self._buffers[wide, 0][: len(gradient)].copy_(after).sub_(before)
-                    total += float(torch.dot(gap, gradient.to(device="cpu", dtype=wide)))
-            sums[place.name] += total
+                    total += torch.dot(gap, gradient.to(gap))
+            sums[place.name] = sums[place.name] + total
         parameter.grad = None
 
 
-def _load(pair: Pair, donor: Donor, dtype: torch.dtype) -> nn.Module:
+def _load(pair: Pair, donor: Donor, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """PRE's weights, by the names that OUT will have, in the class that will load OUT."""
     from transformers import AutoConfig
 
@@ -156,9 +177,18 @@ def _load(pair: Pair, donor: Donor, dtype: torch.dtype) -> nn.Module:
         # torch multiplies experts in groups up to float32 only
         how = {"experts_implementation": "eager"} if dtype == torch.float64 else {}
         loaded: nn.Module = kind.from_pretrained(None, config=config, state_dict=weights, dtype=dtype, **how)
-    for tensor in loaded.state_dict(keep_vars=True).values():  # one that kept its dtype is still PRE's own memory
-        tensor.data = tensor.data.clone()
+    for tensor in {id(t): t for t in loaded.state_dict(keep_vars=True).values()}.values():
+        tensor.data = tensor.data.to(device, copy=True)  # one that kept its dtype is PRE's own mapped memory until here
     return loaded
+
+
+def _is_room(pair: Pair, device: torch.device) -> bool:
+    """Whether a GPU has memory for PRE and POST beside the model; on the CPU the files are mapped, which is as good."""
+    if device.type != "cuda":
+        return False
+    each = ((n, pair.pre.dtype(pair.elsewhere.get(n, n)), pair.post.dtype(n)) for n in pair.names)
+    size = sum(math.prod(pair.post.shape(n)) * (pre.itemsize + post.itemsize) for n, pre, post in each)
+    return size <= SHARE * torch.cuda.mem_get_info(device)[0]
 
 
 def compute_dtype(pair: Pair, device: str | torch.device) -> torch.dtype:

@@ -63,11 +63,11 @@ class Pair:
         return self.pre if donor == "pre" else self.post
 
 
-def stretches(*tensors: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
-    """Tensors of one shape, flattened, CHUNK elements at a time: where a stretch begins, and each one's."""
+def stretches(*tensors: Tensor, size: int = CHUNK) -> Iterator[tuple[int, list[Tensor]]]:
+    """Tensors of one shape, flattened, `size` elements at a time: where a stretch begins, and each one's."""
     flat = [t.flatten() for t in tensors]
-    for start in range(0, flat[0].numel(), CHUNK):
-        yield start, [t[start : start + CHUNK] for t in flat]
+    for start in range(0, flat[0].numel(), size):
+        yield start, [t[start : start + size] for t in flat]
 
 
 def preflight(pre: str | Path, post: str | Path, *, drop: Sequence[str] = (), out: str | Path | None = None) -> Pair:
@@ -109,8 +109,12 @@ def preflight(pre: str | Path, post: str | Path, *, drop: Sequence[str] = (), ou
 class Buffers(dict[tuple[torch.dtype, int], Tensor]):
     """Numbered chunks to work in, allocated once: fresh ones cost ten times the arithmetic in page faults."""
 
+    def __init__(self, size: int = CHUNK, device: str | torch.device = "cpu") -> None:
+        super().__init__()
+        self.size, self.device = size, device
+
     def __missing__(self, key: tuple[torch.dtype, int]) -> Tensor:
-        return self.setdefault(key, torch.empty(CHUNK, dtype=key[0]))
+        return self.setdefault(key, torch.empty(self.size, dtype=key[0], device=self.device))
 
 
 @dataclass

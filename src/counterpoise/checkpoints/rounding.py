@@ -26,7 +26,7 @@ def narrow(wide: Tensor, dtype: torch.dtype, *, key: int, start: int = 0) -> Ten
     hang on `key` and on the element's place alone: cut into any stretches, on any machine, the bits are the same.
 
     Args:
-        wide: float32 or wider, on the CPU.
+        wide: float32 or wider.
         key: of the whole tensors that `wide` was made from, see `key_of`.
         start: where in the whole tensor (flattened) `wide` begins.
 
@@ -45,12 +45,13 @@ def narrow(wide: Tensor, dtype: torch.dtype, *, key: int, start: int = 0) -> Ten
 
 
 def narrow_piece(wide: Tensor, out: Tensor, *, key: int, start: int) -> None:
-    """`narrow` for a float32 piece of at most PIECE elements, which is spoiled: nothing is allocated."""
+    """`narrow` for a float32 piece of at most `piece(wide.device)` elements, which is spoiled: nothing is allocated."""
     lacking, scale = NARROW[out.dtype]
     first = (key + start) % PERIOD
     if scale != 1:
         wide.mul_(scale)
-    wide.view(torch.int32).add_(_noise(lacking)[first : first + len(wide)]).bitwise_and_(-1 << lacking)
+    noise = _noise(lacking, wide.device)[first : first + len(wide)]
+    wide.view(torch.int32).add_(noise).bitwise_and_(-1 << lacking)
     if scale != 1:
         wide.div_(scale)
     out.copy_(wide)
@@ -68,12 +69,17 @@ def key_of(*tensors: Tensor) -> int:
     for tensor in tensors:
         flat = tensor.reshape(-1)
         sample = flat[:: max(1, flat.numel() // SAMPLE)].contiguous()
-        found = zlib.crc32(sample.view(torch.uint8).numpy().tobytes(), found)
+        found = zlib.crc32(sample.view(torch.uint8).cpu().numpy().tobytes(), found)
     return found
 
 
+def piece(device: torch.device) -> int:
+    """Elements worked on at once: on the CPU what stays in its cache, elsewhere as many as one call may round."""
+    return PIECE if device.type == "cpu" else PERIOD
+
+
 @functools.cache
-def _noise(bits: int) -> Tensor:
-    """Uniform integers of so many bits, two periods of them, int32."""
+def _noise(bits: int, device: torch.device) -> Tensor:
+    """Uniform integers of so many bits, two periods of them, int32: drawn on the CPU wherever they are added."""
     drawn = np.random.Philox(key=0).random_raw(PERIOD // 4 + 1).view(np.uint16)[:PERIOD] >> (16 - bits)
-    return torch.from_numpy(np.tile(drawn.astype(np.int32), 2))
+    return torch.from_numpy(np.tile(drawn.astype(np.int32), 2)).to(device)
