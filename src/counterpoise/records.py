@@ -8,13 +8,14 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from counterpoise.checkpoints.files import replacing
+from counterpoise.checkpoints.files import alone, replacing
 from counterpoise.checkpoints.reading import json_object, read_text
 
 T = TypeVar("T")
@@ -24,6 +25,8 @@ Stages = Callable[[str, int, int], None]
 """Called with (stage, done, total) as work advances."""
 NUMERICS = 6
 """Part of the keys of what a pair of checkpoints scores; raised with every change of counterpoise that changes numbers."""
+PAUSE = 0.5
+"""Seconds between two looks at what other processes are at."""
 
 
 _PLACE = re.compile(r"(?<![\w/.~-])/(?:[^\s/'\"<>|:]+/)+[^\s/'\"<>|:;,?#)\]]+")
@@ -58,8 +61,8 @@ class Store:
     """A folder with one json file per finished piece of work, made for the first of them.
 
     A file appears whole or not at all, so a killed run leaves nothing to repair, and several processes, also of several
-    machines, may share one folder: the worst that happens is that a piece of work is done twice, with the same result.
-    A file that was torn all the same (a lost disk, a broken copy) is no piece: the work is done again and replaces it.
+    machines, may share one folder: what one of them is at the others wait for, and do it if that one is killed. A file that
+    was torn all the same (a lost disk, a broken copy) is no piece: the work is done again and replaces it.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -69,12 +72,44 @@ class Store:
         """The json value stored for `key`, or `work()`, which is then stored."""
         path = self._place(key)
         with contextlib.suppress(ValueError, FileNotFoundError):  # torn
-            return json.loads(path.read_text(encoding="utf-8"))["value"]  # type: ignore[no-any-return]
-        value = work()
+            return self._read(path)  # type: ignore[no-any-return]
+        with self.alone(key):
+            with contextlib.suppress(ValueError, FileNotFoundError):  # another process has done it meanwhile
+                return self._read(path)  # type: ignore[no-any-return]
+            value = work()
+            with replacing(path) as partial:
+                partial.write_text(json.dumps({"key": key, "value": value}), encoding="utf-8")
+            return value
+
+    def each(self, works: Sequence[tuple[Mapping[str, Any], Callable[[], T]]]) -> list[T]:
+        """What each work gives, in their order; of several processes with this folder each does what no other is at.
+
+        Args:
+            works: a name of each, and the work, which keeps in this store what takes time: it is called again where
+                another process has done it.
+        """
+        found: dict[int, T] = {}
+        while len(found) < len(works):
+            before = len(found)
+            for place, (name, work) in enumerate(works):
+                if place not in found:
+                    with self.alone(name, wait=False) as mine:
+                        if mine:
+                            found[place] = work()
+            if len(found) == before:
+                time.sleep(PAUSE)
+        return [found[place] for place in range(len(works))]
+
+    @contextlib.contextmanager
+    def alone(self, name: Mapping[str, Any], *, wait: bool = True) -> Iterator[bool]:
+        """Inside, whether no other process is inside with this name and folder; see `files.alone`."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
-            partial.write_text(json.dumps({"key": key, "value": value}), encoding="utf-8")
-        return value
+        with alone(self._place(name), wait=wait) as mine:
+            yield mine
+
+    @staticmethod
+    def _read(path: Path) -> Any:
+        return json.loads(path.read_text(encoding="utf-8"))["value"]
 
     def holds(self, key: Mapping[str, Any]) -> bool:
         """Whether there is a value for `key`."""

@@ -8,6 +8,8 @@ import warnings
 from pathlib import Path
 from typing import Annotated
 
+import typer
+
 from counterpoise.cli.align import app as align
 from counterpoise.cli.average import average, diff
 from counterpoise.cli.front import front
@@ -20,7 +22,7 @@ from counterpoise.cli.options import AsJson, Quiet, Seed
 from counterpoise.cli.recipe import app as recipe
 from counterpoise.cli.restore import restore, tax
 from counterpoise.cli.search import search
-from counterpoise.cli.terminal import bars, plain_errors, show_result
+from counterpoise.cli.terminal import bars, plain_errors, refuse_several, show_result
 
 app = Commands(
     "counterpoise",
@@ -29,9 +31,15 @@ app = Commands(
 )
 
 
+SHARING = ("restore", "tax", "heal", "align")
+"""Commands that share their work where torchrun starts several processes."""
+
+
 @app.callback()
-def start(version: Version = False) -> None:
-    pass
+def start(ctx: typer.Context, version: Version = False) -> None:
+    if ctx.invoked_subcommand and ctx.invoked_subcommand not in SHARING:
+        with plain_errors("nothing was begun"):
+            refuse_several(ctx.invoked_subcommand)
 
 
 for first in (restore, heal, average, tax, diff):

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from counterpoise.cli.help import drawn, general, machine, matched, measured, option, searched
+from counterpoise.cli.terminal import is_first
 
 _PRE = typer.Argument(
     metavar="PRE", help="Checkpoint before alignment: a folder, or a hub id (org/name, org/name@revision)."
@@ -167,15 +168,21 @@ def device_of(name: str) -> str:
     import torch
 
     name = "cuda" if torch.cuda.is_available() else "cpu"
-    print(f"device: {name}", file=sys.stderr)
+    if is_first():
+        print(f"device: {name}", file=sys.stderr)
     return name
 
 
 def usable_device(name: str) -> str:
     """The device, refused here when it cannot be used."""
+    import torch
+
+    from counterpoise.alignment.training.processes import own_device
     from counterpoise.language.dtypes import why_unusable
 
     name = device_of(name)
     if why := why_unusable(name):
         raise ValueError(f"--device: {name!r} cannot be used here ({why})")
+    if (own := own_device(name)) != torch.device(name):  # of several processes each has a GPU, "cuda" to itself
+        torch.cuda.set_device(own)
     return name

@@ -11,7 +11,17 @@ from counterpoise.cli import options
 from counterpoise.cli.help import general, option, searched
 from counterpoise.cli.logs import tax_of_logs
 from counterpoise.cli.push import Push, check_push, push
-from counterpoise.cli.terminal import bars, command_line, plain_errors, print_json, show_result, show_tax, warn
+from counterpoise.cli.terminal import (
+    bars,
+    command_line,
+    is_first,
+    plain_errors,
+    print_json,
+    refuse_several,
+    show_result,
+    show_tax,
+    warn,
+)
 
 
 def restore(
@@ -165,6 +175,8 @@ def restore(
         request.check(sum(map(is_file, abilities)))
         options.usable_device(device)
         result = run(request, files.load(device), command=command_line(), progress=progress)
+        if not is_first():
+            return
         if result["out"]:
             push(out, push_to)
     show_result(result, out, work, as_json=as_json)
@@ -229,6 +241,8 @@ def tax(
         from counterpoise.language.sampling import Drawing
         from counterpoise.restoration.restore import measure_tax
 
+        if work is None:
+            refuse_several("tax", "; with --work FOLDER they share the work")
         refuse_unmeasurable(pre, post)  # before the reward is loaded
 
         drawing = Drawing(replies, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
@@ -237,6 +251,8 @@ def tax(
         panel = (files.rough() if fast else files).load(device)
         on: dict[str, Any] = {"device": device, "dtype": options.dtype_of(dtype), "allow_unrelated": allow_unrelated}
         found = measure_tax(pre, post, panel, work=work, drop=drop or (), progress=progress, **on)
+        if not is_first():
+            return
         result = {"command": command_line(), **found}
         if fast:
             result |= {"settings": result["settings"] | {"fast": True}, "verdict": f"{ROUGH}. {result['verdict']}"}

@@ -48,6 +48,17 @@ ADVICE = {
 }  # fmt: skip
 
 
+def is_first() -> bool:
+    """Whether this process speaks: of those that torchrun or accelerate started, the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def refuse_several(command: str, more: str = "") -> None:
+    """Raise for a command that several processes would all do whole."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(f"{command}: expected one process, found {os.environ['WORLD_SIZE']} (WORLD_SIZE){more}")
+
+
 class Stopped(KeyboardInterrupt):
     """A signal that ends the command; its number is the argument."""
 
@@ -98,7 +109,7 @@ def plain_errors(kept: str, *more: type[Exception]) -> Iterator[None]:
         with stoppable():
             yield
     except KeyboardInterrupt as stop:
-        if os.environ.get("RANK", "0") == "0":  # torchrun stops all: one speaks
+        if is_first():  # torchrun stops all: one speaks
             with suppress(OSError):  # the terminal may be gone
                 print(f"stopped; {kept}", file=sys.stderr, flush=True)
         raise SystemExit(128 + next(iter(stop.args), signal.SIGINT)) from None
@@ -170,9 +181,9 @@ def _read_by_transformers(error: Exception) -> str | None:
 def bars(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
     """What is being done, as one live line on stderr, and a line at the end on where the time went.
 
-    A stderr that is no terminal gets the last line alone.
+    A stderr that is no terminal gets the last line alone, and of several processes the first one alone tells.
     """
-    if quiet:
+    if quiet or not is_first():
         yield None
         return
     from rich.console import Console

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -160,17 +159,17 @@ class Panel:
             yield chosen[start:end]
 
     def _said(
-        self, model: nn.Module, tokenizer: Any, some: Sequence[Prompt], store: Store | None, on: Mapping[str, Any]
+        self, model: Model, tokenizer: Any, some: Sequence[Prompt], store: Store | None, on: Mapping[str, Any]
     ) -> list[Any]:
         def draw() -> list[Any]:
             asked = [encode_prompt(tokenizer, p, chat=self.drawing.chat) for p in some]
-            return sample(model, tokenizer, asked, self.draws())
+            return sample(_at_hand(model), tokenizer, asked, self.draws())
 
         key = {"what": "responses", "prompts": digest([p.key for p in some]), "replies": self.drawing.n}
         return [[tuple(ids) for ids in group] for group in _kept(store, {**key, **self._drawn, **on}, draw)]
 
     def responses(
-        self, model: nn.Module, tokenizer: Any, part: Part, *, store: Store | None = None, model_id: Any = None
+        self, model: Model, tokenizer: Any, part: Part, *, store: Store | None = None, model_id: Any = None
     ) -> list[list[tuple[int, ...]]]:
         """The responses whose reward `measure` takes: of each prompt of the part `drawing.n`, as token ids."""
         on = {"model": model_id, "part": part}
@@ -178,7 +177,7 @@ class Panel:
 
     def rewards(
         self,
-        model: nn.Module,
+        model: Model,
         tokenizer: Any,
         part: Part,
         *,
@@ -201,7 +200,7 @@ class Panel:
 
     def measure(
         self,
-        model: nn.Module,
+        model: Model,
         tokenizer: Any,
         part: Part,
         *,
@@ -212,6 +211,7 @@ class Panel:
         """Reward and abilities of `model` on one part.
 
         Args:
+            model: or what gives it, asked only where something is not in the store yet.
             store: finished pieces are read from and kept in it, keyed by `model_id` and all that decides them.
             progress: called with (done, total) pieces: the reward and each ability.
         """
@@ -223,14 +223,25 @@ class Panel:
         reward = Measurement("reward", "", statistics, "mean", None, tuple(p.key for p in chosen), clusters(chosen))
         abilities = {}
         for number, ability in enumerate(self.abilities, start=2):
-            run = partial(ability.measure, model, tokenizer, part, how, limit=self.limit)
+
+            def run(ability: Ability = ability) -> list[Any]:
+                found = ability.measure(_at_hand(model), tokenizer, part, how, limit=self.limit)
+                return [m.to_json() for m in found]
+
             key = {"what": "ability", "ability": ability.fingerprint, "limit": self.limit, **drawing}
             key |= {"model": model_id, "part": part}
-            measured = _kept(store, key, lambda run=run: [m.to_json() for m in run()])  # type: ignore[misc]
+            measured = _kept(store, key, run)
             abilities[ability.name] = primary_first(ability, [Measurement.from_json(m) for m in measured])
             if progress is not None:
                 progress(number, total)
         return Scores(reward, abilities)
+
+
+Model = nn.Module | Callable[[], nn.Module]
+
+
+def _at_hand(model: Model) -> nn.Module:
+    return model if isinstance(model, nn.Module) else model()
 
 
 def _kept(store: Store | None, key: dict[str, Any], work: Callable[[], Any]) -> Any:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -26,6 +26,16 @@ from counterpoise.records import NUMERICS, Progress, Stages, Store, digest, name
 from counterpoise.statistics.bootstrap import Array
 
 
+class Model(NamedTuple):
+    """An average to be measured, or a healed model: see `Point`."""
+
+    name: str
+    method: str
+    partition: Partition
+    ratios: tuple[float, ...]
+    instead: Path | None = None
+
+
 @dataclass(frozen=True)
 class Point:
     """One average and what it scores on one part."""
@@ -38,6 +48,11 @@ class Point:
     scores: Scores
     instead: Path | None = None
     """Of a healed model: its checkpoint, which stands in PRE's place."""
+
+    @property
+    def model(self) -> Model:
+        """What was measured."""
+        return Model(self.name, self.method, self.partition, self.ratios, self.instead)
 
     @property
     def mean(self) -> float:
@@ -104,11 +119,6 @@ class Workbench:
         """Let go of the model; it is loaded again when it is needed."""
         self.__dict__.pop("resident", None)
 
-    def again(self, point: Point, part: Part) -> Point:
-        """The same model, measured on another part."""
-        same: dict[str, Any] = {"name": point.name, "instead": point.instead}
-        return self.point(point.method, point.partition, point.ratios, part, **same)
-
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer of the donor."""
@@ -131,15 +141,27 @@ class Workbench:
 
     def rewards(self, name: str, cut: Partition, ratios: Sequence[float], part: Part, looks: int) -> Array:
         """The rewards of an average on the prompts of a part up to so many looks of the panel; `point` reads them again."""
-        model, kept = self._placed(cut, ratios, None), self._kept(cut, ratios, None)
-        found = self.panel.rewards(model, self.tokenizer, part, looks=looks, **kept)
+        kept = self._kept(cut, ratios, None)
+        found = self.panel.rewards(partial(self._placed, cut, ratios, None), self.tokenizer, part, looks=looks, **kept)
         if (progress := self.stage(f"{name}, {part}")) is not None:
             progress(1, 1 + len(self.panel.abilities))
         return found
 
     def ends(self, part: Part) -> list[Point]:
         """PRE and POST, measured on a part."""
-        return [self.point(name, self.whole, [r], part, name=name) for name, r in (("PRE", 0.0), ("POST", 1.0))]
+        return self.points([Model(name, name, self.whole, (r,)) for name, r in (("PRE", 0.0), ("POST", 1.0))], part)
+
+    def points(self, models: Sequence[Model], part: Part) -> list[Point]:
+        """Each of these measured on a part; processes with one work folder share them."""
+
+        def point(m: Model) -> Point:
+            return self.point(m.method, m.partition, m.ratios, part, name=m.name, instead=m.instead)
+
+        names = [self._kept(m.partition, m.ratios, m.instead)["model_id"] for m in models]
+        works = [partial(point, m) for m in models]
+        return self.store.each(
+            [({"what": "point", "model": n, "part": part}, w) for n, w in zip(names, works, strict=True)]
+        )
 
     def point(
         self,
@@ -153,7 +175,7 @@ class Workbench:
     ) -> Point:
         """Measure the average with these ratios on a part, or read it from the store; `instead` stands in PRE's place."""
         name = name or f"{method} {cut.mean(ratios):.2g}"
-        model = self._placed(cut, ratios, instead)
+        model = partial(self._placed, cut, ratios, instead)
         kept, stage = self._kept(cut, ratios, instead), self.stage(f"{name}, {part}")
         scores = self.panel.measure(model, self._of(instead).tokenizer, part, **kept, progress=stage)
         return Point(name, method, cut, tuple(map(float, ratios)), part, scores, instead)

@@ -7,7 +7,7 @@ from typing import Any
 
 from counterpoise.evaluation.measurement import above_floor, difference, fallen, retentions, tax_table
 from counterpoise.evaluation.results import items_of, statistics_of
-from counterpoise.evaluation.workbench import Point, Workbench
+from counterpoise.evaluation.workbench import Model, Point, Workbench
 from counterpoise.restoration.distance import measured
 from counterpoise.restoration.healed import healed
 from counterpoise.restoration.pick import choose, no_gain, nothing_fell, shares, verdict
@@ -42,7 +42,7 @@ def search_and_pick(bench: Workbench, request: Request, result: dict[str, Any]) 
     candidates.sort(key=lambda c: len(request.grid) if c.at is None else c.at)
     if request.race:
         candidates, result["race"] = raced(bench, candidates, pre, post, request.keep_reward)
-    done = [bench.point(c.method, c.partition, c.ratios, "validation", name=c.name) for c in candidates]
+    done = bench.points([c.model for c in candidates], "validation")
     points = [pre, post, *done]
     pick: Point | None
     best: Point | None = None
@@ -79,13 +79,14 @@ def _finish(
     result["points"] = _rows(points, counted)
     result["hypervolume"] = {m: v.value for m, v in (method_volumes(result) or {}).items()}
     result["pick"] = pick.name if pick else None
-    final = bench.ends("held-out")
+    models = [p.model for p in points[:2]]
     if pick is not None:
-        final.append(bench.again(pick, "held-out"))
+        models.append(pick.model)
         if pick.instead is not None:
-            final += [bench.again(best, "held-out")] if best else []
+            models += [best.model] if best else []
         elif pick.method != "MA":
-            final.append(bench.point("MA", bench.whole, [pick.mean], "held-out", name=f"MA {pick.mean:.2g}"))
+            models.append(Model(f"MA {pick.mean:.2g}", "MA", bench.whole, (pick.mean,)))
+    final = bench.points(models, "held-out")
     result |= measured(bench, final[: 2 if pick is None else 3])
     result["floored"] = [name for name in points[0].scores.abilities if name not in counted]
     result["items"] = {p.part: items_of(p.scores) for p in (points[0], final[0])}

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
 
 from counterpoise.alignment.heal import Healing
+from counterpoise.alignment.training import processes
 from counterpoise.alignment.training.models import Machine
 from counterpoise.averaging.average import average
 from counterpoise.averaging.line import beside
 from counterpoise.averaging.partition import layerwise
 from counterpoise.averaging.recipe import Recipe
 from counterpoise.checkpoints.preflight import preflight
-from counterpoise.evaluation.workbench import Point, Workbench
+from counterpoise.evaluation.workbench import Model, Point, Workbench
 from counterpoise.records import digest, read_lines
 from counterpoise.restoration.request import Heal, Request
 from counterpoise.search.hma import linear_ramp
@@ -36,21 +38,28 @@ def healed(bench: Workbench, request: Request, heal: Heal, pick: Point | None) -
     folder = request.folder / f"heal-{digest(decided)[:12]}"
     fitted: dict[str, Any] = {"donor": request.donor, "drop": request.drop, "allow_unrelated": request.allow_unrelated}
     post = Recipe(bench.whole, (1.0,))
-    for side, recipe in {"post": post, "post" if start == post else "start": start}.items():  # POST may be an adapter
-        if not (at := folder / side).is_dir():
-            average(request.pre, request.post, at, recipe, **fitted)
+    making = {"what": "healing", "in": folder.name}
+    with bench.store.alone(making):
+        for side, recipe in {
+            "post": post,
+            "post" if start == post else "start": start,
+        }.items():  # POST may be an adapter
+            if not (at := folder / side).is_dir():
+                average(request.pre, request.post, at, recipe, **fitted)
     bench.free()
-    record = Healing(
+    healing = Healing(
         at, folder / "post", request.pre, folder / "healed", panel.prompts, panel.abilities,
         teaching=heal.teaching(panel.drawing.batch_size),
         drawing=panel.draws(n=1, temperature=1.0), work=folder / "run",
         machine=Machine(torch.promote_types(bench.dtype, torch.float32), device=request.device),
-    ).run(progress=bench.stages)  # fmt: skip
-    points, told = [], []
+    )  # fmt: skip
+    with contextlib.nullcontext() if processes.started() > 1 else bench.store.alone(making):  # torchrun's heal together
+        record = healing.run(progress=bench.stages)
+    models, told = [], []
     for metrics in read_lines(folder / "run" / "metrics.jsonl")[1:]:  # after the start
         at = folder / "run" / f"iteration-{metrics['iteration']:04d}"
         title = f"{name} healed {metrics['step']}"
-        points.append(bench.point("healed", bench.whole, [0.0], "validation", name=title, instead=at))
+        models.append(Model(title, "healed", bench.whole, (0.0,), at))
         told.append({"name": title, **metrics, "line": beside(bench.pair, preflight(request.pre, at)).told()})
     costs = {k: sum(row[k] for row in told) for k in ("drawn", "trained", "seconds")}
-    return points, {"start": name, "settings": record["settings"], "points": told, **costs}
+    return bench.points(models, "validation"), {"start": name, "settings": record["settings"], "points": told, **costs}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,9 @@ def raced(
     alive = [c for c in candidates if c.pickable]
     told: dict[str, dict[str, Any]] = {c.name: {"name": c.name, "method": c.method} for c in alive}
     for number, seen in enumerate(ends := bench.panel.looks_at(len(gain)), start=1):
-        steps = np.stack([_rewards(bench, c, number) - start[:seen] for c in alive], axis=1)
+        names = [{"what": "look", "number": number, "name": c.name} for c in alive]
+        looks = bench.store.each([(n, partial(_rewards, bench, c, number)) for n, c in zip(names, alive, strict=True)])
+        steps = np.stack([rewards - start[:seen] for rewards in looks], axis=1)
         out = misses(steps, gain[:seen], keep, LEVEL) if seen < ends[-1] else steps.mean(0) < keep * gain.mean()
         if out.all():
             out[np.argsort(-steps.mean(0), kind="stable")[:LEAST]] = False

@@ -19,11 +19,11 @@ from counterpoise.averaging.partition import partition
 from counterpoise.averaging.recipe import Recipe
 from counterpoise.checkpoints.checkpoint import left_behind
 from counterpoise.checkpoints.files import CheckpointError
-from counterpoise.checkpoints.preflight import preflight
+from counterpoise.checkpoints.preflight import Pair, preflight
 from counterpoise.evaluation.items import FileAbility
 from counterpoise.evaluation.panel import ROUGH, Panel
 from counterpoise.evaluation.results import write_results
-from counterpoise.evaluation.workbench import Workbench
+from counterpoise.evaluation.workbench import Point, Workbench
 from counterpoise.language.loading import refuse_unmeasurable
 from counterpoise.records import Stages, Store, digest, named, public, versions, write_whole
 from counterpoise.restoration.compare import search_and_pick
@@ -107,6 +107,15 @@ def run(
         "partition": cut.summary(shapes),
     }
     pick = search_and_pick(bench, request, result)
+    with bench.store.alone({"what": "writing"}):  # of several processes with this work folder the first one
+        return _finished(out, work, key) or _written(request, result, pick, pair, begun, progress)
+
+
+def _written(
+    request: Request, result: dict[str, Any], pick: Point | None, pair: Pair, begun: float, progress: Stages | None
+) -> dict[str, Any]:
+    """The result, with OUT where there is a pick and the report there or in the work folder."""
+    out, work = request.out, request.folder
     if request.fast:
         result["verdict"] = f"{ROUGH}, MA and LiNeS at {len(request.grid)} means. {result['verdict']}"
     result["seconds"] = round(time.time() - begun, 1)
@@ -125,7 +134,7 @@ def run(
         pick.instead or request.pre,  # a healed model stands in PRE's place, none of the update added
         request.post,
         out,
-        Recipe(pick.partition, pick.ratios, settings={**settings, **how, "command": result["command"]}),
+        Recipe(pick.partition, pick.ratios, settings={**result["settings"], **how, "command": result["command"]}),
         donor=request.donor,
         drop=request.drop,
         allow_unrelated=request.allow_unrelated,

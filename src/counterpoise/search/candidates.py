@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 
 from counterpoise.averaging.partition import Partition, layerwise, partition
-from counterpoise.evaluation.workbench import Workbench
+from counterpoise.evaluation.workbench import Model, Workbench
 from counterpoise.language.costs import Lengths, Shape, Stage, drawn, forward, training
 from counterpoise.search.both_sides import FORMS, BothSides
 from counterpoise.search.hma import linear_ramp, random_ratios
@@ -33,6 +34,11 @@ class Candidate(NamedTuple):
     ratios: tuple[float, ...]
     at: int | None = None
     pickable: bool = True
+
+    @property
+    def model(self) -> Model:
+        """What is measured."""
+        return Model(self.name, self.method, self.partition, self.ratios)
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,10 @@ class HMA:
     def find(self, bench: Workbench, means: Sequence[float]) -> Findings:
         cut, inside = partition(bench.pair.shapes, self.blocks), _inside(means)
         good = proxies(bench, self.proxy_size) if inside else []
-        found = [(i, mean, hma_ratios(bench, cut, good, mean, max_passes=PASSES)) for i, mean in inside]
+        searches = [partial(hma_ratios, bench, cut, good, mean, max_passes=PASSES) for _, mean in inside]
+        names = [{"what": "searching", "blocks": [b.name for b in cut.blocks], "mean": mean} for _, mean in inside]
+        ratios = bench.store.each([*zip(names, searches, strict=True)])
+        found = [(*of, r) for of, r in zip(inside, ratios, strict=True)]
         rows = [
             {"mean": m, "ratios": list(s.ratios), "passes": s.passes, "trace": list(s.trace), "converged": s.converged}
             for _, m, s in found
