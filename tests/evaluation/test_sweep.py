@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -79,10 +81,15 @@ def test_a_torn_piece_is_done_again(tmp_path: Path, torn: bytes) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_two_containers_with_one_process_id_may_write_one_piece(
+def test_two_containers_with_one_process_id_may_write_one_piece_where_nothing_can_be_locked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sync = os.fsync
+
+    def refused(file: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
 
     def meanwhile(file: int) -> None:  # the first has written and not yet renamed
         monkeypatch.setattr(os, "fsync", sync)
