@@ -2,10 +2,11 @@
 
     MERGEKIT=ENV/bin/python python benchmarks/mergekit_yaml.py WORK
 
-Writes benchmarks/results/mergekit_yaml.json: for each recipe of tests/merging/theirs.py, and each export, in float32, in
-bfloat16 as mergekit computes by default, and in bfloat16 with its dtype: float32, the elements, how many differ, and the
-largest distance in steps (eps times the largest of the inputs there). Ours is rounded to bfloat16 stochastically, so half of
-the elements may differ by a step.
+Writes benchmarks/results/mergekit_yaml.json: for each recipe of tests/merging/theirs.py, and each export, the elements, how
+many differ, and the largest distance in steps (eps times the largest of inputs and outputs there). In float32; in bfloat16 as
+mergekit computes by default; in bfloat16 with its dtype: float32; and so again with a mergekit that sorts stably, which
+keeps the first of equal magnitudes as we do. Ours is rounded to bfloat16 stochastically, so half of the elements may differ
+by a step.
 """
 
 from __future__ import annotations
@@ -33,14 +34,16 @@ from merging import theirs  # noqa: E402
 from tiny import nudge, tiny, tokenizer  # noqa: E402
 
 MODELS = ("pre", "post1", "post2")
-WAYS = (("float32", {}), ("bfloat16", {}), ("bfloat16", {"dtype": "float32", "out_dtype": "bfloat16"}))
+WIDE = {"dtype": "float32", "out_dtype": "bfloat16"}
+WAYS = (("float32", {}, False), ("bfloat16", {}, False), ("bfloat16", WIDE, False), ("bfloat16", WIDE, True))
+"""The dtype of the weights, what the YAML says of mergekit's, and whether mergekit is made to sort stably."""
 
 
 def main() -> None:
     """Every way, every recipe."""
     work = Path(sys.argv[1]).absolute()
     rows = []
-    for dtype, more in WAYS:
+    for dtype, more, stable in WAYS:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         os.chdir(work)
@@ -51,13 +54,14 @@ def main() -> None:
         recipes = {name: recipe | more for name, recipe in theirs.CASES.items()}
         ours = {name: work / f"ours{i}" for i, name in enumerate(recipes)}
         exports = ours_exported(work, dtype if more else None)
-        made = theirs.run(work, recipes | {name: document for name, (document, _) in exports.items()})
+        made = theirs.run(work, recipes | {name: document for name, (document, _) in exports.items()}, stable=stable)
         for i, name in enumerate(recipes):
             average_mergekit(f"theirs{i}.yml", ours[name])
         ours |= {name: folder for name, (_, folder) in exports.items()}
         for name, folder in ours.items():
             told = {"recipe": name, "direction": "exported" if name in exports else "read", "weights": dtype}
-            rows.append({**told, "mergekit_dtype": more.get("dtype", dtype), **compare(folder, made[name])})
+            told |= {"mergekit_dtype": more.get("dtype", dtype), "stable": stable}
+            rows.append({**told, **compare(folder, made[name])})
             print(rows[-1], flush=True)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=True).stdout
     result = {
@@ -90,7 +94,7 @@ def compare(ours: Path, other: Path) -> dict[str, Any]:
     largest, beyond = 0.0, 0
     for name in mine:
         a, b = mine[name].double(), found[name].double()
-        size = torch.stack([m[name].double().abs() for m in inputs]).amax(0)
+        size = torch.stack([m[name].double().abs() for m in (*inputs, mine, found)]).amax(0)
         steps = (a - b).abs() / (torch.finfo(mine.dtype(name)).eps * size)
         count, differ = count + a.numel(), differ + int((a != b).sum())
         largest, beyond = max(largest, float(steps.nan_to_num(0).max())), beyond + int((steps > 2).sum())

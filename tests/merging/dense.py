@@ -31,6 +31,15 @@ def disjoint(updates: Sequence[Array], weights: Sequence[float]) -> Array:
     return result
 
 
+def elected_plus(updates: Sequence[Array], weights: Sequence[float]) -> Array:
+    """The same as mergekit has it: where the sum is exactly zero, plus is elected."""
+    parts = [w * u for w, u in zip(weights, updates, strict=True)]
+    sign = np.where(sum(parts) >= 0, 1.0, -1.0)
+    agrees = [np.sign(part) == sign for part in parts]
+    by = sum(mask * w for mask, w in zip(agrees, weights, strict=True))
+    return sum(part * mask for part, mask in zip(parts, agrees, strict=True)) / np.where(by == 0, 1.0, by)
+
+
 def ties(
     pre: dict[str, Array], posts: Sequence[dict[str, Array]], density: float, ratio: float, weights: Sequence[float],
     scope: str,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from counterpoise.averaging.average import average
@@ -18,7 +21,7 @@ from counterpoise.averaging.mergekit import Mergekit
 from counterpoise.averaging.recipe import Recipe
 from counterpoise.checkpoints.checkpoint import Checkpoint
 from counterpoise.cli.app import app
-from merging import theirs
+from merging import dense, theirs
 from tiny import nudge, tiny, tokenizer
 
 NAMES = ["embed.weight", *(f"model.layers.{i}.{m}.weight" for i in range(12) for m in ("mlp", "attn")), "norm.weight"]
@@ -177,6 +180,42 @@ def test_a_merge_that_mergekit_has_not_is_not_exported(models: Path, tmp_path: P
     done = CliRunner().invoke(app, ["recipe", "export", str(tmp_path / "dare" / "recipe.json"), str(pre), str(post)])
     assert "warning: mergekit draws other elements" in done.stderr
     assert yaml.safe_load(done.stdout)["merge_method"] == "dare_linear"
+
+
+def test_in_bfloat16_the_choice_among_equal_magnitudes_is_all_that_can_differ(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names, weights, density = ("pre", "post1", "post2"), (1.0, 0.5), 0.3
+    for name in names:
+        narrow = {n: t.bfloat16() for n, t in Checkpoint(models / name).items()}
+        shutil.copytree(models / name, name)
+        save_file(narrow, Path(name) / "model.safetensors", metadata={"format": "pt"})
+    sources = [
+        {"model": m, "parameters": {"weight": w, "density": density}} for m, w in zip(names[1:], weights, strict=True)
+    ]
+    document = {"merge_method": "ties", "base_model": "pre", "models": sources}
+    Path("merge.yml").write_text(yaml.safe_dump(document), encoding="utf-8")
+    average_mergekit("merge.yml", "out")
+    pre, *posts = (Checkpoint(Path(name)) for name in names)
+    beyond = 0
+    for name, made in Checkpoint(Path("out")).items():
+        updates = [(post[name].float() - pre[name].float()).double().numpy() for post in posts]
+        firsts = [dense.largest(u, density) for u in updates]
+        lasts = [dense.largest(u.ravel()[::-1], density)[::-1].reshape(u.shape) for u in updates]
+        expected, other = (
+            dense.elected_plus([u * m for u, m in zip(updates, kept, strict=True)], weights) for kept in (firsts, lasts)
+        )
+        start, found = pre[name].double().numpy(), made.double().numpy()
+        step = 2**-7 * np.maximum.reduce(
+            [abs(start), abs(start + expected), *(abs(p[name].double().numpy()) for p in posts)]
+        )
+        assert (abs(found - start - expected) <= step).all()
+        equal = np.logical_or.reduce([abs(u) == abs(u[m]).min() for u, m in zip(updates, firsts, strict=True)])
+        far = abs(found - start - other) > 2 * step
+        assert not (far & ~equal).any()
+        beyond += int(far.sum())
+    assert beyond  # mergekit keeps any of the equal ones, and is then as far away
 
 
 @pytest.mark.skipif(not theirs.PYTHON, reason=theirs.ABSENT)

@@ -84,8 +84,12 @@ CASES: dict[str, dict[str, Any]] = {
 """Recipes of every method, of models named pre, post1 and post2 of six layers."""
 
 
-def run(folder: Path, recipes: Mapping[str, Mapping[str, Any]]) -> dict[str, Path]:
-    """What mergekit makes of each recipe, whose models lie in `folder`."""
+def run(folder: Path, recipes: Mapping[str, Mapping[str, Any]], *, stable: bool = False) -> dict[str, Path]:
+    """What mergekit makes of each recipe, whose models lie in `folder`.
+
+    Args:
+        stable: sort stably, so that of equal magnitudes the first are kept. mergekit's own `argsort` keeps any of them.
+    """
     made, words = {}, []
     for i, (name, recipe) in enumerate(recipes.items()):
         (folder / f"theirs{i}.yml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
@@ -93,7 +97,7 @@ def run(folder: Path, recipes: Mapping[str, Mapping[str, Any]]) -> dict[str, Pat
         words += [f"theirs{i}.yml", f"theirs{i}"]
     done = subprocess.run(
         [PYTHON, str(Path(__file__).absolute()), *words], cwd=folder, capture_output=True, text=True,
-        env={n: v for n, v in os.environ.items() if n != "PYTHONPATH"},
+        env={n: v for n, v in os.environ.items() if n != "PYTHONPATH"} | ({"STABLE": "1"} if stable else {}),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return made
@@ -103,6 +107,12 @@ if __name__ == "__main__":
     from mergekit.config import MergeConfiguration
     from mergekit.merge import MergeOptions, run_merge
 
+    if os.environ.get("STABLE"):
+        import functools
+
+        import torch
+
+        torch.argsort = functools.partial(torch.argsort, stable=True)
     for recipe, out in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
         read = MergeConfiguration.model_validate(yaml.safe_load(Path(recipe).read_text(encoding="utf-8")))
         run_merge(read, out, MergeOptions(copy_tokenizer=False, write_model_card=False, quiet=True))

@@ -16,6 +16,7 @@ from counterpoise.checkpoints.reading import parse_json, read_text
 
 NAMES = {"ties": "ties", "dare": "dare_linear", "dare-ties": "dare_ties"}
 DRAW = "mergekit draws other elements at random, and enlarges them by what restores each tensor's L1 norm"
+EQUAL = "of equal magnitudes mergekit keeps any, this merge the first; where updates cancel, mergekit takes the positive ones"
 DONOR = "mergekit takes config and tokenizer of the base model, PRE; the recipe took POST's"
 
 
@@ -71,6 +72,7 @@ def _merge(recipe: MergeRecipe, models: Sequence[str]) -> tuple[dict[str, Any], 
         )
     weights = plan.weights or (1.0,) * (len(models) - 1)
     told = [DRAW] if plan.method != "ties" and plan.density < 1 else []
+    told += [EQUAL] if plan.method == "ties" and plan.density < 1 else []
     told += [DONOR] if recipe.settings.get("donor", "post") != "pre" else []
     return {
         "merge_method": NAMES[plan.method],
