@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from counterpoise.averaging.average import average
+from counterpoise.averaging.merge import MergeRecipe
 from counterpoise.averaging.mix import mix
 from counterpoise.averaging.recipe import Recipe
 from counterpoise.checkpoints.checkpoint import Checkpoint
@@ -186,6 +187,16 @@ def test_a_recipe_whose_words_are_no_words_is_refused(tmp_path: Path, wrong: Cal
     (tmp_path / "r.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"r\.json: not a recipe .*expected texts, found"):
         Recipe.read(tmp_path / "r.json")
+
+
+@pytest.mark.parametrize("read", [Recipe.read, MergeRecipe.read])
+def test_what_is_no_recipe_is_named_once_beside_what_would_do(tmp_path: Path, read: Callable[[Path], Any]) -> None:
+    for content, said in (("{}\n{}", r"\(expected json, found"), ('{"format": "other"}', "found (format )?'other'")):
+        (tmp_path / "r.json").write_text(content)
+        with pytest.raises(
+            ValueError, match=rf"^\S*r\.json: not (?!.*r\.json).*{said}.*recipe\.json .*\.yml of mergekit$"
+        ):
+            read(tmp_path / "r.json")
 
 
 def raw_weights(folder: Path) -> bytes:

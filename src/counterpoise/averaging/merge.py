@@ -16,7 +16,7 @@ from torch import Tensor
 
 from counterpoise.averaging.mergekit import Mergekit, is_yaml
 from counterpoise.averaging.mix import LARGEST, Donor, mix, refuse_donor
-from counterpoise.averaging.recipe import refuse_unlike
+from counterpoise.averaging.recipe import read_with, refuse_unlike
 from counterpoise.averaging.streaming import Mixed, other_inputs, write
 from counterpoise.averaging.thinning import (
     Keep,
@@ -33,7 +33,6 @@ from counterpoise.checkpoints.about import described, inherited
 from counterpoise.checkpoints.files import CheckpointError, refuse_occupied, staged
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.checkpoints.preflight import Pair, preflight
-from counterpoise.checkpoints.reading import parse_json, read_text
 from counterpoise.checkpoints.rounding import narrow
 from counterpoise.records import Stages, named, public, versions, write_json
 
@@ -126,19 +125,17 @@ class MergeRecipe:
         """Read the recipe.json of a merge, or a recipe of mergekit (.yml, .yaml)."""
         if is_yaml(path):
             return cls(Mergekit.read(path))
-        try:
-            content = parse_json(read_text(path), str(path))
-            if (found := content.get("format") if isinstance(content, dict) else content) != MERGE_FORMAT:
-                raise ValueError(f"expected format: {MERGE_FORMAT}, found {str(found)[:60]!r}")
-            refuse_unlike(content)
-            told, rest = content["plan"], {k: content[k] for k in ("inputs", "settings", "versions")}
-            own = "document" not in told
-            plan = Merge(**{**told, "weights": tuple(told["weights"])}) if own else Mergekit(**told)
-            return cls(plan, **rest, warnings=tuple(content["warnings"]))
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise ValueError(
-                f"{path}: not the recipe of a merge ({type(error).__name__}: {str(error)[:200]})"
-            ) from None
+        return read_with(cls._from_json, path, "the recipe of a merge")
+
+    @classmethod
+    def _from_json(cls, content: Any) -> MergeRecipe:
+        if (found := content.get("format") if isinstance(content, dict) else content) != MERGE_FORMAT:
+            raise ValueError(f"expected format: {MERGE_FORMAT}, found {str(found)[:60]!r}")
+        refuse_unlike(content)
+        told, rest = content["plan"], {k: content[k] for k in ("inputs", "settings", "versions")}
+        own = "document" not in told
+        plan = Merge(**{**told, "weights": tuple(told["weights"])}) if own else Mergekit(**told)
+        return cls(plan, **rest, warnings=tuple(content["warnings"]))
 
 
 def merge(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from counterpoise.averaging.partition import Block, Partition
 from counterpoise.checkpoints.reading import parse_json, read_text
 
 FORMAT = "counterpoise recipe 1"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,18 @@ class Recipe:
     @classmethod
     def read(cls, path: str | Path) -> Recipe:
         """Read a recipe.json, as `average` and `search` write it."""
-        try:
-            return cls.from_json(parse_json(read_text(path), str(path)))
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise ValueError(
-                f"{path}: not a recipe ({type(error).__name__}: {str(error)[:200]}); expected the recipe.json of counterpoise"
-            ) from None
+        return read_with(cls.from_json, path, "a recipe")
+
+
+def read_with(made: Callable[[Any], T], path: str | Path, what: str) -> T:
+    """What `made` makes of a recipe.json; a ValueError says what of it is not `what`."""
+    try:
+        return made(parse_json(read_text(path), str(path)))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        said = f"no {error}" if isinstance(error, KeyError) else str(error).removeprefix(f"{path}: ")
+        raise ValueError(
+            f"{path}: not {what} ({said[:200]}); expected a recipe.json of counterpoise, or a .yml of mergekit"
+        ) from None
 
 
 def refuse_unlike(content: Mapping[str, Any]) -> None:

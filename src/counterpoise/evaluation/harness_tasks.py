@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from counterpoise.checkpoints.reading import read_text
-from counterpoise.evaluation.specs import limit_of, options_of, primary_of
+from counterpoise.evaluation.specs import ABILITIES, limit_of, options_of, primary_of
 from counterpoise.language.templates import bounded, refuse_boundless, within_memory
 
 PLAIN_TAGS = ("str", "int", "float", "bool", "null", "seq", "map", "set", "omap", "binary", "timestamp")
@@ -44,15 +44,16 @@ class TaskFound(NamedTuple):
 
 def find_task(spec: str, *, trusted: bool = False) -> TaskFound:
     """Look up the task, group or tag that a spec names; see `harness_groups.load_task`. Its data set is not touched."""
+    place, options = spec.partition("?")[0], options_of(spec, ("task", "name", "limit", "primary"))
+    if ":" in place and not Path(place).exists():  # said before lm-eval is loaded, none of whose tasks has a colon
+        raise ValueError(f"ability {spec!r}: expected {ABILITIES}")
     try:
         from lm_eval.tasks import TaskManager
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"ability {spec!r}: expected choices:, continue: or generate:FILE.jsonl, or a task of lm-eval, which is "
-            "not installed; pip install 'counterpoise[eval]'"
+            f"ability {spec!r}: expected {ABILITIES}; lm-eval is not installed: pip install 'counterpoise[eval]'"
         ) from error
     _sandbox()
-    place, options = spec.partition("?")[0], options_of(spec, ("task", "name", "limit", "primary"))
     limit = limit_of(spec, options)
     if Path(place).is_dir():
         if not trusted:
@@ -64,7 +65,7 @@ def find_task(spec: str, *, trusted: bool = False) -> TaskFound:
     else:
         manager, local, name = _all_tasks(), [], place
     if name not in manager.all_tasks:
-        expected = f"one of {', '.join(local)} as ?task=NAME" if local else "a file spec or the name of an lm-eval task"
+        expected = f"one of {', '.join(local)} as ?task=NAME" if local else ABILITIES
         raise ValueError(f"ability {spec!r}: expected {expected}; `lm-eval ls tasks` lists what lm-eval has")
     try:
         leaves = _leaves(manager.task_index, name, spec)

@@ -11,6 +11,9 @@ from types import ModuleType
 from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qsl
 
+ABILITIES = "choices:, continue: or generate:FILE.jsonl, or the name of an lm-eval task"
+"""What an ability may be, for messages."""
+
 
 class RewardSpec(NamedTuple):
     """A reward as it is typed: `sentiment:FILE`, `module:function`, `FILE.py:function`, an endpoint's URL, or else a model.
