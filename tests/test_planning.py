@@ -213,7 +213,7 @@ def test_stages_scale_as_what_they_count() -> None:
     parts = {"validation": 5, "held-out": 4, "proxy": 100}
     items = {"validation": [Items("a", 5, 10, 4, 2)], "held-out": [Items("a", 5, 10, 4, 2)]}
     scale = Extent(LLAMA, None, at, parts["proxy"], [0.5])
-    stages = {s.name: s for s in restore_stages(scale, parts, items, [HMA(proxy_size=8)], 1)}  # type: ignore[arg-type]
+    stages = {s.name: s for s in restore_stages(scale, parts, items, [HMA(proxy_size=8)], 1, 1)}  # type: ignore[arg-type]
     assert stages["search: HMA"].work == training(LLAMA, 10, 3, sequences=8) * 12
     assert stages["proxies of POST"].work == drawing(LLAMA, 10, 3, prompts=10, n=2, batch=16, itemsize=4)
     assert stages["validation data"].what == "4 averages x (5 responses, 5 items)"

@@ -51,7 +51,7 @@ def search(
     """
     work = work or out.with_name(out.name + ".work")
     with plain_errors(f"finished pieces are in {work}; the same command goes on from there"), bars(quiet) as progress:
-        from counterpoise.evaluation.panel import PanelFiles
+        from counterpoise.evaluation.panel import FEW, SHORT, PanelFiles
         from counterpoise.language.sampling import Drawing
         from counterpoise.records import public
         from counterpoise.search.candidates import SEARCHES
@@ -59,7 +59,8 @@ def search(
         from counterpoise.search.recipes import Wanted, find_recipe
 
         if fast:
-            proxy_size, max_passes, max_new_tokens = min(64, proxy_size), min(4, max_passes), min(32, max_new_tokens)
+            proxy_size, max_passes = min(FEW, proxy_size), min(4, max_passes)
+            max_new_tokens = min(SHORT, max_new_tokens)
         if method == "hma":
             options.refuse_without("--method two-sided", options.given(**{"lambda": price}, alignment=alignment))
         if (mean is None) == (method == "hma"):

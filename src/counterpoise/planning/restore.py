@@ -77,7 +77,8 @@ def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True) -
     told += [f"{i.name}: {i.count:,} validation items" for i in items["validation"]]
     scale = Extent(shape, judge.shape if judge else None, at, len(parts["proxy"]), means)
     counts = {part: len(chosen) for part, chosen in parts.items()}
-    stages = restore_stages(scale, counts, items, request.searches, drawing.n, Words.of(giver.folder).mean(OPENINGS))
+    opening = Words.of(giver.folder).mean(OPENINGS)
+    stages = restore_stages(scale, counts, items, request.searches, drawing.n, len(request.plain), opening)
     resident = {"weights": shape.parameters * itemsize, **judged(judge)}
     if request.heal is not None:
         how = request.heal.teaching(drawing.batch_size)

@@ -58,11 +58,12 @@ def restore_ways(asked: Restoring) -> Ways[Restoring]:
     """What makes a restore shorter."""
     new, long = max(16, asked[1].drawing.max_new_tokens // 4), asked[1].drawing.max_new_tokens
     found: dict[str, Callable[[Restoring], Restoring]] = {
-        "--fast": lambda a: (a[0].rough(), a[1].rough()),
         f"--limit {FEW}": lambda a: (a[0], replace(a[1], limit=fewest(a[1].limit, FEW))),
         f"--prompt-limit {FEW}": lambda a: (a[0], replace(a[1], prompt_limit=fewest(a[1].prompt_limit, FEW))),
         "--no-controls": lambda a: (_without_ramps(a[0]), a[1]),
     }
+    if asked[0].heal is None:
+        found = {"--fast": lambda a: (a[0].rough(), a[1].rough()), **found}
     if new < long:
         short = replace(asked[1].drawing, max_new_tokens=new)
         found[f"--max-new-tokens {new}"] = lambda a: (a[0], replace(a[1], drawing=short))

@@ -26,6 +26,7 @@ def restore_stages(
     items: Mapping[Part, Sequence[Items]],
     searches: Sequence[Search],
     replies: int,
+    plain: int,
     opening: float = 4.0,
 ) -> tuple[Stage, ...]:
     """What `restore` runs at most, in its order.
@@ -33,6 +34,7 @@ def restore_stages(
     Args:
         parts: prompts of each part.
         replies: responses a prompt where reward is measured.
+        plain: how many plain averages are measured.
         opening: tokens of what PRE's own text goes on from.
     """
     shape, at = scale.shape, scale.at
@@ -46,7 +48,7 @@ def restore_stages(
         what = f"{noun} x ({parts[part] * replies:,} responses, {total:,} items)"
         return Stage(f"{part} data", what, work * count, memory)
 
-    averages = 2 + len(scale.means) + sum(search.averages(scale.means) for search in searches)
+    averages = 2 + plain + sum(search.averages(scale.means) for search in searches)
     found = dict.fromkeys(stage for search in searches for stage in search.cost(scale))
     validation = measured("validation", f"{averages} averages", averages)
     answers, texts = parts["held-out"] * replies, len(OPENINGS)

@@ -34,7 +34,7 @@ def search_and_pick(bench: Workbench, request: Request, result: dict[str, Any]) 
         _finish(bench, result, [pre, post], counted, None, None)
         result["verdict"] = nothing_fell(len(counted), fallen(result["tax"]))
         return None
-    candidates = [Candidate("MA", f"MA {mean:g}", whole, (mean,), i) for i, mean in enumerate(request.grid)]
+    candidates = [Candidate("MA", f"MA {mean:g}", whole, (mean,), i) for i, mean in enumerate(request.plain)]
     for search in request.searches:
         found = search.find(bench, request.grid)
         candidates += found.candidates

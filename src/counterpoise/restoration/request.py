@@ -15,6 +15,7 @@ from counterpoise.averaging.mix import Donor, refuse_donor
 from counterpoise.checkpoints.checkpoint import Checkpoint
 from counterpoise.checkpoints.files import refuse_occupied
 from counterpoise.checkpoints.matching import refuse_moved_tokens
+from counterpoise.evaluation.panel import FEW
 from counterpoise.language.loading import refuse_unmeasurable
 from counterpoise.restoration.race import LEVEL, LOOKS
 from counterpoise.search.candidates import CONTROLS, HMA, Ramp, Search, TwoSided, refuse_means
@@ -116,10 +117,17 @@ class Request(Details):
     fast: bool = False
 
     def rough(self) -> Request:
-        """The same, for a rough answer in little time: two means of MA and LiNeS, and of searches those asked for by name."""
-        kept = [s for s in self.searches if isinstance(s, TwoSided) or self.mean is not None]
+        """The same, for a rough answer in little time: LiNeS at two means, or the searches that were asked for by name.
+
+        Raises:
+            ValueError: a healing, which is no short thing.
+        """
+        if self.heal is not None:
+            raise ValueError("heal: takes longer than a rough answer (--fast) may; leave one of the two out")
+        named = [s for s in self.searches if isinstance(s, TwoSided) or (isinstance(s, HMA) and self.mean is not None)]
+        few = [replace(s, proxy_size=min(FEW, s.proxy_size)) for s in named]
         means = ROUGH_MEANS if self.means == MEANS else self.means
-        return replace(self, searches=[Ramp(blocks=self.blocks), *kept], means=means, fast=True)
+        return replace(self, searches=few or [Ramp(blocks=self.blocks)], means=means, fast=True)
 
     def check(self, files: int) -> None:
         """Raise for what can be seen to be wrong before anything is read; `files` is the number of abilities from files.
@@ -168,6 +176,11 @@ class Request(Details):
     def grid(self) -> list[float]:
         """The mean ratios that are measured."""
         return list(self.means) if self.mean is None else [self.mean]
+
+    @property
+    def plain(self) -> list[float]:
+        """The means at which plain averages are measured: none in a rough answer."""
+        return [] if self.fast else self.grid
 
     @property
     def blocks(self) -> int | str:

@@ -117,7 +117,7 @@ def _written(
     """The result, with OUT where there is a pick and the report there or in the work folder."""
     out, work = request.out, request.folder
     if request.fast:
-        result["verdict"] = f"{ROUGH}, MA and LiNeS at {len(request.grid)} means. {result['verdict']}"
+        result["verdict"] = f"{ROUGH}, {' and '.join(s.title for s in request.searches)} alone. {result['verdict']}"
     result["seconds"] = round(time.time() - begun, 1)
     result["out"] = None if pick is None else str(out)
     pair.refuse_changed()
