@@ -39,7 +39,7 @@ ABILITIES = {
     "demo": ("choices:capitals.jsonl", "choices:sums.jsonl", "generate:translation.jsonl", "continue:tales.jsonl"),
     "stories": ("continue:lambada.jsonl", "choices:piqa.jsonl"),
 }
-COMMANDS = ("restore", "search", "tax", "dry run")
+COMMANDS = ("dry run", "tax", "search", "restore")
 NAMES = "Tom Lily Ben Anna Max Sue Tim Mia Sam Zoe Jack Amy".split()
 DEEDS = "lost a toy,found a shell,saw a dog,went home,heard a noise,made a cake,fell down,had a dream".split(",")
 TIMES = ("One day", "In the morning", "Last winter")
