@@ -52,6 +52,7 @@ def test_the_help_of_every_command(path: tuple[str, ...]) -> None:
     assert max(map(len, found.stdout.splitlines())) <= 80
     assert "…" not in found.stdout
     if path and "COMMAND [ARGS]" not in found.stdout:
+        assert re.search("^  -q, --quiet +Nothing on stderr but warnings and errors[.]$", found.stdout, re.M)
         assert f"Example:\n  counterpoise {' '.join(path)} ".replace("align model", "align") in found.stdout
     see("-".join(("help", *path)), found.stdout)
 

@@ -138,7 +138,8 @@ def make_stories(folder: Path, data: Path) -> None:
     openings = [f"{when}, {name} {deed}." for when, name, deed in product(TIMES, NAMES, DEEDS)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in openings))
     for name, source in (("lambada", "lambada_openai"), ("piqa", "piqa")):
-        lines = (data / "benchmarks" / f"{source}.jsonl").read_text(encoding="utf-8").splitlines()[:600]
+        lines = (data / "benchmarks" / f"{source}.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = [line for line in lines if len(line) < 600][:600]  # 256 tokens go into the model
         (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     tokenizer = AutoTokenizer.from_pretrained(data / "stories15m")
     model = AutoModelForCausalLM.from_pretrained(data / "stories15m", dtype=torch.float32)

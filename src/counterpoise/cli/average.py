@@ -15,6 +15,7 @@ from counterpoise.cli.terminal import bars, plain_errors, print_json, uncollecte
 
 
 def average(
+    *,
     ctx: typer.Context,
     out: options.Out,
     pre: options.MaybePre = None,
@@ -26,8 +27,7 @@ def average(
     ] = None,
     blocks: options.RatioBlocks = None,
     donor: options.MaybeDonor = None,
-    drop: options.Drop = None,
-    allow_unrelated: options.Unrelated = False,
+    matching: options.Matching,
     push_to: Push = None,
     quiet: options.Quiet = False,
 ) -> None:
@@ -47,7 +47,7 @@ def average(
         check_push(push_to)
         if ratios is None:
             options.refuse_without("--ratios", options.given(blocks=blocks))
-        fitted: Any = {"drop": drop or (), "allow_unrelated": allow_unrelated}
+        fitted = matching.settings
         if of_mergekit and recipe is not None:
             if pre is not None:
                 raise ValueError(
@@ -75,11 +75,11 @@ def average(
 
 
 def diff(
+    *,
     pre: options.Pre,
     post: options.Post,
     blocks: options.Blocks = "3",
-    drop: options.Drop = None,
-    allow_unrelated: options.Unrelated = False,
+    matching: options.Matching,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -95,8 +95,7 @@ def diff(
             pre,
             post,
             blocks=blocks,
-            drop=drop or (),
-            allow_unrelated=allow_unrelated,
+            **matching.settings,
             progress=progress and (lambda done, total: progress("reading both", done, total)),
         )
     warn(warnings)

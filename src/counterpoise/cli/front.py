@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from counterpoise.cli.help import option
+from counterpoise.cli.options import Quiet
 from counterpoise.cli.terminal import plain_errors
 
 
@@ -19,6 +20,7 @@ def front(
         "front.html"
     ),
     open_page: Annotated[bool, option(None, "Open the page in a browser at the end.", "--open")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Draw any set of result files on one page: reward against every ability, one colour a method.
 

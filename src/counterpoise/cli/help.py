@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from dataclasses import fields, is_dataclass
+from functools import wraps
+from inspect import Parameter, signature
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+from counterpoise.cli import terminal
 
 F = TypeVar("F", bound=Callable[..., Any])
 EXAMPLE = "\n\nExample:\n"
@@ -28,12 +33,38 @@ matched, machine, general = map(group, ("Checkpoints", "Machine", RUN))
 """Groups that several commands have; `option` is the one without a name."""
 
 
+def spread(function: F) -> F:
+    """The function with each parameter that is a dataclass of options replaced by those options, as Typer wants them."""
+    flat: list[Parameter] = []
+    groups: dict[str, Any] = {}
+    for param in signature(function, eval_str=True).parameters.values():
+        kind: Any = param.annotation
+        if is_dataclass(kind):
+            groups[param.name], told = kind, get_type_hints(kind, include_extras=True)
+            flat += [param.replace(name=f.name, default=f.default, annotation=told[f.name]) for f in fields(kind)]
+        else:
+            flat.append(param)
+
+    @wraps(function)
+    def run(**typed: Any) -> Any:
+        held = {name: kind(**{f.name: typed.pop(f.name) for f in fields(kind)}) for name, kind in groups.items()}
+        return function(**typed, **held)
+
+    run.__signature__ = signature(function).replace(parameters=flat)  # type: ignore[attr-defined]
+    return run  # type: ignore[return-value]
+
+
 class Command(TyperCommand):
     """A command whose docstring ends in an example, which is shown as it stands."""
 
     def __init__(self, *args: Any, help: str | None = None, **more: Any) -> None:
         help, _, example = (help or "").partition(EXAMPLE)
         super().__init__(*args, help=help, **(more | {"epilog": example or None}))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it; with -q nothing is said beside the result."""
+        terminal.aloud = not ctx.params.get("quiet")
+        return super().invoke(ctx)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Without the braces that newer versions of Typer put around arguments."""
@@ -83,7 +114,8 @@ class Commands(typer.Typer):
 
     def command(self, name: str | None = None, **more: Any) -> Callable[[F], F]:
         """As Typer's."""
-        return super().command(name, cls=Command, **more)
+        made = super().command(name, cls=Command, **more)
+        return lambda function: made(spread(function))
 
 
 def _show_version(wanted: bool) -> None:

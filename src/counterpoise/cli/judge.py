@@ -12,7 +12,7 @@ import typer
 
 from counterpoise.cli import options
 from counterpoise.cli.help import Commands, general, group, machine, option
-from counterpoise.cli.terminal import bars, command_line, plain_errors, print_json
+from counterpoise.cli.terminal import bars, command_line, plain_errors, print_json, say
 
 if TYPE_CHECKING:
     from counterpoise.judging.alpaca import OutputPair
@@ -247,10 +247,9 @@ def _agreed(
     plan, endpoint = judge.plan(pairs), judge.endpoint
     out = f"at most {plan.tokens_out:,} out" if endpoint.max_tokens else "as many out as it writes"
     cost = "" if None in prices else f", at most about {plan.cost(*prices):,.2f} by your prices"
-    print(
+    say(
         f"{plan.calls:,} calls to {endpoint.model} at {endpoint.base_url} ({plan.stored:,} answers are there already): about "
-        f"{plan.tokens_in:,} tokens in, {out}{cost}",
-        file=sys.stderr,
+        f"{plan.tokens_in:,} tokens in, {out}{cost}"
     )
     if most is not None and plan.calls > most:
         raise ValueError(f"{plan.calls:,} calls are needed, more than --max-calls {most:,}; nothing was asked")
@@ -260,7 +259,7 @@ def _agreed(
     if plan.calls and not yes:
         if not sys.stdin.isatty():
             raise ValueError("nothing was asked: give --yes to call the endpoint without being asked")
-        if not typer.confirm("Go on?", err=True):
+        if not typer.confirm(f"Go on with {plan.calls:,} calls?", err=True):
             raise ValueError("nothing was asked")
     return True
 

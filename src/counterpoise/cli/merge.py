@@ -14,6 +14,7 @@ from counterpoise.cli.terminal import bars, plain_errors, uncollected, warn
 
 
 def merge(
+    *,
     pre: options.Pre,
     posts: Annotated[
         list[str],
@@ -38,8 +39,7 @@ def merge(
             None, "Whose config and tokenizer go into OUT: post (the first) or pre (default post, or the recipe's)."
         ),
     ] = None,
-    drop: options.Drop = None,
-    allow_unrelated: options.Unrelated = False,
+    matching: options.Matching,
     push_to: Push = None,
     quiet: options.Quiet = False,
 ) -> None:
@@ -60,7 +60,7 @@ def merge(
                 f"--{next(iter(typed))}: expected none of a merge's settings beside --recipe; leave it out"
             )
         again = MergeRecipe.read(recipe) if recipe else MergeRecipe(Merge(**typed))
-        fitted: Any = {"donor": donor, "drop": drop, "allow_unrelated": allow_unrelated}
+        fitted: Any = {"donor": donor, "drop": matching.drop, "allow_unrelated": matching.allow_unrelated}
         made = run(pre, posts, out, again, **fitted, progress=progress)
         push(out, push_to)
     warn(made.warnings)

@@ -149,6 +149,7 @@ def evaluate(
     batch_size: TextsAtOnce = 64,
     device: options.Device = "auto",
     as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Accuracy and loss of every task the model has, on held-out data.
 
@@ -177,6 +178,7 @@ def predict(
     batch_size: TextsAtOnce = 64,
     device: options.Device = "auto",
     as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """The label of each text: task, label and probability, separated by tabs; --json gives every label's, a line a text.
 
@@ -207,6 +209,7 @@ def predict(
 def report(
     model: ModelFolder,
     out: Annotated[Path | None, option("FILE", "The page (default report.html in the folder).", "-o", "--out")] = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Draw the page of a training run again: losses, weights and accuracy by task over time.
 

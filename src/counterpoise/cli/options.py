@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from counterpoise.cli.help import drawn, general, machine, matched, measured, option, searched
-from counterpoise.cli.terminal import is_first
+from counterpoise.cli.terminal import say
+
+if TYPE_CHECKING:
+    from counterpoise.evaluation.panel import PanelFiles
 
 _PRE = typer.Argument(
     metavar="PRE", help="Checkpoint before alignment: a folder, or a hub id (org/name, org/name@revision)."
@@ -23,7 +26,7 @@ MaybePost = Annotated[str | None, _POST]
 Out = Annotated[Path, option("FOLDER", "Folder to write; it appears whole or not at all.", "-o", "--out")]
 WorkFolder = Annotated[Path | None, general("FOLDER", "Where finished pieces are kept (default OUT.work).")]
 Seed = Annotated[int, general("N", "Decides every random draw.")]
-Quiet = Annotated[bool, general(None, "No progress on stderr.", "-q", "--quiet")]
+Quiet = Annotated[bool, general(None, "Nothing on stderr but warnings and errors.", "-q", "--quiet")]
 AsJson = Annotated[bool, general(None, "Print json, and nothing else, on stdout.", "--json")]
 Fast = Annotated[
     bool,
@@ -109,6 +112,53 @@ MicroBatch = Annotated[
 BatchSize = Annotated[int, machine("N", "Sequences at once.", min=1)]
 
 
+@dataclass(frozen=True)
+class Matching:
+    """How two checkpoints are brought together."""
+
+    drop: Drop = None
+    allow_unrelated: Unrelated = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """As the functions take them."""
+        return {"drop": self.drop or (), "allow_unrelated": self.allow_unrelated}
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How much of a panel is measured."""
+
+    limit: Limit = None
+    prompt_limit: PromptLimit = None
+    replies: Replies = 1
+    trust_tasks: TrustTasks = False
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """How responses are drawn and scored, and on what."""
+
+    seed: Seed = 0
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    batch_size: BatchSize = 16
+    max_new_tokens: NewTokens = 128
+    temperature: Temperature = 1.0
+    no_chat_template: NoChat = False
+
+    def panel(
+        self, prompts: Path, reward: str, abilities: Sequence[str] = (), amounts: Amounts = Amounts()
+    ) -> PanelFiles:
+        """What is measured, as it is typed."""
+        from counterpoise.evaluation.panel import PanelFiles
+        from counterpoise.language.sampling import Drawing
+
+        a, chat = amounts, not self.no_chat_template
+        drawing = Drawing(a.replies, self.max_new_tokens, self.temperature, chat, self.batch_size, self.seed)
+        return PanelFiles(prompts, reward, abilities, a.limit, a.prompt_limit, drawing, a.trust_tasks)
+
+
 YAML = (".yml", ".yaml")
 """Endings of mergekit's recipes."""
 
@@ -168,8 +218,7 @@ def device_of(name: str) -> str:
     import torch
 
     name = "cuda" if torch.cuda.is_available() else "cpu"
-    if is_first():
-        print(f"device: {name}", file=sys.stderr)
+    say(f"device: {name}")
     return name
 
 

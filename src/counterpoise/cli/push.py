@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Annotated
 
 from counterpoise.checkpoints.files import first_line
 from counterpoise.cli.help import general
+from counterpoise.cli.terminal import say
 
 Push = Annotated[
     str | None, general("ORG/NAME", "Also upload OUT to the hub; a repository that is new is private.", "--push")
@@ -54,4 +54,4 @@ def push(folder: Path, name: str | None) -> None:
         raise ValueError(
             f"--push: {folder} is whole, but the hub did not take it ({told}); `hf upload {name} {folder}`"
         ) from None
-    print(f"pushed to {done.repo_url}", file=sys.stderr)
+    say(f"pushed to {done.repo_url}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from counterpoise.cli.help import Commands, option
+from counterpoise.cli.options import Quiet
 from counterpoise.cli.terminal import plain_errors, warn
 
 app = Commands("recipe", "Take a recipe to other programs.")
@@ -21,6 +22,7 @@ def export(
         typer.Argument(metavar="MODEL", help="PRE and POSTs as mergekit finds them (default: as in RECIPE)."),
     ] = None,
     out: Annotated[Path | None, option("FILE", "YAML to write (default: to stdout).", "-o", "--out")] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Write a recipe as YAML that mergekit runs to the same tensors, within its rounding.
 

@@ -25,6 +25,7 @@ from counterpoise.cli.terminal import (
 
 
 def restore(
+    *,
     pre: options.Pre,
     post: options.Post,
     out: options.Out,
@@ -85,19 +86,9 @@ def restore(
     speed: options.SpeedOption = None,
     work: options.WorkFolder = None,
     donor: options.DonorOption = "post",
-    drop: options.Drop = None,
-    allow_unrelated: options.Unrelated = False,
-    limit: options.Limit = None,
-    prompt_limit: options.PromptLimit = None,
-    replies: options.Replies = 1,
-    seed: options.Seed = 0,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    batch_size: options.BatchSize = 16,
-    max_new_tokens: options.NewTokens = 128,
-    temperature: options.Temperature = 1.0,
-    no_chat_template: options.NoChat = False,
-    trust_tasks: options.TrustTasks = False,
+    matching: options.Matching,
+    amounts: options.Amounts,
+    how: options.Drawn,
     push_to: Push = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -112,8 +103,6 @@ def restore(
         plain_errors(f"finished pieces are in {work or f'{out}.work'}; the same command goes on from there"),
         bars(quiet or dry_run) as progress,
     ):
-        from counterpoise.evaluation.panel import PanelFiles
-        from counterpoise.language.sampling import Drawing
         from counterpoise.restoration.request import Heal, Request
         from counterpoise.search.candidates import HMA, SLOPES, Ramp, TwoSided
 
@@ -143,22 +132,16 @@ def restore(
             searches += [Ramp(slope, cut, outside or "mean") for slope in (*steep, "reversed", "random")]
         if search != "hma":
             searches.append(TwoSided(**two, proxy_size=proxy_size))
-        device = options.device_of(device)
+        device = options.device_of(how.device)
         picked = options.given(
             means=means and options.numbers(means, "--means"), keep_reward=keep_reward, mean=mean, work=work
         )
         picked |= options.given(confidence=confidence)
-        fitted = {
-            "donor": donor,
-            "drop": drop or (),
-            "allow_unrelated": allow_unrelated,
-            "dtype": options.dtype_of(dtype),
-        }
+        fitted = {"donor": donor, **matching.settings, "dtype": options.dtype_of(how.dtype)}
         healing = None if heal is None else Heal(heal, **options.given(start=heal_from, keep_by=keep_by))
-        how: dict[str, Any] = {"device": device, "race": race, "heal": healing, "anyway": anyway}
-        request = Request(pre, post, out, searches, cut=cut, **picked, **fitted, **how)
-        drawing = Drawing(replies, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
-        files = PanelFiles(prompts, reward, abilities, limit, prompt_limit, drawing, trust_tasks)
+        more: dict[str, Any] = {"device": device, "race": race, "heal": healing, "anyway": anyway}
+        request = Request(pre, post, out, searches, cut=cut, **picked, **fitted, **more)
+        files = how.panel(prompts, reward, abilities, amounts)
         if fast:
             request, files = request.rough(), files.rough()
         if dry_run:
@@ -183,6 +166,7 @@ def restore(
 
 
 def tax(
+    *,
     ctx: typer.Context,
     pre: options.Pre,
     post: options.Post,
@@ -200,19 +184,9 @@ def tax(
     ] = False,
     page: Annotated[Path | None, option("FILE", "Also write the page (html).")] = None,
     work: Annotated[Path | None, general("FOLDER", "Keep finished pieces here and go on from them.")] = None,
-    drop: options.Drop = None,
-    allow_unrelated: options.Unrelated = False,
-    limit: options.Limit = None,
-    prompt_limit: options.PromptLimit = None,
-    replies: options.Replies = 1,
-    seed: options.Seed = 0,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    batch_size: options.BatchSize = 16,
-    max_new_tokens: options.NewTokens = 128,
-    temperature: options.Temperature = 1.0,
-    no_chat_template: options.NoChat = False,
-    trust_tasks: options.TrustTasks = False,
+    matching: options.Matching,
+    amounts: options.Amounts,
+    how: options.Drawn,
     fast: options.Fast = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -236,21 +210,19 @@ def tax(
         assert prompts
         assert reward
         assert abilities
-        from counterpoise.evaluation.panel import ROUGH, PanelFiles
+        from counterpoise.evaluation.panel import ROUGH
         from counterpoise.language.loading import refuse_unmeasurable
-        from counterpoise.language.sampling import Drawing
         from counterpoise.restoration.restore import measure_tax
 
         if work is None:
             refuse_several("tax", "; with --work FOLDER they share the work")
         refuse_unmeasurable(pre, post)  # before the reward is loaded
 
-        drawing = Drawing(replies, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
-        device = options.usable_device(device)
-        files = PanelFiles(prompts, reward, abilities, limit, prompt_limit, drawing, trust_tasks)
+        device = options.usable_device(how.device)
+        files = how.panel(prompts, reward, abilities, amounts)
         panel = (files.rough() if fast else files).load(device)
-        on: dict[str, Any] = {"device": device, "dtype": options.dtype_of(dtype), "allow_unrelated": allow_unrelated}
-        found = measure_tax(pre, post, panel, work=work, drop=drop or (), progress=progress, **on)
+        on: dict[str, Any] = {"device": device, "dtype": options.dtype_of(how.dtype), **matching.settings}
+        found = measure_tax(pre, post, panel, work=work, progress=progress, **on)
         if not is_first():
             return
         result = {"command": command_line(), **found}

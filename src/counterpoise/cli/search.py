@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ from counterpoise.cli.terminal import bars, plain_errors, print_json, warn
 
 
 def search(
+    *,
     pre: options.Pre,
     post: options.Post,
     out: Annotated[Path, option("FILE", "The recipe to write.", "-o", "--out")],
@@ -30,15 +32,8 @@ def search(
     ] = 12,
     fast: options.Fast = False,
     work: options.WorkFolder = None,
-    drop: options.Drop = None,
-    allow_unrelated: options.Unrelated = False,
-    seed: options.Seed = 0,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    batch_size: options.BatchSize = 16,
-    max_new_tokens: options.NewTokens = 128,
-    temperature: options.Temperature = 1.0,
-    no_chat_template: options.NoChat = False,
+    matching: options.Matching,
+    how: options.Drawn,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -51,8 +46,7 @@ def search(
     """
     work = work or out.with_name(out.name + ".work")
     with plain_errors(f"finished pieces are in {work}; the same command goes on from there"), bars(quiet) as progress:
-        from counterpoise.evaluation.panel import FEW, SHORT, PanelFiles
-        from counterpoise.language.sampling import Drawing
+        from counterpoise.evaluation.panel import FEW, SHORT
         from counterpoise.records import public
         from counterpoise.search.candidates import SEARCHES
         from counterpoise.search.descent import SearchResult
@@ -60,23 +54,20 @@ def search(
 
         if fast:
             proxy_size, max_passes = min(FEW, proxy_size), min(4, max_passes)
-            max_new_tokens = min(SHORT, max_new_tokens)
+            how = replace(how, max_new_tokens=min(SHORT, how.max_new_tokens))
         if method == "hma":
             options.refuse_without("--method two-sided", options.given(**{"lambda": price}, alignment=alignment))
         if (mean is None) == (method == "hma"):
             raise ValueError(
                 "search: expected --mean with --method hma, and --lambda with --method two-sided, which has no mean"
             )
-        how = SEARCHES[method](**options.given(blocks=blocks, alignment=alignment), proxy_size=proxy_size)
+        searched = SEARCHES[method](**options.given(blocks=blocks, alignment=alignment), proxy_size=proxy_size)
         at = mean if mean is not None else 1.0 if price is None else price
-        device = options.usable_device(device)
-        fitted: dict[str, Any] = {"drop": drop or (), "allow_unrelated": allow_unrelated, "device": device}
-        fitted["dtype"] = options.dtype_of(dtype)
-        wanted = Wanted(pre, post, out, how, at, work, max_passes, **fitted)
+        device = options.usable_device(how.device)
+        on: dict[str, Any] = {**matching.settings, "device": device, "dtype": options.dtype_of(how.dtype)}
+        wanted = Wanted(pre, post, out, searched, at, work, max_passes, **on)
         wanted.check()
-        drawing = Drawing(1, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
-        panel = PanelFiles(prompts, reward, [], drawing=drawing).load(device)
-        found, recipe = find_recipe(wanted, panel, progress=progress)
+        found, recipe = find_recipe(wanted, how.panel(prompts, reward).load(device), progress=progress)
         if isinstance(found, SearchResult):
             gained = f"{found.passes} passes, proxy loss {found.trace[0]:.4f} -> {found.value:.4f} nats/token"
         else:
@@ -88,7 +79,7 @@ def search(
         return
     if fast:
         print(
-            f"A rough answer (--fast): {proxy_size} responses of {max_new_tokens} tokens at most, {max_passes} points."
+            f"A rough answer (--fast): {proxy_size} responses of {how.max_new_tokens} tokens at most, {max_passes} points."
         )
     for block, value in zip(recipe.partition.blocks, recipe.ratios, strict=True):
         print(f"{block.name:24} {value:.3f}")

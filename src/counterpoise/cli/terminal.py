@@ -48,6 +48,10 @@ ADVICE = {
 }  # fmt: skip
 
 
+aloud = True
+"""Whether `say` speaks: each command sets it as it begins."""
+
+
 def is_first() -> bool:
     """Whether this process speaks: of those that torchrun or accelerate started, the first."""
     return os.environ.get("RANK", "0") == "0"
@@ -218,6 +222,12 @@ def uncollected() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+def say(text: str) -> None:
+    """A line on stderr about what is being done, unless -q was given."""
+    if aloud and is_first():
+        print(text, file=sys.stderr)
 
 
 def warn(warnings: Sequence[str]) -> None:

@@ -50,7 +50,9 @@ def test_evaluate_gives_the_scores_of_training(trained):
     table = call("evaluate", model, "--data", data).stdout
     assert table in printed
     assert [line.split()[0] for line in table.splitlines()] == ["task", "colour", "animal", "mean", "worst"]
-    [score] = json.loads(call("evaluate", model, "--data", data, "--tasks", "animal", "--json").stdout)
+    found, quiet = (call("evaluate", model, "--data", data, "--tasks", "animal", "--json", *q) for q in ((), ("-q",)))
+    assert (found.stderr, quiet.stderr) == ("device: cpu\n", "")
+    [score] = json.loads(quiet.stdout)
     assert score["task"] == "animal"
     assert score["accuracy"] == json.loads((model / "training.json").read_text())["test"]["animal"]["accuracy"]
 
