@@ -16,6 +16,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import counterpoise
 import world
 from counterpoise.cli.app import app
 from multitask.text.worlds import write_folder
@@ -244,7 +245,8 @@ def test_lines_outside_tables_have_at_most_120_characters(page: Path) -> None:
 def test_every_public_name_is_in_the_reference(room: str) -> None:
     page = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
     shown = {line.split(".")[-1] for line in re.findall(r"^::: (\S+)$", page, re.M)}
-    assert set(importlib.import_module(room).__all__) - shown == set()
+    names = counterpoise._HOMES if room == "counterpoise" else importlib.import_module(room).__all__
+    assert set(names) - shown == set()
     for path in re.findall(r"^::: (\S+)$", page, re.M):
         module, _, name = path.rpartition(".")
         assert hasattr(importlib.import_module(module), name), path

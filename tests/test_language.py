@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from transformers import AddedToken
 
 from counterpoise.language.prompts import Prompt, encode_prompt, encode_prompts, read_prompts

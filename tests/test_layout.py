@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import pydoc
 import re
 import subprocess
 import sys
@@ -74,15 +76,23 @@ def test_functions_outside_the_commands_have_at_most_twelve_parameters() -> None
 
 
 def test_no_package_has_the_name_of_a_public_function() -> None:
-    assert not {f.stem for f in ROOT.iterdir()} & set(counterpoise.__all__)
+    assert not {f.stem for f in ROOT.iterdir()} & set(counterpoise._HOMES)
 
 
 def test_public_names_are_shown_and_found() -> None:
-    assert set(counterpoise.__all__) == set(counterpoise._HOMES)
-    assert {*counterpoise.__all__, "__version__"} <= set(dir(counterpoise))
-    assert all(getattr(counterpoise, name).__name__ == name for name in counterpoise.__all__)
-    assert not [name for name in counterpoise.__all__ if not re.search(rf"\b{name}\b", counterpoise.__doc__)]
+    assert {*counterpoise._HOMES, "__version__"} <= set(dir(counterpoise))
+    assert all(getattr(counterpoise, name).__name__ == name for name in counterpoise._HOMES)
+    assert not [name for name in counterpoise._HOMES if not re.search(rf"\b{name}\b", counterpoise.__doc__)]
+    told = ast.parse(inspect.getsource(counterpoise))
+    typed = {a.asname for node in ast.walk(told) if isinstance(node, ast.ImportFrom) for a in node.names if a.asname}
+    assert typed == set(counterpoise._HOMES)  # what type checkers see
     assert counterpoise.__version__ == version("counterpoise")
+
+
+def test_help_of_the_package_fits_a_few_screens() -> None:
+    shown = pydoc.plain(pydoc.render_doc(counterpoise))
+    assert len(shown.splitlines()) < 250
+    assert all(f"\n    {verb}(" in shown for verb in counterpoise.__all__)
 
 
 def test_the_command_is_a_module_too() -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from counterpoise.averaging.partition import Block, Partition, by_module, equal, layerwise, partition, thirds
 from tiny import FAMILIES, tiny

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from counterpoise.averaging.mix import mix
 from counterpoise.checkpoints.rounding import NARROW, PERIOD, PIECE, key_of, narrow

@@ -16,8 +16,7 @@ from counterpoise.evaluation.workbench import Workbench
 from counterpoise.records import digest
 from counterpoise.search.both_sides import FORMS, BothSides
 from counterpoise.search.hma import linear_ramp, random_ratios
-from counterpoise.search.on_bench import hma_ratios
-from counterpoise.search.on_bench import proxies as proxies_of
+from counterpoise.search.on_bench import hma_ratios, proxies as proxies_of
 
 MA_SWEEP = tuple(round(0.1 * i, 1) for i in range(1, 10))
 PART = 0.4

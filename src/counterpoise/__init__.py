@@ -13,8 +13,8 @@ After training, on checkpoints:
     Panel, Drawing          what models are measured by: prompts, a reward, abilities; how responses are drawn
     HMA, Ramp, TwoSided     what looks for ratios
     Details, Heal           what few runs of restore need to say
-    Restored, Taxed, Aligned    results: typed, read back from their files, shown in notebooks
-    Checkpoint, CheckpointError, open_checkpoint, mix, ResidentAverage, hma    what these are made of
+    Restored, Taxed, Aligned    results: typed, read back from files, shown in notebooks
+    Checkpoint, CheckpointError, open_checkpoint, mix, ResidentAverage, hma    what averages are made of
     Partition, thirds, equal, layerwise, by_module    which tensors share a ratio
 
 During training:
@@ -22,7 +22,7 @@ During training:
     align, Machine          RSF, PPO or DPO with mitigations; in what precision, on what device
     TaxCallback             the tax while a Trainer trains
 
-help(counterpoise.restore) tells more of one. The commands are in `counterpoise --help`.
+help(counterpoise.Panel) tells of one of them. The commands are in `counterpoise --help`.
 """
 
 from __future__ import annotations
@@ -31,27 +31,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from counterpoise.alignment.align import Aligned, align
-    from counterpoise.alignment.heal import heal
-    from counterpoise.alignment.settings import Teaching
-    from counterpoise.alignment.training.models import Machine
-    from counterpoise.averaging.average import average
-    from counterpoise.averaging.mix import mix
-    from counterpoise.averaging.partition import Partition, by_module, equal, layerwise, thirds
-    from counterpoise.averaging.recipe import Recipe
-    from counterpoise.averaging.resident import ResidentAverage
-    from counterpoise.checkpoints.checkpoint import Checkpoint
-    from counterpoise.checkpoints.files import CheckpointError
-    from counterpoise.checkpoints.opening import open_checkpoint
-    from counterpoise.evaluation.callback import TaxCallback
-    from counterpoise.evaluation.panel import Panel
-    from counterpoise.language.sampling import Drawing
-    from counterpoise.multitask import BanditMTL
-    from counterpoise.restoration.found import Restored, Taxed
-    from counterpoise.restoration.request import Details, Heal
-    from counterpoise.restoration.restore import measure_tax, restore
-    from counterpoise.search.candidates import HMA, Ramp, TwoSided
-    from counterpoise.search.hma import hma
+    from counterpoise.alignment.align import Aligned as Aligned, align as align
+    from counterpoise.alignment.heal import heal as heal
+    from counterpoise.alignment.settings import Teaching as Teaching
+    from counterpoise.alignment.training.models import Machine as Machine
+    from counterpoise.averaging.average import average as average
+    from counterpoise.averaging.mix import mix as mix
+    from counterpoise.averaging.partition import (
+        Partition as Partition,
+        by_module as by_module,
+        equal as equal,
+        layerwise as layerwise,
+        thirds as thirds,
+    )
+    from counterpoise.averaging.recipe import Recipe as Recipe
+    from counterpoise.averaging.resident import ResidentAverage as ResidentAverage
+    from counterpoise.checkpoints.checkpoint import Checkpoint as Checkpoint
+    from counterpoise.checkpoints.files import CheckpointError as CheckpointError
+    from counterpoise.checkpoints.opening import open_checkpoint as open_checkpoint
+    from counterpoise.evaluation.callback import TaxCallback as TaxCallback
+    from counterpoise.evaluation.panel import Panel as Panel
+    from counterpoise.language.sampling import Drawing as Drawing
+    from counterpoise.multitask import BanditMTL as BanditMTL
+    from counterpoise.restoration.found import Restored as Restored, Taxed as Taxed
+    from counterpoise.restoration.request import Details as Details, Heal as Heal
+    from counterpoise.restoration.restore import measure_tax as measure_tax, restore as restore
+    from counterpoise.search.candidates import HMA as HMA, Ramp as Ramp, TwoSided as TwoSided
+    from counterpoise.search.hma import hma as hma
 
     __version__: str
 
@@ -81,12 +87,8 @@ _ROOMS = {
 }
 _HOMES = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
-__all__ = [
-    "HMA", "Aligned", "BanditMTL", "Checkpoint", "CheckpointError", "Details", "Drawing", "Heal", "Machine",
-    "Panel", "Partition", "Ramp", "Recipe", "ResidentAverage", "Restored", "TaxCallback", "Taxed", "Teaching", "TwoSided",
-    "align", "average", "by_module", "equal", "heal", "hma", "layerwise", "measure_tax", "mix", "open_checkpoint",
-    "restore", "thirds",
-]  # fmt: skip
+# What `import *` takes, and help() shows whole: the verbs. Types are told of one by one, as help(counterpoise.Panel).
+__all__ = ["align", "average", "heal", "measure_tax", "restore"]
 
 
 def __getattr__(name: str) -> Any:
@@ -100,4 +102,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__, "__version__"])
+    return sorted([*globals(), *_HOMES, "__version__"])

@@ -8,8 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from counterpoise.alignment.mitigations.less import RewardBudget
 from counterpoise.alignment.ppo import ValueHead, ppo, score_tokens

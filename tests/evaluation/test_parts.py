@@ -6,8 +6,7 @@ import hashlib
 import random
 from collections import Counter
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from counterpoise.evaluation.items import Item
 from counterpoise.evaluation.likelihood import Continuation

@@ -7,8 +7,7 @@ import itertools
 import numpy as np
 import pytest
 from fisher import box_program
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from counterpoise.search.worst import worst
 

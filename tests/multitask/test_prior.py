@@ -13,8 +13,7 @@ from transformers import Trainer, TrainingArguments
 from counterpoise.multitask import BanditMTL, best_response, divergence, mirror_step
 from counterpoise.multitask.mirror import mirror_floats
 
-from .hf import parameters, tiny_llama, token_rows
-from .hf import train as hf_train
+from .hf import parameters, tiny_llama, token_rows, train as hf_train
 from .toy import TASKS
 
 PRIORS = [[100.0, 30.0, 10.0, 3.0], [1.0, 1.0, 1.0, 1.0], [0.9, 0.05, 0.03, 0.02]]

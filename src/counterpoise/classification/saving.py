@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save as to_bytes
+from safetensors.torch import load_file, save as to_bytes
 
 from counterpoise.checkpoints.files import staged
 from counterpoise.checkpoints.reading import parse_json, read_text

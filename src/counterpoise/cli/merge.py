@@ -49,8 +49,7 @@ def merge(
       counterpoise merge pre maths code -o merged --method ties --density 0.2
     """
     with plain_errors("nothing was written"), uncollected(), bars(quiet) as progress:
-        from counterpoise.averaging.merge import Merge, MergeRecipe
-        from counterpoise.averaging.merge import merge as run
+        from counterpoise.averaging.merge import Merge, MergeRecipe, merge as run
 
         check_push(push_to)
         shares = tuple(options.numbers(weights, "--weights")) if weights else None

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from counterpoise.report import history
-from counterpoise.report import multitask_plots as task_plots
+from counterpoise.report import history, multitask_plots as task_plots
 from counterpoise.report.history import Record
 from counterpoise.report.page import Figures, fact_list, glossary, header, page, plot_box, run_section, section
 from counterpoise.tables.grid import Cell, Column, Table, as_html
