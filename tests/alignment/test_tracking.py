@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,10 @@ from typer.testing import CliRunner
 from counterpoise.cli.app import app
 from tiny import save_pair
 
-WITHOUT = "tensorboard is not installed: pip install tensorboard"
+
+def needs(tracker: str) -> pytest.MarkDecorator:
+    absent = importlib.util.find_spec(tracker) is None
+    return pytest.mark.skipif(absent, reason=f"{tracker} is not installed: pip install {tracker}")
 
 
 class Lines(GeneralTracker):
@@ -32,6 +38,7 @@ class Lines(GeneralTracker):
         return self.file
 
     def start(self) -> None:
+        print("as trackio does")
         self.put({"started": True})
 
     def store_init_configuration(self, values: dict[str, Any]) -> None:
@@ -60,8 +67,9 @@ def test_a_tracker_is_told_the_settings_and_every_line_and_changes_no_weight(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "lines", Lines)
-    done = align(tmp_path, "aligned", "--report-to", "lines", "--device", "cpu")
+    done = align(tmp_path, "aligned", "--report-to", "lines", "--device", "cpu", "--json")
     assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["iterations"] == 2  # and nothing else
     started, config, *told, finished = map(
         json.loads, (tmp_path / "aligned.work/counterpoise.jsonl").read_text().split("\n")[:-1]
     )
@@ -86,7 +94,30 @@ def test_a_tracker_that_is_not_there_is_refused_by_run_and_dry_run(tmp_path: Pat
             assert said in done.stderr
 
 
-@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason=WITHOUT)
+@needs("wandb")
+def test_wandb_offline_keeps_the_reward_of_every_iteration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    done = align(tmp_path, "aligned", "--report-to", "wandb", "--device", "cpu", "--json")
+    assert json.loads(done.stdout)["iterations"] == 2
+    importlib.import_module("wandb").teardown()  # its service writes to the end
+    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    lines = [json.loads(line) for line in (tmp_path / "aligned/metrics.jsonl").read_text().splitlines()]
+    assert all(json.dumps(line["reward"]).encode() in file.read_bytes() for line in lines)
+
+
+@needs("trackio")
+def test_trackio_keeps_every_number_of_every_iteration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    done = align(tmp_path, "aligned", "--report-to", "trackio", "--device", "cpu", "--json")
+    assert json.loads(done.stdout)["iterations"] == 2
+    with closing(sqlite3.connect(tmp_path / "trackio/counterpoise.db")) as kept:
+        rows = kept.execute("select step, metrics from metrics order by step").fetchall()
+    lines = [json.loads(line) for line in (tmp_path / "aligned/metrics.jsonl").read_text().splitlines()]
+    assert [(step, json.loads(told)["reward"]) for step, told in rows] == [(n["iteration"], n["reward"]) for n in lines]
+
+
+@needs("tensorboard")
 def test_tensorboard_shows_the_reward_of_every_iteration(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

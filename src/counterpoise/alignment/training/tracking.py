@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ _told: ContextVar[Reporter | None] = ContextVar("reporter", default=None)
 
 
 class Reporter:
-    """Trackers of accelerate, opened with the first line: a run that is refused leaves no trace of itself there."""
+    """Trackers of accelerate, opened with the first line: a run that is refused leaves no trace of itself there.
+
+    What they print goes to stderr: stdout is the command's.
+    """
 
     def __init__(self, names: Sequence[str], folder: Path, *, cpu: bool) -> None:
         self._names, self._folder, self._cpu = list(names), folder, cpu
@@ -21,19 +25,21 @@ class Reporter:
 
     def tell(self, line: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         """The numbers of a line of metrics.jsonl, at its step or iteration."""
-        if self._accelerator is None:
-            from accelerate import Accelerator
-
-            self._accelerator = Accelerator(cpu=self._cpu, log_with=self._names, project_dir=self._folder)
-            plain = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in settings.items()}
-            self._accelerator.init_trackers(PROJECT, config=plain)
         numbers = {k: v for k, v in line.items() if isinstance(v, (int, float))}
-        self._accelerator.log(numbers, step=line.get("step", line["iteration"]))
+        with redirect_stdout(sys.stderr):
+            if self._accelerator is None:
+                from accelerate import Accelerator
+
+                self._accelerator = Accelerator(cpu=self._cpu, log_with=self._names, project_dir=self._folder)
+                plain = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in settings.items()}
+                self._accelerator.init_trackers(PROJECT, config=plain)
+            self._accelerator.log(numbers, step=line.get("step", line["iteration"]))
 
     def close(self) -> None:
         """Finish what was opened."""
         if self._accelerator is not None:
-            self._accelerator.end_training()
+            with redirect_stdout(sys.stderr):
+                self._accelerator.end_training()
 
 
 @contextmanager
