@@ -7,7 +7,8 @@ DEMO is a folder that `counterpoise demo` wrote. STORIES is made where it is abs
 RSF to the cheer of film reviews, where work dominates what a start costs. Writes experiments/demo/results/fast.json:
 processor seconds (of the process and its children, which a busy machine changes little) and wall seconds of every run, the
 picks, and the ratios of the medians, once more without what a dry run takes, which starts, imports and reads as much and
-measures nothing. Rounds that stand in the file are not run again.
+measures nothing; and the ratio of the operations that the dry runs of restore plan, in their seconds. Rounds that stand in
+the file are not run again. --without leaves a command out.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--stories", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--without", default="")
     typed = parser.parse_args()
     pair, folder = "stories" if typed.stories else "demo", typed.folder.absolute()
     if typed.stories and not (folder / "post").is_dir():
@@ -58,7 +60,7 @@ def main() -> None:
     done: list[dict[str, Any]] = json.loads(RESULTS.read_text())["runs"] if RESULTS.is_file() else []
     for number, command, fast in product(range(typed.rounds), COMMANDS, (True, False)):
         named = {"pair": pair, "round": number, "command": command, "fast": fast}
-        if not (command == "dry run" and fast) and not any(named.items() <= r.items() for r in done):
+        if command != typed.without and not any(named.items() <= r.items() for r in done):
             done.append({**named, **run(folder, pair, command, fast)})
             write(done)
             print(done[-1], flush=True)
@@ -87,6 +89,7 @@ def run(folder: Path, pair: str, command: str, fast: bool) -> dict[str, Any]:
         "pick": told.get("pick"),
         "verdict": told.get("verdict"),
     }
+    kept |= {"planned": told["seconds"]} if command == "dry run" else {}
     return kept | ({"ratios": [block["ratio"] for block in told["blocks"]]} if name == "search" else {})
 
 
@@ -101,6 +104,10 @@ def write(runs: Sequence[dict[str, Any]]) -> None:
 
     ratios: dict[str, Any] = {}
     for pair, command in sorted({(r["pair"], r["command"]) for r in runs if r["fast"]}):
+        if command == "dry run":
+            fast, whole = (median(pair, command, f, "planned") for f in (True, False))
+            ratios.setdefault(pair, {})["restore, operations as planned"] = round(fast / whole, 3)
+            continue
         told = {of: [median(pair, command, fast, of) for fast in (True, False)] for of in ("processor", "wall")}
         start = median(pair, "dry run", False, "processor")
         told["processor, without start and loading"] = [seconds - start for seconds in told["processor"]]
