@@ -189,6 +189,12 @@ def test_a_recipe_whose_words_are_no_words_is_refused(tmp_path: Path, wrong: Cal
         Recipe.read(tmp_path / "r.json")
 
 
+def test_a_ratio_far_beyond_post_is_warned_of(tmp_path: Path) -> None:
+    pre, post = save_pair(tmp_path)
+    assert "ratio 60 goes 60 times as far as POST; 60 % is 0.6" in average(pre, post, tmp_path / "far", 60).warnings
+    assert not average(pre, post, tmp_path / "near", 1.5).warnings
+
+
 @pytest.mark.parametrize("read", [Recipe.read, MergeRecipe.read])
 def test_what_is_no_recipe_is_named_once_beside_what_would_do(tmp_path: Path, read: Callable[[Path], Any]) -> None:
     for content, said in (("{}\n{}", r"\(expected json, found"), ('{"format": "other"}', "found (format )?'other'")):

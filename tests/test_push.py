@@ -119,7 +119,7 @@ def call(hub: Hub, *words: object, token: str = "hf_right") -> subprocess.Comple
 
 def test_what_was_written_is_pushed_into_a_private_repository(hub: Hub, tmp_path: Path) -> None:
     pre, post = save_pair(tmp_path)
-    done = call(hub, "average", pre, post, "-o", tmp_path / "out", "--ratio", 0.5, "--push", "me/made", "-q")
+    done = call(hub, "average", pre, post, "-o", tmp_path / "out", "--ratio", 0.5, "--push", "me/made")
     assert done.returncode == 0, done.stderr
     assert "pushed to" in done.stderr
     assert [(c["name"], c["organization"], c.get("private") or c["visibility"]) for c in hub.created] in (

@@ -141,6 +141,12 @@ def test_a_bug_keeps_its_traceback_and_is_called_one(bug: Exception) -> None:
     assert "a bug in counterpoise" in raised.value.__notes__[0]
 
 
+def test_a_folder_in_a_files_place_is_named_with_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), plain_errors("nothing"):
+        tmp_path.read_bytes()
+    assert capsys.readouterr().err == f"error: {tmp_path}: Is a directory; name a file in it\n"
+
+
 def test_a_full_disk_is_named_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit), plain_errors("nothing"):
         write_whole(Path("/dev/full"), "x")

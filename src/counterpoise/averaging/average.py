@@ -18,6 +18,9 @@ from counterpoise.checkpoints.files import refuse_occupied, staged
 from counterpoise.checkpoints.preflight import Buffers, Pair, preflight
 from counterpoise.records import Progress, public, versions, write_json
 
+FAR = 3.0
+"""A ratio above is warned of: papers extrapolate to 1.5 or 2, and 60 may be meant in percent."""
+
 
 def average(
     pre: str | Path,
@@ -72,7 +75,8 @@ def average(
         inputs = describe_inputs(pair)
         settings = {**plan.settings, "donor": donor, "dropped": list(pair.dropped)}
         _, licences = inherited({side.upper(): found.get("card", {}) for side, found in inputs.items()})
-        warnings = (*warned, *other_inputs(plan.inputs, inputs), *licences)
+        far = [f"ratio {r:g} goes {r:g} times as far as POST; 60 % is 0.6" for r in plan.ratios if r > FAR][:1]
+        warnings = (*warned, *far, *other_inputs(plan.inputs, inputs), *licences)
         recipe = Recipe(plan.partition, plan.ratios, inputs, settings, versions(), warnings)
         told = public(recipe.to_json())
         write_json(folder / "recipe.json", told)

@@ -44,6 +44,7 @@ RIGHTS = "choose a place that you may write to, or have its rights changed"
 ADVICE = {
     errno.ENOSPC: ROOM, errno.EDQUOT: ROOM, errno.EFBIG: "choose a file system (or a limit, see ulimit -f) for larger files",
     errno.EROFS: RIGHTS, errno.EACCES: RIGHTS, errno.EPERM: RIGHTS, errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EISDIR: "name a file in it",
     errno.EIO: "the disk or the network behind it failed; look at it, then start again",
 }  # fmt: skip
 
