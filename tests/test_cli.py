@@ -115,6 +115,7 @@ def test_restore_tax_and_search_from_the_command_line(world: Path, tmp_path: Pat
     made = run("restore", *arguments(world, *RESTORE, "--quiet"), "-o", out)
     assert made.exit_code == 0, made.output
     assert f"checkpoint: {out}" in made.output
+    assert f"--heal 20, another -o, and --work {out}.work" in made.output
     assert (out / "report.html").is_file()
     again = run("restore", *arguments(world, *RESTORE, "--quiet"), "-o", out)
     assert again.exit_code == 0

@@ -163,6 +163,8 @@ def restore(
         if result["out"]:
             push(out, push_to)
     show_result(result, out, work, as_json=as_json)
+    if result["out"] and heal is None and not as_json:
+        print(f"healing may give back more: the same with --heal 20, another -o, and --work {work or f'{out}.work'}")
 
 
 def tax(
