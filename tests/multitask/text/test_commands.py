@@ -145,7 +145,7 @@ def test_errors_are_one_message(trained, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "film.csv").write_bytes(b"\n")
     empty = call("train", "--data", tmp_path / "empty", *QUICK, "-o", tmp_path / "m")
-    refused(empty, "film.csv: expected rows with text and label, found an empty file; fill it or leave it out")
+    refused(empty, "film.csv: expected rows with text and label, found none; fill the file or leave it out")
     assert not (tmp_path / "m").exists()
 
 

@@ -34,7 +34,7 @@ def round_on_one_graph(run) -> None:
     drawn = run.draw()
     features = torch.split(model(*run.texts.batch(torch.cat(drawn))), [len(rows_B) for rows_B in drawn])
     parts = enumerate(zip(features, drawn, strict=True))
-    losses = [cross_entropy(model.logits(x_BF, i), run.classes_N[rows_B]) for i, (x_BF, rows_B) in parts]
+    losses = [cross_entropy(model.logits(x_BF, i), run.truth[i][rows_B - run.first[i]]) for i, (x_BF, rows_B) in parts]
     run.optimizer.zero_grad()
     run.weighting(torch.stack(losses)).backward()
     run.optimizer.step()
