@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
 from counterpoise.classification.files import Columns, LabelledText, members, read_rows, tab_rows
-from counterpoise.classification.targets import Kind, Label, Target
+from counterpoise.classification.targets import Kind, Label, Target, Weights
 from counterpoise.classification.vectors import Text
 from counterpoise.multitask.losses import task_names
 
@@ -63,6 +63,8 @@ class TaskData:
     validation: Split
     test: Split
     kind: Kind = "classes"
+    weights: tuple[float, ...] = ()
+    """How much a label counts in training; empty: one as much as another."""
 
     def target(self) -> Target:
         """What its head answers."""
@@ -142,6 +144,13 @@ def read_tasks(
             for part in ("train", "validation"):
                 rows[part] = [row for row in rows[part] if row[0] not in tested]
     return [_task(name, split[name], need) for name in chosen]
+
+
+def weighted(tasks: Sequence[TaskData], weights: Weights) -> list[TaskData]:
+    """The tasks with class weights, "balanced" or numbers by task and label; see `Target.weights`."""
+    if weights != "balanced" and (strange := sorted(weights.keys() - {t.name for t in tasks})):
+        raise ValueError(f"class weights: expected tasks among {[t.name for t in tasks]}, found {strange}")
+    return [replace(t, weights=t.target().weights(t.name, weights, t.train.labels)) for t in tasks]
 
 
 def _folder(
@@ -247,7 +256,7 @@ def _task(name: str, rows: Parts, need: Collection[SplitName]) -> TaskData:
                 f"({', '.join(f'{p} {len(parts[p])}' for p in SPLITS)}); add rows, or a file {name}.{part} of its own"
             )
     if kind == "number":
-        return TaskData(name, ("score",), **parts, kind=kind)
+        return TaskData(name, ("score",), parts["train"], parts["validation"], parts["test"], kind)
     named = {p: {x for y in parts[p].labels for x in (y if isinstance(y, tuple) else (str(y),))} for p in SPLITS}
     labels = _in_order(named["train"] or {x for p in SPLITS for x in named[p]})
     if "train" in need and len(labels) < (least := 2 if kind == "classes" else 1):
@@ -259,7 +268,7 @@ def _task(name: str, rows: Parts, need: Collection[SplitName]) -> TaskData:
                 f"task {name!r}: expected in {part} the labels of training, {list(labels)}, found {strange}; "
                 f"correct the labels, or give training an example of each"
             )
-    return TaskData(name, labels, **parts, kind=kind)
+    return TaskData(name, labels, parts["train"], parts["validation"], parts["test"], kind)
 
 
 def _as_number(task: str, part: str, label: Label) -> float:

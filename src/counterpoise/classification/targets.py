@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -104,8 +105,8 @@ class Target:
             holds_NC[n, [place[x] for x in row]] = 1.0
         return holds_NC
 
-    def weights(self, task: str, asked: Weights, truth: Tensor) -> Tensor | None:
-        """What a class counts, or what a label counts where it holds; None for a number.
+    def weights(self, task: str, asked: Weights, labels: Sequence[Label]) -> tuple[float, ...]:
+        """What a class counts, or what a label counts where it holds; nothing for a number.
 
         Balanced: rows over classes times the class's rows (scikit-learn's rule), rows without over rows with a label.
 
@@ -113,18 +114,17 @@ class Target:
             ValueError: numbers for unknown labels, below 0, or for a task of numbers.
         """
         if asked == "balanced":
-            if self.kind == "number":
-                return None
-            several = self.kind == "labels"
-            count_C = (truth.sum(0) if several else torch.bincount(truth, minlength=len(self.labels))).clamp(min=1.0)
-            return ((len(truth) - count_C) / count_C if several else len(truth) / (len(count_C) * count_C)).float()
+            n, several = len(labels), self.kind == "labels"
+            count = Counter(x for row in labels for x in (row if isinstance(row, tuple) else (row,)))
+            each = [count[x] or 1 for x in (() if self.kind == "number" else self.labels)]
+            return tuple((n - c) / c if several else n / (len(each) * c) for c in each)
         given = asked.get(task, {})
         if not isinstance(given, Mapping) or set(given) - (set() if self.kind == "number" else {*self.labels}):
             raise ValueError(f"class weights of {task!r}: expected numbers by its labels {self.labels}, found {given}")
         values = [given.get(x, 1.0) for x in self.labels]
         if not all(isinstance(x, int | float) and 0.0 <= x < math.inf for x in values):
             raise ValueError(f"class weights of {task!r}: expected finite numbers, at least 0, found {given}")
-        return torch.tensor(values, dtype=torch.float32, device=truth.device) if given else None
+        return tuple(float(x) for x in values) if given else ()
 
     def loss(self, logits_BC: Tensor, truth: Tensor, weights_C: Tensor | None = None) -> Tensor:
         """The mean loss of some rows."""

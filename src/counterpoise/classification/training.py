@@ -18,7 +18,7 @@ from counterpoise.classification.balance import Balance, weighting_for
 from counterpoise.classification.classifier import TextClassifier
 from counterpoise.classification.data import SPLITS, TaskData
 from counterpoise.classification.models import seeded
-from counterpoise.classification.targets import Weights, figure
+from counterpoise.classification.targets import figure
 from counterpoise.multitask import Adversarial, BanditMTL
 from counterpoise.multitask.drawing import quotas
 from counterpoise.multitask.losses import by_task
@@ -114,7 +114,6 @@ def train(
     patience: int = 3,
     seed: int = 0,
     pick: Metric = "accuracy",
-    class_weights: Weights | None = None,
     progress: Stages | None = None,
     after_epoch: Callable[[Epoch], None] | None = None,
 ) -> Training:
@@ -125,7 +124,8 @@ def train(
     The same seed on the same CPU gives the same numbers; torch's global generator is left as it was.
 
     Args:
-        tasks: the classifier's tasks, in its order, with training and validation parts.
+        tasks: the classifier's tasks, in its order, with training and validation parts; their class weights (`weighted`)
+            count in training alone.
         classifier: trained in place.
         weighting: a fresh one over the same tasks, or a name for `weighting_for` with its defaults.
         epochs: the most.
@@ -138,7 +138,6 @@ def train(
         patience: epochs without a better one before it ends.
         seed: of the mini-batches and dropout.
         pick: the figure that stops training and picks the epoch.
-        class_weights: "balanced", or numbers by task and label; see `Target.weights`. Validation is without them.
         progress: told of every round.
         after_epoch: called with each epoch once it is scored, the model as it then is; it must leave it so.
 
@@ -161,7 +160,7 @@ def train(
         raise ValueError(f"expected a weighting over {list(classifier.tasks)}, found one over {list(weighting.tasks)}")
     lr = (1e-3 if classifier.design.takes_words else 2e-5) if lr is None else lr
     with seeded(seed, classifier.device):
-        run = _Run(tasks, classifier, weighting, batch_size, lr, seed, class_weights)
+        run = _Run(tasks, classifier, weighting, batch_size, lr, seed)
         for epoch in range(1, epochs + 1):
             for done in range(1, rounds + 1):
                 if unusable := run.round():
@@ -189,19 +188,17 @@ class _Run:
         batch: int,
         lr: float,
         seed: int,
-        class_weights: Weights | None = None,
     ) -> None:
         self.classifier, self.weighting = classifier, weighting
         for part in SPLITS[:2]:
             if empty := [t.name for t in tasks if not len(t.split(part))]:
                 raise ValueError(f"expected examples for {part}, found none for the tasks {empty}")
         self.texts = classifier.encode([text for t in tasks for text in t.train.texts])
-        asked = class_weights or {}
-        if asked != "balanced" and (strange := sorted(asked.keys() - classifier.tasks)):
-            raise ValueError(f"class weights: expected tasks among {list(classifier.tasks)}, found {strange}")
-        self.truth = [classifier.classes(t.name, t.train.labels).to(classifier.device) for t in tasks]
-        targets = zip(classifier.targets.items(), self.truth, strict=True)
-        self.losses = [partial(target.loss, weights_C=target.weights(n, asked, y)) for (n, target), y in targets]
+        device = classifier.device
+        self.truth = [classifier.classes(t.name, t.train.labels).to(device) for t in tasks]
+        weights = [torch.tensor(t.weights, device=device) if t.weights else None for t in tasks]
+        targets = zip(classifier.targets.values(), weights, strict=True)
+        self.losses = [partial(target.loss, weights_C=weights_C) for target, weights_C in targets]
         held = {t.name: t.validation for t in tasks}
         self.validation = {n: (classifier.encode(s.texts), classifier.classes(n, s.labels)) for n, s in held.items()}
         ends = accumulate((len(t.train) for t in tasks), initial=0)

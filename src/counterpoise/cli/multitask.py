@@ -100,7 +100,7 @@ def train(
         from dataclasses import asdict
 
         from counterpoise.checkpoints.files import refuse_occupied
-        from counterpoise.classification import balance, classifier, models, saving, training
+        from counterpoise.classification import balance, classifier, models, saving, training, weighted
         from counterpoise.records import versions, write_whole
         from counterpoise.report.multitask import multitask_page
 
@@ -118,6 +118,7 @@ def train(
         weights = _class_weights(class_weights)
         columns = {"texts": _names(text_columns) or (), "label": _names(label_columns) or ()}
         found = _read(data, layout, tasks, need=("train", "validation"), regression=_names(regression) or (), **columns)
+        found = weighted(found, weights) if weights else found
         power = {"uniform": 0.0, "sqrt": 0.5, "proportional": 1.0}[prior]
         sizes = [len(t.train) ** power for t in found] if power else None
         built = classifier.build_classifier(
@@ -126,7 +127,7 @@ def train(
         rounds = training.rounds_per_epoch(found, batch_size)
         weighing = balance.weighting_for(weighting, built, rounds_per_epoch=rounds, seed=seed, prior=sizes, **asked)
         _say_repeats(found, sizes, batch_size)
-        run = training.train(found, built, weighing, lr=lr, seed=seed, progress=progress, class_weights=weights, **pace)
+        run = training.train(found, built, weighing, lr=lr, seed=seed, progress=progress, **pace)
         tested = classifier.evaluate(built, [t for t in found if len(t.test)])
         told = {"data": str(data), "layout": layout, "weighting": weighting, "seed": seed, "batch_size": batch_size}
         told |= {"vectors": None if vectors is None else str(vectors), "lr": lr, **asdict(design)}
