@@ -150,7 +150,7 @@ def build_classifier(
 
     Args:
         tasks: the data; a word model's vocabulary is that of their training texts.
-        design: or just the model: `textcnn`, `bilstm`, a folder or hub id (`id@revision`) of a Hugging Face encoder.
+        design: or just the model: `textcnn`, a folder or hub id (`id@revision`) of a Hugging Face encoder.
         vectors: a file in GloVe's format for a word model; None: random vectors of `dimension`.
         dimension, min_count: see `word_vectors`.
         seed: of every random start.

@@ -240,8 +240,6 @@ def _split(files: Parts) -> Parts:
 def _task(name: str, rows: Parts, need: Collection[SplitName]) -> TaskData:
     found = {type(y) for p in SPLITS for _, y in rows[p]}
     kind: Kind = "number" if float in found else "labels" if tuple in found else "classes"
-    if kind == "number" and len(found) > 1:  # a part of whole numbers alone
-        rows = {p: [(x, _as_number(name, p, y)) for x, y in rows[p]] for p in SPLITS}
     if kind == "labels" and len(found) > 1:
         raise ValueError(
             f"task {name!r}: expected lists of labels in every row, found also one alone; write it in a list"
@@ -255,7 +253,7 @@ def _task(name: str, rows: Parts, need: Collection[SplitName]) -> TaskData:
                 f"task {name!r}: expected examples for {part}, found none "
                 f"({', '.join(f'{p} {len(parts[p])}' for p in SPLITS)}); add rows, or a file {name}.{part} of its own"
             )
-    if kind == "number":
+    if kind == "number":  # as a part of whole numbers alone also may be meant
         return TaskData(name, ("score",), parts["train"], parts["validation"], parts["test"], kind)
     named = {p: {x for y in parts[p].labels for x in (y if isinstance(y, tuple) else (str(y),))} for p in SPLITS}
     labels = _in_order(named["train"] or {x for p in SPLITS for x in named[p]})
@@ -269,13 +267,6 @@ def _task(name: str, rows: Parts, need: Collection[SplitName]) -> TaskData:
                 f"correct the labels, or give training an example of each"
             )
     return TaskData(name, labels, parts["train"], parts["validation"], parts["test"], kind)
-
-
-def _as_number(task: str, part: str, label: Label) -> float:
-    try:
-        return float(label)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise ValueError(f"task {task!r}: expected numbers in {part} as in its other files, found {label!r}") from None
 
 
 def content_split(text: Text, drawn: Collection[SplitName] = ("validation", "test")) -> SplitName:

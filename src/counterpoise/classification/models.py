@@ -1,4 +1,4 @@
-"""Hard sharing for texts: one encoder for all tasks (TextCNN, BiLSTM or a Hugging Face model), one head per task."""
+"""Hard sharing for texts: one encoder for all tasks (a TextCNN or a Hugging Face model), one head per task."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from counterpoise.classification.vectors import PADDING, TYPE
 from counterpoise.language.dtypes import why_unusable
 
-WORD_MODELS = ("textcnn", "bilstm")
 OUTPUTS = 3
 """Of the layer that is taken off a Hugging Face model: a size that no other layer has."""
 
@@ -24,8 +23,8 @@ class Design:
     """What a model is built from, apart from its weights.
 
     Attributes:
-        model: `textcnn`, `bilstm`, or where a Hugging Face encoder came from.
-        width: filters per kernel size of a TextCNN, units per direction of a BiLSTM.
+        model: `textcnn`, or where a Hugging Face encoder came from.
+        width: filters per kernel size of a TextCNN.
         kernels: kernel sizes of a TextCNN, odd.
         dropout: share of the features dropped in training before the heads.
         max_tokens: longer texts are cut.
@@ -54,7 +53,7 @@ class Design:
     @property
     def takes_words(self) -> bool:
         """Whether it reads word vectors; otherwise a Hugging Face tokenizer's tokens."""
-        return self.model in WORD_MODELS
+        return self.model == "textcnn"
 
 
 class Encoder(nn.Module):
@@ -99,33 +98,6 @@ class TextCNN(Encoder):
 
     def last_shared(self) -> list[Tensor]:
         return [p for p in self.convolutions.parameters() if p.requires_grad]
-
-
-class BiLSTM(Encoder):
-    """One bidirectional LSTM layer; the largest value of each unit over the text.
-
-    Examples:
-        >>> encoder = BiLSTM(torch.zeros(9, 4), width=5)
-        >>> encoder(torch.tensor([[2, 3, 0]]), torch.tensor([[True, True, False]])).shape
-        torch.Size([1, 10])
-    """
-
-    def __init__(self, table_VD: Tensor, *, width: int = 100, frozen: bool = False) -> None:
-        super().__init__()
-        self.embedding = _embedding(table_VD, frozen)
-        self.lstm = nn.LSTM(table_VD.shape[1], width, batch_first=True, bidirectional=True)
-        self.features = 2 * width
-
-    def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Features, (B, 2 * width)."""
-        lengths_B, rnn = mask_BT.sum(dim=1).cpu(), nn.utils.rnn
-        packed = rnn.pack_padded_sequence(self.embedding(ids_BT), lengths_B, batch_first=True, enforce_sorted=False)
-        lowest = -1.0  # below every value an LSTM puts out
-        states_BTF, _ = rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True, padding_value=lowest)
-        return states_BTF.amax(dim=1)
-
-    def last_shared(self) -> list[Tensor]:
-        return list(self.lstm.parameters())
 
 
 class Pretrained(Encoder):
@@ -230,9 +202,7 @@ def check_device(name: str) -> None:
 
 def build_encoder(design: Design, table_VD: Tensor) -> Encoder:
     """The word model of a design, over these starting vectors."""
-    if design.model == "textcnn":
-        return TextCNN(table_VD, width=design.width, kernels=design.kernels, frozen=design.freeze_vectors)
-    return BiLSTM(table_VD, width=design.width, frozen=design.freeze_vectors)
+    return TextCNN(table_VD, width=design.width, kernels=design.kernels, frozen=design.freeze_vectors)
 
 
 def _embedding(table_VD: Tensor, frozen: bool) -> nn.Embedding:

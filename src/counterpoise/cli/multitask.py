@@ -57,7 +57,7 @@ def train(
     label_columns: LabelColumns = None,
     regression: Annotated[str | None, option("A,B", "Tasks whose labels are numbers, though whole ones.")] = None,
     class_weights: Annotated[str | None, option("TEXT", "balanced, or a json file of {task: {label: weight}}.")] = None,
-    model: Annotated[str, option("TEXT", "textcnn, bilstm, or a folder or hub id of an encoder.")] = "textcnn",
+    model: Annotated[str, option("TEXT", "textcnn, or a folder or hub id of an encoder.")] = "textcnn",
     vectors: Annotated[Path | None, option("FILE", "Word vectors in GloVe's text format, plain or .gz.")] = None,
     weighting: Annotated[Weightings, option("NAME", f"{', '.join(get_args(Weightings))}.")] = "bandit",
     min_effective_tasks: Annotated[
@@ -78,9 +78,7 @@ def train(
     ] = "accuracy",
     batch_size: Annotated[int, option("N", "Examples of every task in a step.")] = 32,
     lr: Annotated[float | None, option("X", "Step of Adam (default 1e-3; 2e-5 for an encoder).")] = None,
-    width: Annotated[
-        int | None, option("N", "Filters per kernel of textcnn, units per direction of bilstm (100).")
-    ] = None,
+    width: Annotated[int | None, option("N", "Filters per kernel of textcnn (100).")] = None,
     dimension: Annotated[int | None, option("N", "Of word vectors when there is no --vectors (100).")] = None,
     dropout: Annotated[float, option("X", "Share of the features dropped in training.")] = 0.5,
     max_tokens: Annotated[int, option("N", "Longer texts are cut.")] = 256,
@@ -107,7 +105,7 @@ def train(
         refuse_occupied(out.absolute())
         design = models.Design(model, 100 if width is None else width, (3, 5, 7), dropout, max_tokens, freeze_vectors)
         if not design.takes_words:
-            options.refuse_without("--model textcnn or bilstm", options.given(width=width, dimension=dimension))
+            options.refuse_without("--model textcnn", options.given(width=width, dimension=dimension))
         if vectors is None:
             options.refuse_without("--vectors", options.given(freeze_vectors=freeze_vectors or None))
         else:

@@ -49,11 +49,6 @@ def test_every_weighting_learns_both_tasks(found, weighting):
     assert run.rounds[-1]["loss/animal"] < math.log(3)
 
 
-def test_a_bilstm_learns(found):
-    classifier, _ = fitted(found, design=Design("bilstm", width=8, dropout=0.0, max_tokens=16))
-    assert mean_accuracy(classifier, found) > 0.8
-
-
 def test_a_hugging_face_encoder_trains(found, tmp_path):
     design = Design(str(tiny_encoder(tmp_path)), max_tokens=64, dropout=0.0)
     for weighting in ("bandit", "gradnorm"):
