@@ -50,7 +50,8 @@ def measured(command: list[str], given: Path, answers: Path) -> dict[str, float]
 
 def written(folder: Path, rows: int, words: list[str]) -> Path:
     """Two csv files of so many rows together, and their texts, one a line."""
-    texts = [" ".join(words[(WORDS * i) % (len(words) - WORDS) :][:WORDS]) + f" {i}" for i in range(rows)]
+    starts = [(WORDS * i) % (len(words) - WORDS) for i in range(rows)]
+    texts = [" ".join(words[k : k + WORDS]) + f" {i}" for i, k in enumerate(starts)]
     for k, task in enumerate(("first", "second")):
         lines = [f'"{text}",{i % 2}' for i, text in enumerate(texts[k::2])]
         (folder / f"{task}.csv").write_text("text,label\n" + "\n".join(lines) + "\n")

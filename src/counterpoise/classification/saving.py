@@ -124,7 +124,7 @@ def export(classifier: TextClassifier, out: str | Path, tasks: Sequence[str] = (
         why = (
             ""
             if design.takes_words
-            else " with the mean of its last states (an encoder-decoder, or trained before 0.3)"
+            else " with the mean of its last states (an encoder-decoder, or trained before 0.2)"
         )
         raise ValueError(
             f"export: expected a model on a transformers encoder that has a class for sequence classification, found "
