@@ -95,8 +95,8 @@ class TextClassifier:
         """Raise where single texts are given for pairs, or the reverse."""
         pair = self.targets[self.task(task)].pair
         if strange := next((x for x in texts if isinstance(x, tuple) != pair), None):
-            expected = "two texts" if pair else "one text"
-            raise ValueError(f"task {task!r}: expected {expected} at a time, found {str(strange)[:60]!r}")
+            expected = "two texts at a time (in a line, a tab between them)" if pair else "one text at a time"
+            raise ValueError(f"task {task!r}: expected {expected}, found {str(strange)[:60]!r}")
 
     def encode(self, texts: Sequence[Text]) -> TokenIds:
         """Texts as the encoder reads them, on its device."""

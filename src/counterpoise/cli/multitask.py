@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from queue import Queue
@@ -114,8 +114,8 @@ def train(
         training.check_pace(**pace, lr=lr)
         balance.check_weighting(weighting, **asked, prior=None if prior == "uniform" else [1.0])
         weights = _class_weights(class_weights)
-        columns = {"texts": _names(text_columns) or (), "label": _names(label_columns) or ()}
-        found = _read(data, layout, tasks, need=("train", "validation"), regression=_names(regression) or (), **columns)
+        columns, numbers = (text_columns, label_columns), _names(regression)
+        found = _read(data, layout, tasks, columns, need=("train", "validation"), regression=numbers)
         found = weighted(found, weights) if weights else found
         power = {"uniform": 0.0, "sqrt": 0.5, "proportional": 1.0}[prior]
         sizes = [len(t.train) ** power for t in found] if power else None
@@ -124,7 +124,7 @@ def train(
         )
         rounds = training.rounds_per_epoch(found, batch_size)
         weighing = balance.weighting_for(weighting, built, rounds_per_epoch=rounds, seed=seed, prior=sizes, **asked)
-        _say_repeats(found, sizes, batch_size)
+        _say_repeats(found, sizes)
         run = training.train(found, built, weighing, lr=lr, seed=seed, progress=progress, **pace)
         tested = classifier.evaluate(built, [t for t in found if len(t.test)])
         told = {"data": str(data), "layout": layout, "weighting": weighting, "seed": seed, "batch_size": batch_size}
@@ -181,8 +181,7 @@ def evaluate(
         from counterpoise.classification import classifier, saving
 
         loaded = saving.load(model, device=options.device_of(device))
-        columns = {"texts": _names(text_columns) or (), "label": _names(label_columns) or ()}
-        found = _read(data, layout, tasks or ",".join(loaded.tasks), need=(part,), **columns)
+        found = _read(data, layout, tasks or ",".join(loaded.tasks), (text_columns, label_columns), need=(part,))
         scores = classifier.evaluate(loaded, found, part, batch_size=batch_size)
     if as_json:
         print_json([{"task": name, **score.told()} for name, score in scores.items()])
@@ -215,22 +214,20 @@ def predict(
 
         loaded = saving.load(model, device=options.device_of(device))
         target, answered = loaded.targets[loaded.task(task)], False
-        given = text if second is None else f"{text}\t{second}"
-        for lines in [[given]] if given is not None else _as_they_come(sys.stdin, batch_size):
-            texts: list[Any] = [_pair(task, x) if target.pair else x for x in lines]
+        given: Any = [[text if second is None else (text, second)]]
+        for lines in given if text is not None else _as_they_come(sys.stdin, batch_size):
+            texts = [tuple(x.split("\t", 1)) if target.pair and "\t" in x else x for x in lines]
             for row in loaded.probabilities(task, texts, batch_size=batch_size).tolist():
-                answered, found = True, loaded.prediction(task, row)
-                label, probability = found
+                answered, (label, probability) = True, loaded.prediction(task, row)
                 if as_json:
-                    told: dict[str, Any] = {"task": task, "label": label, "probability": probability}
                     every = dict(zip(target.labels, row, strict=True))
-                    if target.kind == "number":
-                        told = {"task": task, "score": row[0]}
-                    elif target.kind == "labels":
-                        told = {"task": task, "labels": [x for x, p in every.items() if p > 0.5], "all": every}
-                    else:
-                        told["all"] = every
-                    print(json.dumps(told), flush=True)
+                    held = [x for x, p in every.items() if p > 0.5]
+                    one: dict[str, Any] = {"label": label, "probability": probability}
+                    found = {"classes": one, "labels": {"labels": held}, "number": every}[target.kind]
+                    print(
+                        json.dumps({"task": task, **found, **({} if probability is None else {"all": every})}),
+                        flush=True,
+                    )
                 else:
                     print(task, label, *([] if probability is None else [f"{probability:.4f}"]), sep="\t", flush=True)
         if not answered:
@@ -253,7 +250,7 @@ def export(
         from counterpoise.classification import saving
 
         refuse_occupied(out.absolute())
-        for place in saving.export(saving.load(model), out, _names(tasks) or ()):
+        for place in saving.export(saving.load(model), out, _names(tasks)):
             print(f"wrote {place}")
 
 
@@ -303,21 +300,15 @@ def _as_they_come(lines: Iterable[str], at_most: int) -> Iterator[list[str]]:
         yield batch
 
 
-def _pair(task: str, line: str) -> tuple[str, str]:
-    first, tab, second = line.partition("\t")
-    if not tab:
-        raise ValueError(f"task {task!r}: expected two texts, with a tab between them on stdin, found {line[:60]!r}")
-    return first, second
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _read(data: Path, layout: Any, tasks: str | None, **more: Any) -> list[TaskData]:
+def _read(data: Path, layout: Any, tasks: str | None, columns: Sequence[str | None], **more: Any) -> list[TaskData]:
     from counterpoise.classification.data import read_tasks
 
-    return read_tasks(data, layout, tasks=_names(tasks), **more)
+    texts, label = map(_names, columns)
+    return read_tasks(data, layout, tasks=None if tasks is None else _names(tasks), texts=texts, label=label, **more)
 
 
 def _class_weights(given: str | None) -> Any:
@@ -326,23 +317,17 @@ def _class_weights(given: str | None) -> Any:
     if given in (None, "balanced"):
         return given
     if not Path(given).is_file():
-        raise ValueError(
-            f"--class-weights: expected balanced or a json file of {{task: {{label: weight}}}}, found {given!r}"
-        )
+        raise ValueError(f"--class-weights: expected balanced, or a json file by task and label, found {given!r}")
     return json_object(read_text(given), given)
 
 
-def _say_repeats(tasks: list[TaskData], sizes: list[float] | None, batch_size: int) -> None:
+def _say_repeats(tasks: list[TaskData], sizes: list[float] | None) -> None:
     """Say which task an epoch shows most often, where that is more than a few times."""
-    per_task = [len(t.train) for t in tasks]
-    shares = sizes or [min(batch_size, n) for n in per_task]
-    rows = sum(per_task) if sizes else max(per_task) / batch_size * sum(shares)
-    times, name = max((rows * x / sum(shares) / n, t.name) for x, n, t in zip(shares, per_task, tasks, strict=True))
+    rows = [len(t.train) for t in tasks]
+    shown = [sum(rows) * x / sum(sizes) for x in sizes] if sizes else [max(rows)] * len(rows)
+    times, name = max((x / n, t.name) for x, n, t in zip(shown, rows, tasks, strict=True))
     if times > OFTEN:
-        print(
-            f"note: an epoch shows {name} {times:.0f} times over; --prior proportional or sqrt does so less",
-            file=sys.stderr,
-        )
+        print(f"note: an epoch shows {name} {times:.0f} times over; --prior proportional does not", file=sys.stderr)
 
 
 def _show_scores(scores: dict[str, Score]) -> None:

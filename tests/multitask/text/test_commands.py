@@ -186,7 +186,8 @@ def test_pairs_numbers_and_several_labels_from_the_command_line(tmp_path):
     alone = call("predict", tmp_path / "m", "--task", "pairs", "the rose", "a rose").stdout
     assert call("predict", tmp_path / "m", "--task", "pairs", text="the rose\ta rose\n").stdout == alone
     refused(
-        call("predict", tmp_path / "m", "--task", "pairs", "the rose"), "expected two texts, with a tab between them"
+        call("predict", tmp_path / "m", "--task", "pairs", "the rose"),
+        "expected two texts at a time (in a line, a tab between them), found",
     )
     task, number = call("predict", tmp_path / "m", "--task", "stars", "the rose").stdout.split()
     assert (task, float(number) > 0) == ("stars", True)
@@ -195,7 +196,7 @@ def test_pairs_numbers_and_several_labels_from_the_command_line(tmp_path):
     refused(call("export", tmp_path / "m", "-o", tmp_path / "out"), "found textcnn; train with --model ENCODER")
     refused(
         call("train", "--data", data, "--class-weights", "some", *QUICK, "-o", tmp_path / "n"),
-        "--class-weights: expected balanced or a json file",
+        "--class-weights: expected balanced, or a json file",
     )
 
 

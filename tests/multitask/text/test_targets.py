@@ -181,7 +181,7 @@ def test_answers_say_their_kind_and_come_back_from_the_folder(found, trained, tm
     [number] = classifier.predict("stars", ["rose sea bone the of"])
     assert number.probability is None
     assert float(number.label) == pytest.approx(3.5, abs=0.8)
-    with pytest.raises(ValueError, match="task 'pairs': expected two texts at a time, found 'alone'"):
+    with pytest.raises(ValueError, match=r"task 'pairs': expected two texts at a time .*, found 'alone'"):
         classifier.predict("pairs", ["alone"])
     with pytest.raises(ValueError, match="task 'stars': expected one text at a time"):
         classifier.predict("stars", [("a", "b")])
