@@ -157,6 +157,7 @@ def _folder(
     source: str | Path, texts: tuple[str, ...] = (), label: tuple[str, ...] = (), regression: Collection[str] = ()
 ) -> dict[str, Parts]:
     found: dict[str, Parts] = {}
+    seen: set[str] = set()
     for name, content in members(source):
         path = PurePosixPath(name)
         if path.suffix not in _ENDINGS:
@@ -169,7 +170,11 @@ def _folder(
         parts = found.setdefault(task, {})
         if part in parts:
             raise ValueError(f"{source}: expected one {part} file for the task {task!r}, found another, {name}")
-        parts[part] = read_rows(content, name, Columns(texts, label, task in regression))
+        parts[part] = read_rows(content, name, Columns(texts, label, task in regression, seen))
+    if lacking := [x for x in (*texts, *label) if x not in seen]:
+        raise ValueError(
+            f"{source}: expected the columns {', '.join(lacking)} in some file, found them in none together"
+        )
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ TEXTS = (
     ("sentence",),
 )  # fmt: skip
 """Columns that hold a text, or two; the first of these that a file has."""
-LABELS = ("label", "labels", "gold_label", "is_duplicate", "Quality", "score")
+LABELS = (("label",), ("labels",), ("gold_label",), ("is_duplicate",), ("Quality",), ("score",))
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,16 @@ class Columns:
     """Which columns of a file count, where they are not of the names that GLUE and its like give them.
 
     Attributes:
-        texts: one name, or two of a pair; none: see `TEXTS`.
-        labels: one name, or several, each of a label that holds where its column says 1; none: see `LABELS`.
+        texts: one name, or two of a pair; a file without them: see `TEXTS`.
+        labels: one name, or several, each of a label that holds where its column says 1; a file without: see `LABELS`.
         numbers: labels are numbers (regression), also where all of them are whole.
+        seen: the names that some file had.
     """
 
     texts: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     numbers: bool = False
+    seen: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         if len(self.texts) > 2:
@@ -45,8 +47,9 @@ class Columns:
 
     def among(self, found: Sequence[str], where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The columns of texts and labels among those of a file."""
-        texts = self.texts or next((x for x in TEXTS if {*x} <= {*found}), ("text",))
-        labels = self.labels or next(((x,) for x in LABELS if x in found), ("label",))
+        known = (self.texts or TEXTS[0], *TEXTS), (self.labels or LABELS[0], *LABELS)
+        texts, labels = (next((x for x in names if {*x} <= {*found}), names[0]) for names in known)
+        self.seen.update(texts, labels)
         if lacking := [x for x in (*texts, *labels) if x not in found]:
             raise ValueError(
                 f"{where}: expected the columns {', '.join((*texts, *labels))}, found {', '.join(found)} "

@@ -77,7 +77,7 @@ def test_columns_as_glue_and_others_name_them(name, content, columns, expected):
             {},
             r"expected the columns sentence, label, found .*leave out a file without",
         ),
-        ("a.csv", "text,label\na,b\n", {"texts": ("body",)}, r"expected the columns body, label, found text, label"),
+        ("a.csv", "title,label\na,b\n", {"texts": ("body",)}, r"expected the columns body, label, found title, label"),
         ("a.jsonl", '{"text": "a", "label": ["x", 2.5]}', {}, "a.jsonl, line 1: expected a label, a word or a number"),
     ],
 )
@@ -115,6 +115,17 @@ def test_files_of_a_task_may_stand_in_a_folder_of_its_name(tmp_path):
         (tmp_path / "rte" / f"{part}.csv").write_text(f"text,label\n{part},1\nb,0\n")
     [task] = read_tasks(tmp_path)
     assert (task.name, task.validation.texts, task.test.texts) == ("rte", ("dev", "b"), ("test", "b"))
+
+
+def test_columns_of_one_task_leave_the_others_theirs_and_a_name_that_no_file_has_is_refused(tmp_path):
+    rows = "\n".join(f"a{i},{i % 2}" for i in range(60))
+    (tmp_path / "plain.csv").write_text("sentence,label\n" + rows)
+    (tmp_path / "odd.csv").write_text("body,grade\n" + rows)
+    odd, plain = read_tasks(tmp_path, texts=["body"], label=["grade"])
+    assert odd.test.texts == plain.test.texts
+    (tmp_path / "odd.csv").write_text("body,label\n" + rows)
+    with pytest.raises(ValueError, match="expected the columns grades in some file, found them in none together"):
+        read_tasks(tmp_path, texts=["body"], label=["grades"])
 
 
 def test_a_pair_is_cut_where_it_is_longer_and_keeps_its_boundary():
