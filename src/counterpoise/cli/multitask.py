@@ -15,7 +15,7 @@ import typer
 
 from counterpoise.cli import options
 from counterpoise.cli.help import Commands, option
-from counterpoise.cli.terminal import bars, command_line, plain_errors, print_json
+from counterpoise.cli.terminal import bars, command_line, plain_errors, print_json, say
 
 if TYPE_CHECKING:
     from counterpoise.classification import Score, TaskData
@@ -43,8 +43,7 @@ SHOWN = {
     "macro-f1": "macro-F1", "micro-f1": "micro-F1", "mcc": "MCC", "pearson": "Pearson", "spearman": "Spearman",
     "pearson-spearman": "P+S / 2",
 }  # fmt: skip
-OFTEN = 10
-"""So many times over in an epoch are said."""
+OFTEN = 10  # times over in an epoch are said
 
 
 @app.command()
@@ -221,13 +220,10 @@ def predict(
                 answered, (label, probability) = True, loaded.prediction(task, row)
                 if as_json:
                     every = dict(zip(target.labels, row, strict=True))
-                    held = [x for x, p in every.items() if p > 0.5]
-                    one: dict[str, Any] = {"label": label, "probability": probability}
-                    found = {"classes": one, "labels": {"labels": held}, "number": every}[target.kind]
-                    print(
-                        json.dumps({"task": task, **found, **({} if probability is None else {"all": every})}),
-                        flush=True,
-                    )
+                    one: dict[str, Any] = {"label": label, "probability": probability, "all": every}
+                    several = {"labels": [x for x, p in every.items() if p > 0.5], "all": every}
+                    found = {"classes": one, "labels": several, "number": every}[target.kind]
+                    print(json.dumps({"task": task, **found}), flush=True)
                 else:
                     print(task, label, *([] if probability is None else [f"{probability:.4f}"]), sep="\t", flush=True)
         if not answered:
@@ -239,6 +235,7 @@ def export(
     model: ModelFolder,
     out: Annotated[Path, option("FOLDER", "New folder, with one folder in it for each task.", "-o", "--out")],
     tasks: TasksOption = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Write each task as a model that AutoModelForSequenceClassification loads, with the same answers.
 
@@ -327,7 +324,7 @@ def _say_repeats(tasks: list[TaskData], sizes: list[float] | None) -> None:
     shown = [sum(rows) * x / sum(sizes) for x in sizes] if sizes else [max(rows)] * len(rows)
     times, name = max((x / n, t.name) for x, n, t in zip(shown, rows, tasks, strict=True))
     if times > OFTEN:
-        print(f"note: an epoch shows {name} {times:.0f} times over; --prior proportional does not", file=sys.stderr)
+        say(f"note: an epoch shows {name} {times:.0f} times over; --prior proportional does not")
 
 
 def _show_scores(scores: dict[str, Score]) -> None:
@@ -347,6 +344,5 @@ def _show_scores(scores: dict[str, Score]) -> None:
 
 
 def _shown(name: str, value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{100 * value:.2f} %" if name in ("accuracy", "exact") or name.endswith("f1") else f"{value:.3f}"
+    percent = name in ("accuracy", "exact", "macro-f1", "micro-f1")
+    return "-" if value is None else f"{100 * value:.2f} %" if percent else f"{value:.3f}"
