@@ -1,16 +1,21 @@
 """Run torchjd's own tests of its scalarizers on the weightings here, through adapters.
 
-    python experiments/banditmtl/torchjd_tests.py CHECKOUT      # a checkout of github.com/SimplexLab/TorchJD
+    python experiments/banditmtl/torchjd_tests.py CHECKOUT COMMIT    # a checkout of github.com/SimplexLab/TorchJD, at COMMIT
 
 The adapters take values of any shape as torchjd's do, and forget a window that no `step()` closed. Scalarizers that have
-no counterpart here (Constant, COSMOS, GeometricMean, PBI) are left out. What fails is printed with its last line.
+no counterpart here (Constant, COSMOS, GeometricMean, PBI) are left out. What fails goes, with the reason, into
+results/torchjd-tests.json beside this file; a failure without a known reason is one of ours, and ends the script with 1.
 """
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 import types
 from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +27,16 @@ from torch import Tensor, nn
 from counterpoise.multitask import DWA, FAMO, IMTLL, RLW, SmoothTchebycheff, UncertaintyWeighting, Uniform, Weighting
 
 FILES = ("mean", "sum", "random", "stch", "uw", "imtl_l", "dwa", "famo")
+PRIVATE = "looks at private attributes of torchjd's class"
+REASONS = {
+    "test_representations": "expects torchjd's class names and arguments in repr",
+    "test_dwa.py::test_reset": PRIVATE,
+    "test_dwa.py::test_step_without_forward_is_noop": PRIVATE,
+    "test_famo.py::test_reset": PRIVATE,
+    "test_imtl_l.py::test_equivalent_to_uw_up_to_factor_and_sign": "sets the parameter with the sign of torchjd's: IMTLL here "
+    "keeps s as the log variance that UncertaintyWeighting keeps, minus torchjd's log_scale",
+}
+"""Why a test fails, by how its name ends."""
 
 
 class Adapter(nn.Module):
@@ -104,15 +119,30 @@ class Learned(Adapter):
     def __init__(self, method: type[Weighting], shape: Any) -> None:
         super().__init__(lambda n: method(n), shape)
 
+    @property
+    def log_var(self) -> Tensor:
+        """The parameter."""
+        return self.inner.log_variance_M
 
-def smooth(mu: float, weights: Tensor | None = None, reference: Tensor | None = None) -> Adapter:
-    """STCH."""
-    if not mu > 0:
-        raise ValueError(mu)
-    given = {"preferences": weights, "ideal": reference}
-    lists = {k: None if x is None else x.reshape(-1).tolist() for k, x in given.items()}
-    shape = next((x.shape for x in given.values() if x is not None), None)
-    return Adapter(lambda n: SmoothTchebycheff(n, smoothing=mu, **lists), shape)
+    log_scale = log_var
+
+
+class Smooth(Adapter):
+    """STCH, whose weights need not add up to 1: S times that of weights / S and mu / S is the same."""
+
+    def __init__(self, mu: float, weights: Tensor | None = None, reference: Tensor | None = None) -> None:
+        if not mu > 0:
+            raise ValueError(mu)
+        total = 1.0 if weights is None else float(weights.sum())
+        given = {"preferences": None if weights is None else weights / total, "ideal": reference}
+        lists = {k: None if x is None else x.reshape(-1).tolist() for k, x in given.items()}
+        shape = next((x.shape for x in given.values() if x is not None), None)
+        super().__init__(lambda n: SmoothTchebycheff(n, smoothing=mu / total, **lists), shape)
+        self.total = total
+
+    def forward(self, values: Tensor) -> Tensor:
+        """The scalar."""
+        return self.total * super().forward(values)
 
 
 class Scaled(Adapter):
@@ -124,15 +154,19 @@ class Scaled(Adapter):
 
 
 class Said:
-    """Prints why a test failed."""
+    """Keeps what became of each test."""
+
+    def __init__(self) -> None:
+        self.passed: list[str] = []
+        self.failed: dict[str, str] = {}
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        """One line a failure."""
+        """A test that ended, or failed before it began."""
+        name = report.nodeid.split("/")[-1]
         if report.failed:
-            words = str(report.longrepr).strip().splitlines()
-            print(
-                f"\n{report.nodeid.split('/')[-1]}: {next((x for x in reversed(words) if x.startswith('E ')), words[-1])}"
-            )
+            self.failed[name] = next((why for end, why in REASONS.items() if name.endswith(end)), "unexplained")
+        elif report.when == "call":
+            self.passed.append(name)
 
 
 def main() -> int:
@@ -140,29 +174,32 @@ def main() -> int:
     theirs.Mean = lambda: Adapter(lambda n: Uniform(n))
     theirs.Sum = lambda: Scaled(lambda n: Uniform(n))
     theirs.Random = lambda: Adapter(lambda n: RLW(n, seed=int(torch.randint(2**20, ()))))
-    theirs.STCH, theirs.DWA, theirs.FAMO = smooth, Epochs, Famo
+    theirs.STCH, theirs.DWA, theirs.FAMO = Smooth, Epochs, Famo
     theirs.UW = lambda shape: Learned(UncertaintyWeighting, shape)
     theirs.IMTLL = lambda shape: Learned(IMTLL, shape)
     sys.modules.setdefault("torchvision", types.ModuleType("torchvision"))  # its shared helpers import it
     tests = Path(sys.argv[1]) / "tests"
     sys.path.insert(0, str(tests))
     files = [str(tests / "unit" / "scalarization" / f"test_{name}.py") for name in FILES]
-    return int(
-        pytest.main(
-            [
-                "-q",
-                "--tb=short",
-                "--no-header",
-                "-p",
-                "no:cacheprovider",
-                "--noconftest",
-                "--rootdir",
-                str(tests),
-                *files,
-            ],
-            plugins=[Said()],
-        )
-    )
+    settings = ["-q", "--tb=short", "--no-header", "-p", "no:cacheprovider", "--noconftest", "--rootdir", str(tests)]
+    said = Said()
+    pytest.main([*settings, *files], plugins=[said])
+    here = Path(__file__).parent
+    commit = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    told = {
+        "command": "python experiments/banditmtl/torchjd_tests.py CHECKOUT",
+        "commit": commit.stdout.strip(),
+        "torchjd_commit": sys.argv[2] if len(sys.argv) > 2 else "unknown",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"torch": version("torch"), "torchjd": version("torchjd"), "pytest": version("pytest")},
+        "left_out": "Constant, COSMOS, GeometricMean, PBI: no counterpart here",
+        "tests": len(said.passed) + len(said.failed),
+        "passed": len(said.passed),
+        "failed": said.failed,
+    }
+    (here / "results" / "torchjd-tests.json").write_text(json.dumps(told, indent=1) + "\n")
+    print(f"{told['passed']} of {told['tests']} passed; the others:", *said.failed.items(), sep="\n")
+    return int("unexplained" in said.failed.values())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from torch.nn import functional as F
 from counterpoise.multitask import (
     BanditMTL,
     adversarial_mtl,
-    difference_penalty,
     reverse_gradient,
     tchebycheff_adversarial,
 )
@@ -114,9 +113,3 @@ def test_missing_features_are_asked_for_in_training_only():
 def test_one_task_has_nothing_to_tell_apart():
     with pytest.raises(ValueError, match="at least 2"):
         TaskDiscriminator(4, 1)
-
-
-def test_difference_penalty():
-    shared, private = torch.randn(5, 3), torch.randn(5, 2)
-    expected = sum(float(shared[:, i] @ private[:, j]) ** 2 for i in range(3) for j in range(2))
-    assert float(difference_penalty(shared, private)) == pytest.approx(expected, rel=1e-5)

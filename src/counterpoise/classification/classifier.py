@@ -3,97 +3,109 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from counterpoise.checkpoints.files import resolve
 from counterpoise.classification.data import SplitName, TaskData
-from counterpoise.classification.models import Design, HardSharing, Pretrained, build_encoder, check_device, seeded
-from counterpoise.classification.vectors import SubwordTokens, TokenIds, Vocabulary, token_ids, word_vectors
+from counterpoise.classification.models import (
+    OUTPUTS,
+    Design,
+    HardSharing,
+    Pretrained,
+    build_encoder,
+    check_device,
+    head_of,
+    seeded,
+)
+from counterpoise.classification.targets import Label, Score, Target
+from counterpoise.classification.vectors import SubwordTokens, Text, TokenIds, Vocabulary, token_ids, word_vectors
 from counterpoise.language.ways import context_of
 from counterpoise.multitask.losses import task_names
 
 
 class Prediction(NamedTuple):
-    """The likeliest label of a text and its probability."""
+    """The likeliest label of a text, all that hold (separated by commas), or the number; and how probable.
 
-    label: str
-    probability: float
-
-
-class Score(NamedTuple):
-    """How a task fares on a part.
-
-    Attributes:
-        accuracy: share of right labels.
-        loss: mean cross-entropy, nats.
-        examples: how many.
-        macro_f1: mean F1 of the classes that occur, or are answered, in the part.
-        mcc: Matthews' correlation (for several classes Gorodkin's), 0 where every answer or label is the same.
-        classes: precision, recall, F1 and number of examples of each label.
+    Of several labels that of the least probable; of none, that of the most probable one not to hold; of a number None.
     """
 
-    accuracy: float
-    loss: float
-    examples: int
-    macro_f1: float
-    mcc: float
-    classes: dict[str, dict[str, float]]
+    label: str
+    probability: float | None
 
 
 class TextClassifier:
     """One model for several tasks of labelled texts.
 
     Args:
-        tasks: each task's name and its labels, in the order of its head's outputs.
+        tasks: each task's name and its `Target`, or just its labels, in the order of its head's outputs.
         design: what the model was built from.
         tokens: turns a text into token ids.
         model: the network.
     """
 
     def __init__(
-        self, tasks: dict[str, tuple[str, ...]], design: Design, tokens: Vocabulary | SubwordTokens, model: HardSharing
+        self,
+        tasks: Mapping[str, Target | tuple[str, ...]],
+        design: Design,
+        tokens: Vocabulary | SubwordTokens,
+        model: HardSharing,
     ) -> None:
-        self.tasks, self.design, self.tokens, self.model = tasks, design, tokens, model
+        self.targets = {n: t if isinstance(t, Target) else Target(tuple(t)) for n, t in tasks.items()}
+        self.tasks = {name: target.labels for name, target in self.targets.items()}
+        self.design, self.tokens, self.model = design, tokens, model
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
 
-    def probabilities(self, task: str, texts: Sequence[str], *, batch_size: int = 64) -> Tensor:
-        """The probability of each of the task's labels, (N, C) float64.
+    def probabilities(self, task: str, texts: Sequence[Text], *, batch_size: int = 64) -> Tensor:
+        """The probability of each of the task's labels, or the number, (N, C) float64.
 
         Raises:
             KeyError: a task that the model does not have.
+            ValueError: pairs of texts for a task of single ones, or the reverse.
         """
+        self.check_texts(task, texts)
         logits_NC = self.logits(self.index(task), self.encode(texts), batch_size=batch_size)
-        return torch.softmax(logits_NC.double(), dim=1)
+        return self.targets[task].answers(logits_NC.double())
 
-    def predict(self, task: str, texts: Sequence[str], *, batch_size: int = 64) -> list[Prediction]:
-        """The likeliest label of each text, with its probability."""
-        if not texts:
-            return []
-        best = self.probabilities(task, texts, batch_size=batch_size).max(dim=1)
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [Prediction(self.tasks[task][i], p) for i, p in pairs]
+    def predict(self, task: str, texts: Sequence[Text], *, batch_size: int = 64) -> list[Prediction]:
+        """The answer to each text."""
+        return [self.prediction(task, row) for row in self.probabilities(task, texts, batch_size=batch_size).tolist()]
 
-    def encode(self, texts: Sequence[str]) -> TokenIds:
+    def prediction(self, task: str, row: Sequence[float]) -> Prediction:
+        """The answer that a row of `probabilities` comes to."""
+        labels, kind = self.tasks[self.task(task)], self.targets[task].kind
+        if kind == "number":
+            return Prediction(f"{row[0]:.6g}", None)
+        if kind == "labels":
+            held = [(p, label) for p, label in zip(row, labels, strict=True) if p > 0.5]
+            return Prediction(",".join(x for _, x in held), min(p for p, _ in held) if held else 1.0 - max(row))
+        probability, label = max(zip(row, labels, strict=True), key=lambda pair: pair[0])
+        return Prediction(label, probability)
+
+    def check_texts(self, task: str, texts: Sequence[Text]) -> None:
+        """Raise where single texts are given for pairs, or the reverse."""
+        pair = self.targets[self.task(task)].pair
+        if strange := next((x for x in texts if isinstance(x, tuple) != pair), None):
+            expected = "two texts at a time (in a line, a tab between them)" if pair else "one text at a time"
+            raise ValueError(f"task {task!r}: expected {expected}, found {str(strange)[:60]!r}")
+
+    def encode(self, texts: Sequence[Text]) -> TokenIds:
         """Texts as the encoder reads them, on its device."""
         rows = [self.tokens.encode(t, max_tokens=self.design.max_tokens) for t in texts]
         return token_ids(rows, self.tokens.padding, self.device)
 
-    def classes(self, task: str, labels: Sequence[str]) -> Tensor:
-        """The places of labels among the task's, (N,), refusing labels that it does not have."""
-        number = {label: i for i, label in enumerate(self.tasks[self.task(task)])}
-        if strange := sorted(set(labels) - set(number)):
-            raise ValueError(f"task {task!r}: expected the model's labels {list(number)}, found {strange}")
-        return torch.tensor([number[x] for x in labels], dtype=torch.long)
+    def classes(self, task: str, labels: Sequence[Label]) -> Tensor:
+        """Labels as the task's loss reads them, (N,) places among its classes or (N, C), refusing labels it lacks."""
+        return self.targets[self.task(task)].encode(task, labels)
 
     @torch.no_grad()
     def logits(self, task: int, texts: TokenIds, *, batch_size: int = 64) -> Tensor:
@@ -108,20 +120,10 @@ class TextClassifier:
         self.model.train(was_training)
         return logits_NC
 
-    def score(self, task: str, texts: TokenIds, classes_N: Tensor, *, batch_size: int = 64) -> Score:
-        """How the model fares on encoded texts and their classes."""
+    def score(self, task: str, texts: TokenIds, truth: Tensor, *, batch_size: int = 64) -> Score:
+        """How the model fares on encoded texts and their `classes`."""
         logits_NC = self.logits(self.index(task), texts, batch_size=batch_size).double()
-        loss, several = float(cross_entropy(logits_NC, classes_N)), logits_NC.shape[1]
-        places_N = classes_N * several + logits_NC.argmax(dim=1)
-        pairs_CC = torch.bincount(places_N, minlength=several**2).reshape(several, several).double()  # true, answered
-        hits_C, true_C, said_C, n = pairs_CC.diagonal(), pairs_CC.sum(1), pairs_CC.sum(0), pairs_CC.sum()
-        figures_3C = hits_C / said_C.clamp(min=1.0), hits_C / true_C.clamp(min=1.0), 2 * hits_C / (true_C + said_C)
-        names = ("precision", "recall", "f1", "examples")
-        rows = zip(*(x_C.nan_to_num().tolist() for x_C in (*figures_3C, true_C)), strict=True)
-        classes = {label: dict(zip(names, row, strict=True)) for label, row in zip(self.tasks[task], rows, strict=True)}
-        spread = ((n**2 - said_C @ said_C) * (n**2 - true_C @ true_C)).sqrt()
-        mcc = float((hits_C.sum() * n - true_C @ said_C) / spread) if spread > 0 else 0.0
-        return Score(float(hits_C.sum() / n), loss, len(classes_N), float(figures_3C[2].nanmean()), mcc, classes)
+        return self.targets[task].score(logits_NC, truth)
 
     def task(self, name: str) -> str:
         """`name`, if the model has such a task."""
@@ -148,7 +150,7 @@ def build_classifier(
 
     Args:
         tasks: the data; a word model's vocabulary is that of their training texts.
-        design: or just the model: `textcnn`, `bilstm`, a folder or hub id (`id@revision`) of a Hugging Face encoder.
+        design: or just the model: `textcnn`, a folder or hub id (`id@revision`) of a Hugging Face encoder.
         vectors: a file in GloVe's format for a word model; None: random vectors of `dimension`.
         dimension, min_count: see `word_vectors`.
         seed: of every random start.
@@ -159,7 +161,7 @@ def build_classifier(
     """
     check_device(device)
     design = Design(model=design) if isinstance(design, str) else design
-    labels = dict(zip(task_names(t.name for t in tasks), (t.labels for t in tasks), strict=True))
+    targets = dict(zip(task_names(t.name for t in tasks), (t.target() for t in tasks), strict=True))
     tokens: Vocabulary | SubwordTokens
     with seeded(seed):
         if design.takes_words:
@@ -169,9 +171,10 @@ def build_classifier(
         elif vectors is not None:
             raise ValueError(f"vectors: {design.model} brings its own embedding; leave out {vectors}")
         else:
-            tokens, encoder = _pretrained(design)
-        model = HardSharing(encoder, [len(x) for x in labels.values()], dropout=design.dropout)
-    return TextClassifier(labels, design, tokens, model.to(device))
+            tokens, encoder, design = _pretrained(design)
+        model = HardSharing(encoder, [len(x.labels) for x in targets.values()], dropout=design.dropout)
+    targets = {t.name: targets[t.name].fitted(t.name, t.train.labels, centred=encoder.bias) for t in tasks}
+    return TextClassifier(targets, design, tokens, model.to(device))
 
 
 def evaluate(
@@ -188,17 +191,32 @@ def evaluate(
         held = task.split(part)
         if not len(held):
             raise ValueError(f"task {task.name!r}: expected examples for {part}, found none")
-        classes_N = classifier.classes(task.name, held.labels)
-        scores[task.name] = classifier.score(task.name, classifier.encode(held.texts), classes_N, batch_size=batch_size)
+        truth = classifier.classes(task.name, held.labels)
+        classifier.check_texts(task.name, held.texts)
+        scores[task.name] = classifier.score(task.name, classifier.encode(held.texts), truth, batch_size=batch_size)
     return scores
 
 
-def _pretrained(design: Design) -> tuple[SubwordTokens, Pretrained]:
-    from transformers import AutoModel, AutoTokenizer
+def _pretrained(design: Design) -> tuple[SubwordTokens, Pretrained, Design]:
+    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.utils import logging
 
     folder = resolve(design.model)
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder, dtype=torch.float32)
-    longest = min(tokenizer.model_max_length, context_of(model.config) or math.inf)
+    safe: dict[str, Any] = {"trust_remote_code": False}  # unset, transformers asks at the terminal
+    config, tokenizer = AutoConfig.from_pretrained(folder, **safe), AutoTokenizer.from_pretrained(folder, **safe)
+    longest = min(tokenizer.model_max_length, context_of(config) or math.inf)
     if design.max_tokens > longest:
         raise ValueError(f"max_tokens: {design.model} reads at most {longest} tokens, found {design.max_tokens}")
-    return SubwordTokens(tokenizer), Pretrained(model)
+    own = type(config) in AutoModelForSequenceClassification._model_mapping and not config.is_encoder_decoder
+    kind: Any = AutoModelForSequenceClassification if own else AutoModel
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # the head is new, and says so at length
+    try:
+        more = safe | ({"num_labels": OUTPUTS, "ignore_mismatched_sizes": True} if own else {})
+        model = kind.from_pretrained(folder, dtype=torch.float32, **more)
+    finally:
+        logging.set_verbosity(level)
+    tokens = SubwordTokens(tokenizer)
+    if own and head_of(model) is None:
+        model, own = model.base_model, False
+    return tokens, Pretrained(model, tokens.padding), replace(design, pooling="own" if own else "mean")

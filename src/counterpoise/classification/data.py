@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
-from counterpoise.classification.files import LabelledText, members, read_rows, tab_rows
+from counterpoise.classification.files import Columns, LabelledText, members, read_rows, tab_rows
+from counterpoise.classification.targets import Kind, Label, Target, Weights
+from counterpoise.classification.vectors import Text
 from counterpoise.multitask.losses import task_names
 
 SplitName = Literal["train", "validation", "test"]
-Layout = Literal["folder", "fdu-mtl", "newsgroups"]
+Layout = Literal["folder", "glue", "fdu-mtl", "newsgroups"]
 
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
@@ -21,6 +23,8 @@ TEST_SHARE = 0.2
 VALIDATION_SHARE = 0.125  # of what remains: 70, 10 and 20 %, as FDU-MTL's authors split it
 
 _ENDINGS = (".csv", ".tsv", ".jsonl")
+_COLA = b"source\tlabel\tstar\tsentence\n"
+"""The names of the columns of GLUE's CoLA, which alone has none."""
 _ALIASES: dict[str, SplitName] = {p: p for p in SPLITS} | dict.fromkeys(("valid", "val", "dev"), "validation")
 
 NEWSGROUPS: dict[str, tuple[str, ...]] = {
@@ -40,10 +44,10 @@ Parts = dict[SplitName, list[LabelledText]]
 
 @dataclass(frozen=True)
 class Split:
-    """Texts and their labels, in the same order."""
+    """Texts, or pairs of them, and their labels, in the same order."""
 
-    texts: tuple[str, ...]
-    labels: tuple[str, ...]
+    texts: tuple[Text, ...]
+    labels: tuple[Label, ...]
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -51,13 +55,20 @@ class Split:
 
 @dataclass(frozen=True)
 class TaskData:
-    """One task: its classes, in the order of the head's outputs, and its three parts."""
+    """One task: its labels, in the order of the head's outputs, its three parts, and what is asked."""
 
     name: str
     labels: tuple[str, ...]
     train: Split
     validation: Split
     test: Split
+    kind: Kind = "classes"
+    weights: tuple[float, ...] = ()
+    """How much a label counts in training; empty: one as much as another."""
+
+    def target(self) -> Target:
+        """What its head answers."""
+        return Target(self.labels, self.kind, isinstance(next(iter(self.train.texts), None), tuple))
 
     def split(self, name: SplitName) -> Split:
         """The examples of `train`, `validation` or `test`."""
@@ -71,6 +82,9 @@ def read_tasks(
     tasks: Sequence[str] | None = None,
     need: Collection[SplitName] = SPLITS,
     drop_leaked: bool = False,
+    texts: Sequence[str] = (),
+    label: Sequence[str] = (),
+    regression: Collection[str] = (),
 ) -> list[TaskData]:
     """The tasks of a folder or a tar archive.
 
@@ -82,7 +96,9 @@ def read_tasks(
     Args:
         source: a folder, a tar archive, or a folder that holds one archive.
         layout: `folder`: NAME.csv, NAME.tsv or NAME.jsonl with columns text and label, or NAME.train.csv,
-            NAME.validation.csv, NAME.test.csv; any number of classes, any sizes.
+            NAME.validation.csv, NAME.test.csv, or a folder NAME of train.csv and so on; any number of classes, any sizes.
+            `glue`: NAME/train.tsv and NAME/dev.tsv as published; dev (of MNLI the matched) is the test part, since the
+            published test files have no labels and are passed over.
             `fdu-mtl`: NAME.task.train and NAME.task.test, a line is LABEL<TAB>tokenised text; bytes that are not utf-8
             are replaced (the published files hold some).
             `newsgroups`: 20news-bydate-train/GROUP/ID and -test, latin-1, as the four tasks comp, rec, sci and talk of
@@ -91,6 +107,9 @@ def read_tasks(
         need: the parts that must hold something; an evaluation needs only "test".
         drop_leaked: leave out of training and validation every text that stands, letter for letter, in the test part of
             any task at `source`. Of FDU-MTL's published test reviews 483 of 5,600 stand in their own task's training part.
+        texts, label: of `folder`: the columns, where they have names of their own; see `Columns`. Files that lack them
+            are read by the usual names.
+        regression: tasks whose labels are numbers though all of them are whole.
 
     Raises:
         FileNotFoundError: nothing at `source`.
@@ -108,7 +127,11 @@ def read_tasks(
     if layout not in LAYOUTS:
         raise ValueError(f"layout: expected {', '.join(LAYOUTS)}, found {layout!r}")
     reader, expected = _READERS[layout]
-    found = reader(source)
+    if (texts or label) and layout != "folder":
+        raise ValueError(f"layout {layout}: expected no columns, its files have their own; found {[*texts, *label]}")
+    found = reader(source) if layout != "folder" else _folder(source, tuple(texts), tuple(label), regression)
+    if unknown := sorted({*regression} - found.keys()):
+        raise ValueError(f"regression: expected tasks among {sorted(found)}, found {unknown}")
     if not found:
         raise ValueError(f"{source}: expected {expected}, found none; is the layout right?")
     chosen = sorted(found) if tasks is None else task_names(tasks)
@@ -123,19 +146,45 @@ def read_tasks(
     return [_task(name, split[name], need) for name in chosen]
 
 
-def _folder(source: str | Path) -> dict[str, Parts]:
+def weighted(tasks: Sequence[TaskData], weights: Weights) -> list[TaskData]:
+    """The tasks with class weights, "balanced" or numbers by task and label; see `Target.weights`."""
+    if weights != "balanced" and (strange := sorted(weights.keys() - {t.name for t in tasks})):
+        raise ValueError(f"class weights: expected tasks among {[t.name for t in tasks]}, found {strange}")
+    return [replace(t, weights=t.target().weights(t.name, weights, t.train.labels)) for t in tasks]
+
+
+def _folder(
+    source: str | Path, texts: tuple[str, ...] = (), label: tuple[str, ...] = (), regression: Collection[str] = ()
+) -> dict[str, Parts]:
     found: dict[str, Parts] = {}
+    seen: set[str] = set()
     for name, content in members(source):
-        stem, ending = PurePosixPath(name).stem, PurePosixPath(name).suffix
-        if ending not in _ENDINGS:
+        path = PurePosixPath(name)
+        if path.suffix not in _ENDINGS:
             continue
-        task, dot, tail = stem.rpartition(".")
+        task, dot, tail = path.stem.rpartition(".")
+        if not dot and path.stem in _ALIASES and path.parent.name:
+            task, dot, tail = path.parent.name, ".", path.stem
         part = _ALIASES.get(tail) if dot else None
-        task, part = (task, part) if part else (stem, "train")
+        task, part = (task, part) if part else (path.stem, "train")
         parts = found.setdefault(task, {})
         if part in parts:
             raise ValueError(f"{source}: expected one {part} file for the task {task!r}, found another, {name}")
-        parts[part] = read_rows(content, name)
+        parts[part] = read_rows(content, name, Columns(texts, label, task in regression, seen))
+    if lacking := [x for x in (*texts, *label) if x not in seen]:
+        raise ValueError(
+            f"{source}: expected the columns {', '.join(lacking)} in some file, found them in none together"
+        )
+    return found
+
+
+def _glue(source: str | Path) -> dict[str, Parts]:
+    found: dict[str, Parts] = {}
+    for name, content in members(source):
+        task, part = PurePosixPath(name).parent.name, PurePosixPath(name).stem
+        if name.endswith(".tsv") and part in ("train", "dev", "dev_matched"):
+            named = _COLA + content if task == "CoLA" else content
+            found.setdefault(task, {})["train" if part == "train" else "test"] = read_rows(named, name)
     return found
 
 
@@ -161,6 +210,7 @@ def _newsgroups(source: str | Path) -> dict[str, Parts]:
 
 
 _READERS: dict[Layout, tuple[Callable[[str | Path], dict[str, Parts]], str]] = {
+    "glue": (_glue, "folders NAME of train.tsv and dev.tsv"),
     "folder": (_folder, "files NAME.csv, NAME.tsv or NAME.jsonl, or NAME.train.csv and NAME.test.csv"),
     "fdu-mtl": (_fdu_mtl, "files NAME.task.train and NAME.task.test"),
     "newsgroups": (_newsgroups, "folders 20news-bydate-train/GROUP and 20news-bydate-test/GROUP"),
@@ -193,26 +243,38 @@ def _split(files: Parts) -> Parts:
 
 
 def _task(name: str, rows: Parts, need: Collection[SplitName]) -> TaskData:
-    parts = {p: Split(tuple(t for t, _ in rows[p]), tuple(x for _, x in rows[p])) for p in SPLITS}
+    found = {type(y) for p in SPLITS for _, y in rows[p]}
+    kind: Kind = "number" if float in found else "labels" if tuple in found else "classes"
+    if kind == "labels" and len(found) > 1:
+        raise ValueError(
+            f"task {name!r}: expected lists of labels in every row, found also one alone; write it in a list"
+        )
+    if len({isinstance(x, tuple) for p in SPLITS for x, _ in rows[p]}) > 1:
+        raise ValueError(f"task {name!r}: expected pairs of texts in all its files or in none, found both")
+    parts = {p: Split(tuple(x for x, _ in rows[p]), tuple(y for _, y in rows[p])) for p in SPLITS}
     for part in need:
         if not len(parts[part]):
             raise ValueError(
                 f"task {name!r}: expected examples for {part}, found none "
                 f"({', '.join(f'{p} {len(parts[p])}' for p in SPLITS)}); add rows, or a file {name}.{part} of its own"
             )
-    labels = _in_order(set(parts["train"].labels or (x for p in SPLITS for x in parts[p].labels)))
-    if "train" in need and len(labels) < 2:
-        raise ValueError(f"task {name!r}: expected at least two classes in training, found only {list(labels)}")
+    if kind == "number":  # as a part of whole numbers alone also may be meant
+        return TaskData(name, ("score",), parts["train"], parts["validation"], parts["test"], kind)
+    named = {p: {x for y in parts[p].labels for x in (y if isinstance(y, tuple) else (str(y),))} for p in SPLITS}
+    labels = _in_order(named["train"] or {x for p in SPLITS for x in named[p]})
+    if "train" in need and len(labels) < (least := 2 if kind == "classes" else 1):
+        expected = "at least two classes in training" if least == 2 else "a label in training"
+        raise ValueError(f"task {name!r}: expected {expected}, found only {list(labels)}")
     for part in SPLITS:
-        if strange := sorted(set(parts[part].labels) - set(labels)):
+        if strange := sorted(named[part] - set(labels)):
             raise ValueError(
                 f"task {name!r}: expected in {part} the labels of training, {list(labels)}, found {strange}; "
                 f"correct the labels, or give training an example of each"
             )
-    return TaskData(name, labels, **parts)
+    return TaskData(name, labels, parts["train"], parts["validation"], parts["test"], kind)
 
 
-def content_split(text: str, drawn: Collection[SplitName] = ("validation", "test")) -> SplitName:
+def content_split(text: Text, drawn: Collection[SplitName] = ("validation", "test")) -> SplitName:
     """The part that a text of the training file falls into, when those in `drawn` have no file of their own.
 
     Examples:
@@ -221,7 +283,7 @@ def content_split(text: str, drawn: Collection[SplitName] = ("validation", "test
         >>> content_split("a fine book", ["validation"])
         'train'
     """
-    digest = hashlib.sha256(text.encode()).digest()
+    digest = hashlib.sha256((text if isinstance(text, str) else "\t".join(text)).encode()).digest()
     if "test" in drawn and int.from_bytes(digest[:8], "big") < TEST_SHARE * 2**64:
         return "test"
     if "validation" in drawn and int.from_bytes(digest[8:16], "big") < VALIDATION_SHARE * 2**64:
@@ -229,7 +291,7 @@ def content_split(text: str, drawn: Collection[SplitName] = ("validation", "test
     return "train"
 
 
-def _in_order(labels: Collection[str]) -> tuple[str, ...]:
+def _in_order(labels: Iterable[str]) -> tuple[str, ...]:
     """Whole numbers by value, anything else by spelling."""
     if all(x.removeprefix("-").isdecimal() for x in labels):
         return tuple(sorted(labels, key=lambda x: (int(x), x)))

@@ -1,20 +1,21 @@
-"""Hard sharing for texts: one encoder for all tasks (TextCNN, BiLSTM or a Hugging Face model), one head per task."""
+"""Hard sharing for texts: one encoder for all tasks (a TextCNN or a Hugging Face model), one head per task."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from counterpoise.classification.vectors import PADDING
+from counterpoise.classification.vectors import PADDING, TYPE
 from counterpoise.language.dtypes import why_unusable
 
-WORD_MODELS = ("textcnn", "bilstm")
+OUTPUTS = 3
+"""Of the layer that is taken off a Hugging Face model: a size that no other layer has."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,15 @@ class Design:
     """What a model is built from, apart from its weights.
 
     Attributes:
-        model: `textcnn`, `bilstm`, or where a Hugging Face encoder came from.
-        width: filters per kernel size of a TextCNN, units per direction of a BiLSTM.
+        model: `textcnn`, or where a Hugging Face encoder came from.
+        width: filters per kernel size of a TextCNN.
         kernels: kernel sizes of a TextCNN, odd.
         dropout: share of the features dropped in training before the heads.
         max_tokens: longer texts are cut.
         freeze_vectors: word vectors stay as they start.
+        pooling: how a Hugging Face model comes to one vector a text: by the `own` head of its class for sequence
+            classification, up to that head's last layer, or as the `mean` of its last states. `build_classifier` decides:
+            own, unless there is no such class, or it needs a decoder.
     """
 
     model: str = "textcnn"
@@ -36,6 +40,7 @@ class Design:
     dropout: float = 0.5
     max_tokens: int = 256
     freeze_vectors: bool = False
+    pooling: Literal["own", "mean"] = "mean"
 
     def __post_init__(self) -> None:
         if not self.kernels or any(k < 1 or k % 2 == 0 for k in self.kernels):
@@ -48,13 +53,15 @@ class Design:
     @property
     def takes_words(self) -> bool:
         """Whether it reads word vectors; otherwise a Hugging Face tokenizer's tokens."""
-        return self.model in WORD_MODELS
+        return self.model == "textcnn"
 
 
 class Encoder(nn.Module):
     """Token ids (B, T) and which of them are tokens (B, T) in, features (B, `features`) out."""
 
     features: int
+    bias: bool = True
+    """Whether heads on it have one."""
 
     def last_shared(self) -> list[Tensor]:
         """The weights nearest to the heads, which GradNorm looks at."""
@@ -93,53 +100,41 @@ class TextCNN(Encoder):
         return [p for p in self.convolutions.parameters() if p.requires_grad]
 
 
-class BiLSTM(Encoder):
-    """One bidirectional LSTM layer; the largest value of each unit over the text.
-
-    Examples:
-        >>> encoder = BiLSTM(torch.zeros(9, 4), width=5)
-        >>> encoder(torch.tensor([[2, 3, 0]]), torch.tensor([[True, True, False]])).shape
-        torch.Size([1, 10])
-    """
-
-    def __init__(self, table_VD: Tensor, *, width: int = 100, frozen: bool = False) -> None:
-        super().__init__()
-        self.embedding = _embedding(table_VD, frozen)
-        self.lstm = nn.LSTM(table_VD.shape[1], width, batch_first=True, bidirectional=True)
-        self.features = 2 * width
-
-    def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Features, (B, 2 * width)."""
-        lengths_B, rnn = mask_BT.sum(dim=1).cpu(), nn.utils.rnn
-        packed = rnn.pack_padded_sequence(self.embedding(ids_BT), lengths_B, batch_first=True, enforce_sorted=False)
-        lowest = -1.0  # below every value an LSTM puts out
-        states_BTF, _ = rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True, padding_value=lowest)
-        return states_BTF.amax(dim=1)
-
-    def last_shared(self) -> list[Tensor]:
-        return list(self.lstm.parameters())
-
-
 class Pretrained(Encoder):
-    """A Hugging Face model's last hidden states, averaged over the tokens of a text.
+    """A Hugging Face model and one vector of it a text, see `Design.pooling`.
 
     Args:
-        model: what `AutoModel` gives; of an encoder-decoder the encoder.
+        model: what `AutoModelForSequenceClassification` gives, whose last layer is taken off; or what `AutoModel` gives,
+            of an encoder-decoder the encoder: the mean of its last hidden states over the tokens of a text.
+        padding: the token that fills batches.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, padding: int = 0) -> None:
         super().__init__()
         whole: Any = model
         self.config: Any = whole.config  # of the whole: an encoder-decoder's encoder has another
-        self.model: Any = whole.get_encoder() if getattr(self.config, "is_encoder_decoder", False) else whole
-        self.features = int(self.config.hidden_size)
+        self.head = head_of(model)
+        self.model: Any = whole
         self.layers = int(self.config.num_hidden_layers)
+        if self.head is None:
+            self.model = whole.get_encoder() if getattr(self.config, "is_encoder_decoder", False) else whole
+            self.features = int(self.config.hidden_size)
+            return
+        last = whole.get_submodule(self.head)
+        self.features, self.bias = last.in_features, last.bias is not None
+        whole.set_submodule(self.head, nn.Identity())
+        if self.config.pad_token_id is None:
+            self.config.pad_token_id = padding  # a decoder's class finds the last token by it
 
     def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Features, (B, hidden size)."""
-        states_BTF: Tensor = self.model(input_ids=ids_BT, attention_mask=mask_BT.long()).last_hidden_state
-        mask_BT1 = mask_BT.unsqueeze(2).to(states_BTF.dtype)
-        return (states_BTF * mask_BT1).sum(dim=1) / mask_BT1.sum(dim=1)
+        """Features, (B, F)."""
+        types_BT, ids_BT = ids_BT // TYPE, ids_BT % TYPE
+        types = {"token_type_ids": types_BT} if bool(types_BT.any()) else {}
+        found = self.model(input_ids=ids_BT, attention_mask=mask_BT.long(), **types)
+        if self.head is not None:
+            return found.logits  # type: ignore[no-any-return]
+        mask_BT1 = mask_BT.unsqueeze(2).to(found.last_hidden_state.dtype)
+        return (found.last_hidden_state * mask_BT1).sum(dim=1) / mask_BT1.sum(dim=1)  # type: ignore[no-any-return]
 
     def last_shared(self) -> list[Tensor]:
         """The last layer's weights; all, when there is no list of layers."""
@@ -167,7 +162,7 @@ class HardSharing(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.dropout = nn.Dropout(dropout)
-        self.heads = nn.ModuleList(nn.Linear(encoder.features, c) for c in classes)
+        self.heads = nn.ModuleList(nn.Linear(encoder.features, c, bias=encoder.bias) for c in classes)
 
     def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """The shared features, (B, F), with dropout in training."""
@@ -180,6 +175,14 @@ class HardSharing(nn.Module):
     def shared(self) -> list[Tensor]:
         """The trained parameters that all tasks share."""
         return [p for p in self.encoder.parameters() if p.requires_grad]
+
+
+def head_of(model: nn.Module) -> str | None:
+    """The name of the last layer of a model for sequence classification; None: it has none, or it is not a linear one."""
+    if "ForSequenceClassification" not in type(model).__name__:
+        return None
+    found = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features == OUTPUTS]
+    return found[-1] if found else None
 
 
 @contextmanager
@@ -199,9 +202,7 @@ def check_device(name: str) -> None:
 
 def build_encoder(design: Design, table_VD: Tensor) -> Encoder:
     """The word model of a design, over these starting vectors."""
-    if design.model == "textcnn":
-        return TextCNN(table_VD, width=design.width, kernels=design.kernels, frozen=design.freeze_vectors)
-    return BiLSTM(table_VD, width=design.width, frozen=design.freeze_vectors)
+    return TextCNN(table_VD, width=design.width, kernels=design.kernels, frozen=design.freeze_vectors)
 
 
 def _embedding(table_VD: Tensor, frozen: bool) -> nn.Embedding:

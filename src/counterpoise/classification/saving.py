@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from counterpoise.checkpoints.files import staged
 from counterpoise.checkpoints.reading import parse_json, read_text
 from counterpoise.classification.classifier import TextClassifier
 from counterpoise.classification.models import Design, HardSharing, Pretrained, build_encoder, check_device, seeded
+from counterpoise.classification.targets import PROBLEM, Target
 from counterpoise.classification.vectors import SubwordTokens, Vocabulary
 from counterpoise.records import versions, write_json
 
@@ -48,7 +50,7 @@ def save(
     """
     config = {
         "format": _FORMAT,
-        "tasks": [{"name": n, "labels": list(labels)} for n, labels in classifier.tasks.items()],
+        "tasks": [{"name": name, **asdict(target)} for name, target in classifier.targets.items()],
         "design": asdict(classifier.design),
         "versions": versions(),
     }
@@ -85,7 +87,7 @@ def load(folder: str | Path, *, device: str = "cpu") -> TextClassifier:
     found = config.get("format") if isinstance(config, dict) else None
     if found != _FORMAT:
         raise ValueError(f"{path / CONFIG}: expected the format {_FORMAT}, found {found!r}; give another folder")
-    tasks = {t["name"]: tuple(t["labels"]) for t in config["tasks"]}
+    tasks = {t.pop("name"): Target(**t | {"labels": tuple(t["labels"])}) for t in config["tasks"]}
     design = Design(**{**config["design"], "kernels": tuple(config["design"]["kernels"])})
     tokens: Vocabulary | SubwordTokens
     with seeded(0):  # the starting values are drawn and thrown away
@@ -93,13 +95,64 @@ def load(folder: str | Path, *, device: str = "cpu") -> TextClassifier:
             tokens = Vocabulary(_read(path / WORDS))
             encoder = build_encoder(design, torch.zeros(len(tokens), int(config["dimension"])))
         else:
-            tokens, encoder = _pretrained(path)
-        model = HardSharing(encoder, [len(x) for x in tasks.values()], dropout=design.dropout)
+            tokens, encoder = _pretrained(path, design.pooling == "own")
+        model = HardSharing(encoder, [len(x.labels) for x in tasks.values()], dropout=design.dropout)
     try:
         model.load_state_dict(load_file(path / WEIGHTS))
     except (RuntimeError, OSError, SafetensorError) as error:
         raise ValueError(f"{path / WEIGHTS}: expected the weights that {CONFIG} describes, found: {error}") from None
     return TextClassifier(tasks, design, tokens, model.to(device).eval())
+
+
+def export(classifier: TextClassifier, out: str | Path, tasks: Sequence[str] = ()) -> list[Path]:
+    """Write a folder a task that `AutoModelForSequenceClassification` and `AutoTokenizer` load, with the same answers.
+
+    Each holds the shared encoder with the task's head on it, its labels (`id2label`) and its `problem_type`. A number's
+    mean and spread are in the head.
+
+    Args:
+        classifier: on a transformers encoder.
+        out: a new or empty folder, for folders by the names of the tasks.
+        tasks: which; all by default.
+
+    Raises:
+        KeyError: a task that the model does not have.
+        ValueError: a model without such a class, or something stands at `out`.
+    """
+    encoder, tokens, design = classifier.model.encoder, classifier.tokens, classifier.design
+    if not isinstance(encoder, Pretrained) or encoder.head is None or isinstance(tokens, Vocabulary):
+        why = (
+            ""
+            if design.takes_words
+            else " with the mean of its last states (an encoder-decoder, or trained before 0.2)"
+        )
+        raise ValueError(
+            f"export: expected a model on a transformers encoder that has a class for sequence classification, found "
+            f"{design.model}{why}; train with --model ENCODER, such as a BERT"
+        )
+    names = [classifier.task(name) for name in tasks or classifier.tasks]
+    tokenizer, limit = tokens.tokenizer, tokens.tokenizer.model_max_length
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(tokens.padding)
+    model = copy.deepcopy(encoder.model).cpu().eval()
+    with staged(out) as folder:
+        tokenizer.model_max_length = design.max_tokens
+        for name in names:
+            target = classifier.targets[name]
+            head: Any = copy.deepcopy(classifier.model.heads[classifier.index(name)]).cpu()
+            with torch.no_grad():
+                head.weight *= target.scale
+                if head.bias is not None:
+                    head.bias.mul_(target.scale).add_(target.mean)
+            model.set_submodule(encoder.head, head)
+            config = model.config
+            config.num_labels, config.problem_type = len(target.labels), PROBLEM[target.kind]
+            config.id2label = dict(enumerate(target.labels))
+            config.label2id = {label: i for i, label in enumerate(target.labels)}
+            model.save_pretrained(folder / name)
+            tokenizer.save_pretrained(folder / name)
+        tokenizer.model_max_length = limit
+    return [Path(out) / name for name in names]
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
@@ -118,12 +171,13 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     return record
 
 
-def _pretrained(path: Path) -> tuple[SubwordTokens, Pretrained]:
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
+def _pretrained(path: Path, own: bool) -> tuple[SubwordTokens, Pretrained]:
+    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-    config = AutoConfig.from_pretrained(path / ENCODER)
-    model = AutoModel.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
-    return SubwordTokens(AutoTokenizer.from_pretrained(path / TOKENIZER)), Pretrained(model)
+    kind: Any = AutoModelForSequenceClassification if own else AutoModel
+    model = kind.from_config(AutoConfig.from_pretrained(path / ENCODER), dtype=torch.float32)
+    tokens = SubwordTokens(AutoTokenizer.from_pretrained(path / TOKENIZER))
+    return tokens, Pretrained(model, tokens.padding)
 
 
 def _read(path: Path) -> Any:

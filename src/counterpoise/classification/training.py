@@ -6,25 +6,27 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, islice, pairwise
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from counterpoise.classification.balance import Balance, weighting_for
 from counterpoise.classification.classifier import TextClassifier
 from counterpoise.classification.data import SPLITS, TaskData
 from counterpoise.classification.models import seeded
+from counterpoise.classification.targets import figure
 from counterpoise.multitask import Adversarial, BanditMTL
 from counterpoise.multitask.drawing import quotas
 from counterpoise.multitask.losses import by_task
 from counterpoise.records import Stages
 
-Metric = Literal["accuracy", "macro-f1", "mcc", "loss"]
-"""What the best epoch may be picked by, on validation data."""
+Metric = Literal["accuracy", "macro-f1", "micro-f1", "mcc", "pearson", "spearman", "loss"]
+"""What the best epoch may be picked by, on validation data; a task without that figure counts with the one it is judged by
+(`figure`)."""
 EVERY = 10
 """Rounds between two entries of a run's history."""
 
@@ -36,9 +38,10 @@ class Epoch:
     Attributes:
         epoch: 1 for the first.
         seconds: since the start, validation included.
-        train_loss: by task, mean over the epoch's rounds of the cross-entropy in training, nats.
+        train_loss: by task, mean over the epoch's rounds of the loss in training, see `Score`; with class weights, with
+            them.
         task_variance: of `train_loss` over the tasks, with 1/m.
-        validation_loss, validation_accuracy, validation_macro_f1, validation_mcc: by task, after the epoch.
+        validation_loss, validation: by task, after the epoch; `Score.figures`.
     """
 
     epoch: int
@@ -46,20 +49,18 @@ class Epoch:
     train_loss: dict[str, float]
     task_variance: float
     validation_loss: dict[str, float]
-    validation_accuracy: dict[str, float]
-    validation_macro_f1: dict[str, float]
-    validation_mcc: dict[str, float]
+    validation: dict[str, dict[str, float]]
 
     @property
-    def mean_accuracy(self) -> float:
-        """The mean validation accuracy over the tasks."""
-        return self.mean("accuracy")
+    def validation_accuracy(self) -> dict[str, float]:
+        """By task, the accuracy, or the figure that a task of another kind is judged by."""
+        return {name: figure(figures, "accuracy") for name, figures in self.validation.items()}
 
-    def mean(self, metric: Metric) -> float:
+    def mean(self, metric: Metric = "accuracy") -> float:
         """A validation figure's mean over the tasks."""
-        found = {"macro-f1": self.validation_macro_f1, "mcc": self.validation_mcc, "loss": self.validation_loss}
-        by_task = found.get(metric, self.validation_accuracy)
-        return sum(by_task.values()) / len(by_task)
+        losses = self.validation_loss
+        found = losses if metric == "loss" else {name: figure(x, metric) for name, x in self.validation.items()}
+        return sum(found.values()) / len(found)
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ def train(
     The same seed on the same CPU gives the same numbers; torch's global generator is left as it was.
 
     Args:
-        tasks: the classifier's tasks, in its order, with training and validation parts.
+        tasks: the classifier's tasks, in its order, with training and validation parts; their class weights (`weighted`)
+            count in training alone.
         classifier: trained in place.
         weighting: a fresh one over the same tasks, or a name for `weighting_for` with its defaults.
         epochs: the most.
@@ -135,7 +137,7 @@ def train(
             work.
         patience: epochs without a better one before it ends.
         seed: of the mini-batches and dropout.
-        pick: the figure that stops training and picks the epoch, accuracy, macro-f1, mcc or loss.
+        pick: the figure that stops training and picks the epoch.
         progress: told of every round.
         after_epoch: called with each epoch once it is scored, the model as it then is; it must leave it so.
 
@@ -192,13 +194,17 @@ class _Run:
             if empty := [t.name for t in tasks if not len(t.split(part))]:
                 raise ValueError(f"expected examples for {part}, found none for the tasks {empty}")
         self.texts = classifier.encode([text for t in tasks for text in t.train.texts])
-        self.classes_N = torch.cat([classifier.classes(t.name, t.train.labels) for t in tasks]).to(classifier.device)
+        device = classifier.device
+        self.truth = [classifier.classes(t.name, t.train.labels).to(device) for t in tasks]
+        weights = [torch.tensor(t.weights, device=device) if t.weights else None for t in tasks]
+        targets = zip(classifier.targets.values(), weights, strict=True)
+        self.losses = [partial(target.loss, weights_C=weights_C) for target, weights_C in targets]
         held = {t.name: t.validation for t in tasks}
         self.validation = {n: (classifier.encode(s.texts), classifier.classes(n, s.labels)) for n, s in held.items()}
         ends = accumulate((len(t.train) for t in tasks), initial=0)
         random = torch.Generator().manual_seed(seed)
         bounds = list(pairwise(ends))
-        self.rows = [_rows(first, end, random) for first, end in bounds]
+        self.rows, self.first = [_rows(first, end, random) for first, end in bounds], [first for first, _ in bounds]
         self.shares = _shares(weighting)
         self.batch, self.seed, self.most = batch, seed, [min(batch, end - first) for first, end in bounds]
         learned = [p for p in [*classifier.model.parameters(), *weighting.parameters()] if p.requires_grad]
@@ -229,10 +235,8 @@ class _Run:
         chosen = drawn if alone else [torch.cat(drawn)]
         features = [model(*self.texts.batch(rows_B)) for rows_B in chosen]
         parts = features if alone else torch.split(features[0], sizes)
-        classes = [self.classes_N[rows_B.to(self.classes_N.device)] for rows_B in drawn]
         # One by one: stacked, a backward pass from one of them would run through the graphs of all.
-        tasks = enumerate(zip(parts, classes, strict=True))
-        losses = [F.cross_entropy(model.logits(x_BF, i), y_B) if len(y_B) else None for i, (x_BF, y_B) in tasks]
+        losses = [self.loss(i, x_BF, rows_B) for i, (x_BF, rows_B) in enumerate(zip(parts, drawn, strict=True))]
         values_M = torch.stack([torch.zeros(()) if x is None else x.detach().cpu() for x in losses]).double()
         usable = zip(self.classifier.tasks, values_M.isfinite().tolist(), strict=True)
         if unusable := [name for name, is_number in usable if not is_number]:
@@ -250,6 +254,13 @@ class _Run:
         self.rounds += 1
         return []
 
+    def loss(self, task: int, features_BF: Tensor, rows_B: Tensor) -> Tensor | None:
+        """A task's mean loss on some of its rows, which count from the first task's first."""
+        if not len(rows_B):
+            return None
+        truth = self.truth[task][(rows_B - self.first[task]).to(features_BF.device)]
+        return self.losses[task](self.classifier.model.logits(features_BF, task), truth)
+
     def validate(self, epoch: int, pick: Metric) -> None:
         """Close an epoch: score every task, remember the weights if they are the best."""
         means_M = self.sums_M / self.seen_M.clamp(min=1.0)
@@ -261,9 +272,7 @@ class _Run:
             train_loss=dict(zip(scores, means_M.tolist(), strict=True)),
             task_variance=float(means_M.var(correction=0)),
             validation_loss={n: s.loss for n, s in scores.items()},
-            validation_accuracy={n: s.accuracy for n, s in scores.items()},
-            validation_macro_f1={n: s.macro_f1 for n, s in scores.items()},
-            validation_mcc={n: s.mcc for n, s in scores.items()},
+            validation={n: s.figures for n, s in scores.items()},
         )
         self.epochs.append(this)
         sign = -1.0 if pick == "loss" else 1.0

@@ -15,19 +15,28 @@ from torch import Tensor
 
 PADDING, UNKNOWN = 0, 1
 SPECIAL = ("<pad>", "<unk>")
+BETWEEN = "<sep>"
+"""A word of its own between two texts; no text holds it, it would come apart."""
+TYPE = 1 << 28
+"""Above every token id: one int32 holds a token and its type."""
+
+Text = str | tuple[str, str]
+"""A text, or a pair of them."""
 
 # As the Stanford tokeniser that GloVe's authors and FDU-MTL's used splits: do n't, it 's, `` and ''.
 _TOKEN = re.compile(r"\w+(?=n't\b)|n't\b|'(?:s|m|d|re|ve|ll)\b|``|--+|''|\.\.\.|\w+(?:[-.]\w+)*|\S")
 
 
-def tokenize(text: str) -> list[str]:
-    """Lower-case tokens; texts already split that way come out as they are.
+def tokenize(text: Text) -> list[str]:
+    """Lower-case tokens; texts already split that way come out as they are. `BETWEEN` stands between those of a pair.
 
     Examples:
         >>> tokenize("It's a well-kept book, isn't it?")
         ['it', "'s", 'a', 'well-kept', 'book', ',', 'is', "n't", 'it', '?']
     """
-    return _TOKEN.findall(text.lower())
+    if isinstance(text, str):
+        return _TOKEN.findall(text.lower())
+    return [*tokenize(text[0]), BETWEEN, *tokenize(text[1])]
 
 
 class Vocabulary:
@@ -49,9 +58,19 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.words) + len(SPECIAL)
 
-    def encode(self, text: str, *, max_tokens: int) -> list[int]:
-        """The numbers of the first `max_tokens` tokens; at least one, unknown for an empty text."""
-        return [self._number.get(t, UNKNOWN) for t in tokenize(text)[:max_tokens]] or [UNKNOWN]
+    def encode(self, text: Text, *, max_tokens: int) -> list[int]:
+        """The numbers of the first `max_tokens` tokens; at least one, unknown for an empty text.
+
+        Of a pair the longer text is cut until both fit.
+        """
+        words = tokenize(text)
+        if not isinstance(text, str) and len(words) > max_tokens > 2:
+            first, second = words[: words.index(BETWEEN)], words[words.index(BETWEEN) + 1 :]
+            room = max_tokens - 1
+            shorter = min(len(first), len(second), room // 2)
+            kept = room - shorter if len(first) > len(second) else shorter
+            words = [*first[:kept], BETWEEN, *second[: room - kept]]
+        return [self._number.get(t, UNKNOWN) for t in words[:max_tokens]] or [UNKNOWN]
 
 
 class SubwordTokens:
@@ -62,9 +81,17 @@ class SubwordTokens:
         fillers = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         self.padding = next(int(x) for x in fillers if x is not None)
 
-    def encode(self, text: str, *, max_tokens: int) -> list[int]:
-        """The ids of the first `max_tokens` tokens, with the tokenizer's own first and last ones; at least one."""
-        ids: list[int] = self.tokenizer(text, truncation=True, max_length=max_tokens)["input_ids"]
+    def encode(self, text: Text, *, max_tokens: int) -> list[int]:
+        """The ids of the first `max_tokens` tokens, with the tokenizer's own first and last ones; at least one.
+
+        Of a pair the longer text is cut until both fit. Where the tokenizer tells the second text by a type (BERT's
+        does), its ids are shifted by `TYPE` times that.
+        """
+        pair = (text,) if isinstance(text, str) else text
+        found = self.tokenizer(*pair, truncation=True, max_length=max_tokens)
+        ids: list[int] = found["input_ids"]
+        if any(types := found.get("token_type_ids", ())):
+            ids = [x + TYPE * kind for x, kind in zip(ids, types, strict=True)]
         return ids or [self.padding]
 
 
@@ -105,7 +132,7 @@ class WordVectors(NamedTuple):
 
 
 def word_vectors(
-    texts: Iterable[str],
+    texts: Iterable[Text],
     file: str | Path | None = None,
     *,
     dimension: int = 100,

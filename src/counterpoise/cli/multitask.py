@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from queue import Queue
@@ -15,7 +15,7 @@ import typer
 
 from counterpoise.cli import options
 from counterpoise.cli.help import Commands, option
-from counterpoise.cli.terminal import bars, command_line, plain_errors, print_json
+from counterpoise.cli.terminal import bars, command_line, plain_errors, print_json, say
 
 if TYPE_CHECKING:
     from counterpoise.classification import Score, TaskData
@@ -29,12 +29,21 @@ Weightings = Literal[
 ]  # fmt: skip
 Data = Annotated[Path, option("PATH", "Folder or tar archive of task files.")]
 LayoutOption = Annotated[
-    Literal["folder", "fdu-mtl", "newsgroups"],
-    option(None, "folder: NAME.csv, .tsv or .jsonl of text,label; newsgroups: 20news-bydate."),
+    Literal["folder", "glue", "fdu-mtl", "newsgroups"],
+    option(None, "folder: NAME.csv, .tsv or .jsonl of text,label; glue: as published; newsgroups: 20news-bydate."),
 ]
+TextColumns = Annotated[
+    str | None, option("A,B", "Columns of the text, or of both texts of a pair (else the usual ones).")
+]
+LabelColumns = Annotated[str | None, option("A,B", "Column of the label; or several of 0 and 1, one for each label.")]
 TasksOption = Annotated[str | None, option("A,B", "Names, separated by commas; all by default.")]
 ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder that train wrote.")]
 TextsAtOnce = Annotated[int, option("N", "Texts at once.")]
+SHOWN = {
+    "macro-f1": "macro-F1", "micro-f1": "micro-F1", "mcc": "MCC", "pearson": "Pearson", "spearman": "Spearman",
+    "pearson-spearman": "P+S / 2",
+}  # fmt: skip
+OFTEN = 10  # times over in an epoch are said
 
 
 @app.command()
@@ -43,7 +52,11 @@ def train(
     out: Annotated[Path, option("FOLDER", "Folder to write; it appears whole or not at all.", "-o", "--out")],
     layout: LayoutOption = "folder",
     tasks: TasksOption = None,
-    model: Annotated[str, option("TEXT", "textcnn, bilstm, or a folder or hub id of an encoder.")] = "textcnn",
+    text_columns: TextColumns = None,
+    label_columns: LabelColumns = None,
+    regression: Annotated[str | None, option("A,B", "Tasks whose labels are numbers, though whole ones.")] = None,
+    class_weights: Annotated[str | None, option("TEXT", "balanced, or a json file of {task: {label: weight}}.")] = None,
+    model: Annotated[str, option("TEXT", "textcnn, or a folder or hub id of an encoder.")] = "textcnn",
     vectors: Annotated[Path | None, option("FILE", "Word vectors in GloVe's text format, plain or .gz.")] = None,
     weighting: Annotated[Weightings, option("NAME", f"{', '.join(get_args(Weightings))}.")] = "bandit",
     min_effective_tasks: Annotated[
@@ -59,14 +72,12 @@ def train(
     epochs: Annotated[int, option("N", "At most; an epoch shows the largest task once.")] = 20,
     patience: Annotated[int, option("N", "Stop after so many epochs without a better one.")] = 3,
     pick: Annotated[
-        Literal["accuracy", "macro-f1", "mcc", "loss"],
-        option(None, "Which mean over the tasks stops, and picks the epoch."),
+        Literal["accuracy", "macro-f1", "micro-f1", "mcc", "pearson", "spearman", "loss"],
+        option(None, "Which mean over the tasks stops, and picks the epoch; a task without it counts with its own."),
     ] = "accuracy",
     batch_size: Annotated[int, option("N", "Examples of every task in a step.")] = 32,
     lr: Annotated[float | None, option("X", "Step of Adam (default 1e-3; 2e-5 for an encoder).")] = None,
-    width: Annotated[
-        int | None, option("N", "Filters per kernel of textcnn, units per direction of bilstm (100).")
-    ] = None,
+    width: Annotated[int | None, option("N", "Filters per kernel of textcnn (100).")] = None,
     dimension: Annotated[int | None, option("N", "Of word vectors when there is no --vectors (100).")] = None,
     dropout: Annotated[float, option("X", "Share of the features dropped in training.")] = 0.5,
     max_tokens: Annotated[int, option("N", "Longer texts are cut.")] = 256,
@@ -86,14 +97,14 @@ def train(
         from dataclasses import asdict
 
         from counterpoise.checkpoints.files import refuse_occupied
-        from counterpoise.classification import balance, classifier, models, saving, training
+        from counterpoise.classification import balance, classifier, models, saving, training, weighted
         from counterpoise.records import versions, write_whole
         from counterpoise.report.multitask import multitask_page
 
         refuse_occupied(out.absolute())
         design = models.Design(model, 100 if width is None else width, (3, 5, 7), dropout, max_tokens, freeze_vectors)
         if not design.takes_words:
-            options.refuse_without("--model textcnn or bilstm", options.given(width=width, dimension=dimension))
+            options.refuse_without("--model textcnn", options.given(width=width, dimension=dimension))
         if vectors is None:
             options.refuse_without("--vectors", options.given(freeze_vectors=freeze_vectors or None))
         else:
@@ -101,7 +112,10 @@ def train(
         pace: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "patience": patience, "pick": pick}
         training.check_pace(**pace, lr=lr)
         balance.check_weighting(weighting, **asked, prior=None if prior == "uniform" else [1.0])
-        found = _read(data, layout, tasks, need=("train", "validation"))
+        weights = _class_weights(class_weights)
+        columns, numbers = (text_columns, label_columns), _names(regression)
+        found = _read(data, layout, tasks, columns, need=("train", "validation"), regression=numbers)
+        found = weighted(found, weights) if weights else found
         power = {"uniform": 0.0, "sqrt": 0.5, "proportional": 1.0}[prior]
         sizes = [len(t.train) ** power for t in found] if power else None
         built = classifier.build_classifier(
@@ -109,6 +123,7 @@ def train(
         )
         rounds = training.rounds_per_epoch(found, batch_size)
         weighing = balance.weighting_for(weighting, built, rounds_per_epoch=rounds, seed=seed, prior=sizes, **asked)
+        _say_repeats(found, sizes)
         run = training.train(found, built, weighing, lr=lr, seed=seed, progress=progress, **pace)
         tested = classifier.evaluate(built, [t for t in found if len(t.test)])
         told = {"data": str(data), "layout": layout, "weighting": weighting, "seed": seed, "batch_size": batch_size}
@@ -118,13 +133,15 @@ def train(
             **asked,
             "prior": prior,
             "pick": pick,
+            "class_weights": weights,
+            "kinds": {t.name: t.kind for t in found},
             "rho": getattr(weighing, "rho", None),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": versions(),
             "examples": {t.name: [len(t.train), len(t.validation), len(t.test)] for t in found},
             "command": command_line(),
             **asdict(run),
-            "test": {name: score._asdict() for name, score in tested.items()},
+            "test": {name: score.told() for name, score in tested.items()},
         }
         page = multitask_page(record)
         saving.save(built, out, record, also=lambda folder: write_whole(folder / saving.REPORT, page))
@@ -133,7 +150,8 @@ def train(
         return
     best = run.epochs[run.best_epoch - 1]
     print(f"best epoch {run.best_epoch} of {len(run.epochs)} ({run.stopped}), {run.epochs[-1].seconds:.0f} s")
-    print(f"validation accuracy {100 * best.mean_accuracy:.2f} %, task variance {best.task_variance:.4g}")
+    judged = "accuracy" if {t.kind for t in found} == {"classes"} else "figures"
+    print(f"validation {judged} {100 * best.mean():.2f} %, task variance {best.task_variance:.4g}")
     if tested:
         _show_scores(tested)
     print(f"wrote {out}; the run as a page: {out / saving.REPORT}")
@@ -145,13 +163,15 @@ def evaluate(
     data: Data,
     layout: LayoutOption = "folder",
     tasks: TasksOption = None,
+    text_columns: TextColumns = None,
+    label_columns: LabelColumns = None,
     part: Annotated[Literal["test", "validation", "train"], option(None, "Of the data.")] = "test",
     batch_size: TextsAtOnce = 64,
     device: options.Device = "auto",
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Accuracy and loss of every task the model has, on held-out data.
+    """The figures of every task the model has, on held-out data.
 
     Example:
       counterpoise multitask evaluate model --data reviews
@@ -160,10 +180,10 @@ def evaluate(
         from counterpoise.classification import classifier, saving
 
         loaded = saving.load(model, device=options.device_of(device))
-        found = _read(data, layout, tasks or ",".join(loaded.tasks), need=(part,))
+        found = _read(data, layout, tasks or ",".join(loaded.tasks), (text_columns, label_columns), need=(part,))
         scores = classifier.evaluate(loaded, found, part, batch_size=batch_size)
     if as_json:
-        print_json([{"task": name, **score._asdict()} for name, score in scores.items()])
+        print_json([{"task": name, **score.told()} for name, score in scores.items()])
     else:
         _show_scores(scores)
 
@@ -175,12 +195,15 @@ def predict(
     text: Annotated[
         str | None, typer.Argument(metavar="[TEXT]", help="One text; without it, a text a line from stdin.")
     ] = None,
+    second: Annotated[
+        str | None, typer.Argument(metavar="[TEXT2]", help="The other one of a pair; on stdin a tab is between them.")
+    ] = None,
     batch_size: TextsAtOnce = 64,
     device: options.Device = "auto",
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """The label of each text: task, label and probability, separated by tabs; --json gives every label's, a line a text.
+    """The answer to each text: task, label and probability, separated by tabs; --json gives every label's, a line a text.
 
     Example:
       counterpoise multitask predict model --task books "It kept me up all night."
@@ -189,20 +212,43 @@ def predict(
         from counterpoise.classification import saving
 
         loaded = saving.load(model, device=options.device_of(device))
-        loaded.task(task)
-        answered = False
-        for texts in [[text]] if text is not None else _as_they_come(sys.stdin, batch_size):
+        target, answered = loaded.targets[loaded.task(task)], False
+        given: Any = [[text if second is None else (text, second)]]
+        for lines in given if text is not None else _as_they_come(sys.stdin, batch_size):
+            texts = [tuple(x.split("\t", 1)) if target.pair and "\t" in x else x for x in lines]
             for row in loaded.probabilities(task, texts, batch_size=batch_size).tolist():
-                answered = True
-                probability, label = max(zip(row, loaded.tasks[task], strict=True), key=lambda pair: pair[0])
+                answered, (label, probability) = True, loaded.prediction(task, row)
                 if as_json:
-                    every = dict(zip(loaded.tasks[task], row, strict=True))
-                    told = json.dumps({"task": task, "label": label, "probability": probability, "all": every})
+                    every = dict(zip(target.labels, row, strict=True))
+                    one: dict[str, Any] = {"label": label, "probability": probability, "all": every}
+                    several = {"labels": [x for x, p in every.items() if p > 0.5], "all": every}
+                    found = {"classes": one, "labels": several, "number": every}[target.kind]
+                    print(json.dumps({"task": task, **found}), flush=True)
                 else:
-                    told = f"{task}\t{label}\t{probability:.4f}"
-                print(told, flush=True)
+                    print(task, label, *([] if probability is None else [f"{probability:.4f}"]), sep="\t", flush=True)
         if not answered:
             raise ValueError("expected a text, or texts on stdin, one a line; found none")
+
+
+@app.command()
+def export(
+    model: ModelFolder,
+    out: Annotated[Path, option("FOLDER", "New folder, with one folder in it for each task.", "-o", "--out")],
+    tasks: TasksOption = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write each task as a model that AutoModelForSequenceClassification loads, with the same answers.
+
+    Example:
+      counterpoise multitask export model -o exported
+    """
+    with plain_errors("nothing was written", KeyError, ImportError):
+        from counterpoise.checkpoints.files import refuse_occupied
+        from counterpoise.classification import saving
+
+        refuse_occupied(out.absolute())
+        for place in saving.export(saving.load(model), out, _names(tasks)):
+            print(f"wrote {place}")
 
 
 @app.command()
@@ -251,20 +297,52 @@ def _as_they_come(lines: Iterable[str], at_most: int) -> Iterator[list[str]]:
         yield batch
 
 
-def _read(data: Path, layout: Any, tasks: str | None, *, need: Any) -> list[TaskData]:
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
+def _read(data: Path, layout: Any, tasks: str | None, columns: Sequence[str | None], **more: Any) -> list[TaskData]:
     from counterpoise.classification.data import read_tasks
 
-    names = None if tasks is None else [name.strip() for name in tasks.split(",") if name.strip()]
-    return read_tasks(data, layout, tasks=names, need=need)
+    texts, label = map(_names, columns)
+    return read_tasks(data, layout, tasks=None if tasks is None else _names(tasks), texts=texts, label=label, **more)
+
+
+def _class_weights(given: str | None) -> Any:
+    from counterpoise.checkpoints.reading import json_object, read_text
+
+    if given in (None, "balanced"):
+        return given
+    if not Path(given).is_file():
+        raise ValueError(f"--class-weights: expected balanced, or a json file by task and label, found {given!r}")
+    return json_object(read_text(given), given)
+
+
+def _say_repeats(tasks: list[TaskData], sizes: list[float] | None) -> None:
+    """Say which task an epoch shows most often, where that is more than a few times."""
+    rows = [len(t.train) for t in tasks]
+    shown = [sum(rows) * x / sum(sizes) for x in sizes] if sizes else [max(rows)] * len(rows)
+    times, name = max((x / n, t.name) for x, n, t in zip(shown, rows, tasks, strict=True))
+    if times > OFTEN:
+        say(f"note: an epoch shows {name} {times:.0f} times over; --prior proportional does not")
 
 
 def _show_scores(scores: dict[str, Score]) -> None:
+    from counterpoise.classification.targets import figure
+
     wide = max(len("worst"), *(len(name) for name in scores))
-    print(f"{'task':<{wide}}  accuracy  macro-F1     MCC    loss  examples")
+    names = list(dict.fromkeys(x for score in scores.values() for x in score.figures))
+    heads = [f"{SHOWN.get(x, x):>8}" for x in names]
+    print(f"{'task':<{wide}}  {'  '.join(heads)}    loss  examples")
     for name, score in scores.items():
-        shown = f"{100 * score.accuracy:6.2f} %  {100 * score.macro_f1:6.2f} %  {score.mcc:6.3f}"
-        print(f"{name:<{wide}}  {shown}  {score.loss:6.4f}  {score.examples:8d}")
+        cells = [f"{_shown(x, score.figures.get(x)):>{len(head)}}" for x, head in zip(names, heads, strict=True)]
+        print(f"{name:<{wide}}  {'  '.join(cells)}  {score.loss:6.4f}  {score.examples:8d}")
     if len(scores) > 1:
-        accuracies = [s.accuracy for s in scores.values()]
-        print(f"{'mean':<{wide}}  {100 * sum(accuracies) / len(accuracies):6.2f} %")
-        print(f"{'worst':<{wide}}  {100 * min(accuracies):6.2f} %")
+        judged = [figure(score.figures, "accuracy") for score in scores.values()]
+        print(f"{'mean':<{wide}}  {100 * sum(judged) / len(judged):6.2f} %")
+        print(f"{'worst':<{wide}}  {100 * min(judged):6.2f} %")
+
+
+def _shown(name: str, value: float | None) -> str:
+    percent = name in ("accuracy", "exact", "macro-f1", "micro-f1")
+    return "-" if value is None else f"{100 * value:.2f} %" if percent else f"{value:.3f}"

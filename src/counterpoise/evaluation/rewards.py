@@ -13,8 +13,7 @@ import numpy as np
 from torch import nn
 
 from counterpoise.checkpoints.hashing import sha256
-from counterpoise.checkpoints.reading import read_text
-from counterpoise.classification.files import table_rows
+from counterpoise.checkpoints.reading import read_text, table
 from counterpoise.evaluation.grader import Grader
 from counterpoise.evaluation.specs import RewardSpec, imported
 from counterpoise.language.prompts import Prompt, encode_prompt
@@ -141,7 +140,7 @@ def sentiment(path: str | Path) -> Reward:
 
 
 def read_labelled(path: Path) -> tuple[list[str], list[int]]:
-    records = list(table_rows(read_text(path), str(path)))
+    records = [(row["text"], row["label"].strip()) for _, row in table(read_text(path), str(path), "text", "label")]
     labels = {label for _, label in records}
     if labels != {"0", "1"}:
         raise ValueError(f"{path}: expected the labels 0 and 1, found {sorted(labels)[:5]}")

@@ -18,7 +18,6 @@ from counterpoise.multitask.adversarial import (
     Adversarial,
     TaskDiscriminator,
     adversarial_mtl,
-    difference_penalty,
     reverse_gradient,
     tchebycheff_adversarial,
 )
@@ -56,7 +55,7 @@ __all__ = [
     "Counts", "ExcessMTL", "FairGrad", "GradNorm", "GroupDRO", "JacobianWeighting", "Losses", "MirrorStep", "NashMTL",
     "PCGrad", "SmoothTchebycheff", "TaskDiscriminator", "Tchebycheff",
     "UPGrad", "UncertaintyWeighting", "Uniform", "Weighting", "adversarial_mtl", "ball_radius", "best_response",
-    "difference_penalty", "divergence", "hold", "mirror_step", "reverse_gradient", "tchebycheff_adversarial",
+    "divergence", "hold", "mirror_step", "reverse_gradient", "tchebycheff_adversarial",
     "with_mixture", "with_weighting",
 ]  # fmt: skip
 

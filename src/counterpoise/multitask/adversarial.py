@@ -26,16 +26,6 @@ def reverse_gradient(features: Tensor, strength: float = 1.0) -> Tensor:
     return same
 
 
-def difference_penalty(shared_BF: Tensor, private_BG: Tensor) -> Tensor:
-    """||S' P||_F^2, which is 0 when shared and private features are orthogonal (Liu, Qiu, Huang, ACL 2017, eq. 13).
-
-    Examples:
-        >>> float(difference_penalty(torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0], [2.0]])))
-        0.0
-    """
-    return (shared_BF.T @ private_BG).square().sum()
-
-
 class TaskDiscriminator(nn.Module):
     """Guesses the task from the shared features, while the features learn to hide it.
 
@@ -136,7 +126,7 @@ class Adversarial(nn.Module):
 def adversarial_mtl(tasks: Tasks, *, features: int, strength: float = 0.05) -> Adversarial:
     """Uniform weights and a task discriminator (Liu, Qiu, Huang, ACL 2017), for a hard-shared encoder.
 
-    Departure: the paper's private encoders and their `difference_penalty` are the model's, not the weighting's.
+    Departure: the paper's private encoders, and the penalty that keeps them apart, are the model's, not the weighting's.
 
     Examples:
         >>> adversarial_mtl(["books", "dvd"], features=8).tasks

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from counterpoise.classification.targets import figure
+
 Record = Mapping[str, Any]
 MOST_POINTS = 120
 """Of a curve over rounds; neighbours are averaged."""
@@ -23,9 +25,10 @@ class TaskScore(NamedTuple):
 
     Attributes:
         examples: that it was trained on; None when unknown.
-        accuracy: on test data, or on validation data where the run was not tested.
-        validation: accuracy at the best epoch, if that is known.
-        test: accuracy, loss (nats) and number of examples on test data; empty where the run was not tested.
+        accuracy: on test data, or on validation data where the run was not tested; of a task that is no choice of one
+            class the figure that it is judged by (`targets.figure`).
+        validation: the same at the best epoch, if that is known.
+        test: figures, loss and number of examples on test data; empty where the run was not tested.
     """
 
     task: str
@@ -38,13 +41,25 @@ class TaskScore(NamedTuple):
 def tasks(record: Record) -> list[str]:
     """The tasks, in the order of training."""
     epochs = record.get("epochs") or ()
-    return [str(t) for t in (epochs[0]["validation_accuracy"] if epochs else record.get("test") or ())]
+    return [str(t) for t in (epochs[0]["validation_loss"] if epochs else record.get("test") or ())]
+
+
+def accuracies(epoch: Record) -> dict[str, float]:
+    """By task, what it is judged by on validation data; older records hold nothing else."""
+    found = epoch.get("validation", {}).items()
+    return epoch.get("validation_accuracy") or {task: figure(figures, "accuracy") for task, figures in found}
+
+
+def judged_by(record: Record) -> str:
+    """What the figures of all tasks are called together."""
+    return "accuracy" if {*(record.get("kinds") or {"": "classes"}).values()} == {"classes"} else "score"
 
 
 def by_epoch(record: Record, what: str) -> dict[str, Curve]:
     """Per task, what each epoch came to: train_loss, validation_loss or validation_accuracy."""
     epochs = record.get("epochs") or ()
-    return {task: _curve((float(e["epoch"]), e[what].get(task)) for e in epochs) for task in tasks(record)}
+    rows = [(float(e["epoch"]), accuracies(e) if what == "validation_accuracy" else e[what]) for e in epochs]
+    return {task: _curve((x, row.get(task)) for x, row in rows) for task in tasks(record)}
 
 
 def over_epochs(record: Record, read: Callable[[Record], Any]) -> Curve:
@@ -94,11 +109,11 @@ def best(record: Record) -> Mapping[str, Any] | None:
 def final_scores(record: Record) -> list[TaskScore]:
     """The tasks' scores, least accurate first: on test data, or on validation data where a run was not tested."""
     tested, kept, sizes = record.get("test") or {}, best(record), record.get("examples") or {}
-    valid = kept["validation_accuracy"] if kept else {}
+    valid = accuracies(kept) if kept else {}
     rows = []
     for task in [t for t in tasks(record) if t in tested] or valid:
         test = tested.get(task) or {}
-        accuracy = float(test["accuracy"] if test else valid[task])
+        accuracy = figure({k.replace("_", "-"): x for k, x in test.items()}, "accuracy") if test else valid[task]
         rows.append(TaskScore(task, sizes.get(task, [None])[0], accuracy, valid.get(task), test))
     return sorted(rows, key=lambda row: row.accuracy)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _KINDS = {
     "train_loss": ("loss in training", "Training loss (nats)"),
     "validation_loss": ("loss on validation data", "Validation loss (nats)"),
-    "validation_accuracy": ("accuracy on validation data", "Validation accuracy"),
+    "validation_accuracy": ("{} on validation data", "Validation {}"),
 }
 _PERCENT = "\N{NO-BREAK SPACE}%"
 _GLOSSARY = {
@@ -32,7 +32,7 @@ _GLOSSARY = {
     "when one has everything.",
     "Epoch": "Rounds until the largest task has been seen once; every round holds a mini-batch of every task, so smaller "
     "tasks come round more often.",
-    "Kept": "The epoch with the best mean accuracy on validation data; the model holds its weights. Its validation scores are "
+    "Kept": "The epoch with the best mean figure on validation data; the model holds its weights. Its validation scores are "
     "therefore a little too good; test data decided nothing.",
     "Intervals": "Wilson's, over the test examples, each task alone. They say nothing of another seed of the training.",
 }
@@ -76,7 +76,7 @@ def _verdict(record: Record) -> str:
     if not found:
         return "No accuracy was recorded."
     part = "test" if record.get("test") else "validation"
-    mean = f"Mean {part} accuracy {number(100 * sum(s.accuracy for s in found) / len(found), 1)}{_PERCENT}"
+    mean = f"Mean {part} {history.judged_by(record)} {number(100 * sum(s.accuracy for s in found) / len(found), 1)}{_PERCENT}"
     if len(found) == 1:
         return f"{mean}."
     low, high = (f"{number(100 * s.accuracy, 1)}{_PERCENT} ({s.task})" for s in (found[0], found[-1]))
@@ -100,11 +100,14 @@ def _accuracy_section(record: Record, figures: Figures) -> str:
     if not found:
         return ""
     caption = "The weakest task is at the top. Bars are 95 % intervals over the test examples."
+    if (judged := history.judged_by(record)) == "score":
+        caption = "The weakest task is at the top: of classes accuracy, of several labels their mean F1, of a number the mean "
+        caption += "of both correlations. Bars, of accuracies alone, are 95 % intervals over the test examples."
     if len(found) > task_plots.MOST_ROWS:
         caption += f" The {task_plots.MOST_ROWS} weakest of {len(found)}; all are in the table."
     draw = partial(task_plots.plot_accuracies, record)
-    box = plot_box(figures, "accuracies", "Accuracy by task", draw, caption, low=len(found) <= 10)
-    return section("Accuracy, task by task", box + as_html(_scores(found), "Scores by task"))
+    box = plot_box(figures, "accuracies", f"{judged.capitalize()} by task", draw, caption, low=len(found) <= 10)
+    return section(f"{judged.capitalize()}, task by task", box + as_html(_scores(found), "Scores by task"))
 
 
 def _scores(rows: Sequence[history.TaskScore]) -> Table:
@@ -125,13 +128,14 @@ def _scores(rows: Sequence[history.TaskScore]) -> Table:
 def _curves_section(record: Record, figures: Figures) -> str:
     if not record.get("epochs"):
         return ""
-    menus = {"show": {kind: shown for kind, (shown, _) in _KINDS.items()}}
+    judged = history.judged_by(record)
+    menus = {"show": {kind: shown.format(judged) for kind, (shown, _) in _KINDS.items()}}
     caption = "Losses are mean cross-entropies. Those in training are with dropout, of the epoch's mini-batches."
     if len(history.tasks(record)) > task_plots.FEW:
         caption += " The tasks that end highest and lowest are picked out; the pointer names the others."
 
     def draw(kind: str) -> Figure:
-        return task_plots.plot_curves(record, history.by_epoch(record, kind), _KINDS[kind][1])
+        return task_plots.plot_curves(record, history.by_epoch(record, kind), _KINDS[kind][1].format(judged))
 
     box = plot_box(figures, "curves", "Loss and accuracy by task over epochs", draw, caption, menus)
     return section("Over time", box)

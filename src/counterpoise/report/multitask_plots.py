@@ -25,7 +25,7 @@ def plot_accuracies(record: Record) -> Figure:
 
     Of more than `MOST_ROWS` tasks, those with the least.
     """
-    figure = empty_figure("Accuracy (%)", "")
+    figure = empty_figure(f"{history.judged_by(record).capitalize()} (%)", "")
     scores = history.final_scores(record)[:MOST_ROWS]
     places, names = list(range(len(scores) - 1, -1, -1)), [s.task for s in scores]
     rows: dict[str, Any] = {"y": places, "mode": "markers", "hovertext": [escaped(t) for t in names]}
@@ -38,7 +38,10 @@ def plot_accuracies(record: Record) -> Figure:
             **rows,
         )
     if scores and scores[0].test:
-        ends = [history.wilson_interval(s.accuracy, s.test["examples"]) for s in scores]
+        share = [
+            history.wilson_interval(s.accuracy, s.test["examples"]) if "accuracy" in s.test else None for s in scores
+        ]
+        ends = [found or (s.accuracy, s.accuracy) for found, s in zip(share, scores, strict=True)]
         at = [100 * s.accuracy for s in scores]
         up = [100 * high - x for (_, high), x in zip(ends, at, strict=True)]
         down = [x - 100 * low for (low, _), x in zip(ends, at, strict=True)]

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from counterpoise.cli.multitask import app
 
-from .worlds import write_folder
+from .worlds import write_folder, write_kinds
 
 QUICK = ["--epochs", "6", "--width", "8", "--lr", "0.01", "--batch-size", "16", "--dimension", "16", "--quiet"]
 
@@ -145,7 +145,7 @@ def test_errors_are_one_message(trained, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "film.csv").write_bytes(b"\n")
     empty = call("train", "--data", tmp_path / "empty", *QUICK, "-o", tmp_path / "m")
-    refused(empty, "film.csv: expected rows with text and label, found an empty file; fill it or leave it out")
+    refused(empty, "film.csv: expected rows with text and label, found none; fill the file or leave it out")
     assert not (tmp_path / "m").exists()
 
 
@@ -155,3 +155,55 @@ def test_help_imports_nothing_of_the_work():
     command = [sys.executable, "-c", code]
     modules = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.split()
     assert not {"transformers", "safetensors", "counterpoise.classification.models"} & set(modules)
+
+
+def test_pairs_numbers_and_several_labels_from_the_command_line(tmp_path):
+    data = write_kinds(tmp_path / "data", count=60)
+    (tmp_path / "weights.json").write_text('{"pairs": {"same": 3}}')
+    result = call(
+        "train",
+        "--data",
+        data,
+        "--class-weights",
+        tmp_path / "weights.json",
+        "--pick",
+        "spearman",
+        *QUICK,
+        "-o",
+        tmp_path / "m",
+    )
+    assert result.exit_code == 0, result.output
+    heads = "accuracy macro-F1 MCC P+S / 2 Pearson Spearman micro-F1 exact loss examples"
+    assert heads in " ".join(result.stdout.split())
+    rows = json.loads(call("evaluate", tmp_path / "m", "--data", data, "--json").stdout)
+    assert [("accuracy" in r, "pearson" in r, "micro_f1" in r) for r in rows] == [
+        (True, False, False), (False, True, False), (False, False, True),
+    ]  # fmt: skip
+    assert json.loads((tmp_path / "m" / "training.json").read_text())["test"]["topics"] == {
+        k: v for k, v in rows[2].items() if k != "task"
+    }
+    assert "Score, task by task" in (tmp_path / "m" / "report.html").read_text()
+    alone = call("predict", tmp_path / "m", "--task", "pairs", "the rose", "a rose").stdout
+    assert call("predict", tmp_path / "m", "--task", "pairs", text="the rose\ta rose\n").stdout == alone
+    refused(
+        call("predict", tmp_path / "m", "--task", "pairs", "the rose"),
+        "expected two texts at a time (in a line, a tab between them), found",
+    )
+    task, number = call("predict", tmp_path / "m", "--task", "stars", "the rose").stdout.split()
+    assert (task, float(number) > 0) == ("stars", True)
+    told = json.loads(call("predict", tmp_path / "m", "--task", "topics", "--json", "the rose").stdout)
+    assert told["labels"] == [label for label, p in told["all"].items() if p > 0.5]
+    refused(call("export", tmp_path / "m", "-o", tmp_path / "out"), "found textcnn; train with --model ENCODER")
+    refused(
+        call("train", "--data", data, "--class-weights", "some", *QUICK, "-o", tmp_path / "n"),
+        "--class-weights: expected balanced, or a json file",
+    )
+
+
+def test_a_small_task_that_comes_often_is_said_and_a_prior_of_sizes_shows_each_row_once(tmp_path):
+    data = write_folder(tmp_path / "data", colours=600, animals=40)
+    quick = [*QUICK[:-1], "--epochs", "1"]  # not quiet
+    shown = call("train", "--data", data, *quick, "-o", tmp_path / "m").stderr
+    assert "note: an epoch shows animal 1" in shown
+    shown = call("train", "--data", data, *quick, "--prior", "proportional", "-o", tmp_path / "n").stderr
+    assert "note:" not in shown

@@ -181,8 +181,8 @@ def test_newsgroups_by_date(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"text,stars\ngood,1\n", r"a\.csv: expected the columns text and label .* found \['text', 'stars'\]"),
-        (b"", r"a\.csv: expected rows with text and label, found an empty file; fill it or leave it out"),
+        (b"text,stars\ngood,1\n", r"a\.csv, line 1: expected the columns text, label, found text, stars \(no label\)"),
+        (b"", r"a\.csv: expected rows with text and label, found none; fill the file or leave it out"),
         (b"text,label\n", r"a\.csv: expected rows .* found none; fill the file"),
         (b"text,label\ngood,1\nbad\n", r"a\.csv, line 3: expected 2 columns .* found 1"),
         (b"text,label\ngood, nice,1\n", r"a\.csv, line 2: .* found 3; quote texts with commas"),
@@ -201,10 +201,10 @@ def test_bad_csv_files(tmp_path, content, message):
     ("line", "message"),
     [
         ("good\t1", r"line 2: expected json, found"),
-        ('{"text": "good"}', r'line 2: expected \{"text": "...", "label": ...\}'),
-        ('{"text": 3, "label": 1}', r"line 2: expected \{"),
+        ('{"text": "good"}', r"line 2: expected the columns text, label, found text \(no label\)"),
+        ('{"text": 3, "label": 1}', r"line 2: expected text in text, found 3"),
         ('["good", 1]', r"line 2: expected a json object, found"),
-        ('{"text": "good", "label": 0.5}', r"line 2: expected a label, a word or a whole number, found 0.5"),
+        ('{"text": "good", "label": {}}', r"line 2: expected a label, a word or a number, found \{\}"),
         ('{"text": "good", "label": null}', r"line 2: expected a label"),
         ('{"text": "go\\ud800od", "label": 1}', r"line 2: expected json, .*half of a surrogate pair"),
     ],
@@ -232,7 +232,7 @@ def test_bad_sources_and_tasks(tmp_path):
         read_tasks(tmp_path / "notes.txt")
     with pytest.raises(ValueError, match=r"expected files NAME.csv, .*, found none; is the layout right\?"):
         read_tasks(tmp_path)
-    with pytest.raises(ValueError, match="layout: expected folder, fdu-mtl, newsgroups, found 'csv'"):
+    with pytest.raises(ValueError, match="layout: expected folder, glue, fdu-mtl, newsgroups, found 'csv'"):
         read_tasks(tmp_path, "csv")
     write_folder(tmp_path)
     with pytest.raises(ValueError, match=r"expected tasks among \['animal', 'colour'\], found \['colours'\]"):

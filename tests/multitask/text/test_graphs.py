@@ -34,7 +34,7 @@ def round_on_one_graph(run) -> None:
     drawn = run.draw()
     features = torch.split(model(*run.texts.batch(torch.cat(drawn))), [len(rows_B) for rows_B in drawn])
     parts = enumerate(zip(features, drawn, strict=True))
-    losses = [cross_entropy(model.logits(x_BF, i), run.classes_N[rows_B]) for i, (x_BF, rows_B) in parts]
+    losses = [cross_entropy(model.logits(x_BF, i), run.truth[i][rows_B - run.first[i]]) for i, (x_BF, rows_B) in parts]
     run.optimizer.zero_grad()
     run.weighting(torch.stack(losses)).backward()
     run.optimizer.step()
@@ -42,7 +42,7 @@ def round_on_one_graph(run) -> None:
 
 
 @pytest.mark.parametrize("weighting", ["mgda", "gradnorm", "upgrad", "pcgrad"])
-@pytest.mark.parametrize("model", ["textcnn", "bilstm", "bert"])
+@pytest.mark.parametrize("model", ["textcnn", "bert"])
 def test_a_graph_per_task_gives_the_gradients_of_one_graph(found, tmp_path, model, weighting):
     kind = str(tiny_encoder(tmp_path)) if model == "bert" else model
     design = Design(kind, width=6, dropout=0.0, max_tokens=40)
