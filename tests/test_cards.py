@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from huggingface_hub import ModelCard, metadata_load
+from huggingface_hub import ModelCard, ModelCardData, metadata_load
 from typer.testing import CliRunner
 
 from counterpoise.averaging.average import average
@@ -14,6 +15,7 @@ from counterpoise.averaging.merge import Merge, merge
 from counterpoise.checkpoints.about import about, inherited
 from counterpoise.cli.app import app
 from counterpoise.records import public
+from counterpoise.tables.card import front_matter
 from tiny import save_pair
 from world import make
 
@@ -95,3 +97,18 @@ def test_names_take_the_place_of_paths_and_nothing_else_changes(tmp_path: Path) 
     assert public(given) == {"x": ["choices:a?limit=3", "http://host/a/b", "and/or", "1 / 2", "--out=a", 3, None]}
     assert public(f"{tmp_path}/cache/models--org--name/snapshots/abc") == "org/name"
     assert public("/no/such/thing") == "/no/such/thing"
+
+
+TOLD = [
+    {},
+    {"license": "mit", "language": ["en", "dé"], "pipeline_tag": "text-generation"},
+    {"license": "other", "license_name": "x", "license_link": "LICENSE", "language": "en"},
+]
+
+
+@pytest.mark.parametrize("source", ["org/name", "folder"])
+@pytest.mark.parametrize("card", TOLD)
+def test_the_front_matter_is_what_the_hubs_own_code_writes(source: str, card: dict[str, Any]) -> None:
+    hub = {"base_model": [source], "base_model_relation": "merge"} if "/" in source else {}
+    wanted = ModelCardData(library_name="transformers", tags=["merge", "counterpoise"], **hub, **card).to_yaml()
+    assert front_matter({"pre": {"source": source, "card": card}}, relation="merge") == f"---\n{wanted}\n---"

@@ -16,9 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from counterpoise.averaging.average import average
-from counterpoise.checkpoints.checkpoint import Checkpoint, TensorFile, copy_companions, hash_in_background, match_name
+from counterpoise.checkpoints.checkpoint import Checkpoint, copy_companions, hash_in_background, match_name
 from counterpoise.checkpoints.files import CheckpointError, staged
 from counterpoise.checkpoints.opening import open_checkpoint
+from counterpoise.checkpoints.rounding import as_array
+from counterpoise.checkpoints.writing import TensorFile
 from tiny import tiny, tokenizer
 
 INDEX = "model.safetensors.index.json"
@@ -236,11 +238,11 @@ def test_an_adapter_alone_is_refused(tmp_path: Path) -> None:
 
 def test_a_written_file_is_what_safetensors_reads(tmp_path: Path) -> None:
     wanted = {"b": torch.randn(3, 5), "a": torch.randn(7).bfloat16(), "é": torch.arange(6), "none": torch.empty(0, 2)}
-    file = TensorFile(tmp_path / "x.safetensors", {n: (t.dtype, tuple(t.shape)) for n, t in wanted.items()})
-    file.write("b", 20, wanted["b"][1:])  # in pieces, in any order: a row is 20 bytes
-    for name in ("é", "none", "a"):
-        file.write(name, 0, wanted[name])
-    file.write("b", 0, wanted["b"][:1])
+    kinds = {"b": "F32", "a": "BF16", "é": "I64", "none": "F32"}
+    file = TensorFile(tmp_path / "x.safetensors", {n: (kinds[n], tuple(t.shape)) for n, t in wanted.items()})
+    for tensor in wanted.values():
+        for piece in as_array(tensor).reshape(-1, 1):
+            file.write(piece)
     file.close()
     found = load_file(tmp_path / "x.safetensors")
     assert set(found) == set(wanted)

@@ -64,11 +64,11 @@ def test_whatever_goes_wrong_in_hashing_reaches_who_waits(tmp_path: Path, monkey
     """Not OSError alone: `result` would wait for ever."""
     from counterpoise.checkpoints import hashing
 
-    def fail(file: Path) -> str:
-        raise MemoryError(str(file))
+    def fail(files: object) -> None:
+        raise MemoryError
 
     pre, post = save_pair(tmp_path)
-    monkeypatch.setattr(hashing, "_hash", fail)
+    monkeypatch.setattr(hashing, "_hash_in_step", fail)
     hash_early(pre)
     with pytest.raises(MemoryError):
         hashing._under_way[state_of(pre / "model.safetensors")].result(timeout=10)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from counterpoise.averaging.mix import LARGEST, Donor, mix, refuse_donor
 from counterpoise.averaging.partition import partition, whole
 from counterpoise.averaging.recipe import Recipe
 from counterpoise.averaging.streaming import other_inputs, write
 from counterpoise.checkpoints.about import described, inherited
+from counterpoise.checkpoints.bits import Array
 from counterpoise.checkpoints.files import refuse_occupied, staged
-from counterpoise.checkpoints.preflight import Buffers, Pair, preflight
+from counterpoise.checkpoints.preflight import CHUNK, Pair, Scan, preflight
 from counterpoise.records import Progress, public, versions, write_json
 
 FAR = 3.0
@@ -35,7 +36,7 @@ def average(
     also: Callable[[Path], None] | None = None,
     progress: Progress | None = None,
 ) -> Recipe:
-    """Average two checkpoints into a third, streaming: a few MiB of memory, whatever the model's size.
+    """Average two checkpoints into a third, streaming: a few MiB of memory, whatever the model's size, and without torch.
 
     Args:
         pre, post: folders or hub ids; POST may be a LoRA adapter on PRE.
@@ -57,21 +58,21 @@ def average(
     refuse_donor(donor)
     refuse_occupied(Path(out).absolute())
     pair = preflight(pre, post, drop=drop, out=out)
-    plan, buffers = _plan(pair, ratios, blocks), Buffers()
+    plan = _plan(pair, ratios, blocks)
     shares = plan.partition.ratios(pair.names, plan.ratios)
+    buffer = np.empty(CHUNK * 8, np.uint8)  # allocated once
 
-    def mixed(name: str, key: int, start: int, pre: Tensor, posts: list[Tensor]) -> Tensor:
-        written = buffers[posts[0].dtype, 0][: len(pre)]
-        return mix(pre, posts[0], shares[name], key=key, start=start, out=written)
+    def mixed(scans: Sequence[Scan], name: str, key: int, start: int, pre: Array, posts: list[Array]) -> Array:
+        (scan,), (post,), ratio = scans, posts, shares[name]
+        written = buffer[: post.nbytes].view(post.dtype)
+        if ratio in (0, 1):  # `mix` computes nothing
+            scan.add(name, pre, post)
+        return mix(pre, post, ratio, key=key, start=start, out=written, seen=partial(scan.count, name))
 
     with staged(out) as folder:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # one computes, one hashes: more on chunks of 2 MiB cost processor time and save none
-        try:
-            sizes = {n: pair.post.size(n) for n in pair.names}
-            warned = write([pair], folder, mixed, sizes, progress, donor=donor, allow_unrelated=allow_unrelated)
-        finally:
-            torch.set_num_threads(threads)
+        sizes = {n: pair.post.size(n) for n in pair.names}
+        how: Any = {"donor": donor, "allow_unrelated": allow_unrelated, "kept": _kept(pair, shares)}
+        warned = write([pair], folder, mixed, sizes, progress, **how)
         inputs = describe_inputs(pair)
         settings = {**plan.settings, "donor": donor, "dropped": list(pair.dropped)}
         _, licences = inherited({side.upper(): found.get("card", {}) for side, found in inputs.items()})
@@ -92,6 +93,13 @@ def average(
 def describe_inputs(pair: Pair) -> dict[str, Any]:
     """Source, hashes and, of what came from the hub, the commit of both checkpoints."""
     return {side: public({"source": c.source}) | described(c) for side, c in (("pre", pair.pre), ("post", pair.post))}
+
+
+def _kept(pair: Pair, shares: Mapping[str, float]) -> dict[str, str]:
+    """The side, "pre" or "post", whose bytes a tensor keeps; those that carry no update are POST's."""
+    moved = {n: share for n, share in shares.items() if pair.post.entries[n].kind in ("F64", "F32", "F16", "BF16")}
+    sides = {0.0: "pre", 1.0: "post"}
+    return {n: sides[share] for n in shares if (share := moved.get(n, 1.0)) in sides}
 
 
 def _plan(pair: Pair, ratios: float | Sequence[float] | Recipe, blocks: int | str) -> Recipe:

@@ -17,7 +17,7 @@ from torch import Tensor
 from counterpoise.averaging.mergekit import Mergekit, is_yaml
 from counterpoise.averaging.mix import LARGEST, Donor, mix, refuse_donor
 from counterpoise.averaging.recipe import read_with, refuse_unlike
-from counterpoise.averaging.streaming import Mixed, other_inputs, write
+from counterpoise.averaging.streaming import Mixed, of_tensors, other_inputs, write
 from counterpoise.averaging.thinning import (
     Keep,
     elected_mean,
@@ -87,7 +87,7 @@ class Merge:
 
     def mixer(self, pairs: Sequence[Pair], progress: Stages | None) -> Mixed:
         """What becomes of each stretch; whole updates are ranked first."""
-        return partial(_merged, self, _keepers(pairs, self, progress))
+        return of_tensors(partial(_merged, self, _keepers(pairs, self, progress)))
 
     def __str__(self) -> str:
         drawn = f"of each update a random {self.density:.3g}, enlarged by its inverse"

@@ -32,7 +32,7 @@ from counterpoise.averaging.mix import LARGEST, Donor
 from counterpoise.averaging.partition import Block, Partition, layerwise
 from counterpoise.averaging.recipe import Recipe
 from counterpoise.averaging.resident import main_dtype
-from counterpoise.averaging.streaming import Mixed
+from counterpoise.averaging.streaming import Mixed, of_tensors
 from counterpoise.checkpoints.checkpoint import short
 from counterpoise.checkpoints.matching import vocabulary
 from counterpoise.checkpoints.preflight import Pair
@@ -252,7 +252,7 @@ class Mergekit:
             keep[name] = kept_of(pairs, name, terms[name], METHODS[self.method], self.seed)
             if progress is not None:
                 progress("thinning the updates", done, len(names))
-        return partial(mixed, terms, keep, elected, linear)
+        return of_tensors(partial(mixed, terms, keep, elected, linear))
 
     def __str__(self) -> str:
         return f"mergekit's {self.method} of {len(self.models)} models, as `recipe.json` repeats it"

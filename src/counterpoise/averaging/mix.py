@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from counterpoise.checkpoints.rounding import NARROW, key_of, narrow_piece, piece, wide_dtype
+from counterpoise.checkpoints import bits
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Donor = Literal["pre", "post"]
-LARGEST = torch.finfo(torch.float32).max
+LARGEST = float(np.finfo(np.float32).max)
 """Of a ratio: the arithmetic is float32's."""
+Seen = Callable[[Any, Any, Any, Any], None]
+"""Takes a piece of PRE and of POST, and in their wide dtype PRE and PRE - POST."""
+Values = TypeVar("Values", "Tensor", bits.Array)
 
 
 def refuse_donor(donor: str | None) -> None:
@@ -21,8 +27,15 @@ def refuse_donor(donor: str | None) -> None:
 
 
 def mix(
-    pre: Tensor, post: Tensor, ratio: float, *, key: int | None = None, start: int = 0, out: Tensor | None = None
-) -> Tensor:
+    pre: Values,
+    post: Values,
+    ratio: float,
+    *,
+    key: int | None = None,
+    start: int = 0,
+    out: Values | None = None,
+    seen: Seen | None = None,
+) -> Values:
     """theta(r) = pre + r (post - pre), in POST's dtype: Lin et al. 2024, section 5 (their weight is 1 - r).
 
     Computed in at least float32, as pre - r (pre - post), by operations that every processor rounds alike (`torch.lerp` fuses
@@ -32,35 +45,55 @@ def mix(
     carry no update, are POST's.
 
     Args:
-        pre, post: contiguous tensors of one shape, on one device; the bits are the same on each.
+        pre, post: contiguous, of one shape: tensors on one device, or flat numpy arrays (bfloat16 as uint16, see `bits`);
+            the bits are the same.
         key, start: for stretches, `key_of` the whole tensors and where in them (flattened) the stretch begins.
         out: written to and returned when given; contiguous, its dtype is POST's.
+        seen: told of each piece before it is mixed; of nothing where nothing is computed.
 
+    >>> import torch
     >>> mix(torch.zeros(2), torch.ones(2), 0.25)
     tensor([0.2500, 0.2500])
     """
-    if ratio == 1 or not post.is_floating_point():
-        result = post
-    elif ratio == 0:
-        result = pre.to(post.dtype)
-    else:
-        key = key_of(pre, post) if key is None and post.dtype in NARROW else key or 0
-        result = torch.empty(post.shape, dtype=post.dtype, device=post.device) if out is None else out
-        _mix(pre.reshape(-1), post.reshape(-1), ratio, key, start, result.view(-1))
-        return result
-    return result if out is None else out.copy_(result)
+    room: Any = bits if isinstance(post, np.ndarray) else _tensors()
+    if ratio in (0, 1) or not room.floating(post):
+        result = post if ratio or not room.floating(post) else _in_dtype_of(post, pre)
+        if out is None:
+            return result
+        out[...] = result
+        return out
+    flat = [pre.reshape(-1), post.reshape(-1)]
+    flat.append(room.library.empty_like(flat[1]) if out is None else out.reshape(-1))
+    key = room.key_of(*flat[:2]) if key is None and post.dtype in room.NARROW else key or 0
+    _mix(room, flat, float(ratio), key, start, seen)
+    return flat[2].reshape(post.shape) if out is None else out
 
 
-def _mix(pre: Tensor, post: Tensor, ratio: float, key: int, start: int, out: Tensor) -> None:
+def _mix(room: Any, flat: Sequence[Any], ratio: float, key: int, start: int, seen: Seen | None) -> None:
     """Piece by piece in buffers that are allocated once: in fresh ones, page faults cost several times the arithmetic."""
-    size, wide = piece(post.device), wide_dtype(pre, post)
-    before, after = (torch.empty(min(size, post.numel()), dtype=wide, device=post.device) for _ in range(2))
-    for begin in range(0, post.numel(), size):
-        a, b, part = (t[begin : begin + size] for t in (pre, post, out))
-        first, gap = before[: len(part)].copy_(a), after[: len(part)].copy_(b)
-        torch.sub(first, gap, out=gap)  # so that -0.0 in both stays -0.0
-        mixed = first.sub_(gap.mul_(ratio))
-        if part.dtype in NARROW:
-            narrow_piece(mixed.to(torch.float32), part, key=key, start=start + begin)
-        else:
-            part.copy_(mixed)
+    before, after = room.wide(*flat[:2]), room.wide(*flat[:2])
+    for begin in range(0, len(flat[0]), len(before)):
+        a, b, part = (values[begin : begin + len(before)] for values in flat)
+        first, gap = room.widen(a, before), room.widen(b, after)
+        room.library.subtract(first, gap, out=gap)  # so that -0.0 in both stays -0.0
+        if seen is not None:
+            seen(a, b, first, gap)
+        gap *= ratio
+        first -= gap
+        room.narrowed(first, part, key=key, start=start + begin)
+
+
+def _in_dtype_of(other: Any, values: Any) -> Any:
+    """Rounded to the nearest, which numpy cannot for bfloat16."""
+    if not isinstance(values, np.ndarray):
+        return values.to(other.dtype)
+    if values.dtype == other.dtype:
+        return values
+    room = _tensors()
+    return room.as_array(room.as_tensor(values).to(room.as_tensor(other).dtype))
+
+
+def _tensors() -> Any:
+    from counterpoise.checkpoints import rounding
+
+    return rounding

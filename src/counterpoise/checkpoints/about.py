@@ -16,10 +16,12 @@ TOLD = (*LICENCE, "language", "pipeline_tag")
 
 def about(folder: Path) -> dict[str, Any]:
     """Licence, languages and task, from the front matter of README.md; empty where there is none that can be read."""
+    if not (folder / "README.md").is_file():
+        return {}
     from huggingface_hub import metadata_load
 
     try:
-        found = metadata_load(folder / "README.md") if (folder / "README.md").is_file() else None
+        found = metadata_load(folder / "README.md")
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     plain = {name: value for name in TOLD if (value := (found or {}).get(name))}

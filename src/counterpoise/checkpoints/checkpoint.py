@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import mmap
-import os
 import re
 import shutil
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from counterpoise.checkpoints.bits import Array
 from counterpoise.checkpoints.companions import beside, lost_code, of_the_tokenizer, told
 from counterpoise.checkpoints.files import INDEX, CheckpointError, read_json, weight_files, weight_map
-from counterpoise.checkpoints.hashing import Watch, changed, in_background
-from counterpoise.checkpoints.headers import DTYPE_NAMES, Entry, read_header
+from counterpoise.checkpoints.hashing import Watch, begin, changed, in_background
+from counterpoise.checkpoints.headers import Entry, read_header
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")  # one head: GPT-NeoX has another name for it on disk
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -28,10 +29,11 @@ OWN_MODULE = ("levit",)  # the one model of transformers with a part that is cal
 EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tokens_embed")
 
 
-class Checkpoint(Mapping[str, Tensor]):
+class Checkpoint(Mapping[str, "Tensor"]):
     """A Hugging Face checkpoint folder as a read-only mapping from tensor name to tensor.
 
-    Tensors are views of the memory-mapped files: reading one allocates nothing. Their names are those on disk.
+    Tensors are views of the memory-mapped files: reading one allocates nothing, and the first one imports torch. Their names
+    are those on disk.
 
     Attributes:
         source: what the user typed.
@@ -60,20 +62,25 @@ class Checkpoint(Mapping[str, Tensor]):
         self._maps: dict[Path, mmap.mmap] = {}
 
     def __getitem__(self, name: str) -> Tensor:
+        import torch
+
         entry = self.entries[name]
-        count = (entry.stop - entry.start) // entry.dtype.itemsize
-        if count == 0:
+        if (flat := self._flat(entry)).size == 0:
             return torch.empty(entry.shape, dtype=entry.dtype)
-        mapped = self._mapped(entry.file)
-        if mapped.size() < entry.stop:  # to read past the end of a file kills the process
-            raise changed(entry.file)
-        return torch.frombuffer(mapped, dtype=entry.dtype, count=count, offset=entry.start).view(entry.shape)
+        return torch.frombuffer(flat.data, dtype=entry.dtype).view(entry.shape)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
 
     def __len__(self) -> int:
         return len(self.entries)
+
+    def flat(self, name: str) -> Array:
+        """A tensor as a flat numpy array (bfloat16 as uint16, see `bits`); as `[name]` else, and without torch."""
+        return self._flat(self.entries[name])
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, from the header alone."""
@@ -147,6 +154,14 @@ class Checkpoint(Mapping[str, Tensor]):
     def _path(self, file: Path) -> str:
         return file.relative_to(self.folder).as_posix()
 
+    def _flat(self, entry: Entry) -> Array:
+        if not (count := (entry.stop - entry.start) // entry.held.itemsize):
+            return np.empty(0, entry.held)
+        mapped = self._mapped(entry.file)
+        if mapped.size() < entry.stop:  # to read past the end of a file kills the process
+            raise changed(entry.file)
+        return np.frombuffer(mapped, entry.held, count, entry.start)
+
     def _mapped(self, file: Path) -> mmap.mmap:
         if file not in self._maps:
             self._watch.check(file)  # the header that was read is this file's
@@ -219,39 +234,8 @@ def short(dtype: torch.dtype) -> str:
 
 def hash_in_background(checkpoints: Sequence[Checkpoint]) -> Future[list[dict[str, str]]]:
     """Start computing the `sha256` of the checkpoints beside other work; call `.result()` before reading them."""
+    begin([checkpoint.files for checkpoint in checkpoints])
     return in_background(lambda: [checkpoint.sha256 for checkpoint in checkpoints])
-
-
-class TensorFile:
-    """A safetensors file being written: its header first, then bytes anywhere in it."""
-
-    def __init__(self, path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        offset = 0
-        self.starts: dict[str, int] = {}
-        for name, (dtype, shape) in tensors.items():
-            stop = offset + dtype.itemsize * torch.Size(shape).numel()
-            header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, stop]}
-            self.starts[name], offset = offset, stop
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
-        self._body = 8 + len(text)
-        self.size = offset
-        self._file = path.open("xb")
-        self._file.write(struct.pack("<Q", len(text)) + text)
-        self._file.truncate(self._body + offset)
-
-    def write(self, name: str, offset: int, values: Tensor) -> None:
-        """Put contiguous `values` at byte `offset` of the tensor `name`."""
-        if values.numel():
-            self._file.seek(self._body + self.starts[name] + offset)
-            self._file.write(values.flatten().view(torch.uint8).numpy().data)
-
-    def close(self) -> None:
-        """Flush to the disk and close."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
 
 
 def copy_companions(donor: Checkpoint, folder: Path) -> list[str]:

@@ -74,6 +74,19 @@ def resolve(source: str | Path, *, weights: bool = True) -> Path:
         ) from None
 
 
+def look(*sources: str | Path, out: Path | None = None) -> None:
+    """Refuse what is seen of paths alone, before anything heavy is imported: nothing there, an `out` that is taken.
+
+    Raises:
+        CheckpointError: see `resolve` and `refuse_occupied`.
+    """
+    if out is not None:
+        refuse_occupied(out.absolute())
+    for source in sources:
+        if hub_id(source) is None:
+            resolve(source)
+
+
 def _converting(source: str | Path, file: Path) -> str:
     """What is said of a GGUF file: the command that makes it a checkpoint."""
     place, name, out = (

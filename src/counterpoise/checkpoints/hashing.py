@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from itertools import zip_longest
 from pathlib import Path
 from typing import TypeVar
 
 from counterpoise.checkpoints.files import CheckpointError, weight_files
 
 Outcome = TypeVar("Outcome")
+Key = TypeVar("Key")
 State = tuple[Path, int, int, int, int]
 """Where a file really lies, its inode, size, and the times when its content and its inode changed."""
+BUFFER = 1 << 18
 _under_way: dict[State, Future[dict[State, str]]] = {}
 
 
@@ -76,12 +79,23 @@ def hash_early(*sources: str | Path) -> None:
 
     What cannot be read is left for the preflight to complain about.
     """
-    work: dict[State, Path] = {}  # two names may lead to one file
+    found = []
     for folder in (Path(s).expanduser() for s in sources):
         with contextlib.suppress(CheckpointError, OSError):
-            work |= {state: file for file in weight_files(folder) if (state := state_of(file)) not in _under_way}
-    hashes = in_background(lambda: {state: _hash(file) for state, file in work.items()})
-    _under_way.update(dict.fromkeys(work, hashes))
+            found.append(weight_files(folder))
+    begin(found)
+
+
+def begin(sides: Sequence[Sequence[Path]]) -> None:
+    """Begin hashing files in the background, those of the sides in step, as they are mixed: each comes from the disk once."""
+    work: dict[State, Path] = {}  # two names may lead to one file
+    rows: list[list[State]] = []
+    for files in zip_longest(*sides):
+        states = {state_of(file): file for file in files if file is not None}
+        rows.append([state for state in states if state not in work and state not in _under_way])
+        work |= states
+    hashes = in_background(lambda: {s: h for row in rows for s, h in _hash_in_step({s: work[s] for s in row}).items()})
+    _under_way.update(dict.fromkeys((state for row in rows for state in row), hashes))
 
 
 def in_background(work: Callable[[], Outcome]) -> Future[Outcome]:
@@ -105,6 +119,18 @@ def state_of(file: Path) -> State:
 
 
 def _hash(file: Path) -> str:
+    return _hash_in_step({file: file})[file]
+
+
+def _hash_in_step(files: Mapping[Key, Path]) -> dict[Key, str]:
     """Read, not mapped: a file that shrinks meanwhile would kill the process that maps it."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    buffer, found = memoryview(bytearray(BUFFER)), {key: hashlib.sha256() for key in files}
+    with contextlib.ExitStack() as stack:
+        left = {key: stack.enter_context(file.open("rb", buffering=0)) for key, file in files.items()}
+        while left:
+            for key, opened in list(left.items()):
+                if count := opened.readinto(buffer):
+                    found[key].update(buffer[:count])
+                else:
+                    del left[key]
+    return {key: one.hexdigest() for key, one in found.items()}

@@ -6,29 +6,51 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from counterpoise.checkpoints.bits import BFLOAT16
 from counterpoise.checkpoints.files import CheckpointError
 
+if TYPE_CHECKING:
+    import torch
+
 DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
 }  # fmt: skip
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+"""What a header says, and what torch calls it."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies: its file, byte range, dtype and shape."""
+    """Where a tensor lies: its file, byte range, kind (a key of DTYPES) and shape."""
 
     file: Path
     start: int
     stop: int
-    dtype: torch.dtype
+    kind: str
     shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its torch dtype."""
+        import torch
+
+        found: torch.dtype = getattr(torch, DTYPES[self.kind])
+        return found
+
+    @property
+    def held(self) -> np.dtype[Any]:
+        """Its dtype as a numpy array, see `bits`."""
+        return array_dtype(self.kind)
+
+
+def array_dtype(kind: str) -> np.dtype[Any]:
+    """What numpy holds tensors of a kind as: bfloat16 as `bits` has it, float8, with which nothing is computed, as bytes."""
+    return BFLOAT16 if kind == "BF16" else np.dtype("uint8" if kind.startswith("F8") else DTYPES[kind])
 
 
 def read_header(file: Path) -> dict[str, Entry]:
@@ -54,11 +76,11 @@ def read_header(file: Path) -> dict[str, Entry]:
                 f"one; expected one of {', '.join(DTYPES)}"
             )
     # The library has seen to it that tensors lie one after the other and fill the file to its last byte.
-    sizes = {name: math.prod(shape) * DTYPES[dtype].itemsize for name, (dtype, shape) in found.items()}
+    sizes = {name: math.prod(shape) * array_dtype(dtype).itemsize for name, (dtype, shape) in found.items()}
     start = size - sum(sizes.values())
     entries = {}
     for name, (dtype, shape) in found.items():
-        entries[name] = Entry(file, start, start + sizes[name], DTYPES[dtype], shape)
+        entries[name] = Entry(file, start, start + sizes[name], dtype, shape)
         start += sizes[name]
     return entries
 

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from counterpoise.checkpoints.bits import PIECE, Array
 from counterpoise.checkpoints.checkpoint import EMBEDDINGS, HEADS, Checkpoint, match_name, module_of
 from counterpoise.checkpoints.files import CheckpointError, read_json
 from counterpoise.checkpoints.hashing import Watch
 from counterpoise.checkpoints.headers import read_header, refuse_unsaved
-from counterpoise.checkpoints.rounding import PIECE, key_of, narrow, wide_dtype
+from counterpoise.checkpoints.rounding import as_array, key_of, narrow, wide_dtype
 
 ADAPTER = "adapter_model.safetensors"
 PEFTS_OWN = 8  # its rank and alpha where none are given
@@ -73,6 +74,10 @@ class LoraCheckpoint(Checkpoint):
         work = wide_dtype(weight)
         adapted = weight.to(work) + self._scalings[name] * update.to(work)
         return narrow(adapted, weight.dtype, key=key_of(weight, adapted))
+
+    def flat(self, name: str) -> Array:
+        """The tensor as a flat numpy array: see `Checkpoint.flat`."""
+        return as_array(self[name]) if name in self._pairs or name in self._replaced else self.base.flat(name)
 
     @property
     def tokenizer_folder(self) -> Path:

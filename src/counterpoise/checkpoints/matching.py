@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import filecmp
 import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
-
 from counterpoise.checkpoints.checkpoint import Checkpoint
 from counterpoise.checkpoints.files import CheckpointError, read_json
-from counterpoise.checkpoints.naming import Naming, Spot, config_of
 
 
 def same_vocabulary(pre: Checkpoint, post: Checkpoint) -> list[str]:
@@ -22,7 +20,9 @@ def same_vocabulary(pre: Checkpoint, post: Checkpoint) -> list[str]:
             f"PRE has a vocabulary of {sizes[0]}, POST of {sizes[1]}; resize one to the other's tokens "
             "(resize_token_embeddings) so that each row means the same token"
         )
-    words = [vocabulary(c) for c in (pre, post)]
+    first, second = (c.tokenizer_folder / "tokenizer.json" for c in (pre, post))
+    alike = first.is_file() and second.is_file() and filecmp.cmp(first, second, shallow=False)
+    words = [vocabulary(pre)] * 2 if alike else [vocabulary(c) for c in (pre, post)]
     if not all(words) or words[0] == words[1]:
         return []
     differing = sorted(k for k in words[0].keys() | words[1].keys() if words[0].get(k) != words[1].get(k))
@@ -110,6 +110,8 @@ def _unwrap(wrapped: Checkpoint, other: Checkpoint) -> None:
         return
     parts = ((name, i + 1) for name in wrapped for i, sign in enumerate(name) if sign == ".")
     prefixes = {name[:i] for name, i in parts if name[i:] in other}  # of a policy and its critic, two
+    from counterpoise.checkpoints.naming import Naming
+
     if len(prefixes) != 1 or (naming := Naming.of(other.folder)) is None or naming.read(wrapped).spots:
         return
     wrapped.entries = {name.removeprefix(*prefixes): entry for name, entry in wrapped.entries.items()}
@@ -121,6 +123,8 @@ def _elsewhere(pre: Checkpoint, post: Checkpoint) -> tuple[dict[str, str], set[s
     A copy that PRE stores of a tied tensor, and POST does not, is left out where it is one. Where it is another tensor, PRE
     is not tied: then POST's one tensor stands for both.
     """
+    from counterpoise.checkpoints.naming import Naming, Spot
+
     naming = Naming.of(post.folder, tied=True)
     if naming is None:
         return {}, set()
@@ -139,7 +143,7 @@ def _elsewhere(pre: Checkpoint, post: Checkpoint) -> tuple[dict[str, str], set[s
         if theirs and _tied(post, pre):
             source = pre.get(found.get(theirs[0], theirs[0]))
             for name in (n for n in mine if before[n].parameter not in kept):
-                if source is not None and pre[name].shape == source.shape and torch.equal(pre[name], source):
+                if source is not None and pre[name].shape == source.shape and pre[name].equal(source):
                     copies.add(name)
                 else:
                     post.store_again(name, theirs[0])
@@ -148,6 +152,8 @@ def _elsewhere(pre: Checkpoint, post: Checkpoint) -> tuple[dict[str, str], set[s
 
 def _tied(checkpoint: Checkpoint, other: Checkpoint) -> bool:
     """Does the class take an output head that is not stored from the embedding?"""
+    from counterpoise.checkpoints.naming import config_of
+
     config = config_of(checkpoint.folder) or config_of(other.folder)
     return bool(getattr(config, "tie_word_embeddings", False))
 

@@ -166,12 +166,12 @@ class Naming:
             collected.append(name)
         return Reading(spots, tuple(fused.values()))
 
-    def lacking(self, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> list[str]:
-        """What the class would not find in a checkpoint of these tensors (name -> dtype, shape), or find of another shape.
+    def lacking(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+        """What the class would not find in a checkpoint of these tensors (name -> shape), or find of another shape.
 
         A warning names what it would pass over.
         """
-        reading, shapes = self.read(tensors), {n: shape for n, (_, shape) in tensors.items()}
+        reading = self.read(shapes)
         together = {n for fusion in reading.fused for n in fusion.tensors}
         found = {s.parameter: shapes[n] for n, s in reading.spots.items() if n not in together}
         for fusion in reading.fused:
@@ -180,7 +180,7 @@ class Naming:
             if there := [n for n in group if n in found]:
                 found |= dict.fromkeys((n for n in group if n not in found), found[there[0]])
         missing = self.not_ignored(missing=(n for n in self.held if n not in found))
-        if unread := self.not_ignored(unexpected=(n for n in tensors if n not in reading.spots)):
+        if unread := self.not_ignored(unexpected=(n for n in shapes if n not in reading.spots)):
             kind = type(self.model).__name__
             warnings.warn(
                 f"{kind}, which config.json names, passes over {len(unread)} tensors, first {unread[0]}", stacklevel=2

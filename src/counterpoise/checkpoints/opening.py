@@ -7,7 +7,7 @@ from pathlib import Path
 from counterpoise.checkpoints.checkpoint import Checkpoint
 from counterpoise.checkpoints.configs import understood
 from counterpoise.checkpoints.files import CheckpointError, resolve
-from counterpoise.checkpoints.lora import LoraCheckpoint
+from counterpoise.checkpoints.known import plain
 
 
 def open_checkpoint(source: str | Path, *, base: Checkpoint | None = None) -> Checkpoint:
@@ -25,7 +25,10 @@ def open_checkpoint(source: str | Path, *, base: Checkpoint | None = None) -> Ch
             raise CheckpointError(
                 f"{source}: a LoRA adapter, expected a whole checkpoint here; only POST may be an adapter"
             )
+        from counterpoise.checkpoints.lora import LoraCheckpoint
+
         return LoraCheckpoint(base, folder, source=str(source))
     checkpoint = Checkpoint(folder, source=str(source))
-    understood(checkpoint.config, folder / "config.json")
+    if not plain(checkpoint.config):
+        understood(checkpoint.config, folder / "config.json")
     return checkpoint

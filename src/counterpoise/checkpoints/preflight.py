@@ -7,17 +7,22 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from counterpoise.checkpoints.checkpoint import Checkpoint, hash_in_background, short
+from counterpoise.checkpoints import bits
+from counterpoise.checkpoints.bits import Array
+from counterpoise.checkpoints.checkpoint import Checkpoint, hash_in_background
 from counterpoise.checkpoints.configs import same_architecture
-from counterpoise.checkpoints.files import CheckpointError, free_bytes
-from counterpoise.checkpoints.headers import refuse_unsaved
+from counterpoise.checkpoints.files import CheckpointError, free_bytes, look
+from counterpoise.checkpoints.headers import DTYPES, refuse_unsaved
 from counterpoise.checkpoints.matching import is_computed, same_names, same_shape, same_vocabulary
 from counterpoise.checkpoints.opening import open_checkpoint
-from counterpoise.checkpoints.rounding import wide_dtype
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 CHUNK = 1 << 20  # elements worked on at once: 2 to 4 MiB, which stay in the processor's cache
 WARN_DISTANCE, REFUSE_DISTANCE = 0.5, 1.2
@@ -48,6 +53,10 @@ class Pair:
         """PRE's and POST's tensor of a name."""
         return self.pre[self.elsewhere.get(name, name)], self.post[name]
 
+    def flats(self, name: str) -> tuple[Array, Array]:
+        """The same as flat numpy arrays (bfloat16 as uint16, see `bits`): without torch, but for an adapter."""
+        return self.pre.flat(self.elsewhere.get(name, name)), self.post.flat(name)
+
     def refuse_changed(self) -> None:
         """Raise a CheckpointError when a file of either changed since it was opened; asked after the last reading."""
         self.pre.refuse_changed()
@@ -63,10 +72,10 @@ class Pair:
         return self.pre if donor == "pre" else self.post
 
 
-def stretches(*tensors: Tensor, size: int = CHUNK) -> Iterator[tuple[int, list[Tensor]]]:
-    """Tensors of one shape, flattened, `size` elements at a time: where a stretch begins, and each one's."""
-    flat = [t.flatten() for t in tensors]
-    for start in range(0, flat[0].numel(), size):
+def stretches(*tensors: Any, size: int = CHUNK) -> Iterator[tuple[int, list[Any]]]:
+    """Tensors or arrays of one shape, flattened, `size` elements at a time: where a stretch begins, and each one's."""
+    flat = [t.reshape(-1) for t in tensors]
+    for start in range(0, len(flat[0]), size):
         yield start, [t[start : start + size] for t in flat]
 
 
@@ -81,6 +90,7 @@ def preflight(pre: str | Path, post: str | Path, *, drop: Sequence[str] = (), ou
         CheckpointError: quantised weights, another architecture, vocabulary or shape, tensors that one side lacks, a
             full disk. The message names the tensor or setting, both values and what to do.
     """
+    look(pre, post)
     first = open_checkpoint(pre)
     second = open_checkpoint(post, base=first)
     for checkpoint in (first, second):
@@ -90,10 +100,10 @@ def preflight(pre: str | Path, post: str | Path, *, drop: Sequence[str] = (), ou
     names, dropped, elsewhere = same_names(first, second, drop)
     for name in names:
         same_shape(first, second, name, elsewhere.get(name, name))
-    if lighter := [n for n in names if n in first and first.dtype(n) != second.dtype(n)]:
+    if lighter := [n for n in names if n in first and first.entries[n].kind != second.entries[n].kind]:
         n = lighter[0]
         warnings.append(
-            f"PRE is stored in {short(first.dtype(n))}, POST in {short(second.dtype(n))}; they are averaged in "
+            f"PRE is stored in {DTYPES[first.entries[n].kind]}, POST in {DTYPES[second.entries[n].kind]}; they are averaged in "
             "the wider of the two and written in POST's"
         )
     if out is not None:
@@ -106,7 +116,7 @@ def preflight(pre: str | Path, post: str | Path, *, drop: Sequence[str] = (), ou
     return Pair(first, second, tuple(names), tuple(dropped), tuple(warnings), elsewhere)
 
 
-class Buffers(dict[tuple[torch.dtype, int], Tensor]):
+class Buffers(dict["tuple[torch.dtype, int]", "Tensor"]):
     """Numbered chunks to work in, allocated once: fresh ones cost ten times the arithmetic in page faults."""
 
     def __init__(self, size: int = CHUNK, device: str | torch.device = "cpu") -> None:
@@ -114,6 +124,8 @@ class Buffers(dict[tuple[torch.dtype, int], Tensor]):
         self.size, self.device = size, device
 
     def __missing__(self, key: tuple[torch.dtype, int]) -> Tensor:
+        import torch
+
         return self.setdefault(key, torch.empty(self.size, dtype=key[0], device=self.device))
 
 
@@ -131,26 +143,32 @@ class Scan:
     update: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     size: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     changed: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
-    _buffers: Buffers = field(default_factory=Buffers, repr=False)
 
-    def add(self, name: str, pre: Tensor, post: Tensor) -> None:
-        """Count a chunk of `name`; flat tensors of equal length, at most CHUNK.
+    def add(self, name: str, pre: Array, post: Array) -> None:
+        """Count a stretch of `name`; flat arrays of equal length.
 
         Raises:
             CheckpointError: NaN or Inf in either.
         """
-        if not pre.is_floating_point():
+        if not bits.floating(pre):
             return
-        wide, gap = (self._buffers[wide_dtype(pre, post), i][: pre.numel()] for i in range(2))
-        gap.copy_(post).sub_(wide.copy_(pre))
-        size, update = float(torch.dot(wide, wide)), float(torch.dot(gap, gap))
+        wide, other = bits.wide(pre, post), bits.wide(pre, post)
+        for begin in range(0, len(pre), len(wide)):
+            a, b = pre[begin : begin + len(wide)], post[begin : begin + len(wide)]
+            first, gap = bits.widen(a, wide), bits.widen(b, other)
+            np.subtract(first, gap, out=gap)
+            self.count(name, a, b, first, gap)
+
+    def count(self, name: str, pre: Array, post: Array, first: Array, gap: Array) -> None:
+        """`add` for a piece whose wide numbers and difference are there already, as `mix` shows them."""
+        size, update = float(np.dot(first, first)), float(np.dot(gap, gap))
         if not math.isfinite(size + update):  # NaN or Inf, or finite values whose squares overflow
             self._refuse_non_finite(name, pre, post)
-            size, update = float(wide.double().square().sum()), float(gap.double().square().sum())
+            size, update = (float(np.square(values, dtype=np.float64).sum()) for values in (first, gap))
         self.size[name] += size
         self.update[name] += update
         if self.count_changed:
-            self.changed[name] += int((gap != 0).sum())
+            self.changed[name] += int(np.count_nonzero(gap))
 
     @property
     def distance(self) -> float:
@@ -178,9 +196,9 @@ class Scan:
             return ["PRE and POST hold the same numbers: there is nothing to average"]
         return []
 
-    def _refuse_non_finite(self, name: str, pre: Tensor, post: Tensor) -> None:
+    def _refuse_non_finite(self, name: str, pre: Array, post: Array) -> None:
         for label, values, source in (("PRE", pre, self.pair.pre.source), ("POST", post, self.pair.post.source)):
-            if bad := int((~values.isfinite()).sum()):
+            if bad := bits.not_finite(values):
                 raise CheckpointError(
                     f"{label} ({source}): expected finite numbers, found NaN or Inf in {name} ({bad} in one "
                     "stretch); the checkpoint is damaged or training diverged, take an earlier one"
@@ -198,8 +216,8 @@ def scan(
     hashes = hash_in_background([pair.pre, pair.post])
     result = Scan(pair, count_changed)
     for done, name in enumerate(pair.names, start=1):
-        for _, (pre, post) in stretches(*pair.tensors(name)):
-            result.add(name, pre, post)
+        with np.errstate(all="ignore"):  # what is not finite is looked for
+            result.add(name, *pair.flats(name))
         if progress is not None:
             progress(done, len(pair.names))
     hashes.result()
@@ -210,7 +228,7 @@ def scan(
 def _refuse_quantised(checkpoint: Checkpoint) -> None:
     settings = checkpoint.config.get("quantization_config")
     method = (settings.get("quant_method") or "of no method") if isinstance(settings, dict) and settings else None
-    tensor = next((n for n, e in checkpoint.entries.items() if _quantised(n, e.dtype, e.shape)), None)
+    tensor = next((n for n, e in checkpoint.entries.items() if _quantised(n, e.kind, e.shape)), None)
     if tensor:
         found = f"quantization_config {method!r}, the tensor {tensor}" if method else f"the tensor {tensor}"
         raise CheckpointError(
@@ -224,9 +242,9 @@ def _refuse_quantised(checkpoint: Checkpoint) -> None:
         )
 
 
-def _quantised(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
-    """By its name or dtype; masks that older versions stored are small integers, too."""
+def _quantised(name: str, kind: str, shape: tuple[int, ...]) -> bool:
+    """By its name or kind; masks that older versions stored are small integers, too."""
     last = name.rpartition(".")[2]
-    if last in QUANTISED_SUFFIXES or last.startswith("bitsandbytes__") or "float8" in str(dtype):
+    if last in QUANTISED_SUFFIXES or last.startswith("bitsandbytes__") or kind.startswith("F8"):
         return True
-    return last.startswith("weight") and dtype in (torch.uint8, torch.int8) and not is_computed(name, shape)
+    return last.startswith("weight") and kind in ("U8", "I8") and not is_computed(name, shape)

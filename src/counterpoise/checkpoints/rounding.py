@@ -1,19 +1,20 @@
-"""Rounding to a narrower floating-point type so that small updates survive: stochastic, and the same every time."""
+"""Rounding to a narrower floating-point type so that small updates survive: stochastic, and the same every time.
+
+For tensors, on any device; `bits` has the same for numpy arrays.
+"""
 
 from __future__ import annotations
 
 import functools
-import zlib
 
-import numpy as np
 import torch
 from torch import Tensor
 
-PERIOD = 1048573  # a prime just below 2^20: no row of a matrix meets the same numbers as the row below it
-SAMPLE = 1024  # elements of a tensor that its key is made from
-PIECE = 1 << 15  # elements worked on at once: 128 KiB stay in the cache; one thread takes them, waking no others
-NARROW = {torch.bfloat16: (16, 1.0), torch.float16: (13, 2.0**-112)}
-"""Of a float32's bits, how many the type lacks, and the power of two that maps its subnormals onto float32's."""
+from counterpoise.checkpoints import bits
+from counterpoise.checkpoints.bits import BFLOAT16, HALVES, PERIOD, PIECE, SAMPLE, Array, cut
+
+NARROW = {getattr(torch, name): found for name, found in HALVES.items()}
+library = torch
 
 
 def narrow(wide: Tensor, dtype: torch.dtype, *, key: int, start: int = 0) -> Tensor:
@@ -35,42 +36,30 @@ def narrow(wide: Tensor, dtype: torch.dtype, *, key: int, start: int = 0) -> Ten
     """
     if dtype not in NARROW:
         return wide.to(dtype)
-    result = torch.empty(wide.shape, dtype=dtype)
+    result = torch.empty(wide.shape, dtype=dtype, device=wide.device)
     source, target = wide.reshape(-1), result.view(-1)
-    buffer = torch.empty(min(PIECE, source.numel()), dtype=torch.float32)
-    for begin in range(0, source.numel(), PIECE):
-        part = target[begin : begin + PIECE]
-        narrow_piece(buffer[: len(part)].copy_(source[begin : begin + PIECE]), part, key=key, start=start + begin)
+    size = piece(wide.device)
+    buffer = torch.empty(min(size, source.numel()), dtype=torch.float32, device=wide.device)
+    for begin in range(0, source.numel(), size):
+        part = target[begin : begin + size]
+        narrowed(widen(source[begin : begin + size], buffer), part, key=key, start=start + begin)
     return result
 
 
-def narrow_piece(wide: Tensor, out: Tensor, *, key: int, start: int) -> None:
-    """`narrow` for a float32 piece of at most `piece(wide.device)` elements, which is spoiled: nothing is allocated."""
+def narrowed(wide: Tensor, out: Tensor, *, key: int, start: int) -> None:
+    """`narrow` of a piece of at most `piece(wide.device)` elements, which is spoiled, into `out`."""
+    if out.dtype not in NARROW:
+        out.copy_(wide)
+        return
+    wide = wide.to(torch.float32)
     lacking, scale = NARROW[out.dtype]
     first = (key + start) % PERIOD
     if scale != 1:
-        wide.mul_(scale)
-    noise = _noise(lacking, wide.device)[first : first + len(wide)]
-    wide.view(torch.int32).add_(noise).bitwise_and_(-1 << lacking)
+        wide *= scale
+    cut(wide.view(torch.int32), _noise(lacking, wide.device)[first : first + len(wide)], lacking)
     if scale != 1:
-        wide.div_(scale)
+        wide /= scale
     out.copy_(wide)
-
-
-def wide_dtype(*tensors: Tensor) -> torch.dtype:
-    """What arithmetic on these is done in: float32, or wider where one of them is."""
-    return functools.reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
-
-
-def key_of(*tensors: Tensor) -> int:
-    """A number for whole tensors by a sample of their contents: a head stored beside the embedding that it is tied to is
-    rounded as that is, and an average of an average does not meet the random numbers of the first again."""
-    found = 0
-    for tensor in tensors:
-        flat = tensor.reshape(-1)
-        sample = flat[:: max(1, flat.numel() // SAMPLE)].contiguous()
-        found = zlib.crc32(sample.view(torch.uint8).cpu().numpy().tobytes(), found)
-    return found
 
 
 def piece(device: torch.device) -> int:
@@ -78,8 +67,47 @@ def piece(device: torch.device) -> int:
     return PIECE if device.type == "cpu" else PERIOD
 
 
+def floating(tensor: Tensor) -> bool:
+    """Whether it holds numbers that have an update."""
+    return tensor.is_floating_point()
+
+
+def wide_dtype(*tensors: Tensor) -> torch.dtype:
+    """What arithmetic on these is done in: float32, or wider where one of them is."""
+    return functools.reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
+
+
+def wide(*tensors: Tensor) -> Tensor:
+    """A buffer for a piece of these."""
+    count = max(1, min(piece(tensors[0].device), tensors[0].numel()))
+    return torch.empty(count, dtype=wide_dtype(*tensors), device=tensors[0].device)
+
+
+def widen(tensor: Tensor, out: Tensor) -> Tensor:
+    """A flat piece in the wider dtype of a buffer that is as long or longer; the part that was written."""
+    return out[: len(tensor)].copy_(tensor)
+
+
+def key_of(*tensors: Tensor) -> int:
+    """A number for whole tensors by a sample of their contents: a head stored beside the embedding that it is tied to is
+    rounded as that is, and an average of an average does not meet the random numbers of the first again."""
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    return bits.key_of(*(as_array(t[:: max(1, t.numel() // SAMPLE)].cpu()) for t in flat))
+
+
+def as_tensor(array: Array) -> Tensor:
+    """The tensor of a numpy array of `bits`, in the same memory."""
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if array.dtype == BFLOAT16 else tensor
+
+
+def as_array(tensor: Tensor) -> Array:
+    """The flat numpy array of a tensor, as `bits` has it, in the same memory where it is contiguous."""
+    flat = tensor.reshape(-1)
+    return (flat.view(torch.uint16) if tensor.dtype == torch.bfloat16 else flat).numpy()
+
+
 @functools.cache
-def _noise(bits: int, device: torch.device) -> Tensor:
-    """Uniform integers of so many bits, two periods of them, int32: drawn on the CPU wherever they are added."""
-    drawn = np.random.Philox(key=0).random_raw(PERIOD // 4 + 1).view(np.uint16)[:PERIOD] >> (16 - bits)
-    return torch.from_numpy(np.tile(drawn.astype(np.int32), 2)).to(device)
+def _noise(lacking: int, device: torch.device) -> Tensor:
+    """Drawn on the CPU wherever it is added."""
+    return torch.from_numpy(bits.noise(lacking)).to(device)

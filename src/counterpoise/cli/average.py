@@ -59,9 +59,11 @@ def average(
         else:
             assert pre is not None
             assert post is not None
+            from counterpoise.checkpoints.files import look
             from counterpoise.checkpoints.hashing import hash_early
 
-            hash_early(pre, post)  # torch takes longer to import than a gigabyte to hash
+            look(pre, post, out=out)
+            hash_early(pre, post)
             from counterpoise.averaging.average import average as run
             from counterpoise.averaging.recipe import Recipe
             from counterpoise.records import named
@@ -90,7 +92,9 @@ def diff(
     """
     with plain_errors("nothing was written"), uncollected(), bars(quiet) as progress:
         from counterpoise.averaging.diff import diff as run
+        from counterpoise.checkpoints.files import look
 
+        look(pre, post)
         rows, warnings = run(
             pre,
             post,

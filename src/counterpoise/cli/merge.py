@@ -49,6 +49,9 @@ def merge(
       counterpoise merge pre maths code -o merged --method ties --density 0.2
     """
     with plain_errors("nothing was written"), uncollected(), bars(quiet) as progress:
+        from counterpoise.checkpoints.files import look
+
+        look(pre, *posts, out=out)
         from counterpoise.averaging.merge import Merge, MergeRecipe, merge as run
 
         check_push(push_to)
