@@ -268,7 +268,7 @@ def test_a_full_disk_is_told_and_earlier_iterations_are_kept(world: Path, tmp_pa
     child.join(120)
     code, errors = told.read_text().split("\n", 1)
     assert code == "1"
-    assert f"\nerror: iteration 2: expected to write to {out}.work, found: " in errors
+    assert f"\nerror: iteration 2: expected to write to {out}.work, found: " in f"\n{errors}"
     assert "make room, earlier iterations are whole" in errors
     left = sorted(p.name for p in Path(f"{out}.work").iterdir())
     assert "iteration-0001" in left
