@@ -439,8 +439,8 @@ def run(*args: object, **settings: object) -> Result:
 def test_the_command_with_an_endpoint(files: tuple[Path, Path], tmp_path: Path) -> None:
     chat, out = Chat(), tmp_path / "win.json"
     with serving(chat) as url:
-        basic = ["compare", *files, "-o", out, "--base-url", url, "--model", "judge-1", "--quiet"]
-        unasked = run(*basic)
+        basic = ["compare", *files, "-o", out, "--base-url", url, "--model", "judge-1"]
+        unasked = run(*basic, "--quiet")
         assert unasked.exit_code == 1
         assert "5 calls to judge-1" in unasked.output
         assert "give --yes" in unasked.output

@@ -247,10 +247,11 @@ def _agreed(
     plan, endpoint = judge.plan(pairs), judge.endpoint
     out = f"at most {plan.tokens_out:,} out" if endpoint.max_tokens else "as many out as it writes"
     cost = "" if None in prices else f", at most about {plan.cost(*prices):,.2f} by your prices"
-    say(
+    told = (
         f"{plan.calls:,} calls to {endpoint.model} at {endpoint.base_url} ({plan.stored:,} answers are there already): about "
         f"{plan.tokens_in:,} tokens in, {out}{cost}"
     )
+    (print if dry_run else say)(told)  # what a dry run is asked for is no chatter
     if most is not None and plan.calls > most:
         raise ValueError(f"{plan.calls:,} calls are needed, more than --max-calls {most:,}; nothing was asked")
     if dry_run:
@@ -258,7 +259,7 @@ def _agreed(
         return False
     if plan.calls and not yes:
         if not sys.stdin.isatty():
-            raise ValueError("nothing was asked: give --yes to call the endpoint without being asked")
+            raise ValueError(f"nothing was asked, and would be {told}; give --yes to call without being asked")
         if not typer.confirm(f"Go on with {plan.calls:,} calls?", err=True):
             raise ValueError("nothing was asked")
     return True
