@@ -73,10 +73,11 @@ class Store:
         path = self._place(key)
         with contextlib.suppress(ValueError, FileNotFoundError):  # torn
             return self._read(path)  # type: ignore[no-any-return]
-        with self.alone(key):
+        with contextlib.nullcontext() if _joined() else self.alone(key):
             with contextlib.suppress(ValueError, FileNotFoundError):  # another process has done it meanwhile
                 return self._read(path)  # type: ignore[no-any-return]
             value = work()
+            self.folder.mkdir(parents=True, exist_ok=True)
             with replacing(path) as partial:
                 partial.write_text(json.dumps({"key": key, "value": value}), encoding="utf-8")
             return value
@@ -117,6 +118,12 @@ class Store:
 
     def _place(self, key: Mapping[str, Any]) -> Path:
         return self.folder / f"{key.get('what', 'item')}-{digest(key)[:24]}.json"
+
+
+def _joined() -> bool:
+    """Whether processes have met that do a piece of work together, and must not wait for each other before it."""
+    distributed: Any = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
 @dataclass(frozen=True, eq=False)
