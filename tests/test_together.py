@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from counterpoise.checkpoints.files import alone
+from counterpoise.checkpoints.locks import alone
 from counterpoise.cli.app import app
 from counterpoise.evaluation import panel as measuring
 from counterpoise.language.sampling import Drawing

@@ -15,7 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from counterpoise.checkpoints.files import alone, replacing
+from counterpoise.checkpoints.files import replacing
+from counterpoise.checkpoints.locks import alone
 from counterpoise.checkpoints.reading import json_object, read_text
 
 T = TypeVar("T")
@@ -103,7 +104,7 @@ class Store:
 
     @contextlib.contextmanager
     def alone(self, name: Mapping[str, Any], *, wait: bool = True) -> Iterator[bool]:
-        """Inside, whether no other process is inside with this name and folder; see `files.alone`."""
+        """Inside, whether no other process is inside with this name and folder; see `locks.alone`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with alone(self._place(name), wait=wait) as mine:
             yield mine

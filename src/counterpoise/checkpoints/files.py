@@ -320,38 +320,6 @@ def _locked_folder(target: Path) -> tuple[Path, int]:
             os.close(lock)
 
 
-@contextlib.contextmanager
-def alone(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Inside, whether nobody else is inside with the same path, in this process or another, of this machine or another.
-
-    The lock is a file beside `path`, gone afterwards; a killed process lets go of it. On a file system without locks all
-    are alone.
-
-    Args:
-        wait: until the others are out; else they make it False.
-    """
-    beside = path.with_name(f".{path.name[:200]}.lock")
-    while True:
-        lock = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            os.close(lock)
-            yield False
-            return
-        except OSError:  # no locks here
-            break
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(lock), beside.stat()):
-                break
-        os.close(lock)  # the last one inside has removed it meanwhile
-    try:
-        yield True
-    finally:
-        beside.unlink(missing_ok=True)
-        os.close(lock)
-
-
 def _lock(descriptor: int) -> None:
     with contextlib.suppress(OSError):  # a file system without locks: then nothing is swept up there
         fcntl.flock(descriptor, fcntl.LOCK_EX)
