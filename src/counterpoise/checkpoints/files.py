@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from counterpoise.checkpoints.companions import FETCHED_NOT
+from counterpoise.checkpoints.locks import hold
 from counterpoise.checkpoints.reading import parse_json, read_text
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -246,7 +247,7 @@ def replacing(path: Path) -> Iterator[Path]:
     with _named(path):
         try:
             lock = os.open(partial, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            _lock(lock)
+            hold(lock)
             yield partial
             if path.exists():
                 shutil.copymode(path, partial)
@@ -314,15 +315,10 @@ def _locked_folder(target: Path) -> tuple[Path, int]:
         folder.mkdir()
         with contextlib.suppress(FileNotFoundError):  # swept up before it was locked
             lock = os.open(folder, os.O_RDONLY)
-            _lock(lock)
+            hold(lock)
             if folder.exists():
                 return folder, lock
             os.close(lock)
-
-
-def _lock(descriptor: int) -> None:
-    with contextlib.suppress(OSError):  # a file system without locks: then nothing is swept up there
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def _sweep_abandoned(paths: Iterable[Path]) -> None:

@@ -39,3 +39,9 @@ def alone(path: Path, *, wait: bool = True) -> Iterator[bool]:
     finally:
         beside.unlink(missing_ok=True)
         os.close(lock)
+
+
+def hold(descriptor: int) -> None:
+    """Lock an open file or folder for as long as it is open."""
+    with contextlib.suppress(OSError):  # a file system without locks: then nothing is swept up there
+        fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -22,6 +22,8 @@ from counterpoise.language.sampling import SCORING, Drawing, sample
 from counterpoise.records import Progress, Store, digest
 from counterpoise.statistics.bootstrap import Array
 
+Given = nn.Module | Callable[[], nn.Module]
+"""A model, or what gives it when something is to be measured."""
 FEWEST = 8
 """Prompts before a first look."""
 FEW, SHORT = 32, 32
@@ -159,7 +161,7 @@ class Panel:
             yield chosen[start:end]
 
     def _said(
-        self, model: Model, tokenizer: Any, some: Sequence[Prompt], store: Store | None, on: Mapping[str, Any]
+        self, model: Given, tokenizer: Any, some: Sequence[Prompt], store: Store | None, on: Mapping[str, Any]
     ) -> list[Any]:
         def draw() -> list[Any]:
             asked = [encode_prompt(tokenizer, p, chat=self.drawing.chat) for p in some]
@@ -169,7 +171,7 @@ class Panel:
         return [[tuple(ids) for ids in group] for group in _kept(store, {**key, **self._drawn, **on}, draw)]
 
     def responses(
-        self, model: Model, tokenizer: Any, part: Part, *, store: Store | None = None, model_id: Any = None
+        self, model: Given, tokenizer: Any, part: Part, *, store: Store | None = None, model_id: Any = None
     ) -> list[list[tuple[int, ...]]]:
         """The responses whose reward `measure` takes: of each prompt of the part `drawing.n`, as token ids."""
         on = {"model": model_id, "part": part}
@@ -177,7 +179,7 @@ class Panel:
 
     def rewards(
         self,
-        model: Model,
+        model: Given,
         tokenizer: Any,
         part: Part,
         *,
@@ -200,7 +202,7 @@ class Panel:
 
     def measure(
         self,
-        model: Model,
+        model: Given,
         tokenizer: Any,
         part: Part,
         *,
@@ -237,10 +239,7 @@ class Panel:
         return Scores(reward, abilities)
 
 
-Model = nn.Module | Callable[[], nn.Module]
-
-
-def _at_hand(model: Model) -> nn.Module:
+def _at_hand(model: Given) -> nn.Module:
     return model if isinstance(model, nn.Module) else model()
 
 
