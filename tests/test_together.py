@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -86,6 +87,17 @@ def test_a_killed_process_lets_go_of_its_work(tmp_path: Path) -> None:
     with alone(path) as mine:
         assert mine
     assert [p.name for p in tmp_path.iterdir()] == ["piece"]
+
+
+def test_finished_works_are_read_where_nothing_may_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, key = Store(tmp_path), {"what": "w"}
+    assert store.once(key, lambda: 7) == 7
+
+    def refused(path: object, flags: int, *more: int) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(os, "open", refused)
+    assert store.each([({"what": "name"}, lambda: store.once(key, lambda: 8))]) == [7]
 
 
 def test_works_are_done_in_their_order_and_given_in_it(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -13,15 +14,21 @@ from pathlib import Path
 def alone(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Inside, whether nobody else is inside with the same path, in this process or another, of this machine or another.
 
-    The lock is a file beside `path`, gone afterwards; a killed process lets go of it. On a file system without locks all
-    are alone.
+    The lock is a file beside `path`, gone afterwards; a killed process lets go of it. On a file system without locks, or one
+    that may only be read, all are alone.
 
     Args:
         wait: until the others are out; else they make it False.
     """
     beside = path.with_name(f".{path.name[:200]}.lock")
     while True:
-        lock = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            lock = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            yield True
+            return
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
