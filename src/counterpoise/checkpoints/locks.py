@@ -27,8 +27,8 @@ def alone(path: Path, *, wait: bool = True) -> Iterator[bool]:
         except OSError as error:
             if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
                 raise
-            yield True
-            return
+            lock = None
+            break
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -44,8 +44,9 @@ def alone(path: Path, *, wait: bool = True) -> Iterator[bool]:
     try:
         yield True
     finally:
-        beside.unlink(missing_ok=True)
-        os.close(lock)
+        if lock is not None:
+            beside.unlink(missing_ok=True)
+            os.close(lock)
 
 
 def hold(descriptor: int) -> None:
