@@ -21,26 +21,27 @@ def alone(path: Path, *, wait: bool = True) -> Iterator[bool]:
         wait: until the others are out; else they make it False.
     """
     beside = path.with_name(f".{path.name[:200]}.lock")
+    lock: int | None
     while True:
         try:
-            lock = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
+            lock = at = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
                 raise
             lock = None
             break
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(at, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            os.close(lock)
+            os.close(at)
             yield False
             return
         except OSError:  # no locks here
             break
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(lock), beside.stat()):
+            if os.path.samestat(os.fstat(at), beside.stat()):
                 break
-        os.close(lock)  # the last one inside has removed it meanwhile
+        os.close(at)  # the last one inside has removed it meanwhile
     try:
         yield True
     finally:
