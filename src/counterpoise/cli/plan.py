@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 
 from counterpoise.cli.options import speed_of, usable_device
-from counterpoise.cli.terminal import print_json
+from counterpoise.cli.terminal import is_first, print_json
 from counterpoise.language.costs import Plan, Speed
 from counterpoise.planning.shorter import shorter
 
@@ -102,7 +102,8 @@ def tell(
         found, how = probe(device, getattr(torch, plan.dtype)), f"a probe in {plan.dtype} just now"
     else:
         found, how = Speed(*given), "as given"
-    show_plan(plan, found, how, device, shorter(asked, ways, planned, found), as_json=as_json)
+    if is_first():
+        show_plan(plan, found, how, device, shorter(asked, ways, planned, found), as_json=as_json)
 
 
 def probe(device: str, dtype: torch.dtype, *, seconds: float = 0.2) -> Speed:
