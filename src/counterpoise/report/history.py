@@ -52,7 +52,16 @@ def accuracies(epoch: Record) -> dict[str, float]:
 
 def judged_by(record: Record) -> str:
     """What the figures of all tasks are called together."""
-    return "accuracy" if {*(record.get("kinds") or {"": "classes"}).values()} == {"classes"} else "score"
+    return "accuracy" if _kinds(record) == {"classes"} else "score"
+
+
+def in_nats(record: Record) -> bool:
+    """Whether losses are cross-entropies, all of them; that of a number has no unit."""
+    return "number" not in _kinds(record)
+
+
+def _kinds(record: Record) -> set[str]:
+    return {*(record.get("kinds") or {"": "classes"}).values()}
 
 
 def by_epoch(record: Record, what: str) -> dict[str, Curve]:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 _KINDS = {
-    "train_loss": ("loss in training", "Training loss (nats)"),
-    "validation_loss": ("loss on validation data", "Validation loss (nats)"),
-    "validation_accuracy": ("{} on validation data", "Validation {}"),
+    "train_loss": ("loss in training", "Training loss{1}"),
+    "validation_loss": ("loss on validation data", "Validation loss{1}"),
+    "validation_accuracy": ("{0} on validation data", "Validation {0}"),
 }
 _PERCENT = "\N{NO-BREAK SPACE}%"
 _GLOSSARY = {
@@ -107,10 +107,13 @@ def _accuracy_section(record: Record, figures: Figures) -> str:
         caption += f" The {task_plots.MOST_ROWS} weakest of {len(found)}; all are in the table."
     draw = partial(task_plots.plot_accuracies, record)
     box = plot_box(figures, "accuracies", f"{judged.capitalize()} by task", draw, caption, low=len(found) <= 10)
-    return section(f"{judged.capitalize()}, task by task", box + as_html(_scores(found), "Scores by task"))
+    return section(
+        f"{judged.capitalize()}, task by task",
+        box + as_html(_scores(found, nats=history.in_nats(record)), "Scores by task"),
+    )
 
 
-def _scores(rows: Sequence[history.TaskScore]) -> Table:
+def _scores(rows: Sequence[history.TaskScore], *, nats: bool) -> Table:
     def percent(share: float | None) -> Cell:
         return Cell(number(None if share is None else 100 * share, 1))
 
@@ -118,8 +121,8 @@ def _scores(rows: Sequence[history.TaskScore]) -> Table:
         Column("task", lambda r: Cell(r.task), False),
         Column("trained on", lambda r: Cell(number(r.examples, 0))),
         Column("validation, %", lambda r: percent(r.validation)),
-        Column("test, %", lambda r: percent(r.test.get("accuracy"))),
-        Column("test loss, nats", lambda r: Cell(number(r.test.get("loss"), 3))),
+        Column("test, %", lambda r: percent(r.accuracy if r.test else None)),
+        Column("test loss, nats" if nats else "test loss", lambda r: Cell(number(r.test.get("loss"), 3))),
         Column("tested on", lambda r: Cell(number(r.test.get("examples"), 0))),
     )
     return Table(columns, tuple(rows))
@@ -131,11 +134,17 @@ def _curves_section(record: Record, figures: Figures) -> str:
     judged = history.judged_by(record)
     menus = {"show": {kind: shown.format(judged) for kind, (shown, _) in _KINDS.items()}}
     caption = "Losses are mean cross-entropies. Those in training are with dropout, of the epoch's mini-batches."
+    if not history.in_nats(record):
+        caption += " That of a number is the mean square error, as a share of the training labels' variance."
     if len(history.tasks(record)) > task_plots.FEW:
         caption += " The tasks that end highest and lowest are picked out; the pointer names the others."
 
     def draw(kind: str) -> Figure:
-        return task_plots.plot_curves(record, history.by_epoch(record, kind), _KINDS[kind][1].format(judged))
+        return task_plots.plot_curves(
+            record,
+            history.by_epoch(record, kind),
+            _KINDS[kind][1].format(judged, " (nats)" if history.in_nats(record) else ""),
+        )
 
     box = plot_box(figures, "curves", "Loss and accuracy by task over epochs", draw, caption, menus)
     return section("Over time", box)

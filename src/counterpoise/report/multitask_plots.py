@@ -92,7 +92,7 @@ def plot_weights(record: Record, found: Mapping[str, Curve]) -> Figure:
 
 def plot_variance(record: Record) -> Figure:
     """The variance of the losses over the tasks, in training and on validation data."""
-    figure = empty_figure("Epoch", "Variance over tasks (nats²)")
+    figure = empty_figure("Epoch", "Variance over tasks (nats²)" if history.in_nats(record) else "Variance over tasks")
     training = history.over_epochs(record, lambda e: e.get("task_variance"))
     validation = history.over_epochs(record, lambda e: history.variance(e["validation_loss"].values()))
     for name, curve, role, dash in (

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -182,7 +183,12 @@ def test_pairs_numbers_and_several_labels_from_the_command_line(tmp_path):
     assert json.loads((tmp_path / "m" / "training.json").read_text())["test"]["topics"] == {
         k: v for k, v in rows[2].items() if k != "task"
     }
-    assert "Score, task by task" in (tmp_path / "m" / "report.html").read_text()
+    page = (tmp_path / "m" / "report.html").read_text()
+    assert "Score, task by task" in page
+    shown = f"{100 * rows[2]['macro_f1']:.1f}"
+    told = next(line for line in re.split("<tr", page) if "topics</t" in line)
+    assert re.findall(r">([\d.]+)<", told)[2] == shown  # after what it was trained on, and its validation
+    assert "nats" not in re.sub("<script.*?</script>", "", page, flags=re.S)
     alone = call("predict", tmp_path / "m", "--task", "pairs", "the rose", "a rose").stdout
     assert call("predict", tmp_path / "m", "--task", "pairs", text="the rose\ta rose\n").stdout == alone
     refused(
