@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from counterpoise.evaluation.abilities import Ability, load_abilities
 from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.parts import PARTS
 from counterpoise.language.loading import refuse_unmeasurable
+from counterpoise.language.memory import free_memory
 from counterpoise.language.prompts import Prompt, begins, encode_prompts, read_prompts
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.ways import context_of
@@ -245,14 +245,6 @@ def too_large(pair: Pair, wanted: Healing) -> bool:
     held = sum(not on_cpu or c.dtype(pair.names[0]) != wanted.machine.dtype for c in (pair.pre, pair.post))
     room = free_memory(wanted.machine.device)
     return held == 2 and room is not None and room < 6 * size  # weights, gradients, two moments, two teachers
-
-
-def free_memory(device: str) -> int | None:
-    """Bytes that are free on a device that is here; None where nobody says."""
-    if torch.device(device).type == "cuda" and torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info(torch.device(device))[0])
-    known = torch.device(device).type == "cpu" and "SC_AVPHYS_PAGES" in os.sysconf_names
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else None
 
 
 def openings(pre: torch.nn.Module, tokenizer: Any, count: int, seed: int) -> list[Ids]:
