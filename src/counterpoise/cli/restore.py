@@ -166,12 +166,14 @@ def restore(
             asked = request, files
             tell(asked, lambda a: plan_restore(*a, present=speed is None), restore_ways(asked), speed, device, as_json)
             return
+        from counterpoise.alignment.training.processes import one_message
         from counterpoise.evaluation.abilities import is_file
         from counterpoise.restoration.restore import run
 
         request.check(sum(map(is_file, abilities)))
         options.usable_device(device)
-        result = run(request, files.load(device), cluster=cluster, command=command_line(), progress=progress)
+        with one_message():
+            result = run(request, files.load(device), cluster=cluster, command=command_line(), progress=progress)
         if not is_first():
             return
         if result["out"]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from counterpoise.alignment.training import processes
 from counterpoise.averaging.average import average, describe_inputs
 from counterpoise.averaging.partition import partition
 from counterpoise.averaging.recipe import Recipe
@@ -85,6 +86,7 @@ def run(
     """`restore` as asked for, measured on a cluster where there is one; the commands give what was typed, for the record."""
     begun, out, work = time.time(), request.out, request.folder
     request.check(sum(isinstance(a, FileAbility) for a in panel.abilities))
+    processes.join(request.device)
     panel = replace(panel, looks=LOOKS) if request.race else panel
     pair = preflight(request.pre, request.post, drop=request.drop, out=out)
     request.check_words(pair.pre, pair.post)
