@@ -31,7 +31,7 @@ from counterpoise.search.recipes import Wanted, find_recipe
 from tiny import save_pair
 from world import make, panel, searches
 
-FORMS = ("imitation", "contrast", "reward")
+FORMS = ("contrast", "reward")
 
 
 def small(world: Path) -> Panel:
@@ -52,20 +52,29 @@ def searched(world: Path, folder: Path) -> None:
         return generate(*args, **more)
 
     proxies.response_nll, sampling._generate = passed, generated
-    for name, how in {"hma": HMA(proxy_size=40), **{f: TwoSided(alignment=f, proxy_size=24) for f in FORMS}}.items():
+    for name, how in {
+        "hma": HMA(proxy_size=24),
+        **{f: TwoSided(alignment=f, blocks=3, proxy_size=16) for f in FORMS},
+    }.items():
         at, work = (0.6 if name == "hma" else 1.0), folder / f"{name}.work"
-        wanted = Wanted(world / "pre", world / "post", folder / f"{name}.json", how, at, work, 4)
+        wanted = Wanted(world / "pre", world / "post", folder / f"{name}.json", how, at, work, 2)
         find_recipe(wanted, small(world))
     rank = os.environ.get("RANK", "0")
     (folder / f"counts-{rank}.json").write_text(json.dumps(counts))
-    asked: dict[str, Any] = {"means": (0.3, 0.7), "keep_reward": 0.5, "confidence": 0.5, **searches(lambdas=(1.0,))}
+    asked: dict[str, Any] = {"means": (0.6,), "keep_reward": 0.5, "confidence": 0.5, **searches(controls=False)}
     found = run(Request(world / "pre", world / "post", folder / "out", **asked), small(world))
     (folder / f"restored-{rank}.json").write_text(json.dumps(found))
 
 
 def entry(rank: int, port: int, world_size: int, world: Path, folder: Path) -> None:
     torch.set_num_threads(1)
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    place = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": world_size,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     os.environ |= {k: str(v) for k, v in place.items()}
     searched(world, folder)
     if dist.is_initialized():
@@ -115,7 +124,9 @@ def test_a_pass_in_parts_is_the_pass(tmp_path: Path) -> None:
     assert losses.shape == (proxies.PARTS,)
     assert gradients.shape == (proxies.PARTS, 3)
     short = replace(whole, examples=rows[:3])  # fewer batches than parts
-    assert resident.loss_and_gradient(cut, [0.4] * 3, short.terms)[0] == pytest.approx(short.nll(resident.model), rel=1e-14)
+    assert resident.loss_and_gradient(cut, [0.4] * 3, short.terms)[0] == pytest.approx(
+        short.nll(resident.model), rel=1e-14
+    )
 
 
 def test_works_that_are_done_as_one_are_kept_once(tmp_path: Path) -> None:

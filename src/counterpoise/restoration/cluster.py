@@ -181,9 +181,9 @@ def _measure(bench: Workbench, engines: Sequence[Any], pieces: Sequence[Piece]) 
     busy |= {_sees(engine): (engine, None) for engine in ask}
     while kept < total:
         while idle and left:
-            engine, work = idle.pop(), left.pop()
-            busy[engine.measure.remote(pieces[work[0]], work[1])] = engine, work
-        at_work = any(work for _, work in busy.values())
+            engine, (number, held) = idle.pop(), left.pop()
+            busy[engine.measure.remote(pieces[number], held)] = engine, (number, held)
+        at_work = any(given for _, given in busy.values())
         done, _ = ray.wait([*busy], timeout=None if at_work else ANSWER)
         if not done:
             raise ConnectionError(
@@ -209,7 +209,7 @@ def _measure(bench: Workbench, engines: Sequence[Any], pieces: Sequence[Piece]) 
             _refuse_another(*found, _decides(bench))
         else:
             for key, value in found.values():
-                bench.store.once(key, lambda value=value: value)
+                bench.store.once(key, partial(lambda it: it, value))
             kept += 1
             if stage is not None:
                 stage(kept, total)
