@@ -92,12 +92,11 @@ class Cluster:
                     f"ray: expected room for {self.replicas} times {needs}, found {found} in all, of which others may hold "
                     "some; give fewer --replicas, or on processors a smaller OMP_NUM_THREADS"
                 )
-            make = ray.remote(Engine).options(
-                num_cpus=needs.pop("CPU", 0), num_gpus=needs.pop("GPU", 0), resources=needs, max_restarts=-1
-            )
+            how = {"num_cpus": needs.pop("CPU", 0), "num_gpus": needs.pop("GPU", 0), "resources": needs}
             asked = replace(request, device=bench.device, dtype=bench.dtype), self.load, bench.panel.looks, os.getcwd()
             places = [PlacementGroupSchedulingStrategy(room, number) for number in range(self.replicas)]
-            engines = [make.options(scheduling_strategy=place).remote(*asked) for place in places]
+            made = [ray.remote(Engine).options(**how, scheduling_strategy=p, max_restarts=-1) for p in places]
+            engines = [make.remote(*asked) for make in made]
             bench.elsewhere = partial(_measure, bench, engines)
             after.callback(setattr, bench, "elsewhere", None)
             yield
