@@ -190,7 +190,7 @@ def _measure(bench: Workbench, engines: Sequence[Any], pieces: Sequence[Piece]) 
             )
         engine, work = busy.pop(done[0])
         try:
-            found = ray.get(done[0])
+            found: Any = ray.get(done[0])
         except RayActorError:
             if work is not None:
                 lost[work[0]] += 1
@@ -205,7 +205,7 @@ def _measure(bench: Workbench, engines: Sequence[Any], pieces: Sequence[Piece]) 
         except RayTaskError as error:
             raise error.cause from None
         if work is None:
-            _refuse_another(*found, _decides(bench))
+            _refuse_another(found, _decides(bench))
         else:
             for key, value in found.values():
                 bench.store.once(key, partial(lambda it: it, value))
@@ -219,7 +219,8 @@ def _sees(engine: Any) -> Any:
     return engine.sees.options(max_task_retries=-1).remote()
 
 
-def _refuse_another(place: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+def _refuse_another(seen: tuple[str, Mapping[str, Any]], ours: Mapping[str, Any]) -> None:
+    place, theirs = seen
     for name, value in ours.items():
         if theirs.get(name) != value:
             raise ValueError(
