@@ -32,7 +32,8 @@ def show_plan(
     if as_json:
         listed = [{**asdict(stage), "seconds": stage.work.seconds(speed)} for stage in plan.stages]
         rates = {name: x if x is not None and math.isfinite(x) else None for name, x in speed._asdict().items()}
-        told = {"seconds": plan.seconds(speed), "peak": plan.peak, "memory": memory, "speed": rates, "how": how}
+        told: dict[str, object] = {"seconds": plan.seconds(speed), "speed": rates, "how": how}
+        told |= {"peak": plan.peak, "memory": memory}
         told["shorter"] = [{"options": typed, "seconds": seconds} for typed, seconds in less]
         print_json({**asdict(replace(plan, model=None)), "stages": listed, **told, "device": device})
         return

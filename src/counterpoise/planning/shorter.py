@@ -30,9 +30,7 @@ HOUR, DAY, MOST = 3600, 86400, 3
 FEW = 100
 
 
-def shorter(
-    asked: T, plan: Plan, ways: Ways[T], planned: Callable[[T], Plan], speed: Speed
-) -> list[tuple[str, float]]:
+def shorter(asked: T, plan: Plan, ways: Ways[T], planned: Callable[[T], Plan], speed: Speed) -> list[tuple[str, float]]:
     """Of a run of hours or days up to three options that make it minutes or hours, with seconds, the shortest first.
 
     Where no single one does, those that save most go together, as few as do, three at most.
