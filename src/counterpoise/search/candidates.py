@@ -107,7 +107,7 @@ class HMA:
         good = proxies(bench, self.proxy_size) if inside else []
         searches = [partial(hma_ratios, bench, cut, good, mean, max_passes=PASSES) for _, mean in inside]
         names = [{"what": "searching", "blocks": [b.name for b in cut.blocks], "mean": mean} for _, mean in inside]
-        ratios = bench.store.each([*zip(names, searches, strict=True)])
+        ratios = bench.store.each([*zip(names, searches, strict=True)], together=True)
         found = [(*of, r) for of, r in zip(inside, ratios, strict=True)]
         rows = [
             {"mean": m, "ratios": list(s.ratios), "passes": s.passes, "trace": list(s.trace), "converged": s.converged}
