@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+
 from counterpoise.evaluation.harness_tasks import silent
 from counterpoise.evaluation.logged import made_of, of_item
 from counterpoise.evaluation.measurement import Measurement

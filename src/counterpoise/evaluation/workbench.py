@@ -21,7 +21,7 @@ from counterpoise.evaluation.measurement import Scores
 from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.parts import Part
 from counterpoise.language import dtypes
-from counterpoise.language.engine import Engine, EngineSettings, LanguageModel
+from counterpoise.language.engine import TRANSFORMERS, Engine, EngineSettings, LanguageModel
 from counterpoise.language.ways import context_of
 from counterpoise.records import NUMERICS, Progress, Stages, Store, digest, named
 from counterpoise.statistics.bootstrap import Array
@@ -82,7 +82,7 @@ class Workbench:
         donor: Donor = "post",
         device: str = "cpu",
         dtype: torch.dtype | None = None,
-        engine: EngineSettings = EngineSettings(),
+        engine: EngineSettings = TRANSFORMERS,
         progress: Stages | None = None,
     ) -> None:
         self.asked_engine = engine
@@ -133,7 +133,10 @@ class Workbench:
         """What measures where it is not the resident model, started when it is first needed."""
         from counterpoise.averaging.vllm import VLLM
 
-        return VLLM(self.giver.folder, self.dtype, self.device, tensor_parallel=self.asked_engine.tensor_parallel)
+        engine: Engine = VLLM(
+            self.giver.folder, self.dtype, self.device, tensor_parallel=self.asked_engine.tensor_parallel
+        )
+        return engine
 
     def _rest(self) -> None:
         if "engine" in vars(self):

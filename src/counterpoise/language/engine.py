@@ -38,7 +38,13 @@ class Engine(ABC):
 
     @abstractmethod
     def draw(
-        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], *, new: int, temperature: float, stops: Sequence[int]
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        *,
+        new: int,
+        temperature: float,
+        stops: Sequence[int],
     ) -> list[list[int]]:
         """A response to each prompt, all as token ids, of at most `new` tokens and up to one of `stops`.
 
@@ -107,6 +113,7 @@ class EngineSettings:
             )
 
 
+TRANSFORMERS = EngineSettings()
 NO_TASKS = (
     "engine vllm: expected abilities from files (choices:, continue:, generate:), found a task of lm-eval; measure those with "
     "--engine transformers"

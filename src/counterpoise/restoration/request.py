@@ -16,7 +16,7 @@ from counterpoise.checkpoints.checkpoint import Checkpoint
 from counterpoise.checkpoints.files import refuse_occupied
 from counterpoise.checkpoints.matching import refuse_moved_tokens
 from counterpoise.evaluation.panel import FEW
-from counterpoise.language.engine import EngineSettings
+from counterpoise.language.engine import TRANSFORMERS, EngineSettings
 from counterpoise.language.loading import refuse_unmeasurable
 from counterpoise.restoration.race import LEVEL, LOOKS
 from counterpoise.search.candidates import CONTROLS, HMA, Ramp, Search, TwoSided, refuse_means
@@ -88,7 +88,7 @@ class Details:
     drop: Sequence[str] = ()
     allow_unrelated: bool = False
     dtype: torch.dtype | None = None
-    engine: EngineSettings = EngineSettings()
+    engine: EngineSettings = TRANSFORMERS
 
 
 @dataclass(frozen=True)

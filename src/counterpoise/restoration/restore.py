@@ -24,7 +24,7 @@ from counterpoise.evaluation.items import FileAbility
 from counterpoise.evaluation.panel import ROUGH, Panel
 from counterpoise.evaluation.results import write_results
 from counterpoise.evaluation.workbench import Point, Workbench
-from counterpoise.language.engine import EngineSettings
+from counterpoise.language.engine import TRANSFORMERS, EngineSettings
 from counterpoise.language.loading import refuse_unmeasurable
 from counterpoise.records import Stages, Store, digest, named, public, versions, write_whole
 from counterpoise.restoration.compare import search_and_pick
@@ -184,7 +184,7 @@ def measure_tax(
     allow_unrelated: bool = False,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
-    engine: EngineSettings = EngineSettings(),
+    engine: EngineSettings = TRANSFORMERS,
     progress: Stages | None = None,
 ) -> Taxed:
     """PRE and POST on the held-out part, in the form of restore.json.

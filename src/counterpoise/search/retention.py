@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-
 from counterpoise.evaluation.items import FileAbility, encode_pair, spaced
 from counterpoise.language.engine import LanguageModel
 from counterpoise.language.prompts import Prompt, begins, encode_prompt
