@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from counterpoise.evaluation.harness import HarnessAbility
 from counterpoise.evaluation.harness_tasks import find_task, silent
 from counterpoise.evaluation.log_tax import NOT_LINEAR

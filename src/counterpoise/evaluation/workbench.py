@@ -133,10 +133,7 @@ class Workbench:
         """What measures where it is not the resident model, started when it is first needed."""
         from counterpoise.averaging.vllm import VLLM
 
-        engine: Engine = VLLM(
-            self.giver.folder, self.dtype, self.device, tensor_parallel=self.asked_engine.tensor_parallel
-        )
-        return engine
+        return VLLM(self.giver.folder, self.dtype, self.device, tensor_parallel=self.asked_engine.tensor_parallel)
 
     def _rest(self) -> None:
         if "engine" in vars(self):
