@@ -148,6 +148,12 @@ def test_a_response_ends_with_the_first_token_that_ends_one(both: SimpleNamespac
 
 
 @needs_vllm
+def test_what_does_not_fit_is_refused_in_place_of_being_cut(both: SimpleNamespace) -> None:
+    with pytest.raises(ValueError, match="expected at most 128 tokens, those to draw .* found 130"):
+        both.engine.draw(texts((100,)), [0], new=30, temperature=0.0, stops=())
+
+
+@needs_vllm
 def test_what_is_in_place_has_the_bits_of_the_averaged_checkpoint(both: SimpleNamespace, tmp_path: Path) -> None:
     family = both.resident.model.config.model_type
     pair = preflight(*save(tmp_path, family, torch.bfloat16))  # rounded stochastically

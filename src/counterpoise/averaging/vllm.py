@@ -19,10 +19,11 @@ from counterpoise.language.engine import Engine
 OURS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
-"""Of vLLM's settings what is set unless the user has: in this process, quiet, 1 GiB of cache and any core on a CPU."""
+"""Of vLLM's settings what is set unless the user has: in this process, quiet, no telemetry, 1 GiB of cache on a CPU, any core."""
 SHARE = 0.8
 """Of a GPU's memory, for weights and cache."""
 BLOCK = 32
@@ -72,6 +73,7 @@ class VLLM(Engine):
             str(folder), skip_tokenizer_init=True, dtype=short(dtype), tensor_parallel_size=tensor_parallel,
             load_format="dummy", max_model_len=-1, generation_config="vllm", enable_prefix_caching=True, **how,
         )  # fmt: skip
+        self._limit: int = self.llm.llm_engine.vllm_config.model_config.max_model_len
         self._seen: dict[tuple[int, str, int], int] = {}
 
     def put(self, pair: Pair, shares: Mapping[str, float]) -> None:
@@ -157,6 +159,11 @@ class VLLM(Engine):
     def _run(self, prompts: Sequence[Sequence[int]], how: Sequence[Any]) -> list[Any]:
         if not prompts:
             return []
+        if (longest := max(len(p) + h.max_tokens for p, h in zip(prompts, how, strict=True))) > self._limit:
+            raise ValueError(
+                f"engine vllm: expected at most {self._limit} tokens, those to draw (one where texts are scored) among them, found "
+                f"{longest}: that is the model's context, or what vLLM's cache holds (VLLM_CPU_KVCACHE_SPACE, in GiB)"
+            )
         asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         answered: list[Any] = self.llm.generate(asked, list(how), use_tqdm=False)
         return answered
