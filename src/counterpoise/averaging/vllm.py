@@ -161,8 +161,8 @@ class VLLM(Engine):
             return []
         if (longest := max(len(p) + h.max_tokens for p, h in zip(prompts, how, strict=True))) > self._limit:
             raise ValueError(
-                f"engine vllm: expected at most {self._limit} tokens, those to draw (one where texts are scored) among them, found "
-                f"{longest}: that is the model's context, or what vLLM's cache holds (VLLM_CPU_KVCACHE_SPACE, in GiB)"
+                f"engine vllm: expected at most {self._limit} tokens, those to draw among them (one where texts are scored), "
+                f"found {longest}: that is the model's context, or what vLLM's cache holds (VLLM_CPU_KVCACHE_SPACE, in GiB)"
             )
         asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         answered: list[Any] = self.llm.generate(asked, list(how), use_tqdm=False)
