@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from counterpoise.cli.help import drawn, general, machine, matched, measured, option, searched
-from counterpoise.cli.terminal import say
+from counterpoise.cli.terminal import refuse_several, say
 
 if TYPE_CHECKING:
     from counterpoise.evaluation.panel import PanelFiles
+    from counterpoise.language.engine import EngineSettings
 
 _PRE = typer.Argument(
     metavar="PRE", help="Checkpoint before alignment: a folder, or a hub id (org/name, org/name@revision)."
@@ -113,6 +114,10 @@ MicroBatch = Annotated[
     int, machine("N", "Sequences through the model at once in training: memory and speed, up to rounding.")
 ]
 BatchSize = Annotated[int, machine("N", "Sequences at once.", min=1)]
+EngineName = Annotated[
+    Literal["transformers", "vllm"], machine(None, "What draws and scores; searches take gradients by transformers.")
+]
+TensorParallel = Annotated[int, machine("N", "With --engine vllm: devices that share each layer.", min=1)]
 
 
 @dataclass(frozen=True)
@@ -160,6 +165,23 @@ class Drawn:
         a, chat = amounts, not self.no_chat_template
         drawing = Drawing(a.replies, self.max_new_tokens, self.temperature, chat, self.batch_size, self.seed)
         return PanelFiles(prompts, reward, abilities, a.limit, a.prompt_limit, drawing, a.trust_tasks)
+
+
+@dataclass(frozen=True)
+class Engines:
+    """What draws and scores."""
+
+    engine: EngineName = "transformers"
+    tensor_parallel: TensorParallel = 1
+
+    @property
+    def settings(self) -> EngineSettings:
+        """As the functions take them; refused where several processes would each start an engine."""
+        from counterpoise.language.engine import EngineSettings
+
+        if self.engine != "transformers":
+            refuse_several("--engine vllm", "; one drives the engine, which takes several devices by --tensor-parallel")
+        return EngineSettings(self.engine, self.tensor_parallel)
 
 
 YAML = (".yml", ".yaml")

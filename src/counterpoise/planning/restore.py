@@ -45,7 +45,8 @@ def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True) -
     """
     drawing, means = panel.drawing, request.grid
     drawing.check()
-    request.check(sum(map(is_file, panel.abilities)))
+    files = sum(map(is_file, panel.abilities))
+    request.check(files, len(panel.abilities) - files)
     first = look(str(request.pre))
     second = look(str(request.post), base=first)
     told, mapped = fit(first, second, request.drop, request.out, request.donor)
