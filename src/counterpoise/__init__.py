@@ -12,7 +12,7 @@ After training, on checkpoints:
     heal, Teaching          teach a model what PRE and POST knew
     Panel, Drawing          what models are measured by: prompts, a reward, abilities; how responses are drawn
     HMA, Ramp, TwoSided     what looks for ratios
-    Details, Heal           what few runs of restore need to say
+    Details, Heal, EngineSettings    what few runs of restore need to say
     Restored, Taxed, Aligned    results: typed, read back from files, shown in notebooks
     Checkpoint, CheckpointError, open_checkpoint, mix, ResidentAverage, hma    what averages are made of
     Partition, thirds, equal, layerwise, by_module    which tensors share a ratio
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from counterpoise.checkpoints.opening import open_checkpoint as open_checkpoint
     from counterpoise.evaluation.callback import TaxCallback as TaxCallback
     from counterpoise.evaluation.panel import Panel as Panel
+    from counterpoise.language.engine import EngineSettings as EngineSettings
     from counterpoise.language.sampling import Drawing as Drawing
     from counterpoise.multitask import BanditMTL as BanditMTL
     from counterpoise.restoration.found import Restored as Restored, Taxed as Taxed
@@ -77,6 +78,7 @@ _ROOMS = {
     "checkpoints.opening": "open_checkpoint",
     "evaluation.callback": "TaxCallback",
     "evaluation.panel": "Panel",
+    "language.engine": "EngineSettings",
     "language.sampling": "Drawing",
     "multitask": "BanditMTL",
     "restoration.found": "Restored Taxed",

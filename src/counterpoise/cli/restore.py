@@ -94,6 +94,7 @@ def restore(
         machine("HOST:PORT", "Measure on a Ray cluster; auto: the one that runs here, else processes of this machine."),
     ] = None,
     replicas: Annotated[int | None, machine("N", "With --ray: models at once, each in a process (default 1).")] = None,
+    engines: options.Engines,
     push_to: Push = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -147,6 +148,7 @@ def restore(
         fitted = {"donor": donor, **matching.settings, "dtype": options.dtype_of(how.dtype)}
         healing = None if heal is None else Heal(heal, **options.given(start=heal_from, keep_by=keep_by))
         more: dict[str, Any] = {"device": device, "race": race, "heal": healing, "anyway": anyway}
+        more["engine"] = engines.settings
         request = Request(pre, post, out, searches, cut=cut, **picked, **fitted, **more)
         files = how.panel(prompts, reward, abilities, amounts)
         if fast:
@@ -170,7 +172,7 @@ def restore(
         from counterpoise.evaluation.abilities import is_file
         from counterpoise.restoration.restore import run
 
-        request.check(sum(map(is_file, abilities)))
+        request.check(among := sum(map(is_file, abilities)), len(abilities) - among)
         options.usable_device(device)
         with one_message():
             result = run(request, files.load(device), cluster=cluster, command=command_line(), progress=progress)
@@ -205,6 +207,7 @@ def tax(
     matching: options.Matching,
     amounts: options.Amounts,
     how: options.Drawn,
+    engines: options.Engines,
     fast: options.Fast = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -228,18 +231,22 @@ def tax(
         assert prompts
         assert reward
         assert abilities
+        from counterpoise.evaluation.abilities import is_file
         from counterpoise.evaluation.panel import ROUGH
         from counterpoise.language.loading import refuse_unmeasurable
         from counterpoise.restoration.restore import measure_tax
 
         if work is None:
             refuse_several("tax", "; with --work FOLDER they share the work")
+        engine = engines.settings
+        engine.check(sum(not is_file(a) for a in abilities))
         refuse_unmeasurable(pre, post)  # before the reward is loaded
 
         device = options.usable_device(how.device)
         files = how.panel(prompts, reward, abilities, amounts)
         panel = (files.rough() if fast else files).load(device)
         on: dict[str, Any] = {"device": device, "dtype": options.dtype_of(how.dtype), **matching.settings}
+        on["engine"] = engine
         found = measure_tax(pre, post, panel, work=work, progress=progress, **on)
         if not is_first():
             return

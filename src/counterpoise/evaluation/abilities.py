@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import nn
-
 from counterpoise.evaluation.generation import Generation
 from counterpoise.evaluation.items import FileAbility, read_items
 from counterpoise.evaluation.likelihood import Choices, Continuation
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import Part
 from counterpoise.evaluation.specs import limit_of, options_of, primary_of
+from counterpoise.language.engine import LanguageModel
 from counterpoise.language.sampling import SCORING, Drawing
 
 KINDS: dict[str, type[FileAbility]] = {kind.kind: kind for kind in (Choices, Continuation, Generation)}
@@ -41,7 +40,7 @@ class Ability(Protocol):
         """The metric that counts for the front and the pick; None for the first one that is measured."""
 
     def measure(
-        self, model: nn.Module, tokenizer: Any, part: Part, drawing: Drawing = SCORING, *, limit: int | None = None
+        self, model: LanguageModel, tokenizer: Any, part: Part, drawing: Drawing = SCORING, *, limit: int | None = None
     ) -> list[Measurement]:
         """Score `model` on one part by every metric, in the same order whichever is the primary one.
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from counterpoise.evaluation.items import FileAbility, Item, Pair, Wording, text_of
 from counterpoise.evaluation.likelihood import per_token
 from counterpoise.evaluation.measurement import Measurement
+from counterpoise.language.engine import LanguageModel
 from counterpoise.language.prompts import Prompt, encode_prompt
 from counterpoise.language.sampling import Drawing, decode, sample
 from counterpoise.statistics.bootstrap import Array
@@ -70,7 +70,7 @@ class Generation(FileAbility):
             raise ValueError(f"{self.source}: calibration takes plain prompts, found an item with messages")
         return fields["prompt"], fields["reference"]
 
-    def score(self, model: nn.Module, tokenizer: Any, items: Sequence[Item], drawing: Drawing) -> list[Measurement]:
+    def score(self, model: LanguageModel, tokenizer: Any, items: Sequence[Item], drawing: Drawing) -> list[Measurement]:
         """Minus the reference's NLL per token, and the metric of the greedy answers."""
         keys = tuple(item.key for item in items)
         pairs = [pair for item in items for pair in self.pairs(tokenizer, item, drawing)]

@@ -11,13 +11,13 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from counterpoise.evaluation.harness_tasks import silent
 from counterpoise.evaluation.logged import made_of, of_item
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import Part, part_of
 from counterpoise.evaluation.specs import fewest
+from counterpoise.language.engine import NO_TASKS, Engine, LanguageModel
 from counterpoise.language.groups import groups_of
 from counterpoise.language.sampling import SCORING, Drawing, way_of
 from counterpoise.records import digest
@@ -72,7 +72,7 @@ class HarnessAbility:
         return digest([*about, sorted(self.keys), *([together] if together else [])])
 
     def measure(
-        self, model: nn.Module, tokenizer: Any, part: Part, drawing: Drawing = SCORING, *, limit: int | None = None
+        self, model: LanguageModel, tokenizer: Any, part: Part, drawing: Drawing = SCORING, *, limit: int | None = None
     ) -> list[Measurement]:
         """See `Ability.measure`; prompts, lengths and stop words are the task's own, without a chat template.
 
@@ -81,6 +81,8 @@ class HarnessAbility:
         from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
 
+        if isinstance(model, Engine):
+            raise ValueError(NO_TASKS)
         chosen = self._chosen(part, fewest(limit, self.limit))
         device, batch_size = str(next(model.parameters()).device), drawing.batch_size
         if self.task.OUTPUT_TYPE == "generate_until":  # lm-eval pads in front and keeps a cache

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from counterpoise.evaluation.harness import HarnessAbility
 from counterpoise.evaluation.harness_tasks import find_task, silent
@@ -16,6 +15,7 @@ from counterpoise.evaluation.log_tax import NOT_LINEAR
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import Part, part_of
 from counterpoise.evaluation.specs import primary_of
+from counterpoise.language.engine import LanguageModel
 from counterpoise.language.sampling import SCORING, Drawing
 from counterpoise.records import digest
 from counterpoise.statistics.bootstrap import weighted
@@ -74,7 +74,7 @@ class HarnessGroup:
         return [ids for task in self.subtasks for ids in task.questions(tokenizer, part, drawing)]
 
     def measure(
-        self, model: nn.Module, tokenizer: Any, part: Part, drawing: Drawing = SCORING, *, limit: int | None = None
+        self, model: LanguageModel, tokenizer: Any, part: Part, drawing: Drawing = SCORING, *, limit: int | None = None
     ) -> list[Measurement]:
         """See `Ability.measure`; metrics that all subtasks have come first, and one without items in the part is left out."""
         found = {

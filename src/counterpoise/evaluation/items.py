@@ -10,12 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, get_args
 
-from torch import nn
-
 from counterpoise.checkpoints.reading import json_lines
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import Part, clusters, in_part, placement
 from counterpoise.evaluation.specs import fewest
+from counterpoise.language.engine import LanguageModel
 from counterpoise.language.groups import groups_of
 from counterpoise.language.prompts import Prompt, begins, encode_prompt
 from counterpoise.language.sampling import SCORING, Drawing
@@ -112,7 +111,7 @@ class FileAbility(ABC):
         """A context and its right answer: what a search may be calibrated on."""
 
     @abstractmethod
-    def score(self, model: nn.Module, tokenizer: Any, items: Sequence[Item], drawing: Drawing) -> list[Measurement]:
+    def score(self, model: LanguageModel, tokenizer: Any, items: Sequence[Item], drawing: Drawing) -> list[Measurement]:
         """Measurements of some items, the likelihood first."""
 
     @property
@@ -165,7 +164,7 @@ class FileAbility(ABC):
             )
 
     def measure(
-        self, model: nn.Module, tokenizer: Any, part: Part, drawing: Drawing = SCORING, *, limit: int | None = None
+        self, model: LanguageModel, tokenizer: Any, part: Part, drawing: Drawing = SCORING, *, limit: int | None = None
     ) -> list[Measurement]:
         """See `abilities.Ability.measure`; plain text unless an item has messages."""
         items = self.items_of(part, fewest(limit, self.limit))

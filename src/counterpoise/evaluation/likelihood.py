@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from counterpoise.evaluation.items import FileAbility, Item, Pair, Wording, text_of
 from counterpoise.evaluation.measurement import Measurement
+from counterpoise.language.engine import LanguageModel
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import continuation_logprobs
 from counterpoise.statistics.bootstrap import Array
@@ -47,7 +47,7 @@ class Choices(FileAbility):
     def right(self, fields: Mapping[str, Any]) -> tuple[str, str]:
         return fields["query"], fields["choices"][fields["gold"]]
 
-    def score(self, model: nn.Module, tokenizer: Any, items: Sequence[Item], drawing: Drawing) -> list[Measurement]:
+    def score(self, model: LanguageModel, tokenizer: Any, items: Sequence[Item], drawing: Drawing) -> list[Measurement]:
         """Log-probability of the gold choice per token, and accuracy by log-probability per character."""
         contexts, groups, lengths = [], [], []
         for item in items:
@@ -103,13 +103,13 @@ class Continuation(FileAbility):
     def right(self, fields: Mapping[str, Any]) -> tuple[str, str]:
         return fields["context"], fields["continuation"]
 
-    def score(self, model: nn.Module, tokenizer: Any, items: Sequence[Item], drawing: Drawing) -> list[Measurement]:
+    def score(self, model: LanguageModel, tokenizer: Any, items: Sequence[Item], drawing: Drawing) -> list[Measurement]:
         """Minus the NLL per token."""
         pairs = [pair for item in items for pair in self.pairs(tokenizer, item, drawing)]
         return [per_token(model, pairs, tuple(item.key for item in items), drawing.batch_size)]
 
 
-def per_token(model: nn.Module, pairs: Sequence[Pair], keys: tuple[str, ...], batch_size: int) -> Measurement:
+def per_token(model: LanguageModel, pairs: Sequence[Pair], keys: tuple[str, ...], batch_size: int) -> Measurement:
     """Minus the NLL per token: sum of log-probabilities over sum of tokens."""
     sums = continuation_logprobs(model, [c for c, _ in pairs], [[r] for _, r in pairs], batch_size=batch_size)
     statistics = np.array([[s[0], len(r)] for s, (_, r) in zip(sums, pairs, strict=True)], dtype=np.float64)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from counterpoise.evaluation.abilities import Ability, load_abilities
 from counterpoise.evaluation.items import FileAbility
@@ -17,12 +16,13 @@ from counterpoise.evaluation.measurement import Measurement, Scores
 from counterpoise.evaluation.parts import PARTS, Part, clusters, in_part, placement
 from counterpoise.evaluation.rewards import Reward, fingerprint, load_reward, name_of, rate
 from counterpoise.evaluation.specs import bare, fewest
+from counterpoise.language.engine import LanguageModel
 from counterpoise.language.prompts import Prompt, encode_prompt, encode_prompts, read_prompts
 from counterpoise.language.sampling import SCORING, Drawing, sample
 from counterpoise.records import Progress, Store, digest
 from counterpoise.statistics.bootstrap import Array
 
-Given = nn.Module | Callable[[], nn.Module]
+Given = LanguageModel | Callable[[], LanguageModel]
 """A model, or what gives it when something is to be measured."""
 FEWEST = 8
 """Prompts before a first look."""
@@ -244,8 +244,8 @@ class Panel:
         return primary_first(ability, [Measurement.from_json(m) for m in measured])
 
 
-def _at_hand(model: Given) -> nn.Module:
-    return model if isinstance(model, nn.Module) else model()
+def _at_hand(model: Given) -> LanguageModel:
+    return model if isinstance(model, LanguageModel) else model()
 
 
 def _kept(store: Store | None, key: dict[str, Any], work: Callable[[], Any]) -> Any:

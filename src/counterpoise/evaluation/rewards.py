@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from counterpoise.checkpoints.hashing import sha256
 from counterpoise.checkpoints.reading import read_text, table
 from counterpoise.evaluation.grader import Grader
 from counterpoise.evaluation.specs import RewardSpec, imported
+from counterpoise.language.engine import LanguageModel
 from counterpoise.language.prompts import Prompt, encode_prompt
 from counterpoise.language.sampling import Drawing, decode, sample_together
 from counterpoise.language.scoring import Example
@@ -101,7 +101,7 @@ class Rated:
 
 
 def draw_rated(
-    model: nn.Module,
+    model: LanguageModel,
     tokenizer: Any,
     prompts: Sequence[Prompt],
     reward: Reward,

@@ -21,6 +21,7 @@ from counterpoise.evaluation.measurement import Scores
 from counterpoise.evaluation.panel import Given, Panel
 from counterpoise.evaluation.parts import Part
 from counterpoise.language import dtypes
+from counterpoise.language.engine import TRANSFORMERS, Engine, EngineSettings, LanguageModel
 from counterpoise.language.ways import context_of
 from counterpoise.records import NUMERICS, Progress, Stages, Store, digest, named
 from counterpoise.statistics.bootstrap import Array
@@ -72,10 +73,13 @@ class Point:
 class Workbench:
     """One resident model, its tokenizer, a panel and a store of finished work.
 
+    Where another engine measures, the resident model is there for gradients and whole distributions, and the two take turns.
+
     Args:
         pair: checked by `preflight`.
         store: pieces of work are kept in it, keyed by the hashes of the inputs and all that decides the piece.
         dtype: of the computation; by default `resident.compute_dtype`. `warnings` tells where that is not POST's own.
+        engine: draws and scores.
 
     Attributes:
         elsewhere: has pieces measured by others before they are read from the store; see `restoration.cluster`.
@@ -90,8 +94,10 @@ class Workbench:
         donor: Donor = "post",
         device: str = "cpu",
         dtype: torch.dtype | None = None,
+        engine: EngineSettings = TRANSFORMERS,
         progress: Stages | None = None,
     ) -> None:
+        self.asked_engine = engine
         self.pair, self.panel, self.store, self.donor = pair, panel, store, donor
         self.device, self.dtype = device, dtype or compute_dtype(pair, device)
         told = dtypes.warning(main_dtype(pair), dtype, device)
@@ -106,6 +112,7 @@ class Workbench:
             "dropped": list(pair.dropped),
             "dtype": str(self.dtype),
             "device": device,
+            **engine.told,
         }
         self.stages = progress
         self.elsewhere: Callable[[Sequence[Piece]], None] | None = None
@@ -126,11 +133,24 @@ class Workbench:
     @cached_property
     def resident(self) -> ResidentAverage:
         """The model, loaded when it is first needed."""
+        self._rest()
         return ResidentAverage(self.pair, donor=self.donor, dtype=self.dtype, device=self.device)
 
     def free(self) -> None:
         """Let go of the model; it is loaded again when it is needed."""
-        self.__dict__.pop("resident", None)
+        vars(self).pop("resident", None)
+        self._rest()
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What measures where it is not the resident model, started when it is first needed."""
+        from counterpoise.averaging.vllm import VLLM
+
+        return VLLM(self.giver.folder, self.dtype, self.device, tensor_parallel=self.asked_engine.tensor_parallel)
+
+    def _rest(self) -> None:
+        if "engine" in vars(self):
+            self.engine.rest()
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -148,14 +168,14 @@ class Workbench:
 
         return context_of(AutoConfig.from_pretrained(self.giver.folder, trust_remote_code=False))
 
-    def model_at(self, end: float) -> nn.Module:
-        """The resident model as PRE (0), POST (1) or a plain average between them."""
-        return self._placed(self.whole, [end], None)
+    def model_at(self, end: float) -> LanguageModel:
+        """PRE (0), POST (1) or a plain average between them, to draw from."""
+        return self._at_hand(self.whole, [end], None)
 
     def rewards(self, name: str, cut: Partition, ratios: Sequence[float], part: Part, looks: int) -> Array:
         """The rewards of an average on the prompts of a part up to so many looks of the panel; `point` reads them again."""
         kept = self._kept(cut, ratios, None)
-        found = self.panel.rewards(partial(self._placed, cut, ratios, None), self.tokenizer, part, looks=looks, **kept)
+        found = self.panel.rewards(partial(self._at_hand, cut, ratios, None), self.tokenizer, part, looks=looks, **kept)
         if (progress := self.stage(f"{name}, {part}")) is not None:
             progress(1, 1 + len(self.panel.abilities))
         return found
@@ -181,7 +201,7 @@ class Workbench:
     def piece(self, piece: Piece, *, model: Given | None = None) -> None:
         """Have the store hold a piece; `model` stands in for the average, where that is not to be asked."""
         (_, _, cut, ratios, instead), panel = piece.model, self.panel
-        given = model or partial(self._placed, cut, ratios, instead)
+        given = model or partial(self._at_hand, cut, ratios, instead)
         on, kept = (given, self._of(instead).tokenizer, piece.part), self._kept(cut, ratios, instead)
         if piece.number == 0:
             panel.rewards(*on, looks=piece.looks, **kept)
@@ -200,7 +220,7 @@ class Workbench:
     ) -> Point:
         """Measure the average with these ratios on a part, or read it from the store; `instead` stands in PRE's place."""
         name = name or f"{method} {cut.mean(ratios):.2g}"
-        model = partial(self._placed, cut, ratios, instead)
+        model = partial(self._at_hand, cut, ratios, instead)
         kept, stage = self._kept(cut, ratios, instead), self.stage(f"{name}, {part}")
         scores = self.panel.measure(model, self._of(instead).tokenizer, part, **kept, progress=stage)
         return Point(name, method, cut, tuple(map(float, ratios)), part, scores, instead)
@@ -217,7 +237,8 @@ class Workbench:
     def responses(self, point: Point) -> list[list[tuple[int, ...]]]:
         """The responses whose reward a point has; see `Panel.responses`."""
         kept = self._kept(point.partition, point.ratios, point.instead)
-        return self.panel.responses(self.placed(point), self._of(point.instead).tokenizer, point.part, **kept)
+        at = partial(self._at_hand, point.partition, point.ratios, point.instead)
+        return self.panel.responses(at, self._of(point.instead).tokenizer, point.part, **kept)
 
     def _of(self, instead: Path | None) -> Workbench:
         """This workbench, or that of a healed model and POST."""
@@ -226,6 +247,7 @@ class Workbench:
         if self._healed is None or self._healed[0] != instead:
             pair = preflight(instead, self.pair.post.source, drop=self.pair.dropped)
             on: dict[str, Any] = {"donor": self.donor, "device": self.device, "dtype": self.dtype}
+            on["engine"] = self.asked_engine
             self._healed = instead, Workbench(pair, self.panel, self.store, **on, progress=self.stages)
         return self._healed[1]
 
@@ -237,6 +259,16 @@ class Workbench:
             self._healed[1].free()
         bench.resident.set(cut, ratios)
         return bench.resident.model
+
+    def _at_hand(self, cut: Partition, ratios: Sequence[float] | Array, instead: Path | None) -> LanguageModel:
+        """What measures, as an average."""
+        if self.asked_engine.name == "transformers":
+            return self._placed(cut, ratios, instead)
+        bench = self._of(instead)
+        for one in {self, bench}:
+            vars(one).pop("resident", None)
+        self.engine.put(bench.pair, cut.ratios(bench.pair.names, ratios))
+        return self.engine
 
     def _kept(self, cut: Partition, ratios: Sequence[float] | Array, instead: Path | None) -> dict[str, Any]:
         """Where what a model scores is kept, and its name there."""

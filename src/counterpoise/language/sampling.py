@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from counterpoise.language.engine import Engine, LanguageModel
 from counterpoise.language.scoring import (
     Example,
     by_length,
@@ -76,7 +77,7 @@ SCORING = Drawing(batch_size=16)
 """The default where models are measured: 16 sequences at once are scored."""
 
 
-def stop_tokens(model: nn.Module, tokenizer: Any) -> tuple[int, ...]:
+def stop_tokens(model: LanguageModel, tokenizer: Any) -> tuple[int, ...]:
     """The ids that end a response: the tokenizer's, those of the model's generation config, the chat template's."""
     eos = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     several = eos if isinstance(eos, (list, tuple)) else [eos]
@@ -97,7 +98,7 @@ def turn_end(tokenizer: Any) -> int | None:
 
 @torch.no_grad()
 def sample(
-    model: nn.Module,
+    model: LanguageModel,
     tokenizer: Any,
     prompts: Sequence[tuple[int, ...]],
     drawing: Drawing,
@@ -113,7 +114,8 @@ def sample(
 
     Args:
         prompts: token ids, one tuple a prompt; the same one again draws other responses.
-        turn: (k, m) answers each m-th batch alone, from the k-th; other prompts get no responses.
+        turn: (k, m) answers each m-th batch alone, from the k-th; other prompts get no responses. To an engine all are one
+            batch.
 
     Returns:
         For each prompt its n responses as token ids; a finished response ends with the first of `stop_tokens`, a
@@ -124,17 +126,19 @@ def sample(
     drawing.check()
     stops = stop_tokens(model, tokenizer)
     pad = stops[0] if stops else 0
-    config = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=drawing.max_new_tokens, eos_token_id=list(stops) or None, pad_token_id=pad, do_sample=False
-    )
     refuse_too_long(model, prompts, drawing.max_new_tokens)
-    device, n, way = device_of(model), drawing.n, way_of(model)
     responses: list[list[tuple[int, ...]]] = [[] for _ in prompts]
     seen: Counter[tuple[int, ...]] = Counter()
     keys = []
     for prompt in prompts:
         keys.append((prompt, seen[prompt]))
         seen[prompt] += 1
+    if isinstance(model, Engine):
+        return responses if turn[0] else _drawn_by(model, keys, stops, drawing, progress)
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=drawing.max_new_tokens, eos_token_id=list(stops) or None, pad_token_id=pad, do_sample=False
+    )
+    device, n, way = device_of(model), drawing.n, way_of(model)
     done = 0
     was_training = model.training
     model.eval()
@@ -201,10 +205,31 @@ class InverseCdf:
 
 def uniforms(prompt: Sequence[int], before: int, reply: int, drawing: Drawing) -> NDArray[np.float64]:
     """The random numbers of one response, in [0, 1): shape (max_new_tokens,); `before`: how often the prompt came before."""
-    named = json.dumps([drawing.seed, list(prompt), before, reply]).encode()
-    key = int.from_bytes(hashlib.sha256(named).digest()[:16])
-    raw = np.random.Philox(key=key).random_raw(drawing.max_new_tokens)
+    raw = np.random.Philox(key=_key_of(prompt, before, reply, drawing)).random_raw(drawing.max_new_tokens)
     return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _key_of(prompt: Sequence[int], before: int, reply: int, drawing: Drawing) -> int:
+    """128 bits that decide the random numbers of one response."""
+    named = json.dumps([drawing.seed, list(prompt), before, reply]).encode()
+    return int.from_bytes(hashlib.sha256(named).digest()[:16])
+
+
+def _drawn_by(
+    engine: Engine,
+    keys: Sequence[tuple[tuple[int, ...], int]],
+    stops: Sequence[int],
+    drawing: Drawing,
+    progress: Progress | None,
+) -> list[list[tuple[int, ...]]]:
+    """`sample` by an engine, which has random numbers of its own: seeded by the keys, so that models share them."""
+    n, of = drawing.n, [(*key, reply) for key in keys for reply in range(drawing.n)]
+    seeds = [_key_of(*each, drawing) >> 65 for each in of]
+    how = {"new": drawing.max_new_tokens, "temperature": drawing.temperature, "stops": stops}
+    drawn = [_cut_after(tokens, stops) for tokens in engine.draw([prompt for prompt, *_ in of], seeds, **how)]  # type: ignore[arg-type]
+    if progress is not None:
+        progress(len(keys), len(keys))
+    return [drawn[i * n : (i + 1) * n] for i in range(len(keys))]
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from counterpoise.language.engine import Engine, LanguageModel
 from counterpoise.language.ways import Plain, asking, context_of, probes, remembered, warn_of
 
 T = TypeVar("T")
@@ -28,7 +29,7 @@ class Example(NamedTuple):
 
 @torch.no_grad()
 def continuation_logprobs(
-    model: nn.Module,
+    model: LanguageModel,
     contexts: Sequence[Sequence[int]],
     continuations: Sequence[Sequence[Sequence[int]]],
     *,
@@ -43,12 +44,14 @@ def continuation_logprobs(
     Args:
         contexts: token ids, at least one each.
         continuations: for each context, one or more token sequences, at least one token each.
-        batch_size: contexts run at once.
+        batch_size: contexts run at once; an engine chooses itself.
     """
     if any(not context for context in contexts) or any(not c for group in continuations for c in group):
         raise ValueError("continuation_logprobs: expected at least one token in every context and continuation")
     longest = [len(c) + max(map(len, group)) for c, group in zip(contexts, continuations, strict=True)]
     refuse_too_long(model, longest, 0)
+    if isinstance(model, Engine):
+        return model.score(contexts, continuations)
     shared = way_of(model).shares
     scores: list[list[float]] = [[] for _ in contexts]
     was_training = model.training
@@ -300,7 +303,7 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def refuse_too_long(model: nn.Module, rows: Sequence[Any], new_tokens: int) -> None:
+def refuse_too_long(model: LanguageModel, rows: Sequence[Any], new_tokens: int) -> None:
     limit = context_of(getattr(model, "config", None))
     longest = max((row if isinstance(row, int) else len(row) for row in rows), default=0)
     if limit is not None and longest + new_tokens > limit:

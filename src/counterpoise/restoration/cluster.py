@@ -39,7 +39,7 @@ class Cluster:
         load: the panel for a device, in each engine: `PanelFiles.load`.
         address: HOST:PORT of a cluster, or "auto": the one that runs here, else one that is started for the restore.
         replicas: engines. Each has a bundle of one placement group, so all its devices are on one node.
-        needs: resources of an engine, as Ray names them; by default a GPU, or the cores that torch uses in the driver.
+        needs: resources of an engine, as Ray names them; by default its GPUs, or the cores that torch uses in the driver.
     """
 
     load: Callable[[str], Panel]
@@ -82,7 +82,11 @@ class Cluster:
                 at = None if self.address == "auto" else self.address
                 ray.init(at, log_to_driver=False, logging_level="ERROR")
                 after.callback(ray.shutdown)
-            usual = {"GPU": 1} if torch.device(bench.device).type == "cuda" else {"CPU": torch.get_num_threads()}
+            usual = (
+                {"GPU": request.engine.tensor_parallel}
+                if torch.device(bench.device).type == "cuda"
+                else {"CPU": torch.get_num_threads()}
+            )
             needs = dict(self.needs or usual)
             room = placement_group([needs] * self.replicas, strategy="SPREAD")
             after.callback(remove_placement_group, room)  # and with it the engines
@@ -114,7 +118,12 @@ class Engine:
         os.chdir(self.folder)  # paths are meant from there
         asked = self.request
         panel = replace(self.load(asked.device), looks=self.looks)
-        on: dict[str, Any] = {"donor": asked.donor, "device": asked.device, "dtype": asked.dtype}
+        on: dict[str, Any] = {
+            "donor": asked.donor,
+            "device": asked.device,
+            "dtype": asked.dtype,
+            "engine": asked.engine,
+        }
         return Workbench(preflight(asked.pre, asked.post, drop=asked.drop), panel, _Carried({}), **on)
 
     def sees(self) -> tuple[str, dict[str, Any]]:

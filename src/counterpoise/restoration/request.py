@@ -16,6 +16,7 @@ from counterpoise.checkpoints.checkpoint import Checkpoint
 from counterpoise.checkpoints.files import refuse_occupied
 from counterpoise.checkpoints.matching import refuse_moved_tokens
 from counterpoise.evaluation.panel import FEW
+from counterpoise.language.engine import TRANSFORMERS, EngineSettings
 from counterpoise.language.loading import refuse_unmeasurable
 from counterpoise.restoration.race import LEVEL, LOOKS
 from counterpoise.search.candidates import CONTROLS, HMA, Ramp, Search, TwoSided, refuse_means
@@ -76,6 +77,7 @@ class Details:
         drop: patterns of tensors to leave out when one side alone has them.
         allow_unrelated: go on when the two look like unrelated models.
         dtype: of the computation; by default that of POST, or a wider one where the device would imitate it.
+        engine: draws and scores; the gradient of a search is always transformers'.
     """
 
     mean: float | None = None
@@ -86,6 +88,7 @@ class Details:
     drop: Sequence[str] = ()
     allow_unrelated: bool = False
     dtype: torch.dtype | None = None
+    engine: EngineSettings = TRANSFORMERS
 
 
 @dataclass(frozen=True)
@@ -129,8 +132,11 @@ class Request(Details):
         means = ROUGH_MEANS if self.means == MEANS else self.means
         return replace(self, searches=few or [Ramp(blocks=self.blocks)], means=means, fast=True)
 
-    def check(self, files: int) -> None:
-        """Raise for what can be seen to be wrong before anything is read; `files` is the number of abilities from files.
+    def check(self, files: int, tasks: int = 0) -> None:
+        """Raise for what can be seen to be wrong before anything is read.
+
+        Args:
+            files, tasks: the number of abilities from files, and of lm-eval's.
 
         Raises:
             ValueError: a setting out of range, or one that has no effect beside another.
@@ -142,6 +148,7 @@ class Request(Details):
         if not 0 <= self.confidence < 1:
             raise ValueError(f"confidence: expected a number from 0 to below 1, found {self.confidence}")
         refuse_donor(self.donor)
+        self.engine.check(tasks)
         if self.heal is not None:
             self.heal.check()
             if self.mean is not None:
@@ -209,6 +216,7 @@ class Request(Details):
         found: dict[str, Any] = {"race": {"looks": list(LOOKS), "level": LEVEL}} if self.race else {}
         found |= {"anyway": True} if self.anyway else {}
         found |= {"fast": True} if self.fast else {}
+        found |= self.engine.told
         if self.heal is not None:
             found |= {"heal": self.heal.steps, "heal_from": self.heal.start, "keep_by": self.heal.keep_by}
         hma = any(isinstance(s, HMA) for s in self.searches)

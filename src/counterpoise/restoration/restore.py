@@ -25,6 +25,7 @@ from counterpoise.evaluation.items import FileAbility
 from counterpoise.evaluation.panel import ROUGH, Panel
 from counterpoise.evaluation.results import write_results
 from counterpoise.evaluation.workbench import Point, Workbench
+from counterpoise.language.engine import TRANSFORMERS, EngineSettings
 from counterpoise.language.loading import refuse_unmeasurable
 from counterpoise.records import Stages, Store, digest, named, public, versions, write_whole
 from counterpoise.restoration.cluster import Cluster
@@ -85,7 +86,8 @@ def run(
 ) -> dict[str, Any]:
     """`restore` as asked for, measured on a cluster where there is one; the commands give what was typed, for the record."""
     begun, out, work = time.time(), request.out, request.folder
-    request.check(sum(isinstance(a, FileAbility) for a in panel.abilities))
+    files = sum(isinstance(a, FileAbility) for a in panel.abilities)
+    request.check(files, len(panel.abilities) - files)
     processes.join(request.device)
     panel = replace(panel, looks=LOOKS) if request.race else panel
     pair = preflight(request.pre, request.post, drop=request.drop, out=out)
@@ -93,6 +95,7 @@ def run(
     shapes = pair.shapes
     cut = partition(shapes, request.blocks)
     on: dict[str, Any] = {"donor": request.donor, "device": request.device, "dtype": request.dtype}
+    on["engine"] = request.engine
     unrelated = request.allow_unrelated
     bench = Workbench.scanned(pair, panel, Store(work), allow_unrelated=unrelated, progress=progress, **on)
     settings = {**request.settings, **panel.settings, **request.more_settings, "dtype": str(bench.dtype)}
@@ -190,6 +193,7 @@ def measure_tax(
     allow_unrelated: bool = False,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
+    engine: EngineSettings = TRANSFORMERS,
     progress: Stages | None = None,
 ) -> Taxed:
     """PRE and POST on the held-out part, in the form of restore.json.
@@ -197,9 +201,10 @@ def measure_tax(
     Returns:
         Beside its fields "distance" (see `restoration.distance.distances`), "calibration", and what was measured.
     """
+    engine.check(sum(not isinstance(a, FileAbility) for a in panel.abilities))
     refuse_unmeasurable(pre, post)
     pair = preflight(pre, post, drop=drop)
-    on: dict[str, Any] = {"device": device, "dtype": dtype, "allow_unrelated": allow_unrelated}
+    on: dict[str, Any] = {"device": device, "dtype": dtype, "allow_unrelated": allow_unrelated, "engine": engine}
     with contextlib.ExitStack() as stack:
         folder = work if work is not None else stack.enter_context(tempfile.TemporaryDirectory())
         bench = Workbench.scanned(pair, panel, Store(folder), progress=progress, **on)
@@ -209,7 +214,7 @@ def measure_tax(
             "versions": versions(),
             "inputs": describe_inputs(pair),
             **panel.source,
-            "settings": {**panel.settings, "dtype": str(bench.dtype)},
+            "settings": {**panel.settings, "dtype": str(bench.dtype), **engine.told},
             "warnings": list(bench.warnings),
             **measured(bench, ends),
         }

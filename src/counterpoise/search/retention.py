@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
-
 from counterpoise.evaluation.items import FileAbility, encode_pair, spaced
+from counterpoise.language.engine import LanguageModel
 from counterpoise.language.prompts import Prompt, begins, encode_prompt
 from counterpoise.language.sampling import Drawing, sample_together
 from counterpoise.language.scoring import Example
@@ -29,7 +28,7 @@ OPENINGS = (
 
 
 def draw_retention(
-    model: nn.Module,
+    model: LanguageModel,
     tokenizer: Any,
     drawing: Drawing,
     *,
