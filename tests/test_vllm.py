@@ -31,7 +31,6 @@ from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import continuation_logprobs
 from counterpoise.search.candidates import HMA
 from tiny import LLAMA_LIKE, VOCABULARY, nudge, tokenizer
-from world import early_letters
 
 needs_vllm = pytest.mark.skipif(
     find_spec("vllm") is None, reason="needs vLLM, in an environment of its own: bash benchmarks/vllm_env.sh FOLDER"
@@ -57,6 +56,11 @@ def save(folder: Path, family: str, dtype: torch.dtype = torch.float32) -> tuple
         model.to(dtype).save_pretrained(folder / side)
         tokenizer().save_pretrained(folder / side)
     return folder / "pre", folder / "post"
+
+
+def early_letters(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    """The reward."""
+    return [sum(c in "abcdefgh" for c in r) + 0.01 * len(r) for r in responses]
 
 
 def texts(lengths: Sequence[int], seed: int = 0) -> list[tuple[int, ...]]:
