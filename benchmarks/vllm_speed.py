@@ -106,9 +106,10 @@ def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
     for name, value in {**medians, **{f"vllm / transformers, {k}": v for k, v in ratios_of.items()}}.items():
         print(f"{name:44} {value:.4g}")
+    bound = f"OMP_NUM_THREADS={n} " if (n := os.environ.get("OMP_NUM_THREADS")) else ""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     return {
-        "command": f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')} python benchmarks/vllm_speed.py MODEL --rounds {options.rounds} --threads {options.threads}",
+        "command": f"{bound}python benchmarks/vllm_speed.py MODEL --rounds {options.rounds} --threads {options.threads}",
         "model": Path(options.model).name, "commit": commit, "seed": 0,
         "versions": versions(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f}",
