@@ -164,6 +164,7 @@ def test_what_is_in_place_has_the_bits_of_the_averaged_checkpoint(both: SimpleNa
     average(tmp_path / "pre", tmp_path / "post", tmp_path / "out", Recipe(both.cut, RATIOS[2]))
     written = Checkpoint(tmp_path / "out")
     sides = Sides(str(tmp_path / "pre"), str(tmp_path / "post"), ())
+    both.engine._in_place = None
     [found] = both.engine.llm.collective_rpc(put, args=(sides, both.cut.ratios(pair.names, RATIOS[2])))
     wanted: dict[str, int] = defaultdict(int)
     for name in written:

@@ -240,7 +240,7 @@ class Workbench:
         if self.asked_engine.name == "transformers":
             return self._placed(cut, ratios, instead)
         bench = self._of(instead)
-        for one in {self, bench}:
+        for one in (self, *([self._healed[1]] if self._healed else [])):
             vars(one).pop("resident", None)
         self.engine.put(bench.pair, cut.ratios(bench.pair.names, ratios))
         return self.engine
