@@ -1,6 +1,7 @@
 """What `pip install counterpoise` and each extra bring, in MB on disk, from the metadata of an environment that has them.
 
 python experiments/firstfive/sizes.py        # writes results/sizes.json
+python experiments/firstfive/sizes.py ray    # adds this extra, of another environment that has it
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -46,20 +48,26 @@ def closure(wanted: list[str], found: dict[str, float]) -> dict[str, float]:
 def main() -> None:
     """Write the table."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    core = closure(project["dependencies"], {})
-    extras = {name: closure(project["optional-dependencies"][name], core) for name in ("align", "eval", "multitask")}
-    content = {
-        "command": "python experiments/firstfive/sizes.py",
+    core, added, place = closure(project["dependencies"], {}), sys.argv[1:], HERE / "results" / "sizes.json"
+    names = added or ("align", "eval", "multitask")
+    extras = {name: closure(project["optional-dependencies"][name], core) for name in names}
+    content: dict[str, Any] = {
+        "command": " ".join(["python experiments/firstfive/sizes.py", *added]),
         "commit": subprocess.check_output(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], text=True).strip(),
         "seed": None,
         "versions": {"python": sys.version.split()[0], "torch": distribution("torch").version},
-        "total": {"counterpoise": round(sum(core.values())), **{k: round(sum(v.values())) for k, v in extras.items()}},
-        "packages": {
-            k: dict(sorted(v.items(), key=lambda i: -i[1])) for k, v in {"counterpoise": core, **extras}.items()
-        },
     }
+    total = {name: round(sum(sizes.values())) for name, sizes in extras.items()}
+    packages = {k: dict(sorted(v.items(), key=lambda i: -i[1])) for k, v in {"counterpoise": core, **extras}.items()}
+    if added:  # measured apart: the core is there already
+        whole, packages = json.loads(place.read_text(encoding="utf-8")), {name: packages[name] for name in added}
+        whole["total"] |= total
+        whole["packages"] |= packages
+        content = {**whole, "added": {**whole.get("added", {}), **dict.fromkeys(added, content)}}
+    else:
+        content |= {"total": {"counterpoise": round(sum(core.values())), **total}, "packages": packages}
     (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results" / "sizes.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    place.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(content["total"]))
 
 

@@ -1,7 +1,8 @@
-"""The little that the weightings need to know about other processes."""
+"""The little that weightings, drawing and searches need to know about other processes."""
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -11,6 +12,8 @@ from torch import Tensor
 
 T = TypeVar("T")
 _AVAILABLE = dist.is_available()
+TOLD = (ValueError, OSError, ModuleNotFoundError)
+"""Errors that a user can act on: their message alone is passed on, of any other its traceback."""
 
 
 def world_size() -> int:
@@ -27,6 +30,45 @@ def sum_over_ranks(values: Sequence[float]) -> list[float]:
     total = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(total)
     return [float(x) for x in total.tolist()]
+
+
+def turn() -> tuple[int, int]:
+    """The number of this process, and how many there are."""
+    return (dist.get_rank(), world_size()) if world_size() > 1 else (0, 1)
+
+
+def gathered(work: Callable[[], T]) -> list[T]:
+    """What `work` returns in each process, in their order, known to all.
+
+    Raises:
+        Exception: `work` failed in one process; then it is raised in all, and none waits for another.
+    """
+    if world_size() == 1:
+        return [work()]
+    value, failure, told = cast("Any", (None, None, None))
+    try:
+        value = work()
+    except Exception as error:
+        failure, told = (
+            error,
+            (RuntimeError, f"process {dist.get_rank()} failed:\n{''.join(traceback.format_exception(error))}"),
+        )
+        if kinds := [kind for kind in TOLD if isinstance(error, kind)]:
+            told = kinds[0], str(error)
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, (value, told))
+    failure = failure or next((kind(message) for kind, message in (other for _, other in found if other)), None)
+    if failure is not None:
+        failure.known_to_all = True
+        raise failure
+    return [value for value, _ in found]
+
+
+def shared(count: int, work: Callable[[int], T]) -> list[T]:
+    """`work` of 0 to count - 1, each done by one process and told to all."""
+    rank, world = turn()
+    found = gathered(lambda: [work(n) for n in range(rank, count, world)])
+    return [found[n % world][n // world] for n in range(count)]
 
 
 class _Average(torch.autograd.Function):

@@ -71,25 +71,46 @@ class Store:
 
     def once(self, key: Mapping[str, Any], work: Callable[[], T]) -> T:
         """The json value stored for `key`, or `work()`, which is then stored."""
-        path = self._place(key)
-        with contextlib.suppress(ValueError, FileNotFoundError):  # torn
-            return self._read(path)  # type: ignore[no-any-return]
+        for found in self._held(key):
+            return found  # type: ignore[no-any-return]
         with contextlib.nullcontext() if _joined() else self.alone(key):
-            with contextlib.suppress(ValueError, FileNotFoundError):  # another process has done it meanwhile
-                return self._read(path)  # type: ignore[no-any-return]
-            value = work()
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as partial:
-                partial.write_text(json.dumps({"key": key, "value": value}), encoding="utf-8")
-            return value
+            for found in self._held(key):  # another process has done it meanwhile
+                return found  # type: ignore[no-any-return]
+            return self._keep(key, work())
 
-    def each(self, works: Sequence[tuple[Mapping[str, Any], Callable[[], T]]]) -> list[T]:
+    def together(self, key: Mapping[str, Any], work: Callable[[], T]) -> T:
+        """`once`, the work done by all processes that have met as one: the first of them looks and keeps."""
+        if not _joined():
+            return self.once(key, work)
+        from counterpoise.ranks import from_first
+
+        for found in from_first(lambda: self._held(key)):
+            return found  # type: ignore[no-any-return]
+        value = work()
+        return from_first(lambda: self._keep(key, value))
+
+    def _held(self, key: Mapping[str, Any]) -> list[Any]:
+        """The value, or nothing where there is none or it is torn."""
+        with contextlib.suppress(ValueError, FileNotFoundError):
+            return [json.loads(self._place(key).read_text(encoding="utf-8"))["value"]]
+        return []
+
+    def _keep(self, key: Mapping[str, Any], value: T) -> T:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(self._place(key)) as partial:
+            partial.write_text(json.dumps({"key": key, "value": value}), encoding="utf-8")
+        return value
+
+    def each(self, works: Sequence[tuple[Mapping[str, Any], Callable[[], T]]], *, together: bool = False) -> list[T]:
         """What each work gives, in their order; of several processes with this folder each does what no other is at.
 
         Args:
             works: a name of each, and the work, which keeps in this store what takes time: it is called again where
                 another process has done it.
+            together: processes that have met do each of them as one.
         """
+        if together and _joined():
+            return [work() for _, work in works]
         found: dict[int, T] = {}
         while len(found) < len(works):
             before = len(found)
@@ -108,10 +129,6 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         with alone(self._place(name), wait=wait) as mine:
             yield mine
-
-    @staticmethod
-    def _read(path: Path) -> Any:
-        return json.loads(path.read_text(encoding="utf-8"))["value"]
 
     def holds(self, key: Mapping[str, Any]) -> bool:
         """Whether there is a value for `key`."""

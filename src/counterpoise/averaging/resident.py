@@ -20,13 +20,16 @@ from counterpoise.checkpoints.preflight import Buffers, Pair, stretches
 from counterpoise.checkpoints.rounding import key_of, wide_dtype
 from counterpoise.language.dtypes import computed_in
 from counterpoise.language.loading import without_bars
+from counterpoise.ranks import shared
 
 SHARE = 2 / 3
 """Of a GPU's free memory, beside the model, PRE and POST may take so much: the rest is for activations."""
 SPAN = 1 << 24
 """Elements worked on at once on a GPU: fewer leave it idle between calls."""
 Objective = Callable[[nn.Module], float]
-"""Runs forward and backward of a loss over all its data and returns the loss; gradients land in the parameters."""
+"""Runs forward and backward of a loss over its data and returns the loss; gradients land in the parameters."""
+Objectives = Objective | Sequence[Objective]
+"""A loss, or the terms of a sum, which ranks share among them."""
 
 
 class ResidentAverage:
@@ -91,7 +94,7 @@ class ResidentAverage:
         self.pair.refuse_changed()  # what is measured from here on is recorded under the hashes of the files
 
     def loss_and_gradient(
-        self, partition: Partition, ratios: Sequence[float] | np.ndarray, objective: Objective
+        self, partition: Partition, ratios: Sequence[float] | np.ndarray, objective: Objectives
     ) -> tuple[float, np.ndarray]:
         """The loss at these ratios and its gradient with respect to them: one forward and one backward.
 
@@ -102,15 +105,32 @@ class ResidentAverage:
         Returns:
             The loss and a float64 array of shape (K,).
         """
+        losses, gradients = self.losses_and_gradients(partition, ratios, objective)
+        return float(sum(losses)), sum(gradients, np.zeros(len(partition)))
+
+    def losses_and_gradients(
+        self, partition: Partition, ratios: Sequence[float] | np.ndarray, objective: Objectives
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Of each term the loss and its gradient, float64 of shapes (n,) and (n, K); see `loss_and_gradient`.
+
+        Where processes have met (`torch.distributed`), all must call this alike. Each does every world-th term, and they
+        tell each other those n (K + 1) numbers: the bits do not depend on how many there are.
+        """
         self.set(partition, ratios)
+        terms = [objective] if callable(objective) else objective
+        rows = np.array(shared(len(terms), lambda n: self._term(partition, terms[n])))
+        self.pair.refuse_changed()
+        return rows[:, 0], rows[:, 1:]
+
+    def _term(self, partition: Partition, objective: Objective) -> list[float]:
+        """The loss and its gradient."""
         sums: dict[str, Tensor | float] = dict.fromkeys(self._places, 0.0)
         with self._consuming_gradients(sums):
             loss = objective(self.model)
-        self.pair.refuse_changed()
         per_tensor = {name: float(found) for name, found in sums.items()}  # here alone a device is waited for
         rest = math.fsum(per_tensor[n] for n in partition.rest if n in per_tensor) / partition.weights.sum()
-        blocks = [math.fsum(per_tensor.get(n, 0.0) for n in b.tensors) + rest * b.weight for b in partition.blocks]
-        return loss, np.array(blocks)
+        blocks = (math.fsum(per_tensor.get(n, 0.0) for n in b.tensors) + rest * b.weight for b in partition.blocks)
+        return [loss, *blocks]
 
     def _write(self, name: str, ratio: float) -> None:
         place, (pre, post) = self._places[name], self._sides(name)

@@ -31,7 +31,7 @@ app = Commands(
 )
 
 
-SHARING = ("restore", "tax", "heal", "align")
+SHARING = ("restore", "tax", "search", "heal", "align")
 """Commands that share their work where torchrun starts several processes."""
 
 

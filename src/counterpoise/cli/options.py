@@ -44,7 +44,10 @@ DryRun = Annotated[
 SpeedOption = Annotated[
     str | None,
     general(
-        "F,B", "Dry run: FLOP/s and bytes/s of the device, as 4e14,2e12 (default: a short probe of it).", "--speed"
+        "F,B[,M]",
+        "Dry run: FLOP/s, bytes/s and perhaps bytes of memory of a device, as 4e14,2e12,80e9 (default: timed at the model "
+        "itself).",
+        "--speed",
     ),
 ]
 
@@ -219,18 +222,18 @@ def refuse_without(partner: str, options: Mapping[str, Any]) -> None:
         raise ValueError(f"--{name.replace('_', '-')}: does nothing here; add {partner}, or leave it out")
 
 
-def speed_of(text: str | None) -> tuple[float, float] | None:
-    """Operations and bytes a second; None to probe.
+def speed_of(text: str | None) -> list[float] | None:
+    """Operations and bytes a second, and perhaps bytes of memory; None to probe.
 
     >>> speed_of("4e14,2e12")
-    (400000000000000.0, 2000000000000.0)
+    [400000000000000.0, 2000000000000.0]
     """
     if text is None:
         return None
     found = numbers(text, "--speed")
-    if len(found) != 2 or not all(0 < x < float("inf") for x in found):
-        raise ValueError(f"--speed: expected FLOP/s and bytes/s, as 4e14,2e12, found {text!r}")
-    return found[0], found[1]
+    if len(found) not in (2, 3) or not all(0 < x < float("inf") for x in found):
+        raise ValueError(f"--speed: expected FLOP/s, bytes/s and perhaps bytes, as 4e14,2e12,80e9, found {text!r}")
+    return found
 
 
 def device_of(name: str) -> str:

@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TypeVar
-
-import torch
 
 from counterpoise.cli.options import speed_of, usable_device
 from counterpoise.cli.terminal import is_first, print_json
 from counterpoise.language.costs import Plan, Speed
-from counterpoise.planning.shorter import shorter
+from counterpoise.language.memory import free_memory
+from counterpoise.planning.shorter import shorter, smaller
+from counterpoise.planning.timing import speed_at
 
 T = TypeVar("T")
+GIVEN = "as given; launches and Python come on top: small models and batches take several times as long"
 
 
 def show_plan(
-    plan: Plan, speed: Speed, how: str, device: str, less: Sequence[tuple[str, float]] = (), *, as_json: bool
+    plan: Plan,
+    speed: Speed,
+    how: str,
+    device: str,
+    memory: float | None = None,
+    less: Sequence[tuple[str, float]] = (),
+    *,
+    as_json: bool,
 ) -> None:
     """Print a plan; `how` says where the speed comes from, `less` which options take how many seconds."""
     if as_json:
         listed = [{**asdict(stage), "seconds": stage.work.seconds(speed)} for stage in plan.stages]
-        told = {"seconds": plan.seconds(speed), "peak": plan.peak, "speed": speed._asdict(), "how": how}
+        rates = {name: x if x is not None and math.isfinite(x) else None for name, x in speed._asdict().items()}
+        told: dict[str, object] = {"seconds": plan.seconds(speed), "speed": rates, "how": how}
+        told |= {"peak": plan.peak, "memory": memory}
         told["shorter"] = [{"options": typed, "seconds": seconds} for typed, seconds in less]
-        print_json({**asdict(plan), "stages": listed, **told, "device": device})
+        print_json({**asdict(replace(plan, model=None)), "stages": listed, **told, "device": device})
         return
     from rich.console import Console
     from rich.table import Table
@@ -44,17 +54,28 @@ def show_plan(
         )
     Console().print(stages)
     print(f"on {device}: " + ", ".join(f"{name} {size(count)}" for name, count in plan.resident.items()))
-    print(f"peak memory there: about {size(plan.peak)}; mapped from disk, not counted in it: {size(plan.mapped)}")
+    peak = f"about {size(plan.peak)}" + ("" if memory is None else f" of {size(memory)}")
+    print(f"peak memory there: {peak}; mapped from disk, not counted in it: {size(plan.mapped)}")
     print(f"to be written: {size(plan.disk)}")
-    print(
-        f"time, an estimate: {duration(plan.seconds(speed))} at {speed.flops:.2g} FLOP/s and {speed.bytes:.2g} bytes/s "
-        f"({how})"
-    )
+    print(f"time, an estimate: {duration(plan.seconds(speed))} at {said(speed)} ({how})")
     for typed, seconds in less:
         print(f"shorter: with {typed}, {duration(seconds)}")
     for line in plan.assumed:
         print(f"assumed: {line}")
     print("dry run: nothing was drawn, trained or written")
+
+
+def said(speed: Speed) -> str:
+    """A speed in words.
+
+    >>> said(Speed(3e10, 5e9)), said(Speed(3e10, math.inf, 2e10, None, 0.03))
+    ('3e+10 FLOP/s and 5e+09 bytes/s', '3e+10 FLOP/s, 2e+10 and 0.03 s a token while drawing')
+    """
+    if speed.bytes < math.inf:
+        return f"{speed.flops:.2g} FLOP/s and {speed.bytes:.2g} bytes/s"
+    found = [f"{speed.flops:.2g} FLOP/s"]
+    found += [] if speed.drawn is None else [f"{speed.drawn:.2g} and {speed.step:.2g} s a token while drawing"]
+    return ", ".join(found + ([] if speed.trained is None else [f"{speed.trained:.2g} with a gradient"]))
 
 
 def size(count: float) -> str:
@@ -92,31 +113,24 @@ def tell(
     device: str,
     as_json: bool,
 ) -> None:
-    """Print what a request would take, and what would make it short; without a speed the device is probed, if it is here."""
+    """Print what a request would take, and what would make it short; without a speed the device is timed, if it is here.
+
+    Raises:
+        ValueError: it does not fit into the device's memory; the message says what would.
+    """
     plan, given = planned(asked), speed_of(speed)
     if given is None:
         try:
             usable_device(device)
         except ValueError as error:
             raise ValueError(f"{error}; for a device elsewhere give its --speed") from None
-        found, how = probe(device, getattr(torch, plan.dtype)), f"a probe in {plan.dtype} just now"
+        memory: float | None = free_memory(device)
     else:
-        found, how = Speed(*given), "as given"
+        flops, read, *rest = given
+        memory = rest[0] if rest else None
+    if memory is not None and plan.peak > memory:
+        what = f"{device}: expected {size(plan.peak)} of memory, found {size(memory)}"
+        raise ValueError(f"{what}; {smaller(asked, plan, planned, memory)}")
+    found, how = speed_at(plan, device) if given is None else (Speed(flops, read, update=12 / read), GIVEN)
     if is_first():
-        show_plan(plan, found, how, device, shorter(asked, ways, planned, found), as_json=as_json)
-
-
-def probe(device: str, dtype: torch.dtype, *, seconds: float = 0.2) -> Speed:
-    """How fast the device multiplies two square matrices and reads memory: the best of a few tries each."""
-    size, mib = (512, 256) if torch.device(device).type == "cpu" else (8192, 1024)  # no cache holds so much
-    a = torch.randn(size, size, device=device).to(dtype)
-    b = torch.ones((mib << 20) // dtype.itemsize, device=device, dtype=dtype)
-    into = torch.empty_like(b)
-    multiplied, copied = _best(lambda: a @ a, seconds), _best(lambda: into.copy_(b), seconds)
-    return Speed(2 * size**3 / multiplied, 2 * b.nbytes / copied)
-
-
-def _best(work: Callable[[], object], seconds: float) -> float:
-    from torch.utils.benchmark import Timer
-
-    return float(min(Timer("work()", globals={"work": work}).blocked_autorange(min_run_time=seconds).times))
+        show_plan(plan, found, how, device, memory, shorter(asked, plan, ways, planned, found), as_json=as_json)

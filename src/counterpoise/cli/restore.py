@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from counterpoise.cli import options
-from counterpoise.cli.help import general, option, searched
+from counterpoise.cli.help import general, machine, option, searched
 from counterpoise.cli.logs import tax_of_logs
 from counterpoise.cli.push import Push, check_push, push
 from counterpoise.cli.terminal import (
@@ -89,6 +89,11 @@ def restore(
     matching: options.Matching,
     amounts: options.Amounts,
     how: options.Drawn,
+    ray: Annotated[
+        str | None,
+        machine("HOST:PORT", "Measure on a Ray cluster; auto: the one that runs here, else processes of this machine."),
+    ] = None,
+    replicas: Annotated[int | None, machine("N", "With --ray: models at once, each in a process (default 1).")] = None,
     engines: options.Engines,
     push_to: Push = None,
     as_json: options.AsJson = False,
@@ -124,6 +129,8 @@ def restore(
             options.refuse_without("--heal STEPS", options.given(heal_from=heal_from, keep_by=keep_by))
         if not dry_run:
             options.refuse_without("--dry-run", options.given(speed=speed))
+        if ray is None:
+            options.refuse_without("--ray auto", options.given(replicas=replicas))
         if not controls:
             options.refuse_without("--controls", options.given(slopes=slopes, outside=outside))
         cut = 3 if blocks is None else blocks
@@ -146,6 +153,13 @@ def restore(
         files = how.panel(prompts, reward, abilities, amounts)
         if fast:
             request, files = request.rough(), files.rough()
+        cluster = None
+        if ray is not None:
+            from counterpoise.restoration.cluster import Cluster
+
+            refuse_several("restore --ray", "; start it without torchrun, engines are Ray's")
+            cluster = Cluster(files.load, ray, **options.given(replicas=replicas))
+            cluster.check()
         if dry_run:
             from counterpoise.cli.plan import tell
             from counterpoise.planning.restore import plan_restore
@@ -154,12 +168,14 @@ def restore(
             asked = request, files
             tell(asked, lambda a: plan_restore(*a, present=speed is None), restore_ways(asked), speed, device, as_json)
             return
+        from counterpoise.alignment.training.processes import one_message
         from counterpoise.evaluation.abilities import is_file
         from counterpoise.restoration.restore import run
 
         request.check(among := sum(map(is_file, abilities)), len(abilities) - among)
         options.usable_device(device)
-        result = run(request, files.load(device), command=command_line(), progress=progress)
+        with one_message():
+            result = run(request, files.load(device), cluster=cluster, command=command_line(), progress=progress)
         if not is_first():
             return
         if result["out"]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from counterpoise.cli import options
 from counterpoise.cli.help import option
-from counterpoise.cli.terminal import bars, plain_errors, print_json, warn
+from counterpoise.cli.terminal import bars, is_first, plain_errors, print_json, warn
 
 
 def search(
@@ -46,6 +46,7 @@ def search(
     """
     work = work or out.with_name(out.name + ".work")
     with plain_errors(f"finished pieces are in {work}; the same command goes on from there"), bars(quiet) as progress:
+        from counterpoise.alignment.training.processes import one_message
         from counterpoise.evaluation.panel import FEW, SHORT
         from counterpoise.records import public
         from counterpoise.search.candidates import SEARCHES
@@ -67,7 +68,10 @@ def search(
         on: dict[str, Any] = {**matching.settings, "device": device, "dtype": options.dtype_of(how.dtype)}
         wanted = Wanted(pre, post, out, searched, at, work, max_passes, **on)
         wanted.check()
-        found, recipe = find_recipe(wanted, how.panel(prompts, reward).load(device), progress=progress)
+        with one_message():
+            found, recipe = find_recipe(wanted, how.panel(prompts, reward).load(device), progress=progress)
+        if not is_first():
+            return
         if isinstance(found, SearchResult):
             gained = f"{found.passes} passes, proxy loss {found.trace[0]:.4f} -> {found.value:.4f} nats/token"
         else:

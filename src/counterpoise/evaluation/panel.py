@@ -217,7 +217,7 @@ class Panel:
             store: finished pieces are read from and kept in it, keyed by `model_id` and all that decides them.
             progress: called with (done, total) pieces: the reward and each ability.
         """
-        total, how, drawing = 1 + len(self.abilities), self.drawing, self._drawn
+        total = 1 + len(self.abilities)
         statistics = self.rewards(model, tokenizer, part, store=store, model_id=model_id)[:, None]
         if progress is not None:
             progress(1, total)
@@ -225,18 +225,23 @@ class Panel:
         reward = Measurement("reward", "", statistics, "mean", None, tuple(p.key for p in chosen), clusters(chosen))
         abilities = {}
         for number, ability in enumerate(self.abilities, start=2):
-
-            def run(ability: Ability = ability) -> list[Any]:
-                found = ability.measure(_at_hand(model), tokenizer, part, how, limit=self.limit)
-                return [m.to_json() for m in found]
-
-            key = {"what": "ability", "ability": ability.fingerprint, "limit": self.limit, **drawing}
-            key |= {"model": model_id, "part": part}
-            measured = _kept(store, key, run)
-            abilities[ability.name] = primary_first(ability, [Measurement.from_json(m) for m in measured])
+            abilities[ability.name] = self.score(ability, model, tokenizer, part, store=store, model_id=model_id)
             if progress is not None:
                 progress(number, total)
         return Scores(reward, abilities)
+
+    def score(
+        self, ability: Ability, model: Given, tokenizer: Any, part: Part, *, store: Store | None, model_id: Any
+    ) -> list[Measurement]:
+        """One of the abilities of `model` on a part; see `measure`."""
+
+        def run() -> list[Any]:
+            found = ability.measure(_at_hand(model), tokenizer, part, self.drawing, limit=self.limit)
+            return [m.to_json() for m in found]
+
+        key = {"what": "ability", "ability": ability.fingerprint, "limit": self.limit, **self._drawn}
+        measured = _kept(store, {**key, "model": model_id, "part": part}, run)
+        return primary_first(ability, [Measurement.from_json(m) for m in measured])
 
 
 def _at_hand(model: Given) -> LanguageModel:

@@ -17,8 +17,9 @@ from counterpoise.evaluation.grader import Grader
 from counterpoise.evaluation.specs import RewardSpec, imported
 from counterpoise.language.engine import LanguageModel
 from counterpoise.language.prompts import Prompt, encode_prompt
-from counterpoise.language.sampling import Drawing, decode, sample
+from counterpoise.language.sampling import Drawing, decode, sample_together
 from counterpoise.language.scoring import Example
+from counterpoise.ranks import from_first
 from counterpoise.records import Progress, digest
 from counterpoise.statistics.bootstrap import Array
 
@@ -108,11 +109,11 @@ def draw_rated(
     *,
     progress: Progress | None = None,
 ) -> Rated:
-    """Responses to each prompt, none selected, with their rewards."""
+    """Responses to each prompt, none selected, with their rewards; processes that have met share the drawing."""
     encoded = [encode_prompt(tokenizer, p, chat=drawing.chat) for p in prompts]
-    drawn = sample(model, tokenizer, encoded, drawing, progress=progress)
+    drawn = sample_together(model, tokenizer, encoded, drawing, progress=progress)
     examples = tuple(Example(p, y) for p, group in zip(encoded, drawn, strict=True) for y in group)
-    return Rated(examples, rate(reward, tokenizer, prompts, drawn))
+    return Rated(examples, from_first(lambda: rate(reward, tokenizer, prompts, drawn)))
 
 
 def sentiment(path: str | Path) -> Reward:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from counterpoise.averaging.resident import ResidentAverage, compute_dtype, main
 from counterpoise.checkpoints.checkpoint import companions_sha256
 from counterpoise.checkpoints.preflight import Pair, preflight, scan
 from counterpoise.evaluation.measurement import Scores
-from counterpoise.evaluation.panel import Panel
+from counterpoise.evaluation.panel import Given, Panel
 from counterpoise.evaluation.parts import Part
 from counterpoise.language import dtypes
 from counterpoise.language.engine import TRANSFORMERS, Engine, EngineSettings, LanguageModel
@@ -35,6 +35,15 @@ class Model(NamedTuple):
     partition: Partition
     ratios: tuple[float, ...]
     instead: Path | None = None
+
+
+class Piece(NamedTuple):
+    """What is measured of a model on its own: its reward (0), up to so many looks, or one of the panel's abilities."""
+
+    model: Model
+    part: Part
+    number: int = 0
+    looks: int | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,9 @@ class Workbench:
         store: pieces of work are kept in it, keyed by the hashes of the inputs and all that decides the piece.
         dtype: of the computation; by default `resident.compute_dtype`. `warnings` tells where that is not POST's own.
         engine: draws and scores.
+
+    Attributes:
+        elsewhere: has pieces measured by others before they are read from the store; see `restoration.cluster`.
     """
 
     def __init__(
@@ -103,6 +115,7 @@ class Workbench:
             **engine.told,
         }
         self.stages = progress
+        self.elsewhere: Callable[[Sequence[Piece]], None] | None = None
         self._healed: tuple[Path, Workbench] | None = None
 
     @classmethod
@@ -177,11 +190,23 @@ class Workbench:
         def point(m: Model) -> Point:
             return self.point(m.method, m.partition, m.ratios, part, name=m.name, instead=m.instead)
 
+        if self.elsewhere is not None:
+            self.elsewhere([Piece(m, part, n) for m in models for n in range(1 + len(self.panel.abilities))])
         names = [self._kept(m.partition, m.ratios, m.instead)["model_id"] for m in models]
         works = [partial(point, m) for m in models]
         return self.store.each(
             [({"what": "point", "model": n, "part": part}, w) for n, w in zip(names, works, strict=True)]
         )
+
+    def piece(self, piece: Piece, *, model: Given | None = None) -> None:
+        """Have the store hold a piece; `model` stands in for the average, where that is not to be asked."""
+        (_, _, cut, ratios, instead), panel = piece.model, self.panel
+        given = model or partial(self._at_hand, cut, ratios, instead)
+        on, kept = (given, self._of(instead).tokenizer, piece.part), self._kept(cut, ratios, instead)
+        if piece.number == 0:
+            panel.rewards(*on, looks=piece.looks, **kept)
+        else:
+            panel.score(panel.abilities[piece.number - 1], *on, **kept)
 
     def point(
         self,

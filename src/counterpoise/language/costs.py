@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -48,32 +48,64 @@ class Shape:
 
 
 class Speed(NamedTuple):
-    """What a device does in a second: floating-point operations, and bytes of its memory read."""
+    """How fast a device is.
+
+    Attributes:
+        flops: floating-point operations a second.
+        bytes: of its memory read in a second; infinite where that is part of `step`.
+        drawn, trained: operations a second while tokens are drawn one by one, and with a gradient; None: as `flops`.
+        step: seconds that drawing one token takes beside each row's operations: weights read, launches, Python.
+        update: seconds an element of the update takes to be mixed in.
+    """
 
     flops: float
     bytes: float
+    drawn: float | None = None
+    trained: float | None = None
+    step: float = 0.0
+    update: float = 0.0
 
 
 @dataclass(frozen=True)
 class Work:
-    """Operations, and bytes that must be read one step after another: while a response is drawn, all weights per token."""
+    """What is to be done.
+
+    Attributes:
+        flops: floating-point operations in all.
+        traffic: bytes that must be read one step after another: while a response is drawn, all weights per token.
+        drawn, trained: of the operations those of drawing token by token, and those of passes with a gradient.
+        steps: tokens drawn one after another, rows of a batch together.
+        update: elements of the update that are mixed in; a gradient's projection on one counts as `PROJECTED` of that.
+    """
 
     flops: float = 0.0
     traffic: float = 0.0
+    drawn: float = 0.0
+    trained: float = 0.0
+    steps: float = 0.0
+    update: float = 0.0
 
     def __add__(self, other: Work) -> Work:
-        return Work(self.flops + other.flops, self.traffic + other.traffic)
+        return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def __mul__(self, times: float) -> Work:
-        return Work(self.flops * times, self.traffic * times)
+        return Work(*(a * times for a in astuple(self)))
 
     def seconds(self, speed: Speed) -> float:
-        """The larger of operations / speed and traffic / speed: each hides behind the other at best.
+        """The larger of operations / speed and traffic / speed, each hiding behind the other at best; then steps and mixing.
 
         >>> Work(8e14, 1e12).seconds(Speed(4e14, 2e12))
         2.0
+        >>> Work(8e14, steps=100, update=1e9).seconds(Speed(4e14, 2e12, step=0.03, update=2e-9))
+        7.0
         """
-        return max(self.flops / speed.flops, self.traffic / speed.bytes)
+        drawn, trained = self.drawn / (speed.drawn or speed.flops), self.trained / (speed.trained or speed.flops)
+        busy = (self.flops - self.drawn - self.trained) / speed.flops + drawn + trained
+        return max(busy, self.traffic / speed.bytes) + self.steps * speed.step + self.update * speed.update
+
+
+PROJECTED = 0.35
+"""A gradient's projection on an element of the update, in elements mixed (measured on a CPU)."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +134,7 @@ class Plan:
         disk: bytes that will be written.
         told: what was resolved, in sentences.
         assumed: what the numbers take for granted, in sentences.
+        model, at: what a device's speed is measured with: the architecture on the meta device, and how long its sequences are.
     """
 
     stages: tuple[Stage, ...]
@@ -111,6 +144,8 @@ class Plan:
     disk: int = 0
     told: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
+    model: nn.Module | None = None
+    at: Lengths | None = None
 
     @property
     def peak(self) -> int:
@@ -218,7 +253,8 @@ def forward(shape: Shape, tokens: float, *, sequences: float = 1, logits: float 
 
 def training(shape: Shape, prompt: float, response: float, *, sequences: float) -> Work:
     """Forward and backward over prompt and response: three times the forward pass, logits of the response alone."""
-    return forward(shape, prompt + response, sequences=sequences, logits=response) * 3
+    work = forward(shape, prompt + response, sequences=sequences, logits=response) * 3
+    return replace(work, trained=work.flops)
 
 
 def drawing(
@@ -233,7 +269,8 @@ def drawing(
     rest = forward(shape, response, sequences=prompts * n, logits=response, start=prompt)
     steps = math.ceil(prompts / max(1, batch // n)) * response
     read = 2 * shape.layers * shape.keys * (response * prompt + response * (response + 1) / 2) * prompts * n
-    return first + rest + Work(0.0, itemsize * (steps * (shape.body + shape.head) + read))
+    traffic = itemsize * (steps * (shape.body + shape.head) + read)
+    return first + replace(rest, drawn=rest.flops) + Work(traffic=traffic, steps=steps)
 
 
 def measuring(shape: Shape, items: Items, *, batch: int, itemsize: int) -> Work:

@@ -30,6 +30,7 @@ from counterpoise.language.scoring import (
 )
 from counterpoise.language.templates import has_template, render
 from counterpoise.language.ways import NoNumbers, asking, probes, remembered, succeeds, warn_of
+from counterpoise.ranks import gathered, turn
 from counterpoise.records import Progress
 
 
@@ -157,6 +158,19 @@ def sample(
                 progress(done, len(prompts))
     model.train(was_training)
     return responses
+
+
+def sample_together(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[tuple[int, ...]],
+    drawing: Drawing,
+    *,
+    progress: Progress | None = None,
+) -> list[list[tuple[int, ...]]]:
+    """`sample` with the batches shared among processes that have met; all know all responses."""
+    parts = gathered(lambda: sample(model, tokenizer, prompts, drawing, turn=turn(), progress=progress))
+    return [next(filter(None, of)) for of in zip(*parts, strict=True)]
 
 
 class InverseCdf:

@@ -109,7 +109,8 @@ def plan_align(wanted: Alignment, *, shared_by: int | None = 1) -> Plan:
         width = 2 if machine.bf16 else itemsize
         stages = tuple(replace(s, memory=s.memory + _gathered(shape, width, s.name)) for s in stages)
     dtype = "bfloat16" if machine.bf16 else short(machine.dtype)
-    return Plan(stages, resident, dtype, model.mapped, written, tuple(told), (*assumed, bounds, *ASSUMED))
+    why = (*assumed, bounds, *ASSUMED)
+    return Plan(stages, resident, dtype, model.mapped, written, tuple(told), why, model.model, at)
 
 
 def _gathered(shape: Shape, itemsize: int, stage: str) -> int:

@@ -44,4 +44,5 @@ def plan_heal(wanted: Healing, *, present: bool = True) -> Plan:
     points = taught.points
     told.append(f"on the way: {points} checkpoints, and the state (weights and Adam's moments) up to twice")
     dtype = "bfloat16" if wanted.machine.bf16 else short(wanted.machine.dtype)
-    return Plan(stages, resident, dtype, mapped + also, (7 + points) * weights, tuple(told), (BOUNDS, *ASSUMED))
+    why, disk = (BOUNDS, *ASSUMED), (7 + points) * weights
+    return Plan(stages, resident, dtype, mapped + also, disk, tuple(told), why, start.model, at)

@@ -36,7 +36,8 @@ def plan_respond(source: str, prompts: Sequence[Prompt], how: Drawing, *, device
     memory = drawing_bytes(model.shape, batch_size, at.longest + at.response, itemsize)
     stage = Stage("answering", f"{len(prompts):,} responses", work, memory)
     assumed += ["every response as long as --max-new-tokens: an upper bound", *ASSUMED]
-    return Plan((stage,), {"weights": model.shape.parameters * itemsize}, short(dtype), assumed=tuple(assumed))
+    weights = {"weights": model.shape.parameters * itemsize}
+    return Plan((stage,), weights, short(dtype), assumed=tuple(assumed), model=model.model, at=at)
 
 
 def plan_compare(pairs: Sequence[OutputPair], *, reward: str | None, preference: str | None) -> Plan:

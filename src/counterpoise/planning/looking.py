@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -182,15 +183,8 @@ class Words:
     @classmethod
     def of(cls, folder: Path) -> Words:
         """The tokenizer of a folder, if it holds one."""
-        if not any(folder.glob("tokenizer*")) and not any(folder.glob("*.model")):
-            return cls(None)
-        from transformers import AutoTokenizer
-
-        try:
-            return cls(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
-        except (ValueError, OSError, KeyError) as error:
-            said = first_line(error)
-            raise CheckpointError(f"{folder}: expected a tokenizer that can be read, found: {said}") from None
+        files = sorted((*folder.glob("tokenizer*"), *folder.glob("*.model")))
+        return cls(_tokenizer(folder, *((f, f.stat().st_mtime_ns) for f in files)) if files else None)
 
     def prompts(self, prompts: Sequence[Prompt], *, chat: bool) -> list[int]:
         """Tokens of each prompt, through the chat template if there is one."""
@@ -208,6 +202,18 @@ class Words:
         """Mean tokens of the first texts."""
         found = self.lengths(texts[:most])
         return sum(found) / max(1, len(found))
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(folder: Path, *files: tuple[Path, int]) -> Any:
+    """The tokenizer of these files, read once: a dry run asks for it at every step."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, OSError, KeyError) as error:
+        said = first_line(error)
+        raise CheckpointError(f"{folder}: expected a tokenizer that can be read, found: {said}") from None
 
 
 def look_at_reward(spec: str) -> Source | None:

@@ -28,8 +28,7 @@ from counterpoise.statistics.demand import WITHIN, would_do
 BOUNDS = "every response as long as --max-new-tokens, no early end of a search or of training: upper bounds"
 ASSUMED = (
     "a stage's memory comes on top of the weights and of all else that is resident",
-    "time is operations / speed, or bytes read / bandwidth where that is longer; nothing for kernel launches, Python, "
-    "loading or the disk: small models and small batches take several times as long",
+    "nothing for starting, loading, hashing and the disk, and for a reward that is a function",
 )
 
 
@@ -94,7 +93,7 @@ def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True) -
         unseen.append("the right answers of --calibrate are not counted")
     assumed = [*unseen, *assumed, BOUNDS, *ASSUMED]
     stages = (reading, *stages, writing)
-    return Plan(stages, resident, short(dtype), mapped, written, tuple(told), tuple(assumed))
+    return Plan(stages, resident, short(dtype), mapped, written, tuple(told), tuple(assumed), second.model, at)
 
 
 def _prompts_for(request: Request) -> str:

@@ -1,29 +1,36 @@
-"""Options that would make a long run short, each with its time by the same plan."""
+"""Options that would make a long run short or a large one fit, each by the same plan."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from counterpoise.alignment.from_options import Alignment
-from counterpoise.alignment.heal import Healing
-from counterpoise.evaluation.panel import PanelFiles
+import torch
+
 from counterpoise.evaluation.specs import fewest
 from counterpoise.language.costs import Plan, Speed
-from counterpoise.restoration.request import Request
 from counterpoise.search.candidates import Ramp
+
+if TYPE_CHECKING:  # a dry run of restore need not import alignment
+    from counterpoise.alignment.from_options import Alignment
+    from counterpoise.alignment.heal import Healing
+    from counterpoise.evaluation.panel import PanelFiles
+    from counterpoise.restoration.request import Request
+
+    Restoring = tuple[Request, PanelFiles]
 
 T = TypeVar("T")
 Ways = Mapping[str, Callable[[T], T]]
 """What is typed -> the request with it."""
-Restoring = tuple[Request, PanelFiles]
 HOUR, DAY, MOST = 3600, 86400, 3
 FEW = 100
 
 
-def shorter(asked: T, ways: Ways[T], planned: Callable[[T], Plan], speed: Speed) -> list[tuple[str, float]]:
+def shorter(asked: T, plan: Plan, ways: Ways[T], planned: Callable[[T], Plan], speed: Speed) -> list[tuple[str, float]]:
     """Of a run of hours or days up to three options that make it minutes or hours, with seconds, the shortest first.
 
     Where no single one does, those that save most go together, as few as do, three at most.
@@ -35,7 +42,7 @@ def shorter(asked: T, ways: Ways[T], planned: Callable[[T], Plan], speed: Speed)
             changed = ways[option](changed)
         return planned(changed).seconds(speed)
 
-    if not _unit(whole := planned(asked).seconds(speed)):
+    if not _unit(whole := plan.seconds(speed)):
         return []
     alone = {option: seconds(option) for option in ways}
     ranked = sorted((o for o in ways if alone[o] < 0.95 * whole), key=alone.__getitem__)
@@ -47,6 +54,46 @@ def shorter(asked: T, ways: Ways[T], planned: Callable[[T], Plan], speed: Speed)
         if _unit(found[0][1]) < _unit(whole):
             break
     return found or [(o, alone[o]) for o in ranked]
+
+
+def smaller(asked: T, plan: Plan, planned: Callable[[T], Plan], memory: float) -> str:
+    """What would let a run that is too large for a device fit into its memory: fewer rows at a time, bfloat16, or both.
+
+    Returns:
+        an end of a sentence; where nothing would, it says how many devices hold the weights.
+    """
+    for option, changed in _narrower(asked):
+        with suppress(ValueError):  # a setting that the run refuses
+            if planned(changed).peak <= memory:
+                return f"with {option} it fits"
+    held = sum(plan.resident.values())
+    if held <= memory:
+        return "what is resident fits, and no batch beside it: take a smaller model or a larger device"
+    return (
+        f"what is resident alone takes {held / 1e9:,.0f} GB, {math.ceil(held / memory)} such devices: "
+        "take a smaller model or a larger device"
+    )
+
+
+def _narrower(asked: Any) -> Iterator[tuple[str, Any]]:
+    """The request with ever fewer rows at a time, then also in bfloat16."""
+    if isinstance(asked, tuple):  # a restore and its panel
+        request, files = asked
+        for typed, start in (("", request), ("--dtype bfloat16", replace(request, dtype=torch.bfloat16))):
+            rows = files.drawing.batch_size
+            if typed and (request.dtype is None or request.dtype.itemsize > 2):
+                yield typed, (start, files)
+            while (rows := rows // 2) >= 1:
+                fewer = replace(files, drawing=replace(files.drawing, batch_size=rows))
+                yield f"{typed} --batch-size {rows}".strip(), (start, fewer)
+    elif hasattr(asked, "settings"):  # an alignment
+        rows = asked.bound.micro_batch_size
+        while (rows := rows // 2) >= 1:
+            yield f"--micro-batch-size {rows}", replace(asked, settings={**asked.settings, "micro_batch_size": rows})
+    elif hasattr(asked, "teaching"):  # a healing
+        rows = asked.teaching.micro_batch_size
+        while (rows := rows // 2) >= 1:
+            yield f"--micro-batch-size {rows}", replace(asked, teaching=replace(asked.teaching, micro_batch_size=rows))
 
 
 def _unit(seconds: float) -> int:

@@ -10,7 +10,17 @@ from counterpoise.alignment.heal import CHECKED
 from counterpoise.alignment.settings import Teaching
 from counterpoise.evaluation.parts import Part
 from counterpoise.language import costs
-from counterpoise.language.costs import Items, Lengths, Shape, Stage, drawing_bytes, drawn, training, training_bytes
+from counterpoise.language.costs import (
+    Items,
+    Lengths,
+    Shape,
+    Stage,
+    Work,
+    drawing_bytes,
+    drawn,
+    training,
+    training_bytes,
+)
 from counterpoise.language.divergence import HELD, WIDE
 from counterpoise.search.candidates import Extent, Search
 from counterpoise.search.retention import OPENINGS
@@ -38,9 +48,11 @@ def restore_stages(
         opening: tokens of what PRE's own text goes on from.
     """
     shape, at = scale.shape, scale.at
+    mixed = Work(update=shape.parameters)
 
     def measured(part: Part, noun: str, count: int) -> Stage:
         work, memory = drawn(shape, scale.reward, at, prompts=parts[part], n=replies), at.drawing_memory(shape)
+        work += mixed
         for ability in items[part]:
             work += costs.measuring(shape, ability, batch=2 * at.batch, itemsize=at.itemsize)
             memory = max(memory, costs.scoring_bytes(shape, ability, batch=2 * at.batch, itemsize=at.itemsize))
@@ -58,7 +70,7 @@ def restore_stages(
     logits = answers * at.response * shape.vocabulary
     memory = int(min(HELD, logits * at.itemsize) + 12 * min(WIDE, logits))
     what = f"POST and the pick: {2 * answers:,} answers, {texts} texts of PRE"
-    distance = Stage(DISTANCE, what, made + read * 4, memory)  # 2 models, of 2 pairs
+    distance = Stage(DISTANCE, what, made + (read + mixed) * 4, memory)  # 2 models, of 2 pairs
     return validation, *found, measured("held-out", "4 averages at most", 4), distance
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from counterpoise.evaluation.workbench import Point, Workbench
+from counterpoise.evaluation.workbench import Piece, Point, Workbench
 from counterpoise.search.candidates import Candidate
 from counterpoise.statistics.bootstrap import Array
 from counterpoise.statistics.demand import misses
@@ -43,6 +43,8 @@ def raced(
     told: dict[str, dict[str, Any]] = {c.name: {"name": c.name, "method": c.method} for c in alive}
     for number, seen in enumerate(ends := bench.panel.looks_at(len(gain)), start=1):
         names = [{"what": "look", "number": number, "name": c.name} for c in alive]
+        if bench.elsewhere is not None:
+            bench.elsewhere([Piece(c.model, "validation", looks=number) for c in alive])
         looks = bench.store.each([(n, partial(_rewards, bench, c, number)) for n, c in zip(names, alive, strict=True)])
         steps = np.stack([rewards - start[:seen] for rewards in looks], axis=1)
         out = misses(steps, gain[:seen], keep, LEVEL) if seen < ends[-1] else steps.mean(0) < keep * gain.mean()

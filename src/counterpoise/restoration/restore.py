@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from counterpoise.alignment.training import processes
 from counterpoise.averaging.average import average, describe_inputs
 from counterpoise.averaging.partition import partition
 from counterpoise.averaging.recipe import Recipe
@@ -27,6 +28,7 @@ from counterpoise.evaluation.workbench import Point, Workbench
 from counterpoise.language.engine import TRANSFORMERS, EngineSettings
 from counterpoise.language.loading import refuse_unmeasurable
 from counterpoise.records import Stages, Store, digest, named, public, versions, write_whole
+from counterpoise.restoration.cluster import Cluster
 from counterpoise.restoration.compare import search_and_pick
 from counterpoise.restoration.distance import measured
 from counterpoise.restoration.found import Restored, Taxed
@@ -75,12 +77,18 @@ def restore(
 
 
 def run(
-    request: Request, panel: Panel, *, command: str | None = None, progress: Stages | None = None
+    request: Request,
+    panel: Panel,
+    *,
+    cluster: Cluster | None = None,
+    command: str | None = None,
+    progress: Stages | None = None,
 ) -> dict[str, Any]:
-    """`restore` as asked for; the commands call it with what was typed, for the record."""
+    """`restore` as asked for, measured on a cluster where there is one; the commands give what was typed, for the record."""
     begun, out, work = time.time(), request.out, request.folder
     files = sum(isinstance(a, FileAbility) for a in panel.abilities)
     request.check(files, len(panel.abilities) - files)
+    processes.join(request.device)
     panel = replace(panel, looks=LOOKS) if request.race else panel
     pair = preflight(request.pre, request.post, drop=request.drop, out=out)
     request.check_words(pair.pre, pair.post)
@@ -109,7 +117,8 @@ def run(
         "warnings": [*bench.warnings, *left_behind(bench.giver)],
         "partition": cut.summary(shapes),
     }
-    pick = search_and_pick(bench, request, result)
+    with contextlib.nullcontext() if cluster is None else cluster.measuring(bench, request):
+        pick = search_and_pick(bench, request, result)
     with bench.store.alone({"what": "writing"}):  # of several processes with this work folder the first one
         return _finished(out, work, key) or _written(request, result, pick, pair, begun, progress)
 

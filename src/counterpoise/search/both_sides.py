@@ -106,7 +106,7 @@ class BothSides:
             neighbours = [k._asdict() for k in side.kept] if isinstance(side, OnPolicy) else []
             return {**found, "neighbours": neighbours, "seconds": round(time.monotonic() - begun, 2)}
 
-        found: dict[str, Any] = self.bench.store.once({"what": "two-sided", **self.key}, run)
+        found: dict[str, Any] = self.bench.store.together({"what": "two-sided", **self.key}, run)
         return found
 
     def path(self, weights: Sequence[float]) -> list[Found]:
@@ -123,7 +123,7 @@ class BothSides:
             return [asdict(f) for f in exact(self.diagonal, self._alignment, kept, weights, **options)]
 
         key = {"what": "exact", **self.key, "weights": list(weights), "rho": self.radius, "passes": max_passes}
-        return [Found(**{**f, "ratios": tuple(f["ratios"])}) for f in self.bench.store.once(key, run)]
+        return [Found(**{**f, "ratios": tuple(f["ratios"])}) for f in self.bench.store.together(key, run)]
 
     def truth(self, found: Sequence[Found]) -> list[dict[str, Any]]:
         """Both sides as they really are at some ratios, scaled: what a model's values are to be compared with."""
@@ -136,7 +136,8 @@ class BothSides:
 
         key = {"what": "truth", **self.key}
         return [
-            self.bench.store.once({**key, "ratios": list(f.ratios)}, partial(run, np.array(f.ratios))) for f in found
+            self.bench.store.together({**key, "ratios": list(f.ratios)}, partial(run, np.array(f.ratios)))
+            for f in found
         ]
 
     @cached_property
@@ -149,9 +150,9 @@ class BothSides:
             on = (bench.resident, self.cut, bench.tokenizer, self._asked, panel.reward, drawing)
             return OnPolicy(*on, **how)
         if self.form == "contrast":
-            objective = contrast(self._rated, batch_size=self.batch, temperature=panel.drawing.temperature).backward
+            objective = contrast(self._rated, batch_size=self.batch, temperature=panel.drawing.temperature).terms
         else:
-            objective = ProxySet(tuple(self.good), self.batch).backward
+            objective = ProxySet(tuple(self.good), self.batch).terms
         return Likelihood(bench.resident, self.cut, objective)
 
     @cached_property
@@ -160,7 +161,7 @@ class BothSides:
         if not self.apart and not self._answers:
             sets = {"pre": [e for rows in sets.values() for e in rows]}
         return {
-            t: Likelihood(self.bench.resident, self.cut, ProxySet(tuple(rows), self.batch).backward)
+            t: Likelihood(self.bench.resident, self.cut, ProxySet(tuple(rows), self.batch).terms)
             for t, rows in sets.items()
         }
 

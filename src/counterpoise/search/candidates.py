@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 
 from counterpoise.averaging.partition import Partition, layerwise, partition
 from counterpoise.evaluation.workbench import Model, Workbench
-from counterpoise.language.costs import Lengths, Shape, Stage, drawn, forward, training
+from counterpoise.language.costs import PROJECTED, Lengths, Shape, Stage, Work, drawn, forward, training
 from counterpoise.search.both_sides import FORMS, BothSides
 from counterpoise.search.hma import linear_ramp, random_ratios
 from counterpoise.search.on_bench import hma_ratios, proxies
@@ -107,7 +107,7 @@ class HMA:
         good = proxies(bench, self.proxy_size) if inside else []
         searches = [partial(hma_ratios, bench, cut, good, mean, max_passes=PASSES) for _, mean in inside]
         names = [{"what": "searching", "blocks": [b.name for b in cut.blocks], "mean": mean} for _, mean in inside]
-        ratios = bench.store.each([*zip(names, searches, strict=True)])
+        ratios = bench.store.each([*zip(names, searches, strict=True)], together=True)
         found = [(*of, r) for of, r in zip(inside, ratios, strict=True)]
         rows = [
             {"mean": m, "ratios": list(s.ratios), "passes": s.passes, "trace": list(s.trace), "converged": s.converged}
@@ -119,12 +119,13 @@ class HMA:
         return len(_inside(means))
 
     def cost(self, work: Extent) -> list[Stage]:
-        stages = [_drawing_proxies(work, self.proxy_size)]
-        if count := self.averages(work.means):
-            one = training(work.shape, work.at.prompt, work.at.response, sequences=self.proxy_size)
-            what = f"{count} means, at most {PASSES} passes over {self.proxy_size:,} responses each"
-            stages.append(Stage("search: HMA", what, one * (PASSES * count), work.at.training_memory(work.shape)))
-        return stages
+        drawing, size = _drawing_proxies(work, self.proxy_size)
+        if not (count := self.averages(work.means)):
+            return [drawing]
+        passes = PASSES if isinstance(self.blocks, str) else min(PASSES, self.blocks + 1)
+        what = f"{count} means, some {passes} passes (at most {PASSES}) over {size:,} responses each"
+        one = _pass(work, size) * (passes * count)
+        return [drawing, Stage("search: HMA", what, one, work.at.training_memory(work.shape))]
 
 
 WORDS = {"linear": 1.0, "step": math.inf, "reversed": -1.0, "random": None}
@@ -263,7 +264,8 @@ class TwoSided:
 
     def cost(self, work: Extent) -> list[Stage]:
         shape, at, size = work.shape, work.at, self.proxy_size
-        stages = [_drawing_proxies(work, size)] if self.alignment == "imitation" else []
+        proxies, good = _drawing_proxies(work, size)
+        stages = [proxies] if self.alignment == "imitation" else []
         memory = at.drawing_memory(shape, work.reward)
         words = drawn(shape, None, at, prompts=size)
         stages.append(Stage("words of PRE", f"{size:,} sequences", words, memory))
@@ -272,7 +274,8 @@ class TwoSided:
             rated = drawn(shape, work.reward, at, prompts=max(1, size // 4), n=4) * rounds
             stages.append(Stage("rated responses", f"{rounds * size:,} responses", rated, memory))
         with_gradient, without = two_sided_passes(self.alignment, len(self.lambdas))
-        total = training(shape, at.prompt, at.response, sequences=size) * with_gradient
+        seen = good if self.alignment == "imitation" else size  # of alignment's side
+        total = (_pass(work, seen) + _pass(work, size)) * (with_gradient / 2)
         total += forward(shape, at.prompt + at.response, sequences=size, logits=at.response) * without
         what = f"{len(self.lambdas)} lambdas, at most {with_gradient} passes over {size:,} sequences"
         what += f" and {without} without a gradient" if without else ""
@@ -324,8 +327,16 @@ def _inside(means: Sequence[float]) -> list[tuple[int, float]]:
     return [(i, mean) for i, mean in enumerate(means) if mean <= 1]
 
 
-def _drawing_proxies(work: Extent, size: int) -> Stage:
+def _pass(work: Extent, size: int) -> Work:
+    """A pass over so many responses with its gradient, which each batch of them projects on the update."""
+    projections = PROJECTED * work.shape.parameters * math.ceil(size / work.at.batch)
+    found = training(work.shape, work.at.prompt, work.at.response, sequences=size)
+    return found + Work(update=projections + work.shape.parameters)
+
+
+def _drawing_proxies(work: Extent, size: int) -> tuple[Stage, int]:
+    """The stage, and how many responses the search then has: the best 40 % of two to each prompt there is."""
     asked = min(math.ceil(size / 0.8), work.prompts)
-    drawing = drawn(work.shape, work.reward, work.at, prompts=asked, n=2)
+    drawing = drawn(work.shape, work.reward, work.at, prompts=asked, n=2) + Work(update=work.shape.parameters)
     memory = work.at.drawing_memory(work.shape, work.reward)
-    return Stage("proxies of POST", f"{2 * asked:,} responses", drawing, memory)
+    return Stage("proxies of POST", f"{2 * asked:,} responses", drawing, memory), min(size, max(1, round(0.8 * asked)))

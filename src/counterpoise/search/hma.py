@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from counterpoise.averaging.partition import Partition
-from counterpoise.averaging.resident import Objective, ResidentAverage
+from counterpoise.averaging.resident import Objectives, ResidentAverage
 from counterpoise.records import Progress
 from counterpoise.search.descent import SearchResult, spectral_descent
 from counterpoise.statistics.bootstrap import Array
@@ -57,7 +57,7 @@ def project(point: ArrayLike, mean: float, weights: ArrayLike) -> Array:
 def hma(
     resident: ResidentAverage,
     partition: Partition,
-    objective: Objective,
+    objective: Objectives,
     mean: float,
     *,
     max_passes: int = 12,
@@ -73,7 +73,7 @@ def hma(
     that a handful of full passes suffice and the same inputs give the same ratios.
 
     Args:
-        objective: the loss over a fixed proxy set (`ProxySet.backward`); it must be deterministic.
+        objective: the loss over a fixed proxy set (`ProxySet.terms`); it must be deterministic.
         mean: the weighted mean of the ratios, in [0, 1].
         tolerance: stop when the next step promises less than this many nats per token.
         start: first point; by default all ratios equal to `mean`, which is MA.

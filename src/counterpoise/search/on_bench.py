@@ -33,7 +33,7 @@ def proxies(bench: Workbench, size: int) -> list[Example]:
         return best_responses(rated, size, keep=keep, seed=drawing.seed)
 
     key = {"what": "proxies", "model": bench.inputs, "prompts": [p.key for p in prompts], "reward": panel.reward_id}
-    return examples_of(bench.store.once({**key, "size": size, "keep": keep, **drawing.decides}, draw))
+    return examples_of(bench.store.together({**key, "size": size, "keep": keep, **drawing.decides}, draw))
 
 
 def hma_ratios(
@@ -43,7 +43,7 @@ def hma_ratios(
     batch = max(1, bench.panel.drawing.batch_size // 2)
 
     def run() -> dict[str, Any]:
-        progress, loss = bench.stage(f"searching ratios, mean {mean:g}"), ProxySet(tuple(proxies), batch).backward
+        progress, loss = bench.stage(f"searching ratios, mean {mean:g}"), ProxySet(tuple(proxies), batch).terms
         found = hma(bench.resident, cut, loss, mean, max_passes=max_passes, progress=progress)
         if progress is not None:  # it may converge before max_passes
             progress(found.passes, found.passes)
@@ -59,7 +59,7 @@ def hma_ratios(
         "cut": [[b.weight, *b.tensors] for b in cut.blocks],
         "rest": cut.rest,
     }
-    kept = bench.store.once(key, run)
+    kept = bench.store.together(key, run)
     return SearchResult(tuple(kept["ratios"]), kept["value"], tuple(kept["trace"]), kept["converged"])
 
 
@@ -77,7 +77,8 @@ def words(
 
     key = {"what": "retention", "model": bench.inputs, "openings": list(openings), "prompts": [p.key for p in prompts]}
     decides = {name: drawing.decides[name] for name in ("max_new_tokens", "chat", "seed")}
-    return {t: examples_of(rows) for t, rows in bench.store.once({**key, "size": size, **decides}, draw).items()}
+    kept = bench.store.together({**key, "size": size, **decides}, draw)
+    return {t: examples_of(rows) for t, rows in kept.items()}
 
 
 def ratings(bench: Workbench, size: int, n: int) -> list[Rated]:
@@ -92,7 +93,7 @@ def ratings(bench: Workbench, size: int, n: int) -> list[Rated]:
 
     key = {"what": "rated", "model": bench.inputs, "prompts": [p.key for p in prompts], "reward": panel.reward_id}
     key |= drawing.decides
-    kept = [bench.store.once({**key, "end": end}, partial(draw, end)) for end in (1.0, 0.0)]
+    kept = [bench.store.together({**key, "end": end}, partial(draw, end)) for end in (1.0, 0.0)]
     return [Rated(tuple(examples_of(k["examples"])), np.array(k["rewards"])) for k in kept]
 
 

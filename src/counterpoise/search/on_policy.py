@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,14 +14,15 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from counterpoise.averaging.partition import Partition
-from counterpoise.averaging.resident import ResidentAverage
+from counterpoise.averaging.resident import Objective, ResidentAverage
 from counterpoise.evaluation.rewards import Rated, Reward, draw_rated
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import by_length, row_nlls
+from counterpoise.ranks import shared
 from counterpoise.records import Progress
 from counterpoise.search.descent import Evaluate
-from counterpoise.search.proxies import advantages
+from counterpoise.search.proxies import PARTS, advantages, parts
 from counterpoise.search.sides import Slopes
 from counterpoise.statistics.bootstrap import Array
 
@@ -128,7 +130,7 @@ class OnPolicy:
             if effective_share(now - drawn) < LEAST_SHARE:
                 return float("inf"), np.zeros(len(self.partition))
             surrogate = _Surrogate([pool], [drawn], slice(None), self.batch_size, self.drawing.temperature)
-            return self.resident.loss_and_gradient(self.partition, r, surrogate.backward)
+            return self.resident.loss_and_gradient(self.partition, r, surrogate.terms)
 
         return evaluate
 
@@ -145,22 +147,28 @@ class OnPolicy:
         found = []
         for pool in pools:
             logs = np.empty(len(pool.examples))
-            for rows in by_length(pool.examples, 2 * self.batch_size, key=lambda e: len(e.prompt) + len(e.response)):
-                examples = [pool.examples[i] for i in rows]
-                nlls = row_nlls(self.resident.model, examples, temperature=self.drawing.temperature)
-                logs[rows] = -nlls.double().cpu().numpy()
+            batches = [*by_length(pool.examples, 2 * self.batch_size, key=lambda e: len(e.prompt) + len(e.response))]
+            for rows, ours in zip(batches, shared(len(batches), partial(self._logs, pool, batches)), strict=True):
+                logs[rows] = ours
             found.append(logs)
+        return found
+
+    def _logs(self, pool: Rated, batches: Sequence[list[int]], number: int) -> Array:
+        """Those of one batch."""
+        examples = [pool.examples[i] for i in batches[number]]
+        nlls = row_nlls(self.resident.model, examples, temperature=self.drawing.temperature)
+        found: Array = -nlls.double().cpu().numpy()
         return found
 
     def _grouped(self, r: Array, pools: Sequence[Rated], mixed: Sequence[Array]) -> tuple[float, Array, Array]:
         """Value, gradient and its standard error, from one backward pass a group of prompts."""
         bounds = np.linspace(0, len(self.prompts), self.groups + 1).round().astype(int) * self.drawing.n
         sizes = np.diff(bounds) / (len(self.prompts) * self.drawing.n)
-        found = []
-        for first, stop in itertools.pairwise(bounds):
-            part = _Surrogate(pools, mixed, slice(first, stop), self.batch_size, self.drawing.temperature)
-            found.append(self.resident.loss_and_gradient(self.partition, r, part.backward))
-        values, g = (np.array(column) for column in zip(*found, strict=True))
+        groups = [
+            _Surrogate(pools, mixed, slice(first, stop), self.batch_size, self.drawing.temperature).backward
+            for first, stop in itertools.pairwise(bounds)
+        ]
+        values, g = self.resident.losses_and_gradients(self.partition, r, groups)
         mean = sizes @ g
         error = np.sqrt((sizes**2) @ (g - mean) ** 2 * self.groups / (self.groups - 1))
         return float(sizes @ values), mean, error
@@ -175,20 +183,28 @@ class _Surrogate(NamedTuple):
     batch_size: int
     temperature: float
 
+    @property
+    def terms(self) -> list[Objective]:
+        """`backward` as a sum: `Objectives`."""
+        return [partial(self._run, n) for n in range(PARTS)]
+
     def backward(self, model: nn.Module) -> float:
         """Minus (mean w A + mean b), the gradient of its first term accumulated; w = p / mixed, A = R - b.
 
         b leaves the row's own draw out of every pool and is one for all of them: baselines of their own, where the pools'
         means differ, would not cancel in the mixture.
         """
+        return sum(term(model) for term in self.terms)
+
+    def _run(self, part: int, model: nn.Module) -> float:
         examples = [e for p in self.pools for e in p.examples[self.rows]]
         rewards = [p.rewards.ravel()[self.rows] for p in self.pools]
         above = [advantages(p.rewards).ravel()[self.rows] for p in self.pools]
         base = np.mean([r - a for r, a in zip(rewards, above, strict=True)], axis=0)
         plus = np.concatenate([r - base for r in rewards])
         logs = np.concatenate([m[self.rows] for m in self.mixed])
-        total = -float(base.mean())
-        for rows in by_length(examples, self.batch_size, key=lambda e: len(e.prompt) + len(e.response)):
+        total = -float(base.mean()) / PARTS
+        for rows in parts(examples, self.batch_size)[part]:
             nlls = row_nlls(model, [examples[i] for i in rows], temperature=self.temperature)
             weights = (-nlls - nlls.new_tensor(logs[rows])).exp()
             loss = -(weights * nlls.new_tensor(plus[rows])).sum() / len(examples)

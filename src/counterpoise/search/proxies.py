@@ -5,15 +5,20 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import nn
 
+from counterpoise.averaging.resident import Objective
 from counterpoise.evaluation.rewards import Rated
 from counterpoise.language.scoring import Example, by_length, response_nll, response_tokens, row_nlls
 from counterpoise.statistics.bootstrap import Array
+
+PARTS = 8
+"""A pass over a set is summed in so many parts, however many processes share them: so many may, and the bits stay."""
 
 
 @dataclass(frozen=True)
@@ -27,18 +32,23 @@ class ProxySet:
     examples: tuple[Example, ...]
     batch_size: int = 8
 
+    @property
+    def terms(self) -> list[Objective]:
+        """The objective as a sum: `Objectives`."""
+        return [partial(self._run, part, gradient=True) for part in parts(self.examples, self.batch_size)]
+
     def backward(self, model: nn.Module) -> float:
         """The objective at the model's weights, its gradient accumulated in the parameters: an `Objective`."""
-        return self._run(model, gradient=True)
+        return sum(term(model) for term in self.terms)
 
     @torch.no_grad()
     def nll(self, model: nn.Module) -> float:
         """The objective without its gradient."""
-        return self._run(model, gradient=False)
+        return sum(self._run(part, model, gradient=False) for part in parts(self.examples, self.batch_size))
 
-    def _run(self, model: nn.Module, *, gradient: bool) -> float:
+    def _run(self, batches: Sequence[list[int]], model: nn.Module, *, gradient: bool) -> float:
         tokens, total = response_tokens(self.examples), 0.0
-        for rows in by_length(self.examples, self.batch_size, key=lambda e: len(e.prompt) + len(e.response)):
+        for rows in batches:
             nll = response_nll(model, [self.examples[i] for i in rows])
             if gradient:
                 (nll / tokens).backward()  # type: ignore[no-untyped-call]
@@ -59,15 +69,29 @@ class WeightedSet:
     batch_size: int = 8
     temperature: float = 1.0
 
+    @property
+    def terms(self) -> list[Objective]:
+        """The objective as a sum: `Objectives`."""
+        return [partial(self._run, part) for part in parts(self.examples, self.batch_size)]
+
     def backward(self, model: nn.Module) -> float:
         """The objective, its gradient accumulated in the parameters: an `Objective`."""
+        return sum(term(model) for term in self.terms)
+
+    def _run(self, batches: Sequence[list[int]], model: nn.Module) -> float:
         tokens, total = response_tokens(self.examples), 0.0
-        for rows in by_length(self.examples, self.batch_size, key=lambda e: len(e.prompt) + len(e.response)):
+        for rows in batches:
             nlls = row_nlls(model, [self.examples[i] for i in rows], temperature=self.temperature)
             loss = (nlls * nlls.new_tensor([self.weights[i] for i in rows])).sum() / tokens
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         return total
+
+
+def parts(examples: Sequence[Example], batch_size: int) -> list[list[list[int]]]:
+    """The batches of a pass in PARTS shares, each of which is summed on its own."""
+    batches = [*by_length(examples, batch_size, key=lambda e: len(e.prompt) + len(e.response))]
+    return [batches[n::PARTS] for n in range(PARTS)]
 
 
 def advantages(rewards: ArrayLike) -> Array:

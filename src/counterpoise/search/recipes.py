@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from counterpoise.alignment.training import processes
 from counterpoise.averaging.average import describe_inputs
 from counterpoise.averaging.partition import Partition, partition
 from counterpoise.averaging.recipe import Recipe
@@ -72,6 +73,7 @@ def find_recipe(wanted: Wanted, panel: Panel, *, progress: Stages | None = None)
         ValueError: see `Wanted.check`.
     """
     wanted.check()
+    processes.join(wanted.device)
     search, out = wanted.search, wanted.out
     pair = preflight(wanted.pre, wanted.post, drop=wanted.drop)
     on: dict[str, Any] = {"device": wanted.device, "dtype": wanted.dtype, "allow_unrelated": wanted.allow_unrelated}
@@ -93,7 +95,7 @@ def find_recipe(wanted: Wanted, panel: Panel, *, progress: Stages | None = None)
         [found] = both.exact([wanted.at], max_passes=passes) if passes else both.path([wanted.at])
     pair.refuse_changed()
     recipe = Recipe(cut, found.ratios, describe_inputs(pair), settings, versions(), bench.warnings)
-    write_json(out, recipe.to_json())
+    processes.on_first(lambda: write_json(out, recipe.to_json()))
     return found, recipe
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from counterpoise.evaluation.items import FileAbility, encode_pair, spaced
 from counterpoise.language.engine import LanguageModel
 from counterpoise.language.prompts import Prompt, begins, encode_prompt
-from counterpoise.language.sampling import Drawing, sample
+from counterpoise.language.sampling import Drawing, sample_together
 from counterpoise.language.scoring import Example
 from counterpoise.records import Progress
 
@@ -62,7 +62,7 @@ def draw_retention(
         count = size // len(sources) + (number < size % len(sources))
         used = [c or (int(begins(tokenizer)),) for c in contexts[:count]]  # an empty opening begins where text begins
         how = replace(drawing, n=math.ceil(count / len(used)), seed=drawing.seed + number)
-        drawn = sample(model, tokenizer, used, how, progress=progress)
+        drawn = sample_together(model, tokenizer, used, how, progress=progress)
         rounds = zip(*drawn, strict=True)  # every context once before any twice
         found[name] = [Example(c, y) for row in rounds for c, y in zip(used, row, strict=True)][:count]
     return found

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from counterpoise.averaging.partition import Partition
-from counterpoise.averaging.resident import Objective, ResidentAverage
+from counterpoise.averaging.resident import Objectives, ResidentAverage
 from counterpoise.search.descent import Evaluate
 from counterpoise.statistics.bootstrap import Array
 
@@ -57,7 +57,7 @@ class Likelihood:
 
     resident: ResidentAverage
     partition: Partition
-    objective: Objective
+    objective: Objectives
     fixed: bool = True
 
     def along(self, points: Sequence[float]) -> Slopes:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import atexit
 import os
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,14 +21,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from counterpoise.language.scoring import by_length
-from counterpoise.ranks import world_size
+from counterpoise.ranks import TOLD, gathered, world_size
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=12)
 """How long a process waits for the others: one may draw and score long responses meanwhile."""
 ALONE = "shard: expected several processes, found one; start it with torchrun --nproc-per-node N"
-TOLD = (ValueError, OSError, ModuleNotFoundError)
-"""Errors that a user can act on: their message alone is passed on, of any other its traceback."""
 SILENCE = {True: 1, False: 60}
 """Seconds in which the first process may tell an error and end the others, by whether it is sure to have met it too."""
 
@@ -127,30 +124,6 @@ def shared_by_length(lengths: Sequence[int], batch_size: int, *, together: bool 
             idle = Rows(longest_first[-1:])
             idle.weight = 0
             yield idle
-
-
-def gathered(work: Callable[[], T]) -> list[T]:
-    """What `work` returns in each process, in their order, known to all.
-
-    Raises:
-        Exception: `work` failed in one process; then it is raised in all, and none waits for another.
-    """
-    if world_size() == 1:
-        return [work()]
-    value, failure, told = cast("Any", (None, None, None))
-    try:
-        value = work()
-    except Exception as error:
-        failure, told = error, (RuntimeError, f"process {rank()} failed:\n{''.join(traceback.format_exception(error))}")
-        if kinds := [kind for kind in TOLD if isinstance(error, kind)]:
-            told = kinds[0], str(error)
-    found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, (value, told))
-    failure = failure or next((kind(message) for kind, message in (other for _, other in found if other)), None)
-    if failure is not None:
-        failure.known_to_all = True
-        raise failure
-    return [value for value, _ in found]
 
 
 def on_first(work: Callable[[], T]) -> T:

@@ -1,0 +1,131 @@
+"""How fast a device is at a plan's own model: a few passes of it, timed, on random weights."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from counterpoise.averaging.mix import mix
+from counterpoise.language.costs import Lengths, Plan, Speed, forward, shape_of, training
+from counterpoise.language.memory import free_memory
+
+DEPTHS = (1, 3)
+"""Layers that a model too large for this is built with; each further layer is taken to cost what these two differ by."""
+TOKENS, MIXED = 512, 1 << 22
+"""Of the timed pass at most, and elements of the timed average."""
+TRIES, ENOUGH = 5, 0.3
+"""The quickest of so many tries counts; after so many seconds there are no more."""
+
+
+class Times(NamedTuple):
+    """Seconds of a pass over whole sequences, of one with its gradient, and of a step of drawing for one row and for all."""
+
+    read: float
+    trained: float
+    one: float
+    all: float
+
+
+def speed_at(plan: Plan, device: str) -> tuple[Speed, str]:
+    """The speed at a plan's model, and what was timed for it.
+
+    What the plan has no work for is not timed. A model that does not fit into a quarter of the free memory with its
+    gradients is timed at two depths. What is computed is of no interest: weights are random.
+    """
+    dtype, at, model = getattr(torch, plan.dtype), plan.at, plan.model
+    if model is None or at is None:
+        square = torch.ones(TOKENS, TOKENS, device=device, dtype=dtype)
+        rate = 2 * TOKENS**3 / _quickest(lambda: square @ square, device)
+        return Speed(rate, float("inf")), f"a matrix product in {plan.dtype}, timed just now"
+    shape = shape_of(model)
+    free = free_memory(device)
+    fits = free is not None and 8 * shape.parameters * dtype.itemsize <= free
+    depths = (shape.layers,) if fits or shape.layers <= DEPTHS[1] else DEPTHS
+    trains, draws = (any(getattr(s.work, what) for s in plan.stages) for what in ("trained", "steps"))
+    found = [_times(_built(model, shape.layers, d, dtype, device), at, device, trains, draws) for d in depths]
+    if len(found) > 1:
+        more = (shape.layers - DEPTHS[1]) / (DEPTHS[1] - DEPTHS[0])
+        found.append(Times(*(b + max(0.0, b - a) * more for a, b in zip(*found, strict=True))))
+    t, (rows, tokens, answer), drawn = found[-1], _sizes(at), 8 * at.batch
+    each = max((t.all - t.one) / max(1, drawn - 1), 1e-12)  # seconds of one more row
+    a, b = (torch.zeros(MIXED, dtype=dtype, device=device).add_(x) for x in (1.0, 1.01))
+    speed = Speed(
+        forward(shape, tokens, sequences=rows, logits=answer).flops / t.read,
+        float("inf"),
+        forward(shape, 1, logits=1, start=at.prompt).flops / each if draws else None,
+        training(shape, tokens - answer, answer, sequences=rows).flops / t.trained if trains else None,
+        max(0.0, t.one - each),
+        _quickest(lambda: mix(a, b, 0.3), device) / MIXED,
+    )
+    return speed, f"{depths[-1]} of the model's {shape.layers} layers in {plan.dtype}, timed just now"
+
+
+def _times(model: nn.Module, at: Lengths, device: str, trains: bool, draws: bool) -> Times:
+    rows, tokens, answer = _sizes(at)
+    ids_BT = torch.zeros(rows, tokens, dtype=torch.long, device=device)
+
+    def read() -> torch.Tensor:
+        return model(input_ids=ids_BT, logits_to_keep=answer, use_cache=False).logits  # type: ignore[no-any-return]
+
+    def train() -> None:
+        read().float().log_softmax(-1).mean().backward()  # type: ignore[no-untyped-call]
+        for p in model.parameters():
+            p.grad = None
+
+    trained = _quickest(train, device) if trains else 0.0
+    with torch.no_grad():
+        steps = [_quickest(_step(model, n, device), device) if draws else 0.0 for n in (1, 8 * at.batch)]
+        return Times(_quickest(read, device), trained, *steps)
+
+
+def _step(model: nn.Module, rows: int, device: str) -> Callable[[], object]:
+    """One more token for so many rows, whose cache grows by it each time."""
+    ids_BT = torch.zeros(rows, 8, dtype=torch.long, device=device)
+    cache = model(input_ids=ids_BT, use_cache=True, logits_to_keep=1).past_key_values
+    return lambda: (
+        model(input_ids=ids_BT[:, :1], past_key_values=cache, use_cache=True).logits[:, -1].float().softmax(-1)
+    )
+
+
+def _sizes(at: Lengths) -> tuple[int, int, int]:
+    """Rows, tokens and tokens of the response of the timed pass."""
+    tokens = max(2, min(TOKENS, round(at.prompt + at.response)))
+    return max(1, min(at.batch, TOKENS // tokens)), tokens, max(1, min(tokens - 1, round(at.response)))
+
+
+def _built(model: nn.Module, layers: int, depth: int, dtype: torch.dtype, device: str) -> nn.Module:
+    """A model from the meta device with its first layers alone, in memory with random weights."""
+    made = copy.deepcopy(model).to(dtype)
+    for name, inside in list(made.named_modules()):
+        if isinstance(inside, nn.ModuleList) and len(inside) == layers > depth:
+            made.set_submodule(name, inside[:depth])
+    made = made.to_empty(device=device).eval()
+    with torch.no_grad():
+        for tensor in (*made.parameters(), *made.buffers()):
+            if tensor.is_floating_point():
+                tensor.fill_(1.0) if tensor.dim() < 2 else tensor.normal_(0, 0.02)
+            else:
+                tensor.zero_()
+    return made
+
+
+def _quickest(work: Callable[[], object], device: str) -> float:
+    """Seconds of the quickest try after one that prepares."""
+
+    def one() -> float:
+        begun = time.perf_counter()
+        work()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - begun
+
+    one()
+    found: list[float] = []
+    while len(found) < TRIES and sum(found) < ENOUGH:
+        found.append(one())
+    return min(found)

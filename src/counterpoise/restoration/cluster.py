@@ -1,0 +1,238 @@
+"""Models measured by engines on a Ray cluster: each takes the next piece when it is free, the store keeps what they find."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from counterpoise.checkpoints.preflight import preflight
+from counterpoise.evaluation.panel import Panel
+from counterpoise.evaluation.workbench import Piece, Workbench
+from counterpoise.records import Store, digest
+from counterpoise.restoration.request import Request
+
+Values = dict[str, tuple[Mapping[str, Any], Any]]
+"""What a store holds as it travels: key and value, by the digest of the key."""
+ROOM, ANSWER = 60.0, 1800.0
+"""Seconds that the cluster may take to find room for the engines, and all engines to say that they are there."""
+TRIES = 3
+"""So many engines may be lost at one piece."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Engines that measure for a restore: actors of Ray, each with a model of its own.
+
+    Every node must find PRE, POST, prompts and abilities where the driver finds them, in the same version; the work folder
+    is the driver's alone. The numbers are those of a restore without Ray. The searches themselves run in the driver.
+
+    Attributes:
+        load: the panel for a device, in each engine: `PanelFiles.load`.
+        address: HOST:PORT of a cluster, or "auto": the one that runs here, else one that is started for the restore.
+        replicas: engines. Each has a bundle of one placement group, so all its devices are on one node.
+        needs: resources of an engine, as Ray names them; by default its GPUs, or the cores that torch uses in the driver.
+    """
+
+    load: Callable[[str], Panel]
+    address: str = "auto"
+    replicas: int = 1
+    needs: Mapping[str, float] | None = None
+
+    def check(self) -> None:
+        """Raise where there can be no engines.
+
+        Raises:
+            ValueError: no replicas.
+            ModuleNotFoundError: Ray is not installed.
+        """
+        if self.replicas < 1:
+            raise ValueError(f"replicas: expected at least 1 engine, found {self.replicas}")
+        try:
+            import ray  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "ray: expected the package, found none; pip install 'counterpoise[ray]'"
+            ) from error
+
+    @contextmanager
+    def measuring(self, bench: Workbench, request: Request) -> Iterator[None]:
+        """Inside, engines measure for `bench` what its store lacks.
+
+        Raises:
+            ValueError: the cluster has no room for the engines, or one of them sees another pair or panel.
+            ConnectionError: no cluster at the address.
+        """
+        self.check()
+        import ray
+        from ray.util.placement_group import placement_group, remove_placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        with ExitStack() as after:
+            if not ray.is_initialized():
+                os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+                at = None if self.address == "auto" else self.address
+                ray.init(at, log_to_driver=False, logging_level="ERROR")
+                after.callback(ray.shutdown)
+            usual = (
+                {"GPU": request.engine.tensor_parallel}
+                if torch.device(bench.device).type == "cuda"
+                else {"CPU": torch.get_num_threads()}
+            )
+            needs = dict(self.needs or usual)
+            room = placement_group([needs] * self.replicas, strategy="SPREAD")
+            after.callback(remove_placement_group, room)  # and with it the engines
+            if not room.wait(ROOM):
+                found = {name: ray.cluster_resources().get(name, 0) for name in needs}
+                raise ValueError(
+                    f"ray: expected room for {self.replicas} times {needs}, found {found} in all, of which others may hold "
+                    "some; give fewer --replicas, or on processors a smaller OMP_NUM_THREADS"
+                )
+            make = ray.remote(Engine).options(
+                num_cpus=needs.pop("CPU", 0), num_gpus=needs.pop("GPU", 0), resources=needs, max_restarts=-1
+            )
+            asked = replace(request, device=bench.device, dtype=bench.dtype), self.load, bench.panel.looks, os.getcwd()
+            places = [PlacementGroupSchedulingStrategy(room, number) for number in range(self.replicas)]
+            engines = [make.options(scheduling_strategy=place).remote(*asked) for place in places]
+            bench.elsewhere = partial(_measure, bench, engines)
+            after.callback(setattr, bench, "elsewhere", None)
+            yield
+
+
+class Engine:
+    """One replica: a workbench with a store in memory, in a process of its own."""
+
+    def __init__(self, request: Request, load: Callable[[str], Panel], looks: tuple[float, ...], folder: str) -> None:
+        self.request, self.load, self.looks, self.folder = request, load, looks, folder
+
+    @cached_property
+    def bench(self) -> Workbench:
+        """The pair and the panel as this node has them."""
+        os.chdir(self.folder)  # paths are meant from there
+        asked = self.request
+        panel = replace(self.load(asked.device), looks=self.looks)
+        on: dict[str, Any] = {
+            "donor": asked.donor,
+            "device": asked.device,
+            "dtype": asked.dtype,
+            "engine": asked.engine,
+        }
+        return Workbench(preflight(asked.pre, asked.post, drop=asked.drop), panel, _Carried({}), **on)
+
+    def sees(self) -> tuple[str, dict[str, Any]]:
+        """Its place, and what decides its numbers."""
+        return f"{socket.gethostname()}, process {os.getpid()}", _decides(self.bench)
+
+    def measure(self, piece: Piece, held: Values) -> Values:
+        """What a piece adds to that which is held of it already."""
+        self.bench.store = store = _Carried(dict(held))
+        self.bench.piece(piece)
+        return {name: store.values[name] for name in store.values.keys() - held.keys()}
+
+
+class _Carried(Store):
+    """A store in memory, in front of another one where there is one."""
+
+    def __init__(self, values: Values, behind: Store | None = None) -> None:
+        self.values, self.behind = values, behind
+
+    def once(self, key: Mapping[str, Any], work: Callable[[], Any]) -> Any:
+        name = digest(key)
+        if name not in self.values:
+            self.values[name] = key, work() if self.behind is None else self.behind.once(key, work)
+        return self.values[name][1]
+
+
+class _Lacking(Exception):
+    """A model would have to be asked."""
+
+
+def _held(bench: Workbench, piece: Piece) -> Values | None:
+    """What the store holds of a piece for which a model is to be asked; None of one that it holds whole."""
+
+    def refuse() -> nn.Module:
+        raise _Lacking
+
+    store = bench.store
+    bench.store = found = _Carried({}, store)
+    try:
+        bench.piece(piece, model=refuse)
+    except _Lacking:
+        return found.values
+    finally:
+        bench.store = store
+    return None
+
+
+def _decides(bench: Workbench) -> dict[str, Any]:
+    return {**bench.inputs, "panel": bench.panel.fingerprint, "settings": bench.panel.settings}
+
+
+def _measure(bench: Workbench, engines: Sequence[Any], pieces: Sequence[Piece]) -> None:
+    """Have the engines measure what the store lacks of these; what one was at that is lost, another one does again."""
+    import ray
+    from ray.exceptions import RayActorError, RayTaskError
+
+    left = [(number, held) for number, piece in enumerate(pieces) if (held := _held(bench, piece)) is not None][::-1]
+    total, lost = len(left), Counter[int]()
+    stage, kept = bench.stage("measuring on the cluster"), 0
+    idle: list[Any] = []
+    busy: dict[Any, tuple[Any, tuple[int, Values] | None]] = {}
+    ask = [] if total == 0 else engines
+    busy |= {_sees(engine): (engine, None) for engine in ask}
+    while kept < total:
+        while idle and left:
+            engine, (number, held) = idle.pop(), left.pop()
+            busy[engine.measure.remote(pieces[number], held)] = engine, (number, held)
+        at_work = any(given for _, given in busy.values())
+        done, _ = ray.wait([*busy], timeout=None if at_work else ANSWER)
+        if not done:
+            raise ConnectionError(
+                f"ray: expected an engine, found none in {ANSWER:g} s; see `ray status` of the cluster"
+            )
+        engine, work = busy.pop(done[0])
+        try:
+            found = ray.get(done[0])
+        except RayActorError:
+            if work is not None:
+                lost[work[0]] += 1
+                if lost[work[0]] == TRIES:
+                    raise ConnectionError(
+                        f"ray: expected an engine to measure {pieces[work[0]].model.name}, found {TRIES} that ended at it; "
+                        "perhaps for lack of memory: give a smaller --batch-size"
+                    ) from None
+                left.append(work)
+            busy[_sees(engine)] = engine, None  # when Ray has started it again
+            continue
+        except RayTaskError as error:
+            raise error.cause from None
+        if work is None:
+            _refuse_another(*found, _decides(bench))
+        else:
+            for key, value in found.values():
+                bench.store.once(key, partial(lambda it: it, value))
+            kept += 1
+            if stage is not None:
+                stage(kept, total)
+        idle.append(engine)
+
+
+def _sees(engine: Any) -> Any:
+    return engine.sees.options(max_task_retries=-1).remote()
+
+
+def _refuse_another(place: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    for name, value in ours.items():
+        if theirs.get(name) != value:
+            raise ValueError(
+                f"ray: expected what the driver has on every node, found another {name} at {place}: {theirs.get(name)}, "
+                f"not {value}; copy the same files there, and install the same version"
+            )
