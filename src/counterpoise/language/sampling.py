@@ -134,9 +134,6 @@ def sample(
         seen[prompt] += 1
     if isinstance(model, Engine):
         return responses if turn[0] else _drawn_by(model, keys, stops, drawing, progress)
-    config = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=drawing.max_new_tokens, eos_token_id=list(stops) or None, pad_token_id=pad, do_sample=False
-    )
     device, n, way = device_of(model), drawing.n, way_of(model)
     done = 0
     was_training = model.training
@@ -158,7 +155,7 @@ def sample(
 
 
 def sample_together(
-    model: nn.Module,
+    model: LanguageModel,
     tokenizer: Any,
     prompts: Sequence[tuple[int, ...]],
     drawing: Drawing,
