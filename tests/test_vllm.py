@@ -265,7 +265,7 @@ def test_a_whole_restore_and_the_command_find_the_record_of_the_engine(world: Pa
         world / "pre", world / "post", tmp_path / "out", panel(world), details=Details(mean=0.5, engine=engine), **asked
     )
     assert found["settings"]["engine"] == "vllm"
-    assert [p["name"] for p in found["points"]][:3] == ["PRE", "POST", "MA 0.5"]
+    assert found["out"] == str(tmp_path / "out")
     assert json.loads((tmp_path / "out" / "restore.json").read_text())["settings"]["engine"] == "vllm"
     with pytest.raises(CheckpointError, match="holds the result of other inputs or settings"):
         restore(world / "pre", world / "post", tmp_path / "out", panel(world), details=Details(mean=0.5), **asked)

@@ -121,7 +121,8 @@ class VLLM(Engine):
     ) -> list[list[int]]:
         from vllm import SamplingParams
 
-        how = {"max_tokens": new, "temperature": temperature, "stop_token_ids": list(stops), "ignore_eos": True}
+        ends = [stop for stop in stops if stop < self.config.get_text_config().vocab_size]  # vLLM refuses others
+        how = {"max_tokens": new, "temperature": temperature, "stop_token_ids": ends, "ignore_eos": True}
         asked = [SamplingParams(**how, seed=seed if temperature else None, detokenize=False) for seed in seeds]
         return [list(found.outputs[0].token_ids) for found in self._run(prompts, asked)]
 
