@@ -70,7 +70,7 @@ def loaded(world: Path, reward: Told, device: str) -> Panel:
 
 def restored(world: Path, out: Path, engines: Cluster | None = None, *, race: bool = False) -> tuple[Any, bytes]:
     """What a restore writes: its json without what tells of the run, and the weights."""
-    asked: dict[str, Any] = {"means": (0.3, 0.7), "keep_reward": 0.5, "confidence": 0.5, "race": race, **searches()}
+    asked: dict[str, Any] = {"means": (0.7,), "keep_reward": 0.5, "confidence": 0.0, "race": race, **searches(controls=race)}
     request = Request(world / "pre", world / "post", out, **asked)
     run(request, loaded(world, early_letters, "cpu"), cluster=engines)
     told = json.loads((out / "restore.json").read_text())

@@ -61,7 +61,7 @@ def searched(world: Path, folder: Path) -> None:
         find_recipe(wanted, small(world))
     rank = os.environ.get("RANK", "0")
     (folder / f"counts-{rank}.json").write_text(json.dumps(counts))
-    asked: dict[str, Any] = {"means": (0.6,), "keep_reward": 0.5, "confidence": 0.5, **searches(controls=False)}
+    asked: dict[str, Any] = {"means": (0.9,), "keep_reward": 0.5, "confidence": 0.0, **searches(controls=False)}
     found = run(Request(world / "pre", world / "post", folder / "out", **asked), small(world))
     (folder / f"restored-{rank}.json").write_text(json.dumps(found))
 

@@ -96,12 +96,11 @@ class Cluster:
                     f"ray: expected room for {self.replicas} times {needs}, found {found} in all, of which others may hold "
                     "some; give fewer --replicas, or on processors a smaller OMP_NUM_THREADS"
                 )
-            make = ray.remote(Engine).options(
-                num_cpus=needs.pop("CPU", 0), num_gpus=needs.pop("GPU", 0), resources=needs, max_restarts=-1
-            )
+            how = {"num_cpus": needs.pop("CPU", 0), "num_gpus": needs.pop("GPU", 0), "resources": needs}
             asked = replace(request, device=bench.device, dtype=bench.dtype), self.load, bench.panel.looks, os.getcwd()
             places = [PlacementGroupSchedulingStrategy(room, number) for number in range(self.replicas)]
-            engines = [make.options(scheduling_strategy=place).remote(*asked) for place in places]
+            made = [ray.remote(Engine).options(**how, scheduling_strategy=p, max_restarts=-1) for p in places]
+            engines = [make.remote(*asked) for make in made]
             bench.elsewhere = partial(_measure, bench, engines)
             after.callback(setattr, bench, "elsewhere", None)
             yield
@@ -200,7 +199,7 @@ def _measure(bench: Workbench, engines: Sequence[Any], pieces: Sequence[Piece]) 
             )
         engine, work = busy.pop(done[0])
         try:
-            found = ray.get(done[0])
+            found: Any = ray.get(done[0])
         except RayActorError:
             if work is not None:
                 lost[work[0]] += 1
@@ -215,7 +214,7 @@ def _measure(bench: Workbench, engines: Sequence[Any], pieces: Sequence[Piece]) 
         except RayTaskError as error:
             raise error.cause from None
         if work is None:
-            _refuse_another(*found, _decides(bench))
+            _refuse_another(found, _decides(bench))
         else:
             for key, value in found.values():
                 bench.store.once(key, partial(lambda it: it, value))
@@ -229,7 +228,8 @@ def _sees(engine: Any) -> Any:
     return engine.sees.options(max_task_retries=-1).remote()
 
 
-def _refuse_another(place: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+def _refuse_another(seen: tuple[str, Mapping[str, Any]], ours: Mapping[str, Any]) -> None:
+    place, theirs = seen
     for name, value in ours.items():
         if theirs.get(name) != value:
             raise ValueError(

@@ -20,6 +20,7 @@ from counterpoise.language.prompts import Prompt, encode_prompts
 from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import device_of
 from counterpoise.language.ways import context_of
+from counterpoise.ranks import gathered
 from counterpoise.records import Progress
 
 T = TypeVar("T")
@@ -115,7 +116,7 @@ def draw_together(
         return dict(zip(rows, each(rows, [drawn[i] for i in rows]), strict=True)) if rows else {}
 
     with whole_weights(model):  # out here: a process that has no room for them ends, and with it all
-        found = {i: value for part in processes.gathered(own) for i, value in part.items()}
+        found = {i: value for part in gathered(own) for i, value in part.items()}
     return [found[i] for i in range(len(prompts))]
 
 

@@ -19,6 +19,7 @@ from counterpoise.alignment.training.sharding import is_sharded, moments_like, o
 from counterpoise.alignment.training.stepping import Mitigation
 from counterpoise.checkpoints.files import replacing, staged
 from counterpoise.language.loading import without_bars
+from counterpoise.ranks import gathered
 from counterpoise.records import Progress, Stages, Store, digest, named, read_lines, write_json, write_whole
 
 T = TypeVar("T")
@@ -124,7 +125,7 @@ class Run:
         Of several processes the first writes, and the others wait. A full disk or the like is an OSError; what was
         finished before stays as it was.
         """
-        random, *others = processes.gathered(torch.get_rng_state)
+        random, *others = gathered(torch.get_rng_state)
         self.save_checkpoint(iteration, self._model, self._tokenizer, self._mitigations)
         state = whole({
             "weights": {n: p.data for n, p in self._model.named_parameters() if p.requires_grad},
