@@ -216,11 +216,26 @@ def test_another_device_is_refused_before_anything_is_loaded(tmp_path: Path) -> 
         VLLM(tmp_path, torch.float32, "cuda:1")
 
 
+def learn_early_letters(folder: Path) -> None:
+    """POST: PRE after some steps on texts that the reward likes."""
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder / "pre")
+    liked, random = tokenizer()("abcdefgh")["input_ids"], torch.Generator().manual_seed(0)
+    steps = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for batch in torch.tensor(liked)[torch.randint(len(liked), (20, 8, 12), generator=random)]:
+        model(input_ids=batch, labels=batch).loss.backward()
+        steps.step()
+        steps.zero_grad()
+    model.save_pretrained(folder / "post")
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pair, prompts, and abilities of each kind that vLLM measures."""
     folder = tmp_path_factory.mktemp("world")
     save(folder, "llama")
+    learn_early_letters(folder)
     letters = "abcdefghij"
 
     def lines(rows: list[dict[str, Any]]) -> str:
