@@ -1,7 +1,8 @@
 """vLLM in the place of transformers: the same greedy texts and log-probabilities, the bits of an averaged checkpoint.
 
 Most of it needs vLLM, which wants an environment of its own: `bash benchmarks/vllm_env.sh FOLDER`, then
-`PYTHONPATH=src FOLDER/bin/python -m pytest tests/test_vllm.py`. Heads are of 32: its attention on a CPU has no kernel below.
+`PYTHONPATH=src FOLDER/bin/python -m pytest tests/test_vllm.py`. Heads are of 32: its attention on a CPU has no kernel for
+those of 4 in `tiny`.
 """
 
 from __future__ import annotations
