@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -44,19 +45,24 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+AGENTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+
+
+def node() -> dict[str, Any]:
+    """Two cores, and free ports for its agents: a node gives up when they need more than 15 s to choose one."""
+    with contextlib.ExitStack() as held:
+        free = [held.enter_context(socket.socket()) for _ in AGENTS]
+        for one in free:
+            one.bind(("127.0.0.1", 0))
+        return {"num_cpus": 2, **{name: one.getsockname()[1] for name, one in zip(AGENTS, free, strict=True)}}
 
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Any]:
-    """Two nodes of two cores each; a given port, as a node gives up when its agent needs more than 15 s to choose one."""
     from ray.cluster_utils import Cluster as Nodes
 
-    found = Nodes(True, head_node_args={"num_cpus": 2, "metrics_agent_port": free_port(), "include_dashboard": False})
-    found.add_node(num_cpus=2, metrics_agent_port=free_port())
+    found = Nodes(initialize_head=True, head_node_args={**node(), "include_dashboard": False})
+    found.add_node(**node())
     yield found
     found.shutdown()
 
