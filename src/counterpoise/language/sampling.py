@@ -161,7 +161,7 @@ def sample(
 
 
 def sample_together(
-    model: nn.Module,
+    model: LanguageModel,
     tokenizer: Any,
     prompts: Sequence[tuple[int, ...]],
     drawing: Drawing,

@@ -207,7 +207,7 @@ def _measure(bench: Workbench, engines: Sequence[Any], pieces: Sequence[Piece]) 
                 lost[work[0]] += 1
                 left.append(work)
                 busy[_sees(engine)] = engine, None  # when Ray has started it again
-            if not busy and not idle or TRIES in lost.values():
+            if not (busy or idle) or TRIES in lost.values():
                 raise ConnectionError(f"ray: expected an engine that stays, found that they end: {error}") from None
             continue
         except RayTaskError as error:
