@@ -1,6 +1,6 @@
 """Tokens a second that vLLM draws and scores, and seconds a change of ratios, beside transformers in one process.
 
-    FOLDER/bin/python benchmarks/vllm_speed.py MODEL [--rounds 5] [--threads 2]
+    OMP_NUM_THREADS=1 FOLDER/bin/python benchmarks/vllm_speed.py MODEL [--rounds 3] [--threads 1]
 
 FOLDER is what benchmarks/vllm_env.sh made, MODEL a checkpoint folder (stories15m, for instance), which is PRE; POST is the
 same with noise. The two work in turns. Prints medians, and ratios taken round by round, and writes
@@ -32,7 +32,7 @@ from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import continuation_logprobs
 from counterpoise.records import versions
 
-PROMPTS, CONTEXT, CHOICES, CHOICE, NEW = 64, 64, 4, 8, 64
+PROMPTS, CONTEXT, CHOICES, CHOICE, NEW = 32, 64, 4, 8, 64
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -58,8 +58,8 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -106,9 +106,10 @@ def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
     for name, value in {**medians, **{f"vllm / transformers, {k}": v for k, v in ratios_of.items()}}.items():
         print(f"{name:44} {value:.4g}")
+    bound = f"OMP_NUM_THREADS={n} " if (n := os.environ.get("OMP_NUM_THREADS")) else ""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     return {
-        "command": f"python benchmarks/vllm_speed.py MODEL --rounds {options.rounds} --threads {options.threads}",
+        "command": f"{bound}python benchmarks/vllm_speed.py MODEL --rounds {options.rounds} --threads {options.threads}",
         "model": Path(options.model).name, "commit": commit, "seed": 0,
         "versions": versions(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f}",

@@ -245,10 +245,10 @@ SCORED = {
     scoring.Way(False, False): "each text on its own, padded behind",
 }
 DRAWN = {
-    sampling.WAYS[0]: "cache shared",
-    sampling.WAYS[1]: "a cache each",
-    sampling.WAYS[2]: "a cache each, one length at a time",
-    sampling.WAYS[3]: "no cache, one length at a time",
+    (True, True, True): "cache shared",
+    (True, False, True): "a cache each",
+    (False, False, True): "a cache each, one length at a time",
+    (False, False, False): "no cache, one length at a time",
 }
 
 
@@ -271,7 +271,7 @@ def row(family: str) -> str:
         return f"| `{family}` | refused: {why.partition(': ')[0]} | | | |"
     for promise in PROMISES:
         promise(model)
-    cells = [SCORED[scoring.way_of(model)], DRAWN[sampling.way_of(model)]]
+    cells = [SCORED[scoring.way_of(model)], DRAWN[sampling.way_of(model)[:3]]]
     for check, refusal in (
         (has_the_hidden_states_of_a_plain_forward, ValueError),
         (is_searched_as_it_is_written, CheckpointError),

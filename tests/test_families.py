@@ -66,6 +66,32 @@ def test_a_state_that_sees_padding_is_found_in_every_dtype(dtype: torch.dtype) -
         assert not scoring.way_of(build("recurrent_gemma").to(dtype)).pads_in_front
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma", "gemma2", "lfm2", "jamba", "rwkv", "qwen3_next"])
+@pytest.mark.filterwarnings("ignore")
+def test_rows_that_have_ended_leave_the_batch_and_change_no_token(
+    family: str, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny(family) if family in CAUSAL else build(family)
+    both = CONTEXTS, [c[:9] for c in CONTEXTS]  # padded in front, and not
+    how = Drawing(n=4, max_new_tokens=16, temperature=temperature, batch_size=16)
+    said = sample(model, tokenizer(), [*both[0], *both[1]], how)
+    model.generation_config.eos_token_id = list(range(2, 12)) if temperature else [said[0][0][3], said[3][0][6]]
+    sizes = list[int]()
+    model.register_forward_pre_hook(lambda module, given, named: sizes.append(len(named["input_ids"])), with_kwargs=True)
+    for prompts in both:
+        found, kinds = [], []
+        for share in (2.0, 0.5, 0.01):  # never, at half, whenever one has ended
+            monkeypatch.setattr(sampling, "ENDED", share)
+            sizes.clear()
+            found.append(sample(model, tokenizer(), prompts, how))
+            kinds.append(len(set(sizes)))
+        assert found[0] == found[1] == found[2]
+        ended = {len(r) for group in found[0] for r in group} - {how.max_new_tokens}
+        assert ended
+        assert kinds[2] > kinds[0] or not temperature or not sampling.way_of(model).leaves
+
+
 def test_a_cache_that_can_be_repeated_and_is_then_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jamba's was: rows in another order than the continuations, so that each continues another text."""
     model = tiny("llama")

@@ -19,6 +19,7 @@ from torch.func import functional_call
 from counterpoise.averaging.partition import Partition
 from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.checkpoints.checkpoint import match_name
+from counterpoise.language.chunks import widened
 from counterpoise.language.scoring import Example, by_length, response_tokens, score_responses
 from counterpoise.records import digest
 from counterpoise.search.both_sides import BothSides, cut_key
@@ -152,7 +153,7 @@ def _derivative(resident: ResidentAverage, names: Sequence[str], examples: Seque
                 gap = (post.double() - pre.double()).to(parameter)
                 duals[name] = forward_ad.make_dual(parameter.detach(), gap)  # type: ignore[no-untyped-call]
         scored = score_responses(Moved(model, duals), examples)
-        logits_NV = scored.logits_BCV[scored.mask_BC]
+        logits_NV = widened(scored.logits_BCV[scored.mask_BC])
         primal, tangent = forward_ad.unpack_dual(logits_NV)  # type: ignore[no-untyped-call]
     return (torch.zeros_like(primal) if tangent is None else tangent), primal
 

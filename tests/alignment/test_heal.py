@@ -113,7 +113,7 @@ def test_a_divergence_is_worked_out_in_chunks_and_of_what_has_no_probability_cou
     mask = torch.ones(2, 5, dtype=torch.bool)
     gradients = []
     for chunk in (1, 1 << 22):
-        monkeypatch.setattr("counterpoise.alignment.divergences.CHUNK", chunk)
+        monkeypatch.setattr("counterpoise.language.chunks.CHUNK", chunk)
         leaf = own.clone().requires_grad_(True)
         found = diverge(as_scored(leaf * 1.0, mask), teacher.clone(), kind, scale=1.0)
         assert all(map(math.isfinite, found))

@@ -8,10 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from counterpoise.language.chunks import spans, widened
 from counterpoise.language.scoring import Scored
-
-CHUNK = 1 << 22
-"""Numbers of the vocabulary's size that are worked on at once, in float32 or wider."""
 
 
 def reverse(own_NV: Tensor, teacher_NV: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,22 +46,17 @@ def diverge(scored: Scored, teacher_BCV: Tensor, kind: str, *, scale: float | No
     """The divergence of each response, in nats summed over its tokens; with `scale` its gradient, times it, goes back.
 
     The gradient by the logits is written down, in the place of the teacher's logits: beside the two models' logits of a
-    micro-batch nothing of the vocabulary's size is held but CHUNK numbers at a time.
+    micro-batch nothing of the vocabulary's size is held but some numbers at a time (`chunks.CHUNK`).
     """
-    sums = []
+    sums = [0.0] * len(scored.mask_BC)
     with torch.no_grad():
         gradient_BCV = teacher_BCV.to(scored.logits_BCV)
-        for own_CV, there_CV, mask_C in zip(scored.logits_BCV, gradient_BCV, scored.mask_BC, strict=True):
-            first, step = int((~mask_C).sum()), max(1, CHUNK // there_CV.shape[-1])  # rows end together
-            total = 0.0
-            for own_NV, there_NV in zip(own_CV[first:].split(step), there_CV[first:].split(step), strict=True):
-                wide = torch.promote_types(own_NV.dtype, torch.float32)
-                value_N, slope_NV = DIVERGENCES[kind](own_NV.to(wide), there_NV.to(wide))
-                total += float(value_N.double().sum())
-                if scale is not None:
-                    there_NV.copy_(slope_NV * scale)
-            there_CV[:first] = 0.0
-            sums.append(total)
+        for at in spans(scored.mask_BC, gradient_BCV.shape[-1]):
+            value_N, slope_NV = DIVERGENCES[kind](widened(scored.logits_BCV[at]), widened(gradient_BCV[at]))
+            sums[at[0]] += float(value_N.double().sum())
+            if scale is not None:
+                gradient_BCV[at] = slope_NV * scale
+        gradient_BCV[~scored.mask_BC] = 0.0
     if scale is not None:
         scored.logits_BCV.backward(gradient_BCV)  # type: ignore[no-untyped-call]
     return sums

@@ -96,9 +96,9 @@ class Lesson(Mitigation):
         for rows in step.batches(self.examples):
             batch = [self.examples[i] for i in rows]
             with torch.no_grad():
-                there_BCV = score_responses(teacher, batch, wide=False).logits_BCV
+                there_BCV = score_responses(teacher, batch).logits_BCV
             with torch.set_grad_enabled(scale is not None):
-                own = score_responses(step.model, batch, wide=False)
+                own = score_responses(step.model, batch)
             found = diverge(own, there_BCV, self.divergence, scale=None if scale is None else scale * rows.weight)
             for i, value in zip(rows, found, strict=True):
                 sums[i] += value * rows.weight

@@ -75,15 +75,19 @@ class VLLM(Engine):
         )  # fmt: skip
         self._limit: int = self.llm.llm_engine.vllm_config.model_config.max_model_len
         self._seen: dict[tuple[int, str, int], int] = {}
+        self._in_place: tuple[Pair, dict[str, float]] | None = None
 
     def put(self, pair: Pair, shares: Mapping[str, float]) -> None:
         self._wake()
-        sides = Sides(_place(pair.pre), _place(pair.post), tuple(pair.dropped))
-        found: list[Put] = self.llm.collective_rpc(put, args=(sides, dict(shares)))
-        self.llm.reset_prefix_cache()
+        if self._in_place is None or self._in_place[0] is not pair or self._in_place[1] != shares:
+            self._in_place = None  # until it is known to be
+            sides = Sides(_place(pair.pre), _place(pair.post), tuple(pair.dropped))
+            found: list[Put] = self.llm.collective_rpc(put, args=(sides, dict(shares)))
+            self.llm.reset_prefix_cache()
+            for rank, one in enumerate(found):
+                self._check(rank, Put(*one))
+            self._in_place = pair, dict(shares)
         pair.refuse_changed()
-        for rank, one in enumerate(found):
-            self._check(rank, Put(*one))
 
     def _check(self, rank: int, found: Put) -> None:
         """Raise where what a worker holds is not what it was sent: it kept weights that were there before, or others."""
@@ -127,8 +131,8 @@ class VLLM(Engine):
         short_of = [i for i, value in enumerate(sums) if value is None]  # more than the context was in the cache
         for i, value in zip(short_of, self._sums([rows[i] for i in short_of], cached=False), strict=True):
             sums[i] = value
-        each = iter(sums)
-        found = [[float(next(each) or 0.0) for _ in group] for group in continuations]
+        each = iter([math.nan if value is None else value for value in sums])
+        found = [[next(each) for _ in group] for group in continuations]
         if not all(math.isfinite(x) for group in found for x in group):
             raise ValueError(
                 "engine vllm: expected finite log-probabilities, found NaN or Inf; the weights are damaged (diff names the "

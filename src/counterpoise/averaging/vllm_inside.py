@@ -1,8 +1,8 @@
 """What runs inside vLLM's worker: PRE and POST mixed in place of its weights, and checksums of what was sent and is held.
 
 vLLM fuses, packs and shards what it is sent, so its own tensors cannot be compared with those on disk one by one. What it
-keeps under its name on disk is compared bit for bit (embedding, norms). The rest is told apart by checksums, layer by layer:
-they must change where what was sent changes, and only there.
+keeps under its name on disk is compared bit for bit (embedding, norms), and so are columns of what it packed beside a weight
+that it kept. The rest is told apart by checksums, layer by layer: they must change where what was sent changes, and only there.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from torch import Tensor
 from counterpoise.averaging.mix import mix
 from counterpoise.checkpoints.preflight import Pair, preflight
 
+COLUMNS = 8
+"""Of what was packed beside a weight, so many are compared with that."""
 WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Bytes of an element -> integers of that size."""
 Sums = dict[str, int]
@@ -38,7 +40,8 @@ class Put(NamedTuple):
     Attributes:
         sent: of the mixed tensors, in the model's dtype.
         held: of what the worker computes with.
-        wrong: parameters under their names on disk whose bits are not those that were sent.
+        wrong: parameters under their names on disk whose bits are not those that were sent, modules whose packed weight is
+            not the one they kept.
         compared: how many have such names.
     """
 
@@ -68,8 +71,20 @@ def put(worker: Any, sides: Sides, shares: Mapping[str, float]) -> Put:
         runner.reload_weights(weights_iterator=mixed())
         own = dict(model.named_parameters(remove_duplicate=False))
         both = {n: own[n] for n, (_, shape) in plain.items() if n in own and _unpadded(own[n], shape) is not None}
-        wrong = tuple(n for n, p in both.items() if bits_of(_unpadded(p, plain[n][1])) != plain[n][0])
-        return Put(dict(sent), held(model), wrong, len(both))
+        wrong = [n for n, p in both.items() if bits_of(_unpadded(p, plain[n][1])) != plain[n][0]]
+        for name, module in _packed(model):
+            if module.weight.numel():
+                # of a head that is tied to the embedding reload_weights keeps what was packed of the old one
+                module.quant_method.process_weights_after_loading(module)
+                unit = torch.eye(COLUMNS, module.weight.shape[1], dtype=module.weight.dtype)
+                if not torch.equal(module.cpu_linear(unit, module.weight, None), module.weight[:, :COLUMNS].T):
+                    wrong.append(name)
+        return Put(dict(sent), held(model), tuple(wrong), len(both))
+
+
+def _packed(model: Any) -> Iterator[tuple[str, Any]]:
+    """Modules that multiply, on a CPU, by another form of their weight."""
+    return ((name, module) for name, module in model.named_modules() if hasattr(module, "cpu_linear"))
 
 
 def held(model: Any) -> Sums:
@@ -77,8 +92,8 @@ def held(model: Any) -> Sums:
     found: Sums = defaultdict(int)
     for name, parameter in model.named_parameters():
         found[_layer(name)] += bits_of(parameter.data)
-    for name, module in model.named_modules():
-        if hasattr(module, "cpu_linear") and not module.weight.numel():
+    for name, module in _packed(model):
+        if not module.weight.numel():
             width = getattr(module, "input_size_per_partition", None) or module.input_size
             noise = torch.randn(1, width, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
             answer = module.cpu_linear(noise.to(module.weight.dtype), module.weight, None)

@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,9 +23,13 @@ from counterpoise.evaluation.panel import Given, Panel
 from counterpoise.evaluation.parts import Part
 from counterpoise.language import dtypes
 from counterpoise.language.engine import TRANSFORMERS, Engine, EngineSettings, LanguageModel
-from counterpoise.language.ways import context_of
+from counterpoise.language.scoring import continuation_logprobs
+from counterpoise.language.ways import CLOSE, NARROW, context_of, probes
 from counterpoise.records import NUMERICS, Progress, Stages, Store, digest, named
 from counterpoise.statistics.bootstrap import Array
+
+ENDS = (0.0, 1.0)
+"""PRE and POST."""
 
 
 class Model(NamedTuple):
@@ -143,10 +148,28 @@ class Workbench:
 
     @cached_property
     def engine(self) -> Engine:
-        """What measures where it is not the resident model, started when it is first needed."""
+        """What measures where it is not the resident model, started when it is first needed.
+
+        Raises:
+            ValueError: PRE or POST have other log-probabilities in it than in transformers.
+        """
         from counterpoise.averaging.vllm import VLLM
 
-        return VLLM(self.giver.folder, self.dtype, self.device, tensor_parallel=self.asked_engine.tensor_parallel)
+        texts, wanted = probes(self.resident.model), []
+        for end in ENDS:
+            wanted.append(continuation_logprobs(self._placed(self.whole, [end], None), *texts))
+        vars(self).pop("resident")  # one model in memory
+        engine = VLLM(self.giver.folder, self.dtype, self.device, tensor_parallel=self.asked_engine.tensor_parallel)
+        close = max(CLOSE if self.device == "cpu" else 20 * CLOSE, NARROW * torch.finfo(self.dtype).eps)
+        for end, sums in zip(ENDS, wanted, strict=True):
+            engine.put(self.pair, self.whole.ratios(self.pair.names, [end]))
+            found = np.concatenate(engine.score(*texts)) - np.concatenate(sums)
+            if not (gap := float(np.abs(found).max())) <= close:
+                raise ValueError(
+                    f"engine vllm: expected the log-probabilities of transformers, within {close:.2g} nats over a few tokens, "
+                    f"found {gap:.2g} apart with the weights of {'POST' if end else 'PRE'}; use --engine transformers"
+                )
+        return engine
 
     def _rest(self) -> None:
         if "engine" in vars(self):
@@ -265,7 +288,7 @@ class Workbench:
         if self.asked_engine.name == "transformers":
             return self._placed(cut, ratios, instead)
         bench = self._of(instead)
-        for one in {self, bench}:
+        for one in (self, *([self._healed[1]] if self._healed else [])):
             vars(one).pop("resident", None)
         self.engine.put(bench.pair, cut.ratios(bench.pair.names, ratios))
         return self.engine

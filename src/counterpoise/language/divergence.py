@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from counterpoise.language.chunks import widened
 from counterpoise.language.scoring import Example, by_length, score_responses
 from counterpoise.records import Progress
 
@@ -68,16 +69,16 @@ def divergences(
 def _logits(model: nn.Module, examples: Sequence[Example]) -> Tensor:
     """Before each response token, row by row: shape (tokens, vocabulary), as narrow as loses nothing."""
     scored = score_responses(model, examples)
-    wide_NV = scored.logits_BCV[scored.mask_BC]
-    own_NV = wide_NV.to(next(model.parameters()).dtype)
-    return own_NV if torch.equal(own_NV.to(wide_NV.dtype), wide_NV) else wide_NV
+    given_NV = scored.logits_BCV[scored.mask_BC]
+    own_NV = given_NV.to(next(model.parameters()).dtype)
+    return own_NV if torch.equal(own_NV.to(given_NV.dtype), given_NV) else given_NV
 
 
 def _apart(p_NV: Tensor, q_NV: Tensor) -> Tensor:
     """KL(p || q) and the entropy of p from logits, token by token: shape (tokens, 2); words without probability add 0."""
     rows = []
     for both in zip(*(torch.split(x, max(1, WIDE // x.shape[1])) for x in (p_NV, q_NV)), strict=True):
-        logp, logq = (torch.log_softmax(x if x.dtype == torch.float64 else x.float(), -1) for x in both)
+        logp, logq = (torch.log_softmax(widened(x), -1) for x in both)
         p = logp.exp()
         terms = [torch.where(p > 0, p * x, 0.0).sum(-1, dtype=torch.float64) for x in (logp - logq, -logp)]
         rows.append(torch.stack(terms, 1))

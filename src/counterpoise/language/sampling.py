@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -121,8 +122,6 @@ def sample(
         For each prompt its n responses as token ids; a finished response ends with the first of `stop_tokens`, a
         response cut at `max_new_tokens` does not.
     """
-    from transformers import GenerationConfig
-
     drawing.check()
     stops = stop_tokens(model, tokenizer)
     pad = stops[0] if stops else 0
@@ -135,9 +134,6 @@ def sample(
         seen[prompt] += 1
     if isinstance(model, Engine):
         return responses if turn[0] else _drawn_by(model, keys, stops, drawing, progress)
-    config = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=drawing.max_new_tokens, eos_token_id=list(stops) or None, pad_token_id=pad, do_sample=False
-    )
     device, n, way = device_of(model), drawing.n, way_of(model)
     done = 0
     was_training = model.training
@@ -146,13 +142,11 @@ def sample(
         for number, rows in enumerate(_batches(prompts, max(1, drawing.batch_size // n), way)):
             if number % turn[1] == turn[0]:
                 ids_BT, mask_BT = left_pad([prompts[i] for i in rows], pad, device)
-                draws = (
-                    [InverseCdf([keys[i] for i in rows], drawing, ids_BT.shape[1])] if drawing.temperature > 0 else []
-                )
-                out = _generate(model, ids_BT, mask_BT, n, way, config, draws)
-                drawn = out[:, ids_BT.shape[1] :].view(len(rows), n, -1).tolist()
-                for i, texts in zip(rows, drawn, strict=True):
-                    responses[i] = [_cut_after(tokens, stops) for tokens in texts]
+                begun = _begun(model, ids_BT, mask_BT, n, way)
+                draw = InverseCdf([keys[i] for i in rows], drawing, ids_BT.shape[1]) if drawing.temperature > 0 else None
+                drawn = _to_the_end(model, begun, way, stops, drawing.max_new_tokens, draw)
+                for place, i in enumerate(rows):
+                    responses[i] = [_cut_after(tokens, stops) for tokens in drawn[place * n : (place + 1) * n]]
             done += len(rows)
             if progress is not None:
                 progress(done, len(prompts))
@@ -201,6 +195,10 @@ class InverseCdf:
             below_BV, (u_B * total_B)[:, None], right=True
         )  # u < 1: below the total in float64
         return torch.full_like(logits_BV, -math.inf).scatter_(1, reached_B1, 0.0)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some rows alone."""
+        self.uniforms_BT = self.uniforms_BT[rows.cpu()]
 
 
 def uniforms(prompt: Sequence[int], before: int, reply: int, drawing: Drawing) -> NDArray[np.float64]:
@@ -258,15 +256,22 @@ class Way(NamedTuple):
         pads_in_front: prompts of different length may be answered together.
         shares: the cache of a prompt may be repeated for its responses.
         caches: a cache may be kept from token to token; else all is computed again for each.
+        leaves: rows may leave the cache, so that a response that has ended costs nothing more.
     """
 
     pads_in_front: bool
     shares: bool
     caches: bool
+    leaves: bool
 
 
-WAYS = (Way(True, True, True), Way(True, False, True), Way(False, False, True), Way(False, False, False))
+WAYS = (
+    Way(True, True, True, True), Way(True, False, True, True), Way(True, False, True, False),
+    Way(False, False, True, True), Way(False, False, True, False), Way(False, False, False, True),
+)  # fmt: skip
 """From the quickest to the one that is left: prompts of one length together, without a cache."""
+ENDED = 0.5
+"""The share of the rows that have ended at which these leave; see benchmarks/drawing.py."""
 
 
 def way_of(model: nn.Module) -> Way:
@@ -281,23 +286,23 @@ def way_of(model: nn.Module) -> Way:
 
 
 def _measured(model: nn.Module) -> Way:
-    from transformers import GenerationConfig
-
     prompts, _ = probes(model)
-    config = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=3, do_sample=False, pad_token_id=0, output_logits=True, return_dict_in_generate=True
-    )
 
     def agrees(way: Way) -> bool:
         examples, sums = [], []
         for rows in _batches(prompts, len(prompts), way):
-            ids_BT, mask_BT = left_pad([prompts[i] for i in rows], 0, device_of(model))
-            out = _generate(model, ids_BT, mask_BT, 2, way, config)
-            new_BC = out.sequences[:, ids_BT.shape[1] :]
-            logp_BCV = torch.stack(out.logits, 1).log_softmax(-1, dtype=torch.float32)
+            begun = _begun(model, *left_pad([prompts[i] for i in rows], 0, device_of(model)), 2, way)
+            stay, logits = list(range(2 * len(rows))), list[Tensor]()
+            if way.leaves:  # the first row, after one token
+                out = _drawn(model, begun, way, 1, output_logits=True)
+                begun = _left(out, begun, torch.tensor(stay[1:], device=begun.ids_BT.device), way)
+                stay, logits = stay[1:], [out.logits[0][1:]]
+            out = _drawn(model, begun, way, 3 - len(logits), output_logits=True)
+            logp_BCV = torch.stack([*logits, *out.logits], 1).log_softmax(-1, dtype=torch.float32)
+            new_BC = out.sequences[:, -3:]
             sums.append(logp_BCV.gather(2, new_BC[..., None]).double().sum((1, 2)))
-            twice = [prompts[i] for i in rows for _ in range(2)]
-            examples += [Example(p, tuple(r)) for p, r in zip(twice, new_BC.tolist(), strict=True)]
+            asked = [prompts[rows[k // 2]] for k in stay]
+            examples += [Example(p, tuple(r)) for p, r in zip(asked, new_BC.tolist(), strict=True)]
         return scored_plainly(model, examples).agrees(lambda: torch.cat(sums))
 
     with asking(model), _blank_generation_config(model):
@@ -307,7 +312,7 @@ def _measured(model: nn.Module) -> Way:
             f"{type(model).__name__}: expected a model whose `generate` gives what a plain forward gives, found that it does "
             "not, with a cache or without; it can be averaged, but not drawn from"
         )
-    if way != WAYS[0]:
+    if way[:3] != WAYS[0][:3]:
         caches = (
             "keeps a cache of its own"
             if way.caches
@@ -327,17 +332,70 @@ def _batches(prompts: Sequence[tuple[int, ...]], size: int, way: Way) -> Iterato
             yield from (list(same) for _, same in groupby(rows, key=lambda i: len(prompts[i])))
 
 
-def _generate(
-    model: nn.Module, ids_BT: Tensor, mask_BT: Tensor, n: int, way: Way, config: Any, draws: Sequence[InverseCdf] = ()
-) -> Any:
-    """What `generate` gives for n responses to each prompt, after the prompt."""
-    config.use_cache = way.caches
+class _Rows(NamedTuple):
+    """Responses that are being drawn: all tokens so far, where they stand, and what is kept of them; None at first."""
+
+    ids_BT: Tensor
+    mask_BT: Tensor
+    cache: Any
+
+
+def _begun(model: nn.Module, ids_BT: Tensor, mask_BT: Tensor, n: int, way: Way) -> _Rows:
+    """n rows of each prompt."""
+    cache = _prefilled(model, ids_BT, mask_BT, n) if way.shares else None
+    return _Rows(ids_BT.repeat_interleave(n, dim=0), mask_BT.repeat_interleave(n, dim=0), cache)
+
+
+def _to_the_end(
+    model: nn.Module, rows: _Rows, way: Way, stops: Sequence[int], most: int, draw: InverseCdf | None
+) -> list[list[int]]:
+    """At most so many tokens for each row; what follows the first of `stops` counts nothing."""
+    found: list[list[int]] = [[] for _ in rows.ids_BT]
+    here, begin, ends = list(range(len(found))), rows.ids_BT.shape[1], torch.tensor(stops, device=rows.ids_BT.device)
+
+    def many_ended(ids_BT: Tensor, scores: Any) -> Tensor:
+        return (torch.isin(ids_BT[:, -1], ends).float().mean() >= ENDED).expand(len(ids_BT))
+
+    while True:
+        left = begin + most - rows.ids_BT.shape[1]
+        out = _drawn(model, rows, way, left, draw, stops, [many_ended] if stops and way.leaves else [])
+        for row, tokens in zip(here, out.sequences[:, begin:].tolist(), strict=True):
+            found[row] = tokens
+        on = [k for k, row in enumerate(here) if len(found[row]) < most and found[row][-1] not in stops]
+        if not on:
+            return found
+        here, stay = [here[k] for k in on], torch.tensor(on, device=rows.ids_BT.device)
+        rows = _left(out, rows, stay, way)
+        if draw is not None:
+            draw.keep(stay)
+
+
+def _left(out: Any, rows: _Rows, stay: Tensor, way: Way) -> _Rows:
+    """The rows that stay, after what `generate` gave for all."""
+    new = out.sequences.shape[1] - rows.mask_BT.shape[1]
+    if way.caches:  # one that is not given back would have to be computed again: such a way fails when it is measured
+        out.past_key_values.batch_select_indices(stay)
+    return _Rows(out.sequences[stay], F.pad(rows.mask_BT[stay], (0, new), value=1), out.past_key_values)
+
+
+def _drawn(
+    model: nn.Module, rows: _Rows, way: Way, most: int, draw: InverseCdf | None = None, stops: Sequence[int] = (),
+    until: Sequence[Any] = (), **more: Any,
+) -> Any:  # fmt: skip
+    """What `generate` gives: at most so many tokens more, until all rows have ended or `until` says so."""
+    from transformers import GenerationConfig
+
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=most, eos_token_id=list(stops) or None, pad_token_id=stops[0] if stops else 0, do_sample=False,
+        use_cache=way.caches, return_dict_in_generate=True, **more,
+    )  # fmt: skip
     return model.generate(  # type: ignore[operator]
-        input_ids=ids_BT.repeat_interleave(n, dim=0),
-        attention_mask=mask_BT.repeat_interleave(n, dim=0),
-        past_key_values=_prefilled(model, ids_BT, mask_BT, n) if way.shares else None,
+        input_ids=rows.ids_BT,
+        attention_mask=rows.mask_BT,
+        past_key_values=rows.cache,
         generation_config=config,
-        logits_processor=list(draws),
+        logits_processor=[] if draw is None else [draw],
+        stopping_criteria=list(until),
         synced_gpus=False,  # each process draws on its own, where weights are cut up among several
     )
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from counterpoise.language.chunks import token_logprobs
 from counterpoise.language.engine import Engine, LanguageModel
 from counterpoise.language.ways import Plain, asking, context_of, probes, remembered, warn_of
 
@@ -82,10 +83,10 @@ def _score_group(
         use_cache=True,
         logits_to_keep=1,
     )
-    first_BV = prefix.logits[:, -1].repeat_interleave(choices, dim=0)
     flat = [c for group in continuations for c in group]
     targets_BC, target_mask_BC = _right_pad(flat, device)
-    first_logp_B = F.log_softmax(first_BV.float(), dim=-1).gather(1, targets_BC[:, :1]).squeeze(1)
+    first_BV = F.log_softmax(prefix.logits[:, -1].float(), dim=-1)
+    first_logp_B = first_BV.gather(1, targets_BC[:, 0].view(-1, choices)).flatten()
     if targets_BC.shape[1] == 1:
         return first_logp_B.view(-1, choices).double()
     cache = prefix.past_key_values
@@ -99,8 +100,8 @@ def _score_group(
         past_key_values=cache,
         use_cache=True,
     )
-    nll_BC = F.cross_entropy(rest.logits.float().flatten(0, 1), targets_BC[:, 1:].flatten(), reduction="none")
-    rest_logp_B = -(nll_BC.view_as(targets_BC[:, 1:]) * target_mask_BC[:, 1:]).double().sum(1)
+    logits_BCV = rest.logits.float() if rest.logits.dtype == torch.float64 else rest.logits
+    rest_logp_B = token_logprobs(logits_BCV, targets_BC[:, 1:], target_mask_BC[:, 1:].bool()).double().sum(1)
     return (first_logp_B.double() + rest_logp_B).view(-1, choices)
 
 
@@ -121,7 +122,7 @@ class Scored(NamedTuple):
     Shape suffixes: B rows, C response tokens, V words, H hidden.
 
     Attributes:
-        logits_BCV: before each response token, float32 or wider unless asked for as the model gives them.
+        logits_BCV: before each response token, as the model gives them.
         targets_BC: the response tokens.
         mask_BC: where a response token stands.
         hidden_BCH: the last hidden states before each response token.
@@ -134,15 +135,12 @@ class Scored(NamedTuple):
 
     def logprobs(self, temperature: float = 1.0) -> Tensor:
         """log p(token) in nats, (B, C); 0 on padding. The distribution is the one sampled from at `temperature`."""
-        logp_BC = torch.log_softmax(self.logits_BCV / temperature, dim=-1).gather(2, self.targets_BC[..., None])[..., 0]
-        return logp_BC.masked_fill(~self.mask_BC, 0.0)
+        return token_logprobs(self.logits_BCV, self.targets_BC, self.mask_BC, temperature)
 
 
-def score_responses(
-    model: nn.Module, examples: Sequence[Example], *, hidden: bool = False, wide: bool = True
-) -> Scored:
+def score_responses(model: nn.Module, examples: Sequence[Example], *, hidden: bool = False) -> Scored:
     """Run `model` over prompts and responses; only the responses' positions go through the vocabulary-sized head."""
-    return _score_rows(model, examples, hidden=hidden, wide=wide, in_front=way_of(model).pads_in_front)
+    return _score_rows(model, examples, hidden=hidden, in_front=way_of(model).pads_in_front)
 
 
 def _score_rows(
@@ -150,7 +148,6 @@ def _score_rows(
     examples: Sequence[Example],
     *,
     hidden: bool = False,
-    wide: bool = True,
     in_front: bool,
     pad: int = 0,
 ) -> Scored:
@@ -188,8 +185,6 @@ def _score_rows(
     if hidden_BCH is not None and hidden_BCH.shape[:2] != targets_BC.shape:
         raise ValueError(f"{type(model).__name__}: expected one last hidden state a token, found {tuple(hidden_BCH.shape)}; "
                          "its value head cannot be trained: use rsf or dpo in the place of ppo")  # fmt: skip
-    if wide and logits_BCV.dtype != torch.float64:
-        logits_BCV = logits_BCV.float()
     return Scored(logits_BCV, targets_BC, mask_BC, hidden_BCH)
 
 
@@ -253,8 +248,8 @@ def response_nll(model: nn.Module, examples: Sequence[Example]) -> Tensor:
     how the set was cut into batches.
     """
     scored = score_responses(model, examples)
-    counted = scored.mask_BC
-    return F.cross_entropy(scored.logits_BCV[counted], scored.targets_BC[counted], reduction="sum")
+    logp_N1 = scored.logprobs()[scored.mask_BC][:, None]
+    return F.nll_loss(logp_N1, torch.zeros_like(logp_N1[:, 0], dtype=torch.long), reduction="sum")
 
 
 def row_nlls(model: nn.Module, examples: Sequence[Example], *, temperature: float = 1.0) -> Tensor:
@@ -263,10 +258,8 @@ def row_nlls(model: nn.Module, examples: Sequence[Example], *, temperature: floa
     The logits are divided by the temperature of the policy that is scored.
     """
     scored = score_responses(model, examples)
-    rows_N, columns_N = scored.mask_BC.nonzero(as_tuple=True)
-    logits_NV, targets_N = scored.logits_BCV[rows_N, columns_N], scored.targets_BC[rows_N, columns_N]
-    nll_N = F.cross_entropy(logits_NV / temperature, targets_N, reduction="none")
-    return nll_N.new_zeros(len(examples)).index_add(0, rows_N, nll_N)
+    nll_N = -scored.logprobs(temperature)[scored.mask_BC]
+    return nll_N.new_zeros(len(examples)).index_add(0, scored.mask_BC.nonzero()[:, 0], nll_N)
 
 
 def response_tokens(examples: Sequence[Example]) -> int:
