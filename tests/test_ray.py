@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -43,23 +45,26 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def local() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+AGENTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
 
 
-@pytest.fixture
-def two_nodes() -> Iterator[Any]:
+def node() -> dict[str, Any]:
+    """Two cores, and free ports for its agents: a node gives up when they need more than 15 s to choose one."""
+    with contextlib.ExitStack() as held:
+        free = [held.enter_context(socket.socket()) for _ in AGENTS]
+        for one in free:
+            one.bind(("127.0.0.1", 0))
+        return {"num_cpus": 2, **{name: one.getsockname()[1] for name, one in zip(AGENTS, free, strict=True)}}
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Any]:
     from ray.cluster_utils import Cluster as Nodes
 
-    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    nodes.add_node(num_cpus=2)
-    ray.init(nodes.address, log_to_driver=False)
-    yield nodes
-    ray.shutdown()
-    nodes.shutdown()
+    found = Nodes(initialize_head=True, head_node_args={**node(), "include_dashboard": False})
+    found.add_node(**node())
+    yield found
+    found.shutdown()
 
 
 def loaded(world: Path, reward: Told, device: str) -> Panel:
@@ -70,7 +75,13 @@ def loaded(world: Path, reward: Told, device: str) -> Panel:
 
 def restored(world: Path, out: Path, engines: Cluster | None = None, *, race: bool = False) -> tuple[Any, bytes]:
     """What a restore writes: its json without what tells of the run, and the weights."""
-    asked: dict[str, Any] = {"means": (0.7,), "keep_reward": 0.5, "confidence": 0.0, "race": race, **searches(controls=race)}
+    asked: dict[str, Any] = {
+        "means": (0.7,),
+        "keep_reward": 0.5,
+        "confidence": 0.0,
+        "race": race,
+        **searches(controls=race),
+    }
     request = Request(world / "pre", world / "post", out, **asked)
     run(request, loaded(world, early_letters, "cpu"), cluster=engines)
     told = json.loads((out / "restore.json").read_text())
@@ -95,80 +106,80 @@ def dies_once(flag: Path, prompts: Sequence[str], responses: Sequence[str]) -> l
     return early_letters(prompts, responses)
 
 
-def hangs_beside(driver: str, flag: Path, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-    """The reward; on another node than the driver's it never comes."""
-    if ray.get_runtime_context().get_node_id() != driver:
+def hangs_on(node: str, flag: Path, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    """The reward; on one node it never comes."""
+    if ray.get_runtime_context().get_node_id() == node:
         flag.touch()
         time.sleep(600)
     return early_letters(prompts, responses)
+
+
+def fewer(world: Path, reward: Told, device: str) -> Panel:
+    found = loaded(world, reward, device)
+    return replace(found, prompts=found.prompts[1:])
 
 
 def fails(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
     raise ValueError("the reward is ill")
 
 
-@pytest.mark.usefixtures("local")
 @pytest.mark.parametrize("race", [False, True])
 def test_engines_measure_what_one_process_measures(
-    world: Path, plain: tuple[Any, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, race: bool
+    nodes: Any, world: Path, plain: tuple[Any, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, race: bool
 ) -> None:
     wanted = restored(world, tmp_path / "one", race=race) if race else plain
-    (nodes := tmp_path / "nodes").mkdir()
-    engines = Cluster(partial(loaded, world, partial(tells, nodes)), replicas=2)
+    (told := tmp_path / "told").mkdir()
+    engines = Cluster(partial(loaded, world, partial(tells, told)), nodes.address, replicas=2)
     drawn, sample = [], measuring.sample
     monkeypatch.setattr(measuring, "sample", lambda *args, **more: drawn.append(1) or sample(*args, **more))
     assert restored(world, tmp_path / "out", engines, race=race) == wanted
     assert not drawn
-    assert len([*nodes.iterdir()]) == 2
+    assert len([*told.iterdir()]) == 2
 
 
-@pytest.mark.usefixtures("local")
-def test_the_work_of_a_killed_engine_is_done_again(world: Path, plain: tuple[Any, bytes], tmp_path: Path) -> None:
-    engines = Cluster(partial(loaded, world, partial(dies_once, tmp_path / "died")), replicas=1)
+def test_the_work_of_a_killed_engine_is_done_again(
+    nodes: Any, world: Path, plain: tuple[Any, bytes], tmp_path: Path
+) -> None:
+    engines = Cluster(partial(loaded, world, partial(dies_once, tmp_path / "died")), nodes.address)
     assert restored(world, tmp_path / "out", engines) == plain
     assert (tmp_path / "died").exists()
 
 
 def test_an_engine_has_all_its_devices_on_one_node(
-    two_nodes: Any, world: Path, plain: tuple[Any, bytes], tmp_path: Path
+    nodes: Any, world: Path, plain: tuple[Any, bytes], tmp_path: Path
 ) -> None:
-    (nodes := tmp_path / "nodes").mkdir()
-    engines = Cluster(partial(loaded, world, partial(tells, nodes)), replicas=2, needs={"CPU": 2})
+    (told := tmp_path / "told").mkdir()
+    load = partial(loaded, world, partial(tells, told))
+    engines = Cluster(load, nodes.address, replicas=2, needs={"CPU": 2})
     assert restored(world, tmp_path / "out", engines) == plain
-    assert len({path.name.split("-")[0] for path in nodes.iterdir()}) == 2
+    assert len({path.name.split("-")[0] for path in told.iterdir()}) == 2
+
+
+def test_what_cannot_be_is_refused(nodes: Any, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(reward: Told, match: str, *, load: Callable[..., Panel] = loaded, **how: Any) -> None:
+        with pytest.raises(ValueError, match=match):
+            restored(world, tmp_path / "out", Cluster(partial(load, world, reward), nodes.address, **how))
+
+    monkeypatch.setattr(cluster, "ROOM", 1.0)
+    refused(early_letters, r"expected room for 3 times .*'CPU': 2.* found .*'CPU': 4", replicas=3, needs={"CPU": 2})
+    refused(fails, "the reward is ill")
+    refused(early_letters, r"found another panel at .* copy the same files there", load=fewer)
+    refused(early_letters, "expected at least 1 engine, found 0", replicas=0)
 
 
 def test_the_work_of_a_lost_node_is_done_on_another(
-    two_nodes: Any, world: Path, plain: tuple[Any, bytes], tmp_path: Path
+    nodes: Any, world: Path, plain: tuple[Any, bytes], tmp_path: Path
 ) -> None:
-    flag, here = tmp_path / "hangs", ray.get_runtime_context().get_node_id()
-    engines = Cluster(partial(loaded, world, partial(hangs_beside, here, flag)), replicas=2, needs={"CPU": 2})
-    [other] = [n for n in two_nodes.list_all_nodes() if n.node_id != here]
+    flag, other = tmp_path / "hangs", nodes.list_all_nodes()[-1]
+    load = partial(loaded, world, partial(hangs_on, other.node_id, flag))
+    engines = Cluster(load, nodes.address, replicas=2, needs={"CPU": 2})
 
     def lose() -> None:
         while not flag.exists():
             time.sleep(0.1)
-        two_nodes.remove_node(other, allow_graceful=False)
+        nodes.remove_node(other, allow_graceful=False)
 
-    (thread := threading.Thread(target=lose)).start()
+    (thread := threading.Thread(target=lose, daemon=True)).start()
     assert restored(world, tmp_path / "out", engines) == plain
     thread.join()
-
-
-@pytest.mark.usefixtures("local")
-def test_what_cannot_be_is_refused(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load = partial(loaded, world, early_letters)
-    monkeypatch.setattr(cluster, "ROOM", 1.0)
-    with pytest.raises(ValueError, match=r"expected room for 2 times .*'CPU': 2.* found .*'CPU': 2"):
-        restored(world, tmp_path / "out", Cluster(load, replicas=2, needs={"CPU": 2}))
-    with pytest.raises(ValueError, match="the reward is ill"):
-        restored(world, tmp_path / "out", Cluster(partial(loaded, world, fails)))
-    with pytest.raises(ValueError, match=r"found another panel at .* copy the same files there"):
-        restored(world, tmp_path / "out", Cluster(partial(fewer, world)))
-    with pytest.raises(ValueError, match="expected at least 1 engine, found 0"):
-        Cluster(load, replicas=0).check()
-
-
-def fewer(world: Path, device: str) -> Panel:
-    found = loaded(world, early_letters, device)
-    return replace(found, prompts=found.prompts[1:])
+    assert flag.exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -96,7 +97,8 @@ class Cluster:
                     f"ray: expected room for {self.replicas} times {needs}, found {found} in all, of which others may hold "
                     "some; give fewer --replicas, or on processors a smaller OMP_NUM_THREADS"
                 )
-            how = {"num_cpus": needs.pop("CPU", 0), "num_gpus": needs.pop("GPU", 0), "resources": needs}
+            how: dict[str, Any] = {"num_cpus": needs.pop("CPU", 0), "num_gpus": needs.pop("GPU", 0), "resources": needs}
+            how["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}}
             asked = replace(request, device=bench.device, dtype=bench.dtype), self.load, bench.panel.looks, os.getcwd()
             places = [PlacementGroupSchedulingStrategy(room, number) for number in range(self.replicas)]
             made = [ray.remote(Engine).options(**how, scheduling_strategy=p, max_restarts=-1) for p in places]
@@ -200,16 +202,13 @@ def _measure(bench: Workbench, engines: Sequence[Any], pieces: Sequence[Piece]) 
         engine, work = busy.pop(done[0])
         try:
             found: Any = ray.get(done[0])
-        except RayActorError:
+        except RayActorError as error:
             if work is not None:
                 lost[work[0]] += 1
-                if lost[work[0]] == TRIES:
-                    raise ConnectionError(
-                        f"ray: expected an engine to measure {pieces[work[0]].model.name}, found {TRIES} that ended at it; "
-                        "perhaps for lack of memory: give a smaller --batch-size"
-                    ) from None
                 left.append(work)
-            busy[_sees(engine)] = engine, None  # when Ray has started it again
+                busy[_sees(engine)] = engine, None  # when Ray has started it again
+            if not (busy or idle) or TRIES in lost.values():
+                raise ConnectionError(f"ray: expected an engine that stays, found that they end: {error}") from None
             continue
         except RayTaskError as error:
             raise error.cause from None
