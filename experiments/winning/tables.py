@@ -28,6 +28,8 @@ KINDS = {
     "world": "Healing beside averaging, over demo worlds of twelve layers",
     "averages": "More averages of the same worlds, and what searches find",
     "smollm": "Healing beside averaging, SmolLM2-135M with something to lose; no teacher asked ARC-easy, PIQA or LAMBADA",
+    "smollm-rsf": "Healing beside averaging, SmolLM2-135M aligned by RSF",
+    "smollm-dpo": "Healing beside averaging, SmolLM2-135M aligned by DPO",
 }
 PAIRS = (
     ("POST healed 15", "MA 0.8"), ("POST healed 15", "LiNeS 0.9"), ("POST healed 15", "POST trained on, replay"),
