@@ -83,7 +83,7 @@ def main() -> None:
         bench = Workbench(preflight(folder / "pre", folder / "post"), files.load("cpu"), Store(folder / "none"))
         request = Request(folder / "pre", folder / "post", folder / "out")
         begun = time.perf_counter()
-        ray.init(num_cpus=sum(counts), include_dashboard=False, log_to_driver=False)
+        ray.init("local", num_cpus=sum(counts), include_dashboard=False, log_to_driver=False)
         after.callback(ray.shutdown)
         started = time.perf_counter() - begun
         ways = {"without Ray": None}
