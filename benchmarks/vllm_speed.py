@@ -32,7 +32,7 @@ from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import continuation_logprobs
 from counterpoise.records import versions
 
-PROMPTS, CONTEXT, CHOICES, CHOICE, NEW = 32, 64, 4, 8, 64
+PROMPTS, CONTEXT, CHOICES, CHOICE, NEW = 32, 60, 4, 8, 64
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, Any]:

@@ -78,7 +78,9 @@ def test_rows_that_have_ended_leave_the_batch_and_change_no_token(
     said = sample(model, tokenizer(), [*both[0], *both[1]], how)
     model.generation_config.eos_token_id = list(range(2, 12)) if temperature else [said[0][0][3], said[3][0][6]]
     sizes = list[int]()
-    model.register_forward_pre_hook(lambda module, given, named: sizes.append(len(named["input_ids"])), with_kwargs=True)
+    model.register_forward_pre_hook(
+        lambda module, given, named: sizes.append(len(named["input_ids"])), with_kwargs=True
+    )
     for prompts in both:
         found, kinds = [], []
         for share in (2.0, 0.5, 0.01):  # never, at half, whenever one has ended

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.language import dtypes
+from counterpoise.language.checkpointing import can_recompute, recomputed
 from counterpoise.language.scoring import Example
 from counterpoise.search.proxies import ProxySet
-from tiny import CAUSAL, save_pair
+from families import build
+from tiny import CAUSAL, save_pair, tiny
 
 
 def proxies(batch: int = 4, seed: int = 0) -> ProxySet:
@@ -185,3 +188,50 @@ def test_the_dtype_is_that_of_most_elements_and_wide_enough_for_gradients(
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     halves = ResidentAverage(preflight(*save_pair(tmp_path / "half", "llama", dtype=torch.float16)))
     assert {p.dtype for p in halves.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_where_memory_is_short_layers_are_computed_again_and_the_gradient_is_the_same(
+    tmp_path: Path, family: str
+) -> None:
+    pair = preflight(*save_pair(tmp_path, family))
+    cut, ratios = layerwise(pair.names), [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    wanted = ResidentAverage(pair).loss_and_gradient(cut, ratios, proxies().backward)
+    resident, runs = ResidentAverage(pair), []
+
+    def objective(model: torch.nn.Module) -> float:
+        runs.append(resident.recomputes)
+        loss = proxies().backward(model)
+        if not resident.recomputes:  # gradients were consumed: they must not count twice
+            torch.empty(1 << 50)
+        return loss
+
+    with pytest.warns(UserWarning, match="no memory for all that a gradient needs: layers are computed again"):
+        found = resident.loss_and_gradient(cut, ratios, objective)
+    assert runs == [False, True]
+    assert found[0] == wanted[0]
+    assert found[1].tolist() == wanted[1].tolist()
+    assert not any(m.training for m in resident.model.modules())
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        resident.loss_and_gradient(cut, ratios, lambda model: float(torch.empty(1 << 50).sum()))
+
+
+def test_layers_that_are_computed_again_keep_less_for_the_backward_pass() -> None:
+    model, kept = tiny("llama"), []
+    assert can_recompute(model)
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[-1] += tensor.nbytes
+        return tensor
+
+    for how in (contextlib.nullcontext(), recomputed(model)):
+        kept.append(0)
+        with how, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model(input_ids=torch.ones(4, 30, dtype=torch.long), use_cache=False)
+    assert kept[1] < kept[0] / 2
+
+
+def test_a_model_that_drops_values_in_its_layers_is_not_computed_again() -> None:
+    model = build("opt", dropout=0.5)
+    assert not can_recompute(model)
+    assert can_recompute(build("opt", dropout=0.0))

@@ -1,7 +1,8 @@
 """vLLM in the place of transformers: the same greedy texts and log-probabilities, the bits of an averaged checkpoint.
 
 Most of it needs vLLM, which wants an environment of its own: `bash benchmarks/vllm_env.sh FOLDER`, then
-`PYTHONPATH=src FOLDER/bin/python -m pytest tests/test_vllm.py`. Heads are of 32: its attention on a CPU has no kernel below.
+`PYTHONPATH=src FOLDER/bin/python -m pytest tests/test_vllm.py`. Heads are of 32: its attention on a CPU has no kernel for
+those of 4 in `tiny`.
 """
 
 from __future__ import annotations
@@ -216,11 +217,26 @@ def test_another_device_is_refused_before_anything_is_loaded(tmp_path: Path) -> 
         VLLM(tmp_path, torch.float32, "cuda:1")
 
 
+def learn_early_letters(folder: Path) -> None:
+    """POST: PRE after some steps on texts that the reward likes."""
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder / "pre")
+    liked, random = tokenizer()("abcdefgh")["input_ids"], torch.Generator().manual_seed(0)
+    steps = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for batch in torch.tensor(liked)[torch.randint(len(liked), (20, 8, 12), generator=random)]:
+        model(input_ids=batch, labels=batch).loss.backward()
+        steps.step()
+        steps.zero_grad()
+    model.save_pretrained(folder / "post")
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pair, prompts, and abilities of each kind that vLLM measures."""
     folder = tmp_path_factory.mktemp("world")
     save(folder, "llama")
+    learn_early_letters(folder)
     letters = "abcdefghij"
 
     def lines(rows: list[dict[str, Any]]) -> str:
@@ -265,7 +281,7 @@ def test_a_whole_restore_and_the_command_find_the_record_of_the_engine(world: Pa
         world / "pre", world / "post", tmp_path / "out", panel(world), details=Details(mean=0.5, engine=engine), **asked
     )
     assert found["settings"]["engine"] == "vllm"
-    assert [p["name"] for p in found["points"]][:3] == ["PRE", "POST", "MA 0.5"]
+    assert found["out"] == str(tmp_path / "out")
     assert json.loads((tmp_path / "out" / "restore.json").read_text())["settings"]["engine"] == "vllm"
     with pytest.raises(CheckpointError, match="holds the result of other inputs or settings"):
         restore(world / "pre", world / "post", tmp_path / "out", panel(world), details=Details(mean=0.5), **asked)

@@ -18,8 +18,11 @@ from counterpoise.averaging.places import Place, places
 from counterpoise.checkpoints.naming import writer_of
 from counterpoise.checkpoints.preflight import Buffers, Pair, stretches
 from counterpoise.checkpoints.rounding import key_of, wide_dtype
+from counterpoise.language.checkpointing import can_recompute, recomputed
 from counterpoise.language.dtypes import computed_in
 from counterpoise.language.loading import without_bars
+from counterpoise.language.memory import out_of_memory
+from counterpoise.language.ways import warn_of
 from counterpoise.ranks import shared
 
 SHARE = 2 / 3
@@ -70,6 +73,7 @@ class ResidentAverage:
         self._ratios: dict[str, float] = {}
         self._held: dict[str, tuple[Tensor, Tensor]] = {}
         self._buffers = Buffers()
+        self.recomputes = False
         if _is_room(pair, torch.device(device)):
             self.hold(device)
 
@@ -100,7 +104,8 @@ class ResidentAverage:
 
         d loss / d r_k = sum over the block's tensors of <d loss / d theta, post - pre>; the tensors outside the blocks
         count towards each block by its share in the mean. A parameter's gradient is freed as soon as it is consumed,
-        tied tensors are one parameter and count once, and the sums are taken in float32 or wider.
+        tied tensors are one parameter and count once, and the sums are taken in float32 or wider. Where there is no memory
+        for that, it is done again with layers that are computed twice, from then on always; a warning says so.
 
         Returns:
             The loss and a float64 array of shape (K,).
@@ -124,13 +129,27 @@ class ResidentAverage:
 
     def _term(self, partition: Partition, objective: Objective) -> list[float]:
         """The loss and its gradient."""
-        sums: dict[str, Tensor | float] = dict.fromkeys(self._places, 0.0)
-        with self._consuming_gradients(sums):
-            loss = objective(self.model)
+        found = self._slopes(objective) or self._slopes(objective)
+        assert found is not None
+        loss, sums = found
         per_tensor = {name: float(found) for name, found in sums.items()}  # here alone a device is waited for
         rest = math.fsum(per_tensor[n] for n in partition.rest if n in per_tensor) / partition.weights.sum()
         blocks = (math.fsum(per_tensor.get(n, 0.0) for n in b.tensors) + rest * b.weight for b in partition.blocks)
         return [loss, *blocks]
+
+    def _slopes(self, objective: Objective) -> tuple[float, dict[str, Tensor | float]] | None:
+        """The loss, and d loss / d ratio of every tensor; None where it needs another try, with `recomputes`."""
+        sums: dict[str, Tensor | float] = dict.fromkeys(self._places, 0.0)
+        less = recomputed(self.model) if self.recomputes else contextlib.nullcontext()
+        try:
+            with less, self._consuming_gradients(sums):
+                return objective(self.model), sums
+        except (RuntimeError, MemoryError) as error:
+            if self.recomputes or not out_of_memory(error) or not can_recompute(self.model):
+                raise
+        self.recomputes = True
+        warn_of(self.model, "no memory for all that a gradient needs: layers are computed again in the backward pass")
+        return None
 
     def _write(self, name: str, ratio: float) -> None:
         place, (pre, post) = self._places[name], self._sides(name)

@@ -73,7 +73,9 @@ class VLLM(Engine):
             str(folder), skip_tokenizer_init=True, dtype=short(dtype), tensor_parallel_size=tensor_parallel,
             load_format="dummy", max_model_len=-1, generation_config="vllm", enable_prefix_caching=True, **how,
         )  # fmt: skip
-        self._limit: int = self.llm.llm_engine.vllm_config.model_config.max_model_len
+        how = vars(self.llm.llm_engine.vllm_config)
+        self._limit: int = how["model_config"].max_model_len
+        self._block: int = how["cache_config"].block_size
         self._seen: dict[tuple[int, str, int], int] = {}
         self._in_place: tuple[Pair, dict[str, float]] | None = None
 
@@ -119,7 +121,8 @@ class VLLM(Engine):
     ) -> list[list[int]]:
         from vllm import SamplingParams
 
-        how = {"max_tokens": new, "temperature": temperature, "stop_token_ids": list(stops), "ignore_eos": True}
+        ends = [stop for stop in stops if stop < self.config.get_text_config().vocab_size]  # vLLM refuses others
+        how = {"max_tokens": new, "temperature": temperature, "stop_token_ids": ends, "ignore_eos": True}
         asked = [SamplingParams(**how, seed=seed if temperature else None, detokenize=False) for seed in seeds]
         return [list(found.outputs[0].token_ids) for found in self._run(prompts, asked)]
 
@@ -127,9 +130,9 @@ class VLLM(Engine):
         self, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[Sequence[int]]]
     ) -> list[list[float]]:
         rows = [(c, r) for c, group in zip(contexts, continuations, strict=True) for r in group]
-        sums = self._sums(rows, cached=True)
-        short_of = [i for i, value in enumerate(sums) if value is None]  # more than the context was in the cache
-        for i, value in zip(short_of, self._sums([rows[i] for i in short_of], cached=False), strict=True):
+        sums = self._sums(rows, [len(context) % self._block > 0 for context, _ in rows])
+        lacking = [i for i, value in enumerate(sums) if value is None]
+        for i, value in zip(lacking, self._sums([rows[i] for i in lacking], [False] * len(lacking)), strict=True):
             sums[i] = value
         each = iter([math.nan if value is None else value for value in sums])
         found = [[next(each) for _ in group] for group in continuations]
@@ -140,18 +143,20 @@ class VLLM(Engine):
             )
         return found
 
-    def _sums(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, cached: bool) -> list[float | None]:
-        """Summed log-probabilities; None where the cache hid some of them."""
+    def _sums(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], cached: Sequence[bool]) -> list[float | None]:
+        """Summed log-probabilities; None where more than the context before its last token was read from the cache."""
         from vllm import SamplingParams
 
-        how = SamplingParams(
-            max_tokens=1, temperature=0.0, prompt_logprobs=0, flat_logprobs=True, detokenize=False, ignore_eos=True,
-            skip_reading_prefix_cache=not cached,
-        )  # fmt: skip
+        fixed: Any = {
+            "max_tokens": 1,
+            "temperature": 0.0,
+            "prompt_logprobs": 0,
+            "flat_logprobs": True,
+            "detokenize": False,
+        }
+        how = [SamplingParams(**fixed, ignore_eos=True, skip_reading_prefix_cache=not read) for read in cached]
         sums: list[float | None] = []
-        for (context, following), found in zip(
-            rows, self._run([[*c, *r] for c, r in rows], [how] * len(rows)), strict=True
-        ):
+        for (context, following), found in zip(rows, self._run([[*c, *r] for c, r in rows], how), strict=True):
             if (found.num_cached_tokens or 0) >= len(context):
                 sums.append(None)
             else:

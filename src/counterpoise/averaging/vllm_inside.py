@@ -73,18 +73,22 @@ def put(worker: Any, sides: Sides, shares: Mapping[str, float]) -> Put:
         both = {n: own[n] for n, (_, shape) in plain.items() if n in own and _unpadded(own[n], shape) is not None}
         wrong = [n for n, p in both.items() if bits_of(_unpadded(p, plain[n][1])) != plain[n][0]]
         for name, module in _packed(model):
-            if module.weight.numel():
+            if module.weight.numel() and not _is_fresh(module):
                 # of a head that is tied to the embedding reload_weights keeps what was packed of the old one
                 module.quant_method.process_weights_after_loading(module)
-                unit = torch.eye(COLUMNS, module.weight.shape[1], dtype=module.weight.dtype)
-                if not torch.equal(module.cpu_linear(unit, module.weight, None), module.weight[:, :COLUMNS].T):
-                    wrong.append(name)
+                wrong += [name] * (not _is_fresh(module))
         return Put(dict(sent), held(model), tuple(wrong), len(both))
 
 
 def _packed(model: Any) -> Iterator[tuple[str, Any]]:
     """Modules that multiply, on a CPU, by another form of their weight."""
     return ((name, module) for name, module in model.named_modules() if hasattr(module, "cpu_linear"))
+
+
+def _is_fresh(module: Any) -> bool:
+    """Whether columns of what was packed are those of the weight that was kept beside it."""
+    unit = torch.eye(COLUMNS, module.weight.shape[1], dtype=module.weight.dtype)
+    return torch.equal(module.cpu_linear(unit, module.weight, None), module.weight[:, :COLUMNS].T)
 
 
 def held(model: Any) -> Sums:

@@ -32,7 +32,8 @@ def token_logprobs(logits_BCV: Tensor, targets_BC: Tensor, mask_BC: Tensor, temp
     The backward pass computes the softmax again: beside logits and their gradient, both in the logits' own dtype, CHUNK
     numbers at a time are in memory.
     """
-    return _TokenLogprobs.apply(logits_BCV, targets_BC, mask_BC, temperature)  # type: ignore[no-any-return]
+    found: Tensor = _TokenLogprobs.apply(logits_BCV, targets_BC, mask_BC, temperature)  # type: ignore[no-untyped-call]
+    return found
 
 
 class _TokenLogprobs(torch.autograd.Function):

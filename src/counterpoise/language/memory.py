@@ -1,12 +1,20 @@
-"""How much memory a device has left."""
+"""How much memory a device has left, and what to do where it is not enough."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch import nn
+
+from counterpoise.language.ways import remembered, warn_of
+
+R = TypeVar("R")
+T = TypeVar("T")
 
 
 def free_memory(device: str | torch.device) -> int | None:
@@ -23,3 +31,32 @@ def free_memory(device: str | torch.device) -> int | None:
         return 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
     known = "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {})
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left, on a GPU or on the host."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def as_fits(model: nn.Module, what: str, rows: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]]) -> list[R]:
+    """What `work` gives for each of some rows: all together, or half of them at a time where there is no memory for that.
+
+    How many fitted is remembered with the model, for each `what`; a warning says it.
+
+    Raises:
+        RuntimeError: there is no memory for one row.
+    """
+    most, found = remembered(model, f"{what} at once", lambda _: list[int]()), list[R]()
+    while len(found) < len(rows):
+        some = rows[len(found) : len(found) + (most[0] if most else len(rows))]
+        try:
+            found += work(some)
+            continue
+        except (RuntimeError, MemoryError) as error:
+            if len(some) == 1 or not out_of_memory(error):
+                raise
+        most[:] = [len(some) // 2]  # after the error: what it held is free
+        warn_of(model, f"{what}: no memory for {len(some)} at once, {most[0]} are taken")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return found

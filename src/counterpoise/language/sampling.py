@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from counterpoise.language.engine import Engine, LanguageModel
+from counterpoise.language.memory import as_fits
 from counterpoise.language.scoring import (
     Example,
     by_length,
@@ -135,18 +136,22 @@ def sample(
     if isinstance(model, Engine):
         return responses if turn[0] else _drawn_by(model, keys, stops, drawing, progress)
     device, n, way = device_of(model), drawing.n, way_of(model)
+
+    def answered(some: Sequence[int]) -> list[list[tuple[int, ...]]]:
+        ids_BT, mask_BT = left_pad([prompts[i] for i in some], pad, device)
+        begun = _begun(model, ids_BT, mask_BT, n, way)
+        draw = InverseCdf([keys[i] for i in some], drawing, ids_BT.shape[1]) if drawing.temperature > 0 else None
+        drawn = [_cut_after(row, stops) for row in _to_the_end(model, begun, way, stops, drawing.max_new_tokens, draw)]
+        return [drawn[place * n : (place + 1) * n] for place in range(len(some))]
+
     done = 0
     was_training = model.training
     model.eval()
     with _blank_generation_config(model):
         for number, rows in enumerate(_batches(prompts, max(1, drawing.batch_size // n), way)):
             if number % turn[1] == turn[0]:
-                ids_BT, mask_BT = left_pad([prompts[i] for i in rows], pad, device)
-                begun = _begun(model, ids_BT, mask_BT, n, way)
-                draw = InverseCdf([keys[i] for i in rows], drawing, ids_BT.shape[1]) if drawing.temperature > 0 else None
-                drawn = _to_the_end(model, begun, way, stops, drawing.max_new_tokens, draw)
-                for place, i in enumerate(rows):
-                    responses[i] = [_cut_after(tokens, stops) for tokens in drawn[place * n : (place + 1) * n]]
+                for i, texts in zip(rows, as_fits(model, f"drawing {n} a prompt", rows, answered), strict=True):
+                    responses[i] = texts
             done += len(rows)
             if progress is not None:
                 progress(done, len(prompts))

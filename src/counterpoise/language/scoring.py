@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from counterpoise.language.chunks import token_logprobs
 from counterpoise.language.engine import Engine, LanguageModel
+from counterpoise.language.memory import as_fits
 from counterpoise.language.ways import Plain, asking, context_of, probes, remembered, warn_of
 
 T = TypeVar("T")
@@ -62,8 +63,11 @@ def continuation_logprobs(
         for _, group in groupby(rows, key=lambda i: len(continuations[i])):
             together = list(group)
             group_of = _score_group if shared else _score_pairs
-            sums = group_of(model, [contexts[i] for i in together], [continuations[i] for i in together])
-            for i, values in zip(together, sums.tolist(), strict=True):
+
+            def scored(some: Sequence[int], of: Any = group_of) -> list[list[float]]:
+                return of(model, [contexts[i] for i in some], [continuations[i] for i in some]).tolist()  # type: ignore[no-any-return]
+
+            for i, values in zip(together, as_fits(model, "scoring", together, scored), strict=True):
                 scores[i] = values
     model.train(was_training)
     return scores
