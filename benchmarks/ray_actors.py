@@ -1,9 +1,9 @@
 """How fast averages are measured by one process, and by one and two engines on Ray, with the same numbers.
 
-    OMP_NUM_THREADS=1 python benchmarks/ray_actors.py MODEL [--rounds 3] [--engines 1,2]
+    OMP_NUM_THREADS=1 python benchmarks/ray_actors.py MODEL [--rounds 3] [--engines 1,2] [--prompts 64]
 
-PRE is MODEL (a folder, such as stories15m), POST is MODEL with a little noise. Three averages are measured on 64 prompts and
-64 continuations; the rounds are taken in turn, after one that does not count. (The file is not called ray.py, as that would
+PRE is MODEL (a folder, such as stories15m), POST is MODEL with a little noise. Three averages are measured on so many prompts and
+continuations; the rounds are taken in turn, after one that does not count. (The file is not called ray.py, as that would
 hide the package.) Writes benchmarks/results/ray.json.
 """
 
@@ -75,15 +75,16 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--engines", default="1,2")
+    parser.add_argument("--prompts", type=int, default=64)
     options = parser.parse_args()
     counts = [int(n) for n in options.engines.split(",")]
     with tempfile.TemporaryDirectory() as place, ExitStack() as after:
         folder = Path(place)
-        files = made(options.model, folder, 64)
+        files = made(options.model, folder, options.prompts)
         bench = Workbench(preflight(folder / "pre", folder / "post"), files.load("cpu"), Store(folder / "none"))
         request = Request(folder / "pre", folder / "post", folder / "out")
         begun = time.perf_counter()
-        ray.init(num_cpus=sum(counts), include_dashboard=False, log_to_driver=False)
+        ray.init("local", num_cpus=sum(counts), include_dashboard=False, log_to_driver=False)
         after.callback(ray.shutdown)
         started = time.perf_counter() - begun
         ways = {"without Ray": None}
@@ -107,14 +108,14 @@ def main() -> None:
         assert all(value == found["without Ray"] for value in found.values())
     medians = {name: statistics.median(of) for name, of in seconds.items()}
     result = {
-        "command": f"OMP_NUM_THREADS=1 python benchmarks/ray_actors.py {options.model.name} --rounds {options.rounds}",
+        "command": f"OMP_NUM_THREADS=1 python benchmarks/ray_actors.py {options.model.name} --rounds {options.rounds} "
+        f"--engines {options.engines} --prompts {options.prompts}",
         "commit": subprocess.check_output(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], text=True).strip(),
         "seed": SEED,
         "versions": {**versions(), "ray": ray.__version__},
         "cores": os.cpu_count(),
         "machine": platform.machine(),
-        "load": "other work ran beside it: one-minute load averages from "
-        f"{min(loads):.1f} to {max(loads):.1f} on these cores",
+        "load": [min(loads), max(loads)],
         "start_of_ray_s": round(started, 1),
         "seconds": seconds,
         "median_s": medians,

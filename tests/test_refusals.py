@@ -48,6 +48,8 @@ WRONG = [
     (RESTORE, f"{TWO} --calibrate -1", "calibrate: expected at least 0 items, found -1"),
     (RESTORE, f"{TWO} --mean 0.5", "mean: fixes HMA's mean ratio, and the two-sided search has none"),
     (RESTORE, f"{TWO} --proxy-size 4", "proxy_size: expected at least 8 sequences, found 4"),
+    (RESTORE, "--replicas 2", "--replicas: does nothing here; add --ray auto, or leave it out"),
+    (RESTORE, "--ray auto --replicas 0", "replicas: expected at least 1 engine, found 0"),
     (RESTORE, "--proxy-size 0", "proxy_size: expected at least 1 response, found 0"),
     (RESTORE, "--mean 1.2", "mean: expected a number from 0 to 1, found 1.2"),
     (RESTORE, "--mean nan", "mean: expected a number from 0 to 1, found nan"),

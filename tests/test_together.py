@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from counterpoise.cli.app import app
 from counterpoise.evaluation import panel as measuring
 from counterpoise.language.sampling import Drawing
 from counterpoise.records import Store
+from counterpoise.restoration.cluster import Cluster
 from counterpoise.restoration.request import Details
 from counterpoise.restoration.restore import restore
 from world import make, panel, searches
@@ -113,3 +115,9 @@ def test_commands_that_share_nothing_are_refused_under_torchrun(monkeypatch: pyt
         run = CliRunner().invoke(app, command)
         assert run.exit_code == 1, run.output
         assert f"{command[0]}: expected one process, found 2" in run.output
+
+
+def test_a_cluster_needs_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ModuleNotFoundError, match=r"expected the package, found none; pip install 'counterpoise\[ray\]'"):
+        Cluster(lambda device: panel(Path(device))).check()
