@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from counterpoise.language.chunks import CHUNK
+
 EXPERTS = (
     ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k"),
     ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
@@ -314,26 +316,32 @@ def drawing_bytes(shape: Shape, sequences: float, tokens: float, itemsize: int) 
 
 
 def scoring_bytes(shape: Shape, items: Items, *, batch: int, itemsize: int) -> int:
-    """While items are scored: logits of a batch, in the model's dtype, in float32 and as log-softmax; and its cache."""
+    """While items are scored: logits of a batch in the model's dtype, a chunk of them in float32; and its cache."""
     whole = items.prompt + items.continuation
     rows = batch * (items.choices if items.shared else 1)
     positions = rows * (items.continuation if items.shared else whole)
-    return math.ceil(positions * shape.vocabulary * (itemsize + 8)) + cache_bytes(shape, rows, whole, itemsize)
+    logits = positions * shape.vocabulary
+    return math.ceil(logits * itemsize + _in_chunks(logits)) + cache_bytes(shape, rows, whole, itemsize)
+
+
+def _in_chunks(logits: float) -> float:
+    """Of so many logits what is in float32 at once: five copies of a chunk (`chunks.token_logprobs`)."""
+    return 5 * 4 * min(logits, CHUNK)
 
 
 def training_bytes(shape: Shape, sequences: float, prompt: float, response: float, itemsize: int) -> int:
     """While a gradient is computed: what the backward pass needs again, and the logits of the responses.
 
-    layers * tokens * (8 hidden + 2 queries + 2 keys + 4 intermediate) * itemsize + logits * (itemsize + 4 * 4)
+    layers * tokens * (8 hidden + 2 queries + 2 keys + 4 intermediate) * itemsize + logits * 3 * itemsize + a chunk's
 
     Per layer the inputs of both norms, of the projections and of the gated activation, their float32 copies counted in
-    (counted on Llama with sdpa attention, without gradient checkpointing, which is not used here); of the logits
-    the model's own, a float32 copy, the counted rows, their log-softmax and its gradient.
+    (counted on Llama with sdpa attention, without gradient checkpointing, which comes in where this finds no memory); of
+    the logits the model's own, their gradient and that of the rows before padding was left out.
     """
     kept = 8 * shape.hidden + 2 * shape.queries + 2 * shape.keys + 4 * shape.intermediate
     tokens = sequences * (prompt + response)
-    logits = sequences * (response + 1) * shape.vocabulary * (itemsize + 16) if shape.head else 0
-    return math.ceil(shape.layers * tokens * kept * itemsize + logits)
+    logits = sequences * (response + 1) * shape.vocabulary if shape.head else 0
+    return math.ceil(shape.layers * tokens * kept * itemsize + logits * 3 * itemsize + _in_chunks(logits))
 
 
 def drawn(
