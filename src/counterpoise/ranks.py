@@ -49,10 +49,8 @@ def gathered(work: Callable[[], T]) -> list[T]:
     try:
         value = work()
     except Exception as error:
-        failure, told = (
-            error,
-            (RuntimeError, f"process {dist.get_rank()} failed:\n{''.join(traceback.format_exception(error))}"),
-        )
+        failure, lines = error, [*traceback.format_exception_only(error), *traceback.format_exception(error)]
+        told = RuntimeError, f"process {dist.get_rank()} failed: {''.join(lines)}"
         if kinds := [kind for kind in TOLD if isinstance(error, kind)]:
             told = kinds[0], str(error)
     found: list[Any] = [None] * world_size()
@@ -97,16 +95,5 @@ def average_gradients(*parameters: Tensor) -> tuple[Tensor, ...]:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What `make` gives on rank 0, on every rank; where it fails there, all of them fail."""
-    if world_size() == 1:
-        return make()
-    found: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            found[0] = make()
-        except Exception as error:
-            found[1] = error
-    dist.broadcast_object_list(found, src=0)
-    if found[1] is not None:
-        raise found[1]
-    return cast("T", found[0])
+    """What `make` gives on rank 0, on every rank; where it fails there, all of them fail: see `gathered`."""
+    return gathered(lambda: make() if turn()[0] == 0 else None)[0]  # type: ignore[return-value]

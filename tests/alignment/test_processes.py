@@ -30,13 +30,14 @@ from counterpoise.alignment.rsf import rsf
 from counterpoise.alignment.settings import PPO, RSF, Distil
 from counterpoise.alignment.training import processes
 from counterpoise.alignment.training.models import Machine, load_frozen
-from counterpoise.alignment.training.processes import gathered, shared_by_length, turn
+from counterpoise.alignment.training.processes import shared_by_length
 from counterpoise.alignment.training.run import Run
 from counterpoise.alignment.training.stepping import Mitigation, Step
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing, sample, way_of
 from counterpoise.language.scoring import Example, by_length
+from counterpoise.ranks import from_first, gathered, turn
 from tiny import save_pair, tiny, tokenizer
 
 WORDS = ("abc", "hello", "what?", "one two", "z", "go on", "so", "why not", "yes", "and then", "left", "q")
@@ -175,6 +176,23 @@ def fails_alone() -> list[str]:
         return [type(error).__name__, str(error)]
 
 
+def first_fails() -> list[str]:
+    """An error of the first process, of a kind that cannot be sent to others."""
+
+    class Own(Exception):
+        pass
+
+    def fails() -> None:
+        raise Own("CUDA out of memory")
+
+    try:
+        with processes.one_message():
+            from_first(fails)
+    except Exception as error:
+        return [type(error).__name__, str(error)]
+    return []
+
+
 def everything(number: int, pre: Path, folder: Path) -> None:
     """All methods, then two failures, in one group of processes."""
     found: dict[str, Any] = {}
@@ -190,7 +208,7 @@ def everything(number: int, pre: Path, folder: Path) -> None:
     found["shares"] = gathered(lambda: [*shared_by_length([3, 1, 2, 5, 4], 2)])
     found["dropout"] = with_dropout(number, folder)
     found["forwards"] = forwards()
-    found["alone"] = fails_alone()
+    found["alone"], found["first"] = fails_alone(), first_fails()
     (folder / f"{number}.json").write_text(json.dumps(found))
 
 
@@ -249,7 +267,7 @@ def test_a_failure_in_one_process_ends_all_with_one_message(two: Path) -> None:
     assert second["ValueError"] == ["SystemExit", "1"]
     kind, message = first["ZeroDivisionError"]
     assert kind == "RuntimeError"
-    assert message.startswith("process 1 failed:\nTraceback")
+    assert message.startswith("process 1 failed: ZeroDivisionError: the reward is ill\nTraceback")
     assert "in fails_in_second" in message
     assert second["ZeroDivisionError"] == ["ZeroDivisionError", "the reward is ill"]
     assert not (two / "ill").exists()
@@ -257,6 +275,14 @@ def test_a_failure_in_one_process_ends_all_with_one_message(two: Path) -> None:
 
 def test_an_error_outside_what_is_shared_is_told_by_whoever_meets_it(two: Path) -> None:
     assert [each["alone"] for each in told(two)] == [["OSError", "this disk is full"]] * 2
+
+
+def test_what_the_first_process_fails_at_is_told_to_all_in_the_first_line(two: Path) -> None:
+    first, second = (each["first"] for each in told(two))
+    assert first == ["Own", "CUDA out of memory"]
+    assert second[0] == "RuntimeError"
+    assert second[1].split("\n")[0].startswith("process 0 failed: ")
+    assert "CUDA out of memory" in second[1].split("\n")[0]  # which the commands know
 
 
 def test_a_process_runs_the_model_for_its_own_batches_alone(two: Path) -> None:

@@ -91,12 +91,6 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0")) if started() > 1 else 0
 
 
-def turn() -> tuple[int, int]:
-    """Which batches `language.sample` draws in this process: batches stay whole, whatever the number of processes."""
-    world = world_size()
-    return rank() % world, world
-
-
 def is_first() -> bool:
     """Whether this process writes files and shows progress."""
     return rank() == 0

@@ -20,7 +20,7 @@ from counterpoise.language.prompts import Prompt, encode_prompts
 from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import device_of
 from counterpoise.language.ways import context_of
-from counterpoise.ranks import gathered
+from counterpoise.ranks import gathered, turn
 from counterpoise.records import Progress
 
 T = TypeVar("T")
@@ -111,7 +111,7 @@ def draw_together(
 
     def own() -> dict[int, T]:
         with weights_cast_once(model):
-            drawn = sample(model, tokenizer, prompts, drawing, turn=processes.turn(), progress=progress)
+            drawn = sample(model, tokenizer, prompts, drawing, turn=turn(), progress=progress)
         rows = [i for i, group in enumerate(drawn) if group]
         return dict(zip(rows, each(rows, [drawn[i] for i in rows]), strict=True)) if rows else {}
 
