@@ -18,9 +18,12 @@ from typing import Any
 import pytest
 import torch
 
+from counterpoise.checkpoints.preflight import preflight
 from counterpoise.evaluation import panel as measuring
 from counterpoise.evaluation.panel import Panel
+from counterpoise.evaluation.workbench import Model, Piece, Workbench
 from counterpoise.language.sampling import Drawing
+from counterpoise.records import Store
 from counterpoise.restoration import cluster
 from counterpoise.restoration.cluster import Cluster
 from counterpoise.restoration.request import Request
@@ -153,6 +156,16 @@ def test_an_engine_has_all_its_devices_on_one_node(
     engines = Cluster(load, nodes.address, replicas=2, needs={"CPU": 2})
     assert restored(world, tmp_path / "out", engines) == plain
     assert len({path.name.split("-")[0] for path in told.iterdir()}) == 2
+
+
+def test_what_was_healed_is_measured_by_the_driver(world: Path, tmp_path: Path) -> None:
+    """Its weights lie in the work folder, which other nodes need not see: nothing is asked of an engine."""
+    bench = Workbench(preflight(world / "pre", world / "post"), loaded(world, early_letters, "cpu"), Store(tmp_path))
+    healed = Model("healed", "healed", bench.whole, (0.0,), world / "post")
+    cluster._measure(bench, [], [Piece(healed, "validation")])
+    bench.elsewhere = partial(cluster._measure, bench, [])
+    [point] = bench.points([healed], "validation")
+    assert len(point.scores.reward.statistics) > 0
 
 
 def test_what_cannot_be_is_refused(nodes: Any, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,5 +119,10 @@ def test_commands_that_share_nothing_are_refused_under_torchrun(monkeypatch: pyt
 
 def test_a_cluster_needs_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ModuleNotFoundError, match=r"expected the package, found none; pip install 'counterpoise\[ray\]'"):
-        Cluster(lambda device: panel(Path(device))).check()
+    with pytest.raises(ModuleNotFoundError, match=r"found none; pip install 'counterpoise\[ray\]'"):
+        Cluster(lambda device: panel(Path(device))).check("cpu")
+
+
+def test_ray_chooses_the_gpus_of_its_engines() -> None:
+    with pytest.raises(ValueError, match=r"expected --device cuda or cpu, found cuda:1; Ray gives each engine"):
+        Cluster(lambda device: panel(Path(device))).check("cuda:1")

@@ -159,7 +159,7 @@ def restore(
 
             refuse_several("restore --ray", "; start it without torchrun, engines are Ray's")
             cluster = Cluster(files.load, ray, **options.given(replicas=replicas))
-            cluster.check()
+            cluster.check(device)
         if dry_run:
             from counterpoise.cli.plan import tell
             from counterpoise.planning.restore import plan_restore

@@ -145,6 +145,8 @@ class Workbench:
         """Let go of the model; it is loaded again when it is needed."""
         vars(self).pop("resident", None)
         self._rest()
+        if torch.device(self.device).type == "cuda":
+            torch.cuda.empty_cache()
 
     @cached_property
     def engine(self) -> Engine:

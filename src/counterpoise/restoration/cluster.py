@@ -7,7 +7,7 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -34,7 +34,8 @@ class Cluster:
     """Engines that measure for a restore: actors of Ray, each with a model of its own.
 
     Every node must find PRE, POST, prompts and abilities where the driver finds them, in the same version; the work folder
-    is the driver's alone. The numbers are those of a restore without Ray. The searches themselves run in the driver.
+    is the driver's alone. The numbers are those of a restore without Ray. Searches and healing run in the driver, which also
+    measures what was healed: those weights lie in its work folder. On GPUs the driver and the engines take turns.
 
     Attributes:
         load: the panel for a device, in each engine: `PanelFiles.load`.
@@ -48,15 +49,17 @@ class Cluster:
     replicas: int = 1
     needs: Mapping[str, float] | None = None
 
-    def check(self) -> None:
+    def check(self, device: str) -> None:
         """Raise where there can be no engines.
 
         Raises:
-            ValueError: no replicas.
+            ValueError: no replicas; a device that is one of several.
             ModuleNotFoundError: Ray is not installed.
         """
         if self.replicas < 1:
             raise ValueError(f"replicas: expected at least 1 engine, found {self.replicas}")
+        if ":" in device:
+            raise ValueError(f"ray: expected --device cuda or cpu, found {device}; Ray gives each engine its own GPUs")
         try:
             import ray  # noqa: F401
         except ModuleNotFoundError as error:
@@ -72,7 +75,7 @@ class Cluster:
             ValueError: the cluster has no room for the engines, or one of them sees another pair or panel.
             ConnectionError: no cluster at the address.
         """
-        self.check()
+        self.check(bench.device)
         import ray
         from ray.util.placement_group import placement_group, remove_placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -117,7 +120,8 @@ class Engine:
     @cached_property
     def bench(self) -> Workbench:
         """The pair and the panel as this node has them."""
-        os.chdir(self.folder)  # paths are meant from there
+        with suppress(FileNotFoundError):  # then whole paths alone can be found
+            os.chdir(self.folder)  # paths are meant from there
         asked = self.request
         panel = replace(self.load(asked.device), looks=self.looks)
         on: dict[str, Any] = {
@@ -137,6 +141,10 @@ class Engine:
         self.bench.store = store = _Carried(dict(held))
         self.bench.piece(piece)
         return {name: store.values[name] for name in store.values.keys() - held.keys()}
+
+    def rest(self) -> None:
+        """Leave the devices to the driver."""
+        self.bench.free()
 
 
 class _Carried(Store):
@@ -180,19 +188,21 @@ def _decides(bench: Workbench) -> dict[str, Any]:
 def _measure(bench: Workbench, engines: Sequence[Any], pieces: Sequence[Piece]) -> None:
     """Have the engines measure what the store lacks of these; what one was at that is lost, another one does again."""
     import ray
-    from ray.exceptions import RayActorError, RayTaskError
+    from ray.exceptions import RayError, RayTaskError
 
-    left = [(number, held) for number, piece in enumerate(pieces) if (held := _held(bench, piece)) is not None][::-1]
+    ours = [piece for piece in pieces if piece.model.instead is None]  # what was healed lies with the driver
+    left = [(number, held) for number, piece in enumerate(ours) if (held := _held(bench, piece)) is not None][::-1]
     total, lost = len(left), Counter[int]()
     stage, kept = bench.stage("measuring on the cluster"), 0
     idle: list[Any] = []
     busy: dict[Any, tuple[Any, tuple[int, Values] | None]] = {}
-    ask = [] if total == 0 else engines
-    busy |= {_sees(engine): (engine, None) for engine in ask}
+    if total > 0:
+        bench.free()
+        busy |= {_sees(engine): (engine, None) for engine in engines}
     while kept < total:
         while idle and left:
             engine, (number, held) = idle.pop(), left.pop()
-            busy[engine.measure.remote(pieces[number], held)] = engine, (number, held)
+            busy[engine.measure.remote(ours[number], held)] = engine, (number, held)
         at_work = any(given for _, given in busy.values())
         done, _ = ray.wait([*busy], timeout=None if at_work else ANSWER)
         if not done:
@@ -202,7 +212,9 @@ def _measure(bench: Workbench, engines: Sequence[Any], pieces: Sequence[Piece]) 
         engine, work = busy.pop(done[0])
         try:
             found: Any = ray.get(done[0])
-        except RayActorError as error:
+        except RayTaskError as error:
+            raise error.cause from error
+        except RayError as error:  # it died, or was ended where there was no memory left
             if work is not None:
                 lost[work[0]] += 1
                 left.append(work)
@@ -210,8 +222,6 @@ def _measure(bench: Workbench, engines: Sequence[Any], pieces: Sequence[Piece]) 
             if not (busy or idle) or TRIES in lost.values():
                 raise ConnectionError(f"ray: expected an engine that stays, found that they end: {error}") from None
             continue
-        except RayTaskError as error:
-            raise error.cause from None
         if work is None:
             _refuse_another(found, _decides(bench))
         else:
@@ -221,6 +231,8 @@ def _measure(bench: Workbench, engines: Sequence[Any], pieces: Sequence[Piece]) 
             if stage is not None:
                 stage(kept, total)
         idle.append(engine)
+    if idle and torch.device(bench.device).type == "cuda":
+        ray.wait([engine.rest.remote() for engine in idle], num_returns=len(idle), timeout=ANSWER)
 
 
 def _sees(engine: Any) -> Any:
