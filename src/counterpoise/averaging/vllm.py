@@ -25,7 +25,7 @@ OURS = {
 }
 """Of vLLM's settings what is set unless the user has: in this process, quiet, no telemetry, 1 GiB of cache on a CPU, any core."""
 SHARE = 0.8
-"""Of a GPU's memory, for weights and cache."""
+"""Of a GPU's memory that is free when vLLM starts, beside a reward model there, for weights and cache."""
 BLOCK = 32
 """Tokens of a block of the cache on a CPU: prefixes are shared by whole blocks, and vLLM's own 128 would share few."""
 
@@ -63,10 +63,15 @@ class VLLM(Engine):
         own = GenerationConfig.from_pretrained(folder) if has else GenerationConfig.from_model_config(self.config)
         self.generation_config = own
         self._sleeps, self._asleep = device == "cuda", False
-        how: dict[str, Any] = {"gpu_memory_utilization": SHARE, "enable_sleep_mode": True}
+        how: dict[str, Any] = {"enable_sleep_mode": True}
+        if device == "cuda":
+            memory = map(torch.cuda.mem_get_info, range(min(tensor_parallel, torch.cuda.device_count())))
+            how["gpu_memory_utilization"] = SHARE * min(free / total for free, total in memory)
         if device == "cpu":  # where compiling takes minutes
             how = {"enforce_eager": True, "block_size": BLOCK}
             current_platform.simple_compile_backend = "eager"  # read when its modules are imported; g++ may not be here
+        if tensor_parallel > 1:  # in an actor of Ray's vLLM would ask that for workers, one GPU a bundle
+            how["distributed_executor_backend"] = "mp"
         from vllm import LLM
 
         self.llm: Any = LLM(

@@ -160,7 +160,7 @@ class Workbench:
         texts, wanted = probes(self.resident.model), []
         for end in ENDS:
             wanted.append(continuation_logprobs(self._placed(self.whole, [end], None), *texts))
-        vars(self).pop("resident")  # one model in memory
+        self.free()  # one model in memory
         engine = VLLM(self.giver.folder, self.dtype, self.device, tensor_parallel=self.asked_engine.tensor_parallel)
         close = max(CLOSE if self.device == "cpu" else 20 * CLOSE, NARROW * torch.finfo(self.dtype).eps)
         for end, sums in zip(ENDS, wanted, strict=True):
