@@ -19,6 +19,7 @@ import torch.multiprocessing as mp
 from counterpoise.averaging.partition import thirds
 from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.checkpoints.preflight import preflight
+from counterpoise.evaluation import workbench
 from counterpoise.evaluation.panel import Panel
 from counterpoise.language import sampling
 from counterpoise.language.sampling import Drawing
@@ -76,6 +77,8 @@ def entry(rank: int, port: int, world_size: int, world: Path, folder: Path) -> N
         "MASTER_PORT": port,
     }
     os.environ |= {k: str(v) for k, v in place.items()}
+    if rank == 1:
+        workbench.compute_dtype = lambda pair, device: torch.float64  # type: ignore[assignment]  # timed otherwise there
     searched(world, folder)
     if dist.is_initialized():
         dist.destroy_process_group()

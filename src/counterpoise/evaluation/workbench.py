@@ -25,6 +25,7 @@ from counterpoise.language import dtypes
 from counterpoise.language.engine import TRANSFORMERS, Engine, EngineSettings, LanguageModel
 from counterpoise.language.scoring import continuation_logprobs
 from counterpoise.language.ways import CLOSE, NARROW, context_of, probes
+from counterpoise.ranks import from_first
 from counterpoise.records import NUMERICS, Progress, Stages, Store, digest, named
 from counterpoise.statistics.bootstrap import Array
 
@@ -104,7 +105,8 @@ class Workbench:
     ) -> None:
         self.asked_engine = engine
         self.pair, self.panel, self.store, self.donor = pair, panel, store, donor
-        self.device, self.dtype = device, dtype or compute_dtype(pair, device)
+        self.device = device
+        self.dtype = dtype or from_first(lambda: compute_dtype(pair, device))  # it is timed, and keys must be one
         told = dtypes.warning(main_dtype(pair), dtype, device)
         self.warnings: tuple[str, ...] = () if told is None else (told,)
         self.whole = whole(pair.names)

@@ -65,6 +65,8 @@ def restore(
         panel: prompts, reward and abilities; see `Panel.load`.
         details: what few runs need to say.
 
+    Where `torch.distributed` is initialised, or torchrun has started several processes, all of them must call it alike.
+
     Returns:
         What restore.json holds; its `out` is None when there is nothing worth writing, and `verdict` says why.
 
@@ -197,6 +199,8 @@ def measure_tax(
     progress: Stages | None = None,
 ) -> Taxed:
     """PRE and POST on the held-out part, in the form of restore.json.
+
+    Where `torch.distributed` is initialised, all processes must call it alike.
 
     Returns:
         Beside its fields "distance" (see `restoration.distance.distances`), "calibration", and what was measured.
