@@ -24,6 +24,7 @@ from counterpoise.evaluation.panel import Panel
 from counterpoise.language import sampling
 from counterpoise.language.sampling import Drawing
 from counterpoise.records import Store
+from counterpoise.restoration import distance
 from counterpoise.restoration.request import Request
 from counterpoise.restoration.restore import run
 from counterpoise.search import proxies
@@ -42,7 +43,7 @@ def small(world: Path) -> Panel:
 def searched(world: Path, folder: Path) -> None:
     """Every search on its own, and a whole restore; how often this process ran the model lies beside."""
     counts = {"passes": 0, "drawn": 0}
-    backward, generate = proxies.response_nll, sampling._generate
+    backward, generate, diverge = proxies.response_nll, sampling._generate, distance.divergences
 
     def passed(*args: Any, **more: Any) -> torch.Tensor:
         counts["passes"] += 1
@@ -52,7 +53,9 @@ def searched(world: Path, folder: Path) -> None:
         counts["drawn"] += 1
         return generate(*args, **more)
 
+    apart: list[int] = []
     proxies.response_nll, sampling._generate = passed, generated
+    distance.divergences = lambda *args, **more: apart.append(1) or diverge(*args, **more)  # type: ignore[func-returns-value]
     for name, how in {
         "hma": HMA(proxy_size=24),
         **{f: TwoSided(alignment=f, blocks=3, proxy_size=16) for f in FORMS},
@@ -65,6 +68,7 @@ def searched(world: Path, folder: Path) -> None:
     asked: dict[str, Any] = {"means": (0.9,), "keep_reward": 0.5, "confidence": 0.0, **searches(controls=False)}
     found = run(Request(world / "pre", world / "post", folder / "out", **asked), small(world))
     (folder / f"restored-{rank}.json").write_text(json.dumps(found))
+    (folder / f"apart-{rank}.json").write_text(json.dumps(len(apart)))
 
 
 def entry(rank: int, port: int, world_size: int, world: Path, folder: Path) -> None:
@@ -97,6 +101,7 @@ def of(processes: int, world: Path, folder: Path) -> dict[str, Any]:
         "restored": {k: v for k, v in told.items() if k not in ("seconds", "command", "out")},
         "weights": (folder / "out" / "model.safetensors").read_bytes(),
         "counts": [json.loads(p.read_text()) for p in sorted(folder.glob("counts-*.json"))],
+        "apart": sum(json.loads(p.read_text()) for p in folder.glob("apart-*.json")),
         "told": [json.loads(p.read_text())["pick"] for p in folder.glob("restored-*.json")],
     }
 
@@ -105,7 +110,7 @@ def test_ranks_find_what_one_process_finds_and_share_the_work(tmp_path: Path) ->
     world = make(tmp_path)
     one, two = of(1, world, tmp_path / "one"), of(2, world, tmp_path / "two")
     assert len(one["recipes"]) == 1 + len(FORMS)
-    for what in ("recipes", "restored", "weights"):
+    for what in ("recipes", "restored", "weights", "apart"):
         assert two[what] == one[what]
     assert two["told"] == one["told"] * 2
     [alone], shares = one["counts"], two["counts"]

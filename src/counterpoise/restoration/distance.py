@@ -54,7 +54,12 @@ def distances(bench: Workbench, points: Sequence[Point]) -> list[dict[str, Any]]
     rows[DISTINCT]["pre"] = _jackknife(first)
     for name, x, own, share in zip(("post", "pick"), others, sets[1:], shares, strict=False):
         wanted = ((x, pre, own), (pre, x, sets[0]), (pre, x, text))
-        forth, back, alone = (_divergence(bench, *at) for at in wanted)
+        keys = [_key(bench, *at) for at in wanted]
+        works = [
+            ({**key, "what": "distance"}, partial(_divergence, bench, key, *at))
+            for key, at in zip(keys, wanted, strict=True)
+        ]
+        forth, back, alone = bench.store.each(works)
         forth, back = (clustered(found.reshape(-1, how.n, 3).sum(1), together) for found in (forth, back))
         for measure, found in ((OWN, forth), (ANSWERS, back), (TEXT, alone)):
             rows[measure][name] = _per_token(found[:, [0, 2]])
@@ -64,7 +69,11 @@ def distances(bench: Workbench, points: Sequence[Point]) -> list[dict[str, Any]]
     return list(rows.values())
 
 
-def _divergence(bench: Workbench, p: Point, q: Point, examples: Sequence[Example]) -> Array:
+def _key(bench: Workbench, p: Point, q: Point, examples: Sequence[Example]) -> dict[str, Any]:
+    return {"what": "divergence", "ends": [bench.identity(x) for x in (p, q)], "examples": digest(examples)}
+
+
+def _divergence(bench: Workbench, key: dict[str, Any], p: Point, q: Point, examples: Sequence[Example]) -> Array:
     """KL(p || q), the entropy of p and tokens of each example, once."""
 
     def run() -> Any:
@@ -72,8 +81,7 @@ def _divergence(bench: Workbench, p: Point, q: Point, examples: Sequence[Example
         at, batch = [partial(bench.placed, x) for x in (p, q)], bench.panel.drawing.batch_size
         return divergences(at[0], at[1], examples, batch_size=batch, progress=told).tolist()
 
-    ends = [bench.identity(x) for x in (p, q)]
-    return np.array(bench.store.once({"what": "divergence", "ends": ends, "examples": digest(examples)}, run))
+    return np.array(bench.store.once(key, run))
 
 
 def _distinct_pairs(said: Sequence[Sequence[Sequence[tuple[int, ...]]]], together: Sequence[Any]) -> list[Array]:
