@@ -147,6 +147,12 @@ def test_draws_depend_on_prompt_reply_and_seed_alone(both: SimpleNamespace) -> N
 
 
 @needs_vllm
+def test_a_temperature_that_vllm_would_raise_is_refused(both: SimpleNamespace) -> None:
+    with pytest.raises(ValueError, match=r"expected temperature 0, or at least 0.01, .* found 0.001"):
+        sample(both.engine, both.words, texts((3,)), Drawing(max_new_tokens=2, temperature=0.001))
+
+
+@needs_vllm
 def test_a_response_ends_with_the_first_token_that_ends_one(both: SimpleNamespace) -> None:
     put_both(both, RATIOS[1])
     [long] = both.engine.draw(texts((5,)), [3], new=30, temperature=1.0, stops=())

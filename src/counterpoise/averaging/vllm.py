@@ -26,6 +26,8 @@ OURS = {
 """Of vLLM's settings what is set unless the user has: in this process, quiet, no telemetry, 1 GiB of cache on a CPU, any core."""
 SHARE = 0.8
 """Of a GPU's memory that is free when vLLM starts, beside a reward model there, for weights and cache."""
+COLDEST = 0.01
+"""vLLM draws at this temperature where a lower one is asked for, and says so in its log alone."""
 BLOCK = 32
 """Tokens of a block of the cache on a CPU: prefixes are shared by whole blocks, and vLLM's own 128 would share few."""
 
@@ -126,6 +128,10 @@ class VLLM(Engine):
     ) -> list[list[int]]:
         from vllm import SamplingParams
 
+        if 0 < temperature < COLDEST:
+            raise ValueError(
+                f"engine vllm: expected temperature 0, or at least {COLDEST}, which vLLM takes for those below, found {temperature}"
+            )
         ends = [stop for stop in stops if stop < self.config.get_text_config().vocab_size]  # vLLM refuses others
         how = {"max_tokens": new, "temperature": temperature, "stop_token_ids": ends, "ignore_eos": True}
         asked = [SamplingParams(**how, seed=seed if temperature else None, detokenize=False) for seed in seeds]
