@@ -130,7 +130,7 @@ class VLLM(Engine):
 
         if 0 < temperature < COLDEST:
             raise ValueError(
-                f"engine vllm: expected temperature 0, or at least {COLDEST}, which vLLM takes for those below, found {temperature}"
+                f"engine vllm: expected temperature 0, or at least {COLDEST}, as vLLM takes that below it, found {temperature}"
             )
         ends = [stop for stop in stops if stop < self.config.get_text_config().vocab_size]  # vLLM refuses others
         how = {"max_tokens": new, "temperature": temperature, "stop_token_ids": ends, "ignore_eos": True}
