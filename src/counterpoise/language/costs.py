@@ -209,8 +209,8 @@ class Items:
 def shape_of(model: nn.Module) -> Shape:
     """The shape of a transformers model, which may lie on the meta device."""
     config: Any = model.config.get_text_config()  # type: ignore[operator,union-attr]
-    width, heads = config.hidden_size, config.num_attention_heads
-    head_width = getattr(config, "head_dim", None) or width // heads
+    width, heads = config.hidden_size, getattr(config, "num_attention_heads", None) or 0  # none where states recur
+    head_width = getattr(config, "head_dim", None) or width // max(1, heads)
     key_heads = getattr(config, "num_key_value_heads", None) or heads
     out = model.get_output_embeddings()  # type: ignore[operator]
     head = None if out is None else out.weight
