@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -145,7 +146,10 @@ class ResidentAverage:
             with less, self._consuming_gradients(sums):
                 return objective(self.model), sums
         except (RuntimeError, MemoryError) as error:
-            if self.recomputes or not out_of_memory(error) or not can_recompute(self.model):
+            if self.recomputes or not out_of_memory(error):
+                raise
+            traceback.clear_frames(error.__traceback__)  # what they hold is needed to ask the model
+            if not can_recompute(self.model):
                 raise
         self.recomputes = True
         warn_of(self.model, "no memory for all that a gradient needs: layers are computed again in the backward pass")
