@@ -223,6 +223,7 @@ def test_stages_scale_as_what_they_count() -> None:
     assert stages["proxies of POST"].work == drawing_both + Work(update=13_776)
     [_, search] = HMA(proxy_size=256).cost(scale)
     assert "over 80 responses each" in search.what  # the best 40 % of two to each of 100 prompts
+    assert HMA("3", 8).cost(scale) == HMA(3, 8).cost(scale)  # as --blocks gives it
     [_, search] = HMA("layerwise", 8).cost(scale)
     assert astuple(search.work) == pytest.approx(astuple(one * PASSES))
     assert stages["validation data"].what == "4 averages x (5 responses, 5 items)"
@@ -499,6 +500,43 @@ def test_what_does_not_fit_is_refused_with_what_would(command: Any, world: Path)
     none = command(world, *more, "--speed", f"1e12,1e12,{weights / 5}")
     assert none.exit_code == 1
     assert "such devices: take a smaller model" in " ".join(none.output.split())
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_a_dry_run_of_responding_finds_its_device_and_says_what_would_fit(world: Path, typed: bool) -> None:
+    files = ["--prompts", world / "prompts.jsonl", "-o", world / "said.json", "--max-new-tokens", 6]
+
+    def respond(*more: object) -> Result:
+        on = ("--device", "cpu") if typed else ()
+        return run("judge", "respond", world / "post", *files, *on, "--dry-run", "--json", *more)
+
+    here = respond()
+    assert here.exit_code == 0, here.output
+    assert json.loads(here.stdout)["device"] in ("cpu", "cuda")
+    free = json.loads(respond("--speed", "1e12,1e12").stdout)
+    most = (sum(free["resident"].values()) + free["peak"]) // 2
+    found = respond("--speed", f"1e12,1e12,{most}")
+    assert found.exit_code == 1
+    said = " ".join(found.output.split())
+    assert "with --batch-size" in said
+    options = said.split("; with ")[1].removesuffix(" it fits").split()
+    assert respond("--speed", f"1e12,1e12,{most}", *options).exit_code == 0
+
+
+@pytest.mark.parametrize("command", [align, heal])
+def test_where_drawing_takes_most_fewer_are_drawn_at_once(command: Any, world: Path) -> None:
+    option = "--draw-batch-size" if command is align else "--batch-size"
+    data = ("--prompts", world / "prompts.jsonl", "--reward", "world:early_letters")
+    more = ("ppo", *data, "--max-new-tokens", 32) if command is align else ("--max-new-tokens", 32)
+    large = (*more, option, 4096, "--micro-batch-size", 1, "--json")
+    free = json.loads(command(world, *large, "--speed", "1e12,1e12").stdout)
+    most = (sum(free["resident"].values()) + free["peak"]) // 2
+    found = command(world, *large, "--speed", f"1e12,1e12,{most}")
+    said = " ".join(found.output.split())
+    assert f"; with {option} " in said
+    options = said.split("; with ")[1].removesuffix(" it fits").split()
+    fits = command(world, *large, "--speed", f"1e12,1e12,{most}", *options)
+    assert fits.exit_code == 0, fits.output
 
 
 def test_options_go_together_where_one_alone_is_not_enough() -> None:
