@@ -6,7 +6,7 @@ import importlib.util
 import json
 import shutil
 import sys
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,8 @@ from counterpoise.language.costs import (
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example, response_nll
 from counterpoise.planning.shorter import Ways, shorter as shortened
-from counterpoise.planning.stages import Loop, align_stages, restore_stages
-from counterpoise.restoration.request import Details, Request
+from counterpoise.planning.stages import Loop, align_stages, heal_stages, restore_stages
+from counterpoise.restoration.request import Details, Heal, Request
 from counterpoise.search.candidates import CONTROLS, HMA, PASSES, Extent, TwoSided, two_sided_passes
 from tiny import tiny, tokenizer
 from world import make
@@ -393,6 +393,26 @@ def test_a_real_restore_takes_the_operations_of_its_dry_run(world: Path, tmp_pat
         line for line in told if line.startswith("--keep-reward 0.7 at --confidence 0.9, to within 5 points: about ")
     ]
     assert f"from PRE and POST in {tmp_path / 'out' / 'restore.json'}" in line
+
+
+@pytest.mark.parametrize(("dtype", "held"), [(torch.float32, 3), (torch.float64, 5)])
+def test_healing_beside_averages_holds_a_student_and_teachers_that_are_not_mapped(
+    world: Path, tmp_path: Path, dtype: torch.dtype, held: int
+) -> None:
+    from counterpoise.planning.restore import plan_restore
+
+    files = PanelFiles(world / "prompts.jsonl", "world:early_letters", [f"choices:{world / 'guess.jsonl'}"])
+    files = replace(files, drawing=Drawing(1, 6, batch_size=32))
+    wanted = Request(world / "pre", world / "post", tmp_path / "out", heal=Heal(2), dtype=dtype)
+    plans = [plan_restore(wanted, files), plan_restore(wanted, files, present=False, memory=1)]
+    at, model = plans[0].at, plans[0].model
+    assert at is not None
+    assert model is not None
+    bare = heal_stages(shape_of(model), replace(at, batch=32), Heal(2).teaching(32), draw=128)
+    weights = plans[0].resident["weights"]
+    for plan, count in zip(plans, (held, min(4, held)), strict=True):  # in little memory they take turns
+        found = [s.memory for s in plan.stages if s.name.startswith("healing")]
+        assert found == [s.memory + count * weights for s in bare]
 
 
 def test_pickled_weights_do_not_pass_for_a_config_alone(world: Path, tmp_path: Path) -> None:

@@ -178,7 +178,11 @@ def first_ways(items: list[T]) -> Ways[list[T]]:
 
 def respond_ways(prompts: list[Prompt]) -> Ways[Responding]:
     """The first few of many prompts."""
-    return {option: lambda a, first=first: (first(a[0]), a[1]) for option, first in first_ways(prompts).items()}  # type: ignore[misc]
+
+    def fewer(asked: Responding) -> Responding:
+        return asked[0][:FEW], asked[1]
+
+    return {f"--limit {FEW}": fewer} if len(prompts) > FEW else {}
 
 
 def _quarters(held: Mapping[str, Any], with_setting: Callable[[str, int, T], T]) -> Ways[T]:
