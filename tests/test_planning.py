@@ -502,6 +502,15 @@ def test_what_would_be_shorter_takes_as_long_as_its_own_dry_run_says(world: Path
     assert json.loads(restore(world, "--json").stdout)["shorter"] == []  # minutes
 
 
+def test_of_several_processes_the_first_alone_looks_and_speaks(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("counterpoise.cli.plan.free_memory", lambda device: 1)  # or it would be refused
+    for number, status in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", number)
+        found = run("align", world / "pre", "-o", world / "aligned", "--method", "dpo", "--dry-run", "--preferences",
+                    world / "pairs.jsonl")  # fmt: skip
+        assert (found.exit_code, found.stdout) == (status, "")
+
+
 @pytest.mark.parametrize("command", [restore, align, heal])
 def test_what_does_not_fit_is_refused_with_what_would(command: Any, world: Path) -> None:
     more = ("dpo", "--preferences", world / "pairs.jsonl") if command is align else ()

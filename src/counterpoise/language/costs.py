@@ -335,8 +335,8 @@ def training_bytes(shape: Shape, sequences: float, prompt: float, response: floa
     layers * tokens * (8 hidden + 2 queries + 2 keys + 4 intermediate) * itemsize + logits * 3 * itemsize + a chunk's
 
     Per layer the inputs of both norms, of the projections and of the gated activation, their float32 copies counted in
-    (counted on Llama with sdpa attention, without gradient checkpointing, which comes in where this finds no memory); of
-    the logits the model's own, their gradient and that of the rows before padding was left out.
+    (counted on Llama with sdpa attention, without gradient checkpointing, to which a search alone turns in need); of the
+    logits the model's own, their gradient and that of the rows before padding was left out.
     """
     kept = 8 * shape.hidden + 2 * shape.queries + 2 * shape.keys + 4 * shape.intermediate
     tokens = sequences * (prompt + response)
