@@ -22,8 +22,7 @@ from counterpoise.checkpoints.rounding import key_of, wide_dtype
 from counterpoise.language.checkpointing import can_recompute, recomputed
 from counterpoise.language.dtypes import computed_in
 from counterpoise.language.loading import without_bars
-from counterpoise.language.memory import out_of_memory
-from counterpoise.language.ways import warn_of
+from counterpoise.language.ways import out_of_memory, warn_of
 from counterpoise.ranks import shared
 
 SHARE = 2 / 3
