@@ -119,5 +119,7 @@ def test_commands_that_share_nothing_are_refused_under_torchrun(monkeypatch: pyt
 
 def test_a_cluster_needs_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ModuleNotFoundError, match=r"expected the package, found none; pip install 'counterpoise\[ray\]'"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"expected the package, found none; pip install 'counterpoise\[ray\]'"
+    ):
         Cluster(lambda device: panel(Path(device))).check()

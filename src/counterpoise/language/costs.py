@@ -321,11 +321,11 @@ def scoring_bytes(shape: Shape, items: Items, *, batch: int, itemsize: int) -> i
     rows = batch * (items.choices if items.shared else 1)
     positions = rows * (items.continuation if items.shared else whole)
     logits = positions * shape.vocabulary
-    return math.ceil(logits * itemsize + _in_chunks(logits)) + cache_bytes(shape, rows, whole, itemsize)
+    return math.ceil(logits * itemsize + _in_chunks(logits / rows)) + cache_bytes(shape, rows, whole, itemsize)
 
 
 def _in_chunks(logits: float) -> float:
-    """Of so many logits what is in float32 at once: five copies of a chunk (`chunks.token_logprobs`)."""
+    """Of a row of so many logits what is in float32 at once: five copies of a chunk (`chunks.token_logprobs`)."""
     return 5 * 4 * min(logits, CHUNK)
 
 
@@ -341,7 +341,9 @@ def training_bytes(shape: Shape, sequences: float, prompt: float, response: floa
     kept = 8 * shape.hidden + 2 * shape.queries + 2 * shape.keys + 4 * shape.intermediate
     tokens = sequences * (prompt + response)
     logits = sequences * (response + 1) * shape.vocabulary if shape.head else 0
-    return math.ceil(shape.layers * tokens * kept * itemsize + logits * 3 * itemsize + _in_chunks(logits))
+    return math.ceil(
+        shape.layers * tokens * kept * itemsize + logits * 3 * itemsize + _in_chunks(logits / max(1, sequences))
+    )
 
 
 def drawn(
