@@ -12,6 +12,7 @@ from counterpoise.language import sampling, scoring
 from counterpoise.language.memory import as_fits, free_memory
 from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import continuation_logprobs
+from counterpoise.language.ways import out_of_memory, succeeds
 from tiny import tiny, tokenizer
 
 
@@ -50,6 +51,25 @@ def test_what_does_not_fit_is_done_by_halves_with_the_same_numbers_and_that_is_r
         assert some == pytest.approx(wanted, abs=1e-6)
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         sample(models[1], tokenizer(), prompts, Drawing(n=8, max_new_tokens=5))
+
+
+SAID = (
+    "[enforce fail at alloc_cpu.cpp:130] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes",
+    "DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes.",
+    "MPS backend out of memory (MPS allocated: 1 GB)",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+)
+
+
+@pytest.mark.parametrize("error", [*map(RuntimeError, SAID), torch.OutOfMemoryError("CUDA"), MemoryError()])
+def test_a_lack_of_memory_is_known_as_one_and_does_not_rule_out_a_way(error: Exception) -> None:
+    def check() -> bool:
+        raise error
+
+    assert out_of_memory(error)
+    with pytest.raises(type(error)):
+        succeeds(check)
+    assert not out_of_memory(RuntimeError("shapes"))
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:

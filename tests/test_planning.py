@@ -6,7 +6,7 @@ import importlib.util
 import json
 import shutil
 import sys
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,8 @@ from counterpoise.language.costs import (
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example, response_nll
 from counterpoise.planning.shorter import Ways, shorter as shortened
-from counterpoise.planning.stages import Loop, align_stages, restore_stages
-from counterpoise.restoration.request import Details, Request
+from counterpoise.planning.stages import Loop, align_stages, heal_stages, restore_stages
+from counterpoise.restoration.request import Details, Heal, Request
 from counterpoise.search.candidates import CONTROLS, HMA, PASSES, Extent, TwoSided, two_sided_passes
 from tiny import tiny, tokenizer
 from world import make
@@ -223,6 +223,7 @@ def test_stages_scale_as_what_they_count() -> None:
     assert stages["proxies of POST"].work == drawing_both + Work(update=13_776)
     [_, search] = HMA(proxy_size=256).cost(scale)
     assert "over 80 responses each" in search.what  # the best 40 % of two to each of 100 prompts
+    assert HMA("3", 8).cost(scale) == HMA(3, 8).cost(scale)  # as --blocks gives it
     [_, search] = HMA("layerwise", 8).cost(scale)
     assert astuple(search.work) == pytest.approx(astuple(one * PASSES))
     assert stages["validation data"].what == "4 averages x (5 responses, 5 items)"
@@ -394,6 +395,26 @@ def test_a_real_restore_takes_the_operations_of_its_dry_run(world: Path, tmp_pat
     assert f"from PRE and POST in {tmp_path / 'out' / 'restore.json'}" in line
 
 
+@pytest.mark.parametrize(("dtype", "held"), [(torch.float32, 3), (torch.float64, 5)])
+def test_healing_beside_averages_holds_a_student_and_teachers_that_are_not_mapped(
+    world: Path, tmp_path: Path, dtype: torch.dtype, held: int
+) -> None:
+    from counterpoise.planning.restore import plan_restore
+
+    files = PanelFiles(world / "prompts.jsonl", "world:early_letters", [f"choices:{world / 'guess.jsonl'}"])
+    files = replace(files, drawing=Drawing(1, 6, batch_size=32))
+    wanted = Request(world / "pre", world / "post", tmp_path / "out", heal=Heal(2), dtype=dtype)
+    plans = [plan_restore(wanted, files), plan_restore(wanted, files, present=False, memory=1)]
+    at, model = plans[0].at, plans[0].model
+    assert at is not None
+    assert model is not None
+    bare = heal_stages(shape_of(model), replace(at, batch=32), Heal(2).teaching(32), draw=128)
+    weights = plans[0].resident["weights"]
+    for plan, count in zip(plans, (held, min(4, held)), strict=True):  # in little memory they take turns
+        found = [s.memory for s in plan.stages if s.name.startswith("healing")]
+        assert found == [s.memory + count * weights for s in bare]
+
+
 def test_pickled_weights_do_not_pass_for_a_config_alone(world: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pickled"
     folder.mkdir()
@@ -481,6 +502,15 @@ def test_what_would_be_shorter_takes_as_long_as_its_own_dry_run_says(world: Path
     assert json.loads(restore(world, "--json").stdout)["shorter"] == []  # minutes
 
 
+def test_of_several_processes_the_first_alone_looks_and_speaks(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("counterpoise.cli.plan.free_memory", lambda device: 1)  # or it would be refused
+    for number, status in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", number)
+        found = run("align", world / "pre", "-o", world / "aligned", "--method", "dpo", "--dry-run", "--preferences",
+                    world / "pairs.jsonl")  # fmt: skip
+        assert (found.exit_code, found.stdout) == (status, "")
+
+
 @pytest.mark.parametrize("command", [restore, align, heal])
 def test_what_does_not_fit_is_refused_with_what_would(command: Any, world: Path) -> None:
     more = ("dpo", "--preferences", world / "pairs.jsonl") if command is align else ()
@@ -499,6 +529,43 @@ def test_what_does_not_fit_is_refused_with_what_would(command: Any, world: Path)
     none = command(world, *more, "--speed", f"1e12,1e12,{weights / 5}")
     assert none.exit_code == 1
     assert "such devices: take a smaller model" in " ".join(none.output.split())
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_a_dry_run_of_responding_finds_its_device_and_says_what_would_fit(world: Path, typed: bool) -> None:
+    files = ["--prompts", world / "prompts.jsonl", "-o", world / "said.json", "--max-new-tokens", 6]
+
+    def respond(*more: object) -> Result:
+        on = ("--device", "cpu") if typed else ()
+        return run("judge", "respond", world / "post", *files, *on, "--dry-run", "--json", *more)
+
+    here = respond()
+    assert here.exit_code == 0, here.output
+    assert json.loads(here.stdout)["device"] in ("cpu", "cuda")
+    free = json.loads(respond("--speed", "1e12,1e12").stdout)
+    most = (sum(free["resident"].values()) + free["peak"]) // 2
+    found = respond("--speed", f"1e12,1e12,{most}")
+    assert found.exit_code == 1
+    said = " ".join(found.output.split())
+    assert "with --batch-size" in said
+    options = said.split("; with ")[1].removesuffix(" it fits").split()
+    assert respond("--speed", f"1e12,1e12,{most}", *options).exit_code == 0
+
+
+@pytest.mark.parametrize("command", [align, heal])
+def test_where_drawing_takes_most_fewer_are_drawn_at_once(command: Any, world: Path) -> None:
+    option = "--draw-batch-size" if command is align else "--batch-size"
+    data = ("--prompts", world / "prompts.jsonl", "--reward", "world:early_letters")
+    more = ("ppo", *data, "--max-new-tokens", 32) if command is align else ("--max-new-tokens", 32)
+    large = (*more, option, 4096, "--micro-batch-size", 1, "--json")
+    free = json.loads(command(world, *large, "--speed", "1e12,1e12").stdout)
+    most = (sum(free["resident"].values()) + free["peak"]) // 2
+    found = command(world, *large, "--speed", f"1e12,1e12,{most}")
+    said = " ".join(found.output.split())
+    assert f"; with {option} " in said
+    options = said.split("; with ")[1].removesuffix(" it fits").split()
+    fits = command(world, *large, "--speed", f"1e12,1e12,{most}", *options)
+    assert fits.exit_code == 0, fits.output
 
 
 def test_options_go_together_where_one_alone_is_not_enough() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 
+from counterpoise.averaging import resident as averaging_resident
 from counterpoise.averaging.mix import mix
-from counterpoise.averaging.partition import by_module, layerwise, thirds
+from counterpoise.averaging.partition import by_module, layerwise, thirds, whole
 from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.preflight import preflight
@@ -214,6 +216,27 @@ def test_where_memory_is_short_layers_are_computed_again_and_the_gradient_is_the
     assert not any(m.training for m in resident.model.modules())
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         resident.loss_and_gradient(cut, ratios, lambda model: float(torch.empty(1 << 50).sum()))
+
+
+def test_what_found_no_memory_is_let_go_before_the_model_is_asked_what_else_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = preflight(*save_pair(tmp_path, "llama"))
+    held, alive = list[weakref.ref[torch.Tensor]](), list[bool]()
+
+    def objective(model: torch.nn.Module) -> float:
+        logits = model(input_ids=torch.ones(1, 4, dtype=torch.long)).logits
+        held.append(weakref.ref(logits))
+        return float(torch.empty(1 << 50).sum() + logits.sum())
+
+    def asked(model: torch.nn.Module) -> bool:
+        alive.append(held[0]() is not None)
+        return False
+
+    monkeypatch.setattr(averaging_resident, "can_recompute", asked)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        ResidentAverage(pair).loss_and_gradient(whole(pair.names), [0.5], objective)
+    assert alive == [False]
 
 
 def test_layers_that_are_computed_again_keep_less_for_the_backward_pass() -> None:

@@ -6,25 +6,31 @@ import math
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from counterpoise.language.costs import Lengths, Plan, Stage, Work
 from counterpoise.planning import timing
-from tiny import tiny
+from families import config_of
+from tiny import CAUSAL, tiny
 
 AT = Lengths(prompt=6, longest=9, response=4, batch=2, itemsize=4)
 ALL = Work(1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+OTHERS = ("mamba2", "rwkv", "xlstm", "openai-gpt", "recurrent_gemma", "jamba", "qwen3_moe", "gemma2")
+"""States in the place of attention, caches by other names or none, experts, windows."""
 
 
-def planned(family: str, work: Work = ALL) -> Plan:
+def planned(family: str, work: Work = ALL, at: Lengths = AT) -> Plan:
     with torch.device("meta"):
-        model = tiny(family)
-    return Plan((Stage("all", "", work),), {}, "float32", model=model, at=AT)
+        model = tiny(family) if family in CAUSAL else AutoModelForCausalLM.from_config(config_of(family))
+    return Plan((Stage("all", "", work),), {}, "float32", model=model, at=at)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "qwen2", "gemma"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "qwen2", "gemma", *OTHERS])
+@pytest.mark.filterwarnings("ignore")
 def test_all_that_a_plan_has_work_for_is_timed_at_its_model(family: str) -> None:
     speed, how = timing.speed_at(planned(family), "cpu")
-    assert how.startswith("6 of the model's 6 layers in float32")
+    layers = timing.shape_of(planned(family).model).layers  # type: ignore[arg-type]
+    assert how == f"{layers} of the model's {layers} layers in float32, timed just now"
     assert all(x is not None and 0 < x < math.inf for x in (speed.flops, speed.drawn, speed.trained, speed.update))
     assert 0 <= speed.step < 5
     seconds = [Work(**{what: 1e6}).seconds(speed) for what in ("flops", "steps", "update")]
@@ -58,3 +64,20 @@ def test_a_plan_without_a_model_is_timed_by_a_product() -> None:
     speed, how = timing.speed_at(Plan((), {}, "float32"), "cpu")
     assert speed.flops > 0
     assert "matrix product" in how
+
+
+def test_texts_longer_than_the_context_are_timed_up_to_it() -> None:
+    long = Lengths(prompt=900, longest=1000, response=600, batch=1, itemsize=4)
+    assert " layers in float32, timed just now" in timing.speed_at(planned("gpt2", at=long), "cpu")[1]
+
+
+def test_a_model_that_cannot_be_timed_is_told_of_and_a_product_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*given: object) -> torch.nn.Module:
+        raise RuntimeError("no kernel for it\nand advice")
+
+    monkeypatch.setattr(timing, "_built", fails)
+    speed, how = timing.speed_at(planned("llama"), "cpu")
+    assert speed.flops > 0
+    assert how == (
+        "a matrix product in float32, timed just now; the model itself could not be timed: RuntimeError: no kernel for it"
+    )

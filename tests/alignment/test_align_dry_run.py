@@ -81,6 +81,17 @@ def test_of_n_processes_each_holds_its_share_and_what_is_gathered(world: Path) -
     assert training == 4 * (2 * outside + 3 * block)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_frozen_weights_that_are_mapped_here_take_no_memory(world: Path, dtype: torch.dtype) -> None:
+    files = Files(world / "prompts.jsonl", "world:early_letters")
+    wanted = Alignment(
+        str(world / "pre"), world / "aligned", "ppo", files, {"max_new_tokens": 6}, machine=Machine(dtype)
+    )
+    there, here = plan_align(wanted).resident, plan_align(wanted, present=True).resident
+    assert there["PRE, frozen"] == there["weights"]
+    assert dict(here) == {n: s for n, s in there.items() if n != "PRE, frozen" or dtype == torch.float64}
+
+
 def test_with_lora_only_the_frozen_weights_are_shared_out(world: Path) -> None:
     whole, cut = planned(world, held={"lora": 2}), planned(world, held={"lora": 2}, shared_by=4)
     shared = {"weights", "PRE, frozen"}
@@ -224,4 +235,4 @@ def test_a_step_takes_no_more_than_a_quarter_above_what_is_told_with_kd_and_repl
         told = training_bytes(shape_of(model), 4, *sizes[type(held)], dtype.itemsize)
         assert told / 2 < peak.bytes < 1.25 * told, (held, peak.bytes / told)
         peaks[held and type(held)] = peak.bytes
-    assert peaks[KD] < 1.15 * peaks[None]
+    assert peaks[KD] < 1.5 * peaks[None]  # the reference's logits, beside chunks that are small in bfloat16

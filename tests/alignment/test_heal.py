@@ -225,6 +225,10 @@ def test_teachers_that_take_turns_teach_the_same_and_one_is_held_at_a_time(
     assert "teachers: both at once" in plan_heal(healing(world, tmp_path / "mapped")).told
     wide = plan_heal(healing(world, tmp_path / "wide", machine=Machine(torch.float64))).told
     assert "teachers: memory is too small for both, they take turns from disk" in wide
+    there = healing(world, tmp_path / "there", machine=Machine(torch.float64))
+    for memory, count in ((1e3, 1), (1e12, 2)):  # of a device that is not here
+        plan = plan_heal(there, present=False, memory=memory)
+        assert plan.resident["teachers"] == count * plan.resident["weights"]
     monkeypatch.setattr("counterpoise.alignment.heal.too_large", lambda *given: True)
     healing(world, tmp_path / "turns").run()
     both, turns = weights(healed), weights(tmp_path / "turns")

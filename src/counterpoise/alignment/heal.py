@@ -236,14 +236,20 @@ def off_line(pair: Pair, model: Pair) -> list[str]:
 
 
 def too_large(pair: Pair, wanted: Healing) -> bool:
-    """Whether both teachers do not fit beside what is trained, so that they take turns from disk.
-
-    What is mapped takes no memory of its own: on the CPU, in the dtype of its file.
-    """
+    """Whether both teachers do not fit beside what is trained, so that they take turns from disk."""
     size = sum(math.prod(shape) for shape in pair.shapes.values()) * wanted.machine.dtype.itemsize
-    on_cpu = torch.device(wanted.machine.device).type == "cpu"
-    held = sum(not on_cpu or c.dtype(pair.names[0]) != wanted.machine.dtype for c in (pair.pre, pair.post))
-    room = free_memory(wanted.machine.device)
+    held = held_in(wanted.machine, *(c.dtype(pair.names[0]) for c in (pair.pre, pair.post)))
+    return take_turns(held, size, free_memory(wanted.machine.device))
+
+
+def held_in(machine: Machine, *stored: torch.dtype) -> int:
+    """How many teachers of these stored dtypes take memory: what is mapped does not, on the CPU in the dtype of its file."""
+    on_cpu = torch.device(machine.device).type == "cpu"
+    return sum(not on_cpu or dtype != machine.dtype for dtype in stored)
+
+
+def take_turns(held: int, size: int, room: float | None) -> bool:
+    """Whether so many teachers, each of `size` bytes, do not fit at once into the `room` there is."""
     return held == 2 and room is not None and room < 6 * size  # weights, gradients, two moments, two teachers
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -21,8 +22,7 @@ from counterpoise.checkpoints.rounding import key_of, wide_dtype
 from counterpoise.language.checkpointing import can_recompute, recomputed
 from counterpoise.language.dtypes import computed_in
 from counterpoise.language.loading import without_bars
-from counterpoise.language.memory import out_of_memory
-from counterpoise.language.ways import warn_of
+from counterpoise.language.ways import out_of_memory, warn_of
 from counterpoise.ranks import shared
 
 SHARE = 2 / 3
@@ -145,7 +145,10 @@ class ResidentAverage:
             with less, self._consuming_gradients(sums):
                 return objective(self.model), sums
         except (RuntimeError, MemoryError) as error:
-            if self.recomputes or not out_of_memory(error) or not can_recompute(self.model):
+            if self.recomputes or not out_of_memory(error):
+                raise
+            traceback.clear_frames(error.__traceback__)  # what they hold is needed to ask the model
+            if not can_recompute(self.model):
                 raise
         self.recomputes = True
         warn_of(self.model, "no memory for all that a gradient needs: layers are computed again in the backward pass")

@@ -148,11 +148,16 @@ def model(
         wanted = Alignment(source, out, method, files, settings, held, work, machine, not last_checkpoint_only)
         if dry_run:
             from counterpoise.cli.plan import tell
+            from counterpoise.language.costs import Plan
             from counterpoise.planning.align import plan_align
             from counterpoise.planning.shorter import align_ways
 
             shared = processes.expected(machine.shard)
-            tell(wanted, lambda a: plan_align(a, shared_by=shared), align_ways(wanted), speed, device, as_json)
+
+            def planned(asked: Alignment) -> Plan:
+                return plan_align(asked, shared_by=shared, present=speed is None)
+
+            tell(wanted, planned, align_ways(wanted), speed, device, as_json)
             return
         from counterpoise.language.dtypes import warning
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -79,7 +79,8 @@ def heal(
             from counterpoise.planning.heal import plan_heal
             from counterpoise.planning.shorter import heal_ways
 
-            tell(wanted, lambda a: plan_heal(a, present=speed is None), heal_ways(wanted), speed, device, as_json)
+            there: dict[str, Any] = {"present": speed is None, "memory": options.memory_of(speed)}
+            tell(wanted, lambda a: plan_heal(a, **there), heal_ways(wanted), speed, device, as_json)
             return
         with processes.one_message():
             wanted.check()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -186,16 +185,16 @@ def respond(
         if not dry_run:
             options.refuse_without("--dry-run", options.given(speed=speed))
         wanted = read_prompts(prompts)[:limit]
+        device = options.device_of(device)
         if dry_run:
             from counterpoise.cli.plan import tell
             from counterpoise.planning.judge import plan_respond
-            from counterpoise.planning.shorter import first_ways
+            from counterpoise.planning.shorter import respond_ways
 
             at = device if speed is None else None
-            plan = partial(plan_respond, model, how=drawing, device=at)
-            tell(wanted, plan, first_ways(wanted), speed, device, as_json)
+            asked = wanted, drawing
+            tell(asked, lambda a: plan_respond(model, *a, device=at), respond_ways(wanted), speed, device, as_json)
             return
-        device = options.device_of(device)
         folder = resolve(model)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         context = context_of(AutoConfig.from_pretrained(folder, trust_remote_code=False))

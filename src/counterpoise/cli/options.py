@@ -236,6 +236,15 @@ def speed_of(text: str | None) -> list[float] | None:
     return found
 
 
+def memory_of(text: str | None) -> float:
+    """Bytes of memory of the device that --speed describes; infinite where nothing says.
+
+    >>> memory_of("4e14,2e12,80e9"), memory_of("4e14,2e12")
+    (80000000000.0, inf)
+    """
+    return next(iter((speed_of(text) or [])[2:]), float("inf"))
+
+
 def device_of(name: str) -> str:
     """The device of --device: for auto the GPU that is here, else the cpu, and it is said which."""
     if name != "auto":

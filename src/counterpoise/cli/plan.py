@@ -115,9 +115,13 @@ def tell(
 ) -> None:
     """Print what a request would take, and what would make it short; without a speed the device is timed, if it is here.
 
+    Of several processes the first does it: all together would time each other, and hold a model each.
+
     Raises:
         ValueError: it does not fit into the device's memory; the message says what would.
     """
+    if not is_first():
+        return
     plan, given = planned(asked), speed_of(speed)
     if given is None:
         try:
@@ -132,5 +136,4 @@ def tell(
         what = f"{device}: expected {size(plan.peak)} of memory, found {size(memory)}"
         raise ValueError(f"{what}; {smaller(asked, plan, planned, memory)}")
     found, how = speed_at(plan, device) if given is None else (Speed(flops, read, update=12 / read), GIVEN)
-    if is_first():
-        show_plan(plan, found, how, device, memory, shorter(asked, plan, ways, planned, found), as_json=as_json)
+    show_plan(plan, found, how, device, memory, shorter(asked, plan, ways, planned, found), as_json=as_json)

@@ -166,7 +166,8 @@ def restore(
             from counterpoise.planning.shorter import restore_ways
 
             asked = request, files
-            tell(asked, lambda a: plan_restore(*a, present=speed is None), restore_ways(asked), speed, device, as_json)
+            there: dict[str, Any] = {"present": speed is None, "memory": options.memory_of(speed)}
+            tell(asked, lambda a: plan_restore(*a, **there), restore_ways(asked), speed, device, as_json)
             return
         from counterpoise.alignment.training.processes import one_message
         from counterpoise.evaluation.abilities import is_file

@@ -209,8 +209,8 @@ class Items:
 def shape_of(model: nn.Module) -> Shape:
     """The shape of a transformers model, which may lie on the meta device."""
     config: Any = model.config.get_text_config()  # type: ignore[operator,union-attr]
-    width, heads = config.hidden_size, config.num_attention_heads
-    head_width = getattr(config, "head_dim", None) or width // heads
+    width, heads = config.hidden_size, getattr(config, "num_attention_heads", None) or 0  # none where states recur
+    head_width = getattr(config, "head_dim", None) or width // max(1, heads)
     key_heads = getattr(config, "num_key_value_heads", None) or heads
     out = model.get_output_embeddings()  # type: ignore[operator]
     head = None if out is None else out.weight
@@ -321,11 +321,11 @@ def scoring_bytes(shape: Shape, items: Items, *, batch: int, itemsize: int) -> i
     rows = batch * (items.choices if items.shared else 1)
     positions = rows * (items.continuation if items.shared else whole)
     logits = positions * shape.vocabulary
-    return math.ceil(logits * itemsize + _in_chunks(logits)) + cache_bytes(shape, rows, whole, itemsize)
+    return math.ceil(logits * itemsize + _in_chunks(logits / rows)) + cache_bytes(shape, rows, whole, itemsize)
 
 
 def _in_chunks(logits: float) -> float:
-    """Of so many logits what is in float32 at once: five copies of a chunk (`chunks.token_logprobs`)."""
+    """Of a row of so many logits what is in float32 at once: five copies of a chunk (`chunks.token_logprobs`)."""
     return 5 * 4 * min(logits, CHUNK)
 
 
@@ -335,13 +335,15 @@ def training_bytes(shape: Shape, sequences: float, prompt: float, response: floa
     layers * tokens * (8 hidden + 2 queries + 2 keys + 4 intermediate) * itemsize + logits * 3 * itemsize + a chunk's
 
     Per layer the inputs of both norms, of the projections and of the gated activation, their float32 copies counted in
-    (counted on Llama with sdpa attention, without gradient checkpointing, which comes in where this finds no memory); of
-    the logits the model's own, their gradient and that of the rows before padding was left out.
+    (counted on Llama with sdpa attention, without gradient checkpointing, to which a search alone turns in need); of the
+    logits the model's own, their gradient and that of the rows before padding was left out.
     """
     kept = 8 * shape.hidden + 2 * shape.queries + 2 * shape.keys + 4 * shape.intermediate
     tokens = sequences * (prompt + response)
     logits = sequences * (response + 1) * shape.vocabulary if shape.head else 0
-    return math.ceil(shape.layers * tokens * kept * itemsize + logits * 3 * itemsize + _in_chunks(logits))
+    return math.ceil(
+        shape.layers * tokens * kept * itemsize + logits * 3 * itemsize + _in_chunks(logits / max(1, sequences))
+    )
 
 
 def drawn(

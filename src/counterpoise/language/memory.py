@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from counterpoise.language.ways import remembered, warn_of
+from counterpoise.language.ways import out_of_memory, remembered, warn_of
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -31,11 +31,6 @@ def free_memory(device: str | torch.device) -> int | None:
         return 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
     known = "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {})
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else None
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is no memory left, on a GPU or on the host."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def as_fits(model: nn.Module, what: str, rows: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]]) -> list[R]:

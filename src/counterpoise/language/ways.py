@@ -26,6 +26,10 @@ SAME = 2.0
 LENGTHS = ((11, (3, 2)), (4, (2, 3)))
 """Tokens of the contexts, and of their continuations, that are tried."""
 
+FULL = (
+    "can't allocate memory", "not enough memory: you tried to allocate", "MPS backend out of memory", "_STATUS_ALLOC_FAILED"
+)  # fmt: skip
+"""What torch says of a lack of memory without a class for it: on Linux, on Windows, on a Mac's GPU, and of cuBLAS."""
 FOUND = "_counterpoise_ways"
 """The attribute of a model that keeps what was found."""
 
@@ -116,13 +120,21 @@ class Plain:
         return succeeds(same)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left, on a GPU or on the host."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(said in str(error) for said in FULL)
+
+
 def succeeds(check: Callable[[], bool]) -> bool:
-    """Whether a check passes; one that fails on the way does not, but for a model without numbers, which has no way."""
+    """Whether a check passes; one that fails on the way does not; a want of numbers or of memory is raised."""
     try:
         return check()
     except NoNumbers:
         raise
-    except Exception:  # a cache without the method, of another shape, where there is none: whatever can go wrong
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        # a cache without the method, of another shape, where there is none: whatever can go wrong
         return False
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from counterpoise.alignment.distil import read_samples
 from counterpoise.alignment.from_options import LONGEST_TEXT, Alignment
+from counterpoise.alignment.heal import held_in
 from counterpoise.alignment.mitigations import table
 from counterpoise.alignment.mitigations.replay import read_corpus
 from counterpoise.alignment.preferences import read_preferences
@@ -26,10 +27,11 @@ CUT_UP = ("weights", "PRE, frozen")
 """What is cut up in any case; with LoRA the rest is of the adapter, which is not."""
 
 
-def plan_align(wanted: Alignment, *, shared_by: int | None = 1) -> Plan:
+def plan_align(wanted: Alignment, *, shared_by: int | None = 1, present: bool = False) -> Plan:
     """What `align` with this request would do.
 
     Args:
+        present: whether its device is here, so that frozen weights are known to be mapped where it is a CPU.
         shared_by: processes that the weights are cut up among; memory is that of one of them. None takes ASSUMED_SHARES.
 
     Raises:
@@ -67,7 +69,8 @@ def plan_align(wanted: Alignment, *, shared_by: int | None = 1) -> Plan:
     taken = [row.takes(count * itemsize) for row in table.chosen(held)]
     references = (wanted.method in ("ppo", "dpo")) + sum(t.frozen for t in taken)
     resident = {"weights": weights, **optimiser_bytes(count, itemsize), **judged(judge)}
-    if references:
+    mapped = present and shared_by == 1 and not held_in(machine, model.dtype)
+    if references and not mapped:
         resident["PRE, frozen"] = references * weights
     for t in reversed(taken):
         resident |= t.resident

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from counterpoise.alignment.heal import Healing, off_line, too_large
+import math
+
+from counterpoise.alignment.heal import Healing, held_in, off_line, take_turns, too_large
 from counterpoise.checkpoints.checkpoint import short
 from counterpoise.language.costs import Lengths, Plan, Stage, optimiser_bytes
 from counterpoise.planning.looking import fit, look
@@ -10,8 +12,11 @@ from counterpoise.planning.restore import ASSUMED, BOUNDS
 from counterpoise.planning.stages import heal_stages
 
 
-def plan_heal(wanted: Healing, *, present: bool = True) -> Plan:
-    """What `heal` with this request would do; `present` says whether its device is here.
+def plan_heal(wanted: Healing, *, present: bool = True, memory: float = math.inf) -> Plan:
+    """What `heal` with this request would do.
+
+    Args:
+        present: whether its device is here; else it has so many bytes of memory.
 
     Raises:
         ValueError, CheckpointError: whatever `heal` would refuse before it loads a model.
@@ -22,11 +27,12 @@ def plan_heal(wanted: Healing, *, present: bool = True) -> Plan:
     told, mapped = fit(pre, post, (), wanted.out, "post")
     more, also = fit(pre, start, (), wanted.out, "post")
     shape, itemsize, how = start.shape, wanted.machine.dtype.itemsize, wanted.drawing
-    weights, turns = shape.parameters * itemsize, False
+    weights, held = shape.parameters * itemsize, held_in(wanted.machine, pre.dtype, post.dtype)
+    turns = not present and take_turns(held, weights, memory)
     if None not in (pre.weights, post.weights, start.weights):
         pair, own = wanted.pairs()
         more += [f"warning: {line}" for line in off_line(pair, own)]
-        turns = present and too_large(pair, wanted)
+        turns = turns or (present and too_large(pair, wanted))
     _, sources = wanted.sources(start.folder)
     told += [line for line in more if line not in told]
     told += [f"{s.name}: {len(s.taught):,} taught, {len(s.checked):,} looked at" for s in sources]
@@ -39,8 +45,8 @@ def plan_heal(wanted: Healing, *, present: bool = True) -> Plan:
     writing = Stage("writing OUT", f"{weights / 1e9:.2f} GB")
     stages = (*heal_stages(shape, at, taught, draw=how.batch_size), writing)
     resident = {"weights": weights, **optimiser_bytes(shape.parameters, itemsize)}
-    if wanted.machine.device != "cpu" or pre.dtype != wanted.machine.dtype:  # else they are mapped
-        resident["teachers"] = (1 if turns else 2) * weights
+    if held:  # the others are mapped
+        resident["teachers"] = (1 if turns else held) * weights
     points = taught.points
     told.append(f"on the way: {points} checkpoints, and the state (weights and Adam's moments) up to twice")
     dtype = "bfloat16" if wanted.machine.bf16 else short(wanted.machine.dtype)

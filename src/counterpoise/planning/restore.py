@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import torch
 
+from counterpoise.alignment.heal import held_in, take_turns
+from counterpoise.alignment.training.models import Machine
 from counterpoise.averaging.partition import partition
 from counterpoise.checkpoints.checkpoint import short
 from counterpoise.checkpoints.files import read_json
@@ -17,6 +20,7 @@ from counterpoise.evaluation.parts import Part
 from counterpoise.evaluation.results import measurement
 from counterpoise.language.costs import Plan, Stage
 from counterpoise.language.dtypes import computed_in
+from counterpoise.language.memory import free_memory
 from counterpoise.language.prompts import Prompt, read_prompts
 from counterpoise.planning.looking import Words, fit, judged, lengths, look, look_at_abilities, look_at_reward, said_of
 from counterpoise.planning.stages import heal_stages, restore_stages
@@ -37,8 +41,11 @@ SPREAD, OF_POST = 1.23, 0.67
 medians of the committed runs of SmolLM2-135M-Instruct (experiments/statistics)."""
 
 
-def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True) -> Plan:
-    """What `restore` with this request and panel would do; `present` says whether its device is here.
+def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True, memory: float = math.inf) -> Plan:
+    """What `restore` with this request and panel would do.
+
+    Args:
+        present: whether its device is here; else it has so many bytes of memory.
 
     Raises:
         ValueError, CheckpointError: whatever `restore` would refuse before it loads a model.
@@ -84,7 +91,12 @@ def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True) -
         how = request.heal.teaching(drawing.batch_size)
         told.append(f"healing from {request.heal.start}, its points measured as the averages are: {how.points}")
         taught = heal_stages(shape, replace(at, batch=drawing.batch_size), how, draw=4 * drawing.batch_size)
-        held = 5 * shape.parameters * max(4, itemsize)  # gradients, two moments, two teachers where they are not mapped
+        machine = Machine(torch.promote_types(dtype, torch.float32), device=request.device)
+        size, teachers = shape.parameters * machine.dtype.itemsize, held_in(machine, first.dtype, second.dtype)
+        if take_turns(teachers, size, free_memory(request.device) if present else memory):
+            teachers = 1
+        # The model that was measured has left: there is a student with its gradients and two moments.
+        held = (4 + teachers) * size - resident["weights"]
         stages = (*stages, *(replace(s, memory=s.memory + held) for s in taught))
     written = second.resident
     reading = Stage("reading both, hashing", f"{(mapped or 2 * written) / 1e9:.2f} GB")

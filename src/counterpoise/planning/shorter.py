@@ -13,15 +13,18 @@ import torch
 
 from counterpoise.evaluation.specs import fewest
 from counterpoise.language.costs import Plan, Speed
+from counterpoise.language.sampling import Drawing
 from counterpoise.search.candidates import Ramp
 
 if TYPE_CHECKING:  # a dry run of restore need not import alignment
     from counterpoise.alignment.from_options import Alignment
     from counterpoise.alignment.heal import Healing
     from counterpoise.evaluation.panel import PanelFiles
+    from counterpoise.language.prompts import Prompt
     from counterpoise.restoration.request import Request
 
     Restoring = tuple[Request, PanelFiles]
+    Responding = tuple[list[Prompt], Drawing]
 
 T = TypeVar("T")
 Ways = Mapping[str, Callable[[T], T]]
@@ -76,24 +79,45 @@ def smaller(asked: T, plan: Plan, planned: Callable[[T], Plan], memory: float) -
 
 
 def _narrower(asked: Any) -> Iterator[tuple[str, Any]]:
-    """The request with ever fewer rows at a time, then also in bfloat16."""
-    if isinstance(asked, tuple):  # a restore and its panel
+    """The request with ever fewer rows at a time; a restore then also in bfloat16."""
+    if isinstance(asked, tuple) and isinstance(asked[1], Drawing):  # prompts to respond to
+        for rows in _halves(asked[1].batch_size):
+            yield f"--batch-size {rows}", (asked[0], replace(asked[1], batch_size=rows))
+    elif isinstance(asked, tuple):  # a restore and its panel
         request, files = asked
         for typed, start in (("", request), ("--dtype bfloat16", replace(request, dtype=torch.bfloat16))):
-            rows = files.drawing.batch_size
             if typed and (request.dtype is None or request.dtype.itemsize > 2):
                 yield typed, (start, files)
-            while (rows := rows // 2) >= 1:
+            for rows in _halves(files.drawing.batch_size):
                 fewer = replace(files, drawing=replace(files.drawing, batch_size=rows))
                 yield f"{typed} --batch-size {rows}".strip(), (start, fewer)
     elif hasattr(asked, "settings"):  # an alignment
-        rows = asked.bound.micro_batch_size
-        while (rows := rows // 2) >= 1:
-            yield f"--micro-batch-size {rows}", replace(asked, settings={**asked.settings, "micro_batch_size": rows})
+        how = asked.bound.drawing or asked.own_drawing
+        sizes = {"micro_batch_size": (asked.bound.micro_batch_size, 1), "draw_batch_size": (how.batch_size, how.n)}
+        for typed, fewer in _fewer(sizes):
+            yield typed, replace(asked, settings={**asked.settings, **fewer})
     elif hasattr(asked, "teaching"):  # a healing
-        rows = asked.teaching.micro_batch_size
-        while (rows := rows // 2) >= 1:
-            yield f"--micro-batch-size {rows}", replace(asked, teaching=replace(asked.teaching, micro_batch_size=rows))
+        sizes = {"micro_batch_size": (asked.teaching.micro_batch_size, 1), "batch_size": (asked.drawing.batch_size, 1)}
+        for typed, fewer in _fewer(sizes):
+            drawing = replace(asked.drawing, batch_size=fewer.pop("batch_size", asked.drawing.batch_size))
+            yield typed, replace(asked, teaching=replace(asked.teaching, **fewer), drawing=drawing)
+
+
+def _halves(rows: int, least: int = 1) -> Iterator[int]:
+    """Half as many, half of that, ... down to the least."""
+    while (rows := rows // 2) >= least:
+        yield rows
+
+
+def _fewer(sizes: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, dict[str, int]]]:
+    """Batch sizes, each with the least it may be, halved: each alone, then all together."""
+    steps = {name: [*_halves(*size)] for name, size in sizes.items()}
+    found = [{name: rows} for name, halves in steps.items() for rows in halves]
+    if all(steps.values()):
+        longest = max(map(len, steps.values()))
+        found += [{n: halves[min(k, len(halves) - 1)] for n, halves in steps.items()} for k in range(longest)]
+    for fewer in found:
+        yield " ".join(f"--{name.replace('_', '-')} {rows}" for name, rows in fewer.items()), fewer
 
 
 def _unit(seconds: float) -> int:
@@ -150,6 +174,15 @@ def heal_ways(wanted: Healing) -> Ways[Healing]:
 def first_ways(items: list[T]) -> Ways[list[T]]:
     """The first few of many."""
     return {f"--limit {FEW}": lambda some: some[:FEW]} if len(items) > FEW else {}
+
+
+def respond_ways(prompts: list[Prompt]) -> Ways[Responding]:
+    """The first few of many prompts."""
+
+    def fewer(asked: Responding) -> Responding:
+        return asked[0][:FEW], asked[1]
+
+    return {f"--limit {FEW}": fewer} if len(prompts) > FEW else {}
 
 
 def _quarters(held: Mapping[str, Any], with_setting: Callable[[str, int, T], T]) -> Ways[T]:

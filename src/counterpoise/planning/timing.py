@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from counterpoise.averaging.mix import mix
+from counterpoise.checkpoints.files import first_line
 from counterpoise.language.costs import Lengths, Plan, Speed, forward, shape_of, training
 from counterpoise.language.memory import free_memory
+from counterpoise.language.ways import context_of
 
 DEPTHS = (1, 3)
 """Layers that a model too large for this is built with; each further layer is taken to cost what these two differ by."""
@@ -20,6 +22,8 @@ TOKENS, MIXED = 512, 1 << 22
 """Of the timed pass at most, and elements of the timed average."""
 TRIES, ENOUGH = 5, 0.3
 """The quickest of so many tries counts; after so many seconds there are no more."""
+CACHES = ("past_key_values", "cache_params", "state")
+"""What families call the cache that a forward gives back and takes."""
 
 
 class Times(NamedTuple):
@@ -35,14 +39,22 @@ def speed_at(plan: Plan, device: str) -> tuple[Speed, str]:
     """The speed at a plan's model, and what was timed for it.
 
     What the plan has no work for is not timed. A model that does not fit into a quarter of the free memory with its
-    gradients is timed at two depths. What is computed is of no interest: weights are random.
+    gradients is timed at two depths. What is computed is of no interest: weights are random. Without a model, and where its
+    passes fail, a matrix product is timed.
     """
-    dtype, at, model = getattr(torch, plan.dtype), plan.at, plan.model
-    if model is None or at is None:
-        square = torch.ones(TOKENS, TOKENS, device=device, dtype=dtype)
-        rate = 2 * TOKENS**3 / _quickest(lambda: square @ square, device)
-        return Speed(rate, float("inf")), f"a matrix product in {plan.dtype}, timed just now"
-    shape = shape_of(model)
+    why = ""
+    if plan.model is not None and plan.at is not None:
+        try:
+            return _at_model(plan.model, plan.at, plan, device)
+        except Exception as error:  # the rest of the plan is told all the same
+            why = f"; the model itself could not be timed: {type(error).__name__}: {first_line(error)}"
+    square = torch.ones(TOKENS, TOKENS, device=device, dtype=getattr(torch, plan.dtype))
+    rate = 2 * TOKENS**3 / _quickest(lambda: square @ square, device)
+    return Speed(rate, float("inf")), f"a matrix product in {plan.dtype}, timed just now{why}"
+
+
+def _at_model(model: nn.Module, at: Lengths, plan: Plan, device: str) -> tuple[Speed, str]:
+    dtype, shape = getattr(torch, plan.dtype), shape_of(model)
     free = free_memory(device)
     fits = free is not None and 8 * shape.parameters * dtype.itemsize <= free
     depths = (shape.layers,) if fits or shape.layers <= DEPTHS[1] else DEPTHS
@@ -51,7 +63,7 @@ def speed_at(plan: Plan, device: str) -> tuple[Speed, str]:
     if len(found) > 1:
         more = (shape.layers - DEPTHS[1]) / (DEPTHS[1] - DEPTHS[0])
         found.append(Times(*(b + max(0.0, b - a) * more for a, b in zip(*found, strict=True))))
-    t, (rows, tokens, answer), drawn = found[-1], _sizes(at), 8 * at.batch
+    t, (rows, tokens, answer), drawn = found[-1], _sizes(model, at), 8 * at.batch
     each = max((t.all - t.one) / max(1, drawn - 1), 1e-12)  # seconds of one more row
     a, b = (torch.zeros(MIXED, dtype=dtype, device=device).add_(x) for x in (1.0, 1.01))
     speed = Speed(
@@ -66,8 +78,8 @@ def speed_at(plan: Plan, device: str) -> tuple[Speed, str]:
 
 
 def _times(model: nn.Module, at: Lengths, device: str, trains: bool, draws: bool) -> Times:
-    rows, tokens, answer = _sizes(at)
-    ids_BT = torch.zeros(rows, tokens, dtype=torch.long, device=device)
+    rows, tokens, answer = _sizes(model, at)
+    ids_BT = _ids(model, rows, tokens, device)
 
     def read() -> torch.Tensor:
         return model(input_ids=ids_BT, logits_to_keep=answer, use_cache=False).logits  # type: ignore[no-any-return]
@@ -79,31 +91,47 @@ def _times(model: nn.Module, at: Lengths, device: str, trains: bool, draws: bool
 
     trained = _quickest(train, device) if trains else 0.0
     with torch.no_grad():
-        steps = [_quickest(_step(model, n, device), device) if draws else 0.0 for n in (1, 8 * at.batch)]
-        return Times(_quickest(read, device), trained, *steps)
+        whole = _quickest(read, device)
+        steps = [0.0, 0.0]
+        if draws:  # without a cache each token is a pass over all
+            made = ((n, _step(model, n, device)) for n in (1, 8 * at.batch))
+            steps = [whole * n / rows if step is None else _quickest(step, device) for n, step in made]
+        return Times(whole, trained, *steps)
 
 
-def _step(model: nn.Module, rows: int, device: str) -> Callable[[], object]:
-    """One more token for so many rows, whose cache grows by it each time."""
-    ids_BT = torch.zeros(rows, 8, dtype=torch.long, device=device)
-    cache = model(input_ids=ids_BT, use_cache=True, logits_to_keep=1).past_key_values
-    return lambda: (
-        model(input_ids=ids_BT[:, :1], past_key_values=cache, use_cache=True).logits[:, -1].float().softmax(-1)
-    )
+def _step(model: nn.Module, rows: int, device: str) -> Callable[[], object] | None:
+    """One more token for so many rows, whose cache grows by it each time; None where the model gives no cache back."""
+    ids_BT = _ids(model, rows, 8, device)
+    out = model(input_ids=ids_BT, use_cache=True, logits_to_keep=1)
+    cache = {name: out[name] for name in CACHES if name in out}
+    if not cache:
+        return None
+    return lambda: model(input_ids=ids_BT[:, :1], **cache, use_cache=True).logits[:, -1].float().softmax(-1)
 
 
-def _sizes(at: Lengths) -> tuple[int, int, int]:
+def _ids(model: nn.Module, rows: int, tokens: int, device: str) -> torch.Tensor:
+    """Tokens spread over the vocabulary, so that a mixture's experts are all met."""
+    words: int = model.config.get_text_config().vocab_size  # type: ignore[operator,union-attr]
+    random = torch.Generator().manual_seed(0)
+    return torch.randint(min(4, words - 1), words, (rows, tokens), generator=random).to(device)
+
+
+def _sizes(model: nn.Module, at: Lengths) -> tuple[int, int, int]:
     """Rows, tokens and tokens of the response of the timed pass."""
-    tokens = max(2, min(TOKENS, round(at.prompt + at.response)))
+    most = min(TOKENS, context_of(model.config) or TOKENS)  # texts of a file may be longer than the context
+    tokens = max(2, min(most, round(at.prompt + at.response)))
     return max(1, min(at.batch, TOKENS // tokens)), tokens, max(1, min(tokens - 1, round(at.response)))
 
 
 def _built(model: nn.Module, layers: int, depth: int, dtype: torch.dtype, device: str) -> nn.Module:
     """A model from the meta device with its first layers alone, in memory with random weights."""
     made = copy.deepcopy(model).to(dtype)
+    stacks: list[str] = []
     for name, inside in list(made.named_modules()):
-        if isinstance(inside, nn.ModuleList) and len(inside) == layers > depth:
+        within = any(name.startswith(f"{stack}.") for stack in stacks)  # such as as many experts as there are layers
+        if isinstance(inside, nn.ModuleList) and len(inside) == layers > depth and not within:
             made.set_submodule(name, inside[:depth])
+            stacks.append(name)
     made = made.to_empty(device=device).eval()
     with torch.no_grad():
         for tensor in (*made.parameters(), *made.buffers()):

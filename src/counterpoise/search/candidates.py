@@ -122,7 +122,8 @@ class HMA:
         drawing, size = _drawing_proxies(work, self.proxy_size)
         if not (count := self.averages(work.means)):
             return [drawing]
-        passes = PASSES if isinstance(self.blocks, str) else min(PASSES, self.blocks + 1)
+        blocks = str(self.blocks)  # "3" where it was typed
+        passes = min(PASSES, int(blocks) + 1) if blocks.isdecimal() else PASSES
         what = f"{count} means, some {passes} passes (at most {PASSES}) over {size:,} responses each"
         one = _pass(work, size) * (passes * count)
         return [drawing, Stage("search: HMA", what, one, work.at.training_memory(work.shape))]
