@@ -14,6 +14,7 @@ from counterpoise.averaging.mix import mix
 from counterpoise.checkpoints.files import first_line
 from counterpoise.language.costs import Lengths, Plan, Speed, forward, shape_of, training
 from counterpoise.language.memory import free_memory
+from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.ways import context_of
 
 DEPTHS = (1, 3)
@@ -22,8 +23,8 @@ TOKENS, MIXED = 512, 1 << 22
 """Of the timed pass at most, and elements of the timed average."""
 TRIES, ENOUGH = 5, 0.3
 """The quickest of so many tries counts; after so many seconds there are no more."""
-CACHES = ("past_key_values", "cache_params", "state")
-"""What families call the cache that a forward gives back and takes."""
+STEPS = 8
+"""Tokens that are drawn to time one."""
 
 
 class Times(NamedTuple):
@@ -92,21 +93,32 @@ def _times(model: nn.Module, at: Lengths, device: str, trains: bool, draws: bool
     trained = _quickest(train, device) if trains else 0.0
     with torch.no_grad():
         whole = _quickest(read, device)
-        steps = [0.0, 0.0]
-        if draws:  # without a cache each token is a pass over all
-            made = ((n, _step(model, n, device)) for n in (1, 8 * at.batch))
-            steps = [whole * n / rows if step is None else _quickest(step, device) for n, step in made]
+        counts = (1, 8 * at.batch)
+        try:
+            steps = [_step(model, n, device) if draws else 0.0 for n in counts]
+        except (
+            ValueError
+        ):  # a mask that is a buffer went with its values: such a model is not drawn from; a pass a token
+            steps = [whole * n / rows for n in counts]
         return Times(whole, trained, *steps)
 
 
-def _step(model: nn.Module, rows: int, device: str) -> Callable[[], object] | None:
-    """One more token for so many rows, whose cache grows by it each time; None where the model gives no cache back."""
-    ids_BT = _ids(model, rows, 8, device)
-    out = model(input_ids=ids_BT, use_cache=True, logits_to_keep=1)
-    cache = {name: out[name] for name in CACHES if name in out}
-    if not cache:
-        return None
-    return lambda: model(input_ids=ids_BT[:, :1], **cache, use_cache=True).logits[:, -1].float().softmax(-1)
+def _step(model: nn.Module, rows: int, device: str) -> float:
+    """Seconds that one more token takes so many rows, drawn as responses are."""
+    prompts = [tuple(row) for row in _ids(model, rows, 8, device).tolist()]
+
+    def seconds(new: int) -> float:
+        drawing = Drawing(max_new_tokens=new, batch_size=rows, chat=False)
+        return _quickest(lambda: sample(model, Endless(), prompts, drawing), device)
+
+    return max(1e-9, (seconds(1 + STEPS) - seconds(1)) / STEPS)
+
+
+class Endless:
+    """As much of a tokenizer as drawing asks for: no response ends."""
+
+    eos_token_id = None
+    chat_template = None
 
 
 def _ids(model: nn.Module, rows: int, tokens: int, device: str) -> torch.Tensor:
@@ -133,6 +145,7 @@ def _built(model: nn.Module, layers: int, depth: int, dtype: torch.dtype, device
             made.set_submodule(name, inside[:depth])
             stacks.append(name)
     made = made.to_empty(device=device).eval()
+    made.generation_config.eos_token_id = None  # type: ignore[union-attr]
     with torch.no_grad():
         for tensor in (*made.parameters(), *made.buffers()):
             if tensor.is_floating_point():
