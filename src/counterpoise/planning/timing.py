@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import statistics
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,7 +23,7 @@ DEPTHS = (1, 3)
 TOKENS, MIXED = 512, 1 << 22
 """Of the timed pass at most, and elements of the timed average."""
 TRIES, ENOUGH = 5, 0.3
-"""The quickest of so many tries counts; after so many seconds there are no more."""
+"""The median of so many tries counts, on a machine as busy as it is; after so many seconds there are no more."""
 STEPS = 8
 """Tokens that are drawn to time one."""
 
@@ -50,7 +51,7 @@ def speed_at(plan: Plan, device: str) -> tuple[Speed, str]:
         except Exception as error:  # the rest of the plan is told all the same
             why = f"; the model itself could not be timed: {type(error).__name__}: {first_line(error)}"
     square = torch.ones(TOKENS, TOKENS, device=device, dtype=getattr(torch, plan.dtype))
-    rate = 2 * TOKENS**3 / _quickest(lambda: square @ square, device)
+    rate = 2 * TOKENS**3 / _seconds(lambda: square @ square, device)
     return Speed(rate, float("inf")), f"a matrix product in {plan.dtype}, timed just now{why}"
 
 
@@ -73,7 +74,7 @@ def _at_model(model: nn.Module, at: Lengths, plan: Plan, device: str) -> tuple[S
         forward(shape, 1, logits=1, start=at.prompt).flops / each if draws else None,
         training(shape, tokens - answer, answer, sequences=rows).flops / t.trained if trains else None,
         max(0.0, t.one - each),
-        _quickest(lambda: mix(a, b, 0.3), device) / MIXED,
+        _seconds(lambda: mix(a, b, 0.3), device) / MIXED,
     )
     return speed, f"{depths[-1]} of the model's {shape.layers} layers in {plan.dtype}, timed just now"
 
@@ -90,9 +91,9 @@ def _times(model: nn.Module, at: Lengths, device: str, trains: bool, draws: bool
         for p in model.parameters():
             p.grad = None
 
-    trained = _quickest(train, device) if trains else 0.0
+    trained = _seconds(train, device) if trains else 0.0
     with torch.no_grad():
-        whole = _quickest(read, device)
+        whole = _seconds(read, device)
         counts = (1, 8 * at.batch)
         try:
             steps = [_step(model, n, device) if draws else 0.0 for n in counts]
@@ -109,7 +110,7 @@ def _step(model: nn.Module, rows: int, device: str) -> float:
 
     def seconds(new: int) -> float:
         drawing = Drawing(max_new_tokens=new, batch_size=rows, chat=False)
-        return _quickest(lambda: sample(model, Endless(), prompts, drawing), device)
+        return _seconds(lambda: sample(model, Endless(), prompts, drawing), device)
 
     return max(1e-9, (seconds(1 + STEPS) - seconds(1)) / STEPS)
 
@@ -155,8 +156,8 @@ def _built(model: nn.Module, layers: int, depth: int, dtype: torch.dtype, device
     return made
 
 
-def _quickest(work: Callable[[], object], device: str) -> float:
-    """Seconds of the quickest try after one that prepares."""
+def _seconds(work: Callable[[], object], device: str) -> float:
+    """Seconds of the median try after one that prepares."""
 
     def one() -> float:
         begun = time.perf_counter()
@@ -169,4 +170,4 @@ def _quickest(work: Callable[[], object], device: str) -> float:
     found: list[float] = []
     while len(found) < TRIES and sum(found) < ENOUGH:
         found.append(one())
-    return min(found)
+    return statistics.median(found)
