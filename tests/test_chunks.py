@@ -70,3 +70,15 @@ def test_no_float32_tensor_is_as_large_as_all_logits(monkeypatch: pytest.MonkeyP
     with Largest() as largest:
         continuation_logprobs(model, [e.prompt for e in EXAMPLES], [[e.response] for e in EXAMPLES])
     assert 64 <= largest.found < all_logits
+
+
+def test_a_derivative_along_a_direction_is_the_gradients() -> None:
+    random = torch.Generator().manual_seed(1)
+    logits, along = (torch.randn(B, C, V, generator=random, dtype=torch.float64) for _ in range(2))
+    targets = torch.randint(V, (B, C), generator=random)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(logits, along)
+        moved = torch.autograd.forward_ad.unpack_dual(token_logprobs(dual, targets, MASK, 0.7)).tangent
+    own = logits.clone().requires_grad_(True)
+    [gradient] = torch.autograd.grad(token_logprobs(own, targets, MASK, 0.7).sum(), own)
+    assert moved.sum().item() == pytest.approx((gradient * along).sum().item(), rel=1e-12)

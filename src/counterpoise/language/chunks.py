@@ -43,10 +43,22 @@ class _TokenLogprobs(torch.autograd.Function):
     def forward(ctx: Any, logits_BCV: Tensor, targets_BC: Tensor, mask_BC: Tensor, temperature: float) -> Tensor:
         """Saves what it was given."""
         ctx.save_for_backward(logits_BCV, targets_BC, mask_BC)
+        ctx.save_for_forward(logits_BCV, targets_BC, mask_BC)
         ctx.temperature = temperature
         found_BC = widened(logits_BCV.new_zeros(mask_BC.shape))
         for at in spans(mask_BC, logits_BCV.shape[-1]):
             found_BC[at] = _picked(logits_BCV[at], targets_BC[at], temperature)
+        return found_BC
+
+    @staticmethod
+    def jvp(ctx: Any, tangent_BCV: Tensor, *_: None) -> Tensor:
+        """The derivative along a direction of the logits, for forward-mode differentiation."""
+        logits_BCV, targets_BC, mask_BC = ctx.saved_tensors
+        found_BC = widened(logits_BCV.new_zeros(mask_BC.shape))
+        for at in spans(mask_BC, logits_BCV.shape[-1]):
+            moved_NV = widened(tangent_BCV[at]) / ctx.temperature
+            mean_N = (torch.softmax(widened(logits_BCV[at]) / ctx.temperature, dim=-1) * moved_NV).sum(1)
+            found_BC[at] = moved_NV.gather(1, targets_BC[at][:, None])[:, 0] - mean_N
         return found_BC
 
     @staticmethod
