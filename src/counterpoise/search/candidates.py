@@ -13,7 +13,7 @@ from counterpoise.evaluation.workbench import Model, Workbench
 from counterpoise.language.costs import PROJECTED, Lengths, Shape, Stage, Work, drawn, forward, training
 from counterpoise.search.both_sides import FORMS, BothSides
 from counterpoise.search.hma import linear_ramp, random_ratios
-from counterpoise.search.on_bench import hma_ratios, proxies
+from counterpoise.search.on_bench import REPLIES, hma_ratios, proxies, proxies_of
 from counterpoise.search.two_sided import Found
 
 PASSES = 12
@@ -336,8 +336,8 @@ def _pass(work: Extent, size: int) -> Work:
 
 
 def _drawing_proxies(work: Extent, size: int) -> tuple[Stage, int]:
-    """The stage, and how many responses the search then has: the best 40 % of two to each prompt there is."""
-    asked = min(math.ceil(size / 0.8), work.prompts)
-    drawing = drawn(work.shape, work.reward, work.at, prompts=asked, n=2) + Work(update=work.shape.parameters)
+    """The stage, and how many responses the search then has."""
+    asked, found = proxies_of(size, work.prompts)
+    drawing = drawn(work.shape, work.reward, work.at, prompts=asked, n=REPLIES) + Work(update=work.shape.parameters)
     memory = work.at.drawing_memory(work.shape, work.reward)
-    return Stage("proxies of POST", f"{2 * asked:,} responses", drawing, memory), min(size, max(1, round(0.8 * asked)))
+    return Stage("proxies of POST", f"{REPLIES * asked:,} responses", drawing, memory), found

@@ -21,11 +21,25 @@ from counterpoise.search.proxies import ProxySet, best_responses
 from counterpoise.search.retention import OPENINGS, calibration, draw_retention
 
 
+KEPT, REPLIES = 0.4, 2
+"""The share of the responses that are proxies, and how many each proxy prompt is asked for."""
+
+
+def proxies_of(size: int, prompts: float = math.inf) -> tuple[int, int]:
+    """How many prompts are asked for so many proxies, where there are so many, and how many proxies come of it.
+
+    >>> proxies_of(256), proxies_of(256, 100)
+    ((320, 256), (100, 80))
+    """
+    asked = int(min(math.ceil(size / (REPLIES * KEPT)), prompts))
+    return asked, min(size, max(1, round(KEPT * (REPLIES * asked))))
+
+
 def proxies(bench: Workbench, size: int) -> list[Example]:
     """Good responses of POST, the best 40 % of two to each proxy prompt; see `best_responses`."""
-    panel, keep, n = bench.panel, 0.4, 2
+    panel, keep, n = bench.panel, KEPT, REPLIES
     drawing = panel.draws(n=n, seed=panel.drawing.seed + 1)
-    prompts = panel.prompts_of("proxy")[: math.ceil(size / (n * keep))]
+    prompts = panel.prompts_of("proxy")[: proxies_of(size)[0]]
 
     def draw() -> list[Example]:
         model, progress = bench.model_at(1.0), bench.stage("drawing proxies from POST")
