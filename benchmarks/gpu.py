@@ -28,6 +28,7 @@ from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.checkpoints.preflight import Pair, preflight
 from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import Example, continuation_logprobs
+from counterpoise.planning.timing import Endless
 from counterpoise.records import versions, write_json
 from counterpoise.search.hma import hma
 from counterpoise.search.proxies import ProxySet
@@ -43,13 +44,6 @@ SHAPES: dict[str, dict[str, int]] = {
 }  # fmt: skip
 """OpenLLaMA-3B's and Llama-3.1-8B's, and one for the rehearsal."""
 PROXIES, PROMPTS, NEW, ITEMS = 256, 128, 64, 256
-
-
-class Words:
-    """As much of a tokenizer as drawing asks for."""
-
-    eos_token_id = None
-    chat_template = None
 
 
 def main() -> None:
@@ -109,7 +103,7 @@ def main() -> None:
     told("search step over it", statistics.median(b / a for a, b in timed[1:]))
     prompts = [tuple(r) for r in rows(PROMPTS, 64)]
     drawing = Drawing(max_new_tokens=NEW, chat=False, batch_size=PROMPTS)
-    took = [seconds(lambda: sample(resident.model, Words(), prompts, drawing)) for _ in each]
+    took = [seconds(lambda: sample(resident.model, Endless(), prompts, drawing)) for _ in each]
     told("drawn tokens a second", PROMPTS * NEW / statistics.median(took))
     contexts = rows(ITEMS, 64)
     choices = [[r[:8], r[8:]] for r in rows(ITEMS, 16)]
@@ -120,7 +114,7 @@ def main() -> None:
     def sweep() -> None:
         for tenth in range(11):
             resident.set(everything, [tenth / 10])
-            sample(resident.model, Words(), prompts, drawing)
+            sample(resident.model, Endless(), prompts, drawing)
             continuation_logprobs(resident.model, contexts, choices, batch_size=64)
 
     told("sweep of eleven points, s", seconds(sweep))

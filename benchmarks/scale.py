@@ -27,6 +27,7 @@ from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import Example, continuation_logprobs
+from counterpoise.planning.timing import Endless
 from counterpoise.records import versions, write_json
 from counterpoise.search.proxies import ProxySet
 
@@ -56,7 +57,7 @@ class Scale:
     def draw(self, prompts: int, layers: int = 12) -> None:
         """Responses of NEW tokens."""
         drawing = Drawing(max_new_tokens=NEW, chat=False, batch_size=16)
-        sample(self.held[layers][1].model, gpu.Words(), [tuple(r[:16]) for r in self.rows[:prompts]], drawing)
+        sample(self.held[layers][1].model, Endless(), [tuple(r[:16]) for r in self.rows[:prompts]], drawing)
 
     def score(self, items: int, layers: int = 12) -> None:
         """Two choices of 8 tokens after 32."""

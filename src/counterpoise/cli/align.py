@@ -150,14 +150,14 @@ def model(
             from counterpoise.cli.plan import tell
             from counterpoise.language.costs import Plan
             from counterpoise.planning.align import plan_align
-            from counterpoise.planning.shorter import align_ways
+            from counterpoise.planning.shorter import align_fits, align_ways
 
             shared = processes.expected(machine.shard)
 
             def planned(asked: Alignment) -> Plan:
                 return plan_align(asked, shared_by=shared, present=speed is None)
 
-            tell(wanted, planned, align_ways(wanted), speed, device, as_json)
+            tell(wanted, planned, align_ways(wanted), speed, device, as_json, align_fits(wanted))
             return
         from counterpoise.language.dtypes import warning
 

@@ -77,10 +77,10 @@ def heal(
         if dry_run:
             from counterpoise.cli.plan import tell
             from counterpoise.planning.heal import plan_heal
-            from counterpoise.planning.shorter import heal_ways
+            from counterpoise.planning.shorter import heal_fits, heal_ways
 
             there: dict[str, Any] = {"present": speed is None, "memory": options.memory_of(speed)}
-            tell(wanted, lambda a: plan_heal(a, **there), heal_ways(wanted), speed, device, as_json)
+            tell(wanted, lambda a: plan_heal(a, **there), heal_ways(wanted), speed, device, as_json, heal_fits(wanted))
             return
         with processes.one_message():
             wanted.check()

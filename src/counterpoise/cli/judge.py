@@ -189,11 +189,19 @@ def respond(
         if dry_run:
             from counterpoise.cli.plan import tell
             from counterpoise.planning.judge import plan_respond
-            from counterpoise.planning.shorter import respond_ways
+            from counterpoise.planning.shorter import respond_fits, respond_ways
 
             at = device if speed is None else None
             asked = wanted, drawing
-            tell(asked, lambda a: plan_respond(model, *a, device=at), respond_ways(wanted), speed, device, as_json)
+            tell(
+                asked,
+                lambda a: plan_respond(model, *a, device=at),
+                respond_ways(wanted),
+                speed,
+                device,
+                as_json,
+                respond_fits(asked),
+            )
             return
         folder = resolve(model)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ from counterpoise.cli.options import speed_of, usable_device
 from counterpoise.cli.terminal import is_first, print_json
 from counterpoise.language.costs import Plan, Speed
 from counterpoise.language.memory import free_memory
-from counterpoise.planning.shorter import shorter, smaller
+from counterpoise.planning.shorter import Fits, Ways, shorter, smaller
 from counterpoise.planning.timing import speed_at
 
 T = TypeVar("T")
@@ -108,10 +108,11 @@ def duration(seconds: float) -> str:
 def tell(
     asked: T,
     planned: Callable[[T], Plan],
-    ways: Mapping[str, Callable[[T], T]],
+    ways: Ways[T],
     speed: str | None,
     device: str,
     as_json: bool,
+    fits: Fits[T] = (),
 ) -> None:
     """Print what a request would take, and what would make it short; without a speed the device is timed, if it is here.
 
@@ -134,6 +135,6 @@ def tell(
         memory = rest[0] if rest else None
     if memory is not None and plan.peak > memory:
         what = f"{device}: expected {size(plan.peak)} of memory, found {size(memory)}"
-        raise ValueError(f"{what}; {smaller(asked, plan, planned, memory)}")
+        raise ValueError(f"{what}; {smaller(plan, fits, planned, memory)}")
     found, how = speed_at(plan, device) if given is None else (Speed(flops, read, update=12 / read), GIVEN)
     show_plan(plan, found, how, device, memory, shorter(asked, plan, ways, planned, found), as_json=as_json)

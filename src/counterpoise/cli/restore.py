@@ -163,11 +163,19 @@ def restore(
         if dry_run:
             from counterpoise.cli.plan import tell
             from counterpoise.planning.restore import plan_restore
-            from counterpoise.planning.shorter import restore_ways
+            from counterpoise.planning.shorter import restore_fits, restore_ways
 
             asked = request, files
             there: dict[str, Any] = {"present": speed is None, "memory": options.memory_of(speed)}
-            tell(asked, lambda a: plan_restore(*a, **there), restore_ways(asked), speed, device, as_json)
+            tell(
+                asked,
+                lambda a: plan_restore(*a, **there),
+                restore_ways(asked),
+                speed,
+                device,
+                as_json,
+                restore_fits(asked),
+            )
             return
         from counterpoise.alignment.training.processes import one_message
         from counterpoise.evaluation.abilities import is_file

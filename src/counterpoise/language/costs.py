@@ -107,7 +107,7 @@ class Work:
 
 
 PROJECTED = 0.35
-"""A gradient's projection on an element of the update, in elements mixed (measured on a CPU)."""
+"""A gradient's projection on an element of the update, in elements mixed: taken for granted, of one CPU."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -29,6 +29,8 @@ if TYPE_CHECKING:  # a dry run of restore need not import alignment
 T = TypeVar("T")
 Ways = Mapping[str, Callable[[T], T]]
 """What is typed -> the request with it."""
+Fits = Iterable[tuple[str, T]]
+"""What is typed, and the request with it: ever fewer rows at a time, or fewer bytes a number."""
 HOUR, DAY, MOST = 3600, 86400, 3
 FEW = 100
 
@@ -59,13 +61,13 @@ def shorter(asked: T, plan: Plan, ways: Ways[T], planned: Callable[[T], Plan], s
     return found or [(o, alone[o]) for o in ranked]
 
 
-def smaller(asked: T, plan: Plan, planned: Callable[[T], Plan], memory: float) -> str:
-    """What would let a run that is too large for a device fit into its memory: fewer rows at a time, bfloat16, or both.
+def smaller(plan: Plan, fits: Fits[T], planned: Callable[[T], Plan], memory: float) -> str:
+    """What would let a run that is too large for a device fit into its memory: the first of `fits` whose plan does.
 
     Returns:
         an end of a sentence; where nothing would, it says how many devices hold the weights.
     """
-    for option, changed in _narrower(asked):
+    for option, changed in fits:
         with suppress(ValueError):  # a setting that the run refuses
             if planned(changed).peak <= memory:
                 return f"with {option} it fits"
@@ -76,31 +78,6 @@ def smaller(asked: T, plan: Plan, planned: Callable[[T], Plan], memory: float) -
         f"what is resident alone takes {held / 1e9:,.0f} GB, {math.ceil(held / memory)} such devices: "
         "take a smaller model or a larger device"
     )
-
-
-def _narrower(asked: Any) -> Iterator[tuple[str, Any]]:
-    """The request with ever fewer rows at a time; a restore then also in bfloat16."""
-    if isinstance(asked, tuple) and isinstance(asked[1], Drawing):  # prompts to respond to
-        for rows in _halves(asked[1].batch_size):
-            yield f"--batch-size {rows}", (asked[0], replace(asked[1], batch_size=rows))
-    elif isinstance(asked, tuple):  # a restore and its panel
-        request, files = asked
-        for typed, start in (("", request), ("--dtype bfloat16", replace(request, dtype=torch.bfloat16))):
-            if typed and (request.dtype is None or request.dtype.itemsize > 2):
-                yield typed, (start, files)
-            for rows in _halves(files.drawing.batch_size):
-                fewer = replace(files, drawing=replace(files.drawing, batch_size=rows))
-                yield f"{typed} --batch-size {rows}".strip(), (start, fewer)
-    elif hasattr(asked, "settings"):  # an alignment
-        how = asked.bound.drawing or asked.own_drawing
-        sizes = {"micro_batch_size": (asked.bound.micro_batch_size, 1), "draw_batch_size": (how.batch_size, how.n)}
-        for typed, fewer in _fewer(sizes):
-            yield typed, replace(asked, settings={**asked.settings, **fewer})
-    elif hasattr(asked, "teaching"):  # a healing
-        sizes = {"micro_batch_size": (asked.teaching.micro_batch_size, 1), "batch_size": (asked.drawing.batch_size, 1)}
-        for typed, fewer in _fewer(sizes):
-            drawing = replace(asked.drawing, batch_size=fewer.pop("batch_size", asked.drawing.batch_size))
-            yield typed, replace(asked, teaching=replace(asked.teaching, **fewer), drawing=drawing)
 
 
 def _halves(rows: int, least: int = 1) -> Iterator[int]:
@@ -123,6 +100,40 @@ def _fewer(sizes: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, dict[str
 def _unit(seconds: float) -> int:
     """0 for minutes, 1 for hours, 2 for days."""
     return (seconds >= HOUR) + (seconds >= DAY)
+
+
+def restore_fits(asked: Restoring) -> Fits[Restoring]:
+    """What makes a restore smaller."""
+    request, files = asked
+    for typed, start in (("", request), ("--dtype bfloat16", replace(request, dtype=torch.bfloat16))):
+        if typed and (request.dtype is None or request.dtype.itemsize > 2):
+            yield typed, (start, files)
+        for rows in _halves(files.drawing.batch_size):
+            fewer = replace(files, drawing=replace(files.drawing, batch_size=rows))
+            yield f"{typed} --batch-size {rows}".strip(), (start, fewer)
+
+
+def respond_fits(asked: Responding) -> Fits[Responding]:
+    """What makes responding smaller."""
+    for rows in _halves(asked[1].batch_size):
+        yield f"--batch-size {rows}", (asked[0], replace(asked[1], batch_size=rows))
+
+
+def align_fits(wanted: Alignment) -> Fits[Alignment]:
+    """What makes an alignment smaller."""
+    how = wanted.bound.drawing or wanted.own_drawing
+    sizes = {"micro_batch_size": (wanted.bound.micro_batch_size, 1), "draw_batch_size": (how.batch_size, how.n)}
+    for typed, fewer in _fewer(sizes):
+        yield typed, replace(wanted, settings={**wanted.settings, **fewer})
+
+
+def heal_fits(wanted: Healing) -> Fits[Healing]:
+    """What makes a healing smaller."""
+    sizes = {"micro_batch_size": (wanted.teaching.micro_batch_size, 1), "batch_size": (wanted.drawing.batch_size, 1)}
+    for typed, fewer in _fewer(sizes):
+        drawing = replace(wanted.drawing, batch_size=fewer.get("batch_size", wanted.drawing.batch_size))
+        micro = fewer.get("micro_batch_size", wanted.teaching.micro_batch_size)
+        yield typed, replace(wanted, teaching=replace(wanted.teaching, micro_batch_size=micro), drawing=drawing)
 
 
 def restore_ways(asked: Restoring) -> Ways[Restoring]:

@@ -97,9 +97,7 @@ def _times(model: nn.Module, at: Lengths, device: str, trains: bool, draws: bool
         counts = (1, 8 * at.batch)
         try:
             steps = [_step(model, n, device) if draws else 0.0 for n in counts]
-        except (
-            ValueError
-        ):  # a mask that is a buffer went with its values: such a model is not drawn from; a pass a token
+        except ValueError:  # not drawn from: a mask that is a buffer went with its values. A pass a token, then
             steps = [whole * n / rows for n in counts]
         return Times(whole, trained, *steps)
 

@@ -20,7 +20,6 @@ from counterpoise.search.hma import hma
 from counterpoise.search.proxies import ProxySet, best_responses
 from counterpoise.search.retention import OPENINGS, calibration, draw_retention
 
-
 KEPT, REPLIES = 0.4, 2
 """The share of the responses that are proxies, and how many each proxy prompt is asked for."""
 
