@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from counterpoise.alignment.training.models import load
-from counterpoise.language import sampling
+from counterpoise.language import generating
 from counterpoise.language.sampling import Drawing, sample
 from counterpoise.records import versions
 
@@ -46,7 +46,7 @@ def main() -> None:
     drawn = None
     for number in range(options.rounds + 1):
         for share in SHARES:
-            sampling.ENDED = share
+            generating.ENDED = share
             begun = time.process_time()
             found = sample(model, tokenizer, prompts, how)
             spent = time.process_time() - begun

@@ -26,7 +26,7 @@ from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.naming import writer_of
 from counterpoise.checkpoints.preflight import preflight
-from counterpoise.language import sampling, scoring
+from counterpoise.language import generating, scoring
 from counterpoise.language.loading import unfit
 from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import Example, continuation_logprobs, row_nlls, score_responses
@@ -271,7 +271,7 @@ def row(family: str) -> str:
         return f"| `{family}` | refused: {why.partition(': ')[0]} | | | |"
     for promise in PROMISES:
         promise(model)
-    cells = [SCORED[scoring.way_of(model)], DRAWN[sampling.way_of(model)[:3]]]
+    cells = [SCORED[scoring.way_of(model)], DRAWN[generating.way_of(model)[:3]]]
     for check, refusal in (
         (has_the_hidden_states_of_a_plain_forward, ValueError),
         (is_searched_as_it_is_written, CheckpointError),

@@ -122,7 +122,7 @@ def test_tax_says_how_far_post_is_and_which_answers_changed_sides(
     def draw(*_: object, **__: object) -> None:
         raise AssertionError("drawn again")
 
-    monkeypatch.setattr(sampling, "_begun", draw)
+    monkeypatch.setattr(sampling, "begun_rows", draw)
     monkeypatch.setattr("counterpoise.restoration.distance.divergences", draw)
     assert measure_tax(world / "pre", world / "post", panel(world), work=tmp_path / "work") == found
 
@@ -154,13 +154,13 @@ def test_responses_are_drawn_once_for_the_reward_and_for_the_distance(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    real = sampling._begun
+    real = sampling.begun_rows
 
     def counting(model: Any, ids_BT: Any, *rest: Any) -> Any:
         asked.append(len(ids_BT))
         return real(model, ids_BT, *rest)
 
-    monkeypatch.setattr(sampling, "_begun", counting)
+    monkeypatch.setattr(sampling, "begun_rows", counting)
     measure_tax(world / "pre", world / "post", panel(world))
     assert asked[-3:] == [30, 30, 64]  # PRE's answers, POST's, PRE's own text
     assert len(asked) <= 4  # the first is a look at how the model may be drawn from

@@ -17,7 +17,7 @@ from transformers import BertConfig, DynamicCache, T5Config
 
 import families
 from counterpoise.checkpoints.files import CheckpointError
-from counterpoise.language import sampling, scoring
+from counterpoise.language import generating, scoring
 from counterpoise.language.loading import refuse_unmeasurable
 from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import continuation_logprobs
@@ -29,7 +29,7 @@ ALWAYS = ("llama", "bert", "gemma2", "lfm2", "mamba2", "jamba", "falcon_h1", "re
 """One of each kind: attention, an encoder told to decode, windows, convolutions, states, both, experts beside them."""
 TRIED = FAMILIES if os.environ.get("COUNTERPOISE_FAMILIES") == "all" else ALWAYS
 DOCS = Path(__file__).parents[1] / "docs" / "explanation" / "families.md"
-BEST = scoring.Way(True, True), sampling.WAYS[0]
+BEST = scoring.Way(True, True), generating.WAYS[0]
 
 
 def documented() -> dict[str, str]:
@@ -38,8 +38,8 @@ def documented() -> dict[str, str]:
     return {line.split("`")[1]: line for line in lines}
 
 
-def ways(model: torch.nn.Module) -> tuple[scoring.Way, sampling.Way]:
-    return scoring.way_of(model), sampling.way_of(model)
+def ways(model: torch.nn.Module) -> tuple[scoring.Way, generating.Way]:
+    return scoring.way_of(model), generating.way_of(model)
 
 
 @pytest.mark.parametrize("family", TRIED)
@@ -84,14 +84,14 @@ def test_rows_that_have_ended_leave_the_batch_and_change_no_token(
     for prompts in both:
         found, kinds = [], []
         for share in (2.0, 0.5, 0.01):  # never, at half, whenever one has ended
-            monkeypatch.setattr(sampling, "ENDED", share)
+            monkeypatch.setattr(generating, "ENDED", share)
             sizes.clear()
             found.append(sample(model, tokenizer(), prompts, how))
             kinds.append(len(set(sizes)))
         assert found[0] == found[1] == found[2]
         ended = {len(r) for group in found[0] for r in group} - {how.max_new_tokens}
         assert ended
-        assert kinds[2] > kinds[0] or not temperature or not sampling.way_of(model).leaves
+        assert kinds[2] > kinds[0] or not temperature or not generating.way_of(model).leaves
 
 
 def test_a_cache_that_can_be_repeated_and_is_then_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +107,7 @@ def test_a_cache_that_can_be_repeated_and_is_then_wrong_is_found(monkeypatch: py
     monkeypatch.setattr(DynamicCache, "batch_repeat_interleave", wrong)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        assert ways(model) == ways(model) == (scoring.Way(True, False), sampling.WAYS[1])
+        assert ways(model) == ways(model) == (scoring.Way(True, False), generating.WAYS[1])
     assert [str(w.message)[:27] for w in told] == ["llama: each continuation is", "llama: each response keeps "]
     for found, group in zip(continuation_logprobs(model, CONTEXTS, CHOICES), wanted, strict=True):
         assert found == pytest.approx(group, abs=1e-4)
@@ -137,7 +137,7 @@ def test_asking_leaves_the_model_and_the_random_numbers_as_they_were() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize("asked", [scoring.way_of, sampling.way_of])
+@pytest.mark.parametrize("asked", [scoring.way_of, generating.way_of])
 def test_a_model_that_sees_what_follows_is_refused_when_it_is_asked(asked: Callable[[torch.nn.Module], object]) -> None:
     with pytest.raises(ValueError, match="BertLMHeadModel: expected a "):
         asked(nudge(build("bert", is_decoder=False), scale=0.3))

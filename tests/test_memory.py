@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from counterpoise.language import sampling, scoring
+from counterpoise.language import generating, scoring
 from counterpoise.language.memory import as_fits, free_memory
 from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import continuation_logprobs
@@ -36,7 +36,7 @@ def test_what_does_not_fit_is_done_by_halves_with_the_same_numbers_and_that_is_r
         torch.empty(1 << (50 if sizes[-1] > 7 else 5))
 
     for model in models:
-        scoring.way_of(model), sampling.way_of(model)
+        scoring.way_of(model), generating.way_of(model)
     models[1].register_forward_pre_hook(small, with_kwargs=True)
     how = Drawing(n=2, max_new_tokens=5, batch_size=24)
     with pytest.warns(UserWarning, match="drawing 2 a prompt: no memory for 6 at once, 3 are taken"):

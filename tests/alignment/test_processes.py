@@ -34,8 +34,9 @@ from counterpoise.alignment.training.processes import shared_by_length
 from counterpoise.alignment.training.run import Run
 from counterpoise.alignment.training.stepping import Mitigation, Step
 from counterpoise.checkpoints.opening import open_checkpoint
+from counterpoise.language.generating import way_of
 from counterpoise.language.prompts import Prompt
-from counterpoise.language.sampling import Drawing, sample, way_of
+from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import Example, by_length
 from counterpoise.ranks import from_first, gathered, turn
 from tiny import save_pair, tiny, tokenizer

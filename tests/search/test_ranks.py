@@ -43,7 +43,7 @@ def small(world: Path) -> Panel:
 def searched(world: Path, folder: Path) -> None:
     """Every search on its own, and a whole restore; how often this process ran the model lies beside."""
     counts = {"passes": 0, "drawn": 0}
-    backward, generate, diverge = proxies.response_nll, sampling._begun, distance.divergences
+    backward, generate, diverge = proxies.response_nll, sampling.begun_rows, distance.divergences
 
     def passed(*args: Any, **more: Any) -> torch.Tensor:
         counts["passes"] += 1
@@ -54,7 +54,7 @@ def searched(world: Path, folder: Path) -> None:
         return generate(*args, **more)
 
     apart: list[int] = []
-    proxies.response_nll, sampling._begun = passed, generated
+    proxies.response_nll, sampling.begun_rows = passed, generated
     distance.divergences = lambda *args, **more: apart.append(1) or diverge(*args, **more)  # type: ignore[func-returns-value]
     for name, how in {
         "hma": HMA(proxy_size=24),

@@ -18,8 +18,9 @@ from counterpoise.evaluation.measurement import Measurement
 from counterpoise.evaluation.parts import Part, part_of
 from counterpoise.evaluation.specs import fewest
 from counterpoise.language.engine import NO_TASKS, Engine, LanguageModel
+from counterpoise.language.generating import way_of
 from counterpoise.language.groups import groups_of
-from counterpoise.language.sampling import SCORING, Drawing, way_of
+from counterpoise.language.sampling import SCORING, Drawing
 from counterpoise.records import digest
 from counterpoise.statistics.bootstrap import Array
 from counterpoise.statistics.paired import choice_calibration
