@@ -20,14 +20,11 @@ from typer.testing import CliRunner, Result
 from counterpoise.cli.app import app
 from counterpoise.evaluation.panel import PanelFiles
 from counterpoise.language.costs import (
-    PROJECTED,
     Items,
     Lengths,
     Plan,
     Shape,
-    Speed,
     Stage,
-    Work,
     cache_bytes,
     drawing,
     forward,
@@ -41,6 +38,7 @@ from counterpoise.language.costs import (
 )
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example, response_nll
+from counterpoise.language.work import PROJECTED, Speed, Work
 from counterpoise.planning.shorter import Ways, shorter as shortened
 from counterpoise.planning.stages import Loop, align_stages, heal_stages, restore_stages
 from counterpoise.restoration.request import Details, Heal, Request

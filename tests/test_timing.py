@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from counterpoise.language.costs import Lengths, Plan, Stage, Work
+from counterpoise.language.costs import Lengths, Plan, Stage
+from counterpoise.language.work import Work
 from counterpoise.planning import timing
 from families import config_of
 from tiny import CAUSAL, tiny

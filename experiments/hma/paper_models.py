@@ -249,7 +249,7 @@ def squad_metrics() -> dict[str, list[str]]:
 def check() -> str:
     """Dry-run every command; the page."""
     from counterpoise.cli.plan import duration, size
-    from counterpoise.language.costs import Speed
+    from counterpoise.language.work import Speed
 
     rows, peaks, assumed = [], [], {}
     with TemporaryDirectory() as scratch:

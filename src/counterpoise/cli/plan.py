@@ -9,8 +9,9 @@ from typing import TypeVar
 
 from counterpoise.cli.options import speed_of, usable_device
 from counterpoise.cli.terminal import is_first, print_json
-from counterpoise.language.costs import Plan, Speed
+from counterpoise.language.costs import Plan
 from counterpoise.language.memory import free_memory
+from counterpoise.language.work import Speed
 from counterpoise.planning.shorter import Fits, Ways, shorter, smaller
 from counterpoise.planning.timing import speed_at
 

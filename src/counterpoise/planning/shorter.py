@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from counterpoise.evaluation.specs import fewest
-from counterpoise.language.costs import Plan, Speed
+from counterpoise.language.costs import Plan
 from counterpoise.language.sampling import Drawing
+from counterpoise.language.work import Speed
 from counterpoise.search.candidates import Ramp
 
 if TYPE_CHECKING:  # a dry run of restore need not import alignment
@@ -75,7 +76,7 @@ def smaller(plan: Plan, fits: Fits[T], planned: Callable[[T], Plan], memory: flo
     if held <= memory:
         return "what is resident fits, and no batch beside it: take a smaller model or a larger device"
     return (
-        f"what is resident alone takes {held / 1e9:,.0f} GB, {math.ceil(held / memory)} such devices: "
+        f"what is resident alone takes {held / 1e9:,.3g} GB, {math.ceil(held / memory)} such devices: "
         "take a smaller model or a larger device"
     )
 

@@ -10,18 +10,9 @@ from counterpoise.alignment.heal import CHECKED
 from counterpoise.alignment.settings import Teaching
 from counterpoise.evaluation.parts import Part
 from counterpoise.language import costs
-from counterpoise.language.costs import (
-    Items,
-    Lengths,
-    Shape,
-    Stage,
-    Work,
-    drawing_bytes,
-    drawn,
-    training,
-    training_bytes,
-)
+from counterpoise.language.costs import Items, Lengths, Shape, Stage, drawing_bytes, drawn, training, training_bytes
 from counterpoise.language.divergence import HELD, WIDE
+from counterpoise.language.work import Work
 from counterpoise.search.candidates import Extent, Search
 from counterpoise.search.retention import OPENINGS
 

@@ -13,10 +13,11 @@ from torch import nn
 
 from counterpoise.averaging.mix import mix
 from counterpoise.checkpoints.files import first_line
-from counterpoise.language.costs import Lengths, Plan, Speed, forward, shape_of, training
+from counterpoise.language.costs import Lengths, Plan, forward, shape_of, training
 from counterpoise.language.memory import free_memory
 from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.ways import context_of
+from counterpoise.language.work import Speed
 
 DEPTHS = (1, 3)
 """Layers that a model too large for this is built with; each further layer is taken to cost what these two differ by."""

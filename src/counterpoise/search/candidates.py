@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 
 from counterpoise.averaging.partition import Partition, layerwise, partition
 from counterpoise.evaluation.workbench import Model, Workbench
-from counterpoise.language.costs import PROJECTED, Lengths, Shape, Stage, Work, drawn, forward, training
+from counterpoise.language.costs import Lengths, Shape, Stage, drawn, forward, training
+from counterpoise.language.work import PROJECTED, Work
 from counterpoise.search.both_sides import FORMS, BothSides
 from counterpoise.search.hma import linear_ramp, random_ratios
 from counterpoise.search.on_bench import REPLIES, hma_ratios, proxies, proxies_of
