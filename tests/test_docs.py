@@ -275,3 +275,13 @@ def test_the_lowest_versions_are_those_of_the_record() -> None:
     lowest = dict(re.sub(r"\[.*\]", "", text).split(">=") for text in wanted)
     kept = json.loads((ROOT / "experiments" / "firstfive" / "results" / "floors.json").read_text(encoding="utf-8"))
     assert {name: lowest[name] for name in kept["versions"]} == kept["versions"]
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if "LiNeS 0.8 keeps" in p.read_text()], ids=str
+)
+def test_the_demos_verdict_is_quoted_from_its_results(page: Path) -> None:
+    verdict = json.loads((ROOT / "experiments/demo/results/seed-0.json").read_text(encoding="utf-8"))["verdict"]
+    text = " ".join(page.read_text(encoding="utf-8").replace("\n>", "\n").split())
+    for said in re.findall(r"LiNeS 0\.8 keeps \d.*?of 4 abilities", text):
+        assert verdict.startswith(said)
