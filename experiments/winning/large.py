@@ -14,7 +14,7 @@ import argparse
 import json
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -135,13 +135,11 @@ class Large(World):
         how: dict[str, Any] = {"prompts_per_iteration": 128, "epochs": 4, "learning_rate": rate}
         how |= {"batch_size": 16, "micro_batch_size": 16}
         if self.method == "rsf":
-            found = rsf(model, words, asked, demo.cheer, RSF(drawing=replace(drawing, n=8), iterations=2, **how))
-        else:
-            how["learning_rate"] = rate / 5
-            found = ppo(
-                model, words, asked, demo.cheer, PPO(drawing=drawing, iterations=8, value_learning_rate=1e-2, **how)
-            )
-        return [r.summary() for r in found]
+            rounds = rsf(model, words, asked, demo.cheer, RSF(drawing=replace(drawing, n=8), iterations=2, **how))
+            return [r.summary() for r in rounds]
+        how["learning_rate"] = rate / 5
+        settings = PPO(drawing=drawing, iterations=8, value_learning_rate=1e-2, **how)
+        return [asdict(r) for r in ppo(model, words, asked, demo.cheer, settings)]
 
 
 if __name__ == "__main__":
