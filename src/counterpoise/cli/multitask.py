@@ -24,7 +24,7 @@ app = Commands("multitask", "Train one text classifier on many tasks, balance th
 
 Weightings = Literal[
     "uniform", "bandit", "uncertainty", "dwa", "gradnorm", "tchebycheff", "smooth-tchebycheff", "famo", "groupdro", "mgda",
-    "pcgrad", "cagrad", "upgrad", "adversarial", "tchebycheff-adversarial", "rlw", "excess", "imtl-l", "imtl-g", "fairgrad",
+    "pcgrad", "cagrad", "upgrad", "rlw", "excess", "imtl-l", "imtl-g", "fairgrad",
     "nash", "aligned", "db-mtl",
 ]  # fmt: skip
 Data = Annotated[Path, option("PATH", "Folder or tar archive of task files.")]
@@ -122,7 +122,7 @@ def train(
             found, design, vectors=vectors, dimension=dimension or 100, seed=seed, device=options.device_of(device)
         )
         rounds = training.rounds_per_epoch(found, batch_size)
-        weighing = balance.weighting_for(weighting, built, rounds_per_epoch=rounds, seed=seed, prior=sizes, **asked)
+        weighing = balance.weighting_for(weighting, built, rounds_per_epoch=rounds, prior=sizes, **asked)
         _say_repeats(found, sizes)
         run = training.train(found, built, weighing, lr=lr, seed=seed, progress=progress, **pace)
         tested = classifier.evaluate(built, [t for t in found if len(t.test)])

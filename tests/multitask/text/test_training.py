@@ -87,14 +87,6 @@ def test_the_same_seed_gives_the_same_run_and_leaves_the_callers_generator_alone
     assert not torch.equal(first.model.heads[0].weight, other.model.heads[0].weight)
 
 
-def test_the_seed_also_decides_the_start_of_a_discriminator(found):
-    drawn = []
-    for noise in (5, 6):
-        torch.manual_seed(noise)
-        drawn.append(fitted(found, "adversarial", epochs=1)[1].rounds)
-    assert drawn[0] == drawn[1]
-
-
 def test_the_history_holds_losses_weights_variance_and_accuracy(found, monkeypatch):
     monkeypatch.setattr(training, "EVERY", 3)
     seen = []
