@@ -187,5 +187,4 @@ def test_sides_with_nothing_to_keep_are_refused() -> None:
 def test_a_diagonal_is_data() -> None:
     diagonal = measure(bowl(1.0, np.eye(3)), {"text": bowl(0.0, np.eye(3))})
     assert isinstance(diagonal, Diagonal)
-    assert diagonal.errors is None
     assert diagonal.alignment_scale == Scale(0.0, 3.0)
