@@ -30,10 +30,11 @@ from typing import Any
 
 import torch
 from adversarial import ADVERSARIAL
+from layouts import read_tasks
 
 from counterpoise.classification.balance import weighting_for
 from counterpoise.classification.classifier import TextClassifier, build_classifier
-from counterpoise.classification.data import Split, TaskData, read_tasks
+from counterpoise.classification.data import Split, TaskData
 from counterpoise.classification.models import Design, HardSharing, build_encoder, seeded
 from counterpoise.classification.training import Epoch, rounds_per_epoch, train
 from counterpoise.records import versions

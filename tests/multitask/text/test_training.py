@@ -2,6 +2,7 @@
 
 import math
 
+import layouts
 import pytest
 import torch
 
@@ -255,7 +256,7 @@ def test_other_tasks_than_the_models(found, tmp_path):
 
 
 def test_it_learns_the_real_reviews(data):
-    found = read_tasks(data / "sentiment-reviews", "fdu-mtl", tasks=["books", "kitchen_housewares"])
+    found = layouts.read_tasks(data / "sentiment-reviews", "fdu-mtl", tasks=["books", "kitchen_housewares"])
     vectors = data / "glove-50d" / "glove.6B.50d.subset.txt.gz"
     classifier = build_classifier(found, Design("textcnn", width=16, max_tokens=64), vectors=vectors)
     before = mean_accuracy(classifier, found)
