@@ -250,27 +250,6 @@ def export(
             print(f"wrote {place}")
 
 
-@app.command()
-def report(
-    model: ModelFolder,
-    out: Annotated[Path | None, option("FILE", "The page (default report.html in the folder).", "-o", "--out")] = None,
-    quiet: options.Quiet = False,
-) -> None:
-    """Draw the page of a training run again: losses, weights and accuracy by task over time.
-
-    Example:
-      counterpoise multitask report model -o run.html
-    """
-    with plain_errors("nothing was changed", KeyError, ImportError):
-        from counterpoise.classification import saving
-        from counterpoise.records import write_whole
-        from counterpoise.report.multitask import multitask_page
-
-        place = out or model / saving.REPORT
-        write_whole(place, multitask_page(saving.read_record(model)))
-    print(f"wrote {place}")
-
-
 def _as_they_come(lines: Iterable[str], at_most: int) -> Iterator[list[str]]:
     """The lines that wait to be read, so many at once; the next ones are read meanwhile."""
     waiting: Queue[str | Exception | None] = Queue()

@@ -33,7 +33,7 @@ from counterpoise.multitask.jacobian import (
     UPGrad,
 )
 from counterpoise.multitask.losses import Counts, Losses
-from counterpoise.multitask.mirror import MirrorStep, ball_radius, best_response, divergence, hold, mirror_step
+from counterpoise.multitask.mirror import ball_radius, best_response, divergence, hold, mirror_step
 from counterpoise.multitask.rlw import RLW
 from counterpoise.multitask.scalarizations import SmoothTchebycheff, Tchebycheff, Uniform
 from counterpoise.multitask.uncertainty import IMTLL, UncertaintyWeighting
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DBMTL", "DWA", "FAMO", "IMTLG", "IMTLL", "MGDA", "RLW", "AlignedMTL", "BanditMTL", "CAGrad", "Counts",
-    "ExcessMTL", "FairGrad", "GradNorm", "GroupDRO", "JacobianWeighting", "Losses", "MirrorStep", "NashMTL",
+    "ExcessMTL", "FairGrad", "GradNorm", "GroupDRO", "JacobianWeighting", "Losses", "NashMTL",
     "PCGrad", "SmoothTchebycheff", "Tchebycheff", "UPGrad", "UncertaintyWeighting", "Uniform", "Weighting", "ball_radius",
     "best_response", "divergence", "hold", "mirror_step", "with_mixture", "with_weighting",
 ]  # fmt: skip
