@@ -117,7 +117,7 @@ def test_the_policy_gradient_is_that_of_the_expected_reward(tmp_path: Path) -> N
             last = [model.model(torch.tensor([words(p.text)["input_ids"]])).logits[0, -1] for p in prompts]
         return float(np.mean([x.softmax(-1) @ table.double() for x in last]))
 
-    side = OnPolicy(model, cut, words, prompts, reward, Drawing(n=1500, max_new_tokens=1), groups=4, batch_size=400)
+    side = OnPolicy(model, cut, words, prompts, reward, Drawing(n=600, max_new_tokens=1), groups=4, batch_size=400)
     slopes = side.along((0.4, 0.6))
     h = 1e-3
     for t, value, gradient, error in zip(slopes.points, slopes.values, slopes.gradients, slopes.errors, strict=True):
