@@ -111,7 +111,6 @@ def test_the_worst_set_is_guarded_when_asked(world: Path, tmp_path: Path) -> Non
         ({"searches": [Ramp(outside="last")]}, "outside: expected mean, first, found 'last'"),  # type: ignore[arg-type]
         ({"searches": [TwoSided()], "details": Details(mean=0.5)}, "the two-sided search has none"),
         ({"searches": [TwoSided((-1.0,))]}, "lambdas: expected numbers of at least 0"),
-        ({"searches": [TwoSided(alignment="likes")]}, "alignment: expected imitation, contrast, reward"),
         ({"searches": [TwoSided(min_effective_sets=99)]}, "min_effective_sets: expected a number from 1 to 2"),
     ],
 )
