@@ -84,7 +84,7 @@ def test_every_lambda_is_the_minimum_over_the_box() -> None:
 def test_the_model_of_a_real_pair_gives_up_more_retention_at_a_lower_price(tmp_path: Path) -> None:
     world = make(tmp_path)
     bench = Workbench(preflight(world / "pre", world / "post"), panel(world), Store(tmp_path / "work"))
-    search = BothSides(bench, thirds(bench.pair.names).with_rest_block(), size=24, openings=("ab", "cd", "ef"), n=4)
+    search = BothSides(bench, thirds(bench.pair.names).with_rest_block(), size=24, openings=("ab", "cd", "ef"))
     low, high = fisher(search, (0.5, 2.0), sequences=6)
     assert low.retention["pre"] >= high.retention["pre"]
     assert fisher(search, (0.5, 2.0), sequences=6) == [low, high]
