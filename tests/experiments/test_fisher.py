@@ -24,7 +24,7 @@ from world import make, panel
 def test_it_is_the_hessian_of_the_divergence_from_the_model_itself(tmp_path: Path, anchor: float) -> None:
     """KL(anchor || theta(r)), by double backward, with the tensors outside the layers at the mean ratio."""
     model, cut = resident(tmp_path)
-    examples = said(model, cut, anchor, count=5)
+    examples = said(model, cut, anchor, count=3)
     found = block_fisher(model, cut, [anchor] * len(cut), examples, batch_size=2)
 
     names = dict(model.model.named_parameters())
