@@ -75,7 +75,7 @@ def test_the_page_shows_lambda_both_sides_and_ratios(done: tuple[Path, dict[str,
 def test_beside_hma_the_defaults_do_not_move(world: Path, done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     both, plain = (
         restore(
-            world / "pre", world / "post", tmp_path / name, panel(world), work=tmp_path / "work", **searched, **SETTINGS
+            world / "pre", world / "post", tmp_path / name, panel(world), work=world / "restored.work", **searched, **SETTINGS
         )
         for name, searched in (("both", searches(size=16, lambdas=LAMBDAS)), ("hma", searches(size=16)))
     )  # fmt: skip
