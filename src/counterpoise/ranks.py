@@ -12,6 +12,7 @@ from torch import Tensor
 
 T = TypeVar("T")
 _AVAILABLE = dist.is_available()
+ALONE = "shard: expected several processes, found one; start it with torchrun --nproc-per-node N"
 TOLD = (ValueError, OSError, ModuleNotFoundError)
 """Errors that a user can act on: their message alone is passed on, of any other its traceback."""
 

@@ -23,11 +23,12 @@ from counterpoise.alignment.rsf import rsf
 from counterpoise.alignment.settings import RSF, Distil
 from counterpoise.alignment.training.models import Machine, frozen_copy, load
 from counterpoise.alignment.training.processes import shared_by_length
-from counterpoise.alignment.training.sharding import own_part, part_like, shard, whole, whole_weights
+from counterpoise.alignment.training.sharding import part_like, shard, whole, whole_weights
 from counterpoise.alignment.training.stepping import Step
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import Example
+from counterpoise.language.sharded import own_part
 from tiny import save_pair, tiny
 
 

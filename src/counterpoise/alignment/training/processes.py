@@ -21,12 +21,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from counterpoise.language.scoring import by_length
-from counterpoise.ranks import TOLD, gathered, world_size
+from counterpoise.ranks import ALONE, TOLD, gathered, world_size
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=12)
 """How long a process waits for the others: one may draw and score long responses meanwhile."""
-ALONE = "shard: expected several processes, found one; start it with torchrun --nproc-per-node N"
 SILENCE = {True: 1, False: 60}
 """Seconds in which the first process may tell an error and end the others, by whether it is sure to have met it too."""
 
