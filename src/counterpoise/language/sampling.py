@@ -23,6 +23,7 @@ from counterpoise.language.scoring import (
     left_pad,
     refuse_too_long,
 )
+from counterpoise.language.sharded import is_sharded
 from counterpoise.language.templates import has_template, render
 from counterpoise.language.ways import NoNumbers
 from counterpoise.ranks import gathered, turn
@@ -160,7 +161,12 @@ def sample_together(
     *,
     progress: Progress | None = None,
 ) -> list[list[tuple[int, ...]]]:
-    """`sample` with the batches shared among processes that have met; all know all responses."""
+    """`sample` with the batches shared among processes that have met; all know all responses.
+
+    A model whose weights are cut up answers all of them in all processes, in step.
+    """
+    if is_sharded(model):
+        return sample(model, tokenizer, prompts, drawing, progress=progress)
     parts = gathered(lambda: sample(model, tokenizer, prompts, drawing, turn=turn(), progress=progress))
     return [next(filter(None, of)) for of in zip(*parts, strict=True)]
 

@@ -18,8 +18,8 @@ from counterpoise.averaging.resident import Objective, ResidentAverage
 from counterpoise.evaluation.rewards import Rated, Reward, draw_rated
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
-from counterpoise.language.scoring import by_length, row_nlls
-from counterpoise.ranks import shared
+from counterpoise.language.scoring import by_length
+from counterpoise.language.sharded import nlls, shared_unless_sharded
 from counterpoise.records import Progress
 from counterpoise.search.descent import Evaluate
 from counterpoise.search.proxies import PARTS, advantages, parts
@@ -148,7 +148,8 @@ class OnPolicy:
         for pool in pools:
             logs = np.empty(len(pool.examples))
             batches = [*by_length(pool.examples, 2 * self.batch_size, key=lambda e: len(e.prompt) + len(e.response))]
-            for rows, ours in zip(batches, shared(len(batches), partial(self._logs, pool, batches)), strict=True):
+            of_batches = shared_unless_sharded(self.resident.model, len(batches), partial(self._logs, pool, batches))
+            for rows, ours in zip(batches, of_batches, strict=True):
                 logs[rows] = ours
             found.append(logs)
         return found
@@ -156,8 +157,8 @@ class OnPolicy:
     def _logs(self, pool: Rated, batches: Sequence[list[int]], number: int) -> Array:
         """Those of one batch."""
         examples = [pool.examples[i] for i in batches[number]]
-        nlls = row_nlls(self.resident.model, examples, temperature=self.drawing.temperature)
-        found: Array = -nlls.double().cpu().numpy()
+        nll_B = nlls(self.resident.model, examples, temperature=self.drawing.temperature)
+        found: Array = -nll_B.double().cpu().numpy()
         return found
 
     def _grouped(self, r: Array, pools: Sequence[Rated], mixed: Sequence[Array]) -> tuple[float, Array, Array]:
@@ -205,9 +206,9 @@ class _Surrogate(NamedTuple):
         logs = np.concatenate([m[self.rows] for m in self.mixed])
         total = -float(base.mean()) / PARTS
         for rows in parts(examples, self.batch_size)[part]:
-            nlls = row_nlls(model, [examples[i] for i in rows], temperature=self.temperature)
-            weights = (-nlls - nlls.new_tensor(logs[rows])).exp()
-            loss = -(weights * nlls.new_tensor(plus[rows])).sum() / len(examples)
+            nll_B = nlls(model, [examples[i] for i in rows], temperature=self.temperature)
+            weights = (-nll_B - nll_B.new_tensor(logs[rows])).exp()
+            loss = -(weights * nll_B.new_tensor(plus[rows])).sum() / len(examples)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         return total

@@ -14,7 +14,8 @@ from torch import nn
 
 from counterpoise.averaging.resident import Objective
 from counterpoise.evaluation.rewards import Rated
-from counterpoise.language.scoring import Example, by_length, response_nll, response_tokens, row_nlls
+from counterpoise.language.scoring import Example, by_length, response_nll, response_tokens
+from counterpoise.language.sharded import is_sharded, nlls
 from counterpoise.statistics.bootstrap import Array
 
 PARTS = 8
@@ -49,7 +50,8 @@ class ProxySet:
     def _run(self, batches: Sequence[list[int]], model: nn.Module, *, gradient: bool) -> float:
         tokens, total = response_tokens(self.examples), 0.0
         for rows in batches:
-            nll = response_nll(model, [self.examples[i] for i in rows])
+            some = [self.examples[i] for i in rows]
+            nll = nlls(model, some).sum() if is_sharded(model) else response_nll(model, some)
             if gradient:
                 (nll / tokens).backward()  # type: ignore[no-untyped-call]
             total += nll.item()
@@ -81,8 +83,8 @@ class WeightedSet:
     def _run(self, batches: Sequence[list[int]], model: nn.Module) -> float:
         tokens, total = response_tokens(self.examples), 0.0
         for rows in batches:
-            nlls = row_nlls(model, [self.examples[i] for i in rows], temperature=self.temperature)
-            loss = (nlls * nlls.new_tensor([self.weights[i] for i in rows])).sum() / tokens
+            nll_B = nlls(model, [self.examples[i] for i in rows], temperature=self.temperature)
+            loss = (nll_B * nll_B.new_tensor([self.weights[i] for i in rows])).sum() / tokens
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         return total
