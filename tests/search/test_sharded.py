@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +16,21 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from counterpoise.alignment.training.processes import join
 from counterpoise.averaging.partition import layerwise, thirds
 from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.averaging.sharded import ShardedAverage
 from counterpoise.checkpoints.preflight import preflight
+from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example
 from counterpoise.language.sharded import own_part
+from counterpoise.restoration.request import Request
+from counterpoise.restoration.restore import run
+from counterpoise.search.candidates import HMA, TwoSided
 from counterpoise.search.proxies import ProxySet, WeightedSet
+from counterpoise.search.recipes import Wanted, find_recipe
 from tiny import save_pair
+from world import make, panel, searches
 
 PAIRS = {"llama": False, "gemma": True, "gpt2": True}
 """Families, and whether the head is tied."""
@@ -37,7 +45,9 @@ SETS = (ProxySet(ROWS, 4), WeightedSet(ROWS, tuple(np.linspace(-1, 2, len(ROWS))
 
 def entry(rank: int, port: int, work: Callable[..., None], *inputs: Any) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {k: str(v) for k, v in place.items()}
+    join("cpu", 2)
     work(rank, *inputs)
     dist.destroy_process_group()
 
@@ -129,3 +139,45 @@ def test_each_process_holds_and_reads_half(two: Path) -> None:
             assert found["left"], name
             assert 0.45 < found["own"] < 0.55, name
             assert 0.45 < found["read"] < 0.55, name
+
+
+SEARCHES = {
+    "hma": (HMA(proxy_size=24), 0.6),
+    "contrast": (TwoSided(alignment="contrast", blocks=3, proxy_size=16), 1.0),
+    "reward": (TwoSided(alignment="reward", blocks=3, proxy_size=16), 1.0),
+}
+
+
+def searched(rank: int, world: Path, folder: Path, shard: int = 2) -> None:
+    """Every search on its own and a whole restore; what this process was told lies in `folder`."""
+    told: dict[str, Any] = {}
+    files = panel(world, drawing=Drawing(max_new_tokens=6, batch_size=4), prompt_limit=12, limit=8)
+    for name, (how, at) in SEARCHES.items():
+        wanted = Wanted(
+            world / "pre", world / "post", folder / f"{name}.json", how, at, folder / "work", 2, shard=shard
+        )
+        told[name] = list(find_recipe(wanted, files)[1].ratios)
+    asked: dict[str, Any] = {"means": (0.9,), "keep_reward": 0.5, "confidence": 0.0, "anyway": True, "shard": shard}
+    found = run(Request(world / "pre", world / "post", folder / "out", **asked, **searches(controls=False)), files)
+    told["points"] = {f"{p['name']} {p['part']}": [p["ratios"], p["reward"]["value"]] for p in found["points"]}
+    told["pick"] = found["pick"]
+    (folder / f"told-{rank}.json").write_text(json.dumps(told))
+
+
+def test_searches_and_restore_find_what_one_process_finds(tmp_path: Path) -> None:
+    world = make(tmp_path)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    searched(0, world, tmp_path / "one", 1)
+    in_two(searched, world, tmp_path / "two")
+    alone, *both = [
+        json.loads((tmp_path / p).read_text()) for p in ("one/told-0.json", "two/told-0.json", "two/told-1.json")
+    ]
+    assert both[0] == both[1]
+    for name in SEARCHES:
+        np.testing.assert_allclose(both[0][name], alone[name], atol=1e-4)
+    assert both[0]["pick"] == alone["pick"]
+    assert both[0]["points"].keys() == alone["points"].keys()
+    for name, (ratios, reward) in alone["points"].items():
+        np.testing.assert_allclose(both[0]["points"][name][0], ratios, atol=1e-4)
+        assert both[0]["points"][name][1] == pytest.approx(reward, abs=1e-6)

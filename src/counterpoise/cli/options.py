@@ -117,6 +117,7 @@ BatchSize = Annotated[int, machine("N", "Sequences at once.", min=1)]
 EngineName = Annotated[
     Literal["transformers", "vllm"], machine(None, "What draws and scores; searches take gradients by transformers.")
 ]
+Shard = Annotated[bool, machine(None, "Cut the model, PRE and POST up among torchrun's processes (FSDP).", "--shard")]
 TensorParallel = Annotated[int, machine("N", "With --engine vllm: devices that share each layer.", min=1)]
 
 
@@ -186,6 +187,17 @@ class Engines:
 
 YAML = (".yml", ".yaml")
 """Endings of mergekit's recipes."""
+
+
+def shares(shard: bool, *, dry_run: bool = False) -> int:
+    """Among how many processes --shard cuts weights up, 1 without it; a dry run takes some for granted without torchrun."""
+    from counterpoise.alignment.training import processes
+    from counterpoise.ranks import ALONE
+
+    found = processes.expected(shard)
+    if found is None and not dry_run:
+        raise ValueError(ALONE)
+    return found or processes.ASSUMED_SHARES
 
 
 def numbers(text: str, option: str) -> list[float]:

@@ -95,6 +95,7 @@ def restore(
     ] = None,
     replicas: Annotated[int | None, machine("N", "With --ray: models at once, each in a process (default 1).")] = None,
     engines: options.Engines,
+    shard: options.Shard = False,
     push_to: Push = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -148,7 +149,7 @@ def restore(
         fitted = {"donor": donor, **matching.settings, "dtype": options.dtype_of(how.dtype)}
         healing = None if heal is None else Heal(heal, **options.given(start=heal_from, keep_by=keep_by))
         more: dict[str, Any] = {"device": device, "race": race, "heal": healing, "anyway": anyway}
-        more["engine"] = engines.settings
+        more |= {"engine": engines.settings, "shard": options.shares(shard, dry_run=dry_run)}
         request = Request(pre, post, out, searches, cut=cut, **picked, **fitted, **more)
         files = how.panel(prompts, reward, abilities, amounts)
         if fast:

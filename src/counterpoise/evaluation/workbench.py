@@ -86,6 +86,7 @@ class Workbench:
         store: pieces of work are kept in it, keyed by the hashes of the inputs and all that decides the piece.
         dtype: of the computation; by default `resident.compute_dtype`. `warnings` tells where that is not POST's own.
         engine: draws and scores.
+        shard: among how many processes, all there are, the model is cut up; the store is then `in_step`.
 
     Attributes:
         elsewhere: has pieces measured by others before they are read from the store; see `restoration.cluster`.
@@ -101,6 +102,7 @@ class Workbench:
         device: str = "cpu",
         dtype: torch.dtype | None = None,
         engine: EngineSettings = TRANSFORMERS,
+        shard: int = 1,
         progress: Stages | None = None,
     ) -> None:
         self.asked_engine = engine
@@ -120,6 +122,7 @@ class Workbench:
             "dtype": str(self.dtype),
             "device": device,
             **engine.told,
+            **({"shard": shard} if shard > 1 else {}),
         }
         self.stages = progress
         self.elsewhere: Callable[[Sequence[Piece]], None] | None = None
@@ -141,6 +144,10 @@ class Workbench:
     def resident(self) -> ResidentAverage:
         """The model, loaded when it is first needed."""
         self._rest()
+        if "shard" in self.inputs:
+            from counterpoise.averaging.sharded import ShardedAverage
+
+            return ShardedAverage(self.pair, donor=self.donor, dtype=self.dtype, device=self.device)
         return ResidentAverage(self.pair, donor=self.donor, dtype=self.dtype, device=self.device)
 
     def free(self) -> None:

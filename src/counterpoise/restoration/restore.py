@@ -90,16 +90,16 @@ def run(
     begun, out, work = time.time(), request.out, request.folder
     files = sum(isinstance(a, FileAbility) for a in panel.abilities)
     request.check(files, len(panel.abilities) - files)
-    processes.join(request.device)
+    processes.join(request.device, request.shard)
     panel = replace(panel, looks=LOOKS) if request.race else panel
     pair = preflight(request.pre, request.post, drop=request.drop, out=out)
     request.check_words(pair.pre, pair.post)
     shapes = pair.shapes
     cut = partition(shapes, request.blocks)
     on: dict[str, Any] = {"donor": request.donor, "device": request.device, "dtype": request.dtype}
-    on["engine"] = request.engine
-    unrelated = request.allow_unrelated
-    bench = Workbench.scanned(pair, panel, Store(work), allow_unrelated=unrelated, progress=progress, **on)
+    on |= {"engine": request.engine, "shard": request.shard}
+    unrelated, store = request.allow_unrelated, Store(work, in_step=request.shard > 1)
+    bench = Workbench.scanned(pair, panel, store, allow_unrelated=unrelated, progress=progress, **on)
     settings = {**request.settings, **panel.settings, **request.more_settings, "dtype": str(bench.dtype)}
     decided = {k: v for k, v in settings.items() if (k, v) != ("replies", 1)}  # as before there were replies
     decided |= {"primary": panel.primary} if panel.primary else {}
