@@ -529,6 +529,40 @@ def test_what_does_not_fit_is_refused_with_what_would(command: Any, world: Path)
     assert "such devices: take a smaller model" in " ".join(none.output.split())
 
 
+def test_a_pair_above_one_device_fits_cut_up_among_as_many_as_is_said(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64}
+    config = transformers.LlamaConfig(**sizes, num_key_value_heads=8, vocab_size=128256, dtype="bfloat16")
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(tmp_path)
+
+    def planned(*more: object) -> Result:
+        return restore(world, "--json", "--speed", "1e15,1e13,80e9", *more, pre=tmp_path, post=tmp_path)
+
+    found = planned()
+    assert found.exit_code == 1
+    said = " ".join(found.output.split())
+    assert said.endswith("expected 145 GB of memory, found 80 GB; with --shard under torchrun --nproc-per-node 4 it fits")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    fits = planned("--shard")
+    assert fits.exit_code == 0, fits.output
+    plan = json.loads(fits.stdout)
+    assert plan["resident"]["weights"] == pytest.approx(2 * 70.55e9 / 4, rel=1e-3)
+    assert plan["resident"]["weights"] < plan["peak"] < 80e9
+    assert not [line for line in plan["assumed"] if "torchrun has not said" in line]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    two = planned("--shard")
+    assert two.exit_code == 1
+    assert " ".join(two.output.split()).endswith("; with torchrun --nproc-per-node 4 it fits")
+    monkeypatch.delenv("WORLD_SIZE")
+    plan = json.loads(planned("--shard").stdout)
+    assert [line for line in plan["assumed"] if line.startswith("8 processes, as torchrun has not said")]
+    refused = planned("--shard", "--heal", 2)
+    assert refused.exit_code == 1
+    assert "shard: averages are drawn and scored by transformers alone, found healing" in " ".join(refused.output.split())
+
+
 @pytest.mark.parametrize("typed", [True, False])
 def test_a_dry_run_of_responding_finds_its_device_and_says_what_would_fit(world: Path, typed: bool) -> None:
     files = ["--prompts", world / "prompts.jsonl", "-o", world / "said.json", "--max-new-tokens", 6]

@@ -23,8 +23,8 @@ from counterpoise.evaluation.rewards import Reward
 from counterpoise.language.prompts import Prompt, encode_prompt, encode_prompts, prompt_of
 from counterpoise.language.sampling import Drawing, decode, stop_tokens
 from counterpoise.language.scoring import Example
-from counterpoise.language.sharded import is_sharded
 from counterpoise.language.ways import context_of
+from counterpoise.ranks import is_sharded
 from counterpoise.records import NUMERICS, Progress, Store, digest
 
 STORED_TOGETHER = 128

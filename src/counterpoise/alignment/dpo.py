@@ -28,8 +28,8 @@ from counterpoise.alignment.training.trainers import (
 from counterpoise.evaluation.items import spaced
 from counterpoise.language.prompts import named
 from counterpoise.language.scoring import Example
-from counterpoise.language.sharded import is_sharded
 from counterpoise.language.templates import Refused, fitted, has_template, render
+from counterpoise.ranks import is_sharded
 
 HELD = "mitigations.pt"
 """The mitigations' state inside each of TRL's checkpoints."""

@@ -22,8 +22,8 @@ from counterpoise.checkpoints.rounding import key_of, wide_dtype
 from counterpoise.language.checkpointing import can_recompute, recomputed
 from counterpoise.language.dtypes import computed_in
 from counterpoise.language.loading import without_bars
-from counterpoise.language.sharded import shared_unless_sharded
 from counterpoise.language.ways import out_of_memory, warn_of
+from counterpoise.ranks import shared_unless_sharded
 
 SHARE = 2 / 3
 """Of a GPU's free memory, beside the model, PRE and POST may take so much: the rest is for activations."""

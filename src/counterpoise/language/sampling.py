@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from counterpoise.language.engine import Engine, LanguageModel
 from counterpoise.language.generating import batches, begun_rows, blank_generation_config, to_the_end, way_of
@@ -23,10 +23,9 @@ from counterpoise.language.scoring import (
     left_pad,
     refuse_too_long,
 )
-from counterpoise.language.sharded import is_sharded
 from counterpoise.language.templates import has_template, render
 from counterpoise.language.ways import NoNumbers
-from counterpoise.ranks import gathered, turn
+from counterpoise.ranks import gathered, in_step, turn
 from counterpoise.records import Progress
 
 
@@ -165,7 +164,7 @@ def sample_together(
 
     A model whose weights are cut up answers all of them in all processes, in step.
     """
-    if is_sharded(model):
+    if isinstance(model, nn.Module) and in_step(model):
         return sample(model, tokenizer, prompts, drawing, progress=progress)
     parts = gathered(lambda: sample(model, tokenizer, prompts, drawing, turn=turn(), progress=progress))
     return [next(filter(None, of)) for of in zip(*parts, strict=True)]

@@ -1,26 +1,21 @@
 """Weights cut up among processes (FSDP2): a block's are whole only while it is computed, by all processes in step.
 
-Whoever runs such a model runs it in every process equally often. Drawing and scoring therefore do the same rows in all of
-them; the gradient of a search does other rows in each.
+Whoever runs such a model runs it in every process equally often; see `ranks.is_sharded`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from counterpoise.language.scoring import Example, row_nlls
-from counterpoise.ranks import ALONE, shared, turn, world_size
+from counterpoise.ranks import ALONE, world_size
 
 M = TypeVar("M", bound=nn.Module)
-T = TypeVar("T")
 
 
 def cut_up(model: M, device: torch.device | str, policy: MixedPrecisionPolicy) -> M:
@@ -53,32 +48,6 @@ def cut_modules(model: nn.Module) -> list[FSDPModule]:
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
-def is_sharded(model: object) -> bool:
-    """Whether `cut_up` was here."""
-    return isinstance(model, FSDPModule)
-
-
 def own_part(tensor: Tensor) -> Tensor:
     """This process's rows of a tensor that is cut up, sharing memory with it; any other tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def shared_unless_sharded(model: nn.Module, count: int, work: Callable[[int], T]) -> list[T]:
-    """`ranks.shared`; of a model that is cut up every process does all, in step: `work` shares what it can itself."""
-    return [work(n) for n in range(count)] if is_sharded(model) else shared(count, work)
-
-
-def nlls(model: nn.Module, examples: Sequence[Example], *, temperature: float = 1.0) -> Tensor:
-    """`row_nlls`; of a model that is cut up each process runs its share of the rows, and all know all numbers.
-
-    There a process has the gradient of its own rows alone: FSDP adds them up. One that has none keeps the others company.
-    """
-    if not is_sharded(model):
-        return row_nlls(model, examples, temperature=temperature)
-    rank, world = turn()
-    own = list(range(rank, len(examples), world))
-    found_B = row_nlls(model, [examples[i] for i in own or [-1]], temperature=temperature)
-    all_B, places_B = found_B.new_zeros(len(examples)), torch.tensor(own, dtype=torch.long, device=found_B.device)
-    all_B[places_B] = found_B.detach()[: len(own)]
-    dist.all_reduce(all_B)
-    return all_B.index_copy(0, places_B, found_B) if own else all_B + 0 * found_B.sum()

@@ -112,7 +112,7 @@ def restore_fits(asked: Restoring) -> Fits[Restoring]:
     for count in SHARES:
         if count > request.shard:
             cut = replace(request, shard=count)
-            typed = f"{'' if request.shard > 1 else '--shard '}under torchrun --nproc-per-node {count}"
+            typed = f"{'' if request.shard > 1 else '--shard under '}torchrun --nproc-per-node {count}"
             yield typed, (cut, files)
             yield from ((f"{more} {typed}", changed) for more, changed in _in_one(cut, files))
 

@@ -19,10 +19,10 @@ from counterpoise.evaluation.rewards import Rated, Reward, draw_rated
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import by_length
-from counterpoise.language.sharded import nlls, shared_unless_sharded
+from counterpoise.ranks import shared_unless_sharded
 from counterpoise.records import Progress
 from counterpoise.search.descent import Evaluate
-from counterpoise.search.proxies import PARTS, advantages, parts
+from counterpoise.search.proxies import PARTS, advantages, nlls, parts
 from counterpoise.search.sides import Slopes
 from counterpoise.statistics.bootstrap import Array
 

@@ -9,13 +9,14 @@ from functools import partial
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import ArrayLike
-from torch import nn
+from torch import Tensor, nn
 
 from counterpoise.averaging.resident import Objective
 from counterpoise.evaluation.rewards import Rated
-from counterpoise.language.scoring import Example, by_length, response_nll, response_tokens
-from counterpoise.language.sharded import is_sharded, nlls
+from counterpoise.language.scoring import Example, by_length, response_nll, response_tokens, row_nlls
+from counterpoise.ranks import is_sharded, turn
 from counterpoise.statistics.bootstrap import Array
 
 PARTS = 8
@@ -88,6 +89,22 @@ class WeightedSet:
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         return total
+
+
+def nlls(model: nn.Module, examples: Sequence[Example], *, temperature: float = 1.0) -> Tensor:
+    """`row_nlls`; of a model that is cut up each process runs its share of the rows, and all know all numbers.
+
+    There a process has the gradient of its own rows alone: FSDP adds them up. One that has none keeps the others company.
+    """
+    if not is_sharded(model):
+        return row_nlls(model, examples, temperature=temperature)
+    rank, world = turn()
+    own = list(range(rank, len(examples), world))
+    found_B = row_nlls(model, [examples[i] for i in own or [-1]], temperature=temperature)
+    all_B, places_B = found_B.new_zeros(len(examples)), torch.tensor(own, dtype=torch.long, device=found_B.device)
+    all_B[places_B] = found_B.detach()[: len(own)]
+    dist.all_reduce(all_B)
+    return all_B.index_copy(0, places_B, found_B) if own else all_B + 0 * found_B.sum()
 
 
 def parts(examples: Sequence[Example], batch_size: int) -> list[list[list[int]]]:

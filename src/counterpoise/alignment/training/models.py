@@ -20,7 +20,8 @@ from counterpoise.checkpoints.checkpoint import match_name
 from counterpoise.checkpoints.files import CheckpointError, first_line
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language.loading import without_bars
-from counterpoise.language.sharded import is_sharded, own_part
+from counterpoise.language.sharded import own_part
+from counterpoise.ranks import is_sharded
 
 
 @dataclass(frozen=True)

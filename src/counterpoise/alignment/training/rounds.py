@@ -19,9 +19,8 @@ from counterpoise.alignment.training.stepping import Mitigation
 from counterpoise.language.prompts import Prompt, encode_prompts
 from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import device_of
-from counterpoise.language.sharded import is_sharded
 from counterpoise.language.ways import context_of
-from counterpoise.ranks import gathered, turn
+from counterpoise.ranks import gathered, is_sharded, turn
 from counterpoise.records import Progress
 
 T = TypeVar("T")

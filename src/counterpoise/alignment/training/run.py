@@ -19,8 +19,8 @@ from counterpoise.alignment.training.sharding import moments_like, part_like, wh
 from counterpoise.alignment.training.stepping import Mitigation
 from counterpoise.checkpoints.files import replacing, staged
 from counterpoise.language.loading import without_bars
-from counterpoise.language.sharded import is_sharded, own_part
-from counterpoise.ranks import gathered
+from counterpoise.language.sharded import own_part
+from counterpoise.ranks import gathered, is_sharded
 from counterpoise.records import Progress, Stages, Store, digest, named, read_lines, write_json, write_whole
 
 T = TypeVar("T")
