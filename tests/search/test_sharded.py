@@ -21,16 +21,18 @@ from counterpoise.averaging.partition import layerwise, thirds
 from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.averaging.sharded import ShardedAverage
 from counterpoise.checkpoints.preflight import preflight
+from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example
 from counterpoise.language.sharded import own_part
 from counterpoise.restoration.request import Request
 from counterpoise.restoration.restore import run
 from counterpoise.search.candidates import HMA, TwoSided
+from counterpoise.search.on_policy import OnPolicy
 from counterpoise.search.proxies import ProxySet, WeightedSet
 from counterpoise.search.recipes import Wanted, find_recipe
-from tiny import save_pair
-from world import make, panel, searches
+from tiny import save_pair, tokenizer
+from world import early_letters, make, panel, searches
 
 PAIRS = {"llama": False, "gemma": True, "gpt2": True}
 """Families, and whether the head is tied."""
@@ -60,6 +62,17 @@ def in_two(work: Callable[..., None], *inputs: Any) -> None:
     mp.start_processes(entry, args=(port, work, *inputs), nprocs=2, start_method="forkserver")
 
 
+def on_policy(resident: ResidentAverage) -> tuple[float, list[float]]:
+    """The reward form around a point: drawn, scored, with its gradient."""
+    prompts = [Prompt((("user", t),)) for t in ("ab", "cde", "f")]
+    how = Drawing(n=2, max_new_tokens=4, batch_size=4)
+    side = OnPolicy(
+        resident, thirds(resident.pair.names), tokenizer(), prompts, early_letters, how, groups=2, batch_size=3
+    )
+    value, gradient = side.near(np.array([0.3, 0.5, 0.7]))(np.array([0.4, 0.5, 0.6]))
+    return value, gradient.tolist()
+
+
 def half(rank: int, folder: Path) -> None:
     """What this process holds and finds."""
     found: dict[str, Any] = {}
@@ -78,12 +91,15 @@ def half(rank: int, folder: Path) -> None:
             cut = layerwise(pair.names)
             slopes = [resident.losses_and_gradients(cut, [0.4] * len(cut), s.terms) for s in SETS]
             left = [p.grad is None for p in resident.model.parameters()]
+            read = sum(len(resident._sides(n)[0]) for n in resident._places)
+            resident.hold("cpu")
+            held = resident.losses_and_gradients(cut, [0.4] * len(cut), SETS[0].terms)
             whole = sum(p.numel() for p in resident.model.parameters())
             own = sum(own_part(p.detach()).numel() for p in resident.model.parameters())
-            read = sum(len(resident._sides(n)[0]) for n in resident._places)
             found[f"{name}-{compute}"] = {
                 "slopes": [[x.tolist() for x in s] for s in slopes],
-                "nll": SETS[0].nll(resident.model),
+                "held": [x.tolist() for x in held],
+                "on policy": on_policy(resident) if compute == "float64" else None,
                 "left": all(left),
                 "own": own / whole,
                 "read": read / sum(pair.post[n].numel() for n in pair.names),
@@ -127,8 +143,13 @@ def test_losses_and_gradients_are_those_of_one_process(two: Path, name: str, com
     found = [json.loads((two / f"{rank}.json").read_text())[f"{name}-{compute}"] for rank in range(2)]
     assert found[0]["slopes"] == found[1]["slopes"]
     close = {"float64": 1e-8 if "gemma" in name else 1e-13, "float32": 3e-6, "bfloat16": 0.03}[compute]
-    for s, (losses, gradients) in zip(SETS, found[0]["slopes"], strict=True):
-        wanted = resident.losses_and_gradients(cut, [0.4] * len(cut), s.terms)
+    wants = [resident.losses_and_gradients(cut, [0.4] * len(cut), s.terms) for s in SETS]
+    wants.append(wants[0])  # with PRE and POST held
+    sides = [*found[0]["slopes"], found[0]["held"]]
+    if compute == "float64":
+        wants.append(on_policy(resident))
+        sides.append(found[0]["on policy"])
+    for wanted, (losses, gradients) in zip(wants, sides, strict=True):
         np.testing.assert_allclose(losses, wanted[0], rtol=close, atol=close * np.abs(wanted[0]).max())
         np.testing.assert_allclose(gradients, wanted[1], rtol=close, atol=close * np.abs(wanted[1]).max())
 
@@ -144,7 +165,6 @@ def test_each_process_holds_and_reads_half(two: Path) -> None:
 SEARCHES = {
     "hma": (HMA(proxy_size=24), 0.6),
     "contrast": (TwoSided(alignment="contrast", blocks=3, proxy_size=16), 1.0),
-    "reward": (TwoSided(alignment="reward", blocks=3, proxy_size=16), 1.0),
 }
 
 

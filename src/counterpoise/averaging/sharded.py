@@ -34,7 +34,7 @@ class ShardedAverage(ResidentAverage):
     gradients are those of one process up to the order of sums.
 
     Raises:
-        ValueError: a single process.
+        ValueError: a single process, weights of several dtypes.
         CheckpointError: see `ResidentAverage`; a tensor that is no stretch of one parameter in memory.
     """
 
@@ -57,6 +57,10 @@ class ShardedAverage(ResidentAverage):
         found = places(model, self.pair.shapes, self.pair.post.source)
         begins = {name: _begin(place) for name, place in found.items()}
         own_memory(model.buffers(), device)
+        if len(kinds := {str(p.dtype) for p in model.parameters()}) > 1:
+            raise ValueError(
+                f"shard: expected weights of one dtype, found {' and '.join(sorted(kinds))}; add --dtype float32"
+            )
         model = cut_up(model, device, MixedPrecisionPolicy(reduce_dtype=wide_dtype(*model.parameters())))
         held = {
             **dict(model.named_parameters(remove_duplicate=False)),
