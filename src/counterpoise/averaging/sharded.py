@@ -16,7 +16,6 @@ from counterpoise.averaging.mix import Donor
 from counterpoise.averaging.partition import Partition
 from counterpoise.averaging.places import Place, places
 from counterpoise.averaging.resident import Objective, ResidentAverage, compute_dtype, load, own_memory
-from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.preflight import Pair
 from counterpoise.checkpoints.rounding import key_of, wide_dtype
 from counterpoise.language.checkpointing import can_recompute
@@ -35,7 +34,7 @@ class ShardedAverage(ResidentAverage):
 
     Raises:
         ValueError: a single process, weights of several dtypes.
-        CheckpointError: see `ResidentAverage`; a tensor that is no stretch of one parameter in memory.
+        CheckpointError: see `ResidentAverage` and `Place.start`.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class ShardedAverage(ResidentAverage):
 
     def _placed(self, model: nn.Module, device: torch.device) -> tuple[nn.Module, dict[str, Stretch]]:  # type: ignore[override]
         found = places(model, self.pair.shapes, self.pair.post.source)
-        begins = {name: _begin(place) for name, place in found.items()}
+        starts = {name: place.start for name, place in found.items()}
         own_memory(model.buffers(), device)
         if len(kinds := {str(p.dtype) for p in model.parameters()}) > 1:
             raise ValueError(
@@ -66,7 +65,7 @@ class ShardedAverage(ResidentAverage):
             **dict(model.named_parameters(remove_duplicate=False)),
             **dict(model.named_buffers(remove_duplicate=False)),
         }
-        return model, {n: _own(p, begins[n], held) for n, p in found.items()}
+        return model, {n: _own(p, starts[n], held) for n, p in found.items()}
 
     def _is_room(self, device: torch.device, shares: int = 1) -> bool:
         return super()._is_room(device, turn()[1])
@@ -101,17 +100,6 @@ class Stretch(Place):
 
     def own(self, gradient: Tensor) -> Tensor:
         return own_part(gradient).reshape(-1)[self.at : self.at + self.count]
-
-
-def _begin(place: Place) -> int:
-    """Where in its parameter, flattened, a tensor begins."""
-    (parameter,) = place.parameters.values() if len(place.parameters) == 1 else (None,)
-    if place.view is None or parameter is None or not (place.view.is_contiguous() and parameter.is_contiguous()):
-        raise CheckpointError(
-            f"{place.name}: expected a tensor that is one stretch of a parameter in memory, as shards need it, found one that is "
-            "rearranged; leave out --shard and take a device that holds the pair"
-        )
-    return int(place.view.storage_offset() - parameter.storage_offset())
 
 
 def _own(place: Place, begin: int, held: Mapping[str, Tensor]) -> Stretch:

@@ -133,7 +133,7 @@ class Workbench:
         cls, pair: Pair, panel: Panel, store: Store, *, allow_unrelated: bool, progress: Stages | None, **on: Any
     ) -> Workbench:
         """A workbench once every tensor was read: `warnings` are those of `preflight` and `scan`, too."""
-        refuse_unmeasured(pair, on.get("donor", "post"))
+        refuse_unmeasured(pair, on.get("donor", "post"), shard=on.get("shard", 1))
         bench = cls(pair, panel, store, **on, progress=progress)
         panel.refuse_long(bench.tokenizer, bench.context)
         _, told = scan(pair, allow_unrelated=allow_unrelated, progress=named(progress, "reading both checkpoints"))

@@ -57,7 +57,7 @@ def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True, m
     request.check(files, len(panel.abilities) - files)
     first = look(str(request.pre))
     second = look(str(request.post), base=first)
-    told, mapped = fit(first, second, request.drop, request.out, request.donor)
+    told, mapped = fit(first, second, request.drop, request.out, request.donor, shard=request.shard)
     if first.weights is not None and second.weights is not None:
         request.check_words(first.weights, second.weights)
     giver = first if request.donor == "pre" else second  # whose tokenizer and context count
