@@ -543,7 +543,9 @@ def test_a_pair_above_one_device_fits_cut_up_among_as_many_as_is_said(
     found = planned()
     assert found.exit_code == 1
     said = " ".join(found.output.split())
-    assert said.endswith("expected 145 GB of memory, found 80 GB; with --shard under torchrun --nproc-per-node 4 it fits")
+    assert said.endswith(
+        "expected 145 GB of memory, found 80 GB; with --shard under torchrun --nproc-per-node 4 it fits"
+    )
     monkeypatch.setenv("WORLD_SIZE", "4")
     fits = planned("--shard")
     assert fits.exit_code == 0, fits.output
@@ -558,9 +560,15 @@ def test_a_pair_above_one_device_fits_cut_up_among_as_many_as_is_said(
     monkeypatch.delenv("WORLD_SIZE")
     plan = json.loads(planned("--shard").stdout)
     assert [line for line in plan["assumed"] if line.startswith("8 processes, as torchrun has not said")]
+    files = ("--prompts", world / "prompts.jsonl", "--reward", "world:early_letters")
+    alone = run("search", world / "pre", world / "post", "-o", tmp_path / "r.json", "--mean", 0.5, *files, "--shard")
+    assert alone.exit_code == 1
+    assert "shard: expected several processes, found one; start it with torchrun" in " ".join(alone.output.split())
     refused = planned("--shard", "--heal", 2)
     assert refused.exit_code == 1
-    assert "shard: averages are drawn and scored by transformers alone, found healing" in " ".join(refused.output.split())
+    assert "shard: averages are drawn and scored by transformers alone, found healing" in " ".join(
+        refused.output.split()
+    )
 
 
 @pytest.mark.parametrize("typed", [True, False])

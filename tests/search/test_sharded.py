@@ -28,7 +28,7 @@ from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example
 from counterpoise.language.sharded import own_part
 from counterpoise.restoration.request import Request
-from counterpoise.restoration.restore import run
+from counterpoise.restoration.restore import measure_tax, run
 from counterpoise.search.candidates import HMA, TwoSided
 from counterpoise.search.on_policy import OnPolicy
 from counterpoise.search.proxies import ProxySet, WeightedSet
@@ -194,6 +194,9 @@ def searched(rank: int, world: Path, folder: Path, shard: int = 2) -> None:
     found = run(Request(world / "pre", world / "post", folder / "out", **asked, **searches(controls=False)), files)
     told["points"] = {f"{p['name']} {p['part']}": [p["ratios"], p["reward"]["value"]] for p in found["points"]}
     told["pick"] = found["pick"]
+    taxed = measure_tax(world / "pre", world / "post", files, shard=shard)
+    told["tax"] = [row["tax"]["value"] for row in taxed["tax"]]
+    told["distance"] = [row["post"]["value"] for row in taxed["distance"]]
     (folder / f"told-{rank}.json").write_text(json.dumps(told))
 
 
@@ -210,6 +213,8 @@ def test_searches_and_restore_find_what_one_process_finds(tmp_path: Path) -> Non
     for name in SEARCHES:
         np.testing.assert_allclose(both[0][name], alone[name], atol=1e-4)
     assert both[0]["pick"] == alone["pick"]
+    for what in ("tax", "distance"):
+        np.testing.assert_allclose(both[0][what], alone[what], atol=1e-4)
     assert both[0]["points"].keys() == alone["points"].keys()
     for name, (ratios, reward) in alone["points"].items():
         np.testing.assert_allclose(both[0]["points"][name][0], ratios, atol=1e-4)

@@ -218,6 +218,7 @@ def tax(
     amounts: options.Amounts,
     how: options.Drawn,
     engines: options.Engines,
+    shard: options.Shard = False,
     fast: options.Fast = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -246,9 +247,9 @@ def tax(
         from counterpoise.language.loading import refuse_unmeasurable
         from counterpoise.restoration.restore import measure_tax
 
-        if work is None:
+        if work is None and not shard:
             refuse_several("tax", "; with --work FOLDER they share the work")
-        engine = engines.settings
+        engine, shares = engines.settings, options.shares(shard)
         engine.check(sum(not is_file(a) for a in abilities))
         refuse_unmeasurable(pre, post)  # before the reward is loaded
 
@@ -256,7 +257,7 @@ def tax(
         files = how.panel(prompts, reward, abilities, amounts)
         panel = (files.rough() if fast else files).load(device)
         on: dict[str, Any] = {"device": device, "dtype": options.dtype_of(how.dtype), **matching.settings}
-        on["engine"] = engine
+        on |= {"engine": engine, "shard": shares}
         found = measure_tax(pre, post, panel, work=work, progress=progress, **on)
         if not is_first():
             return

@@ -106,6 +106,9 @@ class Workbench:
         progress: Stages | None = None,
     ) -> None:
         self.asked_engine = engine
+        self.cut_up: dict[str, Any] = (
+            {"shard": shard} if shard > 1 else {}
+        )  # in keys and records, as before there were shards
         self.pair, self.panel, self.store, self.donor = pair, panel, store, donor
         self.device = device
         self.dtype = dtype or from_first(lambda: compute_dtype(pair, device))  # it is timed, and keys must be one
@@ -122,7 +125,7 @@ class Workbench:
             "dtype": str(self.dtype),
             "device": device,
             **engine.told,
-            **({"shard": shard} if shard > 1 else {}),
+            **self.cut_up,
         }
         self.stages = progress
         self.elsewhere: Callable[[Sequence[Piece]], None] | None = None
@@ -144,7 +147,7 @@ class Workbench:
     def resident(self) -> ResidentAverage:
         """The model, loaded when it is first needed."""
         self._rest()
-        if "shard" in self.inputs:
+        if self.cut_up:
             from counterpoise.averaging.sharded import ShardedAverage
 
             return ShardedAverage(self.pair, donor=self.donor, dtype=self.dtype, device=self.device)
