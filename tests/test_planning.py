@@ -18,6 +18,7 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from counterpoise.cli.app import app
+from counterpoise.cli.options import devices_like
 from counterpoise.evaluation.panel import PanelFiles
 from counterpoise.language.costs import (
     Items,
@@ -39,7 +40,7 @@ from counterpoise.language.costs import (
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example, response_nll
 from counterpoise.language.work import PROJECTED, Speed, Work
-from counterpoise.planning.shorter import Ways, shorter as shortened
+from counterpoise.planning.shorter import Ways, restore_fits, shorter as shortened
 from counterpoise.planning.stages import Loop, align_stages, heal_stages, restore_stages
 from counterpoise.restoration.request import Details, Heal, Request
 from counterpoise.search.candidates import CONTROLS, HMA, PASSES, Extent, TwoSided, two_sided_passes
@@ -569,6 +570,13 @@ def test_a_pair_above_one_device_fits_cut_up_among_as_many_as_is_said(
     assert "shard: averages are drawn and scored by transformers alone, found healing" in " ".join(
         refused.output.split()
     )
+
+
+def test_no_more_processes_are_advised_than_there_are_devices(world: Path) -> None:
+    asked = Request(world / "pre", world / "post", world / "out"), PanelFiles("prompts", "reward", ())
+    counts = {d: {r.shard for _, (r, _) in restore_fits(asked, d)} for d in (devices_like("cpu", None), 4)}
+    assert counts == {1: {1}, 4: {1, 2, 4}}
+    assert devices_like("cuda", "1e15,1e13,80e9") == 8
 
 
 @pytest.mark.parametrize("typed", [True, False])

@@ -22,7 +22,7 @@ from counterpoise.alignment.training.processes import join
 from counterpoise.averaging.partition import layerwise, thirds
 from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.averaging.sharded import ShardedAverage
-from counterpoise.checkpoints.preflight import preflight
+from counterpoise.checkpoints.preflight import Pair, preflight
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example
@@ -86,47 +86,47 @@ def on_policy(resident: ResidentAverage) -> tuple[float, list[float]]:
 
 def half(rank: int, folder: Path) -> None:
     """What this process holds and finds."""
-    found: dict[str, Any] = {}
-    for name in json.loads((folder / "pairs.json").read_text()):
+    found = {}
+    for name, compute in json.loads((folder / "cases.json").read_text()):
         pair = preflight(folder / name / "pre", folder / name / "post")
-        for compute in COMPUTED[name.partition("-")[2]]:
-            resident, parts = None, {}
-            before = live()
-            resident = ShardedAverage(pair, dtype=getattr(torch, compute))
-            parts |= {n: list[torch.Tensor]() for n, _ in resident.model.named_parameters(remove_duplicate=False)}
-            parameters = list(resident.model.parameters())
-            resident.losses_and_gradients(thirds(pair.names), RATIOS[0], SETS[0].terms)
-            share = (live(resident) - before) / sum(p.numel() * p.itemsize for p in parameters)
-            for ratios in RATIOS:
-                resident.set(thirds(pair.names), ratios)
-                for n, p in resident.model.named_parameters(remove_duplicate=False):
-                    parts[n].append(own_part(p.detach()).clone())
-            torch.save(parts, folder / f"{name}-{compute}-{rank}.pt")
-            cut = layerwise(pair.names)
-            slopes = [resident.losses_and_gradients(cut, [0.4] * len(cut), s.terms) for s in SETS]
-            left = [p.grad is None for p in parameters]
-            read = sum(len(resident._sides(n)[0]) for n in resident._places)
-            resident.hold("cpu")
-            held = resident.losses_and_gradients(cut, [0.4] * len(cut), SETS[0].terms)
-            found[f"{name}-{compute}"] = {
-                "slopes": [[x.tolist() for x in s] for s in slopes],
-                "held": [x.tolist() for x in held],
-                "on policy": on_policy(resident) if compute == "float64" else None,
-                "left": all(left),
-                "share": share,
-                "read": read / sum(pair.post[n].numel() for n in pair.names),
-            }
+        found[f"{name}-{compute}"] = found_of(pair, compute, folder / f"{name}-{compute}-{rank}.pt")
     (folder / f"{rank}.json").write_text(json.dumps(found))
+
+
+def found_of(pair: Pair, compute: str, file: Path) -> dict[str, Any]:
+    """Of one pair; the parts of its averages go to a file."""
+    before, cut = live(), layerwise(pair.names)
+    resident = ShardedAverage(pair, dtype=getattr(torch, compute))
+    parameters = dict(resident.model.named_parameters(remove_duplicate=False))
+    slopes = [resident.losses_and_gradients(cut, [0.4] * len(cut), s.terms) for s in SETS]
+    share = (live(resident) - before) / sum(p.numel() * p.itemsize for p in resident.model.parameters())
+    parts: dict[str, list[torch.Tensor]] = {n: [] for n in parameters}
+    for ratios in RATIOS:
+        resident.set(thirds(pair.names), ratios)
+        for n, p in parameters.items():
+            parts[n].append(own_part(p.detach()).clone())
+    torch.save(parts, file)
+    read = sum(len(resident._sides(n)[0]) for n in resident._places)
+    resident.hold("cpu")
+    held = resident.losses_and_gradients(cut, [0.4] * len(cut), SETS[0].terms)
+    return {
+        "slopes": [[x.tolist() for x in s] for s in slopes],
+        "held": [x.tolist() for x in held],
+        "on policy": on_policy(resident) if compute == "float64" else None,
+        "left": all(p.grad is None for p in parameters.values()),
+        "recomputes": resident.recomputes,
+        "share": share,
+        "read": read / sum(pair.post[n].numel() for n in pair.names),
+    }
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
-    names = [f"{family}-{stored}" for family in PAIRS for stored in COMPUTED]
-    for name in names:
+    for name in dict.fromkeys(name for name, _ in CASES):
         family, _, stored = name.partition("-")
         save_pair(folder / name, family, dtype=getattr(torch, stored), tied=PAIRS[family])
-    (folder / "pairs.json").write_text(json.dumps(names))
+    (folder / "cases.json").write_text(json.dumps(CASES))
     in_two(half, folder)
     return folder
 
@@ -170,7 +170,8 @@ def test_each_process_holds_and_reads_half(two: Path) -> None:
     for rank in range(2):
         for name, found in json.loads((two / f"{rank}.json").read_text()).items():
             assert found["left"], name
-            if name.endswith("float64"):  # where no noise is kept, and what was before has no other size
+            assert found["recomputes"], name
+            if name.endswith("float64"):  # where no noise is kept for later
                 assert 0.45 < found["share"] < 0.55, name
             assert 0.45 < found["read"] < 0.55, name
 

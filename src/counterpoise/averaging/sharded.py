@@ -29,7 +29,7 @@ class ShardedAverage(ResidentAverage):
     Each process mixes its own stretch of every tensor, with the bits that the whole has, and takes the inner product of its
     share of a gradient with its share of the update; K sums are then added over the processes. Weights are whole for a block
     at a time, the activations of its layers are computed twice. All processes call everything alike: they run the model in
-    step, on the same rows but for the gradient of `ProxySet` and its like, whose rows they share (`sharded.nlls`). Losses and
+    step, on the same rows but for the gradient of `ProxySet` and its like, whose rows they share (`proxies.nlls`). Losses and
     gradients are those of one process up to the order of sums.
 
     Raises:

@@ -257,6 +257,15 @@ def memory_of(text: str | None) -> float:
     return next(iter((speed_of(text) or [])[2:]), float("inf"))
 
 
+def devices_like(device: str, speed: str | None) -> int:
+    """How many devices with a memory of their own a machine has: a host is one; 8 where --speed tells of another machine."""
+    import torch
+
+    if speed is not None:
+        return 8
+    return torch.cuda.device_count() if device.startswith("cuda") else 1
+
+
 def device_of(name: str) -> str:
     """The device of --device: for auto the GPU that is here, else the cpu, and it is said which."""
     if name != "auto":

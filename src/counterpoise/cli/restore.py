@@ -166,7 +166,7 @@ def restore(
             from counterpoise.planning.restore import plan_restore
             from counterpoise.planning.shorter import restore_fits, restore_ways
 
-            asked = request, files
+            asked, devices = (request, files), options.devices_like(device, speed)
             there: dict[str, Any] = {"present": speed is None, "memory": options.memory_of(speed)}
             tell(
                 asked,
@@ -175,7 +175,7 @@ def restore(
                 speed,
                 device,
                 as_json,
-                restore_fits(asked),
+                restore_fits(asked, devices),
             )
             return
         from counterpoise.alignment.training.processes import one_message

@@ -105,12 +105,12 @@ def _unit(seconds: float) -> int:
     return (seconds >= HOUR) + (seconds >= DAY)
 
 
-def restore_fits(asked: Restoring) -> Fits[Restoring]:
-    """What makes a restore smaller: fewer rows, fewer bytes a number, more processes."""
+def restore_fits(asked: Restoring, devices: int = max(SHARES)) -> Fits[Restoring]:
+    """What makes a restore smaller: fewer rows, fewer bytes a number, more processes where there are so many devices."""
     request, files = asked
     yield from _in_one(request, files)
     for count in SHARES:
-        if count > request.shard:
+        if request.shard < count <= devices:
             cut = replace(request, shard=count)
             typed = f"{'' if request.shard > 1 else '--shard under '}torchrun --nproc-per-node {count}"
             yield typed, (cut, files)
