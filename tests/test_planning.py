@@ -18,6 +18,7 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from counterpoise.cli.app import app
+from counterpoise.cli.options import devices_like
 from counterpoise.evaluation.panel import PanelFiles
 from counterpoise.language.costs import (
     Items,
@@ -39,7 +40,7 @@ from counterpoise.language.costs import (
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example, response_nll
 from counterpoise.language.work import PROJECTED, Speed, Work
-from counterpoise.planning.shorter import Ways, shorter as shortened
+from counterpoise.planning.shorter import Ways, restore_fits, shorter as shortened
 from counterpoise.planning.stages import Loop, align_stages, heal_stages, restore_stages
 from counterpoise.restoration.request import Details, Heal, Request
 from counterpoise.search.candidates import CONTROLS, HMA, PASSES, Extent, TwoSided, two_sided_passes
@@ -527,6 +528,55 @@ def test_what_does_not_fit_is_refused_with_what_would(command: Any, world: Path)
     none = command(world, *more, "--speed", f"1e12,1e12,{weights / 5}")
     assert none.exit_code == 1
     assert "such devices: take a smaller model" in " ".join(none.output.split())
+
+
+def test_a_pair_above_one_device_fits_cut_up_among_as_many_as_is_said(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64}
+    config = transformers.LlamaConfig(**sizes, num_key_value_heads=8, vocab_size=128256, dtype="bfloat16")
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(tmp_path)
+
+    def planned(*more: object) -> Result:
+        return restore(world, "--json", "--speed", "1e15,1e13,80e9", *more, pre=tmp_path, post=tmp_path)
+
+    found = planned()
+    assert found.exit_code == 1
+    said = " ".join(found.output.split())
+    assert said.endswith(
+        "expected 145 GB of memory, found 80 GB; with --shard under torchrun --nproc-per-node 4 it fits"
+    )
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    fits = planned("--shard")
+    assert fits.exit_code == 0, fits.output
+    plan = json.loads(fits.stdout)
+    assert plan["resident"]["weights"] == pytest.approx(2 * 70.55e9 / 4, rel=1e-3)
+    assert plan["resident"]["weights"] < plan["peak"] < 80e9
+    assert not [line for line in plan["assumed"] if "torchrun has not said" in line]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    two = planned("--shard")
+    assert two.exit_code == 1
+    assert " ".join(two.output.split()).endswith("; with torchrun --nproc-per-node 4 it fits")
+    monkeypatch.delenv("WORLD_SIZE")
+    plan = json.loads(planned("--shard").stdout)
+    assert [line for line in plan["assumed"] if line.startswith("8 processes, as torchrun has not said")]
+    files = ("--prompts", world / "prompts.jsonl", "--reward", "world:early_letters")
+    alone = run("search", world / "pre", world / "post", "-o", tmp_path / "r.json", "--mean", 0.5, *files, "--shard")
+    assert alone.exit_code == 1
+    assert "shard: expected several processes, found one; start it with torchrun" in " ".join(alone.output.split())
+    refused = planned("--shard", "--heal", 2)
+    assert refused.exit_code == 1
+    assert "shard: averages are drawn and scored by transformers alone, found healing" in " ".join(
+        refused.output.split()
+    )
+
+
+def test_no_more_processes_are_advised_than_there_are_devices(world: Path) -> None:
+    asked = Request(world / "pre", world / "post", world / "out"), PanelFiles("prompts", "reward", ())
+    counts = {d: {r.shard for _, (r, _) in restore_fits(asked, d)} for d in (devices_like("cpu", None), 4)}
+    assert counts == {1: {1}, 4: {1, 2, 4}}
+    assert devices_like("cuda", "1e15,1e13,80e9") == 8
 
 
 @pytest.mark.parametrize("typed", [True, False])

@@ -8,10 +8,11 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 T = TypeVar("T")
 _AVAILABLE = dist.is_available()
+ALONE = "shard: expected several processes, found one; start it with torchrun --nproc-per-node N"
 TOLD = (ValueError, OSError, ModuleNotFoundError)
 """Errors that a user can act on: their message alone is passed on, of any other its traceback."""
 
@@ -67,6 +68,29 @@ def shared(count: int, work: Callable[[int], T]) -> list[T]:
     rank, world = turn()
     found = gathered(lambda: [work(n) for n in range(rank, count, world)])
     return [found[n % world][n // world] for n in range(count)]
+
+
+def is_sharded(model: object) -> bool:
+    """Whether its weights are cut up, see `language.sharded`."""
+    if world_size() == 1:
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(model, FSDPModule)
+
+
+def in_step(model: nn.Module) -> bool:
+    """Whether its weights are cut up and not whole at present: all processes then run it alike, or wait for ever."""
+    if world_size() == 1:
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(p, DTensor) for p in model.parameters())
+
+
+def shared_unless_sharded(model: object, count: int, work: Callable[[int], T]) -> list[T]:
+    """`shared`; of a model that is cut up every process does all, in step: `work` shares what it can itself."""
+    return [work(n) for n in range(count)] if is_sharded(model) else shared(count, work)
 
 
 class _Average(torch.autograd.Function):

@@ -64,13 +64,18 @@ class Store:
     A file appears whole or not at all, so a killed run leaves nothing to repair, and several processes, also of several
     machines, may share one folder: what one of them is at the others wait for, and do it if that one is killed. A file that
     was torn all the same (a lost disk, a broken copy) is no piece: the work is done again and replaces it.
+
+    Args:
+        in_step: processes that have met do every piece as one (`together`), as a model that is cut up among them needs it.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, *, in_step: bool = False) -> None:
+        self.folder, self.in_step = Path(folder), in_step
 
     def once(self, key: Mapping[str, Any], work: Callable[[], T]) -> T:
         """The json value stored for `key`, or `work()`, which is then stored."""
+        if self.in_step and _joined():
+            return self.together(key, work)
         for found in self._held(key):
             return found  # type: ignore[no-any-return]
         with contextlib.nullcontext() if _joined() else self.alone(key):
@@ -88,6 +93,14 @@ class Store:
             return found  # type: ignore[no-any-return]
         value = work()
         return from_first(lambda: self._keep(key, value))
+
+    def told(self, work: Callable[[], T]) -> T:
+        """What `work` gives, which is within a piece and asks no model of it: done by the first of processes in step."""
+        if not (self.in_step and _joined()):
+            return work()
+        from counterpoise.ranks import from_first
+
+        return from_first(work)
 
     def _held(self, key: Mapping[str, Any]) -> list[Any]:
         """The value, or nothing where there is none or it is torn."""
@@ -109,7 +122,7 @@ class Store:
                 another process has done it.
             together: processes that have met do each of them as one.
         """
-        if together and _joined():
+        if (together or self.in_step) and _joined():
             return [work() for _, work in works]
         found: dict[int, T] = {}
         while len(found) < len(works):

@@ -33,11 +33,12 @@ from counterpoise.alignment.rsf import rsf
 from counterpoise.alignment.settings import RSF, Distil
 from counterpoise.alignment.training.models import Machine, frozen_copy, load
 from counterpoise.alignment.training.processes import shared_by_length
-from counterpoise.alignment.training.sharding import own_part, part_like, shard, whole, whole_weights
+from counterpoise.alignment.training.sharding import part_like, shard, whole, whole_weights
 from counterpoise.alignment.training.stepping import Step
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import Example
+from counterpoise.language.sharded import own_part
 from tiny import save_pair, tiny
 
 
@@ -156,7 +157,9 @@ def test_a_process_without_rows_keeps_the_others_company_at_weight_0(two: Path) 
 def test_mixed_precision_keeps_float32_rows_and_both_see_one_loss(two: Path, pre: Path) -> None:  # noqa: F811
     whole_model, words = load(pre, Machine(bf16=True))
     samples = [Sample(p, "abc", 1.0, 0.5) for p in PROMPTS]
-    by_itself = distil(whole_model, words, samples, Distil(epochs=2, learning_rate=1e-2, batch_size=3, micro_batch_size=1))
+    by_itself = distil(
+        whole_model, words, samples, Distil(epochs=2, learning_rate=1e-2, batch_size=3, micro_batch_size=1)
+    )
     first, second = told(two)
     assert first["mixed"] == second["mixed"]
     assert first["mixed"][0] != first["full"][0]

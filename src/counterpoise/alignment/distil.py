@@ -17,7 +17,6 @@ from counterpoise.alignment.rsf import best_of_n, draw_and_score, fine_tune
 from counterpoise.alignment.settings import Distil
 from counterpoise.alignment.training import processes
 from counterpoise.alignment.training.run import Run
-from counterpoise.alignment.training.sharding import is_sharded
 from counterpoise.alignment.training.stepping import Mitigation, adam, finish_all, start_all
 from counterpoise.checkpoints.reading import json_lines
 from counterpoise.evaluation.rewards import Reward
@@ -25,6 +24,7 @@ from counterpoise.language.prompts import Prompt, encode_prompt, encode_prompts,
 from counterpoise.language.sampling import Drawing, decode, stop_tokens
 from counterpoise.language.scoring import Example
 from counterpoise.language.ways import context_of
+from counterpoise.ranks import is_sharded
 from counterpoise.records import NUMERICS, Progress, Store, digest
 
 STORED_TOGETHER = 128

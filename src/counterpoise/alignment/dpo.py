@@ -16,7 +16,6 @@ from counterpoise.alignment.settings import DPO, rows_at_once
 from counterpoise.alignment.training import processes, stepping
 from counterpoise.alignment.training.models import frozen_copy
 from counterpoise.alignment.training.run import Run
-from counterpoise.alignment.training.sharding import is_sharded
 from counterpoise.alignment.training.stepping import Mitigation
 from counterpoise.alignment.training.trainers import (
     Bar,
@@ -30,6 +29,7 @@ from counterpoise.evaluation.items import spaced
 from counterpoise.language.prompts import named
 from counterpoise.language.scoring import Example
 from counterpoise.language.templates import Refused, fitted, has_template, render
+from counterpoise.ranks import is_sharded
 
 HELD = "mitigations.pt"
 """The mitigations' state inside each of TRL's checkpoints."""

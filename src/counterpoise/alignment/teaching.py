@@ -26,13 +26,14 @@ from counterpoise.alignment.training import processes
 from counterpoise.alignment.training.models import Machine, load, load_frozen
 from counterpoise.alignment.training.rounds import draw_together
 from counterpoise.alignment.training.run import Run
-from counterpoise.alignment.training.sharding import is_sharded, own_part, part_like
+from counterpoise.alignment.training.sharding import part_like
 from counterpoise.alignment.training.stepping import Mitigation, Step, adam, finish_all, start_all, take_step
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example, device_of, refuse_too_long, response_tokens, score_responses
+from counterpoise.language.sharded import own_part
 from counterpoise.language.ways import NoNumbers
 from counterpoise.multitask import BanditMTL
-from counterpoise.ranks import sum_over_ranks
+from counterpoise.ranks import is_sharded, sum_over_ranks
 
 Ids = tuple[int, ...]
 POST, PRE = 0, 1

@@ -45,6 +45,21 @@ class Place:
             held = parameter.data
             held.copy_(torch.where(marks[name].to(held.device) != 0, made[name].to(held), held))
 
+    @property
+    def start(self) -> int:
+        """Where in its parameter, both flattened, it begins.
+
+        Raises:
+            CheckpointError: it is no single stretch of it.
+        """
+        parameter = next(iter(self.parameters.values()))
+        if self.view is None or not (self.view.is_contiguous() and parameter.is_contiguous()):
+            raise CheckpointError(
+                f"{self.name}: expected a tensor that is one stretch of a parameter in memory, as --shard needs it, found one "
+                "that is rearranged; leave out --shard and take a device that holds the model"
+            )
+        return int(self.view.storage_offset() - parameter.storage_offset())
+
     def own(self, gradient: Tensor) -> Tensor:
         """The part of its parameter's gradient that is this tensor's, of the shape on disk."""
         assert self.view is not None
@@ -94,15 +109,22 @@ def places(model: Any, shapes: Shapes, source: str) -> dict[str, Place]:
     return found
 
 
-def refuse_unmeasured(pair: Pair, donor: Donor) -> None:
-    """Raise, from the headers alone, for a pair whose tensors have no place in the model that would be measured."""
+def refuse_unmeasured(pair: Pair, donor: Donor, *, shard: int = 1) -> None:
+    """Raise, from the headers alone, for a pair whose tensors have no place in the model that would be measured.
+
+    Args:
+        shard: above 1 also for tensors that cannot be cut up, see `Place.start`.
+    """
     giver = pair.giver(donor)
     if (config := config_of(giver.folder)) is None:
         return
     kind = writer_of(config, giver.source)
     with torch.device("meta"):
         model = kind(config)
-    places(model, pair.shapes, pair.post.source)
+    found = places(model, pair.shapes, pair.post.source)
+    if shard > 1:
+        for place in found.values():
+            _ = place.start
 
 
 def _within(fusion: Fusion, shapes: Shapes, held: Mapping[str, Tensor]) -> dict[str, Place]:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -23,7 +23,7 @@ from counterpoise.language.checkpointing import can_recompute, recomputed
 from counterpoise.language.dtypes import computed_in
 from counterpoise.language.loading import without_bars
 from counterpoise.language.ways import out_of_memory, warn_of
-from counterpoise.ranks import shared
+from counterpoise.ranks import shared_unless_sharded
 
 SHARE = 2 / 3
 """Of a GPU's free memory, beside the model, PRE and POST may take so much: the rest is for activations."""
@@ -65,28 +65,47 @@ class ResidentAverage:
     ) -> None:
         self.pair = pair
         if model is None:
-            model = _load(pair, donor, dtype or compute_dtype(pair, device), torch.device(device))
-        self.model = model.to(device).eval()
-        words = self.model.get_input_embeddings()  # type: ignore[operator]
+            model = load(pair, donor, dtype or compute_dtype(pair, device))
+            own_memory(model.state_dict(keep_vars=True).values(), torch.device(device))
+        words = model.get_input_embeddings()  # type: ignore[operator]
         words.padding_idx = None  # or the gradient of that token is dropped where it stands in a text
-        self._places = places(self.model, pair.shapes, pair.post.source)
+        self.model, self._places = self._placed(model.eval(), torch.device(device))
         self._ratios: dict[str, float] = {}
         self._held: dict[str, tuple[Tensor, Tensor]] = {}
         self._buffers = Buffers()
         self.recomputes = False
-        if _is_room(pair, torch.device(device)):
+        if self._is_room(torch.device(device)):
             self.hold(device)
+
+    def _placed(self, model: nn.Module, device: torch.device) -> tuple[nn.Module, dict[str, Place]]:
+        """The model on its device, and where the tensors on disk lie in it."""
+        model = model.to(device)
+        return model, places(model, self.pair.shapes, self.pair.post.source)
 
     def hold(self, device: str | torch.device) -> None:
         """Copy PRE and POST to a device once: a change of ratios or a gradient then moves nothing over the bus."""
         for name in self._places:
-            pre, post = self.pair.tensors(name)
+            pre, post = self._sides(name)
             self._held[name] = pre.to(device, copy=True), post.to(device, copy=True)
         self._buffers = Buffers(SPAN, device)
         self.pair.refuse_changed()
 
+    def _is_room(self, device: torch.device, shares: int = 1) -> bool:
+        """Whether a GPU has memory for a share of PRE and POST beside the model; on the CPU files are mapped, as good."""
+        if device.type != "cuda":
+            return False
+        pair = self.pair
+        each = ((n, pair.pre.dtype(pair.elsewhere.get(n, n)), pair.post.dtype(n)) for n in pair.names)
+        size = sum(math.prod(pair.post.shape(n)) * (pre.itemsize + post.itemsize) for n, pre, post in each)
+        return size / shares <= SHARE * torch.cuda.mem_get_info(device)[0]
+
     def _sides(self, name: str) -> tuple[Tensor, Tensor]:
+        """PRE and POST, of the shape of the tensor's place."""
         return self._held.get(name) or self.pair.tensors(name)
+
+    def _noise(self, name: str) -> tuple[int | None, int]:
+        """The key of a whole tensor's pseudo-random numbers (None: of the sides), and where in it the place begins."""
+        return None, 0
 
     def set(self, partition: Partition, ratios: Sequence[float] | np.ndarray) -> None:
         """Move the model to the average with one ratio per block; tensors whose ratio stays are not touched."""
@@ -123,7 +142,7 @@ class ResidentAverage:
         """
         self.set(partition, ratios)
         terms = [objective] if callable(objective) else objective
-        rows = np.array(shared(len(terms), lambda n: self._term(partition, terms[n])))
+        rows = np.array(shared_unless_sharded(self.model, len(terms), lambda n: self._term(partition, terms[n])))
         self.pair.refuse_changed()
         return rows[:, 0], rows[:, 1:]
 
@@ -157,14 +176,15 @@ class ResidentAverage:
     def _write(self, name: str, ratio: float) -> None:
         place, (pre, post) = self._places[name], self._sides(name)
         target = place.view
+        key, begin = self._noise(name)
         if target is None or not target.is_contiguous():
             place.put(mix(pre, post, ratio))
         elif (target.dtype, target.device) == (post.dtype, post.device):
-            mix(pre, post, ratio, out=target)
+            mix(pre, post, ratio, key=key, start=begin, out=target)
         else:  # a stretch at a time on its way to another dtype or device
-            key = key_of(pre, post)
+            key = key_of(pre, post) if key is None else key
             for start, (a, b, part) in stretches(pre, post, target.view(-1), size=self._buffers.size):
-                part.copy_(mix(a, b, ratio, key=key, start=start, out=self._buffers[post.dtype, 0][: len(b)]))
+                part.copy_(mix(a, b, ratio, key=key, start=begin + start, out=self._buffers[post.dtype, 0][: len(b)]))
 
     @contextlib.contextmanager
     def _consuming_gradients(self, sums: dict[str, Tensor | float]) -> Iterator[None]:
@@ -207,8 +227,8 @@ class ResidentAverage:
         parameter.grad = None
 
 
-def _load(pair: Pair, donor: Donor, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """PRE's weights, by the names that OUT will have, in the class that will load OUT."""
+def load(pair: Pair, donor: Donor, dtype: torch.dtype) -> nn.Module:
+    """PRE's weights, by the names that OUT will have, in the class that will load OUT; what keeps its dtype stays mapped."""
     from transformers import AutoConfig
 
     giver = pair.giver(donor)
@@ -219,18 +239,13 @@ def _load(pair: Pair, donor: Donor, dtype: torch.dtype, device: torch.device) ->
         # torch multiplies experts in groups up to float32 only
         how = {"experts_implementation": "eager"} if dtype == torch.float64 else {}
         loaded: nn.Module = kind.from_pretrained(None, config=config, state_dict=weights, dtype=dtype, **how)
-    for tensor in {id(t): t for t in loaded.state_dict(keep_vars=True).values()}.values():
-        tensor.data = tensor.data.to(device, copy=True)  # one that kept its dtype is PRE's own mapped memory until here
     return loaded
 
 
-def _is_room(pair: Pair, device: torch.device) -> bool:
-    """Whether a GPU has memory for PRE and POST beside the model; on the CPU the files are mapped, which is as good."""
-    if device.type != "cuda":
-        return False
-    each = ((n, pair.pre.dtype(pair.elsewhere.get(n, n)), pair.post.dtype(n)) for n in pair.names)
-    size = sum(math.prod(pair.post.shape(n)) * (pre.itemsize + post.itemsize) for n, pre, post in each)
-    return size <= SHARE * torch.cuda.mem_get_info(device)[0]
+def own_memory(tensors: Iterable[Tensor], device: torch.device) -> None:
+    """Copy tensors, each once, to a device: one that kept its dtype is PRE's own mapped memory until here."""
+    for tensor in {id(t): t for t in tensors}.values():
+        tensor.data = tensor.data.to(device, copy=True)
 
 
 def compute_dtype(pair: Pair, device: str | torch.device) -> torch.dtype:

@@ -29,7 +29,8 @@ Weightings = Literal[
 ]  # fmt: skip
 Data = Annotated[Path, option("PATH", "Folder or tar archive of task files.")]
 LayoutOption = Annotated[
-    Literal["folder", "glue"], option(None, "folder: NAME.csv, .tsv or .jsonl of text,label; glue: as published."),
+    Literal["folder", "glue"],
+    option(None, "folder: NAME.csv, .tsv or .jsonl of text,label; glue: as published."),
 ]
 TextColumns = Annotated[
     str | None, option("A,B", "Columns of the text, or of both texts of a pair (else the usual ones).")

@@ -113,6 +113,7 @@ BatchSize = Annotated[int, machine("N", "Sequences at once.", min=1)]
 EngineName = Annotated[
     Literal["transformers", "vllm"], machine(None, "What draws and scores; searches take gradients by transformers.")
 ]
+Shard = Annotated[bool, machine(None, "Cut the model, PRE and POST up among torchrun's processes (FSDP).", "--shard")]
 TensorParallel = Annotated[int, machine("N", "With --engine vllm: devices that share each layer.", min=1)]
 
 
@@ -184,6 +185,17 @@ YAML = (".yml", ".yaml")
 """Endings of mergekit's recipes."""
 
 
+def shares(shard: bool, *, dry_run: bool = False) -> int:
+    """Among how many processes --shard cuts weights up, 1 without it; a dry run takes some for granted without torchrun."""
+    from counterpoise.alignment.training import processes
+    from counterpoise.ranks import ALONE
+
+    found = processes.expected(shard)
+    if found is None and not dry_run:
+        raise ValueError(ALONE)
+    return found or processes.ASSUMED_SHARES
+
+
 def numbers(text: str, option: str) -> list[float]:
     """The numbers of `0,0.44,0.76`, which stand behind an option."""
     try:
@@ -239,6 +251,15 @@ def memory_of(text: str | None) -> float:
     (80000000000.0, inf)
     """
     return next(iter((speed_of(text) or [])[2:]), float("inf"))
+
+
+def devices_like(device: str, speed: str | None) -> int:
+    """How many devices with a memory of their own a machine has: a host is one; 8 where --speed tells of another machine."""
+    import torch
+
+    if speed is not None:
+        return 8
+    return torch.cuda.device_count() if device.startswith("cuda") else 1
 
 
 def device_of(name: str) -> str:

@@ -94,6 +94,7 @@ def restore(
     ] = None,
     replicas: Annotated[int | None, machine("N", "With --ray: models at once, each in a process (default 1).")] = None,
     engines: options.Engines,
+    shard: options.Shard = False,
     push_to: Push = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -146,7 +147,7 @@ def restore(
         fitted = {"donor": donor, **matching.settings, "dtype": options.dtype_of(how.dtype)}
         healing = None if heal is None else Heal(heal, **options.given(start=heal_from, keep_by=keep_by))
         more: dict[str, Any] = {"device": device, "race": race, "heal": healing, "anyway": anyway}
-        more["engine"] = engines.settings
+        more |= {"engine": engines.settings, "shard": options.shares(shard, dry_run=dry_run)}
         request = Request(pre, post, out, searches, cut=cut, **picked, **fitted, **more)
         files = how.panel(prompts, reward, abilities, amounts)
         if fast:
@@ -163,7 +164,7 @@ def restore(
             from counterpoise.planning.restore import plan_restore
             from counterpoise.planning.shorter import restore_fits, restore_ways
 
-            asked = request, files
+            asked, devices = (request, files), options.devices_like(device, speed)
             there: dict[str, Any] = {"present": speed is None, "memory": options.memory_of(speed)}
             tell(
                 asked,
@@ -172,7 +173,7 @@ def restore(
                 speed,
                 device,
                 as_json,
-                restore_fits(asked),
+                restore_fits(asked, devices),
             )
             return
         from counterpoise.alignment.training.processes import one_message
@@ -215,6 +216,7 @@ def tax(
     amounts: options.Amounts,
     how: options.Drawn,
     engines: options.Engines,
+    shard: options.Shard = False,
     fast: options.Fast = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -243,9 +245,9 @@ def tax(
         from counterpoise.language.loading import refuse_unmeasurable
         from counterpoise.restoration.restore import measure_tax
 
-        if work is None:
+        if work is None and not shard:
             refuse_several("tax", "; with --work FOLDER they share the work")
-        engine = engines.settings
+        engine, shares = engines.settings, options.shares(shard)
         engine.check(sum(not is_file(a) for a in abilities))
         refuse_unmeasurable(pre, post)  # before the reward is loaded
 
@@ -253,7 +255,7 @@ def tax(
         files = how.panel(prompts, reward, abilities, amounts)
         panel = (files.rough() if fast else files).load(device)
         on: dict[str, Any] = {"device": device, "dtype": options.dtype_of(how.dtype), **matching.settings}
-        on["engine"] = engine
+        on |= {"engine": engine, "shard": shares}
         found = measure_tax(pre, post, panel, work=work, progress=progress, **on)
         if not is_first():
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -195,7 +196,8 @@ class Panel:
 
             def rated(some: list[Prompt] = some) -> list[float]:
                 said = self._said(model, tokenizer, some, store, on)
-                return [float(mean) for mean in rate(self.reward, tokenizer, some, said).mean(1)]
+                ask = partial(rate, self.reward, tokenizer, some, said)
+                return [float(mean) for mean in (ask() if store is None else store.told(ask)).mean(1)]
 
             found += _kept(store, {**key, "prompts": digest([p.key for p in some]), **on}, rated)
         return np.array(found, dtype=np.float64)

@@ -86,6 +86,7 @@ class Workbench:
         store: pieces of work are kept in it, keyed by the hashes of the inputs and all that decides the piece.
         dtype: of the computation; by default `resident.compute_dtype`. `warnings` tells where that is not POST's own.
         engine: draws and scores.
+        shard: among how many processes, all there are, the model is cut up; the store is then `in_step`.
 
     Attributes:
         elsewhere: has pieces measured by others before they are read from the store; see `restoration.cluster`.
@@ -101,9 +102,13 @@ class Workbench:
         device: str = "cpu",
         dtype: torch.dtype | None = None,
         engine: EngineSettings = TRANSFORMERS,
+        shard: int = 1,
         progress: Stages | None = None,
     ) -> None:
         self.asked_engine = engine
+        self.cut_up: dict[str, Any] = (
+            {"shard": shard} if shard > 1 else {}
+        )  # in keys and records, as before there were shards
         self.pair, self.panel, self.store, self.donor = pair, panel, store, donor
         self.device = device
         self.dtype = dtype or from_first(lambda: compute_dtype(pair, device))  # it is timed, and keys must be one
@@ -120,6 +125,7 @@ class Workbench:
             "dtype": str(self.dtype),
             "device": device,
             **engine.told,
+            **self.cut_up,
         }
         self.stages = progress
         self.elsewhere: Callable[[Sequence[Piece]], None] | None = None
@@ -130,7 +136,7 @@ class Workbench:
         cls, pair: Pair, panel: Panel, store: Store, *, allow_unrelated: bool, progress: Stages | None, **on: Any
     ) -> Workbench:
         """A workbench once every tensor was read: `warnings` are those of `preflight` and `scan`, too."""
-        refuse_unmeasured(pair, on.get("donor", "post"))
+        refuse_unmeasured(pair, on.get("donor", "post"), shard=on.get("shard", 1))
         bench = cls(pair, panel, store, **on, progress=progress)
         panel.refuse_long(bench.tokenizer, bench.context)
         _, told = scan(pair, allow_unrelated=allow_unrelated, progress=named(progress, "reading both checkpoints"))
@@ -141,6 +147,10 @@ class Workbench:
     def resident(self) -> ResidentAverage:
         """The model, loaded when it is first needed."""
         self._rest()
+        if self.cut_up:
+            from counterpoise.averaging.sharded import ShardedAverage
+
+            return ShardedAverage(self.pair, donor=self.donor, dtype=self.dtype, device=self.device)
         return ResidentAverage(self.pair, donor=self.donor, dtype=self.dtype, device=self.device)
 
     def free(self) -> None:

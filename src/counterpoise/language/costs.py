@@ -49,6 +49,16 @@ class Shape:
     largest: int
     edges: int
 
+    @property
+    def block(self) -> int:
+        """Elements of a layer's matrices."""
+        return self.body // self.layers
+
+    @property
+    def outside(self) -> int:
+        """Elements that are in no layer's matrix."""
+        return self.parameters - self.body
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -108,6 +118,7 @@ class Lengths:
         response: taken for every response: the longest that is allowed.
         batch: sequences at once in training; `restore` draws 8 times as many.
         itemsize: bytes of a weight.
+        shares: processes that share the sequences of a gradient, among which a model is cut up.
     """
 
     prompt: float
@@ -115,6 +126,7 @@ class Lengths:
     response: float
     batch: int
     itemsize: int
+    shares: int = 1
 
     def drawing_memory(self, shape: Shape, reward: Shape | None = None) -> int:
         """Bytes while a search draws, and while a reward that is a model rates what was drawn."""
@@ -123,8 +135,15 @@ class Lengths:
 
     def training_memory(self, shape: Shape) -> int:
         """Bytes while the gradient of a search is computed."""
-        kept = training_bytes(shape, self.batch, self.longest, self.response, self.itemsize)
-        return kept + shape.largest * self.itemsize
+        rows = math.ceil(self.batch / self.shares)
+        if self.shares == 1:
+            kept = training_bytes(shape, rows, self.longest, self.response, self.itemsize)
+            return kept + shape.largest * self.itemsize
+        inputs = shape.layers * rows * (self.longest + self.response) * shape.hidden * self.itemsize
+        one = training_bytes(replace(shape, layers=1), rows, self.longest, self.response, self.itemsize)
+        gradients = gathered_bytes(shape, self.itemsize, gradients=True) - gathered_bytes(shape, self.itemsize)
+        wide = 4 * max(shape.outside, shape.block)  # as they are added up
+        return math.ceil(inputs + one + gradients + wide)  # layers are computed twice
 
 
 @dataclass(frozen=True)
@@ -253,6 +272,14 @@ def drawing_bytes(shape: Shape, sequences: float, tokens: float, itemsize: int) 
     """While responses are drawn: the cache, twice while it grows by one token in one layer, and float32 logits of a step."""
     grown = 1 + 1 / max(1, shape.layers)
     return math.ceil(cache_bytes(shape, sequences, tokens, itemsize) * grown + 3 * sequences * shape.vocabulary * 4)
+
+
+def gathered_bytes(shape: Shape, itemsize: int, *, gradients: bool = False) -> int:
+    """Whole weights beside those that a process holds of a model that is cut up: a block, the next, and what is in no block.
+
+    Gradients of a block and of what is in none are whole as well until they are shared out.
+    """
+    return (shape.outside + 2 * shape.block + (shape.outside + shape.block if gradients else 0)) * itemsize
 
 
 def scoring_bytes(shape: Shape, items: Items, *, batch: int, itemsize: int) -> int:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from counterpoise.language.ways import out_of_memory, remembered, warn_of
+from counterpoise.ranks import in_step
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -39,16 +40,17 @@ def as_fits(model: nn.Module, what: str, rows: Sequence[T], work: Callable[[Sequ
     How many fitted is remembered with the model, for each `what`; a warning says it.
 
     Raises:
-        RuntimeError: there is no memory for one row.
+        RuntimeError: there is no memory for one row, or for all of them with a model that is cut up among processes.
     """
     most, found = remembered(model, f"{what} at once", lambda _: list[int]()), list[R]()
+    together = in_step(model)  # the other processes would not halve theirs
     while len(found) < len(rows):
         some = rows[len(found) : len(found) + (most[0] if most else len(rows))]
         try:
             found += work(some)
             continue
         except (RuntimeError, MemoryError) as error:
-            if len(some) == 1 or not out_of_memory(error):
+            if len(some) == 1 or together or not out_of_memory(error):
                 raise
         most[:] = [len(some) // 2]  # after the error: what it held is free
         warn_of(model, f"{what}: no memory for {len(some)} at once, {most[0]} are taken")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from counterpoise.language.engine import Engine, LanguageModel
 from counterpoise.language.generating import batches, begun_rows, blank_generation_config, to_the_end, way_of
@@ -25,7 +25,7 @@ from counterpoise.language.scoring import (
 )
 from counterpoise.language.templates import has_template, render
 from counterpoise.language.ways import NoNumbers
-from counterpoise.ranks import gathered, turn
+from counterpoise.ranks import gathered, in_step, turn
 from counterpoise.records import Progress
 
 
@@ -160,7 +160,12 @@ def sample_together(
     *,
     progress: Progress | None = None,
 ) -> list[list[tuple[int, ...]]]:
-    """`sample` with the batches shared among processes that have met; all know all responses."""
+    """`sample` with the batches shared among processes that have met; all know all responses.
+
+    A model whose weights are cut up answers all of them in all processes, in step.
+    """
+    if isinstance(model, nn.Module) and in_step(model):
+        return sample(model, tokenizer, prompts, drawing, progress=progress)
     parts = gathered(lambda: sample(model, tokenizer, prompts, drawing, turn=turn(), progress=progress))
     return [next(filter(None, of)) for of in zip(*parts, strict=True)]
 

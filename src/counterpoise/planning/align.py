@@ -12,8 +12,19 @@ from counterpoise.alignment.mitigations import table
 from counterpoise.alignment.mitigations.replay import read_corpus
 from counterpoise.alignment.preferences import read_preferences
 from counterpoise.alignment.settings import InRounds
+from counterpoise.alignment.training.processes import ASSUMED_SHARES
 from counterpoise.checkpoints.checkpoint import short
-from counterpoise.language.costs import Plan, Shape, Stage, drawing_bytes, drawn, optimiser_bytes, step_bytes, trained
+from counterpoise.language.costs import (
+    Plan,
+    Shape,
+    Stage,
+    drawing_bytes,
+    drawn,
+    gathered_bytes,
+    optimiser_bytes,
+    step_bytes,
+    trained,
+)
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.ways import context_of
@@ -21,8 +32,6 @@ from counterpoise.planning.looking import Source, Words, judged, lengths, look, 
 from counterpoise.planning.restore import ASSUMED, BOUNDS
 from counterpoise.planning.stages import DRAWING, REPLAYED, TRAINING, Loop, align_stages
 
-ASSUMED_SHARES = 8
-"""Processes among which weights are cut up, where torchrun has not said."""
 CUT_UP = ("weights", "PRE, frozen")
 """What is cut up in any case; with LoRA the rest is of the adapter, which is not."""
 
@@ -117,15 +126,10 @@ def plan_align(wanted: Alignment, *, shared_by: int | None = 1, present: bool = 
 
 
 def _gathered(shape: Shape, itemsize: int, stage: str) -> int:
-    """Whole weights beside those that a process holds: all while drawing, else a block, the next, and what is in no block.
-
-    In training their gradients are whole as well until they are shared out.
-    """
+    """Whole weights beside those that a process holds: all while drawing, else see `gathered_bytes`."""
     if stage in (DRAWING, REPLAYED):
         return shape.parameters * itemsize
-    outside = shape.parameters - shape.body
-    block = shape.body // shape.layers
-    return (outside + 2 * block + (outside + block if stage == TRAINING else 0)) * itemsize
+    return gathered_bytes(shape, itemsize, gradients=stage == TRAINING)
 
 
 def _loop(wanted: Alignment) -> tuple[Loop, list[Prompt], list[str]]:

@@ -145,8 +145,13 @@ def _on_meta(folder: Path, source: str, classifier: bool) -> tuple[nn.Module, An
     return made, config
 
 
-def fit(pre: Source, post: Source, drop: Sequence[str], out: Path, donor: Donor) -> tuple[list[str], int]:
+def fit(
+    pre: Source, post: Source, drop: Sequence[str], out: Path, donor: Donor, *, shard: int = 1
+) -> tuple[list[str], int]:
     """What `preflight` says of two checkpoints, as far as they are at hand, and the bytes that are mapped.
+
+    Args:
+        shard: among how many processes they are cut up.
 
     Raises:
         CheckpointError: see `preflight`; without weights two architectures, or a parameter of two shapes.
@@ -154,7 +159,7 @@ def fit(pre: Source, post: Source, drop: Sequence[str], out: Path, donor: Donor)
     if pre.weights is not None and post.weights is not None:
         folders = [folder_of(source.name)[0] for source in (pre, post)]  # a hub id is not fetched again
         pair = preflight(*folders, drop=drop, out=out)
-        refuse_unmeasured(pair, donor)
+        refuse_unmeasured(pair, donor, shard=shard)
         told = [
             f"preflight: {len(pair.names)} tensors fit",
             *(f"warning: {w}" for w in (*pair.warnings, *left_behind(pair.giver(donor)))),

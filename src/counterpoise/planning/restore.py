@@ -11,6 +11,7 @@ import torch
 
 from counterpoise.alignment.heal import held_in, take_turns
 from counterpoise.alignment.training.models import Machine
+from counterpoise.alignment.training.processes import started
 from counterpoise.averaging.partition import partition
 from counterpoise.checkpoints.checkpoint import short
 from counterpoise.checkpoints.files import read_json
@@ -18,7 +19,7 @@ from counterpoise.evaluation.abilities import is_file
 from counterpoise.evaluation.panel import Panel, PanelFiles
 from counterpoise.evaluation.parts import Part
 from counterpoise.evaluation.results import measurement
-from counterpoise.language.costs import Plan, Stage
+from counterpoise.language.costs import Plan, Stage, gathered_bytes
 from counterpoise.language.dtypes import computed_in
 from counterpoise.language.memory import free_memory
 from counterpoise.language.prompts import Prompt, read_prompts
@@ -56,7 +57,7 @@ def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True, m
     request.check(files, len(panel.abilities) - files)
     first = look(str(request.pre))
     second = look(str(request.post), base=first)
-    told, mapped = fit(first, second, request.drop, request.out, request.donor)
+    told, mapped = fit(first, second, request.drop, request.out, request.donor, shard=request.shard)
     if first.weights is not None and second.weights is not None:
         request.check_words(first.weights, second.weights)
     giver = first if request.donor == "pre" else second  # whose tokenizer and context count
@@ -78,6 +79,7 @@ def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True, m
     shape, itemsize = second.shape, dtype.itemsize
     two_sided = [s for s in request.searches if isinstance(s, TwoSided)]
     at, assumed = lengths(giver, unloaded.asked, drawing, itemsize, drawing.batch_size // 2)
+    at = replace(at, shares=request.shard)
     items, unseen = look_at_abilities(
         panel.abilities, giver, limit=panel.limit, drawing=drawing, trust_tasks=panel.trust_tasks
     )
@@ -86,7 +88,18 @@ def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True, m
     counts = {part: len(chosen) for part, chosen in parts.items()}
     opening = Words.of(giver.folder).mean(OPENINGS)
     stages = restore_stages(scale, counts, items, request.searches, drawing.n, len(request.plain), opening)
-    resident = {"weights": shape.parameters * itemsize, **judged(judge)}
+    resident = {"weights": math.ceil(shape.parameters / request.shard) * itemsize, **judged(judge)}
+    if request.shard > 1:
+        whole = gathered_bytes(shape, itemsize)
+        stages = tuple(replace(s, memory=s.memory + whole) for s in stages)
+        told.append(
+            f"--shard: memory is that of one of {request.shard} processes, which draw and score in step, not faster"
+        )
+        assumed.append(
+            "nothing for what processes send each other; where PRE and POST do not fit beside, they are mapped"
+        )
+        if started() != request.shard:
+            assumed.append(f"{request.shard} processes, as torchrun has not said how many")
     if request.heal is not None:
         how = request.heal.teaching(drawing.batch_size)
         told.append(f"healing from {request.heal.start}, its points measured as the averages are: {how.points}")

@@ -34,6 +34,8 @@ Fits = Iterable[tuple[str, T]]
 """What is typed, and the request with it: ever fewer rows at a time, or fewer bytes a number."""
 HOUR, DAY, MOST = 3600, 86400, 3
 FEW = 100
+SHARES = (2, 4, 8)
+"""Processes that --shard is tried with: the devices of a machine."""
 
 
 def shorter(asked: T, plan: Plan, ways: Ways[T], planned: Callable[[T], Plan], speed: Speed) -> list[tuple[str, float]]:
@@ -103,9 +105,20 @@ def _unit(seconds: float) -> int:
     return (seconds >= HOUR) + (seconds >= DAY)
 
 
-def restore_fits(asked: Restoring) -> Fits[Restoring]:
-    """What makes a restore smaller."""
+def restore_fits(asked: Restoring, devices: int = max(SHARES)) -> Fits[Restoring]:
+    """What makes a restore smaller: fewer rows, fewer bytes a number, more processes where there are so many devices."""
     request, files = asked
+    yield from _in_one(request, files)
+    for count in SHARES:
+        if request.shard < count <= devices:
+            cut = replace(request, shard=count)
+            typed = f"{'' if request.shard > 1 else '--shard under '}torchrun --nproc-per-node {count}"
+            yield typed, (cut, files)
+            yield from ((f"{more} {typed}", changed) for more, changed in _in_one(cut, files))
+
+
+def _in_one(request: Request, files: PanelFiles) -> Fits[Restoring]:
+    """With as many processes."""
     for typed, start in (("", request), ("--dtype bfloat16", replace(request, dtype=torch.bfloat16))):
         if typed and (request.dtype is None or request.dtype.itemsize > 2):
             yield typed, (start, files)

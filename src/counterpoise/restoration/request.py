@@ -78,6 +78,7 @@ class Details:
         allow_unrelated: go on when the two look like unrelated models.
         dtype: of the computation; by default that of POST, or a wider one where the device would imitate it.
         engine: draws and scores; the gradient of a search is always transformers'.
+        shard: processes, all that were started, among which the model, PRE and POST are cut up; 1: each holds all.
     """
 
     mean: float | None = None
@@ -89,6 +90,7 @@ class Details:
     allow_unrelated: bool = False
     dtype: torch.dtype | None = None
     engine: EngineSettings = TRANSFORMERS
+    shard: int = 1
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,11 @@ class Request(Details):
             raise ValueError(f"confidence: expected a number from 0 to below 1, found {self.confidence}")
         refuse_donor(self.donor)
         self.engine.check(tasks)
+        if self.shard < 1:
+            raise ValueError(f"shard: expected at least 1 process, found {self.shard}")
+        if self.shard > 1 and (self.heal is not None or self.engine != TRANSFORMERS):
+            what = "healing, which has a command of its own with --shard" if self.heal else "another engine"
+            raise ValueError(f"shard: averages are drawn and scored by transformers alone, found {what}; leave one out")
         if self.heal is not None:
             self.heal.check()
             if self.mean is not None:
@@ -217,6 +224,7 @@ class Request(Details):
         found |= {"anyway": True} if self.anyway else {}
         found |= {"fast": True} if self.fast else {}
         found |= self.engine.told
+        found |= {"shard": self.shard} if self.shard > 1 else {}
         if self.heal is not None:
             found |= {"heal": self.heal.steps, "heal_from": self.heal.start, "keep_by": self.heal.keep_by}
         hma = any(isinstance(s, HMA) for s in self.searches)

@@ -90,16 +90,16 @@ def run(
     begun, out, work = time.time(), request.out, request.folder
     files = sum(isinstance(a, FileAbility) for a in panel.abilities)
     request.check(files, len(panel.abilities) - files)
-    processes.join(request.device)
+    processes.join(request.device, request.shard)
     panel = replace(panel, looks=LOOKS) if request.race else panel
     pair = preflight(request.pre, request.post, drop=request.drop, out=out)
     request.check_words(pair.pre, pair.post)
     shapes = pair.shapes
     cut = partition(shapes, request.blocks)
     on: dict[str, Any] = {"donor": request.donor, "device": request.device, "dtype": request.dtype}
-    on["engine"] = request.engine
-    unrelated = request.allow_unrelated
-    bench = Workbench.scanned(pair, panel, Store(work), allow_unrelated=unrelated, progress=progress, **on)
+    on |= {"engine": request.engine, "shard": request.shard}
+    unrelated, store = request.allow_unrelated, Store(work, in_step=request.shard > 1)
+    bench = Workbench.scanned(pair, panel, store, allow_unrelated=unrelated, progress=progress, **on)
     settings = {**request.settings, **panel.settings, **request.more_settings, "dtype": str(bench.dtype)}
     decided = {k: v for k, v in settings.items() if (k, v) != ("replies", 1)}  # as before there were replies
     decided |= {"primary": panel.primary} if panel.primary else {}
@@ -196,29 +196,36 @@ def measure_tax(
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     engine: EngineSettings = TRANSFORMERS,
+    shard: int = 1,
     progress: Stages | None = None,
 ) -> Taxed:
     """PRE and POST on the held-out part, in the form of restore.json.
 
     Where `torch.distributed` is initialised, all processes must call it alike.
 
+    Args:
+        shard: processes, all that were started, among which the model, PRE and POST are cut up.
+
     Returns:
         Beside its fields "distance" (see `restoration.distance.distances`), "calibration", and what was measured.
     """
     engine.check(sum(not isinstance(a, FileAbility) for a in panel.abilities))
     refuse_unmeasurable(pre, post)
+    if shard > 1:
+        processes.join(device, shard)
     pair = preflight(pre, post, drop=drop)
     on: dict[str, Any] = {"device": device, "dtype": dtype, "allow_unrelated": allow_unrelated, "engine": engine}
+    on["shard"] = shard
     with contextlib.ExitStack() as stack:
         folder = work if work is not None else stack.enter_context(tempfile.TemporaryDirectory())
-        bench = Workbench.scanned(pair, panel, Store(folder), progress=progress, **on)
+        bench = Workbench.scanned(pair, panel, Store(folder, in_step=shard > 1), progress=progress, **on)
         ends = bench.ends("held-out")
         result = {
             "seed": panel.drawing.seed,
             "versions": versions(),
             "inputs": describe_inputs(pair),
             **panel.source,
-            "settings": {**panel.settings, "dtype": str(bench.dtype), **engine.told},
+            "settings": {**panel.settings, "dtype": str(bench.dtype), **engine.told, **bench.cut_up},
             "warnings": list(bench.warnings),
             **measured(bench, ends),
         }

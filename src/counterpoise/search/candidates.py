@@ -240,7 +240,9 @@ class TwoSided:
         kept: dict[str, Any] = {"calibrated": self.calibrate, "min_effective_sets": self.min_effective_sets}
         both = BothSides(bench, cut, size=self.proxy_size, **kept)
         drawn, searched = both.path(self.lambdas), both.exact(self.lambdas, max_passes=PASSES)
-        rows = [row(f, "path", t) for f, t in zip(drawn, both.truth(drawn), strict=True)] + [row(f, "exact") for f in searched]
+        rows = [row(f, "path", t) for f, t in zip(drawn, both.truth(drawn), strict=True)] + [
+            row(f, "exact") for f in searched
+        ]
         told = {
             "alignment": both.form,
             "rho": both.radius,

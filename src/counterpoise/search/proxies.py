@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from counterpoise.averaging.resident import Objective
 from counterpoise.evaluation.rewards import Rated
-from counterpoise.language.scoring import Example, by_length, response_nll, response_tokens
+from counterpoise.language.scoring import Example, by_length, response_nll, response_tokens, row_nlls
+from counterpoise.ranks import is_sharded, turn
 
 PARTS = 8
 """A pass over a set is summed in so many parts, however many processes share them: so many may, and the bits stay."""
@@ -46,11 +48,26 @@ class ProxySet:
     def _run(self, batches: Sequence[list[int]], model: nn.Module, *, gradient: bool) -> float:
         tokens, total = response_tokens(self.examples), 0.0
         for rows in batches:
-            nll = response_nll(model, [self.examples[i] for i in rows])
+            some = [self.examples[i] for i in rows]
+            nll = _shared_nlls(model, some).sum() if is_sharded(model) else response_nll(model, some)
             if gradient:
                 (nll / tokens).backward()  # type: ignore[no-untyped-call]
             total += nll.item()
         return total / tokens
+
+
+def _shared_nlls(model: nn.Module, examples: Sequence[Example]) -> Tensor:
+    """`row_nlls` of a model that is cut up: each process runs its share of the rows, and all know all numbers.
+
+    A process has the gradient of its own rows alone: FSDP adds them up. One that has none keeps the others company.
+    """
+    rank, world = turn()
+    own = list(range(rank, len(examples), world))
+    found_B = row_nlls(model, [examples[i] for i in own or [-1]])
+    all_B, places_B = found_B.new_zeros(len(examples)), torch.tensor(own, dtype=torch.long, device=found_B.device)
+    all_B[places_B] = found_B.detach()[: len(own)]
+    dist.all_reduce(all_B)
+    return all_B.index_copy(0, places_B, found_B) if own else all_B + 0 * found_B.sum()
 
 
 def parts(examples: Sequence[Example], batch_size: int) -> list[list[list[int]]]:

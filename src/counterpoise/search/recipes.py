@@ -37,6 +37,7 @@ class Wanted:
         at: HMA's mean ratio, or the lambda of the two-sided search.
         work: where finished pieces are kept.
         max_passes: points that the search may evaluate; 0 writes the path of the two-sided search.
+        shard: processes, all that were started, among which the model, PRE and POST are cut up; 1: each holds all.
     """
 
     pre: str | Path
@@ -50,6 +51,7 @@ class Wanted:
     allow_unrelated: bool = False
     device: str = "cpu"
     dtype: torch.dtype | None = None
+    shard: int = 1
 
     def check(self) -> None:
         """Raise a ValueError for settings out of range or a model that cannot be measured, before weights are read."""
@@ -73,17 +75,19 @@ def find_recipe(wanted: Wanted, panel: Panel, *, progress: Stages | None = None)
         ValueError: see `Wanted.check`.
     """
     wanted.check()
-    processes.join(wanted.device)
+    processes.join(wanted.device, wanted.shard)
     search, out = wanted.search, wanted.out
     pair = preflight(wanted.pre, wanted.post, drop=wanted.drop)
     on: dict[str, Any] = {"device": wanted.device, "dtype": wanted.dtype, "allow_unrelated": wanted.allow_unrelated}
-    bench = Workbench.scanned(pair, panel, Store(wanted.work), progress=progress, **on)
+    on["shard"], store = wanted.shard, Store(wanted.work, in_step=wanted.shard > 1)
+    bench = Workbench.scanned(pair, panel, store, progress=progress, **on)
     cut, settings = partition(pair.shapes, search.blocks), dict(panel.source)
     if isinstance(search, HMA):
         settings["mean"] = wanted.at
     else:
         cut, settings = cut.with_rest_block(), {**settings, "lambda": wanted.at, "alignment": BothSides.form}
     settings |= {"proxy_size": search.proxy_size, "max_passes": wanted.max_passes, "seed": panel.drawing.seed}
+    settings |= {"shard": wanted.shard} if wanted.shard > 1 else {}
     _refuse_another(out, cut, describe_inputs(pair), settings)
     found: SearchResult | Found
     if isinstance(search, HMA):

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from counterpoise.alignment.divergences import diverge
 from counterpoise.alignment.training.models import frozen_copy, weights_before
-from counterpoise.alignment.training.sharding import own_part, part_like
+from counterpoise.alignment.training.sharding import part_like
 from counterpoise.alignment.training.stepping import Mitigation, Step, trainable, weights_sha256
 from counterpoise.language.scoring import response_tokens, score_responses
+from counterpoise.language.sharded import own_part
 
 
 @dataclass

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from counterpoise.alignment.mitigations.lowrank import is_low_rank
 from counterpoise.alignment.training.models import weights_before
-from counterpoise.alignment.training.sharding import own_part, part_like
+from counterpoise.alignment.training.sharding import part_like
 from counterpoise.alignment.training.stepping import Mitigation, Step, trainable
+from counterpoise.language.sharded import own_part
 
 
 @dataclass

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from counterpoise.alignment.training.sharding import own_part, part_like
+from counterpoise.alignment.training.sharding import part_like
 from counterpoise.alignment.training.stepping import Mitigation
+from counterpoise.language.sharded import own_part
 
 
 @dataclass

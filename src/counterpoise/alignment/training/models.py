@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from counterpoise.alignment.mitigations.lowrank import is_low_rank
 from counterpoise.alignment.training import processes
 from counterpoise.alignment.training.precision import M, compute_in_bfloat16, refuse_bf16_of
-from counterpoise.alignment.training.sharding import is_sharded, own_part, part_like, shard as cut_up
+from counterpoise.alignment.training.sharding import part_like, shard as cut_up
 from counterpoise.alignment.training.stepping import trainable
 from counterpoise.checkpoints.checkpoint import match_name
 from counterpoise.checkpoints.files import CheckpointError, first_line
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language.loading import without_bars
+from counterpoise.language.sharded import own_part
+from counterpoise.ranks import is_sharded
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from counterpoise.language.scoring import by_length
-from counterpoise.ranks import TOLD, gathered, world_size
+from counterpoise.ranks import ALONE, TOLD, gathered, world_size
 
 T = TypeVar("T")
+ASSUMED_SHARES = 8
+"""Processes among which weights are cut up, where torchrun has not said."""
 PATIENCE = timedelta(hours=12)
 """How long a process waits for the others: one may draw and score long responses meanwhile."""
-ALONE = "shard: expected several processes, found one; start it with torchrun --nproc-per-node N"
 SILENCE = {True: 1, False: 60}
 """Seconds in which the first process may tell an error and end the others, by whether it is sure to have met it too."""
 
@@ -36,12 +37,20 @@ def started() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def join(device: torch.device | str) -> None:
+def join(device: torch.device | str, shard: int = 1) -> None:
     """Meet the other processes that torchrun or accelerate started; nothing in one process, or when it was done before.
 
-    A ValueError says that something that torchrun sets beside WORLD_SIZE is missing.
+    Args:
+        shard: how many the weights are to be cut up among.
+
+    Raises:
+        ValueError: something that torchrun sets beside WORLD_SIZE is missing; not as many as `shard`, where that is not 1.
     """
-    if started() == 1 or dist.is_initialized():
+    count = dist.get_world_size() if dist.is_initialized() else started()
+    if shard not in (1, count):
+        more = f"start it with torchrun --nproc-per-node {shard}"
+        raise ValueError(f"shard: expected {shard} processes, found {count}; {more}")
+    if count == 1 or dist.is_initialized():
         return
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:

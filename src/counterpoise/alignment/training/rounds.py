@@ -14,13 +14,13 @@ from counterpoise.alignment.settings import InRounds
 from counterpoise.alignment.training import processes
 from counterpoise.alignment.training.precision import weights_cast_once
 from counterpoise.alignment.training.run import Run
-from counterpoise.alignment.training.sharding import is_sharded, whole_weights
+from counterpoise.alignment.training.sharding import whole_weights
 from counterpoise.alignment.training.stepping import Mitigation
 from counterpoise.language.prompts import Prompt, encode_prompts
 from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import device_of
 from counterpoise.language.ways import context_of
-from counterpoise.ranks import gathered, turn
+from counterpoise.ranks import gathered, is_sharded, turn
 from counterpoise.records import Progress
 
 T = TypeVar("T")

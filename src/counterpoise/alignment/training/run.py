@@ -15,11 +15,12 @@ from torch import nn
 
 from counterpoise.alignment.mitigations.lowrank import is_low_rank, merged
 from counterpoise.alignment.training import processes, tracking
-from counterpoise.alignment.training.sharding import is_sharded, moments_like, own_part, part_like, whole
+from counterpoise.alignment.training.sharding import moments_like, part_like, whole
 from counterpoise.alignment.training.stepping import Mitigation
 from counterpoise.checkpoints.files import replacing, staged
 from counterpoise.language.loading import without_bars
-from counterpoise.ranks import gathered
+from counterpoise.language.sharded import own_part
+from counterpoise.ranks import gathered, is_sharded
 from counterpoise.records import Progress, Stages, Store, digest, named, read_lines, write_json, write_whole
 
 T = TypeVar("T")

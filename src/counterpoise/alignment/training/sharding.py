@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from counterpoise.alignment.training import processes
 from counterpoise.alignment.training.precision import M
-from counterpoise.ranks import sum_over_ranks, world_size
+from counterpoise.language.sharded import cut_modules, cut_up, own_part
+from counterpoise.ranks import sum_over_ranks
 
 
 def shard(model: M, device: torch.device | str, *, bf16: bool = False) -> M:
@@ -35,30 +35,8 @@ def shard(model: M, device: torch.device | str, *, bf16: bool = False) -> M:
         ValueError: a single process, a torch that cannot add gradients up.
     """
     processes.join(device)
-    if world_size() == 1:
-        raise ValueError(processes.ALONE)
-    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
-        raise ValueError(f"shard: expected a newer torch (tested with 2.13), found {torch.__version__}; upgrade it")
-    mesh = init_device_mesh(torch.device(device).type, (world_size(),))
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
     added_in = torch.promote_types(next(model.parameters()).dtype, torch.float32)
-    policy = MixedPrecisionPolicy(torch.bfloat16 if bf16 else None, added_in)
-    for module in (*max(lists, key=len, default=()), model):
-        fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
-    for module in _cut(model):
-        module.set_gradient_divide_factor(1.0)
-        module.set_force_sum_reduction_for_comms(True)
-    return model
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether `shard` cut it up."""
-    return isinstance(model, FSDPModule)
-
-
-def own_part(tensor: Tensor) -> Tensor:
-    """This process's rows of a tensor that is cut up, sharing memory with it; any other tensor as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return cut_up(model, device, MixedPrecisionPolicy(torch.bfloat16 if bf16 else None, added_in))
 
 
 def part_like(full: Tensor, like: Tensor) -> Tensor:
@@ -108,7 +86,7 @@ def moments_like(state: dict[str, Any], parameters: Sequence[nn.Parameter]) -> d
 @contextmanager
 def whole_weights(model: nn.Module) -> Iterator[None]:
     """Inside, every process holds all weights, so that each may run the model as often as it needs; they must not change."""
-    modules = _cut(model)
+    modules = cut_modules(model)
     for module in modules:
         module.set_reshard_after_forward(False, recurse=False)
         module.unshard()
@@ -137,7 +115,3 @@ def clip_norm(parameters: Sequence[nn.Parameter], limit: float) -> None:
 
 def _square(tensors: Sequence[Tensor]) -> float:
     return float(sum(torch.linalg.vector_norm(own_part(t)).double() ** 2 for t in tensors))
-
-
-def _cut(model: nn.Module) -> list[FSDPModule]:
-    return [module for module in model.modules() if isinstance(module, FSDPModule)]

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from counterpoise.alignment.training import processes
-from counterpoise.alignment.training.sharding import clip_norm, is_sharded
+from counterpoise.alignment.training.sharding import clip_norm
 from counterpoise.checkpoints.checkpoint import Checkpoint
 from counterpoise.language.scoring import Example
+from counterpoise.ranks import is_sharded
 
 CLIP = 1.0
 """Largest norm of the gradients of all losses together; penalties on weights come after it."""
