@@ -68,7 +68,9 @@ def model(
     epochs: Annotated[int | None, _setting("N", "rsf (2), ppo (2): passes over a round; dpo (3).")] = None,
     learning_rate: Annotated[float | None, _setting("X", "rsf (1e-5), ppo (1e-6), dpo (1e-6).")] = None,
     batch_size: Annotated[int | None, _setting("N", "Responses or pairs per optimiser step (32).")] = None,
-    draw_batch_size: Annotated[int | None, _setting("N", "Responses drawn at once (64), at least n.")] = None,
+    draw_batch_size: Annotated[
+        Any, _setting("N|auto", "Responses drawn at once (64), at least n; auto: as many as fit.", parser=options.rows)
+    ] = None,
     max_new_tokens: Annotated[int | None, _setting("N", "rsf, ppo (128): longest response.")] = None,
     temperature: Annotated[float | None, _setting("X", "rsf, ppo (1): of sampled responses.")] = None,
     beta: Annotated[float | None, _setting("X", "dpo (0.1): inverse temperature.")] = None,
@@ -155,7 +157,7 @@ def model(
             shared = processes.expected(machine.shard)
 
             def planned(asked: Alignment) -> Plan:
-                return plan_align(asked, shared_by=shared, present=speed is None)
+                return plan_align(asked, shared_by=shared, present=speed is None, memory=options.memory_of(speed))
 
             tell(wanted, planned, align_ways(wanted), speed, device, as_json, align_fits(wanted))
             return

@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from counterpoise.language.chunks import CHUNK
+from counterpoise.language.memory import Rows, rows_that_fit
 from counterpoise.language.work import Speed, Work
 
 EXPERTS = (
@@ -106,8 +108,10 @@ class Lengths:
     Attributes:
         prompt, longest: mean and longest prompt, tokens.
         response: taken for every response: the longest that is allowed.
-        batch: sequences at once in training; `restore` draws 8 times as many.
+        batch: sequences at once in training; `restore` draws 8 times as many and scores twice as many.
         itemsize: bytes of a weight.
+        auto: as many are drawn and scored as fit, whatever `batch` says.
+        room: bytes for a stage beside what is resident, so that a run would halve what takes more; None: nobody knows.
     """
 
     prompt: float
@@ -115,16 +119,55 @@ class Lengths:
     response: float
     batch: int
     itemsize: int
+    auto: bool = False
+    room: float | None = None
 
-    def drawing_memory(self, shape: Shape, reward: Shape | None = None) -> int:
+    @property
+    def draws(self) -> Rows:
+        """The responses that are asked for at once."""
+        return "auto" if self.auto else 8 * self.batch
+
+    @property
+    def scores(self) -> Rows:
+        """The items that are asked for at once."""
+        return "auto" if self.auto else 2 * self.batch
+
+    def drawn_at_once(self, shape: Shape, n: int = 1, asked: Rows | None = None) -> int:
+        """Responses that a run draws at once, n or more; `asked` where it is for others than `draws`."""
+        return rows_that_fit(asked or self.draws, partial(self._drawing, shape), self.room, n)
+
+    def scored_at_once(self, shape: Shape, items: Items) -> int:
+        """Items that a run scores at once."""
+        need = partial(scoring_bytes, shape, items, itemsize=self.itemsize)
+        return rows_that_fit(self.scores, lambda rows: need(batch=rows), self.room)
+
+    def said(self, shape: Shape, n: int = 1) -> str:
+        """How many responses a run draws at once; see `at_once`."""
+        return at_once(self.draws, self.drawn_at_once(shape, n))
+
+    def drawing_memory(self, shape: Shape, reward: Shape | None = None, n: int = 1) -> int:
         """Bytes while a search draws, and while a reward that is a model rates what was drawn."""
-        drawing = drawing_bytes(shape, 8 * self.batch, self.longest + self.response, self.itemsize)
-        return drawing + (0 if reward is None else drawing_bytes(reward, 2 * self.batch, 0, self.itemsize))
+        drawing = self._drawing(shape, self.drawn_at_once(shape, n))
+        return drawing + (0 if reward is None else drawing_bytes(reward, 2 * self.batch, 0, 0, self.itemsize))
+
+    def _drawing(self, shape: Shape, rows: int) -> int:
+        return drawing_bytes(shape, rows, self.longest, self.response, self.itemsize)
 
     def training_memory(self, shape: Shape) -> int:
         """Bytes while the gradient of a search is computed."""
         kept = training_bytes(shape, self.batch, self.longest, self.response, self.itemsize)
         return kept + shape.largest * self.itemsize
+
+
+def at_once(asked: Rows, taken: int) -> str:
+    """What a stage says of its batch: nothing where it is as it was asked for.
+
+    >>> at_once("auto", 32), at_once(64, 16), at_once(64, 64)
+    (', 32 at once', ', 64 at once would be halved to 16', '')
+    """
+    if asked == "auto":
+        return f", {taken} at once"
+    return f", {asked} at once would be halved to {taken}" if taken < asked else ""
 
 
 @dataclass(frozen=True)
@@ -249,19 +292,32 @@ def cache_bytes(shape: Shape, sequences: float, tokens: float, itemsize: int) ->
     return math.ceil(2 * shape.layers * shape.keys * sequences * tokens * itemsize)
 
 
-def drawing_bytes(shape: Shape, sequences: float, tokens: float, itemsize: int) -> int:
-    """While responses are drawn: the cache, twice while it grows by one token in one layer, and float32 logits of a step."""
-    grown = 1 + 1 / max(1, shape.layers)
-    return math.ceil(cache_bytes(shape, sequences, tokens, itemsize) * grown + 3 * sequences * shape.vocabulary * 4)
+def passing_bytes(shape: Shape, tokens: float, itemsize: int) -> int:
+    """While so many tokens pass through a layer and nothing is kept for a gradient (counted on Llama with sdpa attention)."""
+    return math.ceil(tokens * (4 * shape.hidden + 3 * shape.intermediate + 2 * shape.queries) * itemsize)
+
+
+def drawing_bytes(shape: Shape, sequences: float, prompt: float, response: float, itemsize: int) -> int:
+    """While responses are drawn: the cache, and what the prompts need while they are read or a step then needs.
+
+    Prompts count for each sequence: those that share one take less. In a step the cache of one layer is there twice, and
+    of the logits six copies in float32 (a sum in float64 among them).
+    """
+    cache = cache_bytes(shape, sequences, prompt + response, itemsize)
+    step = cache / max(1, shape.layers) + 6 * 4 * sequences * shape.vocabulary
+    return math.ceil(cache + max(step, passing_bytes(shape, sequences * prompt, itemsize)))
 
 
 def scoring_bytes(shape: Shape, items: Items, *, batch: int, itemsize: int) -> int:
-    """While items are scored: logits of a batch in the model's dtype, a chunk of them in float32; and its cache."""
+    """While items are scored: logits of a batch in the model's dtype, a chunk of them in float32; its cache, a layer."""
     whole = items.prompt + items.continuation
     rows = batch * (items.choices if items.shared else 1)
     positions = rows * (items.continuation if items.shared else whole)
     logits = positions * shape.vocabulary
-    return math.ceil(logits * itemsize + _in_chunks(logits / rows)) + cache_bytes(shape, rows, whole, itemsize)
+    passing = passing_bytes(shape, max(positions, batch * items.prompt), itemsize)
+    return (
+        math.ceil(logits * itemsize + _in_chunks(logits / rows)) + cache_bytes(shape, rows, whole, itemsize) + passing
+    )
 
 
 def _in_chunks(logits: float) -> float:
@@ -290,7 +346,7 @@ def drawn(
     shape: Shape, reward: Shape | None, at: Lengths, *, prompts: int, n: int = 1, batch: int | None = None
 ) -> Work:
     """Drawing n responses to each of some prompts, `batch` at once, and asking the reward for them."""
-    batch = batch or 8 * at.batch
+    batch = batch or at.drawn_at_once(shape, n)
     work = drawing(shape, at.prompt, at.response, prompts=prompts, n=n, batch=batch, itemsize=at.itemsize)
     if reward is not None:
         work += forward(reward, at.prompt + at.response, sequences=prompts * n)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -59,7 +59,7 @@ class BothSides:
     def __post_init__(self) -> None:
         if not 0 <= self.rho < np.inf:
             raise ValueError(f"rho: expected a finite number >= 0, found {self.rho}")
-        self.batch = max(1, self.bench.panel.drawing.batch_size // 2)
+        self.batch = max(1, self.bench.panel.drawing.rows // 2)
 
     @cached_property
     def radius(self) -> float:
@@ -144,7 +144,7 @@ class BothSides:
     def _alignment(self) -> Side:
         bench, panel = self.bench, self.bench.panel
         if self.form == "reward":
-            drawing = replace(panel.drawing, n=self.n, batch_size=8 * self.batch, seed=panel.drawing.seed + 1)
+            drawing = panel.draws(n=self.n, seed=panel.drawing.seed + 1)
             how: dict[str, Any] = {"groups": min(8, max(2, self.size // self.n)), "batch_size": self.batch}
             how["progress"] = bench.stage("drawing along the diagonal")
             on = (bench.resident, self.cut, bench.tokenizer, self._asked, panel.reward, drawing)

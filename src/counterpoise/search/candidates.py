@@ -270,11 +270,11 @@ class TwoSided:
         stages = [proxies] if self.alignment == "imitation" else []
         memory = at.drawing_memory(shape, work.reward)
         words = drawn(shape, None, at, prompts=size)
-        stages.append(Stage("words of PRE", f"{size:,} sequences", words, memory))
+        stages.append(Stage("words of PRE", f"{size:,} sequences{at.said(shape)}", words, memory))
         rounds = {"imitation": 0, "contrast": 1, "reward": 5 + len(self.lambdas)}[self.alignment]
         if rounds:
             rated = drawn(shape, work.reward, at, prompts=max(1, size // 4), n=4) * rounds
-            stages.append(Stage("rated responses", f"{rounds * size:,} responses", rated, memory))
+            stages.append(Stage("rated responses", f"{rounds * size:,} responses{at.said(shape, 4)}", rated, memory))
         with_gradient, without = two_sided_passes(self.alignment, len(self.lambdas))
         seen = good if self.alignment == "imitation" else size  # of alignment's side
         total = (_pass(work, seen) + _pass(work, size)) * (with_gradient / 2)
@@ -341,4 +341,5 @@ def _drawing_proxies(work: Extent, size: int) -> tuple[Stage, int]:
     asked, found = proxies_of(size, work.prompts)
     drawing = drawn(work.shape, work.reward, work.at, prompts=asked, n=REPLIES) + Work(update=work.shape.parameters)
     memory = work.at.drawing_memory(work.shape, work.reward)
-    return Stage("proxies of POST", f"{REPLIES * asked:,} responses", drawing, memory), found
+    what = f"{REPLIES * asked:,} responses{work.at.said(work.shape, REPLIES)}"
+    return Stage("proxies of POST", what, drawing, memory), found
