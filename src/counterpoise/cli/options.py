@@ -111,6 +111,10 @@ WholeDtype = Literal["float32", "bfloat16", "float16", "float64"]
 WeightsDtype = Annotated[WholeDtype, machine(None, "Of the trained weights and of OUT.", "--dtype")]
 Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16", "float64"], machine(None, "Of the computation.")]
 BFloat16 = Annotated[bool, machine(None, "Mixed precision: float32 weights, computed with in bfloat16.", "--bf16")]
+Recompute = Annotated[
+    bool,
+    machine(None, "Less memory in training: layers are computed again for the gradient.", "--gradient-checkpointing"),
+]
 MicroBatch = Annotated[
     int, machine("N", "Sequences through the model at once in training: memory and speed, up to rounding.")
 ]
@@ -171,6 +175,7 @@ class Drawn:
     max_new_tokens: NewTokens = 128
     temperature: Temperature = 1.0
     no_chat_template: NoChat = False
+    compiled: Annotated[bool, machine(None, "On a GPU: compile the step that draws a token.", "--compile")] = False
 
     def panel(
         self, prompts: Path, reward: str, abilities: Sequence[str] = (), amounts: Amounts = Amounts()
@@ -180,7 +185,9 @@ class Drawn:
         from counterpoise.language.sampling import Drawing
 
         a, chat, size = amounts, not self.no_chat_template, rows_on(self.device, self.batch_size)
-        drawing = Drawing(a.replies, self.max_new_tokens, self.temperature, chat, size, self.seed)
+        if self.compiled and not on_gpu(self.device):
+            refuse_without("--device cuda", {"compile": True})
+        drawing = Drawing(a.replies, self.max_new_tokens, self.temperature, chat, size, self.seed, self.compiled)
         return PanelFiles(prompts, reward, abilities, a.limit, a.prompt_limit, drawing, a.trust_tasks)
 
 
@@ -275,10 +282,14 @@ def device_of(name: str) -> str:
 
 def rows_on(device: str, typed: Rows | None, usual: int = USUAL) -> Rows:
     """A batch size as it was typed; else what is usual, on a GPU as many as fit."""
+    return typed if typed is not None else "auto" if on_gpu(device) else usual
+
+
+def on_gpu(device: str) -> bool:
+    """Whether --device names a GPU."""
     import torch
 
-    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    return typed or ("auto" if on_gpu else usual)
+    return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
 
 
 def usable_device(name: str) -> str:

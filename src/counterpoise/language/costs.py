@@ -24,6 +24,10 @@ EXPERTS = (
 """Names in configs of how many experts a token is sent to, and of how many there are."""
 
 
+FIXED = 128
+"""A cache of fixed length has a multiple of so many tokens: a step is compiled anew for each length."""
+
+
 @dataclass(frozen=True)
 class Shape:
     """What decides the cost of a decoder.
@@ -111,6 +115,8 @@ class Lengths:
         batch: sequences at once in training; `restore` draws 8 times as many and scores twice as many.
         itemsize: bytes of a weight.
         auto: as many are drawn and scored as fit, whatever `batch` says.
+        fixed: caches are of fixed length while responses are drawn.
+        recompute: a training step computes layers again.
         room: bytes for a stage beside what is resident, so that a run would halve what takes more; None: nobody knows.
     """
 
@@ -120,6 +126,8 @@ class Lengths:
     batch: int
     itemsize: int
     auto: bool = False
+    fixed: bool = False
+    recompute: bool = False
     room: float | None = None
 
     @property
@@ -151,12 +159,14 @@ class Lengths:
         return drawing + (0 if reward is None else drawing_bytes(reward, 2 * self.batch, 0, 0, self.itemsize))
 
     def _drawing(self, shape: Shape, rows: int) -> int:
-        return drawing_bytes(shape, rows, self.longest, self.response, self.itemsize)
+        return drawing_bytes(shape, rows, self.longest, self.response, self.itemsize, fixed=self.fixed)
 
     def training_memory(self, shape: Shape) -> int:
-        """Bytes while the gradient of a search is computed."""
-        kept = training_bytes(shape, self.batch, self.longest, self.response, self.itemsize)
-        return kept + shape.largest * self.itemsize
+        """Bytes while the gradient of a search is computed; where there is no room, layers are computed again."""
+        how = shape, self.batch, self.longest, self.response, self.itemsize
+        beside = shape.largest * self.itemsize
+        scarce = self.room is not None and training_bytes(*how) + beside > self.room
+        return training_bytes(*how, recompute=scarce) + beside
 
 
 def at_once(asked: Rows, taken: int) -> str:
@@ -297,13 +307,20 @@ def passing_bytes(shape: Shape, tokens: float, itemsize: int) -> int:
     return math.ceil(tokens * (4 * shape.hidden + 3 * shape.intermediate + 2 * shape.queries) * itemsize)
 
 
-def drawing_bytes(shape: Shape, sequences: float, prompt: float, response: float, itemsize: int) -> int:
+def held_tokens(tokens: float, *, fixed: bool) -> float:
+    """Tokens that a cache has room for: so many, or of one of a few lengths that do not change while responses grow."""
+    return math.ceil(tokens / FIXED) * FIXED if fixed else tokens
+
+
+def drawing_bytes(
+    shape: Shape, sequences: float, prompt: float, response: float, itemsize: int, *, fixed: bool = False
+) -> int:
     """While responses are drawn: the cache, and what the prompts need while they are read or a step then needs.
 
     Prompts count for each sequence: those that share one take less. In a step the cache of one layer is there twice, and
     of the logits six copies in float32 (a sum in float64 among them).
     """
-    cache = cache_bytes(shape, sequences, prompt + response, itemsize)
+    cache = cache_bytes(shape, sequences, held_tokens(prompt + response, fixed=fixed), itemsize)
     step = cache / max(1, shape.layers) + 6 * 4 * sequences * shape.vocabulary
     return math.ceil(cache + max(step, passing_bytes(shape, sequences * prompt, itemsize)))
 
@@ -325,21 +342,22 @@ def _in_chunks(logits: float) -> float:
     return 5 * 4 * min(logits, CHUNK)
 
 
-def training_bytes(shape: Shape, sequences: float, prompt: float, response: float, itemsize: int) -> int:
+def training_bytes(
+    shape: Shape, sequences: float, prompt: float, response: float, itemsize: int, *, recompute: bool = False
+) -> int:
     """While a gradient is computed: what the backward pass needs again, and the logits of the responses.
 
     layers * tokens * (8 hidden + 2 queries + 2 keys + 4 intermediate) * itemsize + logits * 3 * itemsize + a chunk's
 
     Per layer the inputs of both norms, of the projections and of the gated activation, their float32 copies counted in
-    (counted on Llama with sdpa attention, without gradient checkpointing, to which a search alone turns in need); of the
-    logits the model's own, their gradient and that of the rows before padding was left out.
+    (counted on Llama with sdpa attention); of the logits the model's own, their gradient and that of the rows before
+    padding was left out. With gradient checkpointing one layer's are kept at a time, and the input of every layer.
     """
     kept = 8 * shape.hidden + 2 * shape.queries + 2 * shape.keys + 4 * shape.intermediate
     tokens = sequences * (prompt + response)
     logits = sequences * (response + 1) * shape.vocabulary if shape.head else 0
-    return math.ceil(
-        shape.layers * tokens * kept * itemsize + logits * 3 * itemsize + _in_chunks(logits / max(1, sequences))
-    )
+    layers = shape.layers * kept if not recompute else kept + shape.layers * shape.hidden
+    return math.ceil(layers * tokens * itemsize + logits * 3 * itemsize + _in_chunks(logits / max(1, sequences)))
 
 
 def drawn(

@@ -40,6 +40,7 @@ class Drawing:
         temperature: 0 is greedy.
         chat: whether a prompt goes through the tokenizer's chat template, where it has one.
         batch_size: responses drawn at once, or n where that is more; "auto": as many as fit (`memory.rows_that_fit`).
+        compiled: on a GPU the step is compiled (`generating.COMPILED`): quicker where few rows are drawn in many steps.
         seed: of the random numbers, one for each (prompt, reply, token): two models that are asked the same see the same
             ones, so that their rewards can be compared in pairs.
     """
@@ -50,11 +51,12 @@ class Drawing:
     chat: bool = True
     batch_size: Rows = USUAL
     seed: int = 0
+    compiled: bool = False
 
     @property
     def decides(self) -> dict[str, Any]:
-        """All but the batch, as plain json: for keys of stored work."""
-        return {name: value for name, value in asdict(self).items() if name != "batch_size"}
+        """All but the batch and how it is computed, as plain json: for keys of stored work."""
+        return {name: value for name, value in asdict(self).items() if name not in ("batch_size", "compiled")}
 
     @property
     def rows(self) -> int:
@@ -134,13 +136,15 @@ def sample(
         seen[prompt] += 1
     if isinstance(model, Engine):
         return responses if turn[0] else _drawn_by(model, keys, stops, drawing, progress)
-    device, n, way = device_of(model), drawing.n, way_of(model)
+    device, n, way = device_of(model), drawing.n, way_of(model, compiled=drawing.compiled)
     size = settled(model, prompts, drawing).rows
 
     def answered(some: Sequence[int]) -> list[list[tuple[int, ...]]]:
-        ids_BT, mask_BT = left_pad([prompts[i] for i in some], pad, device)
+        full = min(1 << (len(some) - 1).bit_length(), max(len(some), size // n)) if way.fixed else len(some)
+        each = [*some, *[some[-1]] * (full - len(some))]  # a step is compiled anew for each number of rows
+        ids_BT, mask_BT = left_pad([prompts[i] for i in each], pad, device)
         begun = begun_rows(model, ids_BT, mask_BT, n, way)
-        draw = InverseCdf([keys[i] for i in some], drawing, ids_BT.shape[1]) if drawing.temperature > 0 else None
+        draw = InverseCdf([keys[i] for i in each], drawing, ids_BT.shape[1]) if drawing.temperature > 0 else None
         drawn = [_cut_after(row, stops) for row in to_the_end(model, begun, way, stops, drawing.max_new_tokens, draw)]
         return [drawn[place * n : (place + 1) * n] for place in range(len(some))]
 
@@ -170,7 +174,7 @@ def settled(model: LanguageModel, prompts: Sequence[tuple[int, ...]], drawing: D
     )
 
     def need(rows: int) -> int:
-        return drawing_bytes(shape, rows, longest, drawing.max_new_tokens, size)
+        return drawing_bytes(shape, rows, longest, drawing.max_new_tokens, size, fixed=drawing.compiled)
 
     rows = rows_that_fit("auto", need, free_memory(device_of(model)), drawing.n)
     return replace(drawing, batch_size=rows)

@@ -94,7 +94,7 @@ def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True, m
     told += [f"{i.name}: {i.count:,} validation items" for i in items["validation"]]
     resident = {"weights": shape.parameters * itemsize, **judged(judge)}
     beside = room(request.device, present, memory, sum(resident.values()))
-    at = replace(at, auto=drawing.batch_size == "auto", room=beside)
+    at = replace(at, auto=drawing.batch_size == "auto", fixed=drawing.compiled, room=beside)
     scale = Extent(shape, judge.shape if judge else None, at, len(parts["proxy"]), means)
     counts = {part: len(chosen) for part, chosen in parts.items()}
     opening = Words.of(giver.folder).mean(OPENINGS)
