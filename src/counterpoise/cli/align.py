@@ -113,6 +113,7 @@ def model(
         machine(None, "rsf, ppo: cut weights, gradients and moments up among torchrun's processes (FSDP).", "--shard"),
     ] = False,
     micro_batch_size: options.MicroBatch = 8,
+    recompute: options.Recompute = False,
     no_chat_template: options.NoChat = False,
     report_to: options.ReportTo = None,
     push_to: Push = None,
@@ -146,7 +147,7 @@ def model(
         if len(held.get("replay", ())) == 1:
             (held["replay"],) = held["replay"]
         files = Files(prompts, reward, preferences, samples)
-        machine = Machine(options.dtype_of(dtype), bf16, shard or processes.asked_for("FSDP"), device)
+        machine = Machine(options.dtype_of(dtype), bf16, shard or processes.asked_for("FSDP"), device, recompute)
         wanted = Alignment(source, out, method, files, settings, held, work, machine, not last_checkpoint_only)
         if dry_run:
             from counterpoise.cli.plan import tell

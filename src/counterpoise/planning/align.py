@@ -107,7 +107,8 @@ def plan_align(
     def more(stage: str) -> int:
         return copies if shares == 1 else _gathered(shape, width, stage)
 
-    at = replace(at, room=room(machine.device, present, memory, sum(resident.values()) + more(DRAWING)))
+    beside = room(machine.device, present, memory, sum(resident.values()) + more(DRAWING))
+    at = replace(at, recompute=machine.recompute, room=beside)
     first: list[Stage] = []
     if held.get("replay") == "self":
         own, draw = files.asked, wanted.own_drawing.batch_size

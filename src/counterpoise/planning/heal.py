@@ -47,7 +47,11 @@ def plan_heal(wanted: Healing, *, present: bool = True, memory: float = math.inf
     resident = {"weights": weights, **optimiser_bytes(shape.parameters, itemsize)}
     if held:  # the others are mapped
         resident["teachers"] = (1 if turns else held) * weights
-    at = replace(at, room=room(wanted.machine.device, present, memory, sum(resident.values())))
+    at = replace(
+        at,
+        recompute=wanted.machine.recompute,
+        room=room(wanted.machine.device, present, memory, sum(resident.values())),
+    )
     stages = (*heal_stages(shape, at, taught, draw=how.batch_size), writing)
     points = taught.points
     told.append(f"on the way: {points} checkpoints, and the state (weights and Adam's moments) up to twice")

@@ -20,6 +20,7 @@ from counterpoise.search.candidates import Ramp
 if TYPE_CHECKING:  # a dry run of restore need not import alignment
     from counterpoise.alignment.from_options import Alignment
     from counterpoise.alignment.heal import Healing
+    from counterpoise.alignment.training.models import Machine
     from counterpoise.evaluation.panel import PanelFiles
     from counterpoise.language.prompts import Prompt
     from counterpoise.restoration.request import Request
@@ -105,14 +106,22 @@ def restore_fits(asked: Restoring) -> Fits[Restoring]:
 
 def align_fits(wanted: Alignment) -> Fits[Alignment]:
     """What makes an alignment smaller: what is drawn halves by itself."""
-    for rows in _halves(wanted.bound.micro_batch_size):
-        yield f"--micro-batch-size {rows}", replace(wanted, settings={**wanted.settings, "micro_batch_size": rows})
+    for typed, rows, machine in _trained_by_less(wanted.bound.micro_batch_size, wanted.machine):
+        yield typed, replace(wanted, settings={**wanted.settings, "micro_batch_size": rows}, machine=machine)
 
 
 def heal_fits(wanted: Healing) -> Fits[Healing]:
     """What makes a healing smaller: what is drawn halves by itself."""
-    for rows in _halves(wanted.teaching.micro_batch_size):
-        yield f"--micro-batch-size {rows}", replace(wanted, teaching=replace(wanted.teaching, micro_batch_size=rows))
+    for typed, rows, machine in _trained_by_less(wanted.teaching.micro_batch_size, wanted.machine):
+        yield typed, replace(wanted, teaching=replace(wanted.teaching, micro_batch_size=rows), machine=machine)
+
+
+def _trained_by_less(rows: int, machine: Machine) -> Iterator[tuple[str, int, Machine]]:
+    """Fewer rows at once, which costs no time; then layers computed again, and both."""
+    again, option = replace(machine, recompute=True), "--gradient-checkpointing"
+    yield from ((f"--micro-batch-size {fewer}", fewer, machine) for fewer in _halves(rows))
+    yield option, rows, again
+    yield from ((f"{option} --micro-batch-size {fewer}", fewer, again) for fewer in _halves(rows))
 
 
 def restore_ways(asked: Restoring) -> Ways[Restoring]:

@@ -30,6 +30,8 @@ from counterpoise.search.retention import OPENINGS
 DISTANCE = "distance from PRE"
 REPLAYED, DRAWING, TRAINING = "replay: PRE's responses", "drawing and rewards", "training"
 """Stages of `align`."""
+AGAIN = 4 / 3
+"""The operations of a gradient whose forward pass is done again, in those of one that is not."""
 
 
 def restore_stages(
@@ -114,13 +116,13 @@ def align_stages(shape: Shape, reward: Shape | None, at: Lengths, loop: Loop, *,
     Args:
         step: bytes that a step of the optimiser takes for a moment, when the activations are gone.
     """
-    times, sides = loop.rounds, 2 if loop.method == "dpo" else 1
+    times, sides, again = loop.rounds, 2 if loop.method == "dpo" else 1, AGAIN if at.recompute else 1
     sequences = sides * loop.prompts
     # KD keeps no more than the method's own loss does, and comes after it.
     trains = max(
         step,
-        training_bytes(shape, sides * at.batch, at.longest, at.response, at.itemsize),
-        training_bytes(shape, at.batch, *loop.replayed, at.itemsize) if loop.replay else 0,
+        training_bytes(shape, sides * at.batch, at.longest, at.response, at.itemsize, recompute=at.recompute),
+        training_bytes(shape, at.batch, *loop.replayed, at.itemsize, recompute=at.recompute) if loop.replay else 0,
     )
     stages: list[Stage] = []
     if loop.method in ("rsf", "ppo"):
@@ -136,13 +138,13 @@ def align_stages(shape: Shape, reward: Shape | None, at: Lengths, loop: Loop, *,
         logits = costs.scoring_bytes(shape, Items("", 1, 0, 1, at.response), batch=at.batch, itemsize=at.itemsize)
         what = f"{times} iterations x {loop.prompts:,} responses, the policy's and PRE's"
         stages.append(Stage("log-probabilities", what, passed * (2 * times), logits))
-    own = one = training(shape, at.prompt, at.response, sequences=sequences)
+    own = one = training(shape, at.prompt, at.response, sequences=sequences) * again
     if loop.method == "dpo":
         one += passed  # of the reference
     if loop.kd:
         one += own + passed
     if loop.replay:
-        one += training(shape, 0, at.response * loop.replay, sequences=sequences)
+        one += training(shape, 0, at.response * loop.replay, sequences=sequences) * again
     noun = {"dpo": "pairs", "distil": "samples"}.get(loop.method, "responses")
     what = f"{loop.epochs} epochs x {loop.prompts:,} {noun}"
     if loop.method in ("rsf", "ppo"):
@@ -162,8 +164,8 @@ def heal_stages(shape: Shape, at: Lengths, taught: Teaching, *, draw: Rows) -> t
     )  # the teacher's beside the student's
     drawing = drawn(shape, None, at, prompts=asked + looks, batch=together)
     memory = drawing_bytes(shape, together, at.longest, at.response, at.itemsize)
-    trains = training_bytes(shape, at.batch, at.longest, at.response, at.itemsize) + logits
-    work = passed + training(shape, at.prompt, at.response, sequences=asked)
+    trains = training_bytes(shape, at.batch, at.longest, at.response, at.itemsize, recompute=at.recompute) + logits
+    work = passed + training(shape, at.prompt, at.response, sequences=asked) * (AGAIN if at.recompute else 1)
     return (
         Stage(
             "healing: answers",
