@@ -234,6 +234,18 @@ def test_stages_scale_as_what_they_count() -> None:
     assert pairs.work == (training(LLAMA, 10, 3, sequences=40) + forward(LLAMA, 13, sequences=40, logits=3)) * 3
 
 
+def test_a_search_without_the_memory_for_its_gradient_is_told_as_it_would_run() -> None:
+    free = Lengths(10, 10, 3, 2, 4)
+    whole = free.training_memory(LLAMA)
+    for room, less in ((None, False), (whole, False), (whole - 1, True)):
+        [_, search] = HMA(3, 8).cost(Extent(LLAMA, None, replace(free, room=room), 100, [0.5]))
+        kept = training_bytes(LLAMA, 2, 10, 3, 4, recompute=less)
+        assert search.memory == kept + LLAMA.largest * 4 <= whole
+        assert ("computed again" in search.what) == less
+        passes = training(LLAMA, 10, 3, sequences=8) * (4 / 3 if less else 1)
+        assert search.work.flops == pytest.approx(4 * passes.flops)
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make(tmp_path_factory.mktemp("planned"))

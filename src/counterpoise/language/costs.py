@@ -24,6 +24,8 @@ EXPERTS = (
 """Names in configs of how many experts a token is sent to, and of how many there are."""
 
 
+AGAIN = 4 / 3
+"""The operations of a gradient whose forward pass is done again, in those of one that is not."""
 FIXED = 128
 """A cache of fixed length has a multiple of so many tokens: a step is compiled anew for each length."""
 
@@ -162,11 +164,16 @@ class Lengths:
         return drawing_bytes(shape, rows, self.longest, self.response, self.itemsize, fixed=self.fixed)
 
     def training_memory(self, shape: Shape) -> int:
-        """Bytes while the gradient of a search is computed; where there is no room, layers are computed again."""
+        """Bytes while the gradient of a search is computed."""
+        return self._training(shape, recompute=self.is_scarce(shape))
+
+    def is_scarce(self, shape: Shape) -> bool:
+        """Whether there is no room for all that a search's gradient keeps, so that a run computes layers again."""
+        return self.room is not None and self._training(shape) > self.room
+
+    def _training(self, shape: Shape, *, recompute: bool = False) -> int:
         how = shape, self.batch, self.longest, self.response, self.itemsize
-        beside = shape.largest * self.itemsize
-        scarce = self.room is not None and training_bytes(*how) + beside > self.room
-        return training_bytes(*how, recompute=scarce) + beside
+        return training_bytes(*how, recompute=recompute) + shape.largest * self.itemsize
 
 
 def at_once(asked: Rows, taken: int) -> str:

@@ -11,6 +11,7 @@ from counterpoise.alignment.settings import Teaching
 from counterpoise.evaluation.parts import Part
 from counterpoise.language import costs
 from counterpoise.language.costs import (
+    AGAIN,
     Items,
     Lengths,
     Shape,
@@ -30,8 +31,6 @@ from counterpoise.search.retention import OPENINGS
 DISTANCE = "distance from PRE"
 REPLAYED, DRAWING, TRAINING = "replay: PRE's responses", "drawing and rewards", "training"
 """Stages of `align`."""
-AGAIN = 4 / 3
-"""The operations of a gradient whose forward pass is done again, in those of one that is not."""
 
 
 def restore_stages(

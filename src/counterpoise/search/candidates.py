@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 
 from counterpoise.averaging.partition import Partition, layerwise, partition
 from counterpoise.evaluation.workbench import Model, Workbench
-from counterpoise.language.costs import Lengths, Shape, Stage, drawn, forward, training
+from counterpoise.language.costs import AGAIN, Lengths, Shape, Stage, drawn, forward, training
 from counterpoise.language.work import PROJECTED, Work
 from counterpoise.search.both_sides import FORMS, BothSides
 from counterpoise.search.hma import linear_ramp, random_ratios
@@ -126,6 +126,7 @@ class HMA:
         blocks = str(self.blocks)  # "3" where it was typed
         passes = min(PASSES, int(blocks) + 1) if blocks.isdecimal() else PASSES
         what = f"{count} means, some {passes} passes (at most {PASSES}) over {size:,} responses each"
+        what += _computed_again(work)
         one = _pass(work, size) * (passes * count)
         return [drawing, Stage("search: HMA", what, one, work.at.training_memory(work.shape))]
 
@@ -281,6 +282,7 @@ class TwoSided:
         total += forward(shape, at.prompt + at.response, sequences=size, logits=at.response) * without
         what = f"{len(self.lambdas)} lambdas, at most {with_gradient} passes over {size:,} sequences"
         what += f" and {without} without a gradient" if without else ""
+        what += _computed_again(work)
         return [*stages, Stage("search: both sides", what, total, at.training_memory(shape))]
 
 
@@ -333,7 +335,12 @@ def _pass(work: Extent, size: int) -> Work:
     """A pass over so many responses with its gradient, which each batch of them projects on the update."""
     projections = PROJECTED * work.shape.parameters * math.ceil(size / work.at.batch)
     found = training(work.shape, work.at.prompt, work.at.response, sequences=size)
+    found *= AGAIN if work.at.is_scarce(work.shape) else 1
     return found + Work(update=projections + work.shape.parameters)
+
+
+def _computed_again(work: Extent) -> str:
+    return "; no memory for all that a gradient needs: layers would be computed again" * work.at.is_scarce(work.shape)
 
 
 def _drawing_proxies(work: Extent, size: int) -> tuple[Stage, int]:
