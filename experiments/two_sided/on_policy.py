@@ -22,7 +22,7 @@ from counterpoise.language.scoring import by_length, row_nlls
 from counterpoise.ranks import shared
 from counterpoise.records import Progress
 from counterpoise.search.descent import Evaluate
-from counterpoise.search.proxies import PARTS, advantages, parts
+from counterpoise.search.proxies import PARTS, parts
 from counterpoise.search.sides import Slopes
 from counterpoise.statistics.bootstrap import Array
 
@@ -54,6 +54,26 @@ def effective_share(log_weights: ArrayLike) -> float:
     w = np.asarray(log_weights, dtype=np.float64)
     w = np.exp(w - w.max())
     return float(w.sum() ** 2 / (len(w) * (w**2).sum()))
+
+
+def advantages(rewards: ArrayLike) -> Array:
+    """Reward minus the mean reward of the other responses to the same prompt; every row sums to 0.
+
+    The leave-one-out baseline (RLOO) does not depend on the response it is subtracted for, so that the policy gradient
+    stays unbiased.
+
+    Args:
+        rewards: shape (prompts, n), n >= 2.
+
+    >>> advantages([[1.0, 0.0, 2.0]])
+    array([[ 0. , -1.5,  1.5]])
+    """
+    r = np.asarray(rewards, dtype=np.float64)
+    if r.ndim != 2 or r.shape[1] < 2 or not np.isfinite(r).all():
+        raise ValueError(f"advantages: expected finite rewards of shape (prompts, n >= 2), found shape {r.shape}")
+    n = r.shape[1]
+    centred: Array = (r - r.mean(1, keepdims=True)) * (n / (n - 1))
+    return centred
 
 
 @dataclass
