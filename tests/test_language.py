@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import random
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,9 @@ import pytest
 import scipy.stats
 import torch
 from hypothesis import given, strategies as st
-from transformers import AddedToken
+from transformers import AddedToken, StaticCache
 
+from counterpoise.language import generating
 from counterpoise.language.prompts import Prompt, encode_prompt, encode_prompts, read_prompts
 from counterpoise.language.sampling import Drawing, InverseCdf, decode, sample, stop_tokens, turn_end
 from counterpoise.language.scoring import (
@@ -413,3 +416,32 @@ def test_a_model_that_answers_nan_is_called_damaged_and_not_a_model_that_looks_a
         continuation_logprobs(model, [(1, 5, 6)], [[(7, 8)]])
     with pytest.raises(ValueError, match="expected finite log-probabilities, found NaN or Inf"):
         sample(model, tokenizer(), [(1, 5, 6)], Drawing(max_new_tokens=2))
+
+
+COMPILED = pytest.param(True, marks=pytest.mark.skipif(which("g++") is None, reason="torch.compile: no C++ compiler"))
+
+
+@pytest.mark.parametrize("compiles", [False, COMPILED])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma"])
+def test_a_cache_of_fixed_length_gives_the_same_tokens_compiled_or_not(
+    family: str, compiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, words = tiny(family), tokenizer()
+    for stack in [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]:
+        del stack[1:]  # a layer is enough to compile
+    model.config.num_hidden_layers = 1  # type: ignore[union-attr]
+    graphs = []
+    if compiles:  # transformers compiles on a GPU alone
+        plain, kind = torch.compile, type(model)
+        fixed = lambda self, kwargs, config: isinstance(kwargs["past_key_values"], StaticCache)  # noqa: E731
+        monkeypatch.setattr(kind, "_valid_auto_compile_criteria", fixed)
+        monkeypatch.setattr(torch, "compile", lambda *a, **more: graphs.append(more) or plain(*a, **more))
+    prompts = [(1, 5 + i % 9, *range(9, 9 + i % 5)) for i in range(11)]
+    model.generation_config.eos_token_id = [9, 11]  # type: ignore[union-attr]
+    for temperature in (1.0,) if compiles else (1.0, 0.0):
+        how = Drawing(n=2, max_new_tokens=24, temperature=temperature, batch_size=16)
+        wanted = sample(model, words, prompts, how)
+        assert sample(model, words, prompts, replace(how, compiled=True)) == wanted
+        assert temperature == 0 or len({len(r) for group in wanted for r in group}) > 1  # some end before others
+    assert generating.way_of(model, compiled=True) == generating.COMPILED
+    assert bool(graphs) == compiles

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 
-from counterpoise.language import generating, scoring
-from counterpoise.language.memory import as_fits, free_memory
+from counterpoise.language import generating, sampling, scoring
+from counterpoise.language.costs import Items, Lengths, drawing_bytes, scoring_bytes, shape_of
+from counterpoise.language.memory import MOST, SHARE, USUAL, as_fits, free_memory, rows_that_fit
 from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import continuation_logprobs
 from counterpoise.language.ways import out_of_memory, succeeds
+from peak import Peak
 from tiny import tiny, tokenizer
 
 
@@ -78,3 +82,62 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
 
     with pytest.raises(RuntimeError, match="shapes"):
         as_fits(tiny("llama"), "failing", [1, 2], fails)
+
+
+def halves(rows: int) -> float:
+    return 100.0 * rows
+
+
+def test_rows_that_fit_are_those_asked_for_or_a_half_of_a_half_of_them() -> None:
+    assert [rows_that_fit(48, halves, free) for free in (4800, 4799, 2399, 1)] == [48, 24, 12, 1]
+    assert rows_that_fit(48, halves, 1, least=4) == 4
+    assert rows_that_fit(3, halves, None, least=4) == 4
+    assert [rows_that_fit("auto", halves, free) for free in (1e9, 1000, 999, 1)] == [MOST, 8, 4, 1]  # a fifth is left
+    assert rows_that_fit("auto", halves, None) == USUAL
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_auto_takes_the_rows_that_the_dry_run_tells_and_its_numbers_are_those_of_any_batch(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny(family, dtype=torch.float64)
+    prompts = [(1, 5 + i % 9, *range(9, 9 + i % 5)) for i in range(40)]
+    choices = [[(7, 8, 9 + i % 9), (20, 21)] for i in range(40)]
+    how, shape, sizes = Drawing(n=2, max_new_tokens=5), shape_of(model), list[int]()
+    fixed = sample(model, tokenizer(), prompts, how), continuation_logprobs(model, prompts, choices)
+    at = Lengths(3.5, 6, 5, 1, 8, auto=True, room=drawing_bytes(shape, 30, 6, 5, 8) / SHARE)
+    items = Items("", 1, 6, 2, 3, shared=scoring.way_of(model).shares)
+    model.register_forward_pre_hook(lambda m, a, named: sizes.append(len(named["input_ids"])), with_kwargs=True)
+    for place in (sampling, scoring):
+        monkeypatch.setattr(place, "free_memory", lambda device: at.room)
+    found = sample(model, tokenizer(), prompts, replace(how, batch_size="auto"))
+    assert (max(sizes), at.drawn_at_once(shape, 2)) == (16, 16)
+    sizes.clear()
+    sums = continuation_logprobs(model, prompts, choices, batch_size="auto")
+    rows = at.scored_at_once(shape, items)
+    assert max(sizes) in (rows, 2 * rows)  # with the choices of each
+    assert found == fixed[0]
+    for some, wanted in zip(sums, fixed[1], strict=True):
+        assert some == pytest.approx(wanted, abs=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("words", [500, 8000])
+def test_drawing_and_scoring_take_no_more_than_is_told(dtype: torch.dtype, words: int) -> None:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, intermediate_size=192,
+        vocab_size=words, max_position_embeddings=512,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    shape = shape_of(model)
+    scoring.way_of(model), generating.way_of(model)
+    for n, prompt, new in ((1, 200, 10), (4, 60, 10), (1, 10, 40)):
+        with Peak(model.parameters()) as peak:
+            sample(model, tokenizer(), [(5,) * prompt] * (16 // n), Drawing(n=n, max_new_tokens=new))
+        assert 0.2 < peak.bytes / drawing_bytes(shape, 16, prompt, new, dtype.itemsize) < 1.1
+    for prompt, count, new in ((100, 4, 5), (20, 4, 40), (100, 1, 60)):
+        with Peak(model.parameters()) as peak:
+            continuation_logprobs(model, [(5,) * prompt] * 16, [[(6,) * new] * count] * 16)
+        told = scoring_bytes(shape, Items("", 1, prompt, count, new), batch=16, itemsize=dtype.itemsize)
+        assert 0.3 < peak.bytes / told < 1.1

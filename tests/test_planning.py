@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import sys
 from dataclasses import astuple, replace
@@ -41,7 +42,7 @@ from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example, response_nll
 from counterpoise.language.work import PROJECTED, Speed, Work
 from counterpoise.planning.shorter import Ways, restore_fits, shorter as shortened
-from counterpoise.planning.stages import Loop, align_stages, heal_stages, restore_stages
+from counterpoise.planning.stages import DISTANCE, Loop, align_stages, heal_stages, restore_stages
 from counterpoise.restoration.request import Details, Heal, Request
 from counterpoise.search.candidates import CONTROLS, HMA, PASSES, Extent, TwoSided, two_sided_passes
 from tiny import tiny, tokenizer
@@ -234,6 +235,18 @@ def test_stages_scale_as_what_they_count() -> None:
     assert pairs.work == (training(LLAMA, 10, 3, sequences=40) + forward(LLAMA, 13, sequences=40, logits=3)) * 3
 
 
+def test_a_search_without_the_memory_for_its_gradient_is_told_as_it_would_run() -> None:
+    free = Lengths(10, 10, 3, 2, 4)
+    whole = free.training_memory(LLAMA)
+    for room, less in ((None, False), (whole, False), (whole - 1, True)):
+        [_, search] = HMA(3, 8).cost(Extent(LLAMA, None, replace(free, room=room), 100, [0.5]))
+        kept = training_bytes(LLAMA, 2, 10, 3, 4, recompute=less)
+        assert search.memory == kept + LLAMA.largest * 4 <= whole
+        assert ("computed again" in search.what) == less
+        passes = training(LLAMA, 10, 3, sequences=8) * (4 / 3 if less else 1)
+        assert search.work.flops == pytest.approx(4 * passes.flops)
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make(tmp_path_factory.mktemp("planned"))
@@ -407,9 +420,11 @@ def test_healing_beside_averages_holds_a_student_and_teachers_that_are_not_mappe
     at, model = plans[0].at, plans[0].model
     assert at is not None
     assert model is not None
-    bare = heal_stages(shape_of(model), replace(at, batch=32), Heal(2).teaching(32), draw=128)
     weights = plans[0].resident["weights"]
-    for plan, count in zip(plans, (held, min(4, held)), strict=True):  # in little memory they take turns
+    for plan, count, draw in zip(
+        plans, (held, min(4, held)), (128, 1), strict=True
+    ):  # in little memory they take turns
+        bare = heal_stages(shape_of(model), replace(at, batch=32), Heal(2).teaching(32), draw=draw)
         found = [s.memory for s in plan.stages if s.name.startswith("healing")]
         assert found == [s.memory + count * weights for s in bare]
 
@@ -516,7 +531,9 @@ def test_what_does_not_fit_is_refused_with_what_would(command: Any, world: Path)
     free = json.loads(command(world, *more, "--json", "--speed", "1e12,1e12").stdout)
     assert free["memory"] is None
     weights = sum(free["resident"].values())
-    half = (weights + free["peak"]) // 2  # fewer rows at a time would do
+    # Fewer rows at a time would do in training. What restore draws and scores is halved by itself: not so its distances.
+    distance = [s["memory"] for s in free["stages"] if s["name"] == DISTANCE]
+    half = weights * 3 // 4 + distance[0] if command is restore else (weights + free["peak"]) // 2
     found = command(world, *more, "--speed", f"1e12,1e12,{half}")
     assert found.exit_code == 1, found.output
     said = " ".join(found.output.split())
@@ -545,7 +562,7 @@ def test_a_pair_above_one_device_fits_cut_up_among_as_many_as_is_said(
     assert found.exit_code == 1
     said = " ".join(found.output.split())
     assert said.endswith(
-        "expected 145 GB of memory, found 80 GB; with --shard under torchrun --nproc-per-node 4 it fits"
+        "expected 143 GB of memory, found 80 GB; with --shard under torchrun --nproc-per-node 4 it fits"
     )
     monkeypatch.setenv("WORLD_SIZE", "4")
     fits = planned("--shard")
@@ -580,7 +597,7 @@ def test_no_more_processes_are_advised_than_there_are_devices(world: Path) -> No
 
 
 @pytest.mark.parametrize("typed", [True, False])
-def test_a_dry_run_of_responding_finds_its_device_and_says_what_would_fit(world: Path, typed: bool) -> None:
+def test_a_dry_run_of_responding_finds_its_device_and_says_what_would_be_halved(world: Path, typed: bool) -> None:
     files = ["--prompts", world / "prompts.jsonl", "-o", world / "said.json", "--max-new-tokens", 6]
 
     def respond(*more: object) -> Result:
@@ -591,29 +608,41 @@ def test_a_dry_run_of_responding_finds_its_device_and_says_what_would_fit(world:
     assert here.exit_code == 0, here.output
     assert json.loads(here.stdout)["device"] in ("cpu", "cuda")
     free = json.loads(respond("--speed", "1e12,1e12").stdout)
-    most = (sum(free["resident"].values()) + free["peak"]) // 2
-    found = respond("--speed", f"1e12,1e12,{most}")
-    assert found.exit_code == 1
-    said = " ".join(found.output.split())
-    assert "with --batch-size" in said
-    options = said.split("; with ")[1].removesuffix(" it fits").split()
-    assert respond("--speed", f"1e12,1e12,{most}", *options).exit_code == 0
+    weights = sum(free["resident"].values())
+    found = respond("--speed", f"1e12,1e12,{(weights + free['peak']) // 2}")
+    assert "16 at once would be halved to 8" in json.loads(found.stdout)["stages"][0]["what"]
+    none = respond("--speed", f"1e12,1e12,{weights}")
+    assert none.exit_code == 1
+    assert "no batch beside it" in " ".join(none.output.split())
 
 
-@pytest.mark.parametrize("command", [align, heal])
-def test_where_drawing_takes_most_fewer_are_drawn_at_once(command: Any, world: Path) -> None:
+@pytest.mark.parametrize("command", [restore, align, heal])
+def test_what_a_run_would_halve_is_told_and_auto_takes_what_fits(command: Any, world: Path) -> None:
     option = "--draw-batch-size" if command is align else "--batch-size"
     data = ("--prompts", world / "prompts.jsonl", "--reward", "world:early_letters")
-    more = ("ppo", *data, "--max-new-tokens", 32) if command is align else ("--max-new-tokens", 32)
-    large = (*more, option, 4096, "--micro-batch-size", 1, "--json")
-    free = json.loads(command(world, *large, "--speed", "1e12,1e12").stdout)
-    most = (sum(free["resident"].values()) + free["peak"]) // 2
-    found = command(world, *large, "--speed", f"1e12,1e12,{most}")
-    said = " ".join(found.output.split())
-    assert f"; with {option} " in said
-    options = said.split("; with ")[1].removesuffix(" it fits").split()
-    fits = command(world, *large, "--speed", f"1e12,1e12,{most}", *options)
-    assert fits.exit_code == 0, fits.output
+    more = ("ppo", *data, "--micro-batch-size", 1) if command is align else ()
+    more = ("--micro-batch-size", 1) if command is heal else more
+
+    def planned(rows: object, memory: object = "") -> Any:
+        speed = f"1e12,1e12,{memory}".rstrip(",")
+        found = command(world, *more, "--max-new-tokens", 32, option, rows, "--json", "--speed", speed)
+        assert found.exit_code == 0, found.output
+        return json.loads(found.stdout)
+
+    def said(plan: Any) -> list[int]:
+        return [int(n) for s in plan["stages"] for n in re.findall(r", (\d+) at once(?! would)", s["what"])]
+
+    asked = 256 if command is restore else 4096  # of a search's gradient half as many, which a run does not halve
+    free = planned(asked)
+    weights, largest = sum(free["resident"].values()), max(s["memory"] for s in free["stages"])
+    assert not any("halved" in s["what"] for s in free["stages"])
+    assert set(said(planned("auto"))) == {64}  # nobody knows how much memory there is
+    taken = said(planned("auto", weights + largest))
+    assert taken
+    assert all(1 <= n <= 1024 and n & (n - 1) == 0 for n in taken)
+    halved = planned(asked, weights + int(0.4 * largest))
+    assert re.search(r"(4096|1024) at once would be halved to (1024|512|256)", str(halved["stages"])), halved["stages"]
+    assert halved["peak"] <= halved["memory"]
 
 
 def test_options_go_together_where_one_alone_is_not_enough() -> None:

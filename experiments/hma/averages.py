@@ -60,9 +60,9 @@ def averages(bench: Workbench, methods: Sequence[str], means: Sequence[float], *
 
 def adamerged(bench: Workbench, cut: Partition, size: int) -> Average:
     """Ratios for the likelihood of POST's good responses and of right answers, half and half."""
-    good = ProxySet(tuple(proxies(bench, size)), bench.panel.drawing.batch_size // 2)
+    good = ProxySet(tuple(proxies(bench, size)), bench.panel.drawing.rows // 2)
     right = ProxySet(
-        tuple(e for rows in answers(bench, size // 4).values() for e in rows), bench.panel.drawing.batch_size // 2
+        tuple(e for rows in answers(bench, size // 4).values() for e in rows), bench.panel.drawing.rows // 2
     )
 
     def run() -> dict[str, Any]:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from typer.testing import CliRunner
 
 from counterpoise.alignment.from_options import Alignment, Files
@@ -25,6 +21,7 @@ from counterpoise.language.costs import Plan, Stage, drawing, drawing_bytes, sha
 from counterpoise.language.scoring import Example, response_nll
 from counterpoise.planning.align import plan_align
 from counterpoise.planning.looking import look
+from peak import Peak
 from world import make
 
 
@@ -175,29 +172,10 @@ def test_drawing_takes_n_responses_at_least_and_does_not_depend_on_micro_batches
     def drawn(**more: Any) -> int:
         return stage(planned(world, method="rsf", **more), "drawing and rewards").memory
 
-    assert drawn() == drawn(micro=1) == drawing_bytes(shape, 64, 5 + 6, 4)
-    assert drawn(chosen={"n": 24}) == drawing_bytes(shape, 48, 5 + 6, 4)
-    assert drawn(chosen={"n": 100}) == drawing_bytes(shape, 100, 5 + 6, 4)
-    assert drawn(drawing={"draw_batch_size": 16}) == drawing_bytes(shape, 32, 5 + 6, 4)
-
-
-class Peak(TorchDispatchMode):
-    """The most bytes of tensors alive at once among those that are made inside; `own` are not counted."""
-
-    def __init__(self, own: Iterable[torch.Tensor]) -> None:
-        super().__init__()
-        self.own, self.bytes = {t.untyped_storage().data_ptr() for t in own}, 0
-        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(found):
-            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage()).data_ptr() not in self.own:
-                reference = StorageWeakRef(storage)
-                self.alive[reference.cdata] = reference, storage.nbytes()
-        self.alive = {place: kept for place, kept in self.alive.items() if not kept[0].expired()}
-        self.bytes = max(self.bytes, sum(size for _, size in self.alive.values()))
-        return found
+    assert drawn() == drawn(micro=1) == drawing_bytes(shape, 64, 5, 6, 4)
+    assert drawn(chosen={"n": 24}) == drawing_bytes(shape, 48, 5, 6, 4)
+    assert drawn(chosen={"n": 100}) == drawing_bytes(shape, 100, 5, 6, 4)
+    assert drawn(drawing={"draw_batch_size": 16}) == drawing_bytes(shape, 32, 5, 6, 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

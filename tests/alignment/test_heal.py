@@ -26,6 +26,7 @@ from counterpoise.averaging.line import beside
 from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.cli.app import app
+from counterpoise.language import checkpointing
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example, Scored, score_responses
 from counterpoise.planning.heal import plan_heal
@@ -237,6 +238,17 @@ def test_teachers_that_take_turns_teach_the_same_and_one_is_held_at_a_time(
     assert teachers(0) is teachers(0)
     teachers(1)
     assert list(teachers._held) == [1]
+
+
+def test_healing_that_computes_layers_again_gives_the_same_to_the_bit(
+    world: Path, healed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, entered = checkpointing.recomputed, list[Any]()
+    monkeypatch.setattr(checkpointing, "recomputed", lambda model: entered.append(model) or plain(model))
+    healing(world, tmp_path / "out", machine=Machine(recompute=True)).run()
+    assert len(set(map(id, entered))) == 1  # the student
+    for name, wanted in weights(healed).items():
+        assert torch.equal(weights(tmp_path / "out")[name], wanted)
 
 
 def test_every_prompt_comes_once_before_any_comes_twice_and_abilities_have_equal_shares() -> None:

@@ -26,6 +26,7 @@ from counterpoise.alignment.training.trainers import (
     with_pad_token,
 )
 from counterpoise.evaluation.items import spaced
+from counterpoise.language.checkpointing import as_asked
 from counterpoise.language.prompts import named
 from counterpoise.language.scoring import Example
 from counterpoise.language.templates import Refused, fitted, has_template, render
@@ -106,7 +107,8 @@ def dpo(
             for mitigation, state in zip(mitigations, held, strict=True):
                 mitigation.load_state_dict(state)
         held_back = _Held(trainer, mitigations, tokenizer, run)
-        lines = train_quietly(trainer, held_back, "dpo", resume_from=begun)
+        with as_asked(model):
+            lines = train_quietly(trainer, held_back, "dpo", resume_from=begun)
     for changed in (model, reference):
         changed.__dict__.pop("forward", None)  # TRL's fused head, which would outlive the training
     model.eval()

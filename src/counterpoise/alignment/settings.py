@@ -20,7 +20,8 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
 )
 """Settings, what they may be, and how that is said."""
 KEEP_BY = ("uniform", "bandit")
-DRAWN = {f.name: f.name for f in fields(Drawing) if f.name != "batch_size"} | {"draw_batch_size": "batch_size"}
+OWN = ("batch_size", "compiled")
+DRAWN = {f.name: f.name for f in fields(Drawing) if f.name not in OWN} | {"draw_batch_size": "batch_size"}
 """Options of how responses are drawn -> fields of `Drawing`."""
 
 

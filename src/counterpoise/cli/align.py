@@ -68,7 +68,9 @@ def model(
     epochs: Annotated[int | None, _setting("N", "rsf (2), ppo (2): passes over a round; dpo (3).")] = None,
     learning_rate: Annotated[float | None, _setting("X", "rsf (1e-5), ppo (1e-6), dpo (1e-6).")] = None,
     batch_size: Annotated[int | None, _setting("N", "Responses or pairs per optimiser step (32).")] = None,
-    draw_batch_size: Annotated[int | None, _setting("N", "Responses drawn at once (64), at least n.")] = None,
+    draw_batch_size: Annotated[
+        Any, _setting("N|auto", "Responses drawn at once (64), at least n; auto: as many as fit.", parser=options.rows)
+    ] = None,
     max_new_tokens: Annotated[int | None, _setting("N", "rsf, ppo (128): longest response.")] = None,
     temperature: Annotated[float | None, _setting("X", "rsf, ppo (1): of sampled responses.")] = None,
     beta: Annotated[float | None, _setting("X", "dpo (0.1): inverse temperature.")] = None,
@@ -111,6 +113,7 @@ def model(
         machine(None, "rsf, ppo: cut weights, gradients and moments up among torchrun's processes (FSDP).", "--shard"),
     ] = False,
     micro_batch_size: options.MicroBatch = 8,
+    recompute: options.Recompute = False,
     no_chat_template: options.NoChat = False,
     report_to: options.ReportTo = None,
     push_to: Push = None,
@@ -144,7 +147,7 @@ def model(
         if len(held.get("replay", ())) == 1:
             (held["replay"],) = held["replay"]
         files = Files(prompts, reward, preferences, samples)
-        machine = Machine(options.dtype_of(dtype), bf16, shard or processes.asked_for("FSDP"), device)
+        machine = Machine(options.dtype_of(dtype), bf16, shard or processes.asked_for("FSDP"), device, recompute)
         wanted = Alignment(source, out, method, files, settings, held, work, machine, not last_checkpoint_only)
         if dry_run:
             from counterpoise.cli.plan import tell
@@ -155,7 +158,7 @@ def model(
             shared = processes.expected(machine.shard)
 
             def planned(asked: Alignment) -> Plan:
-                return plan_align(asked, shared_by=shared, present=speed is None)
+                return plan_align(asked, shared_by=shared, present=speed is None, memory=options.memory_of(speed))
 
             tell(wanted, planned, align_ways(wanted), speed, device, as_json, align_fits(wanted))
             return

@@ -39,8 +39,9 @@ def heal(
     dtype: options.WeightsDtype = "float32",
     bf16: options.BFloat16 = False,
     shard: Annotated[bool, machine(None, "Cut weights up among torchrun's processes (FSDP).", "--shard")] = False,
-    batch_size: options.BatchSize = 64,
+    batch_size: Annotated[Any, options.batch(64)] = None,
     micro_batch_size: options.MicroBatch = 8,
+    recompute: options.Recompute = False,
     max_new_tokens: Annotated[int, drawn("N", "Longest answer of the student.", min=1)] = 64,
     temperature: options.Temperature = 1.0,
     no_chat_template: options.NoChat = False,
@@ -69,10 +70,11 @@ def heal(
         refuse_absent(report_to or ())
         teaching = Teaching(steps, every, prompts_per_step, learning_rate, divergence, keep_by, micro_batch_size)
         device = options.device_of(device)
-        drawing = Drawing(1, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
+        rows = options.rows_on(device, batch_size, 64)
+        drawing = Drawing(1, max_new_tokens, temperature, not no_chat_template, rows, seed)
         wanted = Healing(
             start, align_teacher, keep_teacher, out, prompts, abilities or (), openings, teaching, drawing,
-            Machine(options.dtype_of(dtype), bf16, shard or processes.asked_for("FSDP"), device), work, trust_tasks,
+            Machine(options.dtype_of(dtype), bf16, shard or processes.asked_for("FSDP"), device, recompute), work, trust_tasks,
         )  # fmt: skip
         if dry_run:
             from counterpoise.cli.plan import tell

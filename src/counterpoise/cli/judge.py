@@ -154,7 +154,7 @@ def respond(
     limit: Annotated[int | None, option("N", "At most so many prompts.", min=1)] = None,
     max_new_tokens: options.NewTokens = 256,
     temperature: options.Temperature = 0.7,
-    batch_size: options.BatchSize = 16,
+    batch_size: Annotated[Any, options.batch(options.USUAL)] = None,
     no_chat_template: options.NoChat = False,
     seed: options.Seed = 0,
     dry_run: options.DryRun = False,
@@ -179,7 +179,8 @@ def respond(
         from counterpoise.language.ways import context_of
         from counterpoise.records import named, write_json
 
-        drawing = Drawing(1, max_new_tokens, temperature, not no_chat_template, batch_size, seed)
+        size = options.rows_on(device, batch_size)
+        drawing = Drawing(1, max_new_tokens, temperature, not no_chat_template, size, seed)
         drawing.check()
         refuse_unmeasurable(model)
         if not dry_run:
@@ -189,18 +190,16 @@ def respond(
         if dry_run:
             from counterpoise.cli.plan import tell
             from counterpoise.planning.judge import plan_respond
-            from counterpoise.planning.shorter import respond_fits, respond_ways
+            from counterpoise.planning.shorter import respond_ways
 
-            at = device if speed is None else None
-            asked = wanted, drawing
+            on: dict[str, Any] = {"device": device if speed is None else None, "memory": options.memory_of(speed)}
             tell(
-                asked,
-                lambda a: plan_respond(model, *a, device=at),
+                (wanted, drawing),
+                lambda a: plan_respond(model, *a, **on),
                 respond_ways(wanted),
                 speed,
                 device,
                 as_json,
-                respond_fits(asked),
             )
             return
         folder = resolve(model)

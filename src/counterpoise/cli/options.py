@@ -15,6 +15,7 @@ from counterpoise.cli.terminal import refuse_several, say
 if TYPE_CHECKING:
     from counterpoise.evaluation.panel import PanelFiles
     from counterpoise.language.engine import EngineSettings
+    from counterpoise.language.memory import Rows
 
 _PRE = typer.Argument(
     metavar="PRE", help="Checkpoint before alignment: a folder, or a hub id (org/name, org/name@revision)."
@@ -106,10 +107,30 @@ WholeDtype = Literal["float32", "bfloat16", "float16", "float64"]
 WeightsDtype = Annotated[WholeDtype, machine(None, "Of the trained weights and of OUT.", "--dtype")]
 Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16", "float64"], machine(None, "Of the computation.")]
 BFloat16 = Annotated[bool, machine(None, "Mixed precision: float32 weights, computed with in bfloat16.", "--bf16")]
+Recompute = Annotated[
+    bool,
+    machine(None, "Less memory in training: layers are computed again for the gradient.", "--gradient-checkpointing"),
+]
 MicroBatch = Annotated[
     int, machine("N", "Sequences through the model at once in training: memory and speed, up to rounding.")
 ]
-BatchSize = Annotated[int, machine("N", "Sequences at once.", min=1)]
+USUAL = 16
+"""Sequences that are scored at once on a CPU."""
+
+
+def rows(text: str) -> int | str:
+    """What --batch-size takes."""
+    if text != "auto" and not (text.isdecimal() and int(text)):
+        raise typer.BadParameter(f"expected a number of at least 1, or auto, found {text!r}")
+    return text if text == "auto" else int(text)
+
+
+def batch(usual: int) -> Any:
+    """How many rows at once; see `rows_on`."""
+    text = f"Sequences at once; auto: as many as fit (default {usual}, on a GPU auto)."
+    return machine("N|auto", text, parser=rows)
+
+
 EngineName = Annotated[
     Literal["transformers", "vllm"], machine(None, "What draws and scores; searches take gradients by transformers.")
 ]
@@ -147,10 +168,11 @@ class Drawn:
     seed: Seed = 0
     device: Device = "auto"
     dtype: Dtype = "auto"
-    batch_size: BatchSize = 16
+    batch_size: Annotated[Any, batch(USUAL)] = None
     max_new_tokens: NewTokens = 128
     temperature: Temperature = 1.0
     no_chat_template: NoChat = False
+    compiled: Annotated[bool, machine(None, "On a GPU: compile the step that draws a token.", "--compile")] = False
 
     def panel(
         self, prompts: Path, reward: str, abilities: Sequence[str] = (), amounts: Amounts = Amounts()
@@ -159,8 +181,10 @@ class Drawn:
         from counterpoise.evaluation.panel import PanelFiles
         from counterpoise.language.sampling import Drawing
 
-        a, chat = amounts, not self.no_chat_template
-        drawing = Drawing(a.replies, self.max_new_tokens, self.temperature, chat, self.batch_size, self.seed)
+        a, chat, size = amounts, not self.no_chat_template, rows_on(self.device, self.batch_size)
+        if self.compiled and not on_gpu(self.device):
+            refuse_without("--device cuda", {"compile": True})
+        drawing = Drawing(a.replies, self.max_new_tokens, self.temperature, chat, size, self.seed, self.compiled)
         return PanelFiles(prompts, reward, abilities, a.limit, a.prompt_limit, drawing, a.trust_tasks)
 
 
@@ -271,6 +295,18 @@ def device_of(name: str) -> str:
     name = "cuda" if torch.cuda.is_available() else "cpu"
     say(f"device: {name}")
     return name
+
+
+def rows_on(device: str, typed: Rows | None, usual: int = USUAL) -> Rows:
+    """A batch size as it was typed; else what is usual, on a GPU as many as fit."""
+    return typed if typed is not None else "auto" if on_gpu(device) else usual
+
+
+def on_gpu(device: str) -> bool:
+    """Whether --device names a GPU."""
+    import torch
+
+    return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
 
 
 def usable_device(name: str) -> str:

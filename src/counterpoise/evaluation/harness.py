@@ -85,7 +85,7 @@ class HarnessAbility:
         if isinstance(model, Engine):
             raise ValueError(NO_TASKS)
         chosen = self._chosen(part, fewest(limit, self.limit))
-        device, batch_size = str(next(model.parameters()).device), drawing.batch_size
+        device, batch_size = str(next(model.parameters()).device), drawing.rows
         if self.task.OUTPUT_TYPE == "generate_until":  # lm-eval pads in front and keeps a cache
             way = way_of(model)
             batch_size = batch_size if way.pads_in_front else 1

@@ -10,6 +10,7 @@ import numpy as np
 from counterpoise.evaluation.items import FileAbility, Item, Pair, Wording, text_of
 from counterpoise.evaluation.measurement import Measurement
 from counterpoise.language.engine import LanguageModel
+from counterpoise.language.memory import Rows
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import continuation_logprobs
 from counterpoise.statistics.bootstrap import Array
@@ -109,7 +110,7 @@ class Continuation(FileAbility):
         return [per_token(model, pairs, tuple(item.key for item in items), drawing.batch_size)]
 
 
-def per_token(model: LanguageModel, pairs: Sequence[Pair], keys: tuple[str, ...], batch_size: int) -> Measurement:
+def per_token(model: LanguageModel, pairs: Sequence[Pair], keys: tuple[str, ...], batch_size: Rows) -> Measurement:
     """Minus the NLL per token: sum of log-probabilities over sum of tokens."""
     sums = continuation_logprobs(model, [c for c, _ in pairs], [[r] for _, r in pairs], batch_size=batch_size)
     statistics = np.array([[s[0], len(r)] for s, (_, r) in zip(sums, pairs, strict=True)], dtype=np.float64)

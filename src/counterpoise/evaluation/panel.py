@@ -18,6 +18,7 @@ from counterpoise.evaluation.parts import PARTS, Part, clusters, in_part, placem
 from counterpoise.evaluation.rewards import Reward, fingerprint, load_reward, name_of, rate
 from counterpoise.evaluation.specs import bare, fewest
 from counterpoise.language.engine import LanguageModel
+from counterpoise.language.memory import Rows
 from counterpoise.language.prompts import Prompt, encode_prompt, encode_prompts, read_prompts
 from counterpoise.language.sampling import SCORING, Drawing, sample
 from counterpoise.records import Progress, Store, digest
@@ -85,7 +86,7 @@ class Panel:
         drawing.check()
         return cls(
             read_prompts(prompts),
-            load_reward(reward, device=device, batch_size=drawing.batch_size),
+            load_reward(reward, device=device, batch_size=drawing.rows),
             load_abilities(abilities, trust_tasks=trust_tasks),
             reward_id=fingerprint(reward),
             limit=limit,
@@ -108,7 +109,8 @@ class Panel:
 
     def draws(self, **changes: Any) -> Drawing:
         """How responses are drawn, with some changes."""
-        return replace(self.drawing, batch_size=4 * self.drawing.batch_size, **changes)
+        size: Rows = "auto" if self.drawing.batch_size == "auto" else 4 * self.drawing.batch_size
+        return replace(self.drawing, batch_size=size, **changes)
 
     @property
     def fingerprint(self) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from counterpoise.language.ways import asking, probes, remembered
+
+M = TypeVar("M", bound=nn.Module)
+ASKED = "_counterpoise_recomputes"
+"""The attribute of a model whose training steps recompute."""
 
 
 @contextmanager
@@ -34,6 +38,26 @@ def recomputed(model: nn.Module) -> Iterator[None]:
         for layer, was in zip(layers, before, strict=True):
             layer.training = was
         switched._set_gradient_checkpointing(enable=False)
+
+
+def recompute_steps(model: M) -> M:
+    """Have every training step of a model compute its layers again; returns it.
+
+    Raises:
+        ValueError: its layers cannot be, or would give other numbers.
+    """
+    if not can_recompute(model):
+        raise ValueError(
+            f"{type(model).__name__}: expected layers that can be computed again (transformers' gradient checkpointing) "
+            "with the same numbers, found none; leave --gradient-checkpointing out, or lower --micro-batch-size"
+        )
+    vars(model)[ASKED] = True
+    return model
+
+
+def as_asked(model: nn.Module) -> AbstractContextManager[None]:
+    """`recomputed`, of a model of which `recompute_steps` was asked."""
+    return recomputed(model) if getattr(model, ASKED, False) else nullcontext()
 
 
 def can_recompute(model: nn.Module) -> bool:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from counterpoise.language.chunks import CHUNK
+from counterpoise.language.memory import Rows, rows_that_fit
 from counterpoise.language.work import Speed, Work
 
 EXPERTS = (
@@ -20,6 +22,12 @@ EXPERTS = (
     ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
 )
 """Names in configs of how many experts a token is sent to, and of how many there are."""
+
+
+AGAIN = 4 / 3
+"""The operations of a gradient whose forward pass is done again, in those of one that is not."""
+FIXED = 128
+"""A cache of fixed length has a multiple of so many tokens: a step is compiled anew for each length."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +124,13 @@ class Lengths:
     Attributes:
         prompt, longest: mean and longest prompt, tokens.
         response: taken for every response: the longest that is allowed.
-        batch: sequences at once in training; `restore` draws 8 times as many.
+        batch: sequences at once in training; `restore` draws 8 times as many and scores twice as many.
         itemsize: bytes of a weight.
         shares: processes that share the sequences of a gradient, among which a model is cut up.
+        auto: as many are drawn and scored as fit, whatever `batch` says.
+        fixed: caches are of fixed length while responses are drawn.
+        recompute: a training step computes layers again.
+        room: bytes for a stage beside what is resident, so that a run would halve what takes more; None: nobody knows.
     """
 
     prompt: float
@@ -127,23 +139,68 @@ class Lengths:
     batch: int
     itemsize: int
     shares: int = 1
+    auto: bool = False
+    fixed: bool = False
+    recompute: bool = False
+    room: float | None = None
 
-    def drawing_memory(self, shape: Shape, reward: Shape | None = None) -> int:
+    @property
+    def draws(self) -> Rows:
+        """The responses that are asked for at once."""
+        return "auto" if self.auto else 8 * self.batch
+
+    @property
+    def scores(self) -> Rows:
+        """The items that are asked for at once."""
+        return "auto" if self.auto else 2 * self.batch
+
+    def drawn_at_once(self, shape: Shape, n: int = 1, asked: Rows | None = None) -> int:
+        """Responses that a run draws at once, n or more; `asked` where it is for others than `draws`."""
+        return rows_that_fit(asked or self.draws, partial(self._drawing, shape), self.room, n)
+
+    def scored_at_once(self, shape: Shape, items: Items) -> int:
+        """Items that a run scores at once."""
+        need = partial(scoring_bytes, shape, items, itemsize=self.itemsize)
+        return rows_that_fit(self.scores, lambda rows: need(batch=rows), self.room)
+
+    def said(self, shape: Shape, n: int = 1) -> str:
+        """How many responses a run draws at once; see `at_once`."""
+        return at_once(self.draws, self.drawn_at_once(shape, n))
+
+    def drawing_memory(self, shape: Shape, reward: Shape | None = None, n: int = 1) -> int:
         """Bytes while a search draws, and while a reward that is a model rates what was drawn."""
-        drawing = drawing_bytes(shape, 8 * self.batch, self.longest + self.response, self.itemsize)
-        return drawing + (0 if reward is None else drawing_bytes(reward, 2 * self.batch, 0, self.itemsize))
+        drawing = self._drawing(shape, self.drawn_at_once(shape, n))
+        return drawing + (0 if reward is None else drawing_bytes(reward, 2 * self.batch, 0, 0, self.itemsize))
+
+    def _drawing(self, shape: Shape, rows: int) -> int:
+        return drawing_bytes(shape, rows, self.longest, self.response, self.itemsize, fixed=self.fixed)
 
     def training_memory(self, shape: Shape) -> int:
         """Bytes while the gradient of a search is computed."""
-        rows = math.ceil(self.batch / self.shares)
+        return self._training(shape, recompute=self.is_scarce(shape))
+
+    def is_scarce(self, shape: Shape) -> bool:
+        """Whether there is no room for all that a search's gradient keeps, so that a run computes layers again."""
+        return self.room is not None and self._training(shape) > self.room
+
+    def _training(self, shape: Shape, *, recompute: bool = False) -> int:
+        how = math.ceil(self.batch / self.shares), self.longest, self.response, self.itemsize
         if self.shares == 1:
-            kept = training_bytes(shape, rows, self.longest, self.response, self.itemsize)
-            return kept + shape.largest * self.itemsize
-        inputs = shape.layers * rows * (self.longest + self.response) * shape.hidden * self.itemsize
-        one = training_bytes(replace(shape, layers=1), rows, self.longest, self.response, self.itemsize)
+            return training_bytes(shape, *how, recompute=recompute) + shape.largest * self.itemsize
+        kept = training_bytes(shape, *how, recompute=True)
         gradients = gathered_bytes(shape, self.itemsize, gradients=True) - gathered_bytes(shape, self.itemsize)
-        wide = 4 * max(shape.outside, shape.block)  # as they are added up
-        return math.ceil(inputs + one + gradients + wide)  # layers are computed twice
+        return kept + gradients + 4 * max(shape.outside, shape.block)  # added up in float32
+
+
+def at_once(asked: Rows, taken: int) -> str:
+    """What a stage says of its batch: nothing where it is as it was asked for.
+
+    >>> at_once("auto", 32), at_once(64, 16), at_once(64, 64)
+    (', 32 at once', ', 64 at once would be halved to 16', '')
+    """
+    if asked == "auto":
+        return f", {taken} at once"
+    return f", {asked} at once would be halved to {taken}" if taken < asked else ""
 
 
 @dataclass(frozen=True)
@@ -268,10 +325,27 @@ def cache_bytes(shape: Shape, sequences: float, tokens: float, itemsize: int) ->
     return math.ceil(2 * shape.layers * shape.keys * sequences * tokens * itemsize)
 
 
-def drawing_bytes(shape: Shape, sequences: float, tokens: float, itemsize: int) -> int:
-    """While responses are drawn: the cache, twice while it grows by one token in one layer, and float32 logits of a step."""
-    grown = 1 + 1 / max(1, shape.layers)
-    return math.ceil(cache_bytes(shape, sequences, tokens, itemsize) * grown + 3 * sequences * shape.vocabulary * 4)
+def passing_bytes(shape: Shape, tokens: float, itemsize: int) -> int:
+    """While so many tokens pass through a layer and nothing is kept for a gradient (counted on Llama with sdpa attention)."""
+    return math.ceil(tokens * (4 * shape.hidden + 3 * shape.intermediate + 2 * shape.queries) * itemsize)
+
+
+def held_tokens(tokens: float, *, fixed: bool) -> float:
+    """Tokens that a cache has room for: so many, or of one of a few lengths that do not change while responses grow."""
+    return math.ceil(tokens / FIXED) * FIXED if fixed else tokens
+
+
+def drawing_bytes(
+    shape: Shape, sequences: float, prompt: float, response: float, itemsize: int, *, fixed: bool = False
+) -> int:
+    """While responses are drawn: the cache, and what the prompts need while they are read or a step then needs.
+
+    Prompts count for each sequence: those that share one take less. In a step the cache of one layer is there twice, and
+    of the logits six copies in float32 (a sum in float64 among them).
+    """
+    cache = cache_bytes(shape, sequences, held_tokens(prompt + response, fixed=fixed), itemsize)
+    step = cache / max(1, shape.layers) + 6 * 4 * sequences * shape.vocabulary
+    return math.ceil(cache + max(step, passing_bytes(shape, sequences * prompt, itemsize)))
 
 
 def gathered_bytes(shape: Shape, itemsize: int, *, gradients: bool = False) -> int:
@@ -283,12 +357,15 @@ def gathered_bytes(shape: Shape, itemsize: int, *, gradients: bool = False) -> i
 
 
 def scoring_bytes(shape: Shape, items: Items, *, batch: int, itemsize: int) -> int:
-    """While items are scored: logits of a batch in the model's dtype, a chunk of them in float32; and its cache."""
+    """While items are scored: logits of a batch in the model's dtype, a chunk of them in float32; its cache, a layer."""
     whole = items.prompt + items.continuation
     rows = batch * (items.choices if items.shared else 1)
     positions = rows * (items.continuation if items.shared else whole)
     logits = positions * shape.vocabulary
-    return math.ceil(logits * itemsize + _in_chunks(logits / rows)) + cache_bytes(shape, rows, whole, itemsize)
+    passing = passing_bytes(shape, max(positions, batch * items.prompt), itemsize)
+    return (
+        math.ceil(logits * itemsize + _in_chunks(logits / rows)) + cache_bytes(shape, rows, whole, itemsize) + passing
+    )
 
 
 def _in_chunks(logits: float) -> float:
@@ -296,28 +373,29 @@ def _in_chunks(logits: float) -> float:
     return 5 * 4 * min(logits, CHUNK)
 
 
-def training_bytes(shape: Shape, sequences: float, prompt: float, response: float, itemsize: int) -> int:
+def training_bytes(
+    shape: Shape, sequences: float, prompt: float, response: float, itemsize: int, *, recompute: bool = False
+) -> int:
     """While a gradient is computed: what the backward pass needs again, and the logits of the responses.
 
     layers * tokens * (8 hidden + 2 queries + 2 keys + 4 intermediate) * itemsize + logits * 3 * itemsize + a chunk's
 
     Per layer the inputs of both norms, of the projections and of the gated activation, their float32 copies counted in
-    (counted on Llama with sdpa attention, without gradient checkpointing, to which a search alone turns in need); of the
-    logits the model's own, their gradient and that of the rows before padding was left out.
+    (counted on Llama with sdpa attention); of the logits the model's own, their gradient and that of the rows before
+    padding was left out. With gradient checkpointing one layer's are kept at a time, and the input of every layer.
     """
     kept = 8 * shape.hidden + 2 * shape.queries + 2 * shape.keys + 4 * shape.intermediate
     tokens = sequences * (prompt + response)
     logits = sequences * (response + 1) * shape.vocabulary if shape.head else 0
-    return math.ceil(
-        shape.layers * tokens * kept * itemsize + logits * 3 * itemsize + _in_chunks(logits / max(1, sequences))
-    )
+    layers = shape.layers * kept if not recompute else kept + shape.layers * shape.hidden
+    return math.ceil(layers * tokens * itemsize + logits * 3 * itemsize + _in_chunks(logits / max(1, sequences)))
 
 
 def drawn(
     shape: Shape, reward: Shape | None, at: Lengths, *, prompts: int, n: int = 1, batch: int | None = None
 ) -> Work:
     """Drawing n responses to each of some prompts, `batch` at once, and asking the reward for them."""
-    batch = batch or 8 * at.batch
+    batch = batch or at.drawn_at_once(shape, n)
     work = drawing(shape, at.prompt, at.response, prompts=prompts, n=n, batch=batch, itemsize=at.itemsize)
     if reward is not None:
         work += forward(reward, at.prompt + at.response, sequences=prompts * n)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from counterpoise.language.costs import held_tokens
 from counterpoise.language.scoring import Example, by_length, device_of, left_pad, position_ids_of, scored_plainly
 from counterpoise.language.ways import asking, probes, remembered, succeeds, warn_of
 
@@ -34,12 +35,14 @@ class Way(NamedTuple):
         shares: the cache of a prompt may be repeated for its responses.
         caches: a cache may be kept from token to token; else all is computed again for each.
         leaves: rows may leave the cache, so that a response that has ended costs nothing more.
+        fixed: the cache has its last length from the start, so that on a GPU transformers compiles the step.
     """
 
     pads_in_front: bool
     shares: bool
     caches: bool
     leaves: bool
+    fixed: bool = False
 
 
 WAYS = (
@@ -47,22 +50,29 @@ WAYS = (
     Way(False, False, True, True), Way(False, False, True, False), Way(False, False, False, True),
 )  # fmt: skip
 """From the quickest to the one that is left: prompts of one length together, without a cache."""
+COMPILED = Way(True, False, True, False, True)
+"""Where it is asked for, before all others: a compiled step wants as many rows and as long a cache every time."""
 ENDED = 0.5
 """The share of the rows that have ended at which these leave; see benchmarks/drawing.py."""
 
 
-def way_of(model: nn.Module) -> Way:
+def way_of(model: nn.Module, *, compiled: bool = False) -> Way:
     """Measured once a model: the first of WAYS whose log-probabilities, token by token, are those of a plain forward.
 
     A warning names what cannot be done.
 
+    Args:
+        compiled: COMPILED is tried first, where transformers says that the architecture can be compiled.
+
     Raises:
         ValueError: see `scoring.way_of`.
     """
+    if compiled and getattr(model, "_can_compile_fullgraph", False):
+        return remembered(model, "drawing, compiled", partial(_measured, ways=(COMPILED, *WAYS)))
     return remembered(model, "drawing", _measured)
 
 
-def _measured(model: nn.Module) -> Way:
+def _measured(model: nn.Module, ways: Sequence[Way] = WAYS) -> Way:
     prompts, _ = probes(model)
 
     def agrees(way: Way) -> bool:
@@ -83,13 +93,13 @@ def _measured(model: nn.Module) -> Way:
         return scored_plainly(model, examples).agrees(lambda: torch.cat(sums))
 
     with asking(model), blank_generation_config(model):
-        way = next((w for w in WAYS if succeeds(partial(agrees, w))), None)
+        way = next((w for w in ways if succeeds(partial(agrees, w))), None)
     if way is None:
         raise ValueError(
             f"{type(model).__name__}: expected a model whose `generate` gives what a plain forward gives, found that it does "
             "not, with a cache or without; it can be averaged, but not drawn from"
         )
-    if way[:3] != WAYS[0][:3]:
+    if way[:3] != WAYS[0][:3] and not way.fixed:
         caches = (
             "keeps a cache of its own"
             if way.caches
@@ -160,8 +170,12 @@ def _drawn(
     until: Sequence[Any] = (), **more: Any,
 ) -> Any:  # fmt: skip
     """What `generate` gives: at most so many tokens more, until all rows have ended or `until` says so."""
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, StaticCache
 
+    cache = rows.cache
+    if way.fixed:
+        held = int(held_tokens(rows.ids_BT.shape[1] + most, fixed=True))
+        cache = StaticCache(model.config.get_text_config(decoder=True), max_cache_len=held)  # type: ignore[operator,union-attr]
     config = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=most, eos_token_id=list(stops) or None, pad_token_id=stops[0] if stops else 0, do_sample=False,
         use_cache=way.caches, return_dict_in_generate=True, **more,
@@ -169,7 +183,7 @@ def _drawn(
     return model.generate(  # type: ignore[operator]
         input_ids=rows.ids_BT,
         attention_mask=rows.mask_BT,
-        past_key_values=rows.cache,
+        past_key_values=cache,
         generation_config=config,
         logits_processor=[] if draw is None else [draw],
         stopping_criteria=list(until),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
@@ -16,22 +17,47 @@ from counterpoise.ranks import in_step
 
 R = TypeVar("R")
 T = TypeVar("T")
+Rows = int | Literal["auto"]
+"""How many rows at once; "auto": as many as fit."""
+MOST, USUAL, SHARE = 1024, 64, 0.8
+"""Rows that "auto" takes at most, and those where nobody says how much memory there is; the share of it that they may fill."""
 
 
 def free_memory(device: str | torch.device) -> int | None:
     """Bytes that are free on a device that is here; None where nobody says.
 
-    Of the host's memory what Linux calls available: pages of files that it can drop count as free.
+    Of the host's memory what Linux calls available: pages of files that it can drop count as free. Of a GPU's also what
+    torch holds and does not use.
     """
-    if torch.device(device).type == "cuda" and torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info(torch.device(device))[0])
-    if torch.device(device).type != "cpu":
+    if (place := torch.device(device)).type == "cuda" and torch.cuda.is_available():
+        unused = torch.cuda.memory_reserved(place) - torch.cuda.memory_allocated(place)
+        return int(torch.cuda.mem_get_info(place)[0]) + unused
+    if place.type != "cpu":
         return None
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
     known = "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {})
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else None
+
+
+def rows_that_fit(asked: Rows, need: Callable[[int], float], memory: float | None, least: int = 1) -> int:
+    """The rows that were asked for, or half as many, half of that, ... until what they need fits: what a run comes to.
+
+    Args:
+        asked: "auto" begins with MOST, and leaves a share of the memory free.
+        need: bytes of so many rows.
+        memory: bytes; None where nobody knows, and then nothing is halved.
+        least: fewer there are not, whatever they need.
+
+    >>> rows_that_fit(48, lambda rows: 10 * rows, 200), rows_that_fit("auto", lambda rows: 10 * rows, 200)
+    (12, 16)
+    """
+    rows = asked if asked != "auto" else MOST if memory is not None else USUAL
+    room = math.inf if memory is None else SHARE * memory if asked == "auto" else memory
+    while rows > least and need(rows) > room:
+        rows //= 2
+    return max(least, rows)
 
 
 def as_fits(model: nn.Module, what: str, rows: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]]) -> list[R]:

@@ -7,7 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,17 +15,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from counterpoise.language.costs import drawing_bytes, shape_of
 from counterpoise.language.engine import Engine, LanguageModel
 from counterpoise.language.generating import batches, begun_rows, blank_generation_config, to_the_end, way_of
-from counterpoise.language.memory import as_fits
+from counterpoise.language.memory import USUAL, Rows, as_fits, free_memory, rows_that_fit
 from counterpoise.language.scoring import (
     device_of,
     left_pad,
     refuse_too_long,
 )
 from counterpoise.language.templates import has_template, render
-from counterpoise.language.ways import NoNumbers
-from counterpoise.ranks import gathered, in_step, turn
+from counterpoise.language.ways import NoNumbers, remembered
+from counterpoise.ranks import from_first, gathered, in_step, turn
 from counterpoise.records import Progress
 
 
@@ -38,7 +39,8 @@ class Drawing:
         max_new_tokens: of the longest response.
         temperature: 0 is greedy.
         chat: whether a prompt goes through the tokenizer's chat template, where it has one.
-        batch_size: responses drawn at once, or n where that is more.
+        batch_size: responses drawn at once, or n where that is more; "auto": as many as fit (`memory.rows_that_fit`).
+        compiled: on a GPU the step is compiled (`generating.COMPILED`): quicker where few rows are drawn in many steps.
         seed: of the random numbers, one for each (prompt, reply, token): two models that are asked the same see the same
             ones, so that their rewards can be compared in pairs.
     """
@@ -47,13 +49,19 @@ class Drawing:
     max_new_tokens: int = 128
     temperature: float = 1.0
     chat: bool = True
-    batch_size: int = 64
+    batch_size: Rows = USUAL
     seed: int = 0
+    compiled: bool = False
 
     @property
     def decides(self) -> dict[str, Any]:
-        """All but the batch, as plain json: for keys of stored work."""
-        return {name: value for name, value in asdict(self).items() if name != "batch_size"}
+        """All but the batch and how it is computed, as plain json: for keys of stored work."""
+        return {name: value for name, value in asdict(self).items() if name not in ("batch_size", "compiled")}
+
+    @property
+    def rows(self) -> int:
+        """A batch of what cannot say how much memory it needs: gradients, rewards, lm-eval."""
+        return SCORING.rows if self.batch_size == "auto" else self.batch_size
 
     def check(self) -> None:
         """Raise for what cannot be drawn.
@@ -61,9 +69,9 @@ class Drawing:
         Raises:
             ValueError: a number out of range.
         """
-        for name in ("n", "max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        for name, number in (("n", self.n), ("max_new_tokens", self.max_new_tokens), ("batch_size", self.rows)):
+            if number < 1:
+                raise ValueError(f"{name}: expected at least 1, found {number}")
         if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature: expected a finite number of at least 0, found {self.temperature}")
 
@@ -128,12 +136,15 @@ def sample(
         seen[prompt] += 1
     if isinstance(model, Engine):
         return responses if turn[0] else _drawn_by(model, keys, stops, drawing, progress)
-    device, n, way = device_of(model), drawing.n, way_of(model)
+    device, n, way = device_of(model), drawing.n, way_of(model, compiled=drawing.compiled)
+    size = settled(model, prompts, drawing).rows
 
     def answered(some: Sequence[int]) -> list[list[tuple[int, ...]]]:
-        ids_BT, mask_BT = left_pad([prompts[i] for i in some], pad, device)
+        full = min(1 << (len(some) - 1).bit_length(), max(len(some), size // n)) if way.fixed else len(some)
+        each = [*some, *[some[-1]] * (full - len(some))]  # a step is compiled anew for each number of rows
+        ids_BT, mask_BT = left_pad([prompts[i] for i in each], pad, device)
         begun = begun_rows(model, ids_BT, mask_BT, n, way)
-        draw = InverseCdf([keys[i] for i in some], drawing, ids_BT.shape[1]) if drawing.temperature > 0 else None
+        draw = InverseCdf([keys[i] for i in each], drawing, ids_BT.shape[1]) if drawing.temperature > 0 else None
         drawn = [_cut_after(row, stops) for row in to_the_end(model, begun, way, stops, drawing.max_new_tokens, draw)]
         return [drawn[place * n : (place + 1) * n] for place in range(len(some))]
 
@@ -141,7 +152,7 @@ def sample(
     was_training = model.training
     model.eval()
     with blank_generation_config(model):
-        for number, rows in enumerate(batches(prompts, max(1, drawing.batch_size // n), way)):
+        for number, rows in enumerate(batches(prompts, max(1, size // n), way)):
             if number % turn[1] == turn[0]:
                 for i, texts in zip(rows, as_fits(model, f"drawing {n} a prompt", rows, answered), strict=True):
                     responses[i] = texts
@@ -150,6 +161,23 @@ def sample(
                 progress(done, len(prompts))
     model.train(was_training)
     return responses
+
+
+def settled(model: LanguageModel, prompts: Sequence[tuple[int, ...]], drawing: Drawing) -> Drawing:
+    """A drawing with a number in the place of "auto": of responses to these prompts as many as fit now."""
+    if drawing.batch_size != "auto" or isinstance(model, Engine) or not prompts:
+        return drawing
+    shape, size, longest = (
+        remembered(model, "shape", shape_of),
+        next(model.parameters()).dtype.itemsize,
+        max(map(len, prompts)),
+    )
+
+    def need(rows: int) -> int:
+        return drawing_bytes(shape, rows, longest, drawing.max_new_tokens, size, fixed=drawing.compiled)
+
+    rows = rows_that_fit("auto", need, free_memory(device_of(model)), drawing.n)
+    return replace(drawing, batch_size=rows)
 
 
 def sample_together(
@@ -164,6 +192,7 @@ def sample_together(
 
     A model whose weights are cut up answers all of them in all processes, in step.
     """
+    drawing = from_first(lambda: settled(model, prompts, drawing))
     if isinstance(model, nn.Module) and in_step(model):
         return sample(model, tokenizer, prompts, drawing, progress=progress)
     parts = gathered(lambda: sample(model, tokenizer, prompts, drawing, turn=turn(), progress=progress))

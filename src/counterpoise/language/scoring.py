@@ -7,6 +7,7 @@ measured once (`ways.py`); else padding stands behind, where a causal model does
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from counterpoise.language.chunks import token_logprobs
+from counterpoise.language.costs import Items, scoring_bytes, shape_of
 from counterpoise.language.engine import Engine, LanguageModel
-from counterpoise.language.memory import as_fits
+from counterpoise.language.memory import Rows, as_fits, free_memory, rows_that_fit
 from counterpoise.language.ways import Plain, asking, context_of, probes, remembered, warn_of
 
 T = TypeVar("T")
@@ -35,7 +37,7 @@ def continuation_logprobs(
     contexts: Sequence[Sequence[int]],
     continuations: Sequence[Sequence[Sequence[int]]],
     *,
-    batch_size: int = 16,
+    batch_size: Rows = 16,
 ) -> list[list[float]]:
     """Summed log-probability, in nats, of each continuation of each context.
 
@@ -46,7 +48,7 @@ def continuation_logprobs(
     Args:
         contexts: token ids, at least one each.
         continuations: for each context, one or more token sequences, at least one token each.
-        batch_size: contexts run at once; an engine chooses itself.
+        batch_size: contexts run at once; "auto": as many as fit (`memory.rows_that_fit`); an engine chooses itself.
     """
     if any(not context for context in contexts) or any(not c for group in continuations for c in group):
         raise ValueError("continuation_logprobs: expected at least one token in every context and continuation")
@@ -58,6 +60,8 @@ def continuation_logprobs(
     scores: list[list[float]] = [[] for _ in contexts]
     was_training = model.training
     model.eval()
+    if batch_size == "auto":
+        batch_size = _rows_that_fit(model, contexts, continuations, shared)
     # Items of one batch need equally many continuations, for the cache to be repeated row by row.
     for rows in by_length(range(len(contexts)), batch_size, key=lambda i: (len(continuations[i]), longest[i])):
         for _, group in groupby(rows, key=lambda i: len(continuations[i])):
@@ -71,6 +75,20 @@ def continuation_logprobs(
                 scores[i] = values
     model.train(was_training)
     return scores
+
+
+def _rows_that_fit(
+    model: nn.Module,
+    contexts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[Sequence[int]]],
+    shared: bool,
+) -> int:
+    """As many contexts as fit now, all of them as the longest."""
+    choices = max(map(len, continuations), default=1)
+    sizes = max(map(len, contexts), default=1), choices, max((len(c) for of in continuations for c in of), default=1)
+    need = partial(scoring_bytes, remembered(model, "shape", shape_of), Items("", 1, *sizes, shared=shared))
+    size = next(model.parameters()).dtype.itemsize
+    return rows_that_fit("auto", lambda rows: need(batch=rows, itemsize=size), free_memory(device_of(model)))
 
 
 def _score_group(

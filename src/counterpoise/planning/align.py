@@ -18,6 +18,7 @@ from counterpoise.language.costs import (
     Plan,
     Shape,
     Stage,
+    at_once,
     drawing_bytes,
     drawn,
     gathered_bytes,
@@ -28,7 +29,7 @@ from counterpoise.language.costs import (
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.ways import context_of
-from counterpoise.planning.looking import Source, Words, judged, lengths, look, look_at_reward, room_for, said_of
+from counterpoise.planning.looking import Source, Words, judged, lengths, look, look_at_reward, room, room_for, said_of
 from counterpoise.planning.restore import ASSUMED, BOUNDS
 from counterpoise.planning.stages import DRAWING, REPLAYED, TRAINING, Loop, align_stages
 
@@ -36,11 +37,14 @@ CUT_UP = ("weights", "PRE, frozen")
 """What is cut up in any case; with LoRA the rest is of the adapter, which is not."""
 
 
-def plan_align(wanted: Alignment, *, shared_by: int | None = 1, present: bool = False) -> Plan:
+def plan_align(
+    wanted: Alignment, *, shared_by: int | None = 1, present: bool = False, memory: float = math.inf
+) -> Plan:
     """What `align` with this request would do.
 
     Args:
-        present: whether its device is here, so that frozen weights are known to be mapped where it is a CPU.
+        present: whether its device is here, so that frozen weights are known to be mapped where it is a CPU; else it has
+            so many bytes of memory.
         shared_by: processes that the weights are cut up among; memory is that of one of them. None takes ASSUMED_SHARES.
 
     Raises:
@@ -92,34 +96,40 @@ def plan_align(wanted: Alignment, *, shared_by: int | None = 1, present: bool = 
     moment += sum(t.moment for t in taken)  # the weights before the step
     shares = shared_by or ASSUMED_SHARES
     alike = "lora" not in held and shares > 1  # what is trained is cut up as the weights are
+    if shares > 1:
+        resident = {
+            what: size // shares if what in CUT_UP or (alike and what != "reward model") else size
+            for what, size in resident.items()
+        }
+    width = 2 if machine.bf16 else itemsize
+    copies = 2 * (shape.body + shape.head) if machine.bf16 else 0  # of the matrices, as autocast casts them
+
+    def more(stage: str) -> int:
+        return copies if shares == 1 else _gathered(shape, width, stage)
+
+    beside = room(machine.device, present, memory, sum(resident.values()) + more(DRAWING))
+    at = replace(at, recompute=machine.recompute, room=beside)
     first: list[Stage] = []
     if held.get("replay") == "self":
         own, draw = files.asked, wanted.own_drawing.batch_size
         there, _ = lengths(model, own, wanted.own_drawing, itemsize, micro)
         loop = replace(loop, replayed=(there.longest, int(there.response)))
         later = 3 * count * itemsize // (shares if alike else 1)  # gradients and moments, which are not there yet
-        memory = drawing_bytes(shape, draw, there.longest + there.response, itemsize) - later
-        work = drawn(shape, None, there, prompts=len(own), batch=draw)
-        first = [Stage(REPLAYED, f"{len(own):,} responses", work, max(0, memory))]
+        there = replace(there, room=None if at.room is None else at.room + later)
+        together = there.drawn_at_once(shape, asked=draw)
+        needed = drawing_bytes(shape, together, there.longest, there.response, itemsize) - later
+        work = drawn(shape, None, there, prompts=len(own), batch=together)
+        first = [Stage(REPLAYED, f"{len(own):,} responses{at_once(draw, together)}", work, max(0, needed))]
     elif "replay" in held:
         chat = wanted.own_drawing.chat
         longest = [_longest_replayed(c, model, words, chat=chat) for c in table.corpora(held["replay"])]
         loop = replace(loop, replayed=max(longest, key=sum))
     ours = align_stages(shape, judge.shape if judge else None, at, loop, step=moment // shares if alike else moment)
-    stages = (*first, *ours)
-    if shares == 1:
-        copies = 2 * (shape.body + shape.head) if machine.bf16 else 0  # of the matrices, as autocast casts them
-        stages = tuple(replace(s, memory=s.memory + copies) for s in stages)
-    else:
+    stages = tuple(replace(s, memory=s.memory + more(s.name)) for s in (*first, *ours))
+    if shares > 1:
         told.append(f"--shard: memory is that of one of {shares} processes, which holds all weights while it draws")
         if shared_by is None:
             assumed = [*assumed, f"{shares} processes, as torchrun has not said how many"]
-        resident = {
-            what: size // shares if what in CUT_UP or (alike and what != "reward model") else size
-            for what, size in resident.items()
-        }
-        width = 2 if machine.bf16 else itemsize
-        stages = tuple(replace(s, memory=s.memory + _gathered(shape, width, s.name)) for s in stages)
     dtype = "bfloat16" if machine.bf16 else short(machine.dtype)
     why = (*assumed, bounds, *ASSUMED)
     return Plan(stages, resident, dtype, model.mapped, written, tuple(told), why, model.model, at)

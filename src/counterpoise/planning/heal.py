@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from counterpoise.alignment.heal import Healing, held_in, off_line, take_turns, too_large
 from counterpoise.checkpoints.checkpoint import short
 from counterpoise.language.costs import Lengths, Plan, Stage, optimiser_bytes
-from counterpoise.planning.looking import fit, look
+from counterpoise.planning.looking import fit, look, room
 from counterpoise.planning.restore import ASSUMED, BOUNDS
 from counterpoise.planning.stages import heal_stages
 
@@ -43,10 +44,15 @@ def plan_heal(wanted: Healing, *, present: bool = True, memory: float = math.inf
     taught = wanted.teaching
     at = Lengths(sum(lengths) / len(lengths), max(lengths), how.max_new_tokens, taught.micro_batch_size, itemsize)
     writing = Stage("writing OUT", f"{weights / 1e9:.2f} GB")
-    stages = (*heal_stages(shape, at, taught, draw=how.batch_size), writing)
     resident = {"weights": weights, **optimiser_bytes(shape.parameters, itemsize)}
     if held:  # the others are mapped
         resident["teachers"] = (1 if turns else held) * weights
+    at = replace(
+        at,
+        recompute=wanted.machine.recompute,
+        room=room(wanted.machine.device, present, memory, sum(resident.values())),
+    )
+    stages = (*heal_stages(shape, at, taught, draw=how.batch_size), writing)
     points = taught.points
     told.append(f"on the way: {points} checkpoints, and the state (weights and Adam's moments) up to twice")
     dtype = "bfloat16" if wanted.machine.bf16 else short(wanted.machine.dtype)

@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from counterpoise.checkpoints.checkpoint import short
 from counterpoise.judging.alpaca import OutputPair
 from counterpoise.judging.pairrm import read, refuse_no_pairrm
-from counterpoise.language.costs import Plan, Stage, cache_bytes, drawing, drawing_bytes, forward
+from counterpoise.language.costs import Plan, Stage, at_once, cache_bytes, drawing, drawing_bytes, forward
 from counterpoise.language.dtypes import computed_in
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.ways import context_of
-from counterpoise.planning.looking import Words, judged, lengths, look, look_at_reward, said_of
+from counterpoise.planning.looking import Words, judged, lengths, look, look_at_reward, room, said_of
 from counterpoise.planning.restore import ASSUMED
 
 BATCH = 16
 """Pairs or responses that a reward or preference model sees at once."""
 
 
-def plan_respond(source: str, prompts: Sequence[Prompt], how: Drawing, *, device: str | None = "cpu") -> Plan:
-    """What `judge respond` with these arguments would do; `device` is None for one that is not here.
+def plan_respond(
+    source: str, prompts: Sequence[Prompt], how: Drawing, *, device: str | None = "cpu", memory: float = math.inf
+) -> Plan:
+    """What `judge respond` with these arguments would do; `device` is None for one of so much `memory` that is not here.
 
     Raises:
         ValueError: a prompt that does not fit the context with its response.
         CheckpointError: no such checkpoint.
     """
     how.check()
-    model, batch_size = look(source), how.batch_size
+    model = look(source)
     dtype = computed_in(model.dtype, device)
     itemsize = dtype.itemsize
-    at, assumed = lengths(model, prompts, how, itemsize, batch_size)
-    work = drawing(model.shape, at.prompt, at.response, prompts=len(prompts), batch=batch_size, itemsize=itemsize)
-    memory = drawing_bytes(model.shape, batch_size, at.longest + at.response, itemsize)
-    stage = Stage("answering", f"{len(prompts):,} responses", work, memory)
-    assumed += ["every response as long as --max-new-tokens: an upper bound", *ASSUMED]
+    at, assumed = lengths(model, prompts, how, itemsize, how.rows)
     weights = {"weights": model.shape.parameters * itemsize}
+    at = replace(at, room=room(device or "cpu", device is not None, memory, sum(weights.values())))
+    together = at.drawn_at_once(model.shape, asked=how.batch_size)
+    work = drawing(model.shape, at.prompt, at.response, prompts=len(prompts), batch=together, itemsize=itemsize)
+    needed = drawing_bytes(model.shape, together, at.longest, at.response, itemsize)
+    stage = Stage("answering", f"{len(prompts):,} responses{at_once(how.batch_size, together)}", work, needed)
+    assumed += ["every response as long as --max-new-tokens: an upper bound", *ASSUMED]
     return Plan((stage,), weights, short(dtype), assumed=tuple(assumed), model=model.model, at=at)
 
 

@@ -39,6 +39,7 @@ from counterpoise.evaluation.rewards import python_reward, read_labelled
 from counterpoise.evaluation.specs import RewardSpec, fewest
 from counterpoise.language.costs import Items, Lengths, Shape, shape_of
 from counterpoise.language.loading import without_bars
+from counterpoise.language.memory import free_memory
 from counterpoise.language.prompts import Prompt, encode_prompt, refuse_long_prompts
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.ways import context_of
@@ -328,6 +329,12 @@ def lengths(
     mean = sum(found) / len(found)
     told = [f"prompts of {mean:.0f} tokens in the mean, the longest {max(found)}", *assumed]
     return Lengths(mean, max(found), new, max(1, batch), itemsize), told
+
+
+def room(device: str, present: bool, memory: float, taken: float) -> float | None:
+    """Bytes that a device has beside those that are taken: it is here, or has so many; None where nobody knows."""
+    free = free_memory(device) if present else memory
+    return None if free is None or math.isinf(free) else free - taken
 
 
 def judged(judge: Source | None) -> dict[str, int]:

@@ -21,9 +21,19 @@ from counterpoise.evaluation.parts import Part
 from counterpoise.evaluation.results import measurement
 from counterpoise.language.costs import Plan, Stage, gathered_bytes
 from counterpoise.language.dtypes import computed_in
-from counterpoise.language.memory import free_memory
+from counterpoise.language.memory import Rows, free_memory
 from counterpoise.language.prompts import Prompt, read_prompts
-from counterpoise.planning.looking import Words, fit, judged, lengths, look, look_at_abilities, look_at_reward, said_of
+from counterpoise.planning.looking import (
+    Words,
+    fit,
+    judged,
+    lengths,
+    look,
+    look_at_abilities,
+    look_at_reward,
+    room,
+    said_of,
+)
 from counterpoise.planning.stages import heal_stages, restore_stages
 from counterpoise.restoration.request import RESULT, Request
 from counterpoise.search.candidates import HMA, Extent, Ramp, TwoSided
@@ -78,19 +88,22 @@ def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True, m
         dtype = torch.float32 if second.dtype == torch.float16 else computed_in(second.dtype, device)
     shape, itemsize = second.shape, dtype.itemsize
     two_sided = [s for s in request.searches if isinstance(s, TwoSided)]
-    at, assumed = lengths(giver, unloaded.asked, drawing, itemsize, drawing.batch_size // 2)
-    at = replace(at, shares=request.shard)
+    at, assumed = lengths(giver, unloaded.asked, drawing, itemsize, drawing.rows // 2)
     items, unseen = look_at_abilities(
         panel.abilities, giver, limit=panel.limit, drawing=drawing, trust_tasks=panel.trust_tasks
     )
     told += [f"{i.name}: {i.count:,} validation items" for i in items["validation"]]
+    resident = {"weights": math.ceil(shape.parameters / request.shard) * itemsize, **judged(judge)}
+    auto, whole = drawing.batch_size == "auto", gathered_bytes(shape, itemsize) if request.shard > 1 else 0
+    beside = room(request.device, present, memory, sum(resident.values()) + whole)
+    if request.shard > 1 and not auto:
+        beside = None  # processes in step halve no batch
+    at = replace(at, auto=auto, fixed=drawing.compiled, room=beside, shares=request.shard)
     scale = Extent(shape, judge.shape if judge else None, at, len(parts["proxy"]), means)
     counts = {part: len(chosen) for part, chosen in parts.items()}
     opening = Words.of(giver.folder).mean(OPENINGS)
     stages = restore_stages(scale, counts, items, request.searches, drawing.n, len(request.plain), opening)
-    resident = {"weights": math.ceil(shape.parameters / request.shard) * itemsize, **judged(judge)}
     if request.shard > 1:
-        whole = gathered_bytes(shape, itemsize)
         stages = tuple(replace(s, memory=s.memory + whole) for s in stages)
         told.append(
             f"--shard: memory is that of one of {request.shard} processes, which draw and score in step, not faster"
@@ -101,15 +114,17 @@ def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True, m
         if started() != request.shard:
             assumed.append(f"{request.shard} processes, as torchrun has not said how many")
     if request.heal is not None:
-        how = request.heal.teaching(drawing.batch_size)
+        how = request.heal.teaching(drawing.rows)
         told.append(f"healing from {request.heal.start}, its points measured as the averages are: {how.points}")
-        taught = heal_stages(shape, replace(at, batch=drawing.batch_size), how, draw=4 * drawing.batch_size)
         machine = Machine(torch.promote_types(dtype, torch.float32), device=request.device)
         size, teachers = shape.parameters * machine.dtype.itemsize, held_in(machine, first.dtype, second.dtype)
         if take_turns(teachers, size, free_memory(request.device) if present else memory):
             teachers = 1
         # The model that was measured has left: there is a student with its gradients and two moments.
         held = (4 + teachers) * size - resident["weights"]
+        beside = None if at.room is None else at.room - held
+        draw: Rows = "auto" if at.auto else 4 * drawing.rows
+        taught = heal_stages(shape, replace(at, batch=drawing.rows, room=beside), how, draw=draw)
         stages = (*stages, *(replace(s, memory=s.memory + held) for s in taught))
     written = second.resident
     reading = Stage("reading both, hashing", f"{(mapped or 2 * written) / 1e9:.2f} GB")

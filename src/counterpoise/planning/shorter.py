@@ -20,6 +20,7 @@ from counterpoise.search.candidates import Ramp
 if TYPE_CHECKING:  # a dry run of restore need not import alignment
     from counterpoise.alignment.from_options import Alignment
     from counterpoise.alignment.heal import Healing
+    from counterpoise.alignment.training.models import Machine
     from counterpoise.evaluation.panel import PanelFiles
     from counterpoise.language.prompts import Prompt
     from counterpoise.restoration.request import Request
@@ -83,21 +84,10 @@ def smaller(plan: Plan, fits: Fits[T], planned: Callable[[T], Plan], memory: flo
     )
 
 
-def _halves(rows: int, least: int = 1) -> Iterator[int]:
-    """Half as many, half of that, ... down to the least."""
-    while (rows := rows // 2) >= least:
+def _halves(rows: int) -> Iterator[int]:
+    """Half as many, half of that, ... down to one."""
+    while (rows := rows // 2) >= 1:
         yield rows
-
-
-def _fewer(sizes: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, dict[str, int]]]:
-    """Batch sizes, each with the least it may be, halved: each alone, then all together."""
-    steps = {name: [*_halves(*size)] for name, size in sizes.items()}
-    found = [{name: rows} for name, halves in steps.items() for rows in halves]
-    if all(steps.values()):
-        longest = max(map(len, steps.values()))
-        found += [{n: halves[min(k, len(halves) - 1)] for n, halves in steps.items()} for k in range(longest)]
-    for fewer in found:
-        yield " ".join(f"--{name.replace('_', '-')} {rows}" for name, rows in fewer.items()), fewer
 
 
 def _unit(seconds: float) -> int:
@@ -122,32 +112,29 @@ def _in_one(request: Request, files: PanelFiles) -> Fits[Restoring]:
     for typed, start in (("", request), ("--dtype bfloat16", replace(request, dtype=torch.bfloat16))):
         if typed and (request.dtype is None or request.dtype.itemsize > 2):
             yield typed, (start, files)
-        for rows in _halves(files.drawing.batch_size):
+        for rows in _halves(files.drawing.rows):  # of a search's gradient: what is drawn and scored halves by itself
             fewer = replace(files, drawing=replace(files.drawing, batch_size=rows))
             yield f"{typed} --batch-size {rows}".strip(), (start, fewer)
 
 
-def respond_fits(asked: Responding) -> Fits[Responding]:
-    """What makes responding smaller."""
-    for rows in _halves(asked[1].batch_size):
-        yield f"--batch-size {rows}", (asked[0], replace(asked[1], batch_size=rows))
-
-
 def align_fits(wanted: Alignment) -> Fits[Alignment]:
-    """What makes an alignment smaller."""
-    how = wanted.bound.drawing or wanted.own_drawing
-    sizes = {"micro_batch_size": (wanted.bound.micro_batch_size, 1), "draw_batch_size": (how.batch_size, how.n)}
-    for typed, fewer in _fewer(sizes):
-        yield typed, replace(wanted, settings={**wanted.settings, **fewer})
+    """What makes an alignment smaller: what is drawn halves by itself."""
+    for typed, rows, machine in _trained_by_less(wanted.bound.micro_batch_size, wanted.machine):
+        yield typed, replace(wanted, settings={**wanted.settings, "micro_batch_size": rows}, machine=machine)
 
 
 def heal_fits(wanted: Healing) -> Fits[Healing]:
-    """What makes a healing smaller."""
-    sizes = {"micro_batch_size": (wanted.teaching.micro_batch_size, 1), "batch_size": (wanted.drawing.batch_size, 1)}
-    for typed, fewer in _fewer(sizes):
-        drawing = replace(wanted.drawing, batch_size=fewer.get("batch_size", wanted.drawing.batch_size))
-        micro = fewer.get("micro_batch_size", wanted.teaching.micro_batch_size)
-        yield typed, replace(wanted, teaching=replace(wanted.teaching, micro_batch_size=micro), drawing=drawing)
+    """What makes a healing smaller: what is drawn halves by itself."""
+    for typed, rows, machine in _trained_by_less(wanted.teaching.micro_batch_size, wanted.machine):
+        yield typed, replace(wanted, teaching=replace(wanted.teaching, micro_batch_size=rows), machine=machine)
+
+
+def _trained_by_less(rows: int, machine: Machine) -> Iterator[tuple[str, int, Machine]]:
+    """Fewer rows at once, which costs no time; then layers computed again, and both."""
+    again, option = replace(machine, recompute=True), "--gradient-checkpointing"
+    yield from ((f"--micro-batch-size {fewer}", fewer, machine) for fewer in _halves(rows))
+    yield option, rows, again
+    yield from ((f"{option} --micro-batch-size {fewer}", fewer, again) for fewer in _halves(rows))
 
 
 def restore_ways(asked: Restoring) -> Ways[Restoring]:

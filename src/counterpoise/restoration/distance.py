@@ -78,7 +78,7 @@ def _divergence(bench: Workbench, key: dict[str, Any], p: Point, q: Point, examp
 
     def run() -> Any:
         told = bench.stage(f"distance of {p.name} to {q.name}")
-        at, batch = [partial(bench.placed, x) for x in (p, q)], bench.panel.drawing.batch_size
+        at, batch = [partial(bench.placed, x) for x in (p, q)], bench.panel.drawing.rows
         return divergences(at[0], at[1], examples, batch_size=batch, progress=told).tolist()
 
     return np.array(bench.store.once(key, run))

@@ -49,7 +49,7 @@ def healed(bench: Workbench, request: Request, heal: Heal, pick: Point | None) -
     bench.free()
     healing = Healing(
         at, folder / "post", request.pre, folder / "healed", panel.prompts, panel.abilities,
-        teaching=heal.teaching(panel.drawing.batch_size),
+        teaching=heal.teaching(panel.drawing.rows),
         drawing=panel.draws(n=1, temperature=1.0), work=folder / "run",
         machine=Machine(torch.promote_types(bench.dtype, torch.float32), device=request.device),
     )  # fmt: skip

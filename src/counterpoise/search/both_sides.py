@@ -51,7 +51,7 @@ class BothSides:
     def __post_init__(self) -> None:
         if not 0 <= self.rho < np.inf:
             raise ValueError(f"rho: expected a finite number >= 0, found {self.rho}")
-        self.batch = max(1, self.bench.panel.drawing.batch_size // 2)
+        self.batch = max(1, self.bench.panel.drawing.rows // 2)
 
     @cached_property
     def radius(self) -> float:

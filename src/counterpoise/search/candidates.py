@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 
 from counterpoise.averaging.partition import Partition, layerwise, partition
 from counterpoise.evaluation.workbench import Model, Workbench
-from counterpoise.language.costs import Lengths, Shape, Stage, drawn, training
+from counterpoise.language.costs import AGAIN, Lengths, Shape, Stage, drawn, training
 from counterpoise.language.work import PROJECTED, Work
 from counterpoise.search.both_sides import BothSides
 from counterpoise.search.hma import linear_ramp, random_ratios
@@ -126,6 +126,7 @@ class HMA:
         blocks = str(self.blocks)  # "3" where it was typed
         passes = min(PASSES, int(blocks) + 1) if blocks.isdecimal() else PASSES
         what = f"{count} means, some {passes} passes (at most {PASSES}) over {size:,} responses each"
+        what += _computed_again(work)
         one = _pass(work, size) * (passes * count)
         return [drawing, Stage("search: HMA", what, one, work.at.training_memory(work.shape))]
 
@@ -264,10 +265,12 @@ class TwoSided:
         shape, at, size = work.shape, work.at, self.proxy_size
         proxies, good = _drawing_proxies(work, size)
         words = drawn(shape, None, at, prompts=size)
-        said = Stage("words of PRE", f"{size:,} sequences", words, at.drawing_memory(shape, work.reward))
+        said = Stage(
+            "words of PRE", f"{size:,} sequences{at.said(shape)}", words, at.drawing_memory(shape, work.reward)
+        )
         passes = two_sided_passes(len(self.lambdas))
         total = (_pass(work, good) + _pass(work, size)) * (passes / 2)
-        what = f"{len(self.lambdas)} lambdas, at most {passes} passes over {size:,} sequences"
+        what = f"{len(self.lambdas)} lambdas, at most {passes} passes over {size:,} sequences{_computed_again(work)}"
         return [proxies, said, Stage("search: both sides", what, total, at.training_memory(shape))]
 
 
@@ -313,7 +316,12 @@ def _pass(work: Extent, size: int) -> Work:
     """A pass over so many responses with its gradient, which each batch of them projects on the update."""
     projections = PROJECTED * work.shape.parameters * math.ceil(size / work.at.batch)
     found = training(work.shape, work.at.prompt, work.at.response, sequences=size)
+    found *= AGAIN if work.at.is_scarce(work.shape) else 1
     return found + Work(update=projections + work.shape.parameters)
+
+
+def _computed_again(work: Extent) -> str:
+    return "; no memory for all that a gradient needs: layers would be computed again" * work.at.is_scarce(work.shape)
 
 
 def _drawing_proxies(work: Extent, size: int) -> tuple[Stage, int]:
@@ -321,4 +329,5 @@ def _drawing_proxies(work: Extent, size: int) -> tuple[Stage, int]:
     asked, found = proxies_of(size, work.prompts)
     drawing = drawn(work.shape, work.reward, work.at, prompts=asked, n=REPLIES) + Work(update=work.shape.parameters)
     memory = work.at.drawing_memory(work.shape, work.reward)
-    return Stage("proxies of POST", f"{REPLIES * asked:,} responses", drawing, memory), found
+    what = f"{REPLIES * asked:,} responses{work.at.said(work.shape, REPLIES)}"
+    return Stage("proxies of POST", what, drawing, memory), found

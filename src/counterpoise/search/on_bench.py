@@ -50,7 +50,7 @@ def hma_ratios(
     bench: Workbench, cut: Partition, proxies: list[Example], mean: float, *, max_passes: int = 12
 ) -> SearchResult:
     """HMA's ratios at a mean, searched once."""
-    batch = max(1, bench.panel.drawing.batch_size // 2)
+    batch = max(1, bench.panel.drawing.rows // 2)
 
     def run() -> dict[str, Any]:
         progress, loss = bench.stage(f"searching ratios, mean {mean:g}"), ProxySet(tuple(proxies), batch).terms

@@ -19,6 +19,7 @@ from counterpoise.alignment.training.stepping import trainable
 from counterpoise.checkpoints.checkpoint import match_name
 from counterpoise.checkpoints.files import CheckpointError, first_line
 from counterpoise.checkpoints.opening import open_checkpoint
+from counterpoise.language.checkpointing import recompute_steps
 from counterpoise.language.loading import without_bars
 from counterpoise.language.sharded import own_part
 from counterpoise.ranks import is_sharded
@@ -33,12 +34,14 @@ class Machine:
             float32.
         bf16: mixed precision, see `compute_in_bfloat16`.
         shard: cut weights, gradients and moments up among the processes (FSDP2).
+        recompute: a step keeps the inputs of layers alone, and computes them again in its backward pass.
     """
 
     dtype: torch.dtype = torch.float32
     bf16: bool = False
     shard: bool = False
     device: str = "cpu"
+    recompute: bool = False
 
     def check(self) -> None:
         """Raise a ValueError for mixed precision of other weights than float32."""
@@ -119,6 +122,7 @@ def load(folder: Path, machine: Machine = Machine()) -> tuple[Any, Any]:
 
     Raises:
         CheckpointError: no causal language model, one whose head is missing, or no tokenizer.
+        ValueError: layers that cannot be computed again, where `machine` asks for that.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -138,4 +142,5 @@ def load(folder: Path, machine: Machine = Machine()) -> tuple[Any, Any]:
             f"{folder}: expected a causal language model, found a checkpoint without {missing[0]} (a classifier, or "
             "another head); give the model that writes text"
         )
-    return machine.readied(model).eval(), tokenizer
+    model = machine.readied(model).eval()
+    return recompute_steps(model) if machine.recompute else model, tokenizer

@@ -17,10 +17,10 @@ from counterpoise.alignment.training.run import Run
 from counterpoise.alignment.training.sharding import whole_weights
 from counterpoise.alignment.training.stepping import Mitigation
 from counterpoise.language.prompts import Prompt, encode_prompts
-from counterpoise.language.sampling import Drawing, sample
+from counterpoise.language.sampling import Drawing, sample, settled
 from counterpoise.language.scoring import device_of
 from counterpoise.language.ways import context_of
-from counterpoise.ranks import gathered, is_sharded, turn
+from counterpoise.ranks import from_first, gathered, is_sharded, turn
 from counterpoise.records import Progress
 
 T = TypeVar("T")
@@ -116,6 +116,7 @@ def draw_together(
         return dict(zip(rows, each(rows, [drawn[i] for i in rows]), strict=True)) if rows else {}
 
     with whole_weights(model):  # out here: a process that has no room for them ends, and with it all
+        drawing = from_first(lambda: settled(model, prompts, drawing))
         found = {i: value for part in gathered(own) for i, value in part.items()}
     return [found[i] for i in range(len(prompts))]
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from counterpoise.alignment.training import processes
 from counterpoise.alignment.training.sharding import clip_norm
 from counterpoise.checkpoints.checkpoint import Checkpoint
+from counterpoise.language.checkpointing import as_asked
 from counterpoise.language.scoring import Example
 from counterpoise.ranks import is_sharded
 
@@ -112,10 +113,11 @@ def take_step(
     gradients of its share of the step's loss, times their weight.
     """
     step = Step(model, examples, optimizer.param_groups[0]["lr"], micro_batch_size)
-    for rows in step.batches(examples):
-        backward(rows)
-    for mitigation in mitigations:
-        mitigation.add_gradients(step)
+    with as_asked(model):
+        for rows in step.batches(examples):
+            backward(rows)
+        for mitigation in mitigations:
+            mitigation.add_gradients(step)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     processes.add_up_gradients(parameters)
     clip_norm(parameters, CLIP)
