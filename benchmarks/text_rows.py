@@ -24,7 +24,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from counterpoise.classification import read_tasks
+sys.path.append(str(Path(__file__).resolve().parent.parent / "experiments" / "banditmtl"))
+from layouts import read_tasks
 
 WORDS = 32
 MEASURE = """

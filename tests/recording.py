@@ -50,13 +50,13 @@ JOBS = {
     "search": "search pre post -o found.json --prompts prompts.jsonl --reward letters:letters --mean 0.4 "
     "--proxy-size 16 --max-new-tokens 6 --quiet",
     "search-two-sided": "search pre post -o two-sided.json --prompts prompts.jsonl --reward letters:letters "
-    "--method two-sided --lambda 0.5 --alignment contrast --proxy-size 16 --max-new-tokens 6 --quiet",
+    "--method two-sided --lambda 0.5 --proxy-size 16 --max-new-tokens 6 --quiet",
     "tax": f"tax pre post {PANEL} {QUICK} --json --work tax.work",
     "restore": f"restore pre post -o restored {PANEL} {QUICK} {SEARCH}",
     "restore-mean": f"restore pre post -o restored-mean {PANEL} {QUICK} --mean 0.4 --proxy-size 16 --no-controls --replies 2",
     "restore-both": f"restore pre post -o restored-both {PANEL} {QUICK} {SEARCH} --search both --lambdas 0.5,2 --calibrate 5",
-    "restore-reward": f"restore pre post -o restored-reward {PANEL} {QUICK} --means 0.5 --keep-reward 0.5 --proxy-size 16 "
-    "--search two-sided --lambdas 1 --alignment reward --min-effective-sets 1.5 --calibrate 4",
+    "restore-guarded": f"restore pre post -o restored-guarded {PANEL} {QUICK} --means 0.5 --keep-reward 0.5 --proxy-size 16 "
+    "--search two-sided --lambdas 1 --min-effective-sets 1.5 --calibrate 4",
     "restore-dry": f"restore pre post -o dry {PANEL} {QUICK} {SEARCH} --search both --dry-run --speed 1e12,1e10",
     "front": "front restored/restore.json restored-both/restore.json -o front.html",
     "rsf": f"align pre -o rsf --method rsf {DRAWN} --n 3 {HELD} --stop-at-reward 99",

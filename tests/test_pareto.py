@@ -80,7 +80,7 @@ def test_with_many_items_the_interval_is_students() -> None:
     assert ours.standard_error == pytest.approx(values.std(ddof=1) / 2000**0.5, rel=0.02)
 
 
-@pytest.mark.parametrize("items", [16, 24, 40, 100])
+@pytest.mark.parametrize("items", [16, 100])
 @pytest.mark.parametrize("world", ["normal", "skewed", "ratio", "difference"])
 def test_intervals_hold_the_truth_as_often_as_they_say(world: str, items: int) -> None:
     random, held = np.random.default_rng([items, 7]), []

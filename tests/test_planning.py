@@ -207,7 +207,7 @@ def test_a_token_meets_its_own_experts_alone(config: Any) -> None:
 def test_points_and_passes_by_hand() -> None:
     means = [0.3, 0.7, 1.2]
     assert [s.averages(means) for s in (HMA(), *CONTROLS, TwoSided((1.0, 2.0)))] == [2, 2, 2, 2, 2, 2, 4]
-    assert two_sided_passes("contrast", 1) == (10 + 2 * 15, 0)
+    assert two_sided_passes(1) == 10 + 2 * 15
 
 
 def test_stages_scale_as_what_they_count() -> None:

@@ -52,6 +52,13 @@ def done(world: Path) -> tuple[Path, dict[str, Any]]:
     return out, restore(world / "pre", world / "post", out, panel(world), **SETTINGS)
 
 
+@pytest.fixture
+def out(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> Path:
+    """A new OUT, whose work folder holds all that `done` measured."""
+    shutil.copytree(done[0].with_name("restored.work"), tmp_path / "out.work")
+    return tmp_path / "out"
+
+
 @pytest.mark.parametrize("command", ["restore", "search", "tax"])
 @pytest.mark.parametrize(("name", "end"), [("model.safetensors", b"\0\0\0\0"), ("tokenizer_config.json", b"\n ")])
 def test_an_input_that_changes_meanwhile_is_never_recorded(
@@ -240,20 +247,12 @@ def test_without_a_gain_nothing_is_searched_or_written(world: Path, tmp_path: Pa
     assert (tmp_path / "out.work" / "report.html").is_file()
 
 
-def test_when_too_much_is_asked_the_next_best_is_named(world: Path, tmp_path: Path) -> None:
-    result = restore(world / "pre", world / "post", tmp_path / "out", panel(world), **{**SETTINGS, "keep_reward": 0.99})
+def test_when_too_much_is_asked_the_next_best_is_named(world: Path, out: Path) -> None:
+    result = restore(world / "pre", world / "post", out, panel(world), **{**SETTINGS, "keep_reward": 0.99})
     assert result["out"] is None
     assert "no point beats both ends" in result["verdict"]
     name, kept = re.search(r"(\S+ 0\.\d+) comes closest: --keep-reward (0\.\d+) would", result["verdict"]).groups()  # type: ignore[union-attr]
-    work = tmp_path / "out.work"  # nothing is measured again
-    again = restore(
-        world / "pre",
-        world / "post",
-        tmp_path / "out",
-        panel(world),
-        **{**SETTINGS, "keep_reward": float(kept)},
-        work=work,
-    )
+    again = restore(world / "pre", world / "post", out, panel(world), **{**SETTINGS, "keep_reward": float(kept)})
     at = {p["name"]: p["retention"]["value"] for p in again["points"] if p["part"] == "validation"}
     assert at[again["pick"]] >= at[name]  # it is accepted, and left only for one that keeps more
 
@@ -290,10 +289,10 @@ def test_choose_wants_more_reward_than_pre_and_less_tax_than_post() -> None:
     assert choose(*ends, [good], [], 0.95, 0.9)[0] is None  # no ability above floor
 
 
-def test_the_demand_decides_as_far_as_the_sample_can_tell(world: Path, tmp_path: Path) -> None:
+def test_the_demand_decides_as_far_as_the_sample_can_tell(world: Path, out: Path) -> None:
     """At no confidence it is the most retention of all that keep the share here; the key of the result knows it."""
     asked = {**SETTINGS, "details": Details(confidence=0.0)}
-    result = restore(world / "pre", world / "post", tmp_path / "out", panel(world), **asked)
+    result = restore(world / "pre", world / "post", out, panel(world), **asked)
     rows = [p for p in result["points"] if p["part"] == "validation"]
     pre, post = (r["reward"]["value"] for r in rows[:2])
     picked = [r for r in rows[2:] if r["method"] not in ("reversed", "random")]
@@ -301,7 +300,7 @@ def test_the_demand_decides_as_far_as_the_sample_can_tell(world: Path, tmp_path:
     assert result["pick"] == max(able, key=lambda r: r["retention"]["value"])["name"]
     assert result["choice"]["sure"]
     with pytest.raises(CheckpointError, match="other inputs or settings"):
-        restore(world / "pre", world / "post", tmp_path / "out", panel(world), **SETTINGS)
+        restore(world / "pre", world / "post", out, panel(world), **SETTINGS)
 
 
 def test_tax_and_search_stand_alone(world: Path, tmp_path: Path) -> None:
@@ -359,9 +358,9 @@ def test_what_is_searched_decides_the_settings_of_a_result(tmp_path: Path) -> No
     assert alike.more_settings != other.more_settings
 
 
-def test_the_grid_may_extrapolate_with_ma_alone(world: Path, tmp_path: Path) -> None:
+def test_the_grid_may_extrapolate_with_ma_alone(world: Path, out: Path) -> None:
     settings = {**SETTINGS, "means": (0.7, 1.2), **searches(controls=False)}
-    result = restore(world / "pre", world / "post", tmp_path / "out", panel(world), **settings)
+    result = restore(world / "pre", world / "post", out, panel(world), **settings)
     names = [p["name"] for p in result["points"] if p["part"] == "validation"]
     assert names == ["PRE", "POST", "MA 0.7", "HMA 0.7", "MA 1.2"]
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import random
+import shutil
 import string
+import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from counterpoise.alignment.rsf import rsf
@@ -24,8 +28,14 @@ def early_letters(prompts: Sequence[str], responses: Sequence[str]) -> list[floa
 
 
 def make(folder: Path) -> Path:
-    """pre, post, prompts.jsonl, guess.jsonl and text.jsonl below `folder`."""
-    draw = random.Random(0)
+    """pre, post, prompts.jsonl, guess.jsonl and text.jsonl below `folder`; trained once a process."""
+    return Path(shutil.copytree(_made(), folder, dirs_exist_ok=True))
+
+
+@cache
+def _made() -> Path:
+    folder, draw = Path(tempfile.mkdtemp()), random.Random(0)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
     def word(length: int, letters: str = string.ascii_lowercase) -> str:
         return "".join(draw.choice(letters) for _ in range(length))

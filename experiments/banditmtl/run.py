@@ -29,10 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from adversarial import ADVERSARIAL
+from layouts import read_tasks
 
 from counterpoise.classification.balance import weighting_for
 from counterpoise.classification.classifier import TextClassifier, build_classifier
-from counterpoise.classification.data import Split, TaskData, read_tasks
+from counterpoise.classification.data import Split, TaskData
 from counterpoise.classification.models import Design, HardSharing, build_encoder, seeded
 from counterpoise.classification.training import Epoch, rounds_per_epoch, train
 from counterpoise.records import versions
@@ -145,7 +147,7 @@ def run_jointly(
     if method == "bandit" and not extra:
         given = {"rho": RHO, "eta": ETA}
     rounds = rounds or rounds_per_epoch(tasks, batch)
-    weighting = weighting_for(name, classifier, rounds_per_epoch=rounds, seed=start.seed, **given)
+    weighting = weighting_of(name, classifier, rounds, start.seed, **given)
     tests = [(t.name, classifier.encode(t.test.texts), classifier.classes(t.name, t.test.labels)) for t in tasks]
     epochs: list[dict[str, Any]] = []
     spent = 0.0
@@ -191,6 +193,15 @@ def run_jointly(
     }
 
 
+def weighting_of(name: str, classifier: TextClassifier, rounds: int, seed: int, **given: float) -> Any:
+    """The weighting of that name; the seed is of a discriminator's random start."""
+    if name not in ADVERSARIAL:
+        return weighting_for(name, classifier, rounds_per_epoch=rounds, **given)
+    with seeded(seed, classifier.device):
+        balance = ADVERSARIAL[name](classifier.tasks, features=classifier.model.encoder.features)
+    return balance.to(classifier.device)
+
+
 def sensitivity_grid(data: str) -> list[tuple[str, dict[str, float]]]:
     """BanditMTL at every pair of effective tasks and eta, and uniform weighting beside it."""
     grid = [("bandit", {"min_effective_tasks": n, "eta": eta}) for n in EFFECTIVE[data] for eta in ETAS]
@@ -225,7 +236,7 @@ def measure_cost(folder: Path, rounds: int = 3, steps: int = 8) -> None:
         runs = {}
         for method in [m for m in METHODS if m not in ("single", "bandit-half")]:
             classifier = start.classifier(start.tasks)
-            weighting = weighting_for(method, classifier, rounds_per_epoch=rounds_per_epoch(start.tasks, batch))
+            weighting = weighting_of(method, classifier, rounds_per_epoch(start.tasks, batch), 0)
             runs[method] = _Run(start.tasks, classifier, weighting, batch=batch, lr=2e-3, seed=0)
             runs[method].round()
         seconds: dict[str, list[float]] = {m: [] for m in runs}

@@ -24,12 +24,13 @@ from typing import Any
 import run as common
 import torch
 from cycling import encode, interval, shuffled
+from layouts import read_tasks
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from counterpoise import multitask
-from counterpoise.classification.data import Split, TaskData, read_tasks
+from counterpoise.classification.data import Split, TaskData
 from counterpoise.classification.vectors import tokenize
 from counterpoise.multitask import BanditMTL, Weighting
 

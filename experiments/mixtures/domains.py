@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from counterpoise.classification.data import read_tasks
+sys.path.append(str(Path(__file__).resolve().parent.parent / "banditmtl"))
+from layouts import read_tasks
 
 SIZES = {"films": 4000, "news": 1200, "french": 400, "maths": 120}
 """Training rows."""

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from fisher import fisher
+from forms import FORMS
 
 from counterpoise.averaging.partition import Partition, equal, layerwise, thirds
 from counterpoise.evaluation.measurement import Scores
 from counterpoise.evaluation.workbench import Workbench
 from counterpoise.records import digest
-from counterpoise.search.both_sides import FORMS, BothSides
+from counterpoise.search.both_sides import BothSides
 from counterpoise.search.hma import linear_ramp, random_ratios
 from counterpoise.search.on_bench import hma_ratios, proxies as proxies_of
 
@@ -124,9 +125,9 @@ class Curves:
         how, _, form = curve.partition(", ")
         yield from self._two_sided(curve, how, self.search(form=form or "imitation"))
 
-    def search(self, *, cut: Partition | None = None, **settings: Any) -> BothSides:
+    def search(self, *, cut: Partition | None = None, form: str = "imitation", **settings: Any) -> BothSides:
         """A two-sided search of this pair."""
-        return BothSides(self.bench, cut or self.wide, **{"size": self.settings.size, **settings})
+        return FORMS[form](self.bench, cut or self.wide, **{"size": self.settings.size, **settings})
 
     def guarded(self, rho: float | None) -> BothSides:
         """With the right answers of validation items as retention sets; rho None leaves half of the sets effective."""

@@ -30,6 +30,8 @@ KINDS = {
     "smollm": "Healing beside averaging, SmolLM2-135M with something to lose; no teacher asked ARC-easy, PIQA or LAMBADA",
     "smollm-rsf": "Healing beside averaging, SmolLM2-135M aligned by RSF",
     "smollm-dpo": "Healing beside averaging, SmolLM2-135M aligned by DPO",
+    "rsf": "Healing beside averaging, larger worlds aligned by RSF",
+    "ppo": "Healing beside averaging, larger worlds aligned by PPO",
 }
 PAIRS = (
     ("POST healed 15", "MA 0.8"), ("POST healed 15", "LiNeS 0.9"), ("POST healed 15", "POST trained on, replay"),

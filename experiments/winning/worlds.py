@@ -155,12 +155,13 @@ class World:
     Attributes:
         settings: of every healing; `batch` prompts of each side in a step.
         bf16: mixed precision in training, bfloat16 in measuring.
+        device: where models are trained and measured.
     """
 
     run, reward, drawing = "demo world", "cheer", DRAWN
     arms: Sequence[Average | Heal | Searched | Trained] = ARMS
     parts: Sequence[Part] = ("validation", "held-out")
-    batch, bf16 = 32, False
+    batch, bf16, device = 32, False, "cpu"
     settings: Mapping[str, Any] = {"batch_size": 32, "micro_batch_size": 32, "every": 5}
 
     def __init__(self, folder: Path, seed: int) -> None:
@@ -225,7 +226,13 @@ class World:
 
     def bench(self, pair: Pair) -> Workbench:
         """What measures a pair's averages, and keeps what is measured."""
-        return Workbench(pair, self.panel, Store(self.folder / "pieces"), dtype=torch.bfloat16 if self.bf16 else None)
+        dtype = torch.bfloat16 if self.bf16 else None
+        return Workbench(pair, self.panel, Store(self.folder / "pieces"), dtype=dtype, device=self.device)
+
+    @property
+    def machine(self) -> Machine:
+        """Where and how precisely is trained."""
+        return Machine(bf16=self.bf16, device=self.device)
 
     def averaged(self, arm: Average) -> Path:
         """The folder of PRE, POST or an average."""
@@ -248,7 +255,7 @@ class World:
     def healing(self, start: Path, out: Path, teaching: Teaching) -> Healing:
         """From `start`, by both parents."""
         post, pre, asked = self.folder / "post", self.folder / "pre", self.folder / "prompts.jsonl"
-        how: dict[str, Any] = {"teaching": teaching, "drawing": self.drawing, "machine": Machine(bf16=self.bf16)}
+        how: dict[str, Any] = {"teaching": teaching, "drawing": self.drawing, "machine": self.machine}
         return Healing(start, post, pre, out, asked, self.made["specs"], **how)
 
     def told(self, arm: Heal) -> dict[str, Any]:
@@ -264,12 +271,12 @@ class World:
         if (out := self.folder / arm.name.replace(" ", "-").replace(",", "")).is_dir():
             return out
         tokens, begun, size = self.told(arm.like)["trained"], time.time(), self.batch
-        model, tokenizer = load(self.folder / "post", Machine(bf16=self.bf16))
+        model, tokenizer = load(self.folder / "post", self.machine)
         _, (asked, *kept) = self.healing(self.folder / "post", out, Teaching()).sources(self.folder / "post")
         count = arm.like.steps * size
         said = [in_turn(asked.taught, f"{self.seed} 0", i) for i in range(count)]
         own = answers(model, tokenizer, said, replace(self.drawing, seed=self.seed + 1))
-        pre = load_frozen(self.folder / "pre", Machine(bf16=self.bf16))
+        pre = load_frozen(self.folder / "pre", self.machine)
         queries = [in_turn(k.taught, f"{self.seed} {k.name}", i) for i in range(count // len(kept)) for k in kept]
         old = answers(pre, tokenizer, queries, replace(self.drawing, seed=self.seed + 1))
         held = [Replay(1.0, old, seed=self.seed), *([KD(arm.strength, pre)] if arm.strength else [])]

@@ -215,9 +215,16 @@ def make_model(words: int, seed: int, *, layers: int = 6) -> nn.Module:
 
 
 def study(
-    model: nn.Module, tokenizer: Any, world: World, *, seed: int, epochs: int, progress: Stages | None = None
+    model: nn.Module,
+    tokenizer: Any,
+    world: World,
+    *,
+    seed: int,
+    epochs: int,
+    rate: float = 2e-3,
+    progress: Stages | None = None,
 ) -> None:
-    """Train on all skills at once, the learning rate rising and falling."""
+    """Train on all skills at once, the learning rate whole at first and falling from the middle on."""
     order = random.Random(seed)
     lessons = 2 * world.facts() + world.translations() + world.sums()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.01)
@@ -229,7 +236,7 @@ def study(
             for asked, said in told
         ]
         for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min(1.0, 2 * (1 - epoch / epochs))
+            group["lr"] = rate * min(1.0, 2 * (1 - epoch / epochs))
         fine_tune(model, examples, optimizer, step, order)
         if progress is not None:
             progress("training a small model", epoch + 1, epochs)

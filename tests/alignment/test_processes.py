@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import multiprocessing
 import os
 import shutil
 import signal
 import socket
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,16 @@ def entry(number: int, port: int, work: Callable[..., None], *inputs: Any) -> No
     work(number, *inputs)
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@cache
+def alone(name: str) -> tuple[Path, int]:
+    """The result of one process, and how many responses it scored."""
+    SCORED.clear()
+    place = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    job(name, save_pair(place, dtype=torch.float64)[0], place / "one")
+    return place / "one", sum(SCORED)
 
 
 def in_two(work: Callable[..., None], *inputs: Any) -> None:
@@ -235,24 +247,21 @@ def lines(out: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_two_processes_give_what_one_gives_and_hold_the_same_bits(
-    name: str, pre: Path, two: Path, tmp_path: Path
-) -> None:
-    SCORED.clear()
-    job(name, pre, tmp_path / "one")
+def test_two_processes_give_what_one_gives_and_hold_the_same_bits(name: str, pre: Path, two: Path) -> None:
+    single, scored = alone(name)
     results = [torch.load(two / f"{name}-{number}.pt") for number in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-    one, both, before = (open_checkpoint(p) for p in (tmp_path / "one", two / name, pre))
+    one, both, before = (open_checkpoint(p) for p in (single, two / name, pre))
     for tensor in one:
         torch.testing.assert_close(both[tensor], one[tensor], rtol=1e-9, atol=1e-9)
     assert max(float((one[n] - before[n]).abs().max()) for n in one) > 1e-3
-    for a, b in zip(lines(tmp_path / "one"), lines(two / name), strict=True):
+    for a, b in zip(lines(single), lines(two / name), strict=True):
         assert a.keys() == b.keys()
         for key, value in a.items():
             assert b[key] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-6, abs=1e-7))
     shares = [each[name] for each in told(two)]
-    assert sum(shares) == sum(SCORED)
-    assert all(shares) or not SCORED  # each drew and scored a part
+    assert sum(shares) == scored
+    assert all(shares) or not scored  # each drew and scored a part
 
 
 def test_rows_are_shared_from_the_longest_and_none_is_left_out(two: Path) -> None:
@@ -316,9 +325,9 @@ def goes_on_after_a_kill(name: str, pre: Path, two: Path, place: Path, *, shard:
     for file in ("model.safetensors", "metrics.jsonl"):
         assert (place / "out" / file).read_bytes() == (two / name / file).read_bytes()
     job(name, pre, place / "alone")
-    alone, both = open_checkpoint(place / "alone"), open_checkpoint(two / name)
+    continued, both = open_checkpoint(place / "alone"), open_checkpoint(two / name)
     for tensor in both:
-        torch.testing.assert_close(alone[tensor], both[tensor], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(continued[tensor], both[tensor], rtol=1e-9, atol=1e-9)
 
 
 def test_two_killed_processes_go_on_with_the_bits_of_two_never_killed(pre: Path, two: Path, tmp_path: Path) -> None:

@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from test_processes import NAMES, PROMPTS, goes_on_after_a_kill, in_two, job, letters, lines, pre  # noqa: F401  # pre is a fixture
+from test_processes import (
+    NAMES,
+    PROMPTS,
+    alone,
+    goes_on_after_a_kill,
+    in_two,
+    job,
+    letters,
+    lines,
+    pre,  # noqa: F401  # a fixture
+)
 from torch.distributed.tensor import DTensor
 
 from counterpoise.alignment.align import align
@@ -110,14 +120,14 @@ def told(two: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_cut_up_it_trains_as_one_process_does(name: str, pre: Path, two: Path, tmp_path: Path) -> None:  # noqa: F811
-    job(name, pre, tmp_path / "one")
-    one, both, before = (open_checkpoint(p) for p in (tmp_path / "one", two / name, pre))
+def test_cut_up_it_trains_as_one_process_does(name: str, pre: Path, two: Path) -> None:  # noqa: F811
+    single, _ = alone(name)
+    one, both, before = (open_checkpoint(p) for p in (single, two / name, pre))
     assert set(one) == set(both)
     for tensor in one:
         torch.testing.assert_close(both[tensor], one[tensor], rtol=1e-9, atol=1e-9)
     assert max(float((one[n] - before[n]).abs().max()) for n in one) > 1e-3
-    for a, b in zip(lines(tmp_path / "one"), lines(two / name), strict=True):
+    for a, b in zip(lines(single), lines(two / name), strict=True):
         for key, value in a.items():
             assert b[key] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-6, abs=1e-7))
     assert json.loads((two / name / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
@@ -147,11 +157,11 @@ def test_a_process_without_rows_keeps_the_others_company_at_weight_0(two: Path) 
 def test_mixed_precision_keeps_float32_rows_and_both_see_one_loss(two: Path, pre: Path) -> None:  # noqa: F811
     whole_model, words = load(pre, Machine(bf16=True))
     samples = [Sample(p, "abc", 1.0, 0.5) for p in PROMPTS]
-    alone = distil(whole_model, words, samples, Distil(epochs=2, learning_rate=1e-2, batch_size=3, micro_batch_size=1))
+    by_itself = distil(whole_model, words, samples, Distil(epochs=2, learning_rate=1e-2, batch_size=3, micro_batch_size=1))
     first, second = told(two)
     assert first["mixed"] == second["mixed"]
     assert first["mixed"][0] != first["full"][0]
-    assert first["mixed"][0] == pytest.approx(alone, rel=0.05)
+    assert first["mixed"][0] == pytest.approx(by_itself, rel=0.05)
     assert first["mixed"][0][1] < first["mixed"][0][0]
     assert set(first["mixed"][1]) == {"torch.float32"}
 

@@ -24,7 +24,7 @@ from world import make, panel
 def test_it_is_the_hessian_of_the_divergence_from_the_model_itself(tmp_path: Path, anchor: float) -> None:
     """KL(anchor || theta(r)), by double backward, with the tensors outside the layers at the mean ratio."""
     model, cut = resident(tmp_path)
-    examples = said(model, cut, anchor, count=5)
+    examples = said(model, cut, anchor, count=3)
     found = block_fisher(model, cut, [anchor] * len(cut), examples, batch_size=2)
 
     names = dict(model.model.named_parameters())
@@ -84,7 +84,7 @@ def test_every_lambda_is_the_minimum_over_the_box() -> None:
 def test_the_model_of_a_real_pair_gives_up_more_retention_at_a_lower_price(tmp_path: Path) -> None:
     world = make(tmp_path)
     bench = Workbench(preflight(world / "pre", world / "post"), panel(world), Store(tmp_path / "work"))
-    search = BothSides(bench, thirds(bench.pair.names).with_rest_block(), size=24, openings=("ab", "cd", "ef"), n=4)
+    search = BothSides(bench, thirds(bench.pair.names).with_rest_block(), size=24, openings=("ab", "cd", "ef"))
     low, high = fisher(search, (0.5, 2.0), sequences=6)
     assert low.retention["pre"] >= high.retention["pre"]
     assert fisher(search, (0.5, 2.0), sequences=6) == [low, high]

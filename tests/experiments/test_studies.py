@@ -19,7 +19,7 @@ from world import make, panel
 def test_other_examples_are_scaled_by_their_own_ends(tmp_path: Path) -> None:
     world = make(tmp_path)
     bench = Workbench(preflight(world / "pre", world / "post"), panel(world), Store(world / "work"))
-    search = BothSides(bench, thirds(bench.pair.names).with_rest_block(), size=24, openings=("ab", "cd", "ef"), n=4)
+    search = BothSides(bench, thirds(bench.pair.names).with_rest_block(), size=24, openings=("ab", "cd", "ef"))
     [found] = search.path((0.5,))
     elsewhere = words(bench, 12, openings=("gh",), seed=9)
     values = scaled_on(search, found, search.good, [e for rows in elsewhere.values() for e in rows])

@@ -11,7 +11,7 @@ import pytest
 from fuzz import kills, run
 from fuzz.cases import TARGETS
 
-CASES, KILLS = 250, 20
+CASES, KILLS = 160, 15  # every target, and each command by each signal
 
 
 @pytest.fixture(autouse=True)

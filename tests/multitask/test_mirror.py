@@ -17,7 +17,6 @@ from counterpoise.multitask.mirror import (
     best_response_floats,
     divergence,
     hold,
-    mirror_floats,
     mirror_step,
 )
 
@@ -85,15 +84,15 @@ def test_projection_equals_a_constrained_solver(seed):
         method="SLSQP",
         options={"ftol": 1e-16, "maxiter": 500},
     )
-    step = mirror_step(torch.from_numpy(np.log(p_t)), torch.from_numpy(losses), rho=rho, eta=eta)
-    np.testing.assert_allclose(step.log_p_M.exp().numpy(), solved.x, atol=1e-7)
+    log_p, _ = mirror_step(np.log(p_t).tolist(), losses.tolist(), rho=rho, eta=eta)
+    np.testing.assert_allclose(np.exp(log_p), solved.x, atol=1e-7)
 
 
-def test_a_step_stays_inside_the_ball_and_the_simplex_in_20000_random_cases():
+def test_a_step_stays_inside_the_ball_and_the_simplex_in_5000_random_cases():
     rng = random.Random(0)
-    for _ in range(20_000):
+    for _ in range(5000):
         log_p, losses, rho, eta = random_case(rng)
-        new, multiplier = mirror_floats(log_p, losses, rho, eta)
+        new, multiplier = mirror_step(log_p, losses, rho, eta)
         p = [math.exp(x) for x in new]
         assert divergence(torch.tensor(new, dtype=torch.float64)) <= rho * (1 + 1e-9)
         assert abs(math.fsum(p) - 1) <= 1e-12
@@ -101,21 +100,21 @@ def test_a_step_stays_inside_the_ball_and_the_simplex_in_20000_random_cases():
         assert multiplier >= 0
 
 
-def test_invariance_equivariance_monotonicity_in_20000_random_cases():
+def test_invariance_equivariance_monotonicity_in_5000_random_cases():
     rng = random.Random(1)
-    for _ in range(20_000):
+    for _ in range(5000):
         log_p, losses, rho, eta = random_case(rng)
-        p = [math.exp(x) for x in mirror_floats(log_p, losses, rho, eta)[0]]
+        p = [math.exp(x) for x in mirror_step(log_p, losses, rho, eta)[0]]
         # Adding c loses up to c * 2^-53 of each loss, which eta turns into a relative change of p.
         c, size = rng.uniform(-10, 10), max(losses)
-        shifted = [math.exp(x) for x in mirror_floats(log_p, [x + c for x in losses], rho, eta)[0]]
+        shifted = [math.exp(x) for x in mirror_step(log_p, [x + c for x in losses], rho, eta)[0]]
         assert p == pytest.approx(shifted, abs=1e-12 + 1e-14 * eta * (size + abs(c)))
         order = rng.sample(range(len(p)), len(p))
-        permuted = mirror_floats([log_p[i] for i in order], [losses[i] for i in order], rho, eta)[0]
+        permuted = mirror_step([log_p[i] for i in order], [losses[i] for i in order], rho, eta)[0]
         assert [p[i] for i in order] == pytest.approx([math.exp(x) for x in permuted], abs=1e-12)
         i = rng.randrange(len(p))
         raised = [x + (size if k == i else 0) for k, x in enumerate(losses)]
-        assert math.exp(mirror_floats(log_p, raised, rho, eta)[0][i]) >= p[i] - 1e-12
+        assert math.exp(mirror_step(log_p, raised, rho, eta)[0][i]) >= p[i] - 1e-12
 
 
 @given(st.integers(2, 20), st.floats(0.1, 3.0), st.integers(0, 10**6))
@@ -129,7 +128,7 @@ def test_frozen_losses_lead_to_the_best_response(m, sharpness, seed):
     target = [w / math.fsum(weights) for w in weights]
     rho, log_p = plain_kl(target), UNIFORM[m]
     for _ in range(200):
-        log_p, _ = mirror_floats(log_p, losses, rho, 50 / (200 * spread))
+        log_p, _ = mirror_step(log_p, losses, rho, 50 / (200 * spread))
     assert [math.exp(x) for x in log_p] == pytest.approx(target, abs=1e-6)
     assert best_response_floats(losses, rho) == pytest.approx(target, abs=1e-6)
 
@@ -162,7 +161,7 @@ def test_regret_is_at_most_sqrt_rho_t_over_2(m, rho):
             ]
             earned += sum(math.exp(a) * x for a, x in zip(log_p, losses, strict=True))
             totals = [a + b for a, b in zip(totals, losses, strict=True)]
-            log_p, _ = mirror_floats(log_p, losses, rho, eta)
+            log_p, _ = mirror_step(log_p, losses, rho, eta)
         assert maximum(totals, rho) - earned <= math.sqrt(rho * steps / 2)
 
 
@@ -179,7 +178,7 @@ def test_the_gap_of_the_averages_falls_like_one_over_sqrt_t():
             mean_theta, mean_p = mean_theta + theta / steps, mean_p + p / steps
             losses = (theta - targets).abs()
             descent = float(p @ torch.sign(theta - targets))
-            log_p, _ = mirror_floats(log_p, losses.tolist(), rho, eta)
+            log_p, _ = mirror_step(log_p, losses.tolist(), rho, eta)
             theta = max(-width, min(width, theta - rate * descent))
         grid = torch.linspace(-1, 1, 4001, dtype=torch.float64)
         least = float(((grid[:, None] - targets).abs() @ mean_p).min())
@@ -210,28 +209,28 @@ def test_divergence_does_not_cancel_near_uniform(size):
 
 
 def test_huge_losses_do_not_overflow():
-    step = mirror_step(torch.zeros(3), torch.tensor([1e8, 0.0, -1e8]), rho=0.5, eta=0.5)
-    assert divergence(step.log_p_M) == pytest.approx(0.5, rel=1e-9)
-    assert step.log_p_M.argmax() == 0
+    log_p, _ = mirror_step([0.0] * 3, [1e8, 0.0, -1e8], rho=0.5, eta=0.5)
+    assert divergence(torch.tensor(log_p, dtype=torch.float64)) == pytest.approx(0.5, rel=1e-9)
+    assert log_p[0] == max(log_p)
 
 
 def test_rho_zero_is_uniform_and_a_wide_ball_does_nothing():
-    losses = torch.tensor([3.0, 1.0, 2.0])
-    step = mirror_step(torch.zeros(3), losses, rho=0.0, eta=0.5)
-    torch.testing.assert_close(step.log_p_M.exp(), torch.full((3,), 1 / 3, dtype=torch.float64))
-    assert step.multiplier == math.inf
-    free = mirror_step(torch.zeros(3), losses, rho=math.inf, eta=0.5)
-    torch.testing.assert_close(free.log_p_M, torch.log_softmax(0.5 * losses.double(), 0))
-    assert free.multiplier == 0
+    losses = [3.0, 1.0, 2.0]
+    log_p, multiplier = mirror_step([0.0] * 3, losses, rho=0.0, eta=0.5)
+    assert log_p == pytest.approx([-math.log(3)] * 3)
+    assert multiplier == math.inf
+    log_p, multiplier = mirror_step([0.0] * 3, losses, rho=math.inf, eta=0.5)
+    assert log_p == pytest.approx(torch.log_softmax(0.5 * torch.tensor(losses, dtype=torch.float64), 0).tolist())
+    assert multiplier == 0
 
 
 def test_without_a_ball_a_starved_weight_returns():
     log_p = UNIFORM[2]
     for _ in range(1000):
-        log_p, _ = mirror_floats(log_p, [1.0, 0.0], math.inf, 0.5)
+        log_p, _ = mirror_step(log_p, [1.0, 0.0], math.inf, 0.5)
     assert log_p[1] == pytest.approx(LOG_FLOOR, abs=1e-9)
     for _ in range(60):
-        log_p, _ = mirror_floats(log_p, [0.0, 1.0], math.inf, 0.5)
+        log_p, _ = mirror_step(log_p, [0.0, 1.0], math.inf, 0.5)
     assert math.exp(log_p[1]) > 0.5
 
 
@@ -242,7 +241,7 @@ def test_hold_leaves_the_absent_tasks_their_mass(rows, eta):
         return
     log_p = UNIFORM[len(rows)]
     filled = hold(log_p, losses, seen, eta)
-    new, _ = mirror_floats(log_p, filled, math.inf, eta)
+    new, _ = mirror_step(log_p, filled, math.inf, eta)
     absent = math.fsum(math.exp(x) for x, here in zip(new, seen, strict=True) if not here)
     assert absent == pytest.approx(seen.count(False) / len(seen), rel=1e-9)
 

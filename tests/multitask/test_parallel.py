@@ -11,7 +11,6 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from counterpoise.multitask import MGDA, BanditMTL, UncertaintyWeighting
-from counterpoise.multitask.adversarial import Adversarial
 from counterpoise.ranks import sum_over_ranks, world_size
 
 from .toy import TASKS, Toy, gradients, rows
@@ -81,19 +80,16 @@ def accelerated(rank: int, world: int) -> dict:
 
 
 def own_parameters(rank: int, world: int) -> dict:
-    """A user's own DDP loop that only hands the optimiser the weighting's and the discriminator's parameters."""
+    """A user's own DDP loop that only hands the optimiser the weighting's parameters."""
     model = Through()
-    torch.manual_seed(1)
-    balance = Adversarial(UncertaintyWeighting(TASKS), features=5).double()
+    balance = UncertaintyWeighting(TASKS).double()
     wrapped = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True) if world > 1 else model
     optimizer = torch.optim.Adam([*model.parameters(), *balance.parameters()], lr=0.05)
     for x, y, task in ROWS:
         optimizer.zero_grad()
         totals = [float((task == i).sum()) for i in range(3)]
         for part in torch.arange(8)[rank * 8 // world : (rank + 1) * 8 // world].chunk(MICRO):
-            losses, counts = wrapped(x[part], y[part], task[part])
-            features = torch.tanh(model.toy.shared(x[part])).detach()
-            balance(losses, counts, totals, features_BF=features, task_B=task[part]).backward()
+            balance(*wrapped(x[part], y[part], task[part]), totals).backward()
         optimizer.step()
         balance.step()
     return {"model": list(model.state_dict().values()), "balance": [p.detach() for p in balance.parameters()]}

@@ -18,7 +18,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from counterpoise.multitask import MGDA, BanditMTL, UncertaintyWeighting, Uniform, adversarial_mtl, with_weighting
+from counterpoise.multitask import MGDA, BanditMTL, UncertaintyWeighting, Uniform, with_weighting
 from counterpoise.multitask.per_task import TaskCollator
 
 from .hf import parameters, tiny_llama, token_rows, train
@@ -162,9 +162,9 @@ def test_windows_without_a_label_leave_the_weights_and_go_on(tmp_path):
     assert 1 <= some.weighting.updates <= 2
 
 
-def test_an_adversarial_weighting_is_sent_to_a_loop_of_ones_own(tmp_path):
-    with pytest.raises(TypeError, match=r"Weighting, found Adversarial.*features"):
-        train(str(tmp_path), batch=2, weighting=adversarial_mtl(TASKS, features=16))
+def test_only_a_weighting_is_taken(tmp_path):
+    with pytest.raises(TypeError, match="found Linear"):
+        train(str(tmp_path), batch=2, weighting=torch.nn.Linear(2, 1))
 
 
 def test_methods_on_gradients_work_without_accumulation_only(tmp_path):

@@ -355,7 +355,7 @@ def test_names_from_outside_stay_text(tmp_path: Path) -> None:
 
 def test_the_command_and_the_page_in_a_browser(three: list[Path], tab: browser.Browser, tmp_path: Path) -> None:
     out = tmp_path / "front.html"
-    done = CliRunner().invoke(app, ["front", *map(str, three), *map(str, COMMITTED), "-o", str(out)])
+    done = CliRunner().invoke(app, ["front", *map(str, three), *map(str, COMMITTED[:2]), "-o", str(out)])
     assert done.exit_code == 0, done.output
     assert "sentiment: rsf\n" in done.output
     for width in (1280, 400):

@@ -33,8 +33,6 @@ from counterpoise.search.recipes import Wanted, find_recipe
 from tiny import save_pair
 from world import make, panel, searches
 
-FORMS = ("contrast", "reward")
-
 
 def small(world: Path) -> Panel:
     return panel(world, drawing=Drawing(max_new_tokens=6, batch_size=4))
@@ -56,10 +54,7 @@ def searched(world: Path, folder: Path) -> None:
     apart: list[int] = []
     proxies.response_nll, sampling.begun_rows = passed, generated
     distance.divergences = lambda *args, **more: apart.append(1) or diverge(*args, **more)  # type: ignore[func-returns-value]
-    for name, how in {
-        "hma": HMA(proxy_size=24),
-        **{f: TwoSided(alignment=f, blocks=3, proxy_size=16) for f in FORMS},
-    }.items():
+    for name, how in {"hma": HMA(proxy_size=24), "two-sided": TwoSided(blocks=3, proxy_size=16)}.items():
         at, work = (0.6 if name == "hma" else 1.0), folder / f"{name}.work"
         wanted = Wanted(world / "pre", world / "post", folder / f"{name}.json", how, at, work, 2)
         find_recipe(wanted, small(world))
@@ -97,7 +92,7 @@ def of(processes: int, world: Path, folder: Path) -> dict[str, Any]:
     mp.start_processes(entry, args=(port, processes, world, folder), nprocs=processes, start_method="forkserver")
     told = json.loads((folder / "out" / "restore.json").read_text())
     return {
-        "recipes": {p.name: p.read_bytes() for p in folder.glob("*.json") if p.stem in ("hma", *FORMS)},
+        "recipes": {p.name: p.read_bytes() for p in folder.glob("*.json") if p.stem in ("hma", "two-sided")},
         "restored": {k: v for k, v in told.items() if k not in ("seconds", "command", "out")},
         "weights": (folder / "out" / "model.safetensors").read_bytes(),
         "counts": [json.loads(p.read_text()) for p in sorted(folder.glob("counts-*.json"))],
@@ -109,7 +104,7 @@ def of(processes: int, world: Path, folder: Path) -> dict[str, Any]:
 def test_ranks_find_what_one_process_finds_and_share_the_work(tmp_path: Path) -> None:
     world = make(tmp_path)
     one, two = of(1, world, tmp_path / "one"), of(2, world, tmp_path / "two")
-    assert len(one["recipes"]) == 1 + len(FORMS)
+    assert len(one["recipes"]) == 2
     for what in ("recipes", "restored", "weights", "apart"):
         assert two[what] == one[what]
     assert two["told"] == one["told"] * 2

@@ -23,18 +23,16 @@ from counterpoise.averaging.partition import layerwise, thirds
 from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.averaging.sharded import ShardedAverage
 from counterpoise.checkpoints.preflight import Pair, preflight
-from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example
 from counterpoise.language.sharded import own_part
 from counterpoise.restoration.request import Request
 from counterpoise.restoration.restore import measure_tax, run
 from counterpoise.search.candidates import HMA, TwoSided
-from counterpoise.search.on_policy import OnPolicy
-from counterpoise.search.proxies import ProxySet, WeightedSet
+from counterpoise.search.proxies import ProxySet
 from counterpoise.search.recipes import Wanted, find_recipe
-from tiny import save_pair, tokenizer
-from world import early_letters, make, panel, searches
+from tiny import save_pair
+from world import make, panel, searches
 
 PAIRS = {"llama": False, "gemma": True, "gpt2": True}
 """Families, and whether the head is tied."""
@@ -43,7 +41,7 @@ COMPUTED = {"float64": ("float64",), "bfloat16": ("bfloat16", "float32")}
 CASES = [(f"{family}-{stored}", dtype) for family in PAIRS for stored, some in COMPUTED.items() for dtype in some]
 RATIOS = ([0.2, 0.5, 0.9], [0.2, 0.35, 1.0], [0.0, 0.35, 1.3])
 ROWS = tuple(Example((1, 5 + i % 3, 9)[: 2 + i % 2], (7, 9 + i, 2, 11)[: 1 + i % 4]) for i in range(21))
-SETS = (ProxySet(ROWS, 4), WeightedSet(ROWS, tuple(np.linspace(-1, 2, len(ROWS))), 4, 0.7))
+PROXIES = ProxySet(ROWS, 4)
 """In batches of four, the last of which has one row: the second process then has none."""
 
 
@@ -73,17 +71,6 @@ def live(resident: ResidentAverage | None = None) -> int:
     return sum(size for place, size in stored.items() if place not in chunks)
 
 
-def on_policy(resident: ResidentAverage) -> tuple[float, list[float]]:
-    """The reward form around a point: drawn, scored, with its gradient."""
-    prompts = [Prompt((("user", t),)) for t in ("ab", "cde", "f")]
-    how = Drawing(n=2, max_new_tokens=4, batch_size=4)
-    side = OnPolicy(
-        resident, thirds(resident.pair.names), tokenizer(), prompts, early_letters, how, groups=2, batch_size=3
-    )
-    value, gradient = side.near(np.array([0.3, 0.5, 0.7]))(np.array([0.4, 0.5, 0.6]))
-    return value, gradient.tolist()
-
-
 def half(rank: int, folder: Path) -> None:
     """What this process holds and finds."""
     found = {}
@@ -98,7 +85,7 @@ def found_of(pair: Pair, compute: str, file: Path) -> dict[str, Any]:
     before, cut = live(), layerwise(pair.names)
     resident = ShardedAverage(pair, dtype=getattr(torch, compute))
     parameters = dict(resident.model.named_parameters(remove_duplicate=False))
-    slopes = [resident.losses_and_gradients(cut, [0.4] * len(cut), s.terms) for s in SETS]
+    slopes = resident.losses_and_gradients(cut, [0.4] * len(cut), PROXIES.terms)
     share = (live(resident) - before) / sum(p.numel() * p.itemsize for p in resident.model.parameters())
     parts: dict[str, list[torch.Tensor]] = {n: [] for n in parameters}
     for ratios in RATIOS:
@@ -108,11 +95,11 @@ def found_of(pair: Pair, compute: str, file: Path) -> dict[str, Any]:
     torch.save(parts, file)
     read = sum(len(resident._sides(n)[0]) for n in resident._places)
     resident.hold("cpu")
-    held = resident.losses_and_gradients(cut, [0.4] * len(cut), SETS[0].terms)
+    held = resident.losses_and_gradients(cut, [0.4] * len(cut), PROXIES.terms)
     return {
-        "slopes": [[x.tolist() for x in s] for s in slopes],
+        "slopes": [x.tolist() for x in slopes],
         "held": [x.tolist() for x in held],
-        "on policy": on_policy(resident) if compute == "float64" else None,
+        "nll": PROXIES.nll(resident.model),
         "left": all(p.grad is None for p in parameters.values()),
         "recomputes": resident.recomputes,
         "share": share,
@@ -155,13 +142,9 @@ def test_losses_and_gradients_are_those_of_one_process(two: Path, name: str, com
     found = [json.loads((two / f"{rank}.json").read_text())[f"{name}-{compute}"] for rank in range(2)]
     assert found[0]["slopes"] == found[1]["slopes"]
     close = {"float64": 1e-8 if "gemma" in name else 1e-13, "float32": 3e-6, "bfloat16": 0.03}[compute]
-    wants = [resident.losses_and_gradients(cut, [0.4] * len(cut), s.terms) for s in SETS]
-    wants.append(wants[0])  # with PRE and POST held
-    sides = [*found[0]["slopes"], found[0]["held"]]
-    if compute == "float64":
-        wants.append(on_policy(resident))
-        sides.append(found[0]["on policy"])
-    for wanted, (losses, gradients) in zip(wants, sides, strict=True):
+    wanted = resident.losses_and_gradients(cut, [0.4] * len(cut), PROXIES.terms)
+    assert found[0]["nll"] == found[1]["nll"] == pytest.approx(sum(wanted[0]), rel=close)
+    for losses, gradients in (found[0]["slopes"], found[0]["held"]):  # PRE and POST mapped, and held
         np.testing.assert_allclose(losses, wanted[0], rtol=close, atol=close * np.abs(wanted[0]).max())
         np.testing.assert_allclose(gradients, wanted[1], rtol=close, atol=close * np.abs(wanted[1]).max())
 
@@ -178,7 +161,7 @@ def test_each_process_holds_and_reads_half(two: Path) -> None:
 
 SEARCHES = {
     "hma": (HMA(proxy_size=24), 0.6),
-    "contrast": (TwoSided(alignment="contrast", blocks=3, proxy_size=16), 1.0),
+    "two-sided": (TwoSided(blocks=3, proxy_size=16), 1.0),
 }
 
 

@@ -42,7 +42,7 @@ def bowl(centre: float, bends: np.ndarray) -> Formula:
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Likelihood, dict[str, Likelihood]]:
     model, cut = resident(tmp_path_factory.mktemp("pair"))
-    post, pre = (ProxySet(tuple(said(model, cut, ratio, count=48, seed=4)), 12) for ratio in (1.0, 0.0))
+    post, pre = (ProxySet(tuple(said(model, cut, ratio, count=24, seed=4)), 12) for ratio in (1.0, 0.0))
     return Likelihood(model, cut, post.backward), {"text": Likelihood(model, cut, pre.backward)}
 
 
@@ -95,7 +95,7 @@ def test_the_exact_search_is_nowhere_worse_than_ma_or_the_path(pair) -> None:  #
 
 def test_the_same_inputs_give_the_same_ratios(pair) -> None:  # type: ignore[no-untyped-def]
     alignment, retention = pair
-    runs = [exact(measure(alignment, retention), alignment, retention, [1.0], max_passes=6) for _ in range(2)]
+    runs = [exact(measure(alignment, retention), alignment, retention, [1.0], max_passes=3) for _ in range(2)]
     assert runs[0] == runs[1]
 
 
@@ -187,5 +187,4 @@ def test_sides_with_nothing_to_keep_are_refused() -> None:
 def test_a_diagonal_is_data() -> None:
     diagonal = measure(bowl(1.0, np.eye(3)), {"text": bowl(0.0, np.eye(3))})
     assert isinstance(diagonal, Diagonal)
-    assert diagonal.errors is None
     assert diagonal.alignment_scale == Scale(0.0, 3.0)

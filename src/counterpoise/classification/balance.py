@@ -7,12 +7,9 @@ from typing import Any
 
 from counterpoise import multitask
 from counterpoise.classification.classifier import TextClassifier
-from counterpoise.classification.models import seeded
-from counterpoise.multitask import Adversarial, Weighting
+from counterpoise.multitask import Weighting
 
-Balance = Weighting | Adversarial
-
-_METHODS: dict[str, Callable[..., Balance]] = {
+_METHODS: dict[str, Callable[..., Weighting]] = {
     "uniform": lambda tasks, model: multitask.Uniform(tasks),
     "bandit": lambda tasks, model, **settings: multitask.BanditMTL(tasks, **settings),
     "uncertainty": lambda tasks, model: multitask.UncertaintyWeighting(tasks),
@@ -34,10 +31,6 @@ _METHODS: dict[str, Callable[..., Balance]] = {
     "nash": lambda tasks, model: multitask.NashMTL(tasks, shared=model.shared()),
     "aligned": lambda tasks, model: multitask.AlignedMTL(tasks, shared=model.shared()),
     "db-mtl": lambda tasks, model: multitask.DBMTL(tasks, shared=model.shared()),
-    "adversarial": lambda tasks, model: multitask.adversarial_mtl(tasks, features=model.encoder.features),
-    "tchebycheff-adversarial": lambda tasks, model: multitask.tchebycheff_adversarial(
-        tasks, features=model.encoder.features
-    ),
 }
 """From the tasks' names, the model and the settings to a weighting."""
 
@@ -54,12 +47,11 @@ def weighting_for(
     eta: float | None = None,
     normalize: bool = False,
     prior: Sequence[float] | None = None,
-    seed: int = 0,
-) -> Balance:
+) -> Weighting:
     """The weighting of that name over the classifier's tasks, looking at its shared parameters where it needs them.
 
     Everything not named here has the method's own default. GradNorm looks at the last shared layer, the methods that
-    combine gradients at all shared parameters, the discriminator at the shared features.
+    combine gradients at all shared parameters.
 
     Args:
         name: one of `WEIGHTINGS`.
@@ -70,7 +62,6 @@ def weighting_for(
         normalize: of bandit.
         prior: of bandit, a number per task; rho is then 30 % of its largest unless it is given. `train` gives each task
             its share of a round's rows by it.
-        seed: of a discriminator's random start.
 
     Raises:
         ValueError: an unknown name, or a setting that this weighting does not take.
@@ -83,8 +74,7 @@ def weighting_for(
         settings |= {"min_effective_tasks": max(len(tasks) / 2, 1.5)} if prior is None else {"rho": "30%"}
     if name == "dwa":
         settings["steps_per_epoch"] = rounds_per_epoch
-    with seeded(seed, classifier.device):
-        return _METHODS[name](tasks, classifier.model, **settings).to(classifier.device)
+    return _METHODS[name](tasks, classifier.model, **settings).to(classifier.device)
 
 
 def check_weighting(

@@ -1,21 +1,20 @@
-"""Tasks of labelled texts, read from a folder of files, the FDU-MTL layout or 20 Newsgroups by date."""
+"""Tasks of labelled texts, read from a folder of files."""
 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
-from counterpoise.classification.files import Columns, LabelledText, members, read_rows, tab_rows
+from counterpoise.classification.files import Columns, LabelledText, members, read_rows
 from counterpoise.classification.targets import Kind, Label, Target, Weights
 from counterpoise.classification.vectors import Text
 from counterpoise.multitask.losses import task_names
 
 SplitName = Literal["train", "validation", "test"]
-Layout = Literal["folder", "glue", "fdu-mtl", "newsgroups"]
+Layout = Literal["folder", "glue"]
 
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
@@ -25,18 +24,11 @@ VALIDATION_SHARE = 0.125  # of what remains: 70, 10 and 20 %, as FDU-MTL's autho
 _ENDINGS = (".csv", ".tsv", ".jsonl")
 _COLA = b"source\tlabel\tstar\tsentence\n"
 """The names of the columns of GLUE's CoLA, which alone has none."""
-_ALIASES: dict[str, SplitName] = {p: p for p in SPLITS} | dict.fromkeys(("valid", "val", "dev"), "validation")
-
-NEWSGROUPS: dict[str, tuple[str, ...]] = {
-    "comp": ("comp.os.ms-windows.misc", "comp.sys.mac.hardware", "comp.graphics", "comp.windows.x"),
-    "rec": ("rec.sport.baseball", "rec.sport.hockey", "rec.autos", "rec.motorcycles"),
-    "sci": ("sci.crypt", "sci.electronics", "sci.med", "sci.space"),
-    "talk": ("talk.politics.mideast", "talk.religion.misc", "talk.politics.misc", "talk.politics.guns"),
+_EXPECTED: dict[Layout, str] = {
+    "folder": "files NAME.csv, NAME.tsv or NAME.jsonl, or NAME.train.csv and NAME.test.csv",
+    "glue": "folders NAME of train.tsv and dev.tsv",
 }
-"""The sixteen groups that BanditMTL's topic experiment uses, by task."""
-
-_TASK_OF = {group: task for task, groups in NEWSGROUPS.items() for group in groups}
-_QUOTE = re.compile(r"(writes in|writes:|wrote:|says:|said:|^In article|^Quoted from|^\||^>)")
+_ALIASES: dict[str, SplitName] = {p: p for p in SPLITS} | dict.fromkeys(("valid", "val", "dev"), "validation")
 
 Parts = dict[SplitName, list[LabelledText]]
 """A task's rows by part, as the files give them."""
@@ -81,7 +73,6 @@ def read_tasks(
     *,
     tasks: Sequence[str] | None = None,
     need: Collection[SplitName] = SPLITS,
-    drop_leaked: bool = False,
     texts: Sequence[str] = (),
     label: Sequence[str] = (),
     regression: Collection[str] = (),
@@ -91,7 +82,7 @@ def read_tasks(
     A part without a file of its own is taken out of the training file by a hash of the text: a test part of 20 %, and
     a validation part of 12.5 % of what remains. Tasks that lack the same files put the same text into the same part,
     whatever else they hold and however often they are read. Files are not compared: a text of a training file that also
-    stands in a test file is in both parts, unless `drop_leaked`.
+    stands in a test file is in both parts.
 
     Args:
         source: a folder, a tar archive, or a folder that holds one archive.
@@ -99,14 +90,8 @@ def read_tasks(
             NAME.validation.csv, NAME.test.csv, or a folder NAME of train.csv and so on; any number of classes, any sizes.
             `glue`: NAME/train.tsv and NAME/dev.tsv as published; dev (of MNLI the matched) is the test part, since the
             published test files have no labels and are passed over.
-            `fdu-mtl`: NAME.task.train and NAME.task.test, a line is LABEL<TAB>tokenised text; bytes that are not utf-8
-            are replaced (the published files hold some).
-            `newsgroups`: 20news-bydate-train/GROUP/ID and -test, latin-1, as the four tasks comp, rec, sci and talk of
-            BanditMTL, without headers, quotes and footers.
         tasks: which, in this order; all by default, by name.
         need: the parts that must hold something; an evaluation needs only "test".
-        drop_leaked: leave out of training and validation every text that stands, letter for letter, in the test part of
-            any task at `source`. Of FDU-MTL's published test reviews 483 of 5,600 stand in their own task's training part.
         texts, label: of `folder`: the columns, where they have names of their own; see `Columns`. Files that lack them
             are read by the usual names.
         regression: tasks whose labels are numbers though all of them are whole.
@@ -126,24 +111,28 @@ def read_tasks(
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout: expected {', '.join(LAYOUTS)}, found {layout!r}")
-    reader, expected = _READERS[layout]
-    if (texts or label) and layout != "folder":
-        raise ValueError(f"layout {layout}: expected no columns, its files have their own; found {[*texts, *label]}")
-    found = reader(source) if layout != "folder" else _folder(source, tuple(texts), tuple(label), regression)
+    if (texts or label) and layout == "glue":
+        raise ValueError(f"layout glue: expected no columns, its files have their own; found {[*texts, *label]}")
+    found = _glue(source) if layout == "glue" else _folder(source, tuple(texts), tuple(label), regression)
     if unknown := sorted({*regression} - found.keys()):
         raise ValueError(f"regression: expected tasks among {sorted(found)}, found {unknown}")
     if not found:
-        raise ValueError(f"{source}: expected {expected}, found none; is the layout right?")
+        raise ValueError(f"{source}: expected {_EXPECTED[layout]}, found none; is the layout right?")
+    return tasks_of(found, source, tasks=tasks, need=need)
+
+
+def tasks_of(
+    found: Mapping[str, Parts],
+    source: str | Path,
+    *,
+    tasks: Sequence[str] | None = None,
+    need: Collection[SplitName] = SPLITS,
+) -> list[TaskData]:
+    """The tasks of rows that were read at `source`, with the parts that they lack; see `read_tasks`."""
     chosen = sorted(found) if tasks is None else task_names(tasks)
     if unknown := [t for t in chosen if t not in found]:
         raise ValueError(f"{source}: expected tasks among {sorted(found)}, found {unknown}")
-    split = {name: _split(files) for name, files in found.items()}
-    if drop_leaked:
-        tested = {text for rows in split.values() for text, _ in rows["test"]}
-        for rows in split.values():
-            for part in ("train", "validation"):
-                rows[part] = [row for row in rows[part] if row[0] not in tested]
-    return [_task(name, split[name], need) for name in chosen]
+    return [_task(name, _split(found[name]), need) for name in chosen]
 
 
 def weighted(tasks: Sequence[TaskData], weights: Weights) -> list[TaskData]:
@@ -186,52 +175,6 @@ def _glue(source: str | Path) -> dict[str, Parts]:
             named = _COLA + content if task == "CoLA" else content
             found.setdefault(task, {})["train" if part == "train" else "test"] = read_rows(named, name)
     return found
-
-
-def _fdu_mtl(source: str | Path) -> dict[str, Parts]:
-    found: dict[str, Parts] = {}
-    for name, content in members(source):
-        task, _, part = PurePosixPath(name).name.partition(".task.")
-        if part in _ALIASES:
-            rows = tab_rows(content.decode("utf-8", errors="replace"), name)
-            found.setdefault(task, {})[_ALIASES[part]] = rows
-    return found
-
-
-def _newsgroups(source: str | Path) -> dict[str, Parts]:
-    found: dict[str, Parts] = {}
-    for name, content in members(source):
-        folders = PurePosixPath(name).parts[-3:-1]
-        if len(folders) == 2 and (group := folders[1]) in _TASK_OF:
-            part: SplitName = "test" if folders[0].endswith("test") else "train"
-            row = strip_message(content.decode("latin-1")), group
-            found.setdefault(_TASK_OF[group], {}).setdefault(part, []).append(row)
-    return found
-
-
-_READERS: dict[Layout, tuple[Callable[[str | Path], dict[str, Parts]], str]] = {
-    "glue": (_glue, "folders NAME of train.tsv and dev.tsv"),
-    "folder": (_folder, "files NAME.csv, NAME.tsv or NAME.jsonl, or NAME.train.csv and NAME.test.csv"),
-    "fdu-mtl": (_fdu_mtl, "files NAME.task.train and NAME.task.test"),
-    "newsgroups": (_newsgroups, "folders 20news-bydate-train/GROUP and 20news-bydate-test/GROUP"),
-}
-
-
-def strip_message(message: str) -> str:
-    """A message without header, quoted lines and footer, by the rules of scikit-learn's `fetch_20newsgroups`.
-
-    The header ends at the first blank line; quoted lines begin with > or | or name who wrote; the footer is what
-    follows the last line of blanks or dashes, if anything stands before it.
-
-    Examples:
-        >>> strip_message("From: me\\nSubject: x\\n\\nme@y writes:\\n> old\\nI disagree.\\n\\n-- \\nMe, of Y\\n")
-        'I disagree.'
-    """
-    body = message.partition("\n\n")[2]
-    lines = [line for line in body.split("\n") if not _QUOTE.search(line)]
-    lines = "\n".join(lines).strip().split("\n")
-    rules = [i for i, line in enumerate(lines) if not line.strip().strip("-")]
-    return "\n".join(lines[: rules[-1]] if rules and rules[-1] > 0 else lines).strip()
 
 
 def _split(files: Parts) -> Parts:

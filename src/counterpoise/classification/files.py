@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from counterpoise.checkpoints.reading import decoded, json_lines, lines_of, table
+from counterpoise.checkpoints.reading import decoded, json_lines, table
 from counterpoise.classification.targets import Label
 from counterpoise.classification.vectors import Text
 
@@ -110,19 +110,6 @@ def read_rows(content: bytes, place: str, columns: Columns = Columns()) -> list[
     decimals = any(_has_decimals(y) for _, _, y in rows if isinstance(y, float) or not lines)
     numbers = columns.numbers or names[1] == ("score",) or decimals
     return [(x, _number(y, where) if numbers else y if isinstance(y, tuple) else str(y)) for where, x, y in rows]
-
-
-def tab_rows(text: str, place: str) -> list[LabelledText]:
-    """The rows of LABEL<TAB>TEXT lines; blank lines are passed over."""
-    rows: list[LabelledText] = []
-    for where, line in lines_of(text, place):
-        label, tab, rest = line.partition("\t")
-        if not tab or not label.strip():
-            raise ValueError(f"{where}: expected LABEL<TAB>TEXT, found {line[:60]!r}")
-        rows.append((rest.strip(), label.strip()))
-    if not rows:
-        raise ValueError(f"{place}: expected LABEL<TAB>TEXT lines, found none; fill the file or leave it out")
-    return rows
 
 
 def _text(record: Mapping[str, Any], names: tuple[str, ...], where: str) -> Text:

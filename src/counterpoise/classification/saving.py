@@ -155,22 +155,6 @@ def export(classifier: TextClassifier, out: str | Path, tasks: Sequence[str] = (
     return [Path(out) / name for name in names]
 
 
-def read_record(folder: str | Path) -> dict[str, Any]:
-    """The content of training.json: how a saved classifier came about.
-
-    Raises:
-        FileNotFoundError: no such folder, or a classifier saved without a record.
-        ValueError: something else than a record in the file.
-    """
-    path = Path(folder).expanduser() / RECORD
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected the record that `counterpoise multitask train` writes, found none")
-    record = _read(path)
-    if not isinstance(record, dict) or not isinstance(record.get("epochs"), list):
-        raise ValueError(f"{path}: expected a record of training with its epochs, found something else; train again")
-    return record
-
-
 def _pretrained(path: Path, own: bool) -> tuple[SubwordTokens, Pretrained]:
     from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from counterpoise.classification.balance import Balance, weighting_for
+from counterpoise.classification.balance import weighting_for
 from counterpoise.classification.classifier import TextClassifier
 from counterpoise.classification.data import SPLITS, TaskData
 from counterpoise.classification.models import seeded
 from counterpoise.classification.targets import figure
-from counterpoise.multitask import Adversarial, BanditMTL
+from counterpoise.multitask import BanditMTL, Weighting
 from counterpoise.multitask.drawing import quotas
 from counterpoise.multitask.losses import by_task
 from counterpoise.records import Stages
@@ -105,7 +105,7 @@ def check_pace(*, epochs: int, patience: int, batch_size: int, lr: float | None,
 def train(
     tasks: Sequence[TaskData],
     classifier: TextClassifier,
-    weighting: Balance | str = "bandit",
+    weighting: Weighting | str = "bandit",
     *,
     epochs: int = 20,
     rounds: int | None = None,
@@ -155,7 +155,7 @@ def train(
     if rounds < 1:
         raise ValueError(f"rounds: expected at least 1, found {rounds}")
     if isinstance(weighting, str):
-        weighting = weighting_for(weighting, classifier, rounds_per_epoch=rounds, seed=seed)
+        weighting = weighting_for(weighting, classifier, rounds_per_epoch=rounds)
     if list(weighting.tasks) != list(classifier.tasks):
         raise ValueError(f"expected a weighting over {list(classifier.tasks)}, found one over {list(weighting.tasks)}")
     lr = (1e-3 if classifier.design.takes_words else 2e-5) if lr is None else lr
@@ -184,7 +184,7 @@ class _Run:
         self,
         tasks: Sequence[TaskData],
         classifier: TextClassifier,
-        weighting: Balance,
+        weighting: Weighting,
         batch: int,
         lr: float,
         seed: int,
@@ -242,7 +242,7 @@ class _Run:
         if unusable := [name for name, is_number in usable if not is_number]:
             return unusable
         seen: dict[str, Tensor] = {}
-        if isinstance(self.weighting, Adversarial):
+        if getattr(self.weighting, "sees_features", False):  # as experiments/banditmtl/adversarial.py
             task_B = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
             seen = {"features_BF": features[0], "task_B": task_B.to(features[0].device)}
         self.optimizer.zero_grad(set_to_none=True)
@@ -290,7 +290,7 @@ class _Run:
         return Training(self.epochs, self.history, self.best_epoch, why)
 
 
-def _shares(weighting: Balance | str) -> list[float] | None:
+def _shares(weighting: Weighting | str) -> list[float] | None:
     """Each task's share of a round's rows, by a prior of numbers; None: as many of each."""
     if not isinstance(weighting, BanditMTL) or isinstance(weighting.prior, str | float | int):
         return None

@@ -24,13 +24,13 @@ app = Commands("multitask", "Train one text classifier on many tasks, balance th
 
 Weightings = Literal[
     "uniform", "bandit", "uncertainty", "dwa", "gradnorm", "tchebycheff", "smooth-tchebycheff", "famo", "groupdro", "mgda",
-    "pcgrad", "cagrad", "upgrad", "adversarial", "tchebycheff-adversarial", "rlw", "excess", "imtl-l", "imtl-g", "fairgrad",
+    "pcgrad", "cagrad", "upgrad", "rlw", "excess", "imtl-l", "imtl-g", "fairgrad",
     "nash", "aligned", "db-mtl",
 ]  # fmt: skip
 Data = Annotated[Path, option("PATH", "Folder or tar archive of task files.")]
 LayoutOption = Annotated[
-    Literal["folder", "glue", "fdu-mtl", "newsgroups"],
-    option(None, "folder: NAME.csv, .tsv or .jsonl of text,label; glue: as published; newsgroups: 20news-bydate."),
+    Literal["folder", "glue"],
+    option(None, "folder: NAME.csv, .tsv or .jsonl of text,label; glue: as published."),
 ]
 TextColumns = Annotated[
     str | None, option("A,B", "Columns of the text, or of both texts of a pair (else the usual ones).")
@@ -122,7 +122,7 @@ def train(
             found, design, vectors=vectors, dimension=dimension or 100, seed=seed, device=options.device_of(device)
         )
         rounds = training.rounds_per_epoch(found, batch_size)
-        weighing = balance.weighting_for(weighting, built, rounds_per_epoch=rounds, seed=seed, prior=sizes, **asked)
+        weighing = balance.weighting_for(weighting, built, rounds_per_epoch=rounds, prior=sizes, **asked)
         _say_repeats(found, sizes)
         run = training.train(found, built, weighing, lr=lr, seed=seed, progress=progress, **pace)
         tested = classifier.evaluate(built, [t for t in found if len(t.test)])
@@ -249,27 +249,6 @@ def export(
         refuse_occupied(out.absolute())
         for place in saving.export(saving.load(model), out, _names(tasks)):
             print(f"wrote {place}")
-
-
-@app.command()
-def report(
-    model: ModelFolder,
-    out: Annotated[Path | None, option("FILE", "The page (default report.html in the folder).", "-o", "--out")] = None,
-    quiet: options.Quiet = False,
-) -> None:
-    """Draw the page of a training run again: losses, weights and accuracy by task over time.
-
-    Example:
-      counterpoise multitask report model -o run.html
-    """
-    with plain_errors("nothing was changed", KeyError, ImportError):
-        from counterpoise.classification import saving
-        from counterpoise.records import write_whole
-        from counterpoise.report.multitask import multitask_page
-
-        place = out or model / saving.REPORT
-        write_whole(place, multitask_page(saving.read_record(model)))
-    print(f"wrote {place}")
 
 
 def _as_they_come(lines: Iterable[str], at_most: int) -> Iterator[list[str]]:

@@ -59,10 +59,6 @@ SearchBlocks = Annotated[
     str | None,
     searched("CUT", "Number of equal blocks, layerwise or module (default: 3 for HMA, layerwise for two-sided)."),
 ]
-AlignmentForm = Annotated[
-    Literal["imitation", "contrast", "reward"] | None,
-    searched(None, "Two-sided: what alignment means (default imitation)."),
-]
 ProxySize = Annotated[int, searched("N", "Responses that the search sees, on each side.")]
 
 DonorOption = Annotated[Literal["post", "pre"], matched(None, "Whose config, tokenizer and chat template go into OUT.")]

@@ -62,7 +62,6 @@ def restore(
         str | None,
         searched("X,X", "Two-sided: prices of what PRE could do, in units of alignment (default 0.25,0.5,1,2,4)."),
     ] = None,
-    alignment: options.AlignmentForm = None,
     calibrate: Annotated[
         int | None, searched("N", "Two-sided: also retain the answers of so many validation items an ability.")
     ] = None,
@@ -116,7 +115,6 @@ def restore(
         check_push(push_to)
         two = options.given(
             lambdas=lambdas and options.numbers(lambdas, "--lambdas"),
-            alignment=alignment,
             calibrate=calibrate,
             min_effective_sets=min_effective_sets,
             blocks=blocks,

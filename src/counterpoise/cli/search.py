@@ -24,7 +24,6 @@ def search(
         float | None,
         option("X", "Two-sided: the price of what PRE could do, in units of alignment (default 1).", "--lambda"),
     ] = None,
-    alignment: options.AlignmentForm = None,
     blocks: options.SearchBlocks = None,
     proxy_size: options.ProxySize = 256,
     max_passes: Annotated[
@@ -58,12 +57,12 @@ def search(
             proxy_size, max_passes = min(FEW, proxy_size), min(4, max_passes)
             how = replace(how, max_new_tokens=min(SHORT, how.max_new_tokens))
         if method == "hma":
-            options.refuse_without("--method two-sided", options.given(**{"lambda": price}, alignment=alignment))
+            options.refuse_without("--method two-sided", options.given(**{"lambda": price}))
         if (mean is None) == (method == "hma"):
             raise ValueError(
                 "search: expected --mean with --method hma, and --lambda with --method two-sided, which has no mean"
             )
-        searched = SEARCHES[method](**options.given(blocks=blocks, alignment=alignment), proxy_size=proxy_size)
+        searched = SEARCHES[method](**options.given(blocks=blocks), proxy_size=proxy_size)
         at = mean if mean is not None else 1.0 if price is None else price
         device = options.usable_device(how.device)
         on: dict[str, Any] = {**matching.settings, "device": device, "dtype": options.dtype_of(how.dtype)}

@@ -14,13 +14,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from counterpoise.multitask.adversarial import (
-    Adversarial,
-    TaskDiscriminator,
-    adversarial_mtl,
-    reverse_gradient,
-    tchebycheff_adversarial,
-)
 from counterpoise.multitask.bandit import BanditMTL
 from counterpoise.multitask.dbmtl import DBMTL
 from counterpoise.multitask.dwa import DWA
@@ -40,7 +33,7 @@ from counterpoise.multitask.jacobian import (
     UPGrad,
 )
 from counterpoise.multitask.losses import Counts, Losses
-from counterpoise.multitask.mirror import MirrorStep, ball_radius, best_response, divergence, hold, mirror_step
+from counterpoise.multitask.mirror import ball_radius, best_response, divergence, hold, mirror_step
 from counterpoise.multitask.rlw import RLW
 from counterpoise.multitask.scalarizations import SmoothTchebycheff, Tchebycheff, Uniform
 from counterpoise.multitask.uncertainty import IMTLL, UncertaintyWeighting
@@ -51,12 +44,10 @@ if TYPE_CHECKING:
     from counterpoise.multitask.trainer import with_weighting
 
 __all__ = [
-    "DBMTL", "DWA", "FAMO", "IMTLG", "IMTLL", "MGDA", "RLW", "Adversarial", "AlignedMTL", "BanditMTL", "CAGrad",
-    "Counts", "ExcessMTL", "FairGrad", "GradNorm", "GroupDRO", "JacobianWeighting", "Losses", "MirrorStep", "NashMTL",
-    "PCGrad", "SmoothTchebycheff", "TaskDiscriminator", "Tchebycheff",
-    "UPGrad", "UncertaintyWeighting", "Uniform", "Weighting", "adversarial_mtl", "ball_radius", "best_response",
-    "divergence", "hold", "mirror_step", "reverse_gradient", "tchebycheff_adversarial",
-    "with_mixture", "with_weighting",
+    "DBMTL", "DWA", "FAMO", "IMTLG", "IMTLL", "MGDA", "RLW", "AlignedMTL", "BanditMTL", "CAGrad", "Counts",
+    "ExcessMTL", "FairGrad", "GradNorm", "GroupDRO", "JacobianWeighting", "Losses", "NashMTL",
+    "PCGrad", "SmoothTchebycheff", "Tchebycheff", "UPGrad", "UncertaintyWeighting", "Uniform", "Weighting", "ball_radius",
+    "best_response", "divergence", "hold", "mirror_step", "with_mixture", "with_weighting",
 ]  # fmt: skip
 
 

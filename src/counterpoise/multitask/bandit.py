@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from counterpoise.multitask.losses import Batch, Counts, Losses, Tasks, WindowMeans, by_task, gather
-from counterpoise.multitask.mirror import best_response_floats, divergence, hold, mirror_floats
+from counterpoise.multitask.mirror import best_response_floats, divergence, hold, mirror_step
 from counterpoise.multitask.prior import (
     FLOOR,
     Prior,
@@ -229,7 +229,7 @@ class BanditMTL(Weighting):
             losses = hold(log_p, losses, known, self.eta)
         if self._part is not None and not self._fixed:
             own["rho"] = self._part * largest_radius([c for c in center if c > FLOOR], sum(center))
-        log_p, own["_multiplier"] = mirror_floats(log_p, losses, self.rho, self.eta, center)
+        log_p, own["_multiplier"] = mirror_step(log_p, losses, self.rho, self.eta, center)
         own["_tilt"] = list(map(sub, log_p, log_center))
         self._cached.clear()
 

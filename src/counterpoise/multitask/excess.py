@@ -12,7 +12,7 @@ from torch import Tensor
 from counterpoise.multitask.groupdro import GroupDRO
 from counterpoise.multitask.jacobian import jacobian, shared_parameters
 from counterpoise.multitask.losses import Batch, Tasks, WindowMeans
-from counterpoise.multitask.mirror import hold, mirror_floats
+from counterpoise.multitask.mirror import hold, mirror_step
 
 
 class ExcessMTL(GroupDRO):
@@ -84,7 +84,7 @@ class ExcessMTL(GroupDRO):
         known = [math.isfinite(x) for x in self._excess]
         if any(known):
             filled = hold(self._log_p, self._excess, known, self.eta)
-            self._log_p, _ = mirror_floats(self._log_p, filled, math.inf, self.eta)
+            self._log_p, _ = mirror_step(self._log_p, filled, math.inf, self.eta)
 
     def abandon(self) -> None:
         self._measured = None

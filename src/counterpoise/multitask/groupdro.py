@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from counterpoise.multitask.losses import Batch, Tasks, WindowMeans
-from counterpoise.multitask.mirror import hold, mirror_floats
+from counterpoise.multitask.mirror import hold, mirror_step
 from counterpoise.multitask.weighting import Missing, Weighting, weighted_sum
 
 
@@ -66,4 +66,4 @@ class GroupDRO(Weighting):
         losses, known = self.compared(means)
         if not all(known):
             losses = hold(self._log_p, losses, known, self.eta)
-        self._log_p, _ = mirror_floats(self._log_p, losses, math.inf, self.eta)
+        self._log_p, _ = mirror_step(self._log_p, losses, math.inf, self.eta)

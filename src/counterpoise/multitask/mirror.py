@@ -1,8 +1,7 @@
 """The mathematics of BanditMTL: mirror ascent inside a KL ball around a prior, by default the uniform weights.
 
-Everything here is a pure function in float64. A call handles a few dozen tasks, where Python floats
-on the host are faster than one tensor operation per formula, so the functions that end in `_floats`
-do the work and the public ones carry tensors in and out.
+Everything here is a pure function in float64. A call handles a few dozen tasks, where Python floats on the host are
+faster than one tensor operation per formula.
 """
 
 from __future__ import annotations
@@ -23,13 +22,6 @@ _MAX_ITERATIONS = 200
 _NEAR_UNIFORM = 1e-3
 
 
-class MirrorStep(NamedTuple):
-    """The outcome of one ascent step: the new log weights and the multiplier of the KL constraint (0: inactive)."""
-
-    log_p_M: Tensor
-    multiplier: float
-
-
 def ball_radius(tasks: int, min_effective_tasks: float) -> float:
     """The radius rho of the ball whose weights always keep at least that many effective tasks.
 
@@ -48,35 +40,6 @@ def ball_radius(tasks: int, min_effective_tasks: float) -> float:
             f"{tasks} is uniform weighting, 1 puts no bound on the largest weight."
         )
     return math.log(tasks / min_effective_tasks)
-
-
-def mirror_step(
-    log_p_M: Tensor, losses_M: Tensor, *, rho: float, eta: float, prior_M: Tensor | None = None
-) -> MirrorStep:
-    """One step of mirror gradient ascent on <p, losses>, projected onto the KL ball.
-
-    q_i = p_i exp(eta l_i); p_i <- q_i^s prior_i^(1-s) / sum_j q_j^s prior_j^(1-s) with s = 1 / (1 + lambda), where
-    lambda >= 0 is the root of KL(p || prior) = rho, or 0 when q, normalised, is inside the ball. This is the exact
-    maximiser of eta <p, l> - KL(p || p_t) over the ball (Mao et al., BanditMTL, ACL 2021, whose prior is uniform).
-
-    Args:
-        log_p_M: log weights, (m,); they need not be normalised.
-        losses_M: task losses, (m,), any finite values: only differences matter and none is exponentiated raw.
-        rho: radius of the ball; infinity drops it (the update of Group DRO).
-        eta: step size of the ascent, in 1 / units of loss.
-        prior_M: the ball's centre, (m,), positive, of any sum; uniform by default.
-
-    Returns:
-        log weights (float64, normalised, floored at `LOG_FLOOR`) and lambda (infinity when rho = 0).
-
-    Examples:
-        >>> step = mirror_step(torch.zeros(2), torch.tensor([1.0, 0.4]), rho=0.1, eta=0.5)
-        >>> [round(w, 4) for w in step.log_p_M.exp().tolist()]
-        [0.5744, 0.4256]
-    """
-    prior = None if prior_M is None else prior_M.tolist()
-    log_p, multiplier = mirror_floats(log_p_M.tolist(), losses_M.tolist(), rho, eta, prior)
-    return MirrorStep(torch.tensor(log_p, dtype=torch.float64), multiplier)
 
 
 def best_response(losses_M: Tensor, rho: float, prior_M: Tensor | None = None) -> Tensor:
@@ -135,10 +98,30 @@ def hold(log_p: Sequence[float], losses: Sequence[float], seen: Sequence[bool], 
     return [loss if here else filled for loss, here in zip(losses, seen, strict=True)]
 
 
-def mirror_floats(
+def mirror_step(
     log_p: Sequence[float], losses: Sequence[float], rho: float, eta: float, prior: Sequence[float] | None = None
 ) -> tuple[list[float], float]:
-    """`mirror_step` on plain floats."""
+    """One step of mirror gradient ascent on <p, losses>, projected onto the KL ball.
+
+    q_i = p_i exp(eta l_i); p_i <- q_i^s prior_i^(1-s) / sum_j q_j^s prior_j^(1-s) with s = 1 / (1 + lambda), where
+    lambda >= 0 is the root of KL(p || prior) = rho, or 0 when q, normalised, is inside the ball. This is the exact
+    maximiser of eta <p, l> - KL(p || p_t) over the ball (Mao et al., BanditMTL, ACL 2021, whose prior is uniform).
+
+    Args:
+        log_p: log weights of m tasks; they need not be normalised.
+        losses: any finite values: only differences matter and none is exponentiated raw.
+        rho: radius of the ball; infinity drops it (the update of Group DRO).
+        eta: step size of the ascent, in 1 / units of loss.
+        prior: the ball's centre, positive, of any sum; uniform by default.
+
+    Returns:
+        log weights, normalised and floored at `LOG_FLOOR`, and lambda (infinity when rho = 0).
+
+    Examples:
+        >>> log_p, _ = mirror_step([0.0, 0.0], [1.0, 0.4], rho=0.1, eta=0.5)
+        >>> [round(math.exp(x), 4) for x in log_p]
+        [0.5744, 0.4256]
+    """
     highest = max(losses)  # taken off first: eta * 1e12 would swallow what the losses differ by
     log_q = [a + eta * (b - highest) for a, b in zip(log_p, losses, strict=True)]
     log_prior = [0.0] * len(log_q)

@@ -41,7 +41,7 @@ def with_weighting(base: type) -> type:
             are joined), by a setting, a collator or as found in a batch; a model whose own loss is another one, or that
             takes several label columns, without example_losses; label smoothing, a custom compute_loss_func, several
             GPUs in one process, a training set without the task column, a task column that names unknown tasks.
-        TypeError: no `Weighting`, which an adversarial one is not: it needs features that the trainer does not pass on.
+        TypeError: no `Weighting`.
 
     Examples:
         >>> WeightedTrainer = with_weighting(Trainer)
@@ -162,11 +162,7 @@ class _AverageGradients(TrainerCallback):
 def _refuse(settings: Any, kwargs: Mapping[str, Any], weighting: Weighting) -> None:
     """Raise on what would give wrong task losses, before the base trainer spends time on the data."""
     if not isinstance(weighting, Weighting):
-        raise TypeError(
-            f"weighting must be a counterpoise.multitask.Weighting, found {type(weighting).__name__}. An adversarial "
-            f"weighting needs each example's shared features, which the trainer does not pass on: train it in a loop of "
-            f"your own."
-        )
+        raise TypeError(f"weighting must be a counterpoise.multitask.Weighting, found {type(weighting).__name__}.")
     for name in ("packing", "padding_free"):
         if getattr(settings, name, False):
             raise ValueError(

@@ -16,6 +16,7 @@ from counterpoise.checkpoints.files import first_line
 from counterpoise.language.costs import Lengths, Plan, forward, shape_of, training
 from counterpoise.language.memory import free_memory
 from counterpoise.language.sampling import Drawing, sample
+from counterpoise.language.scoring import Example, response_nll, score_responses
 from counterpoise.language.ways import context_of
 from counterpoise.language.work import Speed
 
@@ -82,13 +83,13 @@ def _at_model(model: nn.Module, at: Lengths, plan: Plan, device: str) -> tuple[S
 
 def _times(model: nn.Module, at: Lengths, device: str, trains: bool, draws: bool) -> Times:
     rows, tokens, answer = _sizes(model, at)
-    ids_BT = _ids(model, rows, tokens, device)
+    texts = [Example(tuple(row[:-answer]), tuple(row[-answer:])) for row in _ids(model, rows, tokens).tolist()]
 
     def read() -> torch.Tensor:
-        return model(input_ids=ids_BT, logits_to_keep=answer, use_cache=False).logits  # type: ignore[no-any-return]
+        return score_responses(model, texts).logprobs()
 
     def train() -> None:
-        read().float().log_softmax(-1).mean().backward()  # type: ignore[no-untyped-call]
+        response_nll(model, texts).backward()  # type: ignore[no-untyped-call]
         for p in model.parameters():
             p.grad = None
 
@@ -105,7 +106,7 @@ def _times(model: nn.Module, at: Lengths, device: str, trains: bool, draws: bool
 
 def _step(model: nn.Module, rows: int, device: str) -> float:
     """Seconds that one more token takes so many rows, drawn as responses are."""
-    prompts = [tuple(row) for row in _ids(model, rows, 8, device).tolist()]
+    prompts = [tuple(row) for row in _ids(model, rows, 8).tolist()]
 
     def seconds(new: int) -> float:
         drawing = Drawing(max_new_tokens=new, batch_size=rows, chat=False)
@@ -121,11 +122,11 @@ class Endless:
     chat_template = None
 
 
-def _ids(model: nn.Module, rows: int, tokens: int, device: str) -> torch.Tensor:
+def _ids(model: nn.Module, rows: int, tokens: int) -> torch.Tensor:
     """Tokens spread over the vocabulary, so that a mixture's experts are all met."""
     words: int = model.config.get_text_config().vocab_size  # type: ignore[operator,union-attr]
     random = torch.Generator().manual_seed(0)
-    return torch.randint(min(4, words - 1), words, (rows, tokens), generator=random).to(device)
+    return torch.randint(min(4, words - 1), words, (rows, tokens), generator=random)
 
 
 def _sizes(model: nn.Module, at: Lengths) -> tuple[int, int, int]:

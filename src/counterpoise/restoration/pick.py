@@ -65,7 +65,7 @@ def nothing_fell(counted: int, held_out: Sequence[str]) -> str:
         return "Every ability is at floor in PRE: there was nothing to lose, so nothing was searched or written."
     later = f" (On held-out data {', '.join(held_out)} fell.)" if held_out else ""
     return (
-        f"Nothing measurable fell: on validation data no metric of the {counted} abilities above floor has its interval below "
+        f"Nothing measurable fell: on validation data no metric of the {_many(counted)} above floor has its interval below "
         f"PRE's, so there is nothing to give back, and nothing was searched or written.{later} --anyway searches all the same."
     )
 
@@ -73,7 +73,7 @@ def nothing_fell(counted: int, held_out: Sequence[str]) -> str:
 def tax_verdict(result: Mapping[str, Any]) -> str:
     """What `tax` found, in two sentences: what fell, and how far POST is from PRE."""
     counted = {r["name"] for r in result["tax"] if r["name"] != "reward" and not r["at_floor"]}
-    many, lost = f"{len(counted)} abilities above floor", fallen(result["tax"])
+    many, lost = f"{_many(len(counted))} above floor", fallen(result["tax"])
     if lost:
         said = f"Of {many}, {len(lost)} fell: {', '.join(lost)}."
     elif counted:
@@ -149,10 +149,12 @@ def reached(found: Mapping[str, Any], name: str) -> str:
         return f"{first}; there is no ability above floor to give back."
     if back is None:
         return f"{first}; POST's mean tax is not clear of 0 on held-out data, so no share of it can be given back."
-    below = f"; {left['below']} of them still below PRE, {left['worst']['name']} the most" if left["below"] else ""
-    return (
-        f"{first} and gives back {_percent(back)} of the mean tax of {left['of']} abilities{below}, on held-out data."
-    )
+    if left["of"] == 1:
+        whose, below = "tax of one ability", "still below PRE"
+    else:
+        whose = f"mean tax of {left['of']} abilities"
+        below = f"{left['below']} of them still below PRE, {left['worst']['name']} the most"
+    return f"{first} and gives back {_percent(back)} of the {whose}{f'; {below}' if left['below'] else ''}, on held-out data."
 
 
 def _unsure(choice: Mapping[str, Any] | None, keep: float, nothing: bool) -> str:
@@ -165,6 +167,10 @@ def _unsure(choice: Mapping[str, Any] | None, keep: float, nothing: bool) -> str
         f" {first}: no average keeps {_share(keep)} to within {100 * WITHIN:g} points at {_share(choice['confidence'])} "
         f"confidence on {choice['prompts']:,} validation prompts; about {choice['would_do']:,} would do, and {last}."
     )
+
+
+def _many(count: int) -> str:
+    return "one ability" if count == 1 else f"{count} abilities"
 
 
 def _share(number: float) -> str:

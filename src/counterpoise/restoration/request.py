@@ -231,7 +231,7 @@ class Request(Details):
         sizes = {s.proxy_size for s in self.searches if isinstance(s, (HMA, TwoSided))}
         ramps = [s.title for s in self.searches if isinstance(s, Ramp)]
         for two in (s for s in self.searches if isinstance(s, TwoSided)):
-            found |= {"search": "both" if hma else two.title, "lambdas": list(two.lambdas), "alignment": two.alignment}
+            found |= {"search": "both" if hma else two.title, "lambdas": list(two.lambdas), "alignment": "imitation"}
             found |= {"calibrate": two.calibrate, "min_effective_sets": two.min_effective_sets}
             found |= {"two_sided_blocks": two.blocks}
         cuts = {s.blocks for s in self.searches if isinstance(s, (HMA, Ramp))}

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from counterpoise.averaging.partition import Partition
-from counterpoise.evaluation.rewards import Rated
 from counterpoise.evaluation.workbench import Workbench
-from counterpoise.language.prompts import Prompt
 from counterpoise.language.scoring import Example
 from counterpoise.multitask.mirror import ball_radius
 from counterpoise.records import digest
-from counterpoise.search.on_bench import answers, proxies, ratings, words
-from counterpoise.search.on_policy import OnPolicy
-from counterpoise.search.proxies import ProxySet, contrast
+from counterpoise.search.on_bench import answers, proxies, words
+from counterpoise.search.proxies import ProxySet
 from counterpoise.search.retention import OPENINGS
 from counterpoise.search.sides import Likelihood, Side, Slopes
 from counterpoise.search.two_sided import POINTS, Diagonal, Found, diagonal_of, exact, path
 from counterpoise.statistics.bootstrap import Array
-
-FORMS = ("imitation", "contrast", "reward")
 
 
 @dataclass(eq=False)
@@ -34,10 +29,8 @@ class BothSides:
 
     Attributes:
         cut: usually `layerwise(names).with_rest_block()`.
-        form: of the alignment side: "imitation" of POST's good responses, "contrast" of good against bad ones, or the
-            "reward" itself, its gradient from responses drawn at each point.
-        size: sequences on each side (for "reward", drawn anew at every point).
-        n: responses a prompt where they are compared with one another ("contrast", "reward").
+        form: of the alignment side, imitation of POST's good responses; experiments/two_sided/forms.py has others.
+        size: sequences on each side.
         openings: what PRE continues; empty for its responses to prompts alone.
         with_prompts: whether PRE's responses to the proxy prompts are retained too.
         calibrated: right answers of so many validation items an ability, as retention sets of their own.
@@ -47,14 +40,13 @@ class BothSides:
 
     bench: Workbench
     cut: Partition
-    form: str = "imitation"
     size: int = 256
-    n: int = 4
     openings: Sequence[str] = OPENINGS
     with_prompts: bool = True
     calibrated: int = 0
     rho: float = 0.0
     min_effective_sets: float | None = None
+    form: ClassVar[str] = "imitation"
 
     def __post_init__(self) -> None:
         if not 0 <= self.rho < np.inf:
@@ -93,21 +85,20 @@ class BothSides:
 
     @cached_property
     def measured(self) -> dict[str, Any]:
-        """Slopes of both sides as plain json, with the seconds they took and what the reward form reports of itself."""
-
-        def run() -> dict[str, Any]:
-            begun, side, total = time.monotonic(), self._alignment, 1 + len(self._retention)
-            progress = self.bench.stage("measuring both sides") or (lambda done, total: None)
-            found: dict[str, Any] = {"alignment": _plain(side.along(POINTS)), "retention": {}}
-            for number, (name, kept) in enumerate(self._retention.items()):
-                progress(number + 1, total)
-                found["retention"][name] = _plain(kept.along(POINTS))
-            progress(total, total)
-            neighbours = [k._asdict() for k in side.kept] if isinstance(side, OnPolicy) else []
-            return {**found, "neighbours": neighbours, "seconds": round(time.monotonic() - begun, 2)}
-
-        found: dict[str, Any] = self.bench.store.together({"what": "two-sided", **self.key}, run)
+        """What `measure` gives, kept."""
+        found: dict[str, Any] = self.bench.store.together({"what": "two-sided", **self.key}, self.measure)
         return found
+
+    def measure(self) -> dict[str, Any]:
+        """Slopes of both sides as plain json, with the seconds they took."""
+        begun, total = time.monotonic(), 1 + len(self._retention)
+        progress = self.bench.stage("measuring both sides") or (lambda done, total: None)
+        found: dict[str, Any] = {"alignment": _plain(self.alignment.along(POINTS)), "retention": {}}
+        for number, (name, kept) in enumerate(self._retention.items()):
+            progress(number + 1, total)
+            found["retention"][name] = _plain(kept.along(POINTS))
+        progress(total, total)
+        return {**found, "seconds": round(time.monotonic() - begun, 2)}
 
     def path(self, weights: Sequence[float]) -> list[Found]:
         """The ratios for every lambda from the diagonal alone."""
@@ -120,7 +111,7 @@ class BothSides:
             kept = {t: s for t, s in self._retention.items() if t not in self.left_out}
             stage = self.bench.stage("searching exactly")
             options: dict[str, Any] = {"rho": self.radius, "max_passes": max_passes, "progress": stage}
-            return [asdict(f) for f in exact(self.diagonal, self._alignment, kept, weights, **options)]
+            return [asdict(f) for f in exact(self.diagonal, self.alignment, kept, weights, **options)]
 
         key = {"what": "exact", **self.key, "weights": list(weights), "rho": self.radius, "passes": max_passes}
         return [Found(**{**f, "ratios": tuple(f["ratios"])}) for f in self.bench.store.together(key, run)]
@@ -129,7 +120,7 @@ class BothSides:
         """Both sides as they really are at some ratios, scaled: what a model's values are to be compared with."""
 
         def run(ratios: Array) -> dict[str, Any]:
-            value, _ = self.diagonal.alignment_scale.of(self._alignment.near(ratios))(ratios)
+            value, _ = self.diagonal.alignment_scale.of(self.alignment.near(ratios))(ratios)
             scales = self.diagonal.retention_scales
             kept = {t: scales[t].of(s.near(ratios))(ratios)[0] for t, s in self._retention.items() if t in scales}
             return {"alignment": value, "retention": kept}
@@ -141,19 +132,14 @@ class BothSides:
         ]
 
     @cached_property
-    def _alignment(self) -> Side:
-        bench, panel = self.bench, self.bench.panel
-        if self.form == "reward":
-            drawing = replace(panel.drawing, n=self.n, batch_size=8 * self.batch, seed=panel.drawing.seed + 1)
-            how: dict[str, Any] = {"groups": min(8, max(2, self.size // self.n)), "batch_size": self.batch}
-            how["progress"] = bench.stage("drawing along the diagonal")
-            on = (bench.resident, self.cut, bench.tokenizer, self._asked, panel.reward, drawing)
-            return OnPolicy(*on, **how)
-        if self.form == "contrast":
-            objective = contrast(self._rated, batch_size=self.batch, temperature=panel.drawing.temperature).terms
-        else:
-            objective = ProxySet(tuple(self.good), self.batch).terms
-        return Likelihood(bench.resident, self.cut, objective)
+    def alignment(self) -> Side:
+        """The side of alignment."""
+        return Likelihood(self.bench.resident, self.cut, ProxySet(tuple(self.good), self.batch).terms)
+
+    @property
+    def aligned(self) -> Any:
+        """What decides that side."""
+        return self.good
 
     @cached_property
     def _retention(self) -> dict[str, Side]:
@@ -180,30 +166,13 @@ class BothSides:
         return answers(self.bench, self.calibrated) if self.calibrated else {}
 
     @cached_property
-    def _rated(self) -> list[Rated]:
-        return ratings(self.bench, self.size, self.n)
-
-    @property
-    def _asked(self) -> list[Prompt]:
-        """Prompts that the reward form draws responses to, at every point."""
-        return self.bench.panel.prompts_of("proxy")[: max(2, self.size // self.n)]
-
-    @cached_property
     def key(self) -> dict[str, Any]:
         """All that decides the slopes."""
-        panel = self.bench.panel
-        data: Any = self._rated if self.form == "contrast" else self.good
-        if self.form == "reward":
-            how = panel.drawing
-            data = [panel.reward_id, [p.key for p in self._asked]]
-            data += [how.max_new_tokens, how.temperature, how.chat, how.seed, self.n]
-        elif self.form == "contrast":
-            data = [panel.drawing.temperature, [[list(r.examples), r.rewards.tolist()] for r in self._rated]]
         return {
             "model": self.bench.inputs,
             "form": self.form,
             "cut": cut_key(self.cut),
-            "alignment": digest(data),
+            "alignment": digest(self.aligned),
             "retention": digest([self.words, self._answers, self.apart]),
             "batch": self.batch,
         }

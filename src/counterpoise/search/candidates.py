@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 
 from counterpoise.averaging.partition import Partition, layerwise, partition
 from counterpoise.evaluation.workbench import Model, Workbench
-from counterpoise.language.costs import Lengths, Shape, Stage, drawn, forward, training
+from counterpoise.language.costs import Lengths, Shape, Stage, drawn, training
 from counterpoise.language.work import PROJECTED, Work
-from counterpoise.search.both_sides import FORMS, BothSides
+from counterpoise.search.both_sides import BothSides
 from counterpoise.search.hma import linear_ramp, random_ratios
 from counterpoise.search.on_bench import REPLIES, hma_ratios, proxies, proxies_of
 from counterpoise.search.two_sided import Found
@@ -205,7 +205,6 @@ class TwoSided:
 
     Attributes:
         lambdas: prices of what PRE could do, in units of alignment.
-        alignment: what alignment means: "imitation" of POST, "contrast" of good with bad responses, the "reward" itself.
         blocks: as of `HMA`; the tensors outside them are one more block.
         calibrate: also retain the right answers of so many validation items an ability.
         min_effective_sets: guard the worst retention set, with at least so many of them always counting.
@@ -213,7 +212,6 @@ class TwoSided:
     """
 
     lambdas: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 4.0)
-    alignment: str = "imitation"
     blocks: int | str = "layerwise"
     calibrate: int = 0
     min_effective_sets: float | None = None
@@ -224,8 +222,6 @@ class TwoSided:
         refuse_blocks(self.blocks)
         if not self.lambdas or not all(math.isfinite(x) and x >= 0 for x in self.lambdas):
             raise ValueError(f"lambdas: expected numbers of at least 0, found {list(self.lambdas)}")
-        if self.alignment not in FORMS:
-            raise ValueError(f"alignment: expected {', '.join(FORMS)}, found {self.alignment!r}")
         if self.calibrate < 0:
             raise ValueError(f"calibrate: expected at least 0 items, found {self.calibrate}")
         if self.calibrate and not files:
@@ -242,10 +238,11 @@ class TwoSided:
     def find(self, bench: Workbench, means: Sequence[float]) -> Findings:
         cut = partition(bench.pair.shapes, self.blocks).with_rest_block()
         kept: dict[str, Any] = {"calibrated": self.calibrate, "min_effective_sets": self.min_effective_sets}
-        both = BothSides(bench, cut, form=self.alignment, size=self.proxy_size, **kept)
+        both = BothSides(bench, cut, size=self.proxy_size, **kept)
         drawn, searched = both.path(self.lambdas), both.exact(self.lambdas, max_passes=PASSES)
-        truths: list[Any] = both.truth(drawn) if both.form != "reward" else [None] * len(drawn)
-        rows = [row(f, "path", t) for f, t in zip(drawn, truths, strict=True)] + [row(f, "exact") for f in searched]
+        rows = [row(f, "path", t) for f, t in zip(drawn, both.truth(drawn), strict=True)] + [
+            row(f, "exact") for f in searched
+        ]
         told = {
             "alignment": both.form,
             "rho": both.radius,
@@ -253,7 +250,6 @@ class TwoSided:
             "left_out": list(both.left_out),
             "passes": both.diagonal.passes,
             "misfit": both.diagonal.misfit,
-            "neighbours": both.measured["neighbours"],
             "partition": cut.summary(bench.pair.shapes),
             "rows": rows,
         }
@@ -267,40 +263,24 @@ class TwoSided:
     def cost(self, work: Extent) -> list[Stage]:
         shape, at, size = work.shape, work.at, self.proxy_size
         proxies, good = _drawing_proxies(work, size)
-        stages = [proxies] if self.alignment == "imitation" else []
-        memory = at.drawing_memory(shape, work.reward)
         words = drawn(shape, None, at, prompts=size)
-        stages.append(Stage("words of PRE", f"{size:,} sequences", words, memory))
-        rounds = {"imitation": 0, "contrast": 1, "reward": 5 + len(self.lambdas)}[self.alignment]
-        if rounds:
-            rated = drawn(shape, work.reward, at, prompts=max(1, size // 4), n=4) * rounds
-            stages.append(Stage("rated responses", f"{rounds * size:,} responses", rated, memory))
-        with_gradient, without = two_sided_passes(self.alignment, len(self.lambdas))
-        seen = good if self.alignment == "imitation" else size  # of alignment's side
-        total = (_pass(work, seen) + _pass(work, size)) * (with_gradient / 2)
-        total += forward(shape, at.prompt + at.response, sequences=size, logits=at.response) * without
-        what = f"{len(self.lambdas)} lambdas, at most {with_gradient} passes over {size:,} sequences"
-        what += f" and {without} without a gradient" if without else ""
-        return [*stages, Stage("search: both sides", what, total, at.training_memory(shape))]
+        said = Stage("words of PRE", f"{size:,} sequences", words, at.drawing_memory(shape, work.reward))
+        passes = two_sided_passes(len(self.lambdas))
+        total = (_pass(work, good) + _pass(work, size)) * (passes / 2)
+        what = f"{len(self.lambdas)} lambdas, at most {passes} passes over {size:,} sequences"
+        return [proxies, said, Stage("search: both sides", what, total, at.training_memory(shape))]
 
 
 SEARCHES: dict[str, type[HMA] | type[TwoSided]] = {"hma": HMA, "two-sided": TwoSided}
 """What `--search` calls them."""
 
 
-def two_sided_passes(form: str, lambdas: int) -> tuple[int, int]:
-    """Most passes with and without a gradient of a two-sided search, each over one side's sequences.
+def two_sided_passes(lambdas: int) -> int:
+    """Most passes of a two-sided search, each over one side's sequences with its gradient.
 
-    The diagonal takes five points of each side, for the reward 13 pools with a gradient and 35 without; the exact search
-    up to `PASSES` points and two starts a lambda of each side; the check of the path one.
-
-    >>> two_sided_passes("imitation", 5)
-    (160, 0)
+    Five points of each side on the diagonal, `PASSES` points and two starts a lambda of each, and the check of the path.
     """
-    if form == "reward":
-        exact = lambdas * (PASSES + 1)
-        return 13 + 5 + 2 * exact, 35 + exact + lambdas
-    return 10 + 2 * lambdas * (PASSES + 2 + 1), 0
+    return 10 + 2 * lambdas * (PASSES + 2 + 1)
 
 
 def row(found: Found, how: str, truth: Mapping[str, Any] | None = None) -> dict[str, Any]:

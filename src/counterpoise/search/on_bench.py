@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Any
-
-import numpy as np
 
 from counterpoise.averaging.partition import Partition
 from counterpoise.evaluation.items import FileAbility
-from counterpoise.evaluation.rewards import Rated, draw_rated
+from counterpoise.evaluation.rewards import draw_rated
 from counterpoise.evaluation.workbench import Workbench
 from counterpoise.language.scoring import Example
 from counterpoise.records import digest
@@ -92,22 +89,6 @@ def words(
     decides = {name: drawing.decides[name] for name in ("max_new_tokens", "chat", "seed")}
     kept = bench.store.together({**key, "size": size, **decides}, draw)
     return {t: examples_of(rows) for t, rows in kept.items()}
-
-
-def ratings(bench: Workbench, size: int, n: int) -> list[Rated]:
-    """Rated responses of POST and of PRE to the same proxy prompts, `size` in all: both ends of a contrast."""
-    panel, drawing = bench.panel, bench.panel.draws(n=n, seed=bench.panel.drawing.seed + 1)
-    prompts = panel.prompts_of("proxy")[: max(1, size // (2 * n))]
-
-    def draw(end: float) -> dict[str, Any]:
-        model, progress = bench.model_at(end), bench.stage(f"drawing responses of {'POST' if end else 'PRE'}")
-        rated = draw_rated(model, bench.tokenizer, prompts, panel.reward, drawing, progress=progress)
-        return {"examples": rated.examples, "rewards": rated.rewards.tolist()}
-
-    key = {"what": "rated", "model": bench.inputs, "prompts": [p.key for p in prompts], "reward": panel.reward_id}
-    key |= drawing.decides
-    kept = [bench.store.together({**key, "end": end}, partial(draw, end)) for end in (1.0, 0.0)]
-    return [Rated(tuple(examples_of(k["examples"])), np.array(k["rewards"])) for k in kept]
 
 
 def answers(bench: Workbench, count: int) -> dict[str, list[Example]]:

@@ -85,7 +85,7 @@ def find_recipe(wanted: Wanted, panel: Panel, *, progress: Stages | None = None)
     if isinstance(search, HMA):
         settings["mean"] = wanted.at
     else:
-        cut, settings = cut.with_rest_block(), {**settings, "lambda": wanted.at, "alignment": search.alignment}
+        cut, settings = cut.with_rest_block(), {**settings, "lambda": wanted.at, "alignment": BothSides.form}
     settings |= {"proxy_size": search.proxy_size, "max_passes": wanted.max_passes, "seed": panel.drawing.seed}
     settings |= {"shard": wanted.shard} if wanted.shard > 1 else {}
     _refuse_another(out, cut, describe_inputs(pair), settings)
@@ -94,7 +94,7 @@ def find_recipe(wanted: Wanted, panel: Panel, *, progress: Stages | None = None)
         found = hma_ratios(bench, cut, proxies(bench, search.proxy_size), wanted.at, max_passes=wanted.max_passes)
         settings["trace"] = list(found.trace)
     else:
-        both = BothSides(bench, cut, form=search.alignment, size=search.proxy_size)
+        both = BothSides(bench, cut, size=search.proxy_size)
         passes = wanted.max_passes
         [found] = both.exact([wanted.at], max_passes=passes) if passes else both.path([wanted.at])
     pair.refuse_changed()

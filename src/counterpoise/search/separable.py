@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.interpolate import CubicSpline, PPoly
 
 from counterpoise.statistics.bootstrap import Array
+
+if TYPE_CHECKING:
+    from scipy.interpolate import PPoly
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Separable:
         >>> round(model.value([0.5, 1.0]), 12)
         2.25
         """
+        from scipy.interpolate import CubicSpline
+
         t, g = np.asarray(points, dtype=np.float64), np.asarray(gradients, dtype=np.float64)
         if t.ndim != 1 or len(t) < 4 or t[0] != 0.0 or t[-1] != 1.0 or not (np.diff(t) > 0).all():
             raise ValueError(f"points: expected at least four increasing numbers from 0 to 1, found {t.tolist()}")
@@ -63,11 +68,11 @@ class Separable:
 
     def scaled(self, best: float, gap: float) -> Separable:
         """(loss - best) / gap, as a model."""
-        return Separable((self.start - best) / gap, PPoly(self.slopes.c / gap, self.slopes.x))
+        return Separable((self.start - best) / gap, _pieces(self.slopes.c / gap, self.slopes.x))
 
     def plus(self, other: Separable, weight: float) -> Separable:
         """The loss self + weight * other; both have the same knots and blocks."""
-        slopes = PPoly(self.slopes.c + weight * other.slopes.c, self.slopes.x)
+        slopes = _pieces(self.slopes.c + weight * other.slopes.c, self.slopes.x)
         return Separable(self.start + weight * other.start, slopes)
 
     def argmin(self) -> Array:
@@ -79,7 +84,7 @@ class Separable:
         """
         best = np.empty(len(self))
         for k in range(len(self)):
-            slope, height = (PPoly(p.c[:, :, k], p.x) for p in (self.slopes, self._heights))
+            slope, height = (_pieces(p.c[:, :, k], p.x) for p in (self.slopes, self._heights))
             roots = slope.roots(discontinuity=False, extrapolate=False)
             inside = roots[np.isfinite(roots)]  # an interval where the slope is 0 ends in NaN
             candidates = np.unique(np.concatenate([self.slopes.x, np.clip(inside, 0.0, 1.0)]))[::-1]
@@ -101,3 +106,9 @@ class Separable:
         if r.shape != (len(self),) or not ((r >= 0) & (r <= 1)).all():
             raise ValueError(f"ratios: expected {len(self)} numbers in [0, 1], found {r.tolist()}")
         return r
+
+
+def _pieces(coefficients: Array, ends: Array) -> PPoly:
+    from scipy.interpolate import PPoly  # here, as it takes most of a second and few runs search so
+
+    return PPoly(coefficients, ends)

@@ -1,8 +1,7 @@
 """The two sides of the search: what alignment and what retention lose at some ratios, and in which direction it falls.
 
-A side is anything that can be measured on the diagonal and evaluated near a point. Three forms of the alignment side
-stand behind it: imitation (`ProxySet` of POST's good responses), contrast (`WeightedSet` whose weights are advantages)
-and the reward itself (`search.on_policy.OnPolicy`). Retention is imitation of PRE.
+A side is anything that can be measured on the diagonal and evaluated near a point. Alignment is imitation of POST's good
+responses (`ProxySet`), retention is imitation of PRE; experiments/two_sided/forms.py has other forms of alignment.
 """
 
 from __future__ import annotations

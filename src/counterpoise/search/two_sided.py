@@ -57,7 +57,6 @@ class Diagonal:
         passes: over both sides; five points of two sides are ten.
         misfit: the largest difference between a model and the measured loss at the points of the diagonal, where only
             the interpolation (and, for a sampled side, the noise) can part them.
-        errors: standard errors of the alignment slopes, scaled, shape (n, K), when they were estimated from samples.
     """
 
     alignment: Separable
@@ -66,7 +65,6 @@ class Diagonal:
     retention_scales: Mapping[str, Scale]
     passes: int
     misfit: float
-    errors: Array | None = None
 
 
 def measure(alignment: Side, retention: Mapping[str, Side], points: Sequence[float] = POINTS) -> Diagonal:
@@ -89,8 +87,7 @@ def diagonal_of(alignment: Slopes, retention: Mapping[str, Slopes]) -> Diagonal:
         scales[name] = Scale.between(kept.values[0], kept.values[-1], f"retention {name}")
         models[name], another = _modelled(kept, scales[name])
         passes, misfit = passes + kept.passes, max(misfit, another)
-    errors = None if alignment.errors is None else alignment.errors / scale.gap
-    return Diagonal(model, models, scale, scales, passes, misfit, errors)
+    return Diagonal(model, models, scale, scales, passes, misfit)
 
 
 def path(diagonal: Diagonal, weights: Sequence[float], *, rho: float = 0.0) -> list[Found]:

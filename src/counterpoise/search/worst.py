@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from counterpoise.multitask.mirror import best_response, mirror_floats
+from counterpoise.multitask.mirror import best_response, mirror_step
 from counterpoise.statistics.bootstrap import Array
 
 _DUAL_STEPS = 400
@@ -117,5 +117,5 @@ def prox_step(ratios: Array, at: Sides, *, weight: float, rho: float, length: fl
                 best, promise = trial, gain
             if weight * (most - float(p @ ahead)) <= 0.01 * gain:  # the duality gap
                 break
-        log_p, _ = mirror_floats(log_p, (weight * ahead).tolist(), rho, eta)
+        log_p, _ = mirror_step(log_p, (weight * ahead).tolist(), rho, eta)
     return best, promise

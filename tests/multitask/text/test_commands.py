@@ -84,7 +84,7 @@ def test_an_answer_does_not_wait_for_the_last_line(trained):
         assert asked.wait() == 0
 
 
-def test_the_run_is_a_page_that_can_be_drawn_again(trained, tmp_path):
+def test_the_run_is_a_page(trained):
     _, model, _ = trained
     page = (model / "report.html").read_text()
     record = json.loads((model / "training.json").read_text())
@@ -93,11 +93,6 @@ def test_the_run_is_a_page_that_can_be_drawn_again(trained, tmp_path):
     assert f"{100 * record['test']['colour']['accuracy']:.1f}" in page
     assert {"python", "torch"} <= set(record["versions"])
     assert record["model"] == "textcnn"
-    call("report", model, "-o", tmp_path / "again.html")
-    assert (tmp_path / "again.html").read_text() == page
-    (tmp_path / "training.json").write_text("{}")
-    refused(call("report", tmp_path), "expected a record of training with its epochs")
-    refused(call("report", tmp_path / "gone"), "expected the record that `counterpoise multitask train` writes")
 
 
 def test_the_folder_is_absent_or_whole_whenever_a_kill_may_come(trained, tmp_path):

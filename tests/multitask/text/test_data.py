@@ -2,13 +2,12 @@
 
 import io
 import json
-import tarfile
 from pathlib import Path
 
 import pytest
 
 from counterpoise.classification import Split, read_tasks
-from counterpoise.classification.data import NEWSGROUPS, SPLITS, content_split, strip_message
+from counterpoise.classification.data import SPLITS, content_split
 
 from .worlds import rows, write_folder
 
@@ -86,98 +85,6 @@ def test_a_test_file_leaves_the_rest_for_training_and_validation(tmp_path):
     assert len(task.train) + len(task.validation) == 200
 
 
-def test_texts_of_any_tasks_test_part_leave_training_and_validation_when_asked(tmp_path):
-    made = rows("colour", 200)
-    leaked, own = [text for text, _ in made[:6]], made[6:]
-    table = "text,label\n" + "".join(f"{t},{x}\n" for t, x in made)
-    for name, texts in (("a", leaked[:3]), ("b", leaked[3:])):
-        write(
-            tmp_path,
-            **{f"{name}__csv": table, f"{name}__test__csv": "text,label\n" + "".join(f"{t},red\n" for t in texts)},
-        )
-    write(tmp_path, c__csv=table)
-    kept = read_tasks(tmp_path)
-    dropped = read_tasks(tmp_path, drop_leaked=True)
-    c_test = set(kept[2].test.texts)
-    for before, after in zip(kept, dropped, strict=True):
-        assert after.test == before.test
-        for part in ("train", "validation"):
-            held = before.split(part)
-            pairs = [p for p in zip(held.texts, held.labels, strict=True) if p in own and p[0] not in c_test]
-            assert list(zip(after.split(part).texts, after.split(part).labels, strict=True)) == pairs
-        assert set(before.train.texts + before.validation.texts) & (set(leaked) | c_test)
-    assert read_tasks(tmp_path, tasks=["a"], drop_leaked=True) == dropped[:1]
-
-
-def test_fdu_mtl_as_files_and_as_an_archive(tmp_path):
-    lines = [b"1\twonderful , truly \xff great", b"0\tdull book \x97"] * 20
-    lines = [line + b" %d" % i for i, line in enumerate(lines)]
-    folder = tmp_path / "files"
-    folder.mkdir()
-    (folder / "books.task.train").write_bytes(b"\r\n".join(lines) + b"\r\n")
-    (folder / "books.task.test").write_bytes(b"0\tbad\n1\tgood\n")
-    with tarfile.open(tmp_path / "packed.tar.gz", "w:gz") as archive:
-        archive.add(folder, arcname=".")
-    [books] = read_tasks(folder, "fdu-mtl")
-    assert books.labels == ("0", "1")
-    assert books.test == Split(("bad", "good"), ("0", "1"))
-    assert "wonderful , truly \ufffd great 0" in books.train.texts + books.validation.texts
-    assert len(books.train) + len(books.validation) == 40
-    assert read_tasks(tmp_path / "packed.tar.gz", "fdu-mtl") == [books]
-    only = tmp_path / "only"
-    only.mkdir()
-    (tmp_path / "packed.tar.gz").rename(only / "packed.tar.gz")
-    assert read_tasks(only, "fdu-mtl") == [books]
-
-
-MESSAGE = """From: a@b (Ann)
-Subject: Re: engines
-Lines: 9
-
-In article <1@x>, Bob writes:
-> It runs.
-| Indeed.
-It does not run.
-
-Try the caf\u00e9.
-
---
-Ann, Dept. of Engines
-"""
-
-
-def test_a_message_without_header_quotes_and_footer():
-    assert strip_message(MESSAGE) == "It does not run.\n\nTry the caf\u00e9."
-
-
-@pytest.mark.parametrize("message", ["From: a\n\n", "no blank line", "From: a\n\n> all quoted\n"])
-def test_a_message_of_which_nothing_remains(message):
-    assert strip_message(message) == ""
-
-
-def test_messages_are_stripped_as_scikit_learn_does():
-    from sklearn.datasets import _twenty_newsgroups as news
-
-    for message in (MESSAGE, MESSAGE.replace("--", "-----"), "a: b\n\nBody\n\n\nFoot\n\nEnd", "a: b\n\n--\nBody"):
-        body = news.strip_newsgroup_quoting(news.strip_newsgroup_header(message))
-        assert strip_message(message) == news.strip_newsgroup_footer(body).strip()
-
-
-def test_newsgroups_by_date(tmp_path):
-    for part in ("train", "test"):
-        for group in (*(g for groups in NEWSGROUPS.values() for g in groups), "alt.atheism"):
-            folder = tmp_path / f"20news-bydate-{part}" / group
-            folder.mkdir(parents=True)
-            for i in range(20 if part == "train" else 1):
-                (folder / str(i)).write_bytes(f"From: x\n\nAbout {group}, {i} \u00e9\n".encode("latin-1"))
-    found = read_tasks(tmp_path, "newsgroups")
-    assert [t.name for t in found] == ["comp", "rec", "sci", "talk"]
-    assert all(len(t.labels) == 4 and len(t.test) == 4 for t in found)
-    assert all(len(t.train) + len(t.validation) == 80 for t in found)
-    assert found[1].test.texts[0] == "About rec.autos, 0 \u00e9"
-    assert found[1].test.labels[0] == "rec.autos"
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -215,15 +122,6 @@ def test_bad_jsonl_lines(tmp_path, line, message):
         read_tasks(tmp_path)
 
 
-def test_bad_fdu_lines(tmp_path):
-    write(tmp_path, books__task__train="1\tgood\n0 bad\n")
-    with pytest.raises(ValueError, match=r"books\.task\.train, line 2: expected LABEL<TAB>TEXT, found '0 bad'"):
-        read_tasks(tmp_path, "fdu-mtl")
-    write(tmp_path, books__task__train="\n")
-    with pytest.raises(ValueError, match="found none; fill the file"):
-        read_tasks(tmp_path, "fdu-mtl")
-
-
 def test_bad_sources_and_tasks(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected a folder or a tar archive of task files, found nothing"):
         read_tasks(tmp_path / "absent")
@@ -232,7 +130,7 @@ def test_bad_sources_and_tasks(tmp_path):
         read_tasks(tmp_path / "notes.txt")
     with pytest.raises(ValueError, match=r"expected files NAME.csv, .*, found none; is the layout right\?"):
         read_tasks(tmp_path)
-    with pytest.raises(ValueError, match="layout: expected folder, glue, fdu-mtl, newsgroups, found 'csv'"):
+    with pytest.raises(ValueError, match="layout: expected folder, glue, found 'csv'"):
         read_tasks(tmp_path, "csv")
     write_folder(tmp_path)
     with pytest.raises(ValueError, match=r"expected tasks among \['animal', 'colour'\], found \['colours'\]"):
@@ -272,23 +170,3 @@ def test_long_texts_and_byte_order_marks(tmp_path):
     table.write("".join(f"text {i},{i % 2}\n" for i in range(60)))
     [task] = read_tasks(write(tmp_path, a__csv=table.getvalue()))
     assert max(len(t) for p in SPLITS for t in task.split(p).texts) == 200_000
-
-
-def test_the_real_reviews(data):
-    found = read_tasks(data / "sentiment-reviews", "fdu-mtl")
-    assert len(found) == 14
-    assert sum(len(t.train) + len(t.validation) for t in found) == 22_180
-    assert all(len(t.test) == 400 and t.labels == ("0", "1") for t in found)
-    assert sum(x in set(t.train.texts) for t in found for x in t.test.texts) == 483
-    clean = read_tasks(data / "sentiment-reviews", "fdu-mtl", drop_leaked=True)
-    tested = {x for t in found for x in t.test.texts}
-    assert [t.test for t in clean] == [t.test for t in found]
-    assert not any(tested & {*t.train.texts, *t.validation.texts} for t in clean)
-
-
-def test_the_real_newsgroups(data):
-    found = read_tasks(data / "newsgroups", "newsgroups")
-    assert [(t.name, len(t.labels)) for t in found] == [("comp", 4), ("rec", 4), ("sci", 4), ("talk", 4)]
-    sizes = {t.name: (len(t.train) + len(t.validation), len(t.test)) for t in found}
-    assert sizes == {"comp": (2346, 1563), "rec": (2389, 1590), "sci": (2373, 1579), "talk": (1952, 1301)}
-    assert not any("Subject:" in text[:200] and "Lines:" in text[:200] for t in found for text in t.train.texts[:50])

@@ -2,6 +2,7 @@
 
 import math
 
+import layouts
 import pytest
 import torch
 
@@ -85,14 +86,6 @@ def test_the_same_seed_gives_the_same_run_and_leaves_the_callers_generator_alone
     for key, value in first.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[key])
     assert not torch.equal(first.model.heads[0].weight, other.model.heads[0].weight)
-
-
-def test_the_seed_also_decides_the_start_of_a_discriminator(found):
-    drawn = []
-    for noise in (5, 6):
-        torch.manual_seed(noise)
-        drawn.append(fitted(found, "adversarial", epochs=1)[1].rounds)
-    assert drawn[0] == drawn[1]
 
 
 def test_the_history_holds_losses_weights_variance_and_accuracy(found, monkeypatch):
@@ -263,7 +256,7 @@ def test_other_tasks_than_the_models(found, tmp_path):
 
 
 def test_it_learns_the_real_reviews(data):
-    found = read_tasks(data / "sentiment-reviews", "fdu-mtl", tasks=["books", "kitchen_housewares"])
+    found = layouts.read_tasks(data / "sentiment-reviews", "fdu-mtl", tasks=["books", "kitchen_housewares"])
     vectors = data / "glove-50d" / "glove.6B.50d.subset.txt.gz"
     classifier = build_classifier(found, Design("textcnn", width=16, max_tokens=64), vectors=vectors)
     before = mean_accuracy(classifier, found)

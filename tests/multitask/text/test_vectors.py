@@ -2,10 +2,11 @@
 
 import gzip
 
+import layouts
 import pytest
 import torch
 
-from counterpoise.classification import Vocabulary, read_tasks, read_vectors, tokenize, word_vectors
+from counterpoise.classification import Vocabulary, read_vectors, tokenize, word_vectors
 
 TEXTS = ["Good good book", "good tea", "rare book"]
 
@@ -89,7 +90,7 @@ def test_no_vector_file_and_none_that_fits(tmp_path):
 
 
 def test_the_real_vectors_know_most_words_of_the_real_reviews(data):
-    [books] = read_tasks(data / "sentiment-reviews", "fdu-mtl", tasks=["books"])
+    [books] = layouts.read_tasks(data / "sentiment-reviews", "fdu-mtl", tasks=["books"])
     words, table_VD, found = word_vectors(books.train.texts, data / "glove-50d" / "glove.6B.50d.subset.txt.gz")
     assert table_VD.shape == (len(words), 50)
     assert found > 0.9 * len(words)

@@ -1,14 +1,12 @@
-"""Adversarial multi-task learning: a task discriminator behind a gradient reversal, joined with any weighting."""
+"""Adversarial multi-task learning: a task discriminator behind a gradient reversal, joined with any weighting; one process."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from counterpoise.multitask.losses import Counts, Losses, Tasks, by_task
-from counterpoise.multitask.scalarizations import Tchebycheff, Uniform
-from counterpoise.multitask.weighting import Weighting
-from counterpoise.ranks import average_gradients, world_size
+from counterpoise.multitask import Counts, Losses, Tchebycheff, Uniform, Weighting
+from counterpoise.multitask.losses import Tasks, by_task
 
 
 def reverse_gradient(features: Tensor, strength: float = 1.0) -> Tensor:
@@ -53,9 +51,7 @@ class TaskDiscriminator(nn.Module):
 
     def forward(self, features_BF: Tensor, task_B: Tensor) -> Tensor:
         """Mean cross-entropy of the task (indices in [0, tasks)), with the features' gradient reversed."""
-        weight_MF, bias_M = average_gradients(self.classifier.weight, self.classifier.bias)
-        logits_BM = F.linear(reverse_gradient(features_BF, self.strength), weight_MF, bias_M)
-        return F.cross_entropy(logits_BM, task_B)
+        return F.cross_entropy(self.classifier(reverse_gradient(features_BF, self.strength)), task_B)
 
 
 class Adversarial(nn.Module):
@@ -76,6 +72,8 @@ class Adversarial(nn.Module):
         >>> balance(torch.ones(2), features_BF=shared_BF, task_B=task_B).backward()
         >>> balance.step()
     """
+
+    sees_features = True
 
     def __init__(self, weighting: Weighting, *, features: int, strength: float = 0.05, threshold: float = 0.0) -> None:
         super().__init__()
@@ -108,7 +106,7 @@ class Adversarial(nn.Module):
             )
         share = 1.0
         if window_counts is not None:
-            share = world_size() * len(task_B) / sum(by_task(self.tasks, window_counts, "window_counts"))
+            share = len(task_B) / sum(by_task(self.tasks, window_counts, "window_counts"))
         loss: Tensor = self.discriminator(features_BF, task_B)
         if float(loss.detach()) <= self.threshold:
             loss = self.discriminator(features_BF.detach(), task_B)
@@ -149,3 +147,7 @@ def tchebycheff_adversarial(
         ('0', '1')
     """
     return Adversarial(Tchebycheff(tasks), features=features, strength=strength, threshold=threshold)
+
+
+ADVERSARIAL = {"adversarial": adversarial_mtl, "tchebycheff-adversarial": tchebycheff_adversarial}
+"""By the names that run.py has for them."""

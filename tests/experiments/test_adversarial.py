@@ -2,16 +2,13 @@
 
 import pytest
 import torch
+from adversarial import Adversarial, TaskDiscriminator, adversarial_mtl, reverse_gradient, tchebycheff_adversarial
 from torch import nn
 from torch.nn import functional as F
 
-from counterpoise.multitask import (
-    BanditMTL,
-    adversarial_mtl,
-    reverse_gradient,
-    tchebycheff_adversarial,
-)
-from counterpoise.multitask.adversarial import Adversarial, TaskDiscriminator
+from counterpoise.classification import Design, build_classifier, train
+from counterpoise.classification.data import Split, TaskData
+from counterpoise.multitask import BanditMTL
 
 
 def test_the_features_get_the_gradient_reversed_and_the_classifier_does_not():
@@ -113,3 +110,15 @@ def test_missing_features_are_asked_for_in_training_only():
 def test_one_task_has_nothing_to_tell_apart():
     with pytest.raises(ValueError, match="at least 2"):
         TaskDiscriminator(4, 1)
+
+
+def test_a_classifier_is_trained_with_it_and_its_features():
+    texts = ("red apple", "blue sky", "red rose", "blue sea")
+    parts = [Split(texts, labels) for labels in (("a", "b", "a", "b"), ("b", "a", "b", "a"))]
+    found = [TaskData(name, ("a", "b"), p, p, p) for name, p in zip(("one", "two"), parts, strict=True)]
+    classifier = build_classifier(found, Design("textcnn", width=4, max_tokens=8), dimension=4)
+    torch.manual_seed(0)
+    balance = adversarial_mtl(["one", "two"], features=classifier.model.encoder.features)
+    before = balance.discriminator.classifier.weight.detach().clone()
+    train(found, classifier, balance, epochs=1, batch_size=2)
+    assert not torch.equal(balance.discriminator.classifier.weight, before)

@@ -18,11 +18,11 @@ from counterpoise.averaging.resident import Objective, ResidentAverage
 from counterpoise.evaluation.rewards import Rated, Reward, draw_rated
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
-from counterpoise.language.scoring import by_length
-from counterpoise.ranks import shared_unless_sharded
+from counterpoise.language.scoring import by_length, row_nlls
+from counterpoise.ranks import shared
 from counterpoise.records import Progress
 from counterpoise.search.descent import Evaluate
-from counterpoise.search.proxies import PARTS, advantages, nlls, parts
+from counterpoise.search.proxies import PARTS, parts
 from counterpoise.search.sides import Slopes
 from counterpoise.statistics.bootstrap import Array
 
@@ -54,6 +54,26 @@ def effective_share(log_weights: ArrayLike) -> float:
     w = np.asarray(log_weights, dtype=np.float64)
     w = np.exp(w - w.max())
     return float(w.sum() ** 2 / (len(w) * (w**2).sum()))
+
+
+def advantages(rewards: ArrayLike) -> Array:
+    """Reward minus the mean reward of the other responses to the same prompt; every row sums to 0.
+
+    The leave-one-out baseline (RLOO) does not depend on the response it is subtracted for, so that the policy gradient
+    stays unbiased.
+
+    Args:
+        rewards: shape (prompts, n), n >= 2.
+
+    >>> advantages([[1.0, 0.0, 2.0]])
+    array([[ 0. , -1.5,  1.5]])
+    """
+    r = np.asarray(rewards, dtype=np.float64)
+    if r.ndim != 2 or r.shape[1] < 2 or not np.isfinite(r).all():
+        raise ValueError(f"advantages: expected finite rewards of shape (prompts, n >= 2), found shape {r.shape}")
+    n = r.shape[1]
+    centred: Array = (r - r.mean(1, keepdims=True)) * (n / (n - 1))
+    return centred
 
 
 @dataclass
@@ -148,8 +168,7 @@ class OnPolicy:
         for pool in pools:
             logs = np.empty(len(pool.examples))
             batches = [*by_length(pool.examples, 2 * self.batch_size, key=lambda e: len(e.prompt) + len(e.response))]
-            of_batches = shared_unless_sharded(self.resident.model, len(batches), partial(self._logs, pool, batches))
-            for rows, ours in zip(batches, of_batches, strict=True):
+            for rows, ours in zip(batches, shared(len(batches), partial(self._logs, pool, batches)), strict=True):
                 logs[rows] = ours
             found.append(logs)
         return found
@@ -157,8 +176,8 @@ class OnPolicy:
     def _logs(self, pool: Rated, batches: Sequence[list[int]], number: int) -> Array:
         """Those of one batch."""
         examples = [pool.examples[i] for i in batches[number]]
-        nll_B = nlls(self.resident.model, examples, temperature=self.drawing.temperature)
-        found: Array = -nll_B.double().cpu().numpy()
+        nlls = row_nlls(self.resident.model, examples, temperature=self.drawing.temperature)
+        found: Array = -nlls.double().cpu().numpy()
         return found
 
     def _grouped(self, r: Array, pools: Sequence[Rated], mixed: Sequence[Array]) -> tuple[float, Array, Array]:
@@ -206,9 +225,9 @@ class _Surrogate(NamedTuple):
         logs = np.concatenate([m[self.rows] for m in self.mixed])
         total = -float(base.mean()) / PARTS
         for rows in parts(examples, self.batch_size)[part]:
-            nll_B = nlls(model, [examples[i] for i in rows], temperature=self.temperature)
-            weights = (-nll_B - nll_B.new_tensor(logs[rows])).exp()
-            loss = -(weights * nll_B.new_tensor(plus[rows])).sum() / len(examples)
+            nlls = row_nlls(model, [examples[i] for i in rows], temperature=self.temperature)
+            weights = (-nlls - nlls.new_tensor(logs[rows])).exp()
+            loss = -(weights * nlls.new_tensor(plus[rows])).sum() / len(examples)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         return total

@@ -1,34 +1,33 @@
-"""The forms of the alignment side: contrast and the reward itself, against finite differences and known rewards."""
+"""Other forms of the alignment side: contrast and the reward itself, against finite differences and known rewards."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forms import FORMS, WeightedSet, contrast
 from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
+from on_policy import OnPolicy, advantages, effective_share
 
 from counterpoise.averaging.partition import thirds
-from counterpoise.evaluation.generation import Generation
-from counterpoise.evaluation.items import Item
-from counterpoise.evaluation.likelihood import Choices
-from counterpoise.evaluation.parts import part_of
+from counterpoise.checkpoints.preflight import preflight
 from counterpoise.evaluation.rewards import Rated, draw_rated
+from counterpoise.evaluation.workbench import Workbench
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing, decode
 from counterpoise.language.scoring import row_nlls
-from counterpoise.search.on_policy import OnPolicy, effective_share
-from counterpoise.search.proxies import ProxySet, WeightedSet, advantages, contrast
-from counterpoise.search.retention import calibration, draw_retention
+from counterpoise.records import Store
+from counterpoise.search.both_sides import BothSides
+from counterpoise.search.proxies import ProxySet
 from counterpoise.search.sides import Likelihood
 from counterpoise.search.two_sided import Found, exact, measure
 from search.pairs import resident, said
 from tiny import tokenizer
-from world import early_letters
+from world import early_letters, make, panel
 
 PROMPTS = [Prompt((("user", f"{a}{b}"),)) for a in "abcd" for b in "wxyz"]
 
@@ -118,7 +117,7 @@ def test_the_policy_gradient_is_that_of_the_expected_reward(tmp_path: Path) -> N
             last = [model.model(torch.tensor([words(p.text)["input_ids"]])).logits[0, -1] for p in prompts]
         return float(np.mean([x.softmax(-1) @ table.double() for x in last]))
 
-    side = OnPolicy(model, cut, words, prompts, reward, Drawing(n=1500, max_new_tokens=1), groups=4, batch_size=400)
+    side = OnPolicy(model, cut, words, prompts, reward, Drawing(n=600, max_new_tokens=1), groups=4, batch_size=400)
     slopes = side.along((0.4, 0.6))
     h = 1e-3
     for t, value, gradient, error in zip(slopes.points, slopes.values, slopes.gradients, slopes.errors, strict=True):
@@ -181,8 +180,6 @@ def test_the_search_runs_on_the_reward_and_repeats_itself(tmp_path: Path) -> Non
         side = reward_side(model, cut, n=6)
         side.reward = lambda p, r: [float(sum(c in liked for c in x)) for x in r]
         diagonal = measure(side, retention)
-        assert diagonal.errors is not None
-        assert diagonal.errors.shape == (5, 3)
         return exact(diagonal, side, retention, [0.5], max_passes=4)
 
     assert run() == run()
@@ -224,34 +221,27 @@ def test_the_contrast_gradient_at_post_is_the_policy_gradient(tmp_path: Path) ->
     np.testing.assert_allclose(frozen, side.near(np.ones(3))(np.ones(3))[1], rtol=1e-6, atol=1e-7)
 
 
-def test_retention_is_what_pre_says_unselected_and_shared_out(tmp_path: Path) -> None:
-    model, cut = resident(tmp_path)
-    model.set(cut, np.zeros(6))
-    words = tokenizer()
-    found = draw_retention(
-        model.model, words, Drawing(max_new_tokens=4, seed=3), size=9, openings=("ab", "cde", ""), prompts=PROMPTS[:2]
-    )
-    assert [(name, len(rows)) for name, rows in found.items()] == [("text", 5), ("prompts", 4)]
-    starts = [tuple(words(t)["input_ids"]) for t in ("ab", "cde")]
-    assert [e.prompt for e in found["text"]] == [*starts, (words.bos_token_id,), *starts]
-    assert found == draw_retention(
-        model.model, words, Drawing(max_new_tokens=4, seed=3), size=9, openings=("ab", "cde", ""), prompts=PROMPTS[:2]
-    )
-    assert list(draw_retention(model.model, words, Drawing(max_new_tokens=2), size=3)) == ["text"]
-    with pytest.raises(ValueError, match="retention: expected openings or prompts"):
-        draw_retention(model.model, words, Drawing(max_new_tokens=64), size=3, openings=())
+@pytest.mark.parametrize("form", ["contrast", "reward"])
+def test_a_form_is_searched_once(tmp_path: Path, form: str) -> None:
+    world = make(tmp_path)
 
+    def search() -> BothSides:
+        bench = Workbench(preflight(world / "pre", world / "post"), panel(world), Store(world / "work"))
+        cut = thirds(bench.pair.names).with_rest_block()
+        return FORMS[form](bench, cut, size=24, openings=("ab", "cd", "ef"))
 
-def test_calibration_reads_the_validation_part_alone() -> None:
-    items = tuple(Item({"query": f"q{i}", "choices": ["no", "yes"], "gold": 1}) for i in range(40))
-    ability = Choices("guess", items)
-    words = tokenizer()
-    found = calibration(ability, words, limit=5)
-    allowed = {tuple(words(i.fields["query"])["input_ids"]) for i in items if part_of(i.key) == "validation"}
-    assert len(found) == 5
-    assert calibration(replace(ability, limit=2), words, limit=5) == found  # `?limit` is of what is measured
-    assert {e.prompt for e in found} <= allowed
-    assert {words.decode(list(e.response)) for e in found} == {" yes"}
-    written = Generation("talk", tuple(Item({"messages": [], "reference": f"{i}"}) for i in range(40)))
-    with pytest.raises(ValueError, match="calibration takes plain prompts"):
-        calibration(written, words)
+    first = search()
+    drawn, searched = first.path([0.5, 2.0]), first.exact([0.5, 2.0], max_passes=3)
+    for f in (*drawn, *searched):
+        assert len(f.ratios) == 4
+        assert all(0 <= r <= 1 for r in f.ratios)
+    if form == "contrast":  # the same loss everywhere: the descent cannot end above its start
+        for f, truth in zip(searched, first.truth(drawn), strict=True):
+            assert f.value <= truth["alignment"] + f.weight * truth["retention"]["pre"] + 1e-6
+    else:
+        assert first.measured["neighbours"]
+        assert np.shape(first.measured["alignment"]["errors"]) == (5, 4)
+    again = search()
+    assert again.path([0.5, 2.0]) == drawn
+    assert again.exact([0.5, 2.0], max_passes=3) == searched
+    assert "resident" not in vars(again.bench)  # no model was loaded: all of it came from the store
