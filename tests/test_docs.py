@@ -277,9 +277,7 @@ def test_the_lowest_versions_are_those_of_the_record() -> None:
     assert {name: lowest[name] for name in kept["versions"]} == kept["versions"]
 
 
-@pytest.mark.parametrize(
-    "page", [p for p in PAGES if "LiNeS 0.8 keeps" in p.read_text()], ids=str
-)
+@pytest.mark.parametrize("page", [p for p in PAGES if "LiNeS 0.8 keeps" in p.read_text()], ids=str)
 def test_the_demos_verdict_is_quoted_from_its_results(page: Path) -> None:
     verdict = json.loads((ROOT / "experiments/demo/results/seed-0.json").read_text(encoding="utf-8"))["verdict"]
     text = " ".join(page.read_text(encoding="utf-8").replace("\n>", "\n").split())

@@ -138,7 +138,9 @@ class Real(World):
         for name in ("pre", "prompts.jsonl"):
             if not (at := self.folder / name).exists():
                 at.symlink_to(self.work / name)
-        post = align(self.work / "pre", self.folder / "post", self.aligning(str(judge)), machine=Machine(bf16=self.bf16))
+        post = align(
+            self.work / "pre", self.folder / "post", self.aligning(str(judge)), machine=Machine(bf16=self.bf16)
+        )
         told("POST")
         lines = (self.folder / "post" / "metrics.jsonl").read_text().splitlines()
         accuracy = json.loads((judge / "reward_model.json").read_text())

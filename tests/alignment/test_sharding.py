@@ -157,7 +157,9 @@ def test_a_process_without_rows_keeps_the_others_company_at_weight_0(two: Path) 
 def test_mixed_precision_keeps_float32_rows_and_both_see_one_loss(two: Path, pre: Path) -> None:  # noqa: F811
     whole_model, words = load(pre, Machine(bf16=True))
     samples = [Sample(p, "abc", 1.0, 0.5) for p in PROMPTS]
-    by_itself = distil(whole_model, words, samples, Distil(epochs=2, learning_rate=1e-2, batch_size=3, micro_batch_size=1))
+    by_itself = distil(
+        whole_model, words, samples, Distil(epochs=2, learning_rate=1e-2, batch_size=3, micro_batch_size=1)
+    )
     first, second = told(two)
     assert first["mixed"] == second["mixed"]
     assert first["mixed"][0] != first["full"][0]
