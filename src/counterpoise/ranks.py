@@ -88,11 +88,6 @@ def in_step(model: nn.Module) -> bool:
     return any(isinstance(p, DTensor) for p in model.parameters())
 
 
-def shared_unless_sharded(model: object, count: int, work: Callable[[int], T]) -> list[T]:
-    """`shared`; of a model that is cut up every process does all, in step: `work` shares what it can itself."""
-    return [work(n) for n in range(count)] if is_sharded(model) else shared(count, work)
-
-
 class _Average(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *parameters: Tensor) -> tuple[Tensor, ...]:

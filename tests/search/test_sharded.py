@@ -41,7 +41,7 @@ COMPUTED = {"float64": ("float64",), "bfloat16": ("bfloat16", "float32")}
 CASES = [(f"{family}-{stored}", dtype) for family in PAIRS for stored, some in COMPUTED.items() for dtype in some]
 RATIOS = ([0.2, 0.5, 0.9], [0.2, 0.35, 1.0], [0.0, 0.35, 1.3])
 ROWS = tuple(Example((1, 5 + i % 3, 9)[: 2 + i % 2], (7, 9 + i, 2, 11)[: 1 + i % 4]) for i in range(21))
-SET = ProxySet(ROWS, 4)
+PROXIES = ProxySet(ROWS, 4)
 """In batches of four, the last of which has one row: the second process then has none."""
 
 
@@ -85,7 +85,7 @@ def found_of(pair: Pair, compute: str, file: Path) -> dict[str, Any]:
     before, cut = live(), layerwise(pair.names)
     resident = ShardedAverage(pair, dtype=getattr(torch, compute))
     parameters = dict(resident.model.named_parameters(remove_duplicate=False))
-    slopes = resident.losses_and_gradients(cut, [0.4] * len(cut), SET.terms)
+    slopes = resident.losses_and_gradients(cut, [0.4] * len(cut), PROXIES.terms)
     share = (live(resident) - before) / sum(p.numel() * p.itemsize for p in resident.model.parameters())
     parts: dict[str, list[torch.Tensor]] = {n: [] for n in parameters}
     for ratios in RATIOS:
@@ -95,10 +95,11 @@ def found_of(pair: Pair, compute: str, file: Path) -> dict[str, Any]:
     torch.save(parts, file)
     read = sum(len(resident._sides(n)[0]) for n in resident._places)
     resident.hold("cpu")
-    held = resident.losses_and_gradients(cut, [0.4] * len(cut), SET.terms)
+    held = resident.losses_and_gradients(cut, [0.4] * len(cut), PROXIES.terms)
     return {
         "slopes": [x.tolist() for x in slopes],
         "held": [x.tolist() for x in held],
+        "nll": PROXIES.nll(resident.model),
         "left": all(p.grad is None for p in parameters.values()),
         "recomputes": resident.recomputes,
         "share": share,
@@ -141,10 +142,11 @@ def test_losses_and_gradients_are_those_of_one_process(two: Path, name: str, com
     found = [json.loads((two / f"{rank}.json").read_text())[f"{name}-{compute}"] for rank in range(2)]
     assert found[0]["slopes"] == found[1]["slopes"]
     close = {"float64": 1e-8 if "gemma" in name else 1e-13, "float32": 3e-6, "bfloat16": 0.03}[compute]
-    wanted = resident.losses_and_gradients(cut, [0.4] * len(cut), SET.terms)
-    for sides in (found[0]["slopes"], found[0]["held"]):  # the second with PRE and POST held
-        for side, whole in zip(sides, wanted, strict=True):
-            np.testing.assert_allclose(side, whole, rtol=close, atol=close * np.abs(whole).max())
+    wanted = resident.losses_and_gradients(cut, [0.4] * len(cut), PROXIES.terms)
+    assert found[0]["nll"] == found[1]["nll"] == pytest.approx(sum(wanted[0]), rel=close)
+    for losses, gradients in (found[0]["slopes"], found[0]["held"]):  # PRE and POST mapped, and held
+        np.testing.assert_allclose(losses, wanted[0], rtol=close, atol=close * np.abs(wanted[0]).max())
+        np.testing.assert_allclose(gradients, wanted[1], rtol=close, atol=close * np.abs(wanted[1]).max())
 
 
 def test_each_process_holds_and_reads_half(two: Path) -> None:

@@ -23,7 +23,7 @@ from counterpoise.language.checkpointing import can_recompute, recomputed
 from counterpoise.language.dtypes import computed_in
 from counterpoise.language.loading import without_bars
 from counterpoise.language.ways import out_of_memory, warn_of
-from counterpoise.ranks import shared_unless_sharded
+from counterpoise.ranks import shared
 
 SHARE = 2 / 3
 """Of a GPU's free memory, beside the model, PRE and POST may take so much: the rest is for activations."""
@@ -142,9 +142,12 @@ class ResidentAverage:
         """
         self.set(partition, ratios)
         terms = [objective] if callable(objective) else objective
-        rows = np.array(shared_unless_sharded(self.model, len(terms), lambda n: self._term(partition, terms[n])))
+        rows = np.array(self._shared(len(terms), lambda n: self._term(partition, terms[n])))
         self.pair.refuse_changed()
         return rows[:, 0], rows[:, 1:]
+
+    def _shared(self, count: int, work: Callable[[int], list[float]]) -> list[list[float]]:
+        return shared(count, work)
 
     def _term(self, partition: Partition, objective: Objective) -> list[float]:
         """The loss and its gradient."""

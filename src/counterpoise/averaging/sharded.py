@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -29,8 +29,8 @@ class ShardedAverage(ResidentAverage):
     Each process mixes its own stretch of every tensor, with the bits that the whole has, and takes the inner product of its
     share of a gradient with its share of the update; K sums are then added over the processes. Weights are whole for a block
     at a time, the activations of its layers are computed twice. All processes call everything alike: they run the model in
-    step, on the same rows but for the gradient of `ProxySet` and its like, whose rows they share (`proxies.nlls`). Losses and
-    gradients are those of one process up to the order of sums.
+    step, on the same rows but for the gradient, where `ProxySet` gives each its share of a batch and returns the whole loss.
+    Losses and gradients are those of one process up to the order of sums.
 
     Raises:
         ValueError: a single process, weights of several dtypes.
@@ -79,6 +79,9 @@ class ShardedAverage(ResidentAverage):
 
     def _noise(self, name: str) -> tuple[int | None, int]:
         return self._keys(name), self._places[name].begin
+
+    def _shared(self, count: int, work: Callable[[int], list[float]]) -> list[list[float]]:
+        return [work(n) for n in range(count)]  # each term is shared in itself
 
     def _term(self, partition: Partition, objective: Objective) -> list[float]:
         loss, *slopes = super()._term(partition, objective)

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from counterpoise.averaging.resident import Objective
 from counterpoise.evaluation.rewards import Rated
-from counterpoise.language.scoring import Example, by_length, response_nll, response_tokens, row_nlls
-from counterpoise.ranks import is_sharded, turn
+from counterpoise.language.scoring import Example, by_length, response_nll, response_tokens
+from counterpoise.ranks import is_sharded, sum_over_ranks, turn
 
 PARTS = 8
 """A pass over a set is summed in so many parts, however many processes share them: so many may, and the bits stay."""
@@ -46,28 +45,18 @@ class ProxySet:
         return sum(self._run(part, model, gradient=False) for part in parts(self.examples, self.batch_size))
 
     def _run(self, batches: Sequence[list[int]], model: nn.Module, *, gradient: bool) -> float:
+        """Of a model that is cut up each process runs its share of the rows; FSDP adds the gradients up."""
         tokens, total = response_tokens(self.examples), 0.0
+        rank, world = turn() if is_sharded(model) else (0, 1)
         for rows in batches:
-            some = [self.examples[i] for i in rows]
-            nll = _shared_nlls(model, some).sum() if is_sharded(model) else response_nll(model, some)
+            own = rows[rank::world]
+            nll = response_nll(model, [self.examples[i] for i in own or rows[-1:]])
+            if not own:  # it keeps the others company
+                nll = nll * 0
             if gradient:
                 (nll / tokens).backward()  # type: ignore[no-untyped-call]
             total += nll.item()
-        return total / tokens
-
-
-def _shared_nlls(model: nn.Module, examples: Sequence[Example]) -> Tensor:
-    """`row_nlls` of a model that is cut up: each process runs its share of the rows, and all know all numbers.
-
-    A process has the gradient of its own rows alone: FSDP adds them up. One that has none keeps the others company.
-    """
-    rank, world = turn()
-    own = list(range(rank, len(examples), world))
-    found_B = row_nlls(model, [examples[i] for i in own or [-1]])
-    all_B, places_B = found_B.new_zeros(len(examples)), torch.tensor(own, dtype=torch.long, device=found_B.device)
-    all_B[places_B] = found_B.detach()[: len(own)]
-    dist.all_reduce(all_B)
-    return all_B.index_copy(0, places_B, found_B) if own else all_B + 0 * found_B.sum()
+        return (total if world == 1 else sum_over_ranks([total])[0]) / tokens
 
 
 def parts(examples: Sequence[Example], batch_size: int) -> list[list[list[int]]]:
