@@ -14,7 +14,7 @@ import argparse
 import json
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,7 +176,11 @@ def kept_plans() -> Iterator[list[Any]]:
     from counterpoise.cli import plan as shown
 
     printed, plans = shown.tell, []
-    shown.tell = lambda plan, speed, device: plans.append((plan, speed))
+
+    def kept(asked: Any, planned: Callable[[Any], Any], ways: Any, speed: str, *rest: Any) -> None:
+        plans.append((planned(asked), (shown.speed_of(speed) or [])[:2]))
+
+    shown.tell = kept
     try:
         yield plans
     finally:
@@ -194,7 +198,8 @@ def dry_run_of(command: Command, places: Mapping[str, str], folder: Path) -> Any
     given = [places.get(w, w) if i != at else str(folder / w) for i, w in enumerate(words)]
     os.environ.setdefault("OPENAI_API_KEY", "not asked")
     with kept_plans() as plans:
-        get_command(app).main([*given, "--dry-run", "--speed", command.speed, "--quiet"], standalone_mode=False)
+        speed = f"{command.speed},{MEMORY:g}"
+        get_command(app).main([*given, "--dry-run", "--speed", speed, "--quiet"], standalone_mode=False)
     return plans[0] if plans else None
 
 
