@@ -147,6 +147,7 @@ class ResidentAverage:
         return rows[:, 0], rows[:, 1:]
 
     def _shared(self, count: int, work: Callable[[int], list[float]]) -> list[list[float]]:
+        """`work` of each number, known to all processes."""
         return shared(count, work)
 
     def _term(self, partition: Partition, objective: Objective) -> list[float]:
