@@ -11,10 +11,12 @@ import torch
 import transformers
 
 from counterpoise.language import generating, sampling, scoring
-from counterpoise.language.costs import Items, Lengths, drawing_bytes, scoring_bytes, shape_of
+from counterpoise.language.costs import Lengths
+from counterpoise.language.footprints import drawing_bytes, scoring_bytes
 from counterpoise.language.memory import MOST, SHARE, USUAL, as_fits, free_memory, rows_that_fit
 from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import continuation_logprobs
+from counterpoise.language.shapes import Items, shape_of
 from counterpoise.language.ways import out_of_memory, succeeds
 from peak import Peak
 from tiny import tiny, tokenizer

@@ -21,25 +21,11 @@ from typer.testing import CliRunner, Result
 from counterpoise.cli.app import app
 from counterpoise.cli.options import devices_like
 from counterpoise.evaluation.panel import PanelFiles
-from counterpoise.language.costs import (
-    Items,
-    Lengths,
-    Plan,
-    Shape,
-    Stage,
-    cache_bytes,
-    drawing,
-    forward,
-    measuring,
-    optimiser_bytes,
-    shape_of,
-    step_bytes,
-    trained,
-    training,
-    training_bytes,
-)
+from counterpoise.language.costs import Lengths, Plan, Stage, drawing, forward, measuring, training
+from counterpoise.language.footprints import cache_bytes, optimiser_bytes, step_bytes, trained, training_bytes
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example, response_nll
+from counterpoise.language.shapes import Items, Shape, shape_of
 from counterpoise.language.work import PROJECTED, Speed, Work
 from counterpoise.planning.shorter import Ways, restore_fits, shorter as shortened
 from counterpoise.planning.stages import DISTANCE, Loop, align_stages, heal_stages, restore_stages

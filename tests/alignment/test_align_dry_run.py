@@ -17,8 +17,10 @@ from counterpoise.alignment.mitigations.replay import Replay
 from counterpoise.alignment.training.models import Machine
 from counterpoise.alignment.training.stepping import Step
 from counterpoise.cli.app import app
-from counterpoise.language.costs import Plan, Stage, drawing, drawing_bytes, shape_of, training_bytes
+from counterpoise.language.costs import Plan, Stage, drawing
+from counterpoise.language.footprints import drawing_bytes, training_bytes
 from counterpoise.language.scoring import Example, response_nll
+from counterpoise.language.shapes import shape_of
 from counterpoise.planning.align import plan_align
 from counterpoise.planning.looking import look
 from peak import Peak

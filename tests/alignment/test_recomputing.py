@@ -22,8 +22,9 @@ from counterpoise.alignment.training.precision import compute_in_bfloat16
 from counterpoise.alignment.training.stepping import finish_all, start_all, trainable
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language.checkpointing import as_asked, recompute_steps
-from counterpoise.language.costs import shape_of, training_bytes
+from counterpoise.language.footprints import training_bytes
 from counterpoise.language.scoring import Example, response_nll
+from counterpoise.language.shapes import shape_of
 from peak import Peak
 from tiny import tiny, tokenizer
 

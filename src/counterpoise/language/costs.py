@@ -9,63 +9,21 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from torch import nn
 
-from counterpoise.language.chunks import CHUNK
-from counterpoise.language.memory import Rows, rows_that_fit
-from counterpoise.language.work import Speed, Work
-
-EXPERTS = (
-    ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k"),
-    ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
+from counterpoise.language.footprints import (
+    drawing_bytes,
+    gathered_bytes,
+    scoring_bytes,
+    training_bytes,
 )
-"""Names in configs of how many experts a token is sent to, and of how many there are."""
-
+from counterpoise.language.memory import Rows, rows_that_fit
+from counterpoise.language.shapes import Items, Shape
+from counterpoise.language.work import Speed, Work
 
 AGAIN = 4 / 3
 """The operations of a gradient whose forward pass is done again, in those of one that is not."""
-FIXED = 128
-"""A cache of fixed length has a multiple of so many tokens: a step is compiled anew for each length."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What decides the cost of a decoder.
-
-    Attributes:
-        queries, keys: width of all query heads together, and of all key heads.
-        parameters: elements in all; tied tensors count once.
-        body: elements of the matrices that tokens are multiplied with: neither embeddings nor the head.
-        active: of the body what one token is multiplied with: of a mixture's experts those that it is sent to.
-        head: elements of the matrix that gives the vocabulary's logits; 0 without one.
-        largest: elements of the largest parameter.
-        edges: inputs plus outputs of the body's matrices together, of each expert's; LoRA of rank r trains r times as many.
-    """
-
-    layers: int
-    hidden: int
-    intermediate: int
-    queries: int
-    keys: int
-    vocabulary: int
-    parameters: int
-    body: int
-    active: int
-    head: int
-    largest: int
-    edges: int
-
-    @property
-    def block(self) -> int:
-        """Elements of a layer's matrices."""
-        return self.body // self.layers
-
-    @property
-    def outside(self) -> int:
-        """Elements that are in no layer's matrix."""
-        return self.parameters - self.body
 
 
 @dataclass(frozen=True)
@@ -203,55 +161,6 @@ def at_once(asked: Rows, taken: int) -> str:
     return f", {asked} at once would be halved to {taken}" if taken < asked else ""
 
 
-@dataclass(frozen=True)
-class Items:
-    """The items of an ability on one part.
-
-    Attributes:
-        prompt, choices, continuation: tokens of a context, continuations a context, tokens of each.
-        generated: tokens drawn for an item; 0 for one that is only scored.
-        shared: whether an item's context is run once for all its continuations (lm-eval runs it for each).
-    """
-
-    name: str
-    count: int
-    prompt: float
-    choices: float = 1.0
-    continuation: float = 0.0
-    generated: int = 0
-    shared: bool = True
-
-
-def shape_of(model: nn.Module) -> Shape:
-    """The shape of a transformers model, which may lie on the meta device."""
-    config: Any = model.config.get_text_config()  # type: ignore[operator,union-attr]
-    width, heads = config.hidden_size, getattr(config, "num_attention_heads", None) or 0  # none where states recur
-    head_width = getattr(config, "head_dim", None) or width // max(1, heads)
-    key_heads = getattr(config, "num_key_value_heads", None) or heads
-    out = model.get_output_embeddings()  # type: ignore[operator]
-    head = None if out is None else out.weight
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)} | {id(head)}
-    parameters = list(model.parameters())
-    matrices = {n: p for n, p in model.named_parameters() if p.dim() > 1 and id(p) not in tables}
-    body = sum(p.numel() for p in matrices.values())
-    experts = sum(p.numel() for n, p in matrices.items() if "experts" in n.split("."))
-    asked, held = (next((getattr(config, n) for n in names if getattr(config, n, None)), 1) for names in EXPERTS)
-    return Shape(
-        layers=config.num_hidden_layers,
-        hidden=width,
-        intermediate=getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * width,
-        queries=heads * head_width,
-        keys=key_heads * head_width,
-        vocabulary=config.vocab_size,
-        parameters=sum(p.numel() for p in parameters),
-        body=body,
-        active=body - experts + experts * asked // held,
-        head=0 if head is None else head.numel(),
-        largest=max(p.numel() for p in parameters),
-        edges=sum(math.prod(p.shape[:-2]) * sum(p.shape[-2:]) for p in matrices.values()),
-    )
-
-
 def forward(shape: Shape, tokens: float, *, sequences: float = 1, logits: float = 0, start: float = 0) -> Work:
     """A pass over sequences of `tokens` tokens: 2 operations per weight and token, and the attention.
 
@@ -303,92 +212,6 @@ def measuring(shape: Shape, items: Items, *, batch: int, itemsize: int) -> Work:
     if items.generated:
         found += drawing(shape, items.prompt, items.generated, prompts=items.count, batch=batch, itemsize=itemsize)
     return found
-
-
-def trained(shape: Shape, lora: int | None = None) -> int:
-    """Parameters that the optimiser moves: all, or rank * (inputs + outputs) of every matrix of the body."""
-    return shape.parameters if lora is None else lora * shape.edges
-
-
-def optimiser_bytes(count: int, itemsize: int) -> dict[str, int]:
-    """Gradients (one number a trained parameter) and Adam's two moments (two), in the dtype of the weights."""
-    return {"gradients": count * itemsize, "Adam's moments": 2 * count * itemsize}
-
-
-def step_bytes(shape: Shape, count: int, itemsize: int, *, fused: bool, cuda: bool) -> int:
-    """What Adam needs for a moment: on a GPU torch works on all parameters at once unless it is fused, else on one."""
-    return 0 if fused else count * itemsize if cuda else 2 * shape.largest * itemsize
-
-
-def cache_bytes(shape: Shape, sequences: float, tokens: float, itemsize: int) -> int:
-    """Keys and values: 2 * layers * keys * sequences * tokens * itemsize."""
-    return math.ceil(2 * shape.layers * shape.keys * sequences * tokens * itemsize)
-
-
-def passing_bytes(shape: Shape, tokens: float, itemsize: int) -> int:
-    """While so many tokens pass through a layer and nothing is kept for a gradient (counted on Llama with sdpa attention)."""
-    return math.ceil(tokens * (4 * shape.hidden + 3 * shape.intermediate + 2 * shape.queries) * itemsize)
-
-
-def held_tokens(tokens: float, *, fixed: bool) -> float:
-    """Tokens that a cache has room for: so many, or of one of a few lengths that do not change while responses grow."""
-    return math.ceil(tokens / FIXED) * FIXED if fixed else tokens
-
-
-def drawing_bytes(
-    shape: Shape, sequences: float, prompt: float, response: float, itemsize: int, *, fixed: bool = False
-) -> int:
-    """While responses are drawn: the cache, and what the prompts need while they are read or a step then needs.
-
-    Prompts count for each sequence: those that share one take less. In a step the cache of one layer is there twice, and
-    of the logits six copies in float32 (a sum in float64 among them).
-    """
-    cache = cache_bytes(shape, sequences, held_tokens(prompt + response, fixed=fixed), itemsize)
-    step = cache / max(1, shape.layers) + 6 * 4 * sequences * shape.vocabulary
-    return math.ceil(cache + max(step, passing_bytes(shape, sequences * prompt, itemsize)))
-
-
-def gathered_bytes(shape: Shape, itemsize: int, *, gradients: bool = False) -> int:
-    """Whole weights beside those that a process holds of a model that is cut up: a block, the next, and what is in no block.
-
-    Gradients of a block and of what is in none are whole as well until they are shared out.
-    """
-    return (shape.outside + 2 * shape.block + (shape.outside + shape.block if gradients else 0)) * itemsize
-
-
-def scoring_bytes(shape: Shape, items: Items, *, batch: int, itemsize: int) -> int:
-    """While items are scored: logits of a batch in the model's dtype, a chunk of them in float32; its cache, a layer."""
-    whole = items.prompt + items.continuation
-    rows = batch * (items.choices if items.shared else 1)
-    positions = rows * (items.continuation if items.shared else whole)
-    logits = positions * shape.vocabulary
-    passing = passing_bytes(shape, max(positions, batch * items.prompt), itemsize)
-    return (
-        math.ceil(logits * itemsize + _in_chunks(logits / rows)) + cache_bytes(shape, rows, whole, itemsize) + passing
-    )
-
-
-def _in_chunks(logits: float) -> float:
-    """Of a row of so many logits what is in float32 at once: five copies of a chunk (`chunks.token_logprobs`)."""
-    return 5 * 4 * min(logits, CHUNK)
-
-
-def training_bytes(
-    shape: Shape, sequences: float, prompt: float, response: float, itemsize: int, *, recompute: bool = False
-) -> int:
-    """While a gradient is computed: what the backward pass needs again, and the logits of the responses.
-
-    layers * tokens * (8 hidden + 2 queries + 2 keys + 4 intermediate) * itemsize + logits * 3 * itemsize + a chunk's
-
-    Per layer the inputs of both norms, of the projections and of the gated activation, their float32 copies counted in
-    (counted on Llama with sdpa attention); of the logits the model's own, their gradient and that of the rows before
-    padding was left out. With gradient checkpointing one layer's are kept at a time, and the input of every layer.
-    """
-    kept = 8 * shape.hidden + 2 * shape.queries + 2 * shape.keys + 4 * shape.intermediate
-    tokens = sequences * (prompt + response)
-    logits = sequences * (response + 1) * shape.vocabulary if shape.head else 0
-    layers = shape.layers * kept if not recompute else kept + shape.layers * shape.hidden
-    return math.ceil(layers * tokens * itemsize + logits * 3 * itemsize + _in_chunks(logits / max(1, sequences)))
 
 
 def drawn(

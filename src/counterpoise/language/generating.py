@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from counterpoise.language.costs import held_tokens
+from counterpoise.language.footprints import held_tokens
 from counterpoise.language.scoring import Example, by_length, device_of, left_pad, position_ids_of, scored_plainly
 from counterpoise.language.ways import asking, probes, remembered, succeeds, warn_of
 

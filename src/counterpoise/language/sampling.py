@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from counterpoise.language.costs import drawing_bytes, shape_of
 from counterpoise.language.engine import Engine, LanguageModel
+from counterpoise.language.footprints import drawing_bytes
 from counterpoise.language.generating import batches, begun_rows, blank_generation_config, to_the_end, way_of
 from counterpoise.language.memory import USUAL, Rows, as_fits, free_memory, rows_that_fit
 from counterpoise.language.scoring import (
@@ -24,6 +24,7 @@ from counterpoise.language.scoring import (
     left_pad,
     refuse_too_long,
 )
+from counterpoise.language.shapes import shape_of
 from counterpoise.language.templates import has_template, render
 from counterpoise.language.ways import NoNumbers, remembered
 from counterpoise.ranks import from_first, gathered, in_step, turn

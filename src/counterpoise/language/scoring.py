@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from counterpoise.language.chunks import token_logprobs
-from counterpoise.language.costs import Items, scoring_bytes, shape_of
 from counterpoise.language.engine import Engine, LanguageModel
+from counterpoise.language.footprints import scoring_bytes
 from counterpoise.language.memory import Rows, as_fits, free_memory, rows_that_fit
+from counterpoise.language.shapes import Items, shape_of
 from counterpoise.language.ways import Plain, asking, context_of, probes, remembered, warn_of
 
 T = TypeVar("T")

@@ -14,20 +14,11 @@ from counterpoise.alignment.preferences import read_preferences
 from counterpoise.alignment.settings import InRounds
 from counterpoise.alignment.training.processes import ASSUMED_SHARES
 from counterpoise.checkpoints.checkpoint import short
-from counterpoise.language.costs import (
-    Plan,
-    Shape,
-    Stage,
-    at_once,
-    drawing_bytes,
-    drawn,
-    gathered_bytes,
-    optimiser_bytes,
-    step_bytes,
-    trained,
-)
+from counterpoise.language.costs import Plan, Stage, at_once, drawn
+from counterpoise.language.footprints import drawing_bytes, gathered_bytes, optimiser_bytes, step_bytes, trained
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
+from counterpoise.language.shapes import Shape
 from counterpoise.language.ways import context_of
 from counterpoise.planning.looking import Source, Words, judged, lengths, look, look_at_reward, room, room_for, said_of
 from counterpoise.planning.restore import ASSUMED, BOUNDS

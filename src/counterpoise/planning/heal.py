@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from counterpoise.alignment.heal import Healing, held_in, off_line, take_turns, too_large
 from counterpoise.checkpoints.checkpoint import short
-from counterpoise.language.costs import Lengths, Plan, Stage, optimiser_bytes
+from counterpoise.language.costs import Lengths, Plan, Stage
+from counterpoise.language.footprints import optimiser_bytes
 from counterpoise.planning.looking import fit, look, room
 from counterpoise.planning.restore import ASSUMED, BOUNDS
 from counterpoise.planning.stages import heal_stages

@@ -10,8 +10,9 @@ from typing import Any
 from counterpoise.checkpoints.checkpoint import short
 from counterpoise.judging.alpaca import OutputPair
 from counterpoise.judging.pairrm import read, refuse_no_pairrm
-from counterpoise.language.costs import Plan, Stage, at_once, cache_bytes, drawing, drawing_bytes, forward
+from counterpoise.language.costs import Plan, Stage, at_once, drawing, forward
 from counterpoise.language.dtypes import computed_in
+from counterpoise.language.footprints import cache_bytes, drawing_bytes
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.ways import context_of

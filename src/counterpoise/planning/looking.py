@@ -37,11 +37,12 @@ from counterpoise.evaluation.items import FileAbility
 from counterpoise.evaluation.parts import Part
 from counterpoise.evaluation.rewards import python_reward, read_labelled
 from counterpoise.evaluation.specs import RewardSpec, fewest
-from counterpoise.language.costs import Items, Lengths, Shape, shape_of
+from counterpoise.language.costs import Lengths
 from counterpoise.language.loading import without_bars
 from counterpoise.language.memory import free_memory
 from counterpoise.language.prompts import Prompt, encode_prompt, refuse_long_prompts
 from counterpoise.language.sampling import Drawing
+from counterpoise.language.shapes import Items, Shape, shape_of
 from counterpoise.language.ways import context_of
 
 CHARACTERS = 4

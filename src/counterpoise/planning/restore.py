@@ -19,8 +19,9 @@ from counterpoise.evaluation.abilities import is_file
 from counterpoise.evaluation.panel import Panel, PanelFiles
 from counterpoise.evaluation.parts import Part
 from counterpoise.evaluation.results import measurement
-from counterpoise.language.costs import Plan, Stage, gathered_bytes
+from counterpoise.language.costs import Plan, Stage
 from counterpoise.language.dtypes import computed_in
+from counterpoise.language.footprints import gathered_bytes
 from counterpoise.language.memory import Rows, free_memory
 from counterpoise.language.prompts import Prompt, read_prompts
 from counterpoise.planning.looking import (

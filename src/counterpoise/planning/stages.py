@@ -10,20 +10,11 @@ from counterpoise.alignment.heal import CHECKED
 from counterpoise.alignment.settings import Teaching
 from counterpoise.evaluation.parts import Part
 from counterpoise.language import costs
-from counterpoise.language.costs import (
-    AGAIN,
-    Items,
-    Lengths,
-    Shape,
-    Stage,
-    at_once,
-    drawing_bytes,
-    drawn,
-    training,
-    training_bytes,
-)
+from counterpoise.language.costs import AGAIN, Lengths, Stage, at_once, drawn, training
 from counterpoise.language.divergence import HELD, WIDE
+from counterpoise.language.footprints import drawing_bytes, scoring_bytes, training_bytes
 from counterpoise.language.memory import USUAL, Rows
+from counterpoise.language.shapes import Items, Shape
 from counterpoise.language.work import Work
 from counterpoise.search.candidates import Extent, Search
 from counterpoise.search.retention import OPENINGS
@@ -59,7 +50,7 @@ def restore_stages(
         for ability in items[part]:
             how = {"batch": at.scored_at_once(shape, ability), "itemsize": at.itemsize}
             work += costs.measuring(shape, ability, **how)
-            memory = max(memory, costs.scoring_bytes(shape, ability, **how))
+            memory = max(memory, scoring_bytes(shape, ability, **how))
         total, fewest = (
             sum(i.count for i in items[part]),
             min((at.scored_at_once(shape, i) for i in items[part]), default=0),
@@ -134,7 +125,7 @@ def align_stages(shape: Shape, reward: Shape | None, at: Lengths, loop: Loop, *,
         stages.append(Stage(DRAWING, what, work, memory))
     passed = costs.forward(shape, at.prompt + at.response, sequences=sequences, logits=at.response)
     if loop.method == "ppo":
-        logits = costs.scoring_bytes(shape, Items("", 1, 0, 1, at.response), batch=at.batch, itemsize=at.itemsize)
+        logits = scoring_bytes(shape, Items("", 1, 0, 1, at.response), batch=at.batch, itemsize=at.itemsize)
         what = f"{times} iterations x {loop.prompts:,} responses, the policy's and PRE's"
         stages.append(Stage("log-probabilities", what, passed * (2 * times), logits))
     own = one = training(shape, at.prompt, at.response, sequences=sequences) * again

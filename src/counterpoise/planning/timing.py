@@ -13,10 +13,11 @@ from torch import nn
 
 from counterpoise.averaging.mix import mix
 from counterpoise.checkpoints.files import first_line
-from counterpoise.language.costs import Lengths, Plan, forward, shape_of, training
+from counterpoise.language.costs import Lengths, Plan, forward, training
 from counterpoise.language.memory import free_memory
 from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import Example, response_nll, score_responses
+from counterpoise.language.shapes import shape_of
 from counterpoise.language.ways import context_of
 from counterpoise.language.work import Speed
 

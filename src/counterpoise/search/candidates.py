@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 
 from counterpoise.averaging.partition import Partition, layerwise, partition
 from counterpoise.evaluation.workbench import Model, Workbench
-from counterpoise.language.costs import AGAIN, Lengths, Shape, Stage, drawn, training
+from counterpoise.language.costs import AGAIN, Lengths, Stage, drawn, training
+from counterpoise.language.shapes import Shape
 from counterpoise.language.work import PROJECTED, Work
 from counterpoise.search.both_sides import BothSides
 from counterpoise.search.hma import linear_ramp, random_ratios
