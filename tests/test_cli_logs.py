@@ -22,6 +22,7 @@ OPTIONS = [
     "--prompts a", "--reward a", "--abilities a", "--work a", "--drop a", "--allow-unrelated", "--limit 5", "--prompt-limit 5",
     "--replies 2", "--seed 1", "--device cpu", "--dtype auto", "--batch-size 4", "--max-new-tokens 4", "--temperature 1",
     "--no-chat-template", "--trust-tasks", "--fast", "--engine vllm", "--tensor-parallel 2",
+    "--shard", "--compile",
 ]  # fmt: skip
 
 
