@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import TypeVar
@@ -71,12 +72,15 @@ def said(speed: Speed) -> str:
 
     >>> said(Speed(3e10, 5e9)), said(Speed(3e10, math.inf, 2e10, None, 0.03))
     ('3e+10 FLOP/s and 5e+09 bytes/s', '3e+10 FLOP/s, 2e+10 and 0.03 s a token while drawing')
+    >>> said(Speed(3e10, math.inf, start=7.1))
+    '3e+10 FLOP/s; 8 s of it to start'
     """
     if speed.bytes < math.inf:
         return f"{speed.flops:.2g} FLOP/s and {speed.bytes:.2g} bytes/s"
     found = [f"{speed.flops:.2g} FLOP/s"]
     found += [] if speed.drawn is None else [f"{speed.drawn:.2g} and {speed.step:.2g} s a token while drawing"]
-    return ", ".join(found + ([] if speed.trained is None else [f"{speed.trained:.2g} with a gradient"]))
+    found += [] if speed.trained is None else [f"{speed.trained:.2g} with a gradient"]
+    return ", ".join(found) + (f"; {duration(speed.start)} of it to start" if speed.start else "")
 
 
 def size(count: float) -> str:
@@ -137,5 +141,10 @@ def tell(
     if memory is not None and plan.peak > memory:
         what = f"{device}: expected {size(plan.peak)} of memory, found {size(memory)}"
         raise ValueError(f"{what}; {smaller(plan, fits, planned, memory)}")
-    found, how = speed_at(plan, device) if given is None else (Speed(flops, read, update=12 / read), GIVEN)
+    if given is None:
+        start = time.process_time()  # of this process, which has imported what a run imports
+        found, how = speed_at(plan, device)
+        found = found._replace(start=start)
+    else:
+        found, how = Speed(flops, read, update=12 / read), GIVEN
     show_plan(plan, found, how, device, memory, shorter(asked, plan, ways, planned, found), as_json=as_json)

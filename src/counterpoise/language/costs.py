@@ -71,8 +71,8 @@ class Plan:
         return sum(self.resident.values()) + max((s.memory for s in self.stages), default=0)
 
     def seconds(self, speed: Speed) -> float:
-        """All stages, one after the other."""
-        return sum(s.work.seconds(speed) for s in self.stages)
+        """The start, and all stages one after the other."""
+        return speed.start + sum(s.work.seconds(speed) for s in self.stages)
 
 
 @dataclass(frozen=True)

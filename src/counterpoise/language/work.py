@@ -15,6 +15,7 @@ class Speed(NamedTuple):
         drawn, trained: operations a second while tokens are drawn one by one, and with a gradient; None: as `flops`.
         step: seconds that drawing one token takes beside each row's operations: weights read, launches, Python.
         update: seconds an element of the update takes to be mixed in.
+        start: seconds until a process has begun.
     """
 
     flops: float
@@ -23,6 +24,7 @@ class Speed(NamedTuple):
     trained: float | None = None
     step: float = 0.0
     update: float = 0.0
+    start: float = 0.0
 
 
 @dataclass(frozen=True)

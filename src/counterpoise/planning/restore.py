@@ -44,7 +44,7 @@ from counterpoise.statistics.demand import WITHIN, would_do
 BOUNDS = "every response as long as --max-new-tokens, no early end of a search or of training: upper bounds"
 ASSUMED = (
     "a stage's memory comes on top of the weights and of all else that is resident",
-    "nothing for starting, loading, hashing and the disk, and for a reward that is a function",
+    "nothing for loading, hashing and the disk, for a reward that is a function, or for starting where --speed is given",
 )
 
 
