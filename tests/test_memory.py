@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from counterpoise.language import generating, sampling, scoring
+from counterpoise.language import generating, scoring
 from counterpoise.language.costs import Lengths
 from counterpoise.language.footprints import drawing_bytes, scoring_bytes
 from counterpoise.language.memory import MOST, SHARE, USUAL, as_fits, free_memory, rows_that_fit
@@ -110,8 +110,7 @@ def test_auto_takes_the_rows_that_the_dry_run_tells_and_its_numbers_are_those_of
     at = Lengths(3.5, 6, 5, 1, 8, auto=True, room=drawing_bytes(shape, 30, 6, 5, 8) / SHARE)
     items = Items("", 1, 6, 2, 3, shared=scoring.way_of(model).shares)
     model.register_forward_pre_hook(lambda m, a, named: sizes.append(len(named["input_ids"])), with_kwargs=True)
-    for place in (sampling, scoring):
-        monkeypatch.setattr(place, "free_memory", lambda device: at.room)
+    monkeypatch.setattr("counterpoise.language.memory.free_memory", lambda device: at.room)
     found = sample(model, tokenizer(), prompts, replace(how, batch_size="auto"))
     assert (max(sizes), at.drawn_at_once(shape, 2)) == (16, 16)
     sizes.clear()

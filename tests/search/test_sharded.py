@@ -23,6 +23,7 @@ from counterpoise.averaging.partition import layerwise, thirds
 from counterpoise.averaging.resident import ResidentAverage
 from counterpoise.averaging.sharded import ShardedAverage
 from counterpoise.checkpoints.preflight import Pair, preflight
+from counterpoise.language import memory
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example
 from counterpoise.language.sharded import own_part
@@ -73,6 +74,7 @@ def live(resident: ResidentAverage | None = None) -> int:
 
 def half(rank: int, folder: Path) -> None:
     """What this process holds and finds."""
+    memory.free_memory = lambda device: 1000 * (1 + rank)
     found = {}
     for name, compute in json.loads((folder / "cases.json").read_text()):
         pair = preflight(folder / name / "pre", folder / name / "post")
@@ -100,6 +102,7 @@ def found_of(pair: Pair, compute: str, file: Path) -> dict[str, Any]:
         "slopes": [x.tolist() for x in slopes],
         "held": [x.tolist() for x in held],
         "nll": PROXIES.nll(resident.model),
+        "free": memory.free_beside(resident.model),
         "left": all(p.grad is None for p in parameters.values()),
         "recomputes": resident.recomputes,
         "share": share,
@@ -147,6 +150,11 @@ def test_losses_and_gradients_are_those_of_one_process(two: Path, name: str, com
     for losses, gradients in (found[0]["slopes"], found[0]["held"]):  # PRE and POST mapped, and held
         np.testing.assert_allclose(losses, wanted[0], rtol=close, atol=close * np.abs(wanted[0]).max())
         np.testing.assert_allclose(gradients, wanted[1], rtol=close, atol=close * np.abs(wanted[1]).max())
+
+
+def test_as_many_rows_fit_in_every_process(two: Path) -> None:
+    free = [{f["free"] for f in json.loads((two / f"{rank}.json").read_text()).values()} for rank in range(2)]
+    assert free == [{1000}, {1000}]
 
 
 def test_each_process_holds_and_reads_half(two: Path) -> None:

@@ -135,17 +135,21 @@ class Lengths:
 
     def training_memory(self, shape: Shape) -> int:
         """Bytes while the gradient of a search is computed."""
-        return self._training(shape, recompute=self.is_scarce(shape))
+        return self._training(shape, recompute=self.computes_again(shape))
+
+    def computes_again(self, shape: Shape) -> bool:
+        """Whether a search's gradient computes layers again: of a model that is cut up, and where there is no room."""
+        return self.shares > 1 or self.is_scarce(shape)
 
     def is_scarce(self, shape: Shape) -> bool:
-        """Whether there is no room for all that a search's gradient keeps, so that a run computes layers again."""
-        return self.room is not None and self._training(shape) > self.room
+        """Whether there is no room for all that a search's gradient keeps."""
+        return self.room is not None and self._training(shape, recompute=self.shares > 1) > self.room
 
-    def _training(self, shape: Shape, *, recompute: bool = False) -> int:
+    def _training(self, shape: Shape, *, recompute: bool) -> int:
         how = math.ceil(self.batch / self.shares), self.longest, self.response, self.itemsize
+        kept = training_bytes(shape, *how, recompute=recompute)
         if self.shares == 1:
-            return training_bytes(shape, *how, recompute=recompute) + shape.largest * self.itemsize
-        kept = training_bytes(shape, *how, recompute=True)
+            return kept + shape.largest * self.itemsize
         gradients = gathered_bytes(shape, self.itemsize, gradients=True) - gathered_bytes(shape, self.itemsize)
         return kept + gradients + 4 * max(shape.outside, shape.block)  # added up in float32
 

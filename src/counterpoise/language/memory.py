@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from counterpoise.language.ways import out_of_memory, remembered, warn_of
-from counterpoise.ranks import in_step
+from counterpoise.ranks import from_first, in_step
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -39,6 +39,12 @@ def free_memory(device: str | torch.device) -> int | None:
         return 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
     known = "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {})
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else None
+
+
+def free_beside(model: nn.Module) -> int | None:
+    """What is free on a model's device; of one that is cut up the first process's word counts, as all run it in step."""
+    device = next(model.parameters()).device
+    return from_first(lambda: free_memory(device)) if in_step(model) else free_memory(device)
 
 
 def rows_that_fit(asked: Rows, need: Callable[[int], float], memory: float | None, least: int = 1) -> int:

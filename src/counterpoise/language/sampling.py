@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from counterpoise.language.engine import Engine, LanguageModel
 from counterpoise.language.footprints import drawing_bytes
 from counterpoise.language.generating import batches, begun_rows, blank_generation_config, to_the_end, way_of
-from counterpoise.language.memory import USUAL, Rows, as_fits, free_memory, rows_that_fit
+from counterpoise.language.memory import USUAL, Rows, as_fits, free_beside, rows_that_fit
 from counterpoise.language.scoring import (
     device_of,
     left_pad,
@@ -177,7 +177,7 @@ def settled(model: LanguageModel, prompts: Sequence[tuple[int, ...]], drawing: D
     def need(rows: int) -> int:
         return drawing_bytes(shape, rows, longest, drawing.max_new_tokens, size, fixed=drawing.compiled)
 
-    rows = rows_that_fit("auto", need, free_memory(device_of(model)), drawing.n)
+    rows = rows_that_fit("auto", need, free_beside(model), drawing.n)
     return replace(drawing, batch_size=rows)
 
 
@@ -193,9 +193,9 @@ def sample_together(
 
     A model whose weights are cut up answers all of them in all processes, in step.
     """
-    drawing = from_first(lambda: settled(model, prompts, drawing))
     if isinstance(model, nn.Module) and in_step(model):
         return sample(model, tokenizer, prompts, drawing, progress=progress)
+    drawing = from_first(lambda: settled(model, prompts, drawing))
     parts = gathered(lambda: sample(model, tokenizer, prompts, drawing, turn=turn(), progress=progress))
     return [next(filter(None, of)) for of in zip(*parts, strict=True)]
 

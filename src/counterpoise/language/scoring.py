@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from counterpoise.language.chunks import token_logprobs
 from counterpoise.language.engine import Engine, LanguageModel
 from counterpoise.language.footprints import scoring_bytes
-from counterpoise.language.memory import Rows, as_fits, free_memory, rows_that_fit
+from counterpoise.language.memory import Rows, as_fits, free_beside, rows_that_fit
 from counterpoise.language.shapes import Items, shape_of
 from counterpoise.language.ways import Plain, asking, context_of, probes, remembered, warn_of
 
@@ -89,7 +89,7 @@ def _rows_that_fit(
     sizes = max(map(len, contexts), default=1), choices, max((len(c) for of in continuations for c in of), default=1)
     need = partial(scoring_bytes, remembered(model, "shape", shape_of), Items("", 1, *sizes, shared=shared))
     size = next(model.parameters()).dtype.itemsize
-    return rows_that_fit("auto", lambda rows: need(batch=rows, itemsize=size), free_memory(device_of(model)))
+    return rows_that_fit("auto", lambda rows: need(batch=rows, itemsize=size), free_beside(model))
 
 
 def _score_group(

@@ -317,12 +317,14 @@ def _pass(work: Extent, size: int) -> Work:
     """A pass over so many responses with its gradient, which each batch of them projects on the update."""
     projections = PROJECTED * work.shape.parameters * math.ceil(size / work.at.batch)
     found = training(work.shape, work.at.prompt, work.at.response, sequences=size)
-    found *= AGAIN if work.at.is_scarce(work.shape) else 1
+    found *= AGAIN if work.at.computes_again(work.shape) else 1
     return found + Work(update=projections + work.shape.parameters)
 
 
 def _computed_again(work: Extent) -> str:
-    return "; no memory for all that a gradient needs: layers would be computed again" * work.at.is_scarce(work.shape)
+    return "; no memory for all that a gradient needs: layers would be computed again" * (
+        work.at.shares == 1 and work.at.is_scarce(work.shape)
+    )
 
 
 def _drawing_proxies(work: Extent, size: int) -> tuple[Stage, int]:
