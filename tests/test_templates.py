@@ -16,7 +16,7 @@ from counterpoise.language import templates
 from counterpoise.language.prompts import Prompt, encode_prompt, read_prompts
 from counterpoise.language.sampling import Drawing, turn_end
 from counterpoise.language.templates import fitted
-from counterpoise.planning.looking import Words
+from counterpoise.planning.texts import Words
 from tiny import tokenizer
 
 PLAIN = (

@@ -20,9 +20,10 @@ from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.shapes import Shape
 from counterpoise.language.ways import context_of
-from counterpoise.planning.looking import Source, Words, judged, lengths, look, look_at_reward, room, room_for, said_of
+from counterpoise.planning.looking import Source, judged, look, look_at_reward, room, room_for, said_of
 from counterpoise.planning.restore import ASSUMED, BOUNDS
 from counterpoise.planning.stages import DRAWING, REPLAYED, TRAINING, Loop, align_stages
+from counterpoise.planning.texts import Words, lengths
 
 CUT_UP = ("weights", "PRE, frozen")
 """What is cut up in any case; with LoRA the rest is of the adapter, which is not."""

@@ -16,8 +16,9 @@ from counterpoise.language.footprints import cache_bytes, drawing_bytes
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.ways import context_of
-from counterpoise.planning.looking import Words, judged, lengths, look, look_at_reward, room, said_of
+from counterpoise.planning.looking import judged, look, look_at_reward, room, said_of
 from counterpoise.planning.restore import ASSUMED
+from counterpoise.planning.texts import Words, lengths
 
 BATCH = 16
 """Pairs or responses that a reward or preference model sees at once."""

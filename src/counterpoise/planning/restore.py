@@ -24,18 +24,9 @@ from counterpoise.language.dtypes import computed_in
 from counterpoise.language.footprints import gathered_bytes
 from counterpoise.language.memory import Rows, free_memory
 from counterpoise.language.prompts import Prompt, read_prompts
-from counterpoise.planning.looking import (
-    Words,
-    fit,
-    judged,
-    lengths,
-    look,
-    look_at_abilities,
-    look_at_reward,
-    room,
-    said_of,
-)
+from counterpoise.planning.looking import fit, judged, look, look_at_reward, room, said_of
 from counterpoise.planning.stages import heal_stages, restore_stages
+from counterpoise.planning.texts import Words, lengths, look_at_abilities
 from counterpoise.restoration.request import RESULT, Request
 from counterpoise.search.candidates import HMA, Extent, Ramp, TwoSided
 from counterpoise.search.retention import OPENINGS
