@@ -168,11 +168,8 @@ def settled(model: LanguageModel, prompts: Sequence[tuple[int, ...]], drawing: D
     """A drawing with a number in the place of "auto": of responses to these prompts as many as fit now."""
     if drawing.batch_size != "auto" or isinstance(model, Engine) or not prompts:
         return drawing
-    shape, size, longest = (
-        remembered(model, "shape", shape_of),
-        next(model.parameters()).dtype.itemsize,
-        max(map(len, prompts)),
-    )
+    shape, longest = remembered(model, "shape", shape_of), max(map(len, prompts))
+    size = next(model.parameters()).dtype.itemsize
 
     def need(rows: int) -> int:
         return drawing_bytes(shape, rows, longest, drawing.max_new_tokens, size, fixed=drawing.compiled)

@@ -51,10 +51,8 @@ def restore_stages(
             how = {"batch": at.scored_at_once(shape, ability), "itemsize": at.itemsize}
             work += costs.measuring(shape, ability, **how)
             memory = max(memory, scoring_bytes(shape, ability, **how))
-        total, fewest = (
-            sum(i.count for i in items[part]),
-            min((at.scored_at_once(shape, i) for i in items[part]), default=0),
-        )
+        total = sum(i.count for i in items[part])
+        fewest = min((at.scored_at_once(shape, i) for i in items[part]), default=0)
         scored = at_once(at.scores, fewest) if items[part] else ""
         what = f"{noun} x ({parts[part] * replies:,} responses{at.said(shape, replies)}, {total:,} items{scored})"
         return Stage(f"{part} data", what, work * count, memory)

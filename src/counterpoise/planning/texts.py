@@ -9,10 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from counterpoise.checkpoints.files import (
-    CheckpointError,
-    first_line,
-)  # fmt: skip
+from counterpoise.checkpoints.files import CheckpointError, first_line
 from counterpoise.evaluation.abilities import is_file, load_abilities, refuse_repeats
 from counterpoise.evaluation.items import FileAbility
 from counterpoise.evaluation.parts import Part

@@ -151,7 +151,8 @@ class _Carried(Store):
     """A store in memory, in front of another one where there is one."""
 
     def __init__(self, values: Values, behind: Store | None = None) -> None:
-        self.values, self.behind, self.in_step = values, behind, False
+        super().__init__("")  # no folder is made before something is kept, and here nothing is
+        self.values, self.behind = values, behind
 
     def once(self, key: Mapping[str, Any], work: Callable[[], Any]) -> Any:
         name = digest(key)
