@@ -1,6 +1,6 @@
 """Healing beside averaging on SmolLM2-135M-Instruct with something to lose: one results file a method and seed.
 
-    python experiments/winning/smollm.py DATA WORK [--method rsf] [--seed 0] [--first N] [--results FOLDER]
+    python experiments/winning/smollm.py DATA WORK [--method rsf] [--seed 0] [--first N] [--items N]
 
 DATA is the folder of real models and data; its sibling ../tools/smollm2_to_hf.py makes the model. PRE is that model after
 captions French to English and the sentiment of reviews, both as plain text. A reward model learns one half of the HH
@@ -47,8 +47,6 @@ from counterpoise.records import Store
 HERE = Path(__file__).resolve().parent
 LEARNED = {"captions": 1000, "reviews": 320}
 """What PRE learns once."""
-ITEMS, PROMPTS = 100, 100
-"""Of each ability and of the reward in the held-out part."""
 TAUGHT = ("generate:{}/captions.jsonl?metric=bleu", "choices:{}/reviews.jsonl")
 UNSEEN = ("choices:{}/arc_easy.jsonl", "choices:{}/piqa.jsonl", "continue:{}/lambada.jsonl")
 METHODS: dict[str, Callable[..., Any]] = {"rsf": rsf, "dpo": dpo}
@@ -67,13 +65,14 @@ def main() -> None:
     parser.add_argument("--method", choices=METHODS, default="rsf")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, help="arms, in their order; default: all")
+    parser.add_argument("--items", type=int, default=300, help="of each ability, and prompts of the reward, held out")
     parser.add_argument("--results", type=Path, default=HERE / "smollm")
     options = parser.parse_args()
     options.results.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     name = f"{options.method}-{options.seed}"
     told("begins", name)
-    real = Real(options.work, options.method, options.seed, options.data)
+    real = Real(options.work, options.method, options.seed, options.data, options.items)
     real.arms = real.arms[: options.first]
     for point in real.measured_arms():
         real.write(options.results / f"smollm-{name}.json")
@@ -109,8 +108,8 @@ class Real(World):
         Average("MA", 0.3),
     )
 
-    def __init__(self, work: Path, method: str, seed: int, data: Path) -> None:
-        self.work, self.method, self.data = work.absolute(), method, data
+    def __init__(self, work: Path, method: str, seed: int, data: Path, items: int) -> None:
+        self.work, self.method, self.data, self.items = work.absolute(), method, data, items
         super().__init__(self.work / f"{method}-{seed}", seed)
 
     def make(self) -> dict[str, Any]:
@@ -179,7 +178,7 @@ class Real(World):
     def measures(self) -> Panel:
         """The reward and five abilities, two of them asked by a teacher."""
         specs = [spec.format(self.work) for spec in (*TAUGHT, *UNSEEN)]
-        limits: dict[str, Any] = {"limit": ITEMS, "prompt_limit": PROMPTS}
+        limits: dict[str, Any] = {"limit": self.items, "prompt_limit": self.items}
         return Panel.load(
             self.folder / "prompts.jsonl", str(self.work / "judge"), specs, drawing=self.drawing, **limits
         )
