@@ -570,9 +570,7 @@ def test_a_pair_above_one_device_fits_cut_up_among_as_many_as_is_said(
     assert "shard: expected several processes, found one; start it with torchrun" in " ".join(alone.output.split())
     refused = planned("--shard", "--heal", 2)
     assert refused.exit_code == 1
-    assert "shard: averages are drawn and scored by transformers alone, found healing" in " ".join(
-        refused.output.split()
-    )
+    assert "shard: expected no healing, which has a command of its own" in " ".join(refused.output.split())
 
 
 def test_no_more_processes_are_advised_than_there_are_devices(world: Path) -> None:

@@ -31,6 +31,7 @@ from counterpoise.cli.app import app
 from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import continuation_logprobs
 from counterpoise.search.candidates import HMA
+from counterpoise.search.recipes import Wanted, find_recipe
 from tiny import LLAMA_LIKE, VOCABULARY, nudge, tokenizer
 
 needs_vllm = pytest.mark.skipif(
@@ -293,6 +294,20 @@ def test_a_whole_restore_and_the_command_find_the_record_of_the_engine(world: Pa
         restore(world / "pre", world / "post", tmp_path / "out", panel(world), details=Details(mean=0.5), **asked)
 
 
+@needs_vllm
+def test_a_search_draws_its_responses_by_the_engine_and_its_recipe_says_so(world: Path, tmp_path: Path) -> None:
+    found = {}
+    for engine in (EngineSettings(), EngineSettings("vllm")):
+        out = tmp_path / f"{engine.name}.json"
+        wanted = Wanted(world / "pre", world / "post", out, HMA(proxy_size=8), 0.5, tmp_path / "work", 3, engine=engine)
+        found[engine.name] = find_recipe(wanted, panel(world))[1]
+    ours, theirs = found["vllm"], found["transformers"]
+    assert (ours.settings["engine"], ours.settings["tensor_parallel"]) == ("vllm", 1)
+    assert "engine" not in theirs.settings
+    assert ours.settings["trace"] != theirs.settings["trace"]  # of other draws
+    assert ours.partition.mean(ours.ratios) == pytest.approx(0.5)
+
+
 def test_checksums_do_not_depend_on_order_or_padding_and_see_one_bit() -> None:
     values = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     assert bits_of(values) == bits_of(values.T) == bits_of(torch.cat([values, torch.zeros(2, 4)]))
@@ -310,6 +325,13 @@ REFUSED = [
     (EngineSettings("vllm", 0), 0, "tensor_parallel: expected at least 1 device, found 0"),
     (EngineSettings("vllm"), 1, "expected abilities from files .* found a task of lm-eval"),
 ]
+
+
+def test_what_is_cut_up_is_refused_with_an_engine_before_the_pair_is_read(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"engine": EngineSettings("vllm"), "shard": 2}
+    wanted = Wanted(tmp_path / "pre", tmp_path / "post", tmp_path / "out", HMA(), 0.5, tmp_path / "work", **asked)
+    with pytest.raises(ValueError, match=r"shard: a model that is cut up is drawn from .* by transformers alone"):
+        wanted.check()
 
 
 @pytest.mark.parametrize(("engine", "tasks", "said"), REFUSED)

@@ -248,7 +248,7 @@ def tax(
         if work is None and not shard:
             refuse_several("tax", "; with --work FOLDER they share the work")
         engine, shares = engines.settings, options.shares(shard)
-        engine.check(sum(not is_file(a) for a in abilities))
+        engine.check(sum(not is_file(a) for a in abilities), shares)
         refuse_unmeasurable(pre, post)  # before the reward is loaded
 
         device = options.usable_device(how.device)

@@ -33,6 +33,7 @@ def search(
     work: options.WorkFolder = None,
     matching: options.Matching,
     how: options.Drawn,
+    engines: options.Engines,
     shard: options.Shard = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -66,7 +67,7 @@ def search(
         at = mean if mean is not None else 1.0 if price is None else price
         device = options.usable_device(how.device)
         on: dict[str, Any] = {**matching.settings, "device": device, "dtype": options.dtype_of(how.dtype)}
-        on["shard"] = options.shares(shard)
+        on |= {"engine": engines.settings, "shard": options.shares(shard)}
         wanted = Wanted(pre, post, out, searched, at, work, max_passes, **on)
         wanted.check()
         with one_message():

@@ -89,8 +89,12 @@ class EngineSettings:
         ours = {"engine": self.name, "tensor_parallel": self.tensor_parallel}
         return {} if self.name == "transformers" else ours
 
-    def check(self, tasks: int = 0) -> None:
-        """Raise for what this engine cannot do; `tasks` is the number of lm-eval's tasks among the abilities.
+    def check(self, tasks: int = 0, shard: int = 1) -> None:
+        """Raise for what this engine cannot do.
+
+        Args:
+            tasks: the number of lm-eval's tasks among the abilities.
+            shard: processes among which the model is cut up.
 
         Raises:
             ValueError: a setting out of range, or without effect; lm-eval's tasks.
@@ -106,6 +110,10 @@ class EngineSettings:
             return
         if tasks:
             raise ValueError(NO_TASKS)
+        if shard > 1:
+            raise ValueError(
+                "shard: a model that is cut up is drawn from and scored by transformers alone, found --engine vllm; leave one out"
+            )
         if find_spec("vllm") is None:
             raise ModuleNotFoundError(
                 "engine vllm: needs vllm; pip install 'counterpoise[vllm]', or on a machine without a GPU see "

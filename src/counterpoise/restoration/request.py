@@ -150,12 +150,11 @@ class Request(Details):
         if not 0 <= self.confidence < 1:
             raise ValueError(f"confidence: expected a number from 0 to below 1, found {self.confidence}")
         refuse_donor(self.donor)
-        self.engine.check(tasks)
+        self.engine.check(tasks, self.shard)
         if self.shard < 1:
             raise ValueError(f"shard: expected at least 1 process, found {self.shard}")
-        if self.shard > 1 and (self.heal is not None or self.engine != TRANSFORMERS):
-            what = "healing, which has a command of its own with --shard" if self.heal else "another engine"
-            raise ValueError(f"shard: averages are drawn and scored by transformers alone, found {what}; leave one out")
+        if self.shard > 1 and self.heal is not None:
+            raise ValueError("shard: expected no healing, which has a command of its own with --shard; leave one out")
         if self.heal is not None:
             self.heal.check()
             if self.mean is not None:

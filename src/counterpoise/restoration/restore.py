@@ -209,7 +209,7 @@ def measure_tax(
     Returns:
         Beside its fields "distance" (see `restoration.distance.distances`), "calibration", and what was measured.
     """
-    engine.check(sum(not isinstance(a, FileAbility) for a in panel.abilities))
+    engine.check(sum(not isinstance(a, FileAbility) for a in panel.abilities), shard)
     refuse_unmeasurable(pre, post)
     if shard > 1:
         processes.join(device, shard)

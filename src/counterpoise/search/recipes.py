@@ -18,6 +18,7 @@ from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.checkpoints.preflight import preflight
 from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.workbench import Workbench
+from counterpoise.language.engine import TRANSFORMERS, EngineSettings
 from counterpoise.language.loading import refuse_unmeasurable
 from counterpoise.records import Stages, Store, versions, write_json
 from counterpoise.search.both_sides import BothSides
@@ -37,6 +38,7 @@ class Wanted:
         at: HMA's mean ratio, or the lambda of the two-sided search.
         work: where finished pieces are kept.
         max_passes: points that the search may evaluate; 0 writes the path of the two-sided search.
+        engine: draws the responses; gradients and whole distributions are always transformers'.
         shard: processes, all that were started, among which the model, PRE and POST are cut up; 1: each holds all.
     """
 
@@ -51,10 +53,12 @@ class Wanted:
     allow_unrelated: bool = False
     device: str = "cpu"
     dtype: torch.dtype | None = None
+    engine: EngineSettings = TRANSFORMERS
     shard: int = 1
 
     def check(self) -> None:
         """Raise a ValueError for settings out of range or a model that cannot be measured, before weights are read."""
+        self.engine.check(shard=self.shard)
         self.search.check(0)
         if isinstance(self.search, HMA):
             refuse_means([self.at], self.at)
@@ -79,7 +83,8 @@ def find_recipe(wanted: Wanted, panel: Panel, *, progress: Stages | None = None)
     search, out = wanted.search, wanted.out
     pair = preflight(wanted.pre, wanted.post, drop=wanted.drop)
     on: dict[str, Any] = {"device": wanted.device, "dtype": wanted.dtype, "allow_unrelated": wanted.allow_unrelated}
-    on["shard"], store = wanted.shard, Store(wanted.work, in_step=wanted.shard > 1)
+    on |= {"engine": wanted.engine, "shard": wanted.shard}
+    store = Store(wanted.work, in_step=wanted.shard > 1)
     bench = Workbench.scanned(pair, panel, store, progress=progress, **on)
     cut, settings = partition(pair.shapes, search.blocks), dict(panel.source)
     if isinstance(search, HMA):
@@ -87,7 +92,7 @@ def find_recipe(wanted: Wanted, panel: Panel, *, progress: Stages | None = None)
     else:
         cut, settings = cut.with_rest_block(), {**settings, "lambda": wanted.at, "alignment": BothSides.form}
     settings |= {"proxy_size": search.proxy_size, "max_passes": wanted.max_passes, "seed": panel.drawing.seed}
-    settings |= {"shard": wanted.shard} if wanted.shard > 1 else {}
+    settings |= {**wanted.engine.told, **bench.cut_up}
     _refuse_another(out, cut, describe_inputs(pair), settings)
     found: SearchResult | Found
     if isinstance(search, HMA):
