@@ -2,13 +2,15 @@
 
     python experiments/banditmtl/unequal.py DATA            # 2 data sets, whole and cut, 12 methods, 10 seeds
     python experiments/banditmtl/unequal.py DATA --model textcnn --seeds 3
+    python experiments/banditmtl/unequal.py DATA --model pretrained --encoder SMOLLM2   # as smollm2_to_hf.py writes it
     python experiments/banditmtl/unequal.py DATA --table    # the tables of UNEQUAL.md from results/unequal.jsonl
 
 `cut`: half of the tasks, drawn by seed, keep 5 % of their training rows. A shared network is trained until the mean
 validation accuracy has not risen for some epochs; the epoch of the best one is scored. In every step all methods see the
 same rows of a seed, equally many a task; "proportional" weighs the tasks' mean losses by their sizes, which is what a
-plain trainer on the joined data minimises. Reviews that stand in training and in test are left out of training. A run
-that is in results/ already is not done again.
+plain trainer on the joined data minimises. "pretrained" trains the same network on vectors of a frozen SmolLM2 (the mean
+over tokens of its states after some layers), which are written to a folder beside it once. Reviews that stand in training
+and in test are left out of training. A run that is in results/ already is not done again.
 """
 
 from __future__ import annotations
@@ -40,17 +42,19 @@ SETTINGS: dict[str, Any] = {
     "rows": {"sentiment": 16, "topic": 32}, "epochs": 40, "patience": 5, "lr": 3e-3, "width": 64, "words": 20_000,
     "tokens": 200, "dropout": 0.5, "kept": 0.05, "rho": 1.2, "eta": 0.5,
 }  # fmt: skip
+FROZEN = {"layers": 8, "tokens": 48}
+"""Of the pretrained encoder: after how many layers its states are taken, and of how many tokens."""
 PARTS = ("train", "validation", "test")
 Build = Callable[[list[str], list[int], "Network"], Weighting]
 
 
 class Network(nn.Module):
-    """One encoder for all tasks, one head a task; texts are word indices, 0 is padding."""
+    """One encoder for all tasks, one head a task; texts are word indices, 0 is padding, or vectors of floats."""
 
     def __init__(self, words: int, classes: Sequence[int], kind: str) -> None:
         super().__init__()
         width = SETTINGS["width"]
-        self.words = nn.Embedding(words, width, padding_idx=0)
+        self.words = nn.Linear(words, width) if kind == "pretrained" else nn.Embedding(words, width, padding_idx=0)
         convolutions = [nn.Conv1d(width, width, k, padding=k // 2) for k in (3, 5, 7)] if kind == "textcnn" else []
         self.convolutions = nn.ModuleList(convolutions)
         self.hidden = nn.Linear(width * (len(convolutions) or 1), width)
@@ -60,7 +64,9 @@ class Network(nn.Module):
         return [p for name, p in self.named_parameters() if not name.startswith("heads")]
 
     def features(self, texts_BT: Tensor) -> Tensor:
-        if self.convolutions:
+        if texts_BT.is_floating_point():
+            pooled = torch.relu(self.words(texts_BT))
+        elif self.convolutions:
             x_BDT = self.words(texts_BT).transpose(1, 2)
             pooled = torch.cat([torch.relu(c(x_BDT)).amax(2) for c in self.convolutions], dim=1)
         else:
@@ -90,21 +96,26 @@ METHODS: dict[str, Build] = {
     "MGDA": lambda tasks, sizes, net: multitask.MGDA(tasks, shared=net.shared()),
 }
 
-FIRST = 6
-"""So many methods are run on all seeds before the others: the question is between them."""
+FIRST, OTHERS = slice(0, 6), slice(6, None)
+ROUNDS = ((FIRST, ("cut", "full")), (OTHERS, ("cut",)), (OTHERS, ("full",)))
+"""Which methods are run on all seeds before the others: the question is between the first ones."""
 
 
-def cut(tasks: Sequence[TaskData], seed: int) -> list[TaskData]:
-    """Half of the tasks, drawn by seed, keep a share of their training rows; validation and test stay whole."""
+def cut(tasks: Sequence[TaskData], seed: int) -> list[list[int]]:
+    """The training rows that each task keeps: half of the tasks, drawn by seed, keep a share; validation and test stay whole."""
     draw = torch.Generator().manual_seed(1000 + seed)
     chosen = set(torch.randperm(len(tasks), generator=draw)[: len(tasks) // 2].tolist())
     found = []
     for i, t in enumerate(tasks):
         keep = torch.randperm(len(t.train), generator=draw).tolist()
-        keep = sorted(keep[: round(SETTINGS["kept"] * len(keep))]) if i in chosen else sorted(keep)
-        train = Split(tuple(t.train.texts[k] for k in keep), tuple(t.train.labels[k] for k in keep))
-        found.append(TaskData(t.name, t.labels, train, t.validation, t.test))
+        found.append(sorted(keep[: round(SETTINGS["kept"] * len(keep))]) if i in chosen else sorted(keep))
     return found
+
+
+def cut_down(t: TaskData, rows: Sequence[int]) -> TaskData:
+    """The task with these training rows."""
+    train = Split(tuple(t.train.texts[k] for k in rows), tuple(t.train.labels[k] for k in rows))
+    return TaskData(t.name, t.labels, train, t.validation, t.test)
 
 
 def padded(tasks: Sequence[TaskData]) -> tuple[list[dict[str, tuple[Tensor, Tensor]]], int]:
@@ -115,8 +126,47 @@ def padded(tasks: Sequence[TaskData]) -> tuple[list[dict[str, tuple[Tensor, Tens
     return [{part: (pad(x, batch_first=True), y) for part, (x, y) in parts.items()} for parts in found], size
 
 
+@torch.no_grad()
+def frozen(tasks: Sequence[TaskData], folder: Path, store: Path) -> list[dict[str, tuple[Tensor, Tensor]]]:
+    """The encoder's vectors and the classes of every part of whole tasks; a finished part is not computed again."""
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder, num_hidden_layers=FROZEN["layers"], dtype=torch.float32).eval()
+    model.norm = nn.Identity()  # fitted to the last layer
+    store.mkdir(parents=True, exist_ok=True)
+    found = []
+    for t in tasks:
+        parts: dict[str, tuple[Tensor, Tensor]] = {}
+        for part in PARTS:
+            texts, labels = t.split(part).texts, t.split(part).labels
+            if not (place := store / f"{t.name}-{part}-{FROZEN['layers']}-{FROZEN['tokens']}.pt").is_file():
+                ids = tokenizer(list(texts), truncation=True, max_length=FROZEN["tokens"])["input_ids"]
+                vectors, order = (
+                    torch.empty(len(ids), model.config.hidden_size),
+                    sorted(range(len(ids)), key=lambda i: len(ids[i])),
+                )
+                for rows in (order[i : i + 64] for i in range(0, len(ids), 64)):
+                    read = tokenizer.pad(
+                        {"input_ids": [ids[i] for i in rows]}, return_tensors="pt", padding_side="right"
+                    )
+                    mask = read["attention_mask"]
+                    states = model(**read).last_hidden_state * mask[..., None]
+                    vectors[rows] = states.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+                torch.save(vectors, place)
+                print(t.name, part, len(ids), flush=True)
+            parts[part] = torch.load(place), torch.tensor([t.labels.index(y) for y in labels])
+        found.append(parts)
+    train = torch.cat([p["train"][0] for p in found])
+    centre, scale = train.mean(0), train.std(0)
+    return [{part: ((x - centre) / scale, y) for part, (x, y) in parts.items()} for parts in found]
+
+
 def batch(net: Network, texts: Sequence[Tensor]) -> list[Tensor]:
     """Logits of each task's texts, through one pass of all of them."""
+    if texts[0].is_floating_point():
+        parts = net.features(torch.cat(list(texts))).split([len(x) for x in texts])
+        return [head(x) for head, x in zip(net.heads, parts, strict=True)]
     longest = max(int((x != 0).sum(1).max()) for x in texts)
     joined = torch.cat([F.pad(x[:, :longest], (0, max(0, longest - x.shape[1]))) for x in texts])
     parts = net.features(joined).split([len(x) for x in texts])
@@ -227,10 +277,13 @@ def main() -> None:
     """Run what is missing, or write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--model", choices=("averaging", "textcnn"), default="averaging")
+    parser.add_argument("--model", choices=("averaging", "textcnn", "pretrained"), default="averaging")
+    parser.add_argument("--encoder", type=Path, help="of --model pretrained: the folder of SmolLM2")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
+    if (options.model == "pretrained") != (options.encoder is not None) and not options.table:
+        parser.error("--encoder FOLDER goes with --model pretrained, and only with it")
     torch.set_num_threads(1)
     runs = common.read_lines(STORE)
     if options.table:
@@ -239,21 +292,34 @@ def main() -> None:
     done = {(r["model"], r["data"], r["kind"], r["method"], r["seed"]) for r in runs}
     folders = {data: options.data / common.SETTINGS[data]["folder"] for data in common.SETTINGS}
     whole = {d: read_tasks(f, common.SETTINGS[d]["layout"], drop_leaked=True) for d, f in folders.items()}
+    vectors, more = {}, {}
+    if options.encoder:
+        more = {"frozen": FROZEN}
+        store = options.encoder.with_name(f"{options.encoder.name}-vectors")
+        vectors = {data: frozen(whole[data], options.encoder, store) for data in whole}
     names = list(METHODS)
-    rounds = [(methods, seed) for methods in (names[:FIRST], names[FIRST:]) for seed in range(options.seeds)]
-    for methods, seed in rounds:
+    rounds = [(m, k, s) for m, k in ROUNDS for s in range(options.seeds)]
+    for which, kinds, seed in rounds:
         for data in whole:
-            for kind in ("cut", "full"):
+            for kind in kinds:
                 key = (options.model, data, kind)
-                missing = [m for m in methods if (*key, m, seed) not in done]
+                missing = [m for m in names[which] if (*key, m, seed) not in done]
                 if not missing:
                     continue
-                tasks = cut(whole[data], seed) if kind == "cut" else whole[data]
-                parts, words = padded(tasks)
+                rows = cut(whole[data], seed) if kind == "cut" else [list(range(len(t.train))) for t in whole[data]]
+                tasks = [cut_down(t, r) for t, r in zip(whole[data], rows, strict=True)]
+                if options.model == "pretrained":
+                    parts = [
+                        {**p, "train": tuple(x[r] for x in p["train"])}
+                        for p, r in zip(vectors[data], rows, strict=True)
+                    ]
+                    words = parts[0]["train"][0].shape[1]
+                else:
+                    parts, words = padded(tasks)
                 small = [i for i, t in enumerate(tasks) if len(t.train) < len(whole[data][i].train)]
                 for method in missing:
                     found = one(tasks, parts, words, method, options.model, SETTINGS["rows"][data], seed)
-                    told = common.provenance("python experiments/banditmtl/unequal.py DATA", SETTINGS)
+                    told = common.provenance("python experiments/banditmtl/unequal.py DATA", SETTINGS | more)
                     line = {**dict(zip(("model", "data", "kind"), key, strict=True)), "method": method, "seed": seed}
                     line |= {"tasks": [t.name for t in tasks], "examples": [len(t.train) for t in tasks], "cut": small}
                     with STORE.open("a", encoding="utf-8") as file:
