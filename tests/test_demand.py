@@ -71,3 +71,7 @@ def test_nothing_is_taken_that_does_not_keep_the_share_in_the_sample() -> None:
 def test_without_variance_the_sample_is_the_truth() -> None:
     gain = np.ones(10)
     assert surest(np.outer(gain, [0.95, 0.5, 0.97]), gain, [2, 3, 1], 0.9, 0.99) == (0, True, None)
+
+
+def test_a_reward_that_does_not_vary_needs_two_items_not_none() -> None:
+    assert would_do(0.0, 0.9) == would_do(0.5, 0.0) == 2

@@ -81,12 +81,12 @@ def misses(steps: ArrayLike, gain: ArrayLike, share: float, level: float) -> NDA
 
 
 def would_do(spread: float, confidence: float) -> int:
-    """Items with which a candidate that keeps just what is demanded is found sure, alone, in `POWER` of the cases.
+    """Items, two at least, with which a candidate that keeps just what is demanded is found sure, alone, in `POWER` of cases.
 
     Args:
         spread: the standard deviation over items of what it is beyond the demand, as a share of the gain.
     """
-    return _two_digits((max(float(ndtri(confidence)) + float(ndtri(POWER)), 0.0) * spread / WITHIN) ** 2)
+    return max(2, _two_digits((max(float(ndtri(confidence)) + float(ndtri(POWER)), 0.0) * spread / WITHIN) ** 2))
 
 
 def _two_digits(count: float) -> int:
