@@ -22,6 +22,7 @@ from counterpoise.cli.app import app
 from counterpoise.cli.options import devices_like
 from counterpoise.evaluation.panel import PanelFiles
 from counterpoise.language.costs import Lengths, Plan, Stage, drawing, forward, measuring, training
+from counterpoise.language.engine import EngineSettings
 from counterpoise.language.footprints import cache_bytes, optimiser_bytes, step_bytes, trained, training_bytes
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example, response_nll
@@ -578,6 +579,15 @@ def test_no_more_processes_are_advised_than_there_are_devices(world: Path) -> No
     counts = {d: {r.shard for _, (r, _) in restore_fits(asked, d)} for d in (devices_like("cpu", None), 4)}
     assert counts == {1: {1}, 4: {1, 2, 4}}
     assert devices_like("cuda", "1e15,1e13,80e9") == 8
+
+
+def test_what_does_not_fit_beside_vllm_is_cut_up_by_transformers(world: Path) -> None:
+    asked = Request(world / "pre", world / "post", world / "out", engine=EngineSettings("vllm", 8))
+    found = [(typed, r) for typed, (r, _) in restore_fits((asked, PanelFiles("prompts", "reward", ())))]
+    alone, several = ([(typed, r.engine.name) for typed, r in found if (r.shard > 1) == cut] for cut in (False, True))
+    assert {name for _, name in alone} == {"vllm"}
+    assert {name for _, name in several} == {"transformers"}
+    assert all("--engine transformers --shard under torchrun" in typed for typed, _ in several)
 
 
 @pytest.mark.parametrize("typed", [True, False])

@@ -13,6 +13,7 @@ import torch
 
 from counterpoise.evaluation.specs import fewest
 from counterpoise.language.costs import Plan
+from counterpoise.language.engine import TRANSFORMERS
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.work import Speed
 from counterpoise.search.candidates import Ramp
@@ -99,10 +100,11 @@ def restore_fits(asked: Restoring, devices: int = max(SHARES)) -> Fits[Restoring
     """What makes a restore smaller: fewer rows, fewer bytes a number, more processes where there are so many devices."""
     request, files = asked
     yield from _in_one(request, files)
+    first = "" if request.engine == TRANSFORMERS else "--engine transformers "  # which alone takes what is cut up
     for count in SHARES:
         if request.shard < count <= devices:
-            cut = replace(request, shard=count)
-            typed = f"{'' if request.shard > 1 else '--shard under '}torchrun --nproc-per-node {count}"
+            cut = replace(request, shard=count, engine=TRANSFORMERS)
+            typed = f"{first}{'' if request.shard > 1 else '--shard under '}torchrun --nproc-per-node {count}"
             yield typed, (cut, files)
             yield from ((f"{more} {typed}", changed) for more, changed in _in_one(cut, files))
 
