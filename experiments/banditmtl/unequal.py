@@ -242,16 +242,18 @@ FIGURES: dict[str, Callable[[dict[str, Any]], float]] = {
 
 
 def table(runs: list[dict[str, Any]], base: str) -> list[str]:
-    """One row a method: means over seeds and, for most figures, the difference to `base` paired by seed."""
+    """One row a method: means over its seeds and, for most figures, the difference to `base` paired by seed."""
     by = {(r["method"], r["seed"]): r for r in runs}
     methods = [m for m in METHODS if any(r["method"] == m for r in runs)]
-    seeds = [s for s in sorted({r["seed"] for r in runs}) if all((m, s) in by for m in methods)]
     shown = [f for f in FIGURES if f != "cut tasks" or runs[0]["cut"]]
-    lines = [f"{len(seeds)} seeds; differences to {base}, paired by seed, 95 % t intervals.", ""]
-    lines += ["| method | " + " | ".join(f"{f} | − {base}" for f in shown) + " | epochs | seconds |"]
-    lines += ["|" + " --- |" * (2 * len(shown) + 3)]
-    for method in methods if len(seeds) > 1 else []:
-        cells = [method]
+    lines = [f"Differences to {base}, paired by seed, 95 % t intervals.", ""]
+    lines += ["| method | seeds | " + " | ".join(f"{f} | − {base}" for f in shown) + " | epochs | seconds |"]
+    lines += ["|" + " --- |" * (2 * len(shown) + 4)]
+    for method in methods:
+        seeds = [s for m, s in by if m == method and (base, s) in by]
+        if len(seeds) < 3:
+            continue
+        cells = [method, str(len(seeds))]
         for name in shown:
             values = [FIGURES[name](by[method, s]) for s in seeds]
             cells.append(f"{statistics.fmean(values):.{3 if 'loss' in name else 2}f}")
