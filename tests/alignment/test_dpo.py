@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from counterpoise.alignment.dpo import dpo, rows
 from counterpoise.alignment.mitigations.anchors import KD, L1, L2, OnlineMerging
@@ -22,6 +23,7 @@ from counterpoise.alignment.mitigations.replay import Replay
 from counterpoise.alignment.preferences import Preference
 from counterpoise.alignment.settings import DPO
 from counterpoise.alignment.training.stepping import Mitigation
+from counterpoise.alignment.training.trainers import on_own_gpu
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.scoring import Example, continuation_logprobs
 from tiny import tiny, tokenizer
@@ -154,3 +156,26 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     for number in range(2):
         for a, b in zip(torch.load(tmp_path / f"{number}.pt"), one.parameters(), strict=True):
             torch.testing.assert_close(a, b.detach(), rtol=1e-4, atol=2e-5)
+
+
+def test_a_trainer_is_on_the_gpu_of_its_model_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL refuses one process that sees several GPUs, and transformers would take the first. No GPU is needed here."""
+    import trl
+
+    model = torch.nn.Module()
+    with FakeTensorMode():
+        model.weight = torch.nn.Parameter(torch.empty(1, device="cuda:1"))
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    config = trl.DPOConfig(str(tmp_path), use_cpu=True, bf16=False)
+    vars(config)["_setup_devices"], config._n_gpu = torch.device("cuda:0"), 2  # as where there are two
+    told = on_own_gpu(config, model)
+    assert (told.device, told.n_gpu, told.train_batch_size) == (
+        torch.device("cuda:1"),
+        1,
+        config.per_device_train_batch_size,
+    )
+    assert current == [torch.device("cuda:1")]
+    assert on_own_gpu(config, torch.nn.Linear(1, 1)).device == torch.device(
+        "cuda:1"
+    )  # of a model on the CPU nothing changes

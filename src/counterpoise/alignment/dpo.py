@@ -20,6 +20,7 @@ from counterpoise.alignment.training.stepping import Mitigation
 from counterpoise.alignment.training.trainers import (
     Bar,
     arguments,
+    on_own_gpu,
     quiet_libraries,
     train_quietly,
     trl_for,
@@ -92,7 +93,7 @@ def dpo(
         )
         pairs = rows(preferences, tokenizer, chat=settings.chat)
         trainer = trl.DPOTrainer(
-            model, ref_model=reference, args=config, train_dataset=pairs, processing_class=tokenizer
+            model, ref_model=reference, args=on_own_gpu(config, model), train_dataset=pairs, processing_class=tokenizer
         )
         if not len(trainer.train_dataset):
             raise ValueError(

@@ -20,6 +20,7 @@ from counterpoise.alignment.training.trainers import (
     Bar,
     arguments,
     longest,
+    on_own_gpu,
     quiet_libraries,
     train_quietly,
     trl_for,
@@ -91,7 +92,9 @@ def train_reward_model(
 
         config = trl.RewardConfig(save_strategy="no", **arguments(settings, model, scratch))
         table = Dataset.from_list(learned)
-        trainer = trl.RewardTrainer(model, args=config, train_dataset=table, processing_class=tokenizer)
+        trainer = trl.RewardTrainer(
+            model, args=on_own_gpu(config, model), train_dataset=table, processing_class=tokenizer
+        )
         lines = train_quietly(trainer, Bar(named(progress, "reward model: steps")), "reward model")
     record = {
         "source": str(source),

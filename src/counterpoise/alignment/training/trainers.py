@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from counterpoise.alignment.settings import DPO, RewardTraining, rows_at_once
+from counterpoise.alignment.training import processes
 from counterpoise.alignment.training.run import telling
 from counterpoise.language.loading import without_bars
 from counterpoise.language.ways import context_of
@@ -45,6 +47,18 @@ def arguments(settings: DPO | RewardTraining, model: Any, folder: str | Path, wo
         "seed": settings.seed,
         **SETTINGS,
     }
+
+
+def on_own_gpu(config: Any, model: Any) -> Any:
+    """A trainer's settings, on the GPU that the model is on and no other.
+
+    Of one process the settings would be on the first GPU, for all that it sees, which TRL refuses where there are several.
+    """
+    own = next(model.parameters()).device
+    if own.type == "cuda" and processes.started() == 1:
+        vars(config)["_setup_devices"], config._n_gpu = own, 1  # the first is a cached property
+        torch.cuda.set_device(own)  # accelerate's is the current one
+    return config
 
 
 @contextmanager
