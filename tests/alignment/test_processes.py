@@ -334,6 +334,18 @@ def test_two_killed_processes_go_on_with_the_bits_of_two_never_killed(pre: Path,
     goes_on_after_a_kill("rsf", pre, two, tmp_path)  # ppo: in test_sharding, cut up
 
 
+def test_one_gpu_for_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="expected cuda, of which each process of torchrun takes one, found cuda:0"):
+        processes.own_device("cuda:0")
+    assert processes.own_device("cuda") == torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # a launcher shows each process its own alone
+    assert processes.own_device("cuda:0") == torch.device("cuda", 0)
+
+
 @pytest.mark.parametrize("sharded", ["FSDP", "DEEPSPEED"])
 def test_weights_that_are_cut_up_are_refused(sharded: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"ACCELERATE_USE_{sharded}", "true")

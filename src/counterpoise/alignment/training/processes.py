@@ -86,8 +86,17 @@ def refuse_sharded(method: str, *, cut_up: bool) -> None:
 
 
 def own_device(device: torch.device | str) -> torch.device:
-    """Of this process: where there are several, cuda is the GPU number LOCAL_RANK of those that it sees."""
+    """Of this process: where there are several, cuda is the GPU number LOCAL_RANK of those that it sees.
+
+    Raises:
+        ValueError: one GPU for several processes of this machine.
+    """
     found, local = torch.device(device), int(os.environ.get("LOCAL_RANK", "0"))
+    several = (
+        int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1 and torch.cuda.device_count() != 1
+    )  # 1: each sees its own
+    if found.index is not None and found.type == "cuda" and several:
+        raise ValueError(f"device: expected cuda, of which each process of torchrun takes one, found {device}")
     if started() > 1 and found.type == "cuda" and found.index is None:
         return torch.device("cuda", local % max(1, torch.cuda.device_count()))
     return found
