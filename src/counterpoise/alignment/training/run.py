@@ -118,6 +118,9 @@ class Run:
             mitigation.load_state_dict(kept)
         random = [state["torch"], *state.get("torch of others", [])]
         torch.set_rng_state(random[processes.rank()] if processes.rank() < len(random) else random[0])
+        cuda, device = state.get("cuda", []), next(model.parameters()).device
+        if device.type == "cuda" and processes.rank() < len(cuda) and cuda[processes.rank()] is not None:
+            torch.cuda.set_rng_state(cuda[processes.rank()], device)
         return state["loop"]  # type: ignore[no-any-return]
 
     def save(self, iteration: int, *, metrics: Mapping[str, Any], loop: Mapping[str, Any]) -> None:
@@ -126,7 +129,9 @@ class Run:
         Of several processes the first writes, and the others wait. A full disk or the like is an OSError; what was
         finished before stays as it was.
         """
+        device = next(self._model.parameters()).device
         random, *others = gathered(torch.get_rng_state)
+        cuda = gathered(lambda: torch.cuda.get_rng_state(device) if device.type == "cuda" else None)
         self.save_checkpoint(iteration, self._model, self._tokenizer, self._mitigations)
         state = whole({
             "weights": {n: p.data for n, p in self._model.named_parameters() if p.requires_grad},
@@ -134,6 +139,7 @@ class Run:
             "mitigations": [m.state_dict() for m in self._mitigations],
             "torch": random,
             "torch of others": others,
+            "cuda": cuda,
             "loop": dict(loop),
         })  # fmt: skip
 
