@@ -127,7 +127,7 @@ def ppo(
             seen = examples, settings.micro_batch_size, settings.drawing.temperature
             logprobs_NC, values_NC, mask_NC = score_tokens(model, head, *seen)
             reference_NC, _, _ = score_tokens(reference, None, *seen)
-        log_ratio_NC = logprobs_NC - reference_NC
+        log_ratio_NC = logprobs_NC - reference_NC.to(logprobs_NC)  # which may lie on another device
         rewards_NC = -kl * log_ratio_NC
         rewards_NC[:, -1] += torch.tensor(scores, dtype=rewards_NC.dtype, device=rewards_NC.device)
         advantages_NC, returns_NC = gae(rewards_NC, values_NC, mask_NC, settings.discount, settings.trace)

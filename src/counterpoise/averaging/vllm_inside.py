@@ -53,7 +53,7 @@ class Put(NamedTuple):
 
 def put(worker: Any, sides: Sides, shares: Mapping[str, float]) -> Put:
     """Load mix(pre, post, share) of every tensor into a worker's model, the bits of an averaged checkpoint."""
-    model, runner = worker.model_runner.get_model(), worker.model_runner
+    model = worker.model_runner.get_model()
     pair, dtype = _opened(worker, sides), worker.model_config.dtype
     sent: Sums = defaultdict(int)
     plain: dict[str, tuple[int, torch.Size]] = {}
@@ -68,7 +68,7 @@ def put(worker: Any, sides: Sides, shares: Mapping[str, float]) -> Put:
             yield name, tensor
 
     with torch.no_grad():
-        runner.reload_weights(weights_iterator=mixed())
+        worker.reload_weights(weights_iterator=mixed())
         own = dict(model.named_parameters(remove_duplicate=False))
         both = {n: own[n] for n, (_, shape) in plain.items() if n in own and _unpadded(own[n], shape) is not None}
         wrong = [n for n, p in both.items() if bits_of(_unpadded(p, plain[n][1])) != plain[n][0]]

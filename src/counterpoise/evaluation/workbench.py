@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -158,6 +159,7 @@ class Workbench:
         vars(self).pop("resident", None)
         self._rest()
         if torch.device(self.device).type == "cuda":
+            gc.collect()  # a model whose step was compiled refers to itself
             torch.cuda.empty_cache()
 
     @cached_property
