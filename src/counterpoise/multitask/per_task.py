@@ -71,6 +71,8 @@ class PerTask(Trainer):
     data_collator: Any
 
     example_losses: ExampleLosses | None = None
+    judged_by: ClassVar[tuple[str, Callable[[list[float]], float]]] = "loss", max
+    """What evaluation says of each of several data sets, and which of them is the worst."""
 
     def __init__(self, *args: Any, balance: Weighting, task_column: str, **kwargs: Any) -> None:
         self.balance, self.task_column = balance, task_column
@@ -153,16 +155,15 @@ class PerTask(Trainer):
         return super().prediction_step(model, inputs, *args, **kwargs)
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The base's; with a mapping of data sets by name also the largest of their losses, `eval_worst_loss`."""
+        """The base's; with a mapping of data sets by name also the worst of them, `eval_worst_loss`."""
         found: dict[str, float] = super().evaluate(eval_dataset, *args, **kwargs)
         sets = self.eval_dataset if eval_dataset is None else eval_dataset
         prefix = kwargs.get("metric_key_prefix", "eval")
-        losses = (
-            [found[key] for name in sets if (key := f"{prefix}_{name}_loss") in found] if isinstance(sets, dict) else []
-        )
-        if losses:
-            found[f"{prefix}_worst_loss"] = max(losses)
-            self.log({f"{prefix}_worst_loss": max(losses)})
+        what, worst = self.judged_by
+        keys = [f"{prefix}_{name}_{what}" for name in sets] if isinstance(sets, dict) else []
+        if values := [found[key] for key in keys if key in found]:
+            found[f"{prefix}_worst_{what}"] = worst(values)
+            self.log({f"{prefix}_worst_{what}": worst(values)})
         return found
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

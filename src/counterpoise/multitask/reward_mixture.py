@@ -21,6 +21,7 @@ from counterpoise.multitask.per_task import tasks_of
 class MixedRewards(Mixed):
     """Levels are 1 - mean reward."""
 
+    judged_by = "reward", min
     args: Any
     num_generations: int
     reward_weights: Tensor
@@ -33,14 +34,17 @@ class MixedRewards(Mixed):
         oversample: int = 1,
         **kwargs: Any,
     ) -> None:
-        if reward_bounds is not None and not reward_bounds[0] < reward_bounds[1]:
-            raise ValueError(f"reward_bounds: expected the smaller one first, found {reward_bounds}.")
+        if reward_bounds is not None and not -math.inf < reward_bounds[0] < reward_bounds[1] < math.inf:
+            raise ValueError(
+                f"reward_bounds: expected two finite numbers, the smaller one first, found {reward_bounds}."
+            )
         if oversample < 1:
             raise ValueError(f"oversample must be at least 1, found {oversample}.")
         self.reward_bounds, self.oversample = reward_bounds, oversample
         self._seen_bounds = (math.inf, -math.inf)
         m = len(getattr(mixture, "tasks", ()))
         self._groups, self._telling = [1.0] * m, [1.0] * m  # recent groups, and those with an advantage
+        self._evaluated: list[float] = []
         super().__init__(*args, mixture=mixture, **kwargs)
         rows = self.args.per_device_train_batch_size * self.args.steps_per_generation
         if oversample > 1 and isinstance(self.train_dataset, IterableDataset):
@@ -50,6 +54,19 @@ class MixedRewards(Mixed):
                 f"oversample={oversample} drops whole groups on each process: expected per_device_train_batch_size * "
                 f"steps_per_generation to be a multiple of num_generations={self.num_generations}, found {rows}."
             )
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The base's, with the mean reward; of several data sets each one's, and the smallest, `eval_worst_reward`."""
+        if isinstance(self.eval_dataset if eval_dataset is None else eval_dataset, dict):
+            return super().evaluate(eval_dataset, *args, **kwargs)
+        self._evaluated = []
+        found = super().evaluate(eval_dataset, *args, **kwargs)
+        if self._evaluated:
+            key = f"{kwargs.get('metric_key_prefix', 'eval')}_reward"
+            found[key] = math.fsum(self._evaluated) / len(self._evaluated)
+            if key != "eval_reward":  # which TRL logs, without a name
+                self.log({key: found[key]})
+        return found
 
     def rows_of_a_round(self) -> int:
         """The prompts of one generation, over all ranks."""
@@ -67,19 +84,20 @@ class MixedRewards(Mixed):
 
     def _calculate_rewards(self, inputs: Sequence[Mapping[str, Any]], *args: Any, **kwargs: Any) -> Tensor:
         rewards_NF: Tensor = super()._calculate_rewards(inputs, *args, **kwargs)  # type: ignore[misc]
+        total_N = (rewards_NF * self.reward_weights.to(rewards_NF.device)).nansum(dim=1)
+        scored_N = ~rewards_NF.isnan().all(dim=1) & total_N.isfinite()  # an infinite one would be a bound for good
         if not self.model.training:
+            self._evaluated += total_N[scored_N].tolist()
             return rewards_NF
         tasks = tasks_of(inputs, self.balance.tasks, self.task_column)
         task_B = torch.tensor(tasks, device=rewards_NF.device)
-        scored_N = ~rewards_NF.isnan().all(dim=1)
-        total_N = (rewards_NF * self.reward_weights.to(rewards_NF.device)).nansum(dim=1)
         self._count_groups(total_N, scored_N, self.accelerator.gather(task_B))
         low, high = self._bounds(total_N[scored_N])
         if high > low:
             mine = slice(self.accelerator.process_index * len(tasks), (self.accelerator.process_index + 1) * len(tasks))
-            levels_B = 1.0 - (total_N[mine] - low) / (high - low)
+            levels_B = (1.0 - (total_N[mine] - low) / (high - low)).where(scored_N[mine], total_N.new_zeros(()))
             here_B1 = scored_N[mine].to(levels_B.dtype).unsqueeze(1)
-            self.observe(self.by_task(levels_B.unsqueeze(1) * here_B1, task_B), self.by_task(here_B1, task_B))
+            self.observe(self.by_task(levels_B.unsqueeze(1), task_B), self.by_task(here_B1, task_B))
         return rewards_NF
 
     def _generate_and_score_completions(self, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
