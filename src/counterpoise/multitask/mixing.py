@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 
 from counterpoise.multitask.bandit import BanditMTL
 from counterpoise.multitask.drawing import Interleaved, MixtureSampler, Schedule
-from counterpoise.multitask.losses import Counts, by_task, check_names
+from counterpoise.multitask.losses import Counts, by_task
 from counterpoise.multitask.per_task import PerTask, no_column, task_index
 from counterpoise.ranks import sum_over_ranks, world_size
 
@@ -39,7 +39,8 @@ class Mixed(PerTask):
             raise ValueError('mixture must draw the rows: expected BanditMTL(..., drawn_by="p").')
         if not 0.0 <= improvement < math.inf:
             raise ValueError(f"improvement must be finite and >= 0, found {improvement}.")
-        mixture.corrects, mixture.improvement = False, improvement
+        mixture.corrects, mixture.compares = False, mixture.rho > 0.0  # see `BanditMTL.corrects`
+        mixture.improvement = improvement
         mixture.reference = None if reference is None else by_task(mixture.tasks, reference, "reference")
         settings = next((x for x in (*args, *kwargs.values()) if isinstance(x, TrainingArguments)), None)
         self.balance = mixture
@@ -52,7 +53,10 @@ class Mixed(PerTask):
                 "a stream of all tasks cannot be drawn by task: expected train_dataset={task: stream, ...}."
             )
         if isinstance(data, Mapping):
-            check_names(mixture.tasks, data, "train_dataset")
+            if {*data} != {*mixture.tasks}:
+                raise ValueError(
+                    f"train_dataset: expected data of the tasks {list(mixture.tasks)}, found {list(data)}."
+                )
             data = self._joined({t: data[t] for t in mixture.tasks}, settings, task_column)
         if len(args) > 3:
             args = (*args[:3], data, *args[4:])
@@ -67,9 +71,12 @@ class Mixed(PerTask):
         """One data set of all, with a task column."""
         import datasets
 
+        sets = {t: datasets.Dataset.from_list(x) if isinstance(x, list) else x for t, x in sets.items()}
         streams = [isinstance(x, IterableDataset | datasets.IterableDataset) for x in sets.values()]
         if not any(streams):
-            return datasets.concatenate_datasets([x.add_column(column, [t] * len(x)) for t, x in sets.items()])
+            others = [x.remove_columns([column] if column in x.column_names else []) for x in sets.values()]
+            named = zip(sets, others, strict=True)
+            return datasets.concatenate_datasets([x.add_column(column, [t] * len(x)) for t, x in named])
         if not all(streams):
             raise ValueError("train_dataset: expected streams or data sets with a length for all tasks, found both.")
         _refuse_for_streams(settings)
@@ -96,9 +103,12 @@ class Mixed(PerTask):
     def _get_train_sampler(self, train_dataset: Any = None) -> MixtureSampler:
         data = self.train_dataset if train_dataset is None else train_dataset
         base: Any = super()._get_train_sampler(train_dataset)
+        rows = self._rows_of_tasks(data)
+        if lacking := [t for t, found in zip(self.balance.tasks, rows, strict=True) if not found]:
+            raise ValueError(f"tasks without a row in the training data: {lacking}; leave them out of the mixture.")
         return MixtureSampler(
             self.schedule,
-            self._rows_of_tasks(data),
+            rows,
             math.ceil(len(data) / self.schedule.size),
             self.epoch_on_its_way,
             repeat=getattr(base, "repeat_count", 1),
@@ -113,8 +123,6 @@ class Mixed(PerTask):
         rows: list[list[int]] = [[] for _ in self.balance.tasks]
         for number, task in enumerate(column):
             rows[task_index(task, self.balance.tasks, self.task_column)].append(number)
-        if lacking := [t for t, found in zip(self.balance.tasks, rows, strict=True) if not found]:
-            raise ValueError(f"tasks without a row in the training data: {lacking}; leave them out of the mixture.")
         return rows
 
     def observe(self, sums_M: Tensor, counts_M: Tensor) -> None:

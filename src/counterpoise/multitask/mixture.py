@@ -89,5 +89,5 @@ class _MixedLosses(Mixed):
         from datasets import concatenate_datasets
 
         rows = zip(self.balance.tasks, self._rows_of_tasks(dataset), strict=True)
-        packed = {t: prepare(dataset.select(r), processing_class, args, packing, *rest) for t, r in rows}
+        packed = {t: prepare(dataset.select(r), processing_class, args, packing, *rest) for t, r in rows if r}
         return concatenate_datasets([x.add_column(self.task_column, [t] * len(x)) for t, x in packed.items()])
