@@ -54,7 +54,7 @@ def run(kind, out, *, dataset=None, mixture=None, resume=None, mix=None, **setti
     else:
         if kind != "SFT":
             settings = {"num_generations": 2, "max_completion_length": 4, "beta": 0.0} | settings
-            given["reward_funcs"] = reward
+            given = {"reward_funcs": reward, **given}
             prompts = Dataset.from_list([{"prompt": f"w{3 + i} w4", "task": TASKS[i % 3]} for i in range(24)])
         arguments = getattr(trl, f"{kind}Config")(str(out), **TRL | settings)
         data = dataset or (texts() if kind == "SFT" else prompts)
@@ -291,6 +291,54 @@ def test_evaluation_by_task_gives_the_worst_loss_and_the_best_checkpoint_by_it(t
     assert found["eval_worst_loss"] == max(found[f"eval_{t}_loss"] for t in held)
 
 
+def test_evaluation_of_rl_gives_the_worst_reward(tmp_path):
+    rows = [{"prompt": f"w{i} w4", "task": t} for i, t in enumerate(("books", "kitchen") * 4, start=3)]
+    held = {t: Dataset.from_list([r for r in rows if r["task"] == t]) for t in ("books", "kitchen")}
+    how = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    how |= {"metric_for_best_model": "worst_reward", "load_best_model_at_end": True, "per_device_eval_batch_size": 8}
+    trainer = run("GRPO", tmp_path, max_steps=2, mix={"eval_dataset": held}, **how)
+    logged = [h["eval_worst_reward"] for h in trainer.state.log_history if "eval_worst_reward" in h]
+    assert len(logged) == 2
+    assert trainer.state.best_metric == max(logged)
+    found = trainer.evaluate()
+    assert found["eval_kitchen_reward"] == 0.5
+    assert found["eval_worst_reward"] == min(0.5, found["eval_books_reward"])
+    assert "eval_worst_loss" not in found
+
+
+def test_an_infinite_reward_is_no_bound(tmp_path, monkeypatch):
+    once = iter([float("inf")])
+
+    def rewards(completions, task, **_):
+        return [next(once, x) for x in reward(completions, task)]
+
+    trainer = run("GRPO", tmp_path, mix={"reward_funcs": rewards})
+    assert trainer.mixture.updates == 4
+    assert all(np.isfinite(trainer._seen_bounds))
+    assert trainer.mixture.weights() != [1 / 3] * 3
+
+
+def test_tasks_that_hold_their_share_are_told_that_they_never_move(tmp_path):
+    with pytest.warns(UserWarning, match="one task"):
+        run("Trainer", tmp_path, mixture=bandit(missing="hold"), per_device_train_batch_size=1, max_steps=40)
+
+
+def test_data_by_task_may_have_the_column_or_be_lists(tmp_path):
+    rows = {t: [r for r in token_rows() if r["task"] == t] for t in TASKS}
+    listed = run("Trainer", tmp_path, dataset=rows)
+    named = run("Trainer", tmp_path, dataset={t: Dataset.from_list(x) for t, x in rows.items()})
+    assert listed.mixture.weights() == named.mixture.weights() != [1 / 3] * 3
+    with pytest.raises(ValueError, match=r"train_dataset: expected data of the tasks .*, found \['books'\]"):
+        run("Trainer", tmp_path, dataset={"books": rows["books"]})
+
+
+def test_packed_evaluation_sets_may_have_the_column(tmp_path):
+    held = {t: texts().filter(lambda row, t=t: row["task"] == t) for t in TASKS}
+    more = {"mix": {"eval_dataset": held}, "packing": True, "max_length": 16}
+    found = run("SFT", tmp_path, max_steps=1, **more).evaluate()
+    assert found["eval_worst_loss"] == max(found[f"eval_{t}_loss"] for t in TASKS)
+
+
 @pytest.mark.parametrize(
     ("kind", "given", "words_of_it"),
     [
@@ -305,6 +353,7 @@ def test_evaluation_by_task_gives_the_worst_loss_and_the_best_checkpoint_by_it(t
         ("SFT", {"dataset": stream([{"text": "w3"}]), "packing": True}, "packing=True"),
         ("GRPO", {"dataset": stream([{"prompt": "w3"}])}, "shuffle_dataset=True"),
         ("GRPO", {"mix": {"reward_bounds": (1.0, 0.0)}}, "reward_bounds"),
+        ("GRPO", {"mix": {"reward_bounds": (0.0, float("inf"))}}, "reward_bounds: expected two finite numbers"),
         ("GRPO", {"mix": {"oversample": 0}}, "oversample must be at least 1"),
         ("GRPO", {"mix": {"example_losses": lambda outputs, labels: labels}}, "argument 'example_losses'"),
     ],

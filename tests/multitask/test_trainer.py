@@ -310,11 +310,15 @@ def test_trl_trains_on_the_weighted_sum(tmp_path, batch, accumulate):
 
 
 @pytest.mark.parametrize("name", ["DPOTrainer", "KTOTrainer", "RewardTrainer", "GRPOTrainer", "RLOOTrainer"])
-def test_a_trainer_without_a_loss_per_row_is_refused_by_what_it_is(name):
+def test_a_trainer_without_a_loss_per_row_is_refused_by_what_it_is(name, tmp_path):
     import trl
 
     with pytest.raises(ValueError, match=rf"{name} has no loss per row.*drawn_by='p'"):
         with_weighting(getattr(trl, name))(model=None, weighting=Uniform(TASKS), example_losses=lambda *a: None)
+    how = {"use_cpu": True, "bf16": False}
+    config = getattr(trl, name.replace("Trainer", "Config"))
+    with pytest.raises(ValueError, match=rf"{name} has no loss per row"):  # not: loss_type is not supported
+        with_weighting(getattr(trl, name))(model=None, weighting=Uniform(TASKS), args=config(str(tmp_path), **how))
 
 
 def test_a_compute_loss_of_ones_own_is_not_dropped_in_silence(tmp_path):

@@ -66,12 +66,12 @@ class _Weighted(PerTask):
     ) -> None:
         settings = kwargs.get("args", args[1] if len(args) > 1 else None)
         collator = kwargs.get("data_collator", args[2] if len(args) > 2 else None)
-        _refuse(settings, kwargs | {"data_collator": collator}, weighting)
         refuse_own_loss(
             type(self).__mro__,
             example_losses,
             "; to balance its tasks choose the rows, with BanditMTL(..., drawn_by='p')",
         )
+        _refuse(settings, kwargs | {"data_collator": collator}, weighting)
         if not hasattr(Trainer, "loss_is_scaled_for_ga"):
             raise ImportError("with_weighting needs Trainer.loss_is_scaled_for_ga: upgrade transformers.")
         self._micro_counts: deque[list[float]] = deque()
