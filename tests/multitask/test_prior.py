@@ -224,3 +224,24 @@ def test_a_ball_that_holds_every_weighting_is_said_for_the_prior_at_hand():
     with pytest.warns(UserWarning, match=r"log\(1 / min prior\) = 2.303"):
         BanditMTL(2, rho=2.4, prior=[9, 1])
     assert BanditMTL({"a", "b"}, rho=2.0, prior={"a": 9, "b": 1}).rho == 2.0  # above log 2, and still a ball
+
+
+def test_a_ball_around_a_moving_prior_is_as_large_after_loading_and_as_at_first_after_a_reset():
+    balance = BanditMTL(["a", "b"], rho="30%", prior="proportional")
+    first = balance.rho
+    for _ in range(3):
+        balance(torch.tensor([1.0, 2.0]), counts=[95, 5])
+        balance.step()
+    again = BanditMTL(["a", "b"], rho="30%", prior="proportional")
+    again.load_state_dict(balance.state_dict())
+    assert balance.rho == again.rho != first
+    assert again.metrics() == balance.metrics()
+    balance.reset()
+    assert balance.rho == first
+
+
+def test_the_state_of_another_prior_is_refused():
+    saved = BanditMTL(["a", "b"], rho=0.1, prior=[9, 1])
+    with pytest.raises(ValueError, match="expected the state of a run with the prior"):
+        BanditMTL(["a", "b"], rho=0.1).load_state_dict(saved.state_dict())
+    BanditMTL(["a", "b"], rho=0.1, prior=[18, 2]).load_state_dict(saved.state_dict())

@@ -124,13 +124,14 @@ class BanditMTL(Weighting):
         self.prior = prior
         self._fixed = self._read_prior(prior)
         self._part = part_of_the_largest(rho) if isinstance(rho, str) else None
-        self.rho = ball_of(m, rho, min_effective_tasks, self._fixed, self._temperature == math.inf)
+        self._asked = ball_of(m, rho, min_effective_tasks, self._fixed, self._temperature == math.inf)
+        self.rho = self._asked
         self.compares = drawn_by is None and self.rho > 0.0  # each drawn task is feedback of its own
         self.reset()
 
     def reset(self) -> None:
         super().reset()
-        m = len(self.tasks)
+        m, self.rho = len(self.tasks), self._asked
         self._center = self._center_now = self._fixed or [1.0] * m
         # log(p / prior), with the prior relative to uniform: for the uniform prior log p itself.
         self._tilt, self._initial, self._multiplier = [-math.log(m)] * m, [math.nan] * m, 0.0
@@ -227,15 +228,26 @@ class BanditMTL(Weighting):
         log_p = list(map(add, self._tilt, log_center))
         if not all(known):
             losses = hold(log_p, losses, known, self.eta)
-        if self._part is not None and not self._fixed:
-            own["rho"] = self._part * largest_radius([c for c in center if c > FLOOR], sum(center))
+        self._size_ball()
         log_p, own["_multiplier"] = mirror_step(log_p, losses, self.rho, self.eta, center)
         own["_tilt"] = list(map(sub, log_p, log_center))
         self._cached.clear()
 
     def load_state(self, state: dict[str, Any]) -> None:
+        center = [float(c) for c in state.get("center", self._fixed or [])]
+        if self._fixed and not all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip(center, self._fixed, strict=True)):
+            raise ValueError(
+                f"expected the state of a run with the prior {self._fixed}, relative to uniform, found {center}."
+            )
         super().load_state(state)
+        self._size_ball()
         self._cached.clear()
+
+    def _size_ball(self) -> None:
+        """The radius of a share of the largest, around a prior that moves."""
+        if self._part is not None and not self._fixed:
+            center = [c for c in self._center if c > FLOOR]
+            vars(self)["rho"] = self._part * largest_radius(center, sum(self._center))
 
     def _in_units(self, values: list[float]) -> list[float]:
         """Values over each task's initial loss, when `normalize` says so and it is known."""
