@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -172,9 +173,18 @@ def _glue(source: str | Path) -> dict[str, Parts]:
     for name, content in members(source):
         task, part = PurePosixPath(name).parent.name, PurePosixPath(name).stem
         if name.endswith(".tsv") and part in ("train", "dev", "dev_matched"):
-            named = _COLA + content if task == "CoLA" else content
+            named = _whole(_COLA + content if task == "CoLA" else content, name)
             found.setdefault(task, {})["train" if part == "train" else "test"] = read_rows(named, name)
     return found
+
+
+def _whole(content: bytes, name: str) -> bytes:
+    """Without the rows that end early, as some of QQP's do as it was published; a warning says how many."""
+    lines = content.split(b"\n")
+    kept = [x for x in lines if not x.strip() or x.count(b"\t") >= lines[0].count(b"\t")]
+    if short := len(lines) - len(kept):
+        warnings.warn(f"{name}: {short} rows have fewer columns than the first line and were left out.", stacklevel=2)
+    return b"\n".join(kept)
 
 
 def _split(files: Parts) -> Parts:

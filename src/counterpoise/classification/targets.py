@@ -108,7 +108,8 @@ class Target:
     def weights(self, task: str, asked: Weights, labels: Sequence[Label]) -> tuple[float, ...]:
         """What a class counts, or what a label counts where it holds; nothing for a number.
 
-        Balanced: rows over classes times the class's rows (scikit-learn's rule), rows without over rows with a label.
+        Balanced: rows over classes times the class's rows (scikit-learn's rule), rows without over rows with a label (1 where all
+        have it).
 
         Raises:
             ValueError: numbers for unknown labels, below 0, or for a task of numbers.
@@ -117,7 +118,7 @@ class Target:
             n, several = len(labels), self.kind == "labels"
             count = Counter(x for row in labels for x in (row if isinstance(row, tuple) else (row,)))
             each = [count[x] or 1 for x in (() if self.kind == "number" else self.labels)]
-            return tuple((n - c) / c if several else n / (len(each) * c) for c in each)
+            return tuple(((n - c) / c if c < n else 1.0) if several else n / (len(each) * c) for c in each)
         given = asked.get(task, {})
         if not isinstance(given, Mapping) or set(given) - (set() if self.kind == "number" else {*self.labels}):
             raise ValueError(f"class weights of {task!r}: expected numbers by its labels {self.labels}, found {given}")

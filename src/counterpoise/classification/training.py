@@ -292,8 +292,13 @@ class _Run:
 
 def _shares(weighting: Weighting | str) -> list[float] | None:
     """Each task's share of a round's rows, by a prior of numbers; None: as many of each."""
-    if not isinstance(weighting, BanditMTL) or isinstance(weighting.prior, str | float | int):
+    if not isinstance(weighting, BanditMTL) or weighting.prior == "uniform":
         return None
+    if isinstance(weighting.prior, str | float | int):
+        raise ValueError(
+            f"weighting: prior={weighting.prior!r} follows the rows of the batches, which are drawn here by the prior itself; "
+            "give a number per task, such as the sizes of their training data or the roots of them"
+        )
     numbers = by_task(weighting.tasks, weighting.prior, "prior")
     return [x / sum(numbers) for x in numbers]
 

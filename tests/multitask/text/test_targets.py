@@ -105,6 +105,12 @@ def test_glue_as_published(tmp_path):
     assert {*cola.train.texts, *cola.validation.texts} == {"A fine one.", 'One a "fine.', "more"}
     assert mnli.test.labels == ("1",)
     assert (stsb.kind, stsb.test.labels, stsb.test.texts) == ("number", (2.4,), (("a", "b"),))
+    short = (tmp_path / "MNLI/train.tsv").read_text() + "a row\tthat ends\n"
+    (tmp_path / "MNLI/train.tsv").write_text(short)
+    with pytest.warns(
+        UserWarning, match=r"MNLI/train.tsv: 1 rows have fewer columns than the first line and were left out"
+    ):
+        assert read_tasks(tmp_path, "glue", tasks=["MNLI"], need=["train"])[0].train == mnli.train
     with pytest.raises(ValueError, match="layout glue: expected no columns"):
         read_tasks(tmp_path, "glue", label=["x"])
 
@@ -209,6 +215,7 @@ def test_class_weights_by_hand():
     assert float(sum(halves) / 2) == pytest.approx(float(each.mean()))  # small batches add up to the large one
     several = Target(("x", "y"), "labels")
     assert several.weights("t", "balanced", [("x",), (), ("y",), ("y",)]) == (3.0, 1.0)
+    assert several.weights("t", "balanced", [("x",), ("x", "y")]) == (1.0, 1.0)  # x always holds: 0 would untrain it
     assert target.weights("t", {"t": {"y": 9}}, []) == (1.0, 9.0)
     assert target.weights("t", {"other": {"y": 9}}, []) == ()
     assert Target(("score",), "number").weights("t", "balanced", [1.0, 2.0]) == ()

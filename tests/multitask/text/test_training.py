@@ -160,15 +160,20 @@ def test_with_a_prior_of_sizes_no_task_is_repeated_in_an_epoch(tmp_path):
         weighting_for("bandit", classifier, rounds_per_epoch=1, prior=sizes, min_effective_tasks=1.5)
 
 
-@pytest.mark.parametrize(
-    ("prior", "same"), [({"animal": 1.0, "colour": 3.0}, [3, 1]), (torch.tensor([3, 1]), [3, 1]), (2.0, "sqrt")]
-)
+@pytest.mark.parametrize(("prior", "same"), [({"animal": 1.0, "colour": 3.0}, [3, 1]), (torch.tensor([3, 1]), [3, 1])])
 def test_a_prior_trains_the_same_in_every_form(found, prior, same):
     def history(given):
         weighting = BanditMTL(["colour", "animal"], rho=0.1, prior=given)
         return train(found, build_classifier(found, SMALL, dimension=16), weighting, epochs=1, batch_size=16).rounds
 
     assert history(prior) == history(same)
+
+
+@pytest.mark.parametrize("prior", ["proportional", "sqrt", 2.0])
+def test_a_prior_that_follows_the_batches_is_refused_where_the_batches_follow_the_prior(found, prior):
+    weighting = BanditMTL(["colour", "animal"], rho=0.1, prior=prior)
+    with pytest.raises(ValueError, match=r"prior=.* follows the rows of the batches.*give a number per task"):
+        train(found, build_classifier(found, SMALL, dimension=16), weighting, epochs=1, batch_size=16)
 
 
 def test_scores_are_scikit_learns(found):
