@@ -15,7 +15,7 @@ import typer
 
 from counterpoise.cli import options
 from counterpoise.cli.help import Commands, option
-from counterpoise.cli.terminal import bars, command_line, plain_errors, print_json, say
+from counterpoise.cli.terminal import bars, command_line, plain_errors, print_json, say, until_enough_is_read
 
 if TYPE_CHECKING:
     from counterpoise.classification import Score, TaskData
@@ -38,7 +38,7 @@ TextColumns = Annotated[
 LabelColumns = Annotated[str | None, option("A,B", "Column of the label; or several of 0 and 1, one for each label.")]
 TasksOption = Annotated[str | None, option("A,B", "Names, separated by commas; all by default.")]
 ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder that train wrote.")]
-TextsAtOnce = Annotated[int, option("N", "Texts at once.")]
+TextsAtOnce = Annotated[int, option("N", "Texts at once.", min=1)]
 SHOWN = {
     "macro-f1": "macro-F1", "micro-f1": "micro-F1", "mcc": "MCC", "pearson": "Pearson", "spearman": "Spearman",
     "pearson-spearman": "P+S / 2",
@@ -116,6 +116,10 @@ def train(
         columns, numbers = (text_columns, label_columns), _names(regression)
         found = _read(data, layout, tasks, columns, need=("train", "validation"), regression=numbers)
         found = weighted(found, weights) if weights else found
+        if len(found) == 1 and weighting != "uniform":
+            raise ValueError(
+                f"--weighting {weighting}: weighs tasks against each other, found {found[0].name} alone; give uniform"
+            )
         power = {"uniform": 0.0, "sqrt": 0.5, "proportional": 1.0}[prior]
         sizes = [len(t.train) ** power for t in found] if power else None
         built = classifier.build_classifier(
@@ -123,7 +127,7 @@ def train(
         )
         rounds = training.rounds_per_epoch(found, batch_size)
         weighing = balance.weighting_for(weighting, built, rounds_per_epoch=rounds, prior=sizes, **asked)
-        _say_repeats(found, sizes)
+        _say_repeats(found, sizes, batch_size, rounds)
         run = training.train(found, built, weighing, lr=lr, seed=seed, progress=progress, **pace)
         tested = classifier.evaluate(built, [t for t in found if len(t.test)])
         told = {"data": str(data), "layout": layout, "weighting": weighting, "seed": seed, "batch_size": batch_size}
@@ -208,13 +212,13 @@ def predict(
     Example:
       counterpoise multitask predict model --task books "It kept me up all night."
     """
-    with plain_errors("nothing was changed", KeyError, ImportError):
+    with plain_errors("nothing was changed", KeyError, ImportError), until_enough_is_read():
         from counterpoise.classification import saving
 
         loaded = saving.load(model, device=options.device_of(device))
         target, answered = loaded.targets[loaded.task(task)], False
         given: Any = [[text if second is None else (text, second)]]
-        for lines in given if text is not None else _as_they_come(sys.stdin, batch_size):
+        for lines in given if text is not None else _as_they_come(_stdin(), batch_size):
             texts = [tuple(x.split("\t", 1)) if target.pair and "\t" in x else x for x in lines]
             for row in loaded.probabilities(task, texts, batch_size=batch_size).tolist():
                 answered, (label, probability) = True, loaded.prediction(task, row)
@@ -249,6 +253,18 @@ def export(
         refuse_occupied(out.absolute())
         for place in saving.export(saving.load(model), out, _names(tasks)):
             print(f"wrote {place}")
+
+
+def _stdin() -> Iterator[str]:
+    """Its lines, in UTF-8 whatever the locale is."""
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            found = error.object[error.start : error.end]
+            raise ValueError(
+                f"stdin, line {number}: expected UTF-8, found the bytes {found!r}; convert it first"
+            ) from None
 
 
 def _as_they_come(lines: Iterable[str], at_most: int) -> Iterator[list[str]]:
@@ -297,10 +313,10 @@ def _class_weights(given: str | None) -> Any:
     return json_object(read_text(given), given)
 
 
-def _say_repeats(tasks: list[TaskData], sizes: list[float] | None) -> None:
+def _say_repeats(tasks: list[TaskData], sizes: list[float] | None, batch: int, rounds: int) -> None:
     """Say which task an epoch shows most often, where that is more than a few times."""
     rows = [len(t.train) for t in tasks]
-    shown = [sum(rows) * x / sum(sizes) for x in sizes] if sizes else [max(rows)] * len(rows)
+    shown = [sum(rows) * x / sum(sizes) for x in sizes] if sizes else [float(rounds * min(batch, n)) for n in rows]
     times, name = max((x / n, t.name) for x, n, t in zip(shown, rows, tasks, strict=True))
     if times > OFTEN:
         say(f"note: an epoch shows {name} {times:.0f} times over; --prior proportional does not")

@@ -126,6 +126,16 @@ def plain_errors(kept: str, *more: type[Exception]) -> Iterator[None]:
         raise SystemExit(1) from None
 
 
+@contextmanager
+def until_enough_is_read() -> Iterator[None]:
+    """Answers that come one by one end quietly where their reader ends, as `head` does, with the status of SIGPIPE."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at its end
+        raise SystemExit(128 + signal.SIGPIPE) from None
+
+
 def _said(error: Exception, more: tuple[type[Exception], ...]) -> str | None:
     """What a user is told; None of a bug. What Python itself says of a lost file or key tells no stranger what to do."""
     if (

@@ -84,6 +84,33 @@ def test_an_answer_does_not_wait_for_the_last_line(trained):
         assert asked.wait() == 0
 
 
+def test_a_reader_that_has_enough_ends_it_quietly(trained):
+    command = [sys.executable, "-m", "counterpoise", "multitask", "predict", str(trained[1]), "--task", "colour"]
+    command += ["--device", "cpu"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as asked:
+        asked.stdin.write(b"the sea\n")
+        asked.stdin.flush()
+        assert asked.stdout.readline().startswith(b"colour\tblue")
+        asked.stdout.close()
+        asked.stdin.write(b"the sea\n" * 100)
+        asked.stdin.close()
+        assert asked.wait() == 128 + 13
+        assert asked.stderr.read() == b""
+
+
+def test_lines_are_utf8_whatever_the_locale(trained):
+    command = [sys.executable, "-m", "counterpoise", "multitask", "predict", str(trained[1]), "--task", "colour"]
+    command += ["--device", "cpu"]
+    text = "\ufeffthe s\u00eba\n".encode()
+    for locale in ("C.UTF-8", "POSIX"):
+        how = {"env": os.environ | {"LC_ALL": locale, "PYTHONUTF8": "0"}, "capture_output": True, "check": False}
+        told = subprocess.run(command, input=text + b"caf\xe9\n", **how)
+        assert told.returncode == 1
+        assert told.stderr.decode().strip() == (
+            "error: stdin, line 2: expected UTF-8, found the bytes b'\\xe9'; convert it first"
+        )
+
+
 def test_the_run_is_a_page(trained):
     _, model, _ = trained
     page = (model / "report.html").read_text()
@@ -128,6 +155,10 @@ def test_errors_are_one_message(trained, tmp_path):
     refused(call("predict", model, "--task", "colours", "x"), "error: the model's tasks are ['colour', 'animal']")
     refused(call("predict", tmp_path, "--task", "colour", "x"), "expected a folder that `counterpoise multitask train`")
     refused(call("predict", model, "--task", "colour", text=""), "expected a text, or texts on stdin")
+    for one in (("predict", model, "--task", "colour", "x"), ("evaluate", model, "--data", data)):
+        refused(call(*one, "--batch-size", 0), "should be greater than or equal to 1")
+    alone = call("train", "--data", data, "--tasks", "colour", "--weighting", "bandit", *QUICK, "-o", tmp_path / "m")
+    refused(alone, "--weighting bandit: weighs tasks against each other, found colour alone; give uniform")
     refused(
         call("evaluate", model, "--data", data, "--part", "dev"), "'dev' is not one of 'test', 'validation', 'train'"
     )
@@ -206,5 +237,7 @@ def test_a_small_task_that_comes_often_is_said_and_a_prior_of_sizes_shows_each_r
     quick = [*QUICK[:-1], "--epochs", "1"]  # not quiet
     shown = call("train", "--data", data, *quick, "-o", tmp_path / "m").stderr
     assert "note: an epoch shows animal 1" in shown
+    rounds = call("train", "--data", data, *quick, "--batch-size", 1000, "-o", tmp_path / "o").stderr
+    assert "note:" not in rounds  # one round, in which each row is once
     shown = call("train", "--data", data, *quick, "--prior", "proportional", "-o", tmp_path / "n").stderr
     assert "note:" not in shown
