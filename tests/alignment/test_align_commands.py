@@ -94,6 +94,12 @@ def test_every_mitigation_is_an_option_and_is_recorded(world: Path, tmp_path: Pa
     names = ["FreezeLowest", "BalancedReplay", "KD", "L2", "OnlineMerging", "L1", "MovingAverage", "RewardBudget"]
     assert [m["name"] for m in held] == names
     assert held[1]["ratio"] == 0.5
+    told = json.loads((tmp_path / "post" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert told == json.loads((tmp_path / "post" / "align.json").read_text())["metrics"]
+    assert told["replay 1 share"] + told["replay 2 share"] == pytest.approx(1.0)
+    assert {k for k in told if k.startswith("replay")} == {
+        f"replay {i} {what}" for i in (1, 2) for what in ("share", "loss")
+    }
     assert held[4] == {"name": "OnlineMerging", "weight": 0.1, "keep": 0.5, "seed": 3}
     assert [m["seed"] for m in held if "seed" in m] == [3, 3]
     lora = ["--lora", 2, "--replay", "self", "--last-checkpoint-only", "--draw-batch-size", 4, "--seed", 3]

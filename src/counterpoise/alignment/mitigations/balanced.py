@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,6 +77,12 @@ class BalancedReplay(Replay):
         size = self.sizes[corpus]
         self._queues[corpus] = self._queues[corpus] or self._order.sample(range(size), size)
         return self._ends[corpus] - size + self._queues[corpus].pop()
+
+    def told(self) -> dict[str, float]:
+        """By corpus, from 1: its share of what is drawn, and its last loss in nats a token, once there is one."""
+        values = enumerate(zip(self.bandit.probabilities().tolist(), self.bandit.last_losses, strict=True), 1)
+        found = {f"replay {k} {name}": x for k, pair in values for name, x in zip(("share", "loss"), pair, strict=True)}
+        return {name: x for name, x in found.items() if math.isfinite(x)}
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"queues": self._queues, "bandit": self.bandit.state_dict()}

@@ -145,7 +145,8 @@ class Run:
 
         def write() -> None:
             with telling(f"iteration {iteration}: expected to write to {self.folder}"):
-                self.log({"iteration": iteration, **metrics})
+                told = {name: value for m in self._mitigations for name, value in m.told().items()}
+                self.log({"iteration": iteration, **metrics, **told})
                 self.mark(iteration, state)
 
         processes.on_first(write)

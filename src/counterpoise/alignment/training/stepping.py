@@ -91,6 +91,10 @@ class Mitigation:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`, after `start`."""
 
+    def told(self) -> dict[str, float]:
+        """What a line of metrics says of it, by a name of its own."""
+        return {}
+
     def describe(self) -> dict[str, Any]:
         """Its name and plain settings, for records."""
         named: list[str] = [f.name for f in fields(self) if f.init] if is_dataclass(self) else []
