@@ -236,6 +236,10 @@ def interval(differences: list[float]) -> str:
     return f"**{text}**" if abs(mean) > wide else text
 
 
+PAIRS = {"sft": [("bandit, prior uniform", other) for other in ("sqrt", "uniform", "DoReMi-like")]}
+"""Further differences, paired by seed."""
+
+
 def tables() -> str:
     """Worst and mean at the end, against proportional (sft) and uniform (grpo), paired by seed."""
     parts = []
@@ -261,6 +265,10 @@ def tables() -> str:
             own = [f"{statistics.fmean(map(f, found.values())):.3f}" for f in (worst, statistics.fmean)]
             shown = own if name == base else gaps
             rows.append(f"| {name} | {len(found)} | {' | '.join(means)} | {' | '.join(shown)} | {drawn} % |")
+        for first, second in PAIRS.get(what, ()):
+            both = [s for s in ends.get(first, {}) if s in ends.get(second, {})]
+            gaps = [interval([f(ends[first][s]) - f(ends[second][s]) for s in both]) for f in (worst, statistics.fmean)]
+            rows.append(f"| {first} - {second} | {len(both)} |{' |' * len(tasks)} {' | '.join(gaps)} | |")
         parts.append(f"<!-- {what} -->\n" + "\n".join(rows) + "\n<!-- end -->")
     return "\n\n".join(parts)
 
