@@ -8,6 +8,7 @@ from typing import Any
 from counterpoise import multitask
 from counterpoise.classification.classifier import TextClassifier
 from counterpoise.multitask import Weighting
+from counterpoise.multitask.prior import part_of_the_largest
 
 _METHODS: dict[str, Callable[..., Weighting]] = {
     "uniform": lambda tasks, model: multitask.Uniform(tasks),
@@ -42,7 +43,7 @@ def weighting_for(
     classifier: TextClassifier,
     *,
     rounds_per_epoch: int,
-    rho: float | None = None,
+    rho: float | str | None = None,
     min_effective_tasks: float | None = None,
     eta: float | None = None,
     normalize: bool = False,
@@ -80,7 +81,7 @@ def weighting_for(
 def check_weighting(
     name: str,
     *,
-    rho: float | None,
+    rho: float | str | None,
     min_effective_tasks: float | None,
     eta: float | None,
     normalize: bool,
@@ -102,6 +103,8 @@ def check_weighting(
             f"weighting {name}: expected {', '.join(sorted(takes)) or 'no settings'}, found {', '.join(strange)}; "
             f"leave them out, or choose bandit"
         )
+    if isinstance(rho, str):
+        part_of_the_largest(rho)
     if rho is not None and min_effective_tasks is not None:
         raise ValueError("weighting bandit: expected rho or min_effective_tasks, found both; leave one out")
     if prior is not None and min_effective_tasks is not None:

@@ -62,7 +62,9 @@ def train(
     min_effective_tasks: Annotated[
         float | None, option("X", "bandit: at least so many tasks keep weight (default: half of them).")
     ] = None,
-    rho: Annotated[float | None, option("X", "bandit: radius of the ball, instead.")] = None,
+    rho: Annotated[
+        str | None, option("X", "bandit: radius of the ball, instead, or a share of the largest as 30%.")
+    ] = None,
     prior: Annotated[
         Literal["uniform", "sqrt", "proportional"],
         option(None, "bandit: weights in the ball's middle, by the tasks' sizes, and rows of a task in a step."),
@@ -92,7 +94,12 @@ def train(
     Example:
       counterpoise multitask train --data reviews -o model --weighting bandit
     """
-    asked: dict[str, Any] = {"rho": rho, "min_effective_tasks": min_effective_tasks, "eta": eta, "normalize": normalize}
+    asked: dict[str, Any] = {
+        "rho": _radius(rho),
+        "min_effective_tasks": min_effective_tasks,
+        "eta": eta,
+        "normalize": normalize,
+    }
     with plain_errors("nothing was written", KeyError, ImportError), bars(quiet) as progress:
         from dataclasses import asdict
 
@@ -301,6 +308,14 @@ def _read(data: Path, layout: Any, tasks: str | None, columns: Sequence[str | No
 
     texts, label = map(_names, columns)
     return read_tasks(data, layout, tasks=None if tasks is None else _names(tasks), texts=texts, label=label, **more)
+
+
+def _radius(given: str | None) -> float | str | None:
+    """A number, or what BanditMTL reads as a share."""
+    try:
+        return given and float(given)
+    except ValueError:
+        return given
 
 
 def _class_weights(given: str | None) -> Any:

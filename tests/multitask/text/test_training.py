@@ -156,6 +156,7 @@ def test_with_a_prior_of_sizes_no_task_is_repeated_in_an_epoch(tmp_path):
     shares = [weighting.metrics()[f"share/{t.name}"] for t in found]
     assert shares == pytest.approx([n / sum(sizes) for n in sizes], abs=0.02)
     assert all(math.isfinite(x) for e in run.epochs for x in e.train_loss.values())
+    assert weighting_for("bandit", classifier, rounds_per_epoch=1, rho="50%").rho == pytest.approx(0.5 * math.log(2))
     with pytest.raises(ValueError, match="min_effective_tasks counts from the uniform prior"):
         weighting_for("bandit", classifier, rounds_per_epoch=1, prior=sizes, min_effective_tasks=1.5)
 
