@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from queue import Queue
-from threading import Thread
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from counterpoise.cli import options
+from counterpoise.cli import lines, options
 from counterpoise.cli.help import Commands, option
 from counterpoise.cli.terminal import bars, command_line, plain_errors, print_json, say, until_enough_is_read
 
@@ -123,10 +120,6 @@ def train(
         columns, numbers = (text_columns, label_columns), _names(regression)
         found = _read(data, layout, tasks, columns, need=("train", "validation"), regression=numbers)
         found = weighted(found, weights) if weights else found
-        if len(found) == 1 and weighting != "uniform":
-            raise ValueError(
-                f"--weighting {weighting}: weighs tasks against each other, found {found[0].name} alone; give uniform"
-            )
         power = {"uniform": 0.0, "sqrt": 0.5, "proportional": 1.0}[prior]
         sizes = [len(t.train) ** power for t in found] if power else None
         built = classifier.build_classifier(
@@ -225,8 +218,8 @@ def predict(
         loaded = saving.load(model, device=options.device_of(device))
         target, answered = loaded.targets[loaded.task(task)], False
         given: Any = [[text if second is None else (text, second)]]
-        for lines in given if text is not None else _as_they_come(_stdin(), batch_size):
-            texts = [tuple(x.split("\t", 1)) if target.pair and "\t" in x else x for x in lines]
+        for asked in given if text is not None else lines.as_they_come(lines.stdin(), batch_size):
+            texts = [tuple(x.split("\t", 1)) if target.pair and "\t" in x else x for x in asked]
             for row in loaded.probabilities(task, texts, batch_size=batch_size).tolist():
                 answered, (label, probability) = True, loaded.prediction(task, row)
                 if as_json:
@@ -260,43 +253,6 @@ def export(
         refuse_occupied(out.absolute())
         for place in saving.export(saving.load(model), out, _names(tasks)):
             print(f"wrote {place}")
-
-
-def _stdin() -> Iterator[str]:
-    """Its lines, in UTF-8 whatever the locale is."""
-    for number, line in enumerate(sys.stdin.buffer, 1):
-        try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            found = error.object[error.start : error.end]
-            raise ValueError(
-                f"stdin, line {number}: expected UTF-8, found the bytes {found!r}; convert it first"
-            ) from None
-
-
-def _as_they_come(lines: Iterable[str], at_most: int) -> Iterator[list[str]]:
-    """The lines that wait to be read, so many at once; the next ones are read meanwhile."""
-    waiting: Queue[str | Exception | None] = Queue()
-
-    def read() -> None:
-        try:
-            for line in lines:
-                waiting.put(line.rstrip("\r\n"))
-        except Exception as error:  # of the decoding: told where it would have been
-            waiting.put(error)
-        waiting.put(None)
-
-    Thread(target=read, daemon=True).start()
-    batch: list[str] = []
-    while (line := waiting.get()) is not None:
-        if isinstance(line, Exception):
-            raise line
-        batch.append(line)
-        if len(batch) == at_most or waiting.empty():
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _names(text: str | None) -> list[str]:

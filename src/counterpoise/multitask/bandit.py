@@ -105,7 +105,9 @@ class BanditMTL(Weighting):
         super().__init__(tasks, micro_batches=micro_batches, missing=missing, half_life=half_life)
         m = len(self.tasks)
         if m < 2:
-            raise ValueError(f"BanditMTL weighs tasks against each other: expected at least 2, found {m}.")
+            raise ValueError(
+                f"BanditMTL weighs tasks against each other: expected at least 2, found {m}; one needs uniform weights alone."
+            )
         if not 0.0 < eta < math.inf:
             raise ValueError(f"eta must be positive and finite, found {eta}.")
         if not 0.0 <= exploration <= 1.0:
@@ -126,8 +128,12 @@ class BanditMTL(Weighting):
         self._part = part_of_the_largest(rho) if isinstance(rho, str) else None
         self._asked = ball_of(m, rho, min_effective_tasks, self._fixed, self._temperature == math.inf)
         self.rho = self._asked
-        self.compares = drawn_by is None and self.rho > 0.0  # each drawn task is feedback of its own
         self.reset()
+
+    @property
+    def compares(self) -> bool:  # type: ignore[override]
+        """Whether it needs other tasks to learn from one; where losses are corrected, each drawn task is feedback of its own."""
+        return not self.corrects and self.rho > 0.0
 
     def reset(self) -> None:
         super().reset()

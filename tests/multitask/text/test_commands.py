@@ -160,7 +160,7 @@ def test_errors_are_one_message(trained, tmp_path):
     share = call("train", "--data", data, "--weighting", "bandit", "--rho", "a lot", *QUICK, "-o", tmp_path / "m")
     refused(share, "rho must be a number or a share of log(1 / min prior) such as \"30%\", found 'a lot'")
     alone = call("train", "--data", data, "--tasks", "colour", "--weighting", "bandit", *QUICK, "-o", tmp_path / "m")
-    refused(alone, "--weighting bandit: weighs tasks against each other, found colour alone; give uniform")
+    refused(alone, "weighs tasks against each other: expected at least 2, found 1; one needs uniform weights alone.")
     refused(
         call("evaluate", model, "--data", data, "--part", "dev"), "'dev' is not one of 'test', 'validation', 'train'"
     )

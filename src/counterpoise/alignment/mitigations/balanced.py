@@ -52,8 +52,7 @@ class BalancedReplay(Replay):
         self._queues: list[list[int]] = [[] for _ in self.sizes]
         effective = max(len(self.sizes) / 2, 1.5)
         self.bandit = BanditMTL(len(self.sizes), min_effective_tasks=effective, drawn_by="p", normalize=True)
-        # Every corpus that was drawn tells its mean; one that was not keeps its last.
-        self.bandit.corrects, self.bandit.compares = False, self.bandit.rho > 0.0
+        self.bandit.corrects = False  # every corpus that was drawn tells its mean; one that was not keeps its last
 
     def add_gradients(self, step: Step) -> None:
         size = response_tokens(step.examples)
