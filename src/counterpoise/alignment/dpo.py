@@ -193,7 +193,15 @@ class _Held(Bar):
         first = (iteration - 1) * args.save_steps
         lines = [line for line in state.log_history if "loss" in line and line["step"] > first]
         told = {ours: sum(line[theirs] for line in lines) / len(lines) for ours, theirs in METRICS.items()}
-        run.log({"iteration": iteration, "method": "dpo", "step": state.global_step, **told})
+        run.log(
+            {
+                "iteration": iteration,
+                "method": "dpo",
+                "step": state.global_step,
+                **told,
+                **stepping.told_of(self.mitigations),
+            }
+        )
         run.mark(iteration, {"step": state.global_step})
         whole = Path(args.output_dir) / f"checkpoint-{state.global_step}" / HELD
         torch.save([m.state_dict() for m in self.mitigations], whole)

@@ -92,10 +92,8 @@ def own_device(device: torch.device | str) -> torch.device:
         ValueError: one GPU for several processes of this machine.
     """
     found, local = torch.device(device), int(os.environ.get("LOCAL_RANK", "0"))
-    several = (
-        int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1 and torch.cuda.device_count() != 1
-    )  # 1: each sees its own
-    if found.index is not None and found.type == "cuda" and several:
+    several = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1
+    if several and found.type == "cuda" and found.index is not None and torch.cuda.device_count() != 1:  # 1: its own
         raise ValueError(f"device: expected cuda, of which each process of torchrun takes one, found {device}")
     if started() > 1 and found.type == "cuda" and found.index is None:
         return torch.device("cuda", local % max(1, torch.cuda.device_count()))

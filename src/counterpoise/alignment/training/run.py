@@ -16,7 +16,7 @@ from torch import nn
 from counterpoise.alignment.mitigations.lowrank import is_low_rank, merged
 from counterpoise.alignment.training import processes, tracking
 from counterpoise.alignment.training.sharding import moments_like, part_like, whole
-from counterpoise.alignment.training.stepping import Mitigation
+from counterpoise.alignment.training.stepping import Mitigation, told_of
 from counterpoise.checkpoints.files import replacing, staged
 from counterpoise.language.loading import without_bars
 from counterpoise.language.sharded import own_part
@@ -145,8 +145,7 @@ class Run:
 
         def write() -> None:
             with telling(f"iteration {iteration}: expected to write to {self.folder}"):
-                told = {name: value for m in self._mitigations for name, value in m.told().items()}
-                self.log({"iteration": iteration, **metrics, **told})
+                self.log({"iteration": iteration, **metrics, **told_of(self._mitigations)})
                 self.mark(iteration, state)
 
         processes.on_first(write)

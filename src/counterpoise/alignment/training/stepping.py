@@ -151,6 +151,11 @@ def finish_all(mitigations: Sequence[Mitigation], model: nn.Module) -> None:
         mitigation.finish(model)
 
 
+def told_of(mitigations: Sequence[Mitigation]) -> dict[str, float]:
+    """What a line of metrics says of them all."""
+    return {name: value for mitigation in mitigations for name, value in mitigation.told().items()}
+
+
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that an optimiser moves, by name; tied ones once."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
