@@ -142,10 +142,8 @@ def frozen(tasks: Sequence[TaskData], folder: Path, store: Path) -> list[dict[st
             texts, labels = t.split(part).texts, t.split(part).labels
             if not (place := store / f"{t.name}-{part}-{FROZEN['layers']}-{FROZEN['tokens']}.pt").is_file():
                 ids = tokenizer(list(texts), truncation=True, max_length=FROZEN["tokens"])["input_ids"]
-                vectors, order = (
-                    torch.empty(len(ids), model.config.hidden_size),
-                    sorted(range(len(ids)), key=lambda i: len(ids[i])),
-                )
+                order = sorted(range(len(ids)), key=[len(x) for x in ids].__getitem__)
+                vectors = torch.empty(len(ids), model.config.hidden_size)
                 for rows in (order[i : i + 64] for i in range(0, len(ids), 64)):
                     read = tokenizer.pad(
                         {"input_ids": [ids[i] for i in rows]}, return_tensors="pt", padding_side="right"
@@ -164,11 +162,10 @@ def frozen(tasks: Sequence[TaskData], folder: Path, store: Path) -> list[dict[st
 
 def batch(net: Network, texts: Sequence[Tensor]) -> list[Tensor]:
     """Logits of each task's texts, through one pass of all of them."""
-    if texts[0].is_floating_point():
-        parts = net.features(torch.cat(list(texts))).split([len(x) for x in texts])
-        return [head(x) for head, x in zip(net.heads, parts, strict=True)]
-    longest = max(int((x != 0).sum(1).max()) for x in texts)
-    joined = torch.cat([F.pad(x[:, :longest], (0, max(0, longest - x.shape[1]))) for x in texts])
+    if not texts[0].is_floating_point():
+        longest = max(int((x != 0).sum(1).max()) for x in texts)
+        texts = [F.pad(x[:, :longest], (0, max(0, longest - x.shape[1]))) for x in texts]
+    joined = torch.cat(list(texts))
     parts = net.features(joined).split([len(x) for x in texts])
     return [head(x) for head, x in zip(net.heads, parts, strict=True)]
 
@@ -294,9 +291,9 @@ def main() -> None:
     done = {(r["model"], r["data"], r["kind"], r["method"], r["seed"]) for r in runs}
     folders = {data: options.data / common.SETTINGS[data]["folder"] for data in common.SETTINGS}
     whole = {d: read_tasks(f, common.SETTINGS[d]["layout"], drop_leaked=True) for d, f in folders.items()}
-    vectors, more = {}, {}
+    vectors, more, typed = {}, {}, ""
     if options.encoder:
-        more = {"frozen": FROZEN}
+        more, typed = {"frozen": FROZEN}, " --model pretrained --encoder SMOLLM2"
         store = options.encoder.with_name(f"{options.encoder.name}-vectors")
         vectors = {data: frozen(whole[data], options.encoder, store) for data in whole}
     names = list(METHODS)
@@ -321,7 +318,7 @@ def main() -> None:
                 small = [i for i, t in enumerate(tasks) if len(t.train) < len(whole[data][i].train)]
                 for method in missing:
                     found = one(tasks, parts, words, method, options.model, SETTINGS["rows"][data], seed)
-                    told = common.provenance("python experiments/banditmtl/unequal.py DATA", SETTINGS | more)
+                    told = common.provenance(f"python experiments/banditmtl/unequal.py DATA{typed}", SETTINGS | more)
                     line = {**dict(zip(("model", "data", "kind"), key, strict=True)), "method": method, "seed": seed}
                     line |= {"tasks": [t.name for t in tasks], "examples": [len(t.train) for t in tasks], "cut": small}
                     with STORE.open("a", encoding="utf-8") as file:
