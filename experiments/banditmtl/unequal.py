@@ -16,6 +16,7 @@ and in test are left out of training. A run that is in results/ already is not d
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -44,6 +45,8 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 FROZEN = {"layers": 8, "tokens": 48}
 """Of the pretrained encoder: after how many layers its states are taken, and of how many tokens."""
+BF16 = torch.cpu._is_avx512_bf16_supported()
+"""Whether convolutions are computed in bfloat16: twice as fast where the processor has it, imitated elsewhere."""
 PARTS = ("train", "validation", "test")
 Build = Callable[[list[str], list[int], "Network"], Weighting]
 
@@ -67,8 +70,9 @@ class Network(nn.Module):
         if texts_BT.is_floating_point():
             pooled = torch.relu(self.words(texts_BT))
         elif self.convolutions:
-            x_BDT = self.words(texts_BT).transpose(1, 2)
-            pooled = torch.cat([torch.relu(c(x_BDT)).amax(2) for c in self.convolutions], dim=1)
+            with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
+                x_BDT = self.words(texts_BT).transpose(1, 2)
+                pooled = torch.cat([c(x_BDT).amax(2) for c in self.convolutions], dim=1).float().relu()
         else:
             pooled = F.embedding_bag(texts_BT, self.words.weight, mode="mean", padding_idx=0)
         return torch.relu(self.hidden(F.dropout(pooled, SETTINGS["dropout"], self.training)))
@@ -97,7 +101,7 @@ METHODS: dict[str, Build] = {
 }
 
 FIRST, OTHERS = slice(0, 6), slice(6, None)
-ROUNDS = ((FIRST, ("cut", "full")), (OTHERS, ("cut",)), (OTHERS, ("full",)))
+ROUNDS = ((FIRST, "cut"), (FIRST, "full"), (OTHERS, "cut"), (OTHERS, "full"))
 """Which methods are run on all seeds before the others: the question is between the first ones."""
 
 
@@ -292,41 +296,36 @@ def main() -> None:
     folders = {data: options.data / common.SETTINGS[data]["folder"] for data in common.SETTINGS}
     whole = {d: read_tasks(f, common.SETTINGS[d]["layout"], drop_leaked=True) for d, f in folders.items()}
     vectors, more, typed = {}, {}, ""
+    if options.model == "textcnn":
+        more, typed = {"bf16": BF16}, " --model textcnn"
     if options.encoder:
         more, typed = {"frozen": FROZEN}, " --model pretrained --encoder SMOLLM2"
         store = options.encoder.with_name(f"{options.encoder.name}-vectors")
         vectors = {data: frozen(whole[data], options.encoder, store) for data in whole}
     names = list(METHODS)
-    rounds = [(m, k, s) for m, k in ROUNDS for s in range(options.seeds)]
-    for which, kinds, seed in rounds:
-        for data in whole:
-            for kind in kinds:
-                key = (options.model, data, kind)
-                missing = [m for m in names[which] if (*key, m, seed) not in done]
-                if not missing:
-                    continue
-                rows = cut(whole[data], seed) if kind == "cut" else [list(range(len(t.train))) for t in whole[data]]
-                tasks = [cut_down(t, r) for t, r in zip(whole[data], rows, strict=True)]
-                if options.model == "pretrained":
-                    parts = [
-                        {**p, "train": tuple(x[r] for x in p["train"])}
-                        for p, r in zip(vectors[data], rows, strict=True)
-                    ]
-                    words = parts[0]["train"][0].shape[1]
-                else:
-                    parts, words = padded(tasks)
-                small = [i for i, t in enumerate(tasks) if len(t.train) < len(whole[data][i].train)]
-                for method in missing:
-                    found = one(tasks, parts, words, method, options.model, SETTINGS["rows"][data], seed)
-                    told = common.provenance(f"python experiments/banditmtl/unequal.py DATA{typed}", SETTINGS | more)
-                    line = {**dict(zip(("model", "data", "kind"), key, strict=True)), "method": method, "seed": seed}
-                    line |= {"tasks": [t.name for t in tasks], "examples": [len(t.train) for t in tasks], "cut": small}
-                    with STORE.open("a", encoding="utf-8") as file:
-                        print(json.dumps({**line, **found, "provenance": told}), file=file)
-                    means = {
-                        name: round(f(line | found), 2) for name, f in FIGURES.items() if name != "cut tasks" or small
-                    }
-                    print(*key, seed, method, means, found["epochs"], found["cpu_seconds"], flush=True)
+    for (which, kind), seed, data in itertools.product(ROUNDS, range(options.seeds), whole):
+        key = (options.model, data, kind)
+        missing = [m for m in names[which] if (*key, m, seed) not in done]
+        if not missing:
+            continue
+        rows = cut(whole[data], seed) if kind == "cut" else [list(range(len(t.train))) for t in whole[data]]
+        tasks = [cut_down(t, r) for t, r in zip(whole[data], rows, strict=True)]
+        if options.model == "pretrained":
+            chosen = zip(vectors[data], rows, strict=True)
+            parts = [{**p, "train": tuple(x[r] for x in p["train"])} for p, r in chosen]
+            words = parts[0]["train"][0].shape[1]
+        else:
+            parts, words = padded(tasks)
+        small = [i for i, t in enumerate(tasks) if len(t.train) < len(whole[data][i].train)]
+        for method in missing:
+            found = one(tasks, parts, words, method, options.model, SETTINGS["rows"][data], seed)
+            told = common.provenance(f"python experiments/banditmtl/unequal.py DATA{typed}", SETTINGS | more)
+            line = {**dict(zip(("model", "data", "kind"), key, strict=True)), "method": method, "seed": seed}
+            line |= {"tasks": [t.name for t in tasks], "examples": [len(t.train) for t in tasks], "cut": small}
+            with STORE.open("a", encoding="utf-8") as file:
+                print(json.dumps({**line, **found, "provenance": told}), file=file)
+            means = {name: round(f(line | found), 2) for name, f in FIGURES.items() if name != "cut tasks" or small}
+            print(*key, seed, method, means, found["epochs"], found["cpu_seconds"], flush=True)
 
 
 if __name__ == "__main__":
