@@ -46,7 +46,7 @@ SETTINGS: dict[str, Any] = {
 FROZEN = {"layers": 8, "tokens": 48}
 """Of the pretrained encoder: after how many layers its states are taken, and of how many tokens."""
 BF16 = torch.cpu._is_avx512_bf16_supported()
-"""Whether convolutions are computed in bfloat16: twice as fast where the processor has it, imitated elsewhere."""
+"""Whether convolutions and the pretrained encoder are in bfloat16: twice as fast where a processor has it, else imitated."""
 PARTS = ("train", "validation", "test")
 Build = Callable[[list[str], list[int], "Network"], Weighting]
 
@@ -136,7 +136,8 @@ def frozen(tasks: Sequence[TaskData], folder: Path, store: Path) -> list[dict[st
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModel.from_pretrained(folder, num_hidden_layers=FROZEN["layers"], dtype=torch.float32).eval()
+    dtype = torch.bfloat16 if BF16 else torch.float32
+    model = AutoModel.from_pretrained(folder, num_hidden_layers=FROZEN["layers"], dtype=dtype).eval()
     model.norm = nn.Identity()  # fitted to the last layer
     store.mkdir(parents=True, exist_ok=True)
     found = []
@@ -144,7 +145,7 @@ def frozen(tasks: Sequence[TaskData], folder: Path, store: Path) -> list[dict[st
         parts: dict[str, tuple[Tensor, Tensor]] = {}
         for part in PARTS:
             texts, labels = t.split(part).texts, t.split(part).labels
-            if not (place := store / f"{t.name}-{part}-{FROZEN['layers']}-{FROZEN['tokens']}.pt").is_file():
+            if not (place := store / f"{t.name}-{part}-{FROZEN['layers']}-{FROZEN['tokens']}-{BF16:d}.pt").is_file():
                 ids = tokenizer(list(texts), truncation=True, max_length=FROZEN["tokens"])["input_ids"]
                 order = sorted(range(len(ids)), key=[len(x) for x in ids].__getitem__)
                 vectors = torch.empty(len(ids), model.config.hidden_size)
@@ -153,7 +154,7 @@ def frozen(tasks: Sequence[TaskData], folder: Path, store: Path) -> list[dict[st
                         {"input_ids": [ids[i] for i in rows]}, return_tensors="pt", padding_side="right"
                     )
                     mask = read["attention_mask"]
-                    states = model(**read).last_hidden_state * mask[..., None]
+                    states = model(**read).last_hidden_state.float() * mask[..., None]
                     vectors[rows] = states.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
                 torch.save(vectors, place)
                 print(t.name, part, len(ids), flush=True)
@@ -295,11 +296,13 @@ def main() -> None:
     done = {(r["model"], r["data"], r["kind"], r["method"], r["seed"]) for r in runs}
     folders = {data: options.data / common.SETTINGS[data]["folder"] for data in common.SETTINGS}
     whole = {d: read_tasks(f, common.SETTINGS[d]["layout"], drop_leaked=True) for d, f in folders.items()}
-    vectors, more, typed = {}, {}, ""
-    if options.model == "textcnn":
-        more, typed = {"bf16": BF16}, " --model textcnn"
+    vectors: dict[str, list[Any]] = {}
+    more: dict[str, Any] = {}
+    typed = ""
+    if options.model != "averaging":
+        more, typed = {"bf16": BF16}, f" --model {options.model}"
     if options.encoder:
-        more, typed = {"frozen": FROZEN}, " --model pretrained --encoder SMOLLM2"
+        more, typed = {**more, "frozen": FROZEN}, f"{typed} --encoder SMOLLM2"
         store = options.encoder.with_name(f"{options.encoder.name}-vectors")
         vectors = {data: frozen(whole[data], options.encoder, store) for data in whole}
     names = list(METHODS)
