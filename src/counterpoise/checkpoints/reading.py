@@ -85,11 +85,22 @@ def stream_json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if head in UTF16:
         yield from json_lines(path)
         return
+    for n, content in enumerate(byte_lines(path), start=1):
+        if content.strip():
+            yield (place := f"{path}, line {n}"), json_object(decoded(content, str(path), n), place)
+
+
+def byte_lines(path: str | Path) -> Iterator[bytes]:
+    """A file's lines one by one, gzipped or not.
+
+    Raises:
+        ValueError: a gzip file that is cut short or damaged.
+    """
+    with open(path, "rb") as file:
+        zipped = file.read(2) == GZIP
     try:
-        with gzip.open(path, "rb") if head == GZIP else open(path, "rb") as file:
-            for n, content in enumerate(file, start=1):
-                if content.strip():
-                    yield (place := f"{path}, line {n}"), json_object(decoded(content, str(path), n), place)
+        with gzip.open(path, "rb") if zipped else open(path, "rb") as file:
+            yield from file
     except DAMAGED as error:
         raise ValueError(f"{path}: expected a whole gzip file, found it damaged ({error}); fetch it again") from None
 

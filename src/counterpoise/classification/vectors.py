@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -12,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+
+from counterpoise.checkpoints.reading import byte_lines
 
 PADDING, UNKNOWN = 0, 1
 SPECIAL = ("<pad>", "<unk>")
@@ -183,7 +184,7 @@ def read_vectors(file: str | Path, words: Collection[str]) -> dict[str, np.ndarr
     passed over. The file is read once, line by line.
 
     Raises:
-        ValueError: no such file, not gzip though named .gz, a line with another number of numbers, or no numbers.
+        ValueError: no such file, a damaged gzip file, a line with another number of numbers, or no numbers.
     """
     found: dict[str, np.ndarray] = {}
     dimension = 0
@@ -218,9 +219,5 @@ def _numbers(fields: list[str], where: str) -> np.ndarray:
 def _lines(path: Path) -> Iterator[str]:
     if not path.is_file():
         raise ValueError(f"{path}: expected a file of word vectors, found {'a folder' if path.is_dir() else 'nothing'}")
-    opened = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rt", encoding="utf-8", errors="replace", newline="\n") as lines:
-            yield from lines
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise ValueError(f"{path}: expected a whole gzip file, found: {error}; fetch it again") from None
+    for content in byte_lines(path):
+        yield content.decode("utf-8", errors="replace")

@@ -67,14 +67,25 @@ def test_gz_word2vec_header_and_words_with_spaces(tmp_path):
         ("v.txt", b"good 1 2\nbad 1 x\n", r"line 2: expected 2 numbers after the word, found \['1', 'x'\]"),
         ("v.txt", b"good 1 nan\nbad 1 2\n", "line 1: expected finite numbers, found nan"),
         ("v.txt", b"good\n", "line 1: expected a word and its numbers"),
-        ("v.txt.gz", b"good 1 2\n", "expected a whole gzip file, found: .*; fetch it again"),
         ("v.txt.gz", gzip.compress(b"good 1 2\n" * 99, mtime=0)[:-12], "expected a whole gzip file"),
+        ("v.txt", gzip.compress(b"good 1 2\n" * 99, mtime=0)[:-2], "expected a whole gzip file"),
+        (
+            "v.txt.gz",
+            gzip.compress(b"good 1 2\n" * 99, mtime=0)[:10] + b"\xff" * 40,
+            "found it damaged .*; fetch it again",
+        ),
     ],
 )
 def test_bad_vector_files(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_vectors(tmp_path / name, ["good", "bad"])
+
+
+def test_whether_vectors_are_gzipped_is_seen_and_not_told_by_the_name(tmp_path):
+    for name, content in (("plain.gz", b"good 1 2\n"), ("zipped.txt", gzip.compress(b"good 1 2\n"))):
+        (tmp_path / name).write_bytes(content)
+        assert read_vectors(tmp_path / name, ["good"])["good"].tolist() == [1, 2]
 
 
 def test_no_vector_file_and_none_that_fits(tmp_path):
