@@ -23,7 +23,7 @@ from counterpoise.checkpoints.files import CheckpointError
 from counterpoise.evaluation.measurement import Measurement, Scores
 from counterpoise.evaluation.parts import part_of
 from counterpoise.evaluation.results import measurement
-from counterpoise.evaluation.workbench import Point
+from counterpoise.evaluation.workbench import Model, Point
 from counterpoise.language.prompts import read_prompts
 from counterpoise.records import public
 from counterpoise.report.comparisons import read_comparisons
@@ -279,7 +279,7 @@ def test_choose_wants_more_reward_than_pre_and_less_tax_than_post() -> None:
             return Measurement("m", "", value + noise, "mean", None, tuple(map(str, range(20))))
 
         scores = Scores(measured(reward), {"a": [measured(ability)]})
-        return Point(method, method, equal(["layers.0.w"], 1), (0.5,), "validation", scores)
+        return Point(Model(method, method, equal(["layers.0.w"], 1), (0.5,)), "validation", scores)
 
     ends = point("PRE", 0.0, 10.0), point("POST", 1.0, 5.0)
     good, better = point("MA", 0.96, 6.0), point("HMA", 0.97, 7.0)
@@ -461,7 +461,7 @@ def test_where_no_pick_is_sure_enough_the_verdict_says_how_many_prompts_would_do
 
     def point(name: str, ratio: float, noise: Array) -> Point:
         scores = scored(base + 2 * ratio + noise, item - ratio)
-        return Point(name, name, equal(["layers.0.w"], 1), (ratio,), "validation", scores)
+        return Point(Model(name, name, equal(["layers.0.w"], 1), (ratio,)), "validation", scores)
 
     ends = point("PRE", 0.0, 0 * base), point("POST", 1.0, jitter)
     able = [point("MA", 0.9, jitter + 3.2 * own)]

@@ -35,13 +35,18 @@ ENDS = (0.0, 1.0)
 
 
 class Model(NamedTuple):
-    """An average to be measured, or a healed model: see `Point`."""
+    """An average to be measured, or a healed model, whose checkpoint `instead` stands in PRE's place."""
 
     name: str
     method: str
     partition: Partition
     ratios: tuple[float, ...]
     instead: Path | None = None
+
+    @property
+    def mean(self) -> float:
+        """The weighted mean ratio."""
+        return self.partition.mean(self.ratios)
 
 
 class Piece(NamedTuple):
@@ -55,26 +60,26 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Point:
-    """One average and what it scores on one part."""
+    """One model and what it scores on one part."""
 
-    name: str
-    method: str
-    partition: Partition
-    ratios: tuple[float, ...]
+    model: Model
     part: Part
     scores: Scores
-    instead: Path | None = None
-    """Of a healed model: its checkpoint, which stands in PRE's place."""
 
     @property
-    def model(self) -> Model:
-        """What was measured."""
-        return Model(self.name, self.method, self.partition, self.ratios, self.instead)
+    def name(self) -> str:
+        """The model's."""
+        return self.model.name
+
+    @property
+    def method(self) -> str:
+        """The model's."""
+        return self.model.method
 
     @property
     def mean(self) -> float:
         """The weighted mean ratio."""
-        return self.partition.mean(self.ratios)
+        return self.model.mean
 
 
 class Workbench:
@@ -173,7 +178,7 @@ class Workbench:
 
         texts, wanted = probes(self.resident.model), []
         for end in ENDS:
-            wanted.append(continuation_logprobs(self._placed(self.whole, [end], None), *texts))
+            wanted.append(continuation_logprobs(self._placed(self._plain(end)), *texts))
         self.free()  # one model in memory
         engine = VLLM(self.giver.folder, self.dtype, self.device, tensor_parallel=self.asked_engine.tensor_parallel)
         close = max(CLOSE if self.device == "cpu" else 20 * CLOSE, NARROW * torch.finfo(self.dtype).eps)
@@ -209,43 +214,34 @@ class Workbench:
 
     def model_at(self, end: float) -> LanguageModel:
         """PRE (0), POST (1) or a plain average between them, to draw from."""
-        return self._at_hand(self.whole, [end], None)
+        return self._at_hand(self._plain(end))
 
-    def rewards(self, name: str, cut: Partition, ratios: Sequence[float], part: Part, looks: int) -> Array:
-        """The rewards of an average on the prompts of a part up to so many looks of the panel; `point` reads them again."""
-        kept = self._kept(cut, ratios, None)
-        found = self.panel.rewards(partial(self._at_hand, cut, ratios, None), self.tokenizer, part, looks=looks, **kept)
-        if (progress := self.stage(f"{name}, {part}")) is not None:
+    def rewards(self, model: Model, part: Part, looks: int) -> Array:
+        """The rewards of a model on the prompts of a part up to so many looks of the panel; `points` read them again."""
+        found = self.panel.rewards(*self._asked(model, part), looks=looks, **self._kept(model))
+        if (progress := self.stage(f"{model.name}, {part}")) is not None:
             progress(1, 1 + len(self.panel.abilities))
         return found
 
     def ends(self, part: Part) -> list[Point]:
         """PRE and POST, measured on a part."""
-        return self.points([Model(name, name, self.whole, (r,)) for name, r in (("PRE", 0.0), ("POST", 1.0))], part)
+        return self.points([self._plain(0.0, "PRE"), self._plain(1.0, "POST")], part)
 
     def points(self, models: Sequence[Model], part: Part) -> list[Point]:
         """Each of these measured on a part; processes with one work folder share them."""
-
-        def point(m: Model) -> Point:
-            return self.point(m.method, m.partition, m.ratios, part, name=m.name, instead=m.instead)
-
         if self.elsewhere is not None:
             self.elsewhere([Piece(m, part, n) for m in models for n in range(1 + len(self.panel.abilities))])
-        names = [self._kept(m.partition, m.ratios, m.instead)["model_id"] for m in models]
-        works = [partial(point, m) for m in models]
-        return self.store.each(
-            [({"what": "point", "model": n, "part": part}, w) for n, w in zip(names, works, strict=True)]
-        )
+        keys = [{"what": "point", "model": self._kept(m)["model_id"], "part": part} for m in models]
+        return self.store.each([(k, partial(self._measured, m, part)) for k, m in zip(keys, models, strict=True)])
 
     def piece(self, piece: Piece, *, model: Given | None = None) -> None:
         """Have the store hold a piece; `model` stands in for the average, where that is not to be asked."""
-        (_, _, cut, ratios, instead), panel = piece.model, self.panel
-        given = model or partial(self._at_hand, cut, ratios, instead)
-        on, kept = (given, self._of(instead).tokenizer, piece.part), self._kept(cut, ratios, instead)
+        given, *on = self._asked(piece.model, piece.part)
+        kept, panel = self._kept(piece.model), self.panel
         if piece.number == 0:
-            panel.rewards(*on, looks=piece.looks, **kept)
+            panel.rewards(model or given, *on, looks=piece.looks, **kept)
         else:
-            panel.score(panel.abilities[piece.number - 1], *on, **kept)
+            panel.score(panel.abilities[piece.number - 1], model or given, *on, **kept)
 
     def point(
         self,
@@ -259,25 +255,32 @@ class Workbench:
     ) -> Point:
         """Measure the average with these ratios on a part, or read it from the store; `instead` stands in PRE's place."""
         name = name or f"{method} {cut.mean(ratios):.2g}"
-        model = partial(self._at_hand, cut, ratios, instead)
-        kept, stage = self._kept(cut, ratios, instead), self.stage(f"{name}, {part}")
-        scores = self.panel.measure(model, self._of(instead).tokenizer, part, **kept, progress=stage)
-        return Point(name, method, cut, tuple(map(float, ratios)), part, scores, instead)
+        return self._measured(Model(name, method, cut, tuple(map(float, ratios)), instead), part)
 
     def placed(self, point: Point) -> nn.Module:
         """The resident model as a point's average; a healed one stands in its place."""
-        return self._placed(point.partition, point.ratios, point.instead)
+        return self._placed(point.model)
 
     def identity(self, point: Point) -> dict[str, Any]:
         """Names a point's model in the keys of stored work."""
-        found: dict[str, Any] = self._kept(point.partition, point.ratios, point.instead)["model_id"]
+        found: dict[str, Any] = self._kept(point.model)["model_id"]
         return found
 
     def responses(self, point: Point) -> list[list[tuple[int, ...]]]:
         """The responses whose reward a point has; see `Panel.responses`."""
-        kept = self._kept(point.partition, point.ratios, point.instead)
-        at = partial(self._at_hand, point.partition, point.ratios, point.instead)
-        return self.panel.responses(at, self._of(point.instead).tokenizer, point.part, **kept)
+        return self.panel.responses(*self._asked(point.model, point.part), **self._kept(point.model))
+
+    def _plain(self, ratio: float, name: str = "MA") -> Model:
+        return Model(name, name, self.whole, (ratio,))
+
+    def _measured(self, model: Model, part: Part) -> Point:
+        progress = self.stage(f"{model.name}, {part}")
+        scores = self.panel.measure(*self._asked(model, part), **self._kept(model), progress=progress)
+        return Point(model, part, scores)
+
+    def _asked(self, model: Model, part: Part) -> tuple[Given, Any, Part]:
+        """What the panel asks: the model once it is needed, with its tokenizer, on a part."""
+        return partial(self._at_hand, model), self._of(model.instead).tokenizer, part
 
     def _of(self, instead: Path | None) -> Workbench:
         """This workbench, or that of a healed model and POST."""
@@ -290,30 +293,30 @@ class Workbench:
             self._healed = instead, Workbench(pair, self.panel, self.store, **on, progress=self.stages)
         return self._healed[1]
 
-    def _placed(self, cut: Partition, ratios: Sequence[float] | Array, instead: Path | None) -> nn.Module:
-        bench = self._of(instead)
+    def _placed(self, model: Model) -> nn.Module:
+        bench = self._of(model.instead)
         if bench is not self:
             self.free()  # one model in memory
         elif self._healed is not None:
             self._healed[1].free()
-        bench.resident.set(cut, ratios)
+        bench.resident.set(model.partition, model.ratios)
         return bench.resident.model
 
-    def _at_hand(self, cut: Partition, ratios: Sequence[float] | Array, instead: Path | None) -> LanguageModel:
+    def _at_hand(self, model: Model) -> LanguageModel:
         """What measures, as an average."""
         if self.asked_engine.name == "transformers":
-            return self._placed(cut, ratios, instead)
-        bench = self._of(instead)
+            return self._placed(model)
+        bench = self._of(model.instead)
         for one in (self, *([self._healed[1]] if self._healed else [])):
             vars(one).pop("resident", None)
-        self.engine.put(bench.pair, cut.ratios(bench.pair.names, ratios))
+        self.engine.put(bench.pair, model.partition.ratios(bench.pair.names, model.ratios))
         return self.engine
 
-    def _kept(self, cut: Partition, ratios: Sequence[float] | Array, instead: Path | None) -> dict[str, Any]:
+    def _kept(self, model: Model) -> dict[str, Any]:
         """Where what a model scores is kept, and its name there."""
-        bench = self._of(instead)
-        model_id = {**bench.inputs, "ratios": digest(cut.ratios(bench.pair.names, ratios))}
-        return {"store": self.store, "model_id": model_id}
+        bench = self._of(model.instead)
+        ratios = digest(model.partition.ratios(bench.pair.names, model.ratios))
+        return {"store": self.store, "model_id": {**bench.inputs, "ratios": ratios}}
 
     def stage(self, name: str) -> Progress | None:
         """A progress callback for one stage."""

@@ -57,7 +57,7 @@ def search_and_pick(bench: Workbench, request: Request, result: dict[str, Any]) 
             pick, result["choice"] = choose(pre, post, able, counted, request.keep_reward, request.confidence)
     asked = request.keep_reward if request.mean is None else None
     _finish(bench, result, points, counted, pick, asked, best)
-    pickable = {c.name for c in candidates if c.pickable} | {p.name for p in points if p.instead}
+    pickable = {c.name for c in candidates if c.pickable} | {p.name for p in points if p.model.instead}
     result["verdict"] = verdict(result, pick, request.keep_reward, pickable)
     return pick
 
@@ -82,7 +82,7 @@ def _finish(
     models = [p.model for p in points[:2]]
     if pick is not None:
         models.append(pick.model)
-        if pick.instead is not None:
+        if pick.model.instead is not None:
             models += [best.model] if best else []
         elif pick.method != "MA":
             models.append(Model(f"MA {pick.mean:.2g}", "MA", bench.whole, (pick.mean,)))
@@ -109,9 +109,9 @@ def _rows(points: Sequence[Point], counted: list[str]) -> list[dict[str, Any]]:
                 "name": p.name,
                 "method": p.method,
                 "part": p.part,
-                "mean": p.mean if p.instead is None else None,
-                "blocks": p.partition.name,
-                "ratios": list(p.ratios) if p.instead is None else [],
+                "mean": p.mean if p.model.instead is None else None,
+                "blocks": p.model.partition.name,
+                "ratios": list(p.model.ratios) if p.model.instead is None else [],
                 **p.scores.summary(),
                 **of,
                 "on_front": False,

@@ -32,7 +32,7 @@ def healed(bench: Workbench, request: Request, heal: Heal, pick: Point | None) -
     if method == "LiNeS":
         start = Recipe(deep, tuple(linear_ramp(deep, mean)))
     elif method == "pick" and pick is not None:
-        start = Recipe(pick.partition, pick.ratios)
+        start = Recipe(pick.model.partition, pick.model.ratios)
     name = pick.name if method == "pick" and pick is not None else "POST" if method == "pick" else heal.start
     decided = [bench.inputs, panel.settings, panel.fingerprint, name, *start.ratios, heal.steps, heal.keep_by]
     folder = request.folder / f"heal-{digest(decided)[:12]}"

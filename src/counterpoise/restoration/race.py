@@ -10,7 +10,6 @@ import numpy as np
 
 from counterpoise.evaluation.workbench import Piece, Point, Workbench
 from counterpoise.search.candidates import Candidate
-from counterpoise.statistics.bootstrap import Array
 from counterpoise.statistics.demand import misses
 
 LOOKS, LEVEL = (0.125, 0.25, 0.5), 0.05
@@ -42,10 +41,13 @@ def raced(
     alive = [c for c in candidates if c.pickable]
     told: dict[str, dict[str, Any]] = {c.name: {"name": c.name, "method": c.method} for c in alive}
     for number, seen in enumerate(ends := bench.panel.looks_at(len(gain)), start=1):
-        names = [{"what": "look", "number": number, "name": c.name} for c in alive]
         if bench.elsewhere is not None:
             bench.elsewhere([Piece(c.model, "validation", looks=number) for c in alive])
-        looks = bench.store.each([(n, partial(_rewards, bench, c, number)) for n, c in zip(names, alive, strict=True)])
+        works = [
+            ({"what": "look", "number": number, "name": c.name}, partial(bench.rewards, c.model, "validation", number))
+            for c in alive
+        ]
+        looks = bench.store.each(works)
         steps = np.stack([rewards - start[:seen] for rewards in looks], axis=1)
         out = misses(steps, gain[:seen], keep, LEVEL) if seen < ends[-1] else steps.mean(0) < keep * gain.mean()
         if out.all():
@@ -56,7 +58,3 @@ def raced(
     for c in alive:
         told[c.name]["abilities"] = True
     return alive, list(told.values())
-
-
-def _rewards(bench: Workbench, c: Candidate, looks: int) -> Array:
-    return bench.rewards(c.name, c.partition, c.ratios, "validation", looks)

@@ -143,12 +143,13 @@ def _written(
         _write_report(folder, result, card=True)
         pair.refuse_changed()  # what was measured is what was averaged
 
-    how = {"healed": result["healed"]} if pick.instead else {}
+    model = pick.model
+    how = {"healed": result["healed"]} if model.instead else {}
     average(
-        pick.instead or request.pre,  # a healed model stands in PRE's place, none of the update added
+        model.instead or request.pre,  # a healed model stands in PRE's place, none of the update added
         request.post,
         out,
-        Recipe(pick.partition, pick.ratios, settings={**result["settings"], **how, "command": result["command"]}),
+        Recipe(model.partition, model.ratios, settings={**result["settings"], **how, "command": result["command"]}),
         donor=request.donor,
         drop=request.drop,
         allow_unrelated=request.allow_unrelated,
