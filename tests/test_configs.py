@@ -51,7 +51,7 @@ def test_old_and_new_spellings_of_scaled_positions_are_one_thing(tmp_path: Path)
 
 
 @pytest.mark.parametrize(("kind", "post", "told"), [
-    ("llama", {"rope_theta": 1e6}, "rope_parameters.rope_theta is 10000.0 in PRE and 1000000.0 in POST; the donor's is kept"),
+    ("llama", {"rope_theta": 1e6}, "rope_parameters.rope_theta is 10000.0 in PRE and 1000000.0 in POST; an average keeps"),
     ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_parameters.rope_type is default in PRE and linear in"),
     ("llama", {"hidden_act": "gelu"}, "hidden_act is silu in PRE and gelu in POST"),
     ("llama", {"max_position_embeddings": 4096}, "max_position_embeddings is 2048 in PRE and 4096 in POST"),

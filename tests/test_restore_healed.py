@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,11 @@ from typer.testing import CliRunner
 
 import counterpoise
 from counterpoise import Heal
+from counterpoise.averaging.partition import layerwise
 from counterpoise.cli.app import app
+from counterpoise.restoration.request import Request
+from counterpoise.search.candidates import HMA
+from counterpoise.search.hma import linear_ramp
 from test_refusals import RESTORE
 from tiny import tokenizer
 from world import make, panel, searches
@@ -62,6 +68,8 @@ def test_healed_points_may_be_picked_and_what_was_measured_is_written(start: str
     told = found["healed"]
     assert told["start"] == name
     assert told["drawn"] > told["trained"] > 0
+    lines = next((tmp_path / "out.work").glob("heal-*/run/metrics.jsonl")).read_text().splitlines()
+    assert told["drawn"] == sum(json.loads(line)["drawn"] for line in lines)
     assert all(row["line"]["distance"] > 0 for row in told["points"])
     if start == "pick":
         return
@@ -112,3 +120,37 @@ def test_the_dry_run_counts_healing(world: Path, monkeypatch: pytest.MonkeyPatch
     assert "healing: lessons" in healed.output
     assert "healing from LiNeS 0.8" in healed.output
     assert "healing" not in plain.output
+    amounts = [re.search(r"to be written: ([\d.]+) (kB|MB)", said.output) for said in (plain, healed)]
+    few, more = (float(m[1]) * {"kB": 1, "MB": 1000}[m[2]] for m in amounts if m)
+    assert more > 10 * few
+
+
+@pytest.mark.parametrize("start", ["MA 0.8", "LiNeS 1", "step .7", "slope 2 0.8", "slope 0.5 0.25", "POST", "PRE"])
+def test_a_ramp_to_begin_with_is_that_of_the_grid(start: str, world: Path) -> None:
+    Heal(5, start).check()
+    found = Heal(5, start).ramp
+    assert found is not None
+    slope, mean = found
+    cut = layerwise(counterpoise.open_checkpoint(world / "pre"))
+    assert cut.mean(linear_ramp(cut, mean, slope)) == pytest.approx(mean)
+    assert mean == {"POST": 1.0, "PRE": 0.0}.get(start) or f"{mean:g}" in start.replace(" .", " 0.")
+
+
+@pytest.mark.parametrize(
+    "start", ["", "LiNeS", "slope 0.8", "slope -1 0.5", "step 1.2", "MA x", "HMA 0.5", "slope nan 0.5", "pick 1"]
+)
+def test_a_start_that_is_none_is_refused(start: str) -> None:
+    with pytest.raises(ValueError, match="heal_from: expected POST, PRE, pick, or a ramp"):
+        Heal(5, start).check()
+
+
+@pytest.mark.parametrize("how", [{}, {"mean": 0.8}, {"fast": True}, {"shard": 2}, {"race": True}, {"keep_reward": 0.5}])
+def test_healing_is_advised_where_it_is_taken(how: dict[str, Any], world: Path, tmp_path: Path) -> None:
+    asked = Request(world / "pre", world / "post", tmp_path / "out", searches=(HMA(),), **how)
+    with_it = replace(asked, fast=False, heal=Heal(20))
+    try:
+        (with_it.rough() if asked.fast else with_it).check(1)
+    except ValueError:
+        assert not asked.may_heal
+    else:
+        assert asked.may_heal

@@ -27,6 +27,7 @@ PART = reading.HELD_OUT
 KINDS = {
     "world": "Healing beside averaging, over demo worlds of twelve layers",
     "averages": "More averages of the same worlds, and what searches find",
+    "drawing": "Healing whose questions BanditMTL draws, over the same worlds",
     "smollm": "Healing beside averaging, SmolLM2-135M with something to lose; no teacher asked ARC-easy, PIQA or LAMBADA",
     "smollm-rsf": "Healing beside averaging, SmolLM2-135M aligned by RSF",
     "smollm-dpo": "Healing beside averaging, SmolLM2-135M aligned by DPO",

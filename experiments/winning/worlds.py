@@ -1,10 +1,11 @@
 """Healing beside every averaging, on demo worlds of twelve layers: one results file a world, every item in it.
 
-    python experiments/winning/worlds.py WORK [--seeds 10] [--results FOLDER] [--averages]
+    python experiments/winning/worlds.py WORK [--seeds 10] [--results FOLDER] [--averages | --drawing]
 
 A world is invented, learned and aligned as in `counterpoise demo`, and lies in WORK/SEED with all that is made of it.
 RESULTS/world-SEED.json is written anew after every arm: points of the validation and of the held-out part with the
-statistics of every item, and what each arm cost. With --averages it is averages-SEED.json, of more averages and no healing.
+statistics of every item, and what each arm cost. With --averages it is averages-SEED.json, of more averages and no
+healing; with --drawing it is drawing-SEED.json, of healing with and without BanditMTL's drawing, held-out data alone.
 Whatever is finished is not done again: the same command goes on after a kill. `python experiments/winning/tables.py` makes
 the page from the files.
 """
@@ -128,6 +129,10 @@ ARMS: tuple[Average | Heal | Searched | Trained, ...] = (
     Heal("POST", 15, {"divergence": "jensen-shannon"}),
     Heal("MA 0.8", 15),
 )
+DRAWING: tuple[Average | Heal, ...] = (
+    Average("MA", 0.8),
+    *(Heal("POST", steps, also) for steps in (15, 30) for also in ({}, {"keep_by": "bandit"})),
+)
 
 
 def main() -> None:
@@ -137,15 +142,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--results", type=Path, default=HERE / "worlds")
     parser.add_argument("--averages", action="store_true", help="averages and what searches find, no healing")
+    parser.add_argument(
+        "--drawing", action="store_true", help="healing whose questions BanditMTL draws, beside equal shares"
+    )
     options = parser.parse_args()
     options.results.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     for seed in range(options.seeds):
         world = World(options.work / str(seed), seed)
+        name = "averages" if options.averages else "drawing" if options.drawing else "world"
         if options.averages:
             world.arms, world.run = AVERAGES, "demo world, averages"
+        elif options.drawing:
+            world.arms, world.run, world.points = DRAWING, "demo world, drawing", {"held-out": []}
         for point in world.measured_arms():
-            world.write(options.results / f"{'averages' if options.averages else 'world'}-{seed}.json")
+            world.write(options.results / f"{name}-{seed}.json")
             print(f"{time.strftime('%H:%M:%S')} world {seed}: {point}", flush=True)
 
 
@@ -272,7 +283,7 @@ class World:
             return out
         tokens, begun, size = self.told(arm.like)["trained"], time.time(), self.batch
         model, tokenizer = load(self.folder / "post", self.machine)
-        _, (asked, *kept) = self.healing(self.folder / "post", out, Teaching()).sources(self.folder / "post")
+        _, (asked, *kept), _ = self.healing(self.folder / "post", out, Teaching()).sources(self.folder / "post")
         count = arm.like.steps * size
         said = [in_turn(asked.taught, f"{self.seed} 0", i) for i in range(count)]
         own = answers(model, tokenizer, said, replace(self.drawing, seed=self.seed + 1))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import counterpoise
@@ -153,7 +154,7 @@ def test_healing_lowers_what_it_lost_and_says_in_its_folder_how_it_was_made(worl
     told = json.loads((healed / "heal.json").read_text())
     assert told["after"]["loss"] < told["before"]["loss"]
     assert told["before"]["align"] == pytest.approx(0.0, abs=1e-6)
-    assert {"guess", "text"} <= told["after"].keys()
+    assert {"keep/guess", "keep/text"} <= told["after"].keys()
     assert told["drawn"] > told["trained"] > 0
     line = beside(preflight(world / "pre", world / "post"), preflight(world / "pre", healed))
     assert told["line"] == pytest.approx(line._asdict())
@@ -204,7 +205,12 @@ def test_a_divergence_that_grows_ends_healing_and_the_best_point_stays(
     rate: float, world: Path, tmp_path: Path
 ) -> None:
     told = healing(world, tmp_path / "out", taught={"steps": 40, "learning_rate": rate}).run()
-    assert told["healed"]["after"]["step"] == 0  # no point was better than the start
+    assert told["healed"]["after"]["step"] == 0
+    assert told["healed"]["ended"] == ("no progress" if rate == 0.5 else "overflow")
+    card = " ".join((tmp_path / "out" / "README.md").read_text().split())
+    for words in ["no point was better than the start", *(["a number overflowed after step"] if rate > 1 else [])]:
+        assert [words in line for line in told["warnings"]].count(True) == 1
+        assert words in card
     assert told["iterations"] <= teaching.PATIENCE
     assert all(torch.equal(weights(world / "post")[n], t) for n, t in weights(tmp_path / "out").items())
 
@@ -269,6 +275,12 @@ def test_the_bandit_asks_more_of_the_ability_that_is_left_behind() -> None:
         balance.step()
     near, far = (float(p) for p in balance.probabilities())
     assert far > near
+    level, counts = bandit(list("abcd")), []
+    for number in range(40):  # the luck of the draw is no loss
+        counts = shares(4, 16, number, 0, level)
+        level.observe(torch.full((4,), 0.3), counts)
+        level.step()
+    assert level.probabilities() == pytest.approx([0.25] * 4)
     drawn = [shares(2, 64, number, 0, balance)[1] for number in range(8)]
     assert sum(drawn) > 32 * 8
     assert shares(2, 64, 3, 0, balance) == shares(2, 64, 3, 0, balance)
@@ -276,7 +288,7 @@ def test_the_bandit_asks_more_of_the_ability_that_is_left_behind() -> None:
 
 def test_without_abilities_openings_of_pre_are_continued(world: Path, tmp_path: Path) -> None:
     told = healing(world, tmp_path / "out", abilities=(), openings=40).run()
-    assert "openings" in told["healed"]["before"]
+    assert "keep/openings" in told["healed"]["before"]
     assert told["healed"]["after"]["keep"] < told["healed"]["before"]["keep"]
 
 
@@ -284,13 +296,85 @@ def test_an_ability_whose_questions_leave_no_room_is_left_out_and_told_of(world:
     rows = [{"query": "ab" * 62 + str(i), "choices": ["a", "b"], "gold": 0} for i in range(40)]
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     both = [f"choices:{tmp_path / 'long.jsonl'}", f"choices:{world / 'guess.jsonl'}"]
-    with pytest.warns(UserWarning, match="long: no question leaves room for 6 tokens more in a context of 128"):
-        _, sources = healing(world, tmp_path / "out", abilities=both).sources(world / "post")
+    _, sources, warned = healing(world, tmp_path / "out", abilities=both).sources(world / "post")
+    assert warned == ["long: no question leaves room for 6 tokens more in a context of 128; it is not asked"]
     assert [source.name for source in sources] == ["alignment", "guess"]
+    alone = healing(world, tmp_path / "out", abilities=both[:1], taught={"keep_by": "bandit"})
+    _, sources, warned = alone.sources(world / "post")
+    assert len(sources) == 1
+    assert "256 openings that PRE draws stand in for their questions" in warned[1]
+    assert "fewer than two abilities can be asked" in warned[2]
+
+
+def test_items_without_words_are_not_asked_of_a_model_without_a_token_to_begin_with(folder: Path) -> None:
+    spoil(folder, "tokens")
+    (folder / "blank.jsonl").write_text("".join(json.dumps({"context": "", "continuation": str(i)}) + "\n" for i in range(40)))
+    both = [f"continue:{folder / 'blank.jsonl'}", f"choices:{folder / 'guess.jsonl'}"]
+    _, sources, warned = healing(folder, folder / "out", abilities=both).sources(folder / "post")
+    assert [source.name for source in sources] == ["alignment", "guess"]
+    assert warned == ["blank: it has no questions in words; it is not asked"]
+
+
+@pytest.mark.parametrize("name", ["loss", "align", "keep", "step", "drawn", "seconds", "iteration"])
+def test_whatever_an_ability_is_called_the_numbers_that_decide_are_those_of_the_healing(
+    name: str, world: Path, healed: Path, tmp_path: Path
+) -> None:
+    called = [f"choices:{world / 'guess.jsonl'}", f"continue:{world / 'text.jsonl'}?name={name}"]
+    healing(world, tmp_path / "out", abilities=called).run()
+    lines = [[json.loads(x) for x in (f / "metrics.jsonl").read_text().splitlines()] for f in (healed, tmp_path / "out")]
+    for usual, other in zip(*lines, strict=True):
+        assert other.pop(f"keep/{name}") == usual.pop("keep/text")
+        assert {**other, "seconds": 0} == {**usual, "seconds": 0}
+
+
+def test_another_token_that_ends_a_text_makes_another_run(folder: Path) -> None:
+    made = partial(healing, folder, folder / "out", taught={"steps": 1, "every": 1})
+    made().run()
+    path = folder / "post" / "generation_config.json"
+    stops = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps({**stops, "eos_token_id": [2, 5]}))
+    with pytest.raises(CheckpointError, match="or the run that it holds, with beside = "):
+        made().run()
+
+
+def test_a_run_goes_on_with_another_batch_of_draws(world: Path, healed: Path, tmp_path: Path) -> None:
+    def dying(*_: Any) -> None:
+        raise MemoryError
+
+    shutil.copytree(world, tmp_path / "w")
+    out = tmp_path / "w" / "out"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("counterpoise.alignment.teaching.finish_all", dying)
+        with pytest.raises(MemoryError):
+            healing(tmp_path / "w", out).run()
+    healing(tmp_path / "w", out, drawing=Drawing(max_new_tokens=6, batch_size=5)).run()
+    whole, cut = weights(healed), weights(out)
+    assert all(torch.equal(whole[n], cut[n]) for n in whole)
+
+
+def test_a_teacher_whose_head_is_its_embedding_teaches_a_student_that_has_both(world: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(world / "pre")
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    model.save_pretrained(tmp_path / "tied")
+    tokenizer().save_pretrained(tmp_path / "tied")
+    assert "lm_head.weight" not in counterpoise.open_checkpoint(tmp_path / "tied").entries
+    told = healing(world, tmp_path / "out", pre=tmp_path / "tied").run()
+    assert told["healed"]["after"]["loss"] < told["healed"]["before"]["loss"]
+
+
+def test_a_student_that_is_unlike_its_teachers_is_named(folder: Path) -> None:
+    shutil.copytree(folder / "post", folder / "start")
+    config = json.loads((folder / "start" / "config.json").read_text())
+    (folder / "start" / "config.json").write_text(json.dumps({**config, "vocab_size": 63}))
+    asked = HEAL.replace("heal post", "heal start").split()
+    for more in ([], ["--dry-run", "--speed", "1e9,1e9"]):
+        said = CliRunner().invoke(app, [*asked, *more])
+        assert "start: expected a student like its teachers; in POST's place: PRE has" in " ".join(said.output.split())
 
 
 def test_questions_hold_no_answer(world: Path) -> None:
-    _, sources = healing(world, world / "none").sources(world / "post")
+    _, sources, _ = healing(world, world / "none").sources(world / "post")
     assert [s.name for s in sources] == ["alignment", "guess", "text"]
     words = tokenizer()
     asked = {tuple(words(json.loads(line)["query"])["input_ids"]) for line in (world / "guess.jsonl").open()}
@@ -384,6 +468,7 @@ def spoil(folder: Path, how: str) -> None:
         ("", "--learning-rate nan", "learning_rate: expected a positive number, found nan"),
         ("", "--divergence kl", "'kl' is not one of 'reverse', 'forward', 'jensen-shannon'"),
         ("", "--keep-by turns", "'turns' is not one of 'uniform', 'bandit'"),
+        ("", "--dtype float16", "dtype: expected float32 or bfloat16 weights to train, found float16"),
         ("", "--bf16 --dtype bfloat16", "bf16: expected float32 weights, found bfloat16"),
         ("", "--prompts nowhere.jsonl", "nowhere.jsonl: expected a file or folder, found nothing of that name"),
         ("", "--abilities choices:nowhere.jsonl", "nowhere.jsonl: expected a file or folder, found nothing"),
@@ -423,6 +508,8 @@ def test_the_command_heals_after_a_dry_run_that_writes_nothing(folder: Path) -> 
     run = CliRunner().invoke(app, [*one.split(), *more])
     assert run.exit_code == 0, run.output
     assert "Both teachers are one model." in run.output
+    run = CliRunner().invoke(app, [*one.replace("heal post", "heal pre").replace("towards-one", "none").split(), *more])
+    assert "both teachers are the same model, and so is the student" in run.output
 
 
 def test_another_architecture_is_no_teacher(world: Path, tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from counterpoise.alignment.training.models import Machine, load
 from counterpoise.alignment.training.run import FREE, Run, differing, finished_state, save_model
 from counterpoise.alignment.training.stepping import Mitigation, weights_sha256
 from counterpoise.checkpoints.about import about
-from counterpoise.checkpoints.checkpoint import Checkpoint
-from counterpoise.checkpoints.files import refuse_occupied, staged
+from counterpoise.checkpoints.checkpoint import Checkpoint, companions_sha256
+from counterpoise.checkpoints.companions import of_the_tokenizer
+from counterpoise.checkpoints.files import CheckpointError, refuse_occupied, staged
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language.loading import refuse_unmeasurable
 from counterpoise.language.prompts import Prompt
@@ -103,6 +104,7 @@ def align(
     out = Path(out)
     settings = {
         "pre": checkpoint.sha256,
+        "beside": _beside(checkpoint),
         "dtype": str(machine.dtype),
         "device": machine.device,
         **describe(method),
@@ -113,8 +115,12 @@ def align(
     settings = json.loads(json.dumps(settings))
     if (out / "align.json").is_file():
         found = json.loads((out / "align.json").read_text(encoding="utf-8"))
-        if not differing(found["settings"], settings, except_for=FREE):
+        if not (names := differing(found["settings"], settings, except_for=FREE)):
             return Aligned({**found, "already_finished": True})
+        raise CheckpointError(
+            f"{out}: expected a new or empty folder, or the run that it holds, with {names[0]} = "
+            f"{found['settings'].get(names[0])!r}, found {settings.get(names[0])!r}; give another -o"
+        )
     refuse_occupied(out.absolute())
     refuse_unmeasurable(checkpoint.folder)
     work = Path(work or out.with_name(f"{out.name}.work"))
@@ -166,6 +172,14 @@ def describe(method: Callable[..., Any]) -> dict[str, Any]:
         elif isinstance(value, (list, tuple)) and value:
             found[name] = digest([_content(x) for x in value])
     return found
+
+
+def _beside(checkpoint: Checkpoint) -> str:
+    """Digest of what decides its tokens beside the weights: config, stop tokens, tokenizer, chat template."""
+    kept = companions_sha256(checkpoint)
+    return digest(
+        {n: h for n, h in kept.items() if of_the_tokenizer(n) or n in ("config.json", "generation_config.json")}
+    )
 
 
 def _described(mitigation: Mitigation, checkpoint: Checkpoint) -> dict[str, Any]:

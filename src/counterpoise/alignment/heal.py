@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,9 +14,10 @@ import torch
 
 from counterpoise.alignment.align import Aligned, align
 from counterpoise.alignment.settings import Teaching, refuse_settings
-from counterpoise.alignment.teaching import PRE, Asked, Ids, Teachers, answers, best_of, teach
+from counterpoise.alignment.teaching import PRE, Asked, Ids, Teachers, answers, best_of, how_it_ended, teach
 from counterpoise.alignment.training import processes
 from counterpoise.alignment.training.models import Machine
+from counterpoise.alignment.training.stepping import Mitigation
 from counterpoise.averaging.line import beside
 from counterpoise.checkpoints.files import CheckpointError, first_line, refuse_occupied
 from counterpoise.checkpoints.lora import LoraCheckpoint
@@ -43,7 +44,7 @@ This is no average. It began as `{start}` and answered alignment prompts and que
 learned from two teachers, `{post}` where alignment is asked and `{pre}` elsewhere ({divergence} divergence, {after[step]} of
 {steps} steps, {trained:,} tokens). No reward, label or reference was read. On validation prompts it went from
 {before[align]:.4f} to {after[align]:.4f} nats per token from the first teacher, and from {before[keep]:.4f} to
-{after[keep]:.4f} from the second. {where}
+{after[keep]:.4f} from the second. {where} {how}
 `align.json` has all settings and hashes, `metrics.jsonl` every point.
 """
 
@@ -59,6 +60,7 @@ class Healing:
         abilities: specs or loaded; the questions of their items are asked, split likewise, and no answer is read.
         openings: where there is no question, so many openings of PRE's own are continued.
         teaching: how long, how fast and by what.
+        mitigations: further terms of every step, as those of `align`.
     """
 
     start: str | Path
@@ -73,12 +75,13 @@ class Healing:
     machine: Machine = Machine()
     work: Path | None = None
     trust_tasks: bool = False
+    mitigations: Sequence[Mitigation] = ()
 
     def check(self) -> None:
         """Raise for what can be seen to be wrong before anything is read.
 
         Raises:
-            ValueError: a setting out of range, mixed precision of other weights than float32.
+            ValueError: a setting out of range, mixed precision of other weights than float32, float16 weights.
             CheckpointError: `out` is occupied, a model that cannot be sampled from.
         """
         self.drawing.check()
@@ -91,7 +94,9 @@ class Healing:
 
     def pairs(self) -> tuple[Pair, Pair]:
         """PRE with POST, and with the student; other names, shapes or tokenizers, and adapters, are a CheckpointError."""
-        found = preflight(self.pre, self.post), preflight(self.pre, self.start, out=self.out)
+        first = preflight(self.pre, self.post)
+        with as_student(self.start):
+            found = first, preflight(self.pre, self.start, out=self.out)
         for pair in found:
             if isinstance(pair.post, LoraCheckpoint):  # whose model would be loaded without it
                 raise CheckpointError(
@@ -101,8 +106,8 @@ class Healing:
             refuse_moved_tokens(pair.pre, pair.post)
         return found
 
-    def sources(self, student: Path) -> tuple[Any, list[Asked]]:
-        """The student's tokenizer, and the alignment prompts before the questions of each ability that has some.
+    def sources(self, student: Path) -> tuple[Any, list[Asked], list[str]]:
+        """The student's tokenizer, the alignment prompts before the questions of each ability that has some, and warnings.
 
         Raises:
             CheckpointError: no tokenizer in the student's folder.
@@ -124,22 +129,29 @@ class Healing:
         found = [Asked("alignment", cut[0], cut[1][:CHECKED])]
         specs = [a for a in abilities if isinstance(a, str)]
         loaded = load_abilities(specs, trust_tasks=self.trust_tasks) + [a for a in abilities if not isinstance(a, str)]
+        warned: list[str] = []
         for ability in loaded:
             asked = [ability.questions(tokenizer, part, how) for part in parts]
             cut = [tuple(q for q in qs if context is None or len(q) + how.max_new_tokens <= context) for qs in asked]
             if all(cut):
                 found.append(Asked(ability.name, cut[0], cut[1][: max(8, CHECKED // len(loaded))]))
-            elif all(asked):
-                warnings.warn(
-                    f"{ability.name}: no question leaves room for {how.max_new_tokens} tokens more in a context of {context}; "
-                    "it is not asked", stacklevel=2,
-                )  # fmt: skip
+            else:
+                why = f"no question leaves room for {how.max_new_tokens} tokens more in a context of {context}"
+                warned.append(
+                    f"{ability.name}: {why if all(asked) else 'it has no questions in words'}; it is not asked"
+                )
         if len(found) == 1 and begins(tokenizer) is None:
             raise ValueError(
                 "heal: expected questions to keep abilities by, or a tokenizer with a token that begins or ends texts, from "
                 "which PRE draws openings of its own, found neither; give --abilities"
             )
-        return tokenizer, found
+        if len(found) == 1 and loaded:
+            warned.append(
+                f"no ability can be asked: {self.openings} openings that PRE draws stand in for their questions"
+            )
+        if self.teaching.keep_by == "bandit" and len(found) < 3:
+            warned.append("keep_by bandit: fewer than two abilities can be asked, so that nothing is weighed")
+        return tokenizer, found, warned
 
     def run(self, *, command: str | None = None, progress: Stages | None = None) -> Aligned:
         """Heal, from files to files; see `heal`."""
@@ -148,7 +160,8 @@ class Healing:
         pair, own = self.pairs()
         warned = [*dict.fromkeys([*pair.warnings, *own.warnings, *off_line(pair, own)])]
         student = own.post.folder
-        tokenizer, sources = self.sources(student)
+        tokenizer, sources, told = self.sources(student)
+        warned += told
         teachers = Teachers(pair.post.folder, pair.pre.folder, self.machine, turns=too_large(pair, self))
         if len(sources) == 1:
             drawn = openings(teachers(PRE), tokenizer, self.openings + CHECKED, self.drawing.seed)
@@ -156,14 +169,17 @@ class Healing:
         how: dict[str, Any] = {"drawing": self.drawing, "teaching": self.teaching}
         method = partial(teach, asked=sources, teachers=teachers, start=student, **how)
         kept: dict[str, Any] = {"work": self.work, "command": command, "progress": progress}
-        told = {"align_teacher": pair.post.sha256, "keep_teacher": pair.pre.sha256}
-        record = align(student, self.out, method, machine=self.machine, told=told, **kept)
+        by = {"align_teacher": pair.post.sha256, "keep_teacher": pair.pre.sha256}
+        record = align(student, self.out, method, mitigations=self.mitigations, machine=self.machine, told=by, **kept)
         looked = read_lines(self.out / "metrics.jsonl")
+        warned += not_to_its_end(looked, self.teaching)
         line = beside(pair, preflight(self.pre, self.out)).told()
         healed: dict[str, Any] = public({
             "start": str(self.start), "post": str(self.post), "pre": str(self.pre),
             "before": looked[0],
             "after": looked[best_of(looked)],
+            "learning_rate": looked[0].get("learning_rate"),
+            "ended": how_it_ended(looked, self.teaching),
             "warnings": warned,
             **{k: sum(line[k] for line in looked) for k in ("drawn", "trained", "seconds")},
             "line": line,
@@ -171,7 +187,8 @@ class Healing:
         if processes.is_first() and not (self.out / "heal.json").is_file():
             front = (self.out / "README.md").read_text(encoding="utf-8").partition("# Aligned checkpoint")[0]
             write_whole(
-                self.out / "README.md", front + CARD.format(**{**record["settings"], **healed, "where": lies(line)})
+                self.out / "README.md",
+                front + CARD.format(**{**record["settings"], **healed, "where": lies(line), "how": how_told(warned)}),
             )
             write_json(self.out / "heal.json", healed)
         return Aligned({**record, "healed": healed, "warnings": warned})
@@ -185,10 +202,13 @@ def heal(
     prompts: str | Path | Sequence[Prompt],
     *,
     abilities: Sequence[str | Ability] = (),
+    openings: int = 256,
     teaching: Teaching = Teaching(),
     drawing: Drawing = DRAWING,
+    mitigations: Sequence[Mitigation] = (),
     work: str | Path | None = None,
     machine: Machine = Machine(),
+    trust_tasks: bool = False,
     progress: Stages | None = None,
 ) -> Aligned:
     """Heal the checkpoint `start` with two teachers, POST for alignment and PRE for what there was before.
@@ -197,10 +217,11 @@ def heal(
     its side, by the whole distribution at every token. No reward, label or reference is read. See docs/how-to/heal.md.
 
     Args:
-        start, align_teacher, keep_teacher, prompts, abilities, teaching: see `Healing`.
+        start, align_teacher, keep_teacher, prompts, abilities, openings, teaching, mitigations: see `Healing`.
         out: a new folder; it appears whole or not at all, with align.json and metrics.jsonl.
         drawing: how the student answers.
         work: points on the way and the state to go on from (default OUT.work).
+        trust_tasks: run the code that lm-eval tasks bring.
 
     Returns:
         The content of align.json, with the warnings.
@@ -210,9 +231,19 @@ def heal(
 
     >>> heal("post", "healed", "post", "pre", "prompts.jsonl", abilities=["choices:arc.jsonl"])  # doctest: +SKIP
     """
-    how: dict[str, Any] = {"abilities": abilities, "teaching": teaching, "drawing": drawing, "machine": machine}
-    folder = None if work is None else Path(work)
-    return Healing(start, align_teacher, keep_teacher, Path(out), prompts, **how, work=folder).run(progress=progress)
+    return Healing(
+        start, align_teacher, keep_teacher, Path(out), prompts, abilities, openings, teaching, drawing, machine,
+        None if work is None else Path(work), trust_tasks, mitigations,
+    ).run(progress=progress)  # fmt: skip
+
+
+@contextmanager
+def as_student(start: str | Path) -> Iterator[None]:
+    """Say that what is told of POST is told of the student in its place."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{start}: expected a student like its teachers; in POST's place: {error}") from None
 
 
 def lies(line: Mapping[str, float | None]) -> str:
@@ -225,20 +256,41 @@ def lies(line: Mapping[str, float | None]) -> str:
 def off_line(pair: Pair, model: Pair) -> list[str]:
     """A warning where the student is no average of the two."""
     found = beside(pair, model)
-    if found.spread <= 0.01:
-        return []
     if math.isinf(found.spread):
         return ["both teachers are the same model, and the student another: it is healed towards that one"]
+    if pair.pre.sha256 == pair.post.sha256:
+        return ["both teachers are the same model, and so is the student: there is nothing to learn"]
+    if found.spread <= 0.01:
+        return []
     return [
         f"the student is no average of the two teachers: it lies {found.distance:.2f} times |POST - PRE| away from the line "
         "between them; it is healed all the same"
     ]
 
 
+def not_to_its_end(looked: Sequence[Mapping[str, float]], teaching: Teaching) -> list[str]:
+    """Warnings of a healing that overflowed, and of one that found nothing better than its start."""
+    found, last = [], int(looked[-1]["step"])
+    if how_it_ended(looked, teaching) == "overflow":
+        found.append(
+            f"a number overflowed after step {last}: healing ended there, and what later steps drew is not counted; try a "
+            "smaller --learning-rate, or float32 weights"
+        )
+    if best_of(looked) == 0:
+        found.append(f"no point was better than the start in {last} steps: the weights are those of the start")
+    return found
+
+
+def how_told(warned: Sequence[str]) -> str:
+    """Warnings in a card's text."""
+    return "".join(f"\n- Warning: {line}" for line in warned) + ("\n" if warned else "")
+
+
 def too_large(pair: Pair, wanted: Healing) -> bool:
     """Whether both teachers do not fit beside what is trained, so that they take turns from disk."""
     size = sum(math.prod(shape) for shape in pair.shapes.values()) * wanted.machine.dtype.itemsize
-    held = held_in(wanted.machine, *(c.dtype(pair.names[0]) for c in (pair.pre, pair.post)))
+    first = pair.names[0]
+    held = held_in(wanted.machine, pair.pre.dtype(pair.elsewhere.get(first, first)), pair.post.dtype(first))
     return take_turns(held, size, free_memory(wanted.machine.device))
 
 

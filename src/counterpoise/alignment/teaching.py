@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ from counterpoise.ranks import is_sharded, sum_over_ranks
 Ids = tuple[int, ...]
 POST, PRE = 0, 1
 """The sides, by their teachers."""
+NAMES = {POST: "the teacher of alignment", PRE: "the teacher of what there was before"}
 PATIENCE = 2
 """Points in a row without progress on validation data that end a healing."""
 PER_SEED = 1_000_000
@@ -80,6 +82,7 @@ class Lesson(Mitigation):
     Attributes:
         examples, of: the answers, and the number of the source that each was asked from.
         sums: the divergence of each in nats, known to all processes.
+        name: of the teacher, in errors.
     """
 
     teacher: Callable[[], nn.Module]
@@ -87,6 +90,7 @@ class Lesson(Mitigation):
     examples: list[Example] = field(default_factory=list)
     of: list[int] = field(default_factory=list)
     sums: list[float] = field(default_factory=list)
+    name: str = "the teacher"
 
     def add_gradients(self, step: Step) -> None:
         self.look(step, scale=0.5 / response_tokens(self.examples))
@@ -96,9 +100,9 @@ class Lesson(Mitigation):
         teacher, sums = self.teacher(), [0.0] * len(self.examples)
         for rows in step.batches(self.examples):
             batch = [self.examples[i] for i in rows]
-            with torch.no_grad():
+            with torch.no_grad(), named(self.name):
                 there_BCV = score_responses(teacher, batch).logits_BCV
-            with torch.set_grad_enabled(scale is not None):
+            with torch.set_grad_enabled(scale is not None), named("the student"):
                 own = score_responses(step.model, batch)
             found = diverge(own, there_BCV, self.divergence, scale=None if scale is None else scale * rows.weight)
             for i, value in zip(rows, found, strict=True):
@@ -115,6 +119,15 @@ class Lesson(Mitigation):
             own = [i for i, source in enumerate(self.of) if source == k]
             found[k] = sum(self.sums[i] for i in own) / response_tokens([self.examples[i] for i in own])
         return found
+
+
+@contextmanager
+def named(who: str) -> Iterator[None]:
+    """Say whose numbers are none."""
+    try:
+        yield
+    except NoNumbers as error:
+        raise NoNumbers(f"{who}: {error}") from None
 
 
 def teach(
@@ -149,7 +162,7 @@ def teach(
     names = [source.name for source in asked[1:]]
     balance = bandit(names) if teaching.keep_by == "bandit" and len(names) > 1 else None
     rate = teaching.learning_rate or usual_rate(sum(p.numel() for p in model.parameters()))
-    lessons = [Lesson(lambda side=side: teachers(side), teaching.divergence) for side in (POST, PRE)]  # type: ignore[misc]
+    lessons = [Lesson(partial(teachers, side), teaching.divergence, name=NAMES[side]) for side in (POST, PRE)]
     start_all(mitigations, model, tokenizer)
     optimizer = adam(model, rate)
     state = run.load(model, tokenizer, optimizer, mitigations) or {"taken": [0] * len(asked), "looked": []}
@@ -167,13 +180,13 @@ def teach(
         return response_tokens(examples)
 
     def look() -> tuple[dict[str, float], int]:
-        """The divergences per token on validation prompts, by side and ability, and the tokens drawn for them."""
+        """The divergences per token on validation prompts, by side and ability ("keep/NAME"), and the tokens drawn for them."""
         tokens = answer([(k, ids) for k, s in enumerate(asked) for ids in s.checked], PER_SEED - 1)
         for lesson in lessons:
             lesson.look(Step(model, (), 0.0, teaching.micro_batch_size))
         kept = lessons[PRE].means
         told = {"align": lessons[POST].means[0], "keep": sum(kept.values()) / len(kept)}
-        return {"loss": sum(told.values()) / 2, **told, **{names[k - 1]: v for k, v in kept.items()}}, tokens
+        return {"loss": sum(told.values()) / 2, **told, **{f"keep/{names[k - 1]}": v for k, v in kept.items()}}, tokens
 
     def step(number: int) -> int:
         for group in optimizer.param_groups:
@@ -196,7 +209,7 @@ def teach(
         found, tokens = look()
         looked.append(found)
         if not run.metrics() and processes.is_first():
-            told = {"method": "heal", "step": 0, **found, "drawn": tokens, "trained": 0}
+            told = {"method": "heal", "step": 0, "learning_rate": rate, **found, "drawn": tokens, "trained": 0}
             run.log({"iteration": 0, **told, "seconds": round(time.time() - begun, 1)})
     while run.done < teaching.points and not ended(looked):
         begun, point, trained = time.time(), run.done + 1, 0
@@ -229,6 +242,13 @@ def ended(looked: Sequence[Mapping[str, float]]) -> bool:
     return len(looked) - 1 - best_of(looked) >= PATIENCE
 
 
+def how_it_ended(looked: Sequence[Mapping[str, float]], teaching: Teaching) -> str:
+    """Of a finished healing: "steps", all of them; "no progress", see `ended`; "overflow", a number was NaN or infinite."""
+    if len(looked) > teaching.points:
+        return "steps"
+    return "no progress" if ended(looked) else "overflow"
+
+
 def height(number: int, steps: int) -> float:
     """The share of the learning rate at a step: up in a straight line over a fifth of the steps, then down to a tenth.
 
@@ -250,7 +270,9 @@ def usual_rate(parameters: int) -> float:
 
 def bandit(names: Sequence[str]) -> BanditMTL:
     """Draws abilities, more than half of them always effective; their divergences count in units of what they were at first."""
-    return BanditMTL(list(names), min_effective_tasks=(len(names) + 1) / 2, drawn_by="p", normalize=True)
+    found = BanditMTL(list(names), min_effective_tasks=(len(names) + 1) / 2, drawn_by="p", normalize=True)
+    found.corrects = False  # what was asked of an ability tells its mean; one that was not asked keeps its last
+    return found
 
 
 def shares(count: int, size: int, number: int, seed: int, balance: BanditMTL | None) -> list[int]:

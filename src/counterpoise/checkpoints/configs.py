@@ -54,7 +54,7 @@ def same_architecture(pre: Checkpoint, post: Checkpoint) -> list[str]:
     for path, before, after in differing:
         values = f"{path:.200} is {before!s:.200} in PRE and {after!s:.200} in POST"
         if not KINDS.fullmatch(path.rpartition(".")[2]):
-            warnings.append(f"{values}; the donor's is kept")
+            warnings.append(f"{values}; an average keeps the donor's")
         elif None not in (before, after):
             raise CheckpointError(f"{values}; expected one model before and after training")
     return warnings

@@ -29,7 +29,7 @@ def same_vocabulary(pre: Checkpoint, post: Checkpoint) -> list[str]:
     message = f"the tokenizers give {len(differing)} tokens another id, first {differing[0]!r}"
     if len(differing) > max(64, len(words[0]) // 100):
         raise CheckpointError(f"{message}: expected one vocabulary; rows of the embedding would mix different tokens")
-    return [f"{message}; the donor's tokenizer is kept"]
+    return [f"{message}; an average keeps the donor's tokenizer"]
 
 
 def refuse_moved_tokens(pre: Checkpoint, post: Checkpoint) -> None:

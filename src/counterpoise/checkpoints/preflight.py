@@ -103,8 +103,8 @@ def preflight(pre: str | Path, post: str | Path, *, drop: Sequence[str] = (), ou
     if lighter := [n for n in names if n in first and first.entries[n].kind != second.entries[n].kind]:
         n = lighter[0]
         warnings.append(
-            f"PRE is stored in {DTYPES[first.entries[n].kind]}, POST in {DTYPES[second.entries[n].kind]}; they are averaged in "
-            "the wider of the two and written in POST's"
+            f"PRE is stored in {DTYPES[first.entries[n].kind]}, POST in {DTYPES[second.entries[n].kind]}; an average is "
+            "computed in the wider of the two and written in POST's"
         )
     if out is not None:
         beside = max(sum(p.stat().st_size for p in c.companions.values()) for c in (first, second))

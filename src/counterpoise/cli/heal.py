@@ -11,6 +11,10 @@ from counterpoise.cli.help import drawn, group, machine, option
 from counterpoise.cli.terminal import bars, command_line, plain_errors, print_json, warn
 
 taught = group("How it is taught")
+EARLY = {
+    "no progress": " (two points in a row were no better: it ended there)",
+    "overflow": " (a number overflowed: it ended there)",
+}
 
 
 def heal(
@@ -102,8 +106,8 @@ def heal(
     for name, side in (("to POST, where alignment is asked", "align"), ("to PRE, where abilities are", "keep")):
         print(f"{name}: {before[side]:.4f} -> {after[side]:.4f} nats per token")
     print(
-        f"best after {after['step']} steps; {told['drawn']:,} tokens drawn, {told['trained']:,} of them trained on, "
-        f"{told['seconds']:.0f} s"
+        f"best after {after['step']} steps{EARLY.get(told['ended'], '')}; {told['drawn']:,} tokens drawn, "
+        f"{told['trained']:,} of them trained on, {told['seconds']:.0f} s"
     )
     print(lies(told["line"]))
     print(f"checkpoint: {out}")

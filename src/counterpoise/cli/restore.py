@@ -73,7 +73,8 @@ def restore(
         int | None, searched("STEPS", "Also heal for so many steps with both as teachers; its points may be picked.")
     ] = None,
     heal_from: Annotated[
-        str | None, searched("START", "Where healing begins: POST (default), PRE, pick, or an average as 'LiNeS 0.8'.")
+        str | None,
+        searched("START", "Where healing begins: POST (default), PRE, pick, or a ramp as 'LiNeS 0.8', 'step 0.7'."),
     ] = None,
     keep_by: Annotated[
         Literal["uniform", "bandit"] | None, searched(None, "With --heal: who is asked how much (default uniform).")
@@ -189,8 +190,9 @@ def restore(
         if result["out"]:
             push(out, push_to)
     show_result(result, out, work, as_json=as_json)
-    if result["out"] and heal is None and not as_json:
-        print(f"healing may give back more: the same with --heal 20, another -o, and --work {work or f'{out}.work'}")
+    if heal is None and request.may_heal and not as_json:
+        elsewhere = f", another -o, and --work {request.folder}" if result["out"] else ""
+        print(f"healing may give back more: the same with --heal 20{elsewhere}")
 
 
 def tax(

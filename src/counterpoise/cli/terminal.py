@@ -23,7 +23,7 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CLEANING = 10.0
 """Seconds after such a signal in which another one changes nothing."""
 DAMAGED = "a file is damaged or cut short ({}); make or fetch it again"
-FULL = "out of memory ({}); give a smaller --batch-size, a shorter --max-new-tokens or another --device"
+FULL = "out of memory ({}); give a smaller --batch-size or --micro-batch-size, a shorter --max-new-tokens or another --device"
 FAILED = "the device failed ({}); try --device cpu, or start the command again"
 TEMPLATE = "the chat template cannot say this conversation ({}); mend it, or give --no-chat-template"
 UNREADABLE = "transformers cannot read {} ({}); fetch it again, or mend its config.json or tokenizer"

@@ -98,12 +98,13 @@ class FileAbility(ABC):
 
     def questions(self, tokenizer: Any, part: Part, drawing: Drawing) -> list[tuple[int, ...]]:
         """Token ids of what the items of a part ask, without any answer; see `abilities.Ability.questions`."""
-        found = []
+        first, found = begins(tokenizer), []
         for item in self.items_of(part, self.limit):
             messages = tuple((m["role"], m["content"]) for m in item.fields.get("messages", ()))
             plain = (("user", self.wording(item.fields).context),)
             ids = encode_prompt(tokenizer, Prompt(messages or plain, item.place), chat=drawing.chat and bool(messages))
-            found.append(ids or (begins(tokenizer),))
+            if ids or first is not None:  # else there is nothing to begin with
+                found.append(ids or (first,))
         return found
 
     @abstractmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from counterpoise.alignment.heal import Healing, held_in, off_line, take_turns, too_large
+from counterpoise.alignment.heal import Healing, as_student, held_in, off_line, take_turns, too_large
 from counterpoise.checkpoints.checkpoint import short
 from counterpoise.language.costs import Lengths, Plan, Stage
 from counterpoise.language.footprints import optimiser_bytes
@@ -27,7 +27,8 @@ def plan_heal(wanted: Healing, *, present: bool = True, memory: float = math.inf
     pre = look(str(wanted.pre))
     post, start = look(str(wanted.post), base=pre), look(str(wanted.start), base=pre)
     told, mapped = fit(pre, post, (), wanted.out, "post")
-    more, also = fit(pre, start, (), wanted.out, "post")
+    with as_student(wanted.start):
+        more, also = fit(pre, start, (), wanted.out, "post")
     shape, itemsize, how = start.shape, wanted.machine.dtype.itemsize, wanted.drawing
     weights, held = shape.parameters * itemsize, held_in(wanted.machine, pre.dtype, post.dtype)
     turns = not present and take_turns(held, weights, memory)
@@ -35,8 +36,8 @@ def plan_heal(wanted: Healing, *, present: bool = True, memory: float = math.inf
         pair, own = wanted.pairs()
         more += [f"warning: {line}" for line in off_line(pair, own)]
         turns = turns or (present and too_large(pair, wanted))
-    _, sources = wanted.sources(start.folder)
-    told += [line for line in more if line not in told]
+    _, sources, warned = wanted.sources(start.folder)
+    told += [line for line in [*more, *(f"warning: {w}" for w in warned)] if line not in told]
     told += [f"{s.name}: {len(s.taught):,} taught, {len(s.checked):,} looked at" for s in sources]
     if len(sources) == 1:
         told.append(f"no questions: {wanted.openings:,} openings that PRE draws from its start token")

@@ -105,6 +105,7 @@ def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True, m
         )
         if started() != request.shard:
             assumed.append(f"{request.shard} processes, as torchrun has not said how many")
+    disk = second.resident
     if request.heal is not None:
         how = request.heal.teaching(drawing.rows)
         told.append(f"healing from {request.heal.start}, its points measured as the averages are: {how.points}")
@@ -112,11 +113,14 @@ def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True, m
         size, teachers = shape.parameters * machine.dtype.itemsize, held_in(machine, first.dtype, second.dtype)
         if take_turns(teachers, size, free_memory(request.device) if present else memory):
             teachers = 1
+            told.append("teachers: memory is too small for both, they take turns from disk")
         # The model that was measured has left: there is a student with its gradients and two moments.
         held = (4 + teachers) * size - resident["weights"]
         beside = None if at.room is None else at.room - held
         draw: Rows = "auto" if at.auto else 4 * drawing.rows
         taught = heal_stages(shape, replace(at, batch=drawing.rows, room=beside), how, draw=draw)
+        # POST and the start, OUT of the healing, its points, and the state (weights and two moments) up to twice.
+        disk += (1 if request.heal.start == "POST" else 2) * second.resident + (7 + how.points) * size
         stages = (*stages, *(replace(s, memory=s.memory + held) for s in taught))
     written = second.resident
     reading = Stage("reading both, hashing", f"{(mapped or 2 * written) / 1e9:.2f} GB")
@@ -125,7 +129,7 @@ def plan_restore(request: Request, panel: PanelFiles, *, present: bool = True, m
         unseen.append("the right answers of --calibrate are not counted")
     assumed = [*unseen, *assumed, BOUNDS, *ASSUMED]
     stages = (reading, *stages, writing)
-    return Plan(stages, resident, short(dtype), mapped, written, tuple(told), tuple(assumed), second.model, at)
+    return Plan(stages, resident, short(dtype), mapped, disk, tuple(told), tuple(assumed), second.model, at)
 
 
 def _prompts_for(request: Request) -> str:

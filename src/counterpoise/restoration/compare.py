@@ -53,6 +53,7 @@ def search_and_pick(bench: Workbench, request: Request, result: dict[str, Any]) 
         pick, result["choice"] = choose(pre, post, able, counted, request.keep_reward, request.confidence)
         if request.heal is not None:
             best, (more, result["healed"]) = pick, healed(bench, request, request.heal, pick)
+            result["warnings"] += [f"healing: {w}" for w in result["healed"]["warnings"] if w not in result["warnings"]]
             points, able = [*points, *more], [*able, *more]
             pick, result["choice"] = choose(pre, post, able, counted, request.keep_reward, request.confidence)
     asked = request.keep_reward if request.mean is None else None

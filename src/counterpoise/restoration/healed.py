@@ -27,17 +27,17 @@ def healed(bench: Workbench, request: Request, heal: Heal, pick: Point | None) -
     Args:
         pick: the best average, from which "pick" heals; where there is none, POST.
     """
-    method, mean = heal.begins
-    start, panel, deep = Recipe(bench.whole, (mean,)), bench.panel, layerwise(bench.pair.names)
-    if method == "LiNeS":
-        start = Recipe(deep, tuple(linear_ramp(deep, mean)))
-    elif method == "pick" and pick is not None:
-        start = Recipe(pick.model.partition, pick.model.ratios)
-    name = pick.name if method == "pick" and pick is not None else "POST" if method == "pick" else heal.start
+    panel, post = bench.panel, Recipe(bench.whole, (1.0,))
+    if heal.ramp is None:
+        start, name = (post, "POST") if pick is None else (Recipe(pick.model.partition, pick.model.ratios), pick.name)
+    else:
+        slope, mean = heal.ramp
+        deep = layerwise(bench.pair.names)
+        ramp = Recipe(deep, tuple(linear_ramp(deep, mean, slope)))
+        start, name = (ramp if slope else Recipe(bench.whole, (mean,))), heal.start
     decided = [bench.inputs, panel.settings, panel.fingerprint, name, *start.ratios, heal.steps, heal.keep_by]
     folder = request.folder / f"heal-{digest(decided)[:12]}"
     fitted: dict[str, Any] = {"donor": request.donor, "drop": request.drop, "allow_unrelated": request.allow_unrelated}
-    post = Recipe(bench.whole, (1.0,))
     making = {"what": "healing", "in": folder.name}
     with bench.store.alone(making):
         for side, recipe in {
@@ -56,10 +56,13 @@ def healed(bench: Workbench, request: Request, heal: Heal, pick: Point | None) -
     with contextlib.nullcontext() if processes.started() > 1 else bench.store.alone(making):  # torchrun's heal together
         record = healing.run(progress=bench.stages)
     models, told = [], []
-    for metrics in read_lines(folder / "run" / "metrics.jsonl")[1:]:  # after the start
+    before, *points = read_lines(folder / "run" / "metrics.jsonl")
+    for metrics in points:
         at = folder / "run" / f"iteration-{metrics['iteration']:04d}"
         title = f"{name} healed {metrics['step']}"
         models.append(Model(title, "healed", bench.whole, (0.0,), at))
         told.append({"name": title, **metrics, "line": beside(bench.pair, preflight(request.pre, at)).told()})
-    costs = {k: sum(row[k] for row in told) for k in ("drawn", "trained", "seconds")}
-    return bench.points(models, "validation"), {"start": name, "settings": record["settings"], "points": told, **costs}
+    costs = {k: sum(row[k] for row in (before, *points)) for k in ("drawn", "trained", "seconds")}
+    taught = {k: record["healed"][k] for k in ("learning_rate", "ended", "warnings")}
+    found = {"start": name, "settings": record["settings"], "points": told, **costs, **taught}
+    return bench.points(models, "validation"), found

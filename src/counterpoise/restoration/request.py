@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,13 +28,17 @@ ROUGH_MEANS = (0.6, 0.8)
 KEEP, CONFIDENCE = 0.95, 0.9
 
 
+NUMBER = r"\d*\.?\d+|\d+\."
+
+
 @dataclass(frozen=True)
 class Heal:
     """A healing with both as teachers beside the averages; its points may be picked, too. See `alignment.heal`.
 
     Attributes:
         steps: at most.
-        start: where it begins: "POST", "PRE", the "pick" among averages, or an average by name ("LiNeS 0.8").
+        start: where it begins: "POST", "PRE", the "pick" among averages, or a ramp by name ("MA 0.8", "LiNeS 0.8", "slope 2
+            0.8", "step 0.8").
         keep_by: how questions are shared among the abilities, see `Teaching`.
     """
 
@@ -42,14 +47,17 @@ class Heal:
     keep_by: str = "uniform"
 
     @property
-    def begins(self) -> tuple[str, float]:
-        """The method and the mean ratio of its start.
+    def ramp(self) -> tuple[float, float] | None:
+        """The slope and the mean ratio of its start, see `search.hma.linear_ramp`; None of the pick, and of what is no start.
 
-        >>> Heal(15, "LiNeS 0.8").begins, Heal(15).begins
-        (('LiNeS', 0.8), ('POST', 1.0))
+        >>> Heal(15, "LiNeS 0.8").ramp, Heal(15, "slope 2 0.7").ramp, Heal(15).ramp
+        ((1.0, 0.8), (2.0, 0.7), (0.0, 1.0))
         """
-        method, _, mean = self.start.partition(" ")
-        return method, float(mean or {"PRE": 0.0}.get(method, 1.0))
+        named = {"POST": "MA 1", "PRE": "MA 0"}.get(self.start, self.start)
+        if not (found := re.fullmatch(rf"(?:(MA|LiNeS|step)|slope ({NUMBER})) ({NUMBER})", named)):
+            return None
+        slope, mean = {"MA": 0.0, "LiNeS": 1.0, "step": math.inf, None: float(found[2] or 0)}[found[1]], float(found[3])
+        return (slope, mean) if mean <= 1 else None
 
     def teaching(self, micro_batch_size: int) -> Teaching:
         """How `alignment.heal` teaches."""
@@ -58,9 +66,10 @@ class Heal:
     def check(self) -> None:
         """Raise a ValueError for a setting out of range, a start that is none."""
         self.teaching(1).check()
-        if not re.fullmatch(r"POST|PRE|pick|(MA|LiNeS) (0?\.\d+|[01](\.0*)?)", self.start):
+        if self.start != "pick" and self.ramp is None:
             raise ValueError(
-                f"heal_from: expected POST, PRE, pick, or an average as 'LiNeS 0.8' or 'MA 0.8', found {self.start!r}"
+                "heal_from: expected POST, PRE, pick, or a ramp as 'LiNeS 0.8', 'MA 0.8', 'slope 2 0.8' or 'step 0.8', found "
+                f"{self.start!r}"
             )
 
 
@@ -174,6 +183,11 @@ class Request(Details):
         if not (self.out / RESULT).is_file():
             refuse_occupied(self.out.absolute())
         refuse_unmeasurable(self.pre, self.post)
+
+    @property
+    def may_heal(self) -> bool:
+        """Whether a healing may stand beside the rest."""
+        return not self.fast and self.mean is None and self.shard == 1
 
     def check_words(self, pre: Checkpoint, post: Checkpoint) -> None:
         """Raise a CheckpointError where the two cannot teach one student; averages need no common vocabulary."""

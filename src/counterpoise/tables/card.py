@@ -36,7 +36,7 @@ def model_card(content: Mapping[str, Any]) -> str:
     command = f"```bash\n{content['command']}\n```\n\n" if content.get("command") else ""
     files, versions = as_markdown(tables.files(content)), reading.version_list(content)
     sections = {
-        "Ratios": as_markdown(ratios),
+        "Ratios": as_markdown(ratios) if mean is not None else "",
         "What was measured": as_markdown(taxes.ability_taxes(content)) if content.get("tax") else "",
         "Warnings": "\n".join(f"- {w}" for w in content.get("warnings") or ()),
         "Made from": f"{command}{_commits(content)}{files}\n\nVersions: {versions}.",

@@ -44,7 +44,11 @@ class Machine:
     recompute: bool = False
 
     def check(self) -> None:
-        """Raise a ValueError for mixed precision of other weights than float32."""
+        """Raise a ValueError for mixed precision of other weights than float32, and for float16 weights."""
+        if self.dtype == torch.float16:
+            raise ValueError(
+                "dtype: expected float32 or bfloat16 weights to train, found float16, in which Adam's 1e-8 is 0"
+            )
         if self.bf16:
             refuse_bf16_of(self.dtype)
 

@@ -24,7 +24,7 @@ from counterpoise.ranks import gathered, is_sharded
 from counterpoise.records import Progress, Stages, Store, digest, named, read_lines, write_json, write_whole
 
 T = TypeVar("T")
-FREE = ("micro_batch_size",)
+FREE = ("micro_batch_size", "draw_batch_size")
 """Settings that change the rounding of sums alone (in DPO also how the pairs of an epoch's smaller last step are
 weighed); a run may go on with others, after a lack of memory say."""
 EXTENDED = ("iterations", *FREE)
