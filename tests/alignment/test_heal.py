@@ -512,6 +512,24 @@ def test_the_command_heals_after_a_dry_run_that_writes_nothing(folder: Path) -> 
     assert "both teachers are the same model, and so is the student" in run.output
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"prompts": ["abc"]}, "prompts: expected a file, or what `read_prompts` gives, found 'abc'"),
+        ({"taught": {"steps": 2.5}}, "steps: expected a whole number, found 2.5"),
+        ({"drawing": Drawing(4, 6)}, "n: expected 1, as the student answers every prompt once, found 4"),
+    ],
+)
+def test_what_python_may_get_wrong_is_told(given: dict[str, Any], message: str, world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        healing(world, tmp_path / "out", **given).run()
+
+
+def test_one_ability_may_stand_without_a_list(world: Path, tmp_path: Path) -> None:
+    _, sources, _ = healing(world, tmp_path, abilities=f"choices:{world / 'guess.jsonl'}").sources(world / "post")
+    assert [s.name for s in sources] == ["alignment", "guess"]
+
+
 def test_another_architecture_is_no_teacher(world: Path, tmp_path: Path) -> None:
     tiny("gpt2").save_pretrained(tmp_path / "gpt2")  # type: ignore[operator]
     tokenizer().save_pretrained(tmp_path / "gpt2")

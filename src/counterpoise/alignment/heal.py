@@ -85,6 +85,8 @@ class Healing:
             CheckpointError: `out` is occupied, a model that cannot be sampled from.
         """
         self.drawing.check()
+        if self.drawing.n != 1:
+            raise ValueError(f"n: expected 1, as the student answers every prompt once, found {self.drawing.n}")
         self.teaching.check()
         refuse_settings(openings=self.openings)
         self.machine.check()
@@ -123,10 +125,15 @@ class Healing:
             raise CheckpointError(told) from None
         context = context_of(AutoConfig.from_pretrained(student, trust_remote_code=False))
         how, parts, prompts, abilities = self.drawing, PARTS[:2], self.prompts, self.abilities
-        panel = Panel(read_prompts(prompts) if isinstance(prompts, (str, Path)) else prompts, lambda *_: [], ())
+        if isinstance(prompts, (str, Path)):
+            prompts = read_prompts(prompts)
+        if other := [p for p in prompts if not isinstance(p, Prompt)]:
+            raise ValueError(f"prompts: expected a file, or what `read_prompts` gives, found {other[0]!r}")
+        panel = Panel(prompts, lambda *_: [], ())
         room: dict[str, Any] = {"chat": how.chat, "new": how.max_new_tokens, "limit": context}
         cut = [tuple(encode_prompts(tokenizer, panel.prompts_of(part), **room)) for part in parts]
         found = [Asked("alignment", cut[0], cut[1][:CHECKED])]
+        abilities = [abilities] if isinstance(abilities, str) else abilities
         specs = [a for a in abilities if isinstance(a, str)]
         loaded = load_abilities(specs, trust_tasks=self.trust_tasks) + [a for a in abilities if not isinstance(a, str)]
         warned: list[str] = []

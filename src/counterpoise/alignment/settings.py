@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from typing import Any, ClassVar, Self
 
 from counterpoise.alignment.divergences import DIVERGENCES
@@ -12,6 +13,7 @@ from counterpoise.language.sampling import Drawing
 
 COUNTS = "iterations prompts_per_iteration epochs batch_size micro_batch_size max_length saves steps every openings"
 RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    (COUNTS, lambda v: isinstance(v, Integral), "a whole number"),
     (COUNTS, lambda v: v >= 1, "at least 1"),
     ("learning_rate beta kl_target clip value_clip", lambda v: 0 < v < math.inf, "a positive number"),
     ("kl value_weight value_learning_rate", lambda v: 0 <= v < math.inf, "a number of at least 0"),

@@ -47,7 +47,7 @@ def restore(
     searches: Sequence[Search] = (HMA(), *CONTROLS),
     means: Sequence[float] = MEANS,
     keep_reward: float = KEEP,
-    heal: Heal | None = None,
+    heal: Heal | int | None = None,
     details: Details = Details(),
     device: str = "cpu",
     work: str | Path | None = None,
@@ -61,7 +61,8 @@ def restore(
     work folder.
 
     Args:
-        pre, post, out, searches, means, keep_reward, heal, device, work: see `Request`.
+        pre, post, out, searches, means, keep_reward, device, work: see `Request`.
+        heal: a healing beside the averages, or its steps.
         panel: prompts, reward and abilities; see `Panel.load`.
         details: what few runs need to say.
 
@@ -74,7 +75,8 @@ def restore(
         ValueError, CheckpointError: see `Request.check` and `preflight`.
     """
     folder = None if work is None else Path(work)
-    where = (pre, post, Path(out), tuple(searches), means, keep_reward, heal, device, folder)
+    healing = Heal(heal) if isinstance(heal, int) else heal
+    where = (pre, post, Path(out), tuple(searches), means, keep_reward, healing, device, folder)
     return Restored(run(Request(*where, **vars(details)), panel, progress=progress))
 
 
