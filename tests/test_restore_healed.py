@@ -144,6 +144,18 @@ def test_a_start_that_is_none_is_refused(start: str) -> None:
         Heal(5, start).check()
 
 
+def test_healing_is_not_advised_where_there_is_nothing_to_heal(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world)
+    few = "--abilities continue:text.jsonl --prompt-limit 12 --means 0.3 --keep-reward 0.2 --blocks 2 --no-controls".split()
+    for pair, advised in (("post pre", False), ("pre post", True)):
+        asked = RESTORE.replace("restore pre post", f"restore {pair}").split()
+        said = CliRunner().invoke(app, [*asked, "-o", str(tmp_path / pair[:3]), *few])
+        assert said.exit_code == 0, said.output
+        assert ("healing may give back more" in said.output) == advised, said.output
+
+
 @pytest.mark.parametrize("how", [{}, {"mean": 0.8}, {"fast": True}, {"shard": 2}, {"race": True}, {"keep_reward": 0.5}])
 def test_healing_is_advised_where_it_is_taken(how: dict[str, Any], world: Path, tmp_path: Path) -> None:
     asked = Request(world / "pre", world / "post", tmp_path / "out", searches=(HMA(),), **how)

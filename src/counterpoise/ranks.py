@@ -13,7 +13,13 @@ from torch import Tensor, nn
 T = TypeVar("T")
 _AVAILABLE = dist.is_available()
 ALONE = "shard: expected several processes, found one; start it with torchrun --nproc-per-node N"
-TOLD = (ValueError, OSError, ModuleNotFoundError)
+
+
+class NoNumbers(ValueError):
+    """A model gives NaN or infinity."""
+
+
+TOLD = (NoNumbers, ValueError, OSError, ModuleNotFoundError)
 """Errors that a user can act on: their message alone is passed on, of any other its traceback."""
 
 

@@ -40,7 +40,7 @@ from counterpoise.language.generating import way_of
 from counterpoise.language.prompts import Prompt
 from counterpoise.language.sampling import Drawing, sample
 from counterpoise.language.scoring import Example, by_length
-from counterpoise.ranks import from_first, gathered, turn
+from counterpoise.ranks import NoNumbers, from_first, gathered, turn
 from tiny import save_pair, tiny, tokenizer
 
 WORDS = ("abc", "hello", "what?", "one two", "z", "go on", "so", "why not", "yes", "and then", "left", "q")
@@ -206,6 +206,18 @@ def first_fails() -> list[str]:
     return []
 
 
+def overflows_in_second(number: int) -> str:
+    def work() -> None:
+        if number:
+            raise NoNumbers("expected numbers, found NaN")
+
+    try:
+        gathered(work)
+    except Exception as error:
+        return type(error).__name__
+    return "nothing"
+
+
 def everything(number: int, pre: Path, folder: Path) -> None:
     """All methods, then two failures, in one group of processes."""
     found: dict[str, Any] = {}
@@ -222,6 +234,7 @@ def everything(number: int, pre: Path, folder: Path) -> None:
     found["dropout"] = with_dropout(number, folder)
     found["forwards"] = forwards()
     found["alone"], found["first"] = fails_alone(), first_fails()
+    found["overflow"] = overflows_in_second(number)
     (folder / f"{number}.json").write_text(json.dumps(found))
 
 
@@ -285,6 +298,10 @@ def test_a_failure_in_one_process_ends_all_with_one_message(two: Path) -> None:
 
 def test_an_error_outside_what_is_shared_is_told_by_whoever_meets_it(two: Path) -> None:
     assert [each["alone"] for each in told(two)] == [["OSError", "this disk is full"]] * 2
+
+
+def test_numbers_that_are_none_in_one_process_are_called_so_in_all(two: Path) -> None:
+    assert [each["overflow"] for each in told(two)] == ["NoNumbers"] * 2  # whoever catches it does so in all
 
 
 def test_what_the_first_process_fails_at_is_told_to_all_in_the_first_line(two: Path) -> None:

@@ -262,7 +262,7 @@ def test_other_weights_of_a_mitigation_make_another_run(name: str, pre: Path, tm
 
     go("out", pre)
     assert go("out", pre)["already_finished"]
-    with pytest.raises(CheckpointError, match="expected a new or empty folder"):
+    with pytest.raises(CheckpointError, match="or the run that it holds, with mitigations = "):
         go("out", other)
     with pytest.raises(ValueError, match="with mitigations = "):
         go("more", other)
@@ -274,7 +274,7 @@ def test_another_run_in_the_same_folder_and_an_occupied_out_are_refused(pre: Pat
     settings = {"drawing": Drawing(n=2, max_new_tokens=4), "prompts_per_iteration": 2}
     other = {**settings, "drawing": Drawing(n=2, max_new_tokens=4, seed=1)}
     align(pre, tmp_path / "out", partial(rsf, settings=RSF(iterations=1, **settings), **DATA))
-    with pytest.raises(CheckpointError, match="expected a new or empty folder"):
+    with pytest.raises(CheckpointError, match="or the run that it holds, with seed = 0, found 1; give another -o"):
         align(pre, tmp_path / "out", partial(rsf, settings=RSF(iterations=1, **other), **DATA))
     with pytest.raises(ValueError, match="with seed = 0, found 1; give the same settings to go on"):
         align(

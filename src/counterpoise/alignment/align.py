@@ -15,10 +15,10 @@ from typing import Any
 from counterpoise.alignment.settings import Settings, Teaching, drawn_of
 from counterpoise.alignment.training import processes
 from counterpoise.alignment.training.models import Machine, load
-from counterpoise.alignment.training.run import FREE, Run, differing, finished_state, save_model
+from counterpoise.alignment.training.run import BESIDE, FREE, Run, differing, finished_state, other_run, save_model
 from counterpoise.alignment.training.stepping import Mitigation, weights_sha256
 from counterpoise.checkpoints.about import about
-from counterpoise.checkpoints.checkpoint import Checkpoint, companions_sha256
+from counterpoise.checkpoints.checkpoint import Checkpoint
 from counterpoise.checkpoints.companions import of_the_tokenizer
 from counterpoise.checkpoints.files import CheckpointError, refuse_occupied, staged
 from counterpoise.checkpoints.opening import open_checkpoint
@@ -99,12 +99,13 @@ def align(
     >>> align("pre", "post", method)  # doctest: +SKIP
     """
     begun = time.time()
+    machine.check()
     processes.join(machine.device)
     checkpoint = open_checkpoint(source)
     out = Path(out)
     settings = {
         "pre": checkpoint.sha256,
-        "beside": _beside(checkpoint),
+        BESIDE: _beside(checkpoint),
         "dtype": str(machine.dtype),
         "device": machine.device,
         **describe(method),
@@ -118,8 +119,8 @@ def align(
         if not (names := differing(found["settings"], settings, except_for=FREE)):
             return Aligned({**found, "already_finished": True})
         raise CheckpointError(
-            f"{out}: expected a new or empty folder, or the run that it holds, with {names[0]} = "
-            f"{found['settings'].get(names[0])!r}, found {settings.get(names[0])!r}; give another -o"
+            f"{out}: expected a new or empty folder, or the run that it holds, {other_run(found['settings'], settings, names)}; "
+            "give another -o"
         )
     refuse_occupied(out.absolute())
     refuse_unmeasurable(checkpoint.folder)
@@ -176,10 +177,9 @@ def describe(method: Callable[..., Any]) -> dict[str, Any]:
 
 def _beside(checkpoint: Checkpoint) -> str:
     """Digest of what decides its tokens beside the weights: config, stop tokens, tokenizer, chat template."""
-    kept = companions_sha256(checkpoint)
-    return digest(
-        {n: h for n, h in kept.items() if of_the_tokenizer(n) or n in ("config.json", "generation_config.json")}
-    )
+    found = checkpoint.companions.items()
+    named = {n: p for n, p in found if of_the_tokenizer(n) or n in ("config.json", "generation_config.json")}
+    return digest({name: checkpoint.hashed(path) for name, path in named.items()})
 
 
 def _described(mitigation: Mitigation, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from counterpoise.alignment.settings import Teaching, refuse_settings
 from counterpoise.alignment.teaching import PRE, Asked, Ids, Teachers, answers, best_of, how_it_ended, teach
 from counterpoise.alignment.training import processes
 from counterpoise.alignment.training.models import Machine
-from counterpoise.alignment.training.stepping import Mitigation
 from counterpoise.averaging.line import beside
 from counterpoise.checkpoints.files import CheckpointError, first_line, refuse_occupied
 from counterpoise.checkpoints.lora import LoraCheckpoint
@@ -31,7 +30,7 @@ from counterpoise.language.memory import free_memory
 from counterpoise.language.prompts import Prompt, begins, encode_prompts, read_prompts
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.ways import context_of
-from counterpoise.records import Stages, public, read_lines, write_json, write_whole
+from counterpoise.records import NUMERICS, Stages, public, read_lines, write_json, write_whole
 
 DRAWING = Drawing(max_new_tokens=64)
 CHECKED = 64
@@ -60,7 +59,6 @@ class Healing:
         abilities: specs or loaded; the questions of their items are asked, split likewise, and no answer is read.
         openings: where there is no question, so many openings of PRE's own are continued.
         teaching: how long, how fast and by what.
-        mitigations: further terms of every step, as those of `align`.
     """
 
     start: str | Path
@@ -75,7 +73,6 @@ class Healing:
     machine: Machine = Machine()
     work: Path | None = None
     trust_tasks: bool = False
-    mitigations: Sequence[Mitigation] = ()
 
     def check(self) -> None:
         """Raise for what can be seen to be wrong before anything is read.
@@ -176,8 +173,10 @@ class Healing:
         how: dict[str, Any] = {"drawing": self.drawing, "teaching": self.teaching}
         method = partial(teach, asked=sources, teachers=teachers, start=student, **how)
         kept: dict[str, Any] = {"work": self.work, "command": command, "progress": progress}
-        by = {"align_teacher": pair.post.sha256, "keep_teacher": pair.pre.sha256}
-        record = align(student, self.out, method, mitigations=self.mitigations, machine=self.machine, told=by, **kept)
+        by: dict[str, Any] = {"align_teacher": pair.post.sha256, "keep_teacher": pair.pre.sha256}
+        if self.teaching.keep_by == "bandit":
+            by["numerics"] = NUMERICS  # other versions drew by other weights
+        record = align(student, self.out, method, machine=self.machine, told=by, **kept)
         looked = read_lines(self.out / "metrics.jsonl")
         warned += not_to_its_end(looked, self.teaching)
         line = beside(pair, preflight(self.pre, self.out)).told()
@@ -212,7 +211,6 @@ def heal(
     openings: int = 256,
     teaching: Teaching = Teaching(),
     drawing: Drawing = DRAWING,
-    mitigations: Sequence[Mitigation] = (),
     work: str | Path | None = None,
     machine: Machine = Machine(),
     trust_tasks: bool = False,
@@ -224,7 +222,7 @@ def heal(
     its side, by the whole distribution at every token. No reward, label or reference is read. See docs/how-to/heal.md.
 
     Args:
-        start, align_teacher, keep_teacher, prompts, abilities, openings, teaching, mitigations: see `Healing`.
+        start, align_teacher, keep_teacher, prompts, abilities, openings, teaching: see `Healing`.
         out: a new folder; it appears whole or not at all, with align.json and metrics.jsonl.
         drawing: how the student answers.
         work: points on the way and the state to go on from (default OUT.work).
@@ -240,7 +238,7 @@ def heal(
     """
     return Healing(
         start, align_teacher, keep_teacher, Path(out), prompts, abilities, openings, teaching, drawing, machine,
-        None if work is None else Path(work), trust_tasks, mitigations,
+        None if work is None else Path(work), trust_tasks,
     ).run(progress=progress)  # fmt: skip
 
 
@@ -280,10 +278,10 @@ def not_to_its_end(looked: Sequence[Mapping[str, float]], teaching: Teaching) ->
     found, last = [], int(looked[-1]["step"])
     if how_it_ended(looked, teaching) == "overflow":
         found.append(
-            f"a number overflowed after step {last}: healing ended there, and what later steps drew is not counted; try a "
-            "smaller --learning-rate, or float32 weights"
+            f"a number overflowed {f'after step {last}' if last else 'before the first point'}: healing ended there, and what "
+            "was drawn since is not counted; try a smaller --learning-rate"
         )
-    if best_of(looked) == 0:
+    if last and best_of(looked) == 0:
         found.append(f"no point was better than the start in {last} steps: the weights are those of the start")
     return found
 

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from counterpoise.alignment.preferences import Preference
 from counterpoise.alignment.settings import RewardTraining
+from counterpoise.alignment.training.models import Machine
 from counterpoise.alignment.training.run import telling
 from counterpoise.alignment.training.trainers import (
     Bar,
@@ -64,6 +65,7 @@ def train_reward_model(
         CheckpointError: no model at `source`, or an occupied `out`.
     """
     settings.check()
+    Machine(dtype).check()
     trl = trl_for("align reward-model")
     refuse_occupied(Path(out).absolute())
     checkpoint = open_checkpoint(source)

@@ -250,7 +250,7 @@ def refuse_settings(**settings: Any) -> None:
     for name, value in settings.items():
         for names, fits, expected in RANGES:
             if name in names.split() and value is not None and not fits(value):
-                raise ValueError(f"{name}: expected {expected}, found {value}")
+                raise ValueError(f"{name}: expected {expected}, found {value!r}")
 
 
 def refuse_equal(drawing: Drawing) -> None:

@@ -12,7 +12,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -32,9 +32,8 @@ from counterpoise.alignment.training.stepping import Mitigation, Step, adam, fin
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.scoring import Example, device_of, refuse_too_long, response_tokens, score_responses
 from counterpoise.language.sharded import own_part
-from counterpoise.language.ways import NoNumbers
 from counterpoise.multitask import BanditMTL
-from counterpoise.ranks import is_sharded, sum_over_ranks
+from counterpoise.ranks import NoNumbers, is_sharded, sum_over_ranks
 
 Ids = tuple[int, ...]
 POST, PRE = 0, 1
@@ -182,8 +181,11 @@ def teach(
     def look() -> tuple[dict[str, float], int]:
         """The divergences per token on validation prompts, by side and ability ("keep/NAME"), and the tokens drawn for them."""
         tokens = answer([(k, ids) for k, s in enumerate(asked) for ids in s.checked], PER_SEED - 1)
-        for lesson in lessons:
-            lesson.look(Step(model, (), 0.0, teaching.micro_batch_size))
+        with ExitStack() as stack:
+            for mitigation in mitigations:
+                stack.enter_context(mitigation.as_finished(model))
+            for lesson in lessons:
+                lesson.look(Step(model, (), 0.0, teaching.micro_batch_size))
         kept = lessons[PRE].means
         told = {"align": lessons[POST].means[0], "keep": sum(kept.values()) / len(kept)}
         return {"loss": sum(told.values()) / 2, **told, **{f"keep/{names[k - 1]}": v for k, v in kept.items()}}, tokens

@@ -12,7 +12,7 @@ from counterpoise.cli.terminal import bars, command_line, plain_errors, print_js
 
 taught = group("How it is taught")
 EARLY = {
-    "no progress": " (two points in a row were no better: it ended there)",
+    "no progress": " (the last points were no better: it ended there)",
     "overflow": " (a number overflowed: it ended there)",
 }
 

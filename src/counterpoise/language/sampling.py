@@ -26,8 +26,8 @@ from counterpoise.language.scoring import (
 )
 from counterpoise.language.shapes import shape_of
 from counterpoise.language.templates import has_template, render
-from counterpoise.language.ways import NoNumbers, remembered
-from counterpoise.ranks import from_first, gathered, in_step, turn
+from counterpoise.language.ways import remembered
+from counterpoise.ranks import NoNumbers, from_first, gathered, in_step, turn
 from counterpoise.records import Progress
 
 

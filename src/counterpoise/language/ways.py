@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from counterpoise.ranks import NoNumbers
+
 W = TypeVar("W")
 CLOSE = 1e-3
 """Nats that two ways of computing the same log-probabilities, summed over a few tokens, may differ by."""
@@ -76,10 +78,6 @@ def probes(model: nn.Module) -> tuple[list[tuple[int, ...]], list[list[tuple[int
     fits = (context_of(config) or 64) - 4  # room for the continuations
     contexts = [text(max(1, min(length, fits))) for length, _ in LENGTHS]
     return contexts, [[text(length) for length in following] for _, following in LENGTHS]
-
-
-class NoNumbers(ValueError):
-    """A model gives NaN or infinity."""
 
 
 class Plain:

@@ -26,9 +26,8 @@ RESULT = "restore.json"
 MEANS = (0.2, 0.4, 0.6, 0.8)
 ROUGH_MEANS = (0.6, 0.8)
 KEEP, CONFIDENCE = 0.95, 0.9
-
-
 NUMBER = r"\d*\.?\d+|\d+\."
+"""A mean or a slope in the name of a ramp."""
 
 
 @dataclass(frozen=True)

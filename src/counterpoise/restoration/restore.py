@@ -75,7 +75,7 @@ def restore(
         ValueError, CheckpointError: see `Request.check` and `preflight`.
     """
     folder = None if work is None else Path(work)
-    healing = Heal(heal) if isinstance(heal, int) else heal
+    healing = heal if heal is None or isinstance(heal, Heal) else Heal(heal)
     where = (pre, post, Path(out), tuple(searches), means, keep_reward, healing, device, folder)
     return Restored(run(Request(*where, **vars(details)), panel, progress=progress))
 

@@ -25,8 +25,10 @@ from counterpoise.records import Progress, Stages, Store, digest, named, read_li
 
 T = TypeVar("T")
 FREE = ("micro_batch_size", "draw_batch_size")
-"""Settings that change the rounding of sums alone (in DPO also how the pairs of an epoch's smaller last step are
-weighed); a run may go on with others, after a lack of memory say."""
+"""Settings that change last bits alone, which may turn a drawn token (in DPO also how the pairs of an epoch's smaller last
+step are weighed); a run may go on with others, after a lack of memory say."""
+BESIDE = "beside"
+"""The setting that has the digest of the files that decide a run's tokens beside its weights."""
 EXTENDED = ("iterations", *FREE)
 """Settings that may differ when a run goes on: more iterations continue it."""
 
@@ -65,11 +67,9 @@ class Run:
 
     def _refuse_other(self, kept: Mapping[str, Any]) -> None:
         if names := differing(kept, self.settings, except_for=EXTENDED):
-            first = names[0]
             raise ValueError(
-                f"{self.folder}: expected the run that was begun there, with {first} = {kept.get(first)!r}, found "
-                f"{self.settings.get(first)!r}{f' (and {len(names) - 1} more differ)' if names[1:] else ''}; "
-                "give the same settings to go on, or another --out or --work"
+                f"{self.folder}: expected the run that was begun there, {other_run(kept, self.settings, names)}; give the same "
+                "settings to go on, or another --out or --work"
             )
         asked = self.settings.get("iterations", self.done)
         if asked < self.done:
@@ -234,5 +234,17 @@ def telling(place: str) -> Iterator[None]:
 
 
 def differing(kept: Mapping[str, Any], settings: Mapping[str, Any], *, except_for: Sequence[str]) -> list[str]:
-    """Names of the settings in which two runs differ; one that is missing is None."""
+    """Names of the settings in which two runs differ; one that is missing is None.
+
+    Runs of before they looked at what lies `BESIDE` the weights are those of whatever lies there.
+    """
+    kept = {BESIDE: settings.get(BESIDE), **kept}
     return [n for n in {**kept, **settings} if n not in except_for and kept.get(n) != settings.get(n)]
+
+
+def other_run(kept: Mapping[str, Any], settings: Mapping[str, Any], names: Sequence[str]) -> str:
+    """In which of these settings they differ, in words."""
+    first, more = names[0], f" (and {len(names) - 1} more differ)" if names[1:] else ""
+    if first == BESIDE:
+        return f"with its config, stop tokens, tokenizer and chat template, found another of them{more}"
+    return f"with {first} = {kept.get(first)!r}, found {settings.get(first)!r}{more}"
