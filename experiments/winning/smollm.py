@@ -65,6 +65,9 @@ def main() -> None:
     parser.add_argument("--method", choices=METHODS, default="rsf")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, help="arms, in their order; default: all")
+    parser.add_argument(
+        "--also", nargs="*", default=(), metavar="ARM", help="further arms by name, after the first ones"
+    )
     parser.add_argument("--items", type=int, default=300, help="of each ability, and prompts of the reward, held out")
     parser.add_argument("--results", type=Path, default=HERE / "smollm")
     options = parser.parse_args()
@@ -73,7 +76,8 @@ def main() -> None:
     name = f"{options.method}-{options.seed}"
     told("begins", name)
     real = Real(options.work, options.method, options.seed, options.data, options.items)
-    real.arms = real.arms[: options.first]
+    chosen = real.arms[: options.first]
+    real.arms = (*chosen, *(arm for arm in Real.arms if arm.name in options.also and arm not in chosen))
     for point in real.measured_arms():
         real.write(options.results / f"smollm-{name}.json")
         told(name, point)
@@ -106,6 +110,7 @@ class Real(World):
         Heal("POST", 8),
         Heal("POST", 40, {"every": 20}),
         Average("MA", 0.3),
+        Heal("POST", 20, {"openings": 256}),
     )
 
     def __init__(self, work: Path, method: str, seed: int, data: Path, items: int) -> None:

@@ -86,7 +86,8 @@ class Heal(NamedTuple):
     @property
     def name(self) -> str:
         """What tables call it."""
-        return " ".join([f"{self.start} healed {self.steps}", *(str(v) for k, v in self.also.items() if k != "every")])
+        more = [k if k == "openings" else str(v) for k, v in self.also.items() if k != "every"]
+        return " ".join([f"{self.start} healed {self.steps}", *more])
 
 
 class Searched(NamedTuple):
@@ -260,14 +261,16 @@ class World:
         """The folder of a healed checkpoint."""
         out = self.folder / arm.name.replace(" ", "-")
         begin = self.averaged(Average.named(arm.start))
-        self.healing(begin, out, Teaching(arm.steps, **{**self.settings, **arm.also})).run()
+        also = dict(arm.also)
+        more = {"openings": also.pop("openings")} if "openings" in also else {}
+        self.healing(begin, out, Teaching(arm.steps, **{**self.settings, **also}), **more).run()
         return out
 
-    def healing(self, start: Path, out: Path, teaching: Teaching) -> Healing:
+    def healing(self, start: Path, out: Path, teaching: Teaching, **more: Any) -> Healing:
         """From `start`, by both parents."""
         post, pre, asked = self.folder / "post", self.folder / "pre", self.folder / "prompts.jsonl"
         how: dict[str, Any] = {"teaching": teaching, "drawing": self.drawing, "machine": self.machine}
-        return Healing(start, post, pre, out, asked, self.made["specs"], **how)
+        return Healing(start, post, pre, out, asked, self.made["specs"], **how, **more)
 
     def told(self, arm: Heal) -> dict[str, Any]:
         """What a healing cost, its path, and where it led."""

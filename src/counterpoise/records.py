@@ -24,7 +24,7 @@ Progress = Callable[[int, int], None]
 """Called with (done, total) as long work advances."""
 Stages = Callable[[str, int, int], None]
 """Called with (stage, done, total) as work advances."""
-NUMERICS = 8
+NUMERICS = 7
 """Part of the keys of what a pair of checkpoints scores; raised with every change of counterpoise that changes numbers."""
 PAUSE = 0.5
 """Seconds between two looks at what other processes are at."""

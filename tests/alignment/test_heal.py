@@ -292,6 +292,17 @@ def test_without_abilities_openings_of_pre_are_continued(world: Path, tmp_path: 
     assert told["healed"]["after"]["keep"] < told["healed"]["before"]["keep"]
 
 
+def test_openings_beside_abilities_are_one_ability_more(folder: Path) -> None:
+    told = healing(folder, folder / "out", openings=40, taught={"steps": 2}).run()["healed"]
+    asked = {n for n in told["after"] if n.startswith("keep/")}
+    assert asked == {"keep/guess", "keep/text", "keep/openings"}
+    assert told["after"]["keep"] == pytest.approx(sum(told["after"][n] for n in asked) / 3)
+    shutil.copyfile(folder / "text.jsonl", folder / "openings.jsonl")
+    named = healing(folder, folder / "two", openings=40, abilities=[f"continue:{folder / 'openings.jsonl'}"])
+    with pytest.raises(ValueError, match="expected different names, found 'openings' twice"):
+        named.run()
+
+
 def test_an_ability_whose_questions_leave_no_room_is_left_out_and_told_of(world: Path, tmp_path: Path) -> None:
     rows = [{"query": "ab" * 62 + str(i), "choices": ["a", "b"], "gold": 0} for i in range(40)]
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -14,7 +14,7 @@ import torch
 
 from counterpoise.alignment.align import Aligned, align
 from counterpoise.alignment.settings import Teaching, refuse_settings
-from counterpoise.alignment.teaching import PRE, Asked, Ids, Teachers, answers, best_of, how_it_ended, teach
+from counterpoise.alignment.teaching import DRAWN_BY, PRE, Asked, Ids, Teachers, answers, best_of, how_it_ended, teach
 from counterpoise.alignment.training import processes
 from counterpoise.alignment.training.models import Machine
 from counterpoise.averaging.line import beside
@@ -22,7 +22,7 @@ from counterpoise.checkpoints.files import CheckpointError, first_line, refuse_o
 from counterpoise.checkpoints.lora import LoraCheckpoint
 from counterpoise.checkpoints.matching import refuse_moved_tokens
 from counterpoise.checkpoints.preflight import Pair, preflight
-from counterpoise.evaluation.abilities import Ability, load_abilities
+from counterpoise.evaluation.abilities import Ability, load_abilities, refuse_repeats
 from counterpoise.evaluation.panel import Panel
 from counterpoise.evaluation.parts import PARTS
 from counterpoise.language.loading import refuse_unmeasurable
@@ -30,13 +30,13 @@ from counterpoise.language.memory import free_memory
 from counterpoise.language.prompts import Prompt, begins, encode_prompts, read_prompts
 from counterpoise.language.sampling import Drawing
 from counterpoise.language.ways import context_of
-from counterpoise.records import NUMERICS, Stages, public, read_lines, write_json, write_whole
+from counterpoise.records import Stages, public, read_lines, write_json, write_whole
 
 DRAWING = Drawing(max_new_tokens=64)
 CHECKED = 64
 """Validation prompts that a point is judged by, on each side."""
-OPENING = 8
-"""Tokens of the longest opening that PRE draws from its start token."""
+OPENINGS, OPENING = 256, 8
+"""Openings that PRE draws from its start token, and tokens of the longest one."""
 CARD = """# Healed checkpoint
 
 This is no average. It began as `{start}` and answered alignment prompts and questions of abilities; on its own answers it
@@ -57,7 +57,8 @@ class Healing:
         post, pre: the teachers of alignment and of what there was before.
         prompts: of alignment, a file or read; the proxy part is taught on, the validation part looked at.
         abilities: specs or loaded; the questions of their items are asked, split likewise, and no answer is read.
-        openings: where there is no question, so many openings of PRE's own are continued.
+        openings: so many openings of PRE's own are continued as questions of one ability more; None: `OPENINGS` of them where
+            no ability can be asked, else none.
         teaching: how long, how fast and by what.
     """
 
@@ -67,7 +68,7 @@ class Healing:
     out: Path
     prompts: str | Path | Sequence[Prompt]
     abilities: Sequence[str | Ability] = ()
-    openings: int = 256
+    openings: int | None = None
     teaching: Teaching = Teaching()
     drawing: Drawing = DRAWING
     machine: Machine = Machine()
@@ -144,18 +145,23 @@ class Healing:
                 warned.append(
                     f"{ability.name}: {why if all(asked) else 'it has no questions in words'}; it is not asked"
                 )
-        if len(found) == 1 and begins(tokenizer) is None:
+        if self.asked_to_continue(len(found)) and begins(tokenizer) is None:
             raise ValueError(
                 "heal: expected questions to keep abilities by, or a tokenizer with a token that begins or ends texts, from "
                 "which PRE draws openings of its own, found neither; give --abilities"
             )
+        continued = self.asked_to_continue(len(found))
         if len(found) == 1 and loaded:
-            warned.append(
-                f"no ability can be asked: {self.openings} openings that PRE draws stand in for their questions"
-            )
-        if self.teaching.keep_by == "bandit" and len(found) < 3:
+            warned.append(f"no ability can be asked: {continued} openings that PRE draws stand in for their questions")
+        if continued:
+            refuse_repeats([*(source.name for source in found), "openings"])
+        if self.teaching.keep_by == "bandit" and len(found) + bool(continued) < 3:
             warned.append("keep_by bandit: fewer than two abilities can be asked, so that nothing is weighed")
         return tokenizer, found, warned
+
+    def asked_to_continue(self, sources: int) -> int:
+        """How many openings are continued beside so many sources, the alignment prompts among them."""
+        return self.openings or (OPENINGS if sources == 1 else 0)
 
     def run(self, *, command: str | None = None, progress: Stages | None = None) -> Aligned:
         """Heal, from files to files; see `heal`."""
@@ -167,15 +173,15 @@ class Healing:
         tokenizer, sources, told = self.sources(student)
         warned += told
         teachers = Teachers(pair.post.folder, pair.pre.folder, self.machine, turns=too_large(pair, self))
-        if len(sources) == 1:
-            drawn = openings(teachers(PRE), tokenizer, self.openings + CHECKED, self.drawing.seed)
+        if continued := self.asked_to_continue(len(sources)):
+            drawn = openings(teachers(PRE), tokenizer, continued + CHECKED, self.drawing.seed)
             sources.append(Asked("openings", tuple(drawn[CHECKED:]), tuple(drawn[:CHECKED])))
         how: dict[str, Any] = {"drawing": self.drawing, "teaching": self.teaching}
         method = partial(teach, asked=sources, teachers=teachers, start=student, **how)
         kept: dict[str, Any] = {"work": self.work, "command": command, "progress": progress}
         by: dict[str, Any] = {"align_teacher": pair.post.sha256, "keep_teacher": pair.pre.sha256}
         if self.teaching.keep_by == "bandit":
-            by["numerics"] = NUMERICS  # other versions drew by other weights
+            by["drawn by"] = DRAWN_BY
         record = align(student, self.out, method, machine=self.machine, told=by, **kept)
         looked = read_lines(self.out / "metrics.jsonl")
         warned += not_to_its_end(looked, self.teaching)
@@ -208,7 +214,7 @@ def heal(
     prompts: str | Path | Sequence[Prompt],
     *,
     abilities: Sequence[str | Ability] = (),
-    openings: int = 256,
+    openings: int | None = None,
     teaching: Teaching = Teaching(),
     drawing: Drawing = DRAWING,
     work: str | Path | None = None,

@@ -39,6 +39,8 @@ Ids = tuple[int, ...]
 POST, PRE = 0, 1
 """The sides, by their teachers."""
 NAMES = {POST: "the teacher of alignment", PRE: "the teacher of what there was before"}
+DRAWN_BY = "mean divergences"
+"""What BanditMTL compares; before it was named, means times how often each ability was drawn."""
 PATIENCE = 2
 """Points in a row without progress on validation data that end a healing."""
 PER_SEED = 1_000_000

@@ -24,7 +24,10 @@ def heal(
     out: options.Out,
     prompts: options.Prompts,
     abilities: options.MaybeAbilities = None,
-    openings: Annotated[int, taught("N", "Without --abilities: openings of PRE's own that are continued.")] = 256,
+    openings: Annotated[
+        int | None,
+        taught("N", "Also continue openings that PRE draws itself (default: 256 without --abilities, else none)."),
+    ] = None,
     steps: Annotated[int, taught("N", "At most; validation prompts may end it earlier.")] = 15,
     every: Annotated[int, taught("N", "Steps from one point to the next.")] = 5,
     prompts_per_step: Annotated[int, taught("N", "Prompts of each side in a step.")] = 32,

@@ -39,8 +39,10 @@ def plan_heal(wanted: Healing, *, present: bool = True, memory: float = math.inf
     _, sources, warned = wanted.sources(start.folder)
     told += [line for line in [*more, *(f"warning: {w}" for w in warned)] if line not in told]
     told += [f"{s.name}: {len(s.taught):,} taught, {len(s.checked):,} looked at" for s in sources]
-    if len(sources) == 1:
-        told.append(f"no questions: {wanted.openings:,} openings that PRE draws from its start token")
+    if continued := wanted.asked_to_continue(len(sources)):
+        told.append(
+            f"{'' if sources[1:] else 'no questions: '}{continued:,} openings that PRE draws from its start token"
+        )
     told.append(f"teachers: {'memory is too small for both, they take turns from disk' if turns else 'both at once'}")
     lengths = [len(ids) for s in sources for ids in (*s.taught, *s.checked)]
     taught = wanted.teaching

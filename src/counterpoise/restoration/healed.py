@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from counterpoise.alignment.heal import Healing
+from counterpoise.alignment.teaching import DRAWN_BY
 from counterpoise.alignment.training import processes
 from counterpoise.alignment.training.models import Machine
 from counterpoise.averaging.average import average
@@ -36,6 +37,7 @@ def healed(bench: Workbench, request: Request, heal: Heal, pick: Point | None) -
         ramp = Recipe(deep, tuple(linear_ramp(deep, mean, slope)))
         start, name = (ramp if slope else Recipe(bench.whole, (mean,))), heal.start
     decided = [bench.inputs, panel.settings, panel.fingerprint, name, *start.ratios, heal.steps, heal.keep_by]
+    decided += [DRAWN_BY] if heal.keep_by == "bandit" else []
     folder = request.folder / f"heal-{digest(decided)[:12]}"
     fitted: dict[str, Any] = {"donor": request.donor, "drop": request.drop, "allow_unrelated": request.allow_unrelated}
     making = {"what": "healing", "in": folder.name}
