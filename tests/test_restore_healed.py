@@ -54,7 +54,7 @@ def test_healed_points_may_be_picked_and_what_was_measured_is_written(start: str
     how: dict[str, Any] = {
         **GIVEN,
         **means,
-        "heal": Heal(6, start),
+        "heal": Heal(6, start, openings=40 if start == "pick" else None),
         "details": counterpoise.Details(dtype=torch.float32),
     }
     found = counterpoise.restore(
@@ -71,6 +71,7 @@ def test_healed_points_may_be_picked_and_what_was_measured_is_written(start: str
     lines = next((tmp_path / "out.work").glob("heal-*/run/metrics.jsonl")).read_text().splitlines()
     assert told["drawn"] == sum(json.loads(line)["drawn"] for line in lines)
     assert all(row["line"]["distance"] > 0 for row in told["points"])
+    assert {"keep/openings" in row for row in told["points"]} == {start == "pick"}
     if start == "pick":
         return
     assert "healed" in found["pick"]

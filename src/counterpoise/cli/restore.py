@@ -79,6 +79,9 @@ def restore(
     keep_by: Annotated[
         Literal["uniform", "bandit"] | None, searched(None, "With --heal: who is asked how much (default uniform).")
     ] = None,
+    heal_openings: Annotated[
+        int | None, searched("N", "With --heal: openings of PRE's own that are asked about, too (default none).")
+    ] = None,
     controls: Annotated[bool, searched(None, "Also measure ramps, a reversed one and random ratios.")] = True,
     anyway: Annotated[bool, searched(None, "Search also where nothing measurable fell.", "--anyway")] = False,
     fast: options.Fast = False,
@@ -126,7 +129,9 @@ def restore(
             nothing = options.given(keep_reward=keep_reward, confidence=confidence, means=means)
             options.refuse_without("a grid to pick from in the place of --mean", nothing)
         if heal is None:
-            options.refuse_without("--heal STEPS", options.given(heal_from=heal_from, keep_by=keep_by))
+            options.refuse_without(
+                "--heal STEPS", options.given(heal_from=heal_from, keep_by=keep_by, heal_openings=heal_openings)
+            )
         if not dry_run:
             options.refuse_without("--dry-run", options.given(speed=speed))
         if ray is None:
@@ -146,7 +151,11 @@ def restore(
         )
         picked |= options.given(confidence=confidence)
         fitted = {"donor": donor, **matching.settings, "dtype": options.dtype_of(how.dtype)}
-        healing = None if heal is None else Heal(heal, **options.given(start=heal_from, keep_by=keep_by))
+        healing = (
+            None
+            if heal is None
+            else Heal(heal, **options.given(start=heal_from, keep_by=keep_by, openings=heal_openings))
+        )
         more: dict[str, Any] = {"device": device, "race": race, "heal": healing, "anyway": anyway}
         more |= {"engine": engines.settings, "shard": options.shares(shard, dry_run=dry_run)}
         request = Request(pre, post, out, searches, cut=cut, **picked, **fitted, **more)

@@ -38,6 +38,7 @@ def healed(bench: Workbench, request: Request, heal: Heal, pick: Point | None) -
         start, name = (ramp if slope else Recipe(bench.whole, (mean,))), heal.start
     decided = [bench.inputs, panel.settings, panel.fingerprint, name, *start.ratios, heal.steps, heal.keep_by]
     decided += [DRAWN_BY] if heal.keep_by == "bandit" else []
+    decided += [] if heal.openings is None else [{"openings": heal.openings}]
     folder = request.folder / f"heal-{digest(decided)[:12]}"
     fitted: dict[str, Any] = {"donor": request.donor, "drop": request.drop, "allow_unrelated": request.allow_unrelated}
     making = {"what": "healing", "in": folder.name}
@@ -50,7 +51,7 @@ def healed(bench: Workbench, request: Request, heal: Heal, pick: Point | None) -
                 average(request.pre, request.post, at, recipe, **fitted)
     bench.free()
     healing = Healing(
-        at, folder / "post", request.pre, folder / "healed", panel.prompts, panel.abilities,
+        at, folder / "post", request.pre, folder / "healed", panel.prompts, panel.abilities, heal.openings,
         teaching=heal.teaching(panel.drawing.rows),
         drawing=panel.draws(n=1, temperature=1.0), work=folder / "run",
         machine=Machine(torch.promote_types(bench.dtype, torch.float32), device=request.device),

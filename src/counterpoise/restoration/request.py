@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from counterpoise.alignment.settings import Teaching
+from counterpoise.alignment.settings import Teaching, refuse_settings
 from counterpoise.averaging.mix import Donor, refuse_donor
 from counterpoise.checkpoints.checkpoint import Checkpoint
 from counterpoise.checkpoints.files import refuse_occupied
@@ -39,11 +39,13 @@ class Heal:
         start: where it begins: "POST", "PRE", the "pick" among averages, or a ramp by name ("MA 0.8", "LiNeS 0.8", "slope 2
             0.8", "step 0.8").
         keep_by: how questions are shared among the abilities, see `Teaching`.
+        openings: of PRE's own, continued as one ability more; see `alignment.heal.Healing`.
     """
 
     steps: int
     start: str = "POST"
     keep_by: str = "uniform"
+    openings: int | None = None
 
     @property
     def ramp(self) -> tuple[float, float] | None:
@@ -65,6 +67,7 @@ class Heal:
     def check(self) -> None:
         """Raise a ValueError for a setting out of range, a start that is none."""
         self.teaching(1).check()
+        refuse_settings(openings=self.openings)
         if self.start != "pick" and self.ramp is None:
             raise ValueError(
                 "heal_from: expected POST, PRE, pick, or a ramp as 'LiNeS 0.8', 'MA 0.8', 'slope 2 0.8' or 'step 0.8', found "
@@ -239,6 +242,7 @@ class Request(Details):
         found |= {"shard": self.shard} if self.shard > 1 else {}
         if self.heal is not None:
             found |= {"heal": self.heal.steps, "heal_from": self.heal.start, "keep_by": self.heal.keep_by}
+            found |= {} if self.heal.openings is None else {"heal_openings": self.heal.openings}
         hma = any(isinstance(s, HMA) for s in self.searches)
         sizes = {s.proxy_size for s in self.searches if isinstance(s, (HMA, TwoSided))}
         ramps = [s.title for s in self.searches if isinstance(s, Ramp)]
