@@ -66,7 +66,7 @@ WRONG = [
     (RESTORE, "--heal 0", "steps: expected at least 1, found 0"),
     (RESTORE, "--heal 5 --mean 0.5", "heal: adds points to pick from, and a fixed mean leaves nothing to pick"),
     (RESTORE, "--heal 5 --fast", "heal: takes longer than a rough answer (--fast) may; leave one of the two out"),
-    (RESTORE, "--heal 5 --heal-from HMA", "heal_from: expected POST, PRE, pick, or an average as 'LiNeS 0.8'"),
+    (RESTORE, "--heal 5 --heal-from HMA", "heal_from: expected POST, PRE, pick, or a ramp as 'LiNeS 0.8'"),
     (RESTORE, "--heal 5 --keep-by turns", "'turns' is not one of 'uniform', 'bandit'"),
     (RESTORE, "--heal-from PRE", "--heal-from: does nothing here; add --heal STEPS"),
     (RESTORE, "--temperature nan", "Invalid value for '--temperature'"),
