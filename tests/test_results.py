@@ -34,7 +34,7 @@ def test_a_run_from_the_store_to_the_page(bench: Workbench, tmp_path: Path) -> N
         ("other", "other", 0.5),
     ]
     points = [bench.point(m, cut, [r], "held-out", name=n) for n, m, r in wanted]
-    measured = [Measured(p.name, p.method, p.scores, p.ratios, p.mean) for p in points]
+    measured = [Measured(p.name, p.method, p.scores, p.model.ratios, p.mean) for p in points]
     write_results(tmp_path / "run.json", results(measured, run="rsf", seed=0, reward="letters", about={"command": "x"}))
 
     content = json.loads((tmp_path / "run.json").read_text())

@@ -219,7 +219,6 @@ def heal(
     drawing: Drawing = DRAWING,
     work: str | Path | None = None,
     machine: Machine = Machine(),
-    trust_tasks: bool = False,
     progress: Stages | None = None,
 ) -> Aligned:
     """Heal the checkpoint `start` with two teachers, POST for alignment and PRE for what there was before.
@@ -232,7 +231,6 @@ def heal(
         out: a new folder; it appears whole or not at all, with align.json and metrics.jsonl.
         drawing: how the student answers.
         work: points on the way and the state to go on from (default OUT.work).
-        trust_tasks: run the code that lm-eval tasks bring.
 
     Returns:
         The content of align.json, with the warnings.
@@ -244,7 +242,7 @@ def heal(
     """
     return Healing(
         start, align_teacher, keep_teacher, Path(out), prompts, abilities, openings, teaching, drawing, machine,
-        None if work is None else Path(work), trust_tasks,
+        None if work is None else Path(work),
     ).run(progress=progress)  # fmt: skip
 
 
