@@ -160,10 +160,9 @@ def test_healing_is_not_advised_where_there_is_nothing_to_heal(
 @pytest.mark.parametrize("how", [{}, {"mean": 0.8}, {"fast": True}, {"shard": 2}, {"race": True}, {"keep_reward": 0.5}])
 def test_healing_is_advised_where_it_is_taken(how: dict[str, Any], world: Path, tmp_path: Path) -> None:
     asked = Request(world / "pre", world / "post", tmp_path / "out", searches=(HMA(),), **how)
-    with_it = replace(asked, fast=False, heal=Heal(20))
-    try:
-        (with_it.rough() if asked.fast else with_it).check(1)
-    except ValueError:
-        assert not asked.may_heal
+    if (why := asked.no_healing) is None:
+        replace(asked, heal=Heal(20)).check(1)
     else:
-        assert asked.may_heal
+        with pytest.raises(ValueError, match=re.escape(why)):
+            replace(asked, heal=Heal(20)).check(1)
+    assert (why is None) == (how.keys() <= {"race", "keep_reward"})

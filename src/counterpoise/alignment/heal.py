@@ -122,7 +122,7 @@ class Healing:
             told = f"{student}: expected a tokenizer beside the student's weights, found: {first_line(error)}"
             raise CheckpointError(told) from None
         context = context_of(AutoConfig.from_pretrained(student, trust_remote_code=False))
-        how, parts, prompts, abilities = self.drawing, PARTS[:2], self.prompts, self.abilities
+        how, parts, prompts = self.drawing, PARTS[:2], self.prompts
         if isinstance(prompts, (str, Path)):
             prompts = read_prompts(prompts)
         if other := [p for p in prompts if not isinstance(p, Prompt)]:
@@ -131,9 +131,7 @@ class Healing:
         room: dict[str, Any] = {"chat": how.chat, "new": how.max_new_tokens, "limit": context}
         cut = [tuple(encode_prompts(tokenizer, panel.prompts_of(part), **room)) for part in parts]
         found = [Asked("alignment", cut[0], cut[1][:CHECKED])]
-        abilities = [abilities] if isinstance(abilities, str) else abilities
-        specs = [a for a in abilities if isinstance(a, str)]
-        loaded = load_abilities(specs, trust_tasks=self.trust_tasks) + [a for a in abilities if not isinstance(a, str)]
+        loaded = load_abilities(self.abilities, trust_tasks=self.trust_tasks)
         warned: list[str] = []
         for ability in loaded:
             asked = [ability.questions(tokenizer, part, how) for part in parts]
@@ -145,12 +143,12 @@ class Healing:
                 warned.append(
                     f"{ability.name}: {why if all(asked) else 'it has no questions in words'}; it is not asked"
                 )
-        if self.asked_to_continue(len(found)) and begins(tokenizer) is None:
+        continued = self.asked_to_continue(len(found))
+        if continued and begins(tokenizer) is None:
             raise ValueError(
                 "heal: expected questions to keep abilities by, or a tokenizer with a token that begins or ends texts, from "
                 "which PRE draws openings of its own, found neither; give --abilities"
             )
-        continued = self.asked_to_continue(len(found))
         if len(found) == 1 and loaded:
             warned.append(f"no ability can be asked: {continued} openings that PRE draws stand in for their questions")
         if continued:

@@ -11,10 +11,6 @@ from counterpoise.cli.help import drawn, group, machine, option
 from counterpoise.cli.terminal import bars, command_line, plain_errors, print_json, warn
 
 taught = group("How it is taught")
-EARLY = {
-    "no progress": " (the last points were no better: it ended there)",
-    "overflow": " (a number overflowed: it ended there)",
-}
 
 
 def heal(
@@ -105,11 +101,12 @@ def heal(
     if record.get("already_finished"):
         print(f"{out} holds the result of this very run already; nothing was done again.")
     told = record["healed"]
+    early = "" if told["ended"] == "steps" else f" (ended by {told['ended']})"
     before, after = told["before"], told["after"]
     for name, side in (("to POST, where alignment is asked", "align"), ("to PRE, where abilities are", "keep")):
         print(f"{name}: {before[side]:.4f} -> {after[side]:.4f} nats per token")
     print(
-        f"best after {after['step']} steps{EARLY.get(told['ended'], '')}; {told['drawn']:,} tokens drawn, "
+        f"best after {after['step']} steps{early}; {told['drawn']:,} tokens drawn, "
         f"{told['trained']:,} of them trained on, {told['seconds']:.0f} s"
     )
     print(lies(told["line"]))

@@ -199,7 +199,7 @@ def restore(
         if result["out"]:
             push(out, push_to)
     show_result(result, out, work, as_json=as_json)
-    if heal is None and "choice" in result and request.may_heal and not as_json:
+    if heal is None and "choice" in result and request.no_healing is None and not as_json:
         elsewhere = f", another -o, and --work {request.folder}" if result["out"] else ""
         print(f"healing may give back more: the same with --heal 20{elsewhere}")
 

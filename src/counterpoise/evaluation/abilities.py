@@ -53,14 +53,15 @@ class Ability(Protocol):
         """Token ids of what the items of a part ask, as a model would read it before it answers."""
 
 
-def load_abilities(specs: str | Sequence[str], *, trust_tasks: bool = False) -> list[Ability]:
-    """Load every spec, or the one that is given; names are made unique by refusing repeats.
+def load_abilities(specs: str | Sequence[str | Ability], *, trust_tasks: bool = False) -> list[Ability]:
+    """Load every spec, or the one that is given, and leave what is loaded as it is; names are made unique by refusing repeats.
 
     Raises:
         ValueError: an unreadable file, a missing field, a choice out of range, two abilities of one name, a folder of lm-eval
             tasks that runs code and is not trusted to.
     """
-    abilities = [_load(spec, trust_tasks) for spec in ([specs] if isinstance(specs, str) else specs)]
+    given = [specs] if isinstance(specs, str) else specs
+    abilities = [_load(each, trust_tasks) if isinstance(each, str) else each for each in given]
     refuse_repeats([a.name for a in abilities])
     return abilities
 

@@ -133,13 +133,7 @@ class Request(Details):
     fast: bool = False
 
     def rough(self) -> Request:
-        """The same, for a rough answer in little time: LiNeS at two means, or the searches that were asked for by name.
-
-        Raises:
-            ValueError: a healing, which is no short thing.
-        """
-        if self.heal is not None:
-            raise ValueError("heal: takes longer than a rough answer (--fast) may; leave one of the two out")
+        """The same, for a rough answer in little time: LiNeS at two means, or the searches that were asked for by name."""
         named = [s for s in self.searches if isinstance(s, TwoSided) or (isinstance(s, HMA) and self.mean is not None)]
         few = [replace(s, proxy_size=min(FEW, s.proxy_size)) for s in named]
         means = ROUGH_MEANS if self.means == MEANS else self.means
@@ -164,14 +158,10 @@ class Request(Details):
         self.engine.check(tasks, self.shard)
         if self.shard < 1:
             raise ValueError(f"shard: expected at least 1 process, found {self.shard}")
-        if self.shard > 1 and self.heal is not None:
-            raise ValueError("shard: expected no healing, which has a command of its own with --shard; leave one out")
         if self.heal is not None:
             self.heal.check()
-            if self.mean is not None:
-                raise ValueError(
-                    "heal: adds points to pick from, and a fixed mean leaves nothing to pick; leave one out"
-                )
+            if self.no_healing is not None:
+                raise ValueError(self.no_healing)
         if self.race and self.mean is not None:
             raise ValueError("race: expected a grid to pick from, found a fixed mean; leave one of the two out")
         for search in self.searches:
@@ -187,9 +177,15 @@ class Request(Details):
         refuse_unmeasurable(self.pre, self.post)
 
     @property
-    def may_heal(self) -> bool:
-        """Whether a healing may stand beside the rest."""
-        return not self.fast and self.mean is None and self.shard == 1
+    def no_healing(self) -> str | None:
+        """Why no healing may stand beside the rest; None where it may."""
+        if self.fast:
+            return "heal: takes longer than a rough answer (--fast) may; leave one of the two out"
+        if self.shard > 1:
+            return "shard: expected no healing, which has a command of its own with --shard; leave one out"
+        if self.mean is not None:
+            return "heal: adds points to pick from, and a fixed mean leaves nothing to pick; leave one out"
+        return None
 
     def check_words(self, pre: Checkpoint, post: Checkpoint) -> None:
         """Raise a CheckpointError where the two cannot teach one student; averages need no common vocabulary."""
