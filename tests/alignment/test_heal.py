@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -383,6 +383,20 @@ def test_a_teacher_whose_head_is_its_embedding_teaches_a_student_that_has_both(w
     assert told["healed"]["after"]["loss"] < told["healed"]["before"]["loss"]
 
 
+@pytest.mark.parametrize("side", ["pre", "post"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_weight_that_is_no_number_is_named_and_nothing_is_taught(side: str, value: float, folder: Path) -> None:
+    path = folder / side / "model.safetensors"
+    held = {n: t.clone() for n, t in load_file(path).items()}
+    held["model.layers.0.self_attn.q_proj.weight"][0, 0] = value
+    save_file(held, path, metadata={"format": "pt"})
+    said = CliRunner().invoke(app, [*HEAL.split(), "--abilities", "choices:guess.jsonl", "--steps", "1"])
+    assert said.exit_code == 1
+    told = " ".join(said.output.split())
+    assert f"{side}: expected finite weights, found NaN or Inf in model.layers.0.self_attn.q_proj.weight" in told
+    assert not (folder / "out").exists()
+
+
 def test_a_student_that_is_unlike_its_teachers_is_named(folder: Path) -> None:
     shutil.copytree(folder / "post", folder / "start")
     config = json.loads((folder / "start" / "config.json").read_text())
@@ -391,6 +405,8 @@ def test_a_student_that_is_unlike_its_teachers_is_named(folder: Path) -> None:
     for more in ([], ["--dry-run", "--speed", "1e9,1e9"]):
         said = CliRunner().invoke(app, [*asked, *more])
         assert "start: expected a student like its teachers; in POST's place: PRE has" in " ".join(said.output.split())
+        none = CliRunner().invoke(app, [*HEAL.replace("heal post", "heal none").split(), *more])
+        assert "error: none: no such folder" in none.output.lower()
 
 
 def test_questions_hold_no_answer(world: Path) -> None:

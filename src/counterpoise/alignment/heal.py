@@ -246,10 +246,12 @@ def heal(
 
 @contextmanager
 def as_student(start: str | Path) -> Iterator[None]:
-    """Say that what is told of POST is told of the student in its place."""
+    """Say that what is told of POST is told of the student in its place, where a message does not name it."""
     try:
         yield
     except CheckpointError as error:
+        if str(error).startswith(f"{start}:"):
+            raise
         raise CheckpointError(f"{start}: expected a student like its teachers; in POST's place: {error}") from None
 
 

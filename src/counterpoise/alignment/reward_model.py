@@ -30,7 +30,7 @@ from counterpoise.alignment.training.trainers import (
 from counterpoise.checkpoints.files import CheckpointError, refuse_occupied, staged
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.evaluation.classifiers import spare_token
-from counterpoise.language.loading import without_bars
+from counterpoise.language.loading import refuse_damaged, without_bars
 from counterpoise.language.templates import has_template, render
 from counterpoise.records import Stages, named, versions, write_json
 
@@ -129,6 +129,7 @@ def _load(folder: Path, *, dtype: torch.dtype, device: str) -> tuple[Any, Any]:
             )
     except OSError as error:
         raise CheckpointError(f"{folder}: expected a model with its tokenizer, found: {error}") from None
+    refuse_damaged(model, folder)
     model.config.pad_token_id = tokenizer.pad_token_id
     return model.to(device), tokenizer
 

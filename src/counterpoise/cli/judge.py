@@ -173,7 +173,7 @@ def respond(
 
         from counterpoise.checkpoints.files import resolve
         from counterpoise.language.dtypes import placed
-        from counterpoise.language.loading import refuse_unmeasurable, without_bars
+        from counterpoise.language.loading import refuse_damaged, refuse_unmeasurable, without_bars
         from counterpoise.language.prompts import encode_prompts, read_prompts
         from counterpoise.language.sampling import Drawing, decode, sample
         from counterpoise.language.ways import context_of
@@ -208,6 +208,7 @@ def respond(
         encoded = encode_prompts(tokenizer, wanted, chat=drawing.chat, new=max_new_tokens, limit=context)
         with without_bars():
             loaded: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+        refuse_damaged(loaded, model)
         answering = named(progress, "answering")
         drawn = sample(placed(loaded, device), tokenizer, encoded, drawing, progress=answering)
         texts = decode(tokenizer, [group[0] for group in drawn])

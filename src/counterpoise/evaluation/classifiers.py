@@ -16,7 +16,7 @@ from counterpoise.checkpoints.files import CheckpointError, first_line, hub_id, 
 from counterpoise.checkpoints.headers import read_header
 from counterpoise.checkpoints.lora import ADAPTER
 from counterpoise.language.dtypes import placed
-from counterpoise.language.loading import without_bars
+from counterpoise.language.loading import refuse_damaged, without_bars
 from counterpoise.language.templates import has_template, render
 from counterpoise.language.ways import context_of
 
@@ -114,6 +114,7 @@ def load_classifier(source: str, device: str) -> tuple[Any, Any]:
             f"reward {source}: expected a trained sequence-classification model, found no {missing[0]} in it (a language "
             "model without a reward head?); its scores would be random"
         )
+    refuse_damaged(model, f"reward {source}")
     if adapter:
         model = _merged(source, model, adapter.folder)
     refuse_labels(source, model.config.num_labels)

@@ -36,6 +36,17 @@ def without_bars() -> Iterator[None]:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
+def refuse_damaged(model: Any, source: str | Path) -> None:
+    """Raise a CheckpointError for weights that are NaN or infinite: what such a model says may be numbers all the same."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.numel():
+            low, high = parameter.detach().aminmax()  # a NaN is both; nothing of the tensor's size is made
+            if not (low.isfinite() and high.isfinite()):
+                raise CheckpointError(
+                    f"{source}: expected finite weights, found NaN or Inf in {name}; the file is damaged, or training diverged"
+                )
+
+
 def refuse_unmeasurable(*sources: str | Path) -> None:
     """Raise for a model that cannot be sampled from and scored, by its config alone.
 

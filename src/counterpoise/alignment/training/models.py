@@ -20,7 +20,7 @@ from counterpoise.checkpoints.checkpoint import match_name
 from counterpoise.checkpoints.files import CheckpointError, first_line
 from counterpoise.checkpoints.opening import open_checkpoint
 from counterpoise.language.checkpointing import recompute_steps
-from counterpoise.language.loading import without_bars
+from counterpoise.language.loading import refuse_damaged, without_bars
 from counterpoise.language.sharded import own_part
 from counterpoise.ranks import is_sharded
 
@@ -112,6 +112,7 @@ def load_frozen(source: str | Path, machine: Machine | None = None) -> nn.Module
         model: nn.Module = AutoModelForCausalLM.from_pretrained(
             checkpoint.folder, dtype="auto" if machine is None else machine.dtype, trust_remote_code=False
         )
+    refuse_damaged(model, checkpoint.source)
     machine = machine or Machine()
     if torch.device(machine.device).type == "cpu":
         for name, parameter in model.named_parameters():
@@ -125,7 +126,7 @@ def load(folder: Path, machine: Machine = Machine()) -> tuple[Any, Any]:
     """The causal language model and the tokenizer of a checkpoint folder.
 
     Raises:
-        CheckpointError: no causal language model, one whose head is missing, or no tokenizer.
+        CheckpointError: no causal language model, one whose head is missing, damaged weights, or no tokenizer.
         ValueError: layers that cannot be computed again, where `machine` asks for that.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -146,5 +147,6 @@ def load(folder: Path, machine: Machine = Machine()) -> tuple[Any, Any]:
             f"{folder}: expected a causal language model, found a checkpoint without {missing[0]} (a classifier, or "
             "another head); give the model that writes text"
         )
+    refuse_damaged(model, folder)
     model = machine.readied(model).eval()
     return recompute_steps(model) if machine.recompute else model, tokenizer
