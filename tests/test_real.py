@@ -7,6 +7,7 @@ import gzip
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -75,7 +76,7 @@ def test_stories_keep_their_cheer_and_get_their_plot_back(data: Path, tmp_path: 
     ):  # so few responses may leave the gain within noise: then restore says so, and average works
         assert "not significantly above" in result["verdict"]
         average(tmp_path / "pre", tmp_path / "post", tmp_path / "out", 0.5)
-    assert Recipe.read(tmp_path / "out" / "recipe.json").mean == 0.5
+    assert Recipe.read(tmp_path / "out" / "recipe.json").mean == pytest.approx(0.5, abs=1e-12)
     restored = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     ids = tokenizer("One day, Lily", return_tensors="pt").input_ids
     story = tokenizer.decode(restored.generate(ids, max_new_tokens=20, do_sample=False)[0], skip_special_tokens=True)
