@@ -245,7 +245,9 @@ def test_another_depth_or_number_of_heads_is_another_model(pair: tuple[Path, Pat
 
 def test_settings_that_change_what_the_tensors_compute_are_told(pair: tuple[Path, Path]) -> None:
     edit_config(pair[1], rms_norm_eps=1e-3, transformers_version="0")
-    assert preflight(*pair).warnings == ("rms_norm_eps is 1e-06 in PRE and 0.001 in POST; an average keeps the donor's",)
+    assert preflight(*pair).warnings == (
+        "rms_norm_eps is 1e-06 in PRE and 0.001 in POST; an average keeps the donor's",
+    )
 
 
 def test_what_to_drop_is_named(pair: tuple[Path, Path]) -> None:

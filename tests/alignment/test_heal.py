@@ -319,7 +319,9 @@ def test_an_ability_whose_questions_leave_no_room_is_left_out_and_told_of(world:
 
 def test_items_without_words_are_not_asked_of_a_model_without_a_token_to_begin_with(folder: Path) -> None:
     spoil(folder, "tokens")
-    (folder / "blank.jsonl").write_text("".join(json.dumps({"context": "", "continuation": str(i)}) + "\n" for i in range(40)))
+    (folder / "blank.jsonl").write_text(
+        "".join(json.dumps({"context": "", "continuation": str(i)}) + "\n" for i in range(40))
+    )
     both = [f"continue:{folder / 'blank.jsonl'}", f"choices:{folder / 'guess.jsonl'}"]
     _, sources, warned = healing(folder, folder / "out", abilities=both).sources(folder / "post")
     assert [source.name for source in sources] == ["alignment", "guess"]
@@ -332,7 +334,9 @@ def test_whatever_an_ability_is_called_the_numbers_that_decide_are_those_of_the_
 ) -> None:
     called = [f"choices:{world / 'guess.jsonl'}", f"continue:{world / 'text.jsonl'}?name={name}"]
     healing(world, tmp_path / "out", abilities=called).run()
-    lines = [[json.loads(x) for x in (f / "metrics.jsonl").read_text().splitlines()] for f in (healed, tmp_path / "out")]
+    lines = [
+        [json.loads(x) for x in (f / "metrics.jsonl").read_text().splitlines()] for f in (healed, tmp_path / "out")
+    ]
     for usual, other in zip(*lines, strict=True):
         assert other.pop(f"keep/{name}") == usual.pop("keep/text")
         assert {**other, "seconds": 0} == {**usual, "seconds": 0}
@@ -499,7 +503,7 @@ def spoil(folder: Path, how: str) -> None:
         ("adapter", "", "expected whole weights to heal or to teach by, found a LoRA adapter"),
         ("", "--steps 0", "steps: expected at least 1, found 0"),
         ("", "--every 0", "every: expected at least 1, found 0"),
-        ("", "--prompts-per-step 0", "batch_size: expected at least 1, found 0"),
+        ("", "--prompts-per-step 0", "'--prompts-per-step': Input should be greater than or equal to 1"),
         ("", "--openings 0", "openings: expected at least 1, found 0"),
         ("", "--learning-rate nan", "learning_rate: expected a positive number, found nan"),
         ("", "--divergence kl", "'kl' is not one of 'reverse', 'forward', 'jensen-shannon'"),

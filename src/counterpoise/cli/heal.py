@@ -26,7 +26,7 @@ def heal(
     ] = None,
     steps: Annotated[int, taught("N", "At most; validation prompts may end it earlier.")] = 15,
     every: Annotated[int, taught("N", "Steps from one point to the next.")] = 5,
-    prompts_per_step: Annotated[int, taught("N", "Prompts of each side in a step.")] = 32,
+    prompts_per_step: Annotated[int, taught("N", "Prompts of each side in a step.", min=1)] = 32,
     learning_rate: Annotated[float | None, taught("X", "Default: by size, 3e-5 at 135 million parameters.")] = None,
     divergence: Annotated[
         Literal["reverse", "forward", "jensen-shannon"], taught(None, "From the teacher, at every token.")
