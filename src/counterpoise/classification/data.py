@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,22 @@ _EXPECTED: dict[Layout, str] = {
     "glue": "folders NAME of train.tsv and dev.tsv",
 }
 _ALIASES: dict[str, SplitName] = {p: p for p in SPLITS} | dict.fromkeys(("valid", "val", "dev"), "validation")
+_PART = re.compile(r"(.+)[._-](train(?:ing)?|test(?:ing)?|valid(?:ation)?|val|dev|eval(?:uation)?|held-?out)", re.I)
+"""How a file is named that was meant to be a part of a task, with the name of that task."""
+_OTHER = (
+    ".csv.gz",
+    ".tsv.gz",
+    ".jsonl.gz",
+    ".json",
+    ".ndjson",
+    ".parquet",
+    ".arrow",
+    ".feather",
+    ".xls",
+    ".xlsx",
+    ".zip",
+)
+"""Of data that is not read."""
 
 Parts = dict[SplitName, list[LabelledText]]
 """A task's rows by part, as the files give them."""
@@ -77,6 +94,7 @@ def read_tasks(
     texts: Sequence[str] = (),
     label: Sequence[str] = (),
     regression: Collection[str] = (),
+    classes: Collection[str] = (),
 ) -> list[TaskData]:
     """The tasks of a folder or a tar archive.
 
@@ -88,7 +106,8 @@ def read_tasks(
     Args:
         source: a folder, a tar archive, or a folder that holds one archive.
         layout: `folder`: NAME.csv, NAME.tsv or NAME.jsonl with columns text and label, or NAME.train.csv,
-            NAME.validation.csv, NAME.test.csv, or a folder NAME of train.csv and so on; any number of classes, any sizes.
+            NAME.validation.csv, NAME.test.csv, or a folder NAME of train.csv and so on (`source` itself may be that
+            folder); any number of classes, any sizes.
             `glue`: NAME/train.tsv and NAME/dev.tsv as published; dev (of MNLI the matched) is the test part, since the
             published test files have no labels and are passed over.
         tasks: which, in this order; all by default, by name.
@@ -96,10 +115,12 @@ def read_tasks(
         texts, label: of `folder`: the columns, where they have names of their own; see `Columns`. Files that lack them
             are read by the usual names.
         regression: tasks whose labels are numbers though all of them are whole.
+        classes: tasks whose labels are classes though some have decimals, as versions do.
 
     Raises:
         FileNotFoundError: nothing at `source`.
-        ValueError: no tasks, an unknown one, a bad line, an empty part, a single class, a label that training lacks.
+        ValueError: no tasks, an unknown one, a bad line, an empty part, a single class, a label that training lacks, a
+            label that is true of every row, files whose names say that they are parts of one task, in no way known here.
 
     Examples:
         >>> from tempfile import TemporaryDirectory
@@ -114,12 +135,21 @@ def read_tasks(
         raise ValueError(f"layout: expected {', '.join(LAYOUTS)}, found {layout!r}")
     if (texts or label) and layout == "glue":
         raise ValueError(f"layout glue: expected no columns, its files have their own; found {[*texts, *label]}")
-    found = _glue(source) if layout == "glue" else _folder(source, tuple(texts), tuple(label), regression)
-    if unknown := sorted({*regression} - found.keys()):
-        raise ValueError(f"regression: expected tasks among {sorted(found)}, found {unknown}")
+    numbers = dict.fromkeys(regression, True) | dict.fromkeys(classes, False)
+    found = _glue(source) if layout == "glue" else _folder(source, tuple(texts), tuple(label), numbers)
     if not found:
         raise ValueError(f"{source}: expected {_EXPECTED[layout]}, found none; is the layout right?")
+    _refuse_unknown(str(source), tasks or (), found)
+    _refuse_unknown("regression", regression, found)
+    _refuse_unknown("classes", classes, found)
     return tasks_of(found, source, tasks=tasks, need=need)
+
+
+def _refuse_unknown(what: str, names: Collection[str], found: Collection[str]) -> None:
+    if unknown := sorted({*names} - {*found}):
+        raise ValueError(
+            f"{what}: expected tasks among {sorted(found)}, found {unknown}; name those that are to be read"
+        )
 
 
 def tasks_of(
@@ -131,8 +161,7 @@ def tasks_of(
 ) -> list[TaskData]:
     """The tasks of rows that were read at `source`, with the parts that they lack; see `read_tasks`."""
     chosen = sorted(found) if tasks is None else task_names(tasks)
-    if unknown := [t for t in chosen if t not in found]:
-        raise ValueError(f"{source}: expected tasks among {sorted(found)}, found {unknown}")
+    _refuse_unknown(str(source), chosen, found)
     return [_task(name, _split(found[name]), need) for name in chosen]
 
 
@@ -143,29 +172,70 @@ def weighted(tasks: Sequence[TaskData], weights: Weights) -> list[TaskData]:
     return [replace(t, weights=t.target().weights(t.name, weights, t.train.labels)) for t in tasks]
 
 
+def whole(task: TaskData) -> TaskData:
+    """The task with the rows of all its parts as the test part."""
+    parts = [task.split(p) for p in SPLITS]
+    every = Split(tuple(x for part in parts for x in part.texts), tuple(y for part in parts for y in part.labels))
+    return replace(task, test=every)
+
+
 def _folder(
-    source: str | Path, texts: tuple[str, ...] = (), label: tuple[str, ...] = (), regression: Collection[str] = ()
+    source: str | Path, texts: tuple[str, ...], label: tuple[str, ...], numbers: Mapping[str, bool]
 ) -> dict[str, Parts]:
     found: dict[str, Parts] = {}
     seen: set[str] = set()
+    passed: list[str] = []
     for name, content in members(source):
         path = PurePosixPath(name)
-        if path.suffix not in _ENDINGS:
+        if path.suffix.lower() not in _ENDINGS:
+            passed += [name] if name.lower().endswith(_OTHER) else []
             continue
-        task, dot, tail = path.stem.rpartition(".")
-        if not dot and path.stem in _ALIASES and path.parent.name:
-            task, dot, tail = path.parent.name, ".", path.stem
-        part = _ALIASES.get(tail) if dot else None
-        task, part = (task, part) if part else (path.stem, "train")
+        task, part = _place(path, Path(source))
         parts = found.setdefault(task, {})
         if part in parts:
             raise ValueError(f"{source}: expected one {part} file for the task {task!r}, found another, {name}")
-        parts[part] = read_rows(content, name, Columns(texts, label, task in regression, seen))
+        parts[part] = read_rows(content, name, Columns(texts, label, numbers.get(task), seen))
     if lacking := [x for x in (*texts, *label) if x not in seen]:
         raise ValueError(
             f"{source}: expected the columns {', '.join(lacking)} in some file, found them in none together"
         )
+    if passed:
+        warnings.warn(f"{source}: only csv, tsv and jsonl files are read; left out: {', '.join(passed)}", stacklevel=3)
+    _refuse_parts_as_tasks(source, found)
+    if len(label) > 1:
+        _warn_of_absent(label, found)
     return found
+
+
+def _place(path: PurePosixPath, source: Path) -> tuple[str, SplitName]:
+    """The task and the part that a file holds."""
+    task, _, tail = path.stem.rpartition(".")
+    if task and tail.lower() in _ALIASES:
+        return task, _ALIASES[tail.lower()]
+    if path.stem.lower() in _ALIASES:
+        return path.parent.name or source.expanduser().resolve().name.partition(".")[0], _ALIASES[path.stem.lower()]
+    return path.stem, "train"
+
+
+def _warn_of_absent(labels: Sequence[str], found: Mapping[str, Parts]) -> None:
+    """Say which columns of labels a task cannot learn, as no row of training has a 1 there."""
+    for task, parts in found.items():
+        held = {x for _, y in parts.get("train", ()) if isinstance(y, tuple) for x in y}
+        if held and (absent := [x for x in labels if x not in held]):
+            warnings.warn(
+                f"task {task!r}: no row of training has the label {', '.join(absent)}; it is left out", stacklevel=4
+            )
+
+
+def _refuse_parts_as_tasks(source: str | Path, found: Collection[str]) -> None:
+    """Raise where two files would be tasks and are, by their names, parts of one."""
+    meant = {name: match[1] for name in found if (match := _PART.fullmatch(name))}
+    for name, task in meant.items():
+        if task in found or [*meant.values()].count(task) > 1:
+            raise ValueError(
+                f"{source}: expected the parts of a task as NAME.train, NAME.validation and NAME.test, found {name!r}, which "
+                f"would be a task of its own beside {task!r}; rename the file"
+            )
 
 
 def _glue(source: str | Path) -> dict[str, Parts]:
@@ -214,15 +284,24 @@ def _task(name: str, rows: Parts, need: Collection[SplitName]) -> TaskData:
     if kind == "number":  # as a part of whole numbers alone also may be meant
         return TaskData(name, ("score",), parts["train"], parts["validation"], parts["test"], kind)
     named = {p: {x for y in parts[p].labels for x in (y if isinstance(y, tuple) else (str(y),))} for p in SPLITS}
-    labels = _in_order(named["train"] or {x for p in SPLITS for x in named[p]})
+    labels = _in_order(named["train"] if "train" in need else {x for p in SPLITS for x in named[p]})
     if "train" in need and len(labels) < (least := 2 if kind == "classes" else 1):
         expected = "at least two classes in training" if least == 2 else "a label in training"
         raise ValueError(f"task {name!r}: expected {expected}, found only {list(labels)}")
+    if (
+        kind == "labels"
+        and "train" in need
+        and all(len({*y}) == len(labels) for y in parts["train"].labels if isinstance(y, tuple))
+    ):
+        raise ValueError(
+            f"task {name!r}: expected labels that hold in some rows of training, found that all of {list(labels)} hold in "
+            "every one; a list names the labels that hold, it has no zeros and ones"
+        )
     for part in SPLITS:
         if strange := sorted(named[part] - set(labels)):
             raise ValueError(
-                f"task {name!r}: expected in {part} the labels of training, {list(labels)}, found {strange}; "
-                f"correct the labels, or give training an example of each"
+                f"task {name!r}: expected in {part} the labels of training, {list(labels)}, found {strange}; correct the "
+                f"labels, or give training an example of each (rows without a file {name}.{part} are parted by their texts)"
             )
     return TaskData(name, labels, parts["train"], parts["validation"], parts["test"], kind)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import math
+import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,13 +35,14 @@ class Columns:
     Attributes:
         texts: one name, or two of a pair; a file without them: see `TEXTS`.
         labels: one name, or several, each of a label that holds where its column says 1; a file without: see `LABELS`.
-        numbers: labels are numbers (regression), also where all of them are whole.
+        numbers: labels are numbers (regression), also where all of them are whole; or they are none, whatever they look
+            like; None: by their looks.
         seen: the names that some file had.
     """
 
     texts: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
-    numbers: bool = False
+    numbers: bool | None = None
     seen: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -50,18 +54,15 @@ class Columns:
         known = (self.texts or TEXTS[0], *TEXTS), (self.labels or LABELS[0], *LABELS)
         texts, labels = (next((x for x in names if {*x} <= {*found}), names[0]) for names in known)
         self.seen.update(texts, labels)
-        if lacking := [x for x in (*texts, *labels) if x not in found]:
-            raise ValueError(
-                f"{where}: expected the columns {', '.join((*texts, *labels))}, found {', '.join(found)} "
-                f"(no {', '.join(lacking)}); name the columns, or leave out a file without labels"
-            )
+        _refuse_lacking((*texts, *labels), found, where, "name the columns, or leave out a file without labels")
         return texts, labels
 
 
 def members(source: str | Path) -> Iterator[tuple[str, bytes]]:
     """(path inside, content) of every file of a folder or a tar archive (`.tar`, `.tar.gz`, `.tgz`), in name order.
 
-    A folder that holds nothing but one archive (and perhaps a readme) stands for that archive.
+    A folder that holds nothing but one archive (and perhaps a readme) stands for that archive. Hidden files, and what
+    is in hidden folders, are left out.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -72,7 +73,8 @@ def members(source: str | Path) -> Iterator[tuple[str, bytes]]:
         inside = sorted(p for p in path.iterdir() if not p.name.startswith((".", "README")))
         if len(inside) != 1 or not inside[0].is_file() or not tarfile.is_tarfile(inside[0]):
             for file in sorted(p for p in path.rglob("*") if p.is_file()):
-                yield file.relative_to(path).as_posix(), file.read_bytes()
+                if not _hidden(name := file.relative_to(path).as_posix()):
+                    yield name, file.read_bytes()
             return
         path = inside[0]
     if not path.exists():
@@ -81,16 +83,22 @@ def members(source: str | Path) -> Iterator[tuple[str, bytes]]:
         raise ValueError(f"{path}: expected a folder or a tar archive, found another file; give the folder it is in")
     with tarfile.open(path) as archive:
         for member in sorted((m for m in archive if m.isfile()), key=lambda m: m.name):
-            if content := archive.extractfile(member):
-                yield member.name.removeprefix("./"), content.read()
+            name = member.name.removeprefix("./")
+            if not _hidden(name) and (content := archive.extractfile(member)):
+                yield name, content.read()
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def read_rows(content: bytes, place: str, columns: Columns = Columns()) -> list[LabelledText]:
     """The rows of a csv, tsv or jsonl file, told apart by the end of `place`.
 
-    A tsv has no quoting: a quote in it is a quote. Labels are words: whole numbers and booleans become theirs. They are
-    numbers where the column is `score`, or one of them has decimals (in jsonl: is a number, not the spelling of one).
-    In a column `labels` any number may hold: lists in jsonl, separated by commas in a table.
+    A tsv has no quoting: a quote in it is a quote. The first row says which columns count, and every row has them. Labels
+    are words: booleans and whole numbers become theirs, 1.0 that of 1. They are numbers where the column is `score`, or
+    one of them has decimals (in jsonl: is a number, not the spelling of one). In a column `labels` any number may hold:
+    names in a list, which is written as Python or JSON does, or in a table separated by commas.
 
     Examples:
         >>> read_rows(b'label,text\\n1,"good, very"\\n', "books.csv")
@@ -98,18 +106,60 @@ def read_rows(content: bytes, place: str, columns: Columns = Columns()) -> list[
         >>> read_rows(b'{"premise": "It rains.", "hypothesis": "It is wet.", "score": 4}', "rain.jsonl")
         [(('It rains.', 'It is wet.'), 4.0)]
     """
-    text, lines = decoded(content, place), place.endswith(".jsonl")
+    text, lines = decoded(content, place), place.lower().endswith(".jsonl")
     rows: list[tuple[str, Text, Label]] = []
     names: tuple[tuple[str, ...], tuple[str, ...]] = (), ()
     for where, record in json_lines(place, text) if lines else table(text, place):
-        if not rows or not {*names[0], *names[1]} <= record.keys():
+        if not rows:
             names = columns.among([*record], where if lines else f"{place}, line 1")
+        _refuse_lacking((*names[0], *names[1]), [*record], where, "give this row what the first one has, or remove it")
         rows.append((where, _text(record, names[0], where), _label(record, names[1], where)))
     if not rows:
         raise ValueError(f"{place}: expected rows with text and label, found none; fill the file or leave it out")
+    if names[1] == ("labels",) and not lines:
+        _refuse_other_separators(rows)
     decimals = any(_has_decimals(y) for _, _, y in rows if isinstance(y, float) or not lines)
-    numbers = columns.numbers or names[1] == ("score",) or decimals
-    return [(x, _number(y, where) if numbers else y if isinstance(y, tuple) else str(y)) for where, x, y in rows]
+    if columns.numbers or (columns.numbers is None and (names[1] == ("score",) or decimals)):
+        return [(x, _number(y, where)) for where, x, y in rows]
+    spelled = _numbers_spelled(rows, whole=not decimals, table=not lines)
+    return [(x, y) for (_, x, _), y in zip(rows, spelled, strict=True)]
+
+
+def _refuse_lacking(names: Sequence[str], found: Sequence[str], where: str, advice: str) -> None:
+    if lacking := [x for x in names if x not in found]:
+        raise ValueError(
+            f"{where}: expected the columns {', '.join(names)}, found {', '.join(found)} (no {', '.join(lacking)}); {advice}"
+        )
+
+
+def _refuse_other_separators(rows: Sequence[tuple[str, Text, Label]]) -> None:
+    """Labels that are all alone in their cells, some with a semicolon or a bar: those were meant to part them."""
+    if all(isinstance(y, tuple) and len(y) < 2 for _, _, y in rows):
+        for where, _, y in rows:
+            if isinstance(y, tuple) and any(mark in x for x in y for mark in ";|"):
+                raise ValueError(f"{where}: expected labels separated by commas, found {y[0]!r}; write commas")
+
+
+def _numbers_spelled(rows: Sequence[tuple[str, Text, Label]], *, whole: bool, table: bool) -> list[Label]:
+    """Classes as words. Where all of a file's are numbers, and `whole`, 1.0 is spelled 1, as pandas's files need."""
+    labels = [y if isinstance(y, tuple) else str(y) for _, _, y in rows]
+    values = [_value(y) for y in labels]
+    if None in values or not any(math.isfinite(x) for x in values if x is not None):
+        return [*labels]
+    for (where, _, _), x in zip(rows, values, strict=True):
+        if x is None or not math.isfinite(x):
+            raise ValueError(
+                f"{where}: expected a label, as this file's other numbers are, found {x}; label it or remove it"
+            )
+    respelled = whole and (table or any(isinstance(y, float) for _, _, y in rows))
+    return [re.sub(r"\.0*$", "", y) if respelled and isinstance(y, str) else y for y in labels]
+
+
+def _value(label: Label) -> float | None:
+    try:
+        return None if isinstance(label, tuple) else float(label)
+    except ValueError:
+        return None
 
 
 def _text(record: Mapping[str, Any], names: tuple[str, ...], where: str) -> Text:
@@ -126,32 +176,42 @@ def _label(record: Mapping[str, Any], names: tuple[str, ...], where: str) -> Lab
             if str(record[name]).strip().lower() not in ("0", "1", "false", "true"):
                 raise ValueError(f"{where}: expected 0 or 1 in {name}, one of several labels, found {record[name]!r}")
         return tuple(name for name in names if str(record[name]).strip().lower() in ("1", "true"))
+    if isinstance(value, str) and value.strip().startswith("["):
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(value.strip())
     if names == ("labels",) and isinstance(value, str):
+        if value.strip().startswith("["):
+            raise ValueError(f"{where}: expected labels in a list, or separated by commas, found {value[:60]!r}")
         value = [x.strip() for x in value.split(",") if x.strip()]
     if isinstance(value, list) and all(isinstance(x, str | int) and str(x).strip() for x in value):
-        return tuple(dict.fromkeys(str(x).strip() for x in value))
+        held = tuple(_word(str(x), where) for x in value)
+        if len({*held}) < len(held):
+            raise ValueError(
+                f"{where}: expected the names of the labels that hold, each once, found {value}; zeros and ones stand in "
+                "columns of their own, which are named as the columns of the label"
+            )
+        return held
     if isinstance(value, float) and math.isfinite(value):
         return value
-    if not isinstance(value, str | int) or not (label := str(value).strip()):
+    if not isinstance(value, str | int) or not str(value).strip():
         raise ValueError(f"{where}: expected a label, a word or a number, found {value!r}; label it or remove it")
-    return label
+    return _word(str(value), where)
+
+
+def _word(label: str, where: str) -> str:
+    """A label without the blanks around it; answers are lines of cells, and a label is one cell of them."""
+    if any(x in label.strip() for x in "\t\n\r"):
+        raise ValueError(f"{where}: expected a label on one line and without tabs, found {label!r}; rename it")
+    return label.strip()
 
 
 def _has_decimals(label: Label) -> bool:
-    if isinstance(label, tuple):
-        return False
-    try:
-        number = float(label)
-    except ValueError:
-        return False
-    return math.isfinite(number) and number != int(number)
+    number = _value(label)
+    return number is not None and math.isfinite(number) and number != int(number)
 
 
 def _number(label: Label, where: str) -> float:
-    try:
-        number = float(label) if not isinstance(label, tuple) else math.nan
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
+    number = _value(label)
+    if number is None or not math.isfinite(number):
         raise ValueError(f"{where}: expected a number, as this task's other labels are, found {label!r}")
     return number

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -86,7 +87,12 @@ class Target:
             return self
         values_N = _numbers(task, labels)
         mean = float(values_N.mean()) if centred else 0.0
-        return replace(self, mean=mean, scale=float((values_N - mean).square().mean().sqrt()) or 1.0)
+        if float(values_N.max() - values_N.min()) == 0.0:
+            warnings.warn(
+                f"task {task!r}: all its training labels are {values_N[0]:g}; nothing can be learned", stacklevel=3
+            )
+            return replace(self, mean=mean)
+        return replace(self, mean=mean, scale=float((values_N - mean).square().mean().sqrt()))
 
     def encode(self, task: str, labels: Sequence[Label]) -> Tensor:
         """What the loss compares with: (N,) int64, (N, C) float32 of 0 and 1, or (N, 1) float32."""
@@ -116,7 +122,7 @@ class Target:
         """
         if asked == "balanced":
             n, several = len(labels), self.kind == "labels"
-            count = Counter(x for row in labels for x in (row if isinstance(row, tuple) else (row,)))
+            count = Counter(x for row in labels for x in (row if isinstance(row, tuple) else (str(row),)))
             each = [count[x] or 1 for x in (() if self.kind == "number" else self.labels)]
             return tuple(((n - c) / c if c < n else 1.0) if several else n / (len(each) * c) for c in each)
         given = asked.get(task, {})

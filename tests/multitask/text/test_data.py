@@ -2,12 +2,13 @@
 
 import io
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from counterpoise.classification import Split, read_tasks
-from counterpoise.classification.data import SPLITS, content_split
+from counterpoise.classification.data import SPLITS, content_split, whole
 
 from .worlds import rows, write_folder
 
@@ -170,3 +171,67 @@ def test_long_texts_and_byte_order_marks(tmp_path):
     table.write("".join(f"text {i},{i % 2}\n" for i in range(60)))
     [task] = read_tasks(write(tmp_path, a__csv=table.getvalue()))
     assert max(len(t) for p in SPLITS for t in task.split(p).texts) == 200_000
+
+
+ROWS = "text,label\n" + "".join(f"text {i},{'good' if i % 3 else 'bad'}\n" for i in range(60))
+
+
+@pytest.mark.parametrize("names", [("train", "dev", "test"), ("Train", "VALID", "Test")])
+def test_parts_that_lie_in_the_folder_itself_are_one_task_by_its_name(tmp_path, names):
+    folder = write(tmp_path / "films", **{f"{name}__csv": ROWS for name in names})
+    [films] = read_tasks(folder)
+    assert (films.name, len(films.train), len(films.validation), len(films.test)) == ("films", 60, 60, 60)
+    with tarfile.open(tmp_path / "reviews.tar.gz", "w:gz") as archive:
+        for name in names:
+            archive.add(folder / f"{name}.csv", f"./{name}.csv")
+    assert [t.name for t in read_tasks(tmp_path / "reviews.tar.gz")] == ["reviews"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("books_train", "books_test"),
+        ("books-train", "books-dev"),
+        ("books__train", "books__eval"),
+        ("books", "books_test"),
+    ],
+)
+def test_files_that_are_named_as_parts_in_another_way_are_no_tasks(tmp_path, one, other):
+    folder = write(tmp_path / "data", **{f"{one}__csv": ROWS, f"{other}__csv": ROWS})
+    with pytest.raises(
+        ValueError, match=r"expected the parts of a task as NAME.train, .* beside 'books'; rename the file"
+    ):
+        read_tasks(folder)
+
+
+def test_a_task_may_be_called_like_a_part(tmp_path):
+    names = [t.name for t in read_tasks(write(tmp_path, speed_test__csv=ROWS, crash_test__csv=ROWS))]
+    assert names == ["crash_test", "speed_test"]
+
+
+def test_hidden_files_are_no_tasks_and_other_data_is_named(tmp_path):
+    folder = write(tmp_path, films__CSV=ROWS, books__csv__gz="", notes__md="", more__parquet="", __hidden__csv=ROWS)
+    write(folder / ".ipynb_checkpoints", films__csv=ROWS)
+    with pytest.warns(
+        UserWarning, match=r"only csv, tsv and jsonl files are read; left out: books.csv.gz, more.parquet$"
+    ):
+        assert [t.name for t in read_tasks(folder)] == ["films"]
+
+
+def test_a_label_that_no_row_or_every_row_of_training_has(tmp_path):
+    rows = "text,rude,loud,late\n" + "".join(f"text {i},{i % 2},{i % 3 and 1},0\n" for i in range(60))
+    with pytest.warns(UserWarning, match="task 'a': no row of training has the label late; it is left out"):
+        [task] = read_tasks(write(tmp_path / "one", a__csv=rows), label=["rude", "loud", "late"])
+    assert task.labels == ("loud", "rude")
+    rows = "".join(json.dumps({"text": f"text {i}", "labels": [i % 2, 1 - i % 2]}) + "\n" for i in range(60))
+    with pytest.raises(
+        ValueError, match=r"that all of \['0', '1'\] hold in every one; a list names the labels that hold"
+    ):
+        read_tasks(write(tmp_path / "two", a__jsonl=rows))
+
+
+def test_an_evaluation_takes_the_labels_of_all_rows_and_whole_all_of_them(tmp_path):
+    folder = write(tmp_path, films__train__csv="text,label\na,bad\nb,bad\n", films__test__csv="text,label\nc,good\n")
+    [films] = read_tasks(folder, need=["test"])
+    assert films.labels == ("bad", "good")
+    assert sorted(whole(films).test.labels) == ["bad", "bad", "good"]

@@ -53,7 +53,15 @@ def test_what_is_asked_is_read_from_the_columns(found):
         ("a.tsv", "#1 String\t#2 String\tQuality\na\tb\t1\n", {}, [(("a", "b"), "1")]),
         ("a.csv", "question1,question2,is_duplicate\na,b,0\n", {}, [(("a", "b"), "0")]),
         ("a.csv", "query,passage,grade\na,b,3\n", {"texts": ("query", "passage"), "labels": ("grade",)}, None),
-        ("a.csv", "sentence,label\na,1.0\nb,0.0\n", {}, [("a", "1.0"), ("b", "0.0")]),
+        ("a.csv", "sentence,label\na,1.0\nb,0.0\n", {}, [("a", "1"), ("b", "0")]),
+        ("a.CSV", "sentence,label\na,1.0\nb,-3\n", {}, [("a", "1"), ("b", "-3")]),
+        ("a.csv", "text,label\na,1.0\nb,1.10\n", {"numbers": False}, [("a", "1.0"), ("b", "1.10")]),
+        ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": 1.0}\n', {}, [("a", "1"), ("b", "1")]),
+        ("a.jsonl", '{"text": "a", "label": "1.0"}\n{"text": "b", "label": "2.0"}\n', {}, [("a", "1.0"), ("b", "2.0")]),
+        ("a.csv", "text,label\na,007\nb,nan\nc,word\n", {}, [("a", "007"), ("b", "nan"), ("c", "word")]),
+        ("a.csv", "text,labels\na,\"['joy', 'fun']\"\nb,[]\n", {}, [("a", ("joy", "fun")), ("b", ())]),
+        ("a.csv", 'text,tags\na,"[""joy"", 3]"\n', {"labels": ("tags",)}, [("a", ("joy", "3"))]),
+        ("a.csv", "text,label\na,[NEG]\n", {}, [("a", "[NEG]")]),
         ("a.csv", "sentence,label\na,1\nb,0.5\n", {}, [("a", 1.0), ("b", 0.5)]),
         ("a.jsonl", '{"sentence": "a", "label": "3.5"}\n', {}, [("a", "3.5")]),
         ("a.jsonl", '{"sentence": "a", "score": 3}\n', {}, [("a", 3.0)]),
@@ -79,6 +87,28 @@ def test_columns_as_glue_and_others_name_them(name, content, columns, expected):
         ),
         ("a.csv", "title,label\na,b\n", {"texts": ("body",)}, r"expected the columns body, label, found title, label"),
         ("a.jsonl", '{"text": "a", "label": ["x", 2.5]}', {}, "a.jsonl, line 1: expected a label, a word or a number"),
+        (
+            "a.jsonl",
+            '{"text": "a", "labels": [1, 0, 0]}',
+            {},
+            "a.jsonl, line 1: expected the names of the labels that hold",
+        ),
+        ("a.csv", 'text,labels\na,"x,y"\nb,"0,1,0"\n', {}, "a.csv, line 3: expected the names of the labels that hold"),
+        ("a.csv", "text,labels\na,[0 1]\n", {}, r"a.csv, line 2: expected labels in a list, .*, found '\[0 1\]'"),
+        ("a.csv", "text,labels\na,x\nb,x;y\n", {}, "a.csv, line 3: expected labels separated by commas, found 'x;y'"),
+        (
+            "a.csv",
+            "text,label\na,1.0\nb,nan\n",
+            {},
+            "a.csv, line 3: expected a label, as this file's other numbers are",
+        ),
+        ("a.csv", 'text,label\na,"x\ny"\n', {}, "a.csv, line 3: expected a label on one line and without tabs"),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": 1, "score": 0.5}\n{"text": "b", "score": 0.9}',
+            {},
+            r"a.jsonl, line 2: expected the columns text, label, found text, score \(no label\)",
+        ),
     ],
 )
 def test_columns_that_do_not_fit_are_named_with_their_line(name, content, columns, message):
@@ -198,7 +228,7 @@ def test_answers_say_their_kind_and_come_back_from_the_folder(found, trained, tm
     [number] = classifier.predict("stars", ["rose sea bone the of"])
     assert number.probability is None
     assert float(number.label) == pytest.approx(3.5, abs=0.8)
-    with pytest.raises(ValueError, match=r"task 'pairs': expected two texts at a time .*, found 'alone'"):
+    with pytest.raises(ValueError, match=r"task 'pairs': expected two texts at a time, a tuple .*, found 'alone'"):
         classifier.predict("pairs", ["alone"])
     with pytest.raises(ValueError, match="task 'stars': expected one text at a time"):
         classifier.predict("stars", [("a", "b")])
@@ -260,3 +290,23 @@ def test_labels_of_the_wrong_kind_are_refused_in_an_evaluation(found, trained, t
         (tmp_path / "mixed" / f"m.{part}.jsonl").write_text(json.dumps(row))
     with pytest.raises(ValueError, match="task 'm': expected lists of labels in every row"):
         read_tasks(tmp_path / "mixed")
+
+
+def test_numbers_that_are_all_the_same_are_said_and_not_divided_by():
+    target = Target(("score",), "number")
+    with pytest.warns(UserWarning, match=r"task 'stars': all its training labels are 3.3; nothing can be learned"):
+        fitted = target.fitted("stars", [3.3] * 7, centred=True)
+    assert fitted.scale == 1.0
+    assert fitted.mean == pytest.approx(3.3)
+
+
+def test_balanced_weights_of_classes_that_are_numbers():
+    assert Target(("0", "1")).weights("t", "balanced", [0, 0, 0, 1]) == Target(("0", "1")).weights(
+        "t", "balanced", list("0001")
+    )
+
+
+@pytest.mark.parametrize("texts", ["good film", [None], [["a", "b"]], [3]])
+def test_what_is_no_list_of_texts_is_refused(trained, texts):
+    with pytest.raises(ValueError, match=r"expected several, in a list|expected one text at a time"):
+        trained[0].predict("topics", texts)
