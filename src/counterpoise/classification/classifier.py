@@ -94,9 +94,15 @@ class TextClassifier:
     def check_texts(self, task: str, texts: Sequence[Text]) -> None:
         """Raise where single texts are given for pairs, or the reverse."""
         pair = self.targets[self.task(task)].pair
-        if strange := next((x for x in texts if isinstance(x, tuple) != pair), None):
-            expected = "two texts at a time (in a line, a tab between them)" if pair else "one text at a time"
-            raise ValueError(f"task {task!r}: expected {expected}, found {str(strange)[:60]!r}")
+        if isinstance(texts, str):
+            raise ValueError(f"texts: expected several, in a list, found one text, {texts[:60]!r}")
+        for x in texts:
+            parts = x if pair and isinstance(x, tuple) and len(x) == 2 else (x,)
+            if len(parts) != 1 + pair or not all(isinstance(y, str) for y in parts):
+                expected = (
+                    "two texts at a time, a tuple (in a line, a tab between them)" if pair else "one text at a time"
+                )
+                raise ValueError(f"task {task!r}: expected {expected}, found {str(x)[:60]!r}")
 
     def encode(self, texts: Sequence[Text]) -> TokenIds:
         """Texts as the encoder reads them, on its device."""
@@ -217,6 +223,7 @@ def _pretrained(design: Design) -> tuple[SubwordTokens, Pretrained, Design]:
     finally:
         logging.set_verbosity(level)
     tokens = SubwordTokens(tokenizer)
-    if own and head_of(model) is None:
+    reads_padding = getattr(config, "summary_type", None) == "last"  # XLNet's, whose last token may be a filler
+    if own and (head_of(model) is None or reads_padding):
         model, own = model.base_model, False
     return tokens, Pretrained(model, tokens.padding), replace(design, pooling="own" if own else "mean")

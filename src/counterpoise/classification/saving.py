@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +18,7 @@ from counterpoise.checkpoints.reading import parse_json, read_text
 from counterpoise.classification.classifier import TextClassifier
 from counterpoise.classification.models import Design, HardSharing, Pretrained, build_encoder, check_device, seeded
 from counterpoise.classification.targets import PROBLEM, Target
-from counterpoise.classification.vectors import SubwordTokens, Vocabulary
+from counterpoise.classification.vectors import SPLITTING, SubwordTokens, Vocabulary, splits_anew
 from counterpoise.records import versions, write_json
 
 _FORMAT = "counterpoise-multitask-text-1"
@@ -60,6 +61,7 @@ def save(
         tokens, encoder = classifier.tokens, classifier.model.encoder
         if isinstance(tokens, Vocabulary):
             config["dimension"] = weights["encoder.embedding.weight"].shape[1]
+            config["splitting"] = SPLITTING
             write_json(folder / WORDS, list(tokens.words))
         elif isinstance(encoder, Pretrained):
             tokens.tokenizer.save_pretrained(folder / TOKENIZER)
@@ -93,6 +95,12 @@ def load(folder: str | Path, *, device: str = "cpu") -> TextClassifier:
     with seeded(0):  # the starting values are drawn and thrown away
         if design.takes_words:
             tokens = Vocabulary(_read(path / WORDS))
+            if config.get("splitting", 1) < SPLITTING and any(splits_anew(word) for word in tokens.words):
+                warnings.warn(
+                    f"{folder}: trained by an earlier version, which split words of some scripts otherwise; its answers on "
+                    "them are not what they were. Train it again.",
+                    stacklevel=2,
+                )
             encoder = build_encoder(design, torch.zeros(len(tokens), int(config["dimension"])))
         else:
             tokens, encoder = _pretrained(path, design.pooling == "own")
@@ -102,6 +110,12 @@ def load(folder: str | Path, *, device: str = "cpu") -> TextClassifier:
     except (RuntimeError, OSError, SafetensorError) as error:
         raise ValueError(f"{path / WEIGHTS}: expected the weights that {CONFIG} describes, found: {error}") from None
     return TextClassifier(tasks, design, tokens, model.to(device).eval())
+
+
+def recorded(folder: str | Path) -> dict[str, Any]:
+    """What `save` was told of how the classifier came about; nothing where it was told nothing."""
+    path = Path(folder).expanduser() / RECORD
+    return dict(_read(path)) if path.is_file() else {}
 
 
 def export(classifier: TextClassifier, out: str | Path, tasks: Sequence[str] = ()) -> list[Path]:
@@ -131,12 +145,12 @@ def export(classifier: TextClassifier, out: str | Path, tasks: Sequence[str] = (
             f"{design.model}{why}; train with --model ENCODER, such as a BERT"
         )
     names = [classifier.task(name) for name in tasks or classifier.tasks]
-    tokenizer, limit = tokens.tokenizer, tokens.tokenizer.model_max_length
+    tokenizer = copy.deepcopy(tokens.tokenizer)
+    tokenizer.padding_side, tokenizer.model_max_length = "right", design.max_tokens  # as it was trained
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(tokens.padding)
     model = copy.deepcopy(encoder.model).cpu().eval()
     with staged(out) as folder:
-        tokenizer.model_max_length = design.max_tokens
         for name in names:
             target = classifier.targets[name]
             head: Any = copy.deepcopy(classifier.model.heads[classifier.index(name)]).cpu()
@@ -151,7 +165,6 @@ def export(classifier: TextClassifier, out: str | Path, tasks: Sequence[str] = (
             config.label2id = {label: i for i, label in enumerate(target.labels)}
             model.save_pretrained(folder / name)
             tokenizer.save_pretrained(folder / name)
-        tokenizer.model_max_length = limit
     return [Path(out) / name for name in names]
 
 

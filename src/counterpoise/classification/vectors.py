@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,11 +22,22 @@ BETWEEN = "<sep>"
 TYPE = 1 << 28
 """Above every token id: one int32 holds a token and its type."""
 
+SPLITTING = 2
+"""Version of how texts are split into words, which stands in a saved model."""
+
 Text = str | tuple[str, str]
 """A text, or a pair of them."""
 
 # As the Stanford tokeniser that GloVe's authors and FDU-MTL's used splits: do n't, it 's, `` and ''.
-_TOKEN = re.compile(r"\w+(?=n't\b)|n't\b|'(?:s|m|d|re|ve|ll)\b|``|--+|''|\.\.\.|\w+(?:[-.]\w+)*|\S")
+# Of scripts without blanks between words (Thai to Khmer, kana, Han) every character is a token; marks stay with letters.
+_ALONE = (
+    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_MARKS = r"\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u0900-\u0963\u0966-\u0dff\u200c\u200d"
+_WORD = rf"(?:[^\W{_ALONE}]|[{_MARKS}])+"
+_TOKEN = re.compile(
+    rf"{_WORD}(?=n't\b)|n't\b|'(?:s|m|d|re|ve|ll)\b|``|--+|''|\.\.\.|[{_ALONE}]|{_WORD}(?:[-.]{_WORD})*|\S"
+)
 
 
 def tokenize(text: Text) -> list[str]:
@@ -34,10 +46,17 @@ def tokenize(text: Text) -> list[str]:
     Examples:
         >>> tokenize("It's a well-kept book, isn't it?")
         ['it', "'s", 'a', 'well-kept', 'book', ',', 'is', "n't", 'it', '?']
+        >>> tokenize("好书!")
+        ['好', '书', '!']
     """
     if isinstance(text, str):
         return _TOKEN.findall(text.lower())
     return [*tokenize(text[0]), BETWEEN, *tokenize(text[1])]
+
+
+def splits_anew(word: str) -> bool:
+    """Whether a word of a vocabulary is of a script that was split otherwise before `SPLITTING` 2."""
+    return re.search(f"[{_ALONE}{_MARKS}]", word) is not None
 
 
 class Vocabulary:
@@ -156,7 +175,7 @@ def word_vectors(
         seed: of the vectors that the file does not give.
 
     Raises:
-        ValueError: an unreadable file, or one that knows no word of the texts.
+        ValueError: an unreadable file, or one that knows no word of the texts; no word that occurs often enough.
     """
     counts = Counter(token for text in texts for token in tokenize(text))
     known = {} if file is None else read_vectors(file, counts)
@@ -164,6 +183,17 @@ def word_vectors(
         raise ValueError(f"{file}: expected vectors of words in the texts, found none of their {len(counts)} words")
     ranked = sorted(counts, key=lambda w: (-counts[w], w))
     words = [w for w in ranked if w in known or counts[w] >= min_count][:max_words]
+    if not words:
+        raise ValueError(
+            f"texts: expected words that occur {min_count} times in training, found none among {len(counts)}; add texts, or "
+            "word vectors that know them, or take a Hugging Face encoder, which reads parts of words"
+        )
+    if (share := sum(counts[w] for w in words) / counts.total()) < 0.5:
+        warnings.warn(
+            f"the vocabulary holds {100 * share:.0f} % of the words of training, as the others occur less than {min_count} "
+            "times; word vectors or a Hugging Face encoder would read more of the texts",
+            stacklevel=3,
+        )
     pretrained = np.stack(list(known.values())) if known else np.zeros((0, dimension), np.float32)
     spread = float(pretrained.std()) if known else 0.1
     random = torch.Generator().manual_seed(seed)

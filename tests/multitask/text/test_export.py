@@ -81,3 +81,20 @@ def test_what_no_class_of_transformers_holds_is_refused(tmp_path):
     with pytest.raises(ValueError, match="with the mean of its last states"):
         export(classifier, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_that_pads_on_the_left_gives_the_same_answers_in_a_batch(tmp_path):
+    from transformers import AutoTokenizer, pipeline
+
+    folder = encoder_of_pairs(tmp_path / "bert", "bert")
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    tokenizer.save_pretrained(folder)
+    classifier = build_classifier(tasks(tmp_path / "data"), Design(str(folder), max_tokens=64))
+    out, *_ = export(classifier, tmp_path / "out", ["colour"])
+    texts = ["the sea", "the rose and the sea and a bone and the rose"]
+    found = pipeline("text-classification", model=str(out), batch_size=2)(texts)
+    ours = classifier.predict("colour", texts)
+    assert [(x["label"], pytest.approx(x["score"], abs=1e-6)) for x in found] == [
+        (x.label, x.probability) for x in ours
+    ]
+    assert AutoTokenizer.from_pretrained(folder).padding_side == "left"

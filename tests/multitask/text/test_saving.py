@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
 
-from counterpoise.classification import Design, build_classifier, load, save, train
+from counterpoise.classification import Design, build_classifier, load, read_tasks, save, train
 
-from .worlds import tasks, tiny_encoder
+from .worlds import tasks, tiny_encoder, write_folder
 
 READ = """
 import sys, torch
@@ -128,3 +129,17 @@ def test_folders_that_cannot_be_loaded(found, tmp_path):
     (out / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match="expected the format counterpoise-multitask-text-1, found None"):
         load(out)
+
+
+def test_a_model_of_words_that_were_split_otherwise_is_named(tmp_path):
+    folder = write_folder(tmp_path / "data")
+    (folder / "colour.csv").write_text((folder / "colour.csv").read_text().replace("sea", "\u6d77\u6d0b"))
+    model = save(build_classifier(read_tasks(folder), "textcnn", dimension=4), tmp_path / "model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(model)
+    config = json.loads((model / "config.json").read_text())
+    del config["splitting"]
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match="trained by an earlier version, which split words of some scripts otherwise"):
+        load(model)

@@ -17,7 +17,13 @@ TEXTS = ["Good good book", "good tea", "rare book"]
         ("Don't!", ["do", "n't", "!"]),
         ("larkin 's `` the book '' is n't", ["larkin", "'s", "``", "the", "book", "''", "is", "n't"]),
         ("well-kept, 3.5 stars -- we'll see...", ["well-kept", ",", "3.5", "stars", "--", "we", "'ll", "see", "..."]),
-        ("Caf\u00e9 \u4f60\u597d", ["caf\u00e9", "\u4f60\u597d"]),
+        ("Caf\u00e9 \u4f60\u597d!", ["caf\u00e9", "\u4f60", "\u597d", "!"]),
+        ("Cafe\u0301s abc\u4f60x-y", ["cafe\u0301s", "abc", "\u4f60", "x-y"]),
+        (
+            "\u092b\u093f\u0932\u094d\u092e \u0905\u091a\u094d\u091b\u0940\u0964",
+            ["\u092b\u093f\u0932\u094d\u092e", "\u0905\u091a\u094d\u091b\u0940", "\u0964"],
+        ),
+        ("\u0e14\u0e35", ["\u0e14", "\u0e35"]),
         (" \n", []),
     ],
 )
@@ -108,3 +114,10 @@ def test_the_real_vectors_know_most_words_of_the_real_reviews(data):
     tokens = [t for text in books.test.texts for t in tokenize(text)]
     known = set(words.words)
     assert sum(t in known for t in tokens) > 0.9 * len(tokens)
+
+
+def test_a_vocabulary_that_reads_little_is_said_and_one_of_nothing_refused():
+    with pytest.raises(ValueError, match="expected words that occur 2 times in training, found none among 3"):
+        word_vectors(["one two three"])
+    with pytest.warns(UserWarning, match="the vocabulary holds 40 % of the words of training"):
+        word_vectors(["one one two three four"])
