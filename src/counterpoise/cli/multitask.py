@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
@@ -40,6 +41,8 @@ SHOWN = {
     "macro-f1": "macro-F1", "micro-f1": "micro-F1", "mcc": "MCC", "pearson": "Pearson", "spearman": "Spearman",
     "pearson-spearman": "P+S / 2",
 }  # fmt: skip
+READ_AS = (("regression", "number"), ("classes", "classes"))
+"""How labels are read of tasks of which kind, whatever they look like."""
 OFTEN = 10  # times over in an epoch are said
 
 
@@ -52,10 +55,13 @@ def train(
     text_columns: TextColumns = None,
     label_columns: LabelColumns = None,
     regression: Annotated[str | None, option("A,B", "Tasks whose labels are numbers, though whole ones.")] = None,
+    classes: Annotated[str | None, option("A,B", "Tasks whose labels are classes, though they have decimals.")] = None,
     class_weights: Annotated[str | None, option("TEXT", "balanced, or a json file of {task: {label: weight}}.")] = None,
     model: Annotated[str, option("TEXT", "textcnn, or a folder or hub id of an encoder.")] = "textcnn",
     vectors: Annotated[Path | None, option("FILE", "Word vectors in GloVe's text format, plain or .gz.")] = None,
-    weighting: Annotated[Weightings, option("NAME", f"{', '.join(get_args(Weightings))}.")] = "bandit",
+    weighting: Annotated[
+        Weightings | None, option("NAME", f"{', '.join(get_args(Weightings))} (default: bandit; of one task uniform).")
+    ] = None,
     min_effective_tasks: Annotated[
         float | None, option("X", "bandit: at least so many tasks keep weight (default: half of them).")
     ] = None,
@@ -115,10 +121,12 @@ def train(
             options.refuse_without("no --vectors, which have one", options.given(dimension=dimension))
         pace: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "patience": patience, "pick": pick}
         training.check_pace(**pace, lr=lr)
-        balance.check_weighting(weighting, **asked, prior=None if prior == "uniform" else [1.0])
+        balance.check_weighting(weighting or "bandit", **asked, prior=None if prior == "uniform" else [1.0])
         weights = _class_weights(class_weights)
-        columns, numbers = (text_columns, label_columns), _names(regression)
-        found = _read(data, layout, tasks, columns, need=("train", "validation"), regression=numbers)
+        asked_of: dict[str, Any] = {"need": ("train", "validation"), "regression": _names(regression)}
+        chosen = None if tasks is None else _names(tasks)
+        found = _read(data, layout, chosen, (text_columns, label_columns), classes=_names(classes), **asked_of)
+        weighting = weighting or ("bandit" if len(found) > 1 else "uniform")
         found = weighted(found, weights) if weights else found
         power = {"uniform": 0.0, "sqrt": 0.5, "proportional": 1.0}[prior]
         sizes = [len(t.train) ** power for t in found] if power else None
@@ -130,7 +138,10 @@ def train(
         _say_repeats(found, sizes, batch_size, rounds)
         run = training.train(found, built, weighing, lr=lr, seed=seed, progress=progress, **pace)
         tested = classifier.evaluate(built, [t for t in found if len(t.test)])
+        for untested in (t.name for t in found if not len(t.test)):
+            say(f"note: {untested} has no rows for a test, and is left out of the table")
         told = {"data": str(data), "layout": layout, "weighting": weighting, "seed": seed, "batch_size": batch_size}
+        told |= {"text_columns": text_columns, "label_columns": label_columns}
         told |= {"vectors": None if vectors is None else str(vectors), "lr": lr, **asdict(design)}
         record = {
             **told,
@@ -154,8 +165,9 @@ def train(
         return
     best = run.epochs[run.best_epoch - 1]
     print(f"best epoch {run.best_epoch} of {len(run.epochs)} ({run.stopped}), {run.epochs[-1].seconds:.0f} s")
-    judged = "accuracy" if {t.kind for t in found} == {"classes"} else "figures"
-    print(f"validation {judged} {100 * best.mean():.2f} %, task variance {best.task_variance:.4g}")
+    all_have_it = pick == "loss" or all(pick in figures for figures in best.validation.values())
+    judged = SHOWN.get(pick, pick) if all_have_it else "figures"
+    print(f"validation {judged} {_shown(pick, best.mean(pick))}, task variance {best.task_variance:.4g}")
     if tested:
         _show_scores(tested)
     print(f"wrote {out}; the run as a page: {out / saving.REPORT}")
@@ -165,11 +177,11 @@ def train(
 def evaluate(
     model: ModelFolder,
     data: Data,
-    layout: LayoutOption = "folder",
+    layout: Annotated[Literal["folder", "glue"] | None, option(None, "Default: as in training.")] = None,
     tasks: TasksOption = None,
-    text_columns: TextColumns = None,
-    label_columns: LabelColumns = None,
-    part: Annotated[Literal["test", "validation", "train"], option(None, "Of the data.")] = "test",
+    text_columns: Annotated[str | None, option("A,B", "Default: as in training.")] = None,
+    label_columns: Annotated[str | None, option("A,B", "Default: as in training.")] = None,
+    part: Annotated[Literal["test", "validation", "train", "all"], option(None, "Of the data.")] = "test",
     batch_size: TextsAtOnce = 64,
     device: options.Device = "auto",
     as_json: options.AsJson = False,
@@ -182,10 +194,25 @@ def evaluate(
     """
     with plain_errors("nothing was changed", KeyError, ImportError):
         from counterpoise.classification import classifier, saving
+        from counterpoise.classification.data import SPLITS, whole
 
-        loaded = saving.load(model, device=options.device_of(device))
-        found = _read(data, layout, tasks or ",".join(loaded.tasks), (text_columns, label_columns), need=(part,))
-        scores = classifier.evaluate(loaded, found, part, batch_size=batch_size)
+        loaded, told = saving.load(model, device=options.device_of(device)), saving.recorded(model)
+        layout = layout or told.get("layout", "folder")
+        if layout == "folder":  # what training read of its files is what a test is about
+            text_columns, label_columns = (
+                given or told.get(name)
+                for given, name in ((text_columns, "text_columns"), (label_columns, "label_columns"))
+            )
+        chosen = list(loaded.tasks) if tasks is None else _names(tasks)
+        kinds = {name: loaded.targets[loaded.task(name)].kind for name in chosen}
+        read_as = {name: [t for t, kind in kinds.items() if kind == named] for name, named in READ_AS}
+        need = () if part == "all" else (part,)
+        found = _read(data, layout, chosen, (text_columns, label_columns), need=need, **read_as)
+        found = [whole(t) for t in found] if part == "all" else found
+        scores = classifier.evaluate(loaded, found, "test" if part == "all" else part, batch_size=batch_size)
+        for t in found if part == "test" and str(data) != told.get("data") else ():
+            if (rows := sum(len(t.split(p)) for p in SPLITS)) > len(t.test):
+                say(f"note: {t.name}: {len(t.test)} of {rows} rows, those for a test; --part all takes every one")
     if as_json:
         print_json([{"task": name, **score.told()} for name, score in scores.items()])
     else:
@@ -259,11 +286,11 @@ def _names(text: str | None) -> list[str]:
     return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
-def _read(data: Path, layout: Any, tasks: str | None, columns: Sequence[str | None], **more: Any) -> list[TaskData]:
+def _read(data: Path, layout: Any, tasks: Any, columns: Sequence[str | None], **more: Any) -> list[TaskData]:
     from counterpoise.classification.data import read_tasks
 
     texts, label = map(_names, columns)
-    return read_tasks(data, layout, tasks=None if tasks is None else _names(tasks), texts=texts, label=label, **more)
+    return read_tasks(data, layout, tasks=tasks, texts=texts, label=label, **more)
 
 
 def _radius(given: str | None) -> float | str | None:
@@ -303,10 +330,16 @@ def _show_scores(scores: dict[str, Score]) -> None:
     for name, score in scores.items():
         cells = [f"{_shown(x, score.figures.get(x)):>{len(head)}}" for x, head in zip(names, heads, strict=True)]
         print(f"{name:<{wide}}  {'  '.join(cells)}  {score.loss:6.4f}  {score.examples:8d}")
-    if len(scores) > 1:
-        judged = [figure(score.figures, "accuracy") for score in scores.values()]
-        print(f"{'mean':<{wide}}  {100 * sum(judged) / len(judged):6.2f} %")
-        print(f"{'worst':<{wide}}  {100 * min(judged):6.2f} %")
+    shared = [x for x in names if all(x in score.figures for score in scores.values())]
+    for title, of, of_losses in (("mean", fmean, fmean), ("worst", min, max)) if len(scores) > 1 else ():
+        values = {x: of([score.figures[x] for score in scores.values()]) for x in shared}
+        # Tasks of several kinds have no figure in common: each counts with the one that it is judged by.
+        values = values or {names[0]: of([figure(score.figures, "accuracy") for score in scores.values()])}
+        cells = [
+            f"{_shown(x, values[x]) if x in values else '':>{len(head)}}" for x, head in zip(names, heads, strict=True)
+        ]
+        loss = f"{of_losses([score.loss for score in scores.values()]):6.4f}" if shared else ""
+        print(f"{title:<{wide}}  {'  '.join(cells)}  {loss}".rstrip())
 
 
 def _shown(name: str, value: float | None) -> str:

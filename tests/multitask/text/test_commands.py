@@ -221,7 +221,7 @@ def test_pairs_numbers_and_several_labels_from_the_command_line(tmp_path):
     assert call("predict", tmp_path / "m", "--task", "pairs", text="the rose\ta rose\n").stdout == alone
     refused(
         call("predict", tmp_path / "m", "--task", "pairs", "the rose"),
-        "expected two texts at a time (in a line, a tab between them), found",
+        "expected two texts at a time, a tuple (in a line, a tab between them), found",
     )
     task, number = call("predict", tmp_path / "m", "--task", "stars", "the rose").stdout.split()
     assert (task, float(number) > 0) == ("stars", True)
@@ -243,3 +243,87 @@ def test_a_small_task_that_comes_often_is_said_and_a_prior_of_sizes_shows_each_r
     assert "note:" not in rounds  # one round, in which each row is once
     shown = call("train", "--data", data, *quick, "--prior", "proportional", "-o", tmp_path / "n").stderr
     assert "note:" not in shown
+
+
+TWO = "text,label,rude,title,grade\n" + "".join(
+    f"{'good' if i % 3 else 'bad'} text {i},{i % 2},{i // 3 % 2},{'rose' if i // 3 % 2 else 'sea'} {i},{i % 4}\n"
+    for i in range(240)
+)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--label-columns rude",
+        "--text-columns title --label-columns rude",
+        "--text-columns text,title",
+        "--label-columns label,rude",
+        "--label-columns grade --regression a",
+    ],
+)
+@pytest.mark.parametrize("name", ["a", "a,b"])
+def test_what_training_read_is_what_an_evaluation_reads(tmp_path, options, name):
+    if "regression" in options and name == "a,b":
+        pytest.skip("an option names tasks with commas between them")
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / f"{name}.csv").write_text(TWO)
+    (data / "c.tsv").write_text(TWO.replace(",", "\t"))
+    trained = call("train", "--data", data, *options.split(), *QUICK, "-o", tmp_path / "m")
+    assert trained.exit_code == 0, trained.output
+    found = call("evaluate", tmp_path / "m", "--data", data)
+    assert found.exit_code == 0, found.output
+    assert found.stdout in trained.stdout
+
+
+def test_glue_is_read_as_glue_again(tmp_path):
+    for part, count in (("train", 90), ("dev", 30)):
+        place = tmp_path / "glue" / "SST-2" / f"{part}.tsv"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(
+            "sentence\tlabel\n" + "".join(f"{'rose sea'.split()[i % 2]} {i % 9}\t{i % 2}\n" for i in range(count))
+        )
+    call("train", "--data", tmp_path / "glue", "--layout", "glue", *QUICK, "-o", tmp_path / "m")
+    [row] = json.loads(call("evaluate", tmp_path / "m", "--data", tmp_path / "glue", "--json").stdout)
+    assert row["examples"] == 30
+
+
+def test_one_task_needs_no_option_and_new_rows_are_all_scored_when_asked(tmp_path):
+    data, new = tmp_path / "films", tmp_path / "new"
+    data.mkdir()
+    (data / "train.csv").write_text(TWO)
+    trained = call("train", "--data", data, *QUICK[:-1], "-o", tmp_path / "m")
+    assert trained.exit_code == 0, trained.output
+    assert json.loads((tmp_path / "m" / "training.json").read_text())["weighting"] == "uniform"
+    new.mkdir()
+    (new / "films.csv").write_text(TWO)
+    some = call("evaluate", tmp_path / "m", "--data", new)
+    assert re.search(r"note: films: \d+ of 240 rows, those for a test; --part all takes every one", some.stderr)
+    [row] = json.loads(call("evaluate", tmp_path / "m", "--data", new, "--part", "all", "--json").stdout)
+    assert row["examples"] == 240
+    refused(
+        call("train", "--data", data, "--rho", "0.1", *QUICK, "-o", tmp_path / "n"),
+        "weighting uniform: expected no settings, found rho",
+    )
+
+
+def test_a_task_without_rows_for_a_test_is_named(tmp_path):
+    data = write_folder(tmp_path / "data")
+    (data / "small.train.csv").write_text("text,label\nrose,red\nsea,blue\nrose,red\nsea,blue\n")
+    (data / "small.dev.csv").write_text("text,label\nrose,red\n")
+    (data / "small.csv").unlink(missing_ok=True)
+    result = call("train", "--data", data, *QUICK[:-1], "-o", tmp_path / "m")
+    assert result.exit_code == 0, result.output
+    small = json.loads((tmp_path / "m" / "training.json").read_text())["examples"]["small"]
+    assert ("note: small has no rows for a test" in result.stderr) == (small[2] == 0)
+
+
+def test_the_figure_that_picks_is_the_one_that_is_told(tmp_path):
+    data = write_folder(tmp_path / "data")
+    told = call("train", "--data", data, "--pick", "macro-f1", *QUICK, "-o", tmp_path / "m").stdout
+    run = json.loads((tmp_path / "m" / "training.json").read_text())
+    figures = run["epochs"][run["best_epoch"] - 1]["validation"].values()
+    assert f"validation macro-F1 {100 * sum(x['macro-f1'] for x in figures) / 2:.2f} %, task variance" in told
+    mean = next(line.split() for line in told.splitlines() if line.startswith("mean"))
+    for at, name in ((1, "accuracy"), (3, "macro_f1")):
+        assert mean[at] == f"{50 * sum(x[name] for x in run['test'].values()):.2f}"
