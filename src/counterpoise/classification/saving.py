@@ -49,7 +49,7 @@ def save(
     Raises:
         ValueError: something stands at `out`.
     """
-    config = {
+    config: dict[str, Any] = {
         "format": _FORMAT,
         "tasks": [{"name": name, **asdict(target)} for name, target in classifier.targets.items()],
         "design": asdict(classifier.design),

@@ -74,13 +74,17 @@ def train(
     ] = "uniform",
     eta: Annotated[float | None, option("X", "bandit (default 0.5), groupdro (0.01): step of the weights.")] = None,
     normalize: Annotated[bool, option(None, "bandit: losses over each task's first.")] = False,
-    epochs: Annotated[int, option("N", "At most; an epoch shows the largest task once.")] = 20,
+    epochs: Annotated[
+        int, option("N", "At most; an epoch shows the largest task once (by --prior of sizes: every row).")
+    ] = 20,
     patience: Annotated[int, option("N", "Stop after so many epochs without a better one.")] = 3,
     pick: Annotated[
         Literal["accuracy", "macro-f1", "micro-f1", "mcc", "pearson", "spearman", "loss"],
         option(None, "Which mean over the tasks stops, and picks the epoch; a task without it counts with its own."),
     ] = "accuracy",
-    batch_size: Annotated[int, option("N", "Examples of every task in a step.")] = 32,
+    batch_size: Annotated[
+        int, option("N", "Examples of every task in a step (by --prior of sizes: on the average).")
+    ] = 32,
     lr: Annotated[float | None, option("X", "Step of Adam (default 1e-3; 2e-5 for an encoder).")] = None,
     width: Annotated[int | None, option("N", "Filters per kernel of textcnn (100).")] = None,
     dimension: Annotated[int | None, option("N", "Of word vectors when there is no --vectors (100).")] = None,

@@ -23,6 +23,9 @@ _KINDS = {
     "validation_accuracy": ("{0} on validation data", "Validation {0}"),
 }
 _PERCENT = "\N{NO-BREAK SPACE}%"
+_MORE = {"macro_f1": "macro-F1, %", "mcc": "MCC", "micro_f1": "micro-F1, %", "exact": "exact, %", "pearson": "Pearson",
+         "spearman": "Spearman"}  # fmt: skip
+"""Figures beside the one that a task is judged by, of test data."""
 _GLOSSARY = {
     "Weights": "What each task's loss is multiplied with, as a share of their sum. A method without weights of its own "
     "(MGDA, Tchebycheff and others act on gradients or on the largest loss) has none to show.",
@@ -30,8 +33,10 @@ _GLOSSARY = {
     "plus the square root of twice its radius times this variance.",
     "Effective tasks": "The exponential of the entropy of the weights: as many as there are tasks when all weigh the same, 1 "
     "when one has everything.",
-    "Epoch": "Rounds until the largest task has been seen once; every round holds a mini-batch of every task, so smaller "
-    "tasks come round more often.",
+    "Epoch": "Rounds until the largest task has been seen once; every round holds rows of every task, so smaller tasks come "
+    "round more often. With a prior of the sizes they come in proportion to it.",
+    "Macro-F1": "The mean over the labels of F1, the harmonic mean of precision and recall: a rare label counts as much as a "
+    "frequent one. MCC is Matthews' correlation of answers and labels, 0 for who always answers the same.",
     "Kept": "The epoch with the best mean figure on validation data; the model holds its weights. Its validation scores are "
     "therefore a little too good; test data decided nothing.",
     "Intervals": "Wilson's, over the test examples, each task alone. They say nothing of another seed of the training.",
@@ -77,10 +82,12 @@ def _verdict(record: Record) -> str:
         return "No accuracy was recorded."
     part = "test" if record.get("test") else "validation"
     mean = f"Mean {part} {history.judged_by(record)} {number(100 * sum(s.accuracy for s in found) / len(found), 1)}{_PERCENT}"
+    rare = [s.test["macro_f1"] for s in found if "macro_f1" in s.test and "accuracy" in s.test]
+    beside = f" Mean macro-F1 {number(100 * sum(rare) / len(rare), 1)}{_PERCENT}." if len(rare) == len(found) else ""
     if len(found) == 1:
-        return f"{mean}."
+        return f"{mean}.{beside}"
     low, high = (f"{number(100 * s.accuracy, 1)}{_PERCENT} ({s.task})" for s in (found[0], found[-1]))
-    return f"{mean}, from {low} to {high}."
+    return f"{mean}, from {low} to {high}.{beside}"
 
 
 def _weighting(record: Record) -> str | None:
@@ -109,19 +116,43 @@ def _accuracy_section(record: Record, figures: Figures) -> str:
     box = plot_box(figures, "accuracies", f"{judged.capitalize()} by task", draw, caption, low=len(found) <= 10)
     return section(
         f"{judged.capitalize()}, task by task",
-        box + as_html(_scores(found, nats=history.in_nats(record)), "Scores by task"),
+        box + as_html(_scores(found, nats=history.in_nats(record)), "Scores by task") + _by_label(found),
     )
+
+
+def _by_label(found: Sequence[history.TaskScore]) -> str:
+    """Precision, recall and F1 of every label, folded away."""
+    rows = [(s.task, label, of) for s in found for label, of in s.test.get("classes", {}).items()]
+    if not rows:
+        return ""
+
+    def share(name: str) -> Column:
+        return Column(f"{name}, %", lambda r: Cell(number(100 * r[2][name.lower()], 1)))
+
+    columns = (
+        Column("task", lambda r: Cell(r[0]), False),
+        Column("label", lambda r: Cell(r[1]), False),
+        *map(share, ("Precision", "Recall", "F1")),
+        Column("tested on", lambda r: Cell(number(r[2]["examples"], 0))),
+    )
+    table = as_html(Table(columns, tuple(rows)), "Scores by label")
+    return f"<details><summary>Each label</summary>{table}</details>"
 
 
 def _scores(rows: Sequence[history.TaskScore], *, nats: bool) -> Table:
     def percent(share: float | None) -> Cell:
         return Cell(number(None if share is None else 100 * share, 1))
 
+    def one(name: str, title: str) -> Column:
+        percent, digits = (100, 1) if title.endswith("%") else (1, 3)
+        return Column(title, lambda r: Cell(number(None if (x := r.test.get(name)) is None else percent * x, digits)))
+
     columns = (
         Column("task", lambda r: Cell(r.task), False),
         Column("trained on", lambda r: Cell(number(r.examples, 0))),
         Column("validation, %", lambda r: percent(r.validation)),
         Column("test, %", lambda r: percent(r.accuracy if r.test else None)),
+        *(one(name, title) for name, title in _MORE.items() if any(name in r.test for r in rows)),
         Column("test loss, nats" if nats else "test loss", lambda r: Cell(number(r.test.get("loss"), 3))),
         Column("tested on", lambda r: Cell(number(r.test.get("examples"), 0))),
     )
@@ -167,10 +198,24 @@ def _variance_section(record: Record, figures: Figures) -> str:
     return section("Task variance", plot_box(figures, "variance", label, draw, caption, low=True))
 
 
+def _rows(record: Record) -> str | None:
+    size, prior = record.get("batch_size"), record.get("prior", "uniform")
+    return size if size is None or prior == "uniform" else f"{size} on the average, shared out by the {prior} prior"
+
+
+def _class_weights(record: Record) -> str | None:
+    """They change the loss that is trained, not the figures."""
+    weights = record.get("class_weights")
+    told = weights if isinstance(weights, str | None) else json.dumps(weights, ensure_ascii=False)
+    return told and f"{told}; losses in training are with them"
+
+
 def _run_section(record: Record) -> str:
     facts = {
         "Seed": record.get("seed"),
-        "Examples of each task in a round": record.get("batch_size"),
+        "Examples of each task in a round": _rows(record),
+        "Picked by": record.get("pick"),
+        "Class weights": _class_weights(record),
         "Versions": version_list(record) or None,
     }
     told = ("lr", "normalize", "layout", "width", "max_tokens", "dropout", "vectors")

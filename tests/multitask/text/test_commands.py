@@ -324,6 +324,14 @@ def test_the_figure_that_picks_is_the_one_that_is_told(tmp_path):
     run = json.loads((tmp_path / "m" / "training.json").read_text())
     figures = run["epochs"][run["best_epoch"] - 1]["validation"].values()
     assert f"validation macro-F1 {100 * sum(x['macro-f1'] for x in figures) / 2:.2f} %, task variance" in told
+    page = re.sub("<script.*?</script>", "", (tmp_path / "m" / "report.html").read_text(), flags=re.S)
+    assert f"Mean macro-F1 {50 * sum(x['macro_f1'] for x in run['test'].values()):.1f}" in page
+    blue = run["test"]["colour"]["classes"]["blue"]
+    row = next(line for line in page.split("<tr") if ">blue<" in line)
+    assert re.findall(r">([\d.]+)<", row) == [f"{100 * blue[x]:.1f}" for x in ("precision", "recall", "f1")] + [
+        f"{blue['examples']:.0f}"
+    ]
+    assert "macro-f1" in page[page.index("Picked by") :]
     mean = next(line.split() for line in told.splitlines() if line.startswith("mean"))
     for at, name in ((1, "accuracy"), (3, "macro_f1")):
         assert mean[at] == f"{50 * sum(x[name] for x in run['test'].values()):.2f}"
