@@ -223,7 +223,7 @@ def test_a_wrong_prior_is_named(settings, words):
 def test_a_ball_that_holds_every_weighting_is_said_for_the_prior_at_hand():
     with pytest.warns(UserWarning, match=r"log\(1 / min prior\) = 2.303"):
         BanditMTL(2, rho=2.4, prior=[9, 1])
-    assert BanditMTL({"a", "b"}, rho=2.0, prior={"a": 9, "b": 1}).rho == 2.0  # above log 2, and still a ball
+    assert BanditMTL(["a", "b"], rho=2.0, prior={"a": 9, "b": 1}).rho == 2.0  # above log 2, and still a ball
 
 
 def test_a_ball_around_a_moving_prior_is_as_large_after_loading_and_as_at_first_after_a_reset():

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from counterpoise.multitask import Uniform, Weighting
-from counterpoise.multitask.weighting import weighted_sum
+from counterpoise.multitask.values import weighted_sum
 
 from .toy import METHODS, TASKS, Toy, gradients, rows
 
@@ -214,7 +214,7 @@ def test_the_repr_says_the_settings(method):
 
 
 def test_the_expected_scalar_is_the_weighted_sum_of_the_means_whatever_the_loader(method):
-    """Windows of other tasks in other numbers, each in turn the last, with losses and weights that stand still."""
+    """After one that holds all tasks, windows of others in other numbers, each in turn the last; nothing else moves."""
     if build(method)[1].whole_batch_only or method == "bandit_importance":
         pytest.skip("takes the batch as it is, or was told other shares than these")
     windows, scalars = [[5, 1, 0], [2, 0, 3], [0, 4, 4], [6, 1, 1]], []
@@ -222,7 +222,7 @@ def test_the_expected_scalar_is_the_weighted_sum_of_the_means_whatever_the_loade
     for last in windows:
         weighting = build(method)[1]
         weighting.update = lambda means: None
-        for counts in [w for w in windows if w is not last]:
+        for counts in [[2, 1, 1], *(w for w in windows if w is not last)]:
             weighting([x if c else None for x, c in zip(losses, counts, strict=True)], counts)
             weighting.step()
         weights = weighting.weights()
@@ -231,6 +231,23 @@ def test_the_expected_scalar_is_the_weighted_sum_of_the_means_whatever_the_loade
     moving = {"bandit_proportional": shares, "bandit_sqrt": [x**0.5 / sum(y**0.5 for y in shares) for x in shares]}
     expected = sum(w * x for w, x in zip(moving.get(method, weights), losses.tolist(), strict=True))
     assert sum(scalars) / 4 == pytest.approx(expected, rel=1e-7)
+
+
+@pytest.mark.parametrize("calls", [1, 3])
+def test_rows_of_a_task_that_comes_late_count_as_those_of_any_other(method, calls):
+    """Data that is sorted by task: two tasks in turn for 300 windows (or calls), then the third for 50."""
+    weighting = build(method)[1]
+    weighting.micro_batches = calls
+    if weighting.whole_batch_only or method in ("bandit_importance", "famo", "uncertainty", "imtl_l"):
+        pytest.skip("takes the batch as it is, or was told other shares, or learns what it multiplies with")
+    weighting.update = lambda means: None
+    values = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    order = [0, 1] * 150 + [2] * 50
+    for n, task in enumerate(order):
+        [gradient] = torch.autograd.grad(weighting([x if i == task else None for i, x in enumerate(values)]), values)
+        assert 0.0 <= float(gradient[task]) < 3.5
+        if (n + 1) % weighting.micro_batches == 0 or n + 1 == len(order):
+            weighting.step()
 
 
 def test_an_absent_task_gets_no_gradient(method):

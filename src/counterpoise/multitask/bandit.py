@@ -23,7 +23,8 @@ from counterpoise.multitask.prior import (
     simplex,
     temperature,
 )
-from counterpoise.multitask.weighting import Missing, Weighting, weighted_sum
+from counterpoise.multitask.values import weighted_sum
+from counterpoise.multitask.weighting import Missing, Weighting
 
 
 class BanditMTL(Weighting):
@@ -122,7 +123,11 @@ class BanditMTL(Weighting):
         self.improvement = 0.0
         self.reference: list[float] | None = None
         self.drawn_by = drawn_by
-        self._drawn_by = None if drawn_by is None or isinstance(drawn_by, str) else simplex(m, drawn_by)
+        self._drawn_by = (
+            None
+            if drawn_by is None or isinstance(drawn_by, str)
+            else simplex(m, [*by_task(self.tasks, drawn_by, "drawn_by")] if isinstance(drawn_by, Mapping) else drawn_by)
+        )
         self.prior = prior
         self._fixed = self._read_prior(prior)
         self._part = part_of_the_largest(rho) if isinstance(rho, str) else None
@@ -151,13 +156,13 @@ class BanditMTL(Weighting):
                 'this BanditMTL was built with drawn_by="p": its batches are drawn by p, and weighting their losses by '
                 "p too would count it twice. Train on the plain loss and pass the task losses to observe()."
             )
-        return super().forward(losses, counts, window_counts)
+        return super().forward(losses, self._counted(losses, counts), window_counts)
 
     def observe(self, losses: Losses, counts: Counts | None = None) -> None:
         """Record task losses for the next `step()` without weighting them (for batches drawn by `draw`)."""
         if not self.samples:
             raise RuntimeError('observe() is for batches drawn by p: build BanditMTL with drawn_by="p", or call it.')
-        batch = gather(self.tasks, losses, counts)
+        batch = gather(self.tasks, losses, self._counted(losses, counts))
         self._window.refuse_if_complete(batch, None, self.micro_batches)
         self._window.add(batch, None)
 
@@ -229,7 +234,7 @@ class BanditMTL(Weighting):
             own["_before"] = [x if c > 0.0 else b for x, c, b in changed]
             changes = [x - b if c > 0.0 and not math.isnan(b) else 0.0 for x, c, b in changed]
             losses = [x + self.improvement * d for x, d in zip(losses, changes, strict=True)]
-        own["_center"] = center = self._fixed or powers(self._shares.sums, self._temperature)
+        own["_center"] = center = self._fixed or powers(self._known_shares(), self._temperature)
         log_center = list(map(math.log, center))
         log_p = list(map(add, self._tilt, log_center))
         if not all(known):
@@ -247,7 +252,19 @@ class BanditMTL(Weighting):
             )
         super().load_state(state)
         self._size_ball()
+        self._stay_inside()
         self._cached.clear()
+
+    def _stay_inside(self) -> None:
+        """Bring weights of a run with a larger ball to the edge of this one."""
+        center = [c / sum(self._center) for c in self._center]
+        log_p = [t + math.log(c) for t, c in zip(self._tilt, self._center, strict=True)]
+        if (
+            divergence(torch.tensor(log_p, dtype=torch.float64), torch.tensor(center, dtype=torch.float64))
+            > self.rho + 1e-9
+        ):
+            log_p, _ = mirror_step(log_p, [0.0] * len(log_p), self.rho, self.eta, self._center)
+            vars(self)["_tilt"] = [x - math.log(c) for x, c in zip(log_p, self._center, strict=True)]
 
     def _size_ball(self) -> None:
         """The radius of a share of the largest, around a prior that moves."""
@@ -275,8 +292,24 @@ class BanditMTL(Weighting):
     def share_of_rows(self, counts: Sequence[float]) -> list[float]:
         """See `Weighting`; those of `drawn_by` where they are known. Brings a prior that moves to the window at hand."""
         shares = self._draw_probabilities() or super().share_of_rows(counts)
+        if self._temperature == 1.0 and not self._fixed:  # rows as they come: p over the share is 1, whatever it is
+            shares = self._shares.and_also(self._window.seen).of_all(counts)
         vars(self)["_center_now"] = self._fixed or powers(shares, self._temperature)
         return shares
+
+    def _known_shares(self) -> list[float]:
+        return self._shares.sums if self._temperature == 1.0 else self._shares.known()
+
+    def _counted(self, losses: Losses, counts: Counts | None) -> Counts | None:
+        """The counts; where none are given and rows are drawn by known chances, those that are expected of the tasks here."""
+        if counts is not None or not self.corrects or isinstance(losses, Tensor):
+            return self._draw_probabilities() if counts is None and self.corrects else counts
+        here = [losses.get(t) for t in self.tasks] if isinstance(losses, Mapping) else losses
+        chances = zip(here, self._draw_probabilities() or [], strict=False)
+        expected = [0.0 if x is None else chance for x, chance in chances]
+        return (
+            expected if len(expected) == len(self.tasks) and any(expected) else None
+        )  # else `gather` says what is wrong
 
     def _weights(self, center: list[float]) -> list[float]:
         raw = [c * math.exp(x) for x, c in zip(self._tilt, center, strict=True)]

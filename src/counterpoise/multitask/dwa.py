@@ -9,7 +9,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from counterpoise.multitask.losses import Batch, Tasks, WindowMeans
-from counterpoise.multitask.weighting import Weighting, weighted_sum
+from counterpoise.multitask.values import weighted_sum
+from counterpoise.multitask.weighting import Weighting
 
 
 class DWA(Weighting):

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from counterpoise.multitask.jacobian import shared_parameters
 from counterpoise.multitask.losses import Batch, Tasks, WindowMeans
-from counterpoise.multitask.weighting import Weighting, weighted_sum
+from counterpoise.multitask.values import weighted_sum
+from counterpoise.multitask.weighting import Weighting
 
 
 class GradNorm(Weighting):

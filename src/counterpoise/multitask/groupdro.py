@@ -11,7 +11,8 @@ from torch import Tensor
 
 from counterpoise.multitask.losses import Batch, Tasks, WindowMeans
 from counterpoise.multitask.mirror import hold, mirror_step
-from counterpoise.multitask.weighting import Missing, Weighting, weighted_sum
+from counterpoise.multitask.values import weighted_sum
+from counterpoise.multitask.weighting import Missing, Weighting
 
 
 class GroupDRO(Weighting):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from counterpoise.multitask.losses import Batch, Tasks
+from counterpoise.multitask.values import wide
 from counterpoise.multitask.weighting import Weighting
 
 
@@ -66,6 +68,7 @@ class JacobianWeighting(Weighting):
         if not bool(rows_KN.isfinite().all()):  # no aggregator can use it; the loss says what is wrong
             return total
         present = [i for i, _ in batch.sizes()]
+        rows_KN = wide(rows_KN)  # least squares and roots are not there in bfloat16
         change_N = self.aggregate(self.rows(rows_KN, present)) - rows_KN.sum(dim=0)
         parts = torch.split(change_N, [p.numel() for p in self.shared])
         for parameter, change in zip(self.shared, parts, strict=True):
@@ -171,8 +174,8 @@ class IMTLG(JacobianWeighting):
 
 class FairGrad(JacobianWeighting):
     """The direction J'w that is fair to the tasks' gains: J J' w = w^(-1/a) (Ban, Ji: Fair Resource Allocation in
-    Multi-Task Learning, ICML 2024, equation 4), by torchjd on gradients brought to length 1 on average, where its solver
-    is exact.
+    Multi-Task Learning, ICML 2024, equation 4), by torchjd. Its solver is exact to about 1e-4 where the gradients' lengths
+    are within a factor of 100 of each other; with fairness 1, for any.
 
     Args, beside those of every `JacobianWeighting`:
         fairness: a, > 0; 1 is the direction of `NashMTL`, more favours the task that gains least.
@@ -188,16 +191,19 @@ class FairGrad(JacobianWeighting):
         if not 0.0 < fairness < math.inf:
             raise ValueError(f"fairness must be positive and finite, found {fairness}.")
         solve = torchjd_aggregator("FairGrad", alpha=fairness)
-        power = (1.0 - fairness) / (1.0 + fairness)  # w scales with size^(-2a / (1 + a))
-
-        def aggregate(rows_KN: Tensor) -> Tensor:
-            size = rows_KN.square().sum(dim=1).mean().sqrt()
-            if not size > 0.0:
-                return rows_KN.sum(dim=0)
-            return solve(rows_KN / size) * size**power
-
-        super().__init__(tasks, shared=shared, aggregate=aggregate)
+        super().__init__(tasks, shared=shared, aggregate=partial(_fair, solve=solve, fairness=fairness))
         self.fairness = fairness
+
+
+def _fair(rows_KN: Tensor, *, solve: Callable[[Tensor], Tensor], fairness: float) -> Tensor:
+    """FairGrad's direction, of rows brought to a length of about 1, where the solver is exact."""
+    if fairness == 1.0:  # w_i J_i stays the same when J_i is made longer: each row to length 1
+        sizes_K = rows_KN.norm(dim=1, keepdim=True)
+        return solve(rows_KN / sizes_K.clamp(min=torch.finfo(rows_KN.dtype).tiny))
+    size = rows_KN.square().sum(dim=1).mean().sqrt()
+    if not size > 0.0:
+        return rows_KN.sum(dim=0)
+    return solve(rows_KN / size) * size ** ((1.0 - fairness) / (1.0 + fairness))  # w scales with size^(-2a / (1 + a))
 
 
 class NashMTL(FairGrad):
@@ -221,13 +227,13 @@ class NashMTL(FairGrad):
         super().__init__(tasks, shared=shared)
         if not max_norm > 0.0:
             raise ValueError(f"max_norm must be positive, found {max_norm}.")
-        self.max_norm, fair = max_norm, self.aggregate
+        self.max_norm = max_norm
+        self.aggregate = partial(_no_longer, aggregate=self.aggregate, most=max_norm)
 
-        def bounded(rows_KN: Tensor) -> Tensor:
-            direction_N = fair(rows_KN)
-            return direction_N * min(1.0, max_norm / max(float(direction_N.norm()), 1e-300))
 
-        self.aggregate = bounded
+def _no_longer(rows_KN: Tensor, *, aggregate: Callable[[Tensor], Tensor], most: float) -> Tensor:
+    direction_N = aggregate(rows_KN)
+    return direction_N * min(1.0, most / max(float(direction_N.norm()), 1e-300))
 
 
 def project_weights(weights_TM: Tensor, gramian_MM: Tensor) -> Tensor:

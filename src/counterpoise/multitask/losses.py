@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -57,6 +56,12 @@ def task_names(tasks: Tasks) -> tuple[str, ...]:
     """
     if isinstance(tasks, str):
         raise TypeError(f"tasks must be a number or a list of names, found the string {tasks!r}: write [{tasks!r}].")
+    if isinstance(tasks, set | frozenset):
+        raise TypeError(
+            f"tasks must be in an order, found the set {tasks!r}, whose order differs by process: pass sorted(...)."
+        )
+    if not isinstance(tasks, int | Iterable):
+        raise TypeError(f"tasks must be a number or a list of names, found {tasks!r}.")
     names = tuple(str(i) for i in range(tasks)) if isinstance(tasks, int) else tuple(tasks)
     if not names:
         raise ValueError(f"expected at least one task, found tasks={tasks!r}.")
@@ -71,11 +76,13 @@ def check_names(tasks: Sequence[str], given: Iterable[str], what: str) -> None:
     """Raise unless `given` names exactly the tasks."""
     found = set(given)
     if unknown := sorted(found - set(tasks)):
-        raise KeyError(f"{what} name tasks that do not exist: {unknown}. The tasks are {list(tasks)}.")
-    if missing := [t for t in tasks if t not in found]:
         raise KeyError(
-            f"{what} lack the tasks {missing}; found {sorted(found)}. For a task that is absent from this batch, "
-            f"say so: a loss of None, or a count of 0."
+            f"{what} name tasks that do not exist: {unknown}. Name the tasks {list(tasks)}, as they are built."
+        )
+    if missing := [t for t in tasks if t not in found]:
+        absent = {"losses": ": None for a task that is absent from this batch", "counts": ": 0 for one that is absent"}
+        raise KeyError(
+            f"{what} lack the tasks {missing}; found {sorted(found)}. Give each a value{absent.get(what, '')}."
         )
 
 
@@ -104,8 +111,9 @@ def gather(tasks: Sequence[str], losses: Losses, counts: Counts | None = None) -
     sizes = None if counts is None else by_task(tasks, counts, "counts")
     all_here = sizes is None or 0.0 not in sizes
     if isinstance(losses, Tensor):
-        if losses.shape != (len(tasks),):
-            raise ValueError(f"losses must have shape ({len(tasks)},), one per task, found {tuple(losses.shape)}.")
+        if losses.shape != (len(tasks),) or not losses.is_floating_point():
+            found = f"{tuple(losses.shape)} of {losses.dtype}"
+            raise ValueError(f"losses must have shape ({len(tasks)},), a float per task, found {found}.")
         return Batch(losses, None, sizes) if all_here else _partial(tasks, losses.unbind(), sizes)
     if isinstance(losses, Mapping):
         try:
@@ -146,11 +154,16 @@ def _stack(tasks: Sequence[str], items: list[Tensor | None]) -> Tensor:
         raise _not_scalars(tasks, items) from error
     if values.dim() != 1:
         raise _not_scalars(tasks, items)
+    if not values.is_floating_point():
+        raise ValueError(f"every loss must be a floating-point number, found {values.dtype}.")
     return values
 
 
 def _not_scalars(tasks: Sequence[str], items: Sequence[Tensor | None]) -> ValueError:
-    pairs = zip(tasks, items, strict=True)
+    pairs = list(zip(tasks, items, strict=True))
+    devices = {t: str(x.device) for t, x in pairs if isinstance(x, Tensor)}
+    if len({*devices.values()}) > 1:
+        return ValueError(f"every loss must be on one device, found {devices}. Move them to one with .to(...).")
     found = {t: tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for t, x in pairs}
     return ValueError(f"every loss must be a scalar tensor on one device, found {found}. Reduce each to its mean.")
 
@@ -179,6 +192,8 @@ class Window:
         self.sums = [0.0] * self.tasks
         self.counts = [0.0] * self.tasks
         self.totals: list[float] | None = None
+        self.seen: list[list[float]] = []
+        """The sizes of each call, over all ranks, where each is a window of its own to `shares.Shares`."""
         self._pending: list[Batch] = []
 
     def refuse_if_complete(self, batch: Batch, totals: list[float] | None, micro_batches: int) -> None:
@@ -233,6 +248,7 @@ class Window:
         self._fold()
         return {
             "calls": self.calls,
+            "seen": torch.tensor(self.seen, dtype=torch.float64),
             "sums": torch.tensor(self.sums, dtype=torch.float64),
             "counts": torch.tensor(self.counts, dtype=torch.float64),
             "totals": None if self.totals is None else torch.tensor(self.totals, dtype=torch.float64),
@@ -241,7 +257,7 @@ class Window:
     def load(self, state: dict[str, Any]) -> None:
         """Go on from `state()`."""
         self.clear()
-        self.calls = int(state["calls"])
+        self.calls, self.seen = int(state["calls"]), state["seen"].tolist() if "seen" in state else []
         self.sums = state["sums"].tolist()
         self.counts = state["counts"].tolist()
         self.totals = None if state["totals"] is None else state["totals"].tolist()
@@ -262,43 +278,3 @@ class Window:
             return [values_K.tolist() for values_K in waiting]
         together = torch.cat([values_K.double() for values_K in waiting]).cpu()
         return [part.tolist() for part in torch.split(together, [len(values_K) for values_K in waiting])]
-
-
-class Shares:
-    """The share of the rows that is each task's: the mean, over the windows so far, of its count over all counts.
-
-    A row's weight is divided by it. The window at hand takes part: over all orders of the same windows, a task's count
-    over its share then adds up to 1 exactly, from the first window that holds the task on.
-    """
-
-    def __init__(self, tasks: int) -> None:
-        self.windows, self.sums, self.squares = 0, [0.0] * tasks, [0.0] * tasks
-
-    def including(self, counts: Sequence[float]) -> list[float]:
-        """The shares, were a window of these counts the last."""
-        everything, n = sum(counts), self.windows + 1
-        return [(s + c / everything) / n for s, c in zip(self.sums, counts, strict=True)]
-
-    def add(self, counts: Sequence[float]) -> None:
-        """Count a window."""
-        everything = sum(counts)
-        self.sums, self.windows = [s + c / everything for s, c in zip(self.sums, counts, strict=True)], self.windows + 1
-        self.squares = [s + (c / everything) ** 2 for s, c in zip(self.squares, counts, strict=True)]
-
-    def errors(self) -> list[float]:
-        """The standard error of each share, as of windows drawn independently; infinite before the second."""
-        n = self.windows
-        if n < 2:
-            return [math.inf] * len(self.sums)
-        pairs = zip(self.sums, self.squares, strict=True)
-        return [math.sqrt(max(q - s * s / n, 0.0) / (n * (n - 1))) for s, q in pairs]
-
-    def state(self) -> Tensor:
-        """Windows, sums and squares, (1 + 2 m,)."""
-        return torch.tensor([float(self.windows), *self.sums, *self.squares], dtype=torch.float64)
-
-    def load(self, state: Tensor) -> None:
-        """Go on from `state()`."""
-        m = len(self.sums)
-        windows, *rest = state.tolist()
-        self.windows, self.sums, self.squares = int(windows), rest[:m], rest[m:]

@@ -48,7 +48,9 @@ def part_of_the_largest(rho: str) -> float:
     except ValueError:
         part = math.nan
     if not 0.0 <= part < 1.0:
-        raise ValueError(f'rho must be a number or a share of log(1 / min prior) such as "30%", found {rho!r}.')
+        raise ValueError(
+            f'rho must be a number or a share of log(1 / min prior) below 100 %, such as "30%", found {rho!r}.'
+        )
     return part
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from counterpoise.multitask.losses import Batch, Tasks
-from counterpoise.multitask.weighting import Weighting, weighted_sum
+from counterpoise.multitask.values import weighted_sum
+from counterpoise.multitask.weighting import Weighting
 
 
 class RLW(Weighting):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from counterpoise.multitask.losses import Batch, Tasks
-from counterpoise.multitask.weighting import Missing, Weighting, weighted_sum
+from counterpoise.multitask.values import weighted_sum
+from counterpoise.multitask.weighting import Missing, Weighting
 
 
 class Uniform(Weighting):

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from counterpoise.multitask.losses import Batch, Tasks
-from counterpoise.multitask.weighting import Weighting, weighted_sum, wide
+from counterpoise.multitask.values import weighted_sum, wide
+from counterpoise.multitask.weighting import Weighting
 from counterpoise.ranks import average_gradients
 
 

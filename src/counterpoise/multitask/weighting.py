@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 import warnings
@@ -17,7 +16,6 @@ from counterpoise.multitask.losses import (
     Batch,
     Counts,
     Losses,
-    Shares,
     Tasks,
     Window,
     WindowMeans,
@@ -25,10 +23,14 @@ from counterpoise.multitask.losses import (
     gather,
     task_names,
 )
+from counterpoise.multitask.shares import Shares
+from counterpoise.multitask.values import frozen, on_device, thawed, wide
 from counterpoise.ranks import sum_over_ranks, world_size
 
 ALONE = 20
 """So many windows in a row from which nothing can be learned are said once."""
+SEEN, RARE = 200, 20.0
+"""After so many windows a task is named of whose rows one counts so many times what it counts in the plain mean."""
 
 Missing = Literal["last", "hold"]
 """What an absent task counts with: its last known loss, or what leaves its share of the weight as it is."""
@@ -56,11 +58,13 @@ class Weighting(nn.Module, ABC):
         missing: what a task that is not in a window counts with. "last": its last known loss, so that loaders which
             give one task a batch teach as much as full batches do. "hold": nothing; only the tasks of one window are
             compared.
-        half_life: with "last", the known loss is an average over the windows that held the task, whose weight halves
-            after so many of them; 0: the last one alone. It calms the weights where batches are small.
+        half_life: with "last", the known loss of an absent task is an average over the windows that held it, whose weight
+            halves after so many of them; 0: the last one alone. It calms the weights where few tasks share a small batch;
+            a task that is there counts with its loss there, and nothing changes where all always are.
 
     Warns:
-        UserWarning: once, after `ALONE` windows in a row from which a method that compares tasks could learn nothing.
+        UserWarning: once, after `ALONE` windows in a row from which a method that compares tasks could learn nothing, or
+            whose losses were not finite; and after `SEEN` windows where a row of a rare task counts `RARE` times and more.
 
     Raises:
         KeyError: losses or counts with unknown task names, or lacking one.
@@ -105,7 +109,7 @@ class Weighting(nn.Module, ABC):
         self.updates = self.skipped = 0
         """How many windows it has learned from, and how many it dropped for a non-finite loss."""
         self._window, self._shares = Window(m), Shares(m)
-        self._known, self._alone = list(self.last_losses), 0
+        self._known, self._alone, self._dropped = list(self.last_losses), 0, 0
         self.abandon()
 
     def extra_repr(self) -> str:
@@ -129,9 +133,12 @@ class Weighting(nn.Module, ABC):
             self._refuse_parts(batch, totals)
         if self.training:
             self._window.refuse_if_complete(batch, totals, self.micro_batches)
-        scalar = self.combine(batch, self._scale(batch, totals))
+        scale_K, window = self._scale(batch, totals)
+        scalar = self.combine(batch, scale_K)
         if self.training:
             self._window.add(batch, totals)
+            if window is not None and totals is None:  # each call is then a window of its own to the shares
+                self._window.seen.append(window)
         return scalar
 
     def step(self) -> None:
@@ -139,18 +146,30 @@ class Weighting(nn.Module, ABC):
 
         A window with a non-finite loss changes nothing and is counted in `skipped`.
         """
-        means = self._window.close()
+        seen, means = self._window.seen, self._window.close()
         if not any(means.counts):
             raise RuntimeError("step() closes a window, found none open: call the weighting on the losses first.")
         own = vars(self)  # assigning to a module's attribute costs microseconds
         if not all(map(math.isfinite, means.means)):
             own["skipped"] += 1
+            own["_dropped"] += 1
             self.abandon()
+            if self._dropped == ALONE:
+                lost = [t for t, x in zip(self.tasks, means.means, strict=True) if not math.isfinite(x)]
+                warnings.warn(
+                    f"{type(self).__name__}: {ALONE} windows in a row had a loss that is not finite (now of {lost}), so "
+                    f"nothing was learned from them: look where it comes from, or leave such rows out.",
+                    stacklevel=2,
+                )
             return
+        own["_dropped"] = 0
         triples = zip(means.means, means.counts, self.last_losses, strict=True)
         own["last_losses"] = [mean if count else before for mean, count, before in triples]
         self._know(means)
-        self._shares.add(means.counts)
+        for counts in seen or [means.counts]:
+            self._shares.add(counts)
+        if self.updates == SEEN:
+            self._say_rare()
         self.update(means)
         own["updates"] += 1
 
@@ -212,13 +231,13 @@ class Weighting(nn.Module, ABC):
 
     def state(self) -> dict[str, Any]:
         """What the method itself must remember: the attributes that `remembers` names."""
-        return {name: _frozen(vars(self)[attribute]) for name, attribute in self.remembers.items()}
+        return {name: frozen(vars(self)[attribute]) for name, attribute in self.remembers.items()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what `state()` gave; what an older state lacks stays as it is at the start."""
         for name, attribute in self.remembers.items():
             if name in state:
-                vars(self)[attribute] = _thawed(state[name], vars(self)[attribute])
+                vars(self)[attribute] = thawed(state[name], vars(self)[attribute])
 
     def get_extra_state(self) -> dict[str, Any]:
         """The part of `state_dict()` that is not parameters."""
@@ -276,13 +295,27 @@ class Weighting(nn.Module, ABC):
 
     def share_of_rows(self, counts: Sequence[float]) -> list[float]:
         """The share of the rows that is each task's, known or estimated, when the window at hand holds these counts."""
-        return self._shares.including(counts)
+        return self._shares.and_also(self._window.seen).including(counts)
 
-    def _scale(self, batch: Batch, totals: list[float] | None) -> Tensor | None:
-        """world * count / (window count * share): gradients are averaged over ranks and added over micro-batches, and
-        E[count / window count] is the share, so each mean is multiplied with 1 in expectation."""
+    def _say_rare(self) -> None:
+        """Name the tasks of which a row counts much more than in the plain mean."""
+        m = len(self.tasks)
+        pairs = zip(self.tasks, self.weights() or [1.0 / m] * m, self._shares.known(), strict=True)
+        times = {t: p / s for t, p, s in pairs if s > 0.0 and p > RARE * s}
+        if times and not self.whole_batch_only:
+            told = ", ".join(f"{t!r} {x:.0f} times" for t, x in times.items())
+            warnings.warn(
+                f"{type(self).__name__}: a row counts more than in the plain mean of the losses, by its task's weight over "
+                f'its share of the rows: of {told}. Steps that hold one are large; BanditMTL with prior="proportional" or '
+                f'"sqrt" starts from the shares.',
+                stacklevel=3,
+            )
+
+    def _scale(self, batch: Batch, totals: list[float] | None) -> tuple[Tensor | None, list[float] | None]:
+        """world * count / (window count * share), and the window's counts: gradients are averaged over ranks and added
+        over micro-batches, and E[count / window count] is the share, so each mean is multiplied with 1 in expectation."""
         if self.whole_batch_only:
-            return None
+            return None, None
         window = self._totals(batch, totals)
         if window is None:
             here = dict(batch.sizes())
@@ -291,7 +324,7 @@ class Weighting(nn.Module, ABC):
             raise ValueError(f"window_counts are 0 for tasks that are present: {short}. Count every micro-batch.")
         everything, shares = sum(window) / world_size(), self.share_of_rows(window)
         factors = [c / (everything * shares[i]) for i, c in batch.sizes()]
-        return None if set(factors) == {1.0} else on_device(factors, batch.values_K.device)
+        return None if set(factors) == {1.0} else on_device(factors, batch.values_K.device), window
 
     def _totals(self, batch: Batch, totals: list[float] | None) -> list[float] | None:
         """The window's sizes: as given, or this call's over all ranks (one collective); None: this call is all."""
@@ -309,42 +342,3 @@ class Weighting(nn.Module, ABC):
 
     def _one_call_needed(self) -> str:
         return f"{type(self).__name__} needs the whole batch in one call: no gradient accumulation, one process."
-
-
-def _frozen(value: Any) -> Any:
-    """A copy of what a method remembers, as a checkpoint holds it: numbers by task in float64."""
-    if isinstance(value, torch.optim.Optimizer):
-        return copy.deepcopy(value.state_dict())
-    numbers = isinstance(value, list) and value and all(isinstance(x, float) for x in value)
-    return torch.tensor(value, dtype=torch.float64) if numbers else copy.deepcopy(value)
-
-
-def _thawed(stored: Any, now: Any) -> Any:
-    """What was remembered, in the form in which the method has it now; an optimiser and what it moves stay in place."""
-    if isinstance(now, torch.optim.Optimizer):
-        now.load_state_dict(copy.deepcopy(stored))
-        return now
-    if isinstance(now, Tensor) and isinstance(stored, Tensor) and now.shape == stored.shape:
-        return now.copy_(stored)
-    return stored.tolist() if isinstance(now, list) and isinstance(stored, Tensor) else copy.deepcopy(stored)
-
-
-def on_device(values: Sequence[float], device: torch.device) -> Tensor:
-    """The values in float64, or float32 on Apple's GPUs, which have nothing wider."""
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
-
-
-def wide(values: Tensor) -> Tensor:
-    """The values in float32 at least: logarithms and weights near 1e-3 lose a digit in bfloat16."""
-    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
-
-
-def weighted_sum(weights_K: Tensor, values_K: Tensor, scale_K: Tensor | None) -> Tensor:
-    """sum_i w_i scale_i l_i, in float32 at least."""
-    values_K = wide(values_K)
-    if scale_K is not None:
-        weights_K = weights_K.to(scale_K) * scale_K
-    if weights_K.dtype != values_K.dtype or weights_K.device != values_K.device:
-        weights_K = weights_K.to(values_K.device, values_K.dtype, non_blocking=True)
-    return torch.dot(weights_K, values_K)

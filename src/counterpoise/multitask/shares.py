@@ -1,0 +1,84 @@
+"""How large a part of the rows is each task's, estimated from the windows so far."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Shares:
+    """The share of the rows that is each task's: the mean, over the windows so far, of its count over all counts.
+
+    A row's weight is divided by it. The window at hand takes part: over all orders of the same windows, a task's count
+    over its share then adds up to 1 exactly. The first window that holds a task says only that there is such a task,
+    and a task's share is that of the windows after it. Else one that comes late, as in data that is sorted by task,
+    would have its first rows multiplied by the number of windows before.
+
+    Attributes:
+        windows, sums, squares: how many windows, and of each task its shares in them.
+        after, later: how many windows came after the first with the task (-1: it never came), and its shares in these.
+    """
+
+    def __init__(self, tasks: int) -> None:
+        self.windows, self.sums, self.squares = 0, [0.0] * tasks, [0.0] * tasks
+        self.after, self.later = [-1] * tasks, [0.0] * tasks
+
+    def and_also(self, windows: Sequence[Sequence[float]]) -> Shares:
+        """With these windows counted too, in a copy."""
+        if not windows:
+            return self
+        joined = copy.deepcopy(self)
+        for counts in windows:
+            joined.add(counts)
+        return joined
+
+    def including(self, counts: Sequence[float]) -> list[float]:
+        """The shares, were a window of these counts the last, each since its task came; they need not add up to 1."""
+        everything = sum(counts)
+        triples = zip(counts, self.after, self.later, strict=True)
+        return [c / everything if n < 0 else (s + c / everything) / (n + 1) for c, n, s in triples]
+
+    def of_all(self, counts: Sequence[float]) -> list[float]:
+        """The shares of all windows, this one the last; they add up to 1."""
+        everything, n = sum(counts), self.windows + 1
+        return [(s + c / everything) / n for s, c in zip(self.sums, counts, strict=True)]
+
+    def known(self) -> list[float]:
+        """The shares as they are, each since its task came."""
+        return [s / n if n > 0 else first for first, n, s in zip(self.sums, self.after, self.later, strict=True)]
+
+    def add(self, counts: Sequence[float]) -> None:
+        """Count a window."""
+        everything = sum(counts)
+        shares = [c / everything for c in counts]
+        self.windows += 1
+        self.sums = [s + x for s, x in zip(self.sums, shares, strict=True)]
+        self.squares = [s + x**2 for s, x in zip(self.squares, shares, strict=True)]
+        self.later = [s + x if n >= 0 else 0.0 for s, x, n in zip(self.later, shares, self.after, strict=True)]
+        self.after = [n + 1 if n >= 0 or x > 0.0 else n for n, x in zip(self.after, shares, strict=True)]
+
+    def errors(self) -> list[float]:
+        """The standard error of each share, as of windows drawn independently; infinite before the second."""
+        n = self.windows
+        if n < 2:
+            return [math.inf] * len(self.sums)
+        pairs = zip(self.sums, self.squares, strict=True)
+        return [math.sqrt(max(q - s * s / n, 0.0) / (n * (n - 1))) for s, q in pairs]
+
+    def state(self) -> Tensor:
+        """Windows, sums, squares, windows after the first, and sums of those, (1 + 4 m,)."""
+        numbers = [float(self.windows), *self.sums, *self.squares, *map(float, self.after), *self.later]
+        return torch.tensor(numbers, dtype=torch.float64)
+
+    def load(self, state: Tensor) -> None:
+        """Go on from `state()`. In an older one, (1 + 2 m,), every task was there from the first window on."""
+        m = len(self.sums)
+        windows, *rest = state.tolist()
+        self.windows, self.sums, self.squares = int(windows), rest[:m], rest[m : 2 * m]
+        since, later = rest[2 * m : 3 * m], rest[3 * m :]
+        self.after = [int(n) for n in since] or [self.windows if s > 0.0 else -1 for s in self.sums]
+        self.later = later or list(self.sums)
