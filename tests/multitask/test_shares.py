@@ -151,3 +151,11 @@ def test_the_bargaining_solution_does_not_depend_on_the_lengths_of_gradients(bui
         build([theta])(list((scale[:, None] * rows) @ theta)).backward()
         found.append(theta.grad / theta.grad.norm())
     torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"), [({"prior": None}, "None"), ({"prior": [None, 1, 2]}, r"\[None, 1, 2\]")]
+)
+def test_a_prior_of_no_numbers_is_refused(settings, found):
+    with pytest.raises(TypeError, match=f"prior must hold one number per task, in order or by name, found {found}"):
+        BanditMTL(TASKS, rho=0.1, **settings)

@@ -92,7 +92,10 @@ def by_task(tasks: Sequence[str], sizes: Counts, what: str) -> list[float]:
         check_names(tasks, sizes, what)
         values = [float(sizes[t]) for t in tasks]
     else:
-        values = [float(x) for x in (sizes.tolist() if isinstance(sizes, Tensor) else sizes)]
+        try:
+            values = [float(x) for x in (sizes.tolist() if isinstance(sizes, Tensor) else sizes)]
+        except TypeError:
+            raise TypeError(f"{what} must hold one number per task, in order or by name, found {sizes!r}.") from None
         if len(values) != len(tasks):
             raise ValueError(f"{what} must hold one number per task, expected {len(tasks)}, found {len(values)}.")
     for task, value in zip(tasks, values, strict=True):
