@@ -38,10 +38,16 @@ class MixedRewards(Mixed):
             raise ValueError(
                 f"reward_bounds: expected two finite numbers, the smaller one first, found {reward_bounds}."
             )
+        if reward_bounds is None and kwargs.get("reference") is not None:
+            raise ValueError(
+                "reference: a level has a unit only between known rewards, and those seen so far move: expected "
+                "reward_bounds=(smallest, largest) beside it."
+            )
         if oversample < 1:
             raise ValueError(f"oversample must be at least 1, found {oversample}.")
         self.reward_bounds, self.oversample = reward_bounds, oversample
-        self._seen_bounds = (math.inf, -math.inf)
+        self._seen_bounds = self._unit = (math.inf, -math.inf)
+        """The bounds of all rewards so far; and those in which the levels stand that the bandit remembers."""
         m = len(getattr(mixture, "tasks", ()))
         self._groups, self._telling = [1.0] * m, [1.0] * m  # recent groups, and those with an advantage
         self._evaluated: list[float] = []
@@ -93,6 +99,7 @@ class MixedRewards(Mixed):
         task_B = torch.tensor(tasks, device=rewards_NF.device)
         self._count_groups(total_N, scored_N, self.accelerator.gather(task_B))
         low, high = self._bounds(total_N[scored_N])
+        self._bring_into((low, high))
         if high > low:
             mine = slice(self.accelerator.process_index * len(tasks), (self.accelerator.process_index + 1) * len(tasks))
             levels_B = (1.0 - (total_N[mine] - low) / (high - low)).where(scored_N[mine], total_N.new_zeros(()))
@@ -159,6 +166,25 @@ class MixedRewards(Mixed):
             )
         return self.reward_bounds
 
+    def _bring_into(self, bounds: tuple[float, float]) -> None:
+        """Bring the levels that the bandit remembers into the unit of these bounds."""
+        (old_low, old_high), (low, high) = self._unit, bounds
+        if not low < high or bounds == self._unit:
+            return
+        self._unit = bounds
+        if not old_low < old_high:
+            return
+        # 1 - (reward - low) / (high - low), from the level between the old bounds
+        slope, start = (old_high - old_low) / (high - low), (high - old_high) / (high - low)
+        remembered = vars(self.balance)
+        for name in ("last_losses", "_known", "_initial"):
+            remembered[name] = [start + slope * x for x in remembered[name]]
+        level_M = self.balance._in_units(self.balance._excess(self.balance.last_losses))
+        remembered["_before"] = [b if math.isnan(b) else x for b, x in zip(remembered["_before"], level_M, strict=True)]
+        window = self.balance._window.state()
+        window["sums"] = slope * window["sums"] + start * window["counts"]
+        self.balance._window.load(window)
+
     def told(self) -> dict[str, float]:
         """Also the bounds, and by task the share of groups with an advantage."""
         low, high = self._seen_bounds if self.reward_bounds is None else self.reward_bounds
@@ -168,9 +194,13 @@ class MixedRewards(Mixed):
         return super().told() | bounds | {f"with_advantage/{t}": a / b for t, a, b in shares}
 
     def kept(self) -> dict[str, Any]:
-        return super().kept() | {"bounds": self._seen_bounds, "groups": self._groups, "telling": self._telling}
+        found = {"bounds": self._seen_bounds, "unit": self._unit, "groups": self._groups, "telling": self._telling}
+        return super().kept() | found
 
     def take_back(self, state: dict[str, Any]) -> None:
         super().take_back(state)
         self._seen_bounds = tuple(state["bounds"])
         self._groups, self._telling = list(state["groups"]), list(state["telling"])
+        now = self.reward_bounds or self._seen_bounds
+        self._unit = tuple(state.get("unit", now))
+        self._bring_into(now)

@@ -1,0 +1,72 @@
+"""with_mixture in GRPO and RLOO: the unit of the levels, and which groups are drawn."""
+
+import pytest
+import torch
+
+from .mixtures import bandit, run
+from .toy import TASKS
+
+
+def judged(tmp_path, mixture, **mix):
+    """A trainer after one step, and a call that judges rewards by task in place of a generation."""
+    scores = []
+
+    def rewards(completions, task, **_):
+        return [scores.pop(0) if scores else 0.5 * (i % 2) for i, _ in enumerate(completions)]
+
+    trainer = run("GRPO", tmp_path, mixture=mixture, max_steps=1, mix={"reward_funcs": rewards, **mix})
+    mixture.reset()
+
+    def judge(step=True, **by_task):
+        rows = [t for t, found in by_task.items() for _ in found]
+        scores[:] = [x for found in by_task.values() for x in found]
+        inputs = [{"prompt": "w3", "task": t} for t in rows]
+        trainer._calculate_rewards(inputs, ["w3"] * len(rows), ["w4"] * len(rows), [[4]] * len(rows))
+        if step:
+            mixture.step()
+
+    return trainer, judge
+
+
+@pytest.mark.parametrize("settings", [{"half_life": 2.0}, {"normalize": True}])
+def test_levels_that_are_remembered_follow_the_bounds_that_are_seen(tmp_path, settings):
+    """Of a task that is absent, too, and inside a window: they are what they would be in the last bounds throughout."""
+    mixture, twin = bandit(eta=1e-3, **settings), bandit(eta=1e-3, **settings)
+    _, judge = judged(tmp_path, mixture, improvement=2.0)
+    mixture.corrects = twin.corrects = False
+    mixture.improvement = twin.improvement = 2.0
+    mixture.micro_batches = twin.micro_batches = 2
+    windows = [
+        {"books": [0.0, 0.5], "dvd": [0.5, 1.0], "kitchen": [0.0, 0.0]},
+        {"books": [1.0, 1.0], "dvd": [0.5, 0.5]},
+        {"books": [10.0, 1.0]},
+        {"books": [5.0, -10.0]},
+    ]
+    for number, window in enumerate(windows):
+        judge(step=number != 2, **window)
+        levels = {t: torch.tensor(1 - (sum(x) / 2 + 10) / 20) for t, x in window.items()}
+        twin.observe([levels.get(t) for t in TASKS], [2.0 * (t in window) for t in TASKS])
+        if number != 2:
+            twin.step()
+    for remembered in ("last_losses", "_known", "_initial", "_before"):
+        assert vars(mixture)[remembered] == pytest.approx(vars(twin)[remembered], nan_ok=True, rel=1e-5), remembered
+
+
+def test_a_run_that_goes_on_with_other_bounds_has_its_levels_in_them(tmp_path):
+    seen, judge = judged(tmp_path, bandit())
+    judge(books=[0.0, 0.5], dvd=[0.5, 1.0], kitchen=[0.0, 0.0])
+    given, _ = judged(tmp_path, bandit(), reward_bounds=(-10.0, 10.0))
+    given.take_back(seen.kept())
+    expected = [1 - (x + 10) / 20 for x in (0.25, 0.75, 0.0)]
+    assert given.mixture.last_losses == pytest.approx(expected)
+    given.take_back(given.kept())
+    assert given.mixture.last_losses == pytest.approx(expected)
+    older = seen.kept()
+    del older["unit"]
+    given.take_back(older)  # told nothing, it goes on as it was
+    assert given.mixture.last_losses == pytest.approx([0.75, 0.25, 1.0])
+
+
+def test_a_reference_without_bounds_has_no_unit(tmp_path):
+    with pytest.raises(ValueError, match=r"expected reward_bounds=\(smallest, largest\)"):
+        run("GRPO", tmp_path, mix={"reference": dict.fromkeys(TASKS, 0.5)})
