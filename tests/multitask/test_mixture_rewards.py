@@ -70,3 +70,37 @@ def test_a_run_that_goes_on_with_other_bounds_has_its_levels_in_them(tmp_path):
 def test_a_reference_without_bounds_has_no_unit(tmp_path):
     with pytest.raises(ValueError, match=r"expected reward_bounds=\(smallest, largest\)"):
         run("GRPO", tmp_path, mix={"reference": dict.fromkeys(TASKS, 0.5)})
+
+
+def test_rewards_on_different_scales_are_compared_by_bounds_of_each_task(tmp_path):
+    """books is nearly solved on its own scale; on one scale for all it seems the worst."""
+    bounds = {"books": (0, 1), "dvd": (0, 10), "kitchen": (0, 10)}
+    mixture = bandit()
+    trainer, judge = judged(tmp_path, mixture, reward_bounds=bounds)
+    judge(step=False, books=[0.9, 1.0], dvd=[1.0, 3.0], kitchen=[2.0, 2.0])
+    mixture.corrects = False
+    mixture.step()
+    assert mixture.last_losses == pytest.approx([0.05, 0.8, 0.8])
+    assert mixture.weights()[0] < 0.2
+    told = trainer.told()
+    assert (told["given_high/books"], told["given_high/dvd"]) == (1.0, 10.0)
+    with pytest.warns(UserWarning, match=r"rewards of 'books' from 0 to 2 leave reward_bounds=\(0.0, 1.0\)"):
+        judge(books=[2.0, 2.0])
+    again, _ = judged(tmp_path, bandit(), reward_bounds=(0, 10))
+    again.take_back(trainer.kept())
+    assert again.mixture.last_losses[0] == pytest.approx(1 - 2.0 / 10)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "words_of_it"),
+    [
+        ({"books": (0, 1)}, r"or one for each of the tasks \['books', 'dvd', 'kitchen'\], found \['books'\]"),
+        (dict.fromkeys(TASKS, (0, 1)) | {"dvd": (1, 0)}, r"reward_bounds of 'dvd': .*the smaller one first.*\(1, 0\)"),
+        (dict.fromkeys(TASKS, 1.0), r"reward_bounds of 'books': expected two finite numbers"),
+        ((0.0, 1.0, 2.0), r"reward_bounds: expected two finite numbers.*found \(0.0, 1.0, 2.0\)"),
+        (5, r"reward_bounds: expected two finite numbers.*found 5"),
+    ],
+)
+def test_bounds_that_are_none_are_refused_by_name(tmp_path, bounds, words_of_it):
+    with pytest.raises(ValueError, match=words_of_it):
+        run("RLOO", tmp_path, mix={"reward_bounds": bounds})

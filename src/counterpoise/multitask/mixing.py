@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -52,10 +52,7 @@ class Mixed(PerTask):
                 "a stream of all tasks cannot be drawn by task: expected train_dataset={task: stream, ...}."
             )
         if isinstance(data, Mapping):
-            if {*data} != {*mixture.tasks}:
-                raise ValueError(
-                    f"train_dataset: expected data of the tasks {list(mixture.tasks)}, found {list(data)}."
-                )
+            refuse_other_tasks("train_dataset: expected data", data, mixture.tasks)
             data = self._joined({t: data[t] for t in mixture.tasks}, settings, task_column)
         if len(args) > 3:
             args = (*args[:3], data, *args[4:])
@@ -152,6 +149,12 @@ class Mixed(PerTask):
         """Go on from both."""
         super().take_back(state["mixture"])
         self.schedule.load(state["schedule"])
+
+
+def refuse_other_tasks(expected: str, given: Mapping[str, Any], tasks: Sequence[str]) -> None:
+    """Raise unless a mapping holds each of the tasks and nothing else."""
+    if {*given} != {*tasks}:
+        raise ValueError(f"{expected} of the tasks {list(tasks)}, found {list(given)}.")
 
 
 def _refuse(settings: Any) -> None:

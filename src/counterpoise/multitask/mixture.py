@@ -33,8 +33,9 @@ def with_mixture(base: type) -> type:
         improvement: how much the change of a task's level since it was last seen counts beside the level: the 1 / lambda
             of MT-GRPO (Ramesh et al., 2602.05547), whose weights descend on change of reward + lambda * reward.
         example_losses: Trainer only, see `with_weighting`.
-        reward_bounds: GRPO, RLOO: the smallest and the largest total reward; by default those seen so far. Logs have
-            `mixture/given_low` or `mixture/seen_low`.
+        reward_bounds: GRPO, RLOO: the smallest and the largest total reward, one scale for all tasks, or such a pair for
+            each task, by name; by default the smallest and the largest of all seen so far. Logs have
+            `mixture/given_low` (and `/TASK`) or `mixture/seen_low`.
         oversample: GRPO, RLOO: draw so many times the prompts, drop groups without any advantage (all rewards equal),
             and fill each task's quota from the others. At 1 nothing is dropped: quotas are divided by the share of each
             task's groups with an advantage, so that these come by p on average.

@@ -14,8 +14,11 @@ from torch.utils.data import IterableDataset
 
 from counterpoise.multitask.bandit import BanditMTL
 from counterpoise.multitask.drawing import quotas
-from counterpoise.multitask.mixing import Mixed
+from counterpoise.multitask.mixing import Mixed, refuse_other_tasks
 from counterpoise.multitask.per_task import tasks_of
+
+Bounds = tuple[float, float]
+"""The smallest and the largest reward."""
 
 
 class MixedRewards(Mixed):
@@ -30,14 +33,10 @@ class MixedRewards(Mixed):
         self,
         *args: Any,
         mixture: BanditMTL,
-        reward_bounds: tuple[float, float] | None = None,
+        reward_bounds: Bounds | Mapping[str, Bounds] | None = None,
         oversample: int = 1,
         **kwargs: Any,
     ) -> None:
-        if reward_bounds is not None and not -math.inf < reward_bounds[0] < reward_bounds[1] < math.inf:
-            raise ValueError(
-                f"reward_bounds: expected two finite numbers, the smaller one first, found {reward_bounds}."
-            )
         if reward_bounds is None and kwargs.get("reference") is not None:
             raise ValueError(
                 "reference: a level has a unit only between known rewards, and those seen so far move: expected "
@@ -45,10 +44,12 @@ class MixedRewards(Mixed):
             )
         if oversample < 1:
             raise ValueError(f"oversample must be at least 1, found {oversample}.")
-        self.reward_bounds, self.oversample = reward_bounds, oversample
-        self._seen_bounds = self._unit = (math.inf, -math.inf)
-        """The bounds of all rewards so far; and those in which the levels stand that the bandit remembers."""
-        m = len(getattr(mixture, "tasks", ()))
+        tasks = getattr(mixture, "tasks", ())
+        self.reward_bounds, self.oversample, m = reward_bounds, oversample, len(tasks)
+        self._given = None if reward_bounds is None else _by_task(reward_bounds, tasks)
+        self._seen: list[Bounds] = [(math.inf, -math.inf)] * m
+        self._unit = list(self._seen)
+        """By task: the bounds of its rewards so far; those in which the levels stand that the bandit remembers."""
         self._groups, self._telling = [1.0] * m, [1.0] * m  # recent groups, and those with an advantage
         self._evaluated: list[float] = []
         super().__init__(*args, mixture=mixture, **kwargs)
@@ -97,12 +98,15 @@ class MixedRewards(Mixed):
             return rewards_NF
         tasks = tasks_of(inputs, self.balance.tasks, self.task_column)
         task_B = torch.tensor(tasks, device=rewards_NF.device)
-        self._count_groups(total_N, scored_N, self.accelerator.gather(task_B))
-        low, high = self._bounds(total_N[scored_N])
-        self._bring_into((low, high))
-        if high > low:
+        task_N = self.accelerator.gather(task_B)
+        self._count_groups(total_N, scored_N, task_N)
+        self._see(total_N[scored_N].tolist(), task_N[scored_N].tolist())
+        self._bring_into(bounds := self._bounds())
+        if all(low < high for low, high in bounds):
             mine = slice(self.accelerator.process_index * len(tasks), (self.accelerator.process_index + 1) * len(tasks))
-            levels_B = (1.0 - (total_N[mine] - low) / (high - low)).where(scored_N[mine], total_N.new_zeros(()))
+            levels_B = torch.zeros_like(total_N[mine])
+            for i, (low, high) in enumerate(bounds):
+                levels_B = (1.0 - (total_N[mine] - low) / (high - low)).where(scored_N[mine] & (task_B == i), levels_B)
             here_B1 = scored_N[mine].to(levels_B.dtype).unsqueeze(1)
             self.observe(self.by_task(levels_B.unsqueeze(1), task_B), self.by_task(here_B1, task_B))
         return rewards_NF
@@ -152,55 +156,85 @@ class MixedRewards(Mixed):
         self._groups = [0.9 * a + b for a, b in zip(self._groups, groups, strict=True)]
         self._telling = [0.9 * a + b for a, b in zip(self._telling, telling, strict=True)]
 
-    def _bounds(self, total_N: Tensor) -> tuple[float, float]:
-        """The bounds given, or those seen so far."""
-        if len(total_N):
-            low, high = (float(x) for x in total_N.aminmax())
-            self._seen_bounds = min(low, self._seen_bounds[0]), max(high, self._seen_bounds[1])
-        if self.reward_bounds is None:
-            return self._seen_bounds
-        if self._seen_bounds[0] < self.reward_bounds[0] or self._seen_bounds[1] > self.reward_bounds[1]:
-            low, high = self._seen_bounds
-            warnings.warn(
-                f"rewards from {low:.4g} to {high:.4g} leave reward_bounds={self.reward_bounds}.", stacklevel=2
-            )
-        return self.reward_bounds
+    @property
+    def _seen_bounds(self) -> Bounds:
+        """The bounds of all rewards so far, one scale for all tasks."""
+        return min(low for low, _ in self._seen), max(high for _, high in self._seen)
 
-    def _bring_into(self, bounds: tuple[float, float]) -> None:
+    def _bounds(self) -> list[Bounds]:
+        """Those that count, by task."""
+        return self._given or [self._seen_bounds] * len(self._seen)
+
+    def _scales(self) -> list[tuple[str, Bounds, Bounds]]:
+        """Of each scale of rewards how its task is told, the bounds seen, and those that count."""
+        if isinstance(self.reward_bounds, Mapping):
+            return list(zip(self.balance.tasks, self._seen, self._bounds(), strict=True))
+        return [("", self._seen_bounds, self._bounds()[0])]
+
+    def _see(self, totals: list[float], tasks: list[int]) -> None:
+        """Take note of rewards, and say which leave the bounds given."""
+        for total, i in zip(totals, tasks, strict=True):
+            self._seen[i] = min(total, self._seen[i][0]), max(total, self._seen[i][1])
+        for task, (low, high), given in self._scales():
+            if low < given[0] or high > given[1]:
+                of = f" of {task!r}" if task else ""
+                warnings.warn(f"rewards{of} from {low:.4g} to {high:.4g} leave reward_bounds={given}.", stacklevel=2)
+
+    def _bring_into(self, bounds: list[Bounds]) -> None:
         """Bring the levels that the bandit remembers into the unit of these bounds."""
-        (old_low, old_high), (low, high) = self._unit, bounds
-        if not low < high or bounds == self._unit:
-            return
-        self._unit = bounds
-        if not old_low < old_high:
+        if bounds == self._unit or not all(low < high for low, high in bounds):
             return
         # 1 - (reward - low) / (high - low), from the level between the old bounds
-        slope, start = (old_high - old_low) / (high - low), (high - old_high) / (high - low)
-        remembered = vars(self.balance)
+        pairs = [(old, new) if old[0] < old[1] else (new, new) for old, new in zip(self._unit, bounds, strict=True)]
+        slopes = [(old[1] - old[0]) / (new[1] - new[0]) for old, new in pairs]
+        starts = [(new[1] - old[1]) / (new[1] - new[0]) for old, new in pairs]
+        remembered, self._unit = vars(self.balance), bounds
         for name in ("last_losses", "_known", "_initial"):
-            remembered[name] = [start + slope * x for x in remembered[name]]
+            remembered[name] = [a + b * x for a, b, x in zip(starts, slopes, remembered[name], strict=True)]
         level_M = self.balance._in_units(self.balance._excess(self.balance.last_losses))
         remembered["_before"] = [b if math.isnan(b) else x for b, x in zip(remembered["_before"], level_M, strict=True)]
         window = self.balance._window.state()
-        window["sums"] = slope * window["sums"] + start * window["counts"]
+        sums = zip(starts, slopes, window["counts"], window["sums"], strict=True)
+        window["sums"] = torch.stack([a * n + b * x for a, b, n, x in sums])
         self.balance._window.load(window)
 
     def told(self) -> dict[str, float]:
         """Also the bounds, and by task the share of groups with an advantage."""
-        low, high = self._seen_bounds if self.reward_bounds is None else self.reward_bounds
-        whose = "seen" if self.reward_bounds is None else "given"
-        bounds = {f"{whose}_low": low, f"{whose}_high": high} if low <= high else {}
+        whose = "given" if self._given else "seen"
+        bounds: dict[str, float] = {}
+        for task, _, (low, high) in self._scales():
+            of = f"/{task}" if task else ""
+            bounds |= {f"{whose}_low{of}": low, f"{whose}_high{of}": high} if low <= high else {}
         shares = zip(self.balance.tasks, self._telling, self._groups, strict=True)
         return super().told() | bounds | {f"with_advantage/{t}": a / b for t, a, b in shares}
 
     def kept(self) -> dict[str, Any]:
-        found = {"bounds": self._seen_bounds, "unit": self._unit, "groups": self._groups, "telling": self._telling}
+        found = {"bounds": list(self._seen), "unit": self._unit, "groups": self._groups, "telling": self._telling}
         return super().kept() | found
 
     def take_back(self, state: dict[str, Any]) -> None:
         super().take_back(state)
-        self._seen_bounds = tuple(state["bounds"])
+        seen = state["bounds"]
+        self._seen = list(seen) if isinstance(seen, list) else [seen] * len(self._seen)  # older states hold one pair
         self._groups, self._telling = list(state["groups"]), list(state["telling"])
-        now = self.reward_bounds or self._seen_bounds
-        self._unit = tuple(state.get("unit", now))
-        self._bring_into(now)
+        self._unit = state.get("unit", self._bounds())
+        self._bring_into(self._bounds())
+
+
+def _by_task(given: Bounds | Mapping[str, Bounds], tasks: Sequence[str]) -> list[Bounds]:
+    """Each task's bounds, from one pair for all or a pair for each."""
+    each = given if isinstance(given, Mapping) else dict.fromkeys(tasks, given)
+    refuse_other_tasks("reward_bounds: expected a pair of numbers, or one for each", each, tasks)
+    found = []
+    for task in tasks:
+        try:
+            low, high = map(float, each[task])
+        except (TypeError, ValueError):
+            low = high = math.nan
+        if not -math.inf < low < high < math.inf:
+            of = f" of {task!r}" if isinstance(given, Mapping) else ""
+            raise ValueError(
+                f"reward_bounds{of}: expected two finite numbers, the smaller one first, found {each[task]!r}."
+            )
+        found.append((low, high))
+    return found
