@@ -169,7 +169,7 @@ def test_levels_of_rl_are_one_minus_the_mean_reward_between_the_bounds(tmp_path)
 def test_groups_without_an_advantage_are_made_up_for(tmp_path):
     """kitchen's never have one: its quota grows by at most four; with oversampling the others' fill the batch."""
     held = bandit(rho=0.0, exploration=0.0)
-    trainer = run("GRPO", tmp_path, mixture=held, max_steps=8, per_device_train_batch_size=24)
+    trainer = run("GRPO", tmp_path, mixture=held, max_steps=8, per_device_train_batch_size=24, mix={"make_up": True})
     shares = trainer.told()
     assert shares["with_advantage/kitchen"] < 0.1 < shares["with_advantage/dvd"]
     p = np.array(trainer.probabilities_of_tasks())

@@ -104,3 +104,18 @@ def test_rewards_on_different_scales_are_compared_by_bounds_of_each_task(tmp_pat
 def test_bounds_that_are_none_are_refused_by_name(tmp_path, bounds, words_of_it):
     with pytest.raises(ValueError, match=words_of_it):
         run("RLOO", tmp_path, mix={"reward_bounds": bounds})
+
+
+@pytest.mark.parametrize("kind", ["GRPO", "RLOO"])
+def test_a_mixture_of_rewards_held_at_its_prior_draws_by_it(tmp_path, kind):
+    """kitchen never has an advantage: that is made up for only where p moves, or as make_up says."""
+    few = {"per_device_train_batch_size": 24, "max_steps": 6}
+    held = run(kind, tmp_path, mixture=bandit(rho=0.0, exploration=0.0), **few)
+    assert held.told()["with_advantage/kitchen"] < 0.2
+    assert held.schedule.drawn() == [4 * 6] * 3
+    asked = run(kind, tmp_path, mixture=bandit(rho=0.0, exploration=0.0), mix={"make_up": True}, **few)
+    assert asked.schedule.drawn()[2] > 4 * 6
+    moving = run(kind, tmp_path, mixture=bandit(eta=1e-6, exploration=0.0), **few)
+    assert moving.schedule.drawn() == asked.schedule.drawn()
+    plain = run(kind, tmp_path, mixture=bandit(eta=1e-6, exploration=0.0), mix={"make_up": False}, **few)
+    assert plain.schedule.drawn() == held.schedule.drawn()

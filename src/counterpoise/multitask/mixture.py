@@ -36,9 +36,10 @@ def with_mixture(base: type) -> type:
         reward_bounds: GRPO, RLOO: the smallest and the largest total reward, one scale for all tasks, or such a pair for
             each task, by name; by default the smallest and the largest of all seen so far. Logs have
             `mixture/given_low` (and `/TASK`) or `mixture/seen_low`.
-        oversample: GRPO, RLOO: draw so many times the prompts, drop groups without any advantage (all rewards equal),
-            and fill each task's quota from the others. At 1 nothing is dropped: quotas are divided by the share of each
-            task's groups with an advantage, so that these come by p on average.
+        make_up: GRPO, RLOO: draw by p over the share of each task's groups with an advantage (not all rewards equal), so
+            that these come by p on average. By default where p moves; with rho=0 the prompts are drawn by the prior.
+        oversample: GRPO, RLOO: draw so many times the prompts, drop groups without any advantage, and fill each task's
+            quota of p from the others. At 1 nothing is dropped.
 
     Raises:
         TypeError, ValueError: no bandit with drawn_by="p", a trainer whose loss is none per row, data without the column

@@ -35,6 +35,7 @@ class MixedRewards(Mixed):
         mixture: BanditMTL,
         reward_bounds: Bounds | Mapping[str, Bounds] | None = None,
         oversample: int = 1,
+        make_up: bool | None = None,
         **kwargs: Any,
     ) -> None:
         if reward_bounds is None and kwargs.get("reference") is not None:
@@ -45,7 +46,7 @@ class MixedRewards(Mixed):
         if oversample < 1:
             raise ValueError(f"oversample must be at least 1, found {oversample}.")
         tasks = getattr(mixture, "tasks", ())
-        self.reward_bounds, self.oversample, m = reward_bounds, oversample, len(tasks)
+        self.reward_bounds, self.oversample, self.make_up, m = reward_bounds, oversample, make_up, len(tasks)
         self._given = None if reward_bounds is None else _by_task(reward_bounds, tasks)
         self._seen: list[Bounds] = [(math.inf, -math.inf)] * m
         self._unit = list(self._seen)
@@ -80,9 +81,13 @@ class MixedRewards(Mixed):
         return self.oversample * self.args.generation_batch_size // self.num_generations  # type: ignore[no-any-return]
 
     def probabilities_of_tasks(self) -> list[float]:
-        """p over the share of each task's groups that have an advantage, of which at least a quarter is assumed."""
+        """p, or where it is made up for groups without an advantage, p over the share of each task's groups that have one,
+        of which at least a quarter is assumed."""
+        p_M = super().probabilities_of_tasks()
+        if not (self.balance.rho > 0.0 if self.make_up is None else self.make_up):
+            return p_M
         shares = [max(0.25, a / b) for a, b in zip(self._telling, self._groups, strict=True)]
-        raised = [p / s for p, s in zip(super().probabilities_of_tasks(), shares, strict=True)]
+        raised = [p / s for p, s in zip(p_M, shares, strict=True)]
         return [x / sum(raised) for x in raised]
 
     def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> Any:
