@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from counterpoise.multitask.bandit import BanditMTL
 from counterpoise.multitask.drawing import Interleaved, MixtureSampler, Schedule
 from counterpoise.multitask.losses import Counts, by_task
-from counterpoise.multitask.per_task import PerTask, no_column, task_index
+from counterpoise.multitask.per_task import PerTask, no_column, numbered_names, task_indices
 from counterpoise.ranks import sum_over_ranks, world_size
 
 
@@ -116,9 +116,10 @@ class Mixed(PerTask):
         if (names is not None and self.task_column not in names) or (names is None and self.task_column not in data[0]):
             raise no_column(self.task_column, names or data[0])
         column = data[self.task_column] if names is not None else [row[self.task_column] for row in data]
-        rows: list[list[int]] = [[] for _ in self.balance.tasks]
-        for number, task in enumerate(column):
-            rows[task_index(task, self.balance.tasks, self.task_column)].append(number)
+        tasks, rows = self.balance.tasks, list[list[int]]([] for _ in self.balance.tasks)
+        numbered = numbered_names(data, tasks, self.task_column)
+        for number, task in enumerate(task_indices(column, tasks, self.task_column, numbered)):
+            rows[task].append(number)
         return rows
 
     def observe(self, sums_M: Tensor, counts_M: Tensor) -> None:

@@ -27,7 +27,8 @@ def with_mixture(base: type) -> type:
 
     The class takes, beside the base's arguments:
         mixture: `BanditMTL(tasks, drawn_by="p", ...)`; with rho=0 the tasks are drawn by its prior throughout.
-        task_column: the column with the task's name or index; "task" by default.
+        task_column: the column with the task's name or index; "task" by default. A `datasets.ClassLabel` is read by its
+            names.
         reference: a loss for each task; p moves on what is above it, as DoReMi's excess loss (Xie et al., NeurIPS 2023;
             it takes the excess of each token, here that of the mean).
         improvement: how much the change of a task's level since it was last seen counts beside the level: the 1 / lambda

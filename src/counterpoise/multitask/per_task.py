@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset
 from transformers import Trainer, TrainerCallback
 
 from counterpoise.checkpoints.files import replacing
@@ -19,20 +20,61 @@ ExampleLosses = Callable[[Any, Labels], Tensor]
 """From the model's outputs and the labels to one loss per example, (B,); several label columns come by name."""
 
 
-def task_index(task: Any, tasks: Sequence[str], column: str) -> int:
-    """The place of a task among the tasks, from its name or itself."""
-    if isinstance(task, str) and task in tasks:
-        return tasks.index(task)
-    if not isinstance(task, str | list) and 0 <= int(task) < len(tasks):
-        return int(task)
-    raise ValueError(f"column {column!r} holds {task!r}, expected one of {list(tasks)} or its index.")
+def task_indices(
+    values: Iterable[Any], tasks: Sequence[str], column: str, numbered: Sequence[str] | None = None, among: str = ""
+) -> list[int]:
+    """The place among the tasks of each value of a column: a task's name, or an index into `numbered`, by default the tasks
+    themselves. `among` says of which rows they are the first, second and so on."""
+    found = []
+    for row, value in enumerate(values):
+        name = value if isinstance(value, str) else None
+        if name is None and not isinstance(value, list) and 0 <= int(value) < len(numbered or tasks):
+            name = (numbered or tasks)[int(value)]
+        if name not in tasks:
+            meant = f" ({name!r})" if name not in (None, value) else ""
+            raise ValueError(
+                f"column {column!r}, row {row}{among}: expected one of {list(tasks)} or its index, found {value!r}{meant}."
+            )
+        found.append(tasks.index(name))
+    return found
 
 
-def tasks_of(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str], column: str) -> list[int]:
+def tasks_of(
+    rows: Sequence[Mapping[str, Any]], tasks: Sequence[str], column: str, numbered: Sequence[str] | None = None
+) -> list[int]:
     """The place of each row's task; a row without one is a ValueError."""
     if lacking := next((row for row in rows if column not in row), None):
         raise no_column(column, lacking)
-    return [task_index(row[column], tasks, column) for row in rows]
+    return task_indices((row[column] for row in rows), tasks, column, numbered, " of a batch")
+
+
+def numbered_names(data: Any, tasks: Sequence[str], column: str) -> Sequence[str] | None:
+    """Into what a whole number in the column is an index: the names of its `datasets.ClassLabel`; None: not known."""
+    every = [names for names in _label_names(data, column) if names != _numbers(names)]
+    if not every or tuple(tasks) == _numbers(tasks):
+        return None
+    if len({*every}) > 1:
+        raise ValueError(f"column {column!r}: expected class labels of one order, found different names: {every}.")
+    if lacking := [t for t in tasks if t not in every[0]]:
+        raise ValueError(
+            f"column {column!r} holds class labels of the names {list(every[0])}, expected the tasks {list(tasks)} among "
+            f"them, found no {lacking}: rename the labels, or give the bandit or weighting their names as tasks."
+        )
+    return every[0]
+
+
+def _label_names(data: Any, column: str) -> Iterator[tuple[str, ...]]:
+    if isinstance(data, Subset):
+        yield from _label_names(data.dataset, column)
+    for part in data.datasets if isinstance(data, ConcatDataset) else ():
+        yield from _label_names(part, column)
+    features = getattr(data, "features", None)  # of a stream that was mapped: None
+    if isinstance(features, Mapping) and (names := getattr(features.get(column), "names", None)):
+        yield tuple(names)
+
+
+def _numbers(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(str(i) for i in range(len(names)))
 
 
 class TaskCollator:
@@ -44,13 +86,14 @@ class TaskCollator:
         self, inner: Callable[[list[Any]], Any], column: str, tasks: Sequence[str], *, by_token: bool = False
     ) -> None:
         self.inner, self.column, self.tasks, self.by_token = inner, column, tuple(tasks), by_token
+        self.numbered: Sequence[str] | None = None  # see `task_indices`; the trainer's, once training begins
 
     def __call__(self, rows: list[Mapping[str, Any]]) -> Any:
         """The inner collator's batch, with the index of each row's task under the column's name."""
         batch = self.inner([{k: v for k, v in row.items() if k != self.column} for row in rows])
         if not any(self.column in row for row in rows):  # enough for evaluation
             return batch
-        task_B = torch.tensor(tasks_of(rows, self.tasks, self.column), dtype=torch.long)
+        task_B = torch.tensor(tasks_of(rows, self.tasks, self.column, self.numbered), dtype=torch.long)
         if self.by_token and len(ids_1T := batch["input_ids"]) != len(rows):
             lengths_B = torch.tensor([len(row["input_ids"]) for row in rows])
             lengths_B[-1] += ids_1T.shape[1] - lengths_B.sum()  # padding, whose labels do not count
@@ -77,6 +120,10 @@ class PerTask(Trainer):
     def __init__(self, *args: Any, balance: Weighting, task_column: str, **kwargs: Any) -> None:
         self.balance, self.task_column = balance, task_column
         setattr(self, self.called, balance)
+        data = args[3] if len(args) > 3 else kwargs.get("train_dataset")  # their place in every trainer's arguments
+        self.numbered = numbered_names(
+            data, balance.tasks, task_column
+        )  # the base may map a stream, which forgets them
         super().__init__(*args, **kwargs)
         if self.args.n_gpu > 1:
             raise ValueError(f"found {self.args.n_gpu} GPUs in one process: launch one process per GPU with torchrun.")
@@ -91,6 +138,13 @@ class PerTask(Trainer):
     def window_is_open(self) -> bool:
         """Whether any rank saw a loss since the last optimiser step, the same on every rank."""
         raise NotImplementedError
+
+    def get_train_dataloader(self) -> Any:
+        """The base's; numbers in the task column are read as the training data have them."""
+        self.numbered = numbered_names(self.train_dataset, self.balance.tasks, self.task_column) or self.numbered
+        if isinstance(self.data_collator, TaskCollator):
+            self.data_collator.numbered = self.numbered
+        return super().get_train_dataloader()
 
     @contextmanager
     def outputs_of(self, model: Any) -> Iterator[list[Any]]:

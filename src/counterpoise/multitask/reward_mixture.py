@@ -101,7 +101,7 @@ class MixedRewards(Mixed):
         if not self.model.training:
             self._evaluated += total_N[scored_N].tolist()
             return rewards_NF
-        tasks = tasks_of(inputs, self.balance.tasks, self.task_column)
+        tasks = tasks_of(inputs, self.balance.tasks, self.task_column, self.numbered)
         task_B = torch.tensor(tasks, device=rewards_NF.device)
         task_N = self.accelerator.gather(task_B)
         self._count_groups(total_N, scored_N, task_N)
@@ -124,7 +124,7 @@ class MixedRewards(Mixed):
             raise ValueError("oversample drops whole rows, and images are not in rows: expected oversample=1.")
         groups, rows, rank = len(inputs) // self.num_generations, len(inputs), self.accelerator.process_index
         tells = self._tells_P[rank * groups : (rank + 1) * groups].tolist()
-        tasks = tasks_of(inputs, self.balance.tasks, self.task_column)
+        tasks = tasks_of(inputs, self.balance.tasks, self.task_column, self.numbered)
         kept = self._fill(tasks[:: self.num_generations], tells, groups // self.oversample)
         chosen = [g * self.num_generations + i for g in kept for i in range(self.num_generations)]
         for name, value in found.items():

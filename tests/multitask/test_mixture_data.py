@@ -1,0 +1,100 @@
+"""Rows of training and their task, in with_mixture and with_weighting: what the column and the data may be."""
+
+import pytest
+import trl
+from datasets import ClassLabel, Dataset
+from torch.utils.data import ConcatDataset, Subset
+
+from counterpoise.multitask import BanditMTL
+
+from .hf import token_rows, train
+from .mixtures import run, texts, words
+from .toy import TASKS
+
+ORDER = ClassLabel(names=["kitchen", "dvd", "books"])
+
+
+def labelled(data, names=ORDER):
+    return data.cast_column("task", names)
+
+
+def reward(completions, task, **_):
+    return [0.1 * (len(c) % 7) for c in completions]
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "how"),
+    [
+        ("Trainer", token_rows, labelled),
+        ("Trainer", token_rows, lambda data: Subset(labelled(data), range(len(data)))),
+        ("Trainer", token_rows, lambda data: ConcatDataset([labelled(data)])),
+        ("SFT", texts, labelled),
+        ("GRPO", texts, labelled),
+    ],
+)
+def test_class_labels_are_read_by_their_names_in_a_mixture(tmp_path, kind, data, how):
+    more = {"mix": {"reward_funcs": reward}} if kind == "GRPO" else {}
+    data = data().rename_column("text", "prompt") if kind == "GRPO" else data()
+    named, numbered = run(kind, tmp_path, dataset=data, **more), run(kind, tmp_path, dataset=how(data), **more)
+    assert numbered.schedule.drawn() == named.schedule.drawn()
+    assert numbered.mixture.last_losses == named.mixture.last_losses
+    assert numbered.mixture.weights() == named.mixture.weights() != pytest.approx([1 / 3] * 3)
+
+
+def test_packed_rows_of_class_labels_are_of_their_task(tmp_path):
+    settings = {"packing": True, "max_length": 12, "per_device_train_batch_size": 2}
+    named, numbered = (run("SFT", tmp_path, dataset=x, **settings) for x in (texts(), labelled(texts())))
+    assert numbered.mixture.last_losses == named.mixture.last_losses
+
+
+@pytest.mark.parametrize("how", [labelled, lambda data: labelled(data).to_iterable_dataset()])
+def test_class_labels_are_read_by_their_names_in_a_weighting(tmp_path, how):
+    named, numbered = (train(str(tmp_path), batch=8, dataset=x) for x in (token_rows(), how(token_rows())))
+    again = train(str(tmp_path), batch=8, dataset=token_rows().to_iterable_dataset())
+    expected = (named if isinstance(how(token_rows()), Dataset) else again).weighting
+    assert numbered.weighting.last_losses == expected.last_losses
+    assert numbered.weighting.weights() == expected.weights() != [1 / 3] * 3
+
+
+def test_streams_that_trl_maps_keep_the_names_of_their_class_labels(tmp_path):
+    """`IterableDataset.map` forgets the features."""
+    rows = token_rows().remove_columns("attention_mask")
+    found = [
+        train(str(tmp_path), batch=8, base=Tokenized, dataset=x.to_iterable_dataset()).weighting.last_losses
+        for x in (rows, labelled(rows))
+    ]
+    assert found[0] == found[1]
+
+
+class Tokenized(trl.SFTTrainer):
+    """As in `train`, with a tokenizer."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, processing_class=words(), **kwargs)
+
+
+def test_numbers_are_indices_where_the_tasks_or_the_labels_are_numbered(tmp_path):
+    data = token_rows()
+    expected = train(str(tmp_path), batch=8, dataset=data).weighting.last_losses
+    in_order = labelled(data, ClassLabel(names=list(TASKS)))
+    numbered = Dataset.from_list([row | {"task": TASKS.index(row["task"])} for row in data])
+    for tasks, rows in [(3, in_order), (TASKS, labelled(numbered, ClassLabel(num_classes=3)))]:
+        weighting = BanditMTL(tasks, min_effective_tasks=1.5)
+        assert train(str(tmp_path), batch=8, dataset=rows, weighting=weighting).weighting.last_losses == expected
+
+
+def test_class_labels_that_are_not_the_tasks_are_refused(tmp_path):
+    rows = token_rows()
+    others = Dataset.from_list([row | {"task": row["task"][::-1]} for row in rows])
+    other = labelled(others, ClassLabel(names=[t[::-1] for t in TASKS]))
+    mixed = ConcatDataset([labelled(rows), labelled(rows, ClassLabel(names=list(TASKS)))])
+    for data, what in ((other, r"'task'.*names \['skoob'"), (mixed, "'task'.*different names")):
+        with pytest.raises(ValueError, match=what):
+            run("Trainer", tmp_path, dataset=data)
+        with pytest.raises(ValueError, match=what):
+            train(str(tmp_path), batch=8, dataset=data)
+    more = labelled(rows, ClassLabel(names=["toys", *TASKS]))
+    assert run("Trainer", tmp_path, dataset=more).schedule.drawn() == run("Trainer", tmp_path).schedule.drawn()
+    toys = more.map(lambda row, i: {"task": 0 if i == 5 else row["task"]}, with_indices=True)
+    with pytest.raises(ValueError, match=r"'task', row 5: expected one of .*, found 0 \('toys'\)"):
+        run("Trainer", tmp_path, dataset=toys)
