@@ -1,11 +1,14 @@
 """Rows of training and their task, in with_mixture and with_weighting: what the column and the data may be."""
 
+import numpy as np
 import pytest
+import torch
 import trl
 from datasets import ClassLabel, Dataset
 from torch.utils.data import ConcatDataset, Subset
 
 from counterpoise.multitask import BanditMTL
+from counterpoise.multitask.per_task import task_indices, tasks_of
 
 from .hf import token_rows, train
 from .mixtures import run, texts, words
@@ -98,3 +101,17 @@ def test_class_labels_that_are_not_the_tasks_are_refused(tmp_path):
     toys = more.map(lambda row, i: {"task": 0 if i == 5 else row["task"]}, with_indices=True)
     with pytest.raises(ValueError, match=r"'task', row 5: expected one of .*, found 0 \('toys'\)"):
         run("Trainer", tmp_path, dataset=toys)
+
+
+@pytest.mark.parametrize("bad", [None, float("nan"), float("inf"), 0.9, -1, 3, "1", [1], torch.tensor([0, 1])])
+def test_what_names_no_task_is_told_with_its_column_and_row(bad):
+    with pytest.raises(ValueError, match=r"column 'kind', row 1: expected one of \['books', .* or its index, found"):
+        task_indices([0, bad], TASKS, "kind")
+    with pytest.raises(ValueError, match="column 'kind', row 1 of a batch: "):
+        tasks_of([{"kind": "dvd"}, {"kind": bad}], TASKS, "kind")
+
+
+def test_a_task_is_a_name_or_any_whole_number():
+    whole = ["kitchen", 2, 2.0, np.int64(2), np.float32(2), torch.tensor(2), torch.tensor([2.0])]
+    assert task_indices(whole, TASKS, "task") == [2] * len(whole)
+    assert task_indices([True, False], TASKS, "task") == [1, 0]

@@ -27,9 +27,7 @@ def task_indices(
     themselves. `among` says of which rows they are the first, second and so on."""
     found = []
     for row, value in enumerate(values):
-        name = value if isinstance(value, str) else None
-        if name is None and not isinstance(value, list) and 0 <= int(value) < len(numbered or tasks):
-            name = (numbered or tasks)[int(value)]
+        name = value if isinstance(value, str) else _numbered(value, numbered or tasks)
         if name not in tasks:
             meant = f" ({name!r})" if name not in (None, value) else ""
             raise ValueError(
@@ -61,6 +59,15 @@ def numbered_names(data: Any, tasks: Sequence[str], column: str) -> Sequence[str
             f"them, found no {lacking}: rename the labels, or give the bandit or weighting their names as tasks."
         )
     return every[0]
+
+
+def _numbered(value: Any, names: Sequence[str]) -> str | None:
+    """The name that a whole number is the index of, also one that is a float or a tensor; None: it is none."""
+    try:
+        number = int(value)
+        return names[number] if number == value and 0 <= number < len(names) else None
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return None
 
 
 def _label_names(data: Any, column: str) -> Iterator[tuple[str, ...]]:
