@@ -115,3 +115,36 @@ def test_a_task_is_a_name_or_any_whole_number():
     whole = ["kitchen", 2, 2.0, np.int64(2), np.float32(2), torch.tensor(2), torch.tensor([2.0])]
     assert task_indices(whole, TASKS, "task") == [2] * len(whole)
     assert task_indices([True, False], TASKS, "task") == [1, 0]
+
+
+class Endless(torch.utils.data.Dataset):
+    """A map-style data set that reads on from the beginning, as one that repeats its rows does."""
+
+    def __init__(self, rows):
+        self.rows = list(rows)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, i):
+        return dict(self.rows[i % len(self.rows)])
+
+
+def test_a_data_set_of_torch_is_as_long_as_it_says(tmp_path):
+    ended, endless = run("Trainer", tmp_path), run("Trainer", tmp_path, dataset=Endless(token_rows()))
+    assert endless.schedule.rounds == ended.schedule.rounds
+    with pytest.raises(ValueError, match="expected a column 'task'"):
+        run("Trainer", tmp_path, dataset=Endless([*token_rows(), {"x": 1}]))
+
+
+@pytest.mark.parametrize("what", [Endless(token_rows(4)), None, {"train": token_rows(4)}])
+def test_data_of_a_task_that_is_no_data_set_is_refused_by_its_task(tmp_path, what):
+    with pytest.raises(ValueError, match=r"a list of rows for each task, found \['dvd: "):
+        run("Trainer", tmp_path, dataset={t: what if t == "dvd" else token_rows(4) for t in TASKS})
+
+
+def test_a_task_of_no_rows_is_refused_in_a_mapping(tmp_path):
+    rows = token_rows(8).remove_columns("task")
+    for nothing in (rows.select([]), []):
+        with pytest.raises(ValueError, match=r"without a row in the training data: \['dvd'\]"):
+            run("Trainer", tmp_path, dataset={"books": rows, "dvd": nothing, "kitchen": rows})

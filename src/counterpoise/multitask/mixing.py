@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from counterpoise.multitask.bandit import BanditMTL
 from counterpoise.multitask.drawing import Interleaved, MixtureSampler, Schedule
 from counterpoise.multitask.losses import Counts, by_task
-from counterpoise.multitask.per_task import PerTask, no_column, numbered_names, task_indices
+from counterpoise.multitask.per_task import PerTask, no_column, numbered_names, task_in, task_indices
 from counterpoise.ranks import sum_over_ranks, world_size
 
 
@@ -70,6 +70,11 @@ class Mixed(PerTask):
         sets = {t: datasets.Dataset.from_list(x) if isinstance(x, list) else x for t, x in sets.items()}
         streams = [isinstance(x, IterableDataset | datasets.IterableDataset) for x in sets.values()]
         if not any(streams):
+            if wrong := [f"{t}: {type(x).__name__}" for t, x in sets.items() if not isinstance(x, datasets.Dataset)]:
+                raise ValueError(
+                    f"train_dataset: expected a datasets.Dataset or a list of rows for each task, found {wrong}: make it "
+                    f"one, or give one data set of all tasks whose rows name theirs in {column!r}."
+                )
             others = [x.remove_columns([column] if column in x.column_names else []) for x in sets.values()]
             named = zip(sets, others, strict=True)
             return datasets.concatenate_datasets([x.add_column(column, [t] * len(x)) for t, x in named])
@@ -113,9 +118,12 @@ class Mixed(PerTask):
 
     def _rows_of_tasks(self, data: Any) -> list[list[int]]:
         names = getattr(data, "column_names", None)
-        if (names is not None and self.task_column not in names) or (names is None and self.task_column not in data[0]):
-            raise no_column(self.task_column, names or data[0])
-        column = data[self.task_column] if names is not None else [row[self.task_column] for row in data]
+        if names is None:
+            column: Iterable[Any] = (task_in(data[i], self.task_column) for i in range(len(data)))
+        elif self.task_column in names:
+            column = data[self.task_column]
+        else:
+            raise no_column(self.task_column, names)
         tasks, rows = self.balance.tasks, list[list[int]]([] for _ in self.balance.tasks)
         numbered = numbered_names(data, tasks, self.task_column)
         for number, task in enumerate(task_indices(column, tasks, self.task_column, numbered)):

@@ -37,13 +37,18 @@ def task_indices(
     return found
 
 
+def task_in(row: Mapping[str, Any], column: str) -> Any:
+    """What a row holds under the column's name; a row without it is a ValueError."""
+    if column not in row:
+        raise no_column(column, row)
+    return row[column]
+
+
 def tasks_of(
     rows: Sequence[Mapping[str, Any]], tasks: Sequence[str], column: str, numbered: Sequence[str] | None = None
 ) -> list[int]:
     """The place of each row's task; a row without one is a ValueError."""
-    if lacking := next((row for row in rows if column not in row), None):
-        raise no_column(column, lacking)
-    return task_indices((row[column] for row in rows), tasks, column, numbered, " of a batch")
+    return task_indices((task_in(row, column) for row in rows), tasks, column, numbered, " of a batch")
 
 
 def numbered_names(data: Any, tasks: Sequence[str], column: str) -> Sequence[str] | None:
