@@ -303,6 +303,9 @@ def test_packed_evaluation_sets_may_have_the_column(tmp_path):
         ("GRPO", {"mix": {"reward_bounds": (1.0, 0.0)}}, "reward_bounds"),
         ("GRPO", {"mix": {"reward_bounds": (0.0, float("inf"))}}, "reward_bounds: expected two finite numbers"),
         ("GRPO", {"mix": {"oversample": 0}}, "oversample must be at least 1"),
+        ("GRPO", {"mix": {"oversample": 1.5}}, r"oversample must be .* a whole number \(an int\), found 1.5"),
+        ("RLOO", {"mix": {"oversample": "2"}}, "oversample must be .* found '2'"),
+        ("Trainer", {"mix": {"reference": {"books": 1.0}}}, r"reference: .* each of the tasks .*, found \['books'\]"),
         ("GRPO", {"mix": {"example_losses": lambda outputs, labels: labels}}, "argument 'example_losses'"),
     ],
 )  # fmt: skip

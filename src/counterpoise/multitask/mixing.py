@@ -39,6 +39,8 @@ class Mixed(PerTask):
             raise ValueError('mixture must draw the rows: expected BanditMTL(..., drawn_by="p").')
         if not 0.0 <= improvement < math.inf:
             raise ValueError(f"improvement must be finite and >= 0, found {improvement}.")
+        if isinstance(reference, Mapping):
+            refuse_other_tasks("reference: expected a loss for each", reference, mixture.tasks)
         mixture.corrects, mixture.improvement = False, improvement
         mixture.reference = None if reference is None else by_task(mixture.tasks, reference, "reference")
         settings = next((x for x in (*args, *kwargs.values()) if isinstance(x, TrainingArguments)), None)

@@ -43,8 +43,8 @@ class MixedRewards(Mixed):
                 "reference: a level has a unit only between known rewards, and those seen so far move: expected "
                 "reward_bounds=(smallest, largest) beside it."
             )
-        if oversample < 1:
-            raise ValueError(f"oversample must be at least 1, found {oversample}.")
+        if not isinstance(oversample, int) or oversample < 1:
+            raise ValueError(f"oversample must be at least 1 and a whole number (an int), found {oversample!r}.")
         tasks = getattr(mixture, "tasks", ())
         self.reward_bounds, self.oversample, self.make_up, m = reward_bounds, oversample, make_up, len(tasks)
         self._given = None if reward_bounds is None else _by_task(reward_bounds, tasks)
