@@ -119,3 +119,14 @@ def test_a_mixture_of_rewards_held_at_its_prior_draws_by_it(tmp_path, kind):
     assert moving.schedule.drawn() == asked.schedule.drawn()
     plain = run(kind, tmp_path, mixture=bandit(eta=1e-6, exploration=0.0), mix={"make_up": False}, **few)
     assert plain.schedule.drawn() == held.schedule.drawn()
+
+
+@pytest.mark.parametrize("kind", ["GRPO", "RLOO"])
+def test_a_run_resumed_inside_a_generation_is_told(tmp_path, kind, recwarn):
+    """Which lasts three steps; at its end nothing is lost, and nothing said."""
+    long = {"steps_per_generation": 3, "num_iterations": 2, "gradient_accumulation_steps": 2, "max_steps": 4}
+    run(kind, tmp_path, save_strategy="steps", save_steps=1, **long)
+    run(kind, tmp_path, resume=str(tmp_path / "checkpoint-3"), **long)
+    assert not [w for w in recwarn if "generation:" in str(w.message)]
+    with pytest.warns(UserWarning, match=r"after step 2, inside a generation.*save_steps=3, or a multiple"):
+        run(kind, tmp_path, resume=str(tmp_path / "checkpoint-2"), **long)

@@ -27,6 +27,7 @@ class MixedRewards(Mixed):
     judged_by = "reward", min
     args: Any
     num_generations: int
+    num_iterations: int
     reward_weights: Tensor
 
     def __init__(
@@ -224,6 +225,14 @@ class MixedRewards(Mixed):
         self._groups, self._telling = list(state["groups"]), list(state["telling"])
         self._unit = state.get("unit", self._bounds())
         self._bring_into(self._bounds())
+        generation, step = self.args.steps_per_generation * self.num_iterations, self.args.gradient_accumulation_steps
+        if self.state.global_step * step % generation:
+            warnings.warn(
+                f"resumed after step {self.state.global_step}, inside a generation: TRL keeps none that is begun, so the run "
+                f"is not the one without a stop. Save where one ends: save_steps={generation // math.gcd(generation, step)}, "
+                f"or a multiple of it.",
+                stacklevel=2,
+            )
 
 
 def _by_task(given: Bounds | Mapping[str, Bounds], tasks: Sequence[str]) -> list[Bounds]:
