@@ -297,6 +297,8 @@ def test_packed_evaluation_sets_may_have_the_column(tmp_path):
         ("Trainer", {"dataset": token_rows(8).to_iterable_dataset()}, "train_dataset={task: stream"),
         ("Trainer", {"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy"),
         ("Trainer", {"auto_find_batch_size": True}, "auto_find_batch_size"),
+        ("Trainer", {"ignore_data_skip": True}, "ignore_data_skip=True reads a resumed epoch from its beginning"),
+        ("GRPO", {"ignore_data_skip": True}, "ignore_data_skip=True"),
         ("Trainer", {"dataset": stream([{"x": 1}]), "dataloader_num_workers": 2}, "dataloader_num_workers=2"),
         ("SFT", {"dataset": stream([{"text": "w3"}]), "packing": True}, "packing=True"),
         ("GRPO", {"dataset": stream([{"prompt": "w3"}])}, "shuffle_dataset=True"),

@@ -174,6 +174,11 @@ def _refuse(settings: Any) -> None:
         raise ValueError(f"train_sampling_strategy={strategy!r}: the mixture draws the rows itself; expected 'random'.")
     if getattr(settings, "auto_find_batch_size", False):
         raise ValueError("auto_find_batch_size changes how many rows a step draws: expected False with a mixture.")
+    if getattr(settings, "ignore_data_skip", False):
+        raise ValueError(
+            "ignore_data_skip=True reads a resumed epoch from its beginning, whose rows were drawn by the weights of then: "
+            "expected False with a mixture."
+        )
 
 
 def _refuse_for_streams(settings: Any) -> None:
