@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from counterpoise.multitask.mixing import Mixed
-from counterpoise.multitask.per_task import ExampleLosses, TaskCollator, no_column, refuse_own_loss
+from counterpoise.multitask.own_losses import Labels, refuse_another_loss
+from counterpoise.multitask.per_task import ExampleLosses, TaskCollator, loss_owner, no_column, refuse_own_loss
 from counterpoise.multitask.reward_mixture import MixedRewards
+from counterpoise.ranks import world_size
 
 
 def with_mixture(base: type) -> type:
@@ -16,10 +19,11 @@ def with_mixture(base: type) -> type:
 
     Each optimiser step's rows are split among the tasks by p, to whole numbers; within a task all rows come, in a random
     order, before one comes again. The loss and the gradients are the base's. After each step p moves on the tasks' mean
-    losses, or in GRPOTrainer and RLOOTrainer on 1 - mean reward, with rewards brought to [0, 1]. Draws are keyed by the
-    arguments' `data_seed` or `seed`, and what was drawn is in every checkpoint (`mixture.pt`): a resumed run goes on bit
-    for bit (in GRPO and RLOO from where a generation ends, as TRL's own does). Data loaders read ahead, so that the
-    weights of a step reach the rows one or two steps later. An epoch has as many rows as the data.
+    losses (plain ones, with label smoothing and SFT's "dft", too), or in GRPOTrainer and RLOOTrainer on 1 - mean reward,
+    with rewards brought to [0, 1]. Draws are keyed by the arguments' `data_seed` or `seed`, and what was drawn is in every
+    checkpoint (`mixture.pt`): a resumed run goes on bit for bit (in GRPO and RLOO from where a generation ends, as TRL's
+    own does). Data loaders read ahead, so that the weights of a step reach the rows one or two steps later. An epoch has
+    as many rows as the data.
 
     Training data are one data set with a column that names each row's task, or a mapping from tasks to data sets. Those
     may be streams (`datasets.IterableDataset`): they are interleaved, and one that ends begins anew. With packing each
@@ -33,7 +37,7 @@ def with_mixture(base: type) -> type:
             it takes the excess of each token, here that of the mean).
         improvement: how much the change of a task's level since it was last seen counts beside the level: the 1 / lambda
             of MT-GRPO (Ramesh et al., 2602.05547), whose weights descend on change of reward + lambda * reward.
-        example_losses: Trainer only, see `with_weighting`.
+        example_losses: Trainer only, see `with_weighting`; p then moves on them, whatever is trained.
         reward_bounds: GRPO, RLOO: the smallest and the largest total reward, one scale for all tasks, or such a pair for
             each task, by name; by default the smallest and the largest of all seen so far. Logs have
             `mixture/given_low` (and `/TASK`) or `mixture/seen_low`.
@@ -44,7 +48,8 @@ def with_mixture(base: type) -> type:
 
     Raises:
         TypeError, ValueError: no bandit with drawn_by="p", a trainer whose loss is none per row, data without the column
-            or without rows of a task, another way of sampling, streams read by workers, packed or shuffled in a buffer.
+            or without rows of a task, another way of sampling, streams read by workers, packed or shuffled in a buffer; a
+            model or a compute_loss_func with another loss than its head suggests, without example_losses.
 
     Examples:
         >>> from transformers import Trainer
@@ -60,8 +65,21 @@ class _MixedLosses(Mixed):
 
     def __init__(self, *args: Any, example_losses: ExampleLosses | None = None, **kwargs: Any) -> None:
         refuse_own_loss(type(self).__mro__, example_losses, ", GRPOTrainer or RLOOTrainer")
-        self.example_losses = example_losses
+        trl_has_it = (
+            loss_owner(type(self).__mro__).__name__ == "SFTTrainer"
+        )  # from log-probabilities, not from the model
+        if example_losses is not None and trl_has_it:
+            raise ValueError(
+                "example_losses is for Trainer: in SFTTrainer the model gives log-probabilities and no logits, and p moves "
+                "on the mean loss of their tokens. Leave it out."
+            )
+        self.example_losses, self._compared_with_own = example_losses, example_losses is not None or trl_has_it
         super().__init__(*args, **kwargs)
+        if self.compute_loss_func is not None and example_losses is None:
+            raise ValueError(
+                "compute_loss_func gives one loss for the batch, and p would move on another: with Trainer pass "
+                "example_losses=... (outputs and labels to one loss per row), or leave it out."
+            )
         self.data_collator: Any = TaskCollator(
             self.data_collator, self.task_column, self.balance.tasks, by_token=example_losses is None
         )
@@ -81,8 +99,41 @@ class _MixedLosses(Mixed):
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         with torch.no_grad():
             losses_BT = self.losses_of(found[0], labels, task_B)
+            if not self._compared_with_own:
+                items = num_items_in_batch if self.model_accepts_loss_kwargs else None
+                self._compare_with_own(model, inputs, labels, found[1], losses_BT, counted_BT, items)
         self.observe(self.by_task(losses_BT, task_B), self.by_task(counted_BT, task_B))
         return loss
+
+    def _compare_with_own(
+        self,
+        model: Any,
+        inputs: Any,
+        labels: Labels,
+        own: Tensor | None,
+        losses_BT: Tensor,
+        counted_BT: Tensor,
+        items: Any,
+    ) -> None:
+        """Raise when the model's own loss of the first batch is another than is observed: p would not move on what is
+        trained. `items`: what it was told to divide by instead of the number of labels."""
+        total, count = losses_BT.sum(), counted_BT.sum()
+        if not count or (not isinstance(labels, Tensor) and count < len(counted_BT)):
+            return  # no label, or spans of which some ends are masked: the means of both differ then
+        self._compared_with_own = True
+        try:
+            refuse_another_loss(self.bare_model, own, total / (count if items is None else items))
+        except ValueError:
+            refuse_another_loss(self.bare_model, own, total / count)  # a loss that makes nothing of `items`
+            if items is None or world_size() > 1:  # several processes run the model together or not at all
+                return
+            inner = self.accelerator.unwrap_model(model).eval()  # draws no random number
+            with self.compute_loss_context_manager():
+                again = inner(**inputs)
+            inner.train()
+            refuse_another_loss(
+                self.bare_model, self.own_loss(again), self.losses_of(again, labels, total).sum() / count
+            )
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, packing: bool, *rest: Any) -> Any:
         """SFTTrainer's; packs the rows of each task on their own."""

@@ -160,13 +160,26 @@ class PerTask(Trainer):
 
     @contextmanager
     def outputs_of(self, model: Any) -> Iterator[list[Any]]:
-        """The list that the model's outputs are appended to inside the block."""
+        """A list of the model's outputs inside the block, each followed by its `own_loss`, which the base may scale."""
         found: list[Any] = []
-        hook = self.accelerator.unwrap_model(model).register_forward_hook(lambda *call: found.append(call[2]))
+        hook = self.accelerator.unwrap_model(model).register_forward_hook(
+            lambda *call: found.extend((call[2], self.own_loss(call[2])))
+        )
         try:
             yield found
         finally:
             hook.remove()
+
+    def own_loss(self, outputs: Any) -> Tensor | None:
+        """A copy of the loss in the model's outputs, where the trainer looks for it, without what balances experts."""
+        named = isinstance(outputs, Mapping)
+        loss = outputs.get("loss") if named else outputs[0] if isinstance(outputs, tuple) else None
+        if not isinstance(loss, Tensor) or loss.numel() > 1:
+            return None
+        loss, routing = loss.detach().clone(), outputs.get("aux_loss") if named else None
+        if routing is not None:
+            loss -= getattr(self.bare_model, "router_aux_loss_coef", 0.0) * routing.detach().to(loss.device)
+        return loss
 
     def losses_of(self, outputs: Any, labels: Labels, task_B: Tensor) -> Tensor:
         """The loss of every example or token, (B, T), 0 where its label is masked."""
@@ -308,9 +321,14 @@ def no_column(column: str, found: Iterable[str]) -> ValueError:
     )
 
 
+def loss_owner(classes: Sequence[type]) -> type:
+    """Of a trainer's classes, in the order of resolution, that whose loss is trained."""
+    return next(c for c in classes if "compute_loss" in vars(c) and not issubclass(c, PerTask))
+
+
 def refuse_own_loss(classes: Sequence[type], example_losses: ExampleLosses | None, instead: str) -> None:
     """Raise when a trainer's loss is not a mean over rows that the model says: it would be dropped for another."""
-    owner = next(c for c in classes if "compute_loss" in vars(c) and not issubclass(c, PerTask))
+    owner = loss_owner(classes)
     known, theirs = owner.__name__ in ("Trainer", "SFTTrainer"), owner.__module__.partition(".")[0]
     if known and theirs in ("transformers", "trl"):
         return
