@@ -222,6 +222,31 @@ def test_p_moves_on_what_is_above_the_reference_and_on_what_falls_slowly():
     assert slow.weights() == pytest.approx((p / p.sum()).tolist())
 
 
+def test_the_bandit_is_as_it_was_built_before_and_after_a_trainer_trains(tmp_path):
+    """In a loop of one's own each drawn task is corrected for how often it was drawn, and nothing has a reference."""
+    mixture, seen = bandit(), []
+
+    class Watched(Trainer):
+        def training_step(self, *args, **kwargs):
+            seen.append((mixture.corrects, mixture.improvement, mixture.reference, mixture.micro_batches))
+            return super().training_step(*args, **kwargs)
+
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=1, gradient_accumulation_steps=2, save_strategy="no", **COMMON
+    )
+    given = {"args": arguments, "train_dataset": token_rows(), "mixture": mixture}
+    trainer = with_mixture(Watched)(model=tiny_llama(), reference=[1.0, 1.0, 1.0], improvement=2.0, **given)
+    with_mixture(Trainer)(model=tiny_llama(), **given)
+    as_built = mixture.corrects, mixture.improvement, mixture.reference, mixture.micro_batches
+    assert as_built == (True, 0.0, None, 1)
+    trainer.train()
+    assert seen == [(False, 2.0, [1.0, 1.0, 1.0], 2)] * 2
+    assert as_built == (mixture.corrects, mixture.improvement, mixture.reference, mixture.micro_batches)
+    with pytest.raises(ValueError, match="valid checkpoint"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "none"))
+    assert mixture.corrects
+
+
 def test_evaluation_by_task_gives_the_worst_loss_and_the_best_checkpoint_by_it(tmp_path):
     held = {t: token_rows(12).remove_columns("task") for t in TASKS[:2]}
     held["books"] = held["books"].to_iterable_dataset()

@@ -41,8 +41,9 @@ class Mixed(PerTask):
             raise ValueError(f"improvement must be finite and >= 0, found {improvement}.")
         if isinstance(reference, Mapping):
             refuse_other_tasks("reference: expected a loss for each", reference, mixture.tasks)
-        mixture.corrects, mixture.improvement = False, improvement
-        mixture.reference = None if reference is None else by_task(mixture.tasks, reference, "reference")
+        above = None if reference is None else by_task(mixture.tasks, reference, "reference")
+        self._meanwhile = {"corrects": False, "improvement": improvement, "reference": above}
+        """The bandit's attributes while this trainer trains."""
         settings = next((x for x in (*args, *kwargs.values()) if isinstance(x, TrainingArguments)), None)
         self.balance = mixture
         self.schedule = Schedule(self.probabilities_of_tasks)
@@ -63,7 +64,7 @@ class Mixed(PerTask):
         super().__init__(*args, balance=mixture, task_column=task_column, **kwargs)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self.schedule.seed, self.schedule.size = seed, self.rows_of_a_round()
-        mixture.micro_batches = max(mixture.micro_batches, self.args.gradient_accumulation_steps)
+        self._meanwhile["micro_batches"] = max(mixture.micro_batches, self.args.gradient_accumulation_steps)
 
     def _joined(self, sets: dict[str, Any], settings: Any, column: str) -> Any:
         """One data set of all, with a task column."""
@@ -85,6 +86,16 @@ class Mixed(PerTask):
         _refuse_for_streams(settings)
         rows = Interleaved(sets, self.schedule, self.epoch_on_its_way, column)
         return datasets.IterableDataset.from_generator(rows)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The base's; before and after it, in a loop of one's own, the bandit is as it was built."""
+        settings = vars(self.balance)
+        before = {name: settings[name] for name in self._meanwhile}
+        settings.update(self._meanwhile)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            settings.update(before)
 
     def probabilities_of_tasks(self) -> list[float]:
         """By what the rows are drawn now."""
