@@ -8,7 +8,7 @@ from datasets import ClassLabel, Dataset
 from torch.utils.data import ConcatDataset, Subset
 
 from counterpoise.multitask import BanditMTL
-from counterpoise.multitask.per_task import task_indices, tasks_of
+from counterpoise.multitask.drawing import task_indices, tasks_of
 
 from .hf import token_rows, train
 from .mixtures import run, texts, words

@@ -1,4 +1,4 @@
-"""Which task each row of training is of, drawn by a mixture's weights as they move, and which row of that task."""
+"""Which task each row of training is of: as its column says, or drawn by a mixture's weights as they move."""
 
 from __future__ import annotations
 
@@ -8,7 +8,84 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import ConcatDataset, Sampler, Subset
+
+
+def task_indices(
+    values: Iterable[Any], tasks: Sequence[str], column: str, numbered: Sequence[str] | None = None, among: str = ""
+) -> list[int]:
+    """The place among the tasks of each value of a column: a task's name, or an index into `numbered`, by default the tasks
+    themselves. `among` says of which rows they are the first, second and so on."""
+    found = []
+    for row, value in enumerate(values):
+        name = value if isinstance(value, str) else _numbered(value, numbered or tasks)
+        if name not in tasks:
+            meant = f" ({name!r})" if name not in (None, value) else ""
+            raise ValueError(
+                f"column {column!r}, row {row}{among}: expected one of {list(tasks)} or its index, found {value!r}{meant}."
+            )
+        found.append(tasks.index(name))
+    return found
+
+
+def task_in(row: Mapping[str, Any], column: str) -> Any:
+    """What a row holds under the column's name; a row without it is a ValueError."""
+    if column not in row:
+        raise no_column(column, row)
+    return row[column]
+
+
+def tasks_of(
+    rows: Sequence[Mapping[str, Any]], tasks: Sequence[str], column: str, numbered: Sequence[str] | None = None
+) -> list[int]:
+    """The place of each row's task; a row without one is a ValueError."""
+    return task_indices((task_in(row, column) for row in rows), tasks, column, numbered, " of a batch")
+
+
+def numbered_names(data: Any, tasks: Sequence[str], column: str) -> Sequence[str] | None:
+    """Into what a whole number in the column is an index: the names of its `datasets.ClassLabel`; None: not known."""
+    every = [names for names in _label_names(data, column) if names != _numbers(names)]
+    if not every or tuple(tasks) == _numbers(tasks):
+        return None
+    if len({*every}) > 1:
+        raise ValueError(f"column {column!r}: expected class labels of one order, found different names: {every}.")
+    if lacking := [t for t in tasks if t not in every[0]]:
+        raise ValueError(
+            f"column {column!r} holds class labels of the names {list(every[0])}, expected the tasks {list(tasks)} among "
+            f"them, found no {lacking}: rename the labels, or give the bandit or weighting their names as tasks."
+        )
+    return every[0]
+
+
+def _numbered(value: Any, names: Sequence[str]) -> str | None:
+    """The name that a whole number is the index of, also one that is a float or a tensor; None: it is none."""
+    try:
+        number = int(value)
+        return names[number] if number == value and 0 <= number < len(names) else None
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return None
+
+
+def _label_names(data: Any, column: str) -> Iterator[tuple[str, ...]]:
+    if isinstance(data, Subset):
+        yield from _label_names(data.dataset, column)
+    for part in data.datasets if isinstance(data, ConcatDataset) else ():
+        yield from _label_names(part, column)
+    features = getattr(data, "features", None)  # of a stream that was mapped: None
+    if isinstance(features, Mapping) and (names := getattr(features.get(column), "names", None)):
+        yield tuple(names)
+
+
+def _numbers(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(str(i) for i in range(len(names)))
+
+
+def no_column(column: str, found: Iterable[str]) -> ValueError:
+    """The error of a row or batch without its task."""
+    return ValueError(
+        f"expected a column {column!r} that names each row's task, found only {sorted(found)}: add it to the data set, "
+        f"or pass task_column=..."
+    )
 
 
 def quotas(probabilities: Sequence[float], size: int, u: float) -> list[int]:

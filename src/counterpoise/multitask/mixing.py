@@ -11,9 +11,17 @@ from torch.utils.data import IterableDataset
 from transformers import TrainingArguments
 
 from counterpoise.multitask.bandit import BanditMTL
-from counterpoise.multitask.drawing import Interleaved, MixtureSampler, Schedule
+from counterpoise.multitask.drawing import (
+    Interleaved,
+    MixtureSampler,
+    Schedule,
+    no_column,
+    numbered_names,
+    task_in,
+    task_indices,
+)
 from counterpoise.multitask.losses import Counts, by_task
-from counterpoise.multitask.per_task import PerTask, no_column, numbered_names, task_in, task_indices
+from counterpoise.multitask.per_task import PerTask
 from counterpoise.ranks import sum_over_ranks, world_size
 
 

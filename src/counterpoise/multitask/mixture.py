@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from counterpoise.multitask.drawing import no_column
 from counterpoise.multitask.mixing import Mixed
 from counterpoise.multitask.own_losses import Labels, refuse_another_loss
-from counterpoise.multitask.per_task import ExampleLosses, TaskCollator, loss_owner, no_column, refuse_own_loss
+from counterpoise.multitask.per_task import ExampleLosses, TaskCollator, loss_owner, refuse_own_loss
 from counterpoise.multitask.reward_mixture import MixedRewards
 from counterpoise.ranks import world_size
 

@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from counterpoise.multitask.bandit import BanditMTL
-from counterpoise.multitask.drawing import quotas
+from counterpoise.multitask.drawing import quotas, tasks_of
 from counterpoise.multitask.mixing import Mixed, refuse_other_tasks
-from counterpoise.multitask.per_task import tasks_of
 
 Bounds = tuple[float, float]
 """The smallest and the largest reward."""
