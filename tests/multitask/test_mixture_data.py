@@ -148,3 +148,23 @@ def test_a_task_of_no_rows_is_refused_in_a_mapping(tmp_path):
     for nothing in (rows.select([]), []):
         with pytest.raises(ValueError, match=r"without a row in the training data: \['dvd'\]"):
             run("Trainer", tmp_path, dataset={"books": rows, "dvd": nothing, "kitchen": rows})
+
+
+@pytest.mark.parametrize(
+    ("how", "where"),
+    [
+        (lambda rows: rows, "training data"),
+        (lambda rows: rows.to_list(), "training data"),
+        (labelled, "training data"),
+        (lambda rows: Endless(rows), "first epoch"),
+        (lambda rows: rows.to_iterable_dataset(), "first epoch"),
+    ],
+)
+def test_a_weighting_says_which_tasks_have_no_row(tmp_path, how, where, recwarn):
+    all_tasks = token_rows(32)
+    train(str(tmp_path), batch=8, dataset=how(all_tasks))
+    assert not [w for w in recwarn if "without a row" in str(w.message)]
+    rows = all_tasks.filter(lambda row: row["task"] != "dvd")
+    with pytest.warns(UserWarning, match=rf"without a row in the {where}.*: \['dvd'\]. Their share") as told:
+        train(str(tmp_path), batch=len(rows) // 3, dataset=how(rows))
+    assert len([w for w in told if "without a row" in str(w.message)]) == 1

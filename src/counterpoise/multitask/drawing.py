@@ -42,6 +42,16 @@ def tasks_of(
     return task_indices((task_in(row, column) for row in rows), tasks, column, numbered, " of a batch")
 
 
+def tasks_named(data: Any, tasks: Sequence[str], column: str, numbered: Sequence[str] | None) -> set[str]:
+    """The tasks that have a row, where that is to be had without making the rows: in data sets of `datasets` and lists."""
+    values: Iterable[Any] = ()
+    if isinstance(data, list):
+        values = (row.get(column) for row in data)
+    elif hasattr(data, "unique") and column in data.column_names:
+        values = data.unique(column)
+    return {*tasks} & {x if isinstance(x, str) else _numbered(x, numbered or tasks) for x in values}
+
+
 def numbered_names(data: Any, tasks: Sequence[str], column: str) -> Sequence[str] | None:
     """Into what a whole number in the column is an index: the names of its `datasets.ClassLabel`; None: not known."""
     every = [names for names in _label_names(data, column) if names != _numbers(names)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
 from counterpoise.checkpoints.files import replacing
-from counterpoise.multitask.drawing import no_column as no_column, numbered_names, tasks_of
+from counterpoise.multitask.drawing import no_column as no_column, numbered_names, tasks_named, tasks_of
 from counterpoise.multitask.own_losses import SPAN, Labels, counted, own_losses
 from counterpoise.multitask.weighting import Weighting
 
@@ -63,10 +65,10 @@ class PerTask(Trainer):
     def __init__(self, *args: Any, balance: Weighting, task_column: str, **kwargs: Any) -> None:
         self.balance, self.task_column = balance, task_column
         setattr(self, self.called, balance)
+        self._warned = False
         data = args[3] if len(args) > 3 else kwargs.get("train_dataset")  # their place in every trainer's arguments
-        self.numbered = numbered_names(
-            data, balance.tasks, task_column
-        )  # the base may map a stream, which forgets them
+        # Before the base maps a stream, which forgets them.
+        self.numbered = numbered_names(data, balance.tasks, task_column)
         super().__init__(*args, **kwargs)
         if self.args.n_gpu > 1:
             raise ValueError(f"found {self.args.n_gpu} GPUs in one process: launch one process per GPU with torchrun.")
@@ -87,7 +89,19 @@ class PerTask(Trainer):
         self.numbered = numbered_names(self.train_dataset, self.balance.tasks, self.task_column) or self.numbered
         if isinstance(self.data_collator, TaskCollator):
             self.data_collator.numbered = self.numbered
+        found = tasks_named(self.train_dataset, self.balance.tasks, self.task_column, self.numbered)
+        self.warn_of_absent([t for t in self.balance.tasks if found and t not in found], "training data")
         return super().get_train_dataloader()
+
+    def warn_of_absent(self, tasks: list[str], where: str) -> None:
+        """Say once that tasks have no rows, which a mixture, that draws them, refuses."""
+        if tasks and not self._warned and not getattr(self.balance, "samples", False):
+            self._warned = True
+            warnings.warn(
+                f"tasks without a row in the {where}: {tasks}. Their share of the weight trains nothing: leave them out of "
+                f"the weighting.",
+                stacklevel=2,
+            )
 
     @contextmanager
     def outputs_of(self, model: Any) -> Iterator[list[Any]]:
@@ -235,6 +249,13 @@ class _CloseWindow(TrainerCallback):
         if self.trainer.window_is_open():
             self.trainer.balance.step()
         self.trainer.balance.zero_grad()
+
+    def on_epoch_end(self, args: Any, state: Any, *rest: Any, **kwargs: Any) -> None:
+        """Say which tasks never came, where the data did not say so beforehand."""
+        balance = self.trainer.balance
+        if state.epoch >= 1:
+            unseen = [t for t, x in zip(balance.tasks, balance.last_losses, strict=True) if math.isnan(x)]
+            self.trainer.warn_of_absent(unseen, "first epoch, or none with a label")
 
 
 def _falls_back_to_shifting(model: Any) -> bool:
