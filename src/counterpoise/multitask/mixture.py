@@ -9,7 +9,7 @@ from torch import Tensor
 
 from counterpoise.multitask.drawing import no_column
 from counterpoise.multitask.mixing import Mixed
-from counterpoise.multitask.own_losses import Labels, refuse_another_loss
+from counterpoise.multitask.own_losses import Labels, own_losses, refuse_another_loss
 from counterpoise.multitask.per_task import ExampleLosses, TaskCollator, loss_owner, refuse_own_loss
 from counterpoise.multitask.reward_mixture import MixedRewards
 from counterpoise.ranks import world_size
@@ -66,15 +66,14 @@ class _MixedLosses(Mixed):
 
     def __init__(self, *args: Any, example_losses: ExampleLosses | None = None, **kwargs: Any) -> None:
         refuse_own_loss(type(self).__mro__, example_losses, ", GRPOTrainer or RLOOTrainer")
-        trl_has_it = (
-            loss_owner(type(self).__mro__).__name__ == "SFTTrainer"
-        )  # from log-probabilities, not from the model
-        if example_losses is not None and trl_has_it:
+        # TRL's SFTTrainer computes the loss itself, from log-probabilities.
+        of_trl = loss_owner(type(self).__mro__).__module__.startswith("trl.")
+        if example_losses is not None and of_trl:
             raise ValueError(
                 "example_losses is for Trainer: in SFTTrainer the model gives log-probabilities and no logits, and p moves "
                 "on the mean loss of their tokens. Leave it out."
             )
-        self.example_losses, self._compared_with_own = example_losses, example_losses is not None or trl_has_it
+        self.example_losses, self._compared_with_own = example_losses, example_losses is not None or of_trl
         super().__init__(*args, **kwargs)
         if self.compute_loss_func is not None and example_losses is None:
             raise ValueError(
@@ -132,9 +131,8 @@ class _MixedLosses(Mixed):
             with self.compute_loss_context_manager():
                 again = inner(**inputs)
             inner.train()
-            refuse_another_loss(
-                self.bare_model, self.own_loss(again), self.losses_of(again, labels, total).sum() / count
-            )
+            losses_BT = own_losses(self.bare_model, again, labels, shifts=self.loss_shifts_labels)
+            refuse_another_loss(self.bare_model, self.own_loss(again), losses_BT.sum() / count)
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, packing: bool, *rest: Any) -> Any:
         """SFTTrainer's; packs the rows of each task on their own."""
