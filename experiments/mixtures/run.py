@@ -79,9 +79,9 @@ class Curriculum(BanditMTL):
 
 COUNTS = {name: float(p.rows) for name, p in PUZZLES.items()}
 GRPO_MIXTURES: dict[str, tuple[Callable[[], BanditMTL], dict[str, Any]]] = {
-    "uniform": (lambda: fixed(COUNTS, 0.0), {}),
-    "proportional": (lambda: fixed(COUNTS, 1.0), {}),
-    "curriculum": (lambda: Curriculum(list(COUNTS), drawn_by="p", rho=0.0), {}),
+    "uniform": (lambda: fixed(COUNTS, 0.0), {"make_up": True}),
+    "proportional": (lambda: fixed(COUNTS, 1.0), {"make_up": True}),
+    "curriculum": (lambda: Curriculum(list(COUNTS), drawn_by="p", rho=0.0), {"make_up": True}),
     "bandit": (lambda: mixture(COUNTS, rho="50%", eta=0.5), {}),
     "bandit, mild": (lambda: mixture(COUNTS, rho="10%", eta=0.2), {}),
     "bandit, mild, improvement": (lambda: mixture(COUNTS, rho="10%", eta=0.2), {"improvement": 5.0}),

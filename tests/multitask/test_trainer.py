@@ -255,6 +255,13 @@ def test_settings_that_hide_the_task_losses_are_refused(tmp_path, settings, kwar
         )
 
 
+def test_a_loss_function_that_is_given_in_order_is_refused_too(tmp_path):
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
+    given = (classifier(2), arguments, None, token_rows(), None, None, None, lambda *a, **k: 0)
+    with pytest.raises(ValueError, match="compute_loss_func gives one loss for the batch: pass example_losses"):
+        with_weighting(Trainer)(*given, weighting=Uniform(TASKS))
+
+
 def test_the_collator_keeps_the_task_and_names_what_is_wrong():
     collate = TaskCollator(lambda rows: {"n": len(rows), "keys": sorted(rows[0])}, "task", TASKS)
     batch = collate([{"task": "dvd", "x": 1}, {"task": 2, "x": 1}])

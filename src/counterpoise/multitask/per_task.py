@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
 from counterpoise.checkpoints.files import replacing
-from counterpoise.multitask.drawing import no_column as no_column, numbered_names, tasks_named, tasks_of
+from counterpoise.multitask.drawing import numbered_names, tasks_named, tasks_of
 from counterpoise.multitask.own_losses import SPAN, Labels, counted, own_losses
 from counterpoise.multitask.weighting import Weighting
 

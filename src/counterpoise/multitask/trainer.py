@@ -11,8 +11,9 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import DataCollatorWithFlattening, Trainer, TrainerCallback
 
+from counterpoise.multitask.drawing import no_column
 from counterpoise.multitask.own_losses import Labels, refuse_another_loss
-from counterpoise.multitask.per_task import ExampleLosses, PerTask, TaskCollator, no_column, refuse_own_loss
+from counterpoise.multitask.per_task import ExampleLosses, PerTask, TaskCollator, refuse_own_loss
 from counterpoise.multitask.weighting import Weighting
 from counterpoise.ranks import sum_over_ranks, world_size
 
@@ -78,6 +79,10 @@ class _Weighted(PerTask):
         self._window_counts: list[float] = []
         self.example_losses, self._compared_with_own = example_losses, example_losses is not None
         super().__init__(*args, balance=weighting, task_column=task_column, **kwargs)
+        if self.compute_loss_func is not None:
+            raise ValueError(
+                "compute_loss_func gives one loss for the batch: pass example_losses=..., one per example."
+            )
         self.loss_is_scaled_for_ga = True
         self.data_collator: Any = TaskCollator(self.data_collator, task_column, weighting.tasks)
         weighting.averages_gradients = False
@@ -179,8 +184,6 @@ def _refuse(settings: Any, kwargs: Mapping[str, Any], weighting: Weighting) -> N
         raise ValueError("label_smoothing_factor is not supported with a task weighting: expected 0.")
     if getattr(settings, "loss_type", "nll") != "nll":
         raise ValueError(f"loss_type={settings.loss_type!r} is not supported with a task weighting: expected 'nll'.")
-    if kwargs.get("compute_loss_func") is not None:
-        raise ValueError("compute_loss_func gives one loss for the batch: pass example_losses=..., one per example.")
     steps = getattr(settings, "gradient_accumulation_steps", 1)
     if weighting.whole_batch_only and steps > 1:
         raise ValueError(
