@@ -36,6 +36,9 @@ _METHODS: dict[str, Callable[..., Weighting]] = {
 """From the tasks' names, the model and the settings to a weighting."""
 
 WEIGHTINGS = tuple(_METHODS)
+MILD: dict[str, Any] = {"rho": "10%", "eta": 0.2}
+"""Of bandit, unless it is told otherwise. In experiments/banditmtl/UNEQUAL.md these stay within half a point of equal weights
+or gain; larger balls gain and lose more."""
 
 
 def weighting_for(
@@ -58,11 +61,10 @@ def weighting_for(
         name: one of `WEIGHTINGS`.
         classifier: the model it will train.
         rounds_per_epoch: rounds after which DWA's averages roll on; see `rounds_per_epoch`.
-        rho, min_effective_tasks: of bandit, at most one; by default half the tasks stay effective, 1.5 of two.
-        eta: of bandit and groupdro.
+        rho, min_effective_tasks: of bandit, at most one; by default see `MILD`.
+        eta: of bandit (see `MILD`) and groupdro.
         normalize: of bandit.
-        prior: of bandit, a number per task; rho is then 30 % of its largest unless it is given. `train` gives each task
-            its share of a round's rows by it.
+        prior: of bandit, a number per task. `train` gives each task its share of a round's rows by it.
 
     Raises:
         ValueError: an unknown name, or a setting that this weighting does not take.
@@ -71,8 +73,10 @@ def weighting_for(
         name, rho=rho, min_effective_tasks=min_effective_tasks, eta=eta, normalize=normalize, prior=prior
     )
     tasks = list(classifier.tasks)
-    if name == "bandit" and rho is None and min_effective_tasks is None:
-        settings |= {"min_effective_tasks": max(len(tasks) / 2, 1.5)} if prior is None else {"rho": "30%"}
+    if name == "bandit":
+        settings = {**MILD, **settings}
+        if min_effective_tasks is not None:
+            del settings["rho"]
     if name == "dwa":
         settings["steps_per_epoch"] = rounds_per_epoch
     return _METHODS[name](tasks, classifier.model, **settings).to(classifier.device)

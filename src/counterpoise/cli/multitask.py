@@ -63,16 +63,20 @@ def train(
         Weightings | None, option("NAME", f"{', '.join(get_args(Weightings))} (default: bandit; of one task uniform).")
     ] = None,
     min_effective_tasks: Annotated[
-        float | None, option("X", "bandit: at least so many tasks keep weight (default: half of them).")
+        float | None, option("X", "bandit: at least so many tasks keep weight, instead of --rho.")
     ] = None,
     rho: Annotated[
-        str | None, option("X", "bandit: radius of the ball, instead, or a share of the largest as 30%.")
+        str | None,
+        option("X", "bandit: radius of the ball, or a share of the largest (default 10%)."),
     ] = None,
     prior: Annotated[
         Literal["uniform", "sqrt", "proportional"],
         option(None, "bandit: weights in the ball's middle, by the tasks' sizes, and rows of a task in a step."),
     ] = "uniform",
-    eta: Annotated[float | None, option("X", "bandit (default 0.5), groupdro (0.01): step of the weights.")] = None,
+    eta: Annotated[
+        float | None,
+        option("X", "bandit (default 0.2), groupdro (0.01): step of the weights."),
+    ] = None,
     normalize: Annotated[bool, option(None, "bandit: losses over each task's first.")] = False,
     epochs: Annotated[
         int, option("N", "At most; an epoch shows the largest task once (by --prior of sizes: every row).")
@@ -155,6 +159,7 @@ def train(
             "class_weights": weights,
             "kinds": {t.name: t.kind for t in found},
             "rho": getattr(weighing, "rho", None),
+            "eta": getattr(weighing, "eta", None),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": versions(),
             "examples": {t.name: [len(t.train), len(t.validation), len(t.test)] for t in found},
@@ -209,7 +214,9 @@ def evaluate(
             )
         chosen = list(loaded.tasks) if tasks is None else _names(tasks)
         kinds = {name: loaded.targets[loaded.task(name)].kind for name in chosen}
-        read_as = {name: [t for t, kind in kinds.items() if kind == named] for name, named in READ_AS}
+        read_as = {
+            name: [t for t, kind in kinds.items() if kind == named] for name, named in READ_AS if layout == "folder"
+        }
         need = () if part == "all" else (part,)
         found = _read(data, layout, chosen, (text_columns, label_columns), need=need, **read_as)
         found = [whole(t) for t in found] if part == "all" else found

@@ -150,7 +150,7 @@ def test_with_a_prior_of_sizes_no_task_is_repeated_in_an_epoch(tmp_path):
     sizes = [float(len(t.train)) for t in found]
     classifier = build_classifier(found, SMALL, dimension=16)
     weighting = weighting_for("bandit", classifier, rounds_per_epoch=1, prior=sizes)
-    assert weighting.rho == pytest.approx(0.3 * math.log(sum(sizes) / min(sizes)))
+    assert weighting.rho == pytest.approx(0.1 * math.log(sum(sizes) / min(sizes)))
     run = train(found, classifier, weighting, epochs=2, batch_size=8)
     assert weighting.updates == 2 * math.ceil(sum(sizes) / 16)
     shares = [weighting.metrics()[f"share/{t.name}"] for t in found]
@@ -215,7 +215,8 @@ def test_settings_of_the_weightings(found):
     assert isinstance(made, BanditMTL)
     assert made.rho == pytest.approx(math.log(2 / 1.5))
     assert made.eta == 0.1
-    assert weighting_for("bandit", classifier, rounds_per_epoch=3).rho == pytest.approx(math.log(2 / 1.5))
+    mild = weighting_for("bandit", classifier, rounds_per_epoch=3)
+    assert (mild.rho, mild.eta) == (pytest.approx(0.1 * math.log(2)), 0.2)
     assert weighting_for("bandit", classifier, rounds_per_epoch=3, rho=0.0).rho == 0.0
     with pytest.raises(ValueError, match=r"weighting: expected one of uniform, bandit, .* found 'bandits'"):
         weighting_for("bandits", classifier, rounds_per_epoch=3)
