@@ -159,3 +159,20 @@ def test_the_bargaining_solution_does_not_depend_on_the_lengths_of_gradients(bui
 def test_a_prior_of_no_numbers_is_refused(settings, found):
     with pytest.raises(TypeError, match=f"prior must hold one number per task, in order or by name, found {found}"):
         BanditMTL(TASKS, rho=0.1, **settings)
+
+
+def test_known_chances_do_not_stand_for_counts_where_the_windows_sizes_are_given():
+    balance, values = BanditMTL(2, rho=0.3, drawn_by=[0.5, 0.5]), torch.tensor([1.0, 2.0])
+    assert sum(float(balance(values, window_counts=[2, 2])) for _ in range(2)) == pytest.approx(1.5)
+    with pytest.raises(RuntimeError, match="window_counts promised"):
+        balance(values, window_counts=[2, 2])
+
+
+@pytest.mark.filterwarnings("error")
+def test_who_weighs_no_row_or_has_equal_shares_names_no_rare_task():
+    mixture, many = BanditMTL(2, rho=0.3, drawn_by="p"), METHODS["dwa"]([])
+    for _ in range(210):
+        mixture.observe(torch.ones(2), [1, 500])
+        mixture.step()
+        many(torch.ones(3))
+        many.step()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
-from counterpoise.classification.files import Columns, LabelledText, members, read_rows
+from counterpoise.classification.files import Columns, LabelledText, members, read_rows, refuse_parts_as_tasks
 from counterpoise.classification.targets import Kind, Label, Target, Weights
 from counterpoise.classification.vectors import Text
 from counterpoise.multitask.losses import task_names
@@ -31,8 +31,6 @@ _EXPECTED: dict[Layout, str] = {
     "glue": "folders NAME of train.tsv and dev.tsv",
 }
 _ALIASES: dict[str, SplitName] = {p: p for p in SPLITS} | dict.fromkeys(("valid", "val", "dev"), "validation")
-_PART = re.compile(r"(.+)[._-](train(?:ing)?|test(?:ing)?|valid(?:ation)?|val|dev|eval(?:uation)?|held-?out)", re.I)
-"""How a file is named that was meant to be a part of a task, with the name of that task."""
 _OTHER = (
     ".csv.gz",
     ".tsv.gz",
@@ -135,11 +133,16 @@ def read_tasks(
         raise ValueError(f"layout: expected {', '.join(LAYOUTS)}, found {layout!r}")
     if (texts or label) and layout == "glue":
         raise ValueError(f"layout glue: expected no columns, its files have their own; found {[*texts, *label]}")
+    if (regression or classes) and layout == "glue":
+        raise ValueError(f"layout glue: its files say what is a number; found {[*regression, *classes]}")
     numbers = dict.fromkeys(regression, True) | dict.fromkeys(classes, False)
-    found = _glue(source) if layout == "glue" else _folder(source, tuple(texts), tuple(label), numbers)
+    names = () if tasks is None else task_names(tasks)
+    found = _glue(source) if layout == "glue" else _folder(source, tuple(texts), tuple(label), numbers, names)
+    if len(label) > 1 and "train" in need:
+        _warn_of_absent(label, found)
     if not found:
         raise ValueError(f"{source}: expected {_EXPECTED[layout]}, found none; is the layout right?")
-    _refuse_unknown(str(source), tasks or (), found)
+    _refuse_unknown(str(source), names, found)
     _refuse_unknown("regression", regression, found)
     _refuse_unknown("classes", classes, found)
     return tasks_of(found, source, tasks=tasks, need=need)
@@ -180,9 +183,14 @@ def whole(task: TaskData) -> TaskData:
 
 
 def _folder(
-    source: str | Path, texts: tuple[str, ...], label: tuple[str, ...], numbers: Mapping[str, bool]
+    source: str | Path,
+    texts: tuple[str, ...],
+    label: tuple[str, ...],
+    numbers: Mapping[str, bool],
+    names: Sequence[str],
 ) -> dict[str, Parts]:
     found: dict[str, Parts] = {}
+    bare: list[str] = []
     seen: set[str] = set()
     passed: list[str] = []
     for name, content in members(source):
@@ -190,30 +198,34 @@ def _folder(
         if path.suffix.lower() not in _ENDINGS:
             passed += [name] if name.lower().endswith(_OTHER) else []
             continue
-        task, part = _place(path, Path(source))
+        task, part = _place(path, Path(source), names)
+        bare += [task] if task == path.stem and task not in names else []
         parts = found.setdefault(task, {})
         if part in parts:
             raise ValueError(f"{source}: expected one {part} file for the task {task!r}, found another, {name}")
         parts[part] = read_rows(content, name, Columns(texts, label, numbers.get(task), seen))
     if lacking := [x for x in (*texts, *label) if x not in seen]:
         raise ValueError(
-            f"{source}: expected the columns {', '.join(lacking)} in some file, found them in none together"
+            f"{source}: expected the columns {', '.join(lacking)} in some file, found them in none together; name the "
+            "columns that this data has"
         )
     if passed:
         warnings.warn(f"{source}: only csv, tsv and jsonl files are read; left out: {', '.join(passed)}", stacklevel=3)
-    _refuse_parts_as_tasks(source, found)
-    if len(label) > 1:
-        _warn_of_absent(label, found)
+    refuse_parts_as_tasks(source, bare, found)
     return found
 
 
-def _place(path: PurePosixPath, source: Path) -> tuple[str, SplitName]:
-    """The task and the part that a file holds."""
+def _place(path: PurePosixPath, source: Path, names: Sequence[str]) -> tuple[str, SplitName]:
+    """The task and the part that a file holds; a part without a task's name is of the only task that is asked for, or of
+    one that is called like its folder."""
     task, _, tail = path.stem.rpartition(".")
     if task and tail.lower() in _ALIASES:
         return task, _ALIASES[tail.lower()]
-    if path.stem.lower() in _ALIASES:
-        return path.parent.name or source.expanduser().resolve().name.partition(".")[0], _ALIASES[path.stem.lower()]
+    if path.stem.lower() in _ALIASES and path.stem not in names:
+        folder = source.expanduser().resolve()
+        called = re.sub(r"\.(tar(\.\w+)?|tgz)$", "", folder.name) if folder.is_file() else folder.name
+        only = names[0] if len(names) == 1 else called.lstrip(".") or "task"
+        return path.parent.name or only, _ALIASES[path.stem.lower()]
     return path.stem, "train"
 
 
@@ -221,20 +233,9 @@ def _warn_of_absent(labels: Sequence[str], found: Mapping[str, Parts]) -> None:
     """Say which columns of labels a task cannot learn, as no row of training has a 1 there."""
     for task, parts in found.items():
         held = {x for _, y in parts.get("train", ()) if isinstance(y, tuple) for x in y}
-        if held and (absent := [x for x in labels if x not in held]):
+        if held and held <= {*labels} and (absent := [x for x in labels if x not in held]):
             warnings.warn(
                 f"task {task!r}: no row of training has the label {', '.join(absent)}; it is left out", stacklevel=4
-            )
-
-
-def _refuse_parts_as_tasks(source: str | Path, found: Collection[str]) -> None:
-    """Raise where two files would be tasks and are, by their names, parts of one."""
-    meant = {name: match[1] for name in found if (match := _PART.fullmatch(name))}
-    for name, task in meant.items():
-        if task in found or [*meant.values()].count(task) > 1:
-            raise ValueError(
-                f"{source}: expected the parts of a task as NAME.train, NAME.validation and NAME.test, found {name!r}, which "
-                f"would be a task of its own beside {task!r}; rename the file"
             )
 
 
@@ -283,6 +284,7 @@ def _task(name: str, rows: Parts, need: Collection[SplitName]) -> TaskData:
             )
     if kind == "number":  # as a part of whole numbers alone also may be meant
         return TaskData(name, ("score",), parts["train"], parts["validation"], parts["test"], kind)
+    parts = _whole_numbers(parts) if kind == "classes" else parts
     named = {p: {x for y in parts[p].labels for x in (y if isinstance(y, tuple) else (str(y),))} for p in SPLITS}
     labels = _in_order(named["train"] if "train" in need else {x for p in SPLITS for x in named[p]})
     if "train" in need and len(labels) < (least := 2 if kind == "classes" else 1):
@@ -304,6 +306,14 @@ def _task(name: str, rows: Parts, need: Collection[SplitName]) -> TaskData:
                 f"labels, or give training an example of each (rows without a file {name}.{part} are parted by their texts)"
             )
     return TaskData(name, labels, parts["train"], parts["validation"], parts["test"], kind)
+
+
+def _whole_numbers(parts: Mapping[SplitName, Split]) -> dict[SplitName, Split]:
+    """Classes that are all whole numbers without their .0, which pandas writes where some label is missing."""
+    every = {str(y) for part in parts.values() for y in part.labels}
+    if not all(re.fullmatch(r"-?\d+(\.0*)?", y) for y in every):
+        return dict(parts)
+    return {p: Split(s.texts, tuple(str(y).partition(".")[0] for y in s.labels)) for p, s in parts.items()}
 
 
 def content_split(text: Text, drawn: Collection[SplitName] = ("validation", "test")) -> SplitName:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
-import contextlib
+import json
 import math
 import re
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ TEXTS = (
 )  # fmt: skip
 """Columns that hold a text, or two; the first of these that a file has."""
 LABELS = (("label",), ("labels",), ("gold_label",), ("is_duplicate",), ("Quality",), ("score",))
+
+_PART = re.compile(r"(.+)[._-](train(?:ing)?|test(?:ing)?|valid(?:ation)?|val|dev|eval(?:uation)?|held-?out)", re.I)
+"""How a file is named that was meant to be a part of a task, with the name of that task."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +95,22 @@ def _hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
 
 
+def refuse_parts_as_tasks(source: str | Path, bare: Collection[str], found: Collection[str]) -> None:
+    """Raise where two files of no part would be tasks that nobody asked for, and are by their names parts of one."""
+    meant = {name: match[1] for name in bare if (match := _PART.fullmatch(name))}
+    for name, task in meant.items():
+        if task in found or [*meant.values()].count(task) > 1:
+            raise ValueError(
+                f"{source}: expected the parts of a task as NAME.train, NAME.validation and NAME.test, found {name!r}, which "
+                f"would be a task of its own beside {task!r}; rename the file, or name the tasks"
+            )
+
+
 def read_rows(content: bytes, place: str, columns: Columns = Columns()) -> list[LabelledText]:
     """The rows of a csv, tsv or jsonl file, told apart by the end of `place`.
 
     A tsv has no quoting: a quote in it is a quote. The first row says which columns count, and every row has them. Labels
-    are words: booleans and whole numbers become theirs, 1.0 that of 1. They are numbers where the column is `score`, or
+    are words: booleans and whole numbers become theirs. They are numbers where the column is `score`, or
     one of them has decimals (in jsonl: is a number, not the spelling of one). In a column `labels` any number may hold:
     names in a list, which is written as Python or JSON does, or in a table separated by commas.
 
@@ -108,21 +122,26 @@ def read_rows(content: bytes, place: str, columns: Columns = Columns()) -> list[
     """
     text, lines = decoded(content, place), place.lower().endswith(".jsonl")
     rows: list[tuple[str, Text, Label]] = []
+    cells: list[tuple[str, Any]] = []
     names: tuple[tuple[str, ...], tuple[str, ...]] = (), ()
     for where, record in json_lines(place, text) if lines else table(text, place):
         if not rows:
             names = columns.among([*record], where if lines else f"{place}, line 1")
         _refuse_lacking((*names[0], *names[1]), [*record], where, "give this row what the first one has, or remove it")
         rows.append((where, _text(record, names[0], where), _label(record, names[1], where)))
+        cells.append((where, record[names[1][0]]))
     if not rows:
         raise ValueError(f"{place}: expected rows with text and label, found none; fill the file or leave it out")
-    if names[1] == ("labels",) and not lines:
-        _refuse_other_separators(rows)
+    if not lines and names[1] == ("labels",):
+        _refuse_other_separators(cells)
+    elif not lines and len(names[1]) == 1 and all(lists := [_listed(str(cell), (str,)) for _, cell in cells]):
+        return [(x, tuple(dict.fromkeys(y or ()))) for (_, x, _), y in zip(rows, lists, strict=True)]
     decimals = any(_has_decimals(y) for _, _, y in rows if isinstance(y, float) or not lines)
     if columns.numbers or (columns.numbers is None and (names[1] == ("score",) or decimals)):
         return [(x, _number(y, where)) for where, x, y in rows]
-    spelled = _numbers_spelled(rows, whole=not decimals, table=not lines)
-    return [(x, y) for (_, x, _), y in zip(rows, spelled, strict=True)]
+    if columns.numbers is None:
+        _refuse_no_number(rows)
+    return [(x, y if isinstance(y, tuple) else str(y)) for _, x, y in rows]
 
 
 def _refuse_lacking(names: Sequence[str], found: Sequence[str], where: str, advice: str) -> None:
@@ -132,27 +151,38 @@ def _refuse_lacking(names: Sequence[str], found: Sequence[str], where: str, advi
         )
 
 
-def _refuse_other_separators(rows: Sequence[tuple[str, Text, Label]]) -> None:
-    """Labels that are all alone in their cells, some with a semicolon or a bar: those were meant to part them."""
-    if all(isinstance(y, tuple) and len(y) < 2 for _, _, y in rows):
-        for where, _, y in rows:
-            if isinstance(y, tuple) and any(mark in x for x in y for mark in ";|"):
-                raise ValueError(f"{where}: expected labels separated by commas, found {y[0]!r}; write commas")
+def _refuse_other_separators(cells: Sequence[tuple[str, Any]]) -> None:
+    """Cells without a comma or a list, of which some hold a semicolon or a bar: those were meant to part labels."""
+    if not any("," in str(cell) or str(cell).strip().startswith("[") for _, cell in cells):
+        for where, cell in cells:
+            if ";" in str(cell) or "|" in str(cell):
+                raise ValueError(
+                    f"{where}: expected labels separated by commas, found {cell!r}; write commas, or a list in each cell"
+                )
 
 
-def _numbers_spelled(rows: Sequence[tuple[str, Text, Label]], *, whole: bool, table: bool) -> list[Label]:
-    """Classes as words. Where all of a file's are numbers, and `whole`, 1.0 is spelled 1, as pandas's files need."""
-    labels = [y if isinstance(y, tuple) else str(y) for _, _, y in rows]
-    values = [_value(y) for y in labels]
-    if None in values or not any(math.isfinite(x) for x in values if x is not None):
-        return [*labels]
-    for (where, _, _), x in zip(rows, values, strict=True):
-        if x is None or not math.isfinite(x):
-            raise ValueError(
-                f"{where}: expected a label, as this file's other numbers are, found {x}; label it or remove it"
-            )
-    respelled = whole and (table or any(isinstance(y, float) for _, _, y in rows))
-    return [re.sub(r"\.0*$", "", y) if respelled and isinstance(y, str) else y for y in labels]
+def _refuse_no_number(rows: Sequence[tuple[str, Text, Label]]) -> None:
+    """Raise for a nan among whole numbers, which pandas writes for a label that is missing."""
+    values = [_value(y) for _, _, y in rows]
+    if None not in values and any(math.isfinite(x) for x in values if x is not None):
+        for (where, _, _), x in zip(rows, values, strict=True):
+            if x is not None and math.isnan(x):
+                raise ValueError(
+                    f"{where}: expected a label, as this file's other numbers are, found nan; label it or remove it"
+                )
+
+
+def _listed(cell: str, kinds: tuple[type, ...]) -> list[str] | None:
+    """The labels of a list of such values, as JSON or Python writes it; None: it is no such list."""
+    if not cell.strip().startswith("[") or re.search(r"['\"]\s+['\"]", cell):  # as numpy's: Python would join the words
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            value = read(cell.strip())
+        except (ValueError, SyntaxError):
+            continue
+        return [str(x) for x in value] if isinstance(value, list) and all(isinstance(x, kinds) for x in value) else None
+    return None
 
 
 def _value(label: Label) -> float | None:
@@ -176,21 +206,19 @@ def _label(record: Mapping[str, Any], names: tuple[str, ...], where: str) -> Lab
             if str(record[name]).strip().lower() not in ("0", "1", "false", "true"):
                 raise ValueError(f"{where}: expected 0 or 1 in {name}, one of several labels, found {record[name]!r}")
         return tuple(name for name in names if str(record[name]).strip().lower() in ("1", "true"))
-    if isinstance(value, str) and value.strip().startswith("["):
-        with contextlib.suppress(ValueError, SyntaxError):
-            value = ast.literal_eval(value.strip())
     if names == ("labels",) and isinstance(value, str):
-        if value.strip().startswith("["):
+        held_in_list = _listed(value, (str, int))
+        if held_in_list is None and value.strip().startswith("["):
             raise ValueError(f"{where}: expected labels in a list, or separated by commas, found {value[:60]!r}")
-        value = [x.strip() for x in value.split(",") if x.strip()]
+        value = [x.strip() for x in value.split(",") if x.strip()] if held_in_list is None else held_in_list
     if isinstance(value, list) and all(isinstance(x, str | int) and str(x).strip() for x in value):
         held = tuple(_word(str(x), where) for x in value)
-        if len({*held}) < len(held):
+        if len({*held}) < len(held) and {*held} <= {"0", "1"}:
             raise ValueError(
                 f"{where}: expected the names of the labels that hold, each once, found {value}; zeros and ones stand in "
                 "columns of their own, which are named as the columns of the label"
             )
-        return held
+        return tuple(dict.fromkeys(held))
     if isinstance(value, float) and math.isfinite(value):
         return value
     if not isinstance(value, str | int) or not str(value).strip():

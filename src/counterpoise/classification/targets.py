@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -99,9 +100,11 @@ class Target:
         if self.kind == "number":
             return ((_numbers(task, labels) - self.mean) / self.scale).float().unsqueeze(1)
         place = {label: i for i, label in enumerate(self.labels)}
+        if self.kind == "classes":
+            place |= {x: place[known] for x in {*map(str, labels)} if (known := self._of_value(x)) is not None}
         rows: list[tuple[str, ...]] = [x if isinstance(x, tuple) else (str(x),) for x in labels]
         if strange := sorted({x for row in rows for x in row} - place.keys()):
-            raise ValueError(f"task {task!r}: expected the model's labels {list(place)}, found {strange}")
+            raise ValueError(f"task {task!r}: expected the model's labels {list(self.labels)}, found {strange}")
         if self.kind == "classes":
             if several := next((row for row in rows if len(row) != 1), None):
                 raise ValueError(f"task {task!r}: expected one label a text, found {list(several)}")
@@ -110,6 +113,13 @@ class Target:
         for n, row in enumerate(rows):
             holds_NC[n, [place[x] for x in row]] = 1.0
         return holds_NC
+
+    def _of_value(self, label: str) -> str | None:
+        """Of a number that is not among the labels as it is spelled, the label of its value: 1 for 1.0."""
+        if label in self.labels or not re.fullmatch(r"-?\d+(\.\d*)?", label):
+            return None
+        numbers = (x for x in self.labels if re.fullmatch(r"-?\d+(\.\d*)?", x))
+        return next((x for x in numbers if float(x) == float(label)), None)
 
     def weights(self, task: str, asked: Weights, labels: Sequence[Label]) -> tuple[float, ...]:
         """What a class counts, or what a label counts where it holds; nothing for a number.

@@ -156,7 +156,9 @@ class BanditMTL(Weighting):
                 'this BanditMTL was built with drawn_by="p": its batches are drawn by p, and weighting their losses by '
                 "p too would count it twice. Train on the plain loss and pass the task losses to observe()."
             )
-        return super().forward(losses, self._counted(losses, counts), window_counts)
+        return super().forward(
+            losses, self._counted(losses, counts) if window_counts is None else counts, window_counts
+        )
 
     def observe(self, losses: Losses, counts: Counts | None = None) -> None:
         """Record task losses for the next `step()` without weighting them (for batches drawn by `draw`)."""
@@ -293,7 +295,7 @@ class BanditMTL(Weighting):
         """See `Weighting`; those of `drawn_by` where they are known. Brings a prior that moves to the window at hand."""
         shares = self._draw_probabilities() or super().share_of_rows(counts)
         if self._temperature == 1.0 and not self._fixed:  # rows as they come: p over the share is 1, whatever it is
-            shares = self._shares.and_also(self._window.seen).of_all(counts)
+            shares = self._shares_now().of_all(counts)
         vars(self)["_center_now"] = self._fixed or powers(shares, self._temperature)
         return shares
 

@@ -9,6 +9,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+RARE = 20.0
+"""So many times what a row counts in the plain mean, and its task is called rare."""
+
+
+def rare(tasks: Sequence[str], weights: Sequence[float], shares: Sequence[float]) -> str | None:
+    """What is said of the tasks of which a row counts `RARE` times and more; None where there is none."""
+    triples = zip(tasks, weights, shares, strict=True)
+    times = {t: w / sum(weights) / s for t, w, s in triples if s > 0.0 and w > RARE * s * sum(weights)}
+    told = ", ".join(f"{t!r} {x:.0f} times" for t, x in times.items())
+    return told and (
+        f"a row counts more than in the plain mean of the losses, by its task's weight over its share of the rows: of {told}. "
+        f'Steps that hold one are large; BanditMTL with prior="proportional" or "sqrt" starts from the shares.'
+    )
+
 
 class Shares:
     """The share of the rows that is each task's: the mean, over the windows so far, of its count over all counts.

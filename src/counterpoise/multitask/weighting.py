@@ -23,14 +23,14 @@ from counterpoise.multitask.losses import (
     gather,
     task_names,
 )
-from counterpoise.multitask.shares import Shares
+from counterpoise.multitask.shares import Shares, rare
 from counterpoise.multitask.values import frozen, on_device, thawed, wide
 from counterpoise.ranks import sum_over_ranks, world_size
 
 ALONE = 20
 """So many windows in a row from which nothing can be learned are said once."""
-SEEN, RARE = 200, 20.0
-"""After so many windows a task is named of whose rows one counts so many times what it counts in the plain mean."""
+SEEN = 200
+"""After so many windows tasks are named of which a row counts much, see `shares.RARE`."""
 
 Missing = Literal["last", "hold"]
 """What an absent task counts with: its last known loss, or what leaves its share of the weight as it is."""
@@ -64,7 +64,7 @@ class Weighting(nn.Module, ABC):
 
     Warns:
         UserWarning: once, after `ALONE` windows in a row from which a method that compares tasks could learn nothing, or
-            whose losses were not finite; and after `SEEN` windows where a row of a rare task counts `RARE` times and more.
+            whose losses were not finite; and after `SEEN` windows where a row of a rare task counts 20 times and more.
 
     Raises:
         KeyError: losses or counts with unknown task names, or lacking one.
@@ -109,6 +109,7 @@ class Weighting(nn.Module, ABC):
         self.updates = self.skipped = 0
         """How many windows it has learned from, and how many it dropped for a non-finite loss."""
         self._window, self._shares = Window(m), Shares(m)
+        self._joined: Shares | None = None
         self._known, self._alone, self._dropped = list(self.last_losses), 0, 0
         self.abandon()
 
@@ -139,6 +140,8 @@ class Weighting(nn.Module, ABC):
             self._window.add(batch, totals)
             if window is not None and totals is None:  # each call is then a window of its own to the shares
                 self._window.seen.append(window)
+                if self._joined is not None:
+                    self._joined.add(window)
         return scalar
 
     def step(self) -> None:
@@ -147,6 +150,7 @@ class Weighting(nn.Module, ABC):
         A window with a non-finite loss changes nothing and is counted in `skipped`.
         """
         seen, means = self._window.seen, self._window.close()
+        vars(self)["_joined"] = None
         if not any(means.counts):
             raise RuntimeError("step() closes a window, found none open: call the weighting on the losses first.")
         own = vars(self)  # assigning to a module's attribute costs microseconds
@@ -194,6 +198,7 @@ class Weighting(nn.Module, ABC):
     def discard(self) -> None:
         """Drop the open window, for instance after a batch that ran out of memory and will not be stepped."""
         self._window.clear()
+        self._joined = None
         self.abandon()
 
     def metrics(self) -> dict[str, float]:
@@ -268,6 +273,7 @@ class Weighting(nn.Module, ABC):
         self._shares.load(state.get("shares", Shares(len(self.tasks)).state()))
         self._known, self._alone = state.get("known", state["losses"]).tolist(), state.get("alone", 0)
         self._window.load(state["window"])
+        self._joined = None
         self.load_state(state)
 
     def _know(self, means: WindowMeans) -> None:
@@ -295,21 +301,22 @@ class Weighting(nn.Module, ABC):
 
     def share_of_rows(self, counts: Sequence[float]) -> list[float]:
         """The share of the rows that is each task's, known or estimated, when the window at hand holds these counts."""
-        return self._shares.and_also(self._window.seen).including(counts)
+        return self._shares_now().including(counts)
+
+    def _shares_now(self) -> Shares:
+        """The shares with the calls of the open window, each of which is added once."""
+        if not self._window.seen:
+            return self._shares
+        vars(self)["_joined"] = joined = self._joined or self._shares.and_also(self._window.seen)
+        return joined
 
     def _say_rare(self) -> None:
         """Name the tasks of which a row counts much more than in the plain mean."""
-        m = len(self.tasks)
-        pairs = zip(self.tasks, self.weights() or [1.0 / m] * m, self._shares.known(), strict=True)
-        times = {t: p / s for t, p, s in pairs if s > 0.0 and p > RARE * s}
-        if times and not self.whole_batch_only:
-            told = ", ".join(f"{t!r} {x:.0f} times" for t, x in times.items())
-            warnings.warn(
-                f"{type(self).__name__}: a row counts more than in the plain mean of the losses, by its task's weight over "
-                f'its share of the rows: of {told}. Steps that hold one are large; BanditMTL with prior="proportional" or '
-                f'"sqrt" starts from the shares.',
-                stacklevel=3,
-            )
+        weighs_no_row = self.whole_batch_only or getattr(self, "samples", False)
+        if not weighs_no_row and (
+            told := rare(self.tasks, self.weights() or [1.0] * len(self.tasks), self._shares.known())
+        ):
+            warnings.warn(f"{type(self).__name__}: {told}", stacklevel=3)
 
     def _scale(self, batch: Batch, totals: list[float] | None) -> tuple[Tensor | None, list[float] | None]:
         """world * count / (window count * share), and the window's counts: gradients are averaged over ranks and added

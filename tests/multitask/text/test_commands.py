@@ -158,7 +158,7 @@ def test_errors_are_one_message(trained, tmp_path):
     for one in (("predict", model, "--task", "colour", "x"), ("evaluate", model, "--data", data)):
         refused(call(*one, "--batch-size", 0), "should be greater than or equal to 1")
     share = call("train", "--data", data, "--weighting", "bandit", "--rho", "a lot", *QUICK, "-o", tmp_path / "m")
-    refused(share, "rho must be a number or a share of log(1 / min prior) such as \"30%\", found 'a lot'")
+    refused(share, "rho must be a number or a share of log(1 / min prior) below 100 %, such as \"30%\", found 'a lot'")
     alone = call("train", "--data", data, "--tasks", "colour", "--weighting", "bandit", *QUICK, "-o", tmp_path / "m")
     refused(alone, "weighs tasks against each other: expected at least 2, found 1; one needs uniform weights alone.")
     refused(

@@ -235,3 +235,31 @@ def test_an_evaluation_takes_the_labels_of_all_rows_and_whole_all_of_them(tmp_pa
     [films] = read_tasks(folder, need=["test"])
     assert films.labels == ("bad", "good")
     assert sorted(whole(films).test.labels) == ["bad", "bad", "good"]
+
+
+def test_whole_numbers_are_spelled_alike_in_all_files_of_a_task_and_versions_are_not(tmp_path):
+    made = {f"{name}__csv": f"text,label\na,{x}\nb,{y}\n" for name, x, y in [
+        ("v__train", "1.0", "2.0"), ("v__dev", "1", "2"), ("v__test", "2.0", "1"),
+        ("w__train", "1.0", "1.5"), ("w__dev", "1.0", "1.5"), ("w__test", "1.0", "1.0"),
+    ]}  # fmt: skip
+    v, w = read_tasks(write(tmp_path, **made), classes=["w"])
+    assert (v.labels, v.test.labels) == (("1", "2"), ("2", "1"))
+    assert (w.labels, w.test.labels) == (("1.0", "1.5"), ("1.0", "1.0"))
+
+
+def test_names_that_are_asked_for_are_tasks_whatever_they_look_like(tmp_path):
+    both = write(tmp_path / "both", stress__csv=ROWS, stress_test__csv=ROWS)
+    assert [t.name for t in read_tasks(both, tasks=["stress", "stress_test"])] == ["stress", "stress_test"]
+    folders = tmp_path / "folders"
+    for name in ("stress", "stress_test"):
+        write(folders / name, train__csv=ROWS) if folders.exists() else (
+            folders.mkdir(),
+            write(folders / name, train__csv=ROWS),
+        )
+    assert [t.name for t in read_tasks(folders)] == ["stress", "stress_test"]
+    alone = write(tmp_path / "sst-v1.0", train__csv=ROWS, test__csv=ROWS)
+    assert [(t.name, len(t.test)) for t in read_tasks(alone)] == [("sst-v1.0", 60)]
+    assert [(t.name, len(t.test)) for t in read_tasks(alone, tasks=["films"])] == [
+        ("films", 60)
+    ]  # the only one asked for
+    assert [t.name for t in read_tasks(alone, tasks=["train"], need=["test"])] == ["train"]

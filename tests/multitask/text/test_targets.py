@@ -53,14 +53,24 @@ def test_what_is_asked_is_read_from_the_columns(found):
         ("a.tsv", "#1 String\t#2 String\tQuality\na\tb\t1\n", {}, [(("a", "b"), "1")]),
         ("a.csv", "question1,question2,is_duplicate\na,b,0\n", {}, [(("a", "b"), "0")]),
         ("a.csv", "query,passage,grade\na,b,3\n", {"texts": ("query", "passage"), "labels": ("grade",)}, None),
-        ("a.csv", "sentence,label\na,1.0\nb,0.0\n", {}, [("a", "1"), ("b", "0")]),
-        ("a.CSV", "sentence,label\na,1.0\nb,-3\n", {}, [("a", "1"), ("b", "-3")]),
+        ("a.csv", "sentence,label\na,1.0\nb,0.0\n", {}, [("a", "1.0"), ("b", "0.0")]),
+        ("a.CSV", "sentence,label\na,1.0\nb,-3\n", {}, [("a", "1.0"), ("b", "-3")]),
         ("a.csv", "text,label\na,1.0\nb,1.10\n", {"numbers": False}, [("a", "1.0"), ("b", "1.10")]),
-        ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": 1.0}\n', {}, [("a", "1"), ("b", "1")]),
+        ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": 1.0}\n', {}, [("a", "1"), ("b", "1.0")]),
         ("a.jsonl", '{"text": "a", "label": "1.0"}\n{"text": "b", "label": "2.0"}\n', {}, [("a", "1.0"), ("b", "2.0")]),
         ("a.csv", "text,label\na,007\nb,nan\nc,word\n", {}, [("a", "007"), ("b", "nan"), ("c", "word")]),
         ("a.csv", "text,labels\na,\"['joy', 'fun']\"\nb,[]\n", {}, [("a", ("joy", "fun")), ("b", ())]),
-        ("a.csv", 'text,tags\na,"[""joy"", 3]"\n', {"labels": ("tags",)}, [("a", ("joy", "3"))]),
+        (
+            "a.csv",
+            'text,tags\na,"[""joy"", ""\\ud83d\\ude00""]"\n',
+            {"labels": ("tags",)},
+            [("a", ("joy", "\U0001f600"))],
+        ),
+        ("a.csv", 'text,labels\na,"[""joy"", 3, 3]"\n', {}, [("a", ("joy", "3"))]),
+        ("a.csv", 'text,label\na,"[0, 9]"\nb,"[10, 19]"\n', {}, [("a", "[0, 9]"), ("b", "[10, 19]")]),
+        ("a.tsv", 'text\tlabels\na\t["a;b"]\nb\t["c"]\n', {}, [("a", ("a;b",)), ("b", ("c",))]),
+        ("a.csv", "text,label\na,1\nb,inf\n", {}, [("a", "1"), ("b", "inf")]),
+        ("a.csv", "text,label\na,1\nb,nan\n", {"numbers": False}, [("a", "1"), ("b", "nan")]),
         ("a.csv", "text,label\na,[NEG]\n", {}, [("a", "[NEG]")]),
         ("a.csv", "sentence,label\na,1\nb,0.5\n", {}, [("a", 1.0), ("b", 0.5)]),
         ("a.jsonl", '{"sentence": "a", "label": "3.5"}\n', {}, [("a", "3.5")]),
@@ -94,6 +104,12 @@ def test_columns_as_glue_and_others_name_them(name, content, columns, expected):
             "a.jsonl, line 1: expected the names of the labels that hold",
         ),
         ("a.csv", 'text,labels\na,"x,y"\nb,"0,1,0"\n', {}, "a.csv, line 3: expected the names of the labels that hold"),
+        (
+            "a.csv",
+            """text,labels\na,['a' 'b']\n""",
+            {},
+            r"a.csv, line 2: expected labels in a list, or separated by commas",
+        ),
         ("a.csv", "text,labels\na,[0 1]\n", {}, r"a.csv, line 2: expected labels in a list, .*, found '\[0 1\]'"),
         ("a.csv", "text,labels\na,x\nb,x;y\n", {}, "a.csv, line 3: expected labels separated by commas, found 'x;y'"),
         (
@@ -310,3 +326,11 @@ def test_balanced_weights_of_classes_that_are_numbers():
 def test_what_is_no_list_of_texts_is_refused(trained, texts):
     with pytest.raises(ValueError, match=r"expected several, in a list|expected one text at a time"):
         trained[0].predict("topics", texts)
+
+
+def test_classes_of_one_value_are_one_class_however_they_are_spelled():
+    target = Target(("0.0", "1.0"))  # of a model that was trained on them
+    assert target.encode("t", ["1", "0.0", "0", "1.00"]).tolist() == [1, 0, 0, 1]
+    assert Target(("1", "x")).encode("t", ["1.0", "x"]).tolist() == [0, 1]
+    with pytest.raises(ValueError, match=r"expected the model's labels \['0.0', '1.0'\], found \['2'\]"):
+        target.encode("t", ["2", "1"])
