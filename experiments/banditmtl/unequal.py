@@ -274,6 +274,9 @@ def write_tables(runs: list[dict[str, Any]]) -> None:
     page = PAGE.read_text(encoding="utf-8")
     for name in sorted({f"{r['model']}-{r['data']}-{r['kind']}" for r in runs}):
         mine = [r for r in runs if f"{r['model']}-{r['data']}-{r['kind']}" == name]
+        if f"<!-- {name} -->" not in page:
+            print(f"{name}: {len(mine)} runs, and no place for their table on the page")
+            continue
         before, rest = page.split(f"<!-- {name} -->\n")
         made = "\n".join([*table(mine, "uniform"), "", *table(mine, "proportional")])
         page = f"{before}<!-- {name} -->\n{made}\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}"
