@@ -312,10 +312,9 @@ class Weighting(nn.Module, ABC):
 
     def _say_rare(self) -> None:
         """Name the tasks of which a row counts much more than in the plain mean."""
-        weighs_no_row = self.whole_batch_only or getattr(self, "samples", False)
-        if not weighs_no_row and (
-            told := rare(self.tasks, self.weights() or [1.0] * len(self.tasks), self._shares.known())
-        ):
+        weights = self.weights() or [1.0] * len(self.tasks)
+        told = rare(self.tasks, weights, self._shares.known())
+        if told and not self.whole_batch_only and not getattr(self, "samples", False):  # those weigh no row
             warnings.warn(f"{type(self).__name__}: {told}", stacklevel=3)
 
     def _scale(self, batch: Batch, totals: list[float] | None) -> tuple[Tensor | None, list[float] | None]:
