@@ -37,8 +37,8 @@ _METHODS: dict[str, Callable[..., Weighting]] = {
 
 WEIGHTINGS = tuple(_METHODS)
 MILD: dict[str, Any] = {"rho": "10%", "eta": 0.2}
-"""Of bandit, unless it is told otherwise. In experiments/banditmtl/UNEQUAL.md these stay within half a point of equal weights
-or gain; larger balls gain and lose more."""
+"""Of bandit, unless it is told otherwise. In the tables of experiments/banditmtl/UNEQUAL.md their mean is nowhere told to be
+below that of equal weights; larger balls gain and lose more."""
 
 
 def weighting_for(

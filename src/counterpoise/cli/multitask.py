@@ -6,17 +6,16 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from counterpoise.cli import lines, options
+from counterpoise.cli import lines, options, scores_table
 from counterpoise.cli.help import Commands, option
 from counterpoise.cli.terminal import bars, command_line, plain_errors, print_json, say, until_enough_is_read
 
 if TYPE_CHECKING:
-    from counterpoise.classification import Score, TaskData
+    from counterpoise.classification import TaskData
 
 app = Commands("multitask", "Train one text classifier on many tasks, balance them, and ask it.")
 
@@ -37,10 +36,6 @@ LabelColumns = Annotated[str | None, option("A,B", "Column of the label; or seve
 TasksOption = Annotated[str | None, option("A,B", "Names, separated by commas; all by default.")]
 ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder that train wrote.")]
 TextsAtOnce = Annotated[int, option("N", "Texts at once.", min=1)]
-SHOWN = {
-    "macro-f1": "macro-F1", "micro-f1": "micro-F1", "mcc": "MCC", "pearson": "Pearson", "spearman": "Spearman",
-    "pearson-spearman": "P+S / 2",
-}  # fmt: skip
 READ_AS = (("regression", "number"), ("classes", "classes"))
 """How labels are read of tasks of which kind, whatever they look like."""
 OFTEN = 10  # times over in an epoch are said
@@ -175,10 +170,10 @@ def train(
     best = run.epochs[run.best_epoch - 1]
     print(f"best epoch {run.best_epoch} of {len(run.epochs)} ({run.stopped}), {run.epochs[-1].seconds:.0f} s")
     all_have_it = pick == "loss" or all(pick in figures for figures in best.validation.values())
-    judged = SHOWN.get(pick, pick) if all_have_it else "figures"
-    print(f"validation {judged} {_shown(pick, best.mean(pick))}, task variance {best.task_variance:.4g}")
+    judged = scores_table.SHOWN.get(pick, pick) if all_have_it else "figures"
+    print(f"validation {judged} {scores_table.shown(pick, best.mean(pick))}, task variance {best.task_variance:.4g}")
     if tested:
-        _show_scores(tested)
+        scores_table.show(tested)
     print(f"wrote {out}; the run as a page: {out / saving.REPORT}")
 
 
@@ -227,7 +222,7 @@ def evaluate(
     if as_json:
         print_json([{"task": name, **score.told()} for name, score in scores.items()])
     else:
-        _show_scores(scores)
+        scores_table.show(scores)
 
 
 @app.command()
@@ -329,30 +324,3 @@ def _say_repeats(tasks: list[TaskData], sizes: list[float] | None, batch: int, r
     times, name = max((x / n, t.name) for x, n, t in zip(shown, rows, tasks, strict=True))
     if times > OFTEN:
         say(f"note: an epoch shows {name} {times:.0f} times over; --prior proportional does not")
-
-
-def _show_scores(scores: dict[str, Score]) -> None:
-    from counterpoise.classification.targets import figure
-
-    wide = max(len("worst"), *(len(name) for name in scores))
-    names = list(dict.fromkeys(x for score in scores.values() for x in score.figures))
-    heads = [f"{SHOWN.get(x, x):>8}" for x in names]
-    print(f"{'task':<{wide}}  {'  '.join(heads)}    loss  examples")
-    for name, score in scores.items():
-        cells = [f"{_shown(x, score.figures.get(x)):>{len(head)}}" for x, head in zip(names, heads, strict=True)]
-        print(f"{name:<{wide}}  {'  '.join(cells)}  {score.loss:6.4f}  {score.examples:8d}")
-    shared = [x for x in names if all(x in score.figures for score in scores.values())]
-    for title, of, of_losses in (("mean", fmean, fmean), ("worst", min, max)) if len(scores) > 1 else ():
-        values = {x: of([score.figures[x] for score in scores.values()]) for x in shared}
-        # Tasks of several kinds have no figure in common: each counts with the one that it is judged by.
-        values = values or {names[0]: of([figure(score.figures, "accuracy") for score in scores.values()])}
-        cells = [
-            f"{_shown(x, values[x]) if x in values else '':>{len(head)}}" for x, head in zip(names, heads, strict=True)
-        ]
-        loss = f"{of_losses([score.loss for score in scores.values()]):6.4f}" if shared else ""
-        print(f"{title:<{wide}}  {'  '.join(cells)}  {loss}".rstrip())
-
-
-def _shown(name: str, value: float | None) -> str:
-    percent = name in ("accuracy", "exact", "macro-f1", "micro-f1")
-    return "-" if value is None else f"{100 * value:.2f} %" if percent else f"{value:.3f}"
