@@ -142,10 +142,10 @@ def read_tasks(
         _warn_of_absent(label, found)
     if not found:
         raise ValueError(f"{source}: expected {_EXPECTED[layout]}, found none; is the layout right?")
-    _refuse_unknown(str(source), names, found)
+    made = tasks_of(found, source, tasks=tasks, need=need)
     _refuse_unknown("regression", regression, found)
     _refuse_unknown("classes", classes, found)
-    return tasks_of(found, source, tasks=tasks, need=need)
+    return made
 
 
 def _refuse_unknown(what: str, names: Collection[str], found: Collection[str]) -> None:

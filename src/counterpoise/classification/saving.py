@@ -19,6 +19,7 @@ from counterpoise.classification.classifier import TextClassifier
 from counterpoise.classification.models import Design, HardSharing, Pretrained, build_encoder, check_device, seeded
 from counterpoise.classification.targets import PROBLEM, Target
 from counterpoise.classification.vectors import SPLITTING, SubwordTokens, Vocabulary, splits_anew
+from counterpoise.language.loading import refuse_damaged
 from counterpoise.records import versions, write_json
 
 _FORMAT = "counterpoise-multitask-text-1"
@@ -109,6 +110,7 @@ def load(folder: str | Path, *, device: str = "cpu") -> TextClassifier:
         model.load_state_dict(load_file(path / WEIGHTS))
     except (RuntimeError, OSError, SafetensorError) as error:
         raise ValueError(f"{path / WEIGHTS}: expected the weights that {CONFIG} describes, found: {error}") from None
+    refuse_damaged(model, str(path / WEIGHTS))
     return TextClassifier(tasks, design, tokens, model.to(device).eval())
 
 

@@ -143,3 +143,12 @@ def test_a_model_of_words_that_were_split_otherwise_is_named(tmp_path):
     (model / "config.json").write_text(json.dumps(config))
     with pytest.warns(UserWarning, match="trained by an earlier version, which split words of some scripts otherwise"):
         load(model)
+
+
+def test_a_weight_that_is_no_number_is_named(tmp_path):
+    classifier = build_classifier(tasks(tmp_path / "data"), "textcnn", dimension=4)
+    with torch.no_grad():
+        classifier.model.heads[0].weight[0, 0] = float("nan")
+    model = save(classifier, tmp_path / "model")
+    with pytest.raises(ValueError, match=r"model.safetensors: .*heads.0.weight"):
+        load(model)
