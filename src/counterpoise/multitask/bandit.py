@@ -246,6 +246,15 @@ class BanditMTL(Weighting):
         own["_tilt"] = list(map(sub, log_p, log_center))
         self._cached.clear()
 
+    def change_unit(self, starts: Sequence[float], slopes: Sequence[float]) -> None:
+        """Every loss so far counts, by task, as start + slope * loss: as if it had been observed in another unit."""
+        own = vars(self)
+        for name in ("last_losses", "_known", "_initial"):
+            own[name] = [a + b * x for a, b, x in zip(starts, slopes, own[name], strict=True)]
+        level_M = self._in_units(self._excess(self.last_losses))
+        own["_before"] = [b if math.isnan(b) else x for b, x in zip(self._before, level_M, strict=True)]
+        self._window.change_unit(starts, slopes)
+
     def load_state(self, state: dict[str, Any]) -> None:
         center = [float(c) for c in state.get("center", self._fixed or [])]
         if self._fixed and not all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip(center, self._fixed, strict=True)):

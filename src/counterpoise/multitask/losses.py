@@ -246,6 +246,11 @@ class Window:
         self.clear()
         return WindowMeans([s / c if c > 0.0 else 0.0 for s, c in zip(sums, counts, strict=True)], counts)
 
+    def change_unit(self, starts: Sequence[float], slopes: Sequence[float]) -> None:
+        """Count every loss collected, by task, as start + slope * loss."""
+        self._fold()
+        self.sums = [a * n + b * x for a, b, n, x in zip(starts, slopes, self.counts, self.sums, strict=True)]
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs to go on inside this window."""
         self._fold()

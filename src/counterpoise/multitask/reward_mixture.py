@@ -193,15 +193,8 @@ class MixedRewards(Mixed):
         pairs = [(old, new) if old[0] < old[1] else (new, new) for old, new in zip(self._unit, bounds, strict=True)]
         slopes = [(old[1] - old[0]) / (new[1] - new[0]) for old, new in pairs]
         starts = [(new[1] - old[1]) / (new[1] - new[0]) for old, new in pairs]
-        remembered, self._unit = vars(self.balance), bounds
-        for name in ("last_losses", "_known", "_initial"):
-            remembered[name] = [a + b * x for a, b, x in zip(starts, slopes, remembered[name], strict=True)]
-        level_M = self.balance._in_units(self.balance._excess(self.balance.last_losses))
-        remembered["_before"] = [b if math.isnan(b) else x for b, x in zip(remembered["_before"], level_M, strict=True)]
-        window = self.balance._window.state()
-        sums = zip(starts, slopes, window["counts"], window["sums"], strict=True)
-        window["sums"] = torch.stack([a * n + b * x for a, b, n, x in sums])
-        self.balance._window.load(window)
+        self.balance.change_unit(starts, slopes)
+        self._unit = bounds
 
     def told(self) -> dict[str, float]:
         """Also the bounds, and by task the share of groups with an advantage."""
