@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from counterpoise.checkpoints.reading import lines_of
-from counterpoise.classification.data import SPLITS, Parts, Split, SplitName, TaskData, tasks_of
+from counterpoise.classification.data import Parts, Split, TaskData, tasks_of
 from counterpoise.classification.files import LabelledText, members
+from counterpoise.classification.parts import SPLITS, SplitName
 
 PARTS: dict[str, SplitName] = {"train": "train", "test": "test"}
 NEWSGROUPS: dict[str, tuple[str, ...]] = {

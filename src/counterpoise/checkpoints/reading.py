@@ -120,7 +120,7 @@ def table(text: str, place: str, *needed: str) -> Iterator[tuple[str, dict[str, 
     Raises:
         ValueError: no csv, a column missing that is `needed`, or there twice, a row with more or fewer of them.
     """
-    tabs = place.removesuffix(".gz").endswith(".tsv")
+    tabs = place.lower().removesuffix(".gz").endswith(".tsv")
     lines = io.StringIO(text, newline="")
     reader = csv.reader(lines, "excel-tab", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines, strict=True)
     before = csv.field_size_limit(sys.maxsize)  # otherwise it refuses fields above 128 KiB

@@ -5,20 +5,21 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
-from counterpoise.classification.files import Columns, LabelledText, members, read_rows, refuse_parts_as_tasks
+from counterpoise.classification import doubts
+from counterpoise.classification.files import Columns, LabelledText, members, read_rows
+from counterpoise.classification.parts import SPLITS, SplitName, place, refuse_parts_as_tasks
 from counterpoise.classification.targets import Kind, Label, Target, Weights
 from counterpoise.classification.vectors import Text
 from counterpoise.multitask.losses import task_names
 
-SplitName = Literal["train", "validation", "test"]
 Layout = Literal["folder", "glue"]
 
-SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 TEST_SHARE = 0.2
 VALIDATION_SHARE = 0.125  # of what remains: 70, 10 and 20 %, as FDU-MTL's authors split it
@@ -30,21 +31,12 @@ _EXPECTED: dict[Layout, str] = {
     "folder": "files NAME.csv, NAME.tsv or NAME.jsonl, or NAME.train.csv and NAME.test.csv",
     "glue": "folders NAME of train.tsv and dev.tsv",
 }
-_ALIASES: dict[str, SplitName] = {p: p for p in SPLITS} | dict.fromkeys(("valid", "val", "dev"), "validation")
 _OTHER = (
-    ".csv.gz",
-    ".tsv.gz",
-    ".jsonl.gz",
-    ".json",
-    ".ndjson",
-    ".parquet",
-    ".arrow",
-    ".feather",
-    ".xls",
-    ".xlsx",
-    ".zip",
-)
+    ".gz", ".bz2", ".xz", ".zst", ".zip", ".txt", ".tab", ".json", ".ndjson", ".jsonlines", ".parquet", ".arrow", ".feather",
+    ".xls", ".xlsx",
+)  # fmt: skip
 """Of data that is not read."""
+_NO_DATA = ("readme", "license", "licence", "notice", "citation")
 
 Parts = dict[SplitName, list[LabelledText]]
 """A task's rows by part, as the files give them."""
@@ -91,8 +83,7 @@ def read_tasks(
     need: Collection[SplitName] = SPLITS,
     texts: Sequence[str] = (),
     label: Sequence[str] = (),
-    regression: Collection[str] = (),
-    classes: Collection[str] = (),
+    kinds: Mapping[str, Kind] = {},
 ) -> list[TaskData]:
     """The tasks of a folder or a tar archive.
 
@@ -105,20 +96,23 @@ def read_tasks(
         source: a folder, a tar archive, or a folder that holds one archive.
         layout: `folder`: NAME.csv, NAME.tsv or NAME.jsonl with columns text and label, or NAME.train.csv,
             NAME.validation.csv, NAME.test.csv, or a folder NAME of train.csv and so on (`source` itself may be that
-            folder); any number of classes, any sizes.
+            folder), or folders train, validation and test of NAME.csv; any number of classes, any sizes.
             `glue`: NAME/train.tsv and NAME/dev.tsv as published; dev (of MNLI the matched) is the test part, since the
             published test files have no labels and are passed over.
         tasks: which, in this order; all by default, by name.
         need: the parts that must hold something; an evaluation needs only "test".
         texts, label: of `folder`: the columns, where they have names of their own; see `Columns`. Files that lack them
             are read by the usual names.
-        regression: tasks whose labels are numbers though all of them are whole.
-        classes: tasks whose labels are classes though some have decimals, as versions do.
+        kinds: of `folder`: by task what its labels are, where their looks say otherwise: a "number" though all are whole,
+            "classes" though some have decimals, as versions do, "labels" separated by commas.
 
     Raises:
         FileNotFoundError: nothing at `source`.
         ValueError: no tasks, an unknown one, a bad line, an empty part, a single class, a label that training lacks, a
             label that is true of every row, files whose names say that they are parts of one task, in no way known here.
+
+    Warns:
+        UserWarning: what reads well but looks as if something else was meant, see `doubts`.
 
     Examples:
         >>> from tempfile import TemporaryDirectory
@@ -133,18 +127,16 @@ def read_tasks(
         raise ValueError(f"layout: expected {', '.join(LAYOUTS)}, found {layout!r}")
     if (texts or label) and layout == "glue":
         raise ValueError(f"layout glue: expected no columns, its files have their own; found {[*texts, *label]}")
-    if (regression or classes) and layout == "glue":
-        raise ValueError(f"layout glue: its files say what is a number; found {[*regression, *classes]}")
-    numbers = dict.fromkeys(regression, True) | dict.fromkeys(classes, False)
+    if kinds and layout == "glue":
+        raise ValueError(f"layout glue: its files say what is a number; found {dict(kinds)}")
     names = () if tasks is None else task_names(tasks)
-    found = _glue(source) if layout == "glue" else _folder(source, tuple(texts), tuple(label), numbers, names)
+    found = _glue(source) if layout == "glue" else _folder(source, tuple(texts), tuple(label), kinds, names)
     if len(label) > 1 and "train" in need:
         _warn_of_absent(label, found)
     if not found:
         raise ValueError(f"{source}: expected {_EXPECTED[layout]}, found none; is the layout right?")
     made = tasks_of(found, source, tasks=tasks, need=need)
-    _refuse_unknown("regression", regression, found)
-    _refuse_unknown("classes", classes, found)
+    _refuse_unknown("kinds of labels", kinds, found)
     return made
 
 
@@ -186,24 +178,27 @@ def _folder(
     source: str | Path,
     texts: tuple[str, ...],
     label: tuple[str, ...],
-    numbers: Mapping[str, bool],
+    kinds: Mapping[str, Kind],
     names: Sequence[str],
 ) -> dict[str, Parts]:
     found: dict[str, Parts] = {}
-    bare: list[str] = []
+    bare, passed = list[str](), list[str]()
     seen: set[str] = set()
-    passed: list[str] = []
+    parted: dict[str, list[str]] = {}
     for name, content in members(source):
         path = PurePosixPath(name)
         if path.suffix.lower() not in _ENDINGS:
-            passed += [name] if name.lower().endswith(_OTHER) else []
+            passed += [name] if name.lower().endswith(_OTHER) and not path.name.lower().startswith(_NO_DATA) else []
             continue
-        task, part = _place(path, Path(source), names)
-        bare += [task] if task == path.stem and task not in names else []
-        parts = found.setdefault(task, {})
+        task, said = place(path, Path(source), names)
+        part, parts = said or "train", found.setdefault(task, {})
+        parted.setdefault(task, []).extend([path.stem] if said else [])
+        if names and task not in names:
+            continue
+        bare += [] if said or names else [task]
         if part in parts:
             raise ValueError(f"{source}: expected one {part} file for the task {task!r}, found another, {name}")
-        parts[part] = read_rows(content, name, Columns(texts, label, numbers.get(task), seen))
+        parts[part] = read_rows(content, name, Columns(texts, label, kinds.get(task), seen))
     if lacking := [x for x in (*texts, *label) if x not in seen]:
         raise ValueError(
             f"{source}: expected the columns {', '.join(lacking)} in some file, found them in none together; name the "
@@ -211,22 +206,8 @@ def _folder(
         )
     if passed:
         warnings.warn(f"{source}: only csv, tsv and jsonl files are read; left out: {', '.join(passed)}", stacklevel=3)
-    refuse_parts_as_tasks(source, bare, found)
+    refuse_parts_as_tasks(source, bare, parted)
     return found
-
-
-def _place(path: PurePosixPath, source: Path, names: Sequence[str]) -> tuple[str, SplitName]:
-    """The task and the part that a file holds; a part without a task's name is of the only task that is asked for, or of
-    one that is called like its folder."""
-    task, _, tail = path.stem.rpartition(".")
-    if task and tail.lower() in _ALIASES:
-        return task, _ALIASES[tail.lower()]
-    if path.stem.lower() in _ALIASES and path.stem not in names:
-        folder = source.expanduser().resolve()
-        called = re.sub(r"\.(tar(\.\w+)?|tgz)$", "", folder.name) if folder.is_file() else folder.name
-        only = names[0] if len(names) == 1 else called.lstrip(".") or "task"
-        return path.parent.name or only, _ALIASES[path.stem.lower()]
-    return path.stem, "train"
 
 
 def _warn_of_absent(labels: Sequence[str], found: Mapping[str, Parts]) -> None:
@@ -285,8 +266,8 @@ def _task(name: str, rows: Parts, need: Collection[SplitName]) -> TaskData:
     if kind == "number":  # as a part of whole numbers alone also may be meant
         return TaskData(name, ("score",), parts["train"], parts["validation"], parts["test"], kind)
     parts = _whole_numbers(parts) if kind == "classes" else parts
-    named = {p: {x for y in parts[p].labels for x in (y if isinstance(y, tuple) else (str(y),))} for p in SPLITS}
-    labels = _in_order(named["train"] if "train" in need else {x for p in SPLITS for x in named[p]})
+    named = {p: Counter(x for y in parts[p].labels for x in (y if isinstance(y, tuple) else (str(y),))) for p in SPLITS}
+    labels = _in_order(named["train"] if "train" in need else sum(named.values(), Counter()))
     if "train" in need and len(labels) < (least := 2 if kind == "classes" else 1):
         expected = "at least two classes in training" if least == 2 else "a label in training"
         raise ValueError(f"task {name!r}: expected {expected}, found only {list(labels)}")
@@ -299,8 +280,9 @@ def _task(name: str, rows: Parts, need: Collection[SplitName]) -> TaskData:
             f"task {name!r}: expected labels that hold in some rows of training, found that all of {list(labels)} hold in "
             "every one; a list names the labels that hold, it has no zeros and ones"
         )
+    doubts.of_labels(name, sum(named.values(), Counter()))
     for part in SPLITS:
-        if strange := sorted(named[part] - set(labels)):
+        if strange := sorted(named[part].keys() - set(labels)):
             raise ValueError(
                 f"task {name!r}: expected in {part} the labels of training, {list(labels)}, found {strange}; correct the "
                 f"labels, or give training an example of each (rows without a file {name}.{part} are parted by their texts)"

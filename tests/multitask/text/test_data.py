@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from counterpoise.classification import Split, read_tasks
-from counterpoise.classification.data import SPLITS, content_split, whole
+from counterpoise.classification.data import content_split, whole
+from counterpoise.classification.parts import SPLITS
 
 from .worlds import rows, write_folder
 
@@ -192,21 +193,127 @@ def test_parts_that_lie_in_the_folder_itself_are_one_task_by_its_name(tmp_path, 
     [
         ("books_train", "books_test"),
         ("books-train", "books-dev"),
-        ("books__train", "books__eval"),
+        ("train_books", "test_books"),
+        ("train-00000-of-00001", "test-00000-of-00001"),
+        ("train", "validation_matched"),
+        ("train1", "test"),
+        ("training_a", "testing_b"),
         ("books", "books_test"),
     ],
 )
 def test_files_that_are_named_as_parts_in_another_way_are_no_tasks(tmp_path, one, other):
     folder = write(tmp_path / "data", **{f"{one}__csv": ROWS, f"{other}__csv": ROWS})
     with pytest.raises(
-        ValueError, match=r"expected the parts of a task as NAME.train, .* beside 'books'; rename the file"
+        ValueError, match=r"expected the parts of a task as NAME.train, .* a task of its own; rename the file"
     ):
         read_tasks(folder)
+    assert len(read_tasks(folder, tasks=[one, other], need=[])) == 2
 
 
 def test_a_task_may_be_called_like_a_part(tmp_path):
     names = [t.name for t in read_tasks(write(tmp_path, speed_test__csv=ROWS, crash_test__csv=ROWS))]
     assert names == ["crash_test", "speed_test"]
+    beside = write(tmp_path / "beside", books__train__csv=ROWS, books__test__csv=ROWS, speed_test__csv=ROWS)
+    assert [t.name for t in read_tasks(beside)] == ["books", "speed_test"]
+
+
+def test_words_for_parts_and_folders_of_parts(tmp_path):
+    [books] = read_tasks(write(tmp_path / "one", books__training__csv=ROWS, books__eval__csv=ROWS))
+    assert (len(books.validation), len(books.train) + len(books.test)) == (60, 60)
+    for part in ("train", "dev", "heldout"):
+        (tmp_path / "two").mkdir(exist_ok=True)
+        write(tmp_path / "two" / part, books__csv=ROWS, films__csv=ROWS)
+    for task in read_tasks(tmp_path / "two"):
+        assert (task.name in ("books", "films"), *(len(task.split(p)) for p in SPLITS)) == (True, 60, 60, 60)
+
+
+def test_files_that_are_linked_to_are_read_and_a_link_to_nothing_is_said(tmp_path):
+    write(tmp_path / "elsewhere", train__csv=ROWS)
+    data = write(tmp_path / "data", a__csv=ROWS)
+    (data / "b").symlink_to(tmp_path / "elsewhere")
+    (data / "round").symlink_to(data)
+    assert [t.name for t in read_tasks(data)] == ["a", "b"]
+    with tarfile.open(tmp_path / "links.tar", "w") as archive:
+        archive.add(data / "a.csv", "a.csv")
+        for kind, name in ((tarfile.LNKTYPE, "b.csv"), (tarfile.SYMTYPE, "c.csv")):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, "a.csv"
+            archive.addfile(link)
+    assert [t.name for t in read_tasks(tmp_path / "links.tar")] == ["a", "b", "c"]
+    (data / "c.csv").symlink_to(tmp_path / "lost.csv")
+    with pytest.raises(FileNotFoundError, match=r"c\.csv"):
+        read_tasks(data)
+
+
+def test_files_of_tasks_that_nobody_asked_for_are_not_read(tmp_path):
+    data = write(tmp_path, a__csv=ROWS, b__csv="no,columns\nof,mine\n")
+    assert [t.name for t in read_tasks(data, tasks=["a"])] == ["a"]
+    with pytest.raises(ValueError, match=r"expected tasks among \['a', 'b'\], found \['c'\]"):
+        read_tasks(data, tasks=["c"])
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("text,label\n" + "a,-\nb,x\nc,y\n" * 20, "20 rows have the label '-', which often says that there is none"),
+        ("text,label\n" + "a,0\nb,1\nc,2\n" * 20 + "d,-1\n", "1 rows have the label '-1'"),
+        ("text,label\n" + "a,Pos\nb,pos\n" * 20, r"the labels \['Pos', 'pos'\] look alike"),
+        ("text,label\n" + "a,01\nb,1\n" * 20, r"the labels \['01', '1'\] look alike"),
+        ("text,label\n" + "a,caf\u00e9\nb,cafe\u0301\n" * 20, "look alike"),
+        ("text,label\n" + 'a,"x,y"\nb,"y,z"\nc,"x,z"\n' * 20, "the label 'x,y' looks like several"),
+        ("text,label\n" + 'a,"[0, 2]"\nb,"[1, 2]"\n' * 20, r"labels such as '\[0, 2\]' look like lists"),
+        ("text,label\n" + "a,[0 2]\nb,[1 2]\n" * 20, r"labels such as '\[0 2\]' look like lists"),
+        ("text,title,label\n" + "a,b,x\nc,d,y\n" * 20, "text is the text, title is not read"),
+        ("task,text,label\n" + "a,b,x\nc,d,y\n" * 20, "a file is one task, write one for each"),
+        ('text,label\n"so,x\na,x\nb,y\nc,x\n",y\nd,x\ne,y\n', "is there a quote too many"),
+    ],
+)
+def test_what_looks_as_if_something_else_was_meant_is_said(tmp_path, content, told):
+    with pytest.warns(UserWarning, match=told):
+        read_tasks(write(tmp_path, a__csv=content), need=[])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "text,label\n" + "a,-1\nb,0\nc,1\n" * 20,
+        "text,label\n" + 'a,"Paris, France"\nb,"Lyon, France"\n' * 20,
+        "text,label\n" + "a,true\nb,false\n" * 20,
+        'text,label\n"one\ntwo, three\nfour",x\nb,y\n',
+    ],
+)
+def test_what_is_well_meant_is_not_doubted(tmp_path, content, recwarn):
+    read_tasks(write(tmp_path, a__csv=content), need=[])
+    assert not recwarn.list
+
+
+def test_a_tsv_that_was_written_with_quotes_is_said(tmp_path):
+    with pytest.warns(UserWarning, match=r"a.tsv: 1 rows have cells in quotes, with the quotes in them doubled"):
+        read_tasks(write(tmp_path, a__tsv='text\tlabel\n"say ""so"""\tx\n"as is" said\ty\n'), need=[])
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_an_empty_list_of_labels_is_a_list(tmp_path, kind):
+    lists = [["joy"], [], ["joy", "anger"], ["anger"]] * 10
+    if kind == "jsonl":
+        made = "".join(json.dumps({"text": f"t{i}", "tags": x}) + "\n" for i, x in enumerate(lists))
+    else:
+        made = "text,tags\n" + "".join(f't{i},"{x}"\n' for i, x in enumerate(lists))
+    [task] = read_tasks(write(tmp_path, **{f"a__{kind}": made}), label=["tags"], need=[])
+    assert (task.kind, task.labels) == ("labels", ("anger", "joy"))
+    assert sum(y == () for p in SPLITS for y in task.split(p).labels) == 10
+
+
+def test_labels_parted_by_commas_where_they_are_asked_for(tmp_path):
+    data = write(tmp_path, a__csv="text,label\n" + 'a,"x,y"\nb,y\nc,\n' * 20, b__csv="text,label\n" + "a,x\nb,y\n" * 20)
+    with pytest.raises(ValueError, match=r"a\.csv, line 4: expected a label, a word or a number, found ''"):
+        read_tasks(data, need=[])
+    a, b = read_tasks(data, kinds={"a": "labels"}, need=[])
+    assert (a.kind, a.labels, b.kind) == ("labels", ("x", "y"), "classes")
+    with pytest.raises(ValueError, match="expected labels separated by commas, found 'x;y'"):
+        read_tasks(write(tmp_path / "c", a__csv='text,labels\na,x;y\nb,"x,y"\n'), need=[])
+    with pytest.raises(ValueError, match="expected a list of labels, as other rows have, found 'x'"):
+        read_tasks(write(tmp_path / "d", a__csv="text,label\na,x\nb,['x']\n"), need=[])
 
 
 def test_hidden_files_are_no_tasks_and_other_data_is_named(tmp_path):
@@ -223,9 +330,9 @@ def test_a_label_that_no_row_or_every_row_of_training_has(tmp_path):
     with pytest.warns(UserWarning, match="task 'a': no row of training has the label late; it is left out"):
         [task] = read_tasks(write(tmp_path / "one", a__csv=rows), label=["rude", "loud", "late"])
     assert task.labels == ("loud", "rude")
-    rows = "".join(json.dumps({"text": f"text {i}", "labels": [i % 2, 1 - i % 2]}) + "\n" for i in range(60))
+    rows = "".join(json.dumps({"text": f"text {i}", "labels": ["a", "b"]}) + "\n" for i in range(60))
     with pytest.raises(
-        ValueError, match=r"that all of \['0', '1'\] hold in every one; a list names the labels that hold"
+        ValueError, match=r"that all of \['a', 'b'\] hold in every one; a list names the labels that hold"
     ):
         read_tasks(write(tmp_path / "two", a__jsonl=rows))
 
@@ -242,7 +349,7 @@ def test_whole_numbers_are_spelled_alike_in_all_files_of_a_task_and_versions_are
         ("v__train", "1.0", "2.0"), ("v__dev", "1", "2"), ("v__test", "2.0", "1"),
         ("w__train", "1.0", "1.5"), ("w__dev", "1.0", "1.5"), ("w__test", "1.0", "1.0"),
     ]}  # fmt: skip
-    v, w = read_tasks(write(tmp_path, **made), classes=["w"])
+    v, w = read_tasks(write(tmp_path, **made), kinds={"w": "classes"})
     assert (v.labels, v.test.labels) == (("1", "2"), ("2", "1"))
     assert (w.labels, w.test.labels) == (("1.0", "1.5"), ("1.0", "1.0"))
 
