@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from counterpoise.checkpoints.files import resolve
-from counterpoise.classification.data import SplitName, TaskData
+from counterpoise.classification.data import TaskData
 from counterpoise.classification.models import (
     OUTPUTS,
     Design,
@@ -23,6 +23,7 @@ from counterpoise.classification.models import (
     head_of,
     seeded,
 )
+from counterpoise.classification.parts import SplitName
 from counterpoise.classification.targets import Label, Score, Target
 from counterpoise.classification.vectors import SubwordTokens, Text, TokenIds, Vocabulary, token_ids, word_vectors
 from counterpoise.language.ways import context_of
@@ -84,7 +85,9 @@ class TextClassifier:
         """The answer that a row of `probabilities` comes to."""
         labels, kind = self.tasks[self.task(task)], self.targets[task].kind
         if kind == "number":
-            return Prediction(f"{row[0]:.6g}", None)
+            unit = self.targets[task].deviation or self.targets[task].scale
+            digits = 6 + max(0, math.ceil(math.log10(max(abs(row[0]) / unit, 1.0))))
+            return Prediction(f"{row[0]:.{digits}g}", None)
         if kind == "labels":
             held = [(p, label) for p, label in zip(row, labels, strict=True) if p > 0.5]
             return Prediction(",".join(x for _, x in held), min(p for p, _ in held) if held else 1.0 - max(row))
@@ -98,7 +101,7 @@ class TextClassifier:
             raise ValueError(f"texts: expected several, in a list, found one text, {texts[:60]!r}")
         for x in texts:
             parts = x if pair and isinstance(x, tuple) and len(x) == 2 else (x,)
-            if len(parts) != 1 + pair or not all(isinstance(y, str) for y in parts):
+            if len(parts) != 1 + pair or not all(isinstance(y, str) and _encodes(y) for y in parts):
                 expected = (
                     "two texts at a time, a tuple (in a line, a tab between them)" if pair else "one text at a time"
                 )
@@ -177,7 +180,7 @@ def build_classifier(
         elif vectors is not None:
             raise ValueError(f"vectors: {design.model} brings its own embedding; leave out {vectors}")
         else:
-            tokens, encoder, design = _pretrained(design)
+            tokens, encoder, design = _pretrained(design, any(t.pair for t in targets.values()))
         model = HardSharing(encoder, [len(x.labels) for x in targets.values()], dropout=design.dropout)
     targets = {t.name: targets[t.name].fitted(t.name, t.train.labels, centred=encoder.bias) for t in tasks}
     return TextClassifier(targets, design, tokens, model.to(device))
@@ -203,7 +206,15 @@ def evaluate(
     return scores
 
 
-def _pretrained(design: Design) -> tuple[SubwordTokens, Pretrained, Design]:
+def _encodes(text: str) -> bool:
+    """Whether it can be UTF-8: an argument or a json file may hold what cannot."""
+    try:
+        return bool(text.encode()) or not text
+    except UnicodeEncodeError:
+        return False
+
+
+def _pretrained(design: Design, pairs: bool) -> tuple[SubwordTokens, Pretrained, Design]:
     from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils import logging
 
@@ -213,6 +224,10 @@ def _pretrained(design: Design) -> tuple[SubwordTokens, Pretrained, Design]:
     longest = min(tokenizer.model_max_length, context_of(config) or math.inf)
     if design.max_tokens > longest:
         raise ValueError(f"max_tokens: {design.model} reads at most {longest} tokens, found {design.max_tokens}")
+    if design.max_tokens <= (own_tokens := tokenizer.num_special_tokens_to_add(pairs)):
+        raise ValueError(
+            f"max_tokens: expected more than the {own_tokens} that {design.model} adds to a text, found {design.max_tokens}"
+        )
     own = type(config) in AutoModelForSequenceClassification._model_mapping and not config.is_encoder_decoder
     kind: Any = AutoModelForSequenceClassification if own else AutoModel
     level = logging.get_verbosity()

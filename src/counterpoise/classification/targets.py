@@ -27,6 +27,8 @@ PROBLEM: dict[Kind, str] = {
     "classes": "single_label_classification", "labels": "multi_label_classification", "number": "regression",
 }  # fmt: skip
 """As transformers says it."""
+FAR = 10.0
+"""So many deviations from 0, and a head without a bias is said to be a poor choice."""
 
 
 class Score(NamedTuple):
@@ -73,7 +75,8 @@ class Target:
         labels: in the order of its outputs; of a number its name.
         kind: see `Kind`.
         pair: it reads two texts.
-        mean, scale: of a number, those of the training labels; the head answers (number - mean) / scale.
+        mean, scale: of a number; the head answers (number - mean) / scale.
+        deviation: of a number, the standard deviation of the training labels, in which its loss is told; 0: scale.
     """
 
     labels: tuple[str, ...]
@@ -81,24 +84,34 @@ class Target:
     pair: bool = False
     mean: float = 0.0
     scale: float = 1.0
+    deviation: float = 0.0
 
     def fitted(self, task: str, labels: Sequence[Label], *, centred: bool) -> Target:
-        """With the mean (if `centred`) and the spread of these training labels, where they are numbers."""
+        """With the mean and the spread of these training labels, where they are numbers; without the mean for a head that
+        cannot add it (not `centred`)."""
         if self.kind != "number":
             return self
         values_N = _numbers(task, labels)
-        mean = float(values_N.mean()) if centred else 0.0
+        middle = float(values_N.mean())
+        mean, deviation = middle if centred else 0.0, float((values_N - middle).square().mean().sqrt())
         if float(values_N.max() - values_N.min()) == 0.0:
             warnings.warn(
                 f"task {task!r}: all its training labels are {values_N[0]:g}; nothing can be learned", stacklevel=3
             )
             return replace(self, mean=mean)
-        return replace(self, mean=mean, scale=float((values_N - mean).square().mean().sqrt()))
+        if not centred and abs(middle) > FAR * deviation:
+            warnings.warn(
+                f"task {task!r}: the mean of its training labels is {abs(middle) / deviation:.0f} of their standard deviations, "
+                "and this model's head has no bias to answer it with; take the mean off the labels, or an encoder such as BERT",
+                stacklevel=3,
+            )
+        scale = float((values_N - mean).square().mean().sqrt())
+        return replace(self, mean=mean, scale=scale, deviation=deviation)
 
     def encode(self, task: str, labels: Sequence[Label]) -> Tensor:
-        """What the loss compares with: (N,) int64, (N, C) float32 of 0 and 1, or (N, 1) float32."""
-        if self.kind == "number":
-            return ((_numbers(task, labels) - self.mean) / self.scale).float().unsqueeze(1)
+        """What the loss compares with: (N,) int64, (N, C) float32 of 0 and 1, or (N, 1) float64."""
+        if self.kind == "number":  # as ranks need them: in float32 large numbers would tie
+            return ((_numbers(task, labels) - self.mean) / self.scale).unsqueeze(1)
         place = {label: i for i, label in enumerate(self.labels)}
         if self.kind == "classes":
             place |= {x: place[known] for x in {*map(str, labels)} if (known := self._of_value(x)) is not None}
@@ -146,7 +159,8 @@ class Target:
     def loss(self, logits_BC: Tensor, truth: Tensor, weights_C: Tensor | None = None) -> Tensor:
         """The mean loss of some rows."""
         if self.kind == "number":
-            return F.mse_loss(logits_BC, truth.to(logits_BC.dtype))
+            unit = (self.scale / self.deviation) ** 2 if self.deviation else 1.0
+            return unit * F.mse_loss(logits_BC, truth.to(logits_BC.dtype))
         if self.kind == "labels":
             return F.binary_cross_entropy_with_logits(logits_BC, truth.to(logits_BC.dtype), pos_weight=weights_C)
         if weights_C is None:
@@ -160,6 +174,14 @@ class Target:
             return logits_NC * self.scale + self.mean
         return logits_NC.sigmoid() if self.kind == "labels" else logits_NC.softmax(dim=1)
 
+    def told(self, row: Sequence[float]) -> dict[str, Any]:
+        """A row of `answers` as a record: the number by its name, else the label or the labels, and all with theirs."""
+        every = dict(zip(self.labels, row, strict=True))
+        if self.kind == "classes":
+            label, probability = max(every.items(), key=lambda pair: pair[1])
+            return {"label": label, "probability": probability, "all": every}
+        return every if self.kind == "number" else {"labels": [x for x, p in every.items() if p > 0.5], "all": every}
+
     def score(self, logits_NC: Tensor, truth: Tensor) -> Score:
         """How logits in float64 fare."""
         several = self.kind == "labels"
@@ -167,7 +189,7 @@ class Target:
         if self.kind == "number":
             from scipy.stats import pearsonr, spearmanr
 
-            said, true = logits_NC[:, 0].numpy(), truth[:, 0].double().numpy()
+            said, true = logits_NC[:, 0].numpy(), truth[:, 0].numpy()
             varies = min(said.max() - said.min(), true.max() - true.min()) > 0.0
             r, rank = (float(f(said, true).statistic) if varies else 0.0 for f in (pearsonr, spearmanr))
             return Score(loss, n, {"pearson-spearman": (r + rank) / 2, "pearson": r, "spearman": rank}, {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from counterpoise.classification.balance import weighting_for
 from counterpoise.classification.classifier import TextClassifier
-from counterpoise.classification.data import SPLITS, TaskData
+from counterpoise.classification.data import TaskData
 from counterpoise.classification.models import seeded
+from counterpoise.classification.parts import SPLITS
 from counterpoise.classification.targets import figure
 from counterpoise.multitask import BanditMTL, Weighting
 from counterpoise.multitask.drawing import quotas
@@ -29,6 +31,8 @@ Metric = Literal["accuracy", "macro-f1", "micro-f1", "mcc", "pearson", "spearman
 (`figure`)."""
 EVERY = 10
 """Rounds between two entries of a run's history."""
+CUT = 0.2
+"""A larger share of texts that are cut is said."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +199,14 @@ class _Run:
                 raise ValueError(f"expected examples for {part}, found none for the tasks {empty}")
         self.texts = classifier.encode([text for t in tasks for text in t.train.texts])
         device = classifier.device
-        self.truth = [classifier.classes(t.name, t.train.labels).to(device) for t in tasks]
+        if (cut := float((self.texts.lengths_N >= classifier.design.max_tokens).float().mean())) > CUT:
+            warnings.warn(
+                f"{100 * cut:.0f} % of the training texts have max_tokens={classifier.design.max_tokens} tokens or more; what "
+                "comes after is not read",
+                stacklevel=3,
+            )
+        truth = [classifier.classes(t.name, t.train.labels) for t in tasks]
+        self.truth = [y.to(device, torch.float32 if y.is_floating_point() else None) for y in truth]
         weights = [torch.tensor(t.weights, device=device) if t.weights else None for t in tasks]
         targets = zip(classifier.targets.values(), weights, strict=True)
         self.losses = [partial(target.loss, weights_C=weights_C) for target, weights_C in targets]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -22,7 +23,7 @@ BETWEEN = "<sep>"
 TYPE = 1 << 28
 """Above every token id: one int32 holds a token and its type."""
 
-SPLITTING = 2
+SPLITTING = 3
 """Version of how texts are split into words, which stands in a saved model."""
 
 Text = str | tuple[str, str]
@@ -41,7 +42,8 @@ _TOKEN = re.compile(
 
 
 def tokenize(text: Text) -> list[str]:
-    """Lower-case tokens; texts already split that way come out as they are. `BETWEEN` stands between those of a pair.
+    """Lower-case tokens in Unicode's NFC; texts already split that way come out as they are. `BETWEEN` stands between
+    those of a pair.
 
     Examples:
         >>> tokenize("It's a well-kept book, isn't it?")
@@ -50,12 +52,12 @@ def tokenize(text: Text) -> list[str]:
         ['好', '书', '!']
     """
     if isinstance(text, str):
-        return _TOKEN.findall(text.lower())
+        return _TOKEN.findall(unicodedata.normalize("NFC", text.lower()))
     return [*tokenize(text[0]), BETWEEN, *tokenize(text[1])]
 
 
 def splits_anew(word: str) -> bool:
-    """Whether a word of a vocabulary is of a script that was split otherwise before `SPLITTING` 2."""
+    """Whether a word of a vocabulary is of a script, or written in a way, that was split otherwise before `SPLITTING`."""
     return re.search(f"[{_ALONE}{_MARKS}]", word) is not None
 
 
@@ -107,10 +109,11 @@ class SubwordTokens:
         Of a pair the longer text is cut until both fit. Where the tokenizer tells the second text by a type (BERT's
         does), its ids are shifted by `TYPE` times that.
         """
-        pair = (text,) if isinstance(text, str) else text
+        # In lists, as an empty second text alone would count as none.
+        pair = ([text],) if isinstance(text, str) else ([text[0]], [text[1]])
         found = self.tokenizer(*pair, truncation=True, max_length=max_tokens)
-        ids: list[int] = found["input_ids"]
-        if any(types := found.get("token_type_ids", ())):
+        ids: list[int] = found["input_ids"][0]
+        if any(types := found.get("token_type_ids", [()])[0]):
             ids = [x + TYPE * kind for x, kind in zip(ids, types, strict=True)]
         return ids or [self.padding]
 

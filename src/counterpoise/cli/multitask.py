@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -36,8 +37,6 @@ LabelColumns = Annotated[str | None, option("A,B", "Column of the label; or seve
 TasksOption = Annotated[str | None, option("A,B", "Names, separated by commas; all by default.")]
 ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder that train wrote.")]
 TextsAtOnce = Annotated[int, option("N", "Texts at once.", min=1)]
-READ_AS = (("regression", "number"), ("classes", "classes"))
-"""How labels are read of tasks of which kind, whatever they look like."""
 OFTEN = 10  # times over in an epoch are said
 
 
@@ -51,6 +50,9 @@ def train(
     label_columns: LabelColumns = None,
     regression: Annotated[str | None, option("A,B", "Tasks whose labels are numbers, though whole ones.")] = None,
     classes: Annotated[str | None, option("A,B", "Tasks whose labels are classes, though they have decimals.")] = None,
+    multi_label: Annotated[
+        str | None, option("A,B", "Tasks of which several labels may hold, separated by commas in a cell.")
+    ] = None,
     class_weights: Annotated[str | None, option("TEXT", "balanced, or a json file of {task: {label: weight}}.")] = None,
     model: Annotated[str, option("TEXT", "textcnn, or a folder or hub id of an encoder.")] = "textcnn",
     vectors: Annotated[Path | None, option("FILE", "Word vectors in GloVe's text format, plain or .gz.")] = None,
@@ -61,17 +63,13 @@ def train(
         float | None, option("X", "bandit: at least so many tasks keep weight, instead of --rho.")
     ] = None,
     rho: Annotated[
-        str | None,
-        option("X", "bandit: radius of the ball, or a share of the largest (default 10%)."),
+        str | None, option("X", "bandit: radius of the ball, or a share of the largest (default 10%).")
     ] = None,
     prior: Annotated[
         Literal["uniform", "sqrt", "proportional"],
         option(None, "bandit: weights in the ball's middle, by the tasks' sizes, and rows of a task in a step."),
     ] = "uniform",
-    eta: Annotated[
-        float | None,
-        option("X", "bandit (default 0.2), groupdro (0.01): step of the weights."),
-    ] = None,
+    eta: Annotated[float | None, option("X", "bandit (default 0.2), groupdro (0.01): step of the weights.")] = None,
     normalize: Annotated[bool, option(None, "bandit: losses over each task's first.")] = False,
     epochs: Annotated[
         int, option("N", "At most; an epoch shows the largest task once (by --prior of sizes: every row).")
@@ -110,7 +108,8 @@ def train(
         from dataclasses import asdict
 
         from counterpoise.checkpoints.files import refuse_occupied
-        from counterpoise.classification import balance, classifier, models, saving, training, weighted
+        from counterpoise.classification import balance, classifier, doubts, models, saving, training, weighted
+        from counterpoise.classification.parts import SPLITS
         from counterpoise.records import versions, write_whole
         from counterpoise.report.multitask import multitask_page
 
@@ -126,10 +125,12 @@ def train(
         training.check_pace(**pace, lr=lr)
         balance.check_weighting(weighting or "bandit", **asked, prior=None if prior == "uniform" else [1.0])
         weights = _class_weights(class_weights)
-        asked_of: dict[str, Any] = {"need": ("train", "validation"), "regression": _names(regression)}
+        kinds = _kinds(number=regression, classes=classes, labels=multi_label)
         chosen = None if tasks is None else _names(tasks)
-        found = _read(data, layout, chosen, (text_columns, label_columns), classes=_names(classes), **asked_of)
-        weighting = weighting or ("bandit" if len(found) > 1 else "uniform")
+        columns, need = (text_columns, label_columns), ("train", "validation")
+        found = _read(data, layout, chosen, columns, kinds=kinds, need=need)
+        several = len(found) > 1 or prior != "uniform" or any(asked.values())
+        weighting = weighting or ("bandit" if several else "uniform")
         found = weighted(found, weights) if weights else found
         power = {"uniform": 0.0, "sqrt": 0.5, "proportional": 1.0}[prior]
         sizes = [len(t.train) ** power for t in found] if power else None
@@ -138,11 +139,12 @@ def train(
         )
         rounds = training.rounds_per_epoch(found, batch_size)
         weighing = balance.weighting_for(weighting, built, rounds_per_epoch=rounds, prior=sizes, **asked)
+        for t in found:
+            doubts.of_parts(t.name, {p: t.split(p).texts for p in SPLITS})
         _say_repeats(found, sizes, batch_size, rounds)
         run = training.train(found, built, weighing, lr=lr, seed=seed, progress=progress, **pace)
         tested = classifier.evaluate(built, [t for t in found if len(t.test)])
-        for untested in (t.name for t in found if not len(t.test)):
-            say(f"note: {untested} has no rows for a test, and is left out of the table")
+        _say_left_out(found)
         told = {"data": str(data), "layout": layout, "weighting": weighting, "seed": seed, "batch_size": batch_size}
         told |= {"text_columns": text_columns, "label_columns": label_columns}
         told |= {"vectors": None if vectors is None else str(vectors), "lr": lr, **asdict(design)}
@@ -198,7 +200,8 @@ def evaluate(
     """
     with plain_errors("nothing was changed", KeyError, ImportError):
         from counterpoise.classification import classifier, saving
-        from counterpoise.classification.data import SPLITS, whole
+        from counterpoise.classification.data import whole
+        from counterpoise.classification.parts import SPLITS, SplitName
 
         loaded, told = saving.load(model, device=options.device_of(device)), saving.recorded(model)
         layout = layout or told.get("layout", "folder")
@@ -208,14 +211,12 @@ def evaluate(
                 for given, name in ((text_columns, "text_columns"), (label_columns, "label_columns"))
             )
         chosen = list(loaded.tasks) if tasks is None else _names(tasks)
-        kinds = {name: loaded.targets[loaded.task(name)].kind for name in chosen}
-        read_as = {
-            name: [t for t, kind in kinds.items() if kind == named] for name, named in READ_AS if layout == "folder"
-        }
-        need = () if part == "all" else (part,)
-        found = _read(data, layout, chosen, (text_columns, label_columns), need=need, **read_as)
+        kinds = {name: loaded.targets[loaded.task(name)].kind for name in chosen} if layout == "folder" else {}
+        found = _read(data, layout, chosen, (text_columns, label_columns), kinds=kinds, need=())
+        of: SplitName = "test" if part == "all" else part
         found = [whole(t) for t in found] if part == "all" else found
-        scores = classifier.evaluate(loaded, found, "test" if part == "all" else part, batch_size=batch_size)
+        _say_left_out(found, of)
+        scores = classifier.evaluate(loaded, [t for t in found if len(t.split(of))] or found, of, batch_size=batch_size)
         for t in found if part == "test" and str(data) != told.get("data") else ():
             if (rows := sum(len(t.split(p)) for p in SPLITS)) > len(t.test):
                 say(f"note: {t.name}: {len(t.test)} of {rows} rows, those for a test; --part all takes every one")
@@ -250,17 +251,22 @@ def predict(
 
         loaded = saving.load(model, device=options.device_of(device))
         target, answered = loaded.targets[loaded.task(task)], False
+
+        def typed() -> Iterator[Any]:
+            for number, line in lines.stdin():
+                asked: Any = tuple(line.split("\t")) if target.pair and "\t" in line else line
+                try:
+                    loaded.check_texts(task, [asked])
+                except ValueError as error:
+                    raise ValueError(f"stdin, line {number}: {error}") from None
+                yield asked
+
         given: Any = [[text if second is None else (text, second)]]
-        for asked in given if text is not None else lines.as_they_come(lines.stdin(), batch_size):
-            texts = [tuple(x.split("\t", 1)) if target.pair and "\t" in x else x for x in asked]
+        for texts in given if text is not None else lines.as_they_come(typed(), batch_size):
             for row in loaded.probabilities(task, texts, batch_size=batch_size).tolist():
                 answered, (label, probability) = True, loaded.prediction(task, row)
                 if as_json:
-                    every = dict(zip(target.labels, row, strict=True))
-                    one: dict[str, Any] = {"label": label, "probability": probability, "all": every}
-                    several = {"labels": [x for x, p in every.items() if p > 0.5], "all": every}
-                    found = {"classes": one, "labels": several, "number": every}[target.kind]
-                    print(json.dumps({"task": task, **found}), flush=True)
+                    print(json.dumps({"task": task, **target.told(row)}), flush=True)
                 else:
                     print(task, label, *([] if probability is None else [f"{probability:.4f}"]), sep="\t", flush=True)
         if not answered:
@@ -299,6 +305,18 @@ def _read(data: Path, layout: Any, tasks: Any, columns: Sequence[str | None], **
     return read_tasks(data, layout, tasks=tasks, texts=texts, label=label, **more)
 
 
+def _kinds(**asked: str | None) -> dict[str, Any]:
+    """The kind of each task that an option names."""
+    found: dict[str, Any] = {}
+    for kind, names in asked.items():
+        for name in _names(names):
+            if found.setdefault(name, kind) != kind:
+                raise ValueError(
+                    f"--regression, --classes, --multi-label: expected a task in one of them, found {name!r} in two"
+                )
+    return found
+
+
 def _radius(given: str | None) -> float | str | None:
     """A number, or what BanditMTL reads as a share."""
     try:
@@ -315,6 +333,11 @@ def _class_weights(given: str | None) -> Any:
     if not Path(given).is_file():
         raise ValueError(f"--class-weights: expected balanced, or a json file by task and label, found {given!r}")
     return json_object(read_text(given), given)
+
+
+def _say_left_out(tasks: list[TaskData], part: Any = "test") -> None:
+    for task in (t.name for t in tasks if not len(t.split(part))):
+        warnings.warn(f"{task} has no rows for {part}, and is left out of the table", stacklevel=2)
 
 
 def _say_repeats(tasks: list[TaskData], sizes: list[float] | None, batch: int, rounds: int) -> None:

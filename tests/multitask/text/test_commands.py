@@ -98,6 +98,25 @@ def test_a_reader_that_has_enough_ends_it_quietly(trained):
         assert asked.stderr.read() == b""
 
 
+def test_what_is_wrong_in_a_line_is_said_after_the_answers_before_it_and_ends_it(trained):
+    command = [sys.executable, "-m", "counterpoise", "multitask", "predict", str(trained[1]), "--task", "colour"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as asked:
+        asked.stdin.write(b"the sea\nthe sky\ncaf\xe9\nthe sea\n")
+        asked.stdin.flush()  # and it stays open: Python must not wait for a thread that reads it
+        assert [line.split(b"\t")[1] for line in asked.stdout] == [b"blue", b"blue"]
+        assert asked.wait() == 1
+        assert b"stdin, line 3: expected UTF-8" in asked.stderr.read()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as asked:
+        asked.stdin.write(b"the sea\n" * 100)
+        asked.stdin.flush()
+        assert asked.stdout.readline().startswith(b"colour\tblue")
+        asked.stdout.close()
+        asked.stdin.write(b"the sea\n" * 100)
+        asked.stdin.flush()
+        assert asked.wait() == 128 + 13
+        assert asked.stderr.read().replace(b"device: cpu\n", b"") == b""
+
+
 def test_lines_are_utf8_whatever_the_locale(trained):
     command = [sys.executable, "-m", "counterpoise", "multitask", "predict", str(trained[1]), "--task", "colour"]
     command += ["--device", "cpu"]
@@ -219,6 +238,9 @@ def test_pairs_numbers_and_several_labels_from_the_command_line(tmp_path):
     assert "nats" not in re.sub("<script.*?</script>", "", page, flags=re.S)
     alone = call("predict", tmp_path / "m", "--task", "pairs", "the rose", "a rose").stdout
     assert call("predict", tmp_path / "m", "--task", "pairs", text="the rose\ta rose\n").stdout == alone
+    typed = call("predict", tmp_path / "m", "--task", "pairs", text="the rose\ta rose\n7\tthe rose\ta rose\n")
+    assert typed.stdout == alone
+    refused(typed, "error: stdin, line 2: task 'pairs': expected two texts at a time")
     refused(
         call("predict", tmp_path / "m", "--task", "pairs", "the rose"),
         "expected two texts at a time, a tuple (in a line, a tab between them), found",
@@ -227,6 +249,9 @@ def test_pairs_numbers_and_several_labels_from_the_command_line(tmp_path):
     assert (task, float(number) > 0) == ("stars", True)
     told = json.loads(call("predict", tmp_path / "m", "--task", "topics", "--json", "the rose").stdout)
     assert told["labels"] == [label for label, p in told["all"].items() if p > 0.5]
+    both = ("--regression", "stars", "--classes", "pairs,stars")
+    refused(call("train", "--data", data, *both, *QUICK, "-o", tmp_path / "n"), "found 'stars' in two")
+    refused(call("predict", tmp_path / "m", "--task", "stars", "caf\udce9"), "expected one text at a time")
     refused(call("export", tmp_path / "m", "-o", tmp_path / "out"), "found textcnn; train with --model ENCODER")
     refused(
         call("train", "--data", data, "--class-weights", "some", *QUICK, "-o", tmp_path / "n"),
@@ -301,21 +326,33 @@ def test_one_task_needs_no_option_and_new_rows_are_all_scored_when_asked(tmp_pat
     assert re.search(r"note: films: \d+ of 240 rows, those for a test; --part all takes every one", some.stderr)
     [row] = json.loads(call("evaluate", tmp_path / "m", "--data", new, "--part", "all", "--json").stdout)
     assert row["examples"] == 240
-    refused(
-        call("train", "--data", data, "--rho", "0.1", *QUICK, "-o", tmp_path / "n"),
-        "weighting uniform: expected no settings, found rho",
-    )
+    for setting in (("--rho", "0.1"), ("--prior", "sqrt"), ("--eta", "0.3")):
+        refused(
+            call("train", "--data", data, *setting, *QUICK, "-o", tmp_path / "n"),
+            "BanditMTL weighs tasks against each other: expected at least 2, found 1; one needs uniform weights alone",
+        )
 
 
-def test_a_task_without_rows_for_a_test_is_named(tmp_path):
+def test_a_task_without_rows_for_a_test_is_named(tmp_path, recwarn):
     data = write_folder(tmp_path / "data")
-    (data / "small.train.csv").write_text("text,label\nrose,red\nsea,blue\nrose,red\nsea,blue\n")
+    (data / "small.train.csv").write_text("text,label\nthe rose,red\nthe sea,blue\nrose,red\nsea,blue\n")
     (data / "small.dev.csv").write_text("text,label\nrose,red\n")
     (data / "small.csv").unlink(missing_ok=True)
     result = call("train", "--data", data, *QUICK[:-1], "-o", tmp_path / "m")
+    evaluated = call("evaluate", tmp_path / "m", "--data", data)
     assert result.exit_code == 0, result.output
     small = json.loads((tmp_path / "m" / "training.json").read_text())["examples"]["small"]
-    assert ("note: small has no rows for a test" in result.stderr) == (small[2] == 0)
+    assert small == [4, 1, 0]
+    said = [str(w.message) for w in recwarn]
+    assert "task 'small': the best epoch is picked by 1 rows of validation; give it more" in said
+    assert "task 'small': 1 of 1 texts for validation also stand in training, and tell of recall" in said
+    assert said.count("small has no rows for test, and is left out of the table") == 2
+    for told in (result, evaluated):
+        assert "colour" in told.stdout
+        assert "small" not in told.stdout
+    refused(
+        call("evaluate", tmp_path / "m", "--data", data, "--tasks", "small"), "expected examples for test, found none"
+    )
 
 
 def test_the_figure_that_picks_is_the_one_that_is_told(tmp_path):

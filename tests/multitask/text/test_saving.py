@@ -70,7 +70,7 @@ def test_what_is_in_the_folder(found, tmp_path):
     save(classifier, tmp_path / "model", {"seed": 7})
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["tasks"] == [
-        {"name": name, "labels": labels, "kind": "classes", "pair": False, "mean": 0.0, "scale": 1.0}
+        {"name": name, "labels": labels, "kind": "classes", "pair": False, "mean": 0.0, "scale": 1.0, "deviation": 0.0}
         for name, labels in (("colour", ["blue", "red"]), ("animal", ["cat", "cow", "dog"]))
     ]
     assert config["design"]["kernels"] == [3, 5, 7]

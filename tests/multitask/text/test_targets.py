@@ -1,6 +1,7 @@
 """Pairs of texts, numbers and several labels: read, trained on, scored, answered."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def test_what_is_asked_is_read_from_the_columns(found):
         ("a.csv", "query,passage,grade\na,b,3\n", {"texts": ("query", "passage"), "labels": ("grade",)}, None),
         ("a.csv", "sentence,label\na,1.0\nb,0.0\n", {}, [("a", "1.0"), ("b", "0.0")]),
         ("a.CSV", "sentence,label\na,1.0\nb,-3\n", {}, [("a", "1.0"), ("b", "-3")]),
-        ("a.csv", "text,label\na,1.0\nb,1.10\n", {"numbers": False}, [("a", "1.0"), ("b", "1.10")]),
+        ("a.csv", "text,label\na,1.0\nb,1.10\n", {"kind": "classes"}, [("a", "1.0"), ("b", "1.10")]),
         ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": 1.0}\n', {}, [("a", "1"), ("b", "1.0")]),
         ("a.jsonl", '{"text": "a", "label": "1.0"}\n{"text": "b", "label": "2.0"}\n', {}, [("a", "1.0"), ("b", "2.0")]),
         ("a.csv", "text,label\na,007\nb,nan\nc,word\n", {}, [("a", "007"), ("b", "nan"), ("c", "word")]),
@@ -70,12 +71,12 @@ def test_what_is_asked_is_read_from_the_columns(found):
         ("a.csv", 'text,label\na,"[0, 9]"\nb,"[10, 19]"\n', {}, [("a", "[0, 9]"), ("b", "[10, 19]")]),
         ("a.tsv", 'text\tlabels\na\t["a;b"]\nb\t["c"]\n', {}, [("a", ("a;b",)), ("b", ("c",))]),
         ("a.csv", "text,label\na,1\nb,inf\n", {}, [("a", "1"), ("b", "inf")]),
-        ("a.csv", "text,label\na,1\nb,nan\n", {"numbers": False}, [("a", "1"), ("b", "nan")]),
+        ("a.csv", "text,label\na,1\nb,nan\n", {"kind": "classes"}, [("a", "1"), ("b", "nan")]),
         ("a.csv", "text,label\na,[NEG]\n", {}, [("a", "[NEG]")]),
         ("a.csv", "sentence,label\na,1\nb,0.5\n", {}, [("a", 1.0), ("b", 0.5)]),
         ("a.jsonl", '{"sentence": "a", "label": "3.5"}\n', {}, [("a", "3.5")]),
         ("a.jsonl", '{"sentence": "a", "score": 3}\n', {}, [("a", 3.0)]),
-        ("a.csv", "text,label\na,4\n", {"numbers": True}, [("a", 4.0)]),
+        ("a.csv", "text,label\na,4\n", {"kind": "number"}, [("a", 4.0)]),
         ("a.csv", 'text,labels\na,"x, y"\nb,\n', {}, [("a", ("x", "y")), ("b", ())]),
         ("a.csv", "text,rude,loud\na,1,0\nb,0,0\n", {"labels": ("rude", "loud")}, [("a", ("rude",)), ("b", ())]),
     ],
@@ -314,6 +315,40 @@ def test_numbers_that_are_all_the_same_are_said_and_not_divided_by():
         fitted = target.fitted("stars", [3.3] * 7, centred=True)
     assert fitted.scale == 1.0
     assert fitted.mean == pytest.approx(3.3)
+
+
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("labels", [[1.0, 2.0, 4.5, 2.0], [2.7, 1.2, 4.9, 3.0], [1e15 + i for i in (1, 5, 2, 9)]])
+def test_the_loss_of_a_number_is_in_variances_and_its_ranks_are_exact_whatever_the_head(labels, centred):
+    from scipy.stats import spearmanr
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if labels[0] > 1e9 else "error")
+        target = Target(("score",), "number").fitted("t", labels, centred=centred)
+    truth, values = target.encode("t", labels), torch.tensor(labels, dtype=torch.float64)
+    said = truth + torch.tensor([[0.1], [-0.2], [0.05], [0.0]], dtype=torch.float64)
+    score = target.score(said, truth)
+    error = (target.answers(said)[:, 0] - values).square().mean() / values.var(correction=0)
+    assert labels[0] > 1e9 or score.loss == pytest.approx(float(error), rel=1e-6)
+    assert score.figures["spearman"] == pytest.approx(spearmanr(said[:, 0], labels).statistic)
+    if centred:
+        assert target.loss(torch.zeros(4, 1).double(), truth) == pytest.approx(1.0)
+
+
+def test_a_head_without_bias_is_no_place_for_numbers_far_from_zero():
+    with pytest.warns(UserWarning, match="the mean of its training labels is 1000 of their standard deviations"):
+        Target(("score",), "number").fitted("t", [999.0, 1001.0], centred=False)
+
+
+def test_a_number_is_told_to_a_part_of_its_spread():
+    from types import SimpleNamespace
+
+    from counterpoise.classification import TextClassifier
+
+    target = Target(("score",), "number", mean=1.7e9, scale=3e4, deviation=3e4)
+    asked = SimpleNamespace(task=str, tasks={"t": target.labels}, targets={"t": target})
+    assert TextClassifier.prediction(asked, "t", [1_712_345_678.4]).label == "1712345678.4"
+    assert TextClassifier.prediction(asked, "t", [0.0]).label == "0"
 
 
 def test_balanced_weights_of_classes_that_are_numbers():
