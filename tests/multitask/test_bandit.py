@@ -198,6 +198,18 @@ def test_drawing_by_p_and_weighting_by_p_exclude_each_other():
     torch.testing.assert_close(shares.double(), p, atol=0.02, rtol=0)
 
 
+def test_normalize_divides_by_the_units_given():
+    balance = BanditMTL(TASKS, rho=0.5, normalize=dict(zip(TASKS, (4.0, 1.0, 2.0), strict=True)))
+    for again in range(2):
+        balance(torch.tensor([8.0, 2.0, 4.0], requires_grad=True))
+        balance.step()
+        assert balance.weights() == pytest.approx([1 / 3] * 3), again
+        balance.reset()
+    balance.load_state_dict(balance.state_dict())
+    with pytest.raises(ValueError, match="normalize must be above 0 for every task, found"):
+        BanditMTL(TASKS, rho=0.5, normalize=[1.0, 0.0, 1.0])
+
+
 def test_normalize_divides_by_the_first_loss():
     balance = BanditMTL(2, rho=0.5, normalize=True)
     balance(loss_tensor(10.0, 0.1))

@@ -60,7 +60,9 @@ class BanditMTL(Weighting):
             are weighted by their inverse, so both are unbiased. "p": the batches are drawn by p itself (`draw`), fed
             with `observe` instead of weighted; calling the module is then an error.
         exploration: with `drawn_by="p"`, the share of the prior mixed into p.
-        normalize: divide each task's loss by its mean in the first window it was seen in (that window runs undivided).
+        normalize: divide each task's loss by a number of its own, all above 0: such as its mean over many rows before
+            training. True: by its mean in the first window it was seen in (that window runs undivided), whose error
+            stays; for windows of many rows.
         missing: "last": an absent task counts with its last known loss, so that one task a batch moves the weights to
             where full batches would; one that was never seen keeps its share. "hold": every absent task keeps its share
             (see `hold`), so that one task a batch never moves them. Not used with `drawn_by`, which corrects instead.
@@ -99,7 +101,7 @@ class BanditMTL(Weighting):
         prior: Prior = "uniform",
         drawn_by: Sequence[float] | Literal["p"] | None = None,
         exploration: float = 0.05,
-        normalize: bool = False,
+        normalize: bool | Counts = False,
         missing: Missing = "last",
         half_life: float = 0.0,
     ) -> None:
@@ -113,7 +115,10 @@ class BanditMTL(Weighting):
             raise ValueError(f"eta must be positive and finite, found {eta}.")
         if not 0.0 <= exploration <= 1.0:
             raise ValueError(f"exploration must lie in [0, 1], found {exploration}.")
-        self.eta, self.exploration, self.normalize = eta, exploration, normalize
+        self.eta, self.exploration, self.normalize = eta, exploration, normalize is not False
+        self._units = [math.nan] * m if isinstance(normalize, bool) else by_task(self.tasks, normalize, "normalize")
+        if 0.0 in self._units:
+            raise ValueError(f"normalize must be above 0 for every task, found {self._units}.")
         self.samples = drawn_by == "p"
         if isinstance(drawn_by, str) and not self.samples:
             raise ValueError(f'drawn_by must be None, "p" or one probability per task, found {drawn_by!r}.')
@@ -145,7 +150,7 @@ class BanditMTL(Weighting):
         m, self.rho = len(self.tasks), self._asked
         self._center = self._center_now = self._fixed or [1.0] * m
         # log(p / prior), with the prior relative to uniform: for the uniform prior log p itself.
-        self._tilt, self._initial, self._multiplier = [-math.log(m)] * m, [math.nan] * m, 0.0
+        self._tilt, self._initial, self._multiplier = [-math.log(m)] * m, list(self._units), 0.0
         self._before = [math.nan] * m
         self._cached: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
