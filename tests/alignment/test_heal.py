@@ -198,6 +198,10 @@ def test_a_healing_that_was_stopped_goes_on_bit_for_bit(
     lines = [[json.loads(x) for x in (f / "metrics.jsonl").read_text().splitlines()] for f in (full, tmp_path / "cut")]
     assert [{**x, "seconds": 0} for x in lines[0]] == [{**x, "seconds": 0} for x in lines[1]]
     assert made(tmp_path / "cut").run()["already_finished"]
+    if keep_by == "bandit":
+        state = torch.load(max((tmp_path / "whole.work").glob("state-*.pt")), weights_only=True)["loop"]
+        before = [state["looked"][0][f"keep/{n}"] for n in ("guess", "text")]
+        assert state["balance"]["_extra_state"]["initial"].tolist() == before
 
 
 @pytest.mark.parametrize("rate", [0.5, 1e30])
@@ -269,7 +273,7 @@ def test_every_prompt_comes_once_before_any_comes_twice_and_abilities_have_equal
 
 
 def test_the_bandit_asks_more_of_the_ability_that_is_left_behind() -> None:
-    balance = bandit(["near", "far"])
+    balance = bandit(["near", "far"], [0.1, 0.2])
     for far in (0.2, 0.2, 0.19, 0.2):
         balance.observe(torch.tensor([0.1 if far == 0.2 else 0.02, far]), [4, 4])
         balance.step()
@@ -283,6 +287,11 @@ def test_the_bandit_asks_more_of_the_ability_that_is_left_behind() -> None:
     assert level.probabilities() == pytest.approx([0.25] * 4)
     drawn = [shares(2, 64, number, 0, balance)[1] for number in range(8)]
     assert sum(drawn) > 32 * 8
+    lucky = bandit(["near", "far"], [0.1, 0.2])
+    for near in (0.05, 0.1, 0.15, 0.1):  # a first answer that was easy is no unit for what follows
+        lucky.observe(torch.tensor([near, 0.2]), [4, 4])
+        lucky.step()
+    assert lucky.probabilities() == pytest.approx([0.5] * 2)
     assert shares(2, 64, 3, 0, balance) == shares(2, 64, 3, 0, balance)
 
 

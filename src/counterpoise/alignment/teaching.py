@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from counterpoise.alignment.divergences import diverge
+from counterpoise.alignment.mitigations.balanced import bandit_of_means
 from counterpoise.alignment.settings import Teaching
 from counterpoise.alignment.training import processes
 from counterpoise.alignment.training.models import Machine, load, load_frozen
@@ -39,8 +40,8 @@ Ids = tuple[int, ...]
 POST, PRE = 0, 1
 """The sides, by their teachers."""
 NAMES = {POST: "the teacher of alignment", PRE: "the teacher of what there was before"}
-DRAWN_BY = "mean divergences"
-"""What BanditMTL compares; before it was named, means times how often each ability was drawn."""
+DRAWN_BY = "mean divergences over those of START"
+"""What BanditMTL compares. It was each ability's mean over that of its first few answers, whose luck decided p."""
 PATIENCE = 2
 """Points in a row without progress on validation data that end a healing."""
 PER_SEED = 1_000_000
@@ -161,15 +162,13 @@ def teach(
     for source in asked:
         refuse_too_long(model, (*source.taught, *source.checked), drawing.max_new_tokens)
     names = [source.name for source in asked[1:]]
-    balance = bandit(names) if teaching.keep_by == "bandit" and len(names) > 1 else None
+    balance: BanditMTL | None = None
     rate = teaching.learning_rate or usual_rate(sum(p.numel() for p in model.parameters()))
     lessons = [Lesson(partial(teachers, side), teaching.divergence, name=NAMES[side]) for side in (POST, PRE)]
     start_all(mitigations, model, tokenizer)
     optimizer = adam(model, rate)
     state = run.load(model, tokenizer, optimizer, mitigations) or {"taken": [0] * len(asked), "looked": []}
     taken, looked = state["taken"], state["looked"]
-    if balance is not None and "balance" in state:
-        balance.load_state_dict(state["balance"])
 
     def answer(prompts: Sequence[tuple[int, Ids]], number: int) -> int:
         """Give the lessons the student's answers to prompts, each with its source; returns their tokens."""
@@ -215,6 +214,11 @@ def teach(
         if not run.metrics() and processes.is_first():
             told = {"method": "heal", "step": 0, "learning_rate": rate, **found, "drawn": tokens, "trained": 0}
             run.log({"iteration": 0, **told, "seconds": round(time.time() - begun, 1)})
+    if teaching.keep_by == "bandit" and len(names) > 1:
+        at_start = [looked[0][f"keep/{name}"] for name in names]
+        balance = bandit(names, [x if x > 0.0 else 1.0 for x in at_start])
+        if "balance" in state:
+            balance.load_state_dict(state["balance"])
     while run.done < teaching.points and not ended(looked):
         begun, point, trained = time.time(), run.done + 1, 0
         stage = run.stage(f"healing, point {point} of {teaching.points}")
@@ -272,11 +276,9 @@ def usual_rate(parameters: int) -> float:
     return float(f"{3e-4 * min(1.0, math.sqrt(1.35e6 / parameters)):.2g}")
 
 
-def bandit(names: Sequence[str]) -> BanditMTL:
-    """Draws abilities, more than half of them always effective; their divergences count in units of what they were at first."""
-    found = BanditMTL(list(names), min_effective_tasks=(len(names) + 1) / 2, drawn_by="p", normalize=True)
-    found.corrects = False  # what was asked of an ability tells its mean; one that was not asked keeps its last
-    return found
+def bandit(names: Sequence[str], units: Sequence[float] | None = None) -> BanditMTL:
+    """Draws abilities, more than half of them always effective; their divergences count in these units."""
+    return bandit_of_means(names, (len(names) + 1) / 2, units)
 
 
 def shares(count: int, size: int, number: int, seed: int, balance: BanditMTL | None) -> list[int]:
