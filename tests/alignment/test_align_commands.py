@@ -8,6 +8,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,9 +85,8 @@ def test_rsf_writes_a_checkpoint_with_its_record(world: Path, tmp_path: Path) ->
 
 def test_every_mitigation_is_an_option_and_is_recorded(world: Path, tmp_path: Path) -> None:
     options = "--l1 0.1 --l2 0.05 --kd 0.1 --sma 0.5 --reset-every 3 --freeze 1 --merge 0.1 --merge-keep 0.5".split()
-    options += (
-        f"--replay {world}/corpus.jsonl --replay {world}/corpus.jsonl --balance bandit --replay-ratio 0.5".split()
-    )
+    shutil.copyfile(world / "corpus.jsonl", world / "other.jsonl")
+    options += f"--replay {world}/corpus.jsonl --replay {world}/other.jsonl --balance bandit --replay-ratio 0.5".split()
     options += "--stop-at-reward 99 --seed 3".split()
     made = call(world / "pre", "-o", tmp_path / "post", "--method", "ppo", *asked(world), *options, *QUICK)
     assert made.exit_code == 0, made.output
@@ -98,7 +98,7 @@ def test_every_mitigation_is_an_option_and_is_recorded(world: Path, tmp_path: Pa
     assert told == json.loads((tmp_path / "post" / "align.json").read_text())["metrics"]
     assert told["replay 1 share"] + told["replay 2 share"] == pytest.approx(1.0)
     assert {k for k in told if k.startswith("replay")} == {
-        f"replay {i} {what}" for i in (1, 2) for what in ("share", "loss")
+        f"replay {i} {what}" for i in (1, 2) for what in ("share", "loss ratio")
     }
     assert held[4] == {"name": "OnlineMerging", "weight": 0.1, "keep": 0.5, "seed": 3}
     assert [m["seed"] for m in held if "seed" in m] == [3, 3]
@@ -198,6 +198,12 @@ def test_reward_model_and_dpo_and_the_reward_model_as_a_reward(world: Path, tmp_
         ),
         (["--method", "dpo", "PAIRS", "--stop-at-reward", "1"], "a reward budget needs samples"),
         (["--method", "dpo", "PAIRS", "--replay", "none.jsonl"], "none.jsonl"),
+        (["--method", "dpo", "PAIRS", "--replay", "."], "--replay .: expected a jsonl file, found a folder"),
+        (
+            ["--method", "dpo", "PAIRS", "CORPUS", "CORPUS", "--balance", "bandit"],
+            "expected corpora that differ, found",
+        ),
+        (["--method", "dpo", "PAIRS", "CORPUS", "--replay-ratio", "inf"], "ratio that is finite, found inf"),
     ],
 )
 def test_mistakes_get_one_clear_line(args: list[str], message: str, world: Path, tmp_path: Path) -> None:
@@ -205,6 +211,7 @@ def test_mistakes_get_one_clear_line(args: list[str], message: str, world: Path,
         "PROMPTS": ["--prompts", world / "prompts.jsonl"],
         "ASKED": asked(world),
         "PAIRS": ["--preferences", world / "pairs.jsonl"],
+        "CORPUS": ["--replay", world / "corpus.jsonl"],
     }
     typed = [x for a in args for x in groups.get(a, [a])]
     refused(call(world / "pre", "-o", tmp_path / "out", "--quiet", *typed), message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 
@@ -182,9 +183,37 @@ def test_the_corpus_that_is_being_forgotten_is_replayed_more() -> None:
     level = held.bandit.last_losses
     assert level[1] > level[0]
     assert held.bandit.weights()[1] > 0.55
-    drawn = [held._next() for _ in range(200)]
-    assert sum(i >= 8 for i in drawn) > 110
+    drawn = held._draw(20.0 * response_tokens(EXAMPLES))
+    assert sum(i >= 8 for i in drawn) > 0.55 * len(drawn)
     assert sorted(set(drawn)) == list(range(16))
+
+
+def test_what_is_not_forgotten_moves_no_share_and_a_resumed_replay_measures_nothing_again() -> None:
+    """Few texts a step, of very different losses: luck of the draw is no forgetting."""
+    held = BalancedReplay(0.2, [*CORPUS, *EXAMPLES], sizes=(5, 8))
+    train(model := tiny("llama"), [held], lr=0.0, epochs=20)
+    assert held.bandit.updates == 20
+    assert held.bandit.probabilities().tolist() == pytest.approx([0.5, 0.5], abs=1e-5)
+    assert held.told()["replay 2 loss ratio"] == pytest.approx(1.0, abs=1e-4)
+    state = held.state_dict()
+    again = BalancedReplay(0.2, [*CORPUS, *EXAMPLES], sizes=(5, 8))
+    again.start(nudge(model), None)
+    again.load_state_dict(state)
+    again.add_gradients(Step(model, EXAMPLES, 1.0, 8))
+    assert again._before == state["before"]
+    assert again.told()["replay 2 loss ratio"] != pytest.approx(1.0, abs=1e-3)
+
+
+def test_corpora_share_the_tokens_and_not_the_examples() -> None:
+    long, short = Example((1,), (5,) * 500), Example((1,), (6,) * 5)
+    held = BalancedReplay(1.0, [long] * 20 + [short] * 20, sizes=(20, 20))
+    held.start(tiny("llama"), None)
+    drawn = [place for _ in range(500) for place in held._draw(200.0)]
+    tokens = [500 * sum(i < 20 for i in drawn), 5 * sum(i >= 20 for i in drawn)]
+    assert tokens[0] / sum(tokens) == pytest.approx(0.5, abs=0.01)
+    assert sum(tokens) == pytest.approx(500 * 200, abs=500)
+    others = BalancedReplay(1.0, held.examples, sizes=(21, 19))
+    assert others.describe() != held.describe()
 
 
 def test_replay_weighs_a_replayed_token_like_a_new_one() -> None:
@@ -376,6 +405,7 @@ def test_a_frozen_reference_is_memory_mapped_and_the_same_model(tmp_path: Path) 
         (lambda: L2(float("nan")), "l2: expected a strength"),
         (lambda: KD(-0.1), "kd: expected a strength"),
         (lambda: Replay(0.0, CORPUS), "replay: expected a positive token ratio"),
+        (lambda: Replay(math.inf, CORPUS), "replay: expected a positive token ratio that is finite, found inf"),
         (lambda: Replay(1.0, []), "replay: expected examples"),
         (lambda: BalancedReplay(1.0, CORPUS, sizes=(5,)), "replay: expected the sizes of two corpora"),
         (lambda: MovingAverage(1.0), "sma: expected a decay in"),

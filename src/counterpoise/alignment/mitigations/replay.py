@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -43,8 +44,8 @@ class Replay(Mitigation):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.ratio > 0:
-            raise ValueError(f"replay: expected a positive token ratio, found {self.ratio}")
+        if not 0 < self.ratio < math.inf:
+            raise ValueError(f"replay: expected a positive token ratio that is finite, found {self.ratio}")
         if not self.examples:
             raise ValueError("replay: expected examples, found none")
 

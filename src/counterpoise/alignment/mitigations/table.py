@@ -128,7 +128,13 @@ def check(given: Mapping[str, Any]) -> None:
     build(given, Sources())
     for corpus in asked_for:
         if corpus != "self" and not Path(corpus).is_file():
-            raise ValueError(f"{corpus}: expected a file or folder, found nothing of that name; check the path")
+            found = (
+                "a folder; name one of its files" if Path(corpus).is_dir() else "nothing of that name; check the path"
+            )
+            raise ValueError(f"--replay {corpus}: expected a jsonl file, found {found}")
+    files = [Path(corpus).resolve() for corpus in asked_for]
+    if "balance" in given and (twice := [c for c, file in zip(asked_for, files, strict=True) if files.count(file) > 1]):
+        raise ValueError(f"--balance: expected corpora that differ, found {twice[0]} twice; leave one out")
 
 
 def check_layers(given: Mapping[str, Any], layers: int) -> None:
