@@ -60,9 +60,8 @@ class BanditMTL(Weighting):
             are weighted by their inverse, so both are unbiased. "p": the batches are drawn by p itself (`draw`), fed
             with `observe` instead of weighted; calling the module is then an error.
         exploration: with `drawn_by="p"`, the share of the prior mixed into p.
-        normalize: divide each task's loss by a number of its own, all above 0: such as its mean over many rows before
-            training. True: by its mean in the first window it was seen in (that window runs undivided), whose error
-            stays; for windows of many rows.
+        normalize: divide each task's loss by a number of its own, above 0; True: by its mean in the first window it was
+            seen in (that window runs undivided), whose error stays.
         missing: "last": an absent task counts with its last known loss, so that one task a batch moves the weights to
             where full batches would; one that was never seen keeps its share. "hold": every absent task keeps its share
             (see `hold`), so that one task a batch never moves them. Not used with `drawn_by`, which corrects instead.
@@ -108,9 +107,7 @@ class BanditMTL(Weighting):
         super().__init__(tasks, micro_batches=micro_batches, missing=missing, half_life=half_life)
         m = len(self.tasks)
         if m < 2:
-            raise ValueError(
-                f"BanditMTL weighs tasks against each other: expected at least 2, found {m}; one needs uniform weights alone."
-            )
+            raise ValueError(f"BanditMTL weighs tasks against each other: expected at least 2, found {m}.")
         if not 0.0 < eta < math.inf:
             raise ValueError(f"eta must be positive and finite, found {eta}.")
         if not 0.0 <= exploration <= 1.0:

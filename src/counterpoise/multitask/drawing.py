@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -211,13 +212,19 @@ class MixtureSampler(Sampler[int]):
 
 class Interleaved:
     """Rows of several streams without end, as `datasets.interleave_datasets` with "all_exhausted" gives them, by a
-    schedule: a stream that ends begins anew, with its `set_epoch` where it has one.
+    schedule: a stream that ends begins anew, with the `set_epoch` of it and of its source where they have one.
     """
 
     def __init__(
-        self, streams: Mapping[str, Iterable[Any]], schedule: Schedule, epoch: Callable[[], int], column: str
+        self,
+        streams: Mapping[str, Iterable[Any]],
+        schedule: Schedule,
+        epoch: Callable[[], int],
+        column: str,
+        sources: Mapping[str, Iterable[Any]] | None = None,
     ) -> None:
         self.streams, self.schedule, self.epoch, self.column = streams, schedule, epoch, column
+        self.sources = sources or streams
 
     def __call__(self) -> Iterator[dict[str, Any]]:
         """The rows, with each one's task under the column's name."""
@@ -230,11 +237,19 @@ class Interleaved:
 
     def _without_end(self, name: str) -> Iterator[Any]:
         for time in count():
-            if hasattr(self.streams[name], "set_epoch"):
-                self.streams[name].set_epoch(time)  # type: ignore[attr-defined]
+            for stream in (self.streams[name], self.sources[name]):
+                if hasattr(stream, "set_epoch"):
+                    stream.set_epoch(time)
             found = False
             for row in self.streams[name]:
                 found = True
                 yield row
             if not found:
                 raise ValueError(f"task {name!r}: expected a stream of rows, found none in it; leave the task out")
+
+
+def as_stream(rows: Iterable[Any]) -> Any:
+    """A stream of `datasets`, which can be mapped, of any other."""
+    from datasets import IterableDataset
+
+    return rows if isinstance(rows, IterableDataset) else IterableDataset.from_generator(partial(iter, rows))

@@ -31,6 +31,7 @@ class Mixed(PerTask):
     called = "mixture"
     balance: BanditMTL
     train_dataset: Any
+    streams: Mapping[str, Any] | None = None
 
     def __init__(
         self,
@@ -92,8 +93,16 @@ class Mixed(PerTask):
         if not all(streams):
             raise ValueError("train_dataset: expected streams or data sets with a length for all tasks, found both.")
         _refuse_for_streams(settings)
-        rows = Interleaved(sets, self.schedule, self.epoch_on_its_way, column)
-        return datasets.IterableDataset.from_generator(rows)
+        self.streams = sets  # as they were given: TRL prepares them one by one
+        return self.interleaved(sets, column)
+
+    def interleaved(self, streams: Mapping[str, Any], column: str) -> Any:
+        """One stream of all, drawn by the schedule."""
+        from datasets import IterableDataset
+
+        return IterableDataset.from_generator(
+            Interleaved(streams, self.schedule, self.epoch_on_its_way, column, self.streams)
+        )
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The base's; before and after it, in a loop of one's own, the bandit is as it was built."""
@@ -115,7 +124,7 @@ class Mixed(PerTask):
         if state is None or state.global_step == 0:
             self.schedule.reset()
             return 0
-        return int(state.epoch)
+        return 0 if isinstance(self.train_dataset, IterableDataset) else int(state.epoch)  # a stream is one epoch
 
     def rows_of_a_round(self) -> int:
         """The rows of one optimiser step, over all ranks."""
@@ -208,7 +217,7 @@ def _refuse_for_streams(settings: Any) -> None:
         )
     if getattr(settings, "packing", False):
         raise ValueError("packing=True joins rows of several streams a thousand at a time; expected packing=False.")
-    if hasattr(settings, "num_generations") and getattr(settings, "shuffle_dataset", False):
+    if getattr(settings, "shuffle_dataset", False):
         raise ValueError(
             "shuffle_dataset=True reads streams far ahead of the weights: expected False; shuffle each stream beforehand."
         )

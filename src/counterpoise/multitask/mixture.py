@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from counterpoise.multitask.drawing import no_column
+from counterpoise.multitask.drawing import as_stream, no_column
 from counterpoise.multitask.mixing import Mixed
 from counterpoise.multitask.own_losses import Labels, own_losses, refuse_another_loss
 from counterpoise.multitask.per_task import ExampleLosses, TaskCollator, loss_owner, refuse_own_loss
@@ -135,8 +135,13 @@ class _MixedLosses(Mixed):
             refuse_another_loss(self.bare_model, self.own_loss(again), losses_BT.sum() / count)
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, packing: bool, *rest: Any) -> Any:
-        """SFTTrainer's; packs the rows of each task on their own."""
+        """SFTTrainer's; of each stream alone, as it filters, and packs the rows of each task on their own."""
         prepare = super()._prepare_dataset  # type: ignore[misc]
+        if rest[-1] == "train" and self.streams is not None:
+            streams = {t: as_stream(x) for t, x in self.streams.items()}
+            return self.interleaved(
+                {t: prepare(x, processing_class, args, packing, *rest) for t, x in streams.items()}, self.task_column
+            )
         if not packing or self.task_column not in (dataset.column_names or ()):
             return prepare(dataset, processing_class, args, packing, *rest)
         from datasets import concatenate_datasets
