@@ -175,7 +175,6 @@ def test_groups_without_an_advantage_are_made_up_for(tmp_path):
     p = np.array(trainer.probabilities_of_tasks())
     told = np.maximum(0.25, [shares[f"with_advantage/{t}"] for t in TASKS])
     np.testing.assert_allclose(p * told / (p * told).sum(), [1 / 3] * 3)
-    trainer._tells_P = torch.tensor([True, True, False, False])
     assert sorted(trainer._fill([0, 1, 2, 2], [True, True, False, False], 2)) == [0, 1]
     assert sorted(trainer._fill([0, 0, 0, 1, 1, 2], [True] * 6, 3)) == [0, 3, 5]
 

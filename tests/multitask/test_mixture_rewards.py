@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from .mixtures import bandit, run
+from .hf import tiny_llama
+from .mixtures import bandit, run, words
 from .toy import TASKS
 
 
@@ -130,3 +132,53 @@ def test_a_run_resumed_inside_a_generation_is_told(tmp_path, kind, recwarn):
     assert not [w for w in recwarn if "generation:" in str(w.message)]
     with pytest.warns(UserWarning, match=r"after step 2, inside a generation.*save_steps=3, or a multiple"):
         run(kind, tmp_path, resume=str(tmp_path / "checkpoint-2"), **long)
+
+
+def test_groups_are_counted_by_the_advantages_that_are_trained_on(tmp_path):
+    """RLOO clips what it adds up and takes KL off it; a task that no one rewards lacks none of its advantages."""
+
+    def rewards(completions, task, **_):
+        levels = {"books": lambda c: 2.0 + len(c), "dvd": lambda c: len(c) % 2, "kitchen": lambda c: None}
+        return [levels[t](c) for c, t in zip(completions, task, strict=True)]
+
+    few = {"per_device_train_batch_size": 24, "max_steps": 6}
+    clipped = run("RLOO", tmp_path, mix={"reward_funcs": rewards}, reward_clip_range=(0.0, 1.0), **few)
+    told = clipped.told()
+    assert told["with_advantage/books"] < 0.2 < told["with_advantage/dvd"]
+    assert (told["loss/books"], told["seen_high"]) == (0.0, 1.0)
+    assert told["with_advantage/kitchen"] == 1.0
+    tiny_llama().save_pretrained(tmp_path / "model")
+    words().save_pretrained(tmp_path / "model")
+    moved = {"model": AutoModelForCausalLM.from_pretrained(tmp_path / "model")}
+    penalised = run("RLOO", tmp_path, mix=moved, beta=0.05, **few)
+    assert penalised.told()["with_advantage/kitchen"] > 0.3  # its rewards are all equal, but books moves the policy
+    cut = run("GRPO", tmp_path, mask_truncated_completions=True, max_completion_length=1, **few)
+    assert cut.told()["with_advantage/dvd"] < 0.2
+
+
+def test_one_reward_that_stretches_the_scale_is_told(tmp_path, recwarn):
+    _, judge = judged(tmp_path, bandit())
+    judge(books=[0.0, 1.0], dvd=[0.0, 5.0])
+    assert not [w for w in recwarn if "hardly moves" in str(w.message)]
+    with pytest.warns(
+        UserWarning, match=r"from 0 to 1e\+06, found in one generation after 0 to 5: .*Give reward_bounds="
+    ):
+        judge(books=[1e6, 0.0])
+    _, judge = judged(tmp_path, bandit(), reward_bounds=(0.0, 1e7))
+    judge(books=[0.0, 1.0])
+    recwarn.clear()
+    judge(books=[1e6, 0.0])
+    assert not [w for w in recwarn if "hardly moves" in str(w.message)]
+
+
+def test_what_is_left_of_oversampled_prompts_is_told(tmp_path):
+    """kitchen's groups never have an advantage: drawn the most, they are hardly kept."""
+    settings = {"max_steps": 4, "per_device_train_batch_size": 8, "mix": {"oversample": 3}}
+    trainer = run("GRPO", tmp_path, save_strategy="steps", save_steps=2, **settings)
+    told = trainer.told()
+    shares = [told[f"trained/{t}"] for t in TASKS]
+    assert sum(shares) == pytest.approx(1.0)
+    assert shares[2] < told["drawn/kitchen"] / 2
+    again = run("GRPO", tmp_path, resume=str(tmp_path / "checkpoint-2"), **settings)
+    assert again.told() == told
+    assert "trained/books" not in run("GRPO", tmp_path, max_steps=1).told()

@@ -107,7 +107,8 @@ class BanditMTL(Weighting):
         super().__init__(tasks, micro_batches=micro_batches, missing=missing, half_life=half_life)
         m = len(self.tasks)
         if m < 2:
-            raise ValueError(f"BanditMTL weighs tasks against each other: expected at least 2, found {m}.")
+            alone = "one needs uniform weights alone"
+            raise ValueError(f"BanditMTL weighs tasks against each other: expected at least 2, found {m}; {alone}.")
         if not 0.0 < eta < math.inf:
             raise ValueError(f"eta must be positive and finite, found {eta}.")
         if not 0.0 <= exploration <= 1.0:

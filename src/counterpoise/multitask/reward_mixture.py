@@ -18,6 +18,8 @@ from counterpoise.multitask.mixing import Mixed, refuse_other_tasks
 
 Bounds = tuple[float, float]
 """The smallest and the largest reward."""
+STRETCH = 10
+"""How much longer one generation may make the scale of the rewards seen before that is told."""
 
 
 class MixedRewards(Mixed):
@@ -52,6 +54,7 @@ class MixedRewards(Mixed):
         self._unit = list(self._seen)
         """By task: the bounds of its rewards so far; those in which the levels stand that the bandit remembers."""
         self._groups, self._telling = [1.0] * m, [1.0] * m  # recent groups, and those with an advantage
+        self._trained = [0] * m
         self._evaluated: list[float] = []
         super().__init__(*args, mixture=mixture, **kwargs)
         rows = self.args.per_device_train_batch_size * self.args.steps_per_generation
@@ -97,6 +100,8 @@ class MixedRewards(Mixed):
     def _calculate_rewards(self, inputs: Sequence[Mapping[str, Any]], *args: Any, **kwargs: Any) -> Tensor:
         rewards_NF: Tensor = super()._calculate_rewards(inputs, *args, **kwargs)  # type: ignore[misc]
         total_N = (rewards_NF * self.reward_weights.to(rewards_NF.device)).nansum(dim=1)
+        clip = getattr(self, "reward_clip_range", None) if self.model.training else None  # RLOO's
+        total_N = total_N.clamp(*clip) if clip else total_N
         scored_N = ~rewards_NF.isnan().all(dim=1) & total_N.isfinite()  # an infinite one would be a bound for good
         if not self.model.training:
             self._evaluated += total_N[scored_N].tolist()
@@ -104,7 +109,7 @@ class MixedRewards(Mixed):
         tasks = tasks_of(inputs, self.balance.tasks, self.task_column, self.numbered)
         task_B = torch.tensor(tasks, device=rewards_NF.device)
         task_N = self.accelerator.gather(task_B)
-        self._count_groups(total_N, scored_N, task_N)
+        self._scored_P = scored_N.view(-1, self.num_generations).any(dim=1)
         self._see(total_N[scored_N].tolist(), task_N[scored_N].tolist())
         self._bring_into(bounds := self._bounds())
         if all(low < high for low, high in bounds):
@@ -118,14 +123,21 @@ class MixedRewards(Mixed):
 
     def _generate_and_score_completions(self, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
-        if self.oversample == 1 or not self.model.training:
+        if not self.model.training:
+            return found
+        tasks = tasks_of(inputs, self.balance.tasks, self.task_column, self.numbered)
+        learned_BT = found["completion_mask"] * found.get("tool_mask", 1)
+        tells_P = self._count_groups(tasks, found["advantages"] * learned_BT.any(dim=1))
+        if self.oversample == 1:
             return found
         if "pixel_values" in found:
             raise ValueError("oversample drops whole rows, and images are not in rows: expected oversample=1.")
         groups, rows, rank = len(inputs) // self.num_generations, len(inputs), self.accelerator.process_index
-        tells = self._tells_P[rank * groups : (rank + 1) * groups].tolist()
-        tasks = tasks_of(inputs, self.balance.tasks, self.task_column, self.numbered)
+        tells = tells_P[rank * groups : (rank + 1) * groups].tolist()
         kept = self._fill(tasks[:: self.num_generations], tells, groups // self.oversample)
+        kept_G = torch.tensor([tasks[g * self.num_generations] for g in kept], device=self.accelerator.device)
+        for i in self.accelerator.gather(kept_G).tolist():
+            self._trained[i] += 1
         chosen = [g * self.num_generations + i for g in kept for i in range(self.num_generations)]
         for name, value in found.items():
             if isinstance(value, Tensor) and value.dim() and len(value) == rows:
@@ -149,17 +161,21 @@ class MixedRewards(Mixed):
                     wanted[tasks[g]] -= 1
         return chosen
 
-    def _count_groups(self, total_N: Tensor, scored_N: Tensor, task_N: Tensor) -> None:
-        """Which groups have an advantage, and the share of such by task, over about the last ten generations."""
-        grouped_PG = total_N.view(-1, self.num_generations)
-        here_PG = scored_N.view_as(grouped_PG)
-        top_P = grouped_PG.masked_fill(~here_PG, -math.inf).amax(dim=1)
-        self._tells_P = top_P > grouped_PG.masked_fill(~here_PG, math.inf).amin(dim=1)
-        task_P1, ones_P1 = task_N.view_as(grouped_PG)[:, :1], torch.ones_like(grouped_PG[:, :1])
-        found = self.by_task(ones_P1, task_P1[:, 0]), self.by_task(self._tells_P.unsqueeze(1) * ones_P1, task_P1[:, 0])
-        groups, telling = (x.tolist() for x in found)
-        self._groups = [0.9 * a + b for a, b in zip(self._groups, groups, strict=True)]
-        self._telling = [0.9 * a + b for a, b in zip(self._telling, telling, strict=True)]
+    def _count_groups(self, tasks: list[int], advantages_B: Tensor) -> Tensor:
+        """Which groups of all processes have an advantage, and the share of such by task, over about the last ten
+        generations; a group without any reward counts nowhere."""
+        size_N: Tensor = self.accelerator.gather(advantages_B).abs()
+        task_N = self.accelerator.gather(torch.tensor(tasks, device=size_N.device))
+        # next to none is what rounding leaves of equal rewards
+        tells_P = (size_N > max(1e-6, 1e-3 * size_N.amax().item())).view(-1, self.num_generations).any(dim=1)
+        found = list(
+            zip(task_N[:: self.num_generations].tolist(), tells_P.tolist(), self._scored_P.tolist(), strict=True)
+        )
+        for i, (groups, telling) in enumerate(zip(self._groups, self._telling, strict=True)):
+            own = [tells for task, tells, scored in found if task == i and scored]
+            if own:
+                self._groups[i], self._telling[i] = 0.9 * groups + len(own), 0.9 * telling + sum(own)
+        return tells_P
 
     @property
     def _seen_bounds(self) -> Bounds:
@@ -177,13 +193,22 @@ class MixedRewards(Mixed):
         return [("", self._seen_bounds, self._bounds()[0])]
 
     def _see(self, totals: list[float], tasks: list[int]) -> None:
-        """Take note of rewards, and say which leave the bounds given."""
+        """Take note of rewards, and say which leave the bounds given, or stretch those seen."""
+        before = self._seen_bounds
         for total, i in zip(totals, tasks, strict=True):
             self._seen[i] = min(total, self._seen[i][0]), max(total, self._seen[i][1])
         for task, (low, high), given in self._scales():
             if low < given[0] or high > given[1]:
                 of = f" of {task!r}" if task else ""
                 warnings.warn(f"rewards{of} from {low:.4g} to {high:.4g} leave reward_bounds={given}.", stacklevel=2)
+        now = self._seen_bounds
+        if self._given is None and 0.0 < STRETCH * (before[1] - before[0]) < now[1] - now[0]:
+            warnings.warn(
+                f"rewards from {now[0]:.4g} to {now[1]:.4g}, found in one generation after {before[0]:.4g} to "
+                f"{before[1]:.4g}: on a scale so much longer the tasks are nearly alike, and p hardly moves. Give "
+                f"reward_bounds=(smallest, largest), or clip the rewards.",
+                stacklevel=2,
+            )
 
     def _bring_into(self, bounds: list[Bounds]) -> None:
         """Bring the levels that the bandit remembers into the unit of these bounds."""
@@ -197,24 +222,27 @@ class MixedRewards(Mixed):
         self._unit = bounds
 
     def told(self) -> dict[str, float]:
-        """Also the bounds, and by task the share of groups with an advantage."""
+        """Also the bounds, by task the share of groups with an advantage, and with oversampling of the groups kept."""
         whose = "given" if self._given else "seen"
         bounds: dict[str, float] = {}
         for task, _, (low, high) in self._scales():
             of = f"/{task}" if task else ""
             bounds |= {f"{whose}_low{of}": low, f"{whose}_high{of}": high} if low <= high else {}
         shares = zip(self.balance.tasks, self._telling, self._groups, strict=True)
-        return super().told() | bounds | {f"with_advantage/{t}": a / b for t, a, b in shares}
+        trained = zip(self.balance.tasks, self._trained, strict=True)
+        more = {f"trained/{t}": n / sum(self._trained) for t, n in trained if any(self._trained)}
+        return super().told() | bounds | more | {f"with_advantage/{t}": a / b for t, a, b in shares}
 
     def kept(self) -> dict[str, Any]:
         found = {"bounds": list(self._seen), "unit": self._unit, "groups": self._groups, "telling": self._telling}
-        return super().kept() | found
+        return super().kept() | found | {"trained": self._trained}
 
     def take_back(self, state: dict[str, Any]) -> None:
         super().take_back(state)
         seen = state["bounds"]
         self._seen = list(seen) if isinstance(seen, list) else [seen] * len(self._seen)  # older states hold one pair
         self._groups, self._telling = list(state["groups"]), list(state["telling"])
+        self._trained = list(state.get("trained", self._trained))
         self._unit = state.get("unit", self._bounds())
         self._bring_into(self._bounds())
         generation, step = self.args.steps_per_generation * self.num_iterations, self.args.gradient_accumulation_steps
