@@ -64,6 +64,8 @@ def with_mixture(base: type) -> type:
 class _MixedLosses(Mixed):
     """Levels are mean losses."""
 
+    _prepared = False
+
     def __init__(self, *args: Any, example_losses: ExampleLosses | None = None, **kwargs: Any) -> None:
         refuse_own_loss(type(self).__mro__, example_losses, ", GRPOTrainer or RLOOTrainer")
         # TRL's SFTTrainer computes the loss itself, from log-probabilities.
@@ -137,7 +139,11 @@ class _MixedLosses(Mixed):
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, packing: bool, *rest: Any) -> Any:
         """SFTTrainer's; of each stream alone, as it filters, and packs the rows of each task on their own."""
         prepare = super()._prepare_dataset  # type: ignore[misc]
-        if rest[-1] == "train" and self.streams is not None:
+        training, self._prepared = not self._prepared, True  # SFTTrainer prepares the training data first
+        if not training:
+            rows = dataset.remove_columns([c for c in dataset.column_names or () if c == self.task_column])
+            return prepare(rows, processing_class, args, packing, *rest)
+        if self.streams is not None:
             streams = {t: as_stream(x) for t, x in self.streams.items()}
             return self.interleaved(
                 {t: prepare(x, processing_class, args, packing, *rest) for t, x in streams.items()}, self.task_column

@@ -24,7 +24,7 @@ ExampleLosses = Callable[[Any, Labels], Tensor]
 
 class TaskCollator:
     """Takes the task column out of the rows, collates the rest, and puts it back as indices, (B,); with `by_token`, for
-    rows that were joined into one sequence, as one index per token, (1, T).
+    rows that were joined into one sequence, as one index per token, (1, T). Without tasks it only takes the column out.
     """
 
     def __init__(
@@ -36,10 +36,10 @@ class TaskCollator:
     def __call__(self, rows: list[Mapping[str, Any]]) -> Any:
         """The inner collator's batch, with the index of each row's task under the column's name."""
         batch = self.inner([{k: v for k, v in row.items() if k != self.column} for row in rows])
-        if not any(self.column in row for row in rows):  # enough for evaluation
+        if not self.tasks or not any(self.column in row for row in rows):  # enough for evaluation
             return batch
         task_B = torch.tensor(tasks_of(rows, self.tasks, self.column, self.numbered), dtype=torch.long)
-        if self.by_token and len(ids_1T := batch["input_ids"]) != len(rows):
+        if self.by_token and len(ids_1T := batch.get("input_ids", rows)) != len(rows):
             lengths_B = torch.tensor([len(row["input_ids"]) for row in rows])
             lengths_B[-1] += ids_1T.shape[1] - lengths_B.sum()  # padding, whose labels do not count
             task_B = task_B.repeat_interleave(lengths_B).unsqueeze(0)
@@ -92,6 +92,26 @@ class PerTask(Trainer):
         found = tasks_named(self.train_dataset, self.balance.tasks, self.task_column, self.numbered)
         self.warn_of_absent([t for t in self.balance.tasks if found and t not in found], "training data")
         return super().get_train_dataloader()
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """The base's; a task that only validation has is one, too."""
+        with self._without_tasks():
+            return super().get_eval_dataloader(*args, **kwargs)
+
+    def get_test_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """The base's, likewise."""
+        with self._without_tasks():
+            return super().get_test_dataloader(*args, **kwargs)
+
+    @contextmanager
+    def _without_tasks(self) -> Iterator[None]:
+        before = self.data_collator
+        if isinstance(before, TaskCollator):
+            self.data_collator = TaskCollator(before.inner, self.task_column, ())
+        try:
+            yield
+        finally:
+            self.data_collator = before
 
     def warn_of_absent(self, tasks: list[str], where: str) -> None:
         """Say once that tasks have no rows, which a mixture, that draws them, refuses."""
@@ -179,15 +199,21 @@ class PerTask(Trainer):
         return super().prediction_step(model, inputs, *args, **kwargs)
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The base's; with a mapping of data sets by name also the worst of them, `eval_worst_loss`."""
+        """The base's; with a mapping of data sets by name also the worst of them, `eval_worst_loss`, which callbacks are
+        told of as well. It is NaN, with a warning, where one of them has no number."""
         found: dict[str, float] = super().evaluate(eval_dataset, *args, **kwargs)
         sets = self.eval_dataset if eval_dataset is None else eval_dataset
         prefix = kwargs.get("metric_key_prefix", "eval")
         what, worst = self.judged_by
-        keys = [f"{prefix}_{name}_{what}" for name in sets] if isinstance(sets, dict) else []
-        if values := [found[key] for key in keys if key in found]:
-            found[f"{prefix}_worst_{what}"] = worst(values)
-            self.log({f"{prefix}_worst_{what}": worst(values)})
+        keys = {name: f"{prefix}_{name}_{what}" for name in sets} if isinstance(sets, dict) else {}
+        if any(key in found for key in keys.values()):
+            values = {name: math.nan if found.get(key) is None else found[key] for name, key in keys.items()}
+            if lacking := [name for name, value in values.items() if math.isnan(value)]:
+                warnings.warn(f"evaluation: expected a {what} of each data set, found none of {lacking}.", stacklevel=2)
+            joined = {f"{prefix}_worst_{what}": math.nan if lacking else worst([*values.values()])}
+            self.log(dict(joined))
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, joined)
+            found |= joined
         return found
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
