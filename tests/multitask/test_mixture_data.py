@@ -5,13 +5,14 @@ import pytest
 import torch
 import trl
 from datasets import ClassLabel, Dataset
-from torch.utils.data import ConcatDataset, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Subset
+from transformers import Trainer, TrainingArguments
 
-from counterpoise.multitask import BanditMTL
+from counterpoise.multitask import BanditMTL, with_mixture
 from counterpoise.multitask.drawing import task_indices, tasks_of
 
-from .hf import token_rows, train
-from .mixtures import run, texts, words
+from .hf import tiny_llama, token_rows, train
+from .mixtures import COMMON, bandit, run, texts, words
 from .toy import TASKS
 
 ORDER = ClassLabel(names=["kitchen", "dvd", "books"])
@@ -168,3 +169,37 @@ def test_a_weighting_says_which_tasks_have_no_row(tmp_path, how, where, recwarn)
     with pytest.warns(UserWarning, match=rf"without a row in the {where}.*: \['dvd'\]. Their share") as told:
         train(str(tmp_path), batch=len(rows) // 3, dataset=how(rows))
     assert len([w for w in told if "without a row" in str(w.message)]) == 1
+
+
+def test_a_run_of_another_seed_or_other_data_is_not_gone_on_with(tmp_path):
+    run("Trainer", tmp_path, max_steps=2, save_strategy="steps", save_steps=2)
+    kept = str(tmp_path / "checkpoint-2")
+    with pytest.raises(ValueError, match="with the data_seed or seed 7, found 42: resume with those"):
+        run("Trainer", tmp_path, resume=kept, seed=7)
+    with pytest.raises(ValueError, match=r"its rows by task are \[.*, found \[.*: resume with those"):
+        run("Trainer", tmp_path, resume=kept, dataset=token_rows(20))
+    assert run("Trainer", tmp_path, resume=kept, data_seed=42).state.global_step == 4
+
+
+def test_workers_that_read_far_ahead_are_told_of(tmp_path, recwarn):
+    run("Trainer", tmp_path, gradient_accumulation_steps=4, dataloader_num_workers=2, max_steps=2)
+    assert not [w for w in recwarn if "workers read" in str(w.message)]
+    with pytest.warns(UserWarning, match="num_workers=2: rows are drawn by the weights of about 5 steps before"):
+        run("Trainer", tmp_path, dataloader_num_workers=2, max_steps=1)
+
+
+class OwnLoader(Trainer):
+    """Leaves out the sampler that a trainer is asked for."""
+
+    def get_train_dataloader(self):
+        rows = self.train_dataset.remove_columns("attention_mask")
+        return self.accelerator.prepare(DataLoader(rows, batch_size=8, collate_fn=self.data_collator))
+
+
+def test_a_base_that_reads_the_rows_itself_is_refused(tmp_path):
+    trainer = with_mixture(OwnLoader)(
+        model=tiny_llama(), mixture=bandit(), train_dataset=token_rows(),
+        args=TrainingArguments(str(tmp_path), max_steps=2, save_strategy="no", **COMMON),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="a step was trained on rows that the mixture did not draw"):
+        trainer.train()

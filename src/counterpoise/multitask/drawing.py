@@ -124,6 +124,7 @@ class Schedule:
 
     def __init__(self, probabilities: Callable[[], Sequence[float]], seed: int = 0) -> None:
         self.probabilities, self.seed, self.size = probabilities, seed, 1
+        self.sizes: list[int] = []  # how many rows each task has, where that is known
         self.reset()
 
     def reset(self) -> None:
@@ -153,10 +154,17 @@ class Schedule:
         """What a checkpoint needs: the rounds of this epoch, (rounds, m), and the rows of those before, (m,)."""
         shape = (len(self.rounds), len(self.before))
         rounds_RM = torch.tensor(self.rounds, dtype=torch.int32).reshape(shape)
-        return {"epoch": self.epoch, "size": self.size, "before": list(self.before), "rounds": rounds_RM}
+        of = {"seed": self.seed, "sizes": list(self.sizes)}
+        return {"epoch": self.epoch, "size": self.size, "before": list(self.before), "rounds": rounds_RM, **of}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from `state()`, refusing rounds of another size."""
+        """Go on from `state()`, refusing rounds of another size, seed or data: their rows would be others."""
+        for name, what in (("seed", "data_seed or seed"), ("sizes", "data: its rows by task are")):
+            if state.get(name, now := getattr(self, name)) != now:
+                raise ValueError(
+                    f"expected the mixture of a run with the {what} {now}, found {state[name]}: resume with those, or start "
+                    f"from the checkpoint's weights."
+                )
         if state["size"] != self.size:
             raise ValueError(
                 f"expected the mixture of a run with {self.size} rows an optimiser step, found one with {state['size']}: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,9 @@ from counterpoise.multitask.drawing import (
 from counterpoise.multitask.losses import Counts, by_task
 from counterpoise.multitask.per_task import PerTask
 from counterpoise.ranks import sum_over_ranks, world_size
+
+FAR = 2.5
+"""Steps between the weights and the rows that are drawn by them, above which it is told."""
 
 
 class Mixed(PerTask):
@@ -131,12 +135,29 @@ class Mixed(PerTask):
         ranks = 1 if self.accelerator.dataloader_config.split_batches else world_size()
         return self._train_batch_size * self.args.gradient_accumulation_steps * ranks  # type: ignore[no-any-return]
 
+    def batches_of_a_round(self) -> int:
+        """How many batches of the data loader they are."""
+        return self.args.gradient_accumulation_steps  # type: ignore[no-any-return]
+
+    def get_train_dataloader(self) -> Any:
+        """The base's; says how far ahead its workers read."""
+        ahead = self.args.dataloader_num_workers * (self.args.dataloader_prefetch_factor or 2)
+        if (rounds := 1 + ahead / self.batches_of_a_round()) > FAR:
+            warnings.warn(
+                f"dataloader_num_workers={self.args.dataloader_num_workers}: rows are drawn by the weights of about "
+                f"{rounds:.0f} steps before (in GRPO and RLOO: generations), as workers read {ahead} batches ahead. Take "
+                f"fewer, or a smaller dataloader_prefetch_factor.",
+                stacklevel=2,
+            )
+        return super().get_train_dataloader()
+
     def _get_train_sampler(self, train_dataset: Any = None) -> MixtureSampler:
         data = self.train_dataset if train_dataset is None else train_dataset
         base: Any = super()._get_train_sampler(train_dataset)
         rows = self._rows_of_tasks(data)
         if lacking := [t for t, found in zip(self.balance.tasks, rows, strict=True) if not found]:
             raise ValueError(f"tasks without a row in the training data: {lacking}; leave them out of the mixture.")
+        self.schedule.sizes = [*map(len, rows)]
         return MixtureSampler(
             self.schedule,
             rows,
@@ -169,6 +190,11 @@ class Mixed(PerTask):
 
     def window_is_open(self) -> bool:
         """Whether any rank has seen losses since the last optimiser step."""
+        if self.accelerator.is_main_process and not any(self.schedule.drawn()):
+            raise ValueError(
+                f"{type(self).__name__}: a step was trained on rows that the mixture did not draw. Expected the base to build "
+                f"its data loader with _get_train_sampler, or with the stream it is given: leave get_train_dataloader to it."
+            )
         (saw,) = sum_over_ranks([float(self._saw_losses)])
         self._saw_losses = False
         return saw > 0.0

@@ -23,8 +23,8 @@ def with_mixture(base: type) -> type:
     losses (plain ones, with label smoothing and SFT's "dft", too), or in GRPOTrainer and RLOOTrainer on 1 - mean reward,
     with rewards brought to [0, 1]. Draws are keyed by the arguments' `data_seed` or `seed`, and what was drawn is in every
     checkpoint (`mixture.pt`): a resumed run goes on bit for bit (in GRPO and RLOO from where a generation ends, as TRL's
-    own does). Data loaders read ahead, so that the weights of a step reach the rows one or two steps later. An epoch has
-    as many rows as the data.
+    own does). Data loaders read ahead, so that the weights of a step reach the rows a step later; with workers several
+    (a warning says how many). An epoch has as many rows as the data.
 
     Training data are one data set with a column that names each row's task, or a mapping from tasks to data sets. Those
     may be streams (`datasets.IterableDataset`): they are interleaved, and one that ends begins anew. With packing each

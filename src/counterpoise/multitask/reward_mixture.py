@@ -83,6 +83,10 @@ class MixedRewards(Mixed):
         """The prompts of one generation, over all ranks."""
         return self.oversample * self.args.generation_batch_size // self.num_generations  # type: ignore[no-any-return]
 
+    def batches_of_a_round(self) -> int:
+        """A generation is one."""
+        return 1
+
     def probabilities_of_tasks(self) -> list[float]:
         """p, or where it is made up for groups without an advantage, p over the share of each task's groups that have one,
         of which at least a quarter is assumed."""
