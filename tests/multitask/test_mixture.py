@@ -51,7 +51,7 @@ def test_training_is_the_plain_trainers_on_the_rows_that_p_drew(tmp_path):
     )
     assert np.ptp(np.array(mixed.schedule.rounds), axis=0).any()  # the quotas moved with p
     schedule = Schedule(list, seed=42)
-    schedule.load(mixed.schedule.state() | {"size": 1})
+    schedule.load(mixed.schedule.state() | {"size": 1, "sizes": []})
     schedule.size = 8
     rows = [[i for i, t in enumerate(data["task"]) if t == name] for name in TASKS]
     order = list(MixtureSampler(schedule, rows, 4, lambda: 0))

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 import trl
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, IterableDataset
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 from transformers import Trainer, TrainingArguments
 
-from counterpoise.multitask import BanditMTL, with_mixture
+from counterpoise.multitask import BanditMTL, with_mixture, with_weighting
 from counterpoise.multitask.drawing import task_indices, tasks_of
 
 from .hf import tiny_llama, token_rows, train
@@ -203,3 +203,35 @@ def test_a_base_that_reads_the_rows_itself_is_refused(tmp_path):
     )  # fmt: skip
     with pytest.raises(ValueError, match="a step was trained on rows that the mixture did not draw"):
         trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "words_of_it"),
+    [
+        ("Trainer", {"mix": {"oversample": 2}}, "oversample is for GRPOTrainer and RLOOTrainer"),
+        ("SFT", {"mix": {"reward_bounds": (0, 1)}}, "reward_bounds is for GRPOTrainer and RLOOTrainer"),
+        ("GRPO", {"mix": {"oversample": True}}, "oversample must be at least 1 and a whole number .*found True"),
+        ("GRPO", {"mix": {"make_up": "yes"}}, "make_up must be True, False or None, found 'yes'"),
+        ("Trainer", {"mix": {"improvement": None}}, "improvement must be a number, finite and >= 0, found None"),
+        ("Trainer", {"mix": {"reference": "loss"}}, "reference must hold one number per task.*found 'loss'"),
+        ("Trainer", {"mix": {"task_column": "kind"}}, r"expected a column 'kind' .*found only \[.*'task'\]"),
+        ("Trainer", {"dataset": {t: token_rows(8).select([]) for t in TASKS}}, r"without a row .*\['books'"),
+        (
+            "Trainer",
+            {"dataset": {t: token_rows(8).remove_columns(["attention_mask"] * (t == "dvd")) for t in TASKS}},
+            "expected the same columns for all tasks, found {'books'",
+        ),
+        ("Trainer", {"dataset": dict.fromkeys(TASKS, IterableDataset.from_generator(lambda: iter([1, 2])))},
+         "task '.*': expected rows of values by column, found int, 1"),
+    ],
+)  # fmt: skip
+def test_what_is_given_wrongly_is_told_with_what_is_expected(tmp_path, kind, given, words_of_it):
+    with pytest.raises((TypeError, ValueError), match=words_of_it):
+        run(kind, tmp_path, **given)
+
+
+@pytest.mark.parametrize("base", [int, "Trainer", object()])
+def test_what_is_no_trainer_class_is_refused(base):
+    for make in (with_mixture, with_weighting):
+        with pytest.raises(TypeError, match="expected a trainer class, such as Trainer or SFTTrainer itself, found"):
+            make(base)

@@ -241,7 +241,11 @@ class Interleaved:
         reading = [self._without_end(name) for name in names]
         for number in count():
             for task in self.schedule.round(number):
-                yield {**next(reading[task]), self.column: names[task]}
+                row = next(reading[task])
+                if not isinstance(row, Mapping):
+                    found = f"{type(row).__name__}, {row!r:.60}"
+                    raise TypeError(f"task {names[task]!r}: expected rows of values by column, found {found}.")
+                yield {**row, self.column: names[task]}
 
     def _without_end(self, name: str) -> Iterator[Any]:
         for time in count():

@@ -94,7 +94,7 @@ def by_task(tasks: Sequence[str], sizes: Counts, what: str) -> list[float]:
     else:
         try:
             values = [float(x) for x in (sizes.tolist() if isinstance(sizes, Tensor) else sizes)]
-        except TypeError:
+        except (TypeError, ValueError):
             raise TypeError(f"{what} must hold one number per task, in order or by name, found {sizes!r}.") from None
         if len(values) != len(tasks):
             raise ValueError(f"{what} must hold one number per task, expected {len(tasks)}, found {len(values)}.")

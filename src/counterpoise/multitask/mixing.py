@@ -16,7 +16,6 @@ from counterpoise.multitask.drawing import (
     Interleaved,
     MixtureSampler,
     Schedule,
-    no_column,
     numbered_names,
     task_in,
     task_indices,
@@ -33,6 +32,7 @@ class Mixed(PerTask):
     """The drawing."""
 
     called = "mixture"
+    columns_may_differ = False
     balance: BanditMTL
     train_dataset: Any
     streams: Mapping[str, Any] | None = None
@@ -50,8 +50,8 @@ class Mixed(PerTask):
             raise TypeError(f"mixture must be a BanditMTL, found {type(mixture).__name__}.")
         if not mixture.samples:
             raise ValueError('mixture must draw the rows: expected BanditMTL(..., drawn_by="p").')
-        if not 0.0 <= improvement < math.inf:
-            raise ValueError(f"improvement must be finite and >= 0, found {improvement}.")
+        if not isinstance(improvement, int | float) or not 0.0 <= improvement < math.inf:
+            raise ValueError(f"improvement must be a number, finite and >= 0, found {improvement!r}.")
         if isinstance(reference, Mapping):
             refuse_other_tasks("reference: expected a loss for each", reference, mixture.tasks)
         above = None if reference is None else by_task(mixture.tasks, reference, "reference")
@@ -92,6 +92,11 @@ class Mixed(PerTask):
                     f"one, or give one data set of all tasks whose rows name theirs in {column!r}."
                 )
             others = [x.remove_columns([column] if column in x.column_names else []) for x in sets.values()]
+            columns = {t: sorted(x.column_names) for t, x in zip(sets, others, strict=True) if len(x)}
+            if not self.columns_may_differ and len({*map(tuple, columns.values())}) > 1:
+                raise ValueError(
+                    f"train_dataset: expected the same columns for all tasks, found {columns}: take out those that some lack."
+                )
             named = zip(sets, others, strict=True)
             return datasets.concatenate_datasets([x.add_column(column, [t] * len(x)) for t, x in named])
         if not all(streams):
@@ -153,10 +158,10 @@ class Mixed(PerTask):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> MixtureSampler:
         data = self.train_dataset if train_dataset is None else train_dataset
-        base: Any = super()._get_train_sampler(train_dataset)
         rows = self._rows_of_tasks(data)
         if lacking := [t for t, found in zip(self.balance.tasks, rows, strict=True) if not found]:
             raise ValueError(f"tasks without a row in the training data: {lacking}; leave them out of the mixture.")
+        base: Any = super()._get_train_sampler(train_dataset)
         self.schedule.sizes = [*map(len, rows)]
         return MixtureSampler(
             self.schedule,
@@ -174,7 +179,7 @@ class Mixed(PerTask):
         elif self.task_column in names:
             column = data[self.task_column]
         else:
-            raise no_column(self.task_column, names)
+            raise self.no_column(names)
         tasks, rows = self.balance.tasks, list[list[int]]([] for _ in self.balance.tasks)
         numbered = numbered_names(data, tasks, self.task_column)
         for number, task in enumerate(task_indices(column, tasks, self.task_column, numbered)):

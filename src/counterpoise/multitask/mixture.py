@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from counterpoise.multitask.drawing import as_stream, no_column
+from counterpoise.multitask.drawing import as_stream
 from counterpoise.multitask.mixing import Mixed
 from counterpoise.multitask.own_losses import Labels, own_losses, refuse_another_loss
-from counterpoise.multitask.per_task import ExampleLosses, TaskCollator, loss_owner, refuse_own_loss
+from counterpoise.multitask.per_task import ExampleLosses, TaskCollator, loss_owner, refuse_own_loss, subclass_of
 from counterpoise.multitask.reward_mixture import MixedRewards
 from counterpoise.ranks import world_size
 
@@ -58,7 +58,7 @@ def with_mixture(base: type) -> type:
         'MixedTrainer'
     """
     overrides = MixedRewards if hasattr(base, "_calculate_rewards") else _MixedLosses
-    return type(f"Mixed{base.__name__}", (overrides, base), {"__doc__": f"{base.__name__} with a mixture of tasks."})
+    return subclass_of(base, overrides, "Mixed", "a mixture of tasks")
 
 
 class _MixedLosses(Mixed):
@@ -67,6 +67,8 @@ class _MixedLosses(Mixed):
     _prepared = False
 
     def __init__(self, *args: Any, example_losses: ExampleLosses | None = None, **kwargs: Any) -> None:
+        if wrong := [name for name in ("reward_bounds", "oversample", "make_up") if name in kwargs]:
+            raise ValueError(f"{wrong[0]} is for GRPOTrainer and RLOOTrainer, which have rewards: leave it out.")
         refuse_own_loss(type(self).__mro__, example_losses, ", GRPOTrainer or RLOOTrainer")
         # TRL's SFTTrainer computes the loss itself, from log-probabilities.
         of_trl = loss_owner(type(self).__mro__).__module__.startswith("trl.")
@@ -95,7 +97,7 @@ class _MixedLosses(Mixed):
             inputs.pop(self.task_column, None)
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self.task_column not in inputs:
-            raise no_column(self.task_column, inputs)
+            raise self.no_column(inputs)
         labels, counted_BT, task_B = self.labels_of(inputs), self.counted(inputs), inputs.pop(self.task_column)
         with self.outputs_of(model) as found:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
 from counterpoise.checkpoints.files import replacing
-from counterpoise.multitask.drawing import numbered_names, tasks_named, tasks_of
+from counterpoise.multitask.drawing import no_column, numbered_names, tasks_named, tasks_of
 from counterpoise.multitask.own_losses import SPAN, Labels, counted, own_losses
 from counterpoise.multitask.weighting import Weighting
 
@@ -69,6 +69,7 @@ class PerTask(Trainer):
         data = args[3] if len(args) > 3 else kwargs.get("train_dataset")  # their place in every trainer's arguments
         # Before the base maps a stream, which forgets them.
         self.numbered = numbered_names(data, balance.tasks, task_column)
+        self._columns = tuple(getattr(data, "column_names", None) or ())  # those that are not used go soon
         super().__init__(*args, **kwargs)
         if self.args.n_gpu > 1:
             raise ValueError(f"found {self.args.n_gpu} GPUs in one process: launch one process per GPU with torchrun.")
@@ -79,6 +80,10 @@ class PerTask(Trainer):
         )
         balance.to(self.args.device)
         self.add_callback(_CloseWindow(self))
+
+    def no_column(self, found: Iterable[str]) -> ValueError:
+        """The error of rows without their task."""
+        return no_column(self.task_column, {*found, *self._columns})
 
     def window_is_open(self) -> bool:
         """Whether any rank saw a loss since the last optimiser step, the same on every rank."""
@@ -294,6 +299,13 @@ def _falls_back_to_shifting(model: Any) -> bool:
 def loss_owner(classes: Sequence[type]) -> type:
     """Of a trainer's classes, in the order of resolution, that whose loss is trained."""
     return next(c for c in classes if "compute_loss" in vars(c) and not issubclass(c, PerTask))
+
+
+def subclass_of(base: Any, overrides: type, called: str, does: str) -> type:
+    """A subclass of a trainer class with overrides before it."""
+    if not (isinstance(base, type) and issubclass(base, Trainer)):
+        raise TypeError(f"expected a trainer class, such as Trainer or SFTTrainer itself, found {base!r:.80}.")
+    return type(f"{called}{base.__name__}", (overrides, base), {"__doc__": f"{base.__name__} with {does}."})
 
 
 def refuse_own_loss(classes: Sequence[type], example_losses: ExampleLosses | None, instead: str) -> None:

@@ -26,6 +26,7 @@ class MixedRewards(Mixed):
     """Levels are 1 - mean reward."""
 
     judged_by = "reward", min
+    columns_may_differ = True  # rewards may read some that other tasks lack
     args: Any
     num_generations: int
     num_iterations: int
@@ -45,8 +46,10 @@ class MixedRewards(Mixed):
                 "reference: a level has a unit only between known rewards, and those seen so far move: expected "
                 "reward_bounds=(smallest, largest) beside it."
             )
-        if not isinstance(oversample, int) or oversample < 1:
+        if isinstance(oversample, bool) or not isinstance(oversample, int) or oversample < 1:
             raise ValueError(f"oversample must be at least 1 and a whole number (an int), found {oversample!r}.")
+        if make_up not in (None, True, False):
+            raise ValueError(f"make_up must be True, False or None, found {make_up!r}.")
         tasks = getattr(mixture, "tasks", ())
         self.reward_bounds, self.oversample, self.make_up, m = reward_bounds, oversample, make_up, len(tasks)
         self._given = None if reward_bounds is None else _by_task(reward_bounds, tasks)

@@ -11,9 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import DataCollatorWithFlattening, Trainer, TrainerCallback
 
-from counterpoise.multitask.drawing import no_column
 from counterpoise.multitask.own_losses import Labels, refuse_another_loss
-from counterpoise.multitask.per_task import ExampleLosses, PerTask, TaskCollator, refuse_own_loss
+from counterpoise.multitask.per_task import ExampleLosses, PerTask, TaskCollator, refuse_own_loss, subclass_of
 from counterpoise.multitask.weighting import Weighting
 from counterpoise.ranks import sum_over_ranks, world_size
 
@@ -49,7 +48,7 @@ def with_weighting(base: type) -> type:
         >>> WeightedTrainer.__name__
         'WeightedTrainer'
     """
-    return type(f"Weighted{base.__name__}", (_Weighted, base), {"__doc__": f"{base.__name__} with a task weighting."})
+    return subclass_of(base, _Weighted, "Weighted", "a task weighting")
 
 
 class _Weighted(PerTask):
@@ -117,7 +116,7 @@ class _Weighted(PerTask):
         """The micro-batches of one optimiser step, with each task's share of them counted."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if lacking := next((b for b in batches if self.task_column not in b), None):
-            raise no_column(self.task_column, lacking)
+            raise self.no_column(lacking)
         m = len(self.balance.tasks)
         counts = [self.by_task(self.counted(b), b[self.task_column]) for b in batches]
         self._micro_counts = deque(torch.stack(counts).tolist() if counts else [])
