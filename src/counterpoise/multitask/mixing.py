@@ -91,13 +91,19 @@ class Mixed(PerTask):
                     f"train_dataset: expected a datasets.Dataset or a list of rows for each task, found {wrong}: make it "
                     f"one, or give one data set of all tasks whose rows name theirs in {column!r}."
                 )
-            others = [x.remove_columns([column] if column in x.column_names else []) for x in sets.values()]
-            columns = {t: sorted(x.column_names) for t, x in zip(sets, others, strict=True) if len(x)}
-            if not self.columns_may_differ and len({*map(tuple, columns.values())}) > 1:
-                raise ValueError(
-                    f"train_dataset: expected the same columns for all tasks, found {columns}: take out those that some lack."
-                )
-            named = zip(sets, others, strict=True)
+            columns = {t: {*x.column_names} - {column} for t, x in sets.items() if len(x)}
+            kept, shared = (
+                set[str]().union(*columns.values()),
+                set.intersection(*columns.values()) if columns else set(),
+            )
+            if not self.columns_may_differ and kept != shared:  # else the rows of some tasks would hold None there
+                if not shared:
+                    raise ValueError(f"train_dataset: expected columns that all tasks have, found {columns}.")
+                warnings.warn(f"train_dataset: left out {sorted(kept - shared)}, which some tasks lack.", stacklevel=2)
+                kept = shared
+            dropped = ({*x.column_names} & {column} if not len(x) else {*x.column_names} - kept for x in sets.values())
+            rows = [x.remove_columns(sorted(names)) for x, names in zip(sets.values(), dropped, strict=True)]
+            named = zip(sets, rows, strict=True)
             return datasets.concatenate_datasets([x.add_column(column, [t] * len(x)) for t, x in named])
         if not all(streams):
             raise ValueError("train_dataset: expected streams or data sets with a length for all tasks, found both.")
