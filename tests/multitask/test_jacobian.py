@@ -25,7 +25,7 @@ from counterpoise.multitask import (
     PCGrad,
     UPGrad,
 )
-from counterpoise.multitask.jacobian import project_weights, shortest
+from counterpoise.multitask.aggregators import project_weights, shortest
 
 from .toy import TASKS, Toy, gradients, rows
 

@@ -63,8 +63,8 @@ class ExcessMTL(GroupDRO):
 
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
         """sum_i p_i l_i; in training also squares each task's gradient on the shared parameters."""
-        if self.training:
-            self._measured = jacobian(batch.single(), self.shared).square()
+        if self.training and torch.is_grad_enabled():
+            self._measured = jacobian(batch.single(), self.shared)[0].square()
         return super().combine(batch, scale_K)
 
     def update(self, means: WindowMeans) -> None:

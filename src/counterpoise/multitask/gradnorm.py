@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from counterpoise.multitask.jacobian import shared_parameters
+from counterpoise.multitask.jacobian import jacobian, shared_parameters
 from counterpoise.multitask.losses import Batch, Tasks, WindowMeans
-from counterpoise.multitask.values import weighted_sum
+from counterpoise.multitask.values import on_device, weighted_sum
 from counterpoise.multitask.weighting import Weighting
 
 
@@ -66,8 +66,9 @@ class GradNorm(Weighting):
 
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
         """sum_i w_i l_i; in training also measures each task's gradient on the shared parameters."""
-        if self.training:
-            self._norms_K = self._gradient_norms(batch)
+        if self.training and torch.is_grad_enabled():
+            rows_KN, _ = jacobian(batch.single(), self.shared)
+            self._norms_K = torch.linalg.vector_norm(rows_KN, dim=1, dtype=on_device([], rows_KN.device).dtype)
         return weighted_sum(batch.of_present(self._weights_M), batch.values_K, scale_K)
 
     def update(self, means: WindowMeans) -> None:
@@ -98,11 +99,3 @@ class GradNorm(Weighting):
 
     def abandon(self) -> None:
         self._norms_K = None
-
-    def _gradient_norms(self, batch: Batch) -> Tensor:
-        norms = []
-        for value in batch.single():
-            gradients = torch.autograd.grad(value, self.shared, retain_graph=True, allow_unused=True)
-            squares = [g.detach().double().square().sum() for g in gradients if g is not None]
-            norms.append(torch.stack(squares).sum().sqrt() if squares else value.new_zeros((), dtype=torch.float64))
-        return torch.stack(norms)

@@ -5,15 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from counterpoise.multitask.aggregators import (
+    aligned,
+    conflict_averse,
+    fair,
+    impartial,
+    no_longer,
+    project_weights,
+    shortest,
+    torchjd_aggregator,
+)
 from counterpoise.multitask.losses import Batch, Tasks
 from counterpoise.multitask.values import wide
 from counterpoise.multitask.weighting import Weighting
+
+_STEEP = (2.0**15, 2.0**8, 1.0)
+"""How many times a loss a pass starts from, the next where that overflows."""
 
 
 class JacobianWeighting(Weighting):
@@ -22,7 +34,9 @@ class JacobianWeighting(Weighting):
 
     With J (one row per task, over the shared parameters) and its aggregation g(J), the scalar is
     sum_i l_i + <g(J) - sum_i J_i, theta - stop(theta)>: the second term is 0 and its gradient replaces the first one's
-    on the shared parameters. It costs one backward pass per task over the shared part, and the usual one.
+    on the shared parameters. It costs one backward pass per task over the shared part, and the usual one. For shared
+    parameters in bfloat16 or float16, where sum - sum + g would leave rounding of the sum, another pass finds that
+    sum, and a hook exchanges what arrives: as exact as the type, when the scalar is multiplied by a power of two alone.
 
     A pass per task is cheap when each task has a graph of its own: one forward pass per task, and the losses given as a
     mapping or a sequence. From one forward pass of all rows, or losses stacked beforehand, it costs the whole batch.
@@ -49,6 +63,7 @@ class JacobianWeighting(Weighting):
         super().__init__(tasks, missing="hold")  # a remembered gradient would be that of other weights
         self.shared = shared_parameters(shared)
         self.aggregate = aggregate
+        self._hooks: list[Any] = []
 
     def reset(self) -> None:
         super().reset()
@@ -64,20 +79,75 @@ class JacobianWeighting(Weighting):
         total = batch.values_K.sum()
         if not torch.is_grad_enabled() or not total.requires_grad:
             return total
-        rows_KN = jacobian(batch.single(), self.shared)
-        if not bool(rows_KN.isfinite().all()):  # no aggregator can use it; the loss says what is wrong
+        rows_KN, finite = jacobian(batch.single(), self.shared)
+        if not finite:  # no aggregator can use it; the loss says what is wrong
             return total
-        present = [i for i, _ in batch.sizes()]
-        rows_KN = wide(rows_KN)  # least squares and roots are not there in bfloat16
-        change_N = self.aggregate(self.rows(rows_KN, present)) - rows_KN.sum(dim=0)
-        parts = torch.split(change_N, [p.numel() for p in self.shared])
-        for parameter, change in zip(self.shared, parts, strict=True):
-            moved = parameter - parameter.detach()
-            total = total + (change.reshape(parameter.shape).to(parameter.dtype) * moved).sum()
+        with torch.autocast(total.device.type, enabled=False):
+            chosen_KN = self.rows(rows_KN, [i for i, _ in batch.sizes()])
+            return self._exchanged(total, self.aggregate(chosen_KN), rows_KN.sum(dim=0))
+
+    def _exchanged(self, total: Tensor, aggregated_N: Tensor, sum_N: Tensor) -> Tensor:
+        """The total, with this aggregate as the shared parameters' gradient in the place of their sum."""
+        while self._hooks:  # of a backward pass that broke off
+            self._hooks.pop().remove()
+        sizes = [p.numel() for p in self.shared]
+        changes, parts = torch.split(aggregated_N - sum_N, sizes), torch.split(aggregated_N, sizes)
+        halves = [p for p in self.shared if p.requires_grad and wide(p) is not p]
+        sums = torch.autograd.grad(total, halves, retain_graph=True, allow_unused=True) if halves else ()
+        summed = {id(p): x for p, x in zip(halves, sums, strict=True) if x is not None}
+        for p, change, part in zip(self.shared, changes, parts, strict=True):
+            if id(p) in summed:
+                total = total + _Exchange.apply(  # type: ignore[no-untyped-call]
+                    p, summed[id(p)], part.reshape(p.shape), total.dtype, self._hooks
+                )
+            else:
+                total = total + (change.reshape(p.shape).to(p.dtype) * (p - p.detach())).sum()
         return total
 
 
-class MGDA(JacobianWeighting):
+class _Exchange(torch.autograd.Function):
+    """0, whose backward pass takes the sum of the tasks' gradients off what arrives at a parameter, and adds the aggregate.
+
+    The hook is there from this node to the parameter of the same pass, so that no other pass meets it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, parameter: Tensor, sum_: Tensor, aggregate: Tensor, dtype: torch.dtype, hooks: list[Any]
+    ) -> Tensor:
+        ctx.all = parameter, sum_, aggregate, hooks
+        return torch.zeros((), dtype=dtype, device=parameter.device)
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor) -> tuple[None, ...]:  # type: ignore[override]
+        parameter, sum_, aggregate, hooks = ctx.all
+
+        def exchange(arrived: Tensor) -> Tensor:
+            hooks.remove(handle)
+            handle.remove()
+            # What else arrives, as of a penalty added to the scalar, stays.
+            exchanged: Tensor = (wide(arrived) - wide(sum_) * factor) + aggregate * factor
+            return exchanged.to(arrived.dtype)
+
+        handle = parameter.register_hook(exchange)
+        hooks.append(handle)
+        return (None,) * 5
+
+
+class _Settled(JacobianWeighting):
+    """A method with no settings: its aggregator, or what torchjd calls it."""
+
+    aggregator: ClassVar[Any]
+
+    def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor]) -> None:
+        named = isinstance(self.aggregator, str)
+        aggregate = torchjd_aggregator(self.aggregator, **self.settings) if named else self.aggregator
+        super().__init__(tasks, shared=shared, aggregate=aggregate)
+
+    settings: ClassVar[dict[str, Any]] = {}
+
+
+class MGDA(_Settled):
     """The shortest convex combination of the tasks' gradients (Sener, Koltun: Multi-Task Learning as Multi-Objective
     Optimization, NeurIPS 2018, equation 3), of raw, unnormalised gradients.
 
@@ -91,11 +161,10 @@ class MGDA(JacobianWeighting):
         tensor([1., 1.])
     """
 
-    def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor]) -> None:
-        super().__init__(tasks, shared=shared, aggregate=shortest)
+    aggregator = staticmethod(shortest)
 
 
-class PCGrad(JacobianWeighting):
+class PCGrad(_Settled):
     """The sum of the tasks' gradients after removing from each, in random order, its conflict with every other
     (Yu et al.: Gradient Surgery for Multi-Task Learning, NeurIPS 2020, algorithm 1), by torchjd.
 
@@ -108,23 +177,26 @@ class PCGrad(JacobianWeighting):
         tensor([0.5000, 1.5000])
     """
 
-    def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor]) -> None:
-        super().__init__(tasks, shared=shared, aggregate=torchjd_aggregator("PCGrad"))
+    aggregator = "PCGrad"
 
 
 class CAGrad(JacobianWeighting):
     """The direction that helps the worst-off task most within a ball of radius c ||g|| around the mean gradient g
-    (Liu et al.: Conflict-Averse Gradient Descent, NeurIPS 2021, algorithm 1), by torchjd, which solves it with cvxpy.
+    (Liu et al.: Conflict-Averse Gradient Descent, NeurIPS 2021, algorithm 1), whose weights torchjd solves
+    with cvxpy.
 
     Args, beside those of every `JacobianWeighting`:
         radius: c, >= 0; 0 is the mean gradient. The paper uses 0.4 and 0.5.
     """
 
     def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], radius: float = 0.4) -> None:
-        super().__init__(tasks, shared=shared, aggregate=torchjd_aggregator("CAGrad", c=radius))
+        weigh = torchjd_aggregator("CAGradWeighting", c=radius, norm_eps=1e-12)
+        aggregate = partial(conflict_averse, weigh=weigh, radius=radius)
+        super().__init__(tasks, shared=shared, aggregate=aggregate)
+        self.radius = radius
 
 
-class UPGrad(JacobianWeighting):
+class UPGrad(_Settled):
     """The mean of the tasks' gradients, each first projected onto the directions that no task opposes (Quinton, Rey:
     Jacobian Descent for Multi-Objective Optimization, 2024, section 3), by torchjd.
 
@@ -138,13 +210,12 @@ class UPGrad(JacobianWeighting):
         tensor([0.2500, 0.7500])
     """
 
-    def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor]) -> None:
-        super().__init__(tasks, shared=shared, aggregate=torchjd_aggregator("UPGrad", projector=project_weights))
+    aggregator, settings = "UPGrad", {"projector": project_weights}
 
 
-class AlignedMTL(JacobianWeighting):
+class AlignedMTL(_Settled):
     """The mean gradient after the Jacobian's singular values are all brought to the smallest (Senushkin, Patakin,
-    Kuznetsov, Konushin: Independent Component Alignment for Multi-Task Learning, CVPR 2023, algorithm 1), by torchjd.
+    Kuznetsov, Konushin: Independent Component Alignment for Multi-Task Learning, CVPR 2023, algorithm 1).
 
     Examples:
         >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
@@ -153,13 +224,12 @@ class AlignedMTL(JacobianWeighting):
         tensor([0.5000, 0.5000])
     """
 
-    def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor]) -> None:
-        super().__init__(tasks, shared=shared, aggregate=torchjd_aggregator("AlignedMTL"))
+    aggregator = staticmethod(aligned)
 
 
-class IMTLG(JacobianWeighting):
+class IMTLG(_Settled):
     """The combination, with weights that add up to 1, whose projections onto all tasks' gradients are equal (Liu et al.:
-    Towards Impartial Multi-task Learning, ICLR 2021, section 3.1), by torchjd.
+    Towards Impartial Multi-task Learning, ICLR 2021, section 3.1).
 
     Examples:
         >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
@@ -168,8 +238,7 @@ class IMTLG(JacobianWeighting):
         tensor([0.8000, 0.8000])
     """
 
-    def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor]) -> None:
-        super().__init__(tasks, shared=shared, aggregate=torchjd_aggregator("IMTLG"))
+    aggregator = staticmethod(impartial)
 
 
 class FairGrad(JacobianWeighting):
@@ -191,19 +260,8 @@ class FairGrad(JacobianWeighting):
         if not 0.0 < fairness < math.inf:
             raise ValueError(f"fairness must be positive and finite, found {fairness}.")
         solve = torchjd_aggregator("FairGrad", alpha=fairness)
-        super().__init__(tasks, shared=shared, aggregate=partial(_fair, solve=solve, fairness=fairness))
+        super().__init__(tasks, shared=shared, aggregate=partial(fair, solve=solve, fairness=fairness))
         self.fairness = fairness
-
-
-def _fair(rows_KN: Tensor, *, solve: Callable[[Tensor], Tensor], fairness: float) -> Tensor:
-    """FairGrad's direction, of rows brought to a length of about 1, where the solver is exact."""
-    if fairness == 1.0:  # w_i J_i stays the same when J_i is made longer: each row to length 1
-        sizes_K = rows_KN.norm(dim=1, keepdim=True)
-        return solve(rows_KN / sizes_K.clamp(min=torch.finfo(rows_KN.dtype).tiny))
-    size = rows_KN.square().sum(dim=1).mean().sqrt()
-    if not size > 0.0:
-        return rows_KN.sum(dim=0)
-    return solve(rows_KN / size) * size ** ((1.0 - fairness) / (1.0 + fairness))  # w scales with size^(-2a / (1 + a))
 
 
 class NashMTL(FairGrad):
@@ -228,45 +286,7 @@ class NashMTL(FairGrad):
         if not max_norm > 0.0:
             raise ValueError(f"max_norm must be positive, found {max_norm}.")
         self.max_norm = max_norm
-        self.aggregate = partial(_no_longer, aggregate=self.aggregate, most=max_norm)
-
-
-def _no_longer(rows_KN: Tensor, *, aggregate: Callable[[Tensor], Tensor], most: float) -> Tensor:
-    direction_N = aggregate(rows_KN)
-    return direction_N * min(1.0, most / max(float(direction_N.norm()), 1e-300))
-
-
-def project_weights(weights_TM: Tensor, gramian_MM: Tensor) -> Tensor:
-    """The weights v >= u, per row u, with the least v' G v: those of the projection onto the dual cone.
-
-    With v = u + z and G = R'R it is min over z >= 0 of ||R z + R u||.
-    """
-    from scipy.optimize import nnls
-
-    root = _root(gramian_MM)
-    rows = weights_TM.detach().cpu().double().numpy()
-    solved = np.stack([u + nnls(root, -root @ u)[0] for u in rows])
-    return torch.as_tensor(solved, dtype=weights_TM.dtype, device=weights_TM.device)
-
-
-def shortest(rows_KN: Tensor) -> Tensor:
-    """The point of the rows' convex hull that is nearest to 0, (n,).
-
-    With G = R'R, the u >= 0 that minimises ||R u||^2 + (1 - sum u)^2 is that combination times a positive number: where
-    u_i > 0, (G u)_i = 1 - sum u, and elsewhere it is at least that (Lawson, Hanson: Solving Least Squares Problems,
-    chapter 23).
-    """
-    from scipy.optimize import nnls
-
-    root = _root(rows_KN @ rows_KN.T)
-    u, _ = nnls(np.vstack([root, np.ones(len(root))]), np.append(np.zeros(len(root)), 1.0))
-    return rows_KN.new_tensor(u / u.sum()) @ rows_KN
-
-
-def _root(gramian_MM: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """R with R'R = G over its largest eigenvalue."""
-    values, vectors = np.linalg.eigh(gramian_MM.detach().cpu().double().numpy())
-    return np.sqrt(np.maximum(values, 0.0) / max(float(values[-1]), 1e-300))[:, None] * vectors.T  # type: ignore[no-any-return]
+        self.aggregate = partial(no_longer, aggregate=self.aggregate, most=max_norm)
 
 
 def shared_parameters(shared: Iterable[Tensor]) -> list[Tensor]:
@@ -285,22 +305,41 @@ def shared_parameters(shared: Iterable[Tensor]) -> list[Tensor]:
     return parameters
 
 
-def jacobian(losses: Sequence[Tensor], parameters: list[Tensor]) -> Tensor:
-    """d losses / d parameters, flattened and joined, (k, n): one backward pass per loss; the graph is kept."""
-    rows = []
-    for value in losses:
-        gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
-        flat = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
-        rows.append(torch.cat([g.detach().reshape(-1) for g in flat]))
-    return torch.stack(rows)
+def jacobian(losses: Sequence[Tensor], parameters: list[Tensor]) -> tuple[Tensor, bool]:
+    """d losses / d parameters, flattened and joined, (k, n), in float32 at least, and whether all of it is finite.
 
+    One backward pass per loss; the graph is kept. A loss without a gradient, and a parameter frozen since, give zeros.
+    A pass starts from a power of two times the loss, taken off again: in float16 small gradients would end as 0.
 
-def torchjd_aggregator(name: str, **settings: object) -> Callable[[Tensor], Tensor]:
-    """The aggregator of that name from torchjd, or an ImportError that says what to install."""
-    try:
-        import torchjd.aggregation
-
-        aggregator: Callable[[Tensor], Tensor] = getattr(torchjd.aggregation, name)(**settings)  # CAGrad imports cvxpy
-    except ImportError as error:
-        raise ImportError(f"{name} needs what is not here: pip install 'counterpoise[multitask]' ({error}).") from error
-    return aggregator
+    Raises:
+        RuntimeError: no loss depends on the parameters.
+    """
+    trained = [p for p in parameters if p.requires_grad]
+    able = [x.requires_grad and bool(trained) for x in losses]
+    with torch.autocast(losses[0].device.type, enabled=False):
+        for steep in _STEEP:
+            rows, reached = [], False
+            for value, can in zip(losses, able, strict=True):
+                found = (
+                    torch.autograd.grad(
+                        value, trained, torch.full_like(value, steep), retain_graph=True, allow_unused=True
+                    )
+                    if can
+                    else [None] * len(trained)
+                )
+                by_id = {id(p): g for p, g in zip(trained, found, strict=True) if g is not None}
+                reached = reached or bool(by_id)
+                flat = [
+                    by_id.get(id(p), torch.zeros((), dtype=p.dtype, device=p.device).expand(p.shape))
+                    for p in parameters
+                ]
+                rows.append(wide(torch.cat([g.detach().to_dense().reshape(-1) for g in flat])).div_(steep))
+            if any(able) and not reached:
+                raise RuntimeError(
+                    "no task's loss depends on the shared parameters: were they replaced or copied? Build the "
+                    "weighting on the model that is trained."
+                )
+            rows_KN = torch.stack(rows)
+            if finite := bool(rows_KN.isfinite().all()):
+                break
+    return rows_KN, finite
