@@ -13,6 +13,7 @@ from counterpoise.multitask import (
     CAGrad,
     ExcessMTL,
     GradNorm,
+    JacobianWeighting,
     NashMTL,
     PCGrad,
     UPGrad,
@@ -184,3 +185,26 @@ def test_sparse_gradients_are_as_dense_ones(method):
         method(2, shared=table.parameters())([table(i).sum(), table(i[:2]).square().sum()]).backward()
         grads.append(table.weight.grad.to_dense())
     torch.testing.assert_close(*grads)
+
+
+def test_an_aggregator_with_a_memory_needs_every_task():
+    from torchjd.aggregation import Constant, GradVac
+
+    theta = leaf(3)
+    losses = [theta[0], None, 2 * theta[2]]
+    with pytest.raises(RuntimeError, match="remembers each row by its place, and 1 of 3 tasks are absent"):
+        JacobianWeighting(3, shared=[theta], aggregate=GradVac())(losses)
+    with pytest.raises(ValueError) as failed:  # noqa: PT011
+        JacobianWeighting(3, shared=[theta], aggregate=Constant(torch.ones(3)))(losses)
+    assert "1 of 3 tasks are absent: it was given 2 rows." in failed.value.__notes__
+
+
+@pytest.mark.parametrize(
+    "aggregate", [lambda g: g.mean(), lambda g: g, lambda g: g.sum(0, keepdim=True), lambda g: 1.0]
+)
+def test_what_an_aggregator_must_give_is_said(aggregate):
+    theta = leaf(3)
+    with pytest.raises(ValueError, match=r"aggregate must map \(2, 3\) to \(3,\), found"):
+        JacobianWeighting(2, shared=[theta], aggregate=aggregate)([theta[0], theta[1]])
+    with pytest.raises(TypeError, match="found 'MGDA'"):
+        JacobianWeighting(2, shared=[theta], aggregate="MGDA")

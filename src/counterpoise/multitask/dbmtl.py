@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from counterpoise.multitask.jacobian import JacobianWeighting
 from counterpoise.multitask.losses import Batch, Tasks, WindowMeans
+from counterpoise.multitask.shared import refuse_other_width
 
 _EPSILON = 1e-8
 
@@ -63,8 +64,13 @@ class DBMTL(JacobianWeighting):
 
     def update(self, means: WindowMeans) -> None:
         """Keep the averages that `combine` made."""
+        self._refuse_below(means, [0.0] * len(self.tasks), "DBMTL takes logarithms: add a constant to the task's loss.")
         if self._waiting_MN is not None:
             self._average_MN, self._waiting_MN = self._waiting_MN, None
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        refuse_other_width(self.shared, [state["average"], state["waiting"]])
+        super().load_state(state)
 
     def abandon(self) -> None:
         self._waiting_MN = None

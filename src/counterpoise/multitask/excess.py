@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from counterpoise.multitask.groupdro import GroupDRO
-from counterpoise.multitask.jacobian import jacobian, shared_parameters
 from counterpoise.multitask.losses import Batch, Tasks, WindowMeans
 from counterpoise.multitask.mirror import hold, mirror_step
+from counterpoise.multitask.shared import jacobian, refuse_other_width, shared_parameters
 
 
 class ExcessMTL(GroupDRO):
@@ -30,7 +30,8 @@ class ExcessMTL(GroupDRO):
         tasks: names, or how many.
         shared: the parameters that all tasks share.
         eta: step size of the ascent; LibMTL's default is 0.01.
-        warmup: windows with a task over which its first excess is averaged; the paper takes three epochs.
+        warmup: windows with a task over which its first excess is averaged; the paper takes three epochs. Only windows
+            whose excess is above 0 count: until they came, the task keeps its share.
 
     Examples:
         >>> theta = torch.ones(2, requires_grad=True)
@@ -76,6 +77,10 @@ class ExcessMTL(GroupDRO):
             before = self._squares[i]
             summed = self._squares[i] = square_N.clone() if before is None else before.to(square_N) + square_N
             excess = float((square_N / torch.sqrt(summed + 1e-7)).double().sum())
+            if (
+                self._windows[i] < self.warmup and not excess > 0.0
+            ):  # a head of zeros: an excess over it would be infinite
+                continue
             self._windows[i] += 1
             if self._windows[i] > self.warmup:
                 self._excess[i] = excess / (self._first[i] + 1e-7)
@@ -85,6 +90,10 @@ class ExcessMTL(GroupDRO):
         if any(known):
             filled = hold(self._log_p, self._excess, known, self.eta)
             self._log_p, _ = mirror_step(self._log_p, filled, math.inf, self.eta)
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        refuse_other_width(self.shared, [*state["squares"], state["measured"]])
+        super().load_state(state)
 
     def abandon(self) -> None:
         self._measured = None

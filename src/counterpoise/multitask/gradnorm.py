@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from counterpoise.multitask.jacobian import jacobian, shared_parameters
 from counterpoise.multitask.losses import Batch, Tasks, WindowMeans
+from counterpoise.multitask.shared import jacobian, shared_parameters
 from counterpoise.multitask.values import on_device, weighted_sum
 from counterpoise.multitask.weighting import Weighting
 
@@ -23,7 +23,8 @@ class GradNorm(Weighting):
     After each step w is rescaled to add up to m. One extra backward pass per task, over the shared parameters only
     (see `JacobianWeighting` for how to keep it cheap).
     Departures: w takes an Adam step of its own (the paper leaves the optimiser open) and is kept above 1e-6;
-    absent tasks count with their last known loss and gradient norm.
+    absent tasks count with their last known loss and gradient norm; l_i(0) is the first loss above 0, until which the
+    task counts as trained at the common rate, and a loss below 0 counts as 0.
 
     Args:
         tasks: names, or how many.
@@ -77,7 +78,7 @@ class GradNorm(Weighting):
             return
         present = [i for i, c in enumerate(means.counts) if c > 0.0]
         for i in present:
-            if math.isnan(self._initial[i]):
+            if math.isnan(self._initial[i]) and means.means[i] > 0.0:
                 self._initial[i] = means.means[i]
         norms_K, self._norms_K = self._norms_K.double().cpu(), None
         if not bool(norms_K.isfinite().all()):
@@ -87,9 +88,10 @@ class GradNorm(Weighting):
         losses, _ = self.compared(means)
         known = [i for i, norm in enumerate(self._known_norms) if math.isfinite(norm)]
         norms_K = torch.tensor(self._known_norms, dtype=torch.float64)[known]
-        ratios_K = torch.tensor([losses[i] / max(self._initial[i], 1e-12) for i in known], dtype=torch.float64)
+        ratios = [losses[i] / u if (u := self._initial[i]) > 0.0 else 1.0 for i in known]
+        ratios_K = torch.tensor(ratios, dtype=torch.float64).clamp(min=0.0)
         weighted_K = self._weights_M[known] * norms_K
-        target_K = weighted_K.mean() * (ratios_K / ratios_K.mean()).clamp(min=0.0) ** self.asymmetry
+        target_K = weighted_K.mean() * (ratios_K / ratios_K.mean().clamp(min=1e-300)) ** self.asymmetry
         self._weights_M.grad = torch.zeros_like(self._weights_M)
         self._weights_M.grad[known] = torch.sign(weighted_K - target_K) * norms_K
         self._adam.step()

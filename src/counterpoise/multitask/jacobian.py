@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -21,11 +21,9 @@ from counterpoise.multitask.aggregators import (
     torchjd_aggregator,
 )
 from counterpoise.multitask.losses import Batch, Tasks
+from counterpoise.multitask.shared import jacobian, shared_parameters
 from counterpoise.multitask.values import wide
 from counterpoise.multitask.weighting import Weighting
-
-_STEEP = (2.0**15, 2.0**8, 1.0)
-"""How many times a loss a pass starts from, the next where that overflows."""
 
 
 class JacobianWeighting(Weighting):
@@ -47,7 +45,8 @@ class JacobianWeighting(Weighting):
         tasks: names, or how many.
         shared: the parameters that all tasks share, for instance `encoder.parameters()`.
         aggregate: the map from a Jacobian (k, n) to a gradient (n,), for instance any torchjd aggregator. What one with
-            a memory of its own remembers (those of torchjd with a `reset()`) is not in the state here.
+            a memory of its own remembers (those of torchjd with a `reset()`) is not in the state here; it
+            needs all tasks in each batch.
 
     Examples:
         >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
@@ -62,6 +61,10 @@ class JacobianWeighting(Weighting):
     def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], aggregate: Callable[[Tensor], Tensor]) -> None:
         super().__init__(tasks, missing="hold")  # a remembered gradient would be that of other weights
         self.shared = shared_parameters(shared)
+        if not callable(aggregate):
+            raise TypeError(
+                f"aggregate must be a function or an aggregator, torchjd.aggregation.MGDA(), found {aggregate!r}."
+            )
         self.aggregate = aggregate
         self._hooks: list[Any] = []
 
@@ -84,7 +87,25 @@ class JacobianWeighting(Weighting):
             return total
         with torch.autocast(total.device.type, enabled=False):
             chosen_KN = self.rows(rows_KN, [i for i, _ in batch.sizes()])
-            return self._exchanged(total, self.aggregate(chosen_KN), rows_KN.sum(dim=0))
+            return self._exchanged(total, self._aggregated(chosen_KN), rows_KN.sum(dim=0))
+
+    def _aggregated(self, rows_KN: Tensor) -> Tensor:
+        absent = len(self.tasks) - len(rows_KN)
+        if absent and hasattr(self.aggregate, "reset"):
+            raise RuntimeError(
+                f"{self.aggregate} remembers each row by its place, and {absent} of {len(self.tasks)} tasks are absent: "
+                f"expected every task in each batch. Mix them in each, or take an aggregator without a memory."
+            )
+        try:
+            found = self.aggregate(rows_KN)
+        except Exception as error:
+            if absent:
+                error.add_note(f"{absent} of {len(self.tasks)} tasks are absent: it was given {len(rows_KN)} rows.")
+            raise
+        if not isinstance(found, Tensor) or found.shape != rows_KN.shape[1:]:
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(f"aggregate must map {tuple(rows_KN.shape)} to {tuple(rows_KN.shape[1:])}, found {shape}.")
+        return found
 
     def _exchanged(self, total: Tensor, aggregated_N: Tensor, sum_N: Tensor) -> Tensor:
         """The total, with this aggregate as the shared parameters' gradient in the place of their sum."""
@@ -287,59 +308,3 @@ class NashMTL(FairGrad):
             raise ValueError(f"max_norm must be positive, found {max_norm}.")
         self.max_norm = max_norm
         self.aggregate = partial(no_longer, aggregate=self.aggregate, most=max_norm)
-
-
-def shared_parameters(shared: Iterable[Tensor]) -> list[Tensor]:
-    """The list of parameters, refusing an empty, repeating or frozen one."""
-    if isinstance(shared, Tensor):
-        raise TypeError("shared must be an iterable of parameters, found one tensor: write [parameter].")
-    parameters = list(shared)
-    if not parameters:
-        raise ValueError("shared must hold at least one parameter, found none. A used-up generator? Pass a list.")
-    if wrong := [type(p).__name__ for p in parameters if not isinstance(p, Tensor)]:
-        raise TypeError(f"shared must hold parameters, found {wrong[0]}: pass module.parameters().")
-    if len({id(p) for p in parameters}) != len(parameters):
-        raise ValueError("shared holds the same parameter more than once.")
-    if frozen := sum(not p.requires_grad for p in parameters):
-        raise ValueError(f"shared holds {frozen} parameter(s) with requires_grad=False: leave the frozen ones out.")
-    return parameters
-
-
-def jacobian(losses: Sequence[Tensor], parameters: list[Tensor]) -> tuple[Tensor, bool]:
-    """d losses / d parameters, flattened and joined, (k, n), in float32 at least, and whether all of it is finite.
-
-    One backward pass per loss; the graph is kept. A loss without a gradient, and a parameter frozen since, give zeros.
-    A pass starts from a power of two times the loss, taken off again: in float16 small gradients would end as 0.
-
-    Raises:
-        RuntimeError: no loss depends on the parameters.
-    """
-    trained = [p for p in parameters if p.requires_grad]
-    able = [x.requires_grad and bool(trained) for x in losses]
-    with torch.autocast(losses[0].device.type, enabled=False):
-        for steep in _STEEP:
-            rows, reached = [], False
-            for value, can in zip(losses, able, strict=True):
-                found = (
-                    torch.autograd.grad(
-                        value, trained, torch.full_like(value, steep), retain_graph=True, allow_unused=True
-                    )
-                    if can
-                    else [None] * len(trained)
-                )
-                by_id = {id(p): g for p, g in zip(trained, found, strict=True) if g is not None}
-                reached = reached or bool(by_id)
-                flat = [
-                    by_id.get(id(p), torch.zeros((), dtype=p.dtype, device=p.device).expand(p.shape))
-                    for p in parameters
-                ]
-                rows.append(wide(torch.cat([g.detach().to_dense().reshape(-1) for g in flat])).div_(steep))
-            if any(able) and not reached:
-                raise RuntimeError(
-                    "no task's loss depends on the shared parameters: were they replaced or copied? Build the "
-                    "weighting on the model that is trained."
-                )
-            rows_KN = torch.stack(rows)
-            if finite := bool(rows_KN.isfinite().all()):
-                break
-    return rows_KN, finite
