@@ -128,7 +128,7 @@ def test_one_call_too_many_for_the_promised_window():
     with pytest.raises(RuntimeError, match=r"hold 3 of task 0, window_counts promised 2"):
         balance(loss_tensor(1.0, 2.0), [1, 2], [2, 4])
     balance.step()
-    with pytest.raises(ValueError, match="window_counts are 0"):
+    with pytest.raises(RuntimeError, match="hold 1 of task 0, window_counts promised 0"):
         balance(loss_tensor(1.0, 2.0), [1, 1], [0, 1])
 
 

@@ -211,7 +211,7 @@ class BanditMTL(Weighting):
         key = values_K.device, torch.float64 if exact else torch.float32
         weights_M = self._cached.get(key)
         if weights_M is None:
-            weights = self._in_units(self._weights(self._center_now))
+            weights = self._in_units(self._weights(self._center_now if self.training else self._center))
             # frombuffer: several times faster than torch.tensor on a list.
             weights_M = torch.frombuffer(array("d" if exact else "f", weights), dtype=key[1])
             if values_K.device.type != "cpu":
@@ -326,9 +326,10 @@ class BanditMTL(Weighting):
         )  # else `gather` says what is wrong
 
     def _weights(self, center: list[float]) -> list[float]:
-        raw = [c * math.exp(x) for x, c in zip(self._tilt, center, strict=True)]
-        total = 1.0 if self._fixed else sum(raw)
-        return [x / total for x in raw]
+        if self._fixed:
+            return [c * math.exp(x) for x, c in zip(self._tilt, center, strict=True)]
+        log_p = [x + math.log(c) for x, c in zip(self._tilt, center, strict=True)]
+        return list(map(math.exp, mirror_step(log_p, [0.0] * len(log_p), self.rho, self.eta, center)[0]))
 
     def _read_prior(self, prior: Prior) -> list[float] | None:
         """The prior relative to uniform; None where it moves with the shares seen, to the power of 1 / temperature."""

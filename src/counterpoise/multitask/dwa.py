@@ -6,10 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import ClassVar
 
-from torch import Tensor
-
-from counterpoise.multitask.losses import Batch, Tasks, WindowMeans
-from counterpoise.multitask.values import weighted_sum
+from counterpoise.multitask.losses import Tasks, WindowMeans
 from counterpoise.multitask.weighting import Weighting
 
 
@@ -61,10 +58,6 @@ class DWA(Weighting):
         top = max(ratios)
         raw = [math.exp((r - top) / self.temperature) for r in ratios]
         return [len(raw) * x / sum(raw) for x in raw]
-
-    def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
-        weights_M = batch.values_K.new_tensor(self.weights())
-        return weighted_sum(batch.of_present(weights_M), batch.values_K, scale_K)
 
     def update(self, means: WindowMeans) -> None:
         """Add the window to the epoch; at its end, roll on."""

@@ -87,6 +87,7 @@ class FAMO(Weighting):
 
     def update(self, means: WindowMeans) -> None:
         """Learn from the change since the window before, if that one still waits for its losses after."""
+        self._refuse_below(means, self.min_losses, "FAMO takes logarithms: give min_losses that lie below every loss.")
         seen = {i: x for i, (x, c) in enumerate(zip(means.means, means.counts, strict=True)) if c > 0.0}
         self._learn(seen)
         self._before = [seen.get(i, x) for i, x in enumerate(self._before)]

@@ -6,12 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from counterpoise.multitask.losses import Batch, Tasks, WindowMeans
+from counterpoise.multitask.losses import Tasks, WindowMeans
 from counterpoise.multitask.mirror import hold, mirror_step
-from counterpoise.multitask.values import weighted_sum
 from counterpoise.multitask.weighting import Missing, Weighting
 
 
@@ -58,10 +54,6 @@ class GroupDRO(Weighting):
     def weights(self) -> list[float]:
         """p, in task order."""
         return list(map(math.exp, self._log_p))
-
-    def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
-        weights_M = torch.tensor(self.weights(), dtype=torch.float64)
-        return weighted_sum(batch.of_present(weights_M), batch.values_K, scale_K)
 
     def update(self, means: WindowMeans) -> None:
         losses, known = self.compared(means)

@@ -201,9 +201,7 @@ class Window:
 
     def refuse_if_complete(self, batch: Batch, totals: list[float] | None, micro_batches: int) -> None:
         """Raise when this call would begin a second window: a forgotten `step()` would silently stop the weighting."""
-        if self.calls == 0:
-            return
-        if totals != self.totals:
+        if self.calls and totals != self.totals:
             raise RuntimeError(
                 f"window_counts changed inside a window, from {self.totals} to {totals}: every call between two "
                 f"step()s must be given the same totals. Was step() forgotten after the optimiser's step?"

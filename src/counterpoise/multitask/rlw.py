@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from counterpoise.multitask.losses import Batch, Tasks
-from counterpoise.multitask.values import weighted_sum
+from counterpoise.multitask.losses import Tasks
 from counterpoise.multitask.weighting import Weighting
 
 
@@ -37,7 +35,3 @@ class RLW(Weighting):
         random = np.random.default_rng([self.seed, self.updates + self.skipped])
         normal_M = torch.from_numpy(random.standard_normal(len(self.tasks)))
         return torch.softmax(normal_M, dim=0).tolist()  # type: ignore[no-any-return]
-
-    def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
-        weights_M = torch.tensor(self.weights(), dtype=torch.float64)
-        return weighted_sum(batch.of_present(weights_M), batch.values_K, scale_K)

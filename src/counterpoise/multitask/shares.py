@@ -24,6 +24,10 @@ def rare(tasks: Sequence[str], weights: Sequence[float], shares: Sequence[float]
     )
 
 
+BLOCK, FAR = 200, 8.0
+"""Each block of so many windows is compared with those before it: so many standard errors apart, a share has changed."""
+
+
 class Shares:
     """The share of the rows that is each task's: the mean, over the windows so far, of its count over all counts.
 
@@ -40,6 +44,7 @@ class Shares:
     def __init__(self, tasks: int) -> None:
         self.windows, self.sums, self.squares = 0, [0.0] * tasks, [0.0] * tasks
         self.after, self.later = [-1] * tasks, [0.0] * tasks
+        self._block: tuple[int, list[float]] | None = (0, self.sums)
 
     def and_also(self, windows: Sequence[Sequence[float]]) -> Shares:
         """With these windows counted too, in a copy."""
@@ -75,6 +80,30 @@ class Shares:
         self.later = [s + x if n >= 0 else 0.0 for s, x, n in zip(self.later, shares, self.after, strict=True)]
         self.after = [n + 1 if n >= 0 or x > 0.0 else n for n, x in zip(self.after, shares, strict=True)]
 
+    def moved(self, tasks: Sequence[str]) -> str | None:
+        """What is said, once, of the tasks whose share in the last `BLOCK` windows is not that of all before; asked after
+        each window, it looks at the end of a block."""
+        if self._block is None or self.windows - self._block[0] < BLOCK:
+            return None
+        (n, sums), new = self._block, self.windows - self._block[0]
+        self._block = self.windows, self.sums
+        if not n:
+            return None
+        changed = []
+        for task, old, now, error in zip(tasks, sums, self.sums, self.errors(), strict=True):
+            before, after = old / n, (now - old) / new
+            spread = error * math.sqrt(self.windows * (1.0 / n + 1.0 / new))
+            if before > 0.0 and abs(after - before) > max(FAR * spread, 0.1 * before):
+                changed.append(f"{task!r} from {before:.3g} to {after:.3g}")
+        if not changed:
+            return None
+        self._block = None
+        return (
+            f"in the last {new} windows tasks' shares of the rows are not what they were: of {', '.join(changed)}. Rows "
+            f"are weighed by the share over all windows, so these count too much or too little for long: where the "
+            f"loader changes, call reset()."
+        )
+
     def errors(self) -> list[float]:
         """The standard error of each share, as of windows drawn independently; infinite before the second."""
         n = self.windows
@@ -96,3 +125,4 @@ class Shares:
         since, later = rest[2 * m : 3 * m], rest[3 * m :]
         self.after = [int(n) for n in since] or [self.windows if s > 0.0 else -1 for s in self.sums]
         self.later = later or list(self.sums)
+        self._block = (self.windows, self.sums)

@@ -40,9 +40,10 @@ def frozen(value: Any) -> Any:
 
 
 def thawed(stored: Any, now: Any) -> Any:
-    """What was remembered, in the form in which the method has it now; an optimiser and what it moves stay in place."""
+    """What was remembered, in the form in which the method has it now; an optimiser, its settings
+    and what it moves stay in place."""
     if isinstance(now, torch.optim.Optimizer):
-        now.load_state_dict(copy.deepcopy(stored))
+        now.load_state_dict({"state": copy.deepcopy(stored["state"]), "param_groups": now.state_dict()["param_groups"]})
         return now
     if isinstance(now, Tensor) and isinstance(stored, Tensor) and now.shape == stored.shape:
         return now.copy_(stored)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -24,7 +23,7 @@ from counterpoise.multitask.losses import (
     task_names,
 )
 from counterpoise.multitask.shares import Shares, rare
-from counterpoise.multitask.values import frozen, on_device, thawed, wide
+from counterpoise.multitask.values import frozen, on_device, thawed, weighted_sum, wide
 from counterpoise.ranks import sum_over_ranks, world_size
 
 ALONE = 20
@@ -36,7 +35,7 @@ Missing = Literal["last", "hold"]
 """What an absent task counts with: its last known loss, or what leaves its share of the weight as it is."""
 
 
-class Weighting(nn.Module, ABC):
+class Weighting(nn.Module):
     """Losses in, one scalar out: the base of every method in this package.
 
     A *window* is what lies between two optimiser steps: one call, or several when gradients are accumulated. A method
@@ -47,7 +46,7 @@ class Weighting(nn.Module, ABC):
     expected scalar is the sum of weight times mean loss whatever the loader: a task that is rarely drawn counts no less,
     and in a batch that holds every task in its usual share each mean has its weight.
 
-    In evaluation mode (`weighting.eval()`) a call returns the scalar and records nothing.
+    In evaluation mode (`weighting.eval()`) a call returns sum w_i l_i, records nothing and waits for no process.
 
     Everything a method remembers is in `state_dict()` as float64 or Python numbers that `.to(dtype)` does not touch,
     and a load into a fresh object continues bit for bit, also inside a window.
@@ -64,7 +63,8 @@ class Weighting(nn.Module, ABC):
 
     Warns:
         UserWarning: once, after `ALONE` windows in a row from which a method that compares tasks could learn nothing, or
-            whose losses were not finite; and after `SEEN` windows where a row of a rare task counts 20 times and more.
+            whose losses were not finite; after `SEEN` where a row of a rare task counts 20 times and more; and where a
+            task's share of the rows is no longer what it was.
 
     Raises:
         KeyError: losses or counts with unknown task names, or lacking one.
@@ -122,17 +122,18 @@ class Weighting(nn.Module, ABC):
         """The scalar to call `backward()` on.
 
         Args:
-            losses: the mean loss of each task on this micro-batch of this rank; None for an absent task.
-            counts: how many examples (or tokens) each mean stands for; 1 each by default, 0 for an absent task.
+            losses: the mean loss of each task on this micro-batch of this rank; None for an absent task (a mean of no
+                rows in a tensor poisons gradients, whatever its count).
+            counts: how many examples (or tokens) each mean stands for; 1 by default, 0 for an absent task.
             window_counts: the sizes of the whole window, over all its micro-batches and ranks. With them the
                 gradients add up to those of the one big batch (and must not be divided by the number of micro-batches);
                 without them only the update of the weights is that of the big batch.
         """
         batch = gather(self.tasks, losses, counts)
         totals = None if window_counts is None else by_task(self.tasks, window_counts, "window_counts")
-        if self.whole_batch_only:
-            self._refuse_parts(batch, totals)
         if self.training:
+            if self.whole_batch_only:
+                self._refuse_parts(batch, totals)
             self._window.refuse_if_complete(batch, totals, self.micro_batches)
         scale_K, window = self._scale(batch, totals)
         scalar = self.combine(batch, scale_K)
@@ -167,13 +168,11 @@ class Weighting(nn.Module, ABC):
                 )
             return
         own["_dropped"] = 0
-        triples = zip(means.means, means.counts, self.last_losses, strict=True)
-        own["last_losses"] = [mean if count else before for mean, count, before in triples]
+        own["last_losses"] = [x if c else old for x, c, old in zip(*means, self.last_losses, strict=True)]
         self._know(means)
         for counts in seen or [means.counts]:
             self._shares.add(counts)
-        if self.updates == SEEN:
-            self._say_rare()
+        self._say_shares()
         self.update(means)
         own["updates"] += 1
 
@@ -195,6 +194,11 @@ class Weighting(nn.Module, ABC):
         values_K = wide(batch.values_K)
         return torch.cat([values_K, values_K.new_tensor([self._known[i] for i in known])]), present + known
 
+    def _refuse_below(self, means: WindowMeans, least: Sequence[float], instead: str) -> None:
+        for task, mean, count, low in zip(self.tasks, *means, least, strict=True):
+            if count and mean < low:
+                raise ValueError(f"expected losses of at least {low:g}, found {mean:g} of task {task!r}: {instead}")
+
     def discard(self) -> None:
         """Drop the open window, for instance after a batch that ran out of memory and will not be stepped."""
         self._window.clear()
@@ -215,14 +219,11 @@ class Weighting(nn.Module, ABC):
         found |= {"updates": float(self.updates), "skipped": float(self.skipped)}
         return found | {f"weight/{t}": w for t, w in zip(self.tasks, self.weights() or [], strict=False)}
 
-    @abstractmethod
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:
-        """The scalar of one call.
-
-        Args:
-            batch: the losses of the k tasks present.
-            scale_K: the factor that turns each mean into its part of the window's mean; None: 1.
-        """
+        """The scalar of one call: of the losses of the k tasks present, each with its weight of `weights()`, and times
+        the factor that turns it into its part of the window's mean (None: 1)."""
+        weights_M = torch.tensor(self.weights(), dtype=torch.float64)
+        return weighted_sum(batch.of_present(weights_M), batch.values_K, scale_K)
 
     def update(self, means: WindowMeans) -> None:
         """Learn from a window's losses; nothing by default."""
@@ -268,6 +269,14 @@ class Weighting(nn.Module, ABC):
                 f"expected the state of the tasks {list(self.tasks)}, found {state['tasks']}: build the weighting with "
                 f"the tasks of the saved run, in their order, or start without its state."
             )
+        before = self.get_extra_state()
+        try:
+            self._take(state)
+        except Exception:
+            self._take(before)
+            raise
+
+    def _take(self, state: dict[str, Any]) -> None:
         self.last_losses, self.updates, self.skipped = state["losses"].tolist(), state["updates"], state["skipped"]
         # An older state holds none of the three.
         self._shares.load(state.get("shares", Shares(len(self.tasks)).state()))
@@ -310,40 +319,31 @@ class Weighting(nn.Module, ABC):
         vars(self)["_joined"] = joined = self._joined or self._shares.and_also(self._window.seen)
         return joined
 
-    def _say_rare(self) -> None:
-        """Name the tasks of which a row counts much more than in the plain mean."""
-        weights = self.weights() or [1.0] * len(self.tasks)
-        told = rare(self.tasks, weights, self._shares.known())
+    def _say_shares(self) -> None:
+        """Name the tasks of which a row counts much more than in the plain mean, and those whose share has changed."""
+        told = self._shares.moved(self.tasks) if getattr(self, "drawn_by", None) is None else None
+        if self.updates == SEEN:
+            told = rare(self.tasks, self.weights() or [1.0] * len(self.tasks), self._shares.known()) or told
         if told and not self.whole_batch_only and not getattr(self, "samples", False):  # those weigh no row
             warnings.warn(f"{type(self).__name__}: {told}", stacklevel=3)
 
     def _scale(self, batch: Batch, totals: list[float] | None) -> tuple[Tensor | None, list[float] | None]:
         """world * count / (window count * share), and the window's counts: gradients are averaged over ranks and added
         over micro-batches, and E[count / window count] is the share, so each mean is multiplied with 1 in expectation."""
-        if self.whole_batch_only:
+        if self.whole_batch_only or not self.training:
             return None, None
-        window = self._totals(batch, totals)
-        if window is None:
+        window = totals
+        if window is None:  # this call's over all ranks
             here = dict(batch.sizes())
-            window = [here.get(i, 0.0) for i in range(len(self.tasks))]
-        if short := [self.tasks[i] for i, _ in batch.sizes() if window[i] <= 0.0]:
-            raise ValueError(f"window_counts are 0 for tasks that are present: {short}. Count every micro-batch.")
+            window = sum_over_ranks([here.get(i, 0.0) for i in range(len(self.tasks))])
         everything, shares = sum(window) / world_size(), self.share_of_rows(window)
         factors = [c / (everything * shares[i]) for i, c in batch.sizes()]
         return None if set(factors) == {1.0} else on_device(factors, batch.values_K.device), window
 
-    def _totals(self, batch: Batch, totals: list[float] | None) -> list[float] | None:
-        """The window's sizes: as given, or this call's over all ranks (one collective); None: this call is all."""
-        if totals is not None or world_size() == 1:
-            return totals
-        mine = dict(batch.sizes())
-        return sum_over_ranks([mine.get(i, 0.0) for i in range(len(self.tasks))])
-
     def _refuse_parts(self, batch: Batch, totals: list[float] | None) -> None:
         if (world := world_size()) > 1:
             raise RuntimeError(f"{self._one_call_needed()} Found {world} processes: train on one, or choose another.")
-        if totals is not None and any(totals[i] > c * (1 + 1e-9) for i, c in batch.sizes()):
-            counts = [c for _, c in batch.sizes()]
+        if totals is not None and sum(totals) > sum(counts := [c for _, c in batch.sizes()]) * (1 + 1e-9):
             raise RuntimeError(f"{self._one_call_needed()} Found window_counts={totals} for counts={counts}.")
 
     def _one_call_needed(self) -> str:
