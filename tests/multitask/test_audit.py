@@ -174,3 +174,7 @@ def test_a_loss_below_the_logarithm_is_named(method):
 def test_a_method_of_weights_needs_no_combine_of_its_own():
     weighting = fed(fed(DWA(3, steps_per_epoch=1), ONES), ONES * torch.tensor([1.0, 2.0, 4.0]))
     assert float(weighting(ONES)) == pytest.approx(3.0)
+
+
+def test_a_small_temperature_is_no_division_by_zero():
+    assert fed(BanditMTL(10, rho=0.1, prior=3e-4), torch.ones(10)).weights() == pytest.approx([0.1] * 10)

@@ -259,6 +259,7 @@ def test_accumulation_is_refused():
         (torch.ones(2, requires_grad=True), TypeError, "one tensor"),
         ([torch.ones(2)], ValueError, "requires_grad=False"),
         ([1.0], TypeError, "float"),
+        (nn.Linear(2, 2), TypeError, r"found Linear: pass module.parameters\(\)"),
     ],
 )
 def test_bad_shared_parameters_are_named(shared, error, words):

@@ -32,7 +32,8 @@ def temperature(prior: str | float) -> float:
 
 def powers(shares: Sequence[float], temperature: float) -> list[float]:
     """share^(1/T) over its mean."""
-    raised = [x ** (1.0 / temperature) for x in shares]
+    largest = max(shares)  # taken off first: at a small temperature all would end as 0
+    raised = [(x / largest) ** (1.0 / temperature) for x in shares]
     mean = sum(raised) / len(raised)
     return [max(x / mean, FLOOR) for x in raised]
 

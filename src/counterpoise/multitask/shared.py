@@ -15,6 +15,8 @@ _STEEP = (2.0**15, 2.0**8, 1.0)
 
 def shared_parameters(shared: Iterable[Tensor]) -> list[Tensor]:
     """The list of parameters, refusing an empty, repeating or frozen one."""
+    if not isinstance(shared, Iterable):
+        raise TypeError(f"shared must be parameters, found {type(shared).__name__}: pass module.parameters().")
     if isinstance(shared, Tensor):
         raise TypeError("shared must be an iterable of parameters, found one tensor: write [parameter].")
     parameters = list(shared)
