@@ -13,6 +13,7 @@ from counterpoise.multitask import (
     FAMO,
     MGDA,
     BanditMTL,
+    CAGrad,
     ExcessMTL,
     GradNorm,
     GroupDRO,
@@ -178,3 +179,15 @@ def test_a_method_of_weights_needs_no_combine_of_its_own():
 
 def test_a_small_temperature_is_no_division_by_zero():
     assert fed(BanditMTL(10, rho=0.1, prior=3e-4), torch.ones(10)).weights() == pytest.approx([0.1] * 10)
+
+
+@pytest.mark.parametrize("settings", [{"asymmetry": math.nan}, {"asymmetry": -1.0}, {"lr": 0.0}, {"lr": math.nan}])
+def test_settings_out_of_range_are_named(settings):
+    with pytest.raises(ValueError, match="asymmetry must be >= 0 and lr above 0"):
+        GradNorm(2, shared=[leaf()], **settings)
+    with pytest.raises(ValueError, match="radius must be finite"):
+        CAGrad(2, shared=[leaf()], radius=math.nan)
+
+
+def test_losses_too_large_to_square_are_no_error():
+    assert fed(GroupDRO(2), torch.tensor([1e200, 0.0], dtype=torch.float64)).metrics()["task_variance"] == math.inf

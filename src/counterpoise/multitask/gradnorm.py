@@ -49,6 +49,8 @@ class GradNorm(Weighting):
     def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], asymmetry: float = 1.5, lr: float = 0.025) -> None:
         super().__init__(tasks)
         self.shared = shared_parameters(shared)
+        if not (0.0 <= asymmetry < math.inf and 0.0 < lr < math.inf):
+            raise ValueError(f"asymmetry must be >= 0 and lr above 0, both finite, found {asymmetry} and {lr}.")
         self.asymmetry, self.lr = asymmetry, lr
         self.reset()
 

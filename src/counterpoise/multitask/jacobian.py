@@ -211,6 +211,8 @@ class CAGrad(JacobianWeighting):
     """
 
     def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], radius: float = 0.4) -> None:
+        if not 0.0 <= radius < math.inf:
+            raise ValueError(f"radius must be finite and >= 0, found {radius}.")
         weigh = torchjd_aggregator("CAGradWeighting", c=radius, norm_eps=1e-12)
         aggregate = partial(conflict_averse, weigh=weigh, radius=radius)
         super().__init__(tasks, shared=shared, aggregate=aggregate)

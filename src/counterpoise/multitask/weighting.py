@@ -211,7 +211,7 @@ class Weighting(nn.Module):
         found = {f"loss/{t}": x for t, x in zip(self.tasks, self.last_losses, strict=True) if math.isfinite(x)}
         if known := list(found.values()):
             mean = sum(known) / len(known)
-            found["task_variance"] = sum((x - mean) ** 2 for x in known) / len(known)
+            found["task_variance"] = sum((x - mean) * (x - mean) for x in known) / len(known)
             found["worst_task_loss"] = max(known)
         if any(errors := self._shares.errors()) and self._shares.windows > 1:
             for task, total, error in zip(self.tasks, self._shares.sums, errors, strict=True):
