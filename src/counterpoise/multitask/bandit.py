@@ -321,9 +321,8 @@ class BanditMTL(Weighting):
         here = [losses.get(t) for t in self.tasks] if isinstance(losses, Mapping) else losses
         chances = zip(here, self._draw_probabilities() or [], strict=False)
         expected = [0.0 if x is None else chance for x, chance in chances]
-        return (
-            expected if len(expected) == len(self.tasks) and any(expected) else None
-        )  # else `gather` says what is wrong
+        # Else `gather` says what is wrong.
+        return expected if len(expected) == len(self.tasks) and any(expected) else None
 
     def _weights(self, center: list[float]) -> list[float]:
         if self._fixed:
