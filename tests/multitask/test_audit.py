@@ -1,8 +1,10 @@
 """First losses and gradients of 0, evaluation, windows that are not what was promised, and states of other settings."""
 
 import math
+import re
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,6 +14,7 @@ from counterpoise.multitask import (
     DWA,
     FAMO,
     MGDA,
+    RLW,
     BanditMTL,
     CAGrad,
     ExcessMTL,
@@ -181,12 +184,32 @@ def test_a_small_temperature_is_no_division_by_zero():
     assert fed(BanditMTL(10, rho=0.1, prior=3e-4), torch.ones(10)).weights() == pytest.approx([0.1] * 10)
 
 
-@pytest.mark.parametrize("settings", [{"asymmetry": math.nan}, {"asymmetry": -1.0}, {"lr": 0.0}, {"lr": math.nan}])
-def test_settings_out_of_range_are_named(settings):
-    with pytest.raises(ValueError, match="asymmetry must be >= 0 and lr above 0"):
-        GradNorm(2, shared=[leaf()], **settings)
-    with pytest.raises(ValueError, match="radius must be finite"):
-        CAGrad(2, shared=[leaf()], radius=math.nan)
+@pytest.mark.parametrize(
+    ("method", "settings", "expected"),
+    [
+        (GradNorm, {"asymmetry": math.nan}, "asymmetry must be a number in [0, inf), found nan"),
+        (GradNorm, {"lr": 0.0}, "lr must be a number in (0, inf), found 0.0"),
+        (CAGrad, {"radius": math.nan}, "radius must be a number in [0, inf), found nan"),
+        (DWA, {"steps_per_epoch": 1.5}, "steps_per_epoch must be a whole number in [1, inf), found 1.5"),
+        (ExcessMTL, {"warmup": 1.5}, "warmup must be a whole number in [1, inf), found 1.5"),
+        (DBMTL, {"forgetting": 1.0}, "forgetting must be a number in [0, 1), found 1.0"),
+        (FAMO, {"lr": "0.1"}, "lr must be a number in [0, inf), found '0.1'"),
+        (RLW, {"seed": -1}, "seed must be a whole number in [0, inf), found -1"),
+        (GroupDRO, {"eta": None}, "eta must be a number in (0, inf), found None"),
+        (GroupDRO, {"half_life": "1"}, "half_life must be a number in [0, inf), found '1'"),
+        (BanditMTL, {"rho": 0.1, "micro_batches": 1.5}, "micro_batches must be a whole number in [1, inf), found 1.5"),
+        (BanditMTL, {"rho": 0.1, "exploration": 1.1}, "exploration must be a number in [0, 1], found 1.1"),
+        (BanditMTL, {"rho": 0.1, "prior": True}, "a temperature above 0 or a number per task, found True"),
+    ],
+)
+def test_settings_out_of_range_are_named(method, settings, expected):
+    shared = {"shared": [leaf()]} if method in (GradNorm, CAGrad, ExcessMTL, DBMTL) else {}
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        method(2, **shared, **settings)
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert BanditMTL(np.int64(3), rho=0.1, eta=np.float32(0.5), micro_batches=np.int32(2)).tasks == ("0", "1", "2")
 
 
 def test_losses_too_large_to_square_are_no_error():

@@ -23,7 +23,7 @@ from counterpoise.multitask.prior import (
     simplex,
     temperature,
 )
-from counterpoise.multitask.values import weighted_sum
+from counterpoise.multitask.values import refuse_outside, weighted_sum
 from counterpoise.multitask.weighting import Missing, Weighting
 
 
@@ -109,10 +109,8 @@ class BanditMTL(Weighting):
         if m < 2:
             alone = "one needs uniform weights alone"
             raise ValueError(f"BanditMTL weighs tasks against each other: expected at least 2, found {m}; {alone}.")
-        if not 0.0 < eta < math.inf:
-            raise ValueError(f"eta must be positive and finite, found {eta}.")
-        if not 0.0 <= exploration <= 1.0:
-            raise ValueError(f"exploration must lie in [0, 1], found {exploration}.")
+        refuse_outside("(0, inf)", eta=eta)
+        refuse_outside("[0, 1]", exploration=exploration)
         self.eta, self.exploration, self.normalize = eta, exploration, normalize is not False
         self._units = [math.nan] * m if isinstance(normalize, bool) else by_task(self.tasks, normalize, "normalize")
         if 0.0 in self._units:

@@ -11,6 +11,7 @@ from torch import Tensor
 from counterpoise.multitask.jacobian import JacobianWeighting
 from counterpoise.multitask.losses import Batch, Tasks, WindowMeans
 from counterpoise.multitask.shared import refuse_other_width
+from counterpoise.multitask.values import refuse_outside
 
 _EPSILON = 1e-8
 
@@ -36,8 +37,7 @@ class DBMTL(JacobianWeighting):
     remembers: ClassVar[Mapping[str, str]] = {"average": "_average_MN", "waiting": "_waiting_MN"}
 
     def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], forgetting: float = 0.9) -> None:
-        if not 0.0 <= forgetting < 1.0:
-            raise ValueError(f"forgetting must lie in [0, 1), found {forgetting}.")
+        refuse_outside("[0, 1)", forgetting=forgetting)
         super().__init__(tasks, shared=shared, aggregate=_equally_long)
         self.forgetting, self.missing = forgetting, "last"
         self.reset()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from counterpoise.multitask.losses import Tasks, WindowMeans
+from counterpoise.multitask.values import refuse_outside
 from counterpoise.multitask.weighting import Weighting
 
 
@@ -37,10 +38,8 @@ class DWA(Weighting):
 
     def __init__(self, tasks: Tasks, *, steps_per_epoch: int, temperature: float = 2.0, micro_batches: int = 1) -> None:
         super().__init__(tasks, micro_batches=micro_batches)
-        if steps_per_epoch < 1:
-            raise ValueError(f"steps_per_epoch must be at least 1, found {steps_per_epoch}.")
-        if not temperature > 0.0:
-            raise ValueError(f"temperature must be positive, found {temperature}.")
+        refuse_outside("[1, inf)", whole=True, steps_per_epoch=steps_per_epoch)
+        refuse_outside("(0, inf]", temperature=temperature)
         self.steps_per_epoch, self.temperature = steps_per_epoch, temperature
         self.reset()
 

@@ -13,6 +13,7 @@ from counterpoise.multitask.groupdro import GroupDRO
 from counterpoise.multitask.losses import Batch, Tasks, WindowMeans
 from counterpoise.multitask.mirror import hold, mirror_step
 from counterpoise.multitask.shared import jacobian, refuse_other_width, shared_parameters
+from counterpoise.multitask.values import refuse_outside
 
 
 class ExcessMTL(GroupDRO):
@@ -52,8 +53,7 @@ class ExcessMTL(GroupDRO):
 
     def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], eta: float = 0.01, warmup: int = 1) -> None:
         super().__init__(tasks, eta=eta)
-        if warmup < 1:
-            raise ValueError(f"warmup must be at least 1, found {warmup}.")
+        refuse_outside("[1, inf)", whole=True, warmup=warmup)
         self.shared, self.warmup = shared_parameters(shared), warmup
 
     def reset(self) -> None:

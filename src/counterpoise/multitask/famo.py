@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from counterpoise.multitask.losses import Batch, Losses, Tasks, WindowMeans, gather
+from counterpoise.multitask.values import refuse_outside
 from counterpoise.multitask.weighting import Weighting
 
 _EPSILON = 1e-8
@@ -49,8 +50,7 @@ class FAMO(Weighting):
         self, tasks: Tasks, *, lr: float = 0.025, weight_decay: float = 1e-3, min_losses: Sequence[float] | None = None
     ) -> None:
         super().__init__(tasks)
-        if lr < 0.0 or weight_decay < 0.0:
-            raise ValueError(f"lr and weight_decay must be >= 0, found {lr} and {weight_decay}.")
+        refuse_outside("[0, inf)", lr=lr, weight_decay=weight_decay)
         self.lr, self.weight_decay = lr, weight_decay
         self.min_losses = [0.0] * len(self.tasks) if min_losses is None else [float(x) for x in min_losses]
         if len(self.min_losses) != len(self.tasks) or not all(map(math.isfinite, self.min_losses)):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from counterpoise.multitask.losses import Batch, Tasks, WindowMeans
 from counterpoise.multitask.shared import jacobian, shared_parameters
-from counterpoise.multitask.values import on_device, weighted_sum
+from counterpoise.multitask.values import on_device, refuse_outside, weighted_sum
 from counterpoise.multitask.weighting import Weighting
 
 
@@ -49,8 +49,8 @@ class GradNorm(Weighting):
     def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], asymmetry: float = 1.5, lr: float = 0.025) -> None:
         super().__init__(tasks)
         self.shared = shared_parameters(shared)
-        if not (0.0 <= asymmetry < math.inf and 0.0 < lr < math.inf):
-            raise ValueError(f"asymmetry must be >= 0 and lr above 0, both finite, found {asymmetry} and {lr}.")
+        refuse_outside("[0, inf)", asymmetry=asymmetry)
+        refuse_outside("(0, inf)", lr=lr)
         self.asymmetry, self.lr = asymmetry, lr
         self.reset()
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from counterpoise.multitask.losses import Tasks, WindowMeans
 from counterpoise.multitask.mirror import hold, mirror_step
+from counterpoise.multitask.values import refuse_outside
 from counterpoise.multitask.weighting import Missing, Weighting
 
 
@@ -42,8 +43,7 @@ class GroupDRO(Weighting):
         half_life: float = 0.0,
     ) -> None:
         super().__init__(tasks, micro_batches=micro_batches, missing=missing, half_life=half_life)
-        if not 0.0 < eta < math.inf:
-            raise ValueError(f"eta must be positive and finite, found {eta}.")
+        refuse_outside("(0, inf)", eta=eta)
         self.eta = eta
         self.reset()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, ClassVar
@@ -22,7 +21,7 @@ from counterpoise.multitask.aggregators import (
 )
 from counterpoise.multitask.losses import Batch, Tasks
 from counterpoise.multitask.shared import jacobian, shared_parameters
-from counterpoise.multitask.values import wide
+from counterpoise.multitask.values import refuse_outside, wide
 from counterpoise.multitask.weighting import Weighting
 
 
@@ -211,8 +210,7 @@ class CAGrad(JacobianWeighting):
     """
 
     def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], radius: float = 0.4) -> None:
-        if not 0.0 <= radius < math.inf:
-            raise ValueError(f"radius must be finite and >= 0, found {radius}.")
+        refuse_outside("[0, inf)", radius=radius)
         weigh = torchjd_aggregator("CAGradWeighting", c=radius, norm_eps=1e-12)
         aggregate = partial(conflict_averse, weigh=weigh, radius=radius)
         super().__init__(tasks, shared=shared, aggregate=aggregate)
@@ -280,8 +278,7 @@ class FairGrad(JacobianWeighting):
     """
 
     def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], fairness: float = 1.0) -> None:
-        if not 0.0 < fairness < math.inf:
-            raise ValueError(f"fairness must be positive and finite, found {fairness}.")
+        refuse_outside("(0, inf)", fairness=fairness)
         solve = torchjd_aggregator("FairGrad", alpha=fairness)
         super().__init__(tasks, shared=shared, aggregate=partial(fair, solve=solve, fairness=fairness))
         self.fairness = fairness
@@ -306,7 +303,6 @@ class NashMTL(FairGrad):
 
     def __init__(self, tasks: Tasks, *, shared: Iterable[Tensor], max_norm: float = 1.0) -> None:
         super().__init__(tasks, shared=shared)
-        if not max_norm > 0.0:
-            raise ValueError(f"max_norm must be positive, found {max_norm}.")
+        refuse_outside("(0, inf]", max_norm=max_norm)
         self.max_norm = max_norm
         self.aggregate = partial(no_longer, aggregate=self.aggregate, most=max_norm)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -60,9 +61,9 @@ def task_names(tasks: Tasks) -> tuple[str, ...]:
         raise TypeError(
             f"tasks must be in an order, found the set {tasks!r}, whose order differs by process: pass sorted(...)."
         )
-    if not isinstance(tasks, int | Iterable):
+    if isinstance(tasks, bool) or not isinstance(tasks, Integral | Iterable):
         raise TypeError(f"tasks must be a number or a list of names, found {tasks!r}.")
-    names = tuple(str(i) for i in range(tasks)) if isinstance(tasks, int) else tuple(tasks)
+    names = tuple(str(i) for i in range(tasks)) if isinstance(tasks, Integral) else tuple(tasks)
     if not names:
         raise ValueError(f"expected at least one task, found tasks={tasks!r}.")
     if wrong := [n for n in names if not isinstance(n, str)]:

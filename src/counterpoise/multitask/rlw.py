@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from counterpoise.multitask.losses import Tasks
+from counterpoise.multitask.values import refuse_outside
 from counterpoise.multitask.weighting import Weighting
 
 
@@ -28,6 +29,7 @@ class RLW(Weighting):
 
     def __init__(self, tasks: Tasks, *, seed: int = 0, micro_batches: int = 1) -> None:
         super().__init__(tasks, micro_batches=micro_batches)
+        refuse_outside("[0, inf)", whole=True, seed=seed)
         self.seed = seed
 
     def weights(self) -> list[float]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from counterpoise.multitask.losses import Batch, Tasks
-from counterpoise.multitask.values import weighted_sum
+from counterpoise.multitask.values import refuse_outside, weighted_sum
 from counterpoise.multitask.weighting import Missing, Weighting
 
 
@@ -103,10 +103,7 @@ class SmoothTchebycheff(Tchebycheff):
         missing: Missing = "last",
     ) -> None:
         super().__init__(tasks, preferences=preferences, ideal=ideal, missing=missing)
-        if not 0.0 < smoothing < math.inf:
-            raise ValueError(
-                f"smoothing must be positive and finite, found {smoothing}: Tchebycheff is its limit at 0."
-            )
+        refuse_outside("(0, inf)", smoothing=smoothing)  # Tchebycheff is its limit at 0
         self.smoothing = smoothing
 
     def combine(self, batch: Batch, scale_K: Tensor | None) -> Tensor:

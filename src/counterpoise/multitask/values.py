@@ -4,10 +4,29 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from numbers import Integral, Real
+from operator import ge, gt, le, lt
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def refuse_outside(interval: str, *, whole: bool = False, **settings: Any) -> None:
+    """Raise for a setting that is no number of the interval.
+
+    Examples:
+        >>> refuse_outside("(0, inf)", eta=0.5, lr=0.1)
+        >>> refuse_outside("[1, inf)", whole=True, warmup=1.5)
+        Traceback (most recent call last):
+        ValueError: warmup must be a whole number in [1, inf), found 1.5.
+    """
+    low, high = map(float, interval[1:-1].split(","))
+    above, below = ge if interval[0] == "[" else gt, le if interval[-1] == "]" else lt
+    for name, value in settings.items():
+        is_number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+        if not (is_number and above(value, low) and below(value, high)):
+            raise ValueError(f"{name} must be a {'whole ' * whole}number in {interval}, found {value!r}.")
 
 
 def on_device(values: Sequence[float], device: torch.device) -> Tensor:

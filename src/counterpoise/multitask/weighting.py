@@ -23,7 +23,7 @@ from counterpoise.multitask.losses import (
     task_names,
 )
 from counterpoise.multitask.shares import Shares, rare
-from counterpoise.multitask.values import frozen, on_device, thawed, weighted_sum, wide
+from counterpoise.multitask.values import frozen, on_device, refuse_outside, thawed, weighted_sum, wide
 from counterpoise.ranks import sum_over_ranks, world_size
 
 ALONE = 20
@@ -85,14 +85,14 @@ class Weighting(nn.Module):
         self, tasks: Tasks, *, micro_batches: int = 1, missing: Missing = "last", half_life: float = 0.0
     ) -> None:
         super().__init__()
-        if micro_batches < 1:
-            raise ValueError(f"micro_batches must be at least 1, found {micro_batches}.")
+        refuse_outside("[1, inf)", whole=True, micro_batches=micro_batches)
+        refuse_outside("[0, inf)", half_life=half_life)
         if self.whole_batch_only and micro_batches > 1:
             raise ValueError(f"{self._one_call_needed()} Found micro_batches={micro_batches}: leave it at 1.")
         if missing not in ("last", "hold"):
             raise ValueError(f'missing must be "last" or "hold", found {missing!r}.')
-        if not 0.0 <= half_life < math.inf or (half_life and missing == "hold"):
-            raise ValueError(f'half_life must be finite, >= 0, and is for missing="last", found {half_life}.')
+        if half_life and missing == "hold":
+            raise ValueError(f'half_life is for missing="last", found {half_life} with "hold".')
         self.missing, self.half_life = missing, half_life
         self.tasks = task_names(tasks)
         self.micro_batches = micro_batches
