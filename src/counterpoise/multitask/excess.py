@@ -77,9 +77,8 @@ class ExcessMTL(GroupDRO):
             before = self._squares[i]
             summed = self._squares[i] = square_N.clone() if before is None else before.to(square_N) + square_N
             excess = float((square_N / torch.sqrt(summed + 1e-7)).double().sum())
-            if (
-                self._windows[i] < self.warmup and not excess > 0.0
-            ):  # a head of zeros: an excess over it would be infinite
+            # Of a head of zeros: every later excess over it would be infinite.
+            if self._windows[i] < self.warmup and not excess > 0.0:
                 continue
             self._windows[i] += 1
             if self._windows[i] > self.warmup:
