@@ -199,6 +199,7 @@ def test_a_small_temperature_is_no_division_by_zero():
         (GroupDRO, {"half_life": "1"}, "half_life must be a number in [0, inf), found '1'"),
         (BanditMTL, {"rho": 0.1, "micro_batches": 1.5}, "micro_batches must be a whole number in [1, inf), found 1.5"),
         (BanditMTL, {"rho": 0.1, "exploration": 1.1}, "exploration must be a number in [0, 1], found 1.1"),
+        (BanditMTL, {"rho": 0.1, "drawn_by": 5}, 'drawn_by must be None, "p" or one probability per task, found 5'),
         (BanditMTL, {"rho": 0.1, "prior": True}, "a temperature above 0 or a number per task, found True"),
     ],
 )
@@ -206,6 +207,10 @@ def test_settings_out_of_range_are_named(method, settings, expected):
     shared = {"shared": [leaf()]} if method in (GradNorm, CAGrad, ExcessMTL, DBMTL) else {}
     with pytest.raises(ValueError, match=re.escape(expected)):
         method(2, **shared, **settings)
+
+
+def test_units_are_in_the_repr():
+    assert "normalize=[1.0, 2.0]" in repr(BanditMTL(2, rho=0.1, normalize=[1, 2]))
 
 
 def test_numbers_of_numpy_are_numbers():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from operator import add, sub
 from typing import Any, ClassVar, Literal
 
@@ -111,12 +112,13 @@ class BanditMTL(Weighting):
             raise ValueError(f"BanditMTL weighs tasks against each other: expected at least 2, found {m}; {alone}.")
         refuse_outside("(0, inf)", eta=eta)
         refuse_outside("[0, 1]", exploration=exploration)
-        self.eta, self.exploration, self.normalize = eta, exploration, normalize is not False
+        self.eta, self.exploration = eta, exploration
         self._units = [math.nan] * m if isinstance(normalize, bool) else by_task(self.tasks, normalize, "normalize")
         if 0.0 in self._units:
             raise ValueError(f"normalize must be above 0 for every task, found {self._units}.")
+        self.normalize = normalize if isinstance(normalize, bool) else self._units
         self.samples = drawn_by == "p"
-        if isinstance(drawn_by, str) and not self.samples:
+        if isinstance(drawn_by, str | Real) and not self.samples:
             raise ValueError(f'drawn_by must be None, "p" or one probability per task, found {drawn_by!r}.')
         self.corrects = drawn_by is not None
         """Whether the losses are corrected for how often their tasks were drawn. `with_mixture`, which fills quotas,
