@@ -32,7 +32,7 @@ def of_quotes(place: str, texts: Sequence[Text], labels: Sequence[Sequence[Any]]
     """A tsv whose cells are quoted, and a csv with a quote too many, which makes one text of many rows."""
     rows = [(*((x,) if isinstance(x, str) else x), *map(str, y)) for x, y in zip(texts, labels, strict=True)]
     if place.lower().endswith(".tsv"):
-        if quoted := sum(any(re.fullmatch(r'"(?:[^"]|"")*""(?:[^"]|"")*"', x) for x in row) for row in rows):
+        if quoted := sum(any(map(_quoted, row)) for row in rows):
             _say(
                 f"{place}: {quoted} rows have cells in quotes, with the quotes in them doubled; a tsv is read without "
                 "quoting, and they stay: write it as a csv, or without"
@@ -60,7 +60,9 @@ def of_labels(task: str, count: Mapping[str, int]) -> None:
     alike = defaultdict[str, list[str]](list)
     for label in count:
         seen = "".join(x for x in unicodedata.normalize("NFKC", label).casefold() if unicodedata.category(x) != "Cf")
-        alike[seen.lstrip("0") if seen.isdecimal() else {"true": "1", "false": "0"}.get(seen, seen)].append(label)
+        alike[seen.lstrip("0") or "0" if seen.isdecimal() else {"true": "1", "false": "0"}.get(seen, seen)].append(
+            label
+        )
     for labels in (sorted(x) for x in alike.values() if len(x) > 1):
         _say(f"task {task!r}: the labels {labels} look alike and are learned as several; spell them in one way")
     if count and all(re.fullmatch(r"\[.*[\s,].*\]", x) for x in count):
@@ -86,6 +88,12 @@ def of_parts(task: str, texts: Mapping[str, Sequence[Text]]) -> None:
             )
     if (rows := len(texts["validation"])) < FEW:
         _say(f"task {task!r}: the best epoch is picked by {rows} rows of validation; give it more")
+
+
+def _quoted(cell: str) -> bool:
+    """Whether a csv writer put it in quotes, and doubled those in it."""
+    inside = cell[1:-1]
+    return cell[:1] == cell[-1:] == '"' and '""' in inside and '"' not in inside.replace('""', "")
 
 
 def _say(what: str) -> None:

@@ -22,6 +22,7 @@ from counterpoise.multitask.drawing import (
 )
 from counterpoise.multitask.losses import Counts, by_task
 from counterpoise.multitask.per_task import PerTask
+from counterpoise.multitask.values import refuse_outside
 from counterpoise.ranks import sum_over_ranks, world_size
 
 FAR = 2.5
@@ -50,8 +51,7 @@ class Mixed(PerTask):
             raise TypeError(f"mixture must be a BanditMTL, found {type(mixture).__name__}.")
         if not mixture.samples:
             raise ValueError('mixture must draw the rows: expected BanditMTL(..., drawn_by="p").')
-        if not isinstance(improvement, int | float) or not 0.0 <= improvement < math.inf:
-            raise ValueError(f"improvement must be a number, finite and >= 0, found {improvement!r}.")
+        refuse_outside("[0, inf)", improvement=improvement)
         if isinstance(reference, Mapping):
             refuse_other_tasks("reference: expected a loss for each", reference, mixture.tasks)
         above = None if reference is None else by_task(mixture.tasks, reference, "reference")
@@ -92,10 +92,8 @@ class Mixed(PerTask):
                     f"one, or give one data set of all tasks whose rows name theirs in {column!r}."
                 )
             columns = {t: {*x.column_names} - {column} for t, x in sets.items() if len(x)}
-            kept, shared = (
-                set[str]().union(*columns.values()),
-                set.intersection(*columns.values()) if columns else set(),
-            )
+            kept = set[str]().union(*columns.values())
+            shared = kept.intersection(*columns.values())
             if not self.columns_may_differ and kept != shared:  # else the rows of some tasks would hold None there
                 if not shared:
                     raise ValueError(f"train_dataset: expected columns that all tasks have, found {columns}.")

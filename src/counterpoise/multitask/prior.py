@@ -21,10 +21,8 @@ _TEMPERATURES = {"uniform": math.inf, "proportional": 1.0, "sqrt": 2.0}
 
 def temperature(prior: str | float) -> float:
     """The T of a prior share^(1/T), from its name or itself."""
-    found = (
-        _TEMPERATURES.get(prior, math.nan) if isinstance(prior, str) else math.nan if prior is True else float(prior)
-    )
-    if not found > 0.0:
+    found = _TEMPERATURES.get(prior, math.nan) if isinstance(prior, str) else float(prior)
+    if prior is True or not found > 0.0:
         raise ValueError(
             f'prior must be "uniform", "proportional", "sqrt", a temperature above 0 or a number per task, '
             f"found {prior!r}."

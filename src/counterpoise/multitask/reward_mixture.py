@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset
 from counterpoise.multitask.bandit import BanditMTL
 from counterpoise.multitask.drawing import quotas, tasks_of
 from counterpoise.multitask.mixing import Mixed, refuse_other_tasks
+from counterpoise.multitask.values import refuse_outside
 
 Bounds = tuple[float, float]
 """The smallest and the largest reward."""
@@ -46,8 +47,7 @@ class MixedRewards(Mixed):
                 "reference: a level has a unit only between known rewards, and those seen so far move: expected "
                 "reward_bounds=(smallest, largest) beside it."
             )
-        if isinstance(oversample, bool) or not isinstance(oversample, int) or oversample < 1:
-            raise ValueError(f"oversample must be at least 1 and a whole number (an int), found {oversample!r}.")
+        refuse_outside("[1, inf)", whole=True, oversample=oversample)
         if make_up not in (None, True, False):
             raise ValueError(f"make_up must be True, False or None, found {make_up!r}.")
         tasks = getattr(mixture, "tasks", ())

@@ -258,6 +258,7 @@ def test_files_of_tasks_that_nobody_asked_for_are_not_read(tmp_path):
         ("text,label\n" + "a,-\nb,x\nc,y\n" * 20, "20 rows have the label '-', which often says that there is none"),
         ("text,label\n" + "a,0\nb,1\nc,2\n" * 20 + "d,-1\n", "1 rows have the label '-1'"),
         ("text,label\n" + "a,Pos\nb,pos\n" * 20, r"the labels \['Pos', 'pos'\] look alike"),
+        ("text,label\n" + "a,False\nb,0\nc,1\n" * 20, r"the labels \['0', 'False'\] look alike"),
         ("text,label\n" + "a,01\nb,1\n" * 20, r"the labels \['01', '1'\] look alike"),
         ("text,label\n" + "a,caf\u00e9\nb,cafe\u0301\n" * 20, "look alike"),
         ("text,label\n" + 'a,"x,y"\nb,"y,z"\nc,"x,z"\n' * 20, "the label 'x,y' looks like several"),
